@@ -1,6 +1,6 @@
-"""A TCP proxy before a vendor that breaks each connection when a second request arrives on it.
+"""A TCP proxy in front of a vendor that breaks each connection when a second request arrives on it.
 
-To the client it is a vendor that keeps connections, as its answers say, and closes them on reuse.
+For the client it is a vendor that offers keep-alive, but closes connections when they are reused.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ class BreakingProxy:
 
     url: str
     connections: int = 0
-    """Connections that clients have made."""
+    """Connections that clients have opened."""
     broken: int = 0
-    """Connections that were broken because a second request arrived on them."""
+    """Connections that the proxy has broken because of a second request."""
     resets: bool = True
-    """Whether a connection is broken by RST; else by FIN."""
+    """Whether the proxy breaks a connection with RST; otherwise with FIN."""
     forwards: bool = False
-    """Whether the vendor still gets the second request, of which the client gets no answer."""
+    """Whether the vendor gets the second request, although the client gets no answer."""
 
 
 @asynccontextmanager
 async def breaking_proxy(vendor_url: str) -> AsyncIterator[BreakingProxy]:
-    """Opens a proxy before the vendor at `vendor_url`."""
+    """Runs a proxy in front of the vendor at `vendor_url`."""
     vendor = urlsplit(vendor_url)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         proxy.connections += 1
-        back, forth = await asyncio.open_connection(vendor.hostname, vendor.port)
-        answering = asyncio.create_task(pass_answer(back, writer, answered := asyncio.Event()))
+        vendor_reader, vendor_writer = await asyncio.open_connection(vendor.hostname, vendor.port)
+        answering = asyncio.create_task(pass_answer(vendor_reader, writer, answered := asyncio.Event()))
         try:
             while data := await reader.read(64 * 1024):
                 if answered.is_set():
@@ -45,16 +45,16 @@ async def breaking_proxy(vendor_url: str) -> AsyncIterator[BreakingProxy]:
                     if proxy.forwards:
                         answering.cancel()
                         await asyncio.wait([answering])
-                        forth.write(data)
-                        await back.read(1)  # the vendor has processed it
+                        vendor_writer.write(data)
+                        await vendor_reader.read(1)  # the vendor has processed it
                     break
-                forth.write(data)
+                vendor_writer.write(data)
         except ConnectionError:
             pass
         finally:
             answering.cancel()
             await asyncio.wait([answering])
-            forth.transport.abort()
+            vendor_writer.transport.abort()
             if proxy.resets:
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -62,10 +62,10 @@ async def breaking_proxy(vendor_url: str) -> AsyncIterator[BreakingProxy]:
             writer.close()
 
     async def pass_answer(
-        back: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: asyncio.Event
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: asyncio.Event
     ) -> None:
         with suppress(ConnectionError):
-            while data := await back.read(64 * 1024):
+            while data := await reader.read(64 * 1024):
                 answered.set()
                 writer.write(data)
 

@@ -1,4 +1,4 @@
-"""TLS certificates for the servers and clients of tests, made by openssl."""
+"""TLS certificates for the servers and clients of tests, created by openssl."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 
 def make_certificate(folder: Path, name: str, subject: str, *options: str) -> None:
-    """Write `name`.pem and its private key `name`.key. The certificate is valid for two days and is
-    self-signed, unless `options`, which go to `openssl req`, name an authority."""
+    """Writes `name`.pem and its private key `name`.key. The certificate is valid for two days, and self-signed
+    unless `options` of `openssl req` name an authority."""
     subprocess.run(
         (
             *(

@@ -1,7 +1,7 @@
-"""The house under test: one app on free ports of loopback, a server that plays the vendors, keys of every kind.
+"""One app on free ports of loopback for the whole test session, in front of a fault upstream, and keys for it.
 
-Everything is real: the SQLite store, the channels, the sockets. Fixtures are per session; tests leave no
-state behind but keys and media.
+Everything is real: the SQLite store, the channels, the sockets. The tests leave no state behind but keys and
+media.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -19,17 +18,14 @@ import pytest
 
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.app import App, open_app, open_gateway
-from pomelo.engine.circuit_breaker import CircuitBreaker
-from pomelo.engine.routing import Router
 from pomelo.settings import Settings
-from pomelo.stores.accounts import Grant, Wallet
-from pomelo.stores.base import Store
 from pomelo.testing import FaultUpstream
+from tests.app import app_settings, endow, patient_router
 
 
 @dataclass(frozen=True)
 class Keys:
-    """One key of each kind, whole."""
+    """API keys of the default account, of every sort. All but `live` are in test mode."""
 
     test: str
     live: str
@@ -39,61 +35,38 @@ class Keys:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _a_clean_environment() -> None:
+def _clean_environment() -> None:
     for name in [n for n in os.environ if n.startswith("POMELO_") or n.endswith(("_API_KEY", "_BASE_URL"))]:
         del os.environ[name]
 
 
 @pytest.fixture(scope="session")
 async def upstream() -> AsyncIterator[FaultUpstream]:
-    """A server that speaks the vendors' wires, and misbehaves on request."""
+    """A server with the vendors' protocols that misbehaves on request."""
     async with FaultUpstream() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream) -> Settings:
-    """Settings of the app: free ports, an empty data folder, the playing vendors; all but Anthropic."""
-    return Settings(
-        rest="127.0.0.1:0",
-        grpc="127.0.0.1:0",
-        data=tmp_path_factory.mktemp("data"),
-        openai_api_key="sk-test-upstream",
-        openai_base_url=upstream.openai_base_url,
-        mistral_api_key="mistral-upstream",
-        mistral_base_url=upstream.mistral_base_url,
-        bfl_api_key="bfl-upstream",
-        bfl_base_url=upstream.bfl_base_url,
-        together_api_key="together-upstream",
-        together_base_url=upstream.together_base_url,
-        elevenlabs_api_key="elevenlabs-upstream",
-        elevenlabs_base_url=upstream.elevenlabs_base_url,
-        upstream_connections=1024,  # an account may use most of them, and tests use one for hundreds of streams
-        grace=2.0,
-    )
+    """The app's settings: free ports, an empty data folder, and the upstream's vendors but Anthropic."""
+    # One account may use most of the upstream connections, and tests open hundreds of streams with one.
+    return app_settings(tmp_path_factory.mktemp("data"), upstream, upstream_connections=1024, grace=2.0)
 
 
 @pytest.fixture(scope="session")
 async def app(settings: Settings) -> AsyncIterator[App]:
-    """A running Pomelo with the gRPC server and the REST gateway. Its circuit breakers never open,
-    and the failed keys of an address are not limited."""
-    patient = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+    """A running app with both front ends. Its circuit breakers never open, and it doesn't limit the failed
+    keys of an address."""
     failed_keys = FailedKeys(limit=10**9)
-    async with open_app(settings, make_router=patient, failed_keys=failed_keys) as running:
+    async with open_app(settings, make_router=patient_router, failed_keys=failed_keys) as running:
         await endow(running.store)
         yield running
 
 
-async def endow(store: Store, account: str = "default") -> None:
-    """Frees an account of limits, and gives it more credits than any test can spend."""
-    await store.set_plan(account, "unlimited")
-    for live in (True, False):
-        await store.grant(Grant(f"{account} {live}", Wallet(account, live), 10**13, time.time()))
-
-
 @pytest.fixture(scope="session")
 async def keys(app: App) -> Keys:
-    """One key of each kind."""
+    """One key of every sort."""
     revoked_record, revoked = await app.keyring.create("default")
     await app.keyring.revoke(revoked_record.key_id)
     return Keys(
@@ -107,14 +80,14 @@ async def keys(app: App) -> Keys:
 
 @pytest.fixture(scope="session")
 def rest_url(app: App) -> str:
-    """Where REST answers in the app's own process, without a slash at its end."""
+    """The base URL of REST in the app's own process, without a slash at its end."""
     assert app.rest is not None
     return "http://{}:{}".format(*app.rest)
 
 
 @pytest.fixture(scope="session")
 async def gateway_url(app: App, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """Where a gateway answers that reaches the app over gRPC."""
+    """The base URL of a gateway that reaches the app over gRPC."""
     assert app.grpc is not None
     settings = Settings(
         rest="127.0.0.1:0",
@@ -127,14 +100,14 @@ async def gateway_url(app: App, tmp_path_factory: pytest.TempPathFactory) -> Asy
 
 @pytest.fixture(scope="session")
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of REST."""
+    """An HTTP client."""
     async with aiohttp.ClientSession() as session:
         yield session
 
 
 @pytest.fixture(scope="session")
 async def channel(app: App) -> AsyncIterator[grpc.aio.Channel]:
-    """A client's channel to the app, with the sizes that clients have by default."""
+    """A channel to the app with gRPC's default options."""
     assert app.grpc is not None
     async with grpc.aio.insecure_channel(app.grpc) as opened:
         yield opened

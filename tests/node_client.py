@@ -1,4 +1,4 @@
-"""Runs scripts of tests/node with Node and the packages that its lock file pins."""
+"""Runs the scripts in tests/node with Node.js and the packages of their lock file."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ import pytest
 FOLDER = Path(__file__).parent / "node"
 
 
-def installed(cache: Path) -> Path:
-    """The `node_modules` of the lock file, installed below `cache` the first time. Without Node, or where npm
-    can't install, the test is skipped."""
+def install(cache: Path) -> Path:
+    """Installs the packages below `cache`, unless they are there; returns their `node_modules`. Skips the test if
+    Node.js is missing or npm can't install."""
     for command in ("node", "npm"):
         if shutil.which(command) is None:
             pytest.skip(f"{command} is not on this machine")
     lock = (FOLDER / "package-lock.json").read_bytes()
-    place = cache / hashlib.sha256(lock).hexdigest()[:16]
-    if not place.exists():
+    target = cache / hashlib.sha256(lock).hexdigest()[:16]
+    if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=cache))
+        temporary = Path(tempfile.mkdtemp(dir=cache))
         for name in ("package.json", "package-lock.json"):
-            shutil.copy(FOLDER / name, made)
+            shutil.copy(FOLDER / name, temporary)
         try:
             subprocess.run(
                 ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"],
-                cwd=made,
+                cwd=temporary,
                 check=True,
                 capture_output=True,
                 timeout=90,
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            shutil.rmtree(made)
+            shutil.rmtree(temporary)
             last = ((error.stderr or b"").decode(errors="replace").strip().splitlines() or ["no answer"])[-1]
             pytest.skip(f"npm can't install the packages of Node's client: {last}")
-        if place.exists():  # another test run was faster
-            shutil.rmtree(made)
+        if target.exists():  # another test run has installed them
+            shutil.rmtree(temporary)
         else:
-            made.rename(place)
-    return place / "node_modules"
+            temporary.rename(target)
+    return target / "node_modules"
 
 
-async def run(modules: Path, script: str, given: Any) -> Any:
-    """What a script prints as JSON; `given` is its argument."""
+async def run(modules: Path, script: str, argument: Any) -> Any:
+    """Runs a script with an argument in JSON; returns the JSON that it prints."""
     process = await asyncio.create_subprocess_exec(
         "node",
         str(FOLDER / script),
-        json.dumps(given),
+        json.dumps(argument),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "NODE_PATH": str(modules)},

@@ -8,12 +8,12 @@ import socket
 
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-# Below the ports that the system gives out by itself, and apart from those of the other test processes.
+# Below the system's ephemeral ports, and disjoint from the ports of the other test processes.
 _PORTS = range(10_000 + _WORKER, 32_000, _WORKERS)
 
 
 def free_port() -> int:
-    """Returns a port that is free, and that neither the system nor another test process will take."""
+    """Returns a free port that neither the system nor another test process will use."""
     while True:
         port = random.choice(_PORTS)
         with socket.socket() as probe:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from tests.app import RunningApp, run_app
 from tests.browser.chromium import NAMES, Browser, find_browser, open_browser
-from tests.integration.house import House, open_house
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "rest-api.md"
 (EXAMPLE,) = re.findall(r"```javascript\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
@@ -113,9 +113,9 @@ async def pages() -> AsyncIterator[Pages]:
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     settings = {"cors_origins": (pages.allowed,)}
-    async with open_house(
+    async with run_app(
         tmp_path_factory.mktemp("cors"), settings=settings, gateway_settings=settings
     ) as opened:
         yield opened
@@ -123,9 +123,9 @@ async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> Asyn
 
 @EACH_FRONT_END
 async def test_a_page_of_an_allowed_origin_runs_the_documented_example(
-    browser: Browser, pages: Pages, house: House, front_end: str
+    browser: Browser, pages: Pages, house: RunningApp, front_end: str
 ) -> None:
-    caller = await house.caller("all")
+    caller = await house.account("all")
     pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[front_end]).replace(
         "YOUR_API_KEY", caller.test
     )
@@ -137,9 +137,9 @@ async def test_a_page_of_an_allowed_origin_runs_the_documented_example(
 
 @EACH_FRONT_END
 async def test_the_browser_blocks_a_page_of_another_origin_before_a_task_runs(
-    browser: Browser, pages: Pages, house: House, front_end: str
+    browser: Browser, pages: Pages, house: RunningApp, front_end: str
 ) -> None:
-    caller = await house.caller("all")
+    caller = await house.account("all")
     pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[front_end]).replace(
         "YOUR_API_KEY", caller.test
     )
@@ -150,9 +150,9 @@ async def test_the_browser_blocks_a_page_of_another_origin_before_a_task_runs(
 
 @EACH_FRONT_END
 async def test_a_page_reads_a_stream_and_the_rate_limit_headers(
-    browser: Browser, pages: Pages, house: House, front_end: str
+    browser: Browser, pages: Pages, house: RunningApp, front_end: str
 ) -> None:
-    caller = await house.caller("all")
+    caller = await house.account("all")
     pages.script = STREAM.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
     printed = await browser.read(pages.allowed, "printed", "finished")
     headers = json.loads(printed.splitlines()[0])
@@ -167,9 +167,9 @@ async def test_a_page_reads_a_stream_and_the_rate_limit_headers(
 
 @EACH_FRONT_END
 async def test_a_page_reads_raw_audio_and_audio_by_link(
-    browser: Browser, pages: Pages, house: House, front_end: str
+    browser: Browser, pages: Pages, house: RunningApp, front_end: str
 ) -> None:
-    caller = await house.caller("all")
+    caller = await house.account("all")
     pages.script = SPEECH.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
     sizes = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
     assert sizes["raw"] == sizes["whole"] == sizes["inline"] > 1000
@@ -177,8 +177,8 @@ async def test_a_page_reads_raw_audio_and_audio_by_link(
 
 
 @EACH_FRONT_END
-async def test_a_page_reads_errors(browser: Browser, pages: Pages, house: House, front_end: str) -> None:
-    caller = await house.caller("five")
+async def test_a_page_reads_errors(browser: Browser, pages: Pages, house: RunningApp, front_end: str) -> None:
+    caller = await house.account("five")
     pages.script = REFUSED.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
     responses = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
     assert [response[:2] for response in responses[:4]] == [

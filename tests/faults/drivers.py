@@ -14,8 +14,8 @@ import grpc
 
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from tests.integration.asking import reason_of
-from tests.parity.clients import to_task
+from tests.calls import reason_of
+from tests.tasks import to_task
 
 GONE = "gone"
 """The code of a call whose connection was lost without an answer."""

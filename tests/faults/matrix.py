@@ -31,8 +31,8 @@ from pomelo.testing.addresses import UnknownHostResolver
 from pomelo.testing.faults import FAULTS, OK, TIMEOUT, UNAVAILABLE, Fault
 from pomelo.testing.leaks import connections_closed, no_leaks
 from pomelo.testing.suite import AUDIO, CASE_ATTEMPTS, KEY, PROMPT, SECRETS, TOLERANCE, Subject, task_type_of
-from tests.conftest import endow
-from tests.parity.clients import Ask, Grpc, Outcome, Rest
+from tests.app import endow
+from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
 
 LIMIT = 0.3
 """Seconds of each of the app's time limits for vendors."""
@@ -180,7 +180,7 @@ async def _run_fault(
     async def run(protocol: str, stream: bool) -> tuple[Row, Outcome]:
         began = time.perf_counter()
         request_id = f"run-{next(_numbers)}"
-        request = Ask(body, drivers["key"], stream, request_id=request_id, timeout=timeout)
+        request = TaskRequest(body, drivers["key"], stream, request_id=request_id, timeout=timeout)
         outcome = await drivers[protocol](request)
         row = Row(
             vendor=block.vendor,
@@ -189,7 +189,7 @@ async def _run_fault(
             protocol=protocol,
             stream=stream,
             code=outcome.code,
-            status=outcome.status,
+            status=outcome.grpc_status if protocol == "grpc" else str(outcome.status),
             seconds=time.perf_counter() - began,
             delivered=_bytes(outcome),
             request_id=request_id,
@@ -302,8 +302,8 @@ async def _open_app(
         assert app.rest is not None
         assert app.grpc is not None
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(app.grpc))
-        rest = Rest(session, "http://{}:{}".format(*app.rest))
-        yield app, {"grpc": Grpc(channel), "rest": rest, "key": key}
+        rest = RestDriver(session, "http://{}:{}".format(*app.rest))
+        yield app, {"grpc": GrpcDriver(channel), "rest": rest, "key": key}
 
 
 def _misdirected(block: Block, fault: Fault) -> str:

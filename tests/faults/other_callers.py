@@ -20,7 +20,7 @@ import grpc
 
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from tests.integration.asking import bearer
+from tests.calls import bearer
 from tests.load.child_process import print_line, start_child, stdin_end
 from tests.serving import Served
 

@@ -20,12 +20,13 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from tests.calls import bearer
 from tests.faults import frames
 from tests.faults.other_callers import other_callers
-from tests.integration.asking import bearer, text_task
 from tests.integration.commands import pomelo
 from tests.load.process_usage import MIB, connections, cpu_seconds
 from tests.serving import Served, serve
+from tests.tasks import text_task
 
 MODELS = "/pomelo.v1.ModelService/ListModels"
 

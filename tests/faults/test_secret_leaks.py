@@ -33,7 +33,8 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.providers.base import Event, Job
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate, Reply
-from tests.conftest import endow
+from tests.app import endow
+from tests.calls import bearer
 from tests.faults.leak_markers import (
     AUDIO,
     FAULTS,
@@ -46,10 +47,9 @@ from tests.faults.leak_markers import (
     count_markers,
     keys,
 )
-from tests.integration.asking import bearer
 from tests.integration.commands import live_key
-from tests.parity.clients import to_task
 from tests.serving import serve
+from tests.tasks import to_task
 
 VERBOSE = "import logging\nlogging.basicConfig(level=logging.DEBUG)\n"
 """A sitecustomize.py that sets the root logger to DEBUG before any other import."""

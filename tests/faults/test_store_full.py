@@ -22,10 +22,10 @@ import pytest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Speech, Transcript
+from tests.calls import bearer, reason_of
 from tests.faults.books import Books
 from tests.faults.drivers import ChunkCounter, GrpcDriver, Outcome, RestDriver, open_drivers
 from tests.faults.server_process import Deployment, ServerProcess, read_books
-from tests.integration.asking import bearer, reason_of
 
 CREDITS = 10**12
 WORDS = "one two three four five six"

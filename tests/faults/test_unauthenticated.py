@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.calls import bearer
 from tests.faults.attack import (
     CHECK,
     DOWNLOAD,
@@ -25,7 +26,6 @@ from tests.faults.attack import (
     attack,
 )
 from tests.faults.other_callers import other_callers
-from tests.integration.asking import bearer
 from tests.integration.commands import pomelo
 from tests.load.process_usage import MIB, peak_memory, resident
 from tests.serving import Served, serve

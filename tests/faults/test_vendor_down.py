@@ -17,7 +17,9 @@ from pomelo.engine.circuit_breaker import PROBE_WAIT, PROBE_WAIT_MAX, Attempt, C
 from pomelo.engine.routing import Router
 from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
-from tests.integration.house import WAYS, Caller, House, open_house, say
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOLS
+from tests.tasks import text_body
 
 OPENS_WITHIN = 4.0
 """Twice the promised maximum, for a busy machine; the circuit breaker's unit tests check 2 s on a fake
@@ -57,34 +59,34 @@ def _breakers() -> list[CountingCircuitBreaker]:
 
 
 @pytest.fixture(name="app")
-async def _app(tmp_path: Path, breakers: list[CountingCircuitBreaker]) -> AsyncIterator[House]:
+async def _app(tmp_path: Path, breakers: list[CountingCircuitBreaker]) -> AsyncIterator[RunningApp]:
     def make(provider: str, model: str) -> CountingCircuitBreaker:
         breakers.append(CountingCircuitBreaker(provider, model))
         return breakers[-1]
 
     limits = Timeouts(connect=SILENCE, silence=SILENCE, whole=SILENCE)
     router = partial(Router, breaker=make)
-    async with open_house(tmp_path, make_router=router, timeouts=limits) as opened:
+    async with run_app(tmp_path, make_router=router, timeouts=limits) as opened:
         yield opened
 
 
 class Traffic:
     """Callers that repeat a task; `outcomes` counts the codes by account."""
 
-    def __init__(self, app: House) -> None:
+    def __init__(self, app: RunningApp) -> None:
         self.app = app
         self.outcomes: dict[str, Counter[str]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, caller: Caller, prompt: str, *, callers: int = 1, pause: float = PAUSE) -> None:
+    def start(self, caller: Account, prompt: str, *, callers: int = 1, pause: float = PAUSE) -> None:
         """Starts so many callers of one account; each makes one call at a time."""
         for number in range(callers):
-            way, stream = WAYS[number % 3], number % 2 == 0
+            way, stream = PROTOCOLS[number % 3], number % 2 == 0
             self._tasks.append(asyncio.create_task(self._repeat(caller, way, prompt, stream, pause)))
 
-    async def _repeat(self, caller: Caller, way: str, prompt: str, stream: bool, pause: float) -> None:
-        outcomes = self.outcomes.setdefault(caller.account, Counter())
-        body = say(prompt, max_tokens=20)
+    async def _repeat(self, caller: Account, way: str, prompt: str, stream: bool, pause: float) -> None:
+        outcomes = self.outcomes.setdefault(caller.name, Counter())
+        body = text_body(prompt, max_tokens=20)
         while True:
             answer = await self.app.ask(way, caller.live, body, stream=stream)
             outcomes[answer.code] += 1
@@ -110,33 +112,35 @@ async def wait_until(condition: Callable[[], bool], timeout: float) -> float:  #
     return time.monotonic() - began
 
 
-async def check_books(app: House, *callers: Caller) -> None:
+async def check_books(app: RunningApp, *callers: Account) -> None:
     """Waits until these callers have no reservation; checks that the audit then finds no difference."""
     async with asyncio.timeout(5):
         for caller in callers:
-            while (await app.balance(caller, live=True)).held or await app.slots(caller, live=True):  # noqa: ASYNC110
+            while (await app.balance(caller, live=True)).held or await app.concurrency(caller, live=True):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
-    report = await audit(app.app.store)
+    report = await audit(app.server.store)
     assert not report.findings
     assert (report.difference_micros, report.holds) == (0, 0)
 
 
 @pytest.mark.parametrize("failure", ["500", "silence"])
-async def test_failing_prompts_of_one_account_do_not_affect_other_accounts(app: House, failure: str) -> None:
+async def test_failing_prompts_of_one_account_do_not_affect_other_accounts(
+    app: RunningApp, failure: str
+) -> None:
     reply = error_reply(500, "boom") if failure == "500" else Answer(before=(Stop.SILENCE,))
     app.upstream.when("failing", reply)
     app.upstream.default = Answer("A good answer.")
-    failing, other = await app.caller(), await app.caller()
+    failing, other = await app.account(), await app.account()
     traffic = Traffic(app)
     traffic.start(other, "Hello", callers=3)
     traffic.start(failing, "failing", callers=12, pause=0.05)
-    await wait_until(lambda: traffic.outcomes.get(other.account, Counter())["ok"] >= 60, 20)
+    await wait_until(lambda: traffic.outcomes.get(other.name, Counter())["ok"] >= 60, 20)
     await traffic.stop()
-    outcomes = traffic.outcomes[other.account]
+    outcomes = traffic.outcomes[other.name]
     assert outcomes["ok"] >= 0.99 * outcomes.total(), outcomes
-    assert traffic.outcomes[failing.account].keys() <= {"provider_unavailable", "deadline_exceeded"}
+    assert traffic.outcomes[failing.name].keys() <= {"provider_unavailable", "deadline_exceeded"}
     requests = [request for request in app.upstream.requests if request.prompt == "failing"]
-    assert len(requests) < traffic.outcomes[failing.account].total(), "some calls did not reach the vendor"
+    assert len(requests) < traffic.outcomes[failing.name].total(), "some calls did not reach the vendor"
     await check_books(app, failing, other)
 
 
@@ -158,10 +162,10 @@ async def vendor_down(upstream: FaultUpstream, failure: str) -> AsyncIterator[No
 
 @pytest.mark.parametrize("failure", ["503", "silence", "no connection"])
 async def test_the_circuit_of_a_vendor_that_is_down_opens_and_closes_again(
-    app: House, breakers: list[CountingCircuitBreaker], failure: str
+    app: RunningApp, breakers: list[CountingCircuitBreaker], failure: str
 ) -> None:
     app.upstream.default = Answer("A good answer.")
-    callers = [await app.caller() for _ in range(2)]
+    callers = [await app.account() for _ in range(2)]
     traffic = Traffic(app)
     for caller in callers:
         traffic.start(caller, "Hello", callers=3)
@@ -186,14 +190,14 @@ async def test_the_circuit_of_a_vendor_that_is_down_opens_and_closes_again(
     await check_books(app, *callers)
 
 
-async def test_the_circuit_opens_for_an_account_that_is_alone_at_a_vendor(app: House) -> None:
+async def test_the_circuit_opens_for_an_account_that_is_alone_at_a_vendor(app: RunningApp) -> None:
     app.upstream.default = error_reply(503, "down")
-    caller = await app.caller()
+    caller = await app.account()
     traffic = Traffic(app)
     traffic.start(caller, "Hello", callers=10)
     await wait_until(lambda: traffic.count("provider_unavailable") >= 100, 20)
     assert len(app.upstream.requests) <= 10 + 10, "calls that ran when the circuit opened, and probes"
-    answer = await app.ask("rest", caller.live, say("Hello", max_tokens=20))
+    answer = await app.ask("rest", caller.live, text_body("Hello", max_tokens=20))
     assert (answer.code, answer.status) == ("provider_unavailable", 503)
     assert 1 <= int(answer.headers["retry-after"]) <= 8
     app.upstream.default = Answer("A good answer.")
@@ -202,20 +206,20 @@ async def test_the_circuit_opens_for_an_account_that_is_alone_at_a_vendor(app: H
     await check_books(app, caller)
 
 
-async def test_short_deadlines_of_callers_open_no_circuit(app: House) -> None:
+async def test_short_deadlines_of_callers_open_no_circuit(app: RunningApp) -> None:
     app.upstream.when("slow", Answer(before=(Gate(),)))
     app.upstream.default = Answer("A good answer.")
-    callers = [await app.caller() for _ in range(2)]
+    callers = [await app.account() for _ in range(2)]
     for caller in callers:
         answers = await asyncio.gather(
             *[
-                app.ask(way, caller.live, say("slow", max_tokens=20), stream=stream, within=0.1)
-                for way in WAYS
+                app.ask(way, caller.live, text_body("slow", max_tokens=20), stream=stream, within=0.1)
+                for way in PROTOCOLS
                 for stream in (False, True)
                 for _ in range(3)
             ]
         )
         assert {answer.code for answer in answers} == {"deadline_exceeded"}
     for caller in callers:
-        for way in WAYS:
-            assert (await app.ask(way, caller.live, say("Hello", max_tokens=20))).code == "ok"
+        for way in PROTOCOLS:
+            assert (await app.ask(way, caller.live, text_body("Hello", max_tokens=20))).code == "ok"

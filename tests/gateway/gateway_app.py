@@ -42,7 +42,7 @@ from pomelo.providers.base import Job
 from pomelo.service import Services
 from pomelo.stores import open_store
 from pomelo.turns import Turns
-from tests.conftest import endow
+from tests.app import endow
 
 KEY = "pml_test_open"
 HAIKU_ONLY = "pml_test_haiku"

@@ -12,25 +12,35 @@ import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Received, Reply
 from pomelo.testing.openai_protocol import error_reply
-from tests.integration.house import KINDS, WAYS, House, Told, open_house, say
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOLS, Outcome
+from tests.tasks import TASK_BODIES, text_body
 
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", WAYS)
+EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 STRICT = {"Prefer": "handling=strict"}
 
-TTS, STS, STT = KINDS["tts"], KINDS["sts"], KINDS["stt"]
+TTS, STS, STT = TASK_BODIES["tts"], TASK_BODIES["sts"], TASK_BODIES["stt"]
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 
 ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
-    (say(stop=["END"]), "stop", {"stop": None}),
-    (say(stop="END", presence_penalty=0.5, top_p=0.5), "stop; presence_penalty", {"top_p": 0.5}),
-    (say(max_tokens=200_000), "max_tokens=128000", {"max_completion_tokens": 128_000}),
-    (say(model="claude-3-haiku", temperature=1.5, seed=1), "seed; temperature=1", {"temperature": 1}),
-    (say(model="claude-3-haiku", temperature=0.5, top_p=0.5), "top_p", {"temperature": 0.5, "top_p": None}),
-    (say(model="claude-3-haiku", stop=["\n", "END"]), "stop[0]", {"stop_sequences": ["END"]}),
-    (say(model="claude-3-haiku", stop=["\n", " "]), "stop", {"stop_sequences": None}),
-    (say(model="mixtral-8x7b", user="me", temperature=2), "user; temperature=1.5", {"temperature": 1.5}),
-    (say(model="mixtral-8x7b", top_p=0), "top_p=1e-06", {"top_p": 1e-6}),
+    (text_body(stop=["END"]), "stop", {"stop": None}),
+    (text_body(stop="END", presence_penalty=0.5, top_p=0.5), "stop; presence_penalty", {"top_p": 0.5}),
+    (text_body(max_tokens=200_000), "max_tokens=128000", {"max_completion_tokens": 128_000}),
+    (text_body(model="claude-3-haiku", temperature=1.5, seed=1), "seed; temperature=1", {"temperature": 1}),
+    (
+        text_body(model="claude-3-haiku", temperature=0.5, top_p=0.5),
+        "top_p",
+        {"temperature": 0.5, "top_p": None},
+    ),
+    (text_body(model="claude-3-haiku", stop=["\n", "END"]), "stop[0]", {"stop_sequences": ["END"]}),
+    (text_body(model="claude-3-haiku", stop=["\n", " "]), "stop", {"stop_sequences": None}),
+    (
+        text_body(model="mixtral-8x7b", user="me", temperature=2),
+        "user; temperature=1.5",
+        {"temperature": 1.5},
+    ),
+    (text_body(model="mixtral-8x7b", top_p=0), "top_p=1e-06", {"top_p": 1e-6}),
     ({**IMAGE, "width": 1000, "height": 960}, "width=992", {"width": 992, "height": 960}),
     ({**IMAGE, "width": 64, "height": 2048}, "width=256; height=1440", {"width": 256, "height": 1440}),
     (
@@ -59,8 +69,8 @@ ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
 """A task, the header of its answer, and the fields that the vendor gets."""
 
 UNADJUSTED: list[dict[str, Any]] = [
-    say(temperature=1.5, top_p=0.5, seed=7, user="me", max_tokens=100),
-    say(model="claude-3-haiku", temperature=1, stop=["END"]),
+    text_body(temperature=1.5, top_p=0.5, seed=7, user="me", max_tokens=100),
+    text_body(model="claude-3-haiku", temperature=1, stop=["END"]),
     {**IMAGE, "width": 1024, "height": 768, "seed": 3, "output_format": "webp"},
     {**TTS, "voice_settings": {"speed": 1.1}, "output_format": "pcm_16000", "seed": 3},
     {**STT, "diarize": True, "num_speakers": 3, "language_code": "en", "timestamps": "character"},
@@ -111,18 +121,18 @@ credentials = "openai"
 class Rig:
     """A server, and a separate fake vendor for Anthropic and Replicate."""
 
-    server: House
+    app: RunningApp
     other: FaultUpstream
 
     def reset(self) -> None:
         """Forgets the requests to the vendors."""
-        self.server.upstream.reset()
+        self.app.upstream.reset()
         self.other.reset()
 
     @property
     def requests(self) -> list[Received]:
         """The requests to the vendors."""
-        return [*self.server.upstream.requests, *self.other.requests]
+        return [*self.app.upstream.requests, *self.other.requests]
 
 
 @pytest.fixture(scope="module", name="shared")
@@ -137,8 +147,8 @@ async def _shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig
             "replicate_api_key": "r-x",
             "replicate_base_url": other.replicate_base_url,
         }
-        async with open_house(folder, settings=settings) as server:
-            yield Rig(server, other)
+        async with run_app(folder, settings=settings) as app:
+            yield Rig(app, other)
 
 
 @pytest.fixture(name="rig")
@@ -147,7 +157,7 @@ def _rig(shared: Rig) -> Rig:
     return shared
 
 
-def adjusted(response: Told) -> str | None:
+def adjusted(response: Outcome) -> str | None:
     """The header X-Pomelo-Adjusted."""
     return response.headers.get("x-pomelo-adjusted")
 
@@ -161,8 +171,8 @@ def adjusted(response: Told) -> str | None:
 async def test_adjusted_parameters_are_reported(
     rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str, sent: dict[str, Any]
 ) -> None:
-    caller = await rig.server.caller()
-    response = await rig.server.ask(protocol, caller.live, body, stream=stream)
+    caller = await rig.app.account()
+    response = await rig.app.ask(protocol, caller.live, body, stream=stream)
     assert (response.code, adjusted(response)) == ("ok", header)
     assert "preference-applied" not in response.headers
     if protocol == "grpc":
@@ -175,13 +185,13 @@ async def test_adjusted_parameters_are_reported(
 
 @EACH_PROTOCOL
 async def test_a_long_conversation_is_adjusted(rig: Rig, protocol: str) -> None:
-    caller = await rig.server.caller()
-    body = say("word " * 60_000, stop=["END"])
-    response = await rig.server.ask(protocol, caller.live, body)
+    caller = await rig.app.account()
+    body = text_body("word " * 60_000, stop=["END"])
+    response = await rig.app.ask(protocol, caller.live, body)
     assert (response.code, adjusted(response)) == ("ok", "stop")
     assert "stop" not in rig.requests[0].body
     assert rig.requests[0].body["messages"] == body["messages"]
-    refused = await rig.server.ask(protocol, caller.live, body, headers=STRICT)
+    refused = await rig.app.ask(protocol, caller.live, body, headers=STRICT)
     assert (refused.code, len(rig.requests)) == ("invalid_parameter", 1)
 
 
@@ -191,33 +201,33 @@ async def test_a_long_conversation_is_adjusted(rig: Rig, protocol: str) -> None:
 async def test_a_test_key_gets_the_report_of_a_live_key(
     rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str
 ) -> None:
-    caller = await rig.server.caller()
-    response = await rig.server.ask(protocol, caller.test, body, stream=stream)
+    caller = await rig.app.account()
+    response = await rig.app.ask(protocol, caller.test, body, stream=stream)
     assert (response.code, adjusted(response), rig.requests) == ("ok", header, [])
     if protocol == "grpc":
         assert "; ".join(response.adjustments) == header
-    refused = await rig.server.ask(protocol, caller.test, body, stream=stream, headers=STRICT)
+    refused = await rig.app.ask(protocol, caller.test, body, stream=stream, headers=STRICT)
     assert (refused.code, adjusted(refused)) == ("invalid_parameter", None)
 
 
 @EACH_PROTOCOL
-@pytest.mark.parametrize("body", [*UNADJUSTED, *KINDS.values()], ids=lambda body: str(body["model"]))
+@pytest.mark.parametrize("body", [*UNADJUSTED, *TASK_BODIES.values()], ids=lambda body: str(body["model"]))
 @pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
 async def test_parameters_that_the_model_takes_are_not_reported(
     rig: Rig, protocol: str, body: dict[str, Any], strict: bool
 ) -> None:
-    caller = await rig.server.caller()
-    if body is KINDS["image"]:
+    caller = await rig.app.account()
+    if body is TASK_BODIES["image"]:
         body = body | {"width": 256, "height": 256}
-    response = await rig.server.ask(protocol, caller.live, body, headers=STRICT if strict else {})
+    response = await rig.app.ask(protocol, caller.live, body, headers=STRICT if strict else {})
     assert (response.code, adjusted(response), response.adjustments) == ("ok", None, ())
     assert response.headers.get("preference-applied") == ("handling=strict" if strict else None)
 
 
 @EACH_PROTOCOL
 async def test_limiting_the_output_to_the_balance_is_not_an_adjustment(rig: Rig, protocol: str) -> None:
-    caller = await rig.server.caller(live=50_000)
-    response = await rig.server.ask(protocol, caller.live, say("Hi"), headers=STRICT)
+    caller = await rig.app.account(live=50_000)
+    response = await rig.app.ask(protocol, caller.live, text_body("Hi"), headers=STRICT)
     assert (response.code, adjusted(response)) == ("ok", None)
     assert 0 < rig.requests[0].body["max_completion_tokens"] < 128_000
 
@@ -227,29 +237,27 @@ async def test_limiting_the_output_to_the_balance_is_not_an_adjustment(rig: Rig,
 async def test_an_image_of_an_adjusted_size_is_billed_by_that_size(
     rig: Rig, protocol: str, stream: bool
 ) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     body = {"model": "flux-megapixels", "prompt": "A kite", "width": 1920, "height": 1080}
-    response = await rig.server.ask(protocol, caller.live, body, stream=stream)
+    response = await rig.app.ask(protocol, caller.live, body, stream=stream)
     assert (response.code, adjusted(response)) == ("ok", "width=1344; height=768")
     vendor_request = rig.requests[0].body["input"]
     assert (vendor_request["aspect_ratio"], vendor_request["megapixels"]) == ("16:9", "1")
-    (record,) = await rig.server.records(caller)
+    (record,) = await rig.app.records(caller)
     assert record.cost == ceil(1344 * 768 * 3_000 / 1_000_000)
-    response = await rig.server.ask(
-        protocol, caller.live, body | {"width": 512, "height": 512}, headers=STRICT
-    )
+    response = await rig.app.ask(protocol, caller.live, body | {"width": 512, "height": 512}, headers=STRICT)
     assert (response.code, adjusted(response)) == ("ok", None)
 
 
 @EACH_PROTOCOL
 async def test_fields_fixed_by_the_operator_are_reported(rig: Rig, protocol: str) -> None:
-    caller = await rig.server.caller()
-    body = say(model="fixed", temperature=0.9, seed=5, stop=["END"])
-    response = await rig.server.ask(protocol, caller.live, body)
+    caller = await rig.app.account()
+    body = text_body(model="fixed", temperature=0.9, seed=5, stop=["END"])
+    response = await rig.app.ask(protocol, caller.live, body)
     assert (response.code, adjusted(response)) == ("ok", "stop; seed; temperature=0.6")
     assert rig.requests[0].body["temperature"] == 0.6
-    response = await rig.server.ask(
-        protocol, caller.live, say(model="fixed", temperature=0.6), headers=STRICT
+    response = await rig.app.ask(
+        protocol, caller.live, text_body(model="fixed", temperature=0.6), headers=STRICT
     )
     assert (response.code, adjusted(response)) == ("ok", None)
 
@@ -263,8 +271,8 @@ async def test_fields_fixed_by_the_operator_are_reported(rig: Rig, protocol: str
 async def test_strict_handling_refuses_before_limits_and_credits(
     rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str
 ) -> None:
-    caller = await rig.server.caller("five")
-    response = await rig.server.ask(protocol, caller.live, body, stream=stream, headers=STRICT)
+    caller = await rig.app.account("five")
+    response = await rig.app.ask(protocol, caller.live, body, stream=stream, headers=STRICT)
     first = header.split("; ")[0].split("=")[0]
     assert response.code == "invalid_parameter"
     assert response.message.startswith(f"Invalid {first}: must be ")
@@ -273,8 +281,8 @@ async def test_strict_handling_refuses_before_limits_and_credits(
     assert response.headers["x-ratelimit-remaining"] == "5"
     assert "x-pomelo-adjusted" not in response.headers
     assert rig.requests == []
-    assert await rig.server.records(caller) == []
-    balance = await rig.server.balance(caller, live=True)
+    assert await rig.app.records(caller) == []
+    balance = await rig.app.balance(caller, live=True)
     assert (balance.spent, balance.held) == (0, 0)
 
 
@@ -282,24 +290,27 @@ async def test_strict_handling_refuses_before_limits_and_credits(
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (say(stop=["END"]), "Invalid stop: must be left out: the model does not take it"),
-        (say(model="claude-3-haiku", temperature=2), "Invalid temperature: must be a number from 0 to 1"),
+        (text_body(stop=["END"]), "Invalid stop: must be left out: the model does not take it"),
+        (
+            text_body(model="claude-3-haiku", temperature=2),
+            "Invalid temperature: must be a number from 0 to 1",
+        ),
         ({**IMAGE, "width": 1000}, "Invalid width: must be a multiple of 32 from 256 to 1440"),
-        (say(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128000"),
+        (text_body(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128000"),
     ],
 )
 async def test_an_error_says_what_the_model_takes(
     rig: Rig, protocol: str, body: dict[str, Any], expected: str
 ) -> None:
-    caller = await rig.server.caller()
-    assert (await rig.server.ask(protocol, caller.live, body, headers=STRICT)).message == expected
+    caller = await rig.app.account()
+    assert (await rig.app.ask(protocol, caller.live, body, headers=STRICT)).message == expected
 
 
 @EACH_PROTOCOL
 @pytest.mark.parametrize("prefer", ["handling=lenient", "respond-async", "handling=maybe", "strict"])
 async def test_other_preferences_are_ignored(rig: Rig, protocol: str, prefer: str) -> None:
-    caller = await rig.server.caller()
-    response = await rig.server.ask(protocol, caller.live, say(stop=["END"]), headers={"Prefer": prefer})
+    caller = await rig.app.account()
+    response = await rig.app.ask(protocol, caller.live, text_body(stop=["END"]), headers={"Prefer": prefer})
     assert (response.code, adjusted(response)) == ("ok", "stop")
     assert "preference-applied" not in response.headers
 
@@ -308,12 +319,12 @@ async def test_other_preferences_are_ignored(rig: Rig, protocol: str, prefer: st
 async def test_a_strict_task_is_refused_before_a_missing_provider_is_reported(
     tmp_path: Path, protocol: str
 ) -> None:
-    async with open_house(tmp_path) as server:
-        caller = await server.caller()
-        body = say(model="claude-3-haiku", seed=1)
-        response = await server.ask(protocol, caller.live, body, headers=STRICT)
+    async with run_app(tmp_path) as app:
+        caller = await app.account()
+        body = text_body(model="claude-3-haiku", seed=1)
+        response = await app.ask(protocol, caller.live, body, headers=STRICT)
         assert response.message == "Invalid seed: must be left out: the model does not take it"
-        assert (await server.ask(protocol, caller.live, body)).code == "provider_not_configured"
+        assert (await app.ask(protocol, caller.live, body)).code == "provider_not_configured"
 
 
 # --- several routes
@@ -324,13 +335,13 @@ async def test_a_strict_task_is_refused_before_a_missing_provider_is_reported(
 async def test_the_adjustments_are_those_of_the_route_that_answers(
     rig: Rig, protocol: str, stream: bool
 ) -> None:
-    caller = await rig.server.caller()
-    rig.server.upstream.default = _first_fails
+    caller = await rig.app.account()
+    rig.app.upstream.default = _first_fails
     try:
-        body = say(model="two-routes", seed=1, stop=["END"], temperature=1.5)
-        response = await rig.server.ask(protocol, caller.live, body, stream=stream)
+        body = text_body(model="two-routes", seed=1, stop=["END"], temperature=1.5)
+        response = await rig.app.ask(protocol, caller.live, body, stream=stream)
     finally:
-        rig.server.upstream.default = None
+        rig.app.upstream.default = None
     adjustments = "stop; temperature=1"
     assert response.code == "ok"
     assert adjusted(response) == adjustments
@@ -347,17 +358,17 @@ async def test_the_adjustments_are_those_of_the_route_that_answers(
 
 @EACH_PROTOCOL
 async def test_a_strict_task_skips_routes_that_would_adjust_it(rig: Rig, protocol: str) -> None:
-    caller = await rig.server.caller()
-    rig.server.upstream.default = _first_fails
+    caller = await rig.app.account()
+    rig.app.upstream.default = _first_fails
     try:
-        body = say(model="two-routes", stop=["END"])
-        response = await rig.server.ask(protocol, caller.live, body, headers=STRICT)
+        body = text_body(model="two-routes", stop=["END"])
+        response = await rig.app.ask(protocol, caller.live, body, headers=STRICT)
         assert response.code == "provider_unavailable"
         assert {request.body["model"] for request in rig.requests} == {"first"}
-        response = await rig.server.ask(protocol, caller.live, say(model="two-routes"), headers=STRICT)
+        response = await rig.app.ask(protocol, caller.live, text_body(model="two-routes"), headers=STRICT)
         assert (response.code, rig.requests[-1].body["model"]) == ("ok", "second")
     finally:
-        rig.server.upstream.default = None
+        rig.app.upstream.default = None
 
 
 @EACH_PROTOCOL
@@ -365,51 +376,53 @@ async def test_a_strict_task_skips_routes_that_would_adjust_it(rig: Rig, protoco
 async def test_a_strict_replay_of_an_adjusted_answer_is_refused(
     rig: Rig, protocol: str, stream: bool
 ) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     key = {"Idempotency-Key": f"strict-repeat-{protocol}-{stream}"}
-    body = say(model="two-routes", stop=["END"])
-    rig.server.upstream.default = _first_fails
+    body = text_body(model="two-routes", stop=["END"])
+    rig.app.upstream.default = _first_fails
     try:
-        response = await rig.server.ask(protocol, caller.live, body, headers=key, stream=stream)
+        response = await rig.app.ask(protocol, caller.live, body, headers=key, stream=stream)
     finally:
-        rig.server.upstream.default = None
+        rig.app.upstream.default = None
     assert adjusted(response) == "stop"
-    replayed = await rig.server.ask(protocol, caller.live, body, headers=key, stream=stream)
-    assert (replayed.code, adjusted(replayed), replayed.last["idempotent-replayed"]) == ("ok", "stop", "true")
-    strict = await rig.server.ask(protocol, caller.live, body, headers=key | STRICT, stream=stream)
+    replayed = await rig.app.ask(protocol, caller.live, body, headers=key, stream=stream)
+    assert (replayed.code, adjusted(replayed), replayed.metadata["idempotent-replayed"]) == (
+        "ok",
+        "stop",
+        "true",
+    )
+    strict = await rig.app.ask(protocol, caller.live, body, headers=key | STRICT, stream=stream)
     assert (strict.code, "stop" in strict.message) == ("invalid_parameter", True)
-    assert len(await rig.server.records(caller)) == 1
+    assert len(await rig.app.records(caller)) == 1
 
 
 # --- replays
 
 
-@pytest.mark.parametrize("first", WAYS)
+@pytest.mark.parametrize("first", PROTOCOLS)
 @UNARY_AND_STREAM
 async def test_a_replayed_answer_has_the_same_adjustments(rig: Rig, first: str, stream: bool) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     headers = {"Idempotency-Key": f"adjusted-{first}-{stream}"}
-    body = say(stop=["END"])
-    response = await rig.server.ask(first, caller.live, body, stream=stream, headers=headers)
+    body = text_body(stop=["END"])
+    response = await rig.app.ask(first, caller.live, body, stream=stream, headers=headers)
     assert adjusted(response) == "stop"
-    for protocol in WAYS:
+    for protocol in PROTOCOLS:
         for replay_stream in (False, True):
-            replayed = await rig.server.ask(
-                protocol, caller.live, body, stream=replay_stream, headers=headers
-            )
+            replayed = await rig.app.ask(protocol, caller.live, body, stream=replay_stream, headers=headers)
             assert (replayed.code, replayed.id, adjusted(replayed)) == ("ok", response.id, "stop")
             assert replayed.adjustments == (("stop",) if protocol == "grpc" else ())
     assert len(rig.requests) == 1
-    refused = await rig.server.ask(first, caller.live, body, headers=headers | STRICT)
+    refused = await rig.app.ask(first, caller.live, body, headers=headers | STRICT)
     assert refused.code == "invalid_parameter"
 
 
 @EACH_PROTOCOL
 async def test_the_preference_is_not_part_of_the_request_identity(rig: Rig, protocol: str) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     headers = {"Idempotency-Key": f"handled-{protocol}"}
-    response = await rig.server.ask(protocol, caller.live, say(), headers=headers | STRICT)
-    replayed = await rig.server.ask(protocol, caller.live, say(), headers=headers)
+    response = await rig.app.ask(protocol, caller.live, text_body(), headers=headers | STRICT)
+    replayed = await rig.app.ask(protocol, caller.live, text_body(), headers=headers)
     assert (response.code, replayed.code, replayed.id) == ("ok", "ok", response.id)
     assert "preference-applied" not in replayed.headers
 

@@ -1,4 +1,4 @@
-"""AdminService over the unix socket of a running app: what it refuses, and that no secret comes back."""
+"""AdminService over the Unix socket of a running app: its results and its errors, neither with a secret."""
 
 from __future__ import annotations
 
@@ -17,49 +17,54 @@ from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.status import from_rpc_error
-from tests.integration.asking import bearer, text_task
+from tests.calls import bearer
+from tests.tasks import text_task
 
 
 @pytest.fixture
 async def admin(app: App) -> AsyncIterator[AdminServiceStub]:
-    """The operator's stub."""
+    """A stub of the service."""
     async with grpc.aio.insecure_channel(f"unix:{app.settings.admin_socket}") as channel:
         yield AdminServiceStub(channel)
 
 
-async def test_the_socket_is_for_the_owner_alone(app):
+async def test_only_the_owner_can_use_the_socket(app):
     mode = app.settings.admin_socket.stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o600
 
 
-async def test_a_key_is_a_test_key_of_the_default_account_unless_asked_otherwise(admin):
-    made = await admin.CreateKey(pb.CreateKeyRequest())
-    assert parse(made.secret) == made.key.key_id
-    assert (made.key.account, made.key.mode, list(made.key.models)) == ("default", pb.KEY_MODE_TEST, [])
-    assert made.key.HasField("create_time")
-    assert not made.key.HasField("expire_time")
-    assert not made.key.HasField("revoke_time")
+async def test_a_new_key_is_a_test_key_of_the_default_account_by_default(admin):
+    created = await admin.CreateKey(pb.CreateKeyRequest())
+    assert parse(created.secret) == created.key.key_id
+    assert (created.key.account, created.key.mode, list(created.key.models)) == (
+        "default",
+        pb.KEY_MODE_TEST,
+        [],
+    )
+    assert created.key.HasField("create_time")
+    assert not created.key.HasField("expire_time")
+    assert not created.key.HasField("revoke_time")
 
 
-async def test_models_that_are_named_twice_are_kept_once_in_their_order(admin):
-    made = await admin.CreateKey(pb.CreateKeyRequest(models=["gpt-4", "flux-1-pro", "gpt-4"]))
-    assert list(made.key.models) == ["gpt-4", "flux-1-pro"]
+async def test_duplicate_models_of_a_key_are_removed_in_order(admin):
+    created = await admin.CreateKey(pb.CreateKeyRequest(models=["gpt-4", "flux-1-pro", "gpt-4"]))
+    assert list(created.key.models) == ["gpt-4", "flux-1-pro"]
 
 
-async def test_an_end_comes_back_to_the_millisecond(admin):
+async def test_an_expiry_time_keeps_its_milliseconds(admin):
     end = Timestamp(seconds=4_000_000_000, nanos=250_000_000)
-    made = await admin.CreateKey(pb.CreateKeyRequest(expire_time=end))
-    assert made.key.expire_time == end
+    created = await admin.CreateKey(pb.CreateKeyRequest(expire_time=end))
+    assert created.key.expire_time == end
 
 
-async def test_a_list_and_a_revocation_show_no_secret(admin):
-    made = await admin.CreateKey(pb.CreateKeyRequest())
+async def test_listed_and_revoked_keys_have_no_secret(admin):
+    created = await admin.CreateKey(pb.CreateKeyRequest())
     listed = await admin.ListKeys(pb.ListKeysRequest(page_size=1_000))
-    revoked = await admin.RevokeKey(pb.RevokeKeyRequest(key_id=made.key.key_id))
-    assert made.key in listed.keys
+    revoked = await admin.RevokeKey(pb.RevokeKeyRequest(key_id=created.key.key_id))
+    assert created.key in listed.keys
     assert revoked.key.HasField("revoke_time")
-    secret = made.secret[22:54]
+    secret = created.secret[22:54]
     assert secret not in str(listed)
     assert secret not in str(revoked)
     times = [key.create_time.ToNanoseconds() for key in listed.keys]
@@ -111,7 +116,7 @@ async def test_a_list_and_a_revocation_show_no_secret(admin):
         ),
     ],
 )
-async def test_a_refusal_names_the_field_in_a_rich_error(admin, method, request_, code, field):
+async def test_an_error_names_the_field_in_its_details(admin, method, request_, code, field):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await getattr(admin, method)(request_)
     error = from_rpc_error(caught.value)
@@ -121,16 +126,16 @@ async def test_a_refusal_names_the_field_in_a_rich_error(admin, method, request_
 # --- accounts
 
 
-async def test_a_key_is_made_for_an_account_once_there_is_one(admin):
+async def test_a_key_is_created_only_for_an_existing_account(admin):
     with pytest.raises(grpc.aio.AioRpcError):
         await admin.CreateKey(pb.CreateKeyRequest(account="keyed"))
     await admin.CreateAccount(pb.CreateAccountRequest(name="keyed"))
     assert (await admin.CreateKey(pb.CreateKeyRequest(account="keyed"))).key.account == "keyed"
 
 
-async def test_credits_are_live_ones_unless_asked_otherwise_and_given_once(admin):
-    made = await admin.CreateAccount(pb.CreateAccountRequest(name="endowed", live_micros=5))
-    assert made.account.live == Balance(granted_micros=5, available_micros=5)
+async def test_credits_are_live_by_default_and_granted_once_per_grant_id(admin):
+    created = await admin.CreateAccount(pb.CreateAccountRequest(name="endowed", live_micros=5))
+    assert created.account.live == Balance(granted_micros=5, available_micros=5)
     request = pb.GrantCreditsRequest(name="endowed", amount_micros=7, grant_id="endowed-1")
     for _ in range(2):
         assert (await admin.GrantCredits(request)).account.live.granted_micros == 12
@@ -140,18 +145,18 @@ async def test_credits_are_live_ones_unless_asked_otherwise_and_given_once(admin
     listed = (await admin.ListAccounts(pb.ListAccountsRequest())).accounts
     assert after in listed
     assert [account.name for account in listed] == sorted(account.name for account in listed)
-    moved = (await admin.SetPlan(pb.SetPlanRequest(name="endowed", plan="unlimited"))).account
-    assert moved.limits.requests_per_minute == 0
-    assert (await admin.ShowAccount(pb.ShowAccountRequest(name="endowed"))).account == moved
+    account = (await admin.SetPlan(pb.SetPlanRequest(name="endowed", plan="unlimited"))).account
+    assert account.limits.requests_per_minute == 0
+    assert (await admin.ShowAccount(pb.ShowAccountRequest(name="endowed"))).account == account
 
 
-async def test_usage_is_of_all_accounts_or_of_one_side_of_one(admin, app, channel):
+async def test_usage_is_of_all_accounts_or_of_one_mode_of_an_account(admin, app, channel):
     await admin.CreateAccount(pb.CreateAccountRequest(name="busy", plan="pro"))
     key = (await admin.CreateKey(pb.CreateKeyRequest(account="busy"))).secret
     request = RunTaskRequest(task=text_task())
-    ran = await TaskServiceStub(channel).RunTask(request, metadata=bearer(key))
-    found = await admin.QueryUsage(pb.QueryUsageRequest(account="busy"))
-    assert [record.id for record in found.usage.records] == [ran.result.id]
+    response = await TaskServiceStub(channel).RunTask(request, metadata=bearer(key))
+    report = await admin.QueryUsage(pb.QueryUsageRequest(account="busy"))
+    assert [record.id for record in report.usage.records] == [response.result.id]
     live = pb.QueryUsageRequest(account="busy", mode=pb.KEY_MODE_LIVE)
     assert not (await admin.QueryUsage(live)).usage.records
     by_account = pb.QueryUsageRequest(query=ListUsageRequest(group_by=USAGE_GROUP_ACCOUNT))
@@ -160,6 +165,6 @@ async def test_usage_is_of_all_accounts_or_of_one_side_of_one(admin, app, channe
 
 
 async def test_the_audit_of_the_running_app_finds_nothing(admin):
-    found = await admin.Audit(pb.AuditRequest())
-    assert not found.findings
-    assert found.wallets >= 2
+    report = await admin.Audit(pb.AuditRequest())
+    assert not report.findings
+    assert report.wallets >= 2

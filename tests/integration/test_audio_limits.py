@@ -15,8 +15,9 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.elevenlabs_protocol import error_reply
-from tests.integration.asking import bearer, reason_of
-from tests.integration.house import WAYS, House, open_house
+from tests.app import RunningApp, run_app
+from tests.calls import bearer, reason_of
+from tests.driver import PROTOCOLS
 from tests.unit.media import corpus
 
 MAX_SECONDS = 300
@@ -66,13 +67,13 @@ FITS: dict[str, tuple[str, Callable[[], bytes]]] = {
 }
 
 
-@pytest.fixture(scope="module", name="server")
-async def _server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("audio")) as server:
-        yield server
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("audio")) as app:
+        yield app
 
 
-async def ask(server: House, protocol: str, key: str, label: str, data: bytes) -> tuple[str, str]:
+async def ask(app: RunningApp, protocol: str, key: str, label: str, data: bytes) -> tuple[str, str]:
     """Runs a task; returns the code and message of an error, or "ok" and ""."""
     if protocol != "grpc":
         form = aiohttp.FormData(default_to_multipart=True)
@@ -86,8 +87,8 @@ async def ask(server: House, protocol: str, key: str, label: str, data: bytes) -
             form.add_field(name, value)
         form.add_field("audio", data, filename="a", content_type=label or "application/octet-stream")
         headers = {"Authorization": f"Bearer {key}"}
-        async with server.session.post(
-            f"{server.urls[protocol]}/api/v1/task", data=form, headers=headers
+        async with app.session.post(
+            f"{app.urls[protocol]}/api/v1/task", data=form, headers=headers
         ) as answer:
             body = await answer.json()
             assert answer.status == (400 if "error" in body else 200), body
@@ -96,56 +97,58 @@ async def ask(server: House, protocol: str, key: str, label: str, data: bytes) -
     if len(data) > 2**22:
         chunks = [UploadMediaRequest(chunk=data[at : at + 2**20]) for at in range(0, len(data), 2**20)]
         begin = [UploadMediaRequest(content_type=label)] if label else []
-        call = MediaServiceStub(server.channel).UploadMedia(iter(begin + chunks), metadata=bearer(key))
+        call = MediaServiceStub(app.channel).UploadMedia(iter(begin + chunks), metadata=bearer(key))
         audio = AudioInput(media_id=(await call).media.media_id)
     task = Task(
         model="eleven-labs-sts",
         speech_to_speech=SpeechToSpeechInput(audio=audio, voice="adam", output_format=OUTPUT_FORMAT),
     )
     try:
-        await TaskServiceStub(server.channel).RunTask(RunTaskRequest(task=task), metadata=bearer(key))
+        await TaskServiceStub(app.channel).RunTask(RunTaskRequest(task=task), metadata=bearer(key))
     except grpc.aio.AioRpcError as error:
         return reason_of(error), error.details() or ""
     return "ok", ""
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", TOO_LONG)
 async def test_audio_above_the_limit_is_refused_without_a_request_to_the_vendor(
-    server: House, protocol: str, name: str
+    app: RunningApp, protocol: str, name: str
 ) -> None:
-    caller = await server.caller()
-    requests_before = len(server.upstream.requests)
+    caller = await app.account()
+    requests_before = len(app.upstream.requests)
     label, make = TOO_LONG[name]
     data = make()
     for key in (caller.live, caller.test):
-        assert await ask(server, protocol, key, label, data) == ("invalid_parameter", MESSAGE)
-    assert len(server.upstream.requests) == requests_before
-    assert await server.records(caller) == []
+        assert await ask(app, protocol, key, label, data) == ("invalid_parameter", MESSAGE)
+    assert len(app.upstream.requests) == requests_before
+    assert await app.records(caller) == []
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", FITS)
 async def test_audio_that_may_be_within_the_limit_reaches_the_vendor(
-    server: House, protocol: str, name: str
+    app: RunningApp, protocol: str, name: str
 ) -> None:
-    caller = await server.caller()
-    requests_before = len(server.upstream.requests)
+    caller = await app.account()
+    requests_before = len(app.upstream.requests)
     label, make = FITS[name]
     data = make()
     for key in (caller.live, caller.test) if "measured" not in name else (caller.live,):
-        assert await ask(server, protocol, key, label, data) == ("ok", "")
-    assert len(server.upstream.requests) == requests_before + 1
-    assert len(await server.records(caller)) >= 1
+        assert await ask(app, protocol, key, label, data) == ("ok", "")
+    assert len(app.upstream.requests) == requests_before + 1
+    assert len(await app.records(caller)) >= 1
 
 
-@pytest.mark.parametrize("protocol", WAYS)
-async def test_audio_that_the_vendor_refuses_as_too_long_costs_nothing(server: House, protocol: str) -> None:
-    caller = await server.caller()
-    server.upstream.script(error_reply(400, "audio_too_long", param="audio"))
-    code, message = await ask(server, protocol, caller.live, "", b"some sound " * 60_000)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_audio_that_the_vendor_refuses_as_too_long_costs_nothing(
+    app: RunningApp, protocol: str
+) -> None:
+    caller = await app.account()
+    app.upstream.script(error_reply(400, "audio_too_long", param="audio"))
+    code, message = await ask(app, protocol, caller.live, "", b"some sound " * 60_000)
     assert code == "invalid_parameter"
     assert "audio" in message
-    assert await server.records(caller) == []
-    balance = await server.balance(caller, live=True)
+    assert await app.records(caller) == []
+    balance = await app.balance(caller, live=True)
     assert (balance.spent, balance.held) == (0, 0)

@@ -1,4 +1,4 @@
-"""Many tasks at once on a balance that covers one: one runs, the others are refused, and all of it is paid."""
+"""Concurrent tasks on a balance that covers one of them: one runs and is paid, the others are refused."""
 
 from __future__ import annotations
 
@@ -11,86 +11,81 @@ from typing import Any
 import pytest
 
 from pomelo.testing import Gate, Received, Reply, Script
-from pomelo.testing.upstream import PROTOCOLS
-from tests.integration.house import KINDS, WAYS, House, Told, open_house, say
-from tests.redis_server import RedisServer
+from pomelo.testing.upstream import PROTOCOLS as VENDOR_PROTOCOLS
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOL, STREAM, Outcome
+from tests.tasks import TASK_BODIES, text_body
 from tests.unit.media import corpus
 
 TASKS = 20
-CLAIMS_NOTHING = base64.b64encode(corpus.wav(6, per_second=0xFFFFFFFF)).decode()
-"""Six seconds of sound; by its header it is over in an instant."""
+ZERO_LENGTH_HEADER = base64.b64encode(corpus.wav(6, per_second=0xFFFFFFFF)).decode()
+"""Six seconds of audio whose header says that it has none."""
 
 BODIES: dict[str, dict[str, Any]] = {
-    "text": say("Hello there, all of you", max_tokens=20),
-    "image": KINDS["image"],
-    "tts": KINDS["tts"],
-    "sts": KINDS["sts"] | {"audio": CLAIMS_NOTHING},
-    "stt": KINDS["stt"] | {"audio": CLAIMS_NOTHING},
+    "text": text_body("Hello there, all of you", max_tokens=20),
+    "image": TASK_BODIES["image"],
+    "tts": TASK_BODIES["tts"],
+    "sts": TASK_BODIES["sts"] | {"audio": ZERO_LENGTH_HEADER},
+    "stt": TASK_BODIES["stt"] | {"audio": ZERO_LENGTH_HEADER},
 }
 
 
-@pytest.fixture(scope="module", name="house", params=["sqlite", "redis"])
-async def _house(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[House]:
-    folder = tmp_path_factory.mktemp("balance")
-    if request.param == "sqlite":
-        async with open_house(folder) as opened:
-            yield opened
-        return
-    with RedisServer() as server:
-        async with open_house(folder, settings={"store": server.url}) as opened:
-            yield opened
+@pytest.fixture(scope="module", name="app")
+async def _app(
+    store_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("balance"), settings=store_settings) as opened:
+        yield opened
 
 
-def waiting(gate: Gate) -> Script:
-    """What the vendors answer by default, after a gate."""
+def behind(gate: Gate) -> Script:
+    """Returns the script by which the vendors give their default answers when the gate opens."""
 
     def script(received: Received) -> Reply:
-        wire = next(wire for wire in PROTOCOLS if wire.serves(received))
-        reply = wire.default if isinstance(wire.default, Reply) else wire.default(received)
+        vendor = next(wire for wire in VENDOR_PROTOCOLS if wire.serves(received))
+        reply = vendor.default if isinstance(vendor.default, Reply) else vendor.default(received)
         return replace(reply, before=(gate, *reply.before))
 
     return script
 
 
-async def ended(tasks: set[asyncio.Task[Told]], count: int) -> None:
+async def wait_for(tasks: set[asyncio.Task[Outcome]], count: int) -> None:
     """Returns when that many tasks have ended."""
     left = tasks
     while len(tasks) - len(left) < count:
         _, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("kind", BODIES)
-async def test_of_many_tasks_on_a_balance_for_one_a_single_one_runs_and_is_paid(
-    house: House, kind: str, stream: bool, way: str, caplog: pytest.LogCaptureFixture
+@PROTOCOL
+@STREAM
+@pytest.mark.parametrize("task_type", BODIES)
+async def test_one_of_many_concurrent_tasks_runs_and_is_paid_if_the_balance_covers_one(
+    app: RunningApp, task_type: str, stream: bool, protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rich = await house.caller()
+    rich = await app.account()
     gate = Gate()
-    house.upstream.default = waiting(gate)
+    app.upstream.default = behind(gate)
     async with asyncio.timeout(30):
-        one = asyncio.create_task(house.ask(way, rich.live, BODIES[kind], stream=stream))
+        first = asyncio.create_task(app.ask(protocol, rich.live, BODIES[task_type], stream=stream))
         await gate.reached.wait()
-        reserved = (await house.balance(rich, live=True)).held
+        reserved = (await app.balance(rich, live=True)).held
         gate.open()
-        assert (await one).code == "ok"
+        assert (await first).code == "ok"
 
-        caller = await house.caller(live=reserved)
+        account = await app.account(live=reserved)
         gate = Gate()
-        house.upstream.default = waiting(gate)
+        app.upstream.default = behind(gate)
         tasks = {
-            asyncio.create_task(house.ask(way, caller.live, BODIES[kind], stream=stream))
+            asyncio.create_task(app.ask(protocol, account.live, BODIES[task_type], stream=stream))
             for _ in range(TASKS)
         }
-        await ended(tasks, TASKS - 1)
+        await wait_for(tasks, TASKS - 1)
         gate.open()
-        codes = [told.code for told in await asyncio.gather(*tasks)]
+        codes = [outcome.code for outcome in await asyncio.gather(*tasks)]
     assert sorted(codes) == ["insufficient_credits"] * (TASKS - 1) + ["ok"]
-    (record,) = await house.records(caller)
+    (record,) = await app.records(account)
     assert (record.uncollected, record.complete) == (0, True)
     assert 0 < record.cost <= reserved
-    balance = await house.balance(caller, live=True)
+    balance = await app.balance(account, live=True)
     assert (balance.available, balance.held) == (reserved - record.cost, 0)
     assert not [entry for entry in caplog.records if "uncollected" in entry.getMessage()]

@@ -1,4 +1,4 @@
-"""CORS in the whole service, in one process and through a remote gateway, and as a setting of both commands."""
+"""CORS of the gateway in the app's process and of a remote one, and its setting in both commands."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from tests.app import RunningApp, run_app
+from tests.driver import STREAM, Outcome
 from tests.integration.commands import pomelo, start_command
-from tests.integration.house import KINDS, House, Told, open_house, say
 from tests.ports import free_port
+from tests.tasks import TASK_BODIES, text_body
 
 APP, FOREIGN = "https://app.example", "https://evil.example"
-WAY = pytest.mark.parametrize("way", ["rest", "remote"])
+GATEWAY = pytest.mark.parametrize("gateway", ["rest", "remote"])
 HEADERS = {
     "Origin": APP,
     "Access-Control-Request-Method": "POST",
@@ -20,71 +22,80 @@ HEADERS = {
 }
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    given = {"cors_origins": (APP,)}
-    async with open_house(tmp_path_factory.mktemp("cors"), settings=given, gateway_settings=given) as opened:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    cors = {"cors_origins": (APP,)}
+    async with run_app(tmp_path_factory.mktemp("cors"), settings=cors, gateway_settings=cors) as opened:
         yield opened
 
 
-def exposes_all(told: Told) -> bool:
-    """Whether a script may read the answer and each of its headers that the documentation names."""
-    exposed = {name.strip().lower() for name in told.headers["access-control-expose-headers"].split(",")}
-    ours = {
+def exposes_all(outcome: Outcome) -> bool:
+    """Returns whether a script may read the answer and all documented headers that it has."""
+    exposed = {name.strip().lower() for name in outcome.headers["access-control-expose-headers"].split(",")}
+    documented = {
         name
-        for name in told.headers
+        for name in outcome.headers
         if name.startswith("x-") or name in ("retry-after", "idempotent-replayed")
     }
-    assert ours - {"x-content-type-options", "x-frame-options", "x-accel-buffering"} <= exposed
-    return told.headers["access-control-allow-origin"] == APP
+    assert documented - {"x-content-type-options", "x-frame-options", "x-accel-buffering"} <= exposed
+    return outcome.headers["access-control-allow-origin"] == APP
 
 
-@WAY
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("kind", KINDS)
-async def test_an_answer_of_every_kind_may_be_read(house: House, kind: str, way: str, stream: bool) -> None:
-    caller = await house.caller("all")
-    told = await house.ask(way, caller.test, KINDS[kind], stream=stream, headers={"Origin": APP})
-    assert told.code == "ok"
-    assert exposes_all(told)
+@GATEWAY
+@STREAM
+@pytest.mark.parametrize("task_type", TASK_BODIES)
+async def test_scripts_may_read_the_answers_of_every_task_type(
+    app: RunningApp, task_type: str, gateway: str, stream: bool
+) -> None:
+    account = await app.account("all")
+    outcome = await app.ask(
+        gateway, account.test, TASK_BODIES[task_type], stream=stream, headers={"Origin": APP}
+    )
+    assert outcome.code == "ok"
+    assert exposes_all(outcome)
 
 
-@WAY
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_refusals_may_be_read_by_an_allowed_origin_alone(house: House, way: str, stream: bool) -> None:
-    poor, five = await house.caller("all", test=0), await house.caller("five")
+@GATEWAY
+@STREAM
+async def test_only_scripts_of_an_allowed_origin_may_read_errors(
+    app: RunningApp, gateway: str, stream: bool
+) -> None:
+    poor, five = await app.account("all", test=0), await app.account("five")
     for _ in range(5):
-        await house.ask(way, five.test, say())
-    asked = {
-        "insufficient_credits": (poor.test, say()),
-        "rate_limit_exceeded": (five.test, say()),
-        "unsupported_model": (poor.test, say(model="gpt-99")),
-        "invalid_api_key": ("wrong", say()),
-        "provider_unavailable": ((await house.caller("all")).test, say("[[error:provider_unavailable]]")),
+        await app.ask(gateway, five.test, text_body())
+    cases = {
+        "insufficient_credits": (poor.test, text_body()),
+        "rate_limit_exceeded": (five.test, text_body()),
+        "unsupported_model": (poor.test, text_body(model="gpt-99")),
+        "invalid_api_key": ("wrong", text_body()),
+        "provider_unavailable": (
+            (await app.account("all")).test,
+            text_body("[[error:provider_unavailable]]"),
+        ),
     }
-    for code, (key, body) in asked.items():
-        told = await house.ask(way, key, body, stream=stream, headers={"Origin": APP})
-        assert told.code == code
-        assert exposes_all(told)
-        told = await house.ask(way, key, body, stream=stream, headers={"Origin": FOREIGN})
-        assert told.code == code
-        assert not [name for name in told.headers if name.startswith("access-control-")]
+    for code, (key, body) in cases.items():
+        outcome = await app.ask(gateway, key, body, stream=stream, headers={"Origin": APP})
+        assert outcome.code == code
+        assert exposes_all(outcome)
+        outcome = await app.ask(gateway, key, body, stream=stream, headers={"Origin": FOREIGN})
+        assert outcome.code == code
+        assert not [name for name in outcome.headers if name.startswith("access-control-")]
 
 
-@WAY
-async def test_preflights_cost_no_request_and_are_no_failed_keys(house: House, way: str) -> None:
-    caller = await house.caller("five")
+@GATEWAY
+async def test_preflights_count_neither_as_requests_nor_as_failed_keys(app: RunningApp, gateway: str) -> None:
+    account = await app.account("five")
     for _ in range(30):
-        async with house.session.options(f"{house.urls[way]}/api/v1/task", headers=HEADERS) as answer:
+        async with app.session.options(f"{app.urls[gateway]}/api/v1/task", headers=HEADERS) as answer:
             assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (204, APP)
-    told = await house.ask(way, caller.test, say())
-    assert (told.code, told.headers["x-ratelimit-remaining"]) == ("ok", "4")
+    outcome = await app.ask(gateway, account.test, text_body())
+    assert (outcome.code, outcome.headers["x-ratelimit-remaining"]) == ("ok", "4")
 
 
 @pytest.mark.parametrize(
     "command", [("serve",), ("gateway", "--target", "127.0.0.1:1")], ids=["serve", "gateway"]
 )
-async def test_cors_origins_are_a_setting_of_each_command(tmp_path, command) -> None:
+async def test_both_commands_have_a_setting_for_cors_origins(tmp_path, command) -> None:
     rest = f"127.0.0.1:{free_port()}"
     variables = {"POMELO_REST": rest, "POMELO_GRPC": f"127.0.0.1:{free_port()}", "POMELO_CORS_ORIGINS": APP}
     async with start_command(tmp_path, *command, **variables) as running, aiohttp.ClientSession() as session:

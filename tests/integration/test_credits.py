@@ -1,4 +1,4 @@
-"""Credits over the real wires: what is held, what is cut, what is charged, and the record that says so."""
+"""Credits over all protocols: reservations, the limit they set on the output, costs and usage records."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Received, Stop, error_reply
-from tests.integration.house import KINDS, RICH, WAYS, House, Told, open_house, say
+from tests.app import RICH, RunningApp, run_app
+from tests.driver import PROTOCOL, STREAM, Outcome
+from tests.tasks import TASK_BODIES, text_body
 
-WAY = pytest.mark.parametrize("way", WAYS)
-HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 CATALOG = Catalog.load()
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("credits")) as opened:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("credits")) as opened:
         yield opened
 
 
-def sent(house: House, prompt: str) -> list[Received]:
-    """The requests that reached a vendor with a prompt."""
-    return [r for r in house.upstream.requests if prompt in r.prompt]
+def vendor_requests(app: RunningApp, prompt: str) -> list[Received]:
+    """Returns the requests with a prompt that reached a vendor."""
+    return [r for r in app.upstream.requests if prompt in r.prompt]
 
 
-def counted(record: UsageRecord) -> int:
-    """What a record's counts cost by its own prices."""
+def cost_of(record: UsageRecord) -> int:
+    """Returns the cost of a record's counts at its own prices."""
     used = Usage(
         record.input_tokens,
         record.output_tokens,
@@ -49,120 +49,129 @@ def counted(record: UsageRecord) -> int:
 
 
 def micros(text: str) -> int:
-    """Credits of a header as microcredits."""
+    """Returns the credits in a header as microcredits."""
     return round(float(text) * 10**6)
 
 
-# --- what can be paid
+# --- reservations
 
 
-@WAY
-@HOW
-async def test_without_max_tokens_the_vendor_is_asked_for_what_can_be_paid(
-    house: House, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_without_max_tokens_the_vendor_gets_the_maximum_that_the_balance_covers(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller(live=3_000)
-    prompt = f"cut {way} {stream}"
-    told = await house.ask(way, caller.live, say(prompt), stream=stream)
-    assert told.code == "ok"
-    (request,) = sent(house, prompt)
-    asked = request.body["max_completion_tokens"]
-    # At most bytes + 32 tokens in, at 5 credits a million where they go to the cache; the rest at 20.
-    assert asked == (3_000 - 5 * (len(prompt) + 32)) // 20
-    assert asked > 100
-    balance = await house.balance(caller, live=True)
+    account = await app.account(live=3_000)
+    prompt = f"limited {protocol} {stream}"
+    outcome = await app.ask(protocol, account.live, text_body(prompt), stream=stream)
+    assert outcome.code == "ok"
+    (request,) = vendor_requests(app, prompt)
+    max_tokens = request.body["max_completion_tokens"]
+    # The input is at most bytes + 32 tokens, at 5 credits a million if it is cached; the output costs 20.
+    assert max_tokens == (3_000 - 5 * (len(prompt) + 32)) // 20
+    assert max_tokens > 100
+    balance = await app.balance(account, live=True)
     assert (balance.held, balance.available) == (0, 3_000 - balance.spent)
-    assert balance.spent == (await house.records(caller))[0].cost > 0
+    assert balance.spent == (await app.records(account))[0].cost > 0
 
 
-@WAY
-async def test_who_can_pay_for_all_is_not_cut(house: House, way: str) -> None:
-    caller = await house.caller()
-    prompt = f"uncut {way}"
-    assert (await house.ask(way, caller.live, say(prompt))).code == "ok"
-    assert "max_completion_tokens" not in sent(house, prompt)[0].body
-    assert (await house.ask(way, caller.live, say(prompt, max_tokens=7))).code == "ok"
-    assert sent(house, prompt)[1].body["max_completion_tokens"] == 7
+@PROTOCOL
+async def test_a_sufficient_balance_sets_no_maximum(app: RunningApp, protocol: str) -> None:
+    account = await app.account()
+    prompt = f"unlimited {protocol}"
+    assert (await app.ask(protocol, account.live, text_body(prompt))).code == "ok"
+    assert "max_completion_tokens" not in vendor_requests(app, prompt)[0].body
+    assert (await app.ask(protocol, account.live, text_body(prompt, max_tokens=7))).code == "ok"
+    assert vendor_requests(app, prompt)[1].body["max_completion_tokens"] == 7
 
 
-@WAY
-@HOW
-async def test_max_tokens_that_cannot_be_paid_are_refused_before_any_call(
-    house: House, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_max_tokens_above_the_balance_are_refused_before_the_upstream_call(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller(live=3_000, test=3_000)
-    prompt = f"poor {way} {stream}"
-    most = (3_000 - 5 * (len(prompt) + 32)) // 20
-    for key in (caller.live, caller.test):
-        told = await house.ask(way, key, say(prompt, max_tokens=most + 1), stream=stream)
-        assert (told.code, told.message) == (
+    account = await app.account(live=3_000, test=3_000)
+    prompt = f"poor {protocol} {stream}"
+    maximum = (3_000 - 5 * (len(prompt) + 32)) // 20
+    for key in (account.live, account.test):
+        outcome = await app.ask(protocol, key, text_body(prompt, max_tokens=maximum + 1), stream=stream)
+        assert (outcome.code, outcome.message) == (
             "insufficient_credits",
             "Insufficient credits for this operation",
         )
-        assert told.headers["x-credits-remaining"] == "0.003"
-        assert "x-credits-charged" not in told.last
-    assert not sent(house, prompt)
-    assert (await house.balance(caller, live=True)).available == 3_000
-    told = await house.ask(way, caller.live, say(prompt, max_tokens=most), stream=stream)
-    assert told.code == "ok"
+        assert outcome.headers["x-credits-remaining"] == "0.003"
+        assert "x-credits-charged" not in outcome.metadata
+    assert not vendor_requests(app, prompt)
+    assert (await app.balance(account, live=True)).available == 3_000
+    outcome = await app.ask(protocol, account.live, text_body(prompt, max_tokens=maximum), stream=stream)
+    assert outcome.code == "ok"
 
 
-@WAY
-@pytest.mark.parametrize("kind", KINDS)
-async def test_without_credits_nothing_is_done(house: House, kind: str, way: str) -> None:
-    caller = await house.caller(live=0, test=0)
-    before = len(house.upstream.requests)
-    for key in (caller.live, caller.test):
-        told = await house.ask(way, key, KINDS[kind])
-        assert (told.code, told.headers["x-credits-remaining"]) == ("insufficient_credits", "0")
-    assert len(house.upstream.requests) == before
-    assert not await house.records(caller)
+@PROTOCOL
+@pytest.mark.parametrize("task_type", TASK_BODIES)
+async def test_without_credits_no_task_runs(app: RunningApp, task_type: str, protocol: str) -> None:
+    account = await app.account(live=0, test=0)
+    before = len(app.upstream.requests)
+    for key in (account.live, account.test):
+        outcome = await app.ask(protocol, key, TASK_BODIES[task_type])
+        assert (outcome.code, outcome.headers["x-credits-remaining"]) == ("insufficient_credits", "0")
+    assert len(app.upstream.requests) == before
+    assert not await app.records(account)
 
 
-# --- what is charged
+# --- costs
 
 
-@WAY
-@HOW
-@pytest.mark.parametrize("side", ["test", "live"])
-@pytest.mark.parametrize("kind", KINDS)
+@PROTOCOL
+@STREAM
+@pytest.mark.parametrize("mode", ["test", "live"])
+@pytest.mark.parametrize("task_type", TASK_BODIES)
 async def test_a_task_costs_its_price_times_its_counts(
-    house: House, kind: str, side: str, way: str, stream: bool
+    app: RunningApp, task_type: str, mode: str, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller()
-    live = side == "live"
-    began = time.time()
-    body = KINDS[kind]
-    told = await house.ask(
-        way, getattr(caller, side), body, stream=stream, headers={"X-Request-Id": f"id-{way}"}
+    account = await app.account()
+    live = mode == "live"
+    start = time.time()
+    body = TASK_BODIES[task_type]
+    outcome = await app.ask(
+        protocol, getattr(account, mode), body, stream=stream, headers={"X-Request-Id": f"id-{protocol}"}
     )
-    assert told.code == "ok"
-    check(await one(house, told, way, live=live, caller=caller), told, way, body, began, live=live)
+    assert outcome.code == "ok"
+    check(
+        await the_record(app, outcome, protocol, live=live, account=account),
+        outcome,
+        protocol,
+        body,
+        start,
+        live=live,
+    )
 
 
-async def one(house: House, told: Told, way: str, *, live: bool, caller: Any) -> UsageRecord:
-    """The one record of a side, whose balance fits it."""
-    (record,) = await house.records(caller, live=live)
-    assert not await house.records(caller, live=not live)
-    balance = await house.balance(caller, live=live)
+async def the_record(
+    app: RunningApp, outcome: Outcome, protocol: str, *, live: bool, account: Any
+) -> UsageRecord:
+    """Returns the only record of a mode, after comparing the balance and the headers with it."""
+    (record,) = await app.records(account, live=live)
+    assert not await app.records(account, live=not live)
+    balance = await app.balance(account, live=live)
     assert (balance.spent, balance.held) == (record.cost, 0)
-    assert await house.slots(caller, live=live) == 0
-    if "x-credits-charged" in told.last:
-        assert micros(told.last["x-credits-charged"]) == record.cost
+    assert await app.concurrency(account, live=live) == 0
+    if "x-credits-charged" in outcome.metadata:
+        assert micros(outcome.metadata["x-credits-charged"]) == record.cost
     return record
 
 
 def check(
-    record: UsageRecord, told: Told, way: str, body: dict[str, Any], began: float, *, live: bool
+    record: UsageRecord, outcome: Outcome, protocol: str, body: dict[str, Any], start: float, *, live: bool
 ) -> None:
-    """A record of a whole task has every field right."""
+    """Asserts that every field of a complete task's record is right."""
     model = CATALOG.models[body["model"]]
     route = model.routes[0]
-    assert record.cost == counted(record) > 0
+    assert record.cost == cost_of(record) > 0
     assert record.uncollected == 0
-    assert told.id in ("", record.task_id)
-    assert record.request_id == f"id-{way}"
-    assert record.wire == ("grpc" if way == "grpc" else "rest")
+    assert outcome.id in ("", record.task_id)
+    assert record.request_id == f"id-{protocol}"
+    assert record.wire == ("grpc" if protocol == "grpc" else "rest")
     assert record.live == live
     assert (record.model, record.price_version) == (body["model"], model.price_version)
     assert (record.provider, record.provider_model) == (
@@ -170,67 +179,67 @@ def check(
     )
     assert record.complete
     assert record.output_bytes > 0
-    assert 0 <= record.first_byte_ms <= record.processing_ms <= (time.time() - began) * 1000 + 1
-    assert began - 1 <= record.at <= time.time() + 1
+    assert 0 <= record.first_byte_ms <= record.processing_ms <= (time.time() - start) * 1000 + 1
+    assert start - 1 <= record.at <= time.time() + 1
     counts = (record.input_tokens, record.characters, record.images, record.audio_ms)
     match record.task_type:
         case "text":
-            assert told.usage == (
+            assert outcome.usage == (
                 record.input_tokens,
                 record.output_tokens,
                 record.input_tokens + record.output_tokens,
             )
             assert counts == (record.input_tokens, 0, 0, 0)
-            assert record.output_bytes == len(told.content.encode())
+            assert record.output_bytes == len(outcome.content.encode())
         case "image":
             assert counts == (0, 0, 1, 0)
             assert record.cost == 40_000
         case "text_to_speech":
             assert counts == (0, len(body["text"]), 0, 0)
             assert record.cost == 80 * len(body["text"])
-            assert record.output_bytes == int(told.content.split()[0])
+            assert record.output_bytes == int(outcome.content.split()[0])
         case "speech_to_speech" | "speech_to_text":
             assert counts == (0, 0, 0, record.audio_ms)
             assert record.audio_ms > 0
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-@pytest.mark.parametrize("side", ["test", "live"])
-@pytest.mark.parametrize("kind", ["image", "tts", "sts"])
-async def test_raw_bytes_cost_the_same(house: House, kind: str, side: str, way: str) -> None:
-    caller = await house.caller()
-    began = time.time()
-    told = await house.ask(
-        way,
-        getattr(caller, side),
-        KINDS[kind],
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@pytest.mark.parametrize("mode", ["test", "live"])
+@pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
+async def test_raw_media_costs_the_same(app: RunningApp, task_type: str, mode: str, protocol: str) -> None:
+    account = await app.account()
+    start = time.time()
+    outcome = await app.ask(
+        protocol,
+        getattr(account, mode),
+        TASK_BODIES[task_type],
         accept="image/*, audio/*",
-        headers={"X-Request-Id": f"id-{way}"},
+        headers={"X-Request-Id": f"id-{protocol}"},
     )
-    assert told.status == 200
-    live = side == "live"
-    record = await one(house, told, way, live=live, caller=caller)
-    check(record, told, way, KINDS[kind], began, live=live)
-    assert record.output_bytes == int(told.content.split()[0])
+    assert outcome.status == 200
+    live = mode == "live"
+    record = await the_record(app, outcome, protocol, live=live, account=account)
+    check(record, outcome, protocol, TASK_BODIES[task_type], start, live=live)
+    assert record.output_bytes == int(outcome.content.split()[0])
 
 
-@WAY
-@HOW
-async def test_after_another_route_the_record_names_who_answered(
-    house: House, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_after_a_fallback_the_record_names_the_provider_that_answered(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller()
-    prompt = f"elsewhere {way} {stream}"
+    account = await app.account()
+    prompt = f"fallback {protocol} {stream}"
     body = {"model": "flux-1-schnell", "prompt": prompt, "width": 512, "height": 512}
-    told = await house.ask(way, caller.live, body, stream=stream)
-    assert told.code == "ok"
-    (record,) = await house.records(caller)
+    outcome = await app.ask(protocol, account.live, body, stream=stream)
+    assert outcome.code == "ok"
+    (record,) = await app.records(account)
     assert (record.provider, record.provider_model) == ("together", "black-forest-labs/FLUX.1-schnell")
     assert record.pixels == 512 * 512
     assert record.cost == math.ceil(512 * 512 * 3_000 / 10**6)
 
 
-# --- what costs nothing
+# --- failed tasks
 
 FAILURES: dict[str, Any] = {
     "refused": error_reply(400, code="content_policy_violation"),
@@ -239,86 +248,92 @@ FAILURES: dict[str, Any] = {
 }
 
 
-@WAY
-@HOW
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize("name", FAILURES)
-async def test_a_failed_task_costs_nothing_and_frees_everything(
-    house: House, name: str, way: str, stream: bool
+async def test_a_failed_task_costs_nothing_and_releases_its_reservation(
+    app: RunningApp, name: str, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller("wide", live=5_000)
-    prompt = f"failure {name} {way} {stream}"
-    house.upstream.when(prompt, FAILURES[name])
-    for _ in range(3):  # more than there are slots
-        told = await house.ask(way, caller.live, say(prompt), stream=stream)
-        assert told.code not in ("ok", "concurrency_limit_exceeded", "insufficient_credits")
-        assert told.last["x-credits-charged"] == "0"
-        assert told.last["x-credits-remaining"] == "0.005"
-        assert told.last["x-ratelimit-remaining-concurrent"] == "2"
-    balance = await house.balance(caller, live=True)
+    account = await app.account("wide", live=5_000)
+    prompt = f"failure {name} {protocol} {stream}"
+    app.upstream.when(prompt, FAILURES[name])
+    for _ in range(3):  # more than the concurrency limit
+        outcome = await app.ask(protocol, account.live, text_body(prompt), stream=stream)
+        assert outcome.code not in ("ok", "concurrency_limit_exceeded", "insufficient_credits")
+        assert outcome.metadata["x-credits-charged"] == "0"
+        assert outcome.metadata["x-credits-remaining"] == "0.005"
+        assert outcome.metadata["x-ratelimit-remaining-concurrent"] == "2"
+    balance = await app.balance(account, live=True)
     assert (balance.spent, balance.held) == (0, 0)
-    assert not await house.records(caller)
+    assert not await app.records(account)
 
 
-@WAY
-@HOW
-@pytest.mark.parametrize("kind", ["tts", "image"])
-async def test_a_failed_task_of_a_known_price_is_not_said_to_cost_it(
-    house: House, kind: str, way: str, stream: bool
+@PROTOCOL
+@STREAM
+@pytest.mark.parametrize("task_type", ["tts", "image"])
+async def test_a_failed_task_with_a_known_price_reports_no_cost(
+    app: RunningApp, task_type: str, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller()
-    field = "text" if kind == "tts" else "prompt"
-    body = KINDS[kind] | {field: "[[error:provider_failed]]"}
-    told = await house.ask(way, caller.test, body, stream=stream)
-    assert told.code == "provider_failed"
-    assert told.last["x-credits-charged"] == "0"
-    assert told.last["x-credits-remaining"] == str(RICH // 10**6)
+    account = await app.account()
+    field = "text" if task_type == "tts" else "prompt"
+    body = TASK_BODIES[task_type] | {field: "[[error:provider_failed]]"}
+    outcome = await app.ask(protocol, account.test, body, stream=stream)
+    assert outcome.code == "provider_failed"
+    assert outcome.metadata["x-credits-charged"] == "0"
+    assert outcome.metadata["x-credits-remaining"] == str(RICH // 10**6)
 
 
-# --- what the vendor counts
+# --- the vendor's counts
 
 
-@WAY
-async def test_what_the_vendor_does_not_count_is_estimated_and_marked(house: House, way: str) -> None:
-    caller = await house.caller()
-    prompt = f"uncounted {way} stream"
-    house.upstream.when(prompt, Answer("five words are in here", usage=None))
-    told = await house.ask(way, caller.live, say(prompt), stream=True)
-    (record,) = await house.records(caller)
+@PROTOCOL
+async def test_usage_that_the_vendor_does_not_report_is_estimated_and_marked(
+    app: RunningApp, protocol: str
+) -> None:
+    account = await app.account()
+    prompt = f"uncounted {protocol} stream"
+    app.upstream.when(prompt, Answer("five words are in here", usage=None))
+    outcome = await app.ask(protocol, account.live, text_body(prompt), stream=True)
+    (record,) = await app.records(account)
     assert record.source == "estimated"
     assert record.complete
-    assert told.usage == (3, 5, 8)
+    assert outcome.usage == (3, 5, 8)
     assert (record.input_tokens, record.output_tokens) == (3, 5)
     assert record.cost == 3 * 4 + 5 * 20
 
 
-@WAY
-@HOW
-async def test_a_vendor_that_counts_more_than_was_held_makes_no_balance_negative(
-    house: House, way: str, stream: bool, caplog: pytest.LogCaptureFixture
+@PROTOCOL
+@STREAM
+async def test_usage_above_the_reservation_makes_no_balance_negative(
+    app: RunningApp, protocol: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caller = await house.caller(live=5_000)
-    prompt = f"overrun {way} {stream}"
+    account = await app.account(live=5_000)
+    prompt = f"overrun {protocol} {stream}"
     usage = {"prompt_tokens": 100, "completion_tokens": 1_000, "total_tokens": 1_100}
-    house.upstream.when(prompt, Answer("short", usage=usage))
-    told = await house.ask(way, caller.live, say(prompt, max_tokens=10), stream=stream)
-    assert told.code == "ok"
-    (record,) = await house.records(caller)
+    app.upstream.when(prompt, Answer("short", usage=usage))
+    outcome = await app.ask(protocol, account.live, text_body(prompt, max_tokens=10), stream=stream)
+    assert outcome.code == "ok"
+    (record,) = await app.records(account)
     assert (record.cost, record.uncollected) == (5_000, 100 * 4 + 1_000 * 20 - 5_000)
-    assert record.cost + record.uncollected == counted(record)
+    assert record.cost + record.uncollected == cost_of(record)
     (line,) = [entry for entry in caplog.records if "uncollected" in entry.getMessage()]
     assert line.levelname == "ERROR"
-    for named in (caller.account, record.task_id, "0.0154 credits"):
-        assert named in line.getMessage()
-    balance = await house.balance(caller, live=True)
+    for detail in (account.name, record.task_id, "0.0154 credits"):
+        assert detail in line.getMessage()
+    balance = await app.balance(account, live=True)
     assert (balance.available, balance.held) == (0, 0)
-    assert told.last["x-credits-remaining"] == "0" or (stream and way != "grpc")
-    assert (await house.ask(way, caller.live, say(prompt), stream=stream)).code == "insufficient_credits"
+    assert outcome.metadata["x-credits-remaining"] == "0" or (stream and protocol != "grpc")
+    assert (
+        await app.ask(protocol, account.live, text_body(prompt), stream=stream)
+    ).code == "insufficient_credits"
 
 
-@WAY
-async def test_credits_are_never_overdrawn_by_many_at_once(house: House, way: str) -> None:
-    caller = await house.caller(test=40_000 * 7 + 39_999)
-    answers = await asyncio.gather(*[house.ask(way, caller.test, KINDS["image"]) for _ in range(30)])
-    assert sorted(told.code for told in answers) == ["insufficient_credits"] * 23 + ["ok"] * 7
-    balance = await house.balance(caller)
+@PROTOCOL
+async def test_concurrent_tasks_never_overdraw_credits(app: RunningApp, protocol: str) -> None:
+    account = await app.account(test=40_000 * 7 + 39_999)
+    answers = await asyncio.gather(
+        *[app.ask(protocol, account.test, TASK_BODIES["image"]) for _ in range(30)]
+    )
+    assert sorted(outcome.code for outcome in answers) == ["insufficient_credits"] * 23 + ["ok"] * 7
+    balance = await app.balance(account)
     assert (balance.available, balance.held) == (39_999, 0)

@@ -16,13 +16,13 @@ from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
-from tests.integration.asking import call_of
-from tests.parity.clients import Ask, Grpc, Rest
+from tests.calls import call_of
+from tests.driver import GrpcDriver, RestDriver, TaskRequest
 
 
-def ask(key: str, text: str, *, stream: bool) -> Ask:
+def ask(key: str, text: str, *, stream: bool) -> TaskRequest:
     """Returns a text task of one message."""
-    return Ask({"model": "gpt-4", "messages": [{"role": "user", "content": text}]}, key, stream)
+    return TaskRequest({"model": "gpt-4", "messages": [{"role": "user", "content": text}]}, key, stream)
 
 
 async def warm(clients: list[Any], key: str) -> None:
@@ -48,7 +48,7 @@ async def test_short_tasks_complete_and_long_ones_get_shutting_down(tmp_path: Pa
             assert app.grpc is not None
             _, key = await app.keyring.create()
             channel = grpc.aio.insecure_channel(app.grpc)
-            clients: list[Any] = [Grpc(channel), Rest(session, "http://{}:{}".format(*app.rest))]
+            clients: list[Any] = [GrpcDriver(channel), RestDriver(session, "http://{}:{}".format(*app.rest))]
             await warm(clients, key)
             short = [asyncio.create_task(w(ask(key, "[[delay:0.4]]", stream=stream))) for w in clients]
             long = [asyncio.create_task(w(ask(key, "[[stall]]", stream=stream))) for w in clients]
@@ -76,7 +76,7 @@ async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
         assert first.rest is not None
         assert second.rest is not None
         codes = [
-            (await Rest(session, "http://{}:{}".format(*app.rest))(ask(key, "Hi", stream=False))).code
+            (await RestDriver(session, "http://{}:{}".format(*app.rest))(ask(key, "Hi", stream=False))).code
             for app in (first, second)
             if app.rest is not None
         ]
@@ -91,7 +91,7 @@ async def test_a_separate_gateway_drains_as_well(tmp_path: Path) -> None:
         _, key = await app.keyring.create()
         began = 0.0
         async with open_gateway(alone, app.grpc) as (host, port):
-            client = Rest(session, f"http://{host}:{port}")
+            client = RestDriver(session, f"http://{host}:{port}")
             await warm([client], key)
             short = asyncio.create_task(client(ask(key, "[[delay:0.4]]", stream=True)))
             long = [asyncio.create_task(client(ask(key, "[[stall]]", stream=s))) for s in (False, True)]

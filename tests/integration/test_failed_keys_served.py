@@ -1,4 +1,4 @@
-"""Failed keys of one address over both protocols: the 21st in a minute is refused with a wait, good keys are not."""
+"""The limit of failed keys of an address over both protocols: the 21st in a minute is refused, valid keys are not."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.origin import GatewayProof
 from pomelo.server.remote import open_remote
 from pomelo.settings import Settings
-from tests.integration.asking import bearer, call_of, reason_of
+from tests.calls import bearer, call_of, reason_of
 
 
 @pytest.fixture
-async def fresh(tmp_path: Path) -> AsyncIterator[App]:
-    """An app that has received no bad key yet."""
+async def fresh_app(tmp_path: Path) -> AsyncIterator[App]:
+    """An app that has received no invalid key yet."""
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=0.5)
     async with open_app(settings) as app:
         yield app
 
 
 async def by_rest(app: App, http: aiohttp.ClientSession, key: str) -> tuple[int, str, Any]:
-    """Status, code and headers of a list of the models with a key."""
+    """Lists the models with a key; returns the status, the code and the headers."""
     assert app.rest is not None
     url = "http://{}:{}/api/v1/models".format(*app.rest)
     async with http.get(url, headers={"Authorization": f"Bearer {key}"}) as answer:
@@ -38,7 +38,7 @@ async def by_rest(app: App, http: aiohttp.ClientSession, key: str) -> tuple[int,
 
 
 async def by_grpc(app: App, key: str) -> grpc.aio.AioRpcError | None:
-    """How a call with a key fails; None when it doesn't."""
+    """Lists the models with a key; returns the error, or None."""
     assert app.grpc is not None
     async with grpc.aio.insecure_channel(app.grpc) as channel:
         try:
@@ -48,26 +48,28 @@ async def by_grpc(app: App, key: str) -> grpc.aio.AioRpcError | None:
     return None
 
 
-async def test_both_protocols_share_the_limit_of_an_address(fresh: App, http: aiohttp.ClientSession) -> None:
-    _, good = await fresh.keyring.create()
+async def test_both_protocols_share_the_limit_of_an_address(
+    fresh_app: App, http: aiohttp.ClientSession
+) -> None:
+    _, good = await fresh_app.keyring.create()
     for _ in range(10):
-        assert (await by_rest(fresh, http, "pml_test_bad"))[:2] == (401, "invalid_api_key")
-        error = await by_grpc(fresh, "pml_test_bad")
+        assert (await by_rest(fresh_app, http, "pml_test_bad"))[:2] == (401, "invalid_api_key")
+        error = await by_grpc(fresh_app, "pml_test_bad")
         assert error is not None
         assert error.code() == grpc.StatusCode.UNAUTHENTICATED
-    status, code, headers = await by_rest(fresh, http, "pml_test_bad")
+    status, code, headers = await by_rest(fresh_app, http, "pml_test_bad")
     assert (status, code) == (429, "rate_limit_exceeded")
     assert 1 <= int(headers["Retry-After"]) <= 60
-    error = await by_grpc(fresh, "pml_test_bad")
+    error = await by_grpc(fresh_app, "pml_test_bad")
     assert error is not None
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert reason_of(error) == "rate_limit_exceeded"
-    assert (await by_rest(fresh, http, good))[:2] == (200, "ok")
-    assert await by_grpc(fresh, good) is None
+    assert (await by_rest(fresh_app, http, good))[:2] == (200, "ok")
+    assert await by_grpc(fresh_app, good) is None
 
 
 async def code_of(remote: Any, key: str, address: str) -> str:
-    """The code of a call through a gateway whose caller has an address."""
+    """Returns the error code of a call through a gateway, whose caller has an address."""
     call = call_of(key)
     call.address = address
     with pytest.raises(PomeloError) as caught:
@@ -75,20 +77,20 @@ async def code_of(remote: Any, key: str, address: str) -> str:
     return caught.value.code
 
 
-async def test_callers_of_a_proven_gateway_are_counted_by_their_own_addresses(fresh: App) -> None:
-    assert fresh.grpc is not None
-    proof = gateway_proof(fresh.settings.root_secret())
-    async with open_remote(fresh.grpc, proof=proof) as remote:
+async def test_failed_keys_through_a_trusted_gateway_count_by_the_callers_address(fresh_app: App) -> None:
+    assert fresh_app.grpc is not None
+    proof = gateway_proof(fresh_app.settings.root_secret())
+    async with open_remote(fresh_app.grpc, proof=proof) as remote:
         assert {await code_of(remote, "bad", "203.0.113.1") for _ in range(20)} == {"invalid_api_key"}
         assert await code_of(remote, "bad", "203.0.113.1") == "rate_limit_exceeded"
         assert await code_of(remote, "bad", "203.0.113.2") == "invalid_api_key"
 
 
-async def test_an_unproven_gateway_can_not_choose_the_address_that_is_counted(fresh: App) -> None:
-    assert fresh.grpc is not None
-    _, good = await fresh.keyring.create()
+async def test_an_untrusted_gateway_cannot_choose_the_address_that_is_counted(fresh_app: App) -> None:
+    assert fresh_app.grpc is not None
+    _, good = await fresh_app.keyring.create()
     for proof in (None, GatewayProof(b"another secret" * 4)):
-        async with open_remote(fresh.grpc, proof=proof) as remote:
+        async with open_remote(fresh_app.grpc, proof=proof) as remote:
             codes = [await code_of(remote, "bad", f"203.0.113.{number}") for number in range(25)]
             assert codes[20:] == ["rate_limit_exceeded"] * 5
             assert await remote.models.list_models(call_of(good))

@@ -20,8 +20,9 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
+from tests.calls import bearer
 from tests.conftest import Keys
-from tests.integration.asking import bearer, text_task
+from tests.tasks import text_task
 
 AUDIO = b"OggS" + b"audio that only this file has  " * 3_000
 TASK = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}]}

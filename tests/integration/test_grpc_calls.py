@@ -44,9 +44,10 @@ from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.conftest import Keys
 from tests.faults import frames, http2
-from tests.integration.asking import bearer, end, failure, reason_of, text_of, text_task
+from tests.tasks import text_task
 
 MIB = 1024 * 1024
 RUN_TASK = "/pomelo.v1.TaskService/RunTask"
@@ -298,7 +299,7 @@ async def test_a_request_must_have_exactly_one_message(plain: ServerUnderTest, k
         call = plain.channel.stream_unary(RUN_TASK)(iter(messages), metadata=bearer(keys.test))
         error = await failure(call)
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_body")
-        assert text_of(error.trailing_metadata())["x-credits-remaining"]
+        assert as_dict(error.trailing_metadata())["x-credits-remaining"]
     call = plain.channel.stream_unary(RUN_TASK)(iter([one]), metadata=bearer(keys.test))
     assert await call
 
@@ -349,7 +350,7 @@ async def test_a_message_above_the_limit_is_refused_with_the_limit(
         data = RunTaskRequest(task=text_task("x" * size)).SerializeToString()
         error = await failure(raw_call(plain.channel, RUN_TASK, data, keys.test, compression=compression))
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "payload_too_large")
-        metadata = text_of(error.trailing_metadata())
+        metadata = as_dict(error.trailing_metadata())
         assert metadata["grpc-retry-pushback-ms"] == "-1"
         assert metadata["x-credits-remaining"]
 
@@ -456,7 +457,7 @@ async def test_unauthenticated_calls_have_a_separate_small_limit(app: App, keys:
         ):
             error = await failure(call)
             assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "overloaded")
-            assert text_of(error.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+            assert as_dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
         assert (await health.Check(health_pb2.HealthCheckRequest())).status
         assert (await list_models(opened.channel, keys.test)).models
         with_key = health.Watch(health_pb2.HealthCheckRequest(), metadata=bearer(keys.test))
@@ -505,7 +506,7 @@ async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, ke
         error = await failure(call)
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
         assert "0.3 seconds" in (error.details() or "")
-        assert text_of(error.trailing_metadata())["x-credits-remaining"]
+        assert as_dict(error.trailing_metadata())["x-credits-remaining"]
         await opened.server.running.idle()
         assert opened.in_flight.calls == 0
 
@@ -587,7 +588,7 @@ async def test_a_call_above_the_limit_of_calls_is_refused_and_the_others_continu
         ):
             error = await failure(call)
             assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "overloaded")
-            metadata = text_of(error.trailing_metadata())
+            metadata = as_dict(error.trailing_metadata())
             assert (metadata["retry-after"], metadata["grpc-retry-pushback-ms"]) == ("1", "1000")
             assert metadata["x-credits-remaining"]
         health = health_pb2_grpc.HealthStub(opened.channel)
@@ -649,7 +650,7 @@ async def test_refused_messages_count_as_requests(app: App) -> None:
             error = await failure(raw_call(opened.channel, RUN_TASK, data, key))
             assert reason_of(error) == code
             remaining -= counts
-            assert text_of(error.trailing_metadata())["x-ratelimit-remaining"] == str(remaining), code
+            assert as_dict(error.trailing_metadata())["x-ratelimit-remaining"] == str(remaining), code
         for _ in range(remaining):
             assert (
                 reason_of(await failure(raw_call(opened.channel, RUN_TASK, b"\xff", key))) == "invalid_body"
@@ -672,7 +673,7 @@ async def test_the_server_counts_and_reports_a_body_that_a_gateway_refused(app: 
             metadata = [*bearer(key), *more, ("x-pomelo-refused", refused)]
             request = RunTaskRequest(task=Task(model=model))
             error = await failure(stub.RunTask(request, metadata=metadata))
-            return reason_of(error), text_of(error.trailing_metadata())["x-ratelimit-remaining"]
+            return reason_of(error), as_dict(error.trailing_metadata())["x-ratelimit-remaining"]
 
         gateway = PROOF.metadata("rest", "", f"Bearer {key}")
         assert await ask("invalid_body 3", *gateway) == ("invalid_body", "19")
@@ -781,7 +782,7 @@ async def test_a_client_with_a_retry_policy_retries_after_the_pushback(
                 call = stub.RunTask(RunTaskRequest(task=task), metadata=bearer(key))
                 error = await failure(call)
                 assert reason_of(error) == code
-                assert "grpc-previous-rpc-attempts" not in text_of(error.trailing_metadata())
+                assert "grpc-previous-rpc-attempts" not in as_dict(error.trailing_metadata())
                 assert time.monotonic() - began < 5, "it was not tried again"
     assert TABLE["provider_failed"].status == "UNAVAILABLE"
 

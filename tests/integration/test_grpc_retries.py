@@ -34,11 +34,12 @@ from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService
 from pomelo.testing import Answer, FaultUpstream, Received, Reply, error_reply
 from tests import node_client
+from tests.app import RunningApp, run_app
+from tests.calls import bearer, reason_of
 from tests.conftest import Keys
 from tests.faults import frames, http2
-from tests.integration.asking import bearer, reason_of, text_task
-from tests.integration.house import House, open_house
 from tests.ports import free_port
+from tests.tasks import text_task
 
 ATTEMPTS = 4
 
@@ -165,7 +166,7 @@ def options(config: str) -> list[tuple[str, Any]]:
 def client(request: pytest.FixtureRequest) -> Client:
     """Each of the clients."""
     if request.param == "node":
-        return with_node(node_client.installed(Path(request.config.cache.mkdir("node"))))
+        return with_node(node_client.install(Path(request.config.cache.mkdir("node"))))
     return with_asyncio if request.param == "asyncio" else blocking
 
 
@@ -288,20 +289,20 @@ class DownAtFirst:
 
 
 @pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("retries")) as opened:
+async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("retries")) as opened:
         yield opened
 
 
-async def test_a_task_that_succeeds_on_a_retry_is_billed_once(client: Client, house: House) -> None:
-    caller = await house.caller()
+async def test_a_task_that_succeeds_on_a_retry_is_billed_once(client: Client, house: RunningApp) -> None:
+    caller = await house.account()
     calls, vendors = [], []
     for method in ("RunTask", "StreamTask"):
         calls.append((method, f"down for a while {method} {time.monotonic_ns()}"))
         vendors.append(DownAtFirst(ROUTE_ATTEMPTS))
         house.upstream.when(calls[-1][1], vendors[-1])
-    assert house.app.grpc is not None
-    for ended in await client(house.app.grpc, caller.live, PLAIN, calls):
+    assert house.server.grpc is not None
+    for ended in await client(house.server.grpc, caller.live, PLAIN, calls):
         assert (ended.status, ended.content) == ("OK", "one two")
     assert [vendor.requests for vendor in vendors] == [ROUTE_ATTEMPTS + 1] * 2
     records = await house.records(caller)

@@ -34,9 +34,10 @@ from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_admin, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.calls import bearer, call_of, reason_of
 from tests.certificates import make_certificate
 from tests.conftest import Keys
-from tests.integration.asking import bearer, call_of, reason_of, text_task
+from tests.tasks import text_task
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

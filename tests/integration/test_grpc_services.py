@@ -20,17 +20,18 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.connection_limits import ConnectionObserver
-from tests.integration.asking import bearer, end, failure, reason_of, text_of, text_task
-from tests.integration.played_services import (
+from tests.calls import as_dict, bearer, end, failure, reason_of
+from tests.integration.scripted_services import (
     GATEWAY,
     KEY,
     PROOF,
     STARTED,
     Event,
-    Played,
-    front,
+    ScriptedServices,
     raises,
+    serve_scripted,
 )
+from tests.tasks import text_task
 
 LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
 LARGE = "x" * 70_000
@@ -44,18 +45,18 @@ METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 @pytest.mark.parametrize("when", ["before", "during"])
 async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, when: str) -> None:
     error = PomeloError("rate_limit_exceeded", retry_after=7)
-    async with front(Played(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
+    async with serve_scripted(ScriptedServices(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
         failed = await failure(opened.task(method))
     assert reason_of(failed) == "rate_limit_exceeded"
-    trailing = text_of(failed.trailing_metadata())
+    trailing = as_dict(failed.trailing_metadata())
     assert trailing.items() >= LIMITS.items()
     assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("7", "7000")
-    assert not text_of(failed.initial_metadata()).keys() & LIMITS.keys()
+    assert not as_dict(failed.initial_metadata()).keys() & LIMITS.keys()
 
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails: bool) -> None:
-    played = Played()
+    played = ScriptedServices()
 
     @asynccontextmanager
     async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
@@ -68,14 +69,14 @@ async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails:
         yield play()
 
     played.stream_task = stream_task  # type: ignore[method-assign]
-    async with front(played) as opened:
+    async with serve_scripted(played) as opened:
         call = opened.task("StreamTask")
         if fails:
             assert reason_of(await failure(call)) == "provider_failed"
         else:
             await end(call)
-        assert text_of(await call.initial_metadata()).items() >= LIMITS.items()
-        trailing = text_of(await call.trailing_metadata())
+        assert as_dict(await call.initial_metadata()).items() >= LIMITS.items()
+        trailing = as_dict(await call.trailing_metadata())
     assert trailing["x-credits-charged"] == "0.5"
     assert "grpc-retry-pushback-ms" not in trailing, "the stream was accepted: nothing may be retried"
     assert not trailing.keys() & LIMITS.keys()
@@ -86,39 +87,39 @@ async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails:
 
 @METHODS
 async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         for timeout in (None, 5.0, 50.0):
             began = time.monotonic()
             await end(opened.task(method, timeout=timeout))
-            left = opened.played.calls[-1].deadline - began
+            left = opened.services.calls[-1].deadline - began
             assert (timeout or 600.0) - 3 < left < (timeout or 600.0) + 3
 
 
 @METHODS
 async def test_the_deadline_of_a_gateway_s_call_is_the_one_in_its_header(method: str) -> None:
     metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
-    async with front() as opened:
+    async with serve_scripted() as opened:
         began = time.monotonic()
         await end(opened.task(method, timeout=5.0, metadata=metadata))
-        (call,) = opened.played.calls
+        (call,) = opened.services.calls
     assert 47 < call.deadline - began < 53
     assert (call.protocol, call.address) == ("rest", "192.0.2.7")
 
 
 async def test_the_address_of_a_caller_that_is_not_a_gateway_is_that_of_its_connection() -> None:
     unproven = PROOF.metadata("rest", "192.0.2.7", "")  # of another key
-    async with front() as opened:
+    async with serve_scripted() as opened:
         await end(opened.task("RunTask", metadata=[*bearer(KEY), *unproven]))
-        (call,) = opened.played.calls
+        (call,) = opened.services.calls
     assert (call.protocol, call.address) == ("grpc", "127.0.0.1")
 
 
 @METHODS
 async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: str) -> None:
-    async with front(Played(before=raises(invalid("seed", "a number")))) as opened:
+    async with serve_scripted(ScriptedServices(before=raises(invalid("seed", "a number")))) as opened:
         for prompt in ("Hi", LARGE):
             assert reason_of(await failure(opened.task(method, prompt))) == "invalid_parameter"
-        small, large = opened.played.visits
+        small, large = opened.services.visits
     assert small.refused == []
     assert large.refused == [("invalid_parameter", "gpt-4")]
 
@@ -126,9 +127,9 @@ async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: s
 @METHODS
 @pytest.mark.parametrize("code", ["insufficient_credits", "provider_failed", "rate_limit_exceeded"])
 async def test_a_large_task_that_fails_for_another_reason_is_not_counted(method: str, code: str) -> None:
-    async with front(Played(before=raises(PomeloError(code)))) as opened:
+    async with serve_scripted(ScriptedServices(before=raises(PomeloError(code)))) as opened:
         assert reason_of(await failure(opened.task(method, LARGE))) == code
-        (visit,) = opened.played.visits
+        (visit,) = opened.services.visits
     assert visit.refused == []
 
 
@@ -138,19 +139,19 @@ async def test_a_task_that_was_charged_is_not_counted_again(method: str) -> None
         call.response_headers["X-Credits-Charged"] = "1"
         raise invalid("seed", "a number")
 
-    async with front(Played(before=charge)) as opened:
+    async with serve_scripted(ScriptedServices(before=charge)) as opened:
         assert reason_of(await failure(opened.task(method, LARGE))) == "invalid_parameter"
-        (visit,) = opened.played.visits
+        (visit,) = opened.services.visits
     assert visit.refused == []
 
 
 @METHODS
 async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(method: str) -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         await end(opened.task(method))
         assert reason_of(await failure(opened.task(method, metadata=bearer("nope")))) == "invalid_api_key"
         await opened.server.running.idle()
-        (visit,) = opened.played.visits
+        (visit,) = opened.services.visits
     assert visit.reserved == [RunTaskRequest(task=text_task("Hi")).ByteSize()]
     assert visit.closed == 1
 
@@ -158,7 +159,7 @@ async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(m
 @pytest.mark.parametrize("extra", [0, 1])
 async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
     size = RunTaskRequest(task=text_task("Hi")).ByteSize()
-    async with front(message=size) as opened:
+    async with serve_scripted(message=size) as opened:
         call = opened.task("RunTask", "Hi" + "x" * extra)
         if extra:
             assert reason_of(await failure(call)) == "payload_too_large"
@@ -175,9 +176,9 @@ async def test_a_gateway_is_informed_that_a_task_was_accepted_before_its_first_e
     async def wait(call: Call) -> None:
         await go_on.wait()
 
-    async with front(Played(during=wait)) as opened:
+    async with serve_scripted(ScriptedServices(during=wait)) as opened:
         call = opened.task("StreamTask", metadata=[*bearer(KEY), *GATEWAY])
-        initial = text_of(await call.initial_metadata())
+        initial = as_dict(await call.initial_metadata())
         assert initial["x-pomelo-open"] == "1"
         assert initial.items() >= LIMITS.items()
         go_on.set()
@@ -216,7 +217,7 @@ class Counted(ConnectionObserver):
 
 async def test_the_end_of_every_look_up_and_call_is_reported() -> None:
     counted = Counted()
-    async with front(connections=counted) as opened:
+    async with serve_scripted(connections=counted) as opened:
         await end(opened.task("RunTask"))
         await end(opened.task("StreamTask"))
         await failure(opened.task("RunTask", metadata=bearer("nope")))
@@ -230,7 +231,7 @@ async def test_the_end_of_every_look_up_and_call_is_reported() -> None:
 @METHODS
 async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
     counted = Counted()
-    async with front(connections=counted) as opened:
+    async with serve_scripted(connections=counted) as opened:
         await end(opened.task(method))
         await failure(opened.task(method, metadata=[*bearer("nope"), *GATEWAY]))
         assert counted.reports["trust"] == 0
@@ -239,7 +240,7 @@ async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
 
 
 async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         health = health_pb2_grpc.HealthStub(opened.channel)
         watch = health.Watch(health_pb2.HealthCheckRequest(service="nope"))
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -252,7 +253,7 @@ async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
 
 
 async def test_a_watch_that_begins_in_a_drain_gets_one_message() -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         opened.server.drain()
         watch = health_pb2_grpc.HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest())
         statuses = [response.status async for response in watch]

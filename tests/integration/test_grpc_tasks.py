@@ -22,18 +22,9 @@ from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.providers.base import Job
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.conftest import Keys
-from tests.integration.asking import (
-    KINDS,
-    bearer,
-    end,
-    failure,
-    output_of,
-    reason_of,
-    task_of,
-    text_of,
-    text_task,
-)
+from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +43,19 @@ def start(tasks: Any, method: str, task: Task, **more: Any) -> Any:
 METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_TYPES)
 async def test_a_task_of_each_type_runs(kind: str, tasks: Any, keys: Keys) -> None:
-    response = await tasks.RunTask(RunTaskRequest(task=task_of(kind)), metadata=bearer(keys.test))
-    assert response.result.WhichOneof("output") == output_of(kind)
-    assert response.result.model == task_of(kind).model
+    response = await tasks.RunTask(RunTaskRequest(task=small_task(kind)), metadata=bearer(keys.test))
+    assert response.result.WhichOneof("output") == output_field(kind)
+    assert response.result.model == small_task(kind).model
     assert abs(response.result.created.seconds - time.time()) < 30
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_TYPES)
 async def test_a_task_of_each_type_streams_in_the_order_of_the_contract(
     kind: str, tasks: Any, keys: Keys
 ) -> None:
-    call = tasks.StreamTask(StreamTaskRequest(task=task_of(kind)), metadata=bearer(keys.test))
+    call = tasks.StreamTask(StreamTaskRequest(task=small_task(kind)), metadata=bearer(keys.test))
     events = [event async for event in call]
     names = [event.WhichOneof("event") for event in events]
     assert names[0] == "started"
@@ -76,7 +67,7 @@ async def test_a_task_of_each_type_streams_in_the_order_of_the_contract(
     else:
         assert names[-1] == "result"
         assert events[-1].result.id == events[0].started.id
-        assert events[-1].result.WhichOneof("output") == output_of(kind)
+        assert events[-1].result.WhichOneof("output") == output_field(kind)
     if kind in ("text_to_speech", "speech_to_speech"):
         assert set(names[1:-1]) == {"audio_chunk"}
         assert not events[-1].result.speech.data
@@ -84,19 +75,19 @@ async def test_a_task_of_each_type_streams_in_the_order_of_the_contract(
 
 async def test_a_stream_has_its_headers_in_initial_metadata(tasks: Any, keys: Keys) -> None:
     call = start(tasks, "StreamTask", text_task(), metadata=bearer(keys.test, x_request_id="my-id.7"))
-    metadata = text_of(await call.initial_metadata())
+    metadata = as_dict(await call.initial_metadata())
     assert metadata["x-request-id"] == "my-id.7"
     assert metadata["x-pomelo-mode"] == "test"
     assert "x-pomelo-open" not in metadata, "a sign between a gateway and a server alone"
     await end(call)
-    assert "x-credits-charged" in text_of(await call.trailing_metadata())
+    assert "x-credits-charged" in as_dict(await call.trailing_metadata())
 
 
 async def test_a_unary_response_has_its_headers_only_in_trailing_metadata(tasks: Any, keys: Keys) -> None:
     call = start(tasks, "RunTask", text_task(), metadata=bearer(keys.test, x_request_id="my-id.7"))
     await end(call)
-    assert not [name for name in text_of(await call.initial_metadata()) if name.startswith("x-")]
-    metadata = text_of(await call.trailing_metadata())
+    assert not [name for name in as_dict(await call.initial_metadata()) if name.startswith("x-")]
+    metadata = as_dict(await call.trailing_metadata())
     assert metadata["x-request-id"] == "my-id.7"
     assert metadata["x-pomelo-mode"] == "test"
     assert metadata["x-credits-charged"]
@@ -110,7 +101,7 @@ async def test_a_missing_or_invalid_request_id_is_replaced(
     more = {} if request_id is None else {"x_request_id": request_id}
     call = start(tasks, method, text_task(), metadata=bearer(keys.test, **more))
     await end(call)
-    metadata = text_of(await call.initial_metadata()) | text_of(await call.trailing_metadata())
+    metadata = as_dict(await call.initial_metadata()) | as_dict(await call.trailing_metadata())
     assert metadata["x-request-id"].startswith("req_")
 
 
@@ -121,7 +112,7 @@ async def test_an_error_has_metadata_status_and_details(method: str, tasks: Any,
     assert error.code() == grpc.StatusCode.UNAVAILABLE
     assert error.details() == TABLE["provider_unavailable"].message
     assert reason_of(error) == "provider_unavailable"
-    metadata = {**text_of(error.initial_metadata()), **text_of(error.trailing_metadata())}
+    metadata = {**as_dict(error.initial_metadata()), **as_dict(error.trailing_metadata())}
     assert metadata["x-request-id"] == "it"
     assert metadata["x-pomelo-mode"] == "test"
 
@@ -130,14 +121,14 @@ async def test_a_retryable_refusal_has_its_wait_in_metadata(tasks: Any, keys: Ke
     task = text_task("[[error:rate_limit_exceeded]]")
     error = await failure(start(tasks, "RunTask", task, metadata=bearer(keys.test)))
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    metadata = text_of(error.trailing_metadata())
+    metadata = as_dict(error.trailing_metadata())
     assert (metadata["retry-after"], metadata["grpc-retry-pushback-ms"]) == ("60", "60000")
 
 
 async def test_a_permanent_refusal_stops_retry_policies(tasks: Any, keys: Keys) -> None:
     for task, key in ((text_task(model="nope"), keys.test), (text_task(), keys.revoked)):
         error = await failure(start(tasks, "RunTask", task, metadata=bearer(key)))
-        metadata = text_of(error.trailing_metadata())
+        metadata = as_dict(error.trailing_metadata())
         assert metadata["grpc-retry-pushback-ms"] == "-1"
         assert "retry-after" not in metadata
 
@@ -147,7 +138,7 @@ async def test_a_caller_without_a_key_is_refused_with_a_request_id(method: str, 
     error = await failure(start(tasks, method, text_task()))
     assert error.code() == grpc.StatusCode.UNAUTHENTICATED
     assert reason_of(error) == "invalid_api_key"
-    assert text_of(error.trailing_metadata())["x-request-id"].startswith("req_")
+    assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
 
 
 @METHODS
@@ -199,7 +190,7 @@ async def test_a_caller_that_leaves_closes_the_provider_s_connection_within_50_m
 
 @METHODS
 async def test_inline_audio_of_exactly_the_limit_is_accepted(method: str, tasks: Any, keys: Keys) -> None:
-    task = task_of("speech_to_text")
+    task = small_task("speech_to_text")
     task.speech_to_text.audio.data = b"\0" * (4 * 1024 * 1024)
     await end(start(tasks, method, task, metadata=bearer(keys.test)))
     task.speech_to_text.audio.data += b"\0"
@@ -219,7 +210,7 @@ async def test_models_are_listed_and_described(channel: grpc.aio.Channel, keys: 
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "unsupported_model")
     error = await failure(models.ListModels(ListModelsRequest(), metadata=bearer("junk")))
     assert reason_of(error) == "invalid_api_key"
-    assert text_of(error.trailing_metadata())["x-request-id"].startswith("req_")
+    assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
 
 
 # --- broken providers and callers

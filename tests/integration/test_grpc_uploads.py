@@ -12,31 +12,32 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from tests.calls import bearer, end, failure, reason_of
 from tests.faults import http2
-from tests.integration.asking import bearer, end, failure, reason_of, text_task
-from tests.integration.played_services import GATEWAY, KEY, PROOF, Played, front, raises
+from tests.integration.scripted_services import GATEWAY, KEY, PROOF, ScriptedServices, raises, serve_scripted
+from tests.tasks import text_task
 
 METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
 async def test_a_refused_upload_is_received_for_a_moment_so_that_its_caller_gets_the_error() -> None:
     # grpc.aio's client forgets the refusal if a message that it sends fails.
-    async with front(Played(upload=raises(PomeloError("payload_too_large")))) as opened:
-        assert await opened.lasts() > 0.9
-        assert await opened.lasts(*GATEWAY) < 0.9, "a gateway needs no such time"
+    async with serve_scripted(ScriptedServices(upload=raises(PomeloError("payload_too_large")))) as opened:
+        assert await opened.upload_seconds() > 0.9
+        assert await opened.upload_seconds(*GATEWAY) < 0.9, "a gateway needs no such time"
 
 
 async def test_an_upload_with_an_invalid_header_does_not_begin() -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         metadata = bearer(KEY, x_request_timeout="soon")
         call = opened.media.UploadMedia(iter([UploadMediaRequest(chunk=b"x")]), metadata=metadata)
         assert reason_of(await failure(call)) == "invalid_parameter"
-        assert opened.played.uploads == 0
+        assert opened.services.uploads == 0
 
 
 async def test_slots_of_uploads_and_messages_are_released() -> None:
     one = RunTaskRequest(task=text_task()).SerializeToString()
-    async with front(reads=1, uploads=1, message=1000) as opened:
+    async with serve_scripted(reads=1, uploads=1, message=1000) as opened:
         for _ in range(3):
             pieces = [UploadMediaRequest(chunk=b"x")] * 3
             made = await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))
@@ -59,7 +60,7 @@ async def test_an_upload_whose_caller_leaves_does_not_look_complete() -> None:
             stored.append(chunk)
         stored.append(b"the end")
 
-    async with front(Played(upload=store)) as opened:
+    async with serve_scripted(ScriptedServices(upload=store)) as opened:
         for _ in range(10):
             stored.clear()
             begun.clear()
@@ -72,7 +73,7 @@ async def test_an_upload_whose_caller_leaves_does_not_look_complete() -> None:
 
 
 async def test_an_upload_without_chunks_ends() -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         made = await opened.media.UploadMedia(iter([]), metadata=bearer(KEY))
         assert (made.media.size_bytes, made.media.content_type) == (0, "")
 
@@ -88,7 +89,7 @@ async def test_an_upload_without_chunks_ends() -> None:
 async def test_the_first_message_of_an_upload_may_be_its_type_or_its_first_chunk(
     first: list[UploadMediaRequest], content_type: str, size: int
 ) -> None:
-    async with front() as opened:
+    async with serve_scripted() as opened:
         pieces = [*first, UploadMediaRequest(chunk=b"x")]
         made = await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))
     assert (made.media.content_type, made.media.size_bytes) == (content_type, size)
@@ -99,7 +100,7 @@ async def test_the_time_to_read_a_message_does_not_bound_its_task(method: str) -
     async def work(call: Call) -> None:
         await asyncio.sleep(0.4)  # longer than a message may take
 
-    async with front(Played(during=work), read_time=0.2) as opened:
+    async with serve_scripted(ScriptedServices(during=work), read_time=0.2) as opened:
         await end(opened.task(method))
 
 
@@ -108,7 +109,7 @@ async def test_the_time_between_two_chunks_does_not_include_their_processing() -
         assert await anext(chunks) == b"x"
         await asyncio.sleep(0.4)  # longer than a piece may take
 
-    async with front(Played(upload=store), chunk_time=0.2) as opened:
+    async with serve_scripted(ScriptedServices(upload=store), chunk_time=0.2) as opened:
         pieces = [UploadMediaRequest(chunk=b"x"), UploadMediaRequest(chunk=b"yz")]
         assert (await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))).media.size_bytes == 2
 
@@ -120,7 +121,7 @@ async def test_a_message_that_waits_too_long_for_its_slot_is_refused_as_overload
         if call.request_id == "early":
             await admitted.wait()
 
-    async with front(Played(admission=admission), reads=1, read_time=0.6) as opened:
+    async with serve_scripted(ScriptedServices(admission=admission), reads=1, read_time=0.6) as opened:
         metadata = bearer(KEY, x_request_id="early")
         early = asyncio.ensure_future(failure(opened.task("RunTask", metadata=metadata)))
         await asyncio.sleep(0.3)  # so that the other call may take longer
@@ -128,7 +129,7 @@ async def test_a_message_that_waits_too_long_for_its_slot_is_refused_as_overload
         async with http2.connect(host, int(port)) as connection:
             call = connection.begin("/pomelo.v1.TaskService/RunTask", bearer(KEY))
             await connection.send(call, b"")
-            while not opened.played.visits:  # noqa: ASYNC110
+            while not opened.services.visits:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             admitted.set()
             failed = await early
@@ -143,7 +144,7 @@ async def test_a_download_by_a_signed_link_may_take_longer_than_an_unauthenticat
     async def slow() -> None:
         await asyncio.sleep(0.5)
 
-    async with front(Played(download=slow), unauthenticated_time=0.2) as opened:
+    async with serve_scripted(ScriptedServices(download=slow), unauthenticated_time=0.2) as opened:
         request = DownloadMediaRequest(media_id="media_1", signature="s")
         messages = [message async for message in opened.media.DownloadMedia(request)]
     assert [message.chunk for message in messages] == [b"", b"abc"]
@@ -157,7 +158,7 @@ async def test_downloads_that_gateways_forward_have_a_separate_limit() -> None:
     async def wait() -> None:
         await go_on.wait()
 
-    async with front(Played(download=wait), forwarded=1, unauthenticated=1) as opened:
+    async with serve_scripted(ScriptedServices(download=wait), forwarded=1, unauthenticated=1) as opened:
         first = opened.media.DownloadMedia(request, metadata=metadata)
         assert (await first.read()).media.media_id == "media_1"
         assert (

@@ -1,4 +1,4 @@
-"""Idempotency-Key over the real wires: the same request is done once, charged once, and answered again."""
+"""Idempotency-Key over all protocols: a repeated request runs once, is charged once, and gets the same answer."""
 
 from __future__ import annotations
 
@@ -22,302 +22,304 @@ from pomelo.stores.base import Store
 from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
-from tests.integration.house import KINDS, WAYS, Caller, House, Told, digest, open_house, say
-from tests.parity.clients import to_task
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM, Outcome, digest
+from tests.tasks import AUDIO, TASK_BODIES, text_body, to_task
 
-WAY = pytest.mark.parametrize("way", WAYS)
-HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-KIND = pytest.mark.parametrize("kind", KINDS)
+TASK_TYPE = pytest.mark.parametrize("task_type", TASK_BODIES)
 RAW = "image/*, audio/*"
 
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("repeats")) as opened:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("idempotency")) as opened:
         yield opened
 
 
-def key() -> dict[str, str]:
-    """A new Idempotency-Key."""
+def new_key() -> dict[str, str]:
+    """Returns a header with a new Idempotency-Key."""
     return {"Idempotency-Key": f"key-{next(_numbers)}"}
 
 
-async def check_once(house: House, caller: Caller, first: Told, *others: Told, live: bool = False) -> None:
-    """All are the same answer, and one charge."""
+async def check_once(
+    app: RunningApp, account: Account, first: Outcome, *others: Outcome, live: bool = False
+) -> None:
+    """Asserts that all outcomes are the same answer, and that it was charged once."""
     assert first.code == "ok", first
-    (record,) = await house.records(caller)
-    balance = await house.balance(caller, live=live)
+    (record,) = await app.records(account)
+    balance = await app.balance(account, live=live)
     assert (balance.spent, balance.held) == (record.cost, 0)
-    for told in others:
-        assert told.code == "ok", told
-        assert told.content == first.content != ""
-        assert not told.usage or not first.usage or told.usage == first.usage
-        assert not told.id or not first.id or told.id == first.id == record.task_id
-        assert told.headers["x-credits-charged"] == "0"
+    for outcome in others:
+        assert outcome.code == "ok", outcome
+        assert outcome.content == first.content != ""
+        assert not outcome.usage or not first.usage or outcome.usage == first.usage
+        assert not outcome.id or not first.id or outcome.id == first.id == record.task_id
+        assert outcome.headers["x-credits-charged"] == "0"
 
 
-# --- the same again
+# --- the same request
 
 
-@WAY
-async def test_a_repeated_stream_of_a_long_text_has_short_events(house: House, way: str) -> None:
-    caller, headers = await house.caller(), key()
+@PROTOCOL
+async def test_a_repeated_stream_of_a_long_text_has_short_events(app: RunningApp, protocol: str) -> None:
+    account, headers = await app.account(), new_key()
     text = "a \u0001é語🍊\u2028" * 60_000
-    prompt = f"long {way}"
-    house.upstream.when(prompt, Answer(text))
-    body = say(prompt) | {"stream": True}
-    begun = await house.ask(way, caller.live, say(prompt), headers=headers)
-    again = await house.ask(way, caller.live, say(prompt), stream=True, headers=headers)
-    assert again.content == begun.content == text
-    await check_once(house, caller, begun, again, live=True)
-    if way == "grpc":
-        request = StreamTaskRequest(task=to_task(say(prompt)))
+    prompt = f"long {protocol}"
+    app.upstream.when(prompt, Answer(text))
+    body = text_body(prompt) | {"stream": True}
+    first = await app.ask(protocol, account.live, text_body(prompt), headers=headers)
+    again = await app.ask(protocol, account.live, text_body(prompt), stream=True, headers=headers)
+    assert again.content == first.content == text
+    await check_once(app, account, first, again, live=True)
+    if protocol == "grpc":
+        request = StreamTaskRequest(task=to_task(text_body(prompt)))
         metadata = [
-            ("authorization", f"Bearer {caller.live}"),
+            ("authorization", f"Bearer {account.live}"),
             ("idempotency-key", headers["Idempotency-Key"]),
         ]
-        events = [e async for e in TaskServiceStub(house.channel).StreamTask(request, metadata=metadata)]
+        events = [e async for e in TaskServiceStub(app.channel).StreamTask(request, metadata=metadata)]
         assert max(event.ByteSize() for event in events) < 64 * 1024
         assert "".join(event.text_delta.content for event in events) == text
         return
-    headers |= {"Authorization": f"Bearer {caller.live}"}
-    async with house.session.post(house.urls[way] + "/api/v1/task", json=body, headers=headers) as answer:
-        lines = [line async for line in answer.content]  # aiohttp refuses a long one
+    headers |= {"Authorization": f"Bearer {account.live}"}
+    async with app.session.post(app.urls[protocol] + "/api/v1/task", json=body, headers=headers) as answer:
+        lines = [line async for line in answer.content]  # aiohttp refuses a long line
     assert max(map(len, lines)) < 64 * 1024
 
 
-@KIND
-@pytest.mark.parametrize("first", [(w, s) for w in WAYS for s in (False, True)], ids=str)
-async def test_a_repeat_is_the_stored_answer_however_it_is_asked(
-    house: House, kind: str, first: tuple[str, bool]
+@TASK_TYPE
+@pytest.mark.parametrize("origin", [(w, s) for w in PROTOCOLS for s in (False, True)], ids=str)
+async def test_a_repeat_returns_the_stored_answer_in_every_form(
+    app: RunningApp, task_type: str, origin: tuple[str, bool]
 ) -> None:
-    caller = await house.caller()
-    headers = key()
-    begun = await house.ask(first[0], caller.test, KINDS[kind], stream=first[1], headers=headers)
+    account = await app.account()
+    headers = new_key()
+    first = await app.ask(origin[0], account.test, TASK_BODIES[task_type], stream=origin[1], headers=headers)
     again = [
-        await house.ask(way, caller.test, KINDS[kind], stream=stream, headers=headers)
-        for way in WAYS
+        await app.ask(protocol, account.test, TASK_BODIES[task_type], stream=stream, headers=headers)
+        for protocol in PROTOCOLS
         for stream in (False, True)
     ]
     raw = [
-        await house.ask(way, caller.test, KINDS[kind], accept=RAW, headers=headers)
-        for way in ("rest", "remote")
+        await app.ask(protocol, account.test, TASK_BODIES[task_type], accept=RAW, headers=headers)
+        for protocol in ("rest", "remote")
     ]
     forms = [
-        await house.ask(way, caller.test, KINDS[kind], form=True, headers=headers)
-        for way in ("rest", "remote")
+        await app.ask(protocol, account.test, TASK_BODIES[task_type], form=True, headers=headers)
+        for protocol in ("rest", "remote")
     ]
-    await check_once(house, caller, begun, *again, *raw, *forms)
+    await check_once(app, account, first, *again, *raw, *forms)
 
 
-@pytest.mark.parametrize("kind", ["image", "tts", "sts"])
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_raw_bytes_are_repeated_in_any_form(house: House, kind: str, way: str) -> None:
-    caller = await house.caller()
-    headers = key()
-    begun = await house.ask(way, caller.test, KINDS[kind], accept=RAW, headers=headers)
+@pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_raw_media_is_repeated_in_every_form(app: RunningApp, task_type: str, protocol: str) -> None:
+    account = await app.account()
+    headers = new_key()
+    first = await app.ask(protocol, account.test, TASK_BODIES[task_type], accept=RAW, headers=headers)
     others = [
-        await house.ask(other, caller.test, KINDS[kind], stream=stream, headers=headers)
-        for other in WAYS
+        await app.ask(other, account.test, TASK_BODIES[task_type], stream=stream, headers=headers)
+        for other in PROTOCOLS
         for stream in (False, True)
     ]
-    await check_once(house, caller, begun, *others)
-    assert all(other.links for other in others), "a link was not asked for at first, but is now"
+    await check_once(app, account, first, *others)
+    assert all(other.links for other in others), "only the repeats asked for a link"
 
 
-@pytest.mark.parametrize("kind", ["image", "tts", "sts"])
-@pytest.mark.parametrize("wanted", ["url", "b64_json", None])
-@HOW
-@WAY
-async def test_the_bytes_come_back_as_they_are_asked_for(
-    house: House, kind: str, wanted: str | None, way: str, stream: bool
+@pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
+@pytest.mark.parametrize("response_format", ["url", "b64_json", None])
+@STREAM
+@PROTOCOL
+async def test_media_is_repeated_in_the_requested_response_format(
+    app: RunningApp, task_type: str, response_format: str | None, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller()
-    body = KINDS[kind] | ({"response_format": wanted} if wanted else {})
-    headers = key()
-    begun = await house.ask(way, caller.test, body, stream=stream, headers=headers)
-    again = await house.ask(way, caller.test, body, stream=stream, headers=headers)
-    await check_once(house, caller, begun, again)
-    assert bool(begun.links) == bool(again.links) == (wanted != "b64_json")
+    account = await app.account()
+    body = TASK_BODIES[task_type] | ({"response_format": response_format} if response_format else {})
+    headers = new_key()
+    first = await app.ask(protocol, account.test, body, stream=stream, headers=headers)
+    again = await app.ask(protocol, account.test, body, stream=stream, headers=headers)
+    await check_once(app, account, first, again)
+    assert bool(first.links) == bool(again.links) == (response_format != "b64_json")
 
 
-@KIND
-@WAY
-@HOW
-async def test_the_vendor_is_asked_once(house: House, kind: str, way: str, stream: bool) -> None:
-    caller = await house.caller()
-    headers = key()
-    begun = await house.ask(way, caller.live, KINDS[kind], stream=stream, headers=headers)
-    before = len(house.upstream.requests)
-    again = await house.ask(way, caller.live, KINDS[kind], stream=stream, headers=headers)
-    assert len(house.upstream.requests) == before
-    await check_once(house, caller, begun, again, live=True)
+@TASK_TYPE
+@PROTOCOL
+@STREAM
+async def test_a_repeat_calls_no_vendor(app: RunningApp, task_type: str, protocol: str, stream: bool) -> None:
+    account = await app.account()
+    headers = new_key()
+    first = await app.ask(protocol, account.live, TASK_BODIES[task_type], stream=stream, headers=headers)
+    before = len(app.upstream.requests)
+    again = await app.ask(protocol, account.live, TASK_BODIES[task_type], stream=stream, headers=headers)
+    assert len(app.upstream.requests) == before
+    await check_once(app, account, first, again, live=True)
 
 
-@WAY
-@HOW
-async def test_of_fifty_at_once_one_runs_and_the_others_are_told_to_wait(
-    house: House, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_one_of_fifty_concurrent_repeats_runs_and_the_others_conflict(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller("wide")
-    prompt = f"fifty {way} {stream}"
+    account = await app.account("wide")
+    prompt = f"fifty {protocol} {stream}"
     gate = Gate()
-    house.upstream.when(prompt, Answer("done at last", at={1: gate}))
-    headers = key()
-    body = say(prompt, max_tokens=10)
+    app.upstream.when(prompt, Answer("done at last", at={1: gate}))
+    headers = new_key()
+    body = text_body(prompt, max_tokens=10)
 
-    async def ask() -> Told:
-        return await house.ask(way, caller.live, body, stream=stream, headers=headers)
+    async def ask() -> Outcome:
+        return await app.ask(protocol, account.live, body, stream=stream, headers=headers)
 
-    asked = [asyncio.create_task(ask()) for _ in range(50)]
+    repeats = [asyncio.create_task(ask()) for _ in range(50)]
     await gate.reached.wait()
-    done: set[asyncio.Task[Told]] = set()
     async with asyncio.timeout(20):
-        while len(done) < 49:
-            done, running = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
-            asked = list(running) + list(done)
-            await asyncio.sleep(0)
-            done = {task for task in asked if task.done()}
-    for task in done:
-        told = task.result()
-        assert told.code == "idempotency_conflict"
-        assert told.headers["retry-after"] == "1"
+        conflicts = [await task for task in itertools.islice(asyncio.as_completed(repeats), 49)]
+    for outcome in conflicts:
+        assert outcome.code == "idempotency_conflict"
+        assert outcome.headers["retry-after"] == "1"
     gate.open()
-    (first,) = [await task for task in asked if task not in done]
-    await check_once(house, caller, first, await ask(), live=True)
-    assert len([r for r in house.upstream.requests if prompt in r.prompt]) == 1
+    (first,) = [one for one in await asyncio.gather(*repeats) if one not in conflicts]
+    await check_once(app, account, first, await ask(), live=True)
+    assert len([r for r in app.upstream.requests if prompt in r.prompt]) == 1
 
 
-# --- another request
+# --- a different request
 
 
-@WAY
-@HOW
-async def test_another_request_under_the_same_key_is_refused(house: House, way: str, stream: bool) -> None:
-    caller = await house.caller()
-    headers = key()
-    begun = await house.ask(way, caller.test, say("this"), stream=stream, headers=headers)
-    for body in (
-        say("that"),
-        say("this", max_tokens=9),
-        say("this", model="gpt-3.5-turbo"),
-        say("this", temperature=0.5),
-        KINDS["image"],
-        KINDS["stt"],
-    ):
-        told = await house.ask(way, caller.test, body, stream=stream, headers=headers)
-        assert told.code == "idempotency_mismatch"
-        assert told.status == 422 or way == "grpc"
-    await check_once(house, caller, begun)
-
-
-@WAY
-async def test_of_a_sound_another_one_is_another_request(house: House, way: str) -> None:
-    caller = await house.caller()
-    headers = key()
-    await house.ask(way, caller.test, KINDS["stt"], headers=headers)
-    other = KINDS["stt"] | {"audio": KINDS["stt"]["audio"][:-8]}
-    assert (await house.ask(way, caller.test, other, headers=headers)).code == "idempotency_mismatch"
-
-
-@WAY
-@HOW
-@pytest.mark.parametrize("given", ["", "two words", "x" * 256], ids=["empty", "spaced", "long"])
-async def test_a_key_that_is_none_is_refused(house: House, given: str, way: str, stream: bool) -> None:
-    caller = await house.caller()
-    told = await house.ask(way, caller.test, say(), stream=stream, headers={"Idempotency-Key": given})
-    assert told.code == "invalid_parameter"
-    assert "Idempotency-Key" in told.message
-    assert not await house.records(caller)
-
-
-@WAY
-@HOW
-async def test_a_task_that_failed_frees_its_key(house: House, way: str, stream: bool) -> None:
-    caller = await house.caller()
-    headers = key()
-    prompt = f"first it fails {way} {stream}"
-    house.upstream.script()
-    for body in (say("[[error:provider_unavailable]]"), say("[[cut]]"), say("[[error:internal_error]]")):
-        told = await house.ask(way, caller.test, body, stream=stream, headers=headers)
-        assert told.code not in ("ok", "idempotency_conflict", "idempotency_mismatch")
-    told = await house.ask(way, caller.test, say(prompt), stream=stream, headers=headers)
-    assert told.code == "ok"
-
-
-@WAY
-@HOW
-async def test_what_is_refused_by_a_limit_takes_no_key_and_a_repeat_needs_none(
-    house: House, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_a_different_request_with_the_same_key_is_refused(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller("five")
-    headers = key()
-    first = await house.ask(way, caller.test, say(), stream=stream, headers=headers)
+    account = await app.account()
+    headers = new_key()
+    first = await app.ask(protocol, account.test, text_body("this"), stream=stream, headers=headers)
+    for body in (
+        text_body("that"),
+        text_body("this", max_tokens=9),
+        text_body("this", model="gpt-3.5-turbo"),
+        text_body("this", temperature=0.5),
+        TASK_BODIES["image"],
+        TASK_BODIES["stt"],
+    ):
+        outcome = await app.ask(protocol, account.test, body, stream=stream, headers=headers)
+        assert outcome.code == "idempotency_mismatch"
+        assert outcome.status == 422 or protocol == "grpc"
+    await check_once(app, account, first)
+
+
+@PROTOCOL
+async def test_different_audio_is_a_different_request(app: RunningApp, protocol: str) -> None:
+    account = await app.account()
+    headers = new_key()
+    await app.ask(protocol, account.test, TASK_BODIES["stt"], headers=headers)
+    other = TASK_BODIES["stt"] | {"audio": TASK_BODIES["stt"]["audio"][:-8]}
+    assert (await app.ask(protocol, account.test, other, headers=headers)).code == "idempotency_mismatch"
+
+
+@PROTOCOL
+@STREAM
+@pytest.mark.parametrize("value", ["", "two words", "x" * 256], ids=["empty", "spaced", "long"])
+async def test_an_invalid_key_is_refused(app: RunningApp, value: str, protocol: str, stream: bool) -> None:
+    account = await app.account()
+    outcome = await app.ask(
+        protocol, account.test, text_body(), stream=stream, headers={"Idempotency-Key": value}
+    )
+    assert outcome.code == "invalid_parameter"
+    assert "Idempotency-Key" in outcome.message
+    assert not await app.records(account)
+
+
+@PROTOCOL
+@STREAM
+async def test_a_failed_task_releases_its_key(app: RunningApp, protocol: str, stream: bool) -> None:
+    account = await app.account()
+    headers = new_key()
+    prompt = f"first it fails {protocol} {stream}"
+    app.upstream.script()
+    for body in (
+        text_body("[[error:provider_unavailable]]"),
+        text_body("[[cut]]"),
+        text_body("[[error:internal_error]]"),
+    ):
+        outcome = await app.ask(protocol, account.test, body, stream=stream, headers=headers)
+        assert outcome.code not in ("ok", "idempotency_conflict", "idempotency_mismatch")
+    outcome = await app.ask(protocol, account.test, text_body(prompt), stream=stream, headers=headers)
+    assert outcome.code == "ok"
+
+
+@PROTOCOL
+@STREAM
+async def test_a_rate_limited_request_stores_no_key_and_a_repeat_counts_toward_no_limit(
+    app: RunningApp, protocol: str, stream: bool
+) -> None:
+    account = await app.account("five")
+    headers = new_key()
+    first = await app.ask(protocol, account.test, text_body(), stream=stream, headers=headers)
     for _ in range(4):
-        await house.ask(way, caller.test, say(), stream=stream)
-    refused = key()
+        await app.ask(protocol, account.test, text_body(), stream=stream)
+    refused = new_key()
     assert (
-        await house.ask(way, caller.test, say(), stream=stream, headers=refused)
+        await app.ask(protocol, account.test, text_body(), stream=stream, headers=refused)
     ).code == "rate_limit_exceeded"
     assert (
-        await house.ask(way, caller.test, say("x"), stream=stream, headers=refused)
+        await app.ask(protocol, account.test, text_body("x"), stream=stream, headers=refused)
     ).code == "rate_limit_exceeded"
-    again = await house.ask(way, caller.test, say(), stream=stream, headers=headers)
+    again = await app.ask(protocol, account.test, text_body(), stream=stream, headers=headers)
     assert (again.code, again.content, again.id) == ("ok", first.content, first.id)
     assert again.headers["x-ratelimit-remaining"] == "0"
 
 
-@WAY
-async def test_accounts_and_modes_have_keys_of_their_own(house: House, way: str) -> None:
-    one, other = await house.caller(), await house.caller()
-    headers = key()
+@PROTOCOL
+async def test_accounts_and_modes_have_separate_keys(app: RunningApp, protocol: str) -> None:
+    one, other = await app.account(), await app.account()
+    headers = new_key()
     answers = [
-        await house.ask(way, secret, say(), headers=headers)
+        await app.ask(protocol, secret, text_body(), headers=headers)
         for secret in (one.test, one.live, other.test, other.live)
     ]
-    assert len({told.id for told in answers}) == 4
-    for caller in (one, other):
-        assert len(await house.records(caller)) == 2
+    assert len({outcome.id for outcome in answers}) == 4
+    for account in (one, other):
+        assert len(await app.records(account)) == 2
 
 
-# --- sounds
+# --- audio
 
 
-async def test_a_sound_is_the_same_however_it_comes(house: House) -> None:
-    caller = await house.caller()
-    sound = b"some sound " * 400
-    headers = key()
-    begun = await house.ask("rest", caller.test, KINDS["sts"], headers=headers)
-    form = await house.ask("remote", caller.test, KINDS["sts"], form=True, headers=headers)
-    inline = await house.ask("grpc", caller.test, KINDS["sts"], headers=headers)
+async def test_audio_is_the_same_request_in_every_form(app: RunningApp) -> None:
+    account = await app.account()
+    headers = new_key()
+    first = await app.ask("rest", account.test, TASK_BODIES["sts"], headers=headers)
+    form = await app.ask("remote", account.test, TASK_BODIES["sts"], form=True, headers=headers)
+    inline = await app.ask("grpc", account.test, TASK_BODIES["sts"], headers=headers)
 
-    async def pieces() -> AsyncIterator[UploadMediaRequest]:
+    async def chunks() -> AsyncIterator[UploadMediaRequest]:
         yield UploadMediaRequest(content_type="audio/mpeg")
-        yield UploadMediaRequest(chunk=sound)
+        yield UploadMediaRequest(chunk=AUDIO)
 
-    metadata = [("authorization", f"Bearer {caller.test}")]
-    stored = (await MediaServiceStub(house.channel).UploadMedia(pieces(), metadata=metadata)).media
-    given = speech_pb2.SpeechToSpeechInput(
+    metadata = [("authorization", f"Bearer {account.test}")]
+    stored = (await MediaServiceStub(app.channel).UploadMedia(chunks(), metadata=metadata)).media
+    speech = speech_pb2.SpeechToSpeechInput(
         audio=speech_pb2.AudioInput(media_id=stored.media_id),
         voice="adam",
         response_format=media_pb2.RESPONSE_FORMAT_B64_JSON,
     )
-    task = Task(model="eleven-labs-sts", speech_to_speech=given)
+    task = Task(model="eleven-labs-sts", speech_to_speech=speech)
     metadata.append(("idempotency-key", headers["Idempotency-Key"]))
-    named = await TaskServiceStub(house.channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
-    await check_once(house, caller, begun, form, inline)
-    assert named.result.id == begun.id
-    assert digest(named.result.speech.data) == begun.content
-    assert not named.result.speech.HasField("media")
+    by_id = await TaskServiceStub(app.channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
+    await check_once(app, account, first, form, inline)
+    assert by_id.result.id == first.id
+    assert digest(by_id.result.speech.data) == first.content
+    assert not by_id.result.speech.HasField("media")
 
 
-# --- how long
+# --- expiry
 
 
 class Clock:
-    """Unix time that a test moves."""
+    """Unix time that a test can advance."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -326,63 +328,65 @@ class Clock:
         return time.time() + self.ahead
 
     def monotonic(self) -> float:
-        """The same for who measures."""
+        """Returns monotonic time, advanced by the same seconds."""
         return time.monotonic() + self.ahead
 
 
 @asynccontextmanager
-async def a_day(folder: Path) -> AsyncIterator[tuple[House, Clock]]:
-    """A house whose time a test moves."""
+async def app_with_clock(folder: Path) -> AsyncIterator[tuple[RunningApp, Clock]]:
+    """Runs an app whose clock a test can advance."""
     clock = Clock()
     async with open_sqlite(folder / "own.db", now=clock, monotonic=clock.monotonic) as store:
 
         def instead(_: Store) -> Store:
             return store
 
-        async with open_house(folder, wrap_store=instead, now=clock) as house:
-            yield house, clock
+        async with run_app(folder, wrap_store=instead, now=clock) as app:
+            yield app, clock
 
 
-@WAY
-async def test_an_answer_lives_for_a_day_and_so_do_its_media(tmp_path: Path, way: str) -> None:
-    async with a_day(tmp_path) as (house, clock):
-        caller = await house.caller()
-        asked = {kind: key() for kind in KINDS}
-        first = {k: await house.ask(way, caller.test, KINDS[k], headers=asked[k]) for k in KINDS}
-        links = {k: told.links for k, told in first.items() if told.links}
+@PROTOCOL
+async def test_an_answer_and_its_media_are_stored_for_a_day(tmp_path: Path, protocol: str) -> None:
+    async with app_with_clock(tmp_path) as (app, clock):
+        account = await app.account()
+        keys = {task_type: new_key() for task_type in TASK_BODIES}
+        first = {
+            k: await app.ask(protocol, account.test, TASK_BODIES[k], headers=keys[k]) for k in TASK_BODIES
+        }
+        links = {k: outcome.links for k, outcome in first.items() if outcome.links}
         assert set(links) == {"image", "tts", "sts"}
         for hours in (2, 22, 23.9):
             clock.ahead = hours * 3600
-            for kind, told in first.items():
-                again = await house.ask(way, caller.test, KINDS[kind], headers=asked[kind])
-                assert (again.code, again.id, again.content) == ("ok", told.id, told.content)
-                assert len(again.links) == len(told.links), "a fresh link, which worked"
-        assert len(await house.records(caller)) == len(KINDS)
+            for task_type, outcome in first.items():
+                again = await app.ask(protocol, account.test, TASK_BODIES[task_type], headers=keys[task_type])
+                assert (again.code, again.id, again.content) == ("ok", outcome.id, outcome.content)
+                assert len(again.links) == len(outcome.links), "a new link, which worked"
+        assert len(await app.records(account)) == len(TASK_BODIES)
         clock.ahead = REPLAY_SECONDS + 1
-        for kind, told in first.items():
-            anew = await house.ask(way, caller.test, KINDS[kind], headers=asked[kind])
+        for task_type, outcome in first.items():
+            anew = await app.ask(protocol, account.test, TASK_BODIES[task_type], headers=keys[task_type])
             assert anew.code == "ok"
-            assert anew.id != told.id
-        assert len(await house.records(caller)) == 2 * len(KINDS)
+            assert anew.id != outcome.id
+        assert len(await app.records(account)) == 2 * len(TASK_BODIES)
 
 
-async def test_bytes_alone_are_repeated_after_the_hour_of_a_link(tmp_path: Path) -> None:
-    async with a_day(tmp_path) as (house, clock):
-        caller = await house.caller()
-        headers = key()
-        body = KINDS["image"] | {"response_format": "b64_json"}
-        first = await house.ask("rest", caller.test, body, headers=headers)
+async def test_inline_media_is_repeated_after_the_links_have_expired(tmp_path: Path) -> None:
+    async with app_with_clock(tmp_path) as (app, clock):
+        account = await app.account()
+        headers = new_key()
+        body = TASK_BODIES["image"] | {"response_format": "b64_json"}
+        first = await app.ask("rest", account.test, body, headers=headers)
         clock.ahead = 20 * 3600
-        again = await house.ask("grpc", caller.test, body, headers=headers)
+        again = await app.ask("grpc", account.test, body, headers=headers)
         assert (again.content, again.links) == (first.content, ())
 
 
-async def test_a_repeat_tells_of_the_same_moment(house: House) -> None:
-    caller = await house.caller()
-    headers = key() | {"Authorization": f"Bearer {caller.test}"}
-    url = f"{house.urls['rest']}/api/v1/task"
+async def test_a_repeat_has_the_same_creation_time(app: RunningApp) -> None:
+    account = await app.account()
+    headers = new_key() | {"Authorization": f"Bearer {account.test}"}
+    url = f"{app.urls['rest']}/api/v1/task"
     answers: list[dict[str, Any]] = []
     for _ in range(2):
-        async with house.session.post(url, json=say(), headers=headers) as answer:
+        async with app.session.post(url, json=text_body(), headers=headers) as answer:
             answers.append(await answer.json())
     assert answers[0] == answers[1]

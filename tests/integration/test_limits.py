@@ -1,4 +1,4 @@
-"""Limits of a plan over the real wires: the headers that tell of them, and what is refused, exactly."""
+"""The limits of a plan over all protocols: the headers that report them, and the requests that they refuse."""
 
 from __future__ import annotations
 
@@ -14,274 +14,288 @@ import pytest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Answer, Gate
-from tests.integration.house import KINDS, RICH, WAYS, Caller, House, Told, open_house, say
+from tests.app import RICH, Account, RunningApp, run_app
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM, Outcome
+from tests.tasks import TASK_BODIES, text_body
 
 REQUESTS = {"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
 TOKENS = {"x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"}
-SLOTS = {"x-ratelimit-limit-concurrent", "x-ratelimit-remaining-concurrent"}
-ALWAYS = REQUESTS | SLOTS | {"x-credits-remaining", "x-request-id", "x-pomelo-mode"}
-WAY = pytest.mark.parametrize("way", WAYS)
-HOW = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+CONCURRENCY = {"x-ratelimit-limit-concurrent", "x-ratelimit-remaining-concurrent"}
+ALWAYS = REQUESTS | CONCURRENCY | {"x-credits-remaining", "x-request-id", "x-pomelo-mode"}
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("limits")) as opened:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("limits")) as opened:
         yield opened
 
 
-def check(told: Told, *, tokens: bool, mode: str = "test") -> None:
-    """An answer bears every header of a plan that limits everything."""
+def check(outcome: Outcome, *, tokens: bool, mode: str = "test") -> None:
+    """Asserts that an answer has every header of a plan with all limits."""
     names = ALWAYS | (TOKENS if tokens else set())
-    assert names <= set(told.headers), names - set(told.headers)
-    assert tokens or not TOKENS & set(told.headers)
-    given = told.headers
-    assert given["x-pomelo-mode"] == mode
-    assert given["x-ratelimit-limit"] == "1000"
-    assert 0 <= int(given["x-ratelimit-remaining"]) <= 1000
-    assert time.time() - 1 <= int(given["x-ratelimit-reset"]) <= time.time() + 61
-    assert given["x-ratelimit-limit-concurrent"] == "50"
-    assert 0 <= int(given["x-ratelimit-remaining-concurrent"]) <= 50
-    assert re.fullmatch(r"\d+(\.\d{1,6})?", given["x-credits-remaining"])
+    assert names <= set(outcome.headers), names - set(outcome.headers)
+    assert tokens or not TOKENS & set(outcome.headers)
+    headers = outcome.headers
+    assert headers["x-pomelo-mode"] == mode
+    assert headers["x-ratelimit-limit"] == "1000"
+    assert 0 <= int(headers["x-ratelimit-remaining"]) <= 1000
+    assert time.time() - 1 <= int(headers["x-ratelimit-reset"]) <= time.time() + 61
+    assert headers["x-ratelimit-limit-concurrent"] == "50"
+    assert 0 <= int(headers["x-ratelimit-remaining-concurrent"]) <= 50
+    assert re.fullmatch(r"\d+(\.\d{1,6})?", headers["x-credits-remaining"])
     if tokens:
-        assert given["x-ratelimit-limit-tokens"] == "100000"
-        assert 0 < int(given["x-ratelimit-remaining-tokens"]) <= 100_000
-        assert time.time() - 1 <= int(given["x-ratelimit-reset-tokens"]) <= time.time() + 61
+        assert headers["x-ratelimit-limit-tokens"] == "100000"
+        assert 0 < int(headers["x-ratelimit-remaining-tokens"]) <= 100_000
+        assert time.time() - 1 <= int(headers["x-ratelimit-reset-tokens"]) <= time.time() + 61
 
 
 # --- the headers
 
 
-@WAY
-@HOW
-@pytest.mark.parametrize("kind", KINDS)
-async def test_an_answer_of_every_kind_bears_every_header(
-    house: House, kind: str, way: str, stream: bool
+@PROTOCOL
+@STREAM
+@pytest.mark.parametrize("task_type", TASK_BODIES)
+async def test_answers_of_every_task_type_have_all_headers(
+    app: RunningApp, task_type: str, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller("all")
-    told = await house.ask(way, caller.test, KINDS[kind], stream=stream)
-    assert told.code == "ok"
-    check(told, tokens=kind == "text")
-    if way == "grpc" and stream:
-        left = RICH - (await house.records(caller))[0].cost
-        assert told.trailer["x-credits-remaining"] == f"{left / 10**6:.6f}".rstrip("0").rstrip(".")
-        assert told.trailer["x-ratelimit-remaining-concurrent"] == "50"
-        assert float(told.trailer["x-credits-charged"]) > 0
+    account = await app.account("all")
+    outcome = await app.ask(protocol, account.test, TASK_BODIES[task_type], stream=stream)
+    assert outcome.code == "ok"
+    check(outcome, tokens=task_type == "text")
+    if protocol == "grpc" and stream:
+        left = RICH - (await app.records(account))[0].cost
+        assert outcome.trailers["x-credits-remaining"] == f"{left / 10**6:.6f}".rstrip("0").rstrip(".")
+        assert outcome.trailers["x-ratelimit-remaining-concurrent"] == "50"
+        assert float(outcome.trailers["x-credits-charged"]) > 0
     elif not stream:
-        assert float(told.headers["x-credits-charged"]) > 0
-        assert told.headers["x-ratelimit-remaining-concurrent"] == "50"
-        assert told.headers["x-ratelimit-remaining"] == "999"
+        assert float(outcome.headers["x-credits-charged"]) > 0
+        assert outcome.headers["x-ratelimit-remaining-concurrent"] == "50"
+        assert outcome.headers["x-ratelimit-remaining"] == "999"
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-@pytest.mark.parametrize("kind", ["image", "tts", "sts"])
-async def test_raw_bytes_bear_every_header(house: House, kind: str, way: str) -> None:
-    caller = await house.caller("all")
-    told = await house.ask(way, caller.test, KINDS[kind], accept="image/*, audio/*")
-    assert told.status == 200
-    assert told.content
-    check(told, tokens=False)
-    if kind == "image":  # it comes in one piece: all is known by then
-        assert told.headers["x-ratelimit-remaining-concurrent"] == "50"
-        assert told.headers["x-credits-charged"] == "0.04"
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
+async def test_raw_media_has_all_headers(app: RunningApp, task_type: str, protocol: str) -> None:
+    account = await app.account("all")
+    outcome = await app.ask(protocol, account.test, TASK_BODIES[task_type], accept="image/*, audio/*")
+    assert outcome.status == 200
+    assert outcome.content
+    check(outcome, tokens=False)
+    if task_type == "image":  # it is sent whole, after the task has been settled
+        assert outcome.headers["x-ratelimit-remaining-concurrent"] == "50"
+        assert outcome.headers["x-credits-charged"] == "0.04"
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_a_stream_of_one_event_bears_what_its_end_told(house: House, way: str) -> None:
-    caller = await house.caller("all")
-    told = await house.ask(way, caller.test, KINDS["stt"], stream=True)
-    assert told.done
-    assert told.headers["x-ratelimit-remaining-concurrent"] == "50"
-    assert float(told.headers["x-credits-charged"]) > 0
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_a_stream_of_one_event_has_the_headers_of_a_settled_task(
+    app: RunningApp, protocol: str
+) -> None:
+    account = await app.account("all")
+    outcome = await app.ask(protocol, account.test, TASK_BODIES["stt"], stream=True)
+    assert outcome.done
+    assert outcome.headers["x-ratelimit-remaining-concurrent"] == "50"
+    assert float(outcome.headers["x-credits-charged"]) > 0
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str, bool]] = {
+ERRORS: dict[str, tuple[dict[str, Any], str, bool]] = {
     "a missing field": ({"model": "gpt-4"}, "missing_parameter", True),
-    "a wrong field": (say(temperature=9), "invalid_parameter", True),
-    "a wrong field of a picture": ({**KINDS["image"], "width": 5}, "invalid_parameter", False),
-    "an unknown model": (say(model="gpt-99"), "unsupported_model", False),
-    "a trigger": (say("[[error:content_policy_violation]]"), "content_policy_violation", True),
-    "a provoked 503": (say("[[error:provider_unavailable]]"), "provider_unavailable", True),
-    "a failing sound": ({**KINDS["tts"], "text": "[[error:provider_failed]]"}, "provider_failed", False),
+    "a wrong field": (text_body(temperature=9), "invalid_parameter", True),
+    "a wrong field of an image": ({**TASK_BODIES["image"], "width": 5}, "invalid_parameter", False),
+    "an unknown model": (text_body(model="gpt-99"), "unsupported_model", False),
+    "a trigger": (text_body("[[error:content_policy_violation]]"), "content_policy_violation", True),
+    "a provoked 503": (text_body("[[error:provider_unavailable]]"), "provider_unavailable", True),
+    "failing speech": (
+        {**TASK_BODIES["tts"], "text": "[[error:provider_failed]]"},
+        "provider_failed",
+        False,
+    ),
 }
 
 
-@WAY
-@HOW
-@pytest.mark.parametrize("name", REFUSED)
-async def test_a_refusal_bears_every_header(house: House, name: str, way: str, stream: bool) -> None:
-    body, code, tokens = REFUSED[name]
-    caller = await house.caller("all")
-    told = await house.ask(way, caller.test, body, stream=stream)
-    assert told.code == code
-    check(told, tokens=tokens)
-    assert told.last["x-credits-remaining"] == "1000000", "a refusal costs nothing"
-    assert told.last["x-ratelimit-remaining-concurrent"] == "50"
-    assert told.last.get("x-credits-charged", "0") == "0"
-    assert ("retry-after" in told.headers) == (told.status == 503 or (way == "grpc" and "503" in name))
+@PROTOCOL
+@STREAM
+@pytest.mark.parametrize("name", ERRORS)
+async def test_an_error_has_all_headers(app: RunningApp, name: str, protocol: str, stream: bool) -> None:
+    body, code, tokens = ERRORS[name]
+    account = await app.account("all")
+    outcome = await app.ask(protocol, account.test, body, stream=stream)
+    assert outcome.code == code
+    check(outcome, tokens=tokens)
+    assert outcome.metadata["x-credits-remaining"] == "1000000", "a refusal costs nothing"
+    assert outcome.metadata["x-ratelimit-remaining-concurrent"] == "50"
+    assert outcome.metadata.get("x-credits-charged", "0") == "0"
+    assert ("retry-after" in outcome.headers) == (
+        outcome.status == 503 or (protocol == "grpc" and "503" in name)
+    )
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_what_a_door_refuses_bears_every_header(house: House, way: str) -> None:
-    caller = await house.caller("all")
-    url = f"{house.urls[way]}/api/v1/task"
-    bearer = {"Authorization": f"Bearer {caller.test}"}
-    for data, kind, status in (
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_an_error_of_the_gateway_has_all_headers(app: RunningApp, protocol: str) -> None:
+    account = await app.account("all")
+    url = f"{app.urls[protocol]}/api/v1/task"
+    bearer = {"Authorization": f"Bearer {account.test}"}
+    for data, content_type, status in (
         (b"{", "application/json", 400),
         (b"[]", "application/json", 400),
         (b"x", "text/plain", 415),
         (b" " * 9_000_000, "application/json", 413),
         (b"--x--", "multipart/form-data; boundary=x", 400),
     ):
-        headers = bearer | {"Content-Type": kind}
-        async with house.session.post(url, data=data, headers=headers) as answer:
+        headers = bearer | {"Content-Type": content_type}
+        async with app.session.post(url, data=data, headers=headers) as answer:
             assert answer.status == status
-            check(Told(headers={k.lower(): v for k, v in answer.headers.items()}), tokens=False)
+            check(Outcome(headers={k.lower(): v for k, v in answer.headers.items()}), tokens=False)
 
 
-@WAY
-async def test_a_list_of_models_bears_every_header(house: House, way: str) -> None:
-    caller = await house.caller("all")
-    check(await house.get(way, caller.test, "/api/v1/models"), tokens=False)
+@PROTOCOL
+async def test_a_list_of_models_has_all_headers(app: RunningApp, protocol: str) -> None:
+    account = await app.account("all")
+    check(await app.get(protocol, account.test, "/api/v1/models"), tokens=False)
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_what_else_is_asked_for_bears_every_header(house: House, way: str) -> None:
-    caller = await house.caller("all")
-    check(await house.get(way, caller.live, "/api/v1/models/gpt-4"), tokens=True, mode="live")
-    check(await house.get(way, caller.test, "/api/v1/models/flux-1-pro"), tokens=False)
-    missing = await house.get(way, caller.test, "/media/media_nothing.png")
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_other_resources_have_all_headers(app: RunningApp, protocol: str) -> None:
+    account = await app.account("all")
+    check(await app.get(protocol, account.live, "/api/v1/models/gpt-4"), tokens=True, mode="live")
+    check(await app.get(protocol, account.test, "/api/v1/models/flux-1-pro"), tokens=False)
+    missing = await app.get(protocol, account.test, "/media/media_nothing.png")
     assert missing.status == 404
     check(missing, tokens=False)
-    unknown = await house.get(way, caller.test, "/api/v1/models/gpt-99")
+    unknown = await app.get(protocol, account.test, "/api/v1/models/gpt-99")
     assert unknown.code == "unsupported_model"
     check(unknown, tokens=False)
 
 
-async def test_an_upload_bears_every_header(house: House) -> None:
-    caller = await house.caller("all")
+async def test_an_upload_has_all_headers(app: RunningApp) -> None:
+    account = await app.account("all")
 
-    async def pieces() -> AsyncIterator[UploadMediaRequest]:
+    async def chunks() -> AsyncIterator[UploadMediaRequest]:
         yield UploadMediaRequest(content_type="audio/mpeg")
         yield UploadMediaRequest(chunk=b"some sound")
 
-    metadata = [("authorization", f"Bearer {caller.test}")]
-    call = MediaServiceStub(house.channel).UploadMedia(pieces(), metadata=metadata)
+    metadata = [("authorization", f"Bearer {account.test}")]
+    call = MediaServiceStub(app.channel).UploadMedia(chunks(), metadata=metadata)
     await call
-    check(Told(headers={str(k): str(v) for k, v in await call.trailing_metadata()}), tokens=False)
+    check(Outcome(headers={str(k): str(v) for k, v in await call.trailing_metadata()}), tokens=False)
 
 
-@WAY
-@HOW
-async def test_without_limits_there_are_no_headers_of_limits(house: House, way: str, stream: bool) -> None:
-    caller = await house.caller("unlimited")
-    for body in (say(), say(temperature=9), KINDS["image"]):
-        told = await house.ask(way, caller.test, body, stream=stream)
-        assert not [name for name in told.last if name.startswith("x-ratelimit")]
-        assert "x-credits-remaining" in told.headers
-        assert told.headers["x-pomelo-mode"] == "test"
-
-
-@WAY
-async def test_a_stranger_is_told_nothing(house: House, way: str) -> None:
-    told = await house.ask(way, "pml_test_junk", say())
-    assert told.code == "invalid_api_key"
-    assert not [n for n in told.last if n.startswith(("x-ratelimit", "x-credits", "x-pomelo"))]
-
-
-# --- requests a minute
-
-
-@WAY
-@HOW
-async def test_exactly_the_limit_is_admitted_and_the_refused_use_up_nothing(
-    house: House, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_a_plan_without_limits_has_no_limit_headers(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller("five")
-    # What is refused for another reason is none of them.
-    for body in (say(temperature=9), say(model="gpt-99")):
-        await house.ask(way, caller.test, body, stream=stream)
-    asked = [house.ask(way, caller.test, say(), stream=stream) for _ in range(20)]
-    answers = await asyncio.gather(*asked)
-    assert sorted(told.code for told in answers) == ["ok"] * 5 + ["rate_limit_exceeded"] * 15
-    assert len(await house.records(caller)) == 5
-    for told in answers:
-        if told.code != "ok":
-            until = int(told.headers["x-ratelimit-reset"])
-            said = re.fullmatch(r"Rate limit exceeded\. Reset at (\S+)", told.message)
-            assert said is not None
-            assert datetime.fromisoformat(said[1]).timestamp() == until
-            assert told.headers["x-ratelimit-remaining"] == "0"
-            assert abs(time.time() + int(told.headers["retry-after"]) - until) <= 2
-            assert 0 < int(told.headers["retry-after"]) <= 60
+    account = await app.account("unlimited")
+    for body in (text_body(), text_body(temperature=9), TASK_BODIES["image"]):
+        outcome = await app.ask(protocol, account.test, body, stream=stream)
+        assert not [name for name in outcome.metadata if name.startswith("x-ratelimit")]
+        assert "x-credits-remaining" in outcome.headers
+        assert outcome.headers["x-pomelo-mode"] == "test"
+
+
+@PROTOCOL
+async def test_an_unauthenticated_caller_gets_no_account_headers(app: RunningApp, protocol: str) -> None:
+    outcome = await app.ask(protocol, "pml_test_junk", text_body())
+    assert outcome.code == "invalid_api_key"
+    assert not [n for n in outcome.metadata if n.startswith(("x-ratelimit", "x-credits", "x-pomelo"))]
+
+
+# --- requests per minute
+
+
+@PROTOCOL
+@STREAM
+async def test_exactly_the_limit_is_admitted_and_rejected_requests_do_not_count(
+    app: RunningApp, protocol: str, stream: bool
+) -> None:
+    account = await app.account("five")
+    # Invalid requests do not count toward the limit.
+    for body in (text_body(temperature=9), text_body(model="gpt-99")):
+        await app.ask(protocol, account.test, body, stream=stream)
+    requests = [app.ask(protocol, account.test, text_body(), stream=stream) for _ in range(20)]
+    answers = await asyncio.gather(*requests)
+    assert sorted(outcome.code for outcome in answers) == ["ok"] * 5 + ["rate_limit_exceeded"] * 15
+    assert len(await app.records(account)) == 5
+    for outcome in answers:
+        if outcome.code != "ok":
+            until = int(outcome.headers["x-ratelimit-reset"])
+            message = re.fullmatch(r"Rate limit exceeded\. Reset at (\S+)", outcome.message)
+            assert message is not None
+            assert datetime.fromisoformat(message[1]).timestamp() == until
+            assert outcome.headers["x-ratelimit-remaining"] == "0"
+            assert abs(time.time() + int(outcome.headers["retry-after"]) - until) <= 2
+            assert 0 < int(outcome.headers["retry-after"]) <= 60
     assert sorted(int(t.headers["x-ratelimit-remaining"]) for t in answers if t.code == "ok")[0] == 0
 
 
-async def test_a_limit_is_one_for_all_wires_and_each_side_has_its_own(house: House) -> None:
-    caller = await house.caller("five")
-    for way in ("grpc", "rest", "remote", "grpc", "rest"):
-        assert (await house.ask(way, caller.test, say())).code == "ok"
-    for way in WAYS:
-        assert (await house.ask(way, caller.test, say())).code == "rate_limit_exceeded"
-        told = await house.get(way, caller.live, "/api/v1/models")
-        assert told.headers["x-ratelimit-remaining"] == "5"
-    assert (await house.ask("grpc", caller.live, say())).code == "ok"
+async def test_all_protocols_share_a_limit_and_each_mode_has_its_own(app: RunningApp) -> None:
+    account = await app.account("five")
+    for protocol in ("grpc", "rest", "remote", "grpc", "rest"):
+        assert (await app.ask(protocol, account.test, text_body())).code == "ok"
+    for protocol in PROTOCOLS:
+        assert (await app.ask(protocol, account.test, text_body())).code == "rate_limit_exceeded"
+        outcome = await app.get(protocol, account.live, "/api/v1/models")
+        assert outcome.headers["x-ratelimit-remaining"] == "5"
+    assert (await app.ask("grpc", account.live, text_body())).code == "ok"
 
 
-# --- at once
+# --- concurrency
 
 
-@WAY
-@HOW
-async def test_slots_are_taken_while_tasks_run_and_free_at_once_when_they_end(
-    house: House, way: str, stream: bool
+@PROTOCOL
+@STREAM
+async def test_a_running_task_counts_as_concurrent_until_it_ends(
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller("wide")
+    account = await app.account("wide")
     gates = [Gate(), Gate()]
-    prompts = [f"slot {way} {stream} {n}" for n in range(2)]
+    prompts = [f"concurrent {protocol} {stream} {n}" for n in range(2)]
     for gate, prompt in zip(gates, prompts, strict=True):
-        house.upstream.when(prompt, Answer("one two", at={1: gate}))
+        app.upstream.when(prompt, Answer("one two", at={1: gate}))
     running = [
-        asyncio.create_task(house.ask(way, caller.live, say(p, max_tokens=10), stream=stream))
+        asyncio.create_task(app.ask(protocol, account.live, text_body(p, max_tokens=10), stream=stream))
         for p in prompts
     ]
     for gate in gates:
         await gate.reached.wait()
-    third = await house.ask(way, caller.live, say(max_tokens=10), stream=stream)
+    third = await app.ask(protocol, account.live, text_body(max_tokens=10), stream=stream)
     assert third.code == "concurrency_limit_exceeded"
     assert third.headers["x-ratelimit-remaining-concurrent"] == "0"
     assert third.headers["retry-after"] == "1"
-    assert (await house.ask(way, caller.test, say(), stream=stream)).code == "ok", "the test side has its own"
+    assert (await app.ask(protocol, account.test, text_body(), stream=stream)).code == "ok", (
+        "test mode has its own limit"
+    )
     gates[0].open()
     assert (await running[0]).code == "ok"
-    assert (await house.ask(way, caller.live, say(max_tokens=10), stream=stream)).code == "ok"
+    assert (await app.ask(protocol, account.live, text_body(max_tokens=10), stream=stream)).code == "ok"
     gates[1].open()
     assert (await running[1]).code == "ok"
-    assert await house.slots(caller, live=True) == 0
+    assert await app.concurrency(account, live=True) == 0
 
 
-@WAY
-@HOW
-async def test_a_failed_task_frees_its_slot_before_it_is_told(house: House, way: str, stream: bool) -> None:
-    caller = await house.caller("wide")
+@PROTOCOL
+@STREAM
+async def test_a_failed_task_releases_its_slot_before_the_error_is_sent(
+    app: RunningApp, protocol: str, stream: bool
+) -> None:
+    account = await app.account("wide")
     for _ in range(6):
-        told = await house.ask(way, caller.test, say("[[cut]]", max_tokens=5), stream=stream)
-        assert told.code == "provider_failed"
+        outcome = await app.ask(protocol, account.test, text_body("[[cut]]", max_tokens=5), stream=stream)
+        assert outcome.code == "provider_failed"
 
 
-# --- tokens a minute
+# --- tokens per minute
 
 
-@WAY
-async def test_tokens_of_a_minute_are_counted_by_model_and_told(house: House, way: str) -> None:
-    caller = await house.caller("wide")
-    house.upstream.when(f"count {way}", Answer("word " * 900))
-    first = await house.ask(way, caller.live, say(f"count {way}"))
+@PROTOCOL
+async def test_tokens_per_minute_are_counted_by_model_and_reported(app: RunningApp, protocol: str) -> None:
+    account = await app.account("wide")
+    app.upstream.when(f"count {protocol}", Answer("word " * 900))
+    first = await app.ask(protocol, account.live, text_body(f"count {protocol}"))
     assert first.code == "ok"
     assert first.usage[2] > 900
     assert first.headers["x-ratelimit-limit-tokens"] == "1000"
     assert int(first.headers["x-ratelimit-remaining-tokens"]) == 1000 - first.usage[2]
-    refused = await house.ask(way, caller.live, say(max_tokens=100))
+    refused = await app.ask(protocol, account.live, text_body(max_tokens=100))
     assert refused.code == "token_limit_exceeded"
     assert (
         abs(
@@ -293,101 +307,107 @@ async def test_tokens_of_a_minute_are_counted_by_model_and_told(house: House, wa
     )
     at = datetime.fromtimestamp(int(refused.headers["x-ratelimit-reset-tokens"])).astimezone()
     assert at.astimezone(tz=None) == datetime.fromisoformat(refused.message.split("Reset at ")[1])
-    other = await house.ask(way, caller.live, say(model="gpt-3.5-turbo", max_tokens=100))
-    assert other.code == "ok", "another model has tokens of its own"
-    large = await house.ask(way, caller.live, say(max_tokens=1001))
+    other = await app.ask(protocol, account.live, text_body(model="gpt-3.5-turbo", max_tokens=100))
+    assert other.code == "ok", "another model has its own tokens"
+    large = await app.ask(protocol, account.live, text_body(max_tokens=1001))
     assert large.code == "token_limit_exceeded"
     assert "1,000 a minute" in large.message
 
 
-# --- who may use what
+# --- allowed models
 
 
-@WAY
-@HOW
-async def test_a_model_must_be_of_the_key_and_of_the_plan(house: House, way: str, stream: bool) -> None:
-    by_plan = await house.caller("pictures")
-    by_key = await house.caller("unlimited", models=("gpt-4",))
-    by_both = await house.caller("pictures", models=("flux-1-pro", "gpt-4"))
+@PROTOCOL
+@STREAM
+async def test_a_model_must_be_allowed_by_the_key_and_the_plan(
+    app: RunningApp, protocol: str, stream: bool
+) -> None:
+    by_plan = await app.account("images")
+    by_key = await app.account("unlimited", models=("gpt-4",))
+    by_both = await app.account("images", models=("flux-1-pro", "gpt-4"))
     cases = [
-        (by_plan, KINDS["image"], "ok"),
-        (by_plan, say(), "model_not_allowed"),
-        (by_key, say(), "ok"),
-        (by_key, KINDS["image"], "model_not_allowed"),
-        (by_both, KINDS["image"], "ok"),
-        (by_both, say(), "model_not_allowed"),
-        (by_both, {**KINDS["image"], "model": "flux-1-dev"}, "model_not_allowed"),
+        (by_plan, TASK_BODIES["image"], "ok"),
+        (by_plan, text_body(), "model_not_allowed"),
+        (by_key, text_body(), "ok"),
+        (by_key, TASK_BODIES["image"], "model_not_allowed"),
+        (by_both, TASK_BODIES["image"], "ok"),
+        (by_both, text_body(), "model_not_allowed"),
+        (by_both, {**TASK_BODIES["image"], "model": "flux-1-dev"}, "model_not_allowed"),
     ]
-    for caller, body, code in cases:
-        assert (await house.ask(way, caller.test, body, stream=stream)).code == code
+    for account, body, code in cases:
+        assert (await app.ask(protocol, account.test, body, stream=stream)).code == code
 
 
-# --- what is refused first
+# --- order of errors
 
 
-@WAY
-@HOW
-async def test_refusals_have_an_order(house: House, way: str, stream: bool) -> None:
-    """Each request is wrong in two neighbouring ways, or more."""
-    poor = await house.caller("five", live=1, test=1)
-    claude = say("[[words:5]]", model="claude-3-opus", max_tokens=5)  # nobody has its credentials
+@PROTOCOL
+@STREAM
+async def test_errors_have_an_order(app: RunningApp, protocol: str, stream: bool) -> None:
+    # Each request has at least two errors, which are neighbours in the order.
+    poor = await app.account("five", live=1, test=1)
+    claude = text_body("[[words:5]]", model="claude-3-opus", max_tokens=5)  # the app has no key for it
 
     async def code(key: str, body: dict[str, Any]) -> str:
-        return (await house.ask(way, key, body, stream=stream)).code
+        return (await app.ask(protocol, key, body, stream=stream)).code
 
-    assert await code("pml_live_no", say(model="gpt-99", temperature=9)) == "invalid_api_key"
-    assert await code(poor.live, say(model="gpt-99", temperature=9)) == "unsupported_model"
+    assert await code("pml_live_no", text_body(model="gpt-99", temperature=9)) == "invalid_api_key"
+    assert await code(poor.live, text_body(model="gpt-99", temperature=9)) == "unsupported_model"
     assert await code(poor.live, {**claude, "temperature": 9}) == "invalid_parameter"
     assert await code(poor.live, claude) == "insufficient_credits"
-    full = await house.caller("five")
+    full = await app.account("five")
     for _ in range(5):
-        assert await code(full.live, say(max_tokens=5)) == "ok"
+        assert await code(full.live, text_body(max_tokens=5)) == "ok"
     assert await code(full.live, {**claude, "temperature": 9}) == "invalid_parameter"
     assert await code(full.live, claude) == "rate_limit_exceeded"
-    rich = await house.caller("five")
+    rich = await app.account("five")
     assert await code(rich.live, claude) == "provider_not_configured"
-    spent = await house.caller("five", live=3000)
-    while (last := await code(spent.live, say(max_tokens=5))) == "ok":
+    spent = await app.account("five", live=3000)
+    while (last := await code(spent.live, text_body(max_tokens=5))) == "ok":
         pass
-    assert last == "rate_limit_exceeded", "limits go ahead of credits"
+    assert last == "rate_limit_exceeded", "limits come before credits"
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_at_a_door_the_key_goes_ahead_of_the_body_and_the_body_ahead_of_the_model(
-    house: House, way: str
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_the_gateway_checks_the_key_before_the_body_and_the_body_before_the_model(
+    app: RunningApp, protocol: str
 ) -> None:
-    caller = await house.caller("pictures")
-    url = f"{house.urls[way]}/api/v1/task"
+    account = await app.account("images")
+    url = f"{app.urls[protocol]}/api/v1/task"
     for key, data, code in (
         ("pml_test_no", b"{", "invalid_api_key"),
-        (caller.test, b'{"model": "gpt-99", ', "invalid_body"),
-        (caller.test, b'{"model": "gpt-4", "sausage": 1}', "model_not_allowed"),
-        (caller.test, b'{"model": "flux-1-pro", "sausage": 1}', "invalid_parameter"),
+        (account.test, b'{"model": "gpt-99", ', "invalid_body"),
+        (account.test, b'{"model": "gpt-4", "sausage": 1}', "model_not_allowed"),
+        (account.test, b'{"model": "flux-1-pro", "sausage": 1}', "invalid_parameter"),
     ):
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        async with house.session.post(url, data=data, headers=headers) as answer:
+        async with app.session.post(url, data=data, headers=headers) as answer:
             assert (await answer.json())["error"]["code"] == code
 
 
-@WAY
-async def test_a_provider_that_is_not_configured_takes_nothing(house: House, way: str) -> None:
-    caller = await house.caller("five")
-    told = await house.ask(way, caller.live, say(model="claude-3-opus"))
-    assert told.code == "provider_not_configured"
-    assert told.headers["x-ratelimit-remaining"] == "5"
-    assert told.headers["x-credits-remaining"] == "1000000"
-    assert "x-credits-charged" not in told.last
-    assert await house.slots(caller, live=True) == 0
-    assert not await house.records(caller)
+@PROTOCOL
+async def test_a_task_without_a_configured_provider_counts_toward_no_limit(
+    app: RunningApp, protocol: str
+) -> None:
+    account = await app.account("five")
+    outcome = await app.ask(protocol, account.live, text_body(model="claude-3-opus"))
+    assert outcome.code == "provider_not_configured"
+    assert outcome.headers["x-ratelimit-remaining"] == "5"
+    assert outcome.headers["x-credits-remaining"] == "1000000"
+    assert "x-credits-charged" not in outcome.metadata
+    assert await app.concurrency(account, live=True) == 0
+    assert not await app.records(account)
 
 
-# --- a client that only reads the headers
+# --- a client that paces itself by the headers
 
 
-@WAY
-async def test_who_reads_the_headers_reaches_the_limit_without_a_refusal(house: House, way: str) -> None:
-    caller = await house.caller("two hundred")
-    pacer = Pacer(house, way, caller)
+@PROTOCOL
+async def test_a_client_that_reads_the_headers_reaches_the_limit_without_an_error(
+    app: RunningApp, protocol: str
+) -> None:
+    account = await app.account("two hundred")
+    pacer = Pacer(app, protocol, account)
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         for _ in range(30):
             group.create_task(pacer.work())
@@ -396,16 +416,16 @@ async def test_who_reads_the_headers_reaches_the_limit_without_a_refusal(house: 
 
 
 class Pacer:
-    """Asks as often and as much at once as the headers allow, and stops at the end of the window's requests."""
+    """Runs as many tasks, and as many concurrently, as the headers allow, until the window has none left."""
 
-    def __init__(self, house: House, way: str, caller: Caller) -> None:
-        self.house, self.way, self.caller = house, way, caller
+    def __init__(self, app: RunningApp, protocol: str, account: Account) -> None:
+        self.app, self.protocol, self.account = app, protocol, account
         self.codes: list[str] = []
         self.left = 1
         self.running = 0
 
     async def work(self) -> None:
-        """One line of work of several: a request whenever there is one left that nobody has on the way."""
+        """Runs one task at a time while the window has requests left. Several workers run concurrently."""
         while self.left or self.running:
             if not self.left:
                 await asyncio.sleep(0)
@@ -413,26 +433,26 @@ class Pacer:
             self.left -= 1
             self.running += 1
             body = {"model": "flux-1-schnell", "prompt": "x", "width": 64, "height": 64}
-            told = await self.house.ask(self.way, self.caller.test, body)
-            self.codes.append(told.code)
+            outcome = await self.app.ask(self.protocol, self.account.test, body)
+            self.codes.append(outcome.code)
             self.running -= 1
-            # Others on the way may not be counted in it yet.
-            allowed = (int(told.headers[f"x-ratelimit-remaining{of}"]) for of in ("", "-concurrent"))
+            # The headers may not count the requests of other workers yet.
+            allowed = (int(outcome.headers[f"x-ratelimit-remaining{of}"]) for of in ("", "-concurrent"))
             self.left = max(0, min(allowed) - self.running)
 
 
-@WAY
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@PROTOCOL
+@STREAM
 async def test_a_large_invalid_task_counts_as_a_request_and_a_small_one_does_not(
-    house: House, way: str, stream: bool
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await house.caller("five")
-    large = say("word " * 20_000, temperature=9)
+    account = await app.account("five")
+    large = text_body("word " * 20_000, temperature=9)
     for left in ("4", "3"):
-        told = await house.ask(way, caller.test, large, stream=stream)
-        assert (told.code, told.headers["x-ratelimit-remaining"]) == ("invalid_parameter", left)
-    told = await house.ask(way, caller.test, say("word", temperature=9), stream=stream)
-    assert (told.code, told.headers["x-ratelimit-remaining"]) == ("invalid_parameter", "3")
+        outcome = await app.ask(protocol, account.test, large, stream=stream)
+        assert (outcome.code, outcome.headers["x-ratelimit-remaining"]) == ("invalid_parameter", left)
+    outcome = await app.ask(protocol, account.test, text_body("word", temperature=9), stream=stream)
+    assert (outcome.code, outcome.headers["x-ratelimit-remaining"]) == ("invalid_parameter", "3")
     for _ in range(3):
-        await house.ask(way, caller.test, large, stream=stream)
-    assert (await house.ask(way, caller.test, large, stream=stream)).code == "rate_limit_exceeded"
+        await app.ask(protocol, account.test, large, stream=stream)
+    assert (await app.ask(protocol, account.test, large, stream=stream)).code == "rate_limit_exceeded"

@@ -1,4 +1,4 @@
-"""What unauthenticated callers can make a served Pomelo log: a few lines of each kind, and a count."""
+"""Unauthenticated callers can make the server log only a few lines of each sort, and a count of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JUNK = [MALFORMED, b"\x16\x03\x01" + b"\0" * 40, b"\0" * 100, b"PRI * HTTP/2.0\r
 
 
 async def send(port: int, data: bytes) -> None:
-    """Sends bytes to a port, reads what comes, and closes with a reset."""
+    """Sends bytes to a port, reads the answer, and resets the connection."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionError:
@@ -33,7 +33,7 @@ async def send(port: int, data: bytes) -> None:
 
 
 @pytest.mark.timeout(60)
-async def test_a_flood_of_junk_gives_a_few_lines_and_their_number(tmp_path: Path) -> None:
+async def test_a_flood_of_malformed_requests_logs_a_few_lines_and_a_count(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         before = len(served.log().splitlines())
         for _ in range(8):

@@ -1,4 +1,4 @@
-"""Whatever a provider raises or yields, callers of every protocol get an error, and the server goes on."""
+"""Providers that raise or yield anything invalid: callers get an error over every protocol, and the server goes on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import CODES
 from pomelo.providers.sandbox import Sandbox
-from tests.integration.house import KINDS, WAYS, House, digest, open_house, say
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM, digest
+from tests.tasks import TASK_BODIES, text_body
 
 WORD = Event(text_delta=TextDelta(content="Hello"))
 LAST = Event(
@@ -30,11 +32,11 @@ LAST = Event(
     )
 )
 PROGRESS = Event(image_progress=ImageProgress(progress=0.5))
-SOUND = Event(audio_chunk=AudioChunk(data=b"sound", content_type="audio/mpeg"))
+CHUNK = Event(audio_chunk=AudioChunk(data=b"sound", content_type="audio/mpeg"))
 
 
 class StrangeError(PomeloError):
-    """An error whose message is no text."""
+    """An error with a message of bytes."""
 
     def __init__(self) -> None:
         super().__init__("provider_failed")
@@ -42,14 +44,14 @@ class StrangeError(PomeloError):
 
 
 class IncompleteError(PomeloError):
-    """An error that lacks what every PomeloError has."""
+    """An error without the attributes of a PomeloError."""
 
     def __init__(self) -> None:
         pass
 
 
 class RowlessError(PomeloError):
-    """An error without a row of the table."""
+    """An error without a row in the table."""
 
     def __init__(self) -> None:
         super().__init__("provider_failed")
@@ -77,7 +79,7 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "an error without attributes": IncompleteError,
     "an error without a row": RowlessError,
     "an error without a code": partial(CodelessError, "provider_failed"),
-    "a field that is no text": lambda: PomeloError("invalid_parameter", field=7),  # type: ignore[arg-type]
+    "a field that is a number": lambda: PomeloError("invalid_parameter", field=7),  # type: ignore[arg-type]
     **{code: partial(PomeloError, code) for code in sorted(TABLE.keys() - CODES)},
 }
 
@@ -86,7 +88,7 @@ YIELDED: dict[str, tuple[Any, ...]] = {
     "text": ("Hello", LAST),
     "a dict": ({"text_delta": {"content": "Hello"}}, LAST),
     "an empty event": (WORD, Event(), LAST),
-    "audio": (WORD, SOUND, LAST),
+    "audio": (WORD, CHUNK, LAST),
     "progress of an image": (PROGRESS, LAST),
     "a result": (WORD, Event(result=TaskResult()), LAST),
     "an event after the last": (WORD, LAST, WORD),
@@ -97,20 +99,20 @@ YIELDED: dict[str, tuple[Any, ...]] = {
 }
 
 RESULTS: dict[str, list[tuple[Any, ...]]] = {
-    "image": [(PROGRESS, WORD), (SOUND,), (Event(result=TaskResult()),), (None,)],
+    "image": [(PROGRESS, WORD), (CHUNK,), (Event(result=TaskResult()),), (None,)],
     "tts": [
         (Event(audio_chunk=AudioChunk(data=b"sound")),),
-        (SOUND, WORD),
-        (SOUND, None),
+        (CHUNK, WORD),
+        (CHUNK, None),
         (LAST,),
         (Event(result=TaskResult()),),
     ],
-    "stt": [(WORD,), (SOUND,), (Event(result=TaskResult()),), (None,)],
+    "stt": [(WORD,), (CHUNK,), (Event(result=TaskResult()),), (None,)],
 }
 
 
-class Rogue:
-    """A provider that does what `act` says."""
+class FaultyProvider:
+    """A provider whose task methods call `act`."""
 
     configured = True
     act: Callable[[Job], Any]
@@ -122,14 +124,14 @@ class Rogue:
         return self.act(job)
 
     async def aclose(self) -> None:
-        """See Provider."""
+        """Closes nothing."""
 
 
-ROGUE = Rogue()
+FAULTY = FaultyProvider()
 
 
 def yielding(*events: Any, then: Callable[[], BaseException] | None = None) -> Callable[[Job], Any]:
-    """What yields these events and then raises."""
+    """Returns a task method that yields the events and then raises."""
 
     async def act(job: Job) -> AsyncIterator[Any]:
         for event in events:
@@ -141,86 +143,88 @@ def yielding(*events: Any, then: Callable[[], BaseException] | None = None) -> C
 
 
 @pytest.fixture(scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    """A server whose vendors are all the rogue provider."""
-    providers = dict.fromkeys(("openai", "bfl", "elevenlabs"), ROGUE)
-    folder: Path = tmp_path_factory.mktemp("rogue")
-    async with open_house(folder, providers={"sandbox": Sandbox(), **providers}) as opened:
+async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    """An app with the faulty provider in place of every vendor."""
+    providers = dict.fromkeys(("openai", "bfl", "elevenlabs"), FAULTY)
+    folder: Path = tmp_path_factory.mktemp("faulty")
+    async with run_app(folder, providers={"sandbox": Sandbox(), **providers}) as opened:
         yield opened
 
 
 async def check(
-    house: House, caplog: pytest.LogCaptureFixture, body: dict[str, Any], *, stream: bool, logged: bool = True
+    app: RunningApp,
+    caplog: pytest.LogCaptureFixture,
+    body: dict[str, Any],
+    *,
+    stream: bool,
+    logged: bool = True,
 ) -> None:
-    """Asks every way: provider_failed, one line in the log, nothing charged or held."""
-    for way in WAYS:
-        caller = await house.caller()
+    """Asserts that a task over every protocol ends in provider_failed, logs one line, and leaves no reservation."""
+    for protocol in PROTOCOLS:
+        account = await app.account()
         caplog.clear()
-        request_id = f"id-{way}"
+        request_id = f"id-{protocol}"
         async with asyncio.timeout(10):
-            told = await house.ask(
-                way, caller.live, body, stream=stream, headers={"X-Request-Id": request_id}
+            outcome = await app.ask(
+                protocol, account.live, body, stream=stream, headers={"X-Request-Id": request_id}
             )
-        assert (told.code, told.done) == ("provider_failed", False), (way, told)
-        assert "secret" not in told.message
+        assert (outcome.code, outcome.done) == ("provider_failed", False), (protocol, outcome)
+        assert "secret" not in outcome.message
         lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
-        assert len(lines) == logged, (way, lines)
+        assert len(lines) == logged, (protocol, lines)
         assert all(f"request {request_id}: the provider " in line for line in lines)
         assert "secret" not in caplog.text
-        for _ in range(100):
-            if not await house.slots(caller, live=True):
-                break
-            await asyncio.sleep(0.01)
-        assert (await house.balance(caller, live=True)).held == 0
+        await app.idle(account, live=True)
+        assert (await app.balance(account, live=True)).held == 0
         if not stream:
-            assert await house.records(caller) == []
+            assert await app.records(account) == []
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("begun", [(), (WORD,)], ids=["before", "after"])
 @pytest.mark.parametrize("raised", RAISED)
-async def test_what_a_provider_may_not_raise_is_provider_failed_and_logged(
-    house: House, caplog: pytest.LogCaptureFixture, raised: str, begun: tuple[Event, ...], stream: bool
+async def test_an_unexpected_error_of_a_provider_is_provider_failed_and_logged(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, raised: str, begun: tuple[Event, ...], stream: bool
 ) -> None:
-    ROGUE.act = yielding(*begun, then=RAISED[raised])
-    await check(house, caplog, say(), stream=stream)
+    FAULTY.act = yielding(*begun, then=RAISED[raised])
+    await check(app, caplog, text_body(), stream=stream)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("yielded", YIELDED)
-async def test_what_a_provider_may_not_yield_is_provider_failed_and_logged(
-    house: House, caplog: pytest.LogCaptureFixture, yielded: str, stream: bool
+async def test_an_unexpected_event_of_a_provider_is_provider_failed_and_logged(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, yielded: str, stream: bool
 ) -> None:
-    ROGUE.act = yielding(*YIELDED[yielded])
-    # That an answer has no end is known to the task type, which knows no fault of the provider's code.
-    await check(house, caplog, say(), stream=stream, logged=yielded not in ("nothing", "no last event"))
+    FAULTY.act = yielding(*YIELDED[yielded])
+    # An answer without an end is found by the task type's collector, which logs no fault of the provider.
+    await check(app, caplog, text_body(), stream=stream, logged=yielded not in ("nothing", "no last event"))
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("kind", RESULTS)
+@STREAM
+@pytest.mark.parametrize("task_type", RESULTS)
 async def test_events_of_another_task_type_are_provider_failed(
-    house: House, caplog: pytest.LogCaptureFixture, kind: str, stream: bool
+    app: RunningApp, caplog: pytest.LogCaptureFixture, task_type: str, stream: bool
 ) -> None:
-    for events in RESULTS[kind]:
-        ROGUE.act = yielding(*events)
-        await check(house, caplog, KINDS[kind], stream=stream)
+    for events in RESULTS[task_type]:
+        FAULTY.act = yielding(*events)
+        await check(app, caplog, TASK_BODIES[task_type], stream=stream)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_method_that_fails_when_it_is_called_or_is_no_generator_is_provider_failed(
-    house: House, caplog: pytest.LogCaptureFixture, stream: bool
+@STREAM
+async def test_a_method_that_raises_or_returns_no_generator_is_provider_failed(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
     def exits(job: Job) -> None:
         raise SystemExit(3)
 
     for act in (exits, lambda job: None, lambda job: [WORD, LAST]):
-        ROGUE.act = act
-        await check(house, caplog, say(), stream=stream)
+        FAULTY.act = act
+        await check(app, caplog, text_body(), stream=stream)
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_what_a_provider_raises_while_it_is_closed_is_logged_and_changes_nothing(
-    house: House, caplog: pytest.LogCaptureFixture, way: str
+@PROTOCOL
+async def test_an_error_while_a_provider_is_closed_is_logged_and_changes_nothing(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         try:
@@ -229,79 +233,83 @@ async def test_what_a_provider_raises_while_it_is_closed_is_logged_and_changes_n
         finally:
             raise SystemExit(3)
 
-    ROGUE.act = act
-    caller = await house.caller()
-    told = await house.ask(way, caller.live, say(), stream=True)
-    assert told.code == "provider_failed"
+    FAULTY.act = act
+    account = await app.account()
+    outcome = await app.ask(protocol, account.live, text_body(), stream=True)
+    assert outcome.code == "provider_failed"
     assert "failed unexpectedly while it was closed" in caplog.text
-    ROGUE.act = yielding(WORD, LAST)
-    told = await house.ask(way, caller.live, say(), stream=True)
-    assert (told.code, told.content, told.done) == ("ok", "Hello", True)
+    FAULTY.act = yielding(WORD, LAST)
+    outcome = await app.ask(protocol, account.live, text_body(), stream=True)
+    assert (outcome.code, outcome.content, outcome.done) == ("ok", "Hello", True)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@PROTOCOL
 @pytest.mark.parametrize("code", sorted(CODES))
-async def test_the_errors_that_a_provider_may_raise_reach_the_caller(
-    house: House, way: str, code: str
+async def test_documented_errors_of_a_provider_reach_the_caller(
+    app: RunningApp, protocol: str, code: str
 ) -> None:
     def failure() -> PomeloError:
-        return PomeloError(code, "Said by the provider", retry_after=-1)
+        return PomeloError(code, "Message of the provider", retry_after=-1)
 
-    ROGUE.act = yielding(then=failure)
-    caller = await house.caller()
-    told = await house.ask(way, caller.live, say())
-    assert (told.code, told.message) == (code, "Said by the provider")
-    assert told.last.get("retry-after") in (None, "5")
+    FAULTY.act = yielding(then=failure)
+    account = await app.account()
+    outcome = await app.ask(protocol, account.live, text_body())
+    assert (outcome.code, outcome.message) == (code, "Message of the provider")
+    assert outcome.metadata.get("retry-after") in (None, "5")
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_call_that_its_caller_leaves_or_that_is_late_is_still_cancelled(
-    house: House, caplog: pytest.LogCaptureFixture, way: str
+@PROTOCOL
+async def test_a_call_is_cancelled_when_its_caller_leaves_or_its_deadline_passes(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
-    ended = asyncio.Event()
+    started, cancelled = asyncio.Event(), asyncio.Event()
 
     async def act(job: Job) -> AsyncIterator[Any]:
+        started.set()
         try:
             await asyncio.sleep(60)
             yield LAST
         except asyncio.CancelledError:
-            ended.set()
+            cancelled.set()
             raise
 
-    ROGUE.act = act
-    caller = await house.caller()
-    told = await house.ask(way, caller.live, say(), within=0.2)
-    assert told.code == "deadline_exceeded"
-    await asyncio.wait_for(ended.wait(), 5)
-    ended.clear()
-    asking = asyncio.create_task(house.ask(way, caller.live, say()))
-    await asyncio.sleep(0.2)
-    asking.cancel()
-    await asyncio.wait_for(ended.wait(), 5)
+    FAULTY.act = act
+    account = await app.account()
+    outcome = await app.ask(protocol, account.live, text_body(), within=0.2)
+    assert outcome.code == "deadline_exceeded"
+    await asyncio.wait_for(cancelled.wait(), 5)
+    started.clear()
+    cancelled.clear()
+    task = asyncio.create_task(app.ask(protocol, account.live, text_body()))
+    await asyncio.wait_for(started.wait(), 5)
+    task.cancel()
+    await asyncio.wait_for(cancelled.wait(), 5)
     assert "the provider" not in caplog.text
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_an_error_with_an_empty_message_has_the_message_of_its_row(house: House, way: str) -> None:
-    ROGUE.act = yielding(then=lambda: PomeloError("provider_unavailable", " "))
-    told = await house.ask(way, (await house.caller()).live, say())
-    assert (told.code, told.message) == ("provider_unavailable", TABLE["provider_unavailable"].message)
+@PROTOCOL
+async def test_an_error_with_an_empty_message_gets_the_default_message(
+    app: RunningApp, protocol: str
+) -> None:
+    FAULTY.act = yielding(then=lambda: PomeloError("provider_unavailable", " "))
+    outcome = await app.ask(protocol, (await app.account()).live, text_body())
+    assert (outcome.code, outcome.message) == ("provider_unavailable", TABLE["provider_unavailable"].message)
 
 
-async def wait_on() -> None:
-    """Waits long."""
+async def keep_waiting() -> None:
+    """Waits for a minute."""
     await asyncio.sleep(60)
 
 
-async def go_on() -> None:
-    """Goes on in the same step."""
+async def continue_immediately() -> None:
+    """Does not suspend."""
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("begun", [(), (WORD,)], ids=["before", "after"])
-@pytest.mark.parametrize("then", [wait_on, go_on])
+@pytest.mark.parametrize("then", [keep_waiting, continue_immediately])
 async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logged(
-    house: House, caplog: pytest.LogCaptureFixture, then: Any, begun: tuple[Event, ...], stream: bool
+    app: RunningApp, caplog: pytest.LogCaptureFixture, then: Any, begun: tuple[Event, ...], stream: bool
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         for event in begun:
@@ -312,13 +320,13 @@ async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logge
         await then()
         yield LAST
 
-    ROGUE.act = act
-    await check(house, caplog, say(), stream=stream)
+    FAULTY.act = act
+    await check(app, caplog, text_body(), stream=stream)
     assert "cancelled the task that runs it" in caplog.text
 
 
-async def test_a_method_that_cancels_the_task_when_it_is_called_is_provider_failed(
-    house: House, caplog: pytest.LogCaptureFixture
+async def test_a_method_that_cancels_its_task_when_called_is_provider_failed(
+    app: RunningApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     def act(job: Job) -> Any:
         task = asyncio.current_task()
@@ -326,18 +334,18 @@ async def test_a_method_that_cancels_the_task_when_it_is_called_is_provider_fail
         task.cancel()
         return yielding(WORD, LAST)(job)
 
-    ROGUE.act = act
+    FAULTY.act = act
     for stream in (False, True):
-        await check(house, caplog, say(), stream=stream)
+        await check(app, caplog, text_body(), stream=stream)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_provider_that_cancels_its_task_later_fails_its_task_alone(
-    house: House, caplog: pytest.LogCaptureFixture, stream: bool, way: str
+@PROTOCOL
+@STREAM
+async def test_a_provider_that_cancels_its_task_later_fails_only_that_task(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool, protocol: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
-        if way == "grpc":
+        if protocol == "grpc":
             yield WORD
         task = asyncio.current_task()
         assert task is not None
@@ -345,15 +353,15 @@ async def test_a_provider_that_cancels_its_task_later_fails_its_task_alone(
         await asyncio.sleep(60)
         yield LAST
 
-    ROGUE.act = act
-    caller = await house.caller()
+    FAULTY.act = act
+    account = await app.account()
     async with asyncio.timeout(10):
-        told = await house.ask(way, caller.live, say(), stream=stream)
-        assert told.code == "internal_error"
+        outcome = await app.ask(protocol, account.live, text_body(), stream=stream)
+        assert outcome.code == "internal_error"
         assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
-        ROGUE.act = yielding(WORD, LAST)
-        told = await house.ask(way, caller.live, say(), stream=stream)
-    assert (told.code, told.content) == ("ok", "Hello")
+        FAULTY.act = yielding(WORD, LAST)
+        outcome = await app.ask(protocol, account.live, text_body(), stream=stream)
+    assert (outcome.code, outcome.content) == ("ok", "Hello")
 
 
 async def swallow() -> None:
@@ -363,42 +371,39 @@ async def swallow() -> None:
             await asyncio.sleep(0.1)
 
 
-async def linger() -> None:
-    """Waits while it is cancelled."""
+async def wait_when_cancelled() -> None:
+    """Waits again when it is cancelled."""
     try:
         await asyncio.sleep(30)
     finally:
         await asyncio.sleep(30)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("act_on", [swallow, linger])
-async def test_a_provider_that_ignores_a_cancellation_delays_its_caller_a_second_at_most(
-    house: House, caplog: pytest.LogCaptureFixture, act_on: Any, way: str
+@PROTOCOL
+@pytest.mark.parametrize("act_on", [swallow, wait_when_cancelled])
+async def test_a_provider_that_ignores_cancellation_delays_its_caller_by_a_second_at_most(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, act_on: Any, protocol: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         await act_on()
         yield LAST
 
-    ROGUE.act = act
-    caller = await house.caller()
-    begin = asyncio.get_running_loop().time()
-    told = await house.ask(way, caller.live, say(), within=0.5)
-    assert told.code == "deadline_exceeded"
-    assert asyncio.get_running_loop().time() - begin < 3
-    for _ in range(300):
-        if not await house.slots(caller, live=True):
-            break
-        await asyncio.sleep(0.01)
-    assert (await house.balance(caller, live=True)).held == 0
-    # Over gRPC the client's own cancellation follows, which ends the second wait.
-    if act_on is swallow or way == "rest":
+    FAULTY.act = act
+    account = await app.account()
+    start = asyncio.get_running_loop().time()
+    outcome = await app.ask(protocol, account.live, text_body(), within=0.5)
+    assert outcome.code == "deadline_exceeded"
+    assert asyncio.get_running_loop().time() - start < 3
+    await app.idle(account, live=True)
+    assert (await app.balance(account, live=True)).held == 0
+    # Over gRPC the client then cancels the call, which ends the second wait.
+    if act_on is swallow or protocol == "rest":
         assert "went on after it was cancelled, and was stopped" in caplog.text
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_provider_that_waits_while_it_is_closed_delays_its_caller_a_second_at_most(
-    house: House, caplog: pytest.LogCaptureFixture, way: str
+@PROTOCOL
+async def test_a_provider_that_waits_while_closing_delays_its_caller_by_a_second_at_most(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
     async def act(job: Job) -> AsyncIterator[Any]:
         try:
@@ -407,17 +412,17 @@ async def test_a_provider_that_waits_while_it_is_closed_delays_its_caller_a_seco
         finally:
             await asyncio.sleep(30)
 
-    ROGUE.act = act
-    caller = await house.caller()
+    FAULTY.act = act
+    account = await app.account()
     async with asyncio.timeout(3):
-        told = await house.ask(way, caller.live, say(), stream=True)
-    assert told.code == "provider_failed"
+        outcome = await app.ask(protocol, account.live, text_body(), stream=True)
+    assert outcome.code == "provider_failed"
     assert "went on after it was closed, and was stopped" in caplog.text
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_provider_may_use_timeouts_and_task_groups_of_its_own(
-    house: House, caplog: pytest.LogCaptureFixture, way: str
+@PROTOCOL
+async def test_a_provider_may_use_its_own_timeouts_and_task_groups(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
     async def fail() -> None:
         raise ValueError
@@ -436,83 +441,85 @@ async def test_a_provider_may_use_timeouts_and_task_groups_of_its_own(
             await asyncio.sleep(1.2)
         yield LAST
 
-    ROGUE.act = act
-    told = await house.ask(way, (await house.caller()).live, say(), stream=True)
-    assert (told.code, told.content, told.done) == ("ok", "Hello", True)
+    FAULTY.act = act
+    outcome = await app.ask(protocol, (await app.account()).live, text_body(), stream=True)
+    assert (outcome.code, outcome.content, outcome.done) == ("ok", "Hello", True)
     assert "the provider" not in caplog.text
 
 
 CONTENT_TYPES = ["text/html", "audio/mpeg\r\nX-Injected: 1", "audio/mpeg\n", "image/png", "audio/", "audio/é"]
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
-async def test_a_content_type_that_is_no_media_type_is_provider_failed(
-    house: House, caplog: pytest.LogCaptureFixture, content_type: str, stream: bool
+async def test_an_invalid_content_type_is_provider_failed(
+    app: RunningApp, caplog: pytest.LogCaptureFixture, content_type: str, stream: bool
 ) -> None:
-    ROGUE.act = yielding(Event(audio_chunk=AudioChunk(data=b"sound", content_type=content_type)))
-    await check(house, caplog, KINDS["tts"], stream=stream)
-    picture = GeneratedImage(data=b"\x89PNG", content_type=content_type.replace("image", "audio"))
-    ROGUE.act = yielding(Event(result=TaskResult(image=ImageOutput(images=[picture]))))
-    await check(house, caplog, KINDS["image"], stream=stream)
+    FAULTY.act = yielding(Event(audio_chunk=AudioChunk(data=b"sound", content_type=content_type)))
+    await check(app, caplog, TASK_BODIES["tts"], stream=stream)
+    image = GeneratedImage(data=b"\x89PNG", content_type=content_type.replace("image", "audio"))
+    FAULTY.act = yielding(Event(result=TaskResult(image=ImageOutput(images=[image]))))
+    await check(app, caplog, TASK_BODIES["image"], stream=stream)
 
 
-@pytest.mark.parametrize("way", ["rest", "remote"])
-async def test_empty_audio_is_an_error_and_not_the_beginning_of_raw_audio(house: House, way: str) -> None:
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_empty_audio_is_an_error_and_starts_no_raw_answer(app: RunningApp, protocol: str) -> None:
     empty = Event(audio_chunk=AudioChunk(content_type="audio/ogg"))
-    caller = await house.caller()
-    headers = {"Authorization": f"Bearer {caller.live}", "Accept": "audio/*"}
+    account = await app.account()
+    headers = {"Authorization": f"Bearer {account.live}", "Accept": "audio/*"}
 
     async def ask() -> tuple[int, str, bytes]:
-        url = f"{house.urls[way]}/api/v1/task"
-        async with house.session.post(url, json=KINDS["tts"], headers=headers) as answer:
+        url = f"{app.urls[protocol]}/api/v1/task"
+        async with app.session.post(url, json=TASK_BODIES["tts"], headers=headers) as answer:
             return answer.status, answer.content_type, await answer.read()
 
-    ROGUE.act = yielding(empty)
+    FAULTY.act = yielding(empty)
     status, content_type, body = await ask()
     assert (status, content_type) == (502, "application/json")
     assert b"provider_failed" in body
-    ROGUE.act = yielding(empty, Event(audio_chunk=AudioChunk(data=b"sound")))
+    FAULTY.act = yielding(empty, Event(audio_chunk=AudioChunk(data=b"sound")))
     assert await ask() == (200, "audio/ogg", b"sound")
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_large_pieces_of_a_provider_are_cut_for_every_client(house: House, way: str) -> None:
-    sound = bytes(range(256)) * 24_000
-    ROGUE.act = yielding(Event(audio_chunk=AudioChunk(data=sound, content_type="audio/mpeg")))
-    caller = await house.caller()
-    told = await house.ask(way, caller.live, KINDS["tts"], stream=True)
-    assert (told.code, told.content, told.done) == ("ok", digest(sound), True)
+@PROTOCOL
+async def test_large_events_of_a_provider_are_split_for_every_protocol(
+    app: RunningApp, protocol: str
+) -> None:
+    audio = bytes(range(256)) * 24_000
+    FAULTY.act = yielding(Event(audio_chunk=AudioChunk(data=audio, content_type="audio/mpeg")))
+    account = await app.account()
+    outcome = await app.ask(protocol, account.live, TASK_BODIES["tts"], stream=True)
+    assert (outcome.code, outcome.content, outcome.done) == ("ok", digest(audio), True)
     text = "\u0001é語🍊\u2028" * 120_000
     last = Event()
     last.CopyFrom(LAST)
     last.text_delta.content = text
-    ROGUE.act = yielding(WORD, Event(text_delta=TextDelta(content=text)), last)
-    if way != "grpc":
-        headers = {"Authorization": f"Bearer {caller.live}"}
-        body = say() | {"stream": True}
-        url = f"{house.urls[way]}/api/v1/task"
-        async with house.session.post(url, json=body, headers=headers) as answer:
+    FAULTY.act = yielding(WORD, Event(text_delta=TextDelta(content=text)), last)
+    if protocol != "grpc":
+        headers = {"Authorization": f"Bearer {account.live}"}
+        body = text_body() | {"stream": True}
+        url = f"{app.urls[protocol]}/api/v1/task"
+        async with app.session.post(url, json=body, headers=headers) as answer:
             lines = [line async for line in answer.content]  # aiohttp refuses a long line
         assert max(map(len, lines)) < 64 * 1024
-    told = await house.ask(way, caller.live, say(), stream=True)
-    assert (told.code, told.done) == ("ok", True)
-    assert told.content == "Hello" + text + text
+    outcome = await app.ask(protocol, account.live, text_body(), stream=True)
+    assert (outcome.code, outcome.done) == ("ok", True)
+    assert outcome.content == "Hello" + text + text
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_the_total_of_tokens_is_the_sum_of_its_parts(house: House, way: str) -> None:
+@PROTOCOL
+async def test_the_total_of_tokens_is_always_the_sum(app: RunningApp, protocol: str) -> None:
     usage = TokenUsage(prompt_tokens=3, completion_tokens=4, total_tokens=-9)
     last = Event(text_delta=TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP, usage=usage))
-    ROGUE.act = yielding(WORD, last)
-    caller = await house.caller()
+    FAULTY.act = yielding(WORD, last)
+    account = await app.account()
     for stream in (False, True):
-        told = await house.ask(way, caller.live, say(), stream=stream)
-        assert told.usage[:3] == (3, 4, 7)
+        outcome = await app.ask(protocol, account.live, text_body(), stream=stream)
+        assert outcome.usage[:3] == (3, 4, 7)
 
 
-class Misfit(Rogue):
-    """A provider that fails while it fits an input."""
+class UnfitProvider(FaultyProvider):
+    """A provider that raises when it fits an input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -523,19 +530,19 @@ class Misfit(Rogue):
         raise self.raises()
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("raised", ["SystemExit", "ValueError", "CancelledError", "invalid_api_key"])
-async def test_a_provider_that_can_not_fit_an_input_is_provider_failed_and_logged(
+async def test_an_error_while_a_provider_fits_an_input_is_provider_failed_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, raised: str, stream: bool
 ) -> None:
-    misfit = Misfit()
-    misfit.raises = RAISED[raised]
-    async with open_house(tmp_path, providers={"sandbox": Sandbox(), "openai": misfit}) as house:
-        for way in WAYS:
-            caller = await house.caller()
+    unfit = UnfitProvider()
+    unfit.raises = RAISED[raised]
+    async with run_app(tmp_path, providers={"sandbox": Sandbox(), "openai": unfit}) as app:
+        for protocol in PROTOCOLS:
+            account = await app.account()
             caplog.clear()
-            told = await house.ask(way, caller.live, say(), stream=stream)
-            assert told.code == "provider_failed", way
+            outcome = await app.ask(protocol, account.live, text_body(), stream=stream)
+            assert outcome.code == "provider_failed", protocol
             assert caplog.text.count("the provider openai failed to fit an input") == 1
-            assert "secret words" not in told.message
-            assert (await house.balance(caller, live=True)).held == 0
+            assert "secret words" not in outcome.message
+            assert (await app.balance(account, live=True)).held == 0

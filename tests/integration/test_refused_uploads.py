@@ -14,7 +14,7 @@ import pytest
 
 from pomelo.accounts.plans import Plan
 from pomelo.testing.elevenlabs_protocol import error_reply
-from tests.integration.house import PLANS, RICH, House, open_house
+from tests.app import PLANS, RICH, RunningApp, run_app
 
 AUDIO_DATA = b"OggS" + b"a sound of some length " * 20_000
 EACH_GATEWAY = pytest.mark.parametrize("protocol", ["rest", "remote"])
@@ -23,29 +23,29 @@ STS = {"model": "eleven-labs-sts", "voice": "adam"}
 PLAN = Plan("one at a time", requests=1)
 
 
-@pytest.fixture(scope="module", name="server")
-async def _server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     folder = tmp_path_factory.mktemp("refused")
     plans = PLANS | {PLAN.name: PLAN}
-    async with open_house(folder, plans=plans) as server:
-        yield server
+    async with run_app(folder, plans=plans) as app:
+        yield app
 
 
 @pytest.fixture(autouse=True)
-def _fresh(server: House) -> None:
-    server.upstream.reset()
-    for name in media_of(server):
-        (server.app.settings.data / "media" / name).unlink(missing_ok=True)
+def _fresh(app: RunningApp) -> None:
+    app.upstream.reset()
+    for name in media_of(app):
+        (app.server.settings.data / "media" / name).unlink(missing_ok=True)
 
 
-def media_of(server: House) -> list[str]:
+def media_of(app: RunningApp) -> list[str]:
     """The names of all files in the media folder."""
-    return sorted(path.name for path in (server.app.settings.data / "media").iterdir())
+    return sorted(path.name for path in (app.server.settings.data / "media").iterdir())
 
 
-async def wait_until_empty(server: House) -> None:
+async def wait_until_empty(app: RunningApp) -> None:
     """Waits until no file is left."""
-    await wait_until(lambda: not media_of(server))
+    await wait_until(lambda: not media_of(app))
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
@@ -65,12 +65,12 @@ def form(*parts: tuple[str, Any]) -> aiohttp.FormData:
 
 
 async def send(
-    server: House, protocol: str, key: str, data: Any, headers: dict[str, str] | None = None
+    app: RunningApp, protocol: str, key: str, data: Any, headers: dict[str, str] | None = None
 ) -> tuple[int, str]:
     """Sends a request; returns the status and the code of an error, else "ok"."""
     all_headers = {"Authorization": f"Bearer {key}", **(headers or {})}
-    async with server.session.post(
-        f"{server.urls[protocol]}/api/v1/task", data=data, headers=all_headers
+    async with app.session.post(
+        f"{app.urls[protocol]}/api/v1/task", data=data, headers=all_headers
     ) as answer:
         body = await answer.json()
         return answer.status, body.get("error", {}).get("code", "ok")
@@ -97,50 +97,50 @@ BY_THE_GATEWAY: dict[str, tuple[list[tuple[str, str]], int, str]] = {
 @EACH_GATEWAY
 @pytest.mark.parametrize("reason", BY_THE_SERVER)
 async def test_a_request_that_the_server_refuses_leaves_no_upload(
-    protocol: str, reason: str, server: House
+    protocol: str, reason: str, app: RunningApp
 ) -> None:
     parts, options, status, code = BY_THE_SERVER[reason]
-    caller = await server.caller(
+    caller = await app.account(
         options.get("plan", "unlimited"), live=options.get("live", RICH), models=options.get("models", ())
     )
     if code == "rate_limit_exceeded":
-        assert await send(server, protocol, caller.live, form(*STT.items())) == (200, "ok")
+        assert await send(app, protocol, caller.live, form(*STT.items())) == (200, "ok")
     if code == "provider_failed":
-        server.upstream.script(error_reply(400))
-    assert await send(server, protocol, caller.live, form(*parts)) == (status, code)
-    await wait_until_empty(server)
+        app.upstream.script(error_reply(400))
+    assert await send(app, protocol, caller.live, form(*parts)) == (status, code)
+    await wait_until_empty(app)
 
 
 @EACH_GATEWAY
 async def test_a_request_refused_for_its_idempotency_key_leaves_no_upload(
-    protocol: str, server: House
+    protocol: str, app: RunningApp
 ) -> None:
-    caller = await server.caller()
+    caller = await app.account()
     headers = {"Idempotency-Key": "once"}
     for parts, outcome in (
         ([*STT.items()], (200, "ok")),
         ([*STT.items(), ("language_code", "de")], (422, "idempotency_mismatch")),
         ([*STT.items()], (200, "ok")),
     ):
-        assert await send(server, protocol, caller.live, form(*parts), headers) == outcome
-        assert media_of(server) == []
+        assert await send(app, protocol, caller.live, form(*parts), headers) == outcome
+        assert media_of(app) == []
 
 
 @EACH_GATEWAY
 @pytest.mark.parametrize("reason", BY_THE_GATEWAY)
 async def test_a_request_that_the_gateway_refuses_leaves_no_upload(
-    protocol: str, reason: str, server: House
+    protocol: str, reason: str, app: RunningApp
 ) -> None:
     parts, status, code = BY_THE_GATEWAY[reason]
-    caller = await server.caller()
+    caller = await app.account()
     headers = {"X-Request-Timeout": "20"}
-    assert await send(server, protocol, caller.live, form(*parts), headers) == (status, code)
-    await wait_until_empty(server)
+    assert await send(app, protocol, caller.live, form(*parts), headers) == (status, code)
+    await wait_until_empty(app)
 
 
 @EACH_GATEWAY
-async def test_a_file_that_a_model_ignores_is_deleted(protocol: str, server: House) -> None:
-    caller = await server.caller()
+async def test_a_file_that_a_model_ignores_is_deleted(protocol: str, app: RunningApp) -> None:
+    caller = await app.account()
     parts = [
         ("model", "eleven-labs-tts"),
         ("text", "Hello"),
@@ -148,20 +148,20 @@ async def test_a_file_that_a_model_ignores_is_deleted(protocol: str, server: Hou
         ("response_format", "b64_json"),
     ]
     headers = {"X-Request-Timeout": "20"}
-    assert await send(server, protocol, caller.live, form(*parts), headers) == (200, "ok")
-    await wait_until_empty(server)
+    assert await send(app, protocol, caller.live, form(*parts), headers) == (200, "ok")
+    await wait_until_empty(app)
 
 
 @EACH_GATEWAY
 @pytest.mark.parametrize("live", [0, RICH], ids=["no credits", "credits"])
-async def test_stored_base64_is_deleted(protocol: str, live: int, server: House) -> None:
-    caller = await server.caller(live=live)
+async def test_stored_base64_is_deleted(protocol: str, live: int, app: RunningApp) -> None:
+    caller = await app.account(live=live)
     audio = b"OggS" + bytes(5 * 1024 * 1024)  # more than may be inline
     body = json.dumps({**STT, "audio": base64.b64encode(audio).decode()})
     headers = {"Content-Type": "application/json"}
     expected = (200, "ok") if live else (402, "insufficient_credits")
-    assert await send(server, protocol, caller.live, body, headers) == expected
-    assert media_of(server) == []
+    assert await send(app, protocol, caller.live, body, headers) == expected
+    assert media_of(app) == []
 
 
 # --- requests that break off
@@ -183,40 +183,42 @@ AUDIO_PART = (
 MODEL_PART = b'\r\n--XXX\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt'
 
 
-async def connect(server: House, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(app: RunningApp, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to the gateway."""
-    host, port = server.urls[protocol].removeprefix("http://").split(":")
+    host, port = app.urls[protocol].removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port))
 
 
 @EACH_GATEWAY
 @pytest.mark.parametrize("after_file", [False, True], ids=["within the file", "after the file"])
-async def test_a_disconnected_caller_leaves_no_upload(protocol: str, after_file: bool, server: House) -> None:
-    caller = await server.caller()
-    _, writer = await connect(server, protocol)
+async def test_a_disconnected_caller_leaves_no_upload(
+    protocol: str, after_file: bool, app: RunningApp
+) -> None:
+    caller = await app.account()
+    _, writer = await connect(app, protocol)
     writer.write(raw(caller.live, AUDIO_PART if not after_file else AUDIO_PART + MODEL_PART))
     await writer.drain()
 
     def arrived() -> bool:
-        return any(name.startswith("media_" if after_file else ".part_") for name in media_of(server))
+        return any(name.startswith("media_" if after_file else ".part_") for name in media_of(app))
 
     await wait_until(arrived)
     writer.transport.abort()
-    await wait_until_empty(server)
+    await wait_until_empty(app)
 
 
 async def test_an_upload_during_shutdown_is_deleted(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as server:
-        caller = await server.caller()
-        reader, writer = await connect(server, "rest")
+    async with run_app(tmp_path) as app:
+        caller = await app.account()
+        reader, writer = await connect(app, "rest")
         end = MODEL_PART + b"\r\n--XXX--\r\n"
         writer.write(
             raw(caller.live, AUDIO_PART, end).replace(b"900000", b"%d" % (len(AUDIO_PART) + len(end) + 1))
         )
-        await wait_until(lambda: any(name.startswith("media_") for name in media_of(server)))
-        server.app.draining.drain()
+        await wait_until(lambda: any(name.startswith("media_") for name in media_of(app)))
+        app.server.draining.drain()
         writer.write(b"\n")
         head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
         assert b" 503 " in head
-        assert media_of(server) == []
+        assert media_of(app) == []
         writer.close()

@@ -24,12 +24,13 @@ from pomelo.server.remote import open_remote
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import Services, TaskService
 from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.calls import call_of
 from tests.conftest import Keys
-from tests.integration.asking import KINDS, call_of, output_of, task_of, text_task
+from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 
 CHUNK = 1024 * 1024
 ADJUSTED = {"image": "width=256; height=256"}
-"""The fields of the tasks of `task_of` that live models adjust."""
+"""The fields of the tasks of `small_task` that live models adjust."""
 
 
 @pytest.fixture(scope="module")
@@ -61,32 +62,33 @@ async def events_of(tasks: TaskService, task: Task, call: Call) -> list[StreamTa
 # --- the same results as the local services
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_TYPES)
 async def test_a_task_of_each_type_runs_and_fills_the_response_headers(
     kind: str, remote: Services, keys: Keys
 ) -> None:
     call = call_of(keys.test, x_request_id="mine")
-    result = await remote.tasks.run_task(task_of(kind), call)
-    assert result.WhichOneof("output") == output_of(kind)
+    result = await remote.tasks.run_task(small_task(kind), call)
+    assert result.WhichOneof("output") == output_field(kind)
     assert call.response_headers.pop("X-Credits-Remaining")
     call.response_headers.pop("X-Credits-Charged", None)
     assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
     assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TASK_TYPES)
 async def test_a_stream_of_each_type_has_all_headers_before_the_first_event(
     kind: str, remote: Services, app: App, keys: Keys
 ) -> None:
     call = call_of(keys.test, x_request_id="mine")
-    async with remote.tasks.stream_task(task_of(kind), call) as events:
+    async with remote.tasks.stream_task(small_task(kind), call) as events:
         assert call.response_headers.pop("X-Credits-Remaining")
         call.response_headers.pop("X-Credits-Charged", None)
         assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
         assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
         remote_events = [event.WhichOneof("event") async for event in events]
     local_events = [
-        e.WhichOneof("event") for e in await events_of(app.services.tasks, task_of(kind), call_of(keys.test))
+        e.WhichOneof("event")
+        for e in await events_of(app.services.tasks, small_task(kind), call_of(keys.test))
     ]
     assert remote_events == local_events
 

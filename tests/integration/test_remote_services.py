@@ -19,8 +19,9 @@ from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
-from tests.integration.asking import call_of, task_of, text_task
-from tests.integration.played_services import KEY, PROOF, STARTED, Event, Played
+from tests.calls import call_of
+from tests.integration.scripted_services import KEY, PROOF, STARTED, Event, ScriptedServices
+from tests.tasks import small_task, text_task
 
 LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
 
@@ -39,7 +40,7 @@ class Peers(ConnectionObserver):
 class Ends:
     """Both ends of a channel: the simulated services and the remote ones."""
 
-    played: Played
+    played: ScriptedServices
     services: Services
     server: Server
     peers: set[str]
@@ -47,10 +48,10 @@ class Ends:
 
 @asynccontextmanager
 async def ends(
-    played: Played | None = None, in_flight: InFlightLimits | None = None, **limits: Any
+    played: ScriptedServices | None = None, in_flight: InFlightLimits | None = None, **limits: Any
 ) -> AsyncIterator[Ends]:
     """Opens both ends; the test must end within ten seconds."""
-    played, connections = played or Played(), Peers()
+    played, connections = played or ScriptedServices(), Peers()
     options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
     async with (
         asyncio.timeout(10),
@@ -99,7 +100,7 @@ async def test_a_repeated_key_is_repeated_to_the_server(secret: str | None) -> N
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: bool) -> None:
-    played = Played()
+    played = ScriptedServices()
 
     @asynccontextmanager
     async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
@@ -168,7 +169,7 @@ async def test_calls_and_bytes_in_a_gateway_are_limited_per_key() -> None:
 async def test_an_error_of_the_server_takes_precedence_over_the_refusal_of_a_body(
     refusal: PomeloError | None, reported: str
 ) -> None:
-    async with ends(Played(refusal=refusal)) as opened:
+    async with ends(ScriptedServices(refusal=refusal)) as opened:
         call = call_of(KEY)
         visit = await opened.services.access.admit(call)
         visit.reserve(70_000)
@@ -192,7 +193,7 @@ async def test_an_error_of_the_server_takes_precedence_over_the_refusal_of_a_bod
     ],
 )
 async def test_the_beginning_of_a_download_may_be_skipped(skip: int, rest: list[bytes]) -> None:
-    async with ends(Played(chunks=(b"abc", b"def"))) as opened:
+    async with ends(ScriptedServices(chunks=(b"abc", b"def"))) as opened:
         opening = opened.services.media.download_media("media_1", "s", call_of(None))
         async with opening as (media, chunks):
             assert media.size_bytes == 6
@@ -203,7 +204,7 @@ async def test_the_beginning_of_a_download_may_be_skipped(skip: int, rest: list[
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_upload_of_a_task_is_deleted_by_the_server(stream: bool) -> None:
     async with ends() as opened:
-        task = task_of("speech_to_text")
+        task = small_task("speech_to_text")
         task.speech_to_text.audio.media_id = "media_1"
         call = call_of(KEY)
         dropped = []

@@ -31,12 +31,13 @@ from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, chunk, error_event
 from pomelo.testing.bfl_protocol import Drawing, moderated
 from pomelo.testing.images import make_image
-from tests.integration.house import KINDS, WAYS, Caller, House, Told, open_house, say
-from tests.integration.test_bills import check_books
-from tests.integration.test_disconnects import Client, free
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOLS, Outcome
+from tests.integration.leaving import LeavingClient
 from tests.redis_server import RedisServer
+from tests.tasks import TASK_BODIES, text_body
 
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", WAYS)
+EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 CATALOGUE = """
@@ -84,7 +85,7 @@ TYPES = {
     "sts": ("speech_to_speech", AUDIO_LIMITS, 'audio_minute = "1"'),
     "stt": ("speech_to_text", AUDIO_LIMITS, 'audio_minute = "1"'),
 }
-"""Name of a task in KINDS -> its type, limits and price by counts."""
+"""Name of a task in TASK_BODIES -> its type, limits and price by counts."""
 
 AUDIO = b"\xff\xfb\x90\xc0" + b"sound" * 200
 COUNTS = TokenUsage(prompt_tokens=30, completion_tokens=40, total_tokens=70)
@@ -134,18 +135,18 @@ class Acme:
 class Rig:
     """A server, a fake vendor in place of OpenRouter and Black Forest Labs, and the plug-ins of two routes."""
 
-    server: House
+    app: RunningApp
     vendor: FaultUpstream
     first: Acme = field(default_factory=Acme)
     acme: Acme = field(default_factory=Acme)
 
-    async def record(self, caller: Caller, response: Told) -> UsageRecord:
+    async def record(self, caller: Account, response: Outcome) -> UsageRecord:
         """The only record of a caller; nothing else was charged or reported."""
-        (record,) = await self.server.records(caller)
-        assert (await self.server.balance(caller, live=True)).spent == record.cost
-        if "x-credits-charged" in response.last:
-            assert round(float(response.last["x-credits-charged"]) * 10**6) == record.cost
-        await check_books(self.server.app.store)
+        (record,) = await self.app.records(caller)
+        assert (await self.app.balance(caller, live=True)).spent == record.cost
+        if "x-credits-charged" in response.metadata:
+            assert round(float(response.metadata["x-credits-charged"]) * 10**6) == record.cost
+        await self.app.assert_audit_clean()
         return record
 
 
@@ -167,7 +168,7 @@ async def _rig(
         }
         if request.param == "redis":
             settings["store"] = stack.enter_context(RedisServer()).url
-        yield Rig(await stack.enter_async_context(open_house(folder, settings=settings)), vendor)
+        yield Rig(await stack.enter_async_context(run_app(folder, settings=settings)), vendor)
 
 
 @pytest.fixture(scope="module", name="plugged", params=["sqlite", "redis"])
@@ -178,7 +179,7 @@ async def _plugged(
     folder = tmp_path_factory.mktemp("plugged")
     rows = [
         ACME.format(
-            name=f"{KINDS[name]['model']}-acme",
+            name=f"{TASK_BODIES[name]['model']}-acme",
             task_type=task_type,
             limits=limits,
             price=price,
@@ -192,15 +193,15 @@ async def _plugged(
         settings: dict[str, Any] = {}
         if request.param == "redis":
             settings["store"] = stack.enter_context(RedisServer()).url
-        server = await stack.enter_async_context(
-            open_house(
+        app = await stack.enter_async_context(
+            run_app(
                 folder,
                 settings=settings,
                 catalog=Catalog.load(BUILTIN, folder / "catalog.toml"),
                 providers={"sandbox": Sandbox(), "first": first, "acme": acme},
             )
         )
-        yield Rig(server, server.upstream, first, acme)
+        yield Rig(app, app.upstream, first, acme)
 
 
 @pytest.fixture(autouse=True)
@@ -264,10 +265,10 @@ COST_BY_COUNTS = 810
 async def test_a_text_of_openrouter_costs_the_reported_cost(
     rig: Rig, cost: float, micros: int, protocol: str, stream: bool
 ) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     prompt = f"<{cost}> {protocol} {stream}"
     rig.vendor.when(prompt, Answer("one two", usage=counts(cost)))
-    response = await rig.server.ask(protocol, caller.live, say(prompt, "mixtral-8x7b"), stream=stream)
+    response = await rig.app.ask(protocol, caller.live, text_body(prompt, "mixtral-8x7b"), stream=stream)
     assert response.code == "ok"
     record = await rig.record(caller, response)
     assert (record.cost, record.provider_micros) == (micros, micros)
@@ -286,11 +287,11 @@ async def test_a_text_of_openrouter_costs_the_reported_cost(
 async def test_without_a_possible_cost_the_counts_are_billed(
     rig: Rig, model: str, cost: Any, protocol: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     prompt = f"<{model} {cost!r}> {protocol} {stream}"
     rig.vendor.when(prompt, Answer("one two", usage=counts(cost)))
     with caplog.at_level(logging.WARNING, "pomelo"):
-        response = await rig.server.ask(protocol, caller.live, say(prompt, model), stream=stream)
+        response = await rig.app.ask(protocol, caller.live, text_body(prompt, model), stream=stream)
     assert response.code == "ok"
     record = await rig.record(caller, response)
     assert (record.cost, record.provider_micros) == (
@@ -302,19 +303,19 @@ async def test_without_a_possible_cost_the_counts_are_billed(
 
 
 async def test_a_cost_that_is_only_the_fee_of_the_host_is_not_billed(rig: Rig) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     rig.vendor.when("own key", Answer("one two", usage=counts(0.00001, is_byok=True)))
-    response = await rig.server.ask("rest", caller.live, say("own key", "mixtral-8x7b"))
+    response = await rig.app.ask("rest", caller.live, text_body("own key", "mixtral-8x7b"))
     assert (await rig.record(caller, response)).cost == COST_BY_COUNTS
 
 
 @EACH_PROTOCOL
 async def test_a_stream_truncated_after_the_reported_cost_costs_that(rig: Rig, protocol: str) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     prompt = f"cut {protocol}"
     steps = (chunk(None, usage=counts(0.0005)), *TRUNCATED)
     rig.vendor.when(prompt, Answer("one two three", at={2: steps}))
-    response = await rig.server.ask(protocol, caller.live, say(prompt, "mixtral-8x7b"), stream=True)
+    response = await rig.app.ask(protocol, caller.live, text_body(prompt, "mixtral-8x7b"), stream=True)
     assert response.code == "provider_failed"
     record = await rig.record(caller, response)
     assert (record.cost, record.provider_micros, record.complete) == (500, 500, False)
@@ -324,10 +325,10 @@ async def test_a_stream_truncated_after_the_reported_cost_costs_that(rig: Rig, p
 async def test_a_stream_truncated_before_the_reported_cost_costs_the_delivered_part(
     rig: Rig, protocol: str
 ) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     prompt = f"cut early {protocol}"
     rig.vendor.when(prompt, Answer("one two three", at={2: TRUNCATED}, usage=counts(0.0005)))
-    response = await rig.server.ask(protocol, caller.live, say(prompt, "mixtral-8x7b"), stream=True)
+    response = await rig.app.ask(protocol, caller.live, text_body(prompt, "mixtral-8x7b"), stream=True)
     assert response.code == "provider_failed"
     record = await rig.record(caller, response)
     assert (record.provider_micros, record.output_tokens, record.complete) == (0, 2, False)
@@ -343,10 +344,10 @@ async def test_a_stream_truncated_before_the_reported_cost_costs_the_delivered_p
 async def test_an_image_of_black_forest_labs_costs_the_reported_cost(
     rig: Rig, reported_credits: Any, micros: int, protocol: str, stream: bool
 ) -> None:
-    caller = await rig.server.caller()
-    body = KINDS["image"] | {"model": "flux-drawn"}
+    caller = await rig.app.account()
+    body = TASK_BODIES["image"] | {"model": "flux-drawn"}
     rig.vendor.script(Drawing(order={"cost": reported_credits}))
-    response = await rig.server.ask(protocol, caller.live, body, stream=stream)
+    response = await rig.app.ask(protocol, caller.live, body, stream=stream)
     assert response.code == "ok"
     record = await rig.record(caller, response)
     assert (record.cost, record.images) == (micros, 1)
@@ -358,47 +359,47 @@ async def test_an_image_of_black_forest_labs_costs_the_reported_cost(
 async def test_an_image_refused_after_its_cost_was_reported_costs_nothing(
     rig: Rig, protocol: str, stream: bool
 ) -> None:
-    caller = await rig.server.caller()
-    body = KINDS["image"] | {"model": "flux-drawn"}
+    caller = await rig.app.account()
+    body = TASK_BODIES["image"] | {"model": "flux-drawn"}
     rig.vendor.script(Drawing(polls=(moderated(),), done=False))
-    response = await rig.server.ask(protocol, caller.live, body, stream=stream)
+    response = await rig.app.ask(protocol, caller.live, body, stream=stream)
     assert response.code == "content_policy_violation"
-    assert await rig.server.records(caller) == []
-    assert (await rig.server.balance(caller, live=True)).spent == 0
+    assert await rig.app.records(caller) == []
+    assert (await rig.app.balance(caller, live=True)).spent == 0
 
 
 async def test_an_image_with_a_fixed_price_ignores_the_reported_cost(rig: Rig) -> None:
-    caller = await rig.server.caller()
+    caller = await rig.app.account()
     rig.vendor.script(Drawing(order={"cost": 1.0}))
-    response = await rig.server.ask("rest", caller.live, KINDS["image"])
-    assert response.last["x-credits-charged"] == "0.04"
+    response = await rig.app.ask("rest", caller.live, TASK_BODIES["image"])
+    assert response.metadata["x-credits-charged"] == "0.04"
     record = await rig.record(caller, response)
     assert (record.cost, record.provider_micros) == (40_000, 0)
 
 
 async def test_a_test_key_pays_by_counts(rig: Rig) -> None:
-    caller = await rig.server.caller()
-    response = await rig.server.ask("rest", caller.test, KINDS["image"] | {"model": "flux-drawn"})
-    assert response.last["x-credits-charged"] == "0.05"
+    caller = await rig.app.account()
+    response = await rig.app.ask("rest", caller.test, TASK_BODIES["image"] | {"model": "flux-drawn"})
+    assert response.metadata["x-credits-charged"] == "0.05"
 
 
 async def test_reported_costs_and_their_price_are_listed(rig: Rig) -> None:
-    server = rig.server
-    caller = await server.caller()
+    app = rig.app
+    caller = await app.account()
     rig.vendor.when("shown", Answer("one two", usage=counts(0.0123456)))
-    await server.ask("rest", caller.live, say("shown", "mixtral-8x7b"))
+    await app.ask("rest", caller.live, text_body("shown", "mixtral-8x7b"))
     for protocol in ("rest", "remote"):
         headers = {"Authorization": f"Bearer {caller.live}"}
-        async with server.session.get(f"{server.urls[protocol]}/api/v1/usage", headers=headers) as answer:
+        async with app.session.get(f"{app.urls[protocol]}/api/v1/usage", headers=headers) as answer:
             (row,) = (await answer.json())["data"]
             assert (row["provider_cost"], row["cost"]) == (0.012346, 0.012346)
-        async with server.session.get(f"{server.urls[protocol]}/api/v1/models", headers=headers) as answer:
+        async with app.session.get(f"{app.urls[protocol]}/api/v1/models", headers=headers) as answer:
             (model,) = [m for m in (await answer.json())["data"] if m["id"] == "flux-drawn"]
             assert model["price"] == {"image": "0.05", "provider_dollar": "1.25"}
     metadata = [("authorization", f"Bearer {caller.live}")]
-    usage = await AccountServiceStub(server.channel).ListUsage(ListUsageRequest(), metadata=metadata)
+    usage = await AccountServiceStub(app.channel).ListUsage(ListUsageRequest(), metadata=metadata)
     assert usage.records[0].provider_cost_micros == 12_346
-    models = await ModelServiceStub(server.channel).ListModels(ListModelsRequest(), metadata=metadata)
+    models = await ModelServiceStub(app.channel).ListModels(ListModelsRequest(), metadata=metadata)
     (draw,) = [model for model in models.models if model.name == "flux-drawn"]
     prices = {price.unit: price.amount_micros for price in draw.prices}
     assert prices[PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR] == 1_250_000
@@ -409,7 +410,7 @@ async def test_reported_costs_and_their_price_are_listed(rig: Rig) -> None:
 
 def task(task_name: str) -> dict[str, Any]:
     """A task for the plug-in's model."""
-    return KINDS[task_name] | {"model": f"{KINDS[task_name]['model']}-acme"}
+    return TASK_BODIES[task_name] | {"model": f"{TASK_BODIES[task_name]['model']}-acme"}
 
 
 @EACH_PROTOCOL
@@ -418,11 +419,11 @@ def task(task_name: str) -> dict[str, Any]:
 async def test_a_plug_in_of_any_task_type_is_billed_by_the_reported_cost(
     plugged: Rig, task_name: str, protocol: str, stream: bool
 ) -> None:
-    caller = await plugged.server.caller()
+    caller = await plugged.app.account()
     plugged.acme.act = (
         answering(task_name, 0.0005, 0.0002) if stream else answering(task_name, 0.0002, 0.0002)
     )
-    response = await plugged.server.ask(protocol, caller.live, task(task_name), stream=stream)
+    response = await plugged.app.ask(protocol, caller.live, task(task_name), stream=stream)
     assert response.code == "ok"
     record = await plugged.record(caller, response)
     cost = 500 if stream and task_name == "stt" else 200  # its only event
@@ -434,9 +435,9 @@ async def test_a_plug_in_of_any_task_type_is_billed_by_the_reported_cost(
 async def test_raw_media_never_report_another_cost_than_is_charged(
     plugged: Rig, task_name: str, accept: str, protocol: str
 ) -> None:
-    caller = await plugged.server.caller()
+    caller = await plugged.app.account()
     plugged.acme.act = answering(task_name, 0.0002)
-    response = await plugged.server.ask(protocol, caller.live, task(task_name), accept=accept)
+    response = await plugged.app.ask(protocol, caller.live, task(task_name), accept=accept)
     assert response.status == 200
     assert (await plugged.record(caller, response)).cost == 220
 
@@ -449,10 +450,10 @@ async def test_raw_media_never_report_another_cost_than_is_charged(
 async def test_an_invalid_cost_of_a_plug_in_is_ignored_and_logged_without_its_text(
     plugged: Rig, cost: Any, protocol: str, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caller = await plugged.server.caller()
+    caller = await plugged.app.account()
     plugged.acme.act = answering("image", cost, cost)
     with caplog.at_level(logging.WARNING, "pomelo"):
-        response = await plugged.server.ask(
+        response = await plugged.app.ask(
             protocol, caller.live, task("image"), stream=stream, headers={"X-Request-Id": f"id-{protocol}"}
         )
     assert response.code == "ok"
@@ -465,11 +466,11 @@ async def test_an_invalid_cost_of_a_plug_in_is_ignored_and_logged_without_its_te
 @EACH_PROTOCOL
 @UNARY_AND_STREAM
 async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, protocol: str, stream: bool) -> None:
-    caller = await plugged.server.caller()
+    caller = await plugged.app.account()
     plugged.first.act = failing(0.03)
     attempts = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image")]
     plugged.acme.act = lambda job: attempts.pop(0)(job)
-    response = await plugged.server.ask(protocol, caller.live, task("image"), stream=stream)
+    response = await plugged.app.ask(protocol, caller.live, task("image"), stream=stream)
     assert response.code == "ok"
     assert not attempts
     record = await plugged.record(caller, response)
@@ -481,26 +482,26 @@ async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, protocol
 async def test_the_cost_of_the_attempt_that_answers_is_billed(
     plugged: Rig, protocol: str, stream: bool
 ) -> None:
-    caller = await plugged.server.caller()
+    caller = await plugged.app.account()
     plugged.first.act = failing(0.03)
     attempts = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image", 0.01)]
     plugged.acme.act = lambda job: attempts.pop(0)(job)
-    response = await plugged.server.ask(protocol, caller.live, task("image"), stream=stream)
+    response = await plugged.app.ask(protocol, caller.live, task("image"), stream=stream)
     assert (await plugged.record(caller, response)).cost == 11_000
 
 
 @UNARY_AND_STREAM
 async def test_a_task_that_fails_after_a_report_costs_nothing(plugged: Rig, stream: bool) -> None:
-    caller = await plugged.server.caller()
+    caller = await plugged.app.account()
     plugged.acme.act = failing(0.01, RetryPolicy.NEVER)
-    response = await plugged.server.ask("rest", caller.live, task("image"), stream=stream)
+    response = await plugged.app.ask("rest", caller.live, task("image"), stream=stream)
     assert response.code == "provider_unavailable"
-    assert await plugged.server.records(caller) == []
+    assert await plugged.app.records(caller) == []
 
 
 @EACH_PROTOCOL
 async def test_an_interrupted_stream_costs_the_cost_reported_so_far(plugged: Rig, protocol: str) -> None:
-    caller = await plugged.server.caller()
+    caller = await plugged.app.account()
     gate = Gate()
 
     async def act(job: Job) -> AsyncIterator[Event]:
@@ -509,26 +510,26 @@ async def test_an_interrupted_stream_costs_the_cost_reported_so_far(plugged: Rig
         await gate.pass_through()
 
     plugged.acme.act = act
-    client = Client(plugged.server, protocol, caller.live, task("text"), stream=True)
+    client = LeavingClient(plugged.app, protocol, caller.live, task("text"), stream=True)
     await client.has(1)
-    store = plugged.server.app.store
+    store = plugged.app.server.store
     for _ in range(100):  # the cost in case of a crash is stored every second
-        noted = [record.cost for record in await store.drafts() if record.account == caller.account]
+        noted = [record.cost for record in await store.drafts() if record.account == caller.name]
         if noted == [770]:
             break
         await asyncio.sleep(0.05)
     assert noted == [770]
     await client.leave()
-    await free(plugged.server, caller)
-    record = await plugged.record(caller, Told())
+    await plugged.app.idle(caller, live=True)
+    record = await plugged.record(caller, Outcome())
     assert (record.cost, record.provider_micros, record.complete) == (770, 700, False)
 
 
 async def test_concurrent_tasks_on_the_balance_of_one_leave_nothing_uncollected(plugged: Rig) -> None:
-    caller = await plugged.server.caller(live=40_000)
+    caller = await plugged.app.account(live=40_000)
     plugged.acme.act = answering("image", 0.0363636363, 0.0363636363)  # with its markup the whole reservation
-    requests = [plugged.server.ask(protocol, caller.live, task("image")) for protocol in WAYS * 7]
+    requests = [plugged.app.ask(protocol, caller.live, task("image")) for protocol in PROTOCOLS * 7]
     codes = [response.code for response in await asyncio.gather(*requests)]
     assert set(codes) == {"ok", "insufficient_credits"}
-    records = await plugged.server.records(caller)
+    records = await plugged.app.records(caller)
     assert [record.uncollected for record in records] == [0] * codes.count("ok")

@@ -1,4 +1,4 @@
-"""What comes in a request body: images and audio in any spelling, fields of other task types, audio of any size."""
+"""Request bodies: images and audio in every encoding, fields of other task types, duplicate names, audio of any size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pomelo.app import open_app, open_gateway
+from pomelo.app import open_gateway
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
@@ -20,26 +20,29 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from pomelo.testing.images import make_image
-from tests.conftest import endow
-from tests.integration.asking import bearer, failure, reason_of
-from tests.integration.house import KINDS, WAYS, Caller, House, open_house, say
+from tests.app import Account, RunningApp, run_app
+from tests.calls import bearer, failure, reason_of
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM
+from tests.tasks import TASK_BODIES, text_body
 
-REST_WAYS = ("rest", "remote")
+REST_PROTOCOLS = ("rest", "remote")
 PNG = make_image("png")
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0\xff\xd9"
 MP3 = (bytes.fromhex("fffb9064") + bytes(413)) * 60
 
 
 def b64(data: bytes) -> str:
+    """Returns the data in base64."""
     return base64.b64encode(data).decode()
 
 
 def lines(data: bytes, end: str = "\r\n") -> str:
+    """Returns the data in base64 with line breaks."""
     return base64.encodebytes(data).decode().replace("\n", end)
 
 
 IMAGES: dict[str, tuple[str, str]] = {
-    "as it should be": ("data:image/png;base64," + b64(PNG), "image/png"),
+    "regular": ("data:image/png;base64," + b64(PNG), "image/png"),
     "lines": ("data:image/png;base64," + lines(PNG), "image/png"),
     "blanks before": (" \n data: image/png ; base64, " + b64(PNG), "image/png"),
     "capitals": ("DATA:Image/PNG;BASE64," + b64(PNG), "image/png"),
@@ -57,119 +60,108 @@ IMAGES: dict[str, tuple[str, str]] = {
     "a gif labelled text": ("data:text/plain;base64," + b64(b"GIF89a" + bytes(20)), "image/gif"),
     "webp": ("data:image/webp;base64," + b64(b"RIFF\x0c\0\0\0WEBPVP8 \0\0\0\0"), "image/webp"),
 }
-NO_IMAGES: dict[str, tuple[str, str]] = {
+INVALID_IMAGES: dict[str, tuple[str, str]] = {
     "an svg labelled png": ("data:image/png;base64," + b64(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "PNG"),
     "html labelled png": ("data:image/png;base64," + b64(b"<!doctype html>"), "PNG"),
     "audio": ("data:image/png;base64," + b64(MP3), "PNG"),
     "nothing": ("data:image/png;base64,", "PNG"),
     "not base64": ("data:image/png;base64," + b64(PNG) + "!", "'!'"),
-    "not whole": ("data:image/png;base64," + "A" * 5, "missing"),
-    "a png that breaks off": ("data:image/png;base64," + b64(PNG)[:-3].rstrip("="), "missing"),
+    "incomplete base64": ("data:image/png;base64," + "A" * 5, "missing"),
+    "a truncated png": ("data:image/png;base64," + b64(PNG)[:-3].rstrip("="), "missing"),
     "not marked as base64": ("data:image/svg+xml,%3Csvg/%3E", "';base64,'"),
-    "a remote one": ("https://example.com/a.png", "remote URLs are off"),
+    "a remote image": ("https://example.com/a.png", "remote URLs are off"),
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("bodies"), settings={"inline_limit": 1000}) as opened:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("bodies"), settings={"inline_limit": 1000}) as opened:
         yield opened
 
 
 @pytest.fixture
-async def caller(house: House) -> Caller:
-    house.upstream.reset()
-    return await house.caller()
+async def account(app: RunningApp) -> Account:
+    app.upstream.reset()
+    return await app.account()
 
 
-def look(url: str, **more: Any) -> dict[str, Any]:
-    """A text task with an image."""
+def image_question(url: str, **fields: Any) -> dict[str, Any]:
+    """Returns the body of a text task with an image."""
     part = {"type": "image_url", "image_url": {"url": url}}
     message = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}
-    return {"model": "gpt-4", "messages": [message], **more}
+    return {"model": "gpt-4", "messages": [message], **fields}
 
 
-def shown(upstream: FaultUpstream) -> str:
-    """The URL of the image in the last request to the vendor."""
+def image_sent(upstream: FaultUpstream) -> str:
+    """Returns the URL of the image in the last request to the vendor."""
     url = upstream.requests[-1].body["messages"][0]["content"][1]["image_url"]["url"]
     assert isinstance(url, str)
     return url
 
 
-@pytest.mark.parametrize("way", WAYS)
+@PROTOCOL
 @pytest.mark.parametrize("name", IMAGES)
-async def test_an_image_in_any_spelling_reaches_the_vendor_in_one(
-    name: str, way: str, house: House, caller: Caller
+async def test_an_image_in_every_encoding_reaches_the_vendor_in_one(
+    name: str, protocol: str, app: RunningApp, account: Account
 ) -> None:
     url, media_type = IMAGES[name]
-    told = await house.ask(way, caller.live, look(url))
-    assert (told.code, told.message) == ("ok", "")
-    head, _, data = shown(house.upstream).partition(",")
+    outcome = await app.ask(protocol, account.live, image_question(url))
+    assert (outcome.code, outcome.message) == ("ok", "")
+    head, _, data = image_sent(app.upstream).partition(",")
     assert head == f"data:{media_type};base64"
     assert base64.b64decode(data, validate=True)
     if media_type == "image/png":
         assert base64.b64decode(data).startswith(PNG)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("live", [False, True], ids=["test", "live"])
-@pytest.mark.parametrize("name", NO_IMAGES)
-async def test_what_is_not_an_image_is_refused_with_the_field_and_the_reason(
-    name: str, live: bool, stream: bool, house: House, caller: Caller
+@pytest.mark.parametrize("name", INVALID_IMAGES)
+async def test_an_invalid_image_is_refused_with_the_field_and_the_reason(
+    name: str, live: bool, stream: bool, app: RunningApp, account: Account
 ) -> None:
-    url, words = NO_IMAGES[name]
-    told = [
-        await house.ask(way, caller.live if live else caller.test, look(url), stream=stream) for way in WAYS
+    url, words = INVALID_IMAGES[name]
+    outcomes = [
+        await app.ask(protocol, account.live if live else account.test, image_question(url), stream=stream)
+        for protocol in PROTOCOLS
     ]
-    assert {one.code for one in told} == {"invalid_parameter"}
-    assert len({one.message for one in told}) == 1
-    assert "messages[0].content[1].image_url" in told[0].message
-    assert words in told[0].message
-    assert not house.upstream.requests
+    assert {one.code for one in outcomes} == {"invalid_parameter"}
+    assert len({one.message for one in outcomes}) == 1
+    assert "messages[0].content[1].image_url" in outcomes[0].message
+    assert words in outcomes[0].message
+    assert not app.upstream.requests
 
 
-async def test_a_large_image_with_line_breaks_is_taken(house: House, caller: Caller) -> None:
+async def test_a_large_image_with_line_breaks_is_accepted(app: RunningApp, account: Account) -> None:
     image = PNG + bytes(range(256)) * 16_000
-    for way in WAYS:
-        told = await house.ask(way, caller.live, look("data:image/jpeg;base64," + lines(image)))
-        assert (told.code, told.message) == ("ok", "")
-        assert shown(house.upstream) == "data:image/png;base64," + b64(image)
+    for protocol in PROTOCOLS:
+        outcome = await app.ask(
+            protocol, account.live, image_question("data:image/jpeg;base64," + lines(image))
+        )
+        assert (outcome.code, outcome.message) == ("ok", "")
+        assert image_sent(app.upstream) == "data:image/png;base64," + b64(image)
 
 
-async def test_another_spelling_of_an_image_is_the_same_request(house: House, caller: Caller) -> None:
+async def test_an_image_in_a_different_encoding_is_the_same_request(
+    app: RunningApp, account: Account
+) -> None:
     headers = {"Idempotency-Key": "once"}
     url = "data:image/png;base64," + b64(PNG)
-    first = await house.ask("rest", caller.live, look(url), headers=headers)
+    first = await app.ask("rest", account.live, image_question(url), headers=headers)
     assert first.code == "ok"
-    for way in WAYS:
-        told = await house.ask(way, caller.live, look(IMAGES["lines"][0]), headers=headers)
-        assert (told.code, told.id) == ("ok", first.id)
-    assert len(house.upstream.requests) == 1
+    for protocol in PROTOCOLS:
+        outcome = await app.ask(protocol, account.live, image_question(IMAGES["lines"][0]), headers=headers)
+        assert (outcome.code, outcome.id) == ("ok", first.id)
+    assert len(app.upstream.requests) == 1
 
 
-async def test_anthropic_gets_the_media_type_of_the_bytes_and_plain_base64(
-    tmp_path: Path, upstream: FaultUpstream
-) -> None:
-    settings = Settings(
-        rest="127.0.0.1:0",
-        grpc="",
-        data=tmp_path,
-        anthropic_api_key="anthropic-upstream",
-        anthropic_base_url=upstream.anthropic_base_url,
-    )
-    async with open_app(settings) as app, aiohttp.ClientSession() as session:
-        assert app.rest is not None
-        await endow(app.store)
-        _, key = await app.keyring.create(live=True)
-        body = look("data:image/jpg;name=x;base64," + lines(PNG), model="claude-3-haiku")
-        async with session.post(
-            "http://{}:{}/api/v1/task".format(*app.rest),
-            json=body,
-            headers={"Authorization": f"Bearer {key}"},
-        ) as answer:
-            assert answer.status == 200, await answer.text()
-    source = upstream.requests[-1].body["messages"][0]["content"][1]["source"]
-    assert source == {"type": "base64", "media_type": "image/png", "data": b64(PNG)}
+async def test_anthropic_gets_the_media_type_of_the_bytes_and_plain_base64(tmp_path: Path) -> None:
+    async with run_app(tmp_path, settings={"anthropic_api_key": "anthropic-upstream"}) as app:
+        body = image_question("data:image/jpg;name=x;base64," + lines(PNG), model="claude-3-haiku")
+        outcome = await app.ask("rest", (await app.account()).live, body)
+        assert (outcome.code, outcome.status, outcome.message) == ("ok", 200, "")
+        source = app.upstream.requests[-1].body["messages"][0]["content"][1]["source"]
+        assert source == {"type": "base64", "media_type": "image/png", "data": b64(PNG)}
 
 
 # --- audio in JSON
@@ -179,7 +171,7 @@ AUDIO = {
     "plain": b64(MP3),
     "no padding": b64(MP3 + b"\0").rstrip("="),
     "lines": lines(MP3),
-    "a commas in a parameter": "data:video/webm;codecs=vp8,opus;base64," + b64(MP3),
+    "a comma in a parameter": "data:video/webm;codecs=vp8,opus;base64," + b64(MP3),
     "quotes": 'data:audio/ogg; codecs="vorbis"; base64,' + b64(MP3),
     "capitals": "DATA:AUDIO/MPEG;BASE64," + b64(MP3),
     "percent-encoded": "data:audio/mpeg;base64," + b64(MP3).replace("/", "%2F").replace("+", "%2b"),
@@ -189,71 +181,71 @@ AUDIO = {
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-@pytest.mark.parametrize("way", REST_WAYS)
+@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
 @pytest.mark.parametrize("name", AUDIO)
-async def test_audio_in_any_spelling_reaches_the_vendor_as_its_bytes(
-    name: str, way: str, form: bool, house: House, caller: Caller
+async def test_audio_in_every_encoding_reaches_the_vendor_as_its_bytes(
+    name: str, protocol: str, form: bool, app: RunningApp, account: Account
 ) -> None:
-    given: dict[str, Any] = {"model": "eleven-labs-stt", "audio": AUDIO[name]}
+    body: dict[str, Any] = {"model": "eleven-labs-stt", "audio": AUDIO[name]}
     if form:
-        made = aiohttp.FormData(default_to_multipart=True)
-        for field, value in given.items():
-            made.add_field(field, value)
-    sent: dict[str, Any] = {"data": made} if form else {"json": given}
-    headers = {"Authorization": f"Bearer {caller.live}"}
-    async with house.session.post(f"{house.urls[way]}/api/v1/task", headers=headers, **sent) as answer:
+        form_data = aiohttp.FormData(default_to_multipart=True)
+        for field, value in body.items():
+            form_data.add_field(field, value)
+    sent: dict[str, Any] = {"data": form_data} if form else {"json": body}
+    headers = {"Authorization": f"Bearer {account.live}"}
+    async with app.session.post(f"{app.urls[protocol]}/api/v1/task", headers=headers, **sent) as answer:
         assert answer.status == 200, await answer.text()
-    (part,) = [part for part in house.upstream.requests[-1].form or () if part.text is None]
+    (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
     assert part.sha256 in {hashlib.sha256(data).hexdigest() for data in (MP3, MP3 + b"\0")}
 
 
-@pytest.mark.parametrize("way", REST_WAYS)
+@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
 @pytest.mark.parametrize("size", [300, 3_000_000], ids=["small", "large"])
 @pytest.mark.parametrize(
     ("end", "words"), [("!", "'!'"), ("=A", "padding"), ("A", "missing"), ("\u00e9", "'\\xe9'")]
 )
-async def test_audio_that_is_not_base64_is_refused_with_the_reason_and_leaves_no_upload(
-    end: str, words: str, size: int, way: str, house: House, caller: Caller
+async def test_audio_in_invalid_base64_is_refused_with_the_reason_and_leaves_no_upload(
+    end: str, words: str, size: int, protocol: str, app: RunningApp, account: Account
 ) -> None:
     body = {"model": "eleven-labs-stt", "audio": b64(bytes(size)) + end}
-    told = await house.ask(way, caller.live, body)
-    assert told.code == "invalid_parameter"
-    assert "audio" in told.message
-    assert words in told.message
-    assert not house.upstream.requests
-    assert list((house.app.settings.data / "media").iterdir()) == []
+    outcome = await app.ask(protocol, account.live, body)
+    assert outcome.code == "invalid_parameter"
+    assert "audio" in outcome.message
+    assert words in outcome.message
+    assert not app.upstream.requests
+    assert list((app.server.settings.data / "media").iterdir()) == []
 
 
 # --- audio above the inline limit of gRPC, which is 1,000 bytes here
 
 
 @pytest.mark.parametrize("copies", [1, 50, 100], ids=["25 kB", "1.2 MB", "2.5 MB"])
-async def test_rest_takes_audio_above_the_inline_limit_of_grpc(
-    copies: int, tmp_path: Path, house: House, caller: Caller
+async def test_rest_accepts_audio_above_the_inline_limit_of_grpc(
+    copies: int, tmp_path: Path, app: RunningApp, account: Account
 ) -> None:
-    sound = MP3 * copies
-    body = {"model": "eleven-labs-stt", "audio": b64(sound)}
-    assert (await house.ask("grpc", caller.live, body)).code == "payload_too_large"
-    assert house.app.grpc is not None
-    stranger = Settings(rest="127.0.0.1:0", data=tmp_path, grace=1.0)
-    async with open_gateway(stranger, house.app.grpc) as (host, port):
-        urls = [*house.urls.values(), f"http://{host}:{port}"]
+    audio = MP3 * copies
+    body = {"model": "eleven-labs-stt", "audio": b64(audio)}
+    assert (await app.ask("grpc", account.live, body)).code == "payload_too_large"
+    assert app.server.grpc is not None
+    untrusted = Settings(rest="127.0.0.1:0", data=tmp_path, grace=1.0)
+    async with open_gateway(untrusted, app.server.grpc) as (host, port):
+        urls = [*app.urls.values(), f"http://{host}:{port}"]
         for url in urls:
-            headers = {"Authorization": f"Bearer {caller.live}"}
-            async with house.session.post(f"{url}/api/v1/task", json=body, headers=headers) as answer:
+            headers = {"Authorization": f"Bearer {account.live}"}
+            async with app.session.post(f"{url}/api/v1/task", json=body, headers=headers) as answer:
                 assert answer.status == 200, await answer.text()
-            (part,) = [part for part in house.upstream.requests[-1].form or () if part.text is None]
-            assert part.sha256 == hashlib.sha256(sound).hexdigest()
+            (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
+            assert part.sha256 == hashlib.sha256(audio).hexdigest()
 
 
 # --- fields of other task types
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-@pytest.mark.parametrize("way", REST_WAYS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@pytest.mark.parametrize("task_type", TASK_BODIES)
 async def test_a_field_of_another_task_type_is_refused_and_named(
-    kind: str, way: str, form: bool, house: House, caller: Caller
+    task_type: str, protocol: str, form: bool, app: RunningApp, account: Account
 ) -> None:
     others = {
         "text": ["prompt", "width", "response_format", "output_format", "voice"],
@@ -261,44 +253,48 @@ async def test_a_field_of_another_task_type_is_refused_and_named(
         "tts": ["prompt", "diarize", "messages"],
         "sts": ["text", "language_code", "prompt"],
         "stt": ["voice", "output_format", "response_format"],
-    }[kind]
+    }[task_type]
     for name in others:
-        told = await house.ask(way, caller.test, KINDS[kind] | {name: "x"}, form=form)
-        assert (told.code, told.status) == ("invalid_parameter", 400)
-        assert name in told.message
+        outcome = await app.ask(protocol, account.test, TASK_BODIES[task_type] | {name: "x"}, form=form)
+        assert (outcome.code, outcome.status) == ("invalid_parameter", 400)
+        assert name in outcome.message
     if not form:
-        told = await house.ask(way, caller.test, KINDS[kind] | dict.fromkeys(others) | {"stream": False})
-        assert (told.code, told.message) == ("ok", "")
+        outcome = await app.ask(
+            protocol, account.test, TASK_BODIES[task_type] | dict.fromkeys(others) | {"stream": False}
+        )
+        assert (outcome.code, outcome.message) == ("ok", "")
 
 
 @pytest.mark.parametrize("first", ["model", "audio"])
-@pytest.mark.parametrize("way", REST_WAYS)
-async def test_a_file_is_dropped_beside_text_to_speech_and_refused_beside_text_and_images(
-    way: str, first: str, house: House, caller: Caller
+@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+async def test_a_file_is_ignored_by_text_to_speech_and_refused_by_text_and_image_tasks(
+    protocol: str, first: str, app: RunningApp, account: Account
 ) -> None:
-    for kind, code in (("tts", "ok"), ("text", "invalid_parameter"), ("image", "invalid_parameter")):
-        made = aiohttp.FormData()
+    for task_type, code in (("tts", "ok"), ("text", "invalid_parameter"), ("image", "invalid_parameter")):
+        form_data = aiohttp.FormData()
         fields = {
             name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in KINDS[kind].items()
+            for name, value in TASK_BODIES[task_type].items()
         }
         for name in ("audio", *fields) if first == "audio" else (*fields, "audio"):
             if name == "audio":
-                made.add_field(name, MP3, filename="a.mp3", content_type="audio/mpeg")
+                form_data.add_field(name, MP3, filename="a.mp3", content_type="audio/mpeg")
             else:
-                made.add_field(name, fields[name])
-        headers = {"Authorization": f"Bearer {caller.test}"}
-        async with house.session.post(f"{house.urls[way]}/api/v1/task", data=made, headers=headers) as answer:
-            found = await answer.json()
-        assert found.get("error", {}).get("code", "ok") == code
-        assert code == "ok" or "audio" in found["error"]["message"]
+                form_data.add_field(name, fields[name])
+        headers = {"Authorization": f"Bearer {account.test}"}
+        async with app.session.post(
+            f"{app.urls[protocol]}/api/v1/task", data=form_data, headers=headers
+        ) as answer:
+            response = await answer.json()
+        assert response.get("error", {}).get("code", "ok") == code
+        assert code == "ok" or "audio" in response["error"]["message"]
 
 
 @pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
-    method: str, house: House, caller: Caller
+    method: str, app: RunningApp, account: Account
 ) -> None:
-    tasks = TaskServiceStub(house.channel)
+    tasks = TaskServiceStub(app.channel)
     text = text_pb2.TextInput(messages=[text_pb2.Message(role=text_pb2.ROLE_USER, content="Hi")])
     for task, wrong, right in (
         (Task(model="gpt-4", image=image_pb2.ImageInput(prompt="A kite")), "image", "text"),
@@ -307,7 +303,7 @@ async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
          "text_to_speech", "speech_to_text"),
     ):  # fmt: skip
         request = RunTaskRequest(task=task) if method == "RunTask" else StreamTaskRequest(task=task)
-        error = await failure(getattr(tasks, method)(request, metadata=bearer(caller.test)))
+        error = await failure(getattr(tasks, method)(request, metadata=bearer(account.test)))
         assert reason_of(error) == "invalid_parameter"
         assert f"takes {right}, not {wrong}" in (error.details() or "")
 
@@ -315,35 +311,35 @@ async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
 # --- encodings
 
 
-@pytest.mark.parametrize("way", REST_WAYS)
+@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
 @pytest.mark.parametrize(
     ("data", "content_type", "status", "words"),
     [
-        (b"\xef\xbb\xbf" + json.dumps(say("caf\u00e9"), ensure_ascii=False).encode(), "", 200, ""),
-        (json.dumps(say("caf\u00e9"), ensure_ascii=False).encode(), "; charset=utf-8", 200, ""),
-        (json.dumps(say()).encode(), ';charset="UTF-8"', 200, ""),
-        (json.dumps(say()).encode(), "; version=1; Charset=utf8", 200, ""),
-        (json.dumps(say()).encode("utf-16"), "; charset=utf-16", 415, "UTF-8"),
-        (json.dumps(say("caf\u00e9"), ensure_ascii=False).encode("latin-1"), "; charset=iso-8859-1", 415, "UTF-8"),
-        (json.dumps(say("caf\u00e9"), ensure_ascii=False).encode("latin-1"), "", 400, "UTF-8"),
-        (json.dumps(say()).encode("utf-16"), "", 400, "UTF-16"),
-        (json.dumps(say("x" * 100_000)).encode("utf-16-le"), "; charset=utf-8", 400, "UTF-16"),
-        (json.dumps(say("caf\ud83d")).encode(), "", 400, "messages[0].content"),
-        (json.dumps(say("\ud83d" + "x" * 100_000)).encode(), "", 400, "messages[0].content"),
+        (b"\xef\xbb\xbf" + json.dumps(text_body("caf\u00e9"), ensure_ascii=False).encode(), "", 200, ""),
+        (json.dumps(text_body("caf\u00e9"), ensure_ascii=False).encode(), "; charset=utf-8", 200, ""),
+        (json.dumps(text_body()).encode(), ';charset="UTF-8"', 200, ""),
+        (json.dumps(text_body()).encode(), "; version=1; Charset=utf8", 200, ""),
+        (json.dumps(text_body()).encode("utf-16"), "; charset=utf-16", 415, "UTF-8"),
+        (json.dumps(text_body("caf\u00e9"), ensure_ascii=False).encode("latin-1"), "; charset=iso-8859-1", 415, "UTF-8"),
+        (json.dumps(text_body("caf\u00e9"), ensure_ascii=False).encode("latin-1"), "", 400, "UTF-8"),
+        (json.dumps(text_body()).encode("utf-16"), "", 400, "UTF-16"),
+        (json.dumps(text_body("x" * 100_000)).encode("utf-16-le"), "; charset=utf-8", 400, "UTF-16"),
+        (json.dumps(text_body("caf\ud83d")).encode(), "", 400, "messages[0].content"),
+        (json.dumps(text_body("\ud83d" + "x" * 100_000)).encode(), "", 400, "messages[0].content"),
     ],
 )  # fmt: skip
-async def test_json_is_utf_8(
-    data: bytes, content_type: str, status: int, words: str, way: str, house: House, caller: Caller
+async def test_json_must_be_utf_8(
+    data: bytes, content_type: str, status: int, words: str, protocol: str, app: RunningApp, account: Account
 ) -> None:
-    headers = {"Authorization": f"Bearer {caller.live}", "Content-Type": "application/json" + content_type}
-    async with house.session.post(f"{house.urls[way]}/api/v1/task", data=data, headers=headers) as answer:
-        found = await answer.json()
-    assert (answer.status, words in found.get("error", {}).get("message", "")) == (status, True)
+    headers = {"Authorization": f"Bearer {account.live}", "Content-Type": "application/json" + content_type}
+    async with app.session.post(f"{app.urls[protocol]}/api/v1/task", data=data, headers=headers) as answer:
+        response = await answer.json()
+    assert (answer.status, words in response.get("error", {}).get("message", "")) == (status, True)
     if status == 200:
-        assert house.upstream.requests[-1].prompt in ("caf\u00e9", "Hello there")
+        assert app.upstream.requests[-1].prompt in ("caf\u00e9", "Hello there")
 
 
-TWICE: dict[str, tuple[str, str]] = {
+DUPLICATES: dict[str, tuple[str, str]] = {
     "an option": ('{"model":"gpt-4","messages":HI,"max_tokens":1,"max_tokens":2}', "max_tokens"),
     "the same value": ('{"model":"gpt-4","messages":HI,"max_tokens":1,"max_tokens":1}', "max_tokens"),
     "with an escape": ('{"model":"gpt-4","max_tokens":1,"messages":HI,"\\u006dax_tokens":2}', "max_tokens"),
@@ -358,44 +354,44 @@ TWICE: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("way", REST_WAYS)
-@pytest.mark.parametrize("case", TWICE)
-async def test_a_name_that_is_given_twice_is_refused_and_named(
-    house: House, caller: Caller, case: str, way: str
+@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@pytest.mark.parametrize("case", DUPLICATES)
+async def test_a_duplicate_name_is_refused_and_named(
+    app: RunningApp, account: Account, case: str, protocol: str
 ) -> None:
-    body, name = TWICE[case]
+    body, name = DUPLICATES[case]
     body = body.replace("HI", '[{"role":"user","content":"Hi"}]').replace("LARGE", "x" * 200_000)
-    headers = {"Authorization": f"Bearer {caller.live}", "Content-Type": "application/json"}
-    async with house.session.post(house.urls[way] + "/api/v1/task", data=body, headers=headers) as answer:
+    headers = {"Authorization": f"Bearer {account.live}", "Content-Type": "application/json"}
+    async with app.session.post(app.urls[protocol] + "/api/v1/task", data=body, headers=headers) as answer:
         error = (await answer.json())["error"]
         assert (answer.status, error["code"]) == (400, "invalid_parameter")
     assert error["message"] == f"Invalid {name}: must be given once"
 
 
-@pytest.mark.parametrize("way", REST_WAYS)
-async def test_a_name_that_is_given_twice_in_the_json_of_a_form_is_refused(
-    house: House, caller: Caller, way: str
+@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+async def test_a_duplicate_name_in_the_json_of_a_form_is_refused(
+    app: RunningApp, account: Account, protocol: str
 ) -> None:
     form = aiohttp.FormData(default_to_multipart=True)
     form.add_field("model", "gpt-4")
     form.add_field("messages", '[{"role":"system","role":"user","content":"Hi"}]')
-    headers = {"Authorization": f"Bearer {caller.live}"}
-    async with house.session.post(house.urls[way] + "/api/v1/task", data=form, headers=headers) as answer:
+    headers = {"Authorization": f"Bearer {account.live}"}
+    async with app.session.post(app.urls[protocol] + "/api/v1/task", data=form, headers=headers) as answer:
         error = (await answer.json())["error"]
         assert (answer.status, error["code"]) == (400, "invalid_parameter")
     assert "messages" in error["message"]
     assert '"role"' in error["message"]
 
 
-@pytest.mark.parametrize("way", REST_WAYS)
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_key_that_is_given_twice_is_refused_as_that(
-    house: House, caller: Caller, stream: bool, way: str
+@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@STREAM
+async def test_two_authorization_headers_are_refused(
+    app: RunningApp, account: Account, stream: bool, protocol: str
 ) -> None:
-    pair = [("Authorization", f"Bearer {caller.live}"), ("Authorization", f"Bearer {caller.test}")]
+    pair = [("Authorization", f"Bearer {account.live}"), ("Authorization", f"Bearer {account.test}")]
     for headers in (pair, pair[::-1], [pair[0], pair[0]]):
-        async with house.session.post(
-            house.urls[way] + "/api/v1/task", json=say() | {"stream": stream}, headers=headers
+        async with app.session.post(
+            app.urls[protocol] + "/api/v1/task", json=text_body() | {"stream": stream}, headers=headers
         ) as answer:
             error = (await answer.json())["error"]
             assert (answer.status, error["code"]) == (401, "invalid_api_key")

@@ -22,8 +22,10 @@ from pomelo.providers import Credentials
 from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.registry import read_registry
 from pomelo.testing import Answer, error_reply
+from tests.app import RunningApp, patient_router, run_app
+from tests.driver import PROTOCOLS
 from tests.integration.commands import free_addresses, pomelo
-from tests.integration.house import KINDS, PATIENT, WAYS, House, open_house, say
+from tests.tasks import TASK_BODIES, text_body
 
 TODAY = date(2026, 11, 26)
 
@@ -63,16 +65,14 @@ SUNSETS = {
 
 
 @pytest.fixture(scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
+async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     """A server on 2026-11-26 whose catalogue has models that end."""
     folder: Path = tmp_path_factory.mktemp("ends")
     (folder / "catalog.toml").write_text(CATALOGUE)
-    router = partial(PATIENT, today=lambda: TODAY)
-    async with open_house(
-        folder, make_router=router, settings={"catalog": folder / "catalog.toml"}
-    ) as server:
-        server.upstream.default = Answer("Hello there")
-        yield server
+    router = partial(patient_router, today=lambda: TODAY)
+    async with run_app(folder, make_router=router, settings={"catalog": folder / "catalog.toml"}) as app:
+        app.upstream.default = Answer("Hello there")
+        yield app
 
 
 def retirement_headers(headers: dict[str, str]) -> tuple[str | None, str | None]:
@@ -81,44 +81,44 @@ def retirement_headers(headers: dict[str, str]) -> tuple[str | None, str | None]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("model", SUNSETS)
 async def test_answers_have_the_retirement_headers_of_their_model(
-    server: House, model: str, protocol: str, stream: bool
+    app: RunningApp, model: str, protocol: str, stream: bool
 ) -> None:
-    caller = await server.caller()
+    caller = await app.account()
     for key in (caller.test, caller.live):
-        response = await server.ask(protocol, key, say(model=model), stream=stream)
+        response = await app.ask(protocol, key, text_body(model=model), stream=stream)
         assert (response.code, retirement_headers(response.headers)) == ("ok", SUNSETS[model])
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_errors_have_the_retirement_headers_once_the_model_is_known(
-    server: House, protocol: str, stream: bool
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    rich, poor = await server.caller(), await server.caller(live=0)
-    few_tokens = await server.caller("wide")
-    limited = await server.caller(models=("gpt-4",))
+    rich, poor = await app.account(), await app.account(live=0)
+    few_tokens = await app.account("wide")
+    limited = await app.account(models=("gpt-4",))
     cases: list[tuple[str, dict[str, Any], str, bool]] = [
-        (rich.live, say(model="gpt-ends", temperature=7), "invalid_parameter", True),
+        (rich.live, text_body(model="gpt-ends", temperature=7), "invalid_parameter", True),
         (rich.live, {"model": "gpt-ends", "messages": []}, "missing_parameter", True),
-        (poor.live, say(model="gpt-ends", max_tokens=1000), "insufficient_credits", True),
-        (few_tokens.live, say(model="gpt-ends", max_tokens=1000), "token_limit_exceeded", True),
-        (rich.test, say("[[error:provider_failed]]", model="gpt-ends"), "provider_failed", True),
-        (rich.live, say(model="gpt-endless"), "unsupported_model", False),
-        (limited.live, say(model="gpt-ends"), "model_not_allowed", False),
-        ("pml_live_wrong", say(model="gpt-ends"), "invalid_api_key", False),
+        (poor.live, text_body(model="gpt-ends", max_tokens=1000), "insufficient_credits", True),
+        (few_tokens.live, text_body(model="gpt-ends", max_tokens=1000), "token_limit_exceeded", True),
+        (rich.test, text_body("[[error:provider_failed]]", model="gpt-ends"), "provider_failed", True),
+        (rich.live, text_body(model="gpt-endless"), "unsupported_model", False),
+        (limited.live, text_body(model="gpt-ends"), "model_not_allowed", False),
+        ("pml_live_wrong", text_body(model="gpt-ends"), "invalid_api_key", False),
     ]
     for key, body, code, known in cases:
-        response = await server.ask(protocol, key, body, stream=stream)
+        response = await app.ask(protocol, key, body, stream=stream)
         assert response.code == code, (protocol, response)
         assert retirement_headers(response.headers) == (SUNSETS["gpt-ends"] if known else (None, None)), (
             protocol,
             response,
         )
-    server.upstream.script(error_reply(400, code="content_policy_violation"))
-    response = await server.ask(protocol, rich.live, say(model="gpt-ends"), stream=stream)
+    app.upstream.script(error_reply(400, code="content_policy_violation"))
+    response = await app.ask(protocol, rich.live, text_body(model="gpt-ends"), stream=stream)
     assert (response.code, retirement_headers(response.headers)) == (
         "content_policy_violation",
         SUNSETS["gpt-ends"],
@@ -126,23 +126,28 @@ async def test_errors_have_the_retirement_headers_once_the_model_is_known(
 
 
 @pytest.mark.parametrize("protocol", ["rest", "remote"])
-async def test_an_error_of_the_rest_gateway_has_the_retirement_headers(server: House, protocol: str) -> None:
-    caller = await server.caller()
-    response = await server.ask(protocol, caller.test, say(model="gpt-ends", temperature="warm"))
+async def test_an_error_of_the_rest_gateway_has_the_retirement_headers(
+    app: RunningApp, protocol: str
+) -> None:
+    caller = await app.account()
+    response = await app.ask(protocol, caller.test, text_body(model="gpt-ends", temperature="warm"))
     assert (response.code, retirement_headers(response.headers)) == ("invalid_parameter", SUNSETS["gpt-ends"])
 
 
-@pytest.mark.parametrize("protocol", WAYS)
-async def test_a_replayed_answer_has_the_retirement_headers(server: House, protocol: str) -> None:
-    caller = await server.caller()
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_a_replayed_answer_has_the_retirement_headers(app: RunningApp, protocol: str) -> None:
+    caller = await app.account()
     for replayed in (None, "true"):
-        response = await server.ask(
-            protocol, caller.test, say(model="gpt-ends"), headers={"Idempotency-Key": f"repeat-{protocol}"}
+        response = await app.ask(
+            protocol,
+            caller.test,
+            text_body(model="gpt-ends"),
+            headers={"Idempotency-Key": f"repeat-{protocol}"},
         )
         assert retirement_headers(response.headers) == SUNSETS["gpt-ends"], replayed
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     ("model", "provider"),
     [
@@ -153,19 +158,19 @@ async def test_a_replayed_answer_has_the_retirement_headers(server: House, proto
     ],
 )
 async def test_a_retired_route_is_skipped_if_another_route_can_serve(
-    server: House, protocol: str, model: str, provider: str
+    app: RunningApp, protocol: str, model: str, provider: str
 ) -> None:
-    caller = await server.caller()
-    server.upstream.requests.clear()
-    assert (await server.ask(protocol, caller.live, say(model=model))).code == "ok"
-    assert len(server.upstream.requests) == 1
-    (record,) = await server.records(caller)
+    caller = await app.account()
+    app.upstream.requests.clear()
+    assert (await app.ask(protocol, caller.live, text_body(model=model))).code == "ok"
+    assert len(app.upstream.requests) == 1
+    (record,) = await app.records(caller)
     assert record.provider == provider
 
 
-async def test_model_lists_have_the_retirement_dates(server: House) -> None:
-    caller = await server.caller()
-    answer = await ModelServiceStub(server.channel).ListModels(
+async def test_model_lists_have_the_retirement_dates(app: RunningApp) -> None:
+    caller = await app.account()
+    answer = await ModelServiceStub(app.channel).ListModels(
         ListModelsRequest(), metadata=[("authorization", f"Bearer {caller.test}")]
     )
     models = {model.name: model for model in answer.models}
@@ -175,12 +180,10 @@ async def test_model_lists_have_the_retirement_dates(server: House) -> None:
     assert not models["gpt-4"].HasField("deprecate_time")
     for protocol in ("rest", "remote"):
         authorization = {"Authorization": f"Bearer {caller.test}"}
-        async with server.session.get(
-            f"{server.urls[protocol]}/api/v1/models", headers=authorization
-        ) as listed:
+        async with app.session.get(f"{app.urls[protocol]}/api/v1/models", headers=authorization) as listed:
             items = {row["id"]: (row["deprecated"], row["retires"]) for row in (await listed.json())["data"]}
-        async with server.session.get(
-            f"{server.urls[protocol]}/api/v1/models/gpt-ends", headers=authorization
+        async with app.session.get(
+            f"{app.urls[protocol]}/api/v1/models/gpt-ends", headers=authorization
         ) as one:
             assert (await one.json())["retires"] == "2026-12-31"
         assert items["gpt-announced"] == ("2026-04-14", "2027-01-14")
@@ -195,7 +198,7 @@ async def test_retired_models_and_routes_are_logged_at_start(
     (tmp_path / "catalog.toml").write_text(CATALOGUE)
     now = datetime(2026, 11, 26, 12, tzinfo=UTC).timestamp()
     with caplog.at_level(logging.WARNING, "pomelo.app"):
-        async with open_house(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}, now=lambda: now):
+        async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}, now=lambda: now):
             pass
     lines = [record.getMessage() for record in caplog.records if record.name == "pomelo.app"]
     retired = [line for line in lines if " ended on " in line]
@@ -287,9 +290,9 @@ async def test_doctor_reports_retired_models(tmp_path: Path) -> None:
     assert f"model soon ends on {soon}. " in result.out
 
 
-async def test_pomelo_models_shows_the_retirement_date(server: House, tmp_path: Path) -> None:
-    caller = await server.caller()
-    command = ("models", "--target", str(server.app.grpc), "--key", caller.test)
+async def test_pomelo_models_shows_the_retirement_date(app: RunningApp, tmp_path: Path) -> None:
+    caller = await app.account()
+    command = ("models", "--target", str(app.server.grpc), "--key", caller.test)
     result = await pomelo(tmp_path, *command)
     assert result.status == 0, result.error
     header, *rows = result.out.splitlines()
@@ -316,8 +319,8 @@ provider = "elevenlabs"
 model = "m"
 """
     (tmp_path / "catalog.toml").write_text(row)
-    async with open_house(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as server:
-        caller = await server.caller()
+    async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as app:
+        caller = await app.account()
         for options in ({"accept": "audio/mpeg"}, {"form": True}, {"stream": True}):
-            response = await server.ask(protocol, caller.test, KINDS["tts"], **options)  # type: ignore[arg-type]
+            response = await app.ask(protocol, caller.test, TASK_BODIES["tts"], **options)  # type: ignore[arg-type]
             assert retirement_headers(response.headers) == SUNSETS["gpt-ends"]

@@ -25,12 +25,12 @@ from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.audio import packets
-from tests.integration.house import WAYS, Caller, House, open_house
-from tests.integration.test_disconnects import Client
-from tests.integration.test_disconnects import free as wait_until_idle
-from tests.parity.clients import to_task
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOLS
+from tests.integration.leaving import LeavingClient
+from tests.tasks import to_task
 
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", WAYS)
+EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 SECONDS = 30
 AUDIO = {"Content-Type": "audio/mpeg"}
@@ -83,10 +83,10 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
 }
 
 
-@pytest.fixture(scope="module", name="server")
-async def _server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("speech")) as server:
-        yield server
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("speech")) as app:
+        yield app
 
 
 def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, Any]:
@@ -100,90 +100,92 @@ def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, 
     }
 
 
-async def ms_billed(server: House, caller: Caller) -> int:
+async def ms_billed(app: RunningApp, caller: Account) -> int:
     """The milliseconds in the only record. Its cost is the only charge, and nothing is uncollected."""
-    (record,) = await server.records(caller)
-    balance = await server.balance(caller, live=True)
+    (record,) = await app.records(caller)
+    balance = await app.balance(caller, live=True)
     assert (balance.held, record.uncollected) == (0, 0)
     assert balance.spent == record.cost
     return record.audio_ms
 
 
-async def interrupt(server: House, protocol: str, caller: Caller, body: dict[str, Any], sent: bytes) -> None:
+async def interrupt(
+    app: RunningApp, protocol: str, caller: Account, body: dict[str, Any], sent: bytes
+) -> None:
     """Requests a stream, and disconnects when the vendor has sent `sent` of its answer."""
     gate = Gate()
     headers = {"Content-Type": "audio/pcm" if body["output_format"].startswith("pcm") else "audio/mpeg"}
-    server.upstream.script(Reply(headers=headers, steps=(sent, gate)))
-    client = Client(server, protocol, caller.live, body, stream=True)
+    app.upstream.script(Reply(headers=headers, steps=(sent, gate)))
+    client = LeavingClient(app, protocol, caller.live, body, stream=True)
     await gate.reached.wait()
     await client.has(-(-len(sent) // 65_536))
     await client.leave()
-    await wait_until_idle(server, caller)
+    await app.idle(caller, live=True)
 
 
 @EACH_PROTOCOL
 @UNARY_AND_STREAM
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
-    server: House, protocol: str, stream: bool, name: str
+    app: RunningApp, protocol: str, stream: bool, name: str
 ) -> None:
     output_format, answer = ANSWERS[name]
-    caller = await server.caller("wide", live=70_000)  # 0.07 credits: 35 s
-    server.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
-    response = await server.ask(protocol, caller.live, ask_sts(output_format), stream=stream)
+    caller = await app.account("wide", live=70_000)  # 0.07 credits: 35 s
+    app.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
+    response = await app.ask(protocol, caller.live, ask_sts(output_format), stream=stream)
     assert (response.code, response.content.partition(" ")[0]) == ("ok", str(len(answer)))
-    assert await ms_billed(server, caller) == SECONDS * 1000
+    assert await ms_billed(app, caller) == SECONDS * 1000
 
 
 @EACH_PROTOCOL
 @UNARY_AND_STREAM
 async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_the_reservation(
-    server: House, protocol: str, stream: bool
+    app: RunningApp, protocol: str, stream: bool
 ) -> None:
-    caller = await server.caller("wide", live=70_000)
-    server.upstream.script(Reply(headers=AUDIO, steps=(mp3(128, 165),)))
-    response = await server.ask(protocol, caller.live, ask_sts("mp3_44100_128"), stream=stream)
+    caller = await app.account("wide", live=70_000)
+    app.upstream.script(Reply(headers=AUDIO, steps=(mp3(128, 165),)))
+    response = await app.ask(protocol, caller.live, ask_sts("mp3_44100_128"), stream=stream)
     assert response.code == "ok"
-    assert SECONDS * 1000 <= await ms_billed(server, caller) <= SECONDS * 1020
+    assert SECONDS * 1000 <= await ms_billed(app, caller) <= SECONDS * 1020
 
 
 @EACH_PROTOCOL
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "webm for opus"])
 async def test_interrupted_speech_to_speech_costs_the_delivered_half(
-    server: House, protocol: str, name: str
+    app: RunningApp, protocol: str, name: str
 ) -> None:
     output_format, answer = ANSWERS[name]
-    caller = await server.caller("wide")
-    await interrupt(server, protocol, caller, ask_sts(output_format), answer[: len(answer) // 2])
-    (record,) = await server.records(caller)
+    caller = await app.account("wide")
+    await interrupt(app, protocol, caller, ask_sts(output_format), answer[: len(answer) // 2])
+    (record,) = await app.records(caller)
     assert 0 < record.output_bytes <= len(answer) // 2
     delivered = SECONDS * 1000 * record.output_bytes / len(answer)
-    assert await ms_billed(server, caller) == pytest.approx(delivered, abs=1200)  # a page of Ogg is 1 s
+    assert await ms_billed(app, caller) == pytest.approx(delivered, abs=1200)  # a page of Ogg is 1 s
 
 
 @EACH_PROTOCOL
 async def test_interrupted_speech_to_speech_that_cannot_be_measured_costs_its_input(
-    server: House, protocol: str
+    app: RunningApp, protocol: str
 ) -> None:
-    caller = await server.caller("wide")
-    await interrupt(server, protocol, caller, ask_sts("opus_48000_32"), ANSWERS["webm for opus"][1])
-    assert await ms_billed(server, caller) == SECONDS * 1000
+    caller = await app.account("wide")
+    await interrupt(app, protocol, caller, ask_sts("opus_48000_32"), ANSWERS["webm for opus"][1])
+    assert await ms_billed(app, caller) == SECONDS * 1000
 
 
 @EACH_PROTOCOL
 @pytest.mark.parametrize(("speed", "sent_speed"), [(0.7, 0.7), (1.2, 1.2), (4, 1.2), (0.25, 0.7)])
 async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
-    server: House, protocol: str, speed: float, sent_speed: float
+    app: RunningApp, protocol: str, speed: float, sent_speed: float
 ) -> None:
     settings = {"voice_settings": {"speed": speed}}
     samples = bytes(10 * 32_000)
-    caller = await server.caller("wide")
-    await interrupt(server, protocol, caller, ask_sts("pcm_16000", **settings), samples)
-    assert await ms_billed(server, caller) == pytest.approx(10_000 * sent_speed, abs=2)
-    caller = await server.caller("wide")
+    caller = await app.account("wide")
+    await interrupt(app, protocol, caller, ask_sts("pcm_16000", **settings), samples)
+    assert await ms_billed(app, caller) == pytest.approx(10_000 * sent_speed, abs=2)
+    caller = await app.account("wide")
     text = {"model": "eleven-labs-tts", "text": "x" * 1000, "voice": "adam", "output_format": "pcm_16000"}
-    await interrupt(server, protocol, caller, text | settings, samples)
-    (record,) = await server.records(caller)
+    await interrupt(app, protocol, caller, text | settings, samples)
+    (record,) = await app.records(caller)
     assert record.characters == pytest.approx(150 * sent_speed, abs=1)
 
 
@@ -192,12 +194,12 @@ async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
 @pytest.mark.parametrize("speed", [0.25, 4])
 @pytest.mark.parametrize("output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000"])
 async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
-    server: House, protocol: str, stream: bool, output_format: str, speed: float
+    app: RunningApp, protocol: str, stream: bool, output_format: str, speed: float
 ) -> None:
-    caller = await server.caller("wide")
+    caller = await app.account("wide")
     body = ask_sts(output_format, wav(5), voice_settings={"speed": speed})
-    assert (await server.ask(protocol, caller.test, body, stream=stream)).code == "ok"
-    (record,) = await server.records(caller)
+    assert (await app.ask(protocol, caller.test, body, stream=stream)).code == "ok"
+    (record,) = await app.records(caller)
     assert (record.audio_ms, record.source) == (5000, "provider")
 
 
@@ -207,7 +209,7 @@ async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
     "output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000", "ulaw_8000"]
 )
 async def test_an_answer_without_audio_costs_nothing(
-    server: House, protocol: str, stream: bool, output_format: str
+    app: RunningApp, protocol: str, stream: bool, output_format: str
 ) -> None:
     words = b"Service temporarily unavailable, please retry"
     for answer in (words, b"\xef\xbb\xbf" + json.dumps({"error": "none"}).encode(), gzip.compress(words)):
@@ -215,13 +217,13 @@ async def test_an_answer_without_audio_costs_nothing(
             {"model": "eleven-labs-tts", "text": "Hello", "voice": "adam", "output_format": output_format},
             ask_sts(output_format),
         ):
-            caller = await server.caller("wide")
-            server.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
-            response = await server.ask(protocol, caller.live, body, stream=stream)
+            caller = await app.account("wide")
+            app.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
+            response = await app.ask(protocol, caller.live, body, stream=stream)
             assert response.code == "provider_failed"
             assert "temporarily" not in response.message
-            assert not await server.records(caller)
-            assert (await server.balance(caller, live=True)).spent == 0
+            assert not await app.records(caller)
+            assert (await app.balance(caller, live=True)).spent == 0
 
 
 # --- transcripts
@@ -249,28 +251,28 @@ STT = {"model": "eleven-labs-stt", "audio": base64.b64encode(INPUT).decode()}
     ],
 )
 async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
-    server: House, protocol: str, stream: bool, reported: Any, ms: int, source: str
+    app: RunningApp, protocol: str, stream: bool, reported: Any, ms: int, source: str
 ) -> None:
-    caller = await server.caller("wide")
+    caller = await app.account("wide")
     words = [None, {"text": None}, {"text": "Hi", "start": "0.5", "end": None, "type": None, "speaker_id": 5}]
-    server.upstream.script(Transcript("Hi", more={"audio_duration_secs": reported, "words": words}))
-    answer = await server.ask(protocol, caller.live, STT, stream=stream)
+    app.upstream.script(Transcript("Hi", more={"audio_duration_secs": reported, "words": words}))
+    answer = await app.ask(protocol, caller.live, STT, stream=stream)
     assert (answer.code, answer.content) == ("ok", "Hi")
-    assert await ms_billed(server, caller) == ms
-    (record,) = await server.records(caller)
+    assert await ms_billed(app, caller) == ms
+    (record,) = await app.records(caller)
     assert record.source == source
 
 
 @EACH_PROTOCOL
 async def test_a_transcript_of_unknown_length_costs_the_maximum_length_not_its_last_word(
-    server: House, protocol: str
+    app: RunningApp, protocol: str
 ) -> None:
-    caller = await server.caller("wide")
+    caller = await app.account("wide")
     words = [{"text": "Hi", "start": 0, "end": 0.1}]
-    server.upstream.script(Transcript("Hi", more={"audio_duration_secs": None, "words": words}))
+    app.upstream.script(Transcript("Hi", more={"audio_duration_secs": None, "words": words}))
     body = STT | {"audio": base64.b64encode(b"no audio at all " * 100).decode()}
-    assert (await server.ask(protocol, caller.live, body)).code == "ok"
-    assert await ms_billed(server, caller) == 1600 * 8
+    assert (await app.ask(protocol, caller.live, body)).code == "ok"
+    assert await ms_billed(app, caller) == 1600 * 8
 
 
 class _InvalidNumbers:
@@ -294,21 +296,21 @@ async def test_lengths_and_times_that_are_not_finite_are_not_returned(tmp_path: 
     provider = _InvalidNumbers()
     provider.seconds = seconds
     providers: Any = {"sandbox": Sandbox(), "elevenlabs": provider}
-    async with open_house(tmp_path, providers=providers) as server:
-        for protocol in WAYS:
+    async with run_app(tmp_path, providers=providers) as app:
+        for protocol in PROTOCOLS:
             for stream in (False, True):
-                caller = await server.caller("wide")
-                answer = await server.ask(protocol, caller.live, STT, stream=stream)
+                caller = await app.account("wide")
+                answer = await app.ask(protocol, caller.live, STT, stream=stream)
                 assert (answer.code, answer.content) == ("ok", "Hi you")
-                assert await ms_billed(server, caller) == 30_000
+                assert await ms_billed(app, caller) == 30_000
         metadata = [("authorization", f"Bearer {caller.live}")]
-        tasks = TaskServiceStub(server.channel)
+        tasks = TaskServiceStub(app.channel)
         result = (await tasks.RunTask(RunTaskRequest(task=to_task(STT)), metadata=metadata)).result
         assert result.transcription.audio_seconds == 30
         expected_words = [(word.text, word.start, word.end) for word in result.transcription.words]
         assert expected_words == [("Hi", 0.5, 1), ("you", 1, 1)]
-        url = f"{server.urls['remote']}/api/v1/task"
-        async with server.session.post(url, json=STT, headers={"Authorization": metadata[0][1]}) as answer:
+        url = f"{app.urls['remote']}/api/v1/task"
+        async with app.session.post(url, json=STT, headers={"Authorization": metadata[0][1]}) as answer:
             words = json.loads(await answer.text(), parse_constant=_refuse_constant)["words"]
         assert [(word["text"], word["start"], word["end"]) for word in words] == expected_words
 

@@ -20,8 +20,8 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Speech, Transcript
 from pomelo.testing.elevenlabs_protocol import error_reply
+from tests.calls import bearer
 from tests.conftest import Keys
-from tests.integration.asking import bearer
 
 AUDIO = b"OggS" + b"a sound of some length " * 20_000
 

@@ -1,4 +1,4 @@
-"""Connections to a vendor, with a small limit: how many one account can use, and how its surplus is refused."""
+"""A small limit of connections to a vendor: how many one account can use, and how its other tasks are refused."""
 
 from __future__ import annotations
 
@@ -11,62 +11,68 @@ import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.testing import Answer, Gate
-from tests.integration.house import KINDS, WAYS, House, open_house, say
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOL, PROTOCOLS
+from tests.tasks import TASK_BODIES, text_body
 
 LIMIT = 8
 SHARE = 7
-"""What one account alone can have of LIMIT."""
+"""How many of LIMIT one account can use."""
 
 WORDS = "one two three"
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("few"), upstream_connections=LIMIT) as opened:
+@pytest.fixture(scope="module", name="app")
+async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("few"), settings={"upstream_connections": LIMIT}) as opened:
         yield opened
 
 
-async def until(happened: Callable[[], bool]) -> None:
-    """Returns when something has happened."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when the condition is true."""
     async with asyncio.timeout(20):
-        while not happened():  # noqa: ASYNC110 - counts have no event
+        while not condition():  # noqa: ASYNC110 (the counts have no event)
             await asyncio.sleep(0.005)
 
 
-async def test_the_surplus_of_one_account_is_refused_and_another_is_served_immediately(house: House) -> None:
-    connections = house.app.connections
-    hog, other = await house.caller("all"), await house.caller("all")
+async def test_tasks_above_an_accounts_share_are_refused_and_another_account_is_served_immediately(
+    app: RunningApp,
+) -> None:
+    connections = app.server.connections
+    busy, other = await app.account("all"), await app.account("all")
     refused_before = connections.refused
     gate = Gate()
-    house.upstream.when("hold", Answer(WORDS, at={1: gate}))
+    app.upstream.when("hold", Answer(WORDS, at={1: gate}))
     streams = [
-        asyncio.create_task(house.ask(WAYS[n % 3], hog.live, say("hold", max_tokens=20), stream=True))
+        asyncio.create_task(
+            app.ask(PROTOCOLS[n % 3], busy.live, text_body("hold", max_tokens=20), stream=True)
+        )
         for n in range(SHARE)
     ]
     await until(lambda: connections.in_use == SHARE)
 
-    async def timed(key: str, way: str, prompt: str, stream: bool) -> tuple[str, int, float, str]:
-        began = time.monotonic()
-        told = await house.ask(way, key, say(prompt, max_tokens=20), stream=stream)
-        return told.code, told.status, time.monotonic() - began, told.last.get("retry-after", "")
+    async def timed(key: str, protocol: str, prompt: str, stream: bool) -> tuple[str, int, float, str]:
+        start = time.monotonic()
+        outcome = await app.ask(protocol, key, text_body(prompt, max_tokens=20), stream=stream)
+        return outcome.code, outcome.status, time.monotonic() - start, outcome.metadata.get("retry-after", "")
 
     surplus = [
-        asyncio.create_task(timed(hog.live, way, "surplus", stream))
-        for way in WAYS
+        asyncio.create_task(timed(busy.live, protocol, "surplus", stream))
+        for protocol in PROTOCOLS
         for stream in (False, True)
     ]
     await until(lambda: connections.waiting == len(surplus))
-    for way in WAYS:
+    for protocol in PROTOCOLS:
         for stream in (False, True):
-            code, _, seconds, _ = await timed(other.live, way, "Hello", stream)
+            code, _, seconds, _ = await timed(other.live, protocol, "Hello", stream)
             assert code == "ok"
             assert seconds < 1
-    told = await asyncio.gather(*surplus)
-    assert {code for code, *_ in told} == {"overloaded"}
-    assert {(status, wait) for _, status, _, wait in told[2:]} == {(503, "1")}
-    assert max(seconds for _, _, seconds, _ in told) < 6
+    outcomes = await asyncio.gather(*surplus)
+    assert {code for code, *_ in outcomes} == {"overloaded"}
+    assert {(status, wait) for _, status, _, wait in outcomes[2:]} == {(503, "1")}
+    assert max(seconds for _, _, seconds, _ in outcomes) < 6
     assert connections.refused - refused_before == len(surplus)
-    assert not [request for request in house.upstream.requests if "surplus" in request.prompt]
+    assert not [request for request in app.upstream.requests if "surplus" in request.prompt]
 
     gate.open()
     assert [(one.code, one.content, one.done) for one in await asyncio.gather(*streams)] == [
@@ -74,61 +80,69 @@ async def test_the_surplus_of_one_account_is_refused_and_another_is_served_immed
     ] * SHARE
     await until(lambda: not connections.in_use)
     assert connections.waiting == 0
-    balance = await house.balance(hog, live=True)
-    records = await house.records(hog)
+    balance = await app.balance(busy, live=True)
+    records = await app.records(busy)
     assert balance.held == 0
     assert balance.spent == sum(record.cost for record in records)
     assert len(records) == SHARE
-    assert await house.slots(hog, live=True) == 0
-    last = await house.ask("rest", hog.live, say("Hello", max_tokens=20))
-    assert int(last.headers["x-ratelimit-remaining"]) == 1_000 - SHARE - 1, "a refused call uses up nothing"
-    found = await audit(house.app.store)
-    assert not found.findings
-    assert (found.difference_micros, found.holds) == (0, 0)
+    assert await app.concurrency(busy, live=True) == 0
+    last = await app.ask("rest", busy.live, text_body("Hello", max_tokens=20))
+    assert int(last.headers["x-ratelimit-remaining"]) == 1_000 - SHARE - 1, (
+        "a refused call counts toward no limit"
+    )
+    report = await audit(app.server.store)
+    assert not report.findings
+    assert (report.difference_micros, report.holds) == (0, 0)
 
 
-@pytest.mark.parametrize("way", WAYS)
-async def test_a_caller_who_leaves_while_waiting_leaves_the_queue_immediately(house: House, way: str) -> None:
-    connections = house.app.connections
-    caller = await house.caller()
+@PROTOCOL
+async def test_a_waiting_caller_who_leaves_is_removed_from_the_queue_immediately(
+    app: RunningApp, protocol: str
+) -> None:
+    connections = app.server.connections
+    account = await app.account()
     gate = Gate()
-    house.upstream.when(f"stay {way}", Answer(WORDS, at={1: gate}))
+    app.upstream.when(f"stay {protocol}", Answer(WORDS, at={1: gate}))
     streams = [
-        asyncio.create_task(house.ask(way, caller.live, say(f"stay {way}", max_tokens=20), stream=True))
+        asyncio.create_task(
+            app.ask(protocol, account.live, text_body(f"stay {protocol}", max_tokens=20), stream=True)
+        )
         for _ in range(SHARE)
     ]
     await until(lambda: connections.in_use == SHARE)
     refused = connections.refused
     waiting = [
-        asyncio.create_task(house.ask(way, caller.live, say(f"left {way}", max_tokens=20), stream=stream))
+        asyncio.create_task(
+            app.ask(protocol, account.live, text_body(f"left {protocol}", max_tokens=20), stream=stream)
+        )
         for stream in (False, True)
     ]
     await until(lambda: connections.waiting == 2)
     for call in waiting:
         call.cancel()
     await until(lambda: not connections.waiting)
-    assert connections.refused == refused, "they left, and were not refused"
+    assert connections.refused == refused, "callers who leave are not refused"
     await asyncio.gather(*waiting, return_exceptions=True)
     gate.open()
     await asyncio.gather(*streams)
     await until(lambda: not connections.in_use)
-    assert not [request for request in house.upstream.requests if f"left {way}" in request.prompt]
-    balance = await house.balance(caller, live=True)
+    assert not [request for request in app.upstream.requests if f"left {protocol}" in request.prompt]
+    balance = await app.balance(account, live=True)
     assert balance.held == 0
-    assert len(await house.records(caller)) == SHARE
+    assert len(await app.records(account)) == SHARE
 
 
-async def test_every_kind_of_task_gets_by_with_one_connection(tmp_path: Path) -> None:
-    async with open_house(tmp_path, upstream_connections=1) as house:
-        caller = await house.caller()
-        told = await asyncio.gather(
+async def test_every_task_type_needs_only_one_connection(tmp_path: Path) -> None:
+    async with run_app(tmp_path, settings={"upstream_connections": 1}) as app:
+        account = await app.account()
+        outcomes = await asyncio.gather(
             *[
-                house.ask(way, caller.live, body, stream=stream)
-                for way in WAYS
-                for body in KINDS.values()
+                app.ask(protocol, account.live, body, stream=stream)
+                for protocol in PROTOCOLS
+                for body in TASK_BODIES.values()
                 for stream in (False, True)
             ]
         )
-        assert [one.code for one in told] == ["ok"] * len(told)
-        assert house.app.connections.waited > 0
-        assert house.app.connections.in_use == house.app.connections.waiting == 0
+        assert [one.code for one in outcomes] == ["ok"] * len(outcomes)
+        assert app.server.connections.waited > 0
+        assert app.server.connections.in_use == app.server.connections.waiting == 0

@@ -10,10 +10,12 @@ import pytest
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.testing import FaultUpstream, Received, Reply, Speech, VoiceList
 from pomelo.testing.elevenlabs_protocol import error_reply
-from tests.integration.house import KINDS, WAYS, open_house
+from tests.app import run_app
+from tests.driver import PROTOCOLS
+from tests.tasks import TASK_BODIES
 
 OWN_ID, TABLE_ID = "AaOhDHYJ1XLZk74lXhdE", "B" * 20
-SPEECH_BODIES = [KINDS["tts"], KINDS["sts"]]
+SPEECH_BODIES = [TASK_BODIES["tts"], TASK_BODIES["sts"]]
 
 
 def without_defaults(upstream: FaultUpstream, *listed: tuple[str, str]) -> None:
@@ -29,38 +31,38 @@ def without_defaults(upstream: FaultUpstream, *listed: tuple[str, str]) -> None:
     upstream.unscripted = lambda received: VoiceList(listed)(received) if "/voices" in received.path else None
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_voice_is_found_in_the_operators_table_or_the_accounts_list(
     tmp_path: Path, protocol: str
 ) -> None:
     catalog = tmp_path / "catalog.toml"
     catalog.write_text(f'[voices]\nBella = "{TABLE_ID}"\n')
-    async with open_house(tmp_path, settings={"catalog": catalog}) as server:
-        caller = await server.caller()
-        without_defaults(server.upstream, ("Adam - My own", OWN_ID))
+    async with run_app(tmp_path, settings={"catalog": catalog}) as app:
+        caller = await app.account()
+        without_defaults(app.upstream, ("Adam - My own", OWN_ID))
         for body in SPEECH_BODIES:
-            response = await server.ask(protocol, caller.live, body)
-            assert (response.code, OWN_ID in server.upstream.requests[-1].path) == ("ok", True)
-            response = await server.ask(protocol, caller.live, {**body, "voice": "bella"})
-            assert (response.code, TABLE_ID in server.upstream.requests[-1].path) == ("ok", True)
+            response = await app.ask(protocol, caller.live, body)
+            assert (response.code, OWN_ID in app.upstream.requests[-1].path) == ("ok", True)
+            response = await app.ask(protocol, caller.live, {**body, "voice": "bella"})
+            assert (response.code, TABLE_ID in app.upstream.requests[-1].path) == ("ok", True)
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_deleted_voice_is_replaced_by_the_next_one_with_its_name_or_refused(
     tmp_path: Path, protocol: str
 ) -> None:
     catalog = tmp_path / "catalog.toml"
     catalog.write_text('[voices]\nadam = "CCCCCCCCCCCCCCCCCCCC"\n')
-    async with open_house(tmp_path, settings={"catalog": catalog}) as server:
-        caller = await server.caller()
-        without_defaults(server.upstream, ("Adam - My own", OWN_ID), ("Caleb", "D" * 20))
-        response = await server.ask(protocol, caller.live, KINDS["tts"])
-        requested = [request.path.split("/")[-1] for request in server.upstream.requests]
+    async with run_app(tmp_path, settings={"catalog": catalog}) as app:
+        caller = await app.account()
+        without_defaults(app.upstream, ("Adam - My own", OWN_ID), ("Caleb", "D" * 20))
+        response = await app.ask(protocol, caller.live, TASK_BODIES["tts"])
+        requested = [request.path.split("/")[-1] for request in app.upstream.requests]
         assert (response.code, requested) == ("ok", ["C" * 20, OWN_ID])
-        response = await server.ask(protocol, caller.live, {**KINDS["tts"], "voice": "alice"})
+        response = await app.ask(protocol, caller.live, {**TASK_BODIES["tts"], "voice": "alice"})
         assert (response.code, "caleb" in response.message) == ("invalid_parameter", True)
-        assert (await server.balance(caller, live=True)).held == 0
-        assert len(await server.records(caller)) == 1
+        assert (await app.balance(caller, live=True)).held == 0
+        assert len(await app.records(caller)) == 1
 
 
 NAMES = (
@@ -75,72 +77,72 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_names_of_any_script_and_punctuation_are_found(tmp_path: Path, protocol: str) -> None:
     listed = {name: f"{number:020d}" for number, name in enumerate(NAMES[:4])}
     table = {name: f"{number:020d}" for number, name in enumerate(NAMES[4:], start=4)}
     catalog = tmp_path / "catalog.toml"
     rows = [f'"{name}" = "{voice_id}"' for name, voice_id in table.items()]
     catalog.write_text("\n".join(["[voices]", *rows]), encoding="utf-8")
-    async with open_house(tmp_path, settings={"catalog": catalog}) as server:
-        caller = await server.caller()
-        without_defaults(server.upstream, *listed.items(), *((name, i) for name, i in table.items()))
+    async with run_app(tmp_path, settings={"catalog": catalog}) as app:
+        caller = await app.account()
+        without_defaults(app.upstream, *listed.items(), *((name, i) for name, i in table.items()))
         for name, voice_id in (listed | table).items():
             for spelling in (name, name.upper(), unicodedata.normalize("NFD", name)):
-                response = await server.ask(protocol, caller.live, {**KINDS["tts"], "voice": spelling})
+                response = await app.ask(protocol, caller.live, {**TASK_BODIES["tts"], "voice": spelling})
                 assert response.code == "ok", (spelling, response.message)
-                assert voice_id in server.upstream.requests[-1].path.split("/")
+                assert voice_id in app.upstream.requests[-1].path.split("/")
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_an_unknown_voice_is_refused_with_valid_names_and_never_sent(
     tmp_path: Path, protocol: str
 ) -> None:
     listed = [(name, f"{number:020d}") for number, name in enumerate([*NAMES[:4], "y" * 65, "tab\tname"])]
-    async with open_house(tmp_path) as server:
-        caller = await server.caller()
-        without_defaults(server.upstream, *listed)
+    async with run_app(tmp_path) as app:
+        caller = await app.account()
+        without_defaults(app.upstream, *listed)
         for voice in ("nobody", "../../v2/voices", "..", "a/../b", "%2e%2e%2f", "a?b=c#d", "\\x", "."):
-            response = await server.ask(protocol, caller.live, {**KINDS["tts"], "voice": voice})
+            response = await app.ask(protocol, caller.live, {**TASK_BODIES["tts"], "voice": voice})
             assert response.code == "invalid_parameter", voice
             assert "voice" in response.message
             names = response.message.partition(", such as ")[2].partition(", or a voice's id")[0].split(", ")
             assert {"zo\u00eb", "\u674e\u96f7", "john's", "adam"} <= set(names)
-            assert server.upstream.requests == []
+            assert app.upstream.requests == []
         for name in names:
-            assert (await server.ask(protocol, caller.live, {**KINDS["tts"], "voice": name})).code == "ok", (
-                name
-            )
+            assert (
+                await app.ask(protocol, caller.live, {**TASK_BODIES["tts"], "voice": name})
+            ).code == "ok", name
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_an_invalid_name_is_refused_without_a_request_for_the_list(
     tmp_path: Path, protocol: str
 ) -> None:
-    async with open_house(tmp_path) as server:
-        caller = await server.caller()
+    async with run_app(tmp_path) as app:
+        caller = await app.account()
         list_requests = []
-        server.upstream.unscripted = lambda received: list_requests.append(received.path)  # type: ignore[func-returns-value]
+        app.upstream.unscripted = lambda received: list_requests.append(received.path)  # type: ignore[func-returns-value]
         for key in (caller.live, caller.test):
             for voice in ("x" * 65, " ", "a\nb", "a\0b", "a\u202eb", "a\u2028b"):
-                response = await server.ask(protocol, key, {**KINDS["tts"], "voice": voice})
+                response = await app.ask(protocol, key, {**TASK_BODIES["tts"], "voice": voice})
                 assert (response.code, "a voice's name" in response.message) == ("invalid_parameter", True), (
                     voice
                 )
         assert list_requests == []
 
 
-@pytest.mark.parametrize("protocol", WAYS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_the_id_of_a_deleted_voice_is_refused_with_valid_names(tmp_path: Path, protocol: str) -> None:
-    async with open_house(tmp_path) as server:
-        caller = await server.caller()
-        without_defaults(server.upstream, ("Adam - My own", OWN_ID), ("Caleb", "D" * 20))
+    async with run_app(tmp_path) as app:
+        caller = await app.account()
+        without_defaults(app.upstream, ("Adam - My own", OWN_ID), ("Caleb", "D" * 20))
         for body in SPEECH_BODIES:
             for voice_id in (DEFAULTS["adam"], "Z" * 20):
-                response = await server.ask(protocol, caller.live, {**body, "voice": voice_id})
+                response = await app.ask(protocol, caller.live, {**body, "voice": voice_id})
                 assert response.code == "invalid_parameter"
                 assert "Invalid voice: " in response.message
                 assert "such as adam, caleb," in response.message
-                assert voice_id in server.upstream.requests[-1].path.split("/")
-        assert (await server.balance(caller, live=True)).held == 0
-        assert await server.records(caller) == []
+                assert voice_id in app.upstream.requests[-1].path.split("/")
+        assert (await app.balance(caller, live=True)).held == 0
+        assert await app.records(caller) == []

@@ -1,4 +1,4 @@
-"""The server without PyAV, which the default install leaves out."""
+"""The server without PyAV, which is not part of the default install."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WAV = {"model": "eleven-labs-tts", "text": "Hello there.", "voice": "adam", "out
 
 @pytest.fixture(scope="module")
 def without_av(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables of a process in which `import av` fails."""
+    """Environment variables of a process in which `import av` fails."""
     folder = tmp_path_factory.mktemp("modules")
     (folder / "av.py").write_text("raise ModuleNotFoundError(\"No module named 'av'\", name='av')\n")
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
@@ -46,7 +46,7 @@ async def vendor() -> AsyncIterator[FaultUpstream]:
 
 @pytest.fixture(scope="module")
 def variables(without_av: dict[str, str], vendor: FaultUpstream) -> dict[str, str]:
-    """Variables of a server with live providers, without PyAV."""
+    """Environment variables of a server with live providers and without PyAV."""
     return without_av | {
         "OPENAI_API_KEY": "sk-x",
         "OPENAI_BASE_URL": vendor.openai_base_url,
@@ -64,7 +64,7 @@ async def served(
 
 
 async def ask(served: Served, body: dict[str, Any], key: str = "") -> tuple[int, str]:
-    """The status and the text of an answer."""
+    """Runs a task; returns the status and the text of the answer."""
     headers = {"Authorization": f"Bearer {key or served.key}"}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
@@ -74,7 +74,7 @@ async def ask(served: Served, body: dict[str, Any], key: str = "") -> tuple[int,
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_text_is_answered_with_test_and_live_keys(
+async def test_text_tasks_run_with_test_and_live_keys(
     served: Served, variables: dict[str, str], stream: bool
 ) -> None:
     for key in (served.key, await live_key(served.data.parent, **variables)):
@@ -83,7 +83,7 @@ async def test_text_is_answered_with_test_and_live_keys(
         assert text.endswith("data: [DONE]\n\n") if stream else json.loads(text)["choices"]
 
 
-async def test_text_is_answered_over_grpc(served: Served) -> None:
+async def test_text_tasks_run_over_grpc(served: Served) -> None:
     task = Task(model="gpt-4", text=TextInput(messages=[Message(role=Role.ROLE_USER, content="Hello")]))
     metadata = (("authorization", f"Bearer {served.key}"),)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
@@ -95,7 +95,7 @@ async def test_text_is_answered_over_grpc(served: Served) -> None:
     assert answer.result.text.content == "".join(event.text_delta.content for event in events)
 
 
-async def test_formats_that_need_no_encoder_are_generated(served: Served) -> None:
+async def test_formats_without_an_encoder_are_generated(served: Served) -> None:
     image = {
         "model": "flux-1-pro",
         "prompt": "A lake",
@@ -122,7 +122,7 @@ async def test_formats_that_need_no_encoder_are_generated(served: Served) -> Non
     ],
     ids=["jpeg", "webp", "mp3", "opus"],
 )
-async def test_formats_that_need_an_encoder_are_refused_with_the_command(
+async def test_formats_with_an_encoder_are_refused_with_the_install_command(
     served: Served, body: dict[str, Any], stream: bool
 ) -> None:
     status, text = await ask(served, {**body, "stream": stream})
@@ -132,7 +132,7 @@ async def test_formats_that_need_an_encoder_are_refused_with_the_command(
     assert COMMAND in error["message"]
 
 
-async def test_the_refusal_is_the_same_over_grpc(served: Served) -> None:
+async def test_formats_with_an_encoder_are_refused_over_grpc(served: Served) -> None:
     task = Task(model="eleven-labs-tts", text_to_speech=TextToSpeechInput(text="Hello", voice="adam"))
     metadata = (("authorization", f"Bearer {served.key}"),)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
@@ -145,7 +145,7 @@ async def test_the_refusal_is_the_same_over_grpc(served: Served) -> None:
 async def test_live_audio_that_cannot_be_measured_reserves_its_maximum_cost(
     served: Served, variables: dict[str, str]
 ) -> None:
-    """One second of WAV has 32 KB: at 125 bytes a second, 256 s, or about $0.016. Measured, it costs $0.0001."""
+    # One second of WAV has 32 KB: at 125 bytes a second, that is 256 s, or about $0.016. Measured, it costs $0.0001.
     folder = served.data.parent
     created = await pomelo(folder, "accounts", "create", "poor", "--credits", "0.005", **variables)
     assert created.status == 0, created.error

@@ -1,4 +1,4 @@
-"""`pomelo serve --workers`: processes that share addresses, limits and credits, and end together."""
+"""`pomelo serve --workers`: processes that share free_addresses, limits and credits, and stop together."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TASK = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "max_
 
 
 def workers(served: Served) -> list[psutil.Process]:
-    """The processes that serve."""
+    """Returns the worker processes."""
     return [p for p in psutil.Process(served.pid).children() if "spawn_main" in " ".join(p.cmdline())]
 
 
 async def ask(served: Served, count: int) -> list[aiohttp.ClientResponse]:
-    """Answers to as many tasks at once, each on a connection of its own."""
+    """Runs tasks concurrently, each on its own connection; returns the answers."""
 
     async def one() -> aiohttp.ClientResponse:
         async with (
@@ -38,7 +38,7 @@ async def ask(served: Served, count: int) -> list[aiohttp.ClientResponse]:
     return await asyncio.gather(*[one() for _ in range(count)])
 
 
-async def test_workers_share_limits_and_credits_and_one_that_dies_comes_back(tmp_path: Path) -> None:
+async def test_workers_share_limits_and_credits_and_a_dead_one_is_restarted(tmp_path: Path) -> None:
     with RedisServer() as redis:
         async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_WORKERS="2") as served:
             first = workers(served)
@@ -49,7 +49,7 @@ async def test_workers_share_limits_and_credits_and_one_that_dies_comes_back(tmp
             assert left[0] == 300 - len(answers)
             first[0].send_signal(signal.SIGKILL)
             async with asyncio.timeout(30):
-                while first[0].is_running() or len(workers(served)) < 2:  # noqa: ASYNC110 (no event of ours)
+                while first[0].is_running() or len(workers(served)) < 2:  # noqa: ASYNC110 (processes have no event)
                     await asyncio.sleep(0.05)
             assert [answer.status for answer in await ask(served, 5)] == [200] * 5
             store = {"POMELO_STORE": redis.url}
@@ -62,7 +62,7 @@ async def test_workers_share_limits_and_credits_and_one_that_dies_comes_back(tmp
         assert "died with status -9" in served.log()
 
 
-async def test_workers_end_when_the_process_that_watches_them_is_killed(tmp_path: Path) -> None:
+async def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
     with RedisServer() as redis:
         async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_WORKERS="2", POMELO_GRACE="1") as served:
             orphans = workers(served)
@@ -71,7 +71,7 @@ async def test_workers_end_when_the_process_that_watches_them_is_killed(tmp_path
             assert not [p for p in orphans if p.is_running()]
 
 
-async def test_sqlite_serves_one_process_and_says_so(tmp_path: Path) -> None:
+async def test_workers_with_sqlite_are_refused_with_the_reason(tmp_path: Path) -> None:
     ended = await pomelo(tmp_path, "serve", "--workers", "2", **free_addresses())
     assert ended.status == 1
     assert ended.error == (
@@ -84,14 +84,14 @@ async def test_sqlite_serves_one_process_and_says_so(tmp_path: Path) -> None:
 async def test_workers_do_not_share_an_address_with_another_program(tmp_path: Path, name: str) -> None:
     with RedisServer() as redis:
         async with serve(tmp_path) as other:
-            mine = tmp_path / "mine"
-            mine.mkdir()
+            folder = tmp_path / "mine"
+            folder.mkdir()
             port = other.port if name == "POMELO_REST" else other.grpc_port
-            given = free_addresses() | {
+            variables = free_addresses() | {
                 name: f"127.0.0.1:{port}",
                 "POMELO_STORE": redis.url,
                 "POMELO_WORKERS": "2",
             }
-            ended = await pomelo(mine, "serve", **given)
+            ended = await pomelo(folder, "serve", **variables)
     assert ended.status == 1
     assert ended.error.startswith(f"pomelo: {name}: 127.0.0.1:{port}: ")

@@ -17,7 +17,9 @@ import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.stores.usage import UsageQuery
-from tests.integration.house import KINDS, WAYS, House, open_house, say
+from tests.app import RunningApp, run_app
+from tests.driver import PROTOCOLS
+from tests.tasks import TASK_BODIES, text_body
 
 TASKS = int(os.environ.get("LOAD_TASKS", "400"))
 CONCURRENCY = 32
@@ -33,8 +35,8 @@ def task_body(task_type: str, outcome: str, number: int) -> dict[str, Any]:
     """The body of a task that ends with this outcome in the sandbox."""
     trigger = TRIGGERS.get(outcome, "")
     if task_type == "text":
-        return say(f"Tell me of {number}.{trigger}", max_tokens=20 + number % 50)
-    body = dict(KINDS[task_type])
+        return text_body(f"Tell me of {number}.{trigger}", max_tokens=20 + number % 50)
+    body = dict(TASK_BODIES[task_type])
     if task_type == "image":
         body["prompt"] = f"A kite, {number}.{trigger}"
     elif task_type == "tts":
@@ -42,9 +44,9 @@ def task_body(task_type: str, outcome: str, number: int) -> dict[str, Any]:
     return body
 
 
-async def run_task(app: House, key: str, number: int, rng: random.Random) -> tuple[str, Decimal]:
+async def run_task(app: RunningApp, key: str, number: int, rng: random.Random) -> tuple[str, Decimal]:
     """Runs a task; returns its error code or outcome, and the cost reported to the caller."""
-    task_type, way, outcome = rng.choice(list(KINDS)), rng.choice(WAYS), rng.choice(OUTCOMES)
+    task_type, way, outcome = rng.choice(list(TASK_BODIES)), rng.choice(PROTOCOLS), rng.choice(OUTCOMES)
     stream, body = rng.random() < 0.5, task_body(task_type, outcome, number)
     headers = {"Idempotency-Key": f"task {number}".replace(" ", "-")} if outcome == "repeated" else None
     call = app.ask(way, key, body, stream=stream, headers=headers)
@@ -57,34 +59,34 @@ async def run_task(app: House, key: str, number: int, rng: random.Random) -> tup
         return "good", Decimal(0)
     answer = await call
     if outcome == "repeated":
-        again = await app.ask(rng.choice(WAYS), key, body, stream=not stream, headers=headers)
+        again = await app.ask(rng.choice(PROTOCOLS), key, body, stream=not stream, headers=headers)
         assert (again.code, again.id, again.content) == ("ok", answer.id, answer.content)
-        assert again.last["x-credits-charged"] == "0"
-    return answer.code, Decimal(answer.last.get("x-credits-charged", "0"))
+        assert again.metadata["x-credits-charged"] == "0"
+    return answer.code, Decimal(answer.metadata.get("x-credits-charged", "0"))
 
 
 @pytest.mark.timeout(600)
 async def test_the_audit_finds_no_difference_after_tasks_of_all_types_and_outcomes(tmp_path: Path) -> None:
     rng = random.Random(7)
     semaphore = asyncio.Semaphore(CONCURRENCY)
-    async with open_house(tmp_path) as app:
-        caller = await app.caller()
+    async with run_app(tmp_path) as app:
+        caller = await app.account()
 
         async def run(number: int) -> tuple[str, Decimal]:
             async with semaphore:
                 return await run_task(app, caller.test, number, rng)
 
         results = await asyncio.gather(*[run(number) for number in range(TASKS)])
-        await app.app.draining.idle()
-        await app.app.store.limit_status(
+        await app.server.draining.idle()
+        await app.server.store.limit_status(
             (await app.records(caller))[0].wallet
         )  # runs after all queued writes
-        report = await audit(app.app.store)
+        report = await audit(app.server.store)
         assert not report.findings
         assert (report.difference_micros, report.uncollected_micros, report.holds) == (0, 0, 0)
         balance = await app.balance(caller)
         assert balance.held == 0
-        (total,) = await app.app.store.sum_usage(UsageQuery(account=caller.account), "account")
+        (total,) = await app.server.store.sum_usage(UsageQuery(account=caller.name), "account")
         assert total.cost == balance.spent == report.cost_micros
         counts = Counter(code for code, _ in results)
         assert (

@@ -23,9 +23,9 @@ from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_protocol, mistral_protocol, openai_protocol
-from tests.conftest import endow
-from tests.integration.asking import bearer
-from tests.parity.clients import to_task
+from tests.app import endow
+from tests.calls import bearer
+from tests.tasks import to_task
 
 GATES = 3
 TIMEOUT = 20.0

@@ -40,7 +40,7 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.audio import packets
-from tests.integration.asking import bearer
+from tests.calls import bearer
 from tests.integration.commands import live_key
 from tests.load.child_process import start_child
 from tests.load.process_usage import MIB, cpu_seconds, peak_memory, resident

@@ -15,9 +15,10 @@ import grpc
 
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from tests.calls import as_dict, bearer, reason_of
 from tests.faults.test_unauthenticated import command
-from tests.integration.asking import bearer, reason_of, text_of, text_task
 from tests.serving import serve
+from tests.tasks import text_task
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ async def test_every_call_gets_a_documented_answer_and_health_answers_throughout
             try:
                 await stub.RunTask(RunTaskRequest(task=task), metadata=bearer(served.key), timeout=60)
             except grpc.aio.AioRpcError as error:
-                wait = text_of(error.trailing_metadata()).get("retry-after")
+                wait = as_dict(error.trailing_metadata()).get("retry-after")
                 return f"{reason_of(error)} {wait}" if reason_of(error) else str(error)
             return "ok"
 

@@ -14,8 +14,9 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from tests.integration.asking import bearer, text_task
+from tests.calls import bearer
 from tests.serving import serve
+from tests.tasks import text_task
 
 pytestmark = pytest.mark.skipif("LOAD_CALLS" not in os.environ, reason="takes two minutes; make load")
 

@@ -20,8 +20,8 @@ from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.status import from_rpc_error
 from pomelo.stores.accounts import Grant, Wallet
 from tests.conftest import Keys
-from tests.parity.clients import Ask as TaskAsk
-from tests.parity.clients import Grpc, Rest
+from tests.driver import GrpcDriver, RestDriver
+from tests.driver import TaskRequest as TaskAsk
 
 PAGES = 3
 
@@ -142,7 +142,7 @@ async def front_ends(
         await app.store.grant(Grant(f"{name} {live}", Wallet(name, live), 12_345_678, time.time()))
     test = (await app.keyring.create(name))[1]
     live = (await app.keyring.create(name, live=True))[1]
-    clients = [Grpc(channel), Rest(http, rest_url), Rest(http, gateway_url)]
+    clients = [GrpcDriver(channel), RestDriver(http, rest_url), RestDriver(http, gateway_url)]
     message = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
     for client in clients:
         assert (await client(TaskAsk({"model": "gpt-4"} | message, test))).code == "ok"

@@ -12,9 +12,9 @@ import pytest
 from pomelo.app import open_app, open_gateway
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
+from tests.app import endow
 from tests.breaking_proxy import BreakingProxy, breaking_proxy
-from tests.conftest import endow
-from tests.parity.clients import Ask, Grpc, Rest
+from tests.driver import GrpcDriver, RestDriver, TaskRequest
 from tests.parity.test_upstream import LIVE
 
 ROUNDS = 2
@@ -76,9 +76,9 @@ async def _client_and_key(
             open_gateway(gateway, app.grpc) as remote,
         ):
             clients: Mapping[str, Any] = {
-                "grpc": Grpc(channel),
-                "rest": Rest(session, "http://{}:{}".format(*app.rest)),
-                "remote": Rest(session, "http://{}:{}".format(*remote)),
+                "grpc": GrpcDriver(channel),
+                "rest": RestDriver(session, "http://{}:{}".format(*app.rest)),
+                "remote": RestDriver(session, "http://{}:{}".format(*remote)),
             }
             yield clients[request.param], (await app.keyring.create(live=True))[1]
 
@@ -101,7 +101,7 @@ async def test_a_reused_connection_that_the_vendor_breaks_fails_no_task(
     body = {"model": model, **LIVE.get(model, {"messages": [{"role": "user", "content": "Hi"}]})}
     vendor.requests.clear()
     broken = proxy.broken
-    outcomes = [await client(Ask(body, key, stream)) for _ in range(ROUNDS)]
+    outcomes = [await client(TaskRequest(body, key, stream)) for _ in range(ROUNDS)]
     assert [outcome.code for outcome in outcomes] == ["ok"] * ROUNDS
     posts = [request for request in vendor.requests if request.method == "POST"]
     if model.startswith(("flux", "eleven")):

@@ -19,7 +19,9 @@ from pomelo.call import Call
 from pomelo.errors import TABLE
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from tests.conftest import Keys
-from tests.parity.clients import Ask, Grpc, Rest, ask_all, assert_same, task_type_of
+from tests.driver import GrpcDriver, RestDriver, TaskRequest
+from tests.parity.comparison import ask_all, assert_same
+from tests.tasks import task_type_of
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TEXT_MODELS = [
@@ -226,13 +228,17 @@ def clients(
     http: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
 ) -> Mapping[str, Any]:
     """A client of each front end."""
-    return {"grpc": Grpc(channel), "rest": Rest(http, rest_url), "remote": Rest(http, gateway_url)}
+    return {
+        "grpc": GrpcDriver(channel),
+        "rest": RestDriver(http, rest_url),
+        "remote": RestDriver(http, gateway_url),
+    }
 
 
-def _request(case: Case, keys: Keys) -> Ask:
+def _request(case: Case, keys: Keys) -> TaskRequest:
     other = {"none": None, "junk": "pml_test_junk"}
     key = other[case.key] if case.key in other else getattr(keys, case.key)
-    return Ask(case.body, key, case.stream, case.request_id, case.timeout)
+    return TaskRequest(case.body, key, case.stream, case.request_id, case.timeout)
 
 
 def test_there_are_enough_cases_with_unique_names() -> None:
@@ -266,7 +272,7 @@ def _assert_complete(output: dict[str, Any], case: Case) -> None:
         assert bool(output["words"]) == (case.body.get("timestamps") != "none")
     else:
         response_format = case.body.get("response_format", "both")
-        inline = output.get("sound") if case.stream and task_type != "image" else output.get("inline")
+        inline = output.get("audio") if case.stream and task_type != "image" else output.get("inline")
         assert inline if response_format != "url" or (case.stream and task_type != "image") else not inline
         assert ("linked" in output) == (response_format != "b64_json")
         if inline and "linked" in output:
@@ -278,7 +284,9 @@ async def test_large_audio_is_returned_as_a_link_over_all_front_ends(
     response_format: str, clients: Mapping[str, Any], keys: Keys
 ) -> None:
     body = SPEECH | {"text": "word " * 700, "output_format": "wav_48000"}
-    ask = Ask(body | ({"response_format": response_format} if response_format != "both" else {}), keys.test)
+    ask = TaskRequest(
+        body | ({"response_format": response_format} if response_format != "both" else {}), keys.test
+    )
     outcomes = await ask_all(clients, ask)
     assert_same(outcomes, ask)
     output = outcomes["rest"].output
@@ -319,8 +327,8 @@ async def test_a_deliberate_difference_between_front_ends_is_detected(
 ) -> None:
     services = replace(app.services, tasks=FaultyTasks(app.services.tasks, fault))
     async with open_rest(services, GatewayOptions(), "127.0.0.1", 0) as (host, port):
-        broken = dict(clients, rest=Rest(http, f"http://{host}:{port}"))
-        ask = Ask(say(), keys.test, stream=fault == "last piece")
+        broken = dict(clients, rest=RestDriver(http, f"http://{host}:{port}"))
+        ask = TaskRequest(say(), keys.test, stream=fault == "last piece")
         outcomes = await ask_all(broken, ask)
     if fault == "none":
         assert_same(outcomes, ask)

@@ -28,8 +28,10 @@ from pomelo.testing import (
     error_reply,
     page,
 )
-from tests.conftest import Keys, endow
-from tests.parity.clients import Ask, Grpc, Rest, ask_all, assert_same
+from tests.app import endow
+from tests.conftest import Keys
+from tests.driver import GrpcDriver, RestDriver, TaskRequest
+from tests.parity.comparison import ask_all, assert_same
 
 CLOSED_WITHIN = 0.05
 """Seconds from a client's disconnect to the end of the upstream connection."""
@@ -71,7 +73,11 @@ def clients(
     session: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
 ) -> Mapping[str, Any]:
     """A client of each front end."""
-    return {"grpc": Grpc(channel), "rest": Rest(session, rest_url), "remote": Rest(session, gateway_url)}
+    return {
+        "grpc": GrpcDriver(channel),
+        "rest": RestDriver(session, rest_url),
+        "remote": RestDriver(session, gateway_url),
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -82,7 +88,7 @@ async def test_a_provider_failure_is_reported_equally_over_all_front_ends(
     script, whole_code, stream_code = FAULTS[name]
     prompt = f"fault {name}, {stream}"
     upstream.when(prompt, script)
-    ask = Ask(say(prompt), keys.live, stream)
+    ask = TaskRequest(say(prompt), keys.live, stream)
     outcomes = await ask_all(clients, ask)
     assert {w: o.code for w, o in outcomes.items()} == dict.fromkeys(
         clients, stream_code if stream else whole_code
@@ -112,7 +118,7 @@ LIVE: dict[str, dict[str, Any]] = {
 async def test_a_live_key_reaches_the_vendor_equally_over_all_front_ends(
     model: str, stream: bool, clients: Mapping[str, Any], keys: Keys
 ) -> None:
-    ask = Ask({"model": model, **LIVE[model]}, keys.live, stream)
+    ask = TaskRequest({"model": model, **LIVE[model]}, keys.live, stream)
     outcomes = await ask_all(clients, ask)
     assert {w: (o.code, o.message) for w, o in outcomes.items()} == dict.fromkeys(clients, ("ok", ""))
     assert_same(outcomes, ask)
@@ -134,7 +140,9 @@ async def test_claude_serves_a_live_key(tmp_path: Path, upstream: FaultUpstream)
         for model in ("claude-3-opus", "claude-3-sonnet", "claude-3-haiku"):
             for stream in (False, True):
                 body = {**say("Hi"), "model": model, "max_tokens": 50}
-                outcome = await Rest(session, "http://{}:{}".format(*app.rest))(Ask(body, key, stream))
+                outcome = await RestDriver(session, "http://{}:{}".format(*app.rest))(
+                    TaskRequest(body, key, stream)
+                )
                 assert outcome.code == "ok"
                 assert outcome.output["text"]
 
@@ -159,7 +167,7 @@ async def test_a_disconnect_closes_the_upstream_connection_immediately(
         else Answer("one two three", at={2: gate})
     )
     upstream.when(prompt, answer)
-    client = asyncio.create_task(clients[front_end](Ask(say(prompt), keys.live, stream)))
+    client = asyncio.create_task(clients[front_end](TaskRequest(say(prompt), keys.live, stream)))
     await gate.reached.wait()
     request = _request(upstream, prompt)
     disconnected = asyncio.get_running_loop().time()
@@ -182,7 +190,7 @@ async def test_a_deadline_closes_the_upstream_connection_immediately(
     prompt = f"late {front_end} {stream}"
     upstream.when(prompt, Answer("one two three", at={2: gate}))
     begin = time.monotonic()
-    outcome = await clients[front_end](Ask(say(prompt), keys.live, stream, timeout=0.3))
+    outcome = await clients[front_end](TaskRequest(say(prompt), keys.live, stream, timeout=0.3))
     assert outcome.code == "deadline_exceeded"
     assert time.monotonic() - begin < 0.3 + 0.25
     async with asyncio.timeout(1):
@@ -199,7 +207,7 @@ async def test_a_test_key_never_reaches_a_provider(
 ) -> None:
     prompt = "this must stay in the sandbox"
     for stream in (False, True):
-        outcomes = await ask_all(clients, Ask(say(prompt), keys.test, stream))
+        outcomes = await ask_all(clients, TaskRequest(say(prompt), keys.test, stream))
         assert all("sandbox" in o.output["text"] for o in outcomes.values())
     assert not [r for r in upstream.requests if prompt in r.prompt]
 
@@ -242,7 +250,7 @@ async def test_an_unusual_stream_is_parsed_and_counted_equally_over_all_front_en
     script, text = UNUSUAL[name]
     prompt = f"odd stream: {name}"
     upstream.when(prompt, script)
-    ask = Ask(say(prompt), keys.live, stream=True)
+    ask = TaskRequest(say(prompt), keys.live, stream=True)
     outcomes = await ask_all(clients, ask)
     for front_end, outcome in outcomes.items():
         assert outcome.code == "ok", f"{front_end}: {outcome}"
@@ -256,7 +264,7 @@ async def test_a_lone_surrogate_in_a_unary_response_is_replaced_over_all_front_e
 ) -> None:
     prompt = "odd complete answer"
     upstream.when(prompt, complete("Hi \ud83d and \ud83d\ude00"))
-    ask = Ask(say(prompt), keys.live)
+    ask = TaskRequest(say(prompt), keys.live)
     outcomes = await ask_all(clients, ask)
     assert_same(outcomes, ask)
     for outcome in outcomes.values():
@@ -288,7 +296,7 @@ async def test_a_large_image_in_a_stream_is_a_link_unless_base64_is_requested_ov
     response_format: str | None, clients: Mapping[str, Any], keys: Keys
 ) -> None:
     body = {"model": "flux-1-pro", "prompt": "A kite", "width": 2048, "height": 2048}
-    ask = Ask(
+    ask = TaskRequest(
         {**body, **({"response_format": response_format} if response_format else {})}, keys.test, stream=True
     )
     outcomes = await ask_all(clients, ask)

@@ -1,4 +1,4 @@
-"""An app without front ends, asked in this process, in front of a server that plays the vendors."""
+"""An app without front ends whose engine is called in this process, in front of a fault upstream."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.providers.base import Provider
-from pomelo.settings import Settings
 from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.ledger import LimitStatus
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
-from tests.integration.asking import call_of
-from tests.parity.clients import to_task
+from tests.app import app_settings
+from tests.calls import call_of
+from tests.tasks import to_task
 
 CREDITS = 10**9
 """Microcredits of a new account, unless a test says otherwise."""
@@ -49,7 +49,7 @@ class Account:
 
 @dataclass
 class Answer:
-    """How a task ended: its events (of a task that is not streamed, its result), or the error, and its call."""
+    """The call of a task, and its events (its result if it was not streamed) or its error."""
 
     call: Call
     events: list[Any] = field(default_factory=list)
@@ -62,13 +62,13 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The text that a stream delivered."""
+        """The text of a stream."""
         return "".join(event.text_delta.content for event in self.events)
 
 
 @dataclass(frozen=True)
 class EngineApp:
-    """A running app, and the vendors that it calls."""
+    """A running app, and its upstream."""
 
     app: App
     upstream: FaultUpstream
@@ -92,19 +92,19 @@ class EngineApp:
     async def ask(
         self,
         account: Account,
-        asked: Mapping[str, Any] | Task,
+        task: Mapping[str, Any] | Task,
         *,
         stream: bool = False,
         within: float = 20.0,
         protocol: str = "rest",
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Runs a task, given as a message or as the body of a REST request, to its end. `within` is in
-        seconds, `protocol` is grpc or rest; names of `headers` are in lower case."""
-        given = {"authorization": f"Bearer {account.key}", **(headers or {})}
-        answer = Answer(Call.from_headers(given.get, protocol=protocol))
+        """Runs a task, a message or the body of a REST request, to its end. `within` is its timeout in seconds,
+        `protocol` is grpc or rest; names of `headers` are in lower case."""
+        sent = {"authorization": f"Bearer {account.key}", **(headers or {})}
+        answer = Answer(Call.from_headers(sent.get, protocol=protocol))
         answer.call.deadline = time.monotonic() + within
-        task = asked if isinstance(asked, Task) else to_task(asked, stream=stream)
+        task = task if isinstance(task, Task) else to_task(task, stream=stream)
         tasks = self.app.services.tasks
         try:
             if stream:
@@ -118,7 +118,7 @@ class EngineApp:
         return answer
 
     async def upload(self, account: Account, data: bytes) -> str:
-        """Stores audio as the body of a REST request brings it; returns its id."""
+        """Stores audio like a REST request with audio as its body; returns its id."""
 
         async def chunks() -> AsyncIterator[bytes]:
             yield data
@@ -127,25 +127,25 @@ class EngineApp:
         return str(media.media_id)
 
     async def balance(self, account: Account) -> Balance:
-        """The account's credits."""
+        """Returns the account's credits."""
         return await self.app.store.balance(account.wallet)
 
     async def limit_status(self, account: Account, model: str = "") -> LimitStatus:
-        """What the account uses of its limits; the tokens are those of `model`."""
+        """Returns what the account has used of its limits; the tokens are those of `model`."""
         return await self.app.store.limit_status(account.wallet, model)
 
     async def settled(self, account: Account) -> None:
-        """Returns once no task of the account has a reservation."""
+        """Returns when no task of the account has a reservation."""
         async with asyncio.timeout(10):
             while (await self.limit_status(account)).concurrency:
                 pass
 
     async def records(self, account: Account) -> list[UsageRecord]:
-        """The account's usage records, newest first."""
+        """Returns the account's usage records, newest first."""
         return (await self.app.store.list_usage(UsageQuery(account=account.wallet.account), limit=100))[0]
 
     def media(self) -> list[str]:
-        """The names of all stored media files."""
+        """Returns the names of all stored media files."""
         return sorted(path.name for path in (self.app.settings.data / "media").iterdir())
 
 
@@ -159,25 +159,16 @@ def _copy(event: StreamTaskResponse) -> StreamTaskResponse:
 async def open_engine(
     folder: Path, providers: Mapping[str, Provider] | None = None, **settings: Any
 ) -> AsyncIterator[EngineApp]:
-    """Opens an app that has keys for all vendors but Anthropic. `settings` replace its own, and `providers`
-    all that ship with Pomelo."""
+    """Opens an app with keys for all vendors but Anthropic. `settings` replace those of the app, and
+    `providers` replace all of Pomelo's."""
     async with FaultUpstream() as upstream:
-        given: dict[str, Any] = {
+        own: dict[str, Any] = {
             "rest": "",
             "grpc": "",
-            "data": folder / "data",
             "public_url": "https://pomelo.test",
-            "openai_api_key": "sk-x",
-            "openai_base_url": upstream.openai_base_url,
-            "mistral_api_key": "m-x",
-            "mistral_base_url": upstream.mistral_base_url,
-            "openrouter_api_key": "o-x",
+            "openrouter_api_key": "openrouter-upstream",
             "openrouter_base_url": upstream.openai_base_url,
-            "bfl_api_key": "b-x",
-            "bfl_base_url": upstream.bfl_base_url,
-            "elevenlabs_api_key": "e-x",
-            "elevenlabs_base_url": upstream.elevenlabs_base_url,
-            "grace": 1.0,
         }
-        async with open_app(Settings(**{**given, **settings}), plans=PLANS, providers=providers) as app:
+        own_settings = app_settings(folder / "data", upstream, **(own | settings))
+        async with open_app(own_settings, plans=PLANS, providers=providers) as app:
             yield EngineApp(app, upstream)

@@ -22,7 +22,7 @@ from pomelo.providers.base import AudioSource
 from pomelo.providers.chunks import MAX_AUDIO_BYTES
 from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.tasks.base import MAX_INLINE
-from tests.parity.clients import to_task
+from tests.tasks import to_task
 from tests.unit.engine.jobs import accepted_job
 
 MODELS = Catalog.load().models

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from pomelo.errors import PomeloError, invalid
-from tests.integration.asking import call_of
+from tests.calls import call_of
 from tests.unit.engine.apps import EngineApp, open_engine
 
 

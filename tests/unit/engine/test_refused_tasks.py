@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pomelo.gen.v1.task_pb2 import Task
-from tests.parity.clients import to_task
+from tests.tasks import to_task
 from tests.unit.engine.apps import CREDITS, Account, EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}

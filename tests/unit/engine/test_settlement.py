@@ -14,8 +14,8 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, Speech, Transcript
 from pomelo.testing import error_reply as openai_error
-from tests.integration.asking import call_of
-from tests.parity.clients import to_task
+from tests.calls import call_of
+from tests.tasks import to_task
 from tests.unit.engine.apps import EngineApp, open_engine
 
 INLINE_LIMIT = 5_000

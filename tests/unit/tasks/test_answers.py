@@ -20,7 +20,7 @@ from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate
-from tests.parity.clients import to_task
+from tests.tasks import to_task
 
 MODELS = Catalog.load().models
 KIB, MIB = 1024, 1024 * 1024

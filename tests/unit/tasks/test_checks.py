@@ -13,7 +13,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import Task, TaskType
 from pomelo.tasks import TASK_TYPES
-from tests.parity.clients import to_task
+from tests.tasks import to_task
 
 MODELS = Catalog.load().models
 PIXEL = "data:image/png;base64,iVBORw0KGgo="

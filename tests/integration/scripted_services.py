@@ -1,4 +1,4 @@
-"""Simulated services for tests of the gRPC front end: they accept one key and return fixed results."""
+"""Services scripted by a test, for tests of the gRPC server: one key is valid, and no engine is needed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
+from tests.calls import bearer
 from tests.faults import http2
-from tests.integration.asking import bearer, text_task
+from tests.tasks import text_task
 
 KEY = "pml_test_services"
 PROOF = GatewayProof(b"p" * 32)
@@ -37,7 +38,7 @@ STARTED = Event(started=TaskStarted(id="task_7"))
 TEXT = Event(text_delta=TextDelta(content="one"))
 
 
-class Visited:
+class RecordingVisit:
     """A visit that records its calls."""
 
     def __init__(self, refusal: PomeloError | None = None) -> None:
@@ -47,10 +48,11 @@ class Visited:
         self.closed = 0
 
     def reserve(self, size: int) -> None:
+        """Records the size."""
         self.reserved.append(size)
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
-        """Records the error; returns `refusal` if it is set."""
+        """Records the error; returns `refusal` in its place, if it is set."""
         self.refused.append((error.code, model))
         return self.refusal or error
 
@@ -59,16 +61,18 @@ class Visited:
         return error
 
     def close(self) -> None:
+        """Counts the call."""
         self.closed += 1
 
 
 async def complete(call: Call) -> None:
-    """Completes immediately."""
+    """Waits for nothing."""
 
 
 @dataclass
-class Played:
-    """All services in one. It accepts one key; the other fields are awaited at the step of their name."""
+class ScriptedServices:
+    """All services. One key is valid. `admission`, `before`, `during`, `upload` and `download` are awaited during
+    the admission of a call, before and after the first event of a task, and in uploads and downloads."""
 
     during: Callable[[Call], Awaitable[None]] = complete
     before: Callable[[Call], Awaitable[None]] = complete
@@ -78,49 +82,49 @@ class Played:
     refusal: PomeloError | None = None
     chunks: tuple[bytes, ...] = (b"abc",)
     calls: list[Call] = field(default_factory=list)
-    visits: list[Visited] = field(default_factory=list)
+    visits: list[RecordingVisit] = field(default_factory=list)
     uploads: int = 0
 
     def services(self) -> Services:
-        """Returns itself as every service."""
-        played: Any = self
-        return Services(tasks=played, models=played, media=played, accounts=played, access=played)
+        """Returns the services, all implemented by this object."""
+        own: Any = self
+        return Services(tasks=own, models=own, media=own, accounts=own, access=own)
 
-    async def admit(self, call: Call) -> Visited:
-        """Accepts one key, and reports limits."""
+    async def admit(self, call: Call) -> RecordingVisit:
+        """Accepts the valid key, and reports limits."""
         self.calls.append(call)
         await self.admission(call)
         if call.api_key != KEY:
             raise PomeloError("invalid_api_key")
         call.principal = Principal("acme", "key", live=False)
         call.response_headers |= {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
-        self.visits.append(Visited(self.refusal))
+        self.visits.append(RecordingVisit(self.refusal))
         return self.visits[-1]
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """Awaits what the test has set."""
+        """Awaits `before` and `during`, and returns a result."""
         await self.before(call)
         await self.during(call)
         return TaskResult(id="task_7")
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
-        """Awaits what the test has set, before the first event and after it."""
+        """Awaits `before` and then `during`, and streams two events."""
         await self.before(call)
 
-        async def play() -> AsyncIterator[Event]:
+        async def produce() -> AsyncIterator[Event]:
             await self.during(call)
             yield STARTED
             yield TEXT
 
-        yield play()
+        yield produce()
 
     async def list_models(self, call: Call) -> list[Model]:
         """Returns one model."""
         return [Model(name="m")]
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
-        """Reads an upload, or awaits what the test has set."""
+        """Awaits `upload` if it is set, and reads the rest."""
         self.uploads += 1
         if self.upload is not None:
             await self.upload(chunks)
@@ -131,19 +135,19 @@ class Played:
     async def download_media(
         self, media_id: str, signature: str, call: Call
     ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
-        """Yields a file of `chunks`."""
+        """Returns a file of `chunks`."""
 
-        async def play() -> AsyncIterator[bytes]:
+        async def produce() -> AsyncIterator[bytes]:
             if self.download is not None:
                 await self.download()
             for chunk in self.chunks:
                 yield chunk
 
-        yield Media(media_id=media_id, size_bytes=sum(map(len, self.chunks))), play()
+        yield Media(media_id=media_id, size_bytes=sum(map(len, self.chunks))), produce()
 
 
 def raises(error: Exception) -> Callable[..., Awaitable[None]]:
-    """Returns a function that raises an error."""
+    """Returns a function that raises the error."""
 
     async def fail(*_: Any) -> None:
         raise error
@@ -152,31 +156,31 @@ def raises(error: Exception) -> Callable[..., Awaitable[None]]:
 
 
 @dataclass
-class Front:
-    """A server with simulated services, and a channel to it."""
+class ScriptedServer:
+    """A server with scripted services, and a channel to it."""
 
-    played: Played
+    services: ScriptedServices
     server: Server
     channel: grpc.aio.Channel
 
     @property
     def tasks(self) -> Any:
-        """The stub of TaskService."""
+        """A stub of TaskService."""
         return TaskServiceStub(self.channel)
 
     @property
     def media(self) -> Any:
-        """The stub of MediaService."""
+        """A stub of MediaService."""
         return MediaServiceStub(self.channel)
 
-    def task(self, method: str, prompt: str = "Hi", **more: Any) -> Any:
-        """Starts a call of either method."""
+    def task(self, method: str, prompt: str = "Hi", **options: Any) -> Any:
+        """Starts a call of RunTask or StreamTask."""
         request = RunTaskRequest if method == "RunTask" else StreamTaskRequest
-        metadata = more.pop("metadata", bearer(KEY))
-        return getattr(self.tasks, method)(request(task=text_task(prompt)), metadata=metadata, **more)
+        metadata = options.pop("metadata", bearer(KEY))
+        return getattr(self.tasks, method)(request(task=text_task(prompt)), metadata=metadata, **options)
 
-    async def lasts(self, *metadata: tuple[str, str]) -> float:
-        """Returns the seconds until the server ends an upload whose caller continues after one message."""
+    async def upload_seconds(self, *metadata: tuple[str, str]) -> float:
+        """Returns the seconds until the server ends an upload of one message that its caller leaves open."""
         host, _, port = self.server.address.rpartition(":")
         async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
             call = connection.begin(UPLOAD, [*bearer(KEY), *metadata])
@@ -187,17 +191,17 @@ class Front:
 
 
 @asynccontextmanager
-async def front(
-    played: Played | None = None, connections: ConnectionObserver | None = None, **limits: Any
-) -> AsyncIterator[Front]:
-    """Opens a server and a channel; the test must end within ten seconds."""
-    played = played or Played()
+async def serve_scripted(
+    services: ScriptedServices | None = None, connections: ConnectionObserver | None = None, **limits: Any
+) -> AsyncIterator[ScriptedServer]:
+    """Serves scripted services on a free port, for at most ten seconds."""
+    services = services or ScriptedServices()
     options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
     async with (
         asyncio.timeout(10),
         open_server(
-            played.services(), options, proof=PROOF, connections=connections or ConnectionObserver()
+            services.services(), options, proof=PROOF, connections=connections or ConnectionObserver()
         ) as server,
         grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):
-        yield Front(played, server, channel)
+        yield ScriptedServer(services, server, channel)

@@ -1,0 +1,59 @@
+"""Calls with an API key, and the errors that end them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from pomelo.call import Call
+
+
+def bearer(key: str, **headers: str) -> list[tuple[str, str]]:
+    """Returns the metadata of a call with a key; `_` in the name of a header stands for `-`."""
+    return [("authorization", f"Bearer {key}"), *((k.replace("_", "-"), v) for k, v in headers.items())]
+
+
+def call_of(key: str | None, timeout: float = 20.0, **headers: str) -> Call:
+    """Returns a call as the REST gateway creates it; `_` in the name of a header stands for `-`."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    if key is not None:
+        sent["authorization"] = f"Bearer {key}"
+    call = Call.from_headers(sent.get, protocol="rest")
+    call.deadline = time.monotonic() + timeout
+    return call
+
+
+def as_dict(metadata: Any) -> dict[str, str]:
+    """Returns gRPC metadata as a dict."""
+    return {str(key): str(value) for key, value in metadata or ()}
+
+
+def reason_of(error: Any) -> str:
+    """Returns the code in the details of an AioRpcError; empty if it has none."""
+    status = status_pb2.Status()
+    info = error_details_pb2.ErrorInfo()
+    status.ParseFromString(dict(error.trailing_metadata()).get("grpc-status-details-bin", b""))
+    for detail in status.details:
+        if detail.Unpack(info):
+            assert info.domain == "pomelo"
+    return str(info.reason).lower()
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    """Returns the error that ends a call; an assertion fails if the call succeeds."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await end(call)
+    return caught.value
+
+
+async def end(call: Any) -> None:
+    """Reads a unary or streaming call to its end."""
+    if hasattr(call, "__aiter__"):
+        async for _ in call:
+            pass
+    else:
+        await call

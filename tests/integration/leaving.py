@@ -1,0 +1,69 @@
+"""A caller that leaves before its task has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from tests.app import RunningApp
+from tests.calls import bearer
+from tests.tasks import to_task
+
+
+class LeavingClient:
+    """A caller that runs one task, reads its output and can leave at any time. `chunks` counts the output that
+    it has received."""
+
+    def __init__(
+        self, app: RunningApp, protocol: str, key: str, body: dict[str, Any], *, stream: bool
+    ) -> None:
+        self.chunks = 0
+        self._received = asyncio.Condition()
+        self._stream = stream
+        run: Callable[[], Awaitable[None]] = self._grpc if protocol == "grpc" else self._rest
+        self._app, self._protocol, self._key, self._body = app, protocol, key, body
+        self.task = asyncio.ensure_future(run())
+
+    async def has(self, chunks: int) -> None:
+        """Returns when at least that many chunks have been received."""
+        async with asyncio.timeout(5), self._received:
+            await self._received.wait_for(lambda: self.chunks >= chunks)
+
+    async def leave(self) -> None:
+        """Cancels the task, whatever it is waiting for."""
+        self.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self.task
+
+    async def _receive(self) -> None:
+        async with self._received:
+            self.chunks += 1
+            self._received.notify_all()
+
+    async def _grpc(self) -> None:
+        tasks = TaskServiceStub(self._app.channel)
+        task = to_task(self._body)
+        if not self._stream:
+            await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(self._key))
+            return
+        call = tasks.StreamTask(StreamTaskRequest(task=task), metadata=bearer(self._key))
+        try:
+            async for event in call:
+                if event.text_delta.content or event.audio_chunk.data:
+                    await self._receive()
+        finally:
+            call.cancel()
+
+    async def _rest(self) -> None:
+        headers = {"Authorization": f"Bearer {self._key}"}
+        url = f"{self._app.urls[self._protocol]}/api/v1/task"
+        body = self._body | {"stream": self._stream}
+        async with self._app.session.post(url, json=body, headers=headers) as answer:
+            async for line in answer.content:
+                if line.startswith(b"data: {"):
+                    await self._receive()
