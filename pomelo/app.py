@@ -163,7 +163,7 @@ async def open_app(
             now=now,
         )
         usage = UsageReader(store, secret)
-        office = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
+        account_admin = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(
             Services(
@@ -174,7 +174,7 @@ async def open_app(
                 access=access,
             )
         )
-        operator = LocalOperator(store, keyring, office, usage, catalog.models, now, runs=ledger.runs)
+        operator = LocalOperator(store, keyring, account_admin, usage, catalog.models, now, runs=ledger.runs)
         if not worker:
             await stack.enter_async_context(open_admin(operator, settings.admin_socket))
         shared = worker is not None

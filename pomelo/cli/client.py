@@ -1,7 +1,6 @@
-"""The command line as a client: the channel to a running server, and what its errors mean here.
+"""The command line as a gRPC client: channels to a running server, and its errors.
 
-`run` and `models` ask over gRPC with a key; `keys` asks the operator's socket. grpc is imported when a
-channel is opened.
+grpc is imported when a channel is opened.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class NobodyError(FailureError):
-    """Nobody listens there."""
+    """No server listens at the address."""
 
 
 @contextmanager
@@ -48,10 +47,11 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
         raise FailureError(f"--target {error}") from None
     if port == 0:
         raise FailureError("POMELO_GRPC has port 0: any free one. Name the server with --target HOST:PORT")
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - where a server listens everywhere, it is here, too
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - a server that listens on every address also listens here
         host = "127.0.0.1"
         address = f"{host}:{port}"
-    # An answer may hold a whole picture or sound; a server that was asked for is trusted with its size.
+    # A response may contain a whole image or audio file; the user chose the server, so its size is not
+    # limited.
     options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
     if is_loopback(host):
         options.append(("grpc.enable_http_proxy", 0))
@@ -106,10 +106,10 @@ def is_served(path: Path) -> bool:
 
 
 def bearer(settings: Settings, key: str | None) -> list[tuple[str, str]]:
-    """The metadata that bears the key: the one given, or the development key of the data folder.
+    """The metadata with the API key: `key`, or the development key of the data folder.
 
     Raises:
-        FailureError: there is none.
+        FailureError: there is no key, or it can't be a key.
     """
     if not key:
         try:
