@@ -1,8 +1,7 @@
-"""Accepts tasks: everything about a task that can be refused before limits, credits or a provider are
-involved.
+"""Accepts tasks: what can be refused before limits, credits and providers are involved.
 
-Key, model, fields, headers, routes and audio are checked in one order, the same over both protocols. Nothing
-is reserved here.
+Headers, model, fields and audio are checked in this order, the same over both protocols. Nothing is reserved
+here.
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ from pomelo.media.audio import AudioSource
 from pomelo.media.content_types import sniff
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
+from pomelo.providers.base import Job
 from pomelo.providers.fitting import Fitting
 from pomelo.tasks import TASK_TYPES
-from pomelo.tasks.base import AudioInfo, TaskDefinition
+from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Acceptance:
         self._new_id = new_id
 
     async def accept(self, task: Task, call: Call, principal: Principal, *, stream: bool) -> AcceptedJob:
-        """The job of a valid task. Writes the headers about its model and its adjustments.
+        """The job of a valid task. Writes the headers about its model, and whether strict handling applies.
 
         Raises:
             PomeloError: what is wrong with the headers, the model or the fields, in this order;
@@ -93,7 +93,7 @@ class Acceptance:
         given = getattr(task, definition.name)
         large = task.ByteSize() > LARGE
         await _examine(large, definition.check, given, model)
-        routes, fitted, billed = await self._fit(
+        candidates, fitted, billed = await self._fit(
             given, model, definition, principal, large, strict=call.strict
         )
         if call.strict:
@@ -114,12 +114,15 @@ class Acceptance:
         estimate = await _examine(large, definition.estimate, billed.input, model, billed.route, info)
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
-        if key is not None or idempotency.requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL:
+        stores_media = definition.media_size is not no_media and (
+            key is not None or idempotency.requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL
+        )
+        if stores_media:
             output = estimate
             if not principal.live:  # the sandbox accepts input that a live model does not
-                output = definition.estimate(fitted.input, model, fitted.route, info)
+                output = await _examine(large, definition.estimate, fitted.input, model, fitted.route, info)
             media_bytes = definition.media_size(fitted.input, output)
-        return AcceptedJob(
+        job = Job(
             task_id=self._new_id(definition.id_prefix),
             model=model,
             route=fitted.route,
@@ -130,10 +133,13 @@ class Acceptance:
             adjustments=billed.adjustments,
             original_input=given,
             request_id=call.request_id,
+        )
+        return AcceptedJob(
+            job=job,
             principal=principal,
             protocol=call.protocol,
             definition=definition,
-            routes=tuple(routes),
+            candidates=tuple(candidates),
             estimate=estimate,
             prices=prices,
             price_version=price_version,

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from pomelo.accounts.access import Access
 from pomelo.call import Call, Principal, report_adjustments
@@ -21,6 +22,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
 from pomelo.media.store import MediaStore
+from pomelo.providers.base import Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.stores.ledger import ReplayedAnswer
 from pomelo.tasks.base import Collector, CollectorContext
@@ -50,8 +52,8 @@ class Engine:
     async def run_task(self, task: Task, call: Call) -> TaskResult:
         principal = await self._access.authenticate(call)
         try:
-            job = await self._accept(task, call, principal, stream=False)
-            reservation = await self._reserve(job, call)
+            accepted = await self._accept(task, call, principal, stream=False)
+            reservation = await self._reserve(accepted, call)
             if isinstance(reservation, idempotency.ReplayedTask):
                 return reservation.result
             collector = self._collect(reservation)
@@ -62,7 +64,7 @@ class Engine:
                         if turn.over():
                             await turn.next()
                         collector.add(event)
-                result = _new_result(task, reservation.job)
+                result = _new_result(task, reservation)
                 report_adjustments(call, result.adjustments)  # a later route may have taken over
                 collector.finish(result)
                 await self._settle(reservation, collector, result, deadline)
@@ -74,9 +76,10 @@ class Engine:
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
         principal = await self._access.authenticate(call)
         try:
-            job = await self._accept(task, call, principal, stream=True)
-            reservation = await self._reserve(job, call)
+            accepted = await self._accept(task, call, principal, stream=True)
+            reservation = await self._reserve(accepted, call)
             if isinstance(reservation, idempotency.ReplayedTask):
+                self._delete_upload(task, call, principal)
                 async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
                     yield events
                 return
@@ -99,39 +102,39 @@ class Engine:
             await self._access.report_limits(call, principal, task.model)
             raise
 
-    async def _reserve(self, job: AcceptedJob, call: Call) -> Reservation | idempotency.ReplayedTask:
+    async def _reserve(self, accepted: AcceptedJob, call: Call) -> Reservation | idempotency.ReplayedTask:
         """Reserves what the job needs, and fits the job to it; or finds the answer to its Idempotency-Key.
 
         Raises:
             PomeloError: what `Ledger.reserve` raises; provider_not_configured, or why the output can't be
                 stored (nothing is reserved then); store_unavailable.
         """
-        reserved = await self._ledger.reserve(job, self._access.plan(job.principal), call)
+        reserved = await self._ledger.reserve(accepted, self._access.plan(accepted.principal), call)
         if isinstance(reserved, ReplayedAnswer):
-            replayed = idempotency.ReplayedTask(reserved.answer, job, self._media)
+            replayed = idempotency.ReplayedTask(reserved.answer, accepted, self._media)
             report_adjustments(call, replayed.result.adjustments)
             if call.strict:
                 replayed.check_strict()
             return replayed
-        refusal = self._refusal(job)
+        refusal = self._refusal(accepted)
         if refusal is not None:
             await reserved.refuse()
             raise refusal
         try:
-            reserved.job = _limit_output(job, reserved.amount)
+            reserved.job = _limit_output(accepted, reserved.amount)
         except BaseException:
             reserved.release()
             raise
         report_adjustments(call, reserved.job.adjustments)
         return reserved
 
-    def _refusal(self, job: AcceptedJob) -> PomeloError | None:
+    def _refusal(self, accepted: AcceptedJob) -> PomeloError | None:
         """Why a job whose limits and credits suffice can't run."""
-        if not job.routes:
+        if not accepted.candidates:
             return PomeloError("provider_not_configured", field="model")
-        if job.media_bytes:
+        if accepted.media_bytes:
             try:
-                self._media.check_answer(job.principal.owner, job.media_bytes)
+                self._media.check_answer(accepted.principal.owner, accepted.media_bytes)
             except PomeloError as error:
                 return error
         return None
@@ -148,16 +151,16 @@ class Engine:
     # --- running
 
     def _collect(self, reservation: Reservation) -> Collector:
-        job = reservation.job
+        accepted, job = reservation.accepted, reservation.job
         try:
-            return job.definition.collector(
+            return accepted.definition.collector(
                 CollectorContext(
                     job.input,
                     job.model,
-                    job.estimate,
+                    accepted.estimate,
                     job.stream,
-                    partial(self._media.writer, job.principal.owner),
-                    job.idempotency_key is not None,
+                    partial(self._media.writer, accepted.principal.owner),
+                    accepted.idempotency_key is not None,
                 )
             )
         except BaseException:
@@ -196,8 +199,13 @@ class Engine:
                 reservation.release()
 
     def _events(self, reservation: Reservation) -> AsyncGenerator[StreamTaskResponse, None]:
-        job = reservation.job
-        return self._router.events(job, job.routes, reservation.record_route, account=job.principal.account)
+        accepted = reservation.accepted
+        return self._router.events(
+            reservation.job,
+            accepted.candidates,
+            reservation.record_route,
+            account=accepted.principal.account,
+        )
 
     async def _stream(
         self,
@@ -221,17 +229,16 @@ class Engine:
                     reservation.record_output(collector.output_bytes)
                     if not started:
                         started = True
-                        report_adjustments(
-                            call, reservation.job.adjustments
-                        )  # a later route may have taken over
-                        yield _started(task, reservation.job)
+                        # A later route may have taken over, with adjustments of its own.
+                        report_adjustments(call, reservation.job.adjustments)
+                        yield _started(task, reservation)
                     yield passed
-        result = _new_result(task, reservation.job)
+        result = _new_result(task, reservation)
         last = collector.finish(result)
         await self._settle(reservation, collector, result, deadline)
         if not started:
             report_adjustments(call, reservation.job.adjustments)
-            yield _started(task, reservation.job)
+            yield _started(task, reservation)
         yield StreamTaskResponse(result=result) if last is None else last
 
     async def _settle(
@@ -246,29 +253,29 @@ class Engine:
         if deadline.expired():
             await asyncio.sleep(0)  # the timeout is raised here
         deadline.reschedule(None)
-        job = reservation.job
+        accepted = reservation.accepted
         if not reservation.output_bytes:
-            reservation.record_output(job.definition.output_size(result))
+            reservation.record_output(accepted.definition.output_size(result))
         answer = None
-        if job.idempotency_key is not None:
-            wanted = idempotency.requested_format(job.input)
-            answer = idempotency.store_answer(result, wanted, self._media, stream=job.stream)
+        if accepted.idempotency_key is not None:
+            wanted = idempotency.requested_format(reservation.job.input)
+            answer = idempotency.store_answer(result, wanted, self._media, stream=reservation.job.stream)
         usage, counted = collector.usage()
         await reservation.settle(usage, counted=counted, answer=answer)
 
 
-def _limit_output(job: AcceptedJob, reserved: int) -> AcceptedJob:
-    """The job with the maximum output that `reserved` microcredits pay for, if its output can be
-    shortened."""
-    if job.definition.max_output is None:
+def _limit_output(accepted: AcceptedJob, reserved: int) -> Job[Any]:
+    """The job with the maximum output that `reserved` microcredits pay for, if its output can be limited."""
+    job, estimate = accepted.job, accepted.estimate
+    if accepted.definition.limit_output is None:
         return job
-    affordable = affordable_output_tokens(reserved, job.estimate.maximum.input_tokens, job.prices)
-    tokens = job.definition.max_output(job.input, job.estimate, affordable)
+    affordable = affordable_output_tokens(reserved, estimate.maximum.input_tokens, accepted.prices)
+    tokens = accepted.definition.limit_output(job.input, estimate, affordable)
     if tokens is None:
         return job
     given = job.input
     if given.max_tokens != tokens:
-        given = job.routes[0].fit(job.original_input, job.model, tokens).input
+        given = accepted.candidates[0].fit(job.original_input, job.model, tokens).input
     return replace(job, input=given, max_tokens=tokens)
 
 
@@ -284,13 +291,15 @@ def _expire(deadline: asyncio.Timeout) -> None:
         deadline.reschedule(0)
 
 
-def _started(task: Task, job: AcceptedJob) -> StreamTaskResponse:
+def _started(task: Task, reservation: Reservation) -> StreamTaskResponse:
+    job = reservation.job
     started = TaskStarted(id=job.task_id, model=task.model, adjustments=job.adjustments)
-    started.created.seconds = job.created
+    started.created.seconds = reservation.accepted.created
     return StreamTaskResponse(started=started)
 
 
-def _new_result(task: Task, job: AcceptedJob) -> TaskResult:
+def _new_result(task: Task, reservation: Reservation) -> TaskResult:
+    job = reservation.job
     result = TaskResult(id=job.task_id, model=task.model, adjustments=job.adjustments)
-    result.created.seconds = job.created
+    result.created.seconds = reservation.accepted.created
     return result

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 from pomelo.engine.job import AcceptedJob
@@ -34,12 +35,17 @@ class ReplayedTask:
         PomeloError: store_unavailable; a file of it is gone.
     """
 
-    def __init__(self, answer: bytes, job: AcceptedJob, media: MediaStore) -> None:
-        self._answer = answer
-        self._job = job
-        self._media = media
-        wanted = requested_format(job.input)
-        self.result = restore_answer(answer, wanted, job.principal.owner, media, stream=job.stream)
+    def __init__(self, answer: bytes, accepted: AcceptedJob, media: MediaStore) -> None:
+        self._accepted = accepted
+        self._audio: Path | None = None
+        wanted, owner = requested_format(accepted.job.input), accepted.principal.owner
+        self.result = restore_answer(answer, wanted, owner, media, stream=accepted.job.stream)
+        if accepted.job.stream and self.result.HasField("speech"):
+            media_id = TaskResult.FromString(answer).speech.media.media_id
+            try:
+                self._audio, _ = media.find(media_id, owner)
+            except PomeloError as error:
+                raise _gone() from error
 
     def check_strict(self) -> None:
         """Refuses an answer whose input was adjusted.
@@ -55,15 +61,11 @@ class ReplayedTask:
 
     async def events(self) -> AsyncGenerator[StreamTaskResponse, None]:
         """The answer as a stream."""
-        result, job = self.result, self._job
-        audio = None
-        if result.HasField("speech"):
-            media_id = TaskResult.FromString(self._answer).speech.media.media_id
-            audio, _ = self._media.find(media_id, job.principal.owner)
+        result = self.result
         started = TaskStarted(id=result.id, model=result.model, adjustments=result.adjustments)
         started.created.CopyFrom(result.created)
         yield StreamTaskResponse(started=started)
-        for event in job.definition.replay(result, audio):
+        for event in self._accepted.definition.replay(result, self._audio):
             yield event
 
 
@@ -138,7 +140,7 @@ def restore_answer(
             if inline:
                 part.data = path.read_bytes()
         except (OSError, PomeloError) as error:
-            raise PomeloError("store_unavailable", "The stored answer's file is gone") from error
+            raise _gone() from error
         if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and (inline or stream):
             part.ClearField("media")
     return result
@@ -159,3 +161,7 @@ def _digest(audio: AudioSource) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise PomeloError("store_unavailable") from error
+
+
+def _gone() -> PomeloError:
+    return PomeloError("store_unavailable", "The stored answer's file is gone")

@@ -1,4 +1,4 @@
-"""A task as it was accepted: what is asked for, by whom, on which routes, and what it may use."""
+"""A task as it was accepted: the job for its provider, and what only the engine knows of it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from pomelo.tasks.base import Estimate, TaskDefinition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AcceptedJob(Job[Any]):
-    """A job that only limits, credits and its provider can still refuse.
+class AcceptedJob:
+    """A task that only limits, credits and its provider can still refuse.
 
-    `route` and `input` are those of the first route. `routes` are tried in order; empty: no provider of the
-    model is configured. `estimate` and `prices` are what is reserved and charged: for a test key those of the
-    model's first route in live mode. `media_bytes` is the most that storing the output can take, 0 if nothing
-    is stored. `created` is Unix time in whole seconds.
+    `job` is what the provider of the first route gets. `candidates` are the routes, tried in order; empty: no
+    provider of the model is configured. `estimate` and `prices` are what is reserved and charged: for a test
+    key those of the model's first route in live mode. `media_bytes` is the most that storing the output can
+    take, 0 if nothing is stored. `created` is Unix time in whole seconds.
     """
 
+    job: Job[Any]
     principal: Principal
     protocol: str
     definition: TaskDefinition
-    routes: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
     estimate: Estimate
     prices: Prices
     price_version: str

@@ -134,7 +134,7 @@ class Ledger:
 
     # --- reserving
 
-    async def reserve(self, job: AcceptedJob, plan: Plan, call: Call) -> Reservation | ReplayedAnswer:
+    async def reserve(self, accepted: AcceptedJob, plan: Plan, call: Call) -> Reservation | ReplayedAnswer:
         """Reserves all that a task needs in one step; or returns the answer to its Idempotency-Key, if there
         is one. A caller that leaves meanwhile leaves nothing reserved. Writes limits and credits into the
         response headers.
@@ -143,19 +143,20 @@ class Ledger:
             PomeloError: rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded,
                 insufficient_credits, idempotency_conflict, idempotency_mismatch, store_unavailable.
         """
-        principal, estimate, prices = job.principal, job.estimate, job.prices
-        counts_tokens = job.definition.counts_tokens
+        job, principal = accepted.job, accepted.principal
+        estimate, prices = accepted.estimate, accepted.prices
+        counts_tokens = accepted.definition.counts_tokens
         draft = UsageRecord(
             task_id=job.task_id,
             request_id=job.request_id,
             account=principal.account,
             live=principal.live,
             key_id=principal.key_id,
-            wire=job.protocol,
+            wire=accepted.protocol,
             model=job.model.name,
-            task_type=job.definition.name,
+            task_type=accepted.definition.name,
             prices=encode_prices(prices),
-            price_version=job.price_version,
+            price_version=accepted.price_version,
             at=self.now(),
         )
         request = ReserveRequest(
@@ -167,7 +168,7 @@ class Ledger:
             concurrency_limit=plan.concurrent,
             tokens=estimate.tokens,
             tokens_limit=plan.tokens if counts_tokens else None,
-            idempotency_key=job.idempotency_key,
+            idempotency_key=accepted.idempotency_key,
         )
         self.operations.acquire(job.task_id)
         try:
@@ -182,7 +183,7 @@ class Ledger:
                 return outcome
             if estimate.exact and not prices.bills_reported_cost():  # a reported cost is known at the end
                 call.response_headers[CHARGED_HEADER] = money.format_credits(request.maximum)
-            reservation = Reservation(self, job, plan, draft, outcome, call)
+            reservation = Reservation(self, accepted, plan, draft, outcome, call)
             self.running[job.task_id] = reservation
             return reservation
         finally:

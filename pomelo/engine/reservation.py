@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pomelo import money
 from pomelo.accounts.plans import Plan
@@ -16,6 +16,7 @@ from pomelo.catalog.reported_cost import with_reported_cost
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.limits import CHARGED_HEADER, limit_headers
 from pomelo.errors import PomeloError
+from pomelo.providers.base import Job
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import LimitStatus, LostReservationError, Reserved, Settled, Settlement
 from pomelo.stores.usage import UsageRecord
@@ -33,17 +34,24 @@ class Reservation:
 
     __slots__ = (
         "_call", "_collector", "_draft", "_ended", "_ledger", "_plan", "_saved_bytes", "_started",
-        "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
+        "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
     )  # fmt: skip
 
     def __init__(
-        self, ledger: Ledger, job: AcceptedJob, plan: Plan, draft: UsageRecord, reserved: Reserved, call: Call
+        self,
+        ledger: Ledger,
+        accepted: AcceptedJob,
+        plan: Plan,
+        draft: UsageRecord,
+        reserved: Reserved,
+        call: Call,
     ) -> None:
         self._ledger = ledger
         self._call = call
         self._plan = plan
         self._draft = draft
-        self.job: AcceptedJob = job
+        self.accepted = accepted
+        self.job = accepted.job
         """The job of the route that is called now."""
         self._started = ledger.monotonic()
         self._collector: Collector | None = None
@@ -64,14 +72,14 @@ class Reservation:
         """Who pays."""
         return self._draft.wallet
 
-    def record_route(self, job: AcceptedJob) -> None:
+    def record_route(self, job: Job[Any]) -> None:
         """Records the job of the route that is called now."""
         self.job = job
         self._draft = replace(self._draft, provider=job.route.provider, provider_model=job.route.model)
 
     def record_output(self, total: int) -> None:
         """Records the bytes of output so far."""
-        if not self.output_bytes and total:
+        if not self.output_bytes:
             self.first_byte_ms = self._elapsed_ms()
         self.output_bytes = total
 
@@ -170,7 +178,7 @@ class Reservation:
     def _report_status(self, status: LimitStatus, cost: int | None) -> None:
         """Writes limits, credits and the cost, if it is known, into the response headers and trailers."""
         headers = limit_headers(
-            self._plan, status, self._ledger.now(), tokens=self.job.definition.counts_tokens
+            self._plan, status, self._ledger.now(), tokens=self.accepted.definition.counts_tokens
         )
         if cost is not None:
             headers[CHARGED_HEADER] = money.format_credits(cost)
@@ -186,9 +194,9 @@ class Reservation:
 
     def _record(self, usage: Usage, source: str, *, complete: bool) -> UsageRecord:
         draft = self._draft
-        whose = f"request {draft.request_id}: the provider {draft.provider}"
-        prices = self.job.prices
-        usage = with_reported_cost(usage, self.job.report, prices, self.amount, whose)
+        task = f"request {draft.request_id}: the provider {draft.provider}"
+        prices = self.accepted.prices
+        usage = with_reported_cost(usage, self.job.report, prices, self.amount, task)
         return replace(
             draft,
             input_tokens=usage.input_tokens,

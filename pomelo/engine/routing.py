@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import date
 from math import ceil, inf
-from typing import Any, TypeVar
+from typing import Any
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.retirement import is_past
@@ -26,8 +26,6 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.fitting import Fitting, Hook, fit
 from pomelo.providers.guard import GuardedEvents
 from pomelo.times import today_utc
-
-J = TypeVar("J", bound=Job[Any])
 
 ATTEMPTS = 3
 """How often one route is called for a task."""
@@ -55,7 +53,7 @@ class Candidate:
         model's own maximum."""
         return fit(original, model, self.route, self.hook, max_tokens)
 
-    def take_over(self, job: J) -> J:
+    def take_over(self, job: Job[Any]) -> Job[Any]:
         """Return a job of another route, fitted to this one."""
         return fit_job(replace(job, route=self.route), self.hook)
 
@@ -134,9 +132,9 @@ class Router:
 
     def events(
         self,
-        job: J,
+        job: Job[Any],
         candidates: Sequence[Candidate],
-        on_route: Callable[[J], None] = lambda job: None,
+        on_route: Callable[[Job[Any]], None] = lambda job: None,
         *,
         account: str = "",
     ) -> AsyncGenerator[Event, None]:
@@ -157,9 +155,9 @@ class Router:
 
     async def _try_routes(
         self,
-        job: J,
+        job: Job[Any],
         candidates: Sequence[LiveCandidate],
-        on_route: Callable[[J], None],
+        on_route: Callable[[Job[Any]], None],
         account: str,
     ) -> AsyncGenerator[Event, None]:
         failure: PomeloError | None = None

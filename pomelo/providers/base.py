@@ -31,7 +31,6 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 context variable so that providers need not pass it on."""
 
 InputT = TypeVar("InputT")
-JobT = TypeVar("JobT", bound="Job[Any]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ def _guarded(hook: Hook, fitting: Fitting) -> None:
         raise PomeloError("provider_failed") from None
 
 
-def fit_job(job: JobT, hook: Hook | None) -> JobT:
+def fit_job(job: Job[InputT], hook: Hook | None) -> Job[InputT]:
     """Return the job with its input fitted to its route, and to the provider by its `hook`."""
     original = job.input if job.original_input is None else job.original_input
     fitting = fit(original, job.model, job.route, hook, job.max_tokens)

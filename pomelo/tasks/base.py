@@ -110,7 +110,8 @@ class Collector(ABC):
 
     def __init__(self) -> None:
         self.output_bytes = 0
-        """Bytes of output in the events that a stream passed on."""
+        """Bytes of output so far: those that a stream passed on. A text counts them in a whole answer,
+        too."""
 
     @abstractmethod
     def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
@@ -175,6 +176,6 @@ class TaskDefinition:
     output_size: Callable[[TaskResult], int]
     replay: Callable[[TaskResult, Path | None], Iterator[StreamTaskResponse]] = replay_result
     counts_tokens: bool = False
-    max_output: Callable[[Any, Estimate, int], int | None] | None = None
+    limit_output: Callable[[Any, Estimate, int], int | None] | None = None
     audio: bool = False
     media_size: Callable[[Any, Estimate], int] = no_media

@@ -145,13 +145,24 @@ class SpeechCollector(Collector):
     stored.
     """
 
-    __slots__ = ("_chunks", "_content_type", "_context", "_max_inline", "_meter", "_size", "_writer")
+    __slots__ = (
+        "_chunks",
+        "_content_type",
+        "_context",
+        "_max_inline",
+        "_meter",
+        "_passed_ms",
+        "_size",
+        "_writer",
+    )
 
     def __init__(self, context: CollectorContext) -> None:
         super().__init__()
         self._context = context
         self._content_type = ""
         self._meter: AudioMeter | None = None
+        self._passed_ms: int | None = None
+        """The length of the audio that a stream passed on."""
         self._size = 0
         self._writer: MediaWriter | None = None
         self._chunks: list[bytes] = []
@@ -176,6 +187,7 @@ class SpeechCollector(Collector):
                 data = b""
         if self._context.stream:
             self.output_bytes += len(event.audio_chunk.data)
+            self._passed_ms = self._meter.ms
             return event
         if self._size <= self._max_inline:
             self._chunks.append(data)
@@ -222,7 +234,8 @@ class SpeechCollector(Collector):
         if estimate.exact:
             return estimate.maximum, True  # the characters of the text
         maximum, measured = estimate.maximum.audio_ms, estimate.input_audio_ms
-        expected = ceil((self._output_ms() or 0) * _speed(self._context.input))
+        output_ms = self._meter.ms if self._meter is not None else None
+        expected = ceil((output_ms or 0) * _speed(self._context.input))
         if not expected or (
             measured
             and expected <= 2 * measured + LENGTH_TOLERANCE_MS
@@ -237,7 +250,7 @@ class SpeechCollector(Collector):
         can't be measured."""
         if not self.output_bytes:
             return Usage()
-        estimate, output_ms = self._context.estimate, self._output_ms()
+        estimate, output_ms = self._context.estimate, self._passed_ms
         if estimate.exact:
             maximum = estimate.maximum.characters
             if output_ms is None:
@@ -248,9 +261,6 @@ class SpeechCollector(Collector):
         if output_ms is None:
             return Usage(audio_ms=maximum)
         return Usage(audio_ms=min(max(ceil(output_ms * _speed(task_input)), 1), maximum))
-
-    def _output_ms(self) -> int | None:
-        return self._meter.ms if self._meter is not None else None
 
     def close(self) -> None:
         if self._writer is not None:

@@ -173,7 +173,7 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
     )
 
 
-def max_output(task_input: TextInput, estimate: Estimate, affordable: int) -> int | None:
+def limit_output(task_input: TextInput, estimate: Estimate, affordable: int) -> int | None:
     """The output tokens that are paid for; None if the model's maximum is, and no max_tokens need be sent."""
     maximum = estimate.maximum.output_tokens
     if affordable >= maximum and not task_input.HasField("max_tokens"):
@@ -343,5 +343,5 @@ DEFINITION = TaskDefinition(
     output_size,
     replay,
     counts_tokens=True,
-    max_output=max_output,
+    limit_output=limit_output,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +242,7 @@ async def test_a_task_that_fails_late_reports_the_end_of_its_own_window(tmp_path
         await reservation.fail()
         reservation.release()
 
-        late = replace(job, task_id="img_2")
+        late = accepted_job("img_2", model, Usage(images=1), Principal("a", "k", False), exact=True)
         reservation = await ledger.reserve(late, plan, call)
         assert not isinstance(reservation, ReplayedAnswer)
         now += 30  # another window

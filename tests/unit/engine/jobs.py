@@ -8,6 +8,7 @@ from pomelo.call import Principal
 from pomelo.catalog.catalog import Model
 from pomelo.catalog.pricing import Prices, Usage
 from pomelo.engine.job import AcceptedJob
+from pomelo.providers.base import Job
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import Estimate
 
@@ -24,17 +25,19 @@ def accepted_job(
     """A job over REST that uses `usage`, at the model's prices or others."""
     given: Any = None
     return AcceptedJob(
-        task_id=task_id,
-        model=model,
-        route=model.routes[0],
-        input=given,
-        stream=False,
-        deadline=0.0,
-        request_id="req_1",
+        job=Job(
+            task_id=task_id,
+            model=model,
+            route=model.routes[0],
+            input=given,
+            stream=False,
+            deadline=0.0,
+            request_id="req_1",
+        ),
         principal=principal,
         protocol="rest",
         definition=TASK_TYPES[model.task_type],
-        routes=(),
+        candidates=(),
         estimate=Estimate(usage, usage, exact=exact),
         prices=model.prices if prices is None else prices,
         price_version="",

@@ -174,12 +174,9 @@ async def test_a_stream_comes_back_in_the_order_of_the_first_one(tmp_path: Path)
     result.speech.content_type = "audio/mpeg"
     result.adjustments.add(field="speed", used="1.2")
     kept = idempotency.store_answer(result, UNASKED, media, stream=True)
-    job = replace(
-        accepted_job("speech_2", MODELS["eleven-labs-tts"], Usage(), Principal("ann", "k", True)),
-        input=TextToSpeechInput(),
-        stream=True,
-    )
-    replayed = idempotency.ReplayedTask(kept, job, media)
+    accepted = accepted_job("speech_2", MODELS["eleven-labs-tts"], Usage(), Principal("ann", "k", True))
+    job = replace(accepted.job, input=TextToSpeechInput(), stream=True)
+    replayed = idempotency.ReplayedTask(kept, replace(accepted, job=job), media)
     again = replayed.result
     assert not again.speech.data
     started, *chunks, last = [event async for event in replayed.events()]

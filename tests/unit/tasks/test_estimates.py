@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from pomelo.catalog.catalog import Catalog, Limits, Model, Route
 from pomelo.catalog.pricing import Prices, Usage
+from pomelo.errors import PomeloError
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media.duration import Measurer
+from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.fitting import fit
@@ -335,6 +337,26 @@ def test_interrupted_audio_that_cannot_be_measured_costs_its_whole_input() -> No
     estimate = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
     assert interrupted(estimate, speech(None, "mp3_44100_128"), unknown, 100) == estimate.maximum
     assert interrupted(estimate, speech(None), SAMPLES, 0) == Usage()
+
+
+def test_audio_that_could_not_be_stored_for_a_replay_is_not_billed(tmp_path: Path) -> None:
+    store = MediaStore(tmp_path, b"x" * 32, limits=MediaLimits(10**9, 150_000, reserve=0))
+    task_input = speech(None)
+    estimate = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
+    (model,) = [model for model in MODELS if model.name == "eleven-labs-tts"]
+    collector = SpeechCollector(
+        CollectorContext(task_input, model, estimate, True, lambda name: store.writer("ann", name), keep=True)
+    )
+    event = StreamTaskResponse()
+    event.audio_chunk.data = bytes(96_000)
+    event.audio_chunk.content_type = SAMPLES
+    collector.add(event)
+    delivered = collector.partial_usage(task_input)
+    with pytest.raises(PomeloError):
+        collector.add(event)
+    collector.close()
+    assert collector.partial_usage(task_input) == delivered
+    assert collector.output_bytes == 96_000
 
 
 @pytest.mark.parametrize(
