@@ -178,6 +178,9 @@ def _seconds(text: str) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
+CHARGED_HEADER = "X-Credits-Charged"
+"""The header with the credits that a task costs; once it is set, the task is reserved."""
+
 ADJUSTED_HEADER = "X-Pomelo-Adjusted"
 """The header, and in lower case the metadata, that lists the adjusted fields of a task's input."""
 

@@ -15,7 +15,7 @@ from typing import Any
 from pomelo.catalog.pricing import Prices, Usage, cost
 from pomelo.money import MAX_CREDITS, MICROS
 
-log = logging.getLogger("pomelo.reported")
+log = logging.getLogger("pomelo.catalog")
 
 
 class Report:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 from enum import Enum
 
-log = logging.getLogger("pomelo.routing")
+log = logging.getLogger("pomelo.engine")
 
 FAILURE_RATE = 0.8
 """The share of failures at which a circuit opens: of an account's calls, or of the accounts that call."""

@@ -11,11 +11,11 @@ from functools import partial
 
 from pomelo import money
 from pomelo.accounts.plans import Plan
-from pomelo.call import Call, Principal
+from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog.catalog import Model
 from pomelo.catalog.pricing import encode_prices, max_cost
 from pomelo.engine.job import AcceptedJob
-from pomelo.engine.limits import CHARGED_HEADER, limit_headers, refusal
+from pomelo.engine.limits import limit_headers, refusal
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
 from pomelo.errors import PomeloError
@@ -47,7 +47,7 @@ _MAX_RECOVERED = 1_024
 
 _NO_PLAN = Plan("")
 
-log = logging.getLogger("pomelo.admission")
+log = logging.getLogger("pomelo.engine")
 
 
 class Ledger:

@@ -10,9 +10,6 @@ from pomelo.accounts.plans import Plan
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import LimitStatus, Refused, ReserveRequest
 
-CHARGED_HEADER = "X-Credits-Charged"
-"""The credits that a task costs, in the response headers if known before, and in the trailers."""
-
 
 def limit_headers(plan: Plan, status: LimitStatus, now: float, *, tokens: bool) -> dict[str, str]:
     """The headers of limits and credits at Unix time `now`. `tokens` is whether the model has a token

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from pomelo import money
 from pomelo.accounts.plans import Plan
-from pomelo.call import Call
+from pomelo.call import CHARGED_HEADER, Call
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.catalog.reported_cost import with_reported_cost
 from pomelo.engine.job import AcceptedJob
-from pomelo.engine.limits import CHARGED_HEADER, limit_headers
+from pomelo.engine.limits import limit_headers
 from pomelo.errors import PomeloError
 from pomelo.providers.base import Job
 from pomelo.stores.accounts import Wallet

@@ -20,7 +20,7 @@ WAIT_INITIAL, WAIT_MAX = 0.5, 8.0
 
 MAX_CONCURRENT_RETRIES = 64
 
-log = logging.getLogger("pomelo.admission")
+log = logging.getLogger("pomelo.engine")
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from pomelo.media import audio as samples
 from pomelo.media.audio import AudioSource
 from pomelo.media.content_types import UNKNOWN
 
-log = logging.getLogger("pomelo.measure")
+log = logging.getLogger("pomelo.media")
 
 MAX_WORKERS = 2
 """Demuxer processes; each is started on demand."""

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from pomelo.call import Call
+from pomelo.call import CHARGED_HEADER, Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
 from pomelo.server import field_limit
@@ -356,7 +356,7 @@ class Rpc:
     def refuses_body(self, error: PomeloError) -> bool:
         """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
         refuses a large message."""
-        if self._accepted or "X-Credits-Charged" in self.call.response_headers:
+        if self._accepted or CHARGED_HEADER in self.call.response_headers:
             return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
             return True

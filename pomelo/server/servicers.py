@@ -85,7 +85,7 @@ class MediaServicer:
         self._media = media
 
     async def UploadMedia(self, rpc: Rpc) -> media_pb.UploadMediaResponse:
-        if rpc.call.header_error is not None:
+        if rpc.call.header_error is not None:  # before a message is read
             raise rpc.call.header_error
         first = await rpc.next_message(media_pb.UploadMediaRequest)
         content_type, buffered = "", []

@@ -486,7 +486,7 @@ def test_tracked_accounts_are_limited_even_if_all_their_circuits_are_open() -> N
 def test_each_change_of_state_is_one_line_that_names_provider_and_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "pomelo.routing")
+    caplog.set_level(logging.INFO, "pomelo.engine")
     traffic = opened_by("a", "b")
     traffic.now += PROBE_WAIT_MAX
     traffic.call("c")
@@ -503,13 +503,13 @@ def test_each_change_of_state_is_one_line_that_names_provider_and_model(
     ]
     assert all("acme, model large" in line for line in told)
     assert DOWN in told[0]
-    assert {record.name for record in caplog.records} == {"pomelo.routing"}
+    assert {record.name for record in caplog.records} == {"pomelo.engine"}
 
 
 def test_a_circuit_of_an_account_is_logged_when_it_opens_and_when_it_closes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "pomelo.routing")
+    caplog.set_level(logging.INFO, "pomelo.engine")
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(60, {"only": 50.0})
     traffic.healthy = lambda account: True

@@ -307,7 +307,7 @@ async def test_an_unexpected_error_is_logged_once_with_its_trace(caplog: pytest.
     store = TroubledStore()
     ledger = open_ledger(store)
     store.failing["void"] = KeyError("secret")
-    with caplog.at_level(logging.ERROR, "pomelo.admission"):
+    with caplog.at_level(logging.ERROR, "pomelo.engine"):
         for number in range(20):
             (await reserve(ledger, f"img_{number}")).release()
         await ledger.operations.idle()
