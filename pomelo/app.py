@@ -52,7 +52,7 @@ from pomelo.secrets import derive_key
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls, open_remote
-from pomelo.server.server import ServerOptions, open_admin, open_server
+from pomelo.server.server import ServerOptions, open_operator_socket, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores.base import Store
@@ -110,6 +110,7 @@ async def open_app(
     Raises:
         OSError: an address is in use.
         pomelo.settings.SettingsError, pomelo.errors.PomeloError: the data folder can't be used.
+        pomelo.stores.base.StoreError: the store can't be opened.
     """
     async with AsyncExitStack() as stack:
         secret = settings.root_secret()
@@ -176,7 +177,7 @@ async def open_app(
         )
         operator = LocalOperator(store, keyring, account_admin, usage, catalog.models, now, runs=ledger.runs)
         if not worker:
-            await stack.enter_async_context(open_admin(operator, settings.admin_socket))
+            await stack.enter_async_context(open_operator_socket(operator, settings.admin_socket))
         shared = worker is not None
         server = None
         if settings.grpc:

@@ -23,8 +23,8 @@ LARGE_BODY = 64 * 1024
 _COUNTED = frozenset({"invalid_body", "payload_too_large"})
 
 
-class Limits(Protocol):
-    """The limits and credits of accounts, as far as calls that run no task need them."""
+class LimitReporter(Protocol):
+    """Reports and counts the limits of accounts for calls that run no task."""
 
     async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:
         """Writes the current limits and credits into the response headers. With a text `model`, its token
@@ -52,7 +52,7 @@ class Access:
         keyring: Keyring,
         plans: Mapping[str, Plan],
         catalog: Catalog,
-        limits: Limits,
+        limits: LimitReporter,
         in_flight: InFlightLimits | None = None,
     ) -> None:
         self.in_flight = InFlight(in_flight)
@@ -76,8 +76,8 @@ class Access:
         is about, are in the response headers.
 
         Raises:
-            PomeloError: invalid_api_key, rate_limit_exceeded (the address), invalid_parameter (a header),
-                store_unavailable; in this order.
+            PomeloError: invalid_api_key, rate_limit_exceeded (the address), store_unavailable; after these,
+                invalid_parameter (a header).
         """
         principal = await self.authenticate(call)
         await self.report_limits(call, principal, model)

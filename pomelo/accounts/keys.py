@@ -69,7 +69,7 @@ def _checksum(body: str) -> str:
     return "".join(reversed(digits))
 
 
-class Accounts(KeyStore, AccountStore, Protocol):
+class KeyringStore(KeyStore, AccountStore, Protocol):
     """The parts of a store that hold keys, and the plans of their accounts."""
 
 
@@ -92,7 +92,7 @@ class Keyring:
 
     def __init__(
         self,
-        store: Accounts,
+        store: KeyringStore,
         root_secret: bytes,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -116,8 +116,6 @@ class Keyring:
             PomeloError: invalid_api_key, the same for a bad, revoked or expired key; rate_limit_exceeded
                 instead, after too many failures from the call's address; store_unavailable.
         """
-        if call.principal is not None:
-            return call.principal
         key = call.api_key
         if key is None:
             raise self._failure(call, f"{call.key_error or 'Missing API key.'} {_HINT}")

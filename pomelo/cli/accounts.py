@@ -59,8 +59,9 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    query = pb.ListAccountsRequest()
-    found = list_pages(load(config), query, lambda operator: operator.list_accounts(query))
+    found = list_pages(
+        load(config), pb.ListAccountsRequest(), lambda operator, query: operator.list_accounts(query)
+    )
     if as_json:
         print_array(_json(account) for page in found for account in page.accounts)
         return

@@ -137,11 +137,12 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
         yield Finding("store", "off", "empty: no keys yet")
         return
     try:
-        key_query, account_query = pb.ListKeysRequest(), pb.ListAccountsRequest()
-        key_pages = list_pages(settings, key_query, lambda operator: operator.list_keys(key_query))
+        key_pages = list_pages(
+            settings, pb.ListKeysRequest(), lambda operator, query: operator.list_keys(query)
+        )
         keys = [key for page in key_pages for key in page.keys]
         account_pages = list_pages(
-            settings, account_query, lambda operator: operator.list_accounts(account_query)
+            settings, pb.ListAccountsRequest(), lambda operator, query: operator.list_accounts(query)
         )
         accounts = [account for page in account_pages for account in page.accounts]
     except Exception as error:

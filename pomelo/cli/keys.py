@@ -77,7 +77,7 @@ def list_keys(
     from pomelo.settings import load
 
     query = pb.ListKeysRequest(account=account)
-    found = list_pages(load(config), query, lambda operator: operator.list_keys(query))
+    found = list_pages(load(config), query, lambda operator, query: operator.list_keys(query))
     if as_json:
         print_array(_json(key) for page in found for key in page.keys)
         return

@@ -20,6 +20,7 @@ TIMEOUT = 30.0
 PAGE_SIZE = 1_000
 """Entries on a page of a list."""
 
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 
@@ -45,19 +46,40 @@ def call_operator(
     return asyncio.run(run())
 
 
-def list_pages(settings: Settings, query: Any, request: Callable[[Operator], Awaitable[T]]) -> Iterator[T]:
-    """Yields the pages of a list: at least one, which may be empty. `request` sends `query`.
+def list_pages(settings: Settings, query: Q, request: Callable[[Operator, Q], Awaitable[T]]) -> Iterator[T]:
+    """Yields the pages of a list: at least one, which may be empty. `request` sends the query for a page.
+
+    A running server sends each page when it is needed. Without one, all pages are read before the first is
+    yielded: the store is not open while they are printed, and a failure comes before any output.
 
     Raises:
         FailureError, PomeloError, SettingsError, StoreError: as `call_operator`.
     """
-    query.page_size = PAGE_SIZE
-    while True:
-        page: Any = call_operator(settings, request)
-        yield page
-        if not page.next_page_token:
+    from pomelo.cli.client import is_served
+
+    async def read_pages(query: Any) -> AsyncIterator[T]:
+        query.page_size = PAGE_SIZE
+        async with _open_operator(settings, TIMEOUT, creates=False) as operator:
+            while True:
+                page: Any = await request(operator, query)
+                yield page
+                if not page.next_page_token:
+                    return
+                query.page_token = page.next_page_token
+
+    async def read_all() -> list[T]:
+        return [page async for page in pages]
+
+    async def read_next() -> T | None:
+        return await anext(pages, None)
+
+    pages = read_pages(query)
+    with asyncio.Runner() as runner:
+        if not is_served(settings.admin_socket):
+            yield from runner.run(read_all())
             return
-        query.page_token = page.next_page_token
+        while (page := runner.run(read_next())) is not None:
+            yield page
 
 
 @asynccontextmanager

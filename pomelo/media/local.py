@@ -24,7 +24,7 @@ _UPLOAD_GRACE_SECONDS = 30.0
 
 
 class Identifies(Protocol):
-    """What identifies callers."""
+    """Identifies callers. A protocol, because media may not import `pomelo.accounts.access`."""
 
     async def identify(self, call: Call) -> Principal:
         """The caller's principal.

@@ -18,10 +18,10 @@ from pomelo.server.remote.channel import CHANNEL_OPTIONS
 from pomelo.service import Operator
 from pomelo.status import from_rpc_error
 
-SERVICE = DESCRIPTOR.services_by_name["AdminService"]
+ADMIN_SERVICE = DESCRIPTOR.services_by_name["AdminService"]
 
 
-def handlers(operator: Operator) -> dict[str, Any]:
+def admin_handlers(operator: Operator) -> dict[str, Any]:
     """Returns grpc handlers of the methods of AdminService, by their names in the contract. They need no key
     and apply no limits: serve them only where nobody but the operator can reach them."""
     methods: dict[str, Callable[[Any], Awaitable[Any]]] = {
@@ -44,7 +44,7 @@ def handlers(operator: Operator) -> dict[str, Any]:
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
-        for method in SERVICE.methods
+        for method in ADMIN_SERVICE.methods
     }
 
 

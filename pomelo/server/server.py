@@ -27,11 +27,11 @@ from pomelo.gen.v1 import (
 )
 from pomelo.origin import GatewayProof
 from pomelo.server import health
-from pomelo.server import operator as operator_service
 from pomelo.server.call_limits import CallLimits, Running
 from pomelo.server.calls import FrontEnd
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
+from pomelo.server.operator import ADMIN_SERVICE, admin_handlers, socket_address
 from pomelo.server.servicers import (
     AccountServicer,
     MediaServicer,
@@ -198,7 +198,7 @@ async def open_server(
 
 
 @asynccontextmanager
-async def open_admin(operator: Operator, path: Path, *, grace: float = 2.0) -> AsyncIterator[None]:
+async def open_operator_socket(operator: Operator, path: Path, *, grace: float = 2.0) -> AsyncIterator[None]:
     """Serves AdminService on a unix socket at `path` that only its owner can open (mode 0600).
 
     It replaces a socket file that no process listens on. Leaving removes the file.
@@ -208,8 +208,8 @@ async def open_admin(operator: Operator, path: Path, *, grace: float = 2.0) -> A
     """
     address = _free_address(path)
     server = grpc.aio.server(options=ServerOptions().channel_args())
-    name = operator_service.SERVICE.full_name
-    server.add_registered_method_handlers(name, operator_service.handlers(operator))
+    name = ADMIN_SERVICE.full_name
+    server.add_registered_method_handlers(name, admin_handlers(operator))
     reflection.enable_server_reflection([name, reflection.SERVICE_NAME], server)
     umask = os.umask(0o177)  # otherwise another user could open it before a chmod
     try:
@@ -258,7 +258,7 @@ def _free_address(path: Path) -> str:
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return operator_service.socket_address(path)
+        return socket_address(path)
     if not stat.S_ISSOCK(mode):
         raise OSError(errno.EEXIST, f"{path} exists and is no socket. Remove it")
     with socket.socket(socket.AF_UNIX) as probe:
@@ -266,5 +266,5 @@ def _free_address(path: Path) -> str:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
-            return operator_service.socket_address(path)
+            return socket_address(path)
     raise OSError(errno.EADDRINUSE, f"Another process listens on {path}. Is Pomelo running already?")

@@ -1,7 +1,8 @@
 """The tables of the SQLite store and of the archives, as numbered migrations from an empty database.
 
-A released migration never changes; a new one is added at the end. A new column of usage records is a field of
-UsageRecord with the next version, and one `_add_usage_columns` in each list of migrations.
+A released migration never changes: tests/contract/test_migrations.py pins the released ones by their hash. A
+new one is added at the end. A new column of usage records is a field of UsageRecord with the next version,
+and one `_add_usage_columns` in each list of migrations.
 """
 
 from __future__ import annotations

@@ -123,6 +123,12 @@ class ScriptedServices:
         """Returns one model."""
         return [Model(name="m")]
 
+    async def get_model(self, name: str, call: Call) -> Model:
+        """Returns the model m, and refuses others."""
+        if name != "m":
+            raise PomeloError("unsupported_model")
+        return Model(name="m")
+
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """Awaits `upload` if it is set, and reads the rest."""
         self.uploads += 1

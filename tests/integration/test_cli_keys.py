@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 import typer
 
 from pomelo.cli.keys import parse_expiry
+from pomelo.cli.operator import PAGE_SIZE, call_operator, list_pages
+from pomelo.gen.v1 import admin_service_pb2 as pb
+from pomelo.service import Operator
+from pomelo.settings import Settings
 from tests.integration.commands import free_addresses, pomelo, start_command
 from tests.serving import Served, serve
 
@@ -92,6 +99,44 @@ async def test_a_refused_command_prints_one_line_and_has_status_1(served, argume
     assert (result.status, result.out) == (1, "")
     assert message in result.error
     assert result.error.count("\n") == 1
+
+
+def test_a_list_of_several_pages_opens_the_store_or_the_channel_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data=folder / "data")
+
+    async def create_keys(operator: Operator) -> None:
+        for _ in range(0, PAGE_SIZE, 100):
+            await asyncio.gather(*[operator.create_key(pb.CreateKeyRequest()) for _ in range(100)])
+        await operator.create_key(pb.CreateKeyRequest())
+
+    call_operator(settings, create_keys, creates=True)
+    opened = []
+
+    def count(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            opened.append(name)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(sqlite3, "connect")
+    count(grpc.aio, "insecure_channel")
+    accounts = list_pages(
+        settings, pb.ListAccountsRequest(), lambda operator, query: operator.list_accounts(query)
+    )
+    assert len(list(accounts)) == 1
+    opened_for_one_page = opened.copy()
+    assert opened_for_one_page
+    opened.clear()
+    keys = list_pages(settings, pb.ListKeysRequest(), lambda operator, query: operator.list_keys(query))
+    pages = list(keys)
+    assert len(pages) == 2
+    assert len({key.key_id for page in pages for key in page.keys}) > PAGE_SIZE
+    assert opened == opened_for_one_page
 
 
 async def test_the_same_is_refused_without_a_server(tmp_path):

@@ -32,7 +32,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
-from pomelo.server.server import ServerOptions, open_admin, open_server
+from pomelo.server.server import ServerOptions, open_operator_socket, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import bearer, call_of, reason_of
 from tests.certificates import make_certificate
@@ -383,7 +383,7 @@ async def test_only_the_owner_can_open_the_operator_s_socket(
     operator: LocalOperator, keys: Keys, folder: Path
 ) -> None:
     path = folder / "admin.sock"
-    async with open_admin(operator, path):
+    async with open_operator_socket(operator, path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert await listed(path) >= 5
     assert not path.exists()
@@ -401,15 +401,15 @@ async def test_a_socket_of_a_dead_process_is_replaced(operator: LocalOperator, f
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
-    async with open_admin(operator, path):
+    async with open_operator_socket(operator, path):
         assert await listed(path) >= 0
 
 
 async def test_a_socket_in_use_is_not_replaced(operator: LocalOperator, folder: Path) -> None:
     path = folder / "admin.sock"
-    async with open_admin(operator, path):
+    async with open_operator_socket(operator, path):
         with pytest.raises(OSError, match="listens on"):
-            async with open_admin(operator, path):
+            async with open_operator_socket(operator, path):
                 pass
         assert await listed(path) >= 0
 
@@ -418,7 +418,7 @@ async def test_a_file_that_is_not_a_socket_is_never_removed(operator: LocalOpera
     path = folder / "admin.sock"
     path.write_text("precious")
     with pytest.raises(OSError, match="no socket"):
-        async with open_admin(operator, path):
+        async with open_operator_socket(operator, path):
             pass
     assert path.read_text() == "precious"
 
@@ -427,5 +427,5 @@ async def test_a_path_that_is_too_long_for_a_socket_is_an_error(
     operator: LocalOperator, folder: Path
 ) -> None:
     with pytest.raises(OSError, match="shorter path"):
-        async with open_admin(operator, folder / ("x" * 120)):
+        async with open_operator_socket(operator, folder / ("x" * 120)):
             pass

@@ -21,20 +21,49 @@ MEDIA = "media/" + "0" * 26
 WRONG = {"X-Request-Timeout": "soon", "Idempotency-Key": "two words"}
 
 
+@pytest.fixture(params=["rest_url", "gateway_url"])
+def base_url(request: pytest.FixtureRequest) -> str:
+    """The base URL of REST in the app's own process, and of a gateway in front of it."""
+    url: str = request.getfixturevalue(request.param)
+    return url
+
+
 @pytest.mark.parametrize(
     "path", ["api/v1/models", "api/v1/models/gpt-4", "api/v1/account", "api/v1/usage", MEDIA]
 )
 @pytest.mark.parametrize("name", WRONG)
 async def test_a_wrong_header_is_refused_by_every_rest_route(
-    http: aiohttp.ClientSession, rest_url: str, keys: Keys, path: str, name: str
+    http: aiohttp.ClientSession, base_url: str, keys: Keys, path: str, name: str
 ) -> None:
     headers = {"Authorization": f"Bearer {keys.test}", name: WRONG[name]}
-    async with http.get(f"{rest_url}/{path}", headers=headers) as response:
+    async with http.get(f"{base_url}/{path}", headers=headers) as response:
         assert response.status == 400
         error = (await response.json())["error"]
     assert error["code"] == "invalid_parameter"
     assert name in error["message"]
     assert "X-Credits-Remaining" in response.headers
+
+
+@pytest.mark.parametrize("task", ["{", '{"model": "gpt-4", "temperature": "hot"}', '{"model": "nothing"}'])
+async def test_a_wrong_header_takes_precedence_over_a_wrong_body(
+    http: aiohttp.ClientSession, base_url: str, keys: Keys, task: str
+) -> None:
+    headers = {"Authorization": f"Bearer {keys.test}", "Idempotency-Key": "two words"}
+    headers["Content-Type"] = "application/json"
+    async with http.post(f"{base_url}/api/v1/task", data=task, headers=headers) as response:
+        assert response.status == 400
+        assert "Idempotency-Key" in (await response.json())["error"]["message"]
+
+
+async def test_a_wrong_header_is_refused_by_an_upload(
+    http: aiohttp.ClientSession, base_url: str, keys: Keys
+) -> None:
+    form = aiohttp.FormData({"model": "eleven-scribe"})
+    form.add_field("audio", b"ID3", filename="a.mp3", content_type="audio/mpeg")
+    headers = {"Authorization": f"Bearer {keys.test}", "Idempotency-Key": "two words"}
+    async with http.post(f"{base_url}/api/v1/task", data=form, headers=headers) as response:
+        assert response.status == 400
+        assert "Idempotency-Key" in (await response.json())["error"]["message"]
 
 
 METHODS: dict[str, Any] = {

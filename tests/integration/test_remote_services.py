@@ -183,6 +183,26 @@ async def test_an_error_of_the_server_takes_precedence_over_the_refusal_of_a_bod
 
 
 @pytest.mark.parametrize(
+    ("refusal", "reported"),
+    [
+        (None, "invalid_parameter"),
+        (PomeloError("unsupported_model"), "invalid_parameter"),
+        (PomeloError("rate_limit_exceeded"), "rate_limit_exceeded"),
+    ],
+    ids=["no other error", "the model", "the limit"],
+)
+async def test_a_wrong_header_takes_precedence_over_the_refusal_of_a_body(
+    refusal: PomeloError | None, reported: str
+) -> None:
+    async with ends(ScriptedServices(refusal=refusal)) as opened:
+        call = call_of(KEY, idempotency_key="two words")
+        visit = await opened.services.access.admit(call)
+        found = await visit.refuse(PomeloError("invalid_body"), "gpt-4")
+    assert found.code == reported
+    assert (found is call.header_error) == (reported == "invalid_parameter")
+
+
+@pytest.mark.parametrize(
     ("skip", "rest"),
     [
         (0, [b"abc", b"def"]),

@@ -42,7 +42,7 @@ async def open_remote(
         yield Services(
             tasks=RemoteTasks(pool, models, turns),
             models=models,
-            media=RemoteMedia(pool, turns),
+            media=RemoteMedia(pool, models, turns),
             accounts=RemoteAccounts(pool, models),
             access=RemoteAccess(pool, models, limits),
         )

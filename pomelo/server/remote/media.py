@@ -16,10 +16,10 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, DownloadMediaResponse, UploadMediaRequest
-from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
+from pomelo.server.remote.services import RemoteModels
 from pomelo.service import MediaBytes
 from pomelo.turns import Turns
 
@@ -33,15 +33,16 @@ _DELETE_TIMEOUT = 5.0
 class RemoteMedia:
     """Implements `MediaService` over a channel."""
 
-    def __init__(self, pool: ConnectionPool, turns: Turns) -> None:
+    def __init__(self, pool: ConnectionPool, models: RemoteModels, turns: Turns) -> None:
         self._pool = pool
+        self._models = models
         self._deletions: set[asyncio.Task[None]] = set()
         self._turns = turns
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
+        await self._models.check_headers(call)
+        await self._models.check_key(call)  # before the first chunk is read
         with self._pool.pick() as connection:
-            # A cheap call: the key must be checked before the first chunk is read.
-            await unary(connection.models.ListModels(ListModelsRequest(), **connection.arguments(call)), call)
             rpc = connection.media.UploadMedia(**connection.arguments(call))
             try:
                 async with until_deadline(call):
@@ -84,6 +85,8 @@ class RemoteMedia:
     async def download_media(
         self, media_id: str, signature: str, call: Call
     ) -> AsyncIterator[tuple[Media, MediaBytes]]:
+        if not signature:
+            await self._models.check_headers(call)
         request = DownloadMediaRequest(media_id=media_id, signature=signature)
         with self._pool.pick() as connection:
             rpc = connection.media.DownloadMedia(request, **connection.arguments(call))

@@ -22,6 +22,8 @@ _MAX_TRUSTED_KEYS = 10_000
 _TRUST_SECONDS = 30.0
 """How many accepted keys are trusted without a check, and for how long."""
 
+_MODEL_ERRORS = frozenset({"unsupported_model", "model_not_allowed"})
+
 
 class RemoteModels:
     """Implements `ModelService` over a channel."""
@@ -30,12 +32,11 @@ class RemoteModels:
         self._pool = pool
 
     async def list_models(self, call: Call) -> list[Model]:
+        await self.check_headers(call)
         with self._pool.pick() as connection:
             response = await unary(
                 connection.models.ListModels(ListModelsRequest(), **connection.arguments(call)), call
             )
-        if call.header_error is not None:
-            raise call.header_error
         return list(response.models)
 
     async def get_model(self, name: str, call: Call) -> Model:
@@ -47,6 +48,20 @@ class RemoteModels:
         model: Model = response.model
         return model
 
+    async def check_key(self, call: Call) -> None:
+        """Checks the call's key, and fills `call.response_headers`.
+
+        Raises:
+            PomeloError: the key is invalid, or the server does not respond.
+        """
+        try:
+            # No model has an empty name: the server refuses it after it has checked the key.
+            with self._pool.pick() as connection:
+                await unary(connection.models.GetModel(GetModelRequest(), **connection.arguments(call)), call)
+        except PomeloError as error:
+            if error.code != "unsupported_model":
+                raise
+
     async def check_headers(self, call: Call) -> None:
         """Checks the call's headers, which the server does not see. An invalid key is reported first.
 
@@ -54,7 +69,8 @@ class RemoteModels:
             PomeloError: the key or a header is invalid.
         """
         if call.header_error is not None:
-            await self.list_models(call)
+            await self.check_key(call)
+            raise call.header_error
 
 
 class RemoteAccess:
@@ -78,12 +94,7 @@ class RemoteAccess:
         now = time.monotonic()
         if self._trusted.get(digest, 0.0) <= now:
             self._trusted.pop(digest, None)
-            try:
-                await self._models.list_models(call)
-            except PomeloError as error:
-                # The key is valid; the call itself reports any other error.
-                if error is not call.header_error and error.code != "model_not_allowed":
-                    raise
+            await self._models.check_key(call)
             if len(self._trusted) >= _MAX_TRUSTED_KEYS:
                 del self._trusted[next(iter(self._trusted))]
             self._trusted[digest] = now + _TRUST_SECONDS
@@ -103,6 +114,7 @@ class RemoteVisit:
         self.close = ticket.close
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
+        header_error = self._call.header_error
         try:
             with self._pool.pick() as connection:
                 arguments = connection.arguments(self._call)
@@ -110,8 +122,10 @@ class RemoteVisit:
                 request = RunTaskRequest(task=Task(model=model))
                 await unary(connection.tasks.RunTask(request, **arguments), self._call)
         except PomeloError as refusal:
-            return error if refusal.code == error.code else refusal
-        return error
+            # A header takes precedence over the model, which the server has checked without the header.
+            if refusal.code != error.code and (header_error is None or refusal.code not in _MODEL_ERRORS):
+                return refusal
+        return header_error or error
 
     async def refuse_task(self, error: PomeloError) -> PomeloError:
         return error  # the server has counted the task
