@@ -13,7 +13,7 @@ from tests.unit.engine.apps import CREDITS, Account, EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 TEXT = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9}
-AUDIO = b"OggS" + b"some sound" * 100
+AUDIO = b"OggS" + b"some audio" * 100
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
