@@ -222,7 +222,7 @@ class FaultyApp:
         """Runs one task under a fault, and waits until no reservation of it is left."""
         self.runs[run.request_id] = run
         store: Any = self.app.store
-        self.app.keyring._known.clear()  # so that the key is looked up
+        self.app.keyring._cache.clear()  # so that the key is looked up
         if hasattr(store, "_wallet_index"):
             store._wallet_index._known.clear()
             run.retried = times == 1

@@ -87,7 +87,7 @@ TYPES = {
 }
 """Name of a task in TASK_BODIES -> its type, limits and price by counts."""
 
-AUDIO = b"\xff\xfb\x90\xc0" + b"sound" * 200
+AUDIO = b"\xff\xfb\x90\xc0" + b"audio" * 200
 COUNTS = TokenUsage(prompt_tokens=30, completion_tokens=40, total_tokens=70)
 STOP = FinishReason.FINISH_REASON_STOP
 EVENTS: dict[str, list[Event]] = {

@@ -23,7 +23,7 @@ from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.calls import bearer
 from tests.conftest import Keys
 
-AUDIO = b"OggS" + b"a sound of some length " * 20_000
+AUDIO = b"OggS" + b"audio of some length " * 20_000
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ class ShowsTheKey(Acme):
 
 
 class ShowsThePromptInTheContext(Acme):
-    """Lets an error arise from another one that has the prompt."""
+    """Raises an error while handling another error that contains the prompt."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         try:

@@ -91,7 +91,7 @@ async def failure(provider: Any, image_job: Job) -> PomeloError:
     try:
         async with aclosing(provider.image(fit_job(image_job, fit_hook(provider, "image")))) as answer:
             async for event in answer:
-                assert event.HasField("image_progress"), "a failed task had a picture"
+                assert event.HasField("image_progress"), "a failed task had an image"
     except PomeloError as error:
         return error
     raise AssertionError("no failure")

@@ -91,7 +91,7 @@ async def test_any_request_matches_the_published_api(
     setup: Setup, case: Case, data: Any, stream: bool
 ) -> None:
     asked = data.draw(inputs.given(case.model))
-    received = await sent(setup, case, asked, stream, data.draw(inputs.sounds()))
+    received = await sent(setup, case, asked, stream, data.draw(inputs.audio_sources()))
     if received is not None:
         await check(setup, case, received, stream)
 

@@ -66,7 +66,7 @@ async def test_the_cost_of_an_order_is_reported_in_dollars(
 
 
 def progress(answer: list[Any]) -> list[float]:
-    """The progress that was told."""
+    """Returns the reported progress."""
     return [event.image_progress.progress for event in answer if event.HasField("image_progress")]
 
 

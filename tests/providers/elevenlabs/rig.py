@@ -27,7 +27,7 @@ from pomelo.providers.http.client import Http, Timeouts
 KEY = "xi-canary-2718"
 TEXT = "my canary text"
 ADAM = "pNInz6obpgDQGcFmaJgB"
-MP3 = b"\xff\xfb\x90\xc0" + b"a canary sound" * 100
+MP3 = b"\xff\xfb\x90\xc0" + b"a canary audio" * 100
 
 TTS = Route("elevenlabs", "eleven_flash_v2_5", clamp={"speed": (0.7, 1.2, 0)})
 STS = Route("elevenlabs", "eleven_multilingual_sts_v2", clamp={"speed": (0.7, 1.2, 0)})

@@ -164,7 +164,7 @@ async def test_a_reader_that_is_slow_slows_the_vendor_down(vendor: FaultUpstream
 async def test_each_charged_request_has_its_own_connection(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
-    """A kept connection may break, and no one could tell whether the vendor has done the work."""
+    """If a kept-alive connection breaks, it is unknown whether the vendor has done the work."""
     for _ in range(3):
         await read_audio(provider, job(stream=stream))
         await transcript(provider, job(SpeechToTextInput()))
@@ -239,7 +239,7 @@ SAID = {
 
 
 def reported(**changes: Any) -> Reply:
-    """A transcript as the vendor tells it, with changes."""
+    """Returns the vendor's transcript, with changes."""
     return Reply(
         headers={"Content-Type": "application/json"}, steps=(json.dumps({**SAID, **changes}).encode(),)
     )

@@ -79,9 +79,9 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
         await client.chat.complete_async(**GOOD, temperature=3)
     assert refused.value.data.detail is not None
     assert refused.value.data.detail[0].loc == ["body", "temperature"]
-    async with Mistral(server_url=vendor.mistral_base_url, api_key="sk-wrong") as stranger:
+    async with Mistral(server_url=vendor.mistral_base_url, api_key="sk-wrong") as client:
         with pytest.raises(SDKError) as unknown:
-            await stranger.chat.complete_async(**GOOD)
+            await client.chat.complete_async(**GOOD)
     assert unknown.value.status_code == 401
 
 

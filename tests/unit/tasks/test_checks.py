@@ -70,14 +70,14 @@ def task(model: str, **fields: Any) -> Task:
 
 
 def with_value(model: str, field: str, value: float) -> Task:
-    """A task of which one number is given."""
-    made = task(model)
-    message: Any = getattr(made, TASK_TYPES[MODELS[model].task_type].name)
+    """Returns a task with a value in one numeric field."""
+    result = task(model)
+    message: Any = getattr(result, TASK_TYPES[MODELS[model].task_type].name)
     *above, name = field.split(".")
     for part in above:
         message = getattr(message, part)
     setattr(message, name, value)
-    return made
+    return result
 
 
 @pytest.mark.parametrize(("model", "field", "least", "most", "step"), RANGES)
@@ -170,17 +170,17 @@ def test_only_a_users_message_has_images(role: str) -> None:
 )
 def test_an_image_is_embedded_and_known_by_its_bytes(url: str, accepted: bool) -> None:
     content = [{"type": "image_url", "image_url": {"url": url}}]
-    made = task("gpt-4", messages=[{"role": "user", "content": content}])
-    assert (check(made) == "ok") == accepted
+    result = task("gpt-4", messages=[{"role": "user", "content": content}])
+    assert (check(result) == "ok") == accepted
     if accepted:
-        assert made.text.messages[0].parts.parts[0].image_url.url == PIXEL
+        assert result.text.messages[0].parts.parts[0].image_url.url == PIXEL
 
 
 def test_a_message_has_a_role_that_is_known() -> None:
-    made = task("gpt-4")
+    result = task("gpt-4")
     for role, found in ((0, "missing_parameter"), (99, "invalid_parameter")):
-        made.text.messages[0].role = role  # type: ignore[assignment]
-        assert check(made) == f"{found} messages[0].role"
+        result.text.messages[0].role = role  # type: ignore[assignment]
+        assert check(result) == f"{found} messages[0].role"
 
 
 @pytest.mark.parametrize(
@@ -214,6 +214,6 @@ def test_a_name_that_nobody_knows_is_refused(model: str, field: str, bad: str) -
 
 
 def test_a_part_without_content_is_refused() -> None:
-    made = task("gpt-4")
-    made.text.messages[0].parts.parts.append(text_pb2.ContentPart())
-    assert check(made) == "invalid_parameter messages[0].content[0]"
+    result = task("gpt-4")
+    result.text.messages[0].parts.parts.append(text_pb2.ContentPart())
+    assert check(result) == "invalid_parameter messages[0].content[0]"
