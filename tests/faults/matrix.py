@@ -266,7 +266,7 @@ def _status(row: Row, outcome: Outcome) -> str:
 
 def _bytes(outcome: Outcome) -> int:
     output = outcome.output
-    for name in ("sound", "inline", "linked"):
+    for name in ("audio", "inline", "linked"):
         if name in output:
             return int(output[name].split()[0])
     return len(output.get("text", "").encode())

@@ -146,7 +146,7 @@ async def test_a_server_whose_clients_are_paused(server, store):
     await run_through_a_fault(
         store,
         lambda: server.do("CLIENT", "PAUSE", "600000", "ALL"),
-        # it answers nobody until it is restarted
+        # the server answers no client until it is restarted
         lambda: (server.kill(), server.start()),
     )
 

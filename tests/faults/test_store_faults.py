@@ -53,7 +53,7 @@ LONG_TIMEOUT = 10.0
 
 
 class UnknownError(Exception):
-    """An exception type that no code of ours handles."""
+    """An exception type that Pomelo does not handle."""
 
 
 ERRORS: dict[str, Callable[[], Exception]] = {

@@ -124,7 +124,7 @@ async def test_a_deadline_bills_what_was_delivered(
 @PROTOCOL
 async def test_a_caller_who_leaves_speech_pays_for_the_delivered_time(app: RunningApp, protocol: str) -> None:
     account = await app.account("wide")
-    text = "Speech of some length that is not heard to its end. " * 4
+    text = "Speech of some length that is not received completely. " * 4
     body = {"model": "eleven-labs-tts", "text": text, "voice": "adam", "output_format": "pcm_16000"}
     gate = Gate()
     before = len(app.upstream.requests)

@@ -111,7 +111,7 @@ EVENTS: dict[str, list[Event]] = {
         Event(audio_chunk=AudioChunk(data=AUDIO, content_type="audio/mpeg")),
         Event(audio_chunk=AudioChunk(data=AUDIO)),
     ],
-    "stt": [Event(result=TaskResult(transcription=Transcription(text="Heard.", audio_seconds=1.5)))],
+    "stt": [Event(result=TaskResult(transcription=Transcription(text="Hello.", audio_seconds=1.5)))],
 }
 
 

@@ -209,7 +209,7 @@ class RaisesAnything(Acme):
 
 
 class LeavesATask(Acme):
-    """Starts something that no one ends."""
+    """Starts an asyncio task and never ends it."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         self.task = asyncio.create_task(asyncio.sleep(3))

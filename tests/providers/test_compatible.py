@@ -249,7 +249,7 @@ LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
 
 @BOTH
 @pytest.mark.parametrize(
-    ("status", "said", "code"),
+    ("status", "body", "code"),
     [
         (400, {"object": "error", "message": LONG, "type": "BadRequestError", "code": 400}, "context_length_exceeded"),
         (400, {"error": {"message": LONG, "type": "invalid_request_error"}}, "context_length_exceeded"),
@@ -265,9 +265,9 @@ LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
     ],
 )  # fmt: skip
 async def test_a_status_is_mapped_to_an_error(
-    upstream: FaultUpstream, status: int, said: Any, code: str, stream: bool
+    upstream: FaultUpstream, status: int, body: Any, code: str, stream: bool
 ) -> None:
-    upstream.script(Reply(status, steps=(json.dumps(said).encode(),)))
+    upstream.script(Reply(status, steps=(json.dumps(body).encode(),)))
     async with a_host(upstream) as provider:
         error, _ = await failure(provider, COMPATIBLE.job(stream=stream))
     assert error.code == code

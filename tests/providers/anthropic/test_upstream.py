@@ -38,10 +38,10 @@ async def test_the_official_client_reads_a_whole_answer(
 ) -> None:
     vendor.script(Answer("Grüße 🍊 there", thinking="hm"))
     answer = await client.messages.create(**GOOD, system="Be brief.")
-    thought, said = answer.content
+    thought, text = answer.content
     assert (thought.type, thought.type == "thinking" and thought.thinking) == ("thinking", "hm")
-    assert said.type == "text"
-    assert said.text == "Grüße 🍊 there"
+    assert text.type == "text"
+    assert text.text == "Grüße 🍊 there"
     assert answer.stop_reason == "end_turn"
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (3, 3)
 

@@ -429,7 +429,7 @@ async def test_cancelling_closes_everything_immediately(
             left_at = vendor.requests[-1].left_at
             assert left_at is not None
             assert left_at - since < 0.05
-        # A whole new task goes by, and of the old one nothing more is heard.
+        # A complete new task runs, and no further request of the old one arrives.
         vendor.script(Drawing())
         await draw_image(provider, job(DEV))
         assert len(vendor.requests) == seen + 3

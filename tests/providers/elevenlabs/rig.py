@@ -115,13 +115,13 @@ async def transcript(provider: ElevenLabs, speech_job: Job) -> Transcription:
 
 
 async def failure(provider: ElevenLabs, speech_job: Job) -> tuple[PomeloError, bytes]:
-    """The error that the job ends with, and the audio that came before it."""
-    said = b""
+    """Returns the error that the job ends with, and the audio before it."""
+    audio = b""
     try:
         async with aclosing(events(provider, speech_job)) as answer:
             async for event in answer:
                 assert not event.HasField("result"), "a failed answer looked complete"
-                said += event.audio_chunk.data
+                audio += event.audio_chunk.data
     except PomeloError as error:
-        return error, said
-    raise AssertionError(f"no failure; it said {len(said)} bytes")
+        return error, audio
+    raise AssertionError(f"no failure; received {len(audio)} bytes")

@@ -216,7 +216,7 @@ async def test_the_bytes_count_before_the_requested_format(
 
 # --- transcripts
 
-SAID = {
+TRANSCRIPT = {
     "language_code": "eng",
     "language_probability": 0.98,
     "text": "Hi there. (laughs)",
@@ -241,7 +241,7 @@ SAID = {
 def reported(**changes: Any) -> Reply:
     """Returns the vendor's transcript, with changes."""
     return Reply(
-        headers={"Content-Type": "application/json"}, steps=(json.dumps({**SAID, **changes}).encode(),)
+        headers={"Content-Type": "application/json"}, steps=(json.dumps({**TRANSCRIPT, **changes}).encode(),)
     )
 
 
@@ -335,7 +335,7 @@ async def test_missing_invalid_and_unknown_fields_are_ignored(
 ) -> None:
     vendor.script(reported(**changes))
     result = await transcript(provider, job(SpeechToTextInput()))
-    assert result.text == SAID["text"]
+    assert result.text == TRANSCRIPT["text"]
     assert result.audio_seconds == seconds
 
 
@@ -372,7 +372,7 @@ async def test_an_invalid_word_is_repaired_or_left_out(
     around = [{"text": "a", "start": 0, "end": 1}, {"text": "c", "start": 4, "end": 5}]
     vendor.script(reported(words=[around[0], word, around[1]]))
     result = await transcript(provider, job(SpeechToTextInput(diarize=True, timestamps=timestamps)))
-    assert result.text == SAID["text"]
+    assert result.text == TRANSCRIPT["text"]
     if isinstance(word, dict) and isinstance(word.get("characters"), list) and received_audio is None:
         by_character = timestamps == Timestamps.TIMESTAMPS_CHARACTER
         received_audio = ("b", 2.0, 3.0, "") if by_character else ("b", 1.0, 1.0, "")

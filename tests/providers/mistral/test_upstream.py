@@ -54,16 +54,16 @@ async def test_the_official_client_reads_a_stream(
     vendor: FaultUpstream, client: Mistral, packing: Any, thinking: str | None
 ) -> None:
     vendor.script(Answer("Grüße 🍊 there", packing=packing, thinking=thinking))
-    said, usage, finish = "", None, None
+    text, usage, finish = "", None, None
     async with await client.chat.stream_async(**GOOD) as stream:
         async for event in stream:
             choice = event.data.choices[0]
             content: Any = choice.delta.content
             if isinstance(content, list):
                 content = "".join(part.text for part in content if part.type == "text")
-            said += content or ""
+            text += content or ""
             usage, finish = event.data.usage or usage, choice.finish_reason or finish
-    assert (said, finish) == ("Grüße 🍊 there", "stop")
+    assert (text, finish) == ("Grüße 🍊 there", "stop")
     assert usage is not None
     assert (usage.prompt_tokens, usage.total_tokens) == (1, 4)
 

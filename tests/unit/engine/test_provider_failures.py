@@ -74,7 +74,7 @@ async def test_a_task_that_was_sent_counts_as_a_request_though_it_failed(
     engine: EngineApp, provider: Failing, stream: bool
 ) -> None:
     account = await engine.account("limited")
-    for error in (PomeloError("provider_failed"), TimeoutError(), KeyError("a fault of its own")):
+    for error in (PomeloError("provider_failed"), TimeoutError(), KeyError("a bug")):
         provider.error = error
         assert (await engine.ask(account, TEXT, stream=stream)).code == "provider_failed"
     standing = await engine.limit_status(account)

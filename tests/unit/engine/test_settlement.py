@@ -221,7 +221,7 @@ async def test_inline_audio_of_a_grpc_call_may_have_exactly_the_limit(
 ) -> None:
     account = await engine.account()
     audio = (b"OggS" + b"x" * size)[:size]
-    engine.upstream.script(*([Transcript("heard")] if code == "ok" else []))
+    engine.upstream.script(*([Transcript("text")] if code == "ok" else []))
     body = {"model": "eleven-labs-stt", "audio": base64.b64encode(audio).decode()}
     assert (await engine.ask(account, body, protocol=protocol)).code == code
 

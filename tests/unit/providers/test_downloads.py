@@ -278,12 +278,12 @@ async def test_a_name_is_resolved_and_checked_for_each_connection() -> None:
 
 
 async def test_a_name_that_is_unknown_makes_the_host_unavailable() -> None:
-    class Nobody(Names):
+    class UnknownNames(Names):
         async def resolve(self, *args: Any, **named: Any) -> list[ResolveResult]:
             self.asked.append("?")
             raise OSError("unknown host")
 
-    names = Nobody()
+    names = UnknownNames()
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
             await links.fetch("https://files.example/", ERROR_MAPPING)

@@ -40,7 +40,7 @@ async def test_a_slow_call_keeps_its_slot_until_another_call_waits() -> None:
 
     first = asyncio.ensure_future(slow("first"))
     await asyncio.sleep(0.2)
-    assert not ended, "nobody waits"
+    assert not ended, "no other call waits"
     second = asyncio.ensure_future(slow("second"))
     await first
     assert ended == ["first overloaded"]

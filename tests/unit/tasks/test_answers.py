@@ -359,14 +359,14 @@ def partial_usage(estimate: Estimate, sizes: list[int]) -> Usage:
 
 def test_audio_is_as_long_as_it_was_measured_with_room_for_the_vendors_rounding() -> None:
     limited, unlimited = MODELS["eleven-labs-sts"], MODELS["gpt-4"]  # 300 s, and no limit of audio
-    for heard, most in (
+    for audio, max_ms in (
         (AudioInfo(1_000, 10_000), 10_200),
         (AudioInfo(1_000, 10_001), 10_202),
         (AudioInfo(1_000), 8_000),
         (AudioInfo(1_001), 8_008),
         (AudioInfo(1), 8),
     ):
-        assert heard.max_ms(limited) == heard.max_ms(unlimited) == most
+        assert audio.max_ms(limited) == audio.max_ms(unlimited) == max_ms
     assert AudioInfo(1, 299_000).max_ms(limited) == 300_000 < AudioInfo(1, 299_000).max_ms(unlimited)
     assert not AudioInfo(1, 300_500).exceeds(limited)
     assert AudioInfo(1, 300_501).exceeds(limited)
