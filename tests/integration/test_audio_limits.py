@@ -127,7 +127,7 @@ async def test_audio_above_the_limit_is_refused_without_a_request_to_the_vendor(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", FITS)
-async def test_audio_that_may_be_within_the_limit_reaches_the_vendor(
+async def test_audio_that_can_be_within_the_limit_is_sent_to_the_vendor(
     app: RunningApp, protocol: str, name: str
 ) -> None:
     caller = await app.account()

@@ -96,7 +96,7 @@ async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None
 
 
 @METHODS
-async def test_the_deadline_of_a_gateway_s_call_is_the_one_in_its_header(method: str) -> None:
+async def test_the_deadline_of_a_gateway_call_is_the_one_in_its_header(method: str) -> None:
     metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
     async with serve_scripted() as opened:
         began = time.monotonic()
@@ -252,7 +252,7 @@ async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
         assert await more is grpc.aio.EOF
 
 
-async def test_a_watch_that_begins_in_a_drain_gets_one_message() -> None:
+async def test_a_watch_that_starts_while_draining_receives_one_message() -> None:
     async with serve_scripted() as opened:
         opened.server.drain()
         watch = health_pb2_grpc.HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest())

@@ -421,7 +421,7 @@ async def test_a_provider_that_waits_while_closing_delays_its_caller_by_a_second
 
 
 @PROTOCOL
-async def test_a_provider_may_use_its_own_timeouts_and_task_groups(
+async def test_a_provider_can_use_its_own_timeouts_and_task_groups(
     app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
     async def fail() -> None:

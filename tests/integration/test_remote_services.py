@@ -192,7 +192,7 @@ async def test_an_error_of_the_server_takes_precedence_over_the_refusal_of_a_bod
         (6, []),
     ],
 )
-async def test_the_beginning_of_a_download_may_be_skipped(skip: int, rest: list[bytes]) -> None:
+async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[bytes]) -> None:
     async with ends(ScriptedServices(chunks=(b"abc", b"def"))) as opened:
         opening = opened.services.media.download_media("media_1", "s", call_of(None))
         async with opening as (media, chunks):

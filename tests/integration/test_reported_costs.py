@@ -432,7 +432,7 @@ async def test_a_plug_in_of_any_task_type_is_billed_by_the_reported_cost(
 
 @pytest.mark.parametrize("protocol", ["rest", "remote"])
 @pytest.mark.parametrize(("task_name", "accept"), [("image", "image/*"), ("tts", "audio/*")])
-async def test_raw_media_never_report_another_cost_than_is_charged(
+async def test_the_reported_cost_of_raw_media_is_the_charged_cost(
     plugged: Rig, task_name: str, accept: str, protocol: str
 ) -> None:
     caller = await plugged.app.account()

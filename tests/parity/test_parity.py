@@ -247,7 +247,7 @@ def test_there_are_enough_cases_with_unique_names() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_all_front_ends_give_the_same_outcome(
+async def test_all_front_ends_have_the_same_outcome(
     case: Case, clients: Mapping[str, Any], keys: Keys
 ) -> None:
     ask = _request(case, keys)

@@ -81,7 +81,7 @@ async def test_halves_of_a_surrogate_pair_in_a_stream_are_joined_or_replaced(
     check_last(answer, 9, 7)
 
 
-async def test_a_long_whole_answer_that_is_requested_as_a_stream_joins_halves_too(
+async def test_surrogate_pairs_are_joined_in_a_long_unary_answer_to_a_stream_request(
     upstream: FaultUpstream,
 ) -> None:
     steps = (refusal(LONG, b"a" + HIGH), refusal(LONG, LOW + b"b"), refusal(LONG, HIGH))
@@ -128,7 +128,7 @@ async def test_text_before_a_half_does_not_wait_for_the_other_half(
         ("\ud83d\ude00", "😀"),
     ],
 )
-async def test_a_half_in_a_whole_answer_is_replaced(
+async def test_a_lone_surrogate_in_a_unary_answer_is_replaced(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, content: str, expected: str
 ) -> None:
     if vendor.max_output_tokens:
@@ -144,7 +144,7 @@ async def test_a_half_in_a_whole_answer_is_replaced(
     check_last(answer, 9, 7)
 
 
-async def test_a_pair_in_two_parts_of_a_whole_answer_is_joined(upstream: FaultUpstream) -> None:
+async def test_a_surrogate_pair_in_two_parts_of_a_unary_answer_is_joined(upstream: FaultUpstream) -> None:
     parts = [{"type": "text", "text": "a\ud83d"}, {"type": "text", "text": "\ude00b\ud83d"}]
 
     def reply(received: Received) -> Reply:
@@ -162,7 +162,7 @@ async def test_a_pair_in_two_parts_of_a_whole_answer_is_joined(upstream: FaultUp
             assert text(await deltas(provider, vendor.job(stream=False))) == "a😀b\ufffd"
 
 
-async def test_parts_refusals_and_the_last_chunk_of_a_stream_may_contain_halves(
+async def test_lone_surrogates_are_replaced_in_parts_refusals_and_the_last_chunk(
     upstream: FaultUpstream,
 ) -> None:
     deltas_sent = [
@@ -251,7 +251,7 @@ async def test_a_stream_that_ends_within_its_last_event_is_not_complete(
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
-async def test_unusual_but_valid_event_streams_are_read(
+async def test_unusual_but_valid_event_streams_are_parsed(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, line_end: bytes
 ) -> None:
     """A byte order mark, ids, retry times, no space behind the colon, data in several lines, U+2028 in it."""

@@ -48,7 +48,7 @@ async def _provider(vendor: Vendor, upstream: FaultUpstream) -> AsyncIterator[An
         yield provider
 
 
-async def test_a_whole_answer_is_one_delta_with_everything(
+async def test_a_unary_answer_is_one_delta_with_all_fields(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
     upstream.script(vendor.protocol.Answer(TEXT, usage=vendor.usage(9, 7)))
@@ -57,7 +57,7 @@ async def test_a_whole_answer_is_one_delta_with_everything(
     check_last(answer, 9, 7)
 
 
-async def test_a_stream_has_a_delta_for_each_event_with_text_and_a_last_one(
+async def test_a_stream_has_a_delta_for_each_event_with_text_and_a_final_delta(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
     upstream.script(vendor.protocol.Answer("one two three", usage=vendor.usage(9, 7)))

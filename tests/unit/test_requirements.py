@@ -41,7 +41,7 @@ def pinned(name: str) -> list[tuple[Requirement, set[str]]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_files_are_made_from_the_lock(name: str) -> None:
+def test_the_files_are_generated_from_the_lock_file(name: str) -> None:
     written = (ROOT / "deploy" / name).read_text()
     assert written == export(LOCK, dev=FILES[name]), "run: make lock"
 

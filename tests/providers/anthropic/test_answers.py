@@ -105,7 +105,7 @@ async def test_top_p_is_sent_without_a_temperature(upstream: FaultUpstream) -> N
     assert body["top_p"] == 0.5
 
 
-async def test_only_the_temperature_is_sent_beside_top_p_unless_the_model_takes_both(
+async def test_of_temperature_and_top_p_only_the_temperature_is_sent_unless_the_model_accepts_both(
     upstream: FaultUpstream,
 ) -> None:
     text_input = hi(top_p=0.5, temperature=0)
@@ -401,7 +401,7 @@ async def test_a_status_is_mapped_to_an_error(
         ("a_new_error", "provider_failed"),
     ],
 )
-async def test_an_error_within_a_stream_has_its_own_meaning(
+async def test_an_error_within_a_stream_is_mapped_by_its_code(
     upstream: FaultUpstream, provider: Any, kind: str, code: str
 ) -> None:
     upstream.script(Answer("one two", at={1: (error_event(kind, message=SECRETS), Stop.END)}))
@@ -410,7 +410,7 @@ async def test_an_error_within_a_stream_has_its_own_meaning(
     check_no_secrets(error)
 
 
-async def test_a_failure_half_way_through_a_long_whole_answer_yields_nothing(
+async def test_a_failure_half_way_through_a_long_unary_answer_yields_nothing(
     upstream: FaultUpstream,
 ) -> None:
     upstream.script(Answer("one two", at={1: (error_event(), Stop.END)}))
@@ -419,7 +419,7 @@ async def test_a_failure_half_way_through_a_long_whole_answer_yields_nothing(
     assert (error.code, begun) == ("provider_unavailable", "")
 
 
-async def test_an_error_instead_of_a_whole_answer_has_its_own_meaning(
+async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(
     upstream: FaultUpstream, provider: Any
 ) -> None:
     upstream.script(Reply(steps=(b'{"type":"error","error":{"type":"overloaded_error"}}',)))

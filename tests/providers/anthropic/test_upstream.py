@@ -33,7 +33,7 @@ async def _client(vendor: FaultUpstream) -> AsyncIterator[anthropic.AsyncAnthrop
         yield client
 
 
-async def test_the_official_client_reads_a_whole_answer(
+async def test_the_official_client_reads_a_unary_answer(
     vendor: FaultUpstream, client: anthropic.AsyncAnthropic
 ) -> None:
     vendor.script(Answer("Grüße 🍊 there", thinking="hm"))

@@ -272,7 +272,7 @@ async def test_without_times_there_are_no_words(vendor: FaultUpstream, provider:
     assert words(result) == []
 
 
-async def test_characters_are_timed_one_by_one(vendor: FaultUpstream, provider: Any) -> None:
+async def test_each_character_has_its_own_timestamps(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Transcript("Hé yo"))
     speech_input = SpeechToTextInput(timestamps=Timestamps.TIMESTAMPS_CHARACTER, diarize=True)
     result = await transcript(provider, job(speech_input))
@@ -295,7 +295,7 @@ async def test_noises_are_not_among_the_words(vendor: FaultUpstream, provider: A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_there_is_one_result_streamed_or_not(
+async def test_a_stream_and_a_unary_answer_have_one_result(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
     result = await transcript(provider, job(SpeechToTextInput(), stream=stream))
@@ -525,7 +525,7 @@ async def test_a_list_that_fails_fails_all_that_wait_for_it_once(
         error_reply(401, "unauthorized", legacy="missing_permissions", error_type="authentication_error"),
     ],
 )
-async def test_a_list_that_can_not_be_read_is_the_providers_failure(
+async def test_an_unreadable_list_is_reported_as_provider_failed(
     vendor: FaultUpstream, provider: Any, reply: Reply
 ) -> None:
     vendor.unscripted = None

@@ -409,7 +409,7 @@ async def test_the_other_path_is_tried_once(vendor: FaultUpstream, provider: Any
         Speech(before=(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nID3",)),
     ],
 )
-async def test_nothing_else_is_sent_twice(vendor: FaultUpstream, provider: Any, reply: Any) -> None:
+async def test_no_other_request_is_sent_twice(vendor: FaultUpstream, provider: Any, reply: Any) -> None:
     vendor.script(reply)
     async with open_provider(vendor.elevenlabs_base_url, silence=0.2, whole=0.2) as hasty:
         await failure(hasty, job(SpeechToSpeechInput(voice="adam")))

@@ -28,7 +28,7 @@ async def _client(vendor: FaultUpstream) -> AsyncIterator[Mistral]:
         yield client
 
 
-async def test_the_official_client_reads_a_whole_answer(vendor: FaultUpstream, client: Mistral) -> None:
+async def test_the_official_client_reads_a_unary_answer(vendor: FaultUpstream, client: Mistral) -> None:
     vendor.script(Answer("Grüße 🍊 there"))
     answer = await client.chat.complete_async(**GOOD, random_seed=7)
     assert answer.choices[0].message is not None

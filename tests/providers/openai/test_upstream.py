@@ -41,7 +41,7 @@ async def post(vendor: FaultUpstream, body: Any, **options: Any) -> tuple[int, A
         return answer.status, await answer.json()
 
 
-async def test_the_official_client_reads_a_whole_answer(
+async def test_the_official_client_reads_a_unary_answer(
     vendor: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
     vendor.script(Answer("Grüße 🍊 there"))
@@ -69,7 +69,9 @@ async def test_the_official_client_reads_a_stream(
     assert any(getattr(chunk, "obfuscation", None) for chunk in chunks)
 
 
-async def test_without_include_usage_there_is_none(vendor: FaultUpstream, client: openai.AsyncOpenAI) -> None:
+async def test_without_include_usage_a_stream_has_no_usage(
+    vendor: FaultUpstream, client: openai.AsyncOpenAI
+) -> None:
     stream = await client.chat.completions.create(**GOOD, stream=True)
     assert all(chunk.usage is None for chunk in [chunk async for chunk in stream])
 

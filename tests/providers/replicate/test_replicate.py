@@ -248,7 +248,7 @@ async def test_a_failing_poll_is_repeated_and_a_refusal_is_not(vendor: FaultUpst
     assert len(vendor.requests) == 2
 
 
-async def test_a_prediction_that_is_not_known_yet_is_polled_again(
+async def test_a_prediction_that_does_not_exist_yet_is_polled_again(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.script(Prediction(polls=(error_reply(404),) * 4))

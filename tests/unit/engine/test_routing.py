@@ -149,7 +149,7 @@ async def test_waits_vary_between_half_and_all_of_their_length(
     ("days", "answer"),
     [((1, 1), "from one"), ((0, 1), "from one"), ((-1, 1), "from two"), ((-1, None), "from two"), ((-1, -1), "from one")],
 )  # fmt: skip
-async def test_a_route_past_its_last_day_is_asked_only_where_no_other_is_left(
+async def test_a_retired_route_is_used_only_if_no_other_route_is_available(
     rig: Rig, days: tuple[int | None, ...], answer: str
 ) -> None:
     today = date(2030, 1, 10)

@@ -97,7 +97,7 @@ async def test_audio_up_to_the_maximum_of_the_model_is_accepted(
     engine.app.settings.data.joinpath("media", task.speech_to_speech.audio.media_id).unlink()
 
 
-async def test_an_upload_that_can_not_be_read_is_a_failure_of_the_store(engine: EngineApp) -> None:
+async def test_an_unreadable_upload_is_reported_as_store_unavailable(engine: EngineApp) -> None:
     account = await engine.account()
     task = Task(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"audio" * 100)

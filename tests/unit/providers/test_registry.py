@@ -68,7 +68,7 @@ def test_the_built_in_providers_and_hosts_are_there() -> None:
         assert registry.entries[name].probe is not None
 
 
-async def test_a_host_is_made_with_its_own_credentials_or_with_those_of_another() -> None:
+async def test_a_host_is_built_with_its_own_credentials_or_those_of_another_host() -> None:
     entries = read_registry(plugins=[]).entries
     given: Mapping[str, Credentials] = {
         "groq": Credentials("a"),

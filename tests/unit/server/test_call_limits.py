@@ -140,7 +140,7 @@ async def test_a_waiter_that_is_cancelled_with_its_slot_passes_it_on() -> None:
     assert newer.cancelled() or not newer.done()
 
 
-async def test_exactly_200_may_wait() -> None:
+async def test_200_calls_can_wait() -> None:
     limiter = NewestFirst(1, patience=10)
 
     async def wait() -> None:

@@ -112,7 +112,9 @@ def test_an_image_of_a_stream_is_inline_up_to_exactly_the_limit(store: MediaStor
 
 
 @MEDIA
-def test_a_link_alone_has_no_inline_bytes_and_a_kept_answer_is_stored(store: MediaStore, model: str) -> None:
+def test_an_answer_by_link_has_no_inline_bytes_and_an_idempotent_answer_is_stored(
+    store: MediaStore, model: str
+) -> None:
     assert media(model, 10, store, wanted=URL) == (0, 10)
     assert media(model, 10, store, wanted=B64_JSON, keep=True) == (10, 10)
     assert media(model, 10, store, wanted=B64_JSON) == (10, 0)
@@ -131,7 +133,9 @@ def test_without_room_an_answer_is_inline_up_to_exactly_its_limit(
 
 @MEDIA
 @pytest.mark.parametrize("wanted", [UNSET, URL, B64_JSON])
-def test_without_room_an_answer_that_must_be_kept_fails(full: MediaStore, model: str, wanted: Any) -> None:
+def test_an_answer_that_must_be_stored_fails_without_storage_space(
+    full: MediaStore, model: str, wanted: Any
+) -> None:
     with pytest.raises(PomeloError):
         media(model, 4 * KIB + 1, full, wanted=wanted, keep=True)
     assert media(model, 4 * KIB, full, wanted=B64_JSON, keep=True) == (4 * KIB, 4 * KIB)
@@ -162,7 +166,7 @@ def test_an_answer_without_output_is_the_providers_failure(store: MediaStore, mo
         ("gpt-4", {}, 0),
     ],
 )
-def test_room_is_asked_for_the_largest_answer_of_its_format(
+def test_the_media_size_is_that_of_the_largest_answer_in_its_format(
     model: str, fields: dict[str, Any], size: int
 ) -> None:
     task_type = TASK_TYPES[MODELS[model].task_type]
@@ -187,7 +191,7 @@ def test_room_is_asked_for_the_largest_answer_of_its_format(
         ({"width": 96, "height": 64}, 96 * 64),
     ],
 )
-def test_a_side_that_is_not_given_is_the_default_as_the_route_takes_it(
+def test_an_unset_width_or_height_is_the_default_adjusted_to_the_route(
     fields: dict[str, int], pixels: int
 ) -> None:
     task_type = TASK_TYPES[MODELS["flux-1-pro"].task_type]
@@ -229,7 +233,7 @@ def transcript(
         (nan, 9_800, False),
     ],
 )
-def test_the_reported_length_is_billed_where_it_is_possible(seconds: float, ms: int, counted: bool) -> None:
+def test_a_plausible_reported_length_is_billed(seconds: float, ms: int, counted: bool) -> None:
     result, used, by_provider = transcript(seconds, [])
     assert (used, by_provider) == (Usage(audio_ms=ms), counted)
     assert result.transcription.audio_seconds == ms / 1000
@@ -282,7 +286,7 @@ def text_model(**limits: int) -> Model:
         ({"prompt_tokens": 9, "completion_tokens": 5, "cache_write_1h_prompt_tokens": -1}, False),
     ],
 )  # fmt: skip
-def test_a_providers_counts_are_used_where_they_are_possible(usage: dict[str, int], counted: bool) -> None:
+def test_plausible_counts_of_a_provider_are_used(usage: dict[str, int], counted: bool) -> None:
     collected = collector("gpt-4", stream=True)
     event = StreamTaskResponse()
     event.text_delta.content = "some words"
@@ -357,7 +361,7 @@ def partial_usage(estimate: Estimate, sizes: list[int]) -> Usage:
     return collected.partial_usage(None)
 
 
-def test_audio_is_as_long_as_it_was_measured_with_room_for_the_vendors_rounding() -> None:
+def test_the_maximum_length_of_audio_is_its_measured_length_plus_a_margin_for_rounding() -> None:
     limited, unlimited = MODELS["eleven-labs-sts"], MODELS["gpt-4"]  # 300 s, and no limit of audio
     for audio, max_ms in (
         (AudioInfo(1_000, 10_000), 10_200),
@@ -373,7 +377,7 @@ def test_audio_is_as_long_as_it_was_measured_with_room_for_the_vendors_rounding(
     assert not AudioInfo(1, 10**9).exceeds(unlimited)
 
 
-def test_left_speech_costs_at_least_one_character_and_at_most_all(tmp_path: Path) -> None:
+def test_cancelled_speech_costs_between_one_character_and_all(tmp_path: Path) -> None:
     for ms, characters in ((0.0625, 1), (1, 1), (1_000, 15), (1_001, 16), (2_000, 30), (9_000, 30)):
         estimate = Estimate(Usage(characters=30), Usage(characters=30), exact=True)
         store = MediaStore(tmp_path, b"x" * 32)

@@ -81,7 +81,7 @@ def with_value(model: str, field: str, value: float) -> Task:
 
 
 @pytest.mark.parametrize(("model", "field", "least", "most", "step"), RANGES)
-def test_a_number_may_be_at_the_ends_of_its_range_and_not_beyond(
+def test_a_number_is_accepted_at_the_bounds_of_its_range_and_refused_beyond(
     model: str, field: str, least: float, most: float, step: float
 ) -> None:
     for value in (least, most):
@@ -209,7 +209,7 @@ def test_an_enum_has_one_of_its_values(model: str, field: str, enum: Any) -> Non
         ("eleven-labs-stt", "language_code", "not a language"),
     ],
 )
-def test_a_name_that_nobody_knows_is_refused(model: str, field: str, bad: str) -> None:
+def test_an_invalid_voice_format_or_language_is_refused(model: str, field: str, bad: str) -> None:
     assert check(task(model, **{field: bad})) == f"invalid_parameter {field}"
 
 

@@ -124,7 +124,7 @@ async def test_a_stream_reports_progress_and_then_the_image(sandbox: Sandbox) ->
     assert decode_image(events[-1].result.image.images[0].data)[1:3] == (1024, 1024)
 
 
-async def test_an_unstreamed_answer_is_one_event(sandbox: Sandbox) -> None:
+async def test_a_unary_answer_is_one_event(sandbox: Sandbox) -> None:
     (event,) = await gather(sandbox.image(job("flux-1-pro", ImageInput(prompt="a lake"), stream=False)))
     assert len(event.result.image.images) == 1
 

@@ -31,9 +31,7 @@ async def test_a_stream_has_one_word_per_delta_and_the_usage_last(sandbox: Sandb
 @pytest.mark.parametrize(
     "given", [{}, {"max_tokens": 7}, {"stop": ["said"]}, {"max_tokens": 1}, {"seed": 3}, {"stop": ["This"]}]
 )
-async def test_the_unstreamed_answer_equals_the_joined_stream(
-    sandbox: Sandbox, given: dict[str, object]
-) -> None:
+async def test_the_unary_answer_equals_the_joined_stream(sandbox: Sandbox, given: dict[str, object]) -> None:
     streamed = await ask(sandbox, user_input(PROMPT, **given))
     (answer,) = await ask(sandbox, user_input(PROMPT, **given), stream=False)
     assert answer.content == "".join(delta.content for delta in streamed)

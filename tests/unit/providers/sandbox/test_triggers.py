@@ -189,7 +189,7 @@ async def test_half_of_the_words_arrive_before_a_cut(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("task_type", ["text", "image", "speech_to_text"])
-async def test_an_unstreamed_answer_that_is_cut_yields_nothing(sandbox: Sandbox, task_type: str) -> None:
+async def test_a_unary_answer_that_is_cut_yields_nothing(sandbox: Sandbox, task_type: str) -> None:
     with pytest.raises(PomeloError) as cut:
         await anext(run(sandbox, task_type, "[[cut]]", stream=False))
     assert cut.value.code == "provider_failed"
