@@ -298,7 +298,7 @@ async def check_repeat(
 
 @pytest.fixture(params=KILLS)
 def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]]:
-    """How often the server is killed, and the environment variables of its store."""
+    """The number of kills, and the environment variables of the store."""
     if request.param == "sqlite":
         yield KILLS["sqlite"], {}
         return

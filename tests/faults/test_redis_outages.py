@@ -26,7 +26,7 @@ from tests.faults.tcp_proxy import TcpProxy
 from tests.redis_server import RedisServer
 
 SETTLES = int(os.environ.get("POMELO_REDIS_SETTLES", "2000"))
-"""How many tasks run while answers are lost."""
+"""The number of tasks that run while replies are lost."""
 
 WALLET = Wallet("default", True)
 ALL = UsageQuery()

@@ -60,7 +60,7 @@ RAW = frozenset(("eleven-labs-tts", "eleven-labs-sts", "flux-1-pro"))
 
 @dataclass
 class Responses:
-    """What callers received: `delivered` is output, `errors` everything else."""
+    """The bytes that callers received: `delivered` is output, `errors` is everything else."""
 
     errors: list[bytes] = field(default_factory=list)
     delivered: list[bytes] = field(default_factory=list)

@@ -123,6 +123,6 @@ def was_connected(listening: socket.socket) -> bool:
 
 
 def connections_to(port: int) -> int:
-    """How many connections of this process to a port are open."""
+    """Returns the number of this process's open connections to a port."""
     mine = psutil.Process().net_connections("tcp")
     return sum(bool(c.raddr) and c.raddr.port == port and c.status == "ESTABLISHED" for c in mine)

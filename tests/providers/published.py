@@ -1,4 +1,4 @@
-"""What the vendors have published of their requests, in a form that a request can be held against.
+"""The vendors' published request types, and the check of a request against them.
 
 The vendors' own client packages are made from their descriptions of their APIs: the types of their requests
 say which fields there are and of what type, and a call that their own client makes says where each of them
@@ -44,7 +44,7 @@ from pomelo.testing import FaultUpstream, Received
 
 KEY = "key-canary-2718"
 REFUSALS = (AssertionError, TypeError, ValueError)
-"""What `check` raises for a request that is not as it was published."""
+"""The errors of `check` for a request that differs from the published types."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What a test is called by."""
+        """The test id."""
         return f"{self.model.name} by {self.route.provider}"
 
 
@@ -330,8 +330,8 @@ async def _check_speech(setup: Setup, case: Case, received: Received) -> None:
 
 
 async def _official_request(setup: Setup, case: Case, received: Received) -> Received:
-    """The request that the vendor's own client makes of what is in ours; it takes nothing that it does not
-    declare."""
+    """Returns the request that the vendor's own client sends for the same parameters; the client accepts only
+    declared ones."""
     api = getattr(setup.elevenlabs, case.kind)
     ask = api.stream if received.path.endswith("/stream") else api.convert
     types = get_type_hints(ask)

@@ -52,7 +52,7 @@ async def a_host(upstream: FaultUpstream, key: str | None = KEY, **row: Any) -> 
 async def body(
     upstream: FaultUpstream, *, stream: bool = False, route: Route | None = None, **row: Any
 ) -> Any:
-    """What the richest job becomes for a host; the upstream answers whatever it is."""
+    """Sends a job with every field to a host; returns the body of the request."""
     async with a_host(upstream, **row) as provider:
         asked = COMPATIBLE.job(largest_input(), stream=stream, route=route)
         # The protocol that plays the host is OpenAI's, which has no such names as some of the rows.

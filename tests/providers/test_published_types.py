@@ -190,7 +190,7 @@ def plain(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def spots(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
-    """Where there are objects in a body."""
+    """Yields the paths of the objects in a body."""
     if isinstance(value, dict):
         yield path
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

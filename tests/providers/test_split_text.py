@@ -1,4 +1,4 @@
-"""What every provider of text makes of halves of surrogate pairs, odd ends of streams and odd counts."""
+"""Lone surrogates, unusual ends of streams and unusual token counts in every text provider."""
 
 from __future__ import annotations
 

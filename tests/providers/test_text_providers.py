@@ -1,4 +1,4 @@
-"""What every provider of text but OpenAI's (which has its own, longer tests) makes of answers and of faults."""
+"""Answers and failures of every text provider except OpenAI's, which has its own tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the providers of text share: the vendors to test, jobs, and the running of them."""
+"""Vendors, jobs and drivers for the tests of text providers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ PNG = "data:image/png;base64,iVBORw0KGgo="
 
 @dataclass(frozen=True)
 class Vendor:
-    """A provider of text, and the test protocol of its vendor. `max_output_tokens` is the model's limit of output tokens."""
+    """A provider of text, and the test protocol of its vendor. `max_output_tokens` is the model's limit of
+    output tokens."""
 
     name: str
     make: Callable[[Credentials, Http], Any]

@@ -1,4 +1,4 @@
-"""What the Anthropic provider sends, and what of its protocol is no other vendor's."""
+"""Requests of the Anthropic provider, and the parts of its protocol that only Anthropic has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the BFL provider sends, and what it makes of images that come."""
+"""Requests of the BFL provider, and its handling of delivered images."""
 
 from __future__ import annotations
 

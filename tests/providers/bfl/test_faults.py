@@ -1,4 +1,4 @@
-"""What the BFL provider makes of everything that can go wrong on its protocol, at each of its three steps."""
+"""Failures of the BFL protocol at each of its three steps: order, poll, download."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
 
 
 def orders(vendor: FaultUpstream) -> int:
-    """How often an image was ordered."""
+    """Returns the number of orders."""
     return sum(received.method == "POST" for received in vendor.requests)
 
 

@@ -1,4 +1,4 @@
-"""What the ElevenLabs provider makes of answers: audio as they come, transcripts, voices by name."""
+"""Answers of the ElevenLabs provider: streamed audio, transcripts, voices by name."""
 
 from __future__ import annotations
 
@@ -433,7 +433,7 @@ def speak(voice: str) -> Any:
 
 
 def lists(vendor: FaultUpstream) -> int:
-    """How often the list was asked for."""
+    """Returns the number of requests for the list."""
     return sum(_lists(received) for received in vendor.requests)
 
 

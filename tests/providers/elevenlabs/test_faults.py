@@ -1,4 +1,4 @@
-"""What the ElevenLabs provider makes of everything that can go wrong on its protocol; and of callers who leave."""
+"""Failures of the ElevenLabs protocol, and callers who disconnect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ElevenLabs provider sends: every field of the contract, and nothing that the vendor would refuse."""
+"""Requests of the ElevenLabs provider: every field of the contract, and no value the vendor would refuse."""
 
 from __future__ import annotations
 

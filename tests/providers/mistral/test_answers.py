@@ -1,4 +1,4 @@
-"""What the Mistral provider sends, and what of its protocol is no other vendor's."""
+"""Requests of the Mistral provider, and the parts of its protocol that only Mistral has."""
 
 from __future__ import annotations
 

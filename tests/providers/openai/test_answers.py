@@ -1,4 +1,4 @@
-"""What the OpenAI provider makes of answers: whole and streamed, cut into packets in every way."""
+"""Answers of the OpenAI provider: unary and streamed, split into packets in every way."""
 
 from __future__ import annotations
 

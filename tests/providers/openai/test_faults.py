@@ -1,4 +1,4 @@
-"""What the OpenAI provider makes of everything that can go wrong on its protocol, whole and streamed."""
+"""Failures of the OpenAI protocol, in unary and streamed answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the OpenAI provider sends: every field of the contract, and nothing that the vendor would refuse."""
+"""Requests of the OpenAI provider: every field of the contract, and no value that the vendor would refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Replicate provider sends, and what it makes of answers and of everything that can go wrong."""
+"""Requests, answers and failures of the Replicate provider."""
 
 from __future__ import annotations
 

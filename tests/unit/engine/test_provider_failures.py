@@ -1,4 +1,4 @@
-"""What a task costs whose provider fails: before anything was sent, before any output, and after some."""
+"""The cost of a task whose provider fails before the request, before any output, or after some output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task leaves behind that is refused before a provider is called: nothing, and no false header."""
+"""Tasks that are refused before a provider is called leave no reservation, record or false header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a list of voices is cached, and what happens if it can't be read again."""
+"""The cache of the list of voices, and failures to refresh it."""
 
 from __future__ import annotations
 

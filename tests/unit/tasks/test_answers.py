@@ -1,4 +1,4 @@
-"""How the events of a provider become an answer: what is inline, what is stored, and what was used."""
+"""Collectors: the inline output, stored media and usage that result from a provider's events."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def collector(
     wanted: ResponseFormat.ValueType = UNSET,
     estimate: Estimate | None = None,
 ) -> Collector:
-    """What collects the events of a task of a model."""
+    """Returns the collector of a task of a model."""
     task_type = TASK_TYPES[MODELS[model].task_type]
     given = getattr(to_task({"model": model, **BODIES[model]}), task_type.name)
     if wanted != UNSET or "response_format" in given.DESCRIPTOR.fields_by_name:
