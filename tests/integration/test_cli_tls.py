@@ -156,7 +156,7 @@ async def test_a_gateway_starts_a_tls_handshake_only_if_tls_is_on(tmp_path, opti
         aiohttp.ClientSession(headers={"Authorization": "Bearer x"}) as session,
     ):
         await gateway.read_until("gRPC")
-        asking = asyncio.create_task(session.get(f"http://{rest}/api/v1/models"))
+        request_task = asyncio.create_task(session.get(f"http://{rest}/api/v1/models"))
         async with asyncio.timeout(30):
             assert await seen == first
-            (await asking).close()
+            (await request_task).close()

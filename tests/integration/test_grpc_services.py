@@ -56,7 +56,7 @@ async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, w
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails: bool) -> None:
-    played = ScriptedServices()
+    scripted = ScriptedServices()
 
     @asynccontextmanager
     async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
@@ -68,8 +68,8 @@ async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails:
 
         yield play()
 
-    played.stream_task = stream_task  # type: ignore[method-assign]
-    async with serve_scripted(played) as opened:
+    scripted.stream_task = stream_task  # type: ignore[method-assign]
+    async with serve_scripted(scripted) as opened:
         call = opened.task("StreamTask")
         if fails:
             assert reason_of(await failure(call)) == "provider_failed"

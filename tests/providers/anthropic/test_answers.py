@@ -130,15 +130,15 @@ async def test_default_max_tokens_are_in_the_routes_range(upstream: FaultUpstrea
     assert (await sent(ANTHROPIC, upstream, hi(), route=route)).body["max_tokens"] == 1000
 
 
-@pytest.mark.parametrize(("text_input", "most"), [(None, 64_000), (100, 100), (10**9, 64_000)])
+@pytest.mark.parametrize(("text_input", "max_tokens"), [(None, 64_000), (100, 100), (10**9, 64_000)])
 async def test_max_tokens_are_the_callers_within_the_models(
-    upstream: FaultUpstream, text_input: int | None, most: int
+    upstream: FaultUpstream, text_input: int | None, max_tokens: int
 ) -> None:
     text_job = hi() if text_input is None else hi(max_tokens=text_input)
     received = await sent(LONG, upstream, text_job)
-    assert received.body["max_tokens"] == most
+    assert received.body["max_tokens"] == max_tokens
     # What may take more than ten minutes is asked for as a stream.
-    assert received.body.get("stream", False) == (most > 21_000)
+    assert received.body.get("stream", False) == (max_tokens > 21_000)
 
 
 @pytest.mark.parametrize("name", [model.name for model in Catalog.load().models.values()])

@@ -486,12 +486,12 @@ async def test_calls_that_wait_for_the_list_share_one_read(vendor: FaultUpstream
     vendor.unscripted = None
     listed = VoiceList(MINE, before=(gate,))
     vendor.default = lambda received: (listed if _lists(received) else Speech())(received)
-    asking = [asyncio.create_task(read_audio(provider, speak("otto"))) for _ in range(10)]
+    calls = [asyncio.create_task(read_audio(provider, speak("otto"))) for _ in range(10)]
     await gate.reached.wait()
     await read_audio(provider, speak("A" * 20))  # a voice id does not wait
-    asking.pop(0).cancel()
+    calls.pop(0).cancel()
     gate.open()
-    await asyncio.gather(*asking)
+    await asyncio.gather(*calls)
     assert lists(vendor) <= 2, "one for the call that left, one for all others"
 
 
@@ -503,12 +503,12 @@ async def test_a_list_that_fails_fails_all_that_wait_for_it_once(
     refusal = error_reply(429, "system_busy", error_type="rate_limit_error", headers={"Retry-After": "7"})
     vendor.script(Reply(refusal.status, refusal.headers, refusal.steps, before=(gate,)))
     listing(vendor, *MINE)
-    asking = [asyncio.create_task(failure(provider, speak("otto"))) for _ in range(10)]
+    calls = [asyncio.create_task(failure(provider, speak("otto"))) for _ in range(10)]
     await gate.reached.wait()
     for _ in range(10):
         await asyncio.sleep(0)
     gate.open()
-    errors = [error for error, _ in await asyncio.gather(*asking)]
+    errors = [error for error, _ in await asyncio.gather(*calls)]
     assert {(error.code, error.retry_after) for error in errors} == {("provider_unavailable", 7)}
     assert lists(vendor) == 1
     await read_audio(provider, speak("otto"))  # and the next one tries again

@@ -214,9 +214,9 @@ async def test_an_opened_gate_lets_the_answer_continue(
 ) -> None:
     gate = Gate()
     vendor.script(Answer("one two", before=(gate,)))
-    asking = asyncio.create_task(client.chat.completions.create(**GOOD))
+    request_task = asyncio.create_task(client.chat.completions.create(**GOOD))
     await gate.reached.wait()
-    assert not asking.done()
+    assert not request_task.done()
     gate.open()
-    assert (await asking).choices[0].message.content == "one two"
+    assert (await request_task).choices[0].message.content == "one two"
     assert not vendor.requests[0].left.is_set()

@@ -43,14 +43,14 @@ def collector(
     *,
     stream: bool = False,
     keep: bool = False,
-    wanted: ResponseFormat.ValueType = UNSET,
+    response_format: ResponseFormat.ValueType = UNSET,
     estimate: Estimate | None = None,
 ) -> Collector:
     """Returns the collector of a task of a model."""
     task_type = TASK_TYPES[MODELS[model].task_type]
     given = getattr(to_task({"model": model, **BODIES[model]}), task_type.name)
-    if wanted != UNSET or "response_format" in given.DESCRIPTOR.fields_by_name:
-        given.response_format = wanted
+    if response_format != UNSET or "response_format" in given.DESCRIPTOR.fields_by_name:
+        given.response_format = response_format
     estimate = estimate or task_type.estimate(given, MODELS[model], MODELS[model].routes[0], AudioInfo())
     writer: Any = store and (lambda content_type: store.writer("ann/live", content_type))
     return task_type.collector(CollectorContext(given, MODELS[model], estimate, stream, writer, keep))
@@ -95,50 +95,56 @@ def _full(tmp_path: Path) -> MediaStore:
 
 @MEDIA
 @pytest.mark.parametrize(
-    ("wanted", "most", "linked"),
+    ("response_format", "limit", "linked"),
     [(UNSET, 3 * MIB, True), (B64_JSON, 16 * MIB, False), (BOTH, 16 * MIB, True)],
 )
 def test_media_are_inline_up_to_exactly_the_limit_and_behind_a_link_above(
-    store: MediaStore, model: str, wanted: Any, most: int, linked: bool
+    store: MediaStore, model: str, response_format: Any, limit: int, linked: bool
 ) -> None:
-    assert media(model, most, store, wanted=wanted) == (most, most if linked else 0)
-    assert media(model, most + 1, store, wanted=wanted) == (0, most + 1)
+    assert media(model, limit, store, response_format=response_format) == (limit, limit if linked else 0)
+    assert media(model, limit + 1, store, response_format=response_format) == (0, limit + 1)
 
 
 def test_an_image_of_a_stream_is_inline_up_to_exactly_the_limit(store: MediaStore) -> None:
-    for wanted, most in ((UNSET, 45 * KIB), (BOTH, 16 * MIB)):
-        assert media("flux-1-pro", most, store, stream=True, wanted=wanted) == (most, most)
-        assert media("flux-1-pro", most + 1, store, stream=True, wanted=wanted) == (0, most + 1)
+    for response_format, limit in ((UNSET, 45 * KIB), (BOTH, 16 * MIB)):
+        assert media("flux-1-pro", limit, store, stream=True, response_format=response_format) == (
+            limit,
+            limit,
+        )
+        assert media("flux-1-pro", limit + 1, store, stream=True, response_format=response_format) == (
+            0,
+            limit + 1,
+        )
 
 
 @MEDIA
 def test_an_answer_by_link_has_no_inline_bytes_and_an_idempotent_answer_is_stored(
     store: MediaStore, model: str
 ) -> None:
-    assert media(model, 10, store, wanted=URL) == (0, 10)
-    assert media(model, 10, store, wanted=B64_JSON, keep=True) == (10, 10)
-    assert media(model, 10, store, wanted=B64_JSON) == (10, 0)
+    assert media(model, 10, store, response_format=URL) == (0, 10)
+    assert media(model, 10, store, response_format=B64_JSON, keep=True) == (10, 10)
+    assert media(model, 10, store, response_format=B64_JSON) == (10, 0)
 
 
 @MEDIA
-@pytest.mark.parametrize("wanted", [UNSET, URL])
+@pytest.mark.parametrize("response_format", [UNSET, URL])
 def test_without_room_an_answer_is_inline_up_to_exactly_its_limit(
-    full: MediaStore, model: str, wanted: Any
+    full: MediaStore, model: str, response_format: Any
 ) -> None:
-    assert media(model, 3 * MIB, full, wanted=wanted) == (3 * MIB, 0)
+    assert media(model, 3 * MIB, full, response_format=response_format) == (3 * MIB, 0)
     with pytest.raises(PomeloError, match="expire"):
-        media(model, 3 * MIB + 1, full, wanted=wanted)
+        media(model, 3 * MIB + 1, full, response_format=response_format)
     assert list(full.folder.iterdir()) == []
 
 
 @MEDIA
-@pytest.mark.parametrize("wanted", [UNSET, URL, B64_JSON])
+@pytest.mark.parametrize("response_format", [UNSET, URL, B64_JSON])
 def test_an_answer_that_must_be_stored_fails_without_storage_space(
-    full: MediaStore, model: str, wanted: Any
+    full: MediaStore, model: str, response_format: Any
 ) -> None:
     with pytest.raises(PomeloError):
-        media(model, 4 * KIB + 1, full, wanted=wanted, keep=True)
-    assert media(model, 4 * KIB, full, wanted=B64_JSON, keep=True) == (4 * KIB, 4 * KIB)
+        media(model, 4 * KIB + 1, full, response_format=response_format, keep=True)
+    assert media(model, 4 * KIB, full, response_format=B64_JSON, keep=True) == (4 * KIB, 4 * KIB)
 
 
 @pytest.mark.parametrize("model", ["flux-1-pro", "eleven-labs-tts", "eleven-labs-stt", "gpt-4"])
@@ -209,8 +215,8 @@ def transcript(
     seconds: float, words: list[tuple[float, float]], input_audio_ms: int = 9_800, language: str = "eng"
 ) -> tuple[TaskResult, Usage, bool]:
     """The result of a transcript of audio that has at most 10 s, and what is billed for it."""
-    most = Usage(audio_ms=10_000)
-    collected = collector("eleven-labs-stt", estimate=Estimate(most, most, input_audio_ms=input_audio_ms))
+    limit = Usage(audio_ms=10_000)
+    collected = collector("eleven-labs-stt", estimate=Estimate(limit, limit, input_audio_ms=input_audio_ms))
     event = StreamTaskResponse()
     found = event.result.transcription
     found.text, found.language, found.audio_seconds = "some words", language, seconds
