@@ -33,7 +33,7 @@ def as_dict(metadata: Any) -> dict[str, str]:
 
 
 def reason_of(error: Any) -> str:
-    """Returns the code in the details of an AioRpcError; empty if it has none."""
+    """Returns the code in the details of an AioRpcError; empty without one."""
     status = status_pb2.Status()
     info = error_details_pb2.ErrorInfo()
     status.ParseFromString(dict(error.trailing_metadata()).get("grpc-status-details-bin", b""))

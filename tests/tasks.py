@@ -10,7 +10,7 @@ from pomelo.gen.v1 import image_pb2, media_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import Task
 
 TASK_TYPES = ("text", "image", "text_to_speech", "speech_to_speech", "speech_to_text")
-AUDIO = b"some sound " * 400
+AUDIO = b"some audio " * 400
 TASK_BODIES: dict[str, dict[str, Any]] = {
     "text": {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello there, world"}]},
     "image": {"model": "flux-1-pro", "prompt": "A kite", "width": 96, "height": 64},

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.plans import Plan
-from pomelo.call import Call, Principal
+from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog, Model
 from pomelo.errors import BODY_ERRORS, PomeloError
@@ -184,7 +184,7 @@ class Visit:
 
     async def refuse_task(self, error: PomeloError) -> PomeloError:
         # A task that was reserved has its price in the headers, and was counted then.
-        reserved = "X-Credits-Charged" in self._call.response_headers
+        reserved = CHARGED_HEADER in self._call.response_headers
         if reserved or self._ticket.size <= LARGE_BODY or error.row.http != 400:
             return error
         return await self.refuse(error)

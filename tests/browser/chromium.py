@@ -30,7 +30,7 @@ _OPTIONS = (
 
 
 def find_browser() -> str | None:
-    """Returns the path of an installed browser, None if there is none."""
+    """Returns the path of an installed browser, or None if no browser is installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 

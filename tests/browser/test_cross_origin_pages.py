@@ -99,9 +99,9 @@ async def pages() -> AsyncIterator[Pages]:
     async def page(request: web.Request) -> web.Response:
         return web.Response(text=PAGE % served.script, content_type="text/html")
 
-    app = web.Application()
-    app.router.add_get("/", page)
-    runner = web.AppRunner(app)
+    site = web.Application()
+    site.router.add_get("/", page)
+    runner = web.AppRunner(site)
     await runner.setup()
     try:
         for _ in range(2):
@@ -112,8 +112,8 @@ async def pages() -> AsyncIterator[Pages]:
         await runner.cleanup()
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+@pytest.fixture(scope="module", name="app")
+async def _app(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     settings = {"cors_origins": (pages.allowed,)}
     async with run_app(
         tmp_path_factory.mktemp("cors"), settings=settings, gateway_settings=settings
@@ -123,37 +123,37 @@ async def _house(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> Asyn
 
 @EACH_FRONT_END
 async def test_a_page_of_an_allowed_origin_runs_the_documented_example(
-    browser: Browser, pages: Pages, house: RunningApp, front_end: str
+    browser: Browser, pages: Pages, app: RunningApp, front_end: str
 ) -> None:
-    caller = await house.account("all")
-    pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[front_end]).replace(
+    caller = await app.account("all")
+    pages.script = EXAMPLE.replace("https://your-domain.com", app.urls[front_end]).replace(
         "YOUR_API_KEY", caller.test
     )
     printed = await browser.read(pages.allowed, "printed", "finished")
     assert "What is the capital of France?" in printed
     assert "Pomelo sandbox" in printed
-    assert len(await house.records(caller)) == 1
+    assert len(await app.records(caller)) == 1
 
 
 @EACH_FRONT_END
 async def test_the_browser_blocks_a_page_of_another_origin_before_a_task_runs(
-    browser: Browser, pages: Pages, house: RunningApp, front_end: str
+    browser: Browser, pages: Pages, app: RunningApp, front_end: str
 ) -> None:
-    caller = await house.account("all")
-    pages.script = EXAMPLE.replace("https://your-domain.com", house.urls[front_end]).replace(
+    caller = await app.account("all")
+    pages.script = EXAMPLE.replace("https://your-domain.com", app.urls[front_end]).replace(
         "YOUR_API_KEY", caller.test
     )
     printed = await browser.read(pages.foreign, "printed", "failed")
     assert printed.strip() == "failed: TypeError: Failed to fetch"
-    assert await house.records(caller) == []
+    assert await app.records(caller) == []
 
 
 @EACH_FRONT_END
 async def test_a_page_reads_a_stream_and_the_rate_limit_headers(
-    browser: Browser, pages: Pages, house: RunningApp, front_end: str
+    browser: Browser, pages: Pages, app: RunningApp, front_end: str
 ) -> None:
-    caller = await house.account("all")
-    pages.script = STREAM.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
+    caller = await app.account("all")
+    pages.script = STREAM.replace("URL", app.urls[front_end]).replace("KEY", caller.test)
     printed = await browser.read(pages.allowed, "printed", "finished")
     headers = json.loads(printed.splitlines()[0])
     assert headers["content-type"] == "text/event-stream"
@@ -167,19 +167,19 @@ async def test_a_page_reads_a_stream_and_the_rate_limit_headers(
 
 @EACH_FRONT_END
 async def test_a_page_reads_raw_audio_and_audio_by_link(
-    browser: Browser, pages: Pages, house: RunningApp, front_end: str
+    browser: Browser, pages: Pages, app: RunningApp, front_end: str
 ) -> None:
-    caller = await house.account("all")
-    pages.script = SPEECH.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
+    caller = await app.account("all")
+    pages.script = SPEECH.replace("URL", app.urls[front_end]).replace("KEY", caller.test)
     sizes = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
     assert sizes["raw"] == sizes["whole"] == sizes["inline"] > 1000
     assert (sizes["part"], sizes["range"]) == (10, f"bytes 10-19/{sizes['whole']}")
 
 
 @EACH_FRONT_END
-async def test_a_page_reads_errors(browser: Browser, pages: Pages, house: RunningApp, front_end: str) -> None:
-    caller = await house.account("five")
-    pages.script = REFUSED.replace("URL", house.urls[front_end]).replace("KEY", caller.test)
+async def test_a_page_reads_errors(browser: Browser, pages: Pages, app: RunningApp, front_end: str) -> None:
+    caller = await app.account("five")
+    pages.script = REFUSED.replace("URL", app.urls[front_end]).replace("KEY", caller.test)
     responses = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
     assert [response[:2] for response in responses[:4]] == [
         *([401, "invalid_api_key"], [404, "not_found"], [405, "method_not_allowed"], [400, "invalid_body"])

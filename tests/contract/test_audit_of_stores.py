@@ -31,7 +31,7 @@ async def run_tasks(rig: Rig) -> None:
         await reserve(store, f"left {name}", wallet)
         await store.settle(Settlement(delivered(f"left {name}", wallet, source="estimated", complete=False)))
         await reserve(store, f"lost {name}", wallet)
-        await reserve(store, f"lost at once {name}", wallet)
+        await reserve(store, f"lost concurrently {name}", wallet)
         await store.note([delivered(f"lost {name}", wallet)])
 
 

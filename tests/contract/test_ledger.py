@@ -447,7 +447,7 @@ async def test_a_cancelled_caller_does_not_stop_its_operation(rig):
     assert await _reaches(rig, (60, 0, 940))
 
 
-async def test_operations_that_nobody_awaits_are_done_without_warnings(rig):
+async def test_operations_that_are_not_awaited_complete_without_warnings(rig):
     warnings: list[object] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda loop, context: warnings.append(context))

@@ -189,7 +189,7 @@ async def test_changing_the_clock_opens_and_closes_no_window(rig, clock, seconds
     assert isinstance(await rig.store.reserve(request("b", requests_limit=1)), Reserved)
 
 
-async def test_setting_the_clock_back_while_no_process_runs_locks_nobody_out(rig, clock):
+async def test_setting_the_clock_back_while_no_process_runs_blocks_no_account(rig, clock):
     if not clock.jumping:
         pytest.skip("the server's clock is not set back")
     await rig.store.reserve(request("a", tokens=5))

@@ -112,9 +112,7 @@ async def test_idle_wallets_are_not_checked_forever(server, tmp_path):
         assert await own_tasks(store) == ["b"]
 
 
-async def test_a_reserve_that_arrives_late_is_found_although_its_wallet_was_idle(
-    server, tmp_path, monkeypatch
-):
+async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(server, tmp_path, monkeypatch):
     monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.1)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)

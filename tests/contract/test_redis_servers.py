@@ -181,7 +181,7 @@ class ClusterNodes:
         self._nodes: list[RedisServer] = []
         self.buses: dict[int, int] = {}
         for _ in range(number):
-            # The default, 10,000 higher than the port, may not be a valid port.
+            # The default, the server's port plus 10,000, can be above the highest valid port.
             bus = free_port()
             node = RedisServer("--cluster-enabled", "yes", "--cluster-port", str(bus))
             self._nodes.append(node)

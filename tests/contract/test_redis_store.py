@@ -176,7 +176,7 @@ async def test_the_tasks_of_a_killed_process_are_recovered_by_another(server, tm
         assert (found.spent, found.held) == (80, 0)
 
 
-async def test_a_silent_worker_is_not_marked_dead_while_nobody_watched(server, tmp_path):
+async def test_a_silent_worker_is_not_marked_dead_if_no_worker_was_watching(server, tmp_path):
     async with AsyncExitStack() as stack:
         clock = [0.0]
         store = await open_with_credits(stack, server, tmp_path, heartbeat=0.02, dead_after=1_000.0)

@@ -72,7 +72,7 @@ async def test_a_key_is_read_back_unchanged(store):
         assert await store.get_key(key.key_id) == key
 
 
-async def test_an_unknown_key_is_none(store):
+async def test_an_unknown_key_has_no_record(store):
     assert await store.get_key("nothing") is None
     assert await store.get_key("' OR 1=1 --") is None
     assert await store.revoke_key("nothing", 1.0) is None

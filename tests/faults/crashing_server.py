@@ -80,7 +80,7 @@ class CrashingStore:
     def _around(self, operation: str, task_ids: list[str], call: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         for task_id in task_ids:
             self._points.reach(f"before_{operation}", task_id)
-        result = call()  # it starts immediately, even if nobody awaits it
+        result = call()  # it starts immediately, even if it is not awaited
 
         async def wait() -> T:
             value = await result

@@ -87,9 +87,9 @@ TASKS: Mapping[str, dict[str, Any]] = {
 
 def answers(received: Received) -> Reply:
     """A good answer, with markers in the output."""
-    wire = next(wire for wire in PROTOCOLS if wire.serves(received))
+    protocol = next(protocol for protocol in PROTOCOLS if protocol.serves(received))
     text = f"{MARKER}-answer in a few words"
-    match wire.name:
+    match protocol.name:
         case "openai":
             return Answer(text)(received)
         case "anthropic":
@@ -100,7 +100,7 @@ def answers(received: Received) -> Reply:
             return Transcript(text)(received)
         case "elevenlabs":
             return Reply(headers={"Content-Type": "audio/mpeg"}, steps=(b"ID3\4" + text.encode(),))
-    script = wire.default
+    script = protocol.default
     return script if isinstance(script, Reply) else script(received)
 
 

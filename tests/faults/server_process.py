@@ -73,7 +73,7 @@ class Deployment:
         self.errors = folder / "errors"
         self.key = ""
         self.command_prefix: tuple[str, ...] = ()
-        """A command that runs the server, if the data folder is in a mount namespace of its own."""
+        """A command that runs the server, if the data folder is in a separate mount namespace."""
         self._variables = {
             "POMELO_DATA": str(self.data),
             "POMELO_REST": "127.0.0.1:0",

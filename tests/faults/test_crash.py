@@ -81,7 +81,7 @@ class Vendor:
 
     def __call__(self, received: Received) -> Reply:
         """The reply to a request."""
-        request_id = id_in(received)
+        request_id = request_id_of(received)
         self.calls[request_id] += 1
         script = self.scripts.get(request_id)
         if script is None:
@@ -89,8 +89,8 @@ class Vendor:
         return script if isinstance(script, Reply) else script(received)
 
 
-def id_in(received: Received) -> str:
-    """The request id of Pomelo's caller: the first word of its text."""
+def request_id_of(received: Received) -> str:
+    """Returns the request id of Pomelo's caller, which is the first word of its text."""
     prompt = received.prompt if "messages" in received.body else received.body["text"]
     return str(prompt).split()[0]
 
@@ -115,30 +115,30 @@ async def vendor(upstream: FaultUpstream) -> AsyncIterator[Vendor]:
     upstream.reset()
 
 
-def emitted(upstream: FaultUpstream) -> Counter[str]:
+def tokens_sent(upstream: FaultUpstream) -> Counter[str]:
     """The tokens that the vendor has sent, by request id."""
     sent: Counter[str] = Counter()
     for received in upstream.requests:
-        sent[id_in(received)] += received.tokens_sent
+        sent[request_id_of(received)] += received.tokens_sent
     return sent
 
 
-def check_received(books: Books, told: Outcome, sent: Mapping[str, int]) -> None:
-    """A completed task is in the books, once; any other one with no more output than was sent."""
-    records = books.records.get(told.request_id, [])
+def check_received(books: Books, outcome: Outcome, sent: Mapping[str, int]) -> None:
+    """A complete task has one record; any other task has at most one, with no more output than was sent."""
+    records = books.records.get(outcome.request_id, [])
     assert len(records) <= 1, records
-    if told.complete:
+    if outcome.complete:
         (record,) = records
         assert record["complete"]
-        assert record["task_id"] == told.task_id
-        if told.usage is not None:
-            assert (record["input_tokens"], record["output_tokens"]) == told.usage
+        assert record["task_id"] == outcome.task_id
+        if outcome.usage is not None:
+            assert (record["input_tokens"], record["output_tokens"]) == outcome.usage
         else:
-            assert record["characters"] == len(told.body["text"])
+            assert record["characters"] == len(outcome.body["text"])
     for record in records:
         assert record["uncollected"] == 0
-        assert record["complete"] or record["output_tokens"] <= sent[told.request_id]
-        assert record["characters"] <= len(told.body.get("text", ""))
+        assert record["complete"] or record["output_tokens"] <= sent[outcome.request_id]
+        assert record["characters"] <= len(outcome.body.get("text", ""))
         assert record["complete"] == (record["source"] != "recovered")
 
 
@@ -147,12 +147,12 @@ def check_received(books: Books, told: Outcome, sent: Mapping[str, int]) -> None
 
 @dataclass
 class Round:
-    """One crash, and what its callers received."""
+    """One crash, and the outcomes that callers received."""
 
     point: str
     number: int
     began: float = field(default_factory=time.time)
-    told: list[Outcome] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
 
     @property
     def dying(self) -> str:
@@ -166,8 +166,8 @@ class Round:
         return f"{self.point}.{self.number}"
 
     def body(self) -> tuple[dict[str, Any], bool]:
-        """The task whose server dies, and whether it is a stream; in turn each type that reaches the
-        point."""
+        """The task whose server dies, and whether it is a stream; the types that can reach the
+        point take turns."""
         point = POINTS[self.point]
         turn = (self.number + list(POINTS).index(self.point)) // 2
         make = text if point.text or turn % 2 == 0 else speech
@@ -175,32 +175,32 @@ class Round:
 
 
 @pytest.fixture(scope="module")
-async def house(
+async def deployment(
     tmp_path_factory: pytest.TempPathFactory, upstream: FaultUpstream
 ) -> AsyncIterator[Deployment]:
-    """One data folder for all crashes: each starts with what the last one left."""
-    async with await Deployment(tmp_path_factory.mktemp("house"), upstream).prepare(CREDITS) as lasting:
-        yield lasting
+    """One data folder for all crashes: each server starts with the state that the previous one left."""
+    async with await Deployment(tmp_path_factory.mktemp("deployment"), upstream).prepare(CREDITS) as prepared:
+        yield prepared
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("point", POINTS)
 async def test_a_crash_at_any_point_loses_nothing_and_charges_nothing_twice(
-    point: str, house: Deployment, upstream: FaultUpstream, vendor: Vendor
+    point: str, deployment: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     waits = []
     for number in range(TIMES):
-        process = await house.ensure_running()
+        process = await deployment.ensure_running()
         round_ = Round(point, number)
-        async with open_drivers(process.rest, process.grpc, house.key) as clients:
+        async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
             await crash(round_, clients, process, vendor)
-        process = await restart(house, point)
+        process = await restart(deployment, point)
         books = await read_books(process, round_.began)
         waits.append(time.monotonic() - process.started)
         books.check_idle()
-        check(round_, books, emitted(upstream))
+        check(round_, books, tokens_sent(upstream))
         vendor.scripts.clear()
-        async with open_drivers(process.rest, process.grpc, house.key) as clients:
+        async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
             await check_repeat(round_, clients, process, vendor)
         upstream.requests.clear()
     assert max(waits) < RESOLVED_WITHIN
@@ -210,15 +210,15 @@ async def test_a_crash_at_any_point_loses_nothing_and_charges_nothing_twice(
 async def crash(
     round_: Round, clients: tuple[RestDriver, GrpcDriver], process: ServerProcess, vendor: Vendor
 ) -> None:
-    """Runs tasks until the server dies at the point: two that end, two that are running, and the dying
-    one."""
+    """Runs tasks until the server dies at the point: two that complete, two that are running, and the
+    one whose server dies."""
     rest, grpc = clients
     name = round_.name
-    round_.told += [
+    round_.outcomes += [
         await rest(text(f"done.rest.{name}"), f"done.rest.{name}"),
         await grpc(speech(f"done.grpc.{name}"), f"done.grpc.{name}", stream=True),
     ]
-    assert all(told.complete for told in round_.told)
+    assert all(outcome.complete for outcome in round_.outcomes)
     watch = ChunkCounter()
     live = []
     for client, request_id in ((rest, f"live.rest.{name}"), (grpc, f"live.grpc.{name}")):
@@ -239,25 +239,25 @@ async def crash(
         assert last.complete
         process.kill()
     assert await process.wait() == -signal.SIGKILL
-    round_.told += [last, *await asyncio.gather(*live)]
-    assert [told.code for told in round_.told[-2:]] == [GONE, GONE]
-    assert [told.chunks for told in round_.told[-2:]] == [2, 2]
+    round_.outcomes += [last, *await asyncio.gather(*live)]
+    assert [outcome.code for outcome in round_.outcomes[-2:]] == [GONE, GONE]
+    assert [outcome.chunks for outcome in round_.outcomes[-2:]] == [2, 2]
 
 
-async def restart(house: Deployment, point: str) -> ServerProcess:
-    """Starts a new server on the same data folder; at `in_recovery`, after one that dies while it
+async def restart(deployment: Deployment, point: str) -> ServerProcess:
+    """Starts a new server on the same data folder; at `in_recovery`, first one that dies while it
     recovers."""
     if point == "in_recovery":
-        dead = await house.start(expect_exit=True, DIE_IN_RECOVERY="1")
+        dead = await deployment.start(expect_exit=True, DIE_IN_RECOVERY="1")
         assert dead.process.returncode == -signal.SIGKILL
-    return await house.start()
+    return await deployment.start()
 
 
 def check(round_: Round, books: Books, sent: Mapping[str, int]) -> None:
-    """All that callers received is in the books, and the dying task as its point requires."""
-    for told in round_.told:
-        check_received(books, told, sent)
-    assert set(books.records) <= {told.request_id for told in round_.told}
+    """Everything that callers received is in the books, and the dying task is in the state of its point."""
+    for outcome in round_.outcomes:
+        check_received(books, outcome, sent)
+    assert set(books.records) <= {outcome.request_id for outcome in round_.outcomes}
     point = POINTS[round_.point]
     records = books.records.get(round_.dying, [])
     assert any(record["complete"] for record in records) == point.settled
@@ -275,28 +275,30 @@ async def check_repeat(
 ) -> None:
     """A repeated request with the same Idempotency-Key is answered, and was charged once."""
     body, stream = round_.body()
-    again = f"again.{round_.name}"
+    repeat_id = f"repeat.{round_.name}"
     calls = vendor.calls[round_.dying]
-    told = await clients[(round_.number + 1) % 2](body, again, stream=stream, idempotency_key=round_.dying)
-    assert told.complete, told
+    outcome = await clients[(round_.number + 1) % 2](
+        body, repeat_id, stream=stream, idempotency_key=round_.dying
+    )
+    assert outcome.complete, outcome
     books = await read_books(process, round_.began)
     books.check_idle()
     settled = POINTS[round_.point].settled
-    both = books.records.get(round_.dying, []) + books.records.get(again, [])
+    both = books.records.get(round_.dying, []) + books.records.get(repeat_id, [])
     (complete,) = [record for record in both if record["complete"]]
-    assert told.task_id == complete["task_id"]
-    assert complete["request_id"] == (round_.dying if settled else again)
+    assert outcome.task_id == complete["task_id"]
+    assert complete["request_id"] == (round_.dying if settled else repeat_id)
     assert vendor.calls[round_.dying] == calls + (not settled)
     if settled:
-        assert told.headers["x-credits-charged"] == "0"
+        assert outcome.headers["x-credits-charged"] == "0"
 
 
-# --- at any moment
+# --- at random times
 
 
 @pytest.fixture(params=KILLS)
 def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]]:
-    """How often the server is killed, and the environment variables of its store."""
+    """The number of kills, and the environment variables of the store."""
     if request.param == "sqlite":
         yield KILLS["sqlite"], {}
         return
@@ -304,8 +306,8 @@ def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]
         yield KILLS["redis"], {"POMELO_STORE": server.url}
 
 
-async def resolved(process: ServerProcess, since: float) -> Books:
-    """The books, as soon as nothing is reserved any more."""
+async def read_settled_books(process: ServerProcess, since: float) -> Books:
+    """Returns the books as soon as no reservation is open."""
     async with asyncio.timeout(2 * RESOLVED_WITHIN):
         while (await read_books(process, since)).held:  # noqa: ASYNC110 (there is no event to wait for)
             await asyncio.sleep(0.1)
@@ -321,40 +323,40 @@ async def test_a_server_killed_during_many_streams_loses_nothing(
     complete, cut, recovered = 0, 0, 0
     unbilled: list[int] = []
     waits: list[float] = []
-    async with await Deployment(tmp_path, upstream, **store).prepare(CREDITS) as house:
-        process = await house.start()
+    async with await Deployment(tmp_path, upstream, **store).prepare(CREDITS) as deployment:
+        process = await deployment.start()
         for number in range(times):
             began = time.time()
             watch = ChunkCounter()
             async with open_drivers(
-                process.rest, process.grpc, house.key, concurrency=STREAMS // 2
+                process.rest, process.grpc, deployment.key, concurrency=STREAMS // 2
             ) as clients:
-                living = [
+                streams = [
                     asyncio.create_task(
-                        until_the_end(clients[one % 2], f"{number}.{one}", vendor, watch, generator)
+                        run_streams(clients[index % 2], f"{number}.{index}", vendor, watch, generator)
                     )
-                    for one in range(STREAMS)
+                    for index in range(STREAMS)
                 ]
                 await watch.wait_for(STREAMS * 4 + generator.randrange(STREAMS * 20))
                 process.kill()
                 await process.wait()
-                told = [one for many in await asyncio.gather(*living) for one in many]
-            process = await house.start()
-            books = await resolved(process, began)
+                outcomes = [outcome for stream in await asyncio.gather(*streams) for outcome in stream]
+            process = await deployment.start()
+            books = await read_settled_books(process, began)
             waits.append(time.monotonic() - process.started)
             books.check_idle()
-            sent = emitted(upstream)
-            for one in told:
-                check_received(books, one, sent)
-            assert set(books.records) <= {one.request_id for one in told}
-            last = [one for one in told if not one.complete]
+            sent = tokens_sent(upstream)
+            for outcome in outcomes:
+                check_received(books, outcome, sent)
+            assert set(books.records) <= {outcome.request_id for outcome in outcomes}
+            last = [outcome for outcome in outcomes if not outcome.complete]
             assert len(last) == STREAMS
-            assert {one.code for one in last} == {GONE}
-            for one in last:
-                billed = sum(record["output_tokens"] for record in books.records.get(one.request_id, ()))
-                recovered += one.request_id in books.records
-                unbilled.append(max(0, one.chunks - billed))
-            complete += len(told) - len(last)
+            assert {outcome.code for outcome in last} == {GONE}
+            for outcome in last:
+                billed = sum(record["output_tokens"] for record in books.records.get(outcome.request_id, ()))
+                recovered += outcome.request_id in books.records
+                unbilled.append(max(0, outcome.chunks - billed))
+            complete += len(outcomes) - len(last)
             cut += len(last)
             upstream.requests.clear()
             vendor.scripts.clear()
@@ -374,14 +376,14 @@ PACE = 0.15
 """Seconds between two words."""
 
 
-async def until_the_end(
+async def run_streams(
     client: RestDriver | GrpcDriver, name: str, vendor: Vendor, watch: ChunkCounter, generator: random.Random
 ) -> list[Outcome]:
     """Runs streams of random lengths, one after another, until the server is gone."""
-    told: list[Outcome] = []
-    while not told or told[-1].complete:
-        request_id = f"kill.{name}.{len(told)}"
+    outcomes: list[Outcome] = []
+    while not outcomes or outcomes[-1].complete:
+        request_id = f"kill.{name}.{len(outcomes)}"
         words = generator.randint(3, 30)
         vendor.scripts[request_id] = Answer("word " * words, at=dict.fromkeys(range(words), PACE))
-        told.append(await client(text(request_id), request_id, stream=True, on_chunk=watch.add))
-    return told
+        outcomes.append(await client(text(request_id), request_id, stream=True, on_chunk=watch.add))
+    return outcomes

@@ -105,7 +105,7 @@ async def check_file(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("limit", [150_000, 1_000_000, 3_000_000])
-async def test_a_full_disk_is_reported_loses_nothing_and_ends_when_there_is_space(tmp_path, limit):
+async def test_a_full_disk_is_reported_and_after_space_is_freed_nothing_is_lost(tmp_path, limit):
     path = tmp_path / "pomelo.db"
     ran = await asyncio.to_thread(
         subprocess.run, command(path, "fill", limit), capture_output=True, text=True, timeout=100, check=False

@@ -29,7 +29,7 @@ CHECKS = ",".join(
 
 @pytest.fixture(scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve` as a process of its own."""
+    """`pomelo serve` as a separate process."""
     async with serve(tmp_path_factory.mktemp("served")) as process:
         yield process
 

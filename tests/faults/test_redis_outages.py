@@ -26,7 +26,7 @@ from tests.faults.tcp_proxy import TcpProxy
 from tests.redis_server import RedisServer
 
 SETTLES = int(os.environ.get("POMELO_REDIS_SETTLES", "2000"))
-"""How many tasks run while answers are lost."""
+"""The number of tasks that run while replies are lost."""
 
 WALLET = Wallet("default", True)
 ALL = UsageQuery()
@@ -146,7 +146,7 @@ async def test_a_server_whose_clients_are_paused(server, store):
     await run_through_a_fault(
         store,
         lambda: server.do("CLIENT", "PAUSE", "600000", "ALL"),
-        # it answers nobody until it is restarted
+        # the server answers no client until it is restarted
         lambda: (server.kill(), server.start()),
     )
 
@@ -211,7 +211,7 @@ async def test_scripts_that_the_server_forgot_are_sent_again(server, store):
     await audit(store, {f"t{number}" for number in range(5)})
 
 
-async def test_a_key_of_a_wrong_type_changes_nothing(server, store):
+async def test_a_redis_key_of_a_wrong_type_fails_the_settlement_and_changes_no_balance(server, store):
     await store.reserve(request("a"))
     usage = b"pomelo:{default/live}:usage"
     server.do("SET", usage, "not a stream")
@@ -224,7 +224,7 @@ async def test_a_key_of_a_wrong_type_changes_nothing(server, store):
     await audit(store, {"a"})
 
 
-async def test_lost_replies_charge_nobody_twice(server, tmp_path):
+async def test_lost_replies_charge_no_account_twice(server, tmp_path):
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(TcpProxy(server.port))
         store = await stack.enter_async_context(open_on(f"redis://127.0.0.1:{proxy.port}", tmp_path))

@@ -60,7 +60,7 @@ RAW = frozenset(("eleven-labs-tts", "eleven-labs-sts", "flux-1-pro"))
 
 @dataclass
 class Responses:
-    """What callers received: `delivered` is output, `errors` everything else."""
+    """The bytes that callers received: `delivered` is output, `errors` is everything else."""
 
     errors: list[bytes] = field(default_factory=list)
     delivered: list[bytes] = field(default_factory=list)
@@ -154,7 +154,7 @@ class Driver:
                 ]
 
     def calls(self, mode: str, seconds: float) -> list[Any]:
-        """A call of every model in a mode; each model has a route of its own."""
+        """A call of every model in a mode; each model has its own route."""
         if mode.startswith("grpc"):
             return [self.grpc(model, mode.removeprefix("grpc "), seconds) for model in TASKS]
         if mode == "form":

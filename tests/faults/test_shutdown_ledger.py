@@ -1,4 +1,4 @@
-"""A server that is terminated: the delivered output of every task is in the books before it ends."""
+"""A terminated server: the delivered output of every task is in the books before the process exits."""
 
 from __future__ import annotations
 
@@ -53,15 +53,17 @@ async def test_two_hundred_streams_are_settled_when_the_server_is_terminated(
     short, long, watch = Gate(), Gate(), ChunkCounter()
     vendor.when("short", Answer("one two three four", at={2: short}))
     vendor.when("long", Answer("one two three four", at={2: long}))
-    house = Deployment(tmp_path, vendor, SERVE, POMELO_GRACE=str(GRACE))
-    async with await house.prepare(CREDITS):
-        process = await house.start(stderr=asyncio.subprocess.PIPE)
-        async with open_drivers(process.rest, process.grpc, house.key, concurrency=STREAMS // 2) as clients:
+    deployment = Deployment(tmp_path, vendor, SERVE, POMELO_GRACE=str(GRACE))
+    async with await deployment.prepare(CREDITS):
+        process = await deployment.start(stderr=asyncio.subprocess.PIPE)
+        async with open_drivers(
+            process.rest, process.grpc, deployment.key, concurrency=STREAMS // 2
+        ) as clients:
             tasks: list[asyncio.Task[Outcome]] = []
-            for one in range(STREAMS):
-                name = "long" if one < longer else "short"
-                asking = clients[one % 2](text(name), f"{name}.{one}", stream=True, on_chunk=watch.add)
-                tasks.append(asyncio.create_task(asking))
+            for index in range(STREAMS):
+                name = "long" if index < longer else "short"
+                call = clients[index % 2](text(name), f"{name}.{index}", stream=True, on_chunk=watch.add)
+                tasks.append(asyncio.create_task(call))
             await watch.wait_for(2 * STREAMS)
             began = time.monotonic()
             process.process.terminate()
@@ -69,15 +71,17 @@ async def test_two_hundred_streams_are_settled_when_the_server_is_terminated(
             short.open()
             assert await process.wait() == 0
             took = time.monotonic() - began
-            told = await asyncio.gather(*tasks)
+            outcomes = await asyncio.gather(*tasks)
         log.info("%d streams, %d of them too long: ended after %.2f s", STREAMS, longer, took)
         assert took < GRACE + 2
-        assert Counter(one.code for one in told) == Counter(ok=STREAMS - longer, shutting_down=longer)
-        books = await house.books()
+        assert Counter(outcome.code for outcome in outcomes) == Counter(
+            ok=STREAMS - longer, shutting_down=longer
+        )
+        books = await deployment.books()
         books.check_idle()
-        assert set(books.records) == {one.request_id for one in told}
-        for one in told:
-            (record,) = books.records[one.request_id]
-            assert record["task_id"] == one.task_id
-            assert record["complete"] == one.complete
-            assert record["output_tokens"] == one.chunks == (4 if one.complete else 2)
+        assert set(books.records) == {outcome.request_id for outcome in outcomes}
+        for outcome in outcomes:
+            (record,) = books.records[outcome.request_id]
+            assert record["task_id"] == outcome.task_id
+            assert record["complete"] == outcome.complete
+            assert record["output_tokens"] == outcome.chunks == (4 if outcome.complete else 2)

@@ -1,4 +1,4 @@
-"""Unexpected errors, raised by the store's client at each of its calls during the life of a task: the caller
+"""Unexpected errors, raised by the store's client at each of its calls during a task: the caller
 receives at worst `store_unavailable`, no reservation is left, and no record is missing.
 
 By default the errors are used in turn; with CRASH=full each call fails with each error, before and after
@@ -45,7 +45,7 @@ FULL = os.environ.get("CRASH") == "full"
 
 CREDITS = 10**12
 WORDS = "one two three four five six"
-FREED_WITHIN = 10.0
+RELEASED_WITHIN = 10.0
 SHORT_TIMEOUT = 0.05
 """The timeout of a Redis call that always fails, in seconds."""
 LONG_TIMEOUT = 10.0
@@ -53,7 +53,7 @@ LONG_TIMEOUT = 10.0
 
 
 class UnknownError(Exception):
-    """An exception type that no code of ours handles."""
+    """An exception type that Pomelo does not handle."""
 
 
 ERRORS: dict[str, Callable[[], Exception]] = {
@@ -81,13 +81,13 @@ class Faults:
         self._error: Callable[[], Exception] = UnknownError
 
     def arm(self, at: int, times: int, error: Callable[[], Exception], *, after: bool) -> None:
-        """Begins to count."""
+        """Starts counting calls."""
         self.count = self.hits = 0
         self._first, self._last = at, at + times
         self._error, self._after = error, after
 
     def disarm(self) -> None:
-        """Lets all calls pass."""
+        """Stops failing calls."""
         self._first = self._last = -1
 
     def next_call(self) -> tuple[bool, bool]:
@@ -98,7 +98,7 @@ class Faults:
         return hit and not self._after, hit and self._after
 
     def error(self) -> Exception:
-        """What a call raises."""
+        """Returns the error that a call raises."""
         return self._error()
 
 
@@ -124,10 +124,10 @@ class FaultyClient:
         before, after = self._faults.next_call() if of_task else (False, False)
         if before:
             raise self._faults.error()
-        found = await self._client.execute_command(*command)
+        result = await self._client.execute_command(*command)
         if after:
             raise self._faults.error()
-        return found
+        return result
 
 
 class FaultyConnection(sqlite3.Connection):
@@ -153,7 +153,7 @@ class FaultyConnection(sqlite3.Connection):
 
 
 @dataclass
-class Life:
+class TaskRun:
     """One task: how it is run, and the answer its caller received. `words`: how many its caller has
     received. `retried`: the store recovers from the fault by a retry, so the caller sees no error."""
 
@@ -161,7 +161,7 @@ class Life:
     stream: bool
     request_id: str
     gate: Gate = field(default_factory=Gate)
-    told: Outcome | None = None
+    outcome: Outcome | None = None
     words: int = 0
     retried: bool = False
 
@@ -175,28 +175,28 @@ class Life:
             return error_reply(400)
         return Answer(WORDS, at={2: self.gate} if self.ending == "left" else {})(received)
 
-    def came(self) -> None:
+    def count_word(self) -> None:
         """Counts a received word."""
         self.words += 1
 
     async def ask(self, client: RestDriver | GrpcDriver) -> None:
         """Runs the task to its last byte, or until its caller leaves."""
-        asking = asyncio.create_task(
-            client(self.body(), self.request_id, stream=self.stream, on_chunk=self.came)
+        call = asyncio.create_task(
+            client(self.body(), self.request_id, stream=self.stream, on_chunk=self.count_word)
         )
         if self.ending == "left":
             half_way = asyncio.create_task(self.gate.reached.wait())
-            await asyncio.wait({asking, half_way}, return_when=asyncio.FIRST_COMPLETED)
-            while self.stream and self.words < 2 and not asking.done():  # noqa: ASYNC110 (no event to wait for)
+            await asyncio.wait({call, half_way}, return_when=asyncio.FIRST_COMPLETED)
+            while self.stream and self.words < 2 and not call.done():  # noqa: ASYNC110 (no event to wait for)
                 await asyncio.sleep(0.001)
             half_way.cancel()
-            if not asking.done():
-                asking.cancel()
-        (found,) = await asyncio.gather(asking, return_exceptions=True)
-        if isinstance(found, Outcome):
-            self.told = found
+            if not call.done():
+                call.cancel()
+        (result,) = await asyncio.gather(call, return_exceptions=True)
+        if isinstance(result, Outcome):
+            self.outcome = result
         else:
-            assert isinstance(found, asyncio.CancelledError), found
+            assert isinstance(result, asyncio.CancelledError), result
 
 
 @dataclass
@@ -207,11 +207,11 @@ class FaultyApp:
     upstream: FaultUpstream
     clients: tuple[RestDriver, GrpcDriver]
     faults: Faults
-    lives: dict[str, Life]
+    runs: dict[str, TaskRun]
 
     async def run(
         self,
-        life: Life,
+        run: TaskRun,
         client: RestDriver | GrpcDriver,
         at: int,
         times: int,
@@ -220,26 +220,26 @@ class FaultyApp:
         after: bool,
     ) -> None:
         """Runs one task under a fault, and waits until no reservation of it is left."""
-        self.lives[life.request_id] = life
+        self.runs[run.request_id] = run
         store: Any = self.app.store
         self.app.keyring._cache.clear()  # so that the key is looked up
         if hasattr(store, "_wallet_index"):
             store._wallet_index._known.clear()
-            life.retried = times == 1
+            run.retried = times == 1
             store._connection.timing = replace(
                 store._connection.timing, timeout=SHORT_TIMEOUT if times > 1 else LONG_TIMEOUT
             )
         self.faults.arm(at, times, error, after=after)
-        await life.ask(client)
+        await run.ask(client)
         await self.app.draining.idle()
         self.faults.disarm()
         if hasattr(store, "_wallet_index"):
             store._connection.timing = replace(store._connection.timing, timeout=LONG_TIMEOUT)
-        async with asyncio.timeout(FREED_WITHIN):
+        async with asyncio.timeout(RELEASED_WITHIN):
             while (await store.balance(LIVE)).held or (await store.limit_status(LIVE)).concurrency:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
-    async def audited(self) -> pb.AuditResponse:
+    async def audit(self) -> pb.AuditResponse:
         """The audit of the running server."""
         async with grpc.aio.insecure_channel(f"unix:{self.app.settings.admin_socket}") as channel:
             return await AdminServiceStub(channel).Audit(pb.AuditRequest())
@@ -258,24 +258,24 @@ class FaultyApp:
 
 @asynccontextmanager
 async def open_faulty(
-    kind: str, url: str, folder: Path, patch: pytest.MonkeyPatch
+    store_type: str, url: str, folder: Path, patch: pytest.MonkeyPatch
 ) -> AsyncIterator[FaultyApp]:
-    """Starts an app on a store of that kind."""
+    """Starts an app on a store of that type."""
     faults = Faults()
     patch.setattr(ledger, "PROGRESS_INTERVAL", 0.02)
 
     def wrap(store: Any) -> Any:
-        if kind == "redis":
+        if store_type == "redis":
             store._connection._client = FaultyClient(store._connection._client, faults)
             store._connection.timing = replace(store._connection.timing, timeout=LONG_TIMEOUT)
         return store
 
-    if kind == "sqlite":
+    if store_type == "sqlite":
         FaultyConnection.faults = faults
         patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=FaultyConnection))
-    lives: dict[str, Life] = {}
+    runs: dict[str, TaskRun] = {}
     async with FaultUpstream() as upstream:
-        upstream.default = lambda received: lives[received.prompt.split()[0]].answer(received)
+        upstream.default = lambda received: runs[received.prompt.split()[0]].answer(received)
         settings = Settings(
             rest="127.0.0.1:0",
             grpc="127.0.0.1:0",
@@ -295,12 +295,12 @@ async def open_faulty(
             assert app.rest is not None
             assert app.grpc is not None
             async with open_drivers("http://{}:{}".format(*app.rest), app.grpc, key) as clients:
-                yield FaultyApp(app, upstream, clients, faults, lives)
+                yield FaultyApp(app, upstream, clients, faults, runs)
 
 
 @pytest.fixture(params=["sqlite", "redis"])
-def kind(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """A kind of store, and its URL."""
+def store_type(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """A type of store, and its URL."""
     if request.param == "sqlite":
         yield "sqlite", ""
         return
@@ -308,50 +308,53 @@ def kind(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
         yield "redis", server.url
 
 
-LIVES = list(itertools.product(("finished", "failed", "left"), (False, True)))
+RUNS = list(itertools.product(("finished", "failed", "left"), (False, True)))
 STEPS = {"sqlite": 1 if FULL else 3, "redis": 1}
 """The distance between the calls that fail: a task executes about thirty statements on a file."""
 
 
 @pytest.mark.timeout(1800 if FULL else 120)
 async def test_any_store_error_at_any_call_leaves_no_reservation_and_one_record_per_answer(
-    kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store_type: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store, url = kind
+    store, url = store_type
     warnings: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: warnings.append(context))
-    found = {**ERRORS, "known": KNOWN[store]}
-    faults = list(itertools.product(found, (False, True)))
+    errors_by_name = {**ERRORS, "known": KNOWN[store]}
+    faults = list(itertools.product(errors_by_name, (False, True)))
     turn = itertools.cycle(faults)
     try:
         async with open_faulty(store, url, tmp_path, monkeypatch) as faulty:
             number = 0
-            for (ending, stream), times in itertools.product(LIVES, (1, 10**6)):
+            for (ending, stream), times in itertools.product(RUNS, (1, 10**6)):
                 for at in itertools.count(0, STEPS[store]):
                     hits = 0
                     for error, after in faults if FULL else [next(turn)]:
                         number += 1
-                        life = Life(
+                        run = TaskRun(
                             ending,
                             stream,
                             f"{ending}-{stream}-{times > 1}-{error.replace(' ', '-')}-{number}",
                         )
                         client = faulty.clients[number % 2]
-                        await faulty.run(life, client, at, times, found[error], after=after)
+                        await faulty.run(run, client, at, times, errors_by_name[error], after=after)
                         hits += faulty.faults.hits
                     if not hits:
                         break  # the task ended after fewer calls
             await check(faulty)
-            print(f"{store}: {number} lives, {Counter(outcome(one) for one in faulty.lives.values())}")  # noqa: T201
+            print(f"{store}: {number} runs, {Counter(outcome_code(one) for one in faulty.runs.values())}")  # noqa: T201
     finally:
         asyncio.get_running_loop().set_exception_handler(None)
     assert warnings == []
     assert "failed unexpectedly" not in caplog.text
 
 
-def outcome(life: Life) -> str:
+def outcome_code(run: TaskRun) -> str:
     """The code that a task's caller received at the end."""
-    return "left" if life.told is None else life.told.code
+    return "left" if run.outcome is None else run.outcome.code
 
 
 async def check(faulty: FaultyApp) -> None:
@@ -360,36 +363,36 @@ async def check(faulty: FaultyApp) -> None:
     called = Counter(received.prompt.split()[0] for received in faulty.upstream.requests)
     assert set(called.values()) == {1}
     assert set(records) <= set(called)
-    for request_id, life in faulty.lives.items():
+    for request_id, run in faulty.runs.items():
         own = records.get(request_id, [])
-        expected = {"finished": "ok", "failed": "provider_failed", "left": "left"}[life.ending]
-        assert outcome(life) in ((expected,) if life.retried else (expected, "store_unavailable")), (
+        expected = {"finished": "ok", "failed": "provider_failed", "left": "left"}[run.ending]
+        assert outcome_code(run) in ((expected,) if run.retried else (expected, "store_unavailable")), (
             request_id,
-            life.told,
+            run.outcome,
         )
-        if outcome(life) == "ok":
+        if outcome_code(run) == "ok":
             assert [record.complete for record in own] == [True], request_id
-        elif life.ending == "failed" or request_id not in called:
+        elif run.ending == "failed" or request_id not in called:
             assert own == [], request_id
-        elif life.ending == "left":
-            assert [record.complete for record in own] == ([False] if life.stream else []), request_id
+        elif run.ending == "left":
+            assert [record.complete for record in own] == ([False] if run.stream else []), request_id
         elif "known" in request_id:
             # If the file is known not to have the record, the task is unpaid or pays its delivered output.
             assert len(own) <= 1, request_id
         else:
             assert len(own) == 1, request_id
-    audited = await faulty.audited()
-    assert not audited.findings, audited
-    assert (audited.holds, audited.difference_micros) == (0, 0)
+    report = await faulty.audit()
+    assert not report.findings, report
+    assert (report.holds, report.difference_micros) == (0, 0)
 
 
-# --- reservations whose task no process runs
+# --- reservations without a running task
 
 
 async def test_a_reservation_without_a_running_task_is_an_audit_difference_and_is_ended(
-    kind: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store_type: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, url = kind
+    store, url = store_type
     async with open_faulty(store, url, tmp_path, monkeypatch) as faulty:
         may_list = asyncio.Event()
         inner: Store = faulty.app.store
@@ -401,24 +404,24 @@ async def test_a_reservation_without_a_running_task_is_an_audit_difference_and_i
             return await reservations(own=own)
 
         monkeypatch.setattr(inner, "reservations", waiting)
-        life = Life("left", True, "running-1")
-        faulty.lives[life.request_id] = life
-        running = asyncio.create_task(life.ask(faulty.clients[0]))
-        await life.gate.reached.wait()
+        run = TaskRun("left", True, "running-1")
+        faulty.runs[run.request_id] = run
+        running = asyncio.create_task(run.ask(faulty.clients[0]))
+        await run.gate.reached.wait()
         draft = UsageRecord("task_lost", "r", "default", True, "k", "rest", "gpt-4", "text", at=time.time())
         await inner.reserve(ReserveRequest(draft, minimum=1, maximum=2_740_000))
-        found = await faulty.audited()
-        assert [(one.check, one.subject, one.difference_micros) for one in found.findings] == [
-            ("running", "task_lost", 2_740_000)
-        ]
+        report = await faulty.audit()
+        assert [
+            (finding.check, finding.subject, finding.difference_micros) for finding in report.findings
+        ] == [("running", "task_lost", 2_740_000)]
         may_list.set()
-        async with asyncio.timeout(FREED_WITHIN):
-            while (await faulty.audited()).findings:
+        async with asyncio.timeout(RELEASED_WITHIN):
+            while (await faulty.audit()).findings:
                 pass
         await running
         await faulty.app.draining.idle()
-        async with asyncio.timeout(FREED_WITHIN):
+        async with asyncio.timeout(RELEASED_WITHIN):
             while (await inner.balance(LIVE)).held:
                 pass
-        assert not (await faulty.audited()).findings
+        assert not (await faulty.audit()).findings
         assert list(await faulty.records()) == ["running-1"]

@@ -1,7 +1,7 @@
 """A disk that fails while tasks end: no caller receives a false success, nothing is lost or charged twice.
 
-One failure is a small, full file system in memory, if this system allows mounting one. The other is a limit on
-the size of the server's files, which SQLite sees as another error.
+One failure is a small, full file system in memory, if the system allows mounting one. The other is a limit on
+the size of the server's files, which SQLite reports as a different error.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ pytestmark = [
 
 
 class FullDisk:
-    """A full disk: a small file system in memory, mounted over the folder of a house."""
+    """A full disk: a small file system in memory, mounted over the folder of a deployment."""
 
     def __init__(self) -> None:
         self._holder: subprocess.Popen[bytes] | None = None
 
-    def mount(self, house: Deployment) -> None:
-        """Moves a prepared house to such a disk."""
-        folder = house.data.parent
+    def mount(self, deployment: Deployment) -> None:
+        """Moves a prepared deployment to a full disk."""
+        folder = deployment.data.parent
         mount = f"mount -t tmpfs -o size={SMALL_DISK} none '{folder}' && cp -a . '{folder}' && echo mounted && exec cat"
         try:
             self._holder = holder = subprocess.Popen(
@@ -61,7 +61,7 @@ class FullDisk:
         if holder.stdout.readline() != b"mounted\n" or subprocess.run([*inside, "true"]).returncode:
             self.close()
             pytest.skip("this system does not allow mounting")
-        house.command_prefix = inside
+        deployment.command_prefix = inside
 
     async def begin(self, process: ServerProcess) -> None:
         """Starts the failure: nothing can be written."""
@@ -71,10 +71,12 @@ class FullDisk:
         """Ends the failure."""
         await process.send("empty")
 
-    async def end_without_server(self, house: Deployment) -> None:
+    async def end_without_server(self, deployment: Deployment) -> None:
         """Ends the failure while no server is running; before, no server can start."""
-        assert "disk is full" in await start_error(house)
-        freeing = await asyncio.create_subprocess_exec(*house.command_prefix, "rm", house.data / "filler")
+        assert "disk is full" in await start_error(deployment)
+        freeing = await asyncio.create_subprocess_exec(
+            *deployment.command_prefix, "rm", deployment.data / "filler"
+        )
         assert await freeing.wait() == 0
 
     def close(self) -> None:
@@ -88,7 +90,7 @@ class FullDisk:
 class FileSizeLimit:
     """A limit of the process: no file can grow."""
 
-    def mount(self, house: Deployment) -> None:
+    def mount(self, deployment: Deployment) -> None:
         """Does nothing."""
 
     async def begin(self, process: ServerProcess) -> None:
@@ -101,11 +103,11 @@ class FileSizeLimit:
         _, hard = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
 
-    async def end_without_server(self, house: Deployment) -> None:
+    async def end_without_server(self, deployment: Deployment) -> None:
         """The limit ended with the process, so another process gets it first."""
-        house.command_prefix = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
-        assert "File too large" in await start_error(house)
-        house.command_prefix = ()
+        deployment.command_prefix = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
+        assert "File too large" in await start_error(deployment)
+        deployment.command_prefix = ()
 
     def close(self) -> None:
         """Does nothing."""
@@ -114,9 +116,9 @@ class FileSizeLimit:
 DiskFailure = FullDisk | FileSizeLimit
 
 
-async def start_error(house: Deployment) -> str:
+async def start_error(deployment: Deployment) -> str:
     """The error of a server that can't start. It must blame the disk, not the file."""
-    dead = await house.start(expect_exit=True, stderr=subprocess.PIPE)
+    dead = await deployment.start(expect_exit=True, stderr=subprocess.PIPE)
     assert dead.process.returncode == 1
     assert dead.process.stderr is not None
     message = (await dead.process.stderr.read()).decode()
@@ -170,20 +172,20 @@ def body(name: str) -> dict[str, Any]:
 
 
 def start_all_types(
-    clients: tuple[RestDriver, GrpcDriver], watch: ChunkCounter, *, repeatable: bool = True
+    clients: tuple[RestDriver, GrpcDriver], watch: ChunkCounter, *, idempotent: bool = True
 ) -> dict[str, asyncio.Task[Outcome]]:
-    """Starts a task of each type over each protocol. Returns them by name. `repeatable`: with an
+    """Starts a task of each type over each protocol. Returns them by name. `idempotent`: with an
     Idempotency-Key."""
     tasks = {}
     for task_type in ("text", "speech"):
         for client in clients:
             for stream in (False, True):
-                name = f"{task_type}.{type(client).__name__}.{'stream' if stream else 'whole'}"
-                repeat_key = name if repeatable else None
-                asking = client(
-                    body(name), name, stream=stream, idempotency_key=repeat_key, on_chunk=watch.add
+                name = f"{task_type}.{type(client).__name__}.{'stream' if stream else 'unary'}"
+                idempotency_key = name if idempotent else None
+                call = client(
+                    body(name), name, stream=stream, idempotency_key=idempotency_key, on_chunk=watch.add
                 )
-                tasks[name] = asyncio.create_task(asking)
+                tasks[name] = asyncio.create_task(call)
     return tasks
 
 
@@ -194,7 +196,7 @@ async def run_into_failure(
     upstream: FaultUpstream,
     vendor: Vendor,
 ) -> dict[str, Outcome]:
-    """Runs tasks up to their end, which comes during the failure."""
+    """Runs tasks that end during the failure."""
     watch = ChunkCounter()
     tasks = start_all_types(clients, watch)
     for _ in tasks:
@@ -202,55 +204,57 @@ async def run_into_failure(
     await watch.wait_for(2 * 6 + 2 * 1)
     await failure.begin(process)
     vendor.gate.open()
-    told = {name: await task for name, task in tasks.items()}
-    assert {one.code for one in told.values()} == {"store_unavailable"}, told
-    assert not any(one.complete for one in told.values())
+    outcomes = {name: await task for name, task in tasks.items()}
+    assert {result.code for result in outcomes.values()} == {"store_unavailable"}, outcomes
+    assert not any(result.complete for result in outcomes.values())
     refused = [await client(body("text"), "refused") for client in clients]
-    assert {one.code for one in refused} == {"store_unavailable"}
+    assert {refusal.code for refusal in refused} == {"store_unavailable"}
     assert vendor.calls["text"] == 0
-    return told
+    return outcomes
 
 
-def check(books: Books, told: dict[str, Outcome]) -> None:
-    """A stream costs its delivered output, any other task nothing."""
+def check(books: Books, outcomes: dict[str, Outcome]) -> None:
+    """A stream costs its delivered output; a unary task costs nothing."""
     books.check_idle()
-    for name, one in told.items():
+    for name, result in outcomes.items():
         records = books.records.get(name, [])
         if not name.endswith("stream"):
             assert records == [], name
         for record in records:
             assert not record["complete"]
-            assert record["output_tokens"] <= one.chunks
-    assert set(books.records) <= {*told, "before"}
+            assert record["output_tokens"] <= result.chunks
+    assert set(books.records) <= {*outcomes, "before"}
     (before,) = books.records["before"]
     assert before["complete"]
 
 
-async def ask_again(
+async def check_repeated(
     clients: tuple[RestDriver, GrpcDriver],
     process: ServerProcess,
-    told: dict[str, Outcome],
+    outcomes: dict[str, Outcome],
     vendor: Vendor,
     first: Books,
 ) -> None:
     """A repeated request with the same Idempotency-Key is answered, and charged once."""
-    for name in told:
+    for name in outcomes:
         stream = name.endswith("stream")
         for turn, client in enumerate(clients):
-            repeated = await client(body(name), f"{name}.again{turn}", stream=stream, idempotency_key=name)
+            repeated = await client(body(name), f"{name}.repeat{turn}", stream=stream, idempotency_key=name)
             assert repeated.complete, repeated
         assert vendor.calls[name] == 2
     books = await read_books(process)
     books.check_idle()
-    for name in told:
-        again = [r for turn in (0, 1) for r in books.records.get(f"{name}.again{turn}", ())]
-        assert [record["complete"] for record in again] == [True]
+    for name in outcomes:
+        repeats = [r for turn in (0, 1) for r in books.records.get(f"{name}.repeat{turn}", ())]
+        assert [record["complete"] for record in repeats] == [True]
         assert books.records.get(name, []) == first.records.get(name, [])
 
 
 @pytest.fixture
-async def house(failure: DiskFailure, tmp_path: Path, upstream: FaultUpstream) -> AsyncIterator[Deployment]:
-    """A house on the failing disk."""
+async def deployment(
+    failure: DiskFailure, tmp_path: Path, upstream: FaultUpstream
+) -> AsyncIterator[Deployment]:
+    """A deployment on the failing disk."""
     (tmp_path / "disk").mkdir()
     async with await Deployment(tmp_path / "disk", upstream).prepare(CREDITS) as prepared:
         prepared.errors = tmp_path / "errors"
@@ -259,143 +263,145 @@ async def house(failure: DiskFailure, tmp_path: Path, upstream: FaultUpstream) -
 
 
 async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
-    failure: DiskFailure, house: Deployment, upstream: FaultUpstream, vendor: Vendor
+    failure: DiskFailure, deployment: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
-    process = await house.start(stderr=subprocess.DEVNULL)
-    async with open_drivers(process.rest, process.grpc, house.key) as clients:
-        await acknowledged(clients[0], vendor)
-        told = await run_into_failure(failure, clients, process, upstream, vendor)
+    process = await deployment.start(stderr=subprocess.DEVNULL)
+    async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
+        await run_before_failure(clients[0], vendor)
+        outcomes = await run_into_failure(failure, clients, process, upstream, vendor)
         await failure.end(process)
-        books = await resolved(process)
-        check(books, told)
-        for name, one in told.items():
+        books = await read_settled_books(process)
+        check(books, outcomes)
+        for name, result in outcomes.items():
             if name.endswith("stream"):
                 (record,) = books.records[name]
                 assert record["cost"] > 0
-                assert record["output_tokens"] == (one.chunks if name.startswith("text") else 0)
-        await ask_again(clients, process, told, vendor, books)
+                assert record["output_tokens"] == (result.chunks if name.startswith("text") else 0)
+        await check_repeated(clients, process, outcomes, vendor, books)
 
 
 async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_the_next_start(
-    failure: DiskFailure, house: Deployment, upstream: FaultUpstream, vendor: Vendor
+    failure: DiskFailure, deployment: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
-    process = await house.start(stderr=subprocess.DEVNULL)
-    async with open_drivers(process.rest, process.grpc, house.key) as clients:
-        await acknowledged(clients[0], vendor)
-        told = await run_into_failure(failure, clients, process, upstream, vendor)
+    process = await deployment.start(stderr=subprocess.DEVNULL)
+    async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
+        await run_before_failure(clients[0], vendor)
+        outcomes = await run_into_failure(failure, clients, process, upstream, vendor)
         books = await read_books(process)
         books.check()
-        assert len(books.held) == len(told)
+        assert len(books.held) == len(outcomes)
         process.kill()
         assert await process.wait() == -signal.SIGKILL
-    await failure.end_without_server(house)
-    process = await house.start()
+    await failure.end_without_server(deployment)
+    process = await deployment.start()
     books = await read_books(process)
-    check(books, told)
-    async with open_drivers(process.rest, process.grpc, house.key) as clients:
-        await ask_again(clients, process, told, vendor, books)
+    check(books, outcomes)
+    async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
+        await check_repeated(clients, process, outcomes, vendor, books)
 
 
 async def test_uploads_during_a_disk_failure_are_unavailable_and_leave_no_file(
-    failure: DiskFailure, house: Deployment, vendor: Vendor
+    failure: DiskFailure, deployment: Deployment, vendor: Vendor
 ) -> None:
-    process = await house.start(stderr=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")
+    process = await deployment.start(stderr=subprocess.DEVNULL, POMELO_DISK_RESERVE="0")
     async with aiohttp.ClientSession() as session, grpc.aio.insecure_channel(process.grpc) as channel:
         await failure.begin(process)
         for size in (10, 100_000, 3_000_000):
-            assert await form(session, process, house, size) == (503, "store_unavailable")
-            assert await upload(channel, house, size) == "UNAVAILABLE store_unavailable"
-        assert await stored(house) == []
+            assert await form(session, process, deployment, size) == (503, "store_unavailable")
+            assert await upload(channel, deployment, size) == "UNAVAILABLE store_unavailable"
+        assert await stored_files(deployment) == []
         await failure.end(process)
         vendor.gate.open()
-        assert await upload(channel, house, 100_000) == ""
-        assert await form(session, process, house, 100_000) == (200, "")
-        assert len(await stored(house)) == 1
+        assert await upload(channel, deployment, 100_000) == ""
+        assert await form(session, process, deployment, 100_000) == (200, "")
+        assert len(await stored_files(deployment)) == 1
     (await read_books(process)).check_idle()
 
 
 async def test_media_leave_disk_space_for_the_ledger(
-    house: Deployment, failure: DiskFailure, upstream: FaultUpstream, vendor: Vendor
+    deployment: Deployment, failure: DiskFailure, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     if not isinstance(failure, FullDisk):
         pytest.skip("only for a full disk")
     reserve = 6 * 1024 * 1024
-    process = await house.start(stderr=subprocess.DEVNULL, POMELO_DISK_RESERVE=str(reserve))
+    process = await deployment.start(stderr=subprocess.DEVNULL, POMELO_DISK_RESERVE=str(reserve))
     async with (
         aiohttp.ClientSession() as session,
         grpc.aio.insecure_channel(process.grpc) as channel,
-        open_drivers(process.rest, process.grpc, house.key) as clients,
+        open_drivers(process.rest, process.grpc, deployment.key) as clients,
     ):
         watch = ChunkCounter()
-        running = start_all_types(clients, watch, repeatable=False)
+        running = start_all_types(clients, watch, idempotent=False)
         for _ in running:
             await upstream.received()
-        outcomes = [await upload(channel, house, 1_000_000) for _ in range(16)]
-        assert outcomes[0] == ""
-        assert outcomes[-1] == "UNAVAILABLE store_unavailable"
-        assert await form(session, process, house, 1_000_000) == (503, "store_unavailable")
-        assert reserve - 500_000 < await free_of(house) < reserve + 1_000_000
+        statuses = [await upload(channel, deployment, 1_000_000) for _ in range(16)]
+        assert statuses[0] == ""
+        assert statuses[-1] == "UNAVAILABLE store_unavailable"
+        assert await form(session, process, deployment, 1_000_000) == (503, "store_unavailable")
+        assert reserve - 500_000 < await free_bytes(deployment) < reserve + 1_000_000
         vendor.gate.open()
-        told = {name: await task for name, task in running.items()}
-        assert {name: one.code for name, one in told.items() if not one.complete} == {}
+        outcomes = {name: await task for name, task in running.items()}
+        assert {name: result.code for name, result in outcomes.items() if not result.complete} == {}
         for number in range(200):
             assert (await clients[number % 2](body("text"), f"more-{number}")).complete
     books = await read_books(process)
     books.check_idle()
-    assert all(record["complete"] for name in told for record in books.records[name])
+    assert all(record["complete"] for name in outcomes for record in books.records[name])
     assert {f"more-{number}" for number in range(200)} <= set(books.records)
 
 
 async def form(
-    session: aiohttp.ClientSession, process: ServerProcess, house: Deployment, size: int
+    session: aiohttp.ClientSession, process: ServerProcess, deployment: Deployment, size: int
 ) -> tuple[int, str]:
     """Uploads an audio file with a task. Returns the status and the error code."""
     data = aiohttp.FormData({"model": "eleven-labs-stt"})
     data.add_field("audio", b"OggS" + bytes(size), filename="a.ogg", content_type="audio/ogg")
-    headers = {"Authorization": f"Bearer {house.key}"}
+    headers = {"Authorization": f"Bearer {deployment.key}"}
     async with session.post(f"{process.rest}/api/v1/task", data=data, headers=headers) as answer:
         return answer.status, (await answer.json()).get("error", {}).get("code", "")
 
 
-async def upload(channel: grpc.aio.Channel, house: Deployment, size: int) -> str:
+async def upload(channel: grpc.aio.Channel, deployment: Deployment, size: int) -> str:
     """Uploads a file. Returns the status and the reason of the error; empty if it was stored."""
-    pieces = [UploadMediaRequest(content_type="audio/ogg")]
-    pieces += [UploadMediaRequest(chunk=bytes(min(250_000, size - at))) for at in range(0, size, 250_000)]
+    requests = [UploadMediaRequest(content_type="audio/ogg")]
+    requests += [UploadMediaRequest(chunk=bytes(min(250_000, size - at))) for at in range(0, size, 250_000)]
     try:
-        await MediaServiceStub(channel).UploadMedia(iter(pieces), metadata=bearer(house.key))
+        await MediaServiceStub(channel).UploadMedia(iter(requests), metadata=bearer(deployment.key))
     except grpc.aio.AioRpcError as error:
         return f"{error.code().name} {reason_of(error)}"
     return ""
 
 
-async def stored(house: Deployment) -> list[str]:
+async def stored_files(deployment: Deployment) -> list[str]:
     """The names of the files in the media folder."""
-    return (await inside(house, "ls", "-A", str(house.data / "media"))).split()
+    return (await run_inside(deployment, "ls", "-A", str(deployment.data / "media"))).split()
 
 
-async def free_of(house: Deployment) -> int:
+async def free_bytes(deployment: Deployment) -> int:
     """Free bytes on the disk."""
-    blocks, size = (await inside(house, "stat", "-f", "-c", "%a %S", str(house.data))).split()
+    blocks, size = (await run_inside(deployment, "stat", "-f", "-c", "%a %S", str(deployment.data))).split()
     return int(blocks) * int(size)
 
 
-async def inside(house: Deployment, *command: str) -> str:
-    """The output of a program that runs where the house's files are."""
-    process = await asyncio.create_subprocess_exec(*house.command_prefix, *command, stdout=subprocess.PIPE)
+async def run_inside(deployment: Deployment, *command: str) -> str:
+    """Returns the output of a program that runs on the deployment's disk."""
+    process = await asyncio.create_subprocess_exec(
+        *deployment.command_prefix, *command, stdout=subprocess.PIPE
+    )
     output, _ = await process.communicate()
     assert process.returncode == 0
     return output.decode()
 
 
-async def acknowledged(client: RestDriver, vendor: Vendor) -> None:
+async def run_before_failure(client: RestDriver, vendor: Vendor) -> None:
     """Runs a task before the failure."""
     vendor.gate.open()
     assert (await client(body("before"), "before")).complete
     vendor.gate = Gate()
 
 
-async def resolved(process: ServerProcess) -> Books:
-    """The books, as soon as nothing is reserved any more."""
+async def read_settled_books(process: ServerProcess) -> Books:
+    """Returns the books as soon as no reservation is open."""
     async with asyncio.timeout(30):
         while (await read_books(process)).held:
             pass

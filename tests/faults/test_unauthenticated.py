@@ -1,6 +1,6 @@
 """Over gRPC, calls without a key cost almost nothing, and calls with a free key at most its account's share.
 
-The server is a process of its own, so that its memory can be measured. With LOAD_CALLS the attack is larger,
+The server is a separate process, so that its memory can be measured. With LOAD_CALLS the attack is larger,
 and the test waits for the time limits of calls with a key.
 """
 

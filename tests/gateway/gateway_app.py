@@ -46,7 +46,7 @@ from tests.app import endow
 
 KEY = "pml_test_open"
 HAIKU_ONLY = "pml_test_haiku"
-PNG = b"\x89PNG\r\n\x1a\n" + b"picture" * 1000
+PNG = b"\x89PNG\r\n\x1a\n" + b"a pixel" * 1000
 AUDIO = b"ID3" + bytes(range(256)) * 100
 
 

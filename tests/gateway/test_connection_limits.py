@@ -89,7 +89,7 @@ async def test_with_only_trusted_connections_the_longest_idle_one_of_the_largest
     assert not new.surplus
 
 
-async def test_when_all_are_busy_new_ones_are_surplus_and_the_oldest_one_is_evicted() -> None:
+async def test_when_all_connections_are_busy_new_ones_are_surplus_and_the_oldest_is_evicted() -> None:
     connections = ConnectionSet(ConnectionLimits(max_connections=2, reserve=2))
     for _ in range(2):
         connections.open(owner="acme", busy=True)

@@ -118,7 +118,7 @@ async def test_parts_and_their_headers_are_limited() -> None:
         assert await bytes_until_refused(start + b"\r\n" + line + b"\r\n\r\nx\r\n--B--\r\n") > 0
 
 
-async def test_as_many_parts_and_headers_as_allowed_are_read() -> None:
+async def test_the_maximum_number_of_parts_and_headers_is_accepted() -> None:
     contents = [b"x"] * MAX_PARTS
     found = await read("multipart/form-data; boundary=B", SplitBody(form(b"B", contents), 1000))
     assert [content for _, content in found] == contents

@@ -121,7 +121,7 @@ async def test_a_completed_slow_request_no_longer_counts_against_its_connection(
 
 @pytest.mark.parametrize("times", [1, 3])
 async def test_every_refused_client_gets_time_to_read_its_response(open_gateway: OpenApp, times: int) -> None:
-    async with open_gateway(max_connections=8) as gateway:  # of which one may wait for its client to read
+    async with open_gateway(max_connections=8) as gateway:  # one of them may wait for its client to read
         for _ in range(times):
             async with gateway.connect(b"GET / HTTP/1.1\r\n") as (reader, writer):
                 for number in range(40):

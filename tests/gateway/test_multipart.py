@@ -316,7 +316,7 @@ async def test_an_upload_is_never_buffered_completely(open_gateway: OpenApp) -> 
 
 
 async def wait_for_files(gateway: GatewayApp, *, some: bool) -> None:
-    """Returns when there are files in the media folder, or none; there is no event to wait for."""
+    """Waits until the media folder has files, or is empty; there is no event to wait for."""
     while any(gateway.media.folder.iterdir()) is not some:  # noqa: ASYNC110
         await asyncio.sleep(0)
 

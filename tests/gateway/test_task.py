@@ -581,11 +581,11 @@ async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_acce
 
         async def send(step: int) -> bytes:
             async with gateway.connect(head(KEY, len(body), JSON)) as (reader, writer):
-                asking = asyncio.create_task(reader.readline())
+                line = asyncio.create_task(reader.readline())
                 for at in range(0, len(body), step):
                     writer.write(body[at : at + step])
-                    await asyncio.wait([asking], timeout=0.02)
-                return await asyncio.wait_for(asking, 5)
+                    await asyncio.wait([line], timeout=0.02)
+                return await asyncio.wait_for(line, 5)
 
         slow, steady = await asyncio.gather(send(1), send(20))
         assert slow == b"HTTP/1.1 400 Bad Request\r\n"

@@ -299,7 +299,7 @@ async def test_strict_handling_refuses_before_limits_and_credits(
         (text_body(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128000"),
     ],
 )
-async def test_an_error_says_what_the_model_takes(
+async def test_an_error_has_the_range_that_the_model_accepts(
     rig: Rig, protocol: str, body: dict[str, Any], expected: str
 ) -> None:
     caller = await rig.app.account()

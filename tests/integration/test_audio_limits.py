@@ -63,7 +63,7 @@ FITS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "ogg opus of the limit": ("audio/ogg", lambda: corpus.make("ogg opus", MAX_SECONDS)),
     "samples of one byte": ("audio/basic", lambda: bytes(299 * 8_000)),
     "wav with padding": ("audio/wav", lambda: padded(corpus.wav(50, rate=6_000))),
-    "bytes that can't be measured": ("", lambda: b"some sound " * 60_000),
+    "bytes that can't be measured": ("", lambda: b"some audio " * 60_000),
 }
 
 
@@ -127,7 +127,7 @@ async def test_audio_above_the_limit_is_refused_without_a_request_to_the_vendor(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", FITS)
-async def test_audio_that_may_be_within_the_limit_reaches_the_vendor(
+async def test_audio_that_can_be_within_the_limit_is_sent_to_the_vendor(
     app: RunningApp, protocol: str, name: str
 ) -> None:
     caller = await app.account()
@@ -146,7 +146,7 @@ async def test_audio_that_the_vendor_refuses_as_too_long_costs_nothing(
 ) -> None:
     caller = await app.account()
     app.upstream.script(error_reply(400, "audio_too_long", param="audio"))
-    code, message = await ask(app, protocol, caller.live, "", b"some sound " * 60_000)
+    code, message = await ask(app, protocol, caller.live, "", b"some audio " * 60_000)
     assert code == "invalid_parameter"
     assert "audio" in message
     assert await app.records(caller) == []

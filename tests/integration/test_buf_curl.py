@@ -16,7 +16,7 @@ import pytest
 from tests.serving import Served, serve
 
 BUF = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
-AUDIO = base64.b64encode(b"some sound " * 200).decode()
+AUDIO = base64.b64encode(b"some audio " * 200).decode()
 TASKS: dict[str, dict[str, Any]] = {
     "text": {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": "Hi"}]}},
     "image": {"model": "flux-1-pro", "image": {"prompt": "A kite", "width": 64, "height": 64}},

@@ -216,7 +216,7 @@ async def test_models_are_listed_with_their_prices(served, tmp_path):
     assert all(model["prices"] and model["available"] for model in listed)
 
 
-async def test_on_a_terminal_text_streams_and_progress_overwrites_none_of_it(served, tmp_path):
+async def test_on_a_terminal_text_is_streamed_and_not_overwritten_by_progress(served, tmp_path):
     master, slave = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -189,7 +189,7 @@ async def test_a_config_file_is_read(tmp_path):
         assert (tmp_path / "kept" / "pomelo.db").exists()
 
 
-async def test_a_gateway_serves_rest_for_a_server_elsewhere(tmp_path):
+async def test_a_gateway_serves_rest_for_a_remote_server(tmp_path):
     addresses = free_addresses()
     rest = f"127.0.0.1:{free_port()}"
     async with start_command(tmp_path, "serve", **addresses) as server:

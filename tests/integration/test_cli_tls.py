@@ -68,7 +68,7 @@ async def test_the_own_server_is_reached_with_any_issuer_of_its_certificate(tmp_
         assert (states["gRPC"][0], states["REST"][0]) == ("ok", "ok"), states
 
 
-async def test_another_certificate_at_the_own_address_is_distinguished_from_no_server(tmp_path, pairs):
+async def test_an_unexpected_certificate_at_the_own_address_is_distinguished_from_no_server(tmp_path, pairs):
     addresses = free_addresses()
     async with start_server(tmp_path, **addresses, **tls(pairs, "here")):
         other_pair = tls(pairs, "named")
@@ -117,7 +117,7 @@ async def test_a_missing_client_certificate_is_reported(tmp_path, pairs):
         assert (await pomelo(tmp_path, "models", *target, **tls(pairs, "here"))).status == 0
 
 
-async def test_a_gateway_uses_tls_as_its_options_say(tmp_path, pairs):
+async def test_a_gateway_uses_tls_according_to_its_options(tmp_path, pairs):
     addresses = free_addresses()
     rest = f"127.0.0.1:{free_port()}"
     options = ("--target", addresses["POMELO_GRPC"], "--ca", str(pairs / "here.pem"))
@@ -156,7 +156,7 @@ async def test_a_gateway_starts_a_tls_handshake_only_if_tls_is_on(tmp_path, opti
         aiohttp.ClientSession(headers={"Authorization": "Bearer x"}) as session,
     ):
         await gateway.read_until("gRPC")
-        asking = asyncio.create_task(session.get(f"http://{rest}/api/v1/models"))
+        request_task = asyncio.create_task(session.get(f"http://{rest}/api/v1/models"))
         async with asyncio.timeout(30):
             assert await seen == first
-            (await asking).close()
+            (await request_task).close()

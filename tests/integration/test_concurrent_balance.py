@@ -19,7 +19,7 @@ from tests.unit.media import corpus
 
 TASKS = 20
 ZERO_LENGTH_HEADER = base64.b64encode(corpus.wav(6, per_second=0xFFFFFFFF)).decode()
-"""Six seconds of audio whose header says that it has none."""
+"""Six seconds of audio whose header declares a length of zero."""
 
 BODIES: dict[str, dict[str, Any]] = {
     "text": text_body("Hello there, all of you", max_tokens=20),
@@ -42,7 +42,7 @@ def behind(gate: Gate) -> Script:
     """Returns the script by which the vendors give their default answers when the gate opens."""
 
     def script(received: Received) -> Reply:
-        vendor = next(wire for wire in VENDOR_PROTOCOLS if wire.serves(received))
+        vendor = next(protocol for protocol in VENDOR_PROTOCOLS if protocol.serves(received))
         reply = vendor.default if isinstance(vendor.default, Reply) else vendor.default(received)
         return replace(reply, before=(gate, *reply.before))
 

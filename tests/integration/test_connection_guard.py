@@ -181,7 +181,7 @@ async def test_a_running_call_allows_one_message_more() -> None:
 async def test_bytes_since_the_last_call_are_limited() -> None:
     async with watched(idle_bytes=1000) as opened:
         client = await opened.connect()
-        for _ in range(3):  # each call begins anew
+        for _ in range(3):  # each call starts a new wait
             opened.guard.authenticated(client.peer)
             await client.send(5000)
             opened.scan()

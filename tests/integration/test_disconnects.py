@@ -124,7 +124,7 @@ async def test_a_deadline_bills_what_was_delivered(
 @PROTOCOL
 async def test_a_caller_who_leaves_speech_pays_for_the_delivered_time(app: RunningApp, protocol: str) -> None:
     account = await app.account("wide")
-    text = "Speech of some length that is not heard to its end. " * 4
+    text = "Speech of some length that is not received completely. " * 4
     body = {"model": "eleven-labs-tts", "text": text, "voice": "adam", "output_format": "pcm_16000"}
     gate = Gate()
     before = len(app.upstream.requests)
@@ -174,7 +174,7 @@ async def test_leaving_frees_the_slot_and_closes_the_upstream_call_within_a_tent
 ) -> None:
     # The median of several callers, because the machine may be busy with something else.
     account = await app.account("wide")
-    slots, upstream = [], []
+    release_times, upstream = [], []
     for number in range(15):
         prompt = f"again {protocol} {stream} {number}."
         gate = Gate()
@@ -185,13 +185,13 @@ async def test_leaving_frees_the_slot_and_closes_the_upstream_call_within_a_tent
         left = asyncio.get_running_loop().time()
         await client.leave()
         await app.idle(account, live=True)
-        slots.append(asyncio.get_running_loop().time() - left)
+        release_times.append(asyncio.get_running_loop().time() - left)
         request = received(app, prompt)
         async with asyncio.timeout(5):
             await request.left.wait()
         assert request.left_at is not None
         upstream.append(request.left_at - left)
-    assert median(slots) < MAX_SECONDS
+    assert median(release_times) < MAX_SECONDS
     assert median(upstream) < MAX_SECONDS
 
 

@@ -83,7 +83,7 @@ async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
         assert codes == ["ok", "invalid_api_key"]
 
 
-async def test_a_separate_gateway_drains_as_well(tmp_path: Path) -> None:
+async def test_a_separate_gateway_drains(tmp_path: Path) -> None:
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path / "data")
     alone = Settings(rest="127.0.0.1:0", data=tmp_path / "none", grace=0.8)
     async with open_app(settings) as app, aiohttp.ClientSession() as session:

@@ -420,7 +420,7 @@ async def test_a_call_that_needs_no_key_ends_in_time(path: str, message: bool, a
         assert (frames.HEADERS, frames.END_STREAM | frames.END_HEADERS) in call.frames
 
 
-async def test_a_watch_without_a_key_ends_with_a_reason_and_one_with_a_key_stays(
+async def test_a_watch_without_a_key_is_ended_with_a_reason_and_one_with_a_key_continues(
     app: App, keys: Keys
 ) -> None:
     async with open_server_under_test(app, unauthenticated_time=0.3) as opened:
@@ -466,7 +466,7 @@ async def test_unauthenticated_calls_have_a_separate_small_limit(app: App, keys:
             watch.cancel()
 
 
-async def test_an_unauthenticated_call_with_half_a_message_makes_room_for_the_next(app: App) -> None:
+async def test_an_unauthenticated_call_with_an_incomplete_message_is_replaced_by_the_next(app: App) -> None:
     half = http2.prefixed(b"\x0a" * MIB, size=2 * MIB)
     async with asyncio.timeout(20), open_server_under_test(app) as opened, opened.raw() as connection:
         calls = [connection.begin(path) for path in (CHECK, WATCH, DOWNLOAD, REFLECTION) * 3]

@@ -276,14 +276,14 @@ async def test_a_connection_with_a_valid_key_stays_open(app: App, keys: Keys, ho
     address = f"[{host}]:0" if ":" in host else f"{host}:0"
     async with (
         serve(app, replace(QUICK, per_address=2), address) as port,
-        connected(port, host) as stranger,
+        connected(port, host) as unauthenticated,
         many(port, 5, host=host) as clients,
     ):
         for client in clients:
             client.send(frames.hello())
             client.call(keys.test)
             await client.answered()
-        await stranger.closed()
+        await unauthenticated.closed()
         for client in clients:
             client.call(keys.test, 3)
             await client.answered(3)
@@ -296,13 +296,13 @@ async def test_a_connection_with_a_valid_key_stays_open_over_tls(
     options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")}
     async with (
         serve(app, QUICK, **options) as port,
-        connected(port) as stranger,
+        connected(port) as unauthenticated,
         grpc.aio.secure_channel(f"localhost:{port}", tls) as channel,
     ):
         ask = channel.unary_unary(MODELS)
         metadata = [("authorization", f"Bearer {keys.test}")]
         assert await ask(b"", metadata=metadata)
-        await stranger.closed()
+        await unauthenticated.closed()
         assert channel.get_state() == grpc.ChannelConnectivity.READY
         assert await ask(b"", metadata=metadata)
 
@@ -379,9 +379,9 @@ async def test_connections_from_a_trusted_proxy_are_not_limited(app: App) -> Non
     async with (
         serve(app, limits) as port,
         many(port, 5, source="127.0.0.9") as proxy,
-        connected(port) as stranger,
+        connected(port) as unauthenticated,
     ):
-        await stranger.closed()
+        await unauthenticated.closed()
         assert all(client.open for client in proxy)
 
 

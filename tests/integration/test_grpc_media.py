@@ -129,7 +129,7 @@ async def test_another_account_or_mode_can_not_read_or_use_an_upload(
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "test"])
-async def test_the_other_mode_can_not_read_media_that_a_task_made(
+async def test_the_other_mode_can_not_read_the_media_of_a_task(
     live: bool, media: Any, channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     owner, other = (keys.live, keys.test) if live else (keys.test, keys.live)

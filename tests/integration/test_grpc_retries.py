@@ -1,6 +1,6 @@
 """Retry policies of gRPC clients: of grpcio, blocking and with asyncio, and of Node's @grpc/grpc-js.
 
-The clients are as their users configure them: a service config in the channel's options, nothing of ours.
+The clients are as their users configure them: a service config in the channel's options, without Pomelo code.
 """
 
 from __future__ import annotations
@@ -288,26 +288,28 @@ class DownAtFirst:
         return error_reply(503, "down") if self.requests <= self._failures else Answer("one two")(received)
 
 
-@pytest.fixture(scope="module", name="house")
-async def _house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+@pytest.fixture(scope="module", name="running_app")
+async def _running_app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     async with run_app(tmp_path_factory.mktemp("retries")) as opened:
         yield opened
 
 
-async def test_a_task_that_succeeds_on_a_retry_is_billed_once(client: Client, house: RunningApp) -> None:
-    caller = await house.account()
+async def test_a_task_that_succeeds_on_a_retry_is_billed_once(
+    client: Client, running_app: RunningApp
+) -> None:
+    caller = await running_app.account()
     calls, vendors = [], []
     for method in ("RunTask", "StreamTask"):
         calls.append((method, f"down for a while {method} {time.monotonic_ns()}"))
         vendors.append(DownAtFirst(ROUTE_ATTEMPTS))
-        house.upstream.when(calls[-1][1], vendors[-1])
-    assert house.server.grpc is not None
-    for ended in await client(house.server.grpc, caller.live, PLAIN, calls):
+        running_app.upstream.when(calls[-1][1], vendors[-1])
+    assert running_app.server.grpc is not None
+    for ended in await client(running_app.server.grpc, caller.live, PLAIN, calls):
         assert (ended.status, ended.content) == ("OK", "one two")
     assert [vendor.requests for vendor in vendors] == [ROUTE_ATTEMPTS + 1] * 2
-    records = await house.records(caller)
+    records = await running_app.records(caller)
     assert [record.complete for record in records] == [True, True]
-    assert (await house.balance(caller, live=True)).held == 0
+    assert (await running_app.balance(caller, live=True)).held == 0
 
 
 async def test_a_stream_that_fails_after_the_first_event_is_not_retried(

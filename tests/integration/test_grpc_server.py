@@ -347,11 +347,11 @@ async def test_a_server_with_a_client_authority_accepts_only_its_clients(
     async with (
         served_with_tls(app, certificates, clients=True) as address,
         open_remote(address, tls=known) as services,
-        open_remote(address, tls=Tls(ca=ca)) as stranger,
+        open_remote(address, tls=Tls(ca=ca)) as unauthenticated,
     ):
         assert await services.models.list_models(call_of(keys.test))
         with pytest.raises(Exception, match="can't reach the server"):
-            await stranger.models.list_models(call_of(keys.test))
+            await unauthenticated.models.list_models(call_of(keys.test))
 
 
 # --- the operator's socket

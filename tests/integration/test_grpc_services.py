@@ -56,7 +56,7 @@ async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, w
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails: bool) -> None:
-    played = ScriptedServices()
+    scripted = ScriptedServices()
 
     @asynccontextmanager
     async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
@@ -68,8 +68,8 @@ async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails:
 
         yield play()
 
-    played.stream_task = stream_task  # type: ignore[method-assign]
-    async with serve_scripted(played) as opened:
+    scripted.stream_task = stream_task  # type: ignore[method-assign]
+    async with serve_scripted(scripted) as opened:
         call = opened.task("StreamTask")
         if fails:
             assert reason_of(await failure(call)) == "provider_failed"
@@ -96,7 +96,7 @@ async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None
 
 
 @METHODS
-async def test_the_deadline_of_a_gateway_s_call_is_the_one_in_its_header(method: str) -> None:
+async def test_the_deadline_of_a_gateway_call_is_the_one_in_its_header(method: str) -> None:
     metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
     async with serve_scripted() as opened:
         began = time.monotonic()
@@ -252,7 +252,7 @@ async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
         assert await more is grpc.aio.EOF
 
 
-async def test_a_watch_that_begins_in_a_drain_gets_one_message() -> None:
+async def test_a_watch_that_starts_while_draining_receives_one_message() -> None:
     async with serve_scripted() as opened:
         opened.server.drain()
         watch = health_pb2_grpc.HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest())

@@ -364,9 +364,9 @@ async def test_an_answer_and_its_media_are_stored_for_a_day(tmp_path: Path, prot
         assert len(await app.records(account)) == len(TASK_BODIES)
         clock.ahead = REPLAY_SECONDS + 1
         for task_type, outcome in first.items():
-            anew = await app.ask(protocol, account.test, TASK_BODIES[task_type], headers=keys[task_type])
-            assert anew.code == "ok"
-            assert anew.id != outcome.id
+            expired = await app.ask(protocol, account.test, TASK_BODIES[task_type], headers=keys[task_type])
+            assert expired.code == "ok"
+            assert expired.id != outcome.id
         assert len(await app.records(account)) == 2 * len(TASK_BODIES)
 
 

@@ -171,7 +171,7 @@ async def test_an_upload_has_all_headers(app: RunningApp) -> None:
 
     async def chunks() -> AsyncIterator[UploadMediaRequest]:
         yield UploadMediaRequest(content_type="audio/mpeg")
-        yield UploadMediaRequest(chunk=b"some sound")
+        yield UploadMediaRequest(chunk=b"some audio")
 
     metadata = [("authorization", f"Bearer {account.test}")]
     call = MediaServiceStub(app.channel).UploadMedia(chunks(), metadata=metadata)
@@ -416,7 +416,7 @@ async def test_a_client_that_reads_the_headers_reaches_the_limit_without_an_erro
 
 
 class Pacer:
-    """Runs as many tasks, and as many concurrently, as the headers allow, until the window has none left."""
+    """Runs as many tasks, and as many concurrently, as the headers allow, until the window is exhausted."""
 
     def __init__(self, app: RunningApp, protocol: str, account: Account) -> None:
         self.app, self.protocol, self.account = app, protocol, account

@@ -32,7 +32,7 @@ LAST = Event(
     )
 )
 PROGRESS = Event(image_progress=ImageProgress(progress=0.5))
-CHUNK = Event(audio_chunk=AudioChunk(data=b"sound", content_type="audio/mpeg"))
+CHUNK = Event(audio_chunk=AudioChunk(data=b"audio", content_type="audio/mpeg"))
 
 
 class StrangeError(PomeloError):
@@ -101,7 +101,7 @@ YIELDED: dict[str, tuple[Any, ...]] = {
 RESULTS: dict[str, list[tuple[Any, ...]]] = {
     "image": [(PROGRESS, WORD), (CHUNK,), (Event(result=TaskResult()),), (None,)],
     "tts": [
-        (Event(audio_chunk=AudioChunk(data=b"sound")),),
+        (Event(audio_chunk=AudioChunk(data=b"audio")),),
         (CHUNK, WORD),
         (CHUNK, None),
         (LAST,),
@@ -421,7 +421,7 @@ async def test_a_provider_that_waits_while_closing_delays_its_caller_by_a_second
 
 
 @PROTOCOL
-async def test_a_provider_may_use_its_own_timeouts_and_task_groups(
+async def test_a_provider_can_use_its_own_timeouts_and_task_groups(
     app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
     async def fail() -> None:
@@ -455,7 +455,7 @@ CONTENT_TYPES = ["text/html", "audio/mpeg\r\nX-Injected: 1", "audio/mpeg\n", "im
 async def test_an_invalid_content_type_is_provider_failed(
     app: RunningApp, caplog: pytest.LogCaptureFixture, content_type: str, stream: bool
 ) -> None:
-    FAULTY.act = yielding(Event(audio_chunk=AudioChunk(data=b"sound", content_type=content_type)))
+    FAULTY.act = yielding(Event(audio_chunk=AudioChunk(data=b"audio", content_type=content_type)))
     await check(app, caplog, TASK_BODIES["tts"], stream=stream)
     image = GeneratedImage(data=b"\x89PNG", content_type=content_type.replace("image", "audio"))
     FAULTY.act = yielding(Event(result=TaskResult(image=ImageOutput(images=[image]))))
@@ -477,8 +477,8 @@ async def test_empty_audio_is_an_error_and_starts_no_raw_answer(app: RunningApp,
     status, content_type, body = await ask()
     assert (status, content_type) == (502, "application/json")
     assert b"provider_failed" in body
-    FAULTY.act = yielding(empty, Event(audio_chunk=AudioChunk(data=b"sound")))
-    assert await ask() == (200, "audio/ogg", b"sound")
+    FAULTY.act = yielding(empty, Event(audio_chunk=AudioChunk(data=b"audio")))
+    assert await ask() == (200, "audio/ogg", b"audio")
 
 
 @PROTOCOL

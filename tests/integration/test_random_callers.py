@@ -72,7 +72,7 @@ async def test_the_balance_equals_the_records_after_many_callers_left(app: Runni
             )
             body = text_body(f"{text} {number}", max_tokens=40)
         patience = rng.choice([None, None, rng.random() * 0.08])
-        asking = app.ask(
+        request_task = app.ask(
             protocol,
             account.test,
             body,
@@ -81,7 +81,7 @@ async def test_the_balance_equals_the_records_after_many_callers_left(app: Runni
             headers={"Idempotency-Key": f"{protocol}-{number // 3}"} if rng.random() < 0.3 else None,
         )
         try:
-            outcomes.append((await asyncio.wait_for(asking, patience)).code)
+            outcomes.append((await asyncio.wait_for(request_task, patience)).code)
         except TimeoutError:
             outcomes.append("left")
 

@@ -16,7 +16,7 @@ from pomelo.accounts.plans import Plan
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.app import PLANS, RICH, RunningApp, run_app
 
-AUDIO_DATA = b"OggS" + b"a sound of some length " * 20_000
+AUDIO_DATA = b"OggS" + b"audio of some length " * 20_000
 EACH_GATEWAY = pytest.mark.parametrize("protocol", ["rest", "remote"])
 STT = {"model": "eleven-labs-stt"}
 STS = {"model": "eleven-labs-sts", "voice": "adam"}

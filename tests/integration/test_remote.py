@@ -95,7 +95,7 @@ async def test_a_stream_of_each_type_has_all_headers_before_the_first_event(
 
 @pytest.mark.parametrize("code", sorted(ERRORS))
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_error_is_the_same_as_from_the_local_services(
+async def test_an_error_equals_that_of_the_local_services(
     code: str, stream: bool, remote: Services, app: App, keys: Keys
 ) -> None:
     errors, headers = [], []
@@ -312,7 +312,7 @@ async def test_an_unavailable_server_is_reported_as_such() -> None:
         assert parts(await refusal(_download(remote, "media_x", "", call_of("any")))) == expected
 
 
-async def test_a_server_that_restarts_is_found_again(app: App, keys: Keys) -> None:
+async def test_a_restarted_server_is_reconnected(app: App, keys: Keys) -> None:
     async with open_server(app.services, ServerOptions("127.0.0.1:0")) as server:
         address = server.address
         opened = open_remote(address)

@@ -40,7 +40,7 @@ class Peers(ConnectionObserver):
 class Ends:
     """Both ends of a channel: the simulated services and the remote ones."""
 
-    played: ScriptedServices
+    scripted: ScriptedServices
     services: Services
     server: Server
     peers: set[str]
@@ -48,17 +48,17 @@ class Ends:
 
 @asynccontextmanager
 async def ends(
-    played: ScriptedServices | None = None, in_flight: InFlightLimits | None = None, **limits: Any
+    scripted: ScriptedServices | None = None, in_flight: InFlightLimits | None = None, **limits: Any
 ) -> AsyncIterator[Ends]:
     """Opens both ends; the test must end within ten seconds."""
-    played, connections = played or ScriptedServices(), Peers()
+    scripted, connections = scripted or ScriptedServices(), Peers()
     options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
     async with (
         asyncio.timeout(10),
-        open_server(played.services(), options, proof=PROOF, connections=connections) as server,
+        open_server(scripted.services(), options, proof=PROOF, connections=connections) as server,
         open_remote(server.address, limits=in_flight, proof=PROOF) as services,
     ):
-        yield Ends(played, services, server, connections.peers)
+        yield Ends(scripted, services, server, connections.peers)
 
 
 async def code_of(awaitable: Any) -> str:
@@ -83,7 +83,7 @@ async def test_the_caller_s_headers_reach_the_server(
                 assert [event async for event in events]
         else:
             await opened.services.tasks.run_task(text_task(), call)
-        (seen,) = opened.played.calls
+        (seen,) = opened.scripted.calls
     assert (seen.idempotency_key, seen.strict) == (repeat_key, strict)
     assert (seen.request_id, seen.protocol) == ("mine", "rest")
 
@@ -94,13 +94,13 @@ async def test_a_repeated_key_is_repeated_to_the_server(secret: str | None) -> N
         call = call_of(secret)
         call.api_key, call.key_error = None, "Authorization was given twice."
         assert await code_of(opened.services.access.admit(call)) == "invalid_api_key"
-        (seen,) = opened.played.calls
+        (seen,) = opened.scripted.calls
     assert (seen.api_key, seen.key_error) == (None, call.key_error)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: bool) -> None:
-    played = ScriptedServices()
+    scripted = ScriptedServices()
 
     @asynccontextmanager
     async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
@@ -112,8 +112,8 @@ async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: b
 
         yield play()
 
-    played.stream_task = stream_task  # type: ignore[method-assign]
-    async with ends(played) as opened:
+    scripted.stream_task = stream_task  # type: ignore[method-assign]
+    async with ends(scripted) as opened:
         call = call_of(KEY)
         async with opened.services.tasks.stream_task(text_task(), call) as events:
             assert call.response_headers.items() >= LIMITS.items()
@@ -141,10 +141,10 @@ async def test_a_valid_key_is_looked_up_once_and_an_invalid_one_each_time() -> N
     async with ends() as opened:
         for _ in range(3):
             (await opened.services.access.admit(call_of(KEY))).close()
-        assert len(opened.played.calls) == 1
+        assert len(opened.scripted.calls) == 1
         for _ in range(3):
             assert await code_of(opened.services.access.admit(call_of("bad"))) == "invalid_api_key"
-        assert len(opened.played.calls) == 4
+        assert len(opened.scripted.calls) == 4
 
 
 async def test_calls_and_bytes_in_a_gateway_are_limited_per_key() -> None:
@@ -178,7 +178,7 @@ async def test_an_error_of_the_server_takes_precedence_over_the_refusal_of_a_bod
         assert found.code == reported
         assert refusal is not None or found is error, "the gateway's own message is kept"
         assert call.response_headers.items() >= LIMITS.items()
-        last = opened.played.visits[-1]
+        last = opened.scripted.visits[-1]
         assert (last.refused, last.reserved[-1]) == ([("invalid_body", "gpt-4")], 70_000)
 
 
@@ -212,7 +212,7 @@ async def test_a_wrong_header_takes_precedence_over_the_refusal_of_a_body(
         (6, []),
     ],
 )
-async def test_the_beginning_of_a_download_may_be_skipped(skip: int, rest: list[bytes]) -> None:
+async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[bytes]) -> None:
     async with ends(ScriptedServices(chunks=(b"abc", b"def"))) as opened:
         opening = opened.services.media.download_media("media_1", "s", call_of(None))
         async with opening as (media, chunks):

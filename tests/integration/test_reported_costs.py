@@ -87,7 +87,7 @@ TYPES = {
 }
 """Name of a task in TASK_BODIES -> its type, limits and price by counts."""
 
-AUDIO = b"\xff\xfb\x90\xc0" + b"sound" * 200
+AUDIO = b"\xff\xfb\x90\xc0" + b"audio" * 200
 COUNTS = TokenUsage(prompt_tokens=30, completion_tokens=40, total_tokens=70)
 STOP = FinishReason.FINISH_REASON_STOP
 EVENTS: dict[str, list[Event]] = {
@@ -111,7 +111,7 @@ EVENTS: dict[str, list[Event]] = {
         Event(audio_chunk=AudioChunk(data=AUDIO, content_type="audio/mpeg")),
         Event(audio_chunk=AudioChunk(data=AUDIO)),
     ],
-    "stt": [Event(result=TaskResult(transcription=Transcription(text="Heard.", audio_seconds=1.5)))],
+    "stt": [Event(result=TaskResult(transcription=Transcription(text="Hello.", audio_seconds=1.5)))],
 }
 
 
@@ -432,7 +432,7 @@ async def test_a_plug_in_of_any_task_type_is_billed_by_the_reported_cost(
 
 @pytest.mark.parametrize("protocol", ["rest", "remote"])
 @pytest.mark.parametrize(("task_name", "accept"), [("image", "image/*"), ("tts", "audio/*")])
-async def test_raw_media_never_report_another_cost_than_is_charged(
+async def test_the_reported_cost_of_raw_media_is_the_charged_cost(
     plugged: Rig, task_name: str, accept: str, protocol: str
 ) -> None:
     caller = await plugged.app.account()

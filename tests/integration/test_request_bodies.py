@@ -183,7 +183,7 @@ AUDIO = {
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
 @pytest.mark.parametrize("protocol", REST_PROTOCOLS)
 @pytest.mark.parametrize("name", AUDIO)
-async def test_audio_in_every_encoding_reaches_the_vendor_as_its_bytes(
+async def test_audio_in_every_encoding_is_sent_to_the_vendor_unchanged(
     name: str, protocol: str, form: bool, app: RunningApp, account: Account
 ) -> None:
     body: dict[str, Any] = {"model": "eleven-labs-stt", "audio": AUDIO[name]}

@@ -23,7 +23,7 @@ from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.calls import bearer
 from tests.conftest import Keys
 
-AUDIO = b"OggS" + b"a sound of some length " * 20_000
+AUDIO = b"OggS" + b"audio of some length " * 20_000
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ async def test_audio_of_a_form_is_deleted_when_the_caller_disconnects(
     assert not stored_uploads()
 
 
-async def test_audio_uploaded_over_grpc_stays_for_the_next_task(
+async def test_audio_uploaded_over_grpc_can_be_used_by_the_next_task(
     channel: grpc.aio.Channel, keys: Keys, stored_uploads: Any
 ) -> None:
     stub, tasks = MediaServiceStub(channel), TaskServiceStub(channel)

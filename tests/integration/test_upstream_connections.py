@@ -17,7 +17,7 @@ from tests.tasks import TASK_BODIES, text_body
 
 LIMIT = 8
 SHARE = 7
-"""How many of LIMIT one account can use."""
+"""The number of connections, of LIMIT, that one account can use."""
 
 WORDS = "one two three"
 

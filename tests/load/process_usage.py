@@ -1,4 +1,4 @@
-"""What another process uses: memory, CPU time, connections."""
+"""Memory, CPU time and connections of another process."""
 
 from __future__ import annotations
 

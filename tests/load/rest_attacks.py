@@ -1,4 +1,4 @@
-"""Attacks on REST, as a process of its own.
+"""Attacks on REST, as a separate process.
 
     python -m tests.load.rest_attacks HOST PORT COUNT [KEY]
 

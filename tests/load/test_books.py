@@ -28,7 +28,7 @@ OUTCOMES = ("good", "good", "good", "failed", "cut", "cancelled", "repeated")
 
 
 TRIGGERS = {"failed": " [[error:provider_failed]]", "cut": " [[cut]]", "cancelled": " [[pace:0.01]]"}
-"""What the sandbox must find in a text to cause an outcome."""
+"""The sandbox triggers in a text, by the outcome that they cause."""
 
 
 def task_body(task_type: str, outcome: str, number: int) -> dict[str, Any]:

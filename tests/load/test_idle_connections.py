@@ -53,7 +53,7 @@ async def test_connections_without_a_key_are_closed_within_ten_seconds(folder: P
 
     await asyncio.gather(
         *[idle(name) for name in SENT]
-    )  # concurrently, each on a server of its own, to wait only once
+    )  # concurrently, each on its own server, to wait only once
 
 
 async def test_unfinished_tls_handshakes_are_closed_within_ten_seconds(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Many concurrent large audio files pass through the server, which never holds a whole one in memory.
 
-The server is `pomelo serve`; the vendor is a process of its own, so that only the server's memory is
+The server is `pomelo serve`; the vendor is a separate process, so that only the server's memory is
 measured. The vendor delays all calls until every one has arrived: then all uploads are complete, or all audio
 streams have started.
 

@@ -37,7 +37,7 @@ while True:
     print(json.dumps(waits[-1]), flush=True)
     time.sleep(0.01)
 """
-"""A client in a process of its own: a busy client must not look like a busy server."""
+"""A client in a separate process: a busy client must not look like a busy server."""
 
 
 async def test_every_call_gets_a_documented_answer_and_health_answers_throughout(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @dataclass
 class Report:
-    """What the attacks and the other callers measured."""
+    """The measurements of the attacks and of the other callers."""
 
     unauthenticated: dict[str, Any]
     with_key: dict[str, Any]

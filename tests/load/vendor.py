@@ -1,4 +1,4 @@
-"""The fault upstream in a process of its own, so that its memory is not the server's.
+"""The fault upstream in a separate process, so that its memory is not the server's.
 
 Run as `python -m tests.load.vendor`: prints the base URL of ElevenLabs, and ends when its stdin ends. The response to a
 request whose audio or text contains `together=N` waits half way until there are N such requests.

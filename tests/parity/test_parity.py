@@ -130,14 +130,14 @@ def _cases() -> list[Case]:
             stream=stream,
         )
         for form in ("mp3_44100_128", "wav_16000"):
-            body = {"model": "eleven-labs-sts", "audio": audio("some sound " * 400), "voice": "rachel"}
+            body = {"model": "eleven-labs-sts", "audio": audio("some audio " * 400), "voice": "rachel"}
             add(f"speech to speech as {form} {how}", body | {"output_format": form}, stream=stream)
         for how_timed in ("none", "word", "character"):
-            body = {"model": "eleven-labs-stt", "audio": audio("some sound " * 400), "timestamps": how_timed}
+            body = {"model": "eleven-labs-stt", "audio": audio("some audio " * 400), "timestamps": how_timed}
             add(f"transcript timed by {how_timed} {how}", body, stream=stream)
         body = {
             "model": "eleven-labs-stt",
-            "audio": audio("some sound " * 400),
+            "audio": audio("some audio " * 400),
             "diarize": True,
             "num_speakers": 2,
         }
@@ -247,7 +247,7 @@ def test_there_are_enough_cases_with_unique_names() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_all_front_ends_give_the_same_outcome(
+async def test_all_front_ends_have_the_same_outcome(
     case: Case, clients: Mapping[str, Any], keys: Keys
 ) -> None:
     ask = _request(case, keys)

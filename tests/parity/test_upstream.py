@@ -100,7 +100,7 @@ async def test_a_provider_failure_is_reported_equally_over_all_front_ends(
     assert {o.headers["x-pomelo-mode"] for o in outcomes.values()} == {"live"}
 
 
-AUDIO = base64.b64encode(b"RIFF\x24\x00\x00\x00WAVE" + b"sound " * 2000).decode()
+AUDIO = base64.b64encode(b"RIFF\x24\x00\x00\x00WAVE" + b"audio " * 2000).decode()
 LIVE: dict[str, dict[str, Any]] = {
     "mixtral-8x7b": {"messages": [{"role": "user", "content": "Hi"}], "temperature": 1.9, "seed": 7},
     "mixtral-8x22b": {"messages": [{"role": "user", "content": "Hi"}], "user": "u"},

@@ -186,7 +186,7 @@ class ShowsTheKey(Acme):
 
 
 class ShowsThePromptInTheContext(Acme):
-    """Lets an error arise from another one that has the prompt."""
+    """Raises an error while handling another error that contains the prompt."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         try:
@@ -209,7 +209,7 @@ class RaisesAnything(Acme):
 
 
 class LeavesATask(Acme):
-    """Starts something that no one ends."""
+    """Starts an asyncio task and never ends it."""
 
     async def text(self, job: Job) -> AsyncGenerator[Event, None]:
         self.task = asyncio.create_task(asyncio.sleep(3))

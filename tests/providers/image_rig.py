@@ -91,7 +91,7 @@ async def failure(provider: Any, image_job: Job) -> PomeloError:
     try:
         async with aclosing(provider.image(fit_job(image_job, fit_hook(provider, "image")))) as answer:
             async for event in answer:
-                assert event.HasField("image_progress"), "a failed task had a picture"
+                assert event.HasField("image_progress"), "a failed task had an image"
     except PomeloError as error:
         return error
     raise AssertionError("no failure")
@@ -123,6 +123,6 @@ def was_connected(listening: socket.socket) -> bool:
 
 
 def connections_to(port: int) -> int:
-    """How many connections of this process to a port are open."""
+    """Returns the number of this process's open connections to a port."""
     mine = psutil.Process().net_connections("tcp")
     return sum(bool(c.raddr) and c.raddr.port == port and c.status == "ESTABLISHED" for c in mine)

@@ -45,7 +45,9 @@ _TEXTS = st.one_of(
     st.text(max_size=40),
     st.sampled_from(["", " ", "\n", "\u00a0", "Hi", "Grüße 🍊", "[DONE]", '"}]', "\x00", "x" * 3000]),
 )
-_SAID = st.one_of(st.text(min_size=1, max_size=40), st.sampled_from([" ", "Hi", "Grüße 🍊", "x" * 3000]))
+_NON_EMPTY_TEXTS = st.one_of(
+    st.text(min_size=1, max_size=40), st.sampled_from([" ", "Hi", "Grüße 🍊", "x" * 3000])
+)
 
 
 def given(model: Model) -> st.SearchStrategy[Any]:
@@ -54,8 +56,8 @@ def given(model: Model) -> st.SearchStrategy[Any]:
     return _INPUTS[kind.name].map(partial(_checked, model, kind.check))
 
 
-def sounds() -> st.SearchStrategy[AudioSource]:
-    """Any audio that may come with an input: its media type is the caller's word or what the store found."""
+def audio_sources() -> st.SearchStrategy[AudioSource]:
+    """Any audio that an input can have, with a media type of the caller or of the media store."""
     types = [
         "audio/mpeg",
         "audio/wav",
@@ -82,36 +84,38 @@ def _checked(model: Model, check: Callable[[Any, Model], None], message: Any) ->
     return message
 
 
-def _made(message: Callable[..., Any], needed: dict[str, Any], **optional: Any) -> st.SearchStrategy[Any]:
+def _messages_of(
+    message: Callable[..., Any], needed: dict[str, Any], **optional: Any
+) -> st.SearchStrategy[Any]:
     """Messages with the `needed` fields and any of the `optional` ones."""
     return st.fixed_dictionaries(needed, optional=optional).map(lambda fields: message(**fields))
 
 
-def _number(least: float, most: float) -> st.SearchStrategy[float]:
+def _number(minimum: float, maximum: float) -> st.SearchStrategy[float]:
     return st.one_of(
-        st.floats(least, most, allow_nan=False),
-        st.sampled_from([float(least), float(most), (least + most) / 2]),
-        st.integers(int(least), int(most)).filter(lambda value: least <= value <= most).map(float),
+        st.floats(minimum, maximum, allow_nan=False),
+        st.sampled_from([float(minimum), float(maximum), (minimum + maximum) / 2]),
+        st.integers(int(minimum), int(maximum)).filter(lambda value: minimum <= value <= maximum).map(float),
     )
 
 
-def _whole(least: int, most: int) -> st.SearchStrategy[int]:
-    return st.one_of(st.integers(least, most), st.sampled_from([least, most]))
+def _integer(minimum: int, maximum: int) -> st.SearchStrategy[int]:
+    return st.one_of(st.integers(minimum, maximum), st.sampled_from([minimum, maximum]))
 
 
 def _message(role: Role.ValueType) -> st.SearchStrategy[Message]:
-    text = st.builds(lambda said: ContentPart(text=said), _TEXTS)
-    picture = st.builds(lambda url: ContentPart(image_url=ImageUrl(url=url)), st.sampled_from(PICTURES))
-    part = st.one_of(text, picture) if role == Role.ROLE_USER else text
-    parts = st.lists(part, min_size=1, max_size=4).map(lambda found: ContentParts(parts=found))
+    text = st.builds(lambda content: ContentPart(text=content), _TEXTS)
+    image = st.builds(lambda url: ContentPart(image_url=ImageUrl(url=url)), st.sampled_from(PICTURES))
+    part = st.one_of(text, image) if role == Role.ROLE_USER else text
+    parts = st.lists(part, min_size=1, max_size=4).map(lambda parts: ContentParts(parts=parts))
     return st.one_of(
-        _TEXTS.map(lambda said: Message(role=role, content=said)),
-        parts.map(lambda found: Message(role=role, parts=found)),
+        _TEXTS.map(lambda content: Message(role=role, content=content)),
+        parts.map(lambda parts: Message(role=role, parts=parts)),
     )
 
 
 _ROLES = (Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT)
-_SETTINGS = _made(
+_SETTINGS = _messages_of(
     VoiceSettings,
     {},
     stability=_number(0, 1),
@@ -129,43 +133,43 @@ _LANGUAGES = st.sampled_from(["", "en", "DE", "deu", "ENG", "en-US", "haw"])
 _SPEECH: dict[str, Any] = {
     "voice_settings": _SETTINGS,
     "output_format": st.sampled_from(["", *sorted(FORMATS)]),
-    "seed": _whole(0, 2**32 - 1),
+    "seed": _integer(0, 2**32 - 1),
 }
 _AUDIO = st.just(AudioInput(media_id="media_1"))
 
 _INPUTS: dict[str, st.SearchStrategy[Any]] = {
-    "text": _made(
+    "text": _messages_of(
         TextInput,
         {"messages": st.lists(st.sampled_from(_ROLES).flatmap(_message), min_size=1, max_size=6)},
-        max_tokens=_whole(1, 2**31 - 1),
+        max_tokens=_integer(1, 2**31 - 1),
         temperature=_number(0, 2),
         top_p=_number(0, 1),
-        stop=st.lists(_SAID, max_size=MAX_STOPS),
-        seed=_whole(0, MAX_SEED),
+        stop=st.lists(_NON_EMPTY_TEXTS, max_size=MAX_STOPS),
+        seed=_integer(0, MAX_SEED),
         presence_penalty=_number(-2, 2),
         frequency_penalty=_number(-2, 2),
         user=st.text(max_size=MAX_USER_CHARACTERS),
     ),
-    "image": _made(
+    "image": _messages_of(
         ImageInput,
-        {"prompt": _SAID},
-        width=_whole(MIN_SIDE, MAX_SIDE),
-        height=_whole(MIN_SIDE, MAX_SIDE),
-        num_inference_steps=_whole(1, 100),
+        {"prompt": _NON_EMPTY_TEXTS},
+        width=_integer(MIN_SIDE, MAX_SIDE),
+        height=_integer(MIN_SIDE, MAX_SIDE),
+        num_inference_steps=_integer(1, 100),
         guidance_scale=_number(0, 20),
-        seed=_whole(0, MAX_SEED),
+        seed=_integer(0, MAX_SEED),
         output_format=st.sampled_from(ImageFormat.values()),
     ),
-    "text_to_speech": _made(
-        TextToSpeechInput, {"text": _SAID, "voice": _VOICES}, language_code=_LANGUAGES, **_SPEECH
+    "text_to_speech": _messages_of(
+        TextToSpeechInput, {"text": _NON_EMPTY_TEXTS, "voice": _VOICES}, language_code=_LANGUAGES, **_SPEECH
     ),
-    "speech_to_speech": _made(SpeechToSpeechInput, {"audio": _AUDIO, "voice": _VOICES}, **_SPEECH),
-    "speech_to_text": _made(
+    "speech_to_speech": _messages_of(SpeechToSpeechInput, {"audio": _AUDIO, "voice": _VOICES}, **_SPEECH),
+    "speech_to_text": _messages_of(
         SpeechToTextInput,
         {"audio": _AUDIO},
         language_code=_LANGUAGES,
         diarize=st.booleans(),
-        num_speakers=_whole(1, MAX_SPEAKERS),
+        num_speakers=_integer(1, MAX_SPEAKERS),
         timestamps=st.sampled_from(Timestamps.values()),
     ),
 }

@@ -1,4 +1,4 @@
-"""What the vendors have published of their requests, in a form that a request can be held against.
+"""The vendors' published request types, and the check of a request against them.
 
 The vendors' own client packages are made from their descriptions of their APIs: the types of their requests
 say which fields there are and of what type, and a call that their own client makes says where each of them
@@ -44,7 +44,7 @@ from pomelo.testing import FaultUpstream, Received
 
 KEY = "key-canary-2718"
 REFUSALS = (AssertionError, TypeError, ValueError)
-"""What `check` raises for a request that is not as it was published."""
+"""The errors of `check` for a request that differs from the published types."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What a test is called by."""
+        """The test id."""
         return f"{self.model.name} by {self.route.provider}"
 
 
@@ -82,7 +82,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Setup:
-    """The providers, all called at one server, and a vendor's own client, called there, too."""
+    """All providers and a vendor's own client, connected to one fake server."""
 
     upstream: FaultUpstream
     providers: Mapping[str, Any]
@@ -91,26 +91,26 @@ class Setup:
 
 @asynccontextmanager
 async def open_provider() -> AsyncIterator[Setup]:
-    """A house with every provider in it."""
+    """Opens every provider, connected to one fake server."""
     async with FaultUpstream(api_key=KEY) as upstream, Http(origins=(upstream.url,)) as http:
 
-        def made(kind: Callable[..., Any], base_url: str, **seams: Any) -> Any:
-            return kind(Credentials(KEY, base_url), http, **seams)
+        def connect(provider_type: Callable[..., Any], base_url: str, **options: Any) -> Any:
+            return provider_type(Credentials(KEY, base_url), http, **options)
 
         row = Catalog.load().hosts["openrouter"]
-        profile = host("openrouter", {knob: value for knob, value in row.items() if knob != "base_url"})
+        profile = host("openrouter", {field: value for field, value in row.items() if field != "base_url"})
         providers = {
-            "openai": made(OpenAI, upstream.openai_base_url),
-            "anthropic": made(Anthropic, upstream.anthropic_base_url),
-            "mistral": made(Mistral, upstream.mistral_base_url),
-            "openrouter": made(Compatible, upstream.openai_base_url, profile=profile),
-            "bfl": made(BFL, upstream.bfl_base_url, interval=0.001),
-            "together": made(Together, upstream.together_base_url),
-            "replicate": made(Replicate, upstream.replicate_base_url, interval=0.001),
-            "elevenlabs": made(ElevenLabs, upstream.elevenlabs_base_url),
+            "openai": connect(OpenAI, upstream.openai_base_url),
+            "anthropic": connect(Anthropic, upstream.anthropic_base_url),
+            "mistral": connect(Mistral, upstream.mistral_base_url),
+            "openrouter": connect(Compatible, upstream.openai_base_url, profile=profile),
+            "bfl": connect(BFL, upstream.bfl_base_url, interval=0.001),
+            "together": connect(Together, upstream.together_base_url),
+            "replicate": connect(Replicate, upstream.replicate_base_url, interval=0.001),
+            "elevenlabs": connect(ElevenLabs, upstream.elevenlabs_base_url),
         }
-        theirs = elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key=KEY)
-        yield Setup(upstream, providers, theirs)
+        official_client = elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key=KEY)
+        yield Setup(upstream, providers, official_client)
         for provider in providers.values():
             await provider.aclose()
 
@@ -118,11 +118,11 @@ async def open_provider() -> AsyncIterator[Setup]:
 async def sent(
     setup: Setup, case: Case, given: Any, stream: bool, audio: AudioSource | None = None
 ) -> Received | None:
-    """The one request that a job became; None where there is none. Nothing may be refused, here or by the
-    played vendor, but who speaks when in a conversation, of which some models take less than others."""
+    """Runs a job; returns its single request, or None if the model does not accept the order of the roles in
+    the conversation. No other refusal, by Pomelo or by the fake vendor, is accepted."""
     setup.upstream.reset()
-    heard = audio if TASK_TYPES[case.model.task_type].audio else None
-    job = Job("task_1", case.model, case.route, given, stream, 1e12, heard)
+    job_audio = audio if TASK_TYPES[case.model.task_type].audio else None
+    job = Job("task_1", case.model, case.route, given, stream, 1e12, job_audio)
     try:
         provider = setup.providers[case.route.provider]
         job = fit_job(job, fit_hook(provider, case.kind))
@@ -315,23 +315,23 @@ def _check_sampling(body: dict[str, Any]) -> None:
 async def _check_speech(setup: Setup, case: Case, received: Received) -> None:
     files = [part.name for part in received.form or () if part.filename is not None]
     assert files == {"speech_to_speech": ["audio"], "speech_to_text": ["file"]}.get(case.kind, [])
-    theirs = await _theirs(setup, case, received)
+    expected = await _official_request(setup, case, received)
     # The client calls one of the two by its other name.
-    assert theirs.path.replace("voice-changer", "speech-to-speech") == received.path
-    assert (theirs.method, theirs.query) == (received.method, received.query)
-    assert theirs.body == received.body
+    assert expected.path.replace("voice-changer", "speech-to-speech") == received.path
+    assert (expected.method, expected.query) == (received.method, received.query)
+    assert expected.body == received.body
     if received.form is None:
         return
-    ours, others = _parts(received), _parts(theirs)
+    ours, others = _parts(received), _parts(expected)
     # The client sends some of what it was not given as null.
     assert ours == {
         name: value for name, value in others.items() if name in ours or value != ("text", "null")
     }
 
 
-async def _theirs(setup: Setup, case: Case, received: Received) -> Received:
-    """The request that the vendor's own client makes of what is in ours; it takes nothing that it does not
-    declare."""
+async def _official_request(setup: Setup, case: Case, received: Received) -> Received:
+    """Returns the request that the vendor's own client sends for the same parameters; the client accepts only
+    declared ones."""
     api = getattr(setup.elevenlabs, case.kind)
     ask = api.stream if received.path.endswith("/stream") else api.convert
     types = get_type_hints(ask)

@@ -52,7 +52,7 @@ async def a_host(upstream: FaultUpstream, key: str | None = KEY, **row: Any) -> 
 async def body(
     upstream: FaultUpstream, *, stream: bool = False, route: Route | None = None, **row: Any
 ) -> Any:
-    """What the richest job becomes for a host; the upstream answers whatever it is."""
+    """Sends a job with every field to a host; returns the body of the request."""
     async with a_host(upstream, **row) as provider:
         asked = COMPATIBLE.job(largest_input(), stream=stream, route=route)
         # The protocol that plays the host is OpenAI's, which has no such names as some of the rows.
@@ -118,7 +118,7 @@ async def test_an_end_user_id_that_is_too_long_is_sent_as_a_digest(upstream: Fau
 
 
 @pytest.mark.parametrize("usage", ["always", "none"])
-async def test_a_host_without_a_request_for_a_count_may_report_none(
+async def test_a_host_without_a_request_for_token_counts_can_omit_them(
     upstream: FaultUpstream, usage: str
 ) -> None:
     async with a_host(upstream, stream_usage=usage) as provider:
@@ -127,7 +127,7 @@ async def test_a_host_without_a_request_for_a_count_may_report_none(
     check_no_usage(answer)
 
 
-async def test_a_host_that_needs_no_key_gets_none_and_is_configured(upstream: FaultUpstream) -> None:
+async def test_a_host_that_needs_no_key_is_configured_without_one(upstream: FaultUpstream) -> None:
     async with a_host(upstream, key=None, key_needed=False) as provider:
         assert provider.configured
         await failure(provider, COMPATIBLE.job(stream=False))
@@ -139,7 +139,7 @@ async def test_a_host_without_an_address_is_not_configured() -> None:
         assert not Compatible(Credentials(KEY, ""), http, host("ahost", {"key_needed": False})).configured
 
 
-async def test_a_host_may_need_headers_of_its_own(upstream: FaultUpstream) -> None:
+async def test_a_host_can_require_its_own_headers(upstream: FaultUpstream) -> None:
     async with a_host(upstream, headers={"X-Title": "Pomelo"}) as provider:
         await deltas(provider, COMPATIBLE.job(stream=False))
     headers = (await upstream.received()).headers
@@ -185,7 +185,7 @@ COSTS = [
 @BOTH
 @pytest.mark.parametrize(("usage", "cost"), COSTS)
 @pytest.mark.parametrize("knob", [{}, {"reports_cost": False}, {"reports_cost": True}], ids=str)
-async def test_a_cost_is_reported_where_the_row_says_that_it_is_in_dollars(
+async def test_a_cost_is_reported_if_the_row_declares_it_in_dollars(
     upstream: FaultUpstream, knob: dict[str, bool], usage: Any, cost: float | None, stream: bool
 ) -> None:
     upstream.script(Answer("one two", usage=usage))
@@ -195,7 +195,9 @@ async def test_a_cost_is_reported_where_the_row_says_that_it_is_in_dollars(
     assert job.report.cost == (cost if knob.get("reports_cost") else None)
 
 
-async def test_a_cost_in_an_earlier_chunk_stays_where_a_later_one_has_none(upstream: FaultUpstream) -> None:
+async def test_a_cost_in_an_earlier_chunk_is_kept_if_a_later_chunk_has_no_cost(
+    upstream: FaultUpstream,
+) -> None:
     usage = COMPATIBLE.usage(9, 7)
     upstream.script(Answer("one two", at={1: chunk(None, usage=usage | {"cost": 0.5})}, usage=usage))
     job = COMPATIBLE.job(stream=True)
@@ -234,7 +236,7 @@ MODERATED = routed(403, metadata={"reasons": ["violence"], "flagged_input": SECR
         (b'data: {"object":"error","message":"<b>","type":"x","code":503}\n\n', "provider_unavailable"),
     ],
 )  # fmt: skip
-async def test_an_error_within_a_stream_has_its_own_meaning(
+async def test_an_error_within_a_stream_is_mapped_by_its_code(
     upstream: FaultUpstream, step: bytes, code: str
 ) -> None:
     upstream.script(Answer("one two", at={1: step}))
@@ -249,7 +251,7 @@ LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
 
 @BOTH
 @pytest.mark.parametrize(
-    ("status", "said", "code"),
+    ("status", "body", "code"),
     [
         (400, {"object": "error", "message": LONG, "type": "BadRequestError", "code": 400}, "context_length_exceeded"),
         (400, {"error": {"message": LONG, "type": "invalid_request_error"}}, "context_length_exceeded"),
@@ -265,23 +267,23 @@ LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
     ],
 )  # fmt: skip
 async def test_a_status_is_mapped_to_an_error(
-    upstream: FaultUpstream, status: int, said: Any, code: str, stream: bool
+    upstream: FaultUpstream, status: int, body: Any, code: str, stream: bool
 ) -> None:
-    upstream.script(Reply(status, steps=(json.dumps(said).encode(),)))
+    upstream.script(Reply(status, steps=(json.dumps(body).encode(),)))
     async with a_host(upstream) as provider:
         error, _ = await failure(provider, COMPATIBLE.job(stream=stream))
     assert error.code == code
     check_no_secrets(error)
 
 
-async def test_a_code_of_the_hosts_own_means_what_its_row_says(upstream: FaultUpstream) -> None:
+async def test_a_hosts_own_error_code_is_mapped_by_its_catalogue_row(upstream: FaultUpstream) -> None:
     upstream.script(Reply(400, steps=(b'{"error":{"type":"input_refused"}}',)))
     async with a_host(upstream, meanings={"input_refused": "content_policy_violation"}) as provider:
         error, _ = await failure(provider, COMPATIBLE.job(stream=False))
     assert error.code == "content_policy_violation"
 
 
-async def test_a_choice_that_ends_by_an_error_has_that_errors_meaning(upstream: FaultUpstream) -> None:
+async def test_a_choice_that_ends_with_an_error_is_mapped_to_that_error(upstream: FaultUpstream) -> None:
     choice = {"message": {"content": ""}, "finish_reason": "error", "error": {"code": 502, "message": "<b>"}}
     upstream.script(Reply(steps=(json.dumps({"choices": [choice]}).encode(),)))
     async with a_host(upstream) as provider:

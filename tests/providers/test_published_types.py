@@ -91,7 +91,7 @@ async def test_any_request_matches_the_published_api(
     setup: Setup, case: Case, data: Any, stream: bool
 ) -> None:
     asked = data.draw(inputs.given(case.model))
-    received = await sent(setup, case, asked, stream, data.draw(inputs.sounds()))
+    received = await sent(setup, case, asked, stream, data.draw(inputs.audio_sources()))
     if received is not None:
         await check(setup, case, received, stream)
 
@@ -190,7 +190,7 @@ def plain(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def spots(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
-    """Where there are objects in a body."""
+    """Yields the paths of the objects in a body."""
     if isinstance(value, dict):
         yield path
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

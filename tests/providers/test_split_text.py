@@ -1,4 +1,4 @@
-"""What every provider of text makes of halves of surrogate pairs, odd ends of streams and odd counts."""
+"""Lone surrogates, unusual ends of streams and unusual token counts in every text provider."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def _provider(vendor: Vendor, upstream: FaultUpstream) -> AsyncIterator[An
 
 def refusal(vendor: Vendor, escaped: bytes) -> bytes:
     """The event that adds a text, given as it is written in JSON."""
-    event: bytes = vendor.wire.huge_line(1)
+    event: bytes = vendor.protocol.huge_line(1)
     assert event.count(b'"x"') == 1
     return event.replace(b'"x"', b'"' + escaped + b'"')
 
@@ -75,17 +75,17 @@ async def test_halves_of_a_surrogate_pair_in_a_stream_are_joined_or_replaced(
 ) -> None:
     sent, expected = PIECES[name]
     steps = tuple(refusal(vendor, piece) for piece in sent)
-    upstream.script(vendor.wire.Answer("", at={0: steps}, usage=vendor.usage(9, 7)))
+    upstream.script(vendor.protocol.Answer("", at={0: steps}, usage=vendor.usage(9, 7)))
     answer = await deltas(provider, vendor.job(stream=True))
     assert [delta.content for delta in answer] == [*expected, ""]
     check_last(answer, 9, 7)
 
 
-async def test_a_long_whole_answer_that_is_requested_as_a_stream_joins_halves_too(
+async def test_surrogate_pairs_are_joined_in_a_long_unary_answer_to_a_stream_request(
     upstream: FaultUpstream,
 ) -> None:
     steps = (refusal(LONG, b"a" + HIGH), refusal(LONG, LOW + b"b"), refusal(LONG, HIGH))
-    upstream.script(LONG.wire.Answer("", at={0: steps}))
+    upstream.script(LONG.protocol.Answer("", at={0: steps}))
     async with open_provider(LONG, LONG.base_url(upstream)) as provider:
         answer = await deltas(provider, LONG.job(stream=False))
     assert [delta.content for delta in answer] == ["a😀b\ufffd"]
@@ -102,7 +102,7 @@ async def test_a_half_waits_during_comments_and_empty_events(
         b"id: 7\nretry: 10\n\n",
     )
     steps = (refusal(vendor, HIGH), *between, refusal(vendor, LOW))
-    upstream.script(vendor.wire.Answer("", at={0: steps}))
+    upstream.script(vendor.protocol.Answer("", at={0: steps}))
     assert text(await deltas(provider, vendor.job(stream=True))) == "😀"
 
 
@@ -111,7 +111,7 @@ async def test_text_before_a_half_does_not_wait_for_the_other_half(
 ) -> None:
     gate = Gate()
     upstream.script(
-        vendor.wire.Answer("", at={0: (refusal(vendor, b"one" + HIGH), gate, refusal(vendor, LOW))})
+        vendor.protocol.Answer("", at={0: (refusal(vendor, b"one" + HIGH), gate, refusal(vendor, LOW))})
     )
     events = provider.text(vendor.job(stream=True))
     assert (await anext(events)).text_delta.content == "one"
@@ -128,14 +128,14 @@ async def test_text_before_a_half_does_not_wait_for_the_other_half(
         ("\ud83d\ude00", "😀"),
     ],
 )
-async def test_a_half_in_a_whole_answer_is_replaced(
+async def test_a_lone_surrogate_in_a_unary_answer_is_replaced(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, content: str, expected: str
 ) -> None:
     if vendor.max_output_tokens:
         pytest.skip("it asks for a stream")
 
     def reply(received: Received) -> Reply:
-        body = vendor.wire.Answer(content, usage=vendor.usage(9, 7)).body(received)
+        body = vendor.protocol.Answer(content, usage=vendor.usage(9, 7)).body(received)
         return Reply(steps=(json.dumps(body).encode(),))
 
     upstream.script(reply)
@@ -144,12 +144,12 @@ async def test_a_half_in_a_whole_answer_is_replaced(
     check_last(answer, 9, 7)
 
 
-async def test_a_pair_in_two_parts_of_a_whole_answer_is_joined(upstream: FaultUpstream) -> None:
+async def test_a_surrogate_pair_in_two_parts_of_a_unary_answer_is_joined(upstream: FaultUpstream) -> None:
     parts = [{"type": "text", "text": "a\ud83d"}, {"type": "text", "text": "\ude00b\ud83d"}]
 
     def reply(received: Received) -> Reply:
         vendor = ANTHROPIC if "messages" in received.path else MISTRAL
-        body = vendor.wire.Answer("x").body(received)
+        body = vendor.protocol.Answer("x").body(received)
         if vendor is ANTHROPIC:
             body["content"] = parts
         else:
@@ -162,7 +162,7 @@ async def test_a_pair_in_two_parts_of_a_whole_answer_is_joined(upstream: FaultUp
             assert text(await deltas(provider, vendor.job(stream=False))) == "a😀b\ufffd"
 
 
-async def test_parts_refusals_and_the_last_chunk_of_a_stream_may_contain_halves(
+async def test_lone_surrogates_are_replaced_in_parts_refusals_and_the_last_chunk(
     upstream: FaultUpstream,
 ) -> None:
     deltas_sent = [
@@ -187,7 +187,7 @@ async def test_a_half_in_an_error_body_does_not_hide_its_meaning(
         error = {
             "error": {"type": "rate_limit_error", "code": "context_length_exceeded", "message": "\ud83d"}
         }
-        if vendor.wire is ANTHROPIC.wire:
+        if vendor.protocol is ANTHROPIC.protocol:
             error = {"error": {"type": "invalid_request_error", "message": "prompt is too long: \ud83d"}}
         return Reply(400, steps=(json.dumps(error).encode(),))
 
@@ -202,7 +202,11 @@ async def test_a_half_in_an_error_body_does_not_hide_its_meaning(
 
 def last_event(vendor: Vendor) -> bytes:
     """The end marker and its empty line."""
-    return b"data: [DONE]\n\n" if vendor.wire is not ANTHROPIC.wire else vendor.wire.event("message_stop")
+    return (
+        b"data: [DONE]\n\n"
+        if vendor.protocol is not ANTHROPIC.protocol
+        else vendor.protocol.event("message_stop")
+    )
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"], ids=["none", "lf", "cr", "crlf"])
@@ -217,7 +221,7 @@ async def test_an_end_marker_without_its_empty_line_ends_the_stream(
         steps = {2: (marker[:3], marker[3:], gate, stop)}  # a reset may overtake what was sent before it
 
     def reply(received: Received) -> Reply:
-        answer = vendor.wire.Answer("one two", done=False, usage=vendor.usage(9, 7))
+        answer = vendor.protocol.Answer("one two", done=False, usage=vendor.usage(9, 7))
         whole = answer(received)
         return Reply(headers=whole.headers, steps=(*whole.steps, *steps[2]))
 
@@ -238,7 +242,7 @@ async def test_a_stream_that_ends_within_its_last_event_is_not_complete(
     marker = last_event(vendor).removesuffix(b"\n\n")
 
     def reply(received: Received) -> Reply:
-        whole = vendor.wire.Answer("one two", done=False)(received)
+        whole = vendor.protocol.Answer("one two", done=False)(received)
         return Reply(headers=whole.headers, steps=(*whole.steps, marker[:-1], stop))
 
     upstream.script(reply)
@@ -247,13 +251,13 @@ async def test_a_stream_that_ends_within_its_last_event_is_not_complete(
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
-async def test_unusual_but_valid_event_streams_are_read(
+async def test_unusual_but_valid_event_streams_are_parsed(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, line_end: bytes
 ) -> None:
     """A byte order mark, ids, retry times, no space behind the colon, data in several lines, U+2028 in it."""
 
     def reply(received: Received) -> Reply:
-        answer = vendor.wire.Answer(
+        answer = vendor.protocol.Answer(
             "one two", usage=vendor.usage(9, 7), at={1: refusal(vendor, "\u2028".encode())}
         )
         stream = b"".join(step for step in answer(received).steps if isinstance(step, bytes))
@@ -274,7 +278,7 @@ async def test_unusual_but_valid_event_streams_are_read(
 async def test_counts_written_as_floats_are_counts(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, stream: bool
 ) -> None:
-    upstream.script(vendor.wire.Answer("one two", usage=vendor.usage(9.0, 7.0)))
+    upstream.script(vendor.protocol.Answer("one two", usage=vendor.usage(9.0, 7.0)))
     check_last(await deltas(provider, vendor.job(stream=stream)), 9, 7)
 
 
@@ -282,8 +286,8 @@ async def test_counts_written_as_floats_are_counts(
 async def test_an_empty_count_at_the_end_does_not_replace_the_previous_one(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, later: Any
 ) -> None:
-    if vendor.wire is ANTHROPIC.wire:
-        event = vendor.wire.event("message_delta", delta={"stop_reason": None}, usage=later)
+    if vendor.protocol is ANTHROPIC.protocol:
+        event = vendor.protocol.event("message_delta", delta={"stop_reason": None}, usage=later)
     else:
         event = (
             b"data: "
@@ -292,7 +296,7 @@ async def test_an_empty_count_at_the_end_does_not_replace_the_previous_one(
         )
 
     def reply(received: Received) -> Reply:
-        whole = vendor.wire.Answer("one two", done=False, usage=vendor.usage(9, 7))(received)
+        whole = vendor.protocol.Answer("one two", done=False, usage=vendor.usage(9, 7))(received)
         return Reply(headers=whole.headers, steps=(*whole.steps, event, last_event(vendor)))
 
     upstream.script(reply)

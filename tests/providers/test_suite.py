@@ -133,7 +133,7 @@ async def test_a_cost_that_must_be_reported_is_checked(
     assert verdict.problems[:1] == ((problem,) if problem else ())  # the next task has it, too
 
 
-async def test_a_forgotten_end_marker_is_found_by_the_case_for_it() -> None:
+async def test_a_missing_end_marker_is_detected_by_its_case() -> None:
     (case,) = [
         case
         for case in cases(acme.subject(acme.ForgetsTheEndMarker))
@@ -144,7 +144,7 @@ async def test_a_forgotten_end_marker_is_found_by_the_case_for_it() -> None:
     assert verdict.problems
 
 
-async def test_a_further_protocol_is_played_beside_the_built_in_ones() -> None:
+async def test_a_test_server_can_serve_an_additional_protocol() -> None:
     async with FaultUpstream(protocols=(acme.PROTOCOL,)) as upstream:
         assert upstream.connections == upstream.serving == 0
         await upstream.idle()

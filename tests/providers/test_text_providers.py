@@ -1,4 +1,4 @@
-"""What every provider of text but OpenAI's (which has its own, longer tests) makes of answers and of faults."""
+"""Answers and failures of every text provider except OpenAI's, which has its own tests."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ async def _provider(vendor: Vendor, upstream: FaultUpstream) -> AsyncIterator[An
         yield provider
 
 
-async def test_a_whole_answer_is_one_delta_with_everything(
+async def test_a_unary_answer_is_one_delta_with_all_fields(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
-    upstream.script(vendor.wire.Answer(TEXT, usage=vendor.usage(9, 7)))
+    upstream.script(vendor.protocol.Answer(TEXT, usage=vendor.usage(9, 7)))
     answer = await deltas(provider, vendor.job(stream=False))
     assert [delta.content for delta in answer] == [TEXT]
     check_last(answer, 9, 7)
 
 
-async def test_a_stream_has_a_delta_for_each_event_with_text_and_a_last_one(
+async def test_a_stream_has_a_delta_for_each_event_with_text_and_a_final_delta(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
-    upstream.script(vendor.wire.Answer("one two three", usage=vendor.usage(9, 7)))
-    # OpenAI's protocol tells the count in a stream to those who ask for it, and they do.
+    upstream.script(vendor.protocol.Answer("one two three", usage=vendor.usage(9, 7)))
+    # OpenAI's protocol reports the token counts of a stream only on request, which the provider makes.
     answer = await deltas(provider, vendor.job(stream=True))
     assert [delta.content for delta in answer] == ["one", " two", " three", ""]
     check_last(answer, 9, 7)
@@ -74,7 +74,7 @@ async def test_a_stream_means_the_same_however_it_is_packed(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, packing: Any, line_end: bytes, comments: bool
 ) -> None:
     form = {"packing": packing, "line_end": line_end, "comments": comments}
-    upstream.script(vendor.wire.Answer(TEXT, usage=vendor.usage(9, 7), **form))
+    upstream.script(vendor.protocol.Answer(TEXT, usage=vendor.usage(9, 7), **form))
     answer = await deltas(provider, vendor.job(stream=True))
     assert text(answer) == TEXT
     check_last(answer, 9, 7)
@@ -84,7 +84,7 @@ async def test_text_arrives_while_the_vendor_still_sends(
     vendor: Vendor, upstream: FaultUpstream, provider: Any
 ) -> None:
     gate = Gate()
-    upstream.script(vendor.wire.Answer("one two three", at={1: gate}))
+    upstream.script(vendor.protocol.Answer("one two three", at={1: gate}))
     async with aclosing(provider.text(vendor.job(stream=True))) as events:
         assert (await anext(events)).text_delta.content == "one"
         gate.open()
@@ -95,7 +95,7 @@ async def test_text_arrives_while_the_vendor_still_sends(
 async def test_an_empty_answer_is_an_answer(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, stream: bool
 ) -> None:
-    upstream.script(vendor.wire.Answer("", usage=vendor.usage(9, 0)))
+    upstream.script(vendor.protocol.Answer("", usage=vendor.usage(9, 0)))
     answer = await deltas(provider, vendor.job(stream=stream))
     assert [delta.content for delta in answer] == [""]
     check_last(answer, 9, 0)
@@ -108,7 +108,7 @@ async def test_without_a_credible_count_an_answer_ends_without_one(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, counts: Any
 ) -> None:
     usage = vendor.usage(*counts) if isinstance(counts, tuple) else counts
-    answer = vendor.wire.Answer("one two three", usage=usage)
+    answer = vendor.protocol.Answer("one two three", usage=usage)
     upstream.script(answer, answer)
     text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
     answer_text = await deltas(provider, vendor.job(text_input, stream=True))
@@ -169,7 +169,7 @@ async def test_an_invalid_response_is_mapped_to_an_error(
 async def test_an_answer_without_its_parts_is_refused(
     vendor: Vendor, upstream: FaultUpstream, provider: Any, change: dict[str, Any], stream: bool
 ) -> None:
-    upstream.script(vendor.wire.Answer("", **change))
+    upstream.script(vendor.protocol.Answer("", **change))
     error, answer_text = await failure(provider, vendor.job(stream=stream))
     assert (error.code, answer_text) == ("provider_failed", "")
     check_no_secrets(error)
@@ -183,12 +183,12 @@ async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
 ) -> None:
     step: Any = {
         "broken json": broken_json(),
-        "half a character": vendor.wire.half_character(),
-        "a huge line": vendor.wire.huge_line(),
-        "an error": vendor.wire.error_event("upstream broke", message="upstream broke"),
+        "half a character": vendor.protocol.half_character(),
+        "a huge line": vendor.protocol.huge_line(),
+        "an error": vendor.protocol.error_event("upstream broke", message="upstream broke"),
     }.get(fault) or Stop[fault]
     gate = Gate()
-    upstream.script(vendor.wire.Answer("one two three", at={2: (gate, step)}))
+    upstream.script(vendor.protocol.Answer("one two three", at={2: (gate, step)}))
     answer_text = ""
     with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
         async for event in provider.text(vendor.job(stream=True)):
@@ -228,7 +228,7 @@ async def test_a_base_url_may_end_with_a_slash(vendor: Vendor, upstream: FaultUp
 
 
 async def test_concurrent_streams_do_not_mix(vendor: Vendor, upstream: FaultUpstream, provider: Any) -> None:
-    upstream.default = lambda received: vendor.wire.Answer(f"{received.prompt} " * 20)(received)
+    upstream.default = lambda received: vendor.protocol.Answer(f"{received.prompt} " * 20)(received)
 
     async def ask(number: int) -> None:
         text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])

@@ -1,4 +1,4 @@
-"""What the tests of the providers of text share: the vendors to test, jobs, and the running of them."""
+"""Vendors, jobs and drivers for the tests of text providers."""
 
 from __future__ import annotations
 
@@ -50,11 +50,12 @@ PNG = "data:image/png;base64,iVBORw0KGgo="
 
 @dataclass(frozen=True)
 class Vendor:
-    """A provider of text, and the protocol that plays its vendor. `max_output_tokens` is the model's limit of output tokens."""
+    """A provider of text, and the test protocol of its vendor. `max_output_tokens` is the model's limit of
+    output tokens."""
 
     name: str
     make: Callable[[Credentials, Http], Any]
-    wire: ModuleType
+    protocol: ModuleType
     base_url: Callable[[FaultUpstream], str]
     route: Route
     counts: tuple[str, str] = ("prompt_tokens", "completion_tokens")
@@ -117,7 +118,7 @@ async def open_provider(
 
 
 def largest_input() -> TextInput:
-    """A text input that uses everything that there is."""
+    """Returns a text input that sets every field."""
     return TextInput(
         messages=[
             Message(role=Role.ROLE_SYSTEM, content="Be brief. Ünïcödé 🍊"),

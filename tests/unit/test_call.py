@@ -74,12 +74,12 @@ def test_an_idempotency_key_has_1_to_255_visible_characters(given: str, good: bo
         assert (made.header_error.code, made.header_error.field) == ("invalid_parameter", "Idempotency-Key")
 
 
-def test_the_trace_is_kept_as_it_came() -> None:
+def test_the_trace_context_is_stored_unchanged() -> None:
     assert call(traceparent="00-1-2-01").traceparent == "00-1-2-01"
     assert call().traceparent is None
 
 
-def test_what_is_due_at_the_end_of_a_call_runs_once_and_the_last_one_first() -> None:
+def test_cleanup_callbacks_of_a_call_run_once_in_reverse_order() -> None:
     made, done = call(), list[int]()
     for number in range(3):
         made.at_end.append(partial(done.append, number))

@@ -1,4 +1,4 @@
-"""What pip installs is what uv.lock pins, and nothing that has another hash."""
+"""pip installs exactly the versions and hashes that uv.lock pins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pinned(name: str) -> list[tuple[Requirement, set[str]]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_files_are_made_from_the_lock(name: str) -> None:
+def test_the_files_are_generated_from_the_lock_file(name: str) -> None:
     written = (ROOT / "deploy" / name).read_text()
     assert written == export(LOCK, dev=FILES[name]), "run: make lock"
 
@@ -58,7 +58,7 @@ def test_every_requirement_is_pinned_to_the_files_of_the_lock(name: str) -> None
 
 
 def needed(environment: Mapping[str, str], *, dev: bool) -> set[tuple[str, str]]:
-    """What the lock says is needed in an environment, followed step by step."""
+    """Returns the packages that the lock file requires in an environment, resolved transitively."""
     (project,) = [package for package in LOCK["package"] if package["name"] == PROJECT]
     left: list[Any] = [*project["dependencies"], *project["optional-dependencies"]["sandbox"], BUILD]
     if dev:

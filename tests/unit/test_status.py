@@ -57,7 +57,7 @@ def details_of(error: PomeloError) -> dict[str, Message]:
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_every_error_arrives_as_it_was_raised(code: str) -> None:
+def test_every_error_is_received_as_it_was_raised(code: str) -> None:
     for error in (
         PomeloError(code),
         PomeloError(code, "Another message: ünïcödé 🦊", field="voice_settings.speed"),
@@ -144,7 +144,7 @@ def test_a_long_message_is_truncated_to_fit_into_metadata(letter: str) -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "🦊"])
-def test_a_message_of_768_bytes_is_whole_and_a_longer_one_is_cut_to_them(letter: str) -> None:
+def test_a_message_of_768_bytes_is_unchanged_and_a_longer_one_is_truncated_to_768(letter: str) -> None:
     whole = letter * (768 // len(letter.encode()))
     assert travel(PomeloError("invalid_parameter", whole)).message == whole
     cut = travel(PomeloError("invalid_parameter", whole + letter)).message

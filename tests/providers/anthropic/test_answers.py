@@ -1,4 +1,4 @@
-"""What the Anthropic provider sends, and what of its protocol is no other vendor's."""
+"""Requests of the Anthropic provider, and the parts of its protocol that only Anthropic has."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_top_p_is_sent_without_a_temperature(upstream: FaultUpstream) -> N
     assert body["top_p"] == 0.5
 
 
-async def test_only_the_temperature_is_sent_beside_top_p_unless_the_model_takes_both(
+async def test_of_temperature_and_top_p_only_the_temperature_is_sent_unless_the_model_accepts_both(
     upstream: FaultUpstream,
 ) -> None:
     text_input = hi(top_p=0.5, temperature=0)
@@ -130,15 +130,15 @@ async def test_default_max_tokens_are_in_the_routes_range(upstream: FaultUpstrea
     assert (await sent(ANTHROPIC, upstream, hi(), route=route)).body["max_tokens"] == 1000
 
 
-@pytest.mark.parametrize(("text_input", "most"), [(None, 64_000), (100, 100), (10**9, 64_000)])
+@pytest.mark.parametrize(("text_input", "max_tokens"), [(None, 64_000), (100, 100), (10**9, 64_000)])
 async def test_max_tokens_are_the_callers_within_the_models(
-    upstream: FaultUpstream, text_input: int | None, most: int
+    upstream: FaultUpstream, text_input: int | None, max_tokens: int
 ) -> None:
     text_job = hi() if text_input is None else hi(max_tokens=text_input)
     received = await sent(LONG, upstream, text_job)
-    assert received.body["max_tokens"] == most
+    assert received.body["max_tokens"] == max_tokens
     # What may take more than ten minutes is asked for as a stream.
-    assert received.body.get("stream", False) == (most > 21_000)
+    assert received.body.get("stream", False) == (max_tokens > 21_000)
 
 
 @pytest.mark.parametrize("name", [model.name for model in Catalog.load().models.values()])
@@ -401,7 +401,7 @@ async def test_a_status_is_mapped_to_an_error(
         ("a_new_error", "provider_failed"),
     ],
 )
-async def test_an_error_within_a_stream_has_its_own_meaning(
+async def test_an_error_within_a_stream_is_mapped_by_its_code(
     upstream: FaultUpstream, provider: Any, kind: str, code: str
 ) -> None:
     upstream.script(Answer("one two", at={1: (error_event(kind, message=SECRETS), Stop.END)}))
@@ -410,7 +410,7 @@ async def test_an_error_within_a_stream_has_its_own_meaning(
     check_no_secrets(error)
 
 
-async def test_a_failure_half_way_through_a_long_whole_answer_yields_nothing(
+async def test_a_failure_half_way_through_a_long_unary_answer_yields_nothing(
     upstream: FaultUpstream,
 ) -> None:
     upstream.script(Answer("one two", at={1: (error_event(), Stop.END)}))
@@ -419,7 +419,7 @@ async def test_a_failure_half_way_through_a_long_whole_answer_yields_nothing(
     assert (error.code, begun) == ("provider_unavailable", "")
 
 
-async def test_an_error_instead_of_a_whole_answer_has_its_own_meaning(
+async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(
     upstream: FaultUpstream, provider: Any
 ) -> None:
     upstream.script(Reply(steps=(b'{"type":"error","error":{"type":"overloaded_error"}}',)))

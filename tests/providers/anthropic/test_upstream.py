@@ -33,15 +33,15 @@ async def _client(vendor: FaultUpstream) -> AsyncIterator[anthropic.AsyncAnthrop
         yield client
 
 
-async def test_the_official_client_reads_a_whole_answer(
+async def test_the_official_client_reads_a_unary_answer(
     vendor: FaultUpstream, client: anthropic.AsyncAnthropic
 ) -> None:
     vendor.script(Answer("Grüße 🍊 there", thinking="hm"))
     answer = await client.messages.create(**GOOD, system="Be brief.")
-    thought, said = answer.content
+    thought, text = answer.content
     assert (thought.type, thought.type == "thinking" and thought.thinking) == ("thinking", "hm")
-    assert said.type == "text"
-    assert said.text == "Grüße 🍊 there"
+    assert text.type == "text"
+    assert text.text == "Grüße 🍊 there"
     assert answer.stop_reason == "end_turn"
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (3, 3)
 

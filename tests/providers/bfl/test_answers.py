@@ -1,4 +1,4 @@
-"""What the BFL provider sends, and what it makes of images that come."""
+"""Requests of the BFL provider, and its handling of delivered images."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_the_cost_of_an_order_is_reported_in_dollars(
 
 
 def progress(answer: list[Any]) -> list[float]:
-    """The progress that was told."""
+    """Returns the reported progress."""
     return [event.image_progress.progress for event in answer if event.HasField("image_progress")]
 
 
@@ -127,7 +127,7 @@ async def test_a_models_row_of_the_catalogue_overrides_the_caller(
         await draw_image(provider, job(route, image_input))
 
 
-async def test_polls_have_the_key_and_the_download_has_none(vendor: FaultUpstream, provider: Any) -> None:
+async def test_polls_have_the_key_and_the_download_does_not(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(polls=(status("Pending"),)))
     await draw_image(provider, job(DEV))
     order, *questions, download = vendor.requests
@@ -208,7 +208,7 @@ async def test_a_task_continues_in_any_state_that_is_not_final(
     assert len(vendor.requests) == 6
 
 
-async def test_a_task_that_is_not_known_yet_may_be_a_404(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_404_for_a_new_task_is_polled_again(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Drawing(polls=(error_reply(404, "Task not found"), status("Task not found", http=404)) * 3))
     await draw_image(provider, job(DEV))
 

@@ -1,4 +1,4 @@
-"""What the BFL provider makes of everything that can go wrong on its protocol, at each of its three steps."""
+"""Failures of the BFL protocol at each of its three steps: order, poll, download."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
 
 
 def orders(vendor: FaultUpstream) -> int:
-    """How often an image was ordered."""
+    """Returns the number of orders."""
     return sum(received.method == "POST" for received in vendor.requests)
 
 
@@ -190,7 +190,7 @@ async def test_a_poll_without_a_response_is_repeated(vendor: FaultUpstream) -> N
         await draw_image(provider, job(DEV))
 
 
-async def test_a_task_that_stays_unknown_has_failed(vendor: FaultUpstream) -> None:
+async def test_a_task_that_remains_unknown_fails(vendor: FaultUpstream) -> None:
     for lost in (status("Task not found"), error_reply(404, "Task not found"), error_reply(404, "Not Found")):
         vendor.script(Drawing(polls=(lost,), done=False))
         async with open_provider(BFL, vendor.bfl_base_url, interval=0.001, grace=0.02) as provider:
@@ -284,7 +284,7 @@ UNKNOWN_YET = (
 
 @BOTH
 @pytest.mark.parametrize("unknown", UNKNOWN_YET)
-async def test_a_task_may_be_unknown_for_a_moment_after_its_order(
+async def test_a_task_that_is_briefly_unknown_after_its_order_is_polled_again(
     vendor: FaultUpstream, provider: Any, unknown: Script, stream: bool
 ) -> None:
     vendor.script(Drawing(polls=(unknown,) * 5))
@@ -429,7 +429,7 @@ async def test_cancelling_closes_everything_immediately(
             left_at = vendor.requests[-1].left_at
             assert left_at is not None
             assert left_at - since < 0.05
-        # A whole new task goes by, and of the old one nothing more is heard.
+        # A complete new task runs, and no further request of the old one arrives.
         vendor.script(Drawing())
         await draw_image(provider, job(DEV))
         assert len(vendor.requests) == seen + 3
@@ -447,7 +447,7 @@ async def test_closing_the_stream_after_an_event_ends_the_polls(vendor: FaultUps
     assert len(vendor.requests) == seen + 3
 
 
-async def test_nothing_is_left_open(vendor: FaultUpstream) -> None:
+async def test_no_connection_is_left_open(vendor: FaultUpstream) -> None:
     port = int(vendor.url.rpartition(":")[2])
     async with open_provider(BFL, vendor.bfl_base_url, **NOW) as provider:
         for script in (Drawing(), Drawing(sample="https://[::1]/"), Drawing(delivery=(page(),)), page()):

@@ -27,7 +27,7 @@ from pomelo.providers.http.client import Http, Timeouts
 KEY = "xi-canary-2718"
 TEXT = "my canary text"
 ADAM = "pNInz6obpgDQGcFmaJgB"
-MP3 = b"\xff\xfb\x90\xc0" + b"a canary sound" * 100
+MP3 = b"\xff\xfb\x90\xc0" + b"a canary audio" * 100
 
 TTS = Route("elevenlabs", "eleven_flash_v2_5", clamp={"speed": (0.7, 1.2, 0)})
 STS = Route("elevenlabs", "eleven_multilingual_sts_v2", clamp={"speed": (0.7, 1.2, 0)})
@@ -115,13 +115,13 @@ async def transcript(provider: ElevenLabs, speech_job: Job) -> Transcription:
 
 
 async def failure(provider: ElevenLabs, speech_job: Job) -> tuple[PomeloError, bytes]:
-    """The error that the job ends with, and the audio that came before it."""
-    said = b""
+    """Returns the error that the job ends with, and the audio before it."""
+    audio = b""
     try:
         async with aclosing(events(provider, speech_job)) as answer:
             async for event in answer:
                 assert not event.HasField("result"), "a failed answer looked complete"
-                said += event.audio_chunk.data
+                audio += event.audio_chunk.data
     except PomeloError as error:
-        return error, said
-    raise AssertionError(f"no failure; it said {len(said)} bytes")
+        return error, audio
+    raise AssertionError(f"no failure; received {len(audio)} bytes")

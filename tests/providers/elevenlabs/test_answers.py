@@ -1,4 +1,4 @@
-"""What the ElevenLabs provider makes of answers: audio as they come, transcripts, voices by name."""
+"""Answers of the ElevenLabs provider: streamed audio, transcripts, voices by name."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ async def test_a_reader_that_is_slow_slows_the_vendor_down(vendor: FaultUpstream
 async def test_each_charged_request_has_its_own_connection(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
-    """A kept connection may break, and no one could tell whether the vendor has done the work."""
+    """If a kept-alive connection breaks, it is unknown whether the vendor has done the work."""
     for _ in range(3):
         await read_audio(provider, job(stream=stream))
         await transcript(provider, job(SpeechToTextInput()))
@@ -216,7 +216,7 @@ async def test_the_bytes_count_before_the_requested_format(
 
 # --- transcripts
 
-SAID = {
+TRANSCRIPT = {
     "language_code": "eng",
     "language_probability": 0.98,
     "text": "Hi there. (laughs)",
@@ -239,9 +239,9 @@ SAID = {
 
 
 def reported(**changes: Any) -> Reply:
-    """A transcript as the vendor tells it, with changes."""
+    """Returns the vendor's transcript, with changes."""
     return Reply(
-        headers={"Content-Type": "application/json"}, steps=(json.dumps({**SAID, **changes}).encode(),)
+        headers={"Content-Type": "application/json"}, steps=(json.dumps({**TRANSCRIPT, **changes}).encode(),)
     )
 
 
@@ -272,7 +272,7 @@ async def test_without_times_there_are_no_words(vendor: FaultUpstream, provider:
     assert words(result) == []
 
 
-async def test_characters_are_timed_one_by_one(vendor: FaultUpstream, provider: Any) -> None:
+async def test_each_character_has_its_own_timestamps(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Transcript("Hé yo"))
     speech_input = SpeechToTextInput(timestamps=Timestamps.TIMESTAMPS_CHARACTER, diarize=True)
     result = await transcript(provider, job(speech_input))
@@ -295,7 +295,7 @@ async def test_noises_are_not_among_the_words(vendor: FaultUpstream, provider: A
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_there_is_one_result_streamed_or_not(
+async def test_a_stream_and_a_unary_answer_have_one_result(
     vendor: FaultUpstream, provider: Any, stream: bool
 ) -> None:
     result = await transcript(provider, job(SpeechToTextInput(), stream=stream))
@@ -335,7 +335,7 @@ async def test_missing_invalid_and_unknown_fields_are_ignored(
 ) -> None:
     vendor.script(reported(**changes))
     result = await transcript(provider, job(SpeechToTextInput()))
-    assert result.text == SAID["text"]
+    assert result.text == TRANSCRIPT["text"]
     assert result.audio_seconds == seconds
 
 
@@ -372,7 +372,7 @@ async def test_an_invalid_word_is_repaired_or_left_out(
     around = [{"text": "a", "start": 0, "end": 1}, {"text": "c", "start": 4, "end": 5}]
     vendor.script(reported(words=[around[0], word, around[1]]))
     result = await transcript(provider, job(SpeechToTextInput(diarize=True, timestamps=timestamps)))
-    assert result.text == SAID["text"]
+    assert result.text == TRANSCRIPT["text"]
     if isinstance(word, dict) and isinstance(word.get("characters"), list) and received_audio is None:
         by_character = timestamps == Timestamps.TIMESTAMPS_CHARACTER
         received_audio = ("b", 2.0, 3.0, "") if by_character else ("b", 1.0, 1.0, "")
@@ -433,7 +433,7 @@ def speak(voice: str) -> Any:
 
 
 def lists(vendor: FaultUpstream) -> int:
-    """How often the list was asked for."""
+    """Returns the number of requests for the list."""
     return sum(_lists(received) for received in vendor.requests)
 
 
@@ -486,12 +486,12 @@ async def test_calls_that_wait_for_the_list_share_one_read(vendor: FaultUpstream
     vendor.unscripted = None
     listed = VoiceList(MINE, before=(gate,))
     vendor.default = lambda received: (listed if _lists(received) else Speech())(received)
-    asking = [asyncio.create_task(read_audio(provider, speak("otto"))) for _ in range(10)]
+    calls = [asyncio.create_task(read_audio(provider, speak("otto"))) for _ in range(10)]
     await gate.reached.wait()
     await read_audio(provider, speak("A" * 20))  # a voice id does not wait
-    asking.pop(0).cancel()
+    calls.pop(0).cancel()
     gate.open()
-    await asyncio.gather(*asking)
+    await asyncio.gather(*calls)
     assert lists(vendor) <= 2, "one for the call that left, one for all others"
 
 
@@ -503,12 +503,12 @@ async def test_a_list_that_fails_fails_all_that_wait_for_it_once(
     refusal = error_reply(429, "system_busy", error_type="rate_limit_error", headers={"Retry-After": "7"})
     vendor.script(Reply(refusal.status, refusal.headers, refusal.steps, before=(gate,)))
     listing(vendor, *MINE)
-    asking = [asyncio.create_task(failure(provider, speak("otto"))) for _ in range(10)]
+    calls = [asyncio.create_task(failure(provider, speak("otto"))) for _ in range(10)]
     await gate.reached.wait()
     for _ in range(10):
         await asyncio.sleep(0)
     gate.open()
-    errors = [error for error, _ in await asyncio.gather(*asking)]
+    errors = [error for error, _ in await asyncio.gather(*calls)]
     assert {(error.code, error.retry_after) for error in errors} == {("provider_unavailable", 7)}
     assert lists(vendor) == 1
     await read_audio(provider, speak("otto"))  # and the next one tries again
@@ -525,7 +525,7 @@ async def test_a_list_that_fails_fails_all_that_wait_for_it_once(
         error_reply(401, "unauthorized", legacy="missing_permissions", error_type="authentication_error"),
     ],
 )
-async def test_a_list_that_can_not_be_read_is_the_providers_failure(
+async def test_an_unreadable_list_is_reported_as_provider_failed(
     vendor: FaultUpstream, provider: Any, reply: Reply
 ) -> None:
     vendor.unscripted = None

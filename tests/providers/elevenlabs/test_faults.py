@@ -1,4 +1,4 @@
-"""What the ElevenLabs provider makes of everything that can go wrong on its protocol; and of callers who leave."""
+"""Failures of the ElevenLabs protocol, and callers who disconnect."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ async def test_a_response_that_is_not_a_transcript_is_mapped_to_an_error(
 
 
 @pytest.mark.parametrize("name", ["tts", "sts", "stt"])
-async def test_whole_answers_may_take_longer_than_a_stream_may_be_silent(
+async def test_unary_answers_have_a_longer_timeout_than_the_silence_of_a_stream(
     vendor: FaultUpstream, name: str
 ) -> None:
     vendor.script((Transcript if name == "stt" else Speech)(before=(0.2,)))

@@ -1,4 +1,4 @@
-"""What the ElevenLabs provider sends: every field of the contract, and nothing that the vendor would refuse."""
+"""Requests of the ElevenLabs provider: every field of the contract, and no value the vendor would refuse."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ async def test_a_large_upload_is_streamed_from_its_file_to_the_vendor(
 ) -> None:
     size = 25 * 1024 * 1024
     path = tmp_path / "long.mp3"
-    block = b"\xff\xfb\x90\xc0" + b"sound" * 200
+    block = b"\xff\xfb\x90\xc0" + b"audio" * 200
     digest = sha256()
     with path.open("wb") as file:
         for _ in range(size // len(block)):
@@ -307,12 +307,12 @@ async def test_a_large_upload_is_streamed_from_its_file_to_the_vendor(
     await transcript(provider, job(SpeechToTextInput()))
     process = psutil.Process()
     before = process.memory_info().rss
-    most = before
+    peak = before
 
     async def watch() -> None:
-        nonlocal most
+        nonlocal peak
         while True:
-            most = max(most, process.memory_info().rss)
+            peak = max(peak, process.memory_info().rss)
             await asyncio.sleep(0)
 
     watching = asyncio.create_task(watch())
@@ -324,13 +324,13 @@ async def test_a_large_upload_is_streamed_from_its_file_to_the_vendor(
     assert changed
     for result in reported:
         assert result.text == f"{audio.size} bytes with SHA-256 {digest.hexdigest()}"
-    assert most - before < 24 * 1024 * 1024, "less than one upload, for five of them on both sides"
+    assert peak - before < 24 * 1024 * 1024, "less than one upload, for five of them on both sides"
 
 
 async def test_files_are_closed_however_a_call_ends(
     vendor: FaultUpstream, provider: Any, tmp_path: Path
 ) -> None:
-    path = tmp_path / "sound.mp3"
+    path = tmp_path / "audio.mp3"
     path.write_bytes(MP3 * 1000)
     speech_job = job(SpeechToTextInput(), audio=stored(path))
     await transcript(provider, speech_job)
@@ -343,13 +343,13 @@ async def test_files_are_closed_however_a_call_ends(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert [file.path for file in psutil.Process().open_files() if "sound.mp3" in file.path] == []
+    assert [file.path for file in psutil.Process().open_files() if "audio.mp3" in file.path] == []
 
 
 async def test_a_file_that_becomes_shorter_while_it_is_sent_is_a_failure(
     vendor: FaultUpstream, tmp_path: Path
 ) -> None:
-    path = tmp_path / "sound.mp3"
+    path = tmp_path / "audio.mp3"
     path.write_bytes(MP3 * 100)
     url = URL(vendor.elevenlabs_base_url + "/v1/speech-to-text")
     async with Http() as http:
@@ -376,10 +376,10 @@ GONE = [
 
 
 @pytest.mark.parametrize("gone", GONE)
-async def test_the_other_path_is_tried_and_remembered_if_nothing_is_at_the_first(
+async def test_if_the_first_path_is_not_found_the_other_one_is_tried_and_remembered(
     vendor: FaultUpstream, provider: Any, tmp_path: Path, gone: Any
 ) -> None:
-    path = tmp_path / "sound.mp3"
+    path = tmp_path / "audio.mp3"
     path.write_bytes(MP3)
     vendor.script(gone)
     for _ in range(2):
@@ -409,7 +409,7 @@ async def test_the_other_path_is_tried_once(vendor: FaultUpstream, provider: Any
         Speech(before=(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nID3",)),
     ],
 )
-async def test_nothing_else_is_sent_twice(vendor: FaultUpstream, provider: Any, reply: Any) -> None:
+async def test_no_other_request_is_sent_twice(vendor: FaultUpstream, provider: Any, reply: Any) -> None:
     vendor.script(reply)
     async with open_provider(vendor.elevenlabs_base_url, silence=0.2, whole=0.2) as hasty:
         await failure(hasty, job(SpeechToSpeechInput(voice="adam")))

@@ -268,10 +268,10 @@ async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_audio(
     vendor: FaultUpstream, client: Any
 ) -> None:
     vendor.when("this very text", Speech(size=7000))
-    vendor.when(sha256(MP3).hexdigest(), Transcript("that very sound"))
+    vendor.when(sha256(MP3).hexdigest(), Transcript("the recorded text"))
     await post(vendor, SAY, json={"text": "Say this very text", "model_id": "eleven_flash_v2_5"})
     result = await client.speech_to_text.convert(model_id="scribe_v2", file=MP3, tag_audio_events=False)
-    assert result.text == "that very sound"
+    assert result.text == "the recorded text"
     assert [received.prompt for received in vendor.requests] == [
         "Say this very text",
         sha256(MP3).hexdigest(),

@@ -1,4 +1,4 @@
-"""What the Mistral provider sends, and what of its protocol is no other vendor's."""
+"""Requests of the Mistral provider, and the parts of its protocol that only Mistral has."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ async def test_content_of_another_shape_fails(upstream: FaultUpstream, provider:
     assert (await failure(provider, MISTRAL.job(stream=True)))[0].code == "provider_failed"
 
 
-async def test_the_count_beside_the_last_words_counts(upstream: FaultUpstream, provider: Any) -> None:
+async def test_the_usage_in_the_last_text_chunk_is_used(upstream: FaultUpstream, provider: Any) -> None:
     last = chunk({"content": "!"}, finish_reason="stop", usage=MISTRAL.usage(9, 7))
     upstream.script(Reply(steps=(chunk({"content": "Hi"}), last, DONE)))
     answer = await deltas(provider, MISTRAL.job(stream=True))
@@ -231,7 +231,7 @@ async def test_a_status_is_mapped_to_an_error(
         (b'data: {"error":{"type":"rate_limited","message":"<b>"}}\n\n', "provider_unavailable"),
     ],
 )
-async def test_an_error_within_a_stream_has_its_own_meaning(
+async def test_an_error_within_a_stream_is_mapped_by_its_code(
     upstream: FaultUpstream, provider: Any, step: bytes, code: str
 ) -> None:
     upstream.script(Answer("one two", at={1: step}))
@@ -240,7 +240,7 @@ async def test_an_error_within_a_stream_has_its_own_meaning(
     check_no_secrets(error)
 
 
-async def test_an_error_instead_of_a_whole_answer_has_its_own_meaning(
+async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(
     upstream: FaultUpstream, provider: Any
 ) -> None:
     upstream.script(Reply(steps=(b'{"object":"error","message":"<b>","type":"rate_limited","code":"1300"}',)))

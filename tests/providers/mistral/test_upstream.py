@@ -28,7 +28,7 @@ async def _client(vendor: FaultUpstream) -> AsyncIterator[Mistral]:
         yield client
 
 
-async def test_the_official_client_reads_a_whole_answer(vendor: FaultUpstream, client: Mistral) -> None:
+async def test_the_official_client_reads_a_unary_answer(vendor: FaultUpstream, client: Mistral) -> None:
     vendor.script(Answer("Grüße 🍊 there"))
     answer = await client.chat.complete_async(**GOOD, random_seed=7)
     assert answer.choices[0].message is not None
@@ -54,16 +54,16 @@ async def test_the_official_client_reads_a_stream(
     vendor: FaultUpstream, client: Mistral, packing: Any, thinking: str | None
 ) -> None:
     vendor.script(Answer("Grüße 🍊 there", packing=packing, thinking=thinking))
-    said, usage, finish = "", None, None
+    text, usage, finish = "", None, None
     async with await client.chat.stream_async(**GOOD) as stream:
         async for event in stream:
             choice = event.data.choices[0]
             content: Any = choice.delta.content
             if isinstance(content, list):
                 content = "".join(part.text for part in content if part.type == "text")
-            said += content or ""
+            text += content or ""
             usage, finish = event.data.usage or usage, choice.finish_reason or finish
-    assert (said, finish) == ("Grüße 🍊 there", "stop")
+    assert (text, finish) == ("Grüße 🍊 there", "stop")
     assert usage is not None
     assert (usage.prompt_tokens, usage.total_tokens) == (1, 4)
 
@@ -79,9 +79,9 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
         await client.chat.complete_async(**GOOD, temperature=3)
     assert refused.value.data.detail is not None
     assert refused.value.data.detail[0].loc == ["body", "temperature"]
-    async with Mistral(server_url=vendor.mistral_base_url, api_key="sk-wrong") as stranger:
+    async with Mistral(server_url=vendor.mistral_base_url, api_key="sk-wrong") as client:
         with pytest.raises(SDKError) as unknown:
-            await stranger.chat.complete_async(**GOOD)
+            await client.chat.complete_async(**GOOD)
     assert unknown.value.status_code == 401
 
 

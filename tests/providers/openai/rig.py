@@ -62,4 +62,4 @@ async def failure(provider: Any, text_job: Job) -> tuple[PomeloError, str]:
                 assert not event.text_delta.finish_reason, "a failed answer looked complete"
     except PomeloError as error:
         return error, text
-    raise AssertionError(f"no failure; it said {text!r}")
+    raise AssertionError(f"no failure; received {text!r}")

@@ -1,4 +1,4 @@
-"""What the OpenAI provider makes of answers: whole and streamed, cut into packets in every way."""
+"""Answers of the OpenAI provider: unary and streamed, split into packets in every way."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_no_usage(answer: list[TextDelta]) -> None:
     assert not (last.usage.prompt_tokens and last.usage.completion_tokens)
 
 
-async def test_a_whole_answer_is_one_delta_with_everything(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_unary_answer_is_one_delta_with_all_fields(vendor: FaultUpstream, provider: Any) -> None:
     vendor.script(Answer(TEXT, usage=USAGE))
     answer = await deltas(provider, job(stream=False))
     assert len(answer) == 1
@@ -62,7 +62,7 @@ async def test_a_whole_answer_is_one_delta_with_everything(vendor: FaultUpstream
     check_last(answer)
 
 
-async def test_a_stream_has_a_delta_for_each_chunk_with_text_and_a_last_one(
+async def test_a_stream_has_a_delta_for_each_chunk_with_text_and_a_final_delta(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.script(Answer("one two three", usage=USAGE))
@@ -121,7 +121,7 @@ async def test_a_refusal_is_the_text(vendor: FaultUpstream, provider: Any, strea
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("content", ["", [], None])
-async def test_a_refusal_beside_an_empty_content_is_the_text(
+async def test_a_refusal_with_empty_content_is_the_text(
     vendor: FaultUpstream, provider: Any, content: Any, stream: bool
 ) -> None:
     answer_text = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
@@ -172,7 +172,7 @@ async def test_unknown_fields_empty_choices_and_odd_chunks_are_skipped(
     check_last(answer)
 
 
-async def test_usage_beside_the_finish_reason_counts_too(vendor: FaultUpstream, provider: Any) -> None:
+async def test_usage_in_the_chunk_of_the_finish_reason_is_used(vendor: FaultUpstream, provider: Any) -> None:
     steps = (chunk({"content": "Hi"}), chunk({"content": "!"}, finish_reason="stop", usage=USAGE))
     vendor.script(Reply(steps=(*steps, b"data: [DONE]\n\n")))
     answer = await deltas(provider, job(stream=True))
@@ -272,7 +272,7 @@ async def test_a_connection_serves_one_answer_after_another(
     assert len({received.connection for received in vendor.requests}) == 1
 
 
-async def test_a_vendor_that_never_ends_a_finished_stream_delays_no_caller(
+async def test_a_vendor_that_does_not_close_a_finished_stream_delays_no_caller(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), b"data: [DONE]\n\n")

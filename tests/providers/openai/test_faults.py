@@ -1,4 +1,4 @@
-"""What the OpenAI provider makes of everything that can go wrong on its protocol, whole and streamed."""
+"""Failures of the OpenAI protocol, in unary and streamed answers."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ async def test_a_stream_without_a_proper_end_never_looks_complete(
     assert text == answer.text
 
 
-async def test_an_error_instead_of_a_whole_answer_has_its_own_meaning(
+async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.script(Reply(steps=(b'{"error":{"type":"server_error","code":null,"message":"upstream broke"}}',)))
@@ -223,7 +223,7 @@ async def test_an_error_instead_of_a_whole_answer_has_its_own_meaning(
     check_no_secrets(error)
 
 
-async def test_a_whole_answer_above_the_limit_fails_and_is_not_read_on(
+async def test_a_unary_answer_above_the_size_limit_fails_and_reading_stops(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     for headers, packets in (({}, 90), ({"Content-Length": str(9_000_000)}, 1)):
@@ -260,7 +260,9 @@ async def test_a_cookie_is_not_sent_back(vendor: FaultUpstream, provider: Any) -
     assert "Cookie" not in vendor.requests[-1].headers
 
 
-async def test_whole_answers_may_take_longer_than_a_stream_may_be_silent(vendor: FaultUpstream) -> None:
+async def test_unary_answers_have_a_longer_timeout_than_the_silence_of_a_stream(
+    vendor: FaultUpstream,
+) -> None:
     vendor.script(Answer(before=(0.2,)))
     async with open_provider(vendor.openai_base_url, silence=0.05, whole=5) as provider:
         assert (await deltas(provider, job(stream=False)))[-1].finish_reason

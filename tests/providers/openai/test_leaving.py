@@ -1,4 +1,4 @@
-"""A caller who leaves closes the connection to the vendor, at once and wherever the answer is."""
+"""A caller who disconnects closes the connection to the vendor immediately, at any point of the answer."""
 
 from __future__ import annotations
 

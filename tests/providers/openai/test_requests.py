@@ -1,4 +1,4 @@
-"""What the OpenAI provider sends: every field of the contract, and nothing that the vendor would refuse."""
+"""Requests of the OpenAI provider: every field of the contract, and no value that the vendor would refuse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def _vendor() -> AsyncIterator[FaultUpstream]:
 
 
 def largest_input() -> TextInput:
-    """A text input that uses everything that there is."""
+    """Returns a text input that sets every field."""
     return TextInput(
         messages=[
             Message(role=Role.ROLE_SYSTEM, content="Be brief. Ünïcödé 🍊"),
@@ -175,11 +175,11 @@ async def test_an_end_user_id_that_is_too_long_is_sent_as_a_digest(vendor: Fault
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning")
-async def test_a_request_of_several_mebibytes_arrives_whole(vendor: FaultUpstream) -> None:
-    picture = "data:image/png;base64," + "A" * 3_000_000
-    parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=picture))])
+async def test_a_request_of_several_mebibytes_is_sent_completely(vendor: FaultUpstream) -> None:
+    data_uri = "data:image/png;base64," + "A" * 3_000_000
+    parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=data_uri))])
     received = await sent(vendor, TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)]))
-    assert received.body["messages"][0]["content"][0]["image_url"]["url"] == picture
+    assert received.body["messages"][0]["content"][0]["image_url"]["url"] == data_uri
 
 
 async def test_the_input_is_not_changed(vendor: FaultUpstream) -> None:

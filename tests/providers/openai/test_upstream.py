@@ -41,7 +41,7 @@ async def post(vendor: FaultUpstream, body: Any, **options: Any) -> tuple[int, A
         return answer.status, await answer.json()
 
 
-async def test_the_official_client_reads_a_whole_answer(
+async def test_the_official_client_reads_a_unary_answer(
     vendor: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
     vendor.script(Answer("Grüße 🍊 there"))
@@ -69,7 +69,9 @@ async def test_the_official_client_reads_a_stream(
     assert any(getattr(chunk, "obfuscation", None) for chunk in chunks)
 
 
-async def test_without_include_usage_there_is_none(vendor: FaultUpstream, client: openai.AsyncOpenAI) -> None:
+async def test_without_include_usage_a_stream_has_no_usage(
+    vendor: FaultUpstream, client: openai.AsyncOpenAI
+) -> None:
     stream = await client.chat.completions.create(**GOOD, stream=True)
     assert all(chunk.usage is None for chunk in [chunk async for chunk in stream])
 
@@ -212,9 +214,9 @@ async def test_an_opened_gate_lets_the_answer_continue(
 ) -> None:
     gate = Gate()
     vendor.script(Answer("one two", before=(gate,)))
-    asking = asyncio.create_task(client.chat.completions.create(**GOOD))
+    request_task = asyncio.create_task(client.chat.completions.create(**GOOD))
     await gate.reached.wait()
-    assert not asking.done()
+    assert not request_task.done()
     gate.open()
-    assert (await asking).choices[0].message.content == "one two"
+    assert (await request_task).choices[0].message.content == "one two"
     assert not vendor.requests[0].left.is_set()

@@ -1,4 +1,4 @@
-"""What the Replicate provider sends, and what it makes of answers and of everything that can go wrong."""
+"""Requests, answers and failures of the Replicate provider."""
 
 from __future__ import annotations
 
@@ -226,14 +226,14 @@ ENDS: list[tuple[Script, str]] = [
 
 
 @BOTH
-@pytest.mark.parametrize("at_once", [False, True], ids=["later", "at once"])
+@pytest.mark.parametrize("immediate", [False, True], ids=["later", "immediately"])
 @pytest.mark.parametrize(("reply", "code"), ENDS)
 async def test_a_prediction_that_fails_is_mapped_to_an_error_and_ordered_once(
-    vendor: FaultUpstream, provider: Any, reply: Script, code: str, at_once: bool, stream: bool
+    vendor: FaultUpstream, provider: Any, reply: Script, code: str, immediate: bool, stream: bool
 ) -> None:
-    vendor.script(reply if at_once else Prediction(polls=(prediction("processing"), reply), done=False))
+    vendor.script(reply if immediate else Prediction(polls=(prediction("processing"), reply), done=False))
     error = await failure(provider, job(SCHNELL, stream=stream))
-    assert (error.code, error.retry) == (code, RetryPolicy.NEVER), "it would be ordered again"
+    assert (error.code, error.retry) == (code, RetryPolicy.NEVER), "a retry would place a second order"
     check_no_secrets(error)
     assert sum(received.method == "POST" for received in vendor.requests) == 1
 
@@ -248,7 +248,7 @@ async def test_a_failing_poll_is_repeated_and_a_refusal_is_not(vendor: FaultUpst
     assert len(vendor.requests) == 2
 
 
-async def test_a_prediction_that_is_not_known_yet_is_polled_again(
+async def test_a_prediction_that_does_not_exist_yet_is_polled_again(
     vendor: FaultUpstream, provider: Any
 ) -> None:
     vendor.script(Prediction(polls=(error_reply(404),) * 4))

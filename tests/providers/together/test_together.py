@@ -1,4 +1,4 @@
-"""What the Together provider sends, and what it makes of answers and of everything that can go wrong."""
+"""Requests, answers and failures of the Together provider."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ FAULTS: list[tuple[Script, str, int | None, RetryPolicy]] = [
 
 @BOTH
 @pytest.mark.parametrize(("script", "code", "wait", "retry"), FAULTS)
-async def test_what_goes_wrong_is_mapped_to_an_error_and_sent_once(
+async def test_every_failure_is_mapped_to_an_error_and_the_request_is_sent_once(
     vendor: FaultUpstream,
     provider: Any,
     script: Script,
@@ -223,7 +223,7 @@ URL_SAFE = urlsafe_b64encode(make_image()).decode()
         {"type": "url", "url": f"data:image/png;base64,{ENCODED}"},
     ],
 )
-async def test_base64_is_read_as_leniently_as_that_of_callers(
+async def test_base64_of_vendors_is_decoded_as_leniently_as_that_of_callers(
     vendor: FaultUpstream, provider: Any, item: dict[str, Any], stream: bool
 ) -> None:
     vendor.script(Item(item))

@@ -69,7 +69,7 @@ async def test_running_tasks_are_counted_and_are_no_finding(path):
         assert (report.holds, list(report.findings)) == (2, [])
 
 
-async def test_a_reservation_of_a_task_that_no_process_runs_is_found_with_its_whole_amount(path):
+async def test_a_reservation_without_a_running_task_is_reported_with_its_full_amount(path):
     async with open_store(f"sqlite:{path}") as store:
         await reserve(store, "task_running")
         await reserve(store, "task_lost", ACME_TEST, maximum=400)

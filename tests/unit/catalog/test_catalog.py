@@ -152,7 +152,7 @@ def test_tasks_of_every_type_may_be_billed_by_the_reported_cost(tmp_path: Path, 
     assert prices.bills_reported_cost()
 
 
-def test_a_tier_without_a_price_of_a_unit_has_that_of_the_tier_below(tmp_path: Path) -> None:
+def test_a_tier_without_a_price_for_a_unit_uses_the_price_of_the_lower_tier(tmp_path: Path) -> None:
     path = tmp_path / "catalog.toml"
     tiers = (
         '[{ from_input_tokens = 100, million_output_tokens = "2", million_input_tokens = "0.5" },'

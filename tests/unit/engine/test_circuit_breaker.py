@@ -32,7 +32,7 @@ class Traffic:
     last_call: float = 0.0
 
     def call(self, account: str) -> bool:
-        """One call; whether it was served."""
+        """Makes one call; returns whether it was served."""
         attempt = self.breaker.acquire(account, self.now)
         if attempt is None:
             self.refused[account] = self.refused.get(account, 0) + 1
@@ -57,17 +57,17 @@ class Traffic:
             self.now += 0.01
 
     def share(self, account: str) -> float:
-        """The share of an account's calls that passed."""
+        """Returns the share of an account's calls that passed."""
         passed, refused = self.passed.get(account, 0), self.refused.get(account, 0)
         return passed / (passed + refused)
 
-    def forget(self) -> None:
+    def reset_counts(self) -> None:
         """Resets the counts."""
         self.passed, self.refused = {}, {}
 
 
-def opened_by(*accounts: str, **options: float) -> Traffic:
-    """A vendor that is down, and whose route is open after calls of these accounts."""
+def open_route(*accounts: str, **options: float) -> Traffic:
+    """Returns traffic to a vendor that is down, after calls of these accounts opened its route."""
     traffic = Traffic(CircuitBreaker("acme", "large", **options), lambda account: False)  # type: ignore[arg-type]
     while traffic.breaker.state is State.CLOSED:
         for account in accounts:
@@ -117,18 +117,18 @@ def test_a_vendor_that_goes_down_is_blocked_within_two_seconds_and_used_again_la
     traffic.healthy = lambda account: False
     traffic.run(2, rates)
     assert traffic.breaker.state is not State.CLOSED
-    traffic.forget()
+    traffic.reset_counts()
     traffic.run(60, rates)
     assert sum(traffic.passed.values()) <= 60 / PROBE_WAIT + 1
     traffic.healthy = lambda account: True
     traffic.run(PROBE_WAIT_MAX + 1, rates)
     assert traffic.breaker.state is State.CLOSED
-    traffic.forget()
+    traffic.reset_counts()
     traffic.run(5, rates)
-    assert not traffic.refused, "every account that was served before is let in with the first success"
+    assert not traffic.refused, "the first success admits every account that was served before"
 
 
-def test_one_call_in_ten_that_fails_opens_nothing() -> None:
+def test_one_failure_in_ten_calls_opens_no_circuit() -> None:
     traffic = Traffic()
     numbers = iter(range(10**6))
     traffic.healthy = lambda account: next(numbers) % 10 != 0
@@ -136,7 +136,7 @@ def test_one_call_in_ten_that_fails_opens_nothing() -> None:
     assert not traffic.refused
 
 
-def test_every_second_call_that_fails_opens_nothing() -> None:
+def test_one_failure_in_two_calls_opens_no_circuit() -> None:
     traffic = Traffic()
     numbers = {f"account {n}": iter(range(10**6)) for n in range(3)}
     traffic.healthy = lambda account: next(numbers[account]) % 2 == 0
@@ -157,13 +157,14 @@ def test_accounts_that_open_the_route_do_not_keep_it_open() -> None:
     traffic.run(10, {"poison 1": 50.0, "poison 2": 50.0})
     assert traffic.breaker.state is not State.CLOSED
     traffic.run(10, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
-    traffic.forget()
+    traffic.reset_counts()
     traffic.run(60, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
     assert traffic.share("good") == 1.0
 
 
 def vote(rate: float, gap: int) -> State:
-    """The state of a route after two accounts failed once each, and again `gap` buckets of good calls later."""
+    """Returns the state of a route after two accounts failed once each, and once more after `gap` buckets
+    of successful calls."""
     traffic = Traffic(CircuitBreaker(failure_rate=rate), lambda account: account == "good")
     for _ in range(2):
         traffic.call("a")
@@ -220,7 +221,7 @@ def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_
     assert traffic.breaker.account_state("served") is State.OPEN
 
 
-def test_a_route_that_was_closed_again_starts_without_old_outcomes() -> None:
+def test_a_route_that_closes_starts_without_old_outcomes() -> None:
     traffic = Traffic(healthy=lambda account: account == "good")
     for account, calls in {"good": 1, "a": MINIMUM_CALLS - 1, "b": 2, "c": 2, "d": 2}.items():
         for _ in range(calls):
@@ -264,8 +265,8 @@ def test_failures_before_a_probe_that_succeeded_no_longer_count() -> None:
     assert traffic.breaker.account_state("only") is State.OPEN
 
 
-def test_an_account_whose_probe_succeeded_may_probe_again_when_the_route_opens_anew() -> None:
-    traffic = opened_by("a", "b")
+def test_an_account_whose_probe_succeeded_can_probe_the_next_time_the_route_opens() -> None:
+    traffic = open_route("a", "b")
     traffic.now += PROBE_WAIT
     traffic.healthy = lambda account: account == "c"
     assert traffic.call("c")
@@ -290,7 +291,7 @@ def test_calls_that_were_running_when_an_accounts_circuit_opened_change_nothing(
 
 
 def test_an_open_route_admits_one_probe_at_a_time() -> None:
-    traffic = opened_by("a", "b")
+    traffic = open_route("a", "b")
     traffic.now += PROBE_WAIT_MAX
     first = traffic.breaker.acquire("c", traffic.now)
     assert first is not None
@@ -302,8 +303,8 @@ def test_an_open_route_admits_one_probe_at_a_time() -> None:
     assert traffic.breaker.acquire("d", traffic.now) is not None
 
 
-def test_a_probe_that_fails_opens_the_route_again() -> None:
-    traffic = opened_by("a", "b")
+def test_a_failed_probe_reopens_the_route() -> None:
+    traffic = open_route("a", "b")
     traffic.now += PROBE_WAIT_MAX
     assert not traffic.call("c")
     assert traffic.passed["c"] == 1
@@ -313,18 +314,20 @@ def test_a_probe_that_fails_opens_the_route_again() -> None:
 
 
 def test_a_probe_whose_caller_disconnects_allows_a_probe_of_another_account() -> None:
-    traffic = opened_by("a", "b")
+    traffic = open_route("a", "b")
     traffic.now += PROBE_WAIT_MAX
     probe = traffic.breaker.acquire("c", traffic.now)
     assert probe is not None
     traffic.breaker.release(probe, traffic.now)
     assert traffic.breaker.state is State.OPEN
-    assert traffic.breaker.acquire("c", traffic.now) is None, "one that leaves has to wait for its next turn"
+    assert traffic.breaker.acquire("c", traffic.now) is None, (
+        "a caller that disconnects waits for its next probe"
+    )
     assert traffic.breaker.acquire("d", traffic.now) is not None
 
 
 def test_a_caller_that_aborts_every_probe_does_not_probe_forever() -> None:
-    traffic = opened_by("a", "b")
+    traffic = open_route("a", "b")
     probes = 0
     for _ in range(6000):
         attempt = traffic.breaker.acquire("a", traffic.now)
@@ -343,7 +346,7 @@ def test_a_probe_that_never_ends_does_not_block_others_forever(accounts: tuple[s
     hanging = traffic.breaker.acquire("a", traffic.now)
     assert hanging is not None
     traffic.healthy = lambda account: True
-    traffic.forget()
+    traffic.reset_counts()
     began = traffic.now
     while not traffic.passed:
         traffic.run(0.01, dict.fromkeys(accounts, 100.0))
@@ -353,13 +356,13 @@ def test_a_probe_that_never_ends_does_not_block_others_forever(accounts: tuple[s
     assert traffic.breaker.account_state("a") is State.CLOSED
     traffic.breaker.failed(hanging, traffic.now, DOWN)
     traffic.breaker.release(hanging, traffic.now)
-    traffic.forget()
+    traffic.reset_counts()
     traffic.run(1, dict.fromkeys(accounts, 20.0))
-    assert not traffic.refused, "a probe that was given up changes nothing"
+    assert not traffic.refused, "an expired probe has no effect"
 
 
-def test_an_account_whose_probe_hangs_leaves_the_next_one_to_others() -> None:
-    traffic = opened_by("a", "b")
+def test_after_a_probe_hangs_another_account_probes_next() -> None:
+    traffic = open_route("a", "b")
     traffic.now += PROBE_WAIT_MAX
     assert traffic.breaker.acquire("hanging", traffic.now) is not None
     traffic.now += PROBE_TIMEOUT
@@ -368,7 +371,7 @@ def test_an_account_whose_probe_hangs_leaves_the_next_one_to_others() -> None:
 
 
 def test_a_hanging_probe_that_succeeds_late_closes_the_route() -> None:
-    traffic = opened_by("a", "b")
+    traffic = open_route("a", "b")
     traffic.now += PROBE_WAIT_MAX
     late = traffic.breaker.acquire("a", traffic.now)
     assert late is not None
@@ -408,7 +411,7 @@ def test_old_failures_are_forgotten() -> None:
     assert traffic.breaker.account_state("a") is State.CLOSED
 
 
-def test_failures_that_come_one_a_minute_open_nothing_and_ten_a_minute_do() -> None:
+def test_ten_failures_a_minute_open_the_circuit_and_one_a_minute_does_not() -> None:
     for gap, state in ((61.0, State.CLOSED), (6.0, State.OPEN)):
         traffic = Traffic(healthy=lambda account: False)
         for _ in range(MINIMUM_CALLS + 3):
@@ -419,7 +422,7 @@ def test_failures_that_come_one_a_minute_open_nothing_and_ten_a_minute_do() -> N
         assert traffic.breaker.account_state("a") is state
 
 
-def test_fewer_calls_than_the_minimum_open_nothing() -> None:
+def test_fewer_calls_than_the_minimum_open_no_circuit() -> None:
     traffic = Traffic(CircuitBreaker(minimum_calls=20), lambda account: False)
     for _ in range(9):
         traffic.call("a")
@@ -460,7 +463,7 @@ def test_recent_failures_count_however_old_the_first_call_of_their_bucket_is() -
     assert traffic.breaker.account_state("a") is State.OPEN
 
 
-def test_the_tracked_accounts_of_a_route_are_limited_and_open_circuits_are_kept() -> None:
+def test_tracked_accounts_are_limited_and_open_circuits_are_not_dropped() -> None:
     traffic = Traffic(CircuitBreaker(max_accounts=100), lambda account: account != "poison")
     for number in range(5000):
         traffic.call(f"account {number}")
@@ -472,7 +475,7 @@ def test_the_tracked_accounts_of_a_route_are_limited_and_open_circuits_are_kept(
     assert traffic.breaker.state is State.CLOSED
     traffic.healthy = lambda account: False
     traffic.run(2, {f"account {number}": 2.0 for number in range(200)})
-    assert traffic.breaker.state is not State.CLOSED, "what was dropped left no vote behind"
+    assert traffic.breaker.state is not State.CLOSED, "dropped accounts have no vote"
 
 
 def test_tracked_accounts_are_limited_even_if_all_their_circuits_are_open() -> None:
@@ -487,22 +490,22 @@ def test_each_change_of_state_is_one_line_that_names_provider_and_model(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "pomelo.engine")
-    traffic = opened_by("a", "b")
+    traffic = open_route("a", "b")
     traffic.now += PROBE_WAIT_MAX
     traffic.call("c")
     traffic.now += PROBE_WAIT_MAX
     traffic.healthy = lambda account: True
     traffic.call("d")
-    told = [record.getMessage() for record in caplog.records if "for account" not in record.getMessage()]
-    assert [line.partition(":")[0] for line in told] == [
+    messages = [record.getMessage() for record in caplog.records if "for account" not in record.getMessage()]
+    assert [line.partition(":")[0] for line in messages] == [
         "circuit open",
         "circuit half-open",
         "circuit open",
         "circuit half-open",
         "circuit closed",
     ]
-    assert all("acme, model large" in line for line in told)
-    assert DOWN in told[0]
+    assert all("acme, model large" in line for line in messages)
+    assert DOWN in messages[0]
     assert {record.name for record in caplog.records} == {"pomelo.engine"}
 
 
@@ -514,8 +517,8 @@ def test_a_circuit_of_an_account_is_logged_when_it_opens_and_when_it_closes(
     traffic.run(60, {"only": 50.0})
     traffic.healthy = lambda account: True
     traffic.run(PROBE_WAIT_MAX + 1, {"only": 50.0})
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert "open" in told[0]
-    assert "closed" in told[1]
-    assert all("account only" in line and "acme, model large" in line for line in told)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "open" in messages[0]
+    assert "closed" in messages[1]
+    assert all("account only" in line and "acme, model large" in line for line in messages)

@@ -15,19 +15,19 @@ PLAN = Plan("all", requests=20, concurrent=3, tokens=1_000)
 NOW = 1_700_000_000.25
 
 
-def reported(counts_tokens: bool = True, plan: Plan = PLAN, **standing: Any) -> dict[str, str]:
-    """The headers at NOW, without the prefix that those of limits have."""
-    found = limit_headers(
-        plan, LimitStatus(**{"available": 5_000_000, **standing}), NOW, tokens=counts_tokens
+def reported(counts_tokens: bool = True, plan: Plan = PLAN, **status: Any) -> dict[str, str]:
+    """The headers at NOW, without the prefix of the limit headers."""
+    headers = limit_headers(
+        plan, LimitStatus(**{"available": 5_000_000, **status}), NOW, tokens=counts_tokens
     )
-    return {name.removeprefix("X-RateLimit-"): value for name, value in found.items()}
+    return {name.removeprefix("X-RateLimit-"): value for name, value in headers.items()}
 
 
-def error(code: str, tokens: int = 0, **standing: Any) -> tuple[str, int | None]:
+def error(code: str, tokens: int = 0, **status: Any) -> tuple[str, int | None]:
     """The message and the proposed wait of a refusal at NOW."""
     record = UsageRecord("task_1", "req_1", "ann", True, "key", "rest", "gpt-4", "text")
     take = ReserveRequest(record, minimum=1, maximum=1, tokens=tokens, tokens_limit=PLAN.tokens)
-    raised = refusal(Refused(LimitStatus(0, **standing), code), take, NOW)
+    raised = refusal(Refused(LimitStatus(0, **status), code), take, NOW)
     assert raised.code == code
     return raised.message, raised.retry_after
 
@@ -46,17 +46,17 @@ def test_every_limit_has_its_own_count_and_its_own_reset() -> None:
     }
 
 
-def test_nothing_remains_of_a_limit_that_is_reached_or_was_lowered() -> None:
+def test_a_limit_that_is_reached_or_was_lowered_has_zero_remaining() -> None:
     for above in (0, 1, 500):
-        found = reported(requests=20 + above, concurrency=3 + above, tokens=1_000 + above)
-        assert [found[f"Remaining{of}"] for of in ("", "-Concurrent", "-Tokens")] == ["0"] * 3
+        headers = reported(requests=20 + above, concurrency=3 + above, tokens=1_000 + above)
+        assert [headers[f"Remaining{of}"] for of in ("", "-Concurrent", "-Tokens")] == ["0"] * 3
 
 
 def test_a_reset_is_never_reported_before_the_window_ends() -> None:
     for left in (0.5, 0.75, 0.8, 59.75):
-        found = reported(requests_reset=left, tokens_reset=left)
-        assert int(found["Reset"]) == int(found["Reset-Tokens"])
-        assert NOW + left <= int(found["Reset"]) < NOW + left + 1
+        headers = reported(requests_reset=left, tokens_reset=left)
+        assert int(headers["Reset"]) == int(headers["Reset-Tokens"])
+        assert NOW + left <= int(headers["Reset"]) < NOW + left + 1
 
 
 def test_only_limits_that_apply_have_headers() -> None:
@@ -90,7 +90,7 @@ def test_the_proposed_wait_and_the_reset_are_rounded_up(left: float, wait: int, 
     )
 
 
-def test_only_a_task_that_never_fits_its_limit_is_told_to_be_shorter() -> None:
+def test_only_a_task_that_exceeds_the_whole_limit_is_refused_as_too_long() -> None:
     message, wait = error("token_limit_exceeded", tokens=1_000, tokens_reset=10)
     assert (message[:30], wait) == ("Token limit of the model excee", 10)
     message, wait = error("token_limit_exceeded", tokens=1_001, tokens_reset=10)

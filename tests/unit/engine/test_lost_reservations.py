@@ -1,4 +1,4 @@
-"""Tasks whose reservation another process has ended, because it took this one for dead."""
+"""Tasks whose reservation another process has ended, because it considered this process dead."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Eng
             yield opened
 
 
-def say(text: str) -> dict[str, Any]:
+def text_task(text: str) -> dict[str, Any]:
     """A text task."""
     return {"model": "gpt-4", "messages": [{"role": "user", "content": text}], "max_tokens": 9}
 
 
 async def recover(engine: EngineApp, account: Account) -> None:
-    """Ends the reservation of the account's only task, as another process does."""
+    """Ends the reservation of the account's only task, as another process would."""
     (reservation,) = [
         one for one in await engine.app.store.reservations() if one.record.wallet == account.wallet
     ]
@@ -42,11 +42,11 @@ async def test_a_stream_whose_reservation_is_lost_is_ended_and_closed_at_the_pro
     account = await engine.account()
     first, second = Gate(), Gate()
     engine.upstream.when("to be lost", Words("one two three four", at={1: first, 3: second}))
-    asking = asyncio.create_task(engine.ask(account, say("to be lost"), stream=True))
+    asking = asyncio.create_task(engine.ask(account, text_task("to be lost"), stream=True))
     await first.reached.wait()
     await recover(engine, account)
     spent = (await engine.balance(account)).spent
-    first.open()  # what comes now can't be recorded
+    first.open()  # later output can't be recorded
     async with asyncio.timeout(10):
         answer = await asking
         await engine.upstream.idle()
@@ -61,7 +61,7 @@ async def test_an_answer_whose_reservation_is_lost_is_not_delivered(engine: Engi
     account = await engine.account()
     gate = Gate()
     engine.upstream.when("whole", Words("one two", before=(gate,)))
-    asking = asyncio.create_task(engine.ask(account, say("whole")))
+    asking = asyncio.create_task(engine.ask(account, text_task("whole")))
     await gate.reached.wait()
     await recover(engine, account)
     gate.open()
@@ -72,10 +72,10 @@ async def test_an_answer_whose_reservation_is_lost_is_not_delivered(engine: Engi
     assert not await engine.records(account)
 
 
-async def test_a_deadline_that_passes_is_no_lost_reservation(engine: EngineApp) -> None:
+async def test_a_missed_deadline_is_not_reported_as_a_lost_reservation(engine: EngineApp) -> None:
     account = await engine.account()
     engine.upstream.when("too late", Words("one two", at={1: Gate()}))
-    answer = await engine.ask(account, say("too late"), stream=True, within=0.2)
+    answer = await engine.ask(account, text_task("too late"), stream=True, within=0.2)
     assert answer.code == "deadline_exceeded"
     (record,) = await engine.records(account)
     assert answer.call.response_trailers["X-Credits-Charged"] == f"{record.cost / 10**6:f}".rstrip("0")

@@ -1,4 +1,4 @@
-"""What a task costs whose provider fails: before anything was sent, before any output, and after some."""
+"""The cost of a task whose provider fails before the request, before any output, or after some output."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def no_connection(retry: RetryPolicy) -> PomeloError:
 
 
 @STREAM
-async def test_a_task_that_was_never_sent_gives_its_request_back(
+async def test_the_request_of_a_task_that_was_never_sent_is_refunded(
     engine: EngineApp, provider: Failing, stream: bool
 ) -> None:
     provider.error = no_connection(RetryPolicy.NEXT_ROUTE)
@@ -70,11 +70,11 @@ async def test_a_task_that_was_never_sent_gives_its_request_back(
 
 
 @STREAM
-async def test_a_task_that_was_sent_counts_as_a_request_though_it_failed(
+async def test_a_failed_task_that_was_sent_counts_as_a_request(
     engine: EngineApp, provider: Failing, stream: bool
 ) -> None:
     account = await engine.account("limited")
-    for error in (PomeloError("provider_failed"), TimeoutError(), KeyError("a fault of its own")):
+    for error in (PomeloError("provider_failed"), TimeoutError(), KeyError("a bug")):
         provider.error = error
         assert (await engine.ask(account, TEXT, stream=stream)).code == "provider_failed"
     standing = await engine.limit_status(account)
@@ -83,7 +83,7 @@ async def test_a_task_that_was_sent_counts_as_a_request_though_it_failed(
 
 
 @pytest.mark.parametrize("error", [no_connection(RetryPolicy.SAME_ROUTE), PomeloError("provider_failed")])
-async def test_what_was_delivered_before_a_failure_is_charged(
+async def test_output_delivered_before_a_failure_is_charged(
     engine: EngineApp, provider: Failing, error: PomeloError
 ) -> None:
     provider.words, provider.error = ("one", " two"), error

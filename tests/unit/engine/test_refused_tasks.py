@@ -1,4 +1,4 @@
-"""What a task leaves behind that is refused before a provider is called: nothing, and no false header."""
+"""Tasks that are refused before a provider is called leave no reservation, record or false header."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.engine.apps import CREDITS, Account, EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 TEXT = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9}
-AUDIO = b"OggS" + b"some sound" * 100
+AUDIO = b"OggS" + b"some audio" * 100
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 

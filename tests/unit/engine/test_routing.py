@@ -70,21 +70,21 @@ class Rig:
         prompt: str = "Hi",
         model: Model = MODEL,
     ) -> str:
-        """The text of an answer."""
+        """Runs a task; returns its text."""
         text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=prompt)])
         candidates = router.candidates(model, "text", live=True)
         job = Job("task_1", model, candidates[0].route, text_input, stream, deadline)
         async with aclosing(router.events(job, candidates, account=account)) as events:
             return "".join([event.text_delta.content async for event in events])
 
-    async def fail(self, router: Router, account: str = "", **how: Any) -> PomeloError:
-        """The error of a failed task."""
+    async def fail(self, router: Router, account: str = "", **options: Any) -> PomeloError:
+        """Runs a task that fails; returns its error."""
         with pytest.raises(PomeloError) as raised:
-            await self.ask(router, account, **how)
+            await self.ask(router, account, **options)
         return raised.value
 
     async def open_route(self, router: Router, *accounts: str) -> None:
-        """Makes the first vendor busy, and the accounts ask until its route is left only."""
+        """Makes the first vendor busy, and runs tasks of the accounts until its circuit is open."""
         self.one.default = BUSY
         while self.request_counts()[0] < MINIMUM_CALLS:
             for account in accounts:
@@ -149,7 +149,7 @@ async def test_waits_vary_between_half_and_all_of_their_length(
     ("days", "answer"),
     [((1, 1), "from one"), ((0, 1), "from one"), ((-1, 1), "from two"), ((-1, None), "from two"), ((-1, -1), "from one")],
 )  # fmt: skip
-async def test_a_route_past_its_last_day_is_asked_only_where_no_other_is_left(
+async def test_a_retired_route_is_used_only_if_no_other_route_is_available(
     rig: Rig, days: tuple[int | None, ...], answer: str
 ) -> None:
     today = date(2030, 1, 10)
@@ -234,7 +234,7 @@ async def test_a_failing_route_is_skipped_and_then_probed_by_one_task(
     tried = rig.request_counts()[0]
     for account in accounts * 3:
         assert await rig.ask(router, account) == "from two"
-    assert rig.request_counts()[0] == tried, "an open breaker lets nothing through"
+    assert rig.request_counts()[0] == tried, "an open circuit admits no call"
 
     rig.now += PROBE_WAIT_MAX
     for account in accounts:
@@ -242,9 +242,9 @@ async def test_a_failing_route_is_skipped_and_then_probed_by_one_task(
     assert rig.request_counts()[0] == tried + 1, "one probe, and no retry of it"
 
     rig.now += PROBE_WAIT_MAX
-    rig.one.default = Answer("well again")
+    rig.one.default = Answer("recovered")
     for account in accounts * 2:
-        assert await rig.ask(router, account) == "well again"
+        assert await rig.ask(router, account) == "recovered"
 
 
 @ACCOUNTS
@@ -252,18 +252,18 @@ async def test_during_the_probe_other_tasks_use_the_next_route(rig: Rig, account
     router = rig.router()
     await rig.open_route(router, *accounts)
     rig.now += PROBE_WAIT_MAX
-    rig.one.default = Answer("well again")
+    rig.one.default = Answer("recovered")
     both = await asyncio.gather(rig.ask(router, accounts[0]), rig.ask(router, accounts[-1]))
-    assert sorted(both) == ["from two", "well again"]
+    assert sorted(both) == ["from two", "recovered"]
 
 
-async def test_one_accounts_failures_leave_the_route_to_others(rig: Rig) -> None:
+async def test_failures_of_one_account_do_not_block_the_route_for_others(rig: Rig) -> None:
     router = rig.router()
     rig.one.when("poison", error_reply(500, "boom"))
     for _ in range(10):
         assert await rig.ask(router, "poisoner", prompt="poison") == "from two"
         assert await rig.ask(router, "other") == "from one"
-    assert rig.request_counts()[0] == MINIMUM_CALLS + 10, "the account alone is kept from the route"
+    assert rig.request_counts()[0] == MINIMUM_CALLS + 10, "only the failing account is blocked from the route"
 
 
 @pytest.mark.parametrize("vendors", [1, 2])
@@ -286,7 +286,7 @@ async def test_when_all_circuits_are_open_no_vendor_is_called_and_the_wait_is_re
 
 
 @pytest.mark.parametrize("waits", [(2.0, 4.0), (4.0, 2.0)], ids=["first", "last"])
-async def test_of_several_open_circuits_the_shortest_wait_is_returned(
+async def test_the_shortest_wait_of_several_open_circuits_is_returned(
     rig: Rig, waits: tuple[float, ...]
 ) -> None:
     longest = dict(zip(rig.providers, waits, strict=True))
@@ -357,8 +357,8 @@ async def test_a_vendor_that_stays_silent_is_skipped(rig: Rig, stream: bool) -> 
         assert (await rig.fail(router, "a", stream=stream)).code == "deadline_exceeded"
         assert await rig.ask(router, "c", stream=stream) == "from two"
         rig.now += PROBE_WAIT_MAX
-        rig.one.default = Answer("well again")
-        assert await rig.ask(router, "c", stream=stream) == "well again"
+        rig.one.default = Answer("recovered")
+        assert await rig.ask(router, "c", stream=stream) == "recovered"
 
 
 async def test_a_cancelled_probe_lets_another_account_probe_immediately(rig: Rig) -> None:
@@ -373,31 +373,31 @@ async def test_a_cancelled_probe_lets_another_account_probe_immediately(rig: Rig
     probe.cancel()
     with pytest.raises(asyncio.CancelledError):
         await probe
-    rig.one.default = Answer("well again")
-    assert await rig.ask(router, "b") == "well again"
+    rig.one.default = Answer("recovered")
+    assert await rig.ask(router, "b") == "recovered"
 
 
 async def test_a_provider_that_fails_unexpectedly_ends_its_probe(rig: Rig) -> None:
     router = rig.router()
     await rig.open_route(router, "a", "b")
     rig.now += PROBE_WAIT_MAX
-    sound = rig.providers["one"]
-    rig.providers["one"] = Breaking()
+    working = rig.providers["one"]
+    rig.providers["one"] = FailingProvider()
     with pytest.raises(PomeloError, match="did not give a usable answer"):
         await rig.ask(router, "a")
-    rig.providers["one"] = sound
-    rig.one.default = Answer("well again")
-    assert await rig.ask(router, "b") == "well again"
+    rig.providers["one"] = working
+    rig.one.default = Answer("recovered")
+    assert await rig.ask(router, "b") == "recovered"
 
 
-class Breaking:
+class FailingProvider:
     """A provider that yields `words` and then raises `error`. `calls` is the number of calls;
     `callers` has the account of each word."""
 
     configured = True
 
     def __init__(self, error: Exception | None = None, *words: str) -> None:
-        self._error = error or KeyError("a fault of its own")
+        self._error = error or KeyError("a bug")
         self._words = words
         self.calls = 0
         self.callers: list[str] = []
@@ -411,10 +411,10 @@ class Breaking:
         raise self._error
 
     async def aclose(self) -> None:
-        """See Provider."""
+        pass
 
 
-class Waiting:
+class WaitingProvider:
     """A provider that yields a word and waits. It keeps its events, so nothing closes them but their caller."""
 
     configured = True
@@ -437,7 +437,7 @@ class Waiting:
 
 
 async def test_a_provider_is_closed_with_the_events_of_its_task(rig: Rig) -> None:
-    provider = rig.providers["one"] = Waiting()
+    provider = rig.providers["one"] = WaitingProvider()
     router = rig.router()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
@@ -454,9 +454,9 @@ async def test_a_call_that_fails_after_its_first_event_is_never_retried(
 ) -> None:
     error_class = NoConnectionError if code == "overloaded" else UpstreamError
     error = error_class(code, retry=retry)
-    broken = rig.providers["one"] = Breaking(error, "Hello")
+    failing = rig.providers["one"] = FailingProvider(error, "Hello")
     assert (await rig.fail(rig.router())).code == code
-    assert broken.calls == 1
+    assert failing.calls == 1
     assert rig.request_counts() == (0, 0)
     assert not rig.slept
 
@@ -465,33 +465,33 @@ async def test_a_call_that_fails_after_its_first_event_is_never_retried(
 async def test_a_call_that_fails_before_its_first_event_is_retried_as_its_error_allows(
     rig: Rig, retry: RetryPolicy
 ) -> None:
-    broken = rig.providers["one"] = Breaking(UpstreamError("provider_unavailable", retry=retry))
+    failing = rig.providers["one"] = FailingProvider(UpstreamError("provider_unavailable", retry=retry))
     if retry == RetryPolicy.NEVER:
         await rig.fail(rig.router())
     else:
         assert await rig.ask(rig.router()) == "from two"
-    assert broken.calls == (ATTEMPTS if retry == RetryPolicy.SAME_ROUTE else 1)
+    assert failing.calls == (ATTEMPTS if retry == RetryPolicy.SAME_ROUTE else 1)
     assert rig.request_counts() == (0, 0 if retry == RetryPolicy.NEVER else 1)
 
 
 async def test_an_error_without_a_retry_policy_is_never_retried(rig: Rig) -> None:
-    broken = rig.providers["one"] = Breaking(PomeloError("provider_unavailable"))
+    failing = rig.providers["one"] = FailingProvider(PomeloError("provider_unavailable"))
     assert (await rig.fail(rig.router())).code == "provider_unavailable"
-    assert broken.calls == 1
+    assert failing.calls == 1
     assert rig.request_counts() == (0, 0)
 
 
-async def test_a_provider_is_called_for_the_account_of_the_task_whoever_reads_the_next_event(
+async def test_a_provider_sees_the_account_of_the_task_in_whichever_asyncio_task_its_events_are_read(
     rig: Rig,
 ) -> None:
-    broken = rig.providers["one"] = Breaking(PomeloError("provider_failed"), "one ", "two ", "three")
+    failing = rig.providers["one"] = FailingProvider(PomeloError("provider_failed"), "one ", "two ", "three")
     router = rig.router()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
     async with aclosing(router.events(job, candidates, account="acme")) as events:
         for _ in range(3):
             await asyncio.create_task(anext(events))
-    assert broken.callers == ["acme"] * 3
+    assert failing.callers == ["acme"] * 3
     assert CALLER.get() == ""
 
 
@@ -514,14 +514,14 @@ async def test_without_a_free_connection_the_next_route_is_used_and_no_circuit_o
 
 
 async def test_each_model_of_each_provider_has_its_own_circuit(rig: Rig) -> None:
-    made: dict[tuple[str, str], CircuitBreaker] = {}
+    breakers: dict[tuple[str, str], CircuitBreaker] = {}
 
-    def make(provider: str, model: str) -> CircuitBreaker:
-        return made.setdefault((provider, model), CircuitBreaker(provider, model))
+    def breaker_of(provider: str, model: str) -> CircuitBreaker:
+        return breakers.setdefault((provider, model), CircuitBreaker(provider, model))
 
-    router = Router(rig.providers, clock=lambda: rig.now, sleep=rig.no_sleep, breaker=make)
+    router = Router(rig.providers, clock=lambda: rig.now, sleep=rig.no_sleep, breaker=breaker_of)
     await rig.open_route(router, "a", "b")
-    assert {key: breaker.state for key, breaker in made.items()} == {
+    assert {key: breaker.state for key, breaker in breakers.items()} == {
         ("one", "a"): State.OPEN,
         ("two", "b"): State.CLOSED,
     }

@@ -1,4 +1,4 @@
-"""What a task costs, and what its record, its limits and its headers say, however it ends."""
+"""The cost, usage record, limits and headers of tasks that succeed, fail or are cancelled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tasks import to_task
 from tests.unit.engine.apps import EngineApp, open_engine
 
 INLINE_LIMIT = 5_000
-AUDIO = b"OggS" + b"some sound" * 100
+AUDIO = b"OggS" + b"some audio" * 100
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
 COST = 100 * 4 + 7 * 20
@@ -32,7 +32,7 @@ async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Eng
         yield opened
 
 
-def say(text: str, **more: Any) -> dict[str, Any]:
+def text_task(text: str, **more: Any) -> dict[str, Any]:
     """A text task."""
     return {"model": "gpt-4", "messages": [{"role": "user", "content": text}], "max_tokens": 9, **more}
 
@@ -41,7 +41,7 @@ def say(text: str, **more: Any) -> dict[str, Any]:
 async def test_a_finished_task_is_charged_recorded_and_reported(engine: EngineApp, stream: bool) -> None:
     account = await engine.account("limited")
     engine.upstream.when("finished", Words("größe über alles", usage=USAGE))
-    answer = await engine.ask(account, say("finished"), stream=stream)
+    answer = await engine.ask(account, text_task("finished"), stream=stream)
     assert answer.code == "ok"
     (record,) = await engine.records(account)
     assert (record.cost, record.input_tokens, record.output_tokens) == (COST, 100, 7)
@@ -69,7 +69,7 @@ async def test_an_answer_that_the_provider_did_not_count_is_recorded_as_estimate
 ) -> None:
     account = await engine.account()
     engine.upstream.when("uncounted", Words("one two three", usage=None))
-    assert (await engine.ask(account, say("uncounted"), stream=stream)).code == "ok"
+    assert (await engine.ask(account, text_task("uncounted"), stream=stream)).code == "ok"
     (record,) = await engine.records(account)
     assert (record.source, record.complete, record.output_tokens) == ("estimated", True, 3)
 
@@ -77,7 +77,7 @@ async def test_an_answer_that_the_provider_did_not_count_is_recorded_as_estimate
 async def test_the_time_to_the_first_byte_is_that_of_the_first_piece(engine: EngineApp) -> None:
     account = await engine.account()
     engine.upstream.when("slowly", Words("one two", at={1: 0.2}))
-    assert (await engine.ask(account, say("slowly"), stream=True)).code == "ok"
+    assert (await engine.ask(account, text_task("slowly"), stream=True)).code == "ok"
     (record,) = await engine.records(account)
     assert record.first_byte_ms < record.processing_ms - 100
 
@@ -86,7 +86,7 @@ async def test_the_time_to_the_first_byte_is_that_of_the_first_piece(engine: Eng
 async def test_a_task_that_fails_before_any_output_costs_nothing(engine: EngineApp, stream: bool) -> None:
     account = await engine.account("limited")
     engine.upstream.when("forbidden", openai_error(400, code="content_policy_violation"))
-    answer = await engine.ask(account, say("forbidden"), stream=stream)
+    answer = await engine.ask(account, text_task("forbidden"), stream=stream)
     assert answer.code == "content_policy_violation"
     standing = await engine.limit_status(account, "gpt-4")
     assert (standing.requests, standing.concurrency) == (1, 0)
@@ -98,14 +98,14 @@ async def test_a_task_that_fails_before_any_output_costs_nothing(engine: EngineA
         assert reported["X-RateLimit-Remaining-Concurrent"] == "2"
 
 
-async def test_a_stream_that_the_caller_leaves_costs_its_input_and_what_was_delivered(
+async def test_a_cancelled_stream_costs_its_input_and_its_delivered_output(
     engine: EngineApp,
 ) -> None:
     account = await engine.account("limited")
     gate = Gate()
     engine.upstream.when("to be left", Words("one two three", at={2: gate}))
     call, words = call_of(account.key), 0
-    async with engine.app.services.tasks.stream_task(to_task(say("to be left")), call) as events:
+    async with engine.app.services.tasks.stream_task(to_task(text_task("to be left")), call) as events:
         async for event in events:
             words += bool(event.text_delta.content)
             if words == 2:
@@ -120,10 +120,10 @@ async def test_a_stream_that_the_caller_leaves_costs_its_input_and_what_was_deli
     assert (await engine.balance(account)).spent == record.cost
 
 
-async def test_a_task_that_the_caller_leaves_before_any_output_costs_nothing(engine: EngineApp) -> None:
+async def test_a_task_that_is_cancelled_before_any_output_costs_nothing(engine: EngineApp) -> None:
     account = await engine.account("limited")
     engine.upstream.when("left early", Words("one", before=(Gate(),)))
-    async with engine.app.services.tasks.stream_task(to_task(say("left early")), call_of(account.key)):
+    async with engine.app.services.tasks.stream_task(to_task(text_task("left early")), call_of(account.key)):
         assert (await engine.limit_status(account)).concurrency == 1
     await engine.settled(account)
     assert not await engine.records(account)
@@ -135,21 +135,21 @@ async def test_a_cost_that_is_known_before_is_reported_before_the_first_event(en
     for body, charged in (
         ({"model": "flux-1-pro", "prompt": "A kite"}, "0.04"),
         ({"model": "eleven-labs-tts", "text": "x" * 100, "voice": "adam"}, "0.008"),
-        (say("anything"), None),
+        (text_task("anything"), None),
     ):
         call = call_of(account.key)
         async with engine.app.services.tasks.stream_task(to_task(body, stream=True), call):
             assert call.response_headers.get("X-Credits-Charged") == charged
 
 
-async def test_what_an_account_can_not_pay_is_recorded_and_logged(
+async def test_the_uncollected_part_of_a_cost_is_recorded_and_logged(
     engine: EngineApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     account = await engine.account(micros=5_000)
     usage = {"prompt_tokens": 100, "completion_tokens": 1_000, "total_tokens": 1_100}
     engine.upstream.when("too dear", Words("one", usage=usage))
     with caplog.at_level(logging.ERROR):
-        assert (await engine.ask(account, say("too dear"))).code == "ok"
+        assert (await engine.ask(account, text_task("too dear"))).code == "ok"
     (record,) = await engine.records(account)
     assert (record.cost, record.uncollected) == (5_000, 100 * 4 + 1_000 * 20 - 5_000)
     assert (await engine.balance(account)).available == 0
@@ -158,7 +158,7 @@ async def test_what_an_account_can_not_pay_is_recorded_and_logged(
     assert "0.0154" in line
 
 
-async def test_a_large_answer_by_link_has_its_size_in_the_record(engine: EngineApp) -> None:
+async def test_the_record_of_a_large_answer_by_link_has_its_size(engine: EngineApp) -> None:
     account = await engine.account()
     engine.upstream.when("a long speech", Speech(size=70_000))
     body = {"model": "eleven-labs-tts", "text": "a long speech", "voice": "adam", "response_format": "url"}
@@ -176,7 +176,7 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
     engine.upstream.when(f"again {stream}", Words("one two", usage=USAGE))
     answers = [
         await engine.ask(
-            account, say(f"again {stream}", stop=["x"]), stream=stream, headers={"idempotency-key": "k"}
+            account, text_task(f"again {stream}", stop=["x"]), stream=stream, headers={"idempotency-key": "k"}
         )
         for _ in range(2)
     ]
@@ -221,12 +221,12 @@ async def test_inline_audio_of_a_grpc_call_may_have_exactly_the_limit(
 ) -> None:
     account = await engine.account()
     audio = (b"OggS" + b"x" * size)[:size]
-    engine.upstream.script(*([Transcript("heard")] if code == "ok" else []))
+    engine.upstream.script(*([Transcript("text")] if code == "ok" else []))
     body = {"model": "eleven-labs-stt", "audio": base64.b64encode(audio).decode()}
     assert (await engine.ask(account, body, protocol=protocol)).code == code
 
 
-async def test_a_wrong_header_is_refused_before_the_task_is_looked_at(engine: EngineApp) -> None:
+async def test_an_invalid_header_is_refused_before_the_task_is_validated(engine: EngineApp) -> None:
     account = await engine.account("limited")
     for headers in ({"x-request-timeout": "soon"}, {"idempotency-key": "two words"}):
         answer = await engine.ask(account, {"model": "unknown"}, headers=headers)

@@ -24,7 +24,7 @@ LIMIT = 4 * 1024 * 1024
 
 STRICT = {"prefer": "handling=strict"}
 REVOKED = mistral_protocol.error_reply(401)
-"""What makes the first route of a Mixtral model give way to the second."""
+"""A reply that makes the router use the second route of a Mixtral model."""
 
 
 @pytest.fixture(scope="module", name="engine")
@@ -38,7 +38,7 @@ def _fresh(engine: EngineApp) -> None:
     engine.upstream.reset()
 
 
-def say(text: str = "Hello", model: str = "gpt-4", **more: Any) -> dict[str, Any]:
+def text_task(text: str = "Hello", model: str = "gpt-4", **more: Any) -> dict[str, Any]:
     """A text task."""
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}
 
@@ -47,15 +47,15 @@ async def test_a_model_must_be_allowed_by_the_key_and_by_the_plan(engine: Engine
     by_plan = await engine.account("images")
     by_key = await engine.account(models=("gpt-4",))
     by_neither = await engine.account("images", models=("gpt-4",))
-    for account, allowed in ((by_plan, IMAGE), (by_key, say()), (by_neither, None)):
-        for body in (IMAGE, say()):
+    for account, allowed in ((by_plan, IMAGE), (by_key, text_task()), (by_neither, None)):
+        for body in (IMAGE, text_task()):
             answer = await engine.ask(account, body)
             assert answer.code == ("ok" if body == allowed else "model_not_allowed")
 
 
 async def test_a_test_key_uses_test_credits_and_calls_no_provider(engine: EngineApp) -> None:
     account = await engine.account(live=False)
-    answer = await engine.ask(account, say(max_tokens=5))
+    answer = await engine.ask(account, text_task(max_tokens=5))
     assert answer.code == "ok"
     (record,) = await engine.records(account)
     assert (record.live, record.provider) == (False, "sandbox")
@@ -66,23 +66,25 @@ async def test_a_test_key_uses_test_credits_and_calls_no_provider(engine: Engine
 async def test_another_accounts_upload_is_not_used(engine: EngineApp) -> None:
     owner, other = await engine.account(), await engine.account()
     task = Task(model="eleven-labs-stt")
-    task.speech_to_text.audio.media_id = await engine.upload(owner, b"OggS" + b"sound" * 100)
+    task.speech_to_text.audio.media_id = await engine.upload(owner, b"OggS" + b"audio" * 100)
     answer = await engine.ask(other, task)
     assert (answer.code, answer.error and answer.error.field) == ("invalid_parameter", "audio")
     assert task.speech_to_text.audio.media_id in engine.media()
 
 
-async def test_what_a_grpc_call_uploaded_stays_for_its_next_task(engine: EngineApp) -> None:
+async def test_an_upload_over_grpc_can_be_used_by_several_tasks(engine: EngineApp) -> None:
     account = await engine.account()
     task = Task(model="eleven-labs-stt")
-    task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"sound" * 100)
+    task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"audio" * 100)
     for _ in range(2):
         assert (await engine.ask(account, task, protocol="grpc")).code == "ok"
     assert task.speech_to_text.audio.media_id in engine.media()
 
 
 @pytest.mark.parametrize(("seconds", "code"), [(300.5, "ok"), (300.6, "invalid_parameter")])
-async def test_audio_may_be_as_long_as_the_model_takes(engine: EngineApp, seconds: float, code: str) -> None:
+async def test_audio_up_to_the_maximum_of_the_model_is_accepted(
+    engine: EngineApp, seconds: float, code: str
+) -> None:
     file = io.BytesIO()
     with wave.open(file, "wb") as audio:
         audio.setparams((1, 1, 8_000, 0, "NONE", ""))
@@ -95,10 +97,10 @@ async def test_audio_may_be_as_long_as_the_model_takes(engine: EngineApp, second
     engine.app.settings.data.joinpath("media", task.speech_to_speech.audio.media_id).unlink()
 
 
-async def test_an_upload_that_can_not_be_read_is_a_failure_of_the_store(engine: EngineApp) -> None:
+async def test_an_unreadable_upload_is_reported_as_store_unavailable(engine: EngineApp) -> None:
     account = await engine.account()
     task = Task(model="eleven-labs-stt")
-    task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"sound" * 100)
+    task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"audio" * 100)
     path = engine.app.settings.data / "media" / task.speech_to_text.audio.media_id
     path.unlink()
     path.symlink_to(path)
@@ -108,16 +110,16 @@ async def test_an_upload_that_can_not_be_read_is_a_failure_of_the_store(engine: 
         path.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("how", [{"response_format": "url"}, {"response_format": "b64_json"}])
-@pytest.mark.parametrize("repeatable", [False, True])
-async def test_an_answer_that_must_be_stored_is_refused_where_there_is_no_room(
-    engine: EngineApp, how: dict[str, str], repeatable: bool
+@pytest.mark.parametrize("options", [{"response_format": "url"}, {"response_format": "b64_json"}])
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_an_answer_that_must_be_stored_is_refused_without_storage_space(
+    engine: EngineApp, options: dict[str, str], idempotent: bool
 ) -> None:
     account = await engine.account("limited")
     await engine.upload(account, bytes(LIMIT))
-    headers = {"idempotency-key": "k"} if repeatable else {}
-    answer = await engine.ask(account, {**IMAGE, **how}, headers=headers)
-    stored = repeatable or how["response_format"] == "url"
+    headers = {"idempotency-key": "k"} if idempotent else {}
+    answer = await engine.ask(account, {**IMAGE, **options}, headers=headers)
+    stored = idempotent or options["response_format"] == "url"
     assert answer.code == ("payload_too_large" if stored else "ok")
     assert bool(engine.upstream.requests) != stored
     if stored:
@@ -128,41 +130,43 @@ async def test_an_answer_that_must_be_stored_is_refused_where_there_is_no_room(
 # --- routes
 
 
-async def test_a_task_costs_the_price_of_the_first_route_that_can_be_asked(tmp_path: Path) -> None:
+async def test_a_task_costs_the_price_of_its_first_configured_route(tmp_path: Path) -> None:
     usage = {"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100}
     async with open_engine(tmp_path, mistral_api_key=None) as second:
         second.upstream.script(Words("Hello", usage=usage))
         account = await second.account()
-        assert (await second.ask(account, say(model="mixtral-8x7b", max_tokens=200))).code == "ok"
+        assert (await second.ask(account, text_task(model="mixtral-8x7b", max_tokens=200))).code == "ok"
         (record,) = await second.records(account)
     assert record.provider == "openrouter"
     assert record.cost == math.ceil(1_100 * 0.54)
     assert "540000" in record.prices
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 async def test_a_route_that_takes_over_reports_its_own_adjustments(engine: EngineApp, stream: bool) -> None:
     account = await engine.account()
     engine.upstream.script(REVOKED, Words("Hello"))
-    body = say(model="mixtral-8x7b", max_tokens=20_000)
+    body = text_task(model="mixtral-8x7b", max_tokens=20_000)
     key = {"idempotency-key": "k"}
     answer = await engine.ask(account, body, stream=stream, headers=key)
     assert answer.code == "ok"
     assert answer.call.response_headers["X-Pomelo-Adjusted"] == "max_tokens=16384"
-    made = (answer.events[0].started if stream else answer.events[0]).adjustments
-    assert [(one.field, one.used) for one in made] == [("max_tokens", "16384")]
-    # The first route adjusts nothing, but the answer to repeat was made by the second.
+    adjustments = (answer.events[0].started if stream else answer.events[0]).adjustments
+    assert [(one.field, one.used) for one in adjustments] == [("max_tokens", "16384")]
+    # The first route adjusts nothing, but the stored answer is the second's.
     strict = await engine.ask(account, body, stream=stream, headers=key | STRICT)
     assert (strict.code, strict.error and strict.error.field) == ("invalid_parameter", "max_tokens")
     assert len(engine.upstream.requests) == 2
 
 
-async def test_strictly_no_route_takes_over_that_adjusts(engine: EngineApp) -> None:
+async def test_strict_handling_skips_a_second_route_that_would_adjust(engine: EngineApp) -> None:
     account = await engine.account()
     for max_tokens, code in ((16_384, "ok"), (16_385, "provider_failed")):
         engine.upstream.reset()
         engine.upstream.script(REVOKED, Words("Hello"))
-        answer = await engine.ask(account, say(model="mixtral-8x7b", max_tokens=max_tokens), headers=STRICT)
+        answer = await engine.ask(
+            account, text_task(model="mixtral-8x7b", max_tokens=max_tokens), headers=STRICT
+        )
         assert answer.code == code
         assert len(engine.upstream.requests) == (2 if code == "ok" else 1)
         assert answer.call.response_headers["Preference-Applied"] == "handling=strict"
@@ -174,7 +178,7 @@ async def test_strictly_no_route_takes_over_that_adjusts(engine: EngineApp) -> N
 async def test_without_max_tokens_an_answer_is_cut_to_what_the_account_can_pay(engine: EngineApp) -> None:
     account = await engine.account(micros=20_000)
     engine.upstream.script(Words("Hello"))
-    assert (await engine.ask(account, say())).code == "ok"
+    assert (await engine.ask(account, text_task())).code == "ok"
     (request,) = engine.upstream.requests
     assert 900 < request.body["max_completion_tokens"] < 20_000 // 20
 
@@ -183,15 +187,15 @@ async def test_without_max_tokens_a_task_reserves_its_share_of_the_balance(engin
     account = await engine.account("limited", micros=200_000)
     gate = Gate()
     engine.upstream.when("share", Words("Hello", before=(gate,)))
-    async with engine.app.services.tasks.stream_task(to_task(say("share")), call_of(account.key)):
-        standing = await engine.limit_status(account)
-        assert (standing.concurrency, standing.available) == (1, 100_000)
+    async with engine.app.services.tasks.stream_task(to_task(text_task("share")), call_of(account.key)):
+        status = await engine.limit_status(account)
+        assert (status.concurrency, status.available) == (1, 100_000)
     await engine.settled(account)
 
 
 async def test_a_small_balance_is_not_shared(engine: EngineApp) -> None:
     account = await engine.account("limited", micros=10_000)
     engine.upstream.when("all", Words("Hello", before=(Gate(),)))
-    async with engine.app.services.tasks.stream_task(to_task(say("all")), call_of(account.key)):
+    async with engine.app.services.tasks.stream_task(to_task(text_task("all")), call_of(account.key)):
         assert (await engine.limit_status(account)).available == 0
     await engine.settled(account)

@@ -236,7 +236,7 @@ async def test_media_expire_exactly_when_their_lifetime_is_over(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("asked", "left"), [(None, 60), (1_000, 60), (60, 60), (10, 10), (0, 0)])
-def test_a_shorter_lifetime_can_be_asked_for_and_no_longer_one(
+def test_a_shorter_lifetime_can_be_requested_but_not_a_longer_one(
     tmp_path: Path, asked: float | None, left: int
 ) -> None:
     store = MediaStore(tmp_path / "media", b"s" * 32, lifetime=60, now=lambda: 1_900_000_000.0)
@@ -246,7 +246,7 @@ def test_a_shorter_lifetime_can_be_asked_for_and_no_longer_one(
 
 
 @pytest.mark.parametrize("piece", [1, 3, 16, 100])
-def test_the_type_of_a_file_is_that_of_its_first_bytes_however_they_come(
+def test_the_type_of_a_file_is_detected_from_its_first_bytes_in_any_packets(
     store: MediaStore, piece: int
 ) -> None:
     data = b"RIFF\x24\x00\x00\x00WAVEfmt and samples"

@@ -20,11 +20,11 @@ from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_repl
 from tests.providers.openai.rig import deltas, job
 
 HOST = "vendor:443"
-PATIENT = 5.0
-"""A wait that no test comes to the end of."""
+LONG_WAIT = 5.0
+"""A wait that no test exhausts."""
 
 
-async def at_once(work: Awaitable[Any]) -> bool:
+async def completes_immediately(work: Awaitable[Any]) -> bool:
     """Whether the work completes without waiting."""
     task = asyncio.ensure_future(work)
     for _ in range(3):
@@ -37,10 +37,10 @@ async def at_once(work: Awaitable[Any]) -> bool:
     return False
 
 
-async def refused_at_once(limiter: ConnectionLimiter, account: str) -> bool:
+async def is_refused_immediately(limiter: ConnectionLimiter, account: str) -> bool:
     """Whether a call is refused without waiting."""
     try:
-        await at_once(limiter.acquire(HOST, account))
+        await completes_immediately(limiter.acquire(HOST, account))
     except PomeloError:
         return True
     return False
@@ -49,20 +49,20 @@ async def refused_at_once(limiter: ConnectionLimiter, account: str) -> bool:
 async def fill(limiter: ConnectionLimiter, account: str, host: str = HOST) -> int:
     """Acquires connections until one would have to wait; returns their number."""
     number = 0
-    while await at_once(limiter.acquire(host, account)):
+    while await completes_immediately(limiter.acquire(host, account)):
         number += 1
     return number
 
 
 async def wait_until(limiter: ConnectionLimiter, waiting: int) -> None:
     """Returns when `waiting` calls wait."""
-    async with asyncio.timeout(PATIENT):
+    async with asyncio.timeout(LONG_WAIT):
         while limiter.waiting != waiting:  # noqa: ASYNC110 - a count has no event
             await asyncio.sleep(0)
 
 
 def queued(limiter: ConnectionLimiter, account: str, order: list[str], name: str) -> asyncio.Task[None]:
-    """A call that writes its name into `order` when it has its connection."""
+    """Starts a call that appends its name to `order` when it has its connection."""
 
     async def call() -> None:
         await limiter.acquire(HOST, account)
@@ -80,12 +80,12 @@ def idle(limiter: ConnectionLimiter) -> bool:
 async def test_one_account_leaves_room_for_another_and_no_account_takes_the_last_connection(
     limit: int,
 ) -> None:
-    limiter = ConnectionLimiter(limit, max_wait=PATIENT)
+    limiter = ConnectionLimiter(limit, max_wait=LONG_WAIT)
     alone = await fill(limiter, "a")
     assert alone < limit
     assert alone >= limit * 3 // 4 or limit < 4
-    assert await at_once(limiter.acquire(HOST, "b"))
-    assert not await at_once(limiter.acquire(HOST, "a"))
+    assert await completes_immediately(limiter.acquire(HOST, "b"))
+    assert not await completes_immediately(limiter.acquire(HOST, "a"))
 
 
 async def test_the_largest_plan_fits_into_one_accounts_share() -> None:
@@ -93,16 +93,16 @@ async def test_the_largest_plan_fits_into_one_accounts_share() -> None:
 
 
 async def test_several_accounts_leave_room_for_one_more() -> None:
-    limiter = ConnectionLimiter(LIMIT, max_wait=PATIENT)
+    limiter = ConnectionLimiter(LIMIT, max_wait=LONG_WAIT)
     taken = [await fill(limiter, f"account {number}") for number in range(8)]
     assert min(taken) >= 2
     assert taken[1] > 20, "a second large account need not wait for the first"
     assert limiter.in_use < LIMIT
-    assert await at_once(limiter.acquire(HOST, "one more"))
+    assert await completes_immediately(limiter.acquire(HOST, "one more"))
 
 
 async def test_the_only_connection_is_taken_in_turn() -> None:
-    limiter = ConnectionLimiter(1, max_wait=PATIENT)
+    limiter = ConnectionLimiter(1, max_wait=LONG_WAIT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []
     calls = [queued(limiter, account, order, account) for account in ("a", "b")]
@@ -117,12 +117,12 @@ async def test_the_only_connection_is_taken_in_turn() -> None:
 
 
 async def test_hosts_do_not_share_connections() -> None:
-    limiter = ConnectionLimiter(4, max_wait=PATIENT)
+    limiter = ConnectionLimiter(4, max_wait=LONG_WAIT)
     assert await fill(limiter, "a", "one:443") == await fill(limiter, "a", "two:443")
 
 
 async def test_a_call_waits_for_a_connection_of_its_own_account() -> None:
-    limiter = ConnectionLimiter(4, max_wait=PATIENT)
+    limiter = ConnectionLimiter(4, max_wait=LONG_WAIT)
     number = await fill(limiter, "a")
     limiter_waited = limiter.waited
     order: list[str] = []
@@ -136,7 +136,7 @@ async def test_a_call_waits_for_a_connection_of_its_own_account() -> None:
 
 
 async def test_calls_of_one_account_are_served_in_order_and_accounts_in_turn() -> None:
-    limiter = ConnectionLimiter(3, max_wait=PATIENT)
+    limiter = ConnectionLimiter(3, max_wait=LONG_WAIT)
     for account in ("x", "y", "z"):
         await limiter.acquire(HOST, account)
     order: list[str] = []
@@ -159,7 +159,7 @@ async def test_calls_of_one_account_are_served_in_order_and_accounts_in_turn() -
 
 
 async def test_a_later_call_does_not_overtake_those_that_wait() -> None:
-    limiter = ConnectionLimiter(4, max_wait=PATIENT)
+    limiter = ConnectionLimiter(4, max_wait=LONG_WAIT)
     await fill(limiter, "a")
     order: list[str] = []
     first = queued(limiter, "a", order, "first")
@@ -193,73 +193,73 @@ def test_the_default_wait_is_two_seconds_at_most() -> None:
 
 
 async def test_the_queue_is_bounded_in_all_and_for_each_account() -> None:
-    limiter = ConnectionLimiter(1, max_wait=PATIENT, max_waiting=5, max_account_waiting=2)
+    limiter = ConnectionLimiter(1, max_wait=LONG_WAIT, max_waiting=5, max_account_waiting=2)
     await limiter.acquire(HOST, "holder")
     order: list[str] = []
     calls = [queued(limiter, account, order, account) for account in ("a", "a", "b", "b", "c")]
     await wait_until(limiter, 5)
     for account in ("a", "c", "d"):
-        assert await refused_at_once(limiter, account)
+        assert await is_refused_immediately(limiter, account)
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
     assert limiter.waiting == 0
-    again = [queued(limiter, "a", order, "a") for _ in range(2)]
+    queued_calls = [queued(limiter, "a", order, "a") for _ in range(2)]
     await wait_until(limiter, 2)
-    assert await refused_at_once(limiter, "a")
-    for call in again:
+    assert await is_refused_immediately(limiter, "a")
+    for call in queued_calls:
         call.cancel()
-    await asyncio.gather(*again, return_exceptions=True)
+    await asyncio.gather(*queued_calls, return_exceptions=True)
     limiter.release(HOST, "holder")
     assert idle(limiter)
 
 
 async def test_a_caller_who_cancels_is_dequeued_immediately_and_the_next_is_served() -> None:
-    limiter = ConnectionLimiter(1, max_wait=PATIENT)
+    limiter = ConnectionLimiter(1, max_wait=LONG_WAIT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []
-    leaving, staying = queued(limiter, "b", order, "leaving"), queued(limiter, "b", order, "staying")
+    cancelled, waiting = queued(limiter, "b", order, "cancelled"), queued(limiter, "b", order, "waiting")
     await wait_until(limiter, 2)
-    leaving.cancel()
-    await asyncio.gather(leaving, return_exceptions=True)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
     assert limiter.waiting == 1
     limiter.release(HOST, "a")
-    await staying
-    assert order == ["staying"]
+    await waiting
+    assert order == ["waiting"]
     limiter.release(HOST, "b")
     assert idle(limiter)
 
 
-@pytest.mark.parametrize("first", ["leave", "grant"])
+@pytest.mark.parametrize("first", ["cancel", "grant"])
 async def test_a_caller_who_cancels_on_its_turn_holds_no_connection(first: str) -> None:
-    limiter = ConnectionLimiter(1, max_wait=PATIENT)
+    limiter = ConnectionLimiter(1, max_wait=LONG_WAIT)
     await limiter.acquire(HOST, "a")
     order: list[str] = []
-    leaving, staying = queued(limiter, "b", order, "leaving"), queued(limiter, "c", order, "staying")
+    cancelled, waiting = queued(limiter, "b", order, "cancelled"), queued(limiter, "c", order, "waiting")
     await wait_until(limiter, 2)
-    if first == "leave":
-        leaving.cancel()
+    if first == "cancel":
+        cancelled.cancel()
         limiter.release(HOST, "a")
     else:
         limiter.release(HOST, "a")
-        leaving.cancel()
-    await asyncio.gather(leaving, return_exceptions=True)
-    await asyncio.wait_for(staying, PATIENT)
-    assert order == ["staying"]
+        cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    await asyncio.wait_for(waiting, LONG_WAIT)
+    assert order == ["waiting"]
     limiter.release(HOST, "c")
     assert idle(limiter)
 
 
-async def test_many_calls_of_many_accounts_leave_nothing_behind() -> None:
+async def test_many_calls_of_many_accounts_release_all_connections() -> None:
     limiter = ConnectionLimiter(5, max_wait=0.02)
-    most = 0
+    peak = 0
 
     async def call(account: str, number: int) -> str:
-        nonlocal most
+        nonlocal peak
         try:
-            async with asyncio.timeout(0.01 if number % 7 == 0 else PATIENT):
+            async with asyncio.timeout(0.01 if number % 7 == 0 else LONG_WAIT):
                 await limiter.acquire(HOST, account)
-                most = max(most, limiter.in_use)
+                peak = max(peak, limiter.in_use)
                 try:
                     await asyncio.sleep(0.001 * (number % 5))
                 finally:
@@ -270,15 +270,15 @@ async def test_many_calls_of_many_accounts_leave_nothing_behind() -> None:
             return error.code
         return "ok"
 
-    told = await asyncio.gather(*[call(f"account {n % 6}", n) for n in range(300)])
-    assert set(told) <= {"ok", "left", "overloaded"}
-    assert told.count("ok") > 5
-    assert most <= 5
-    assert limiter.refused == told.count("overloaded") > 0
+    outcomes = await asyncio.gather(*[call(f"account {n % 6}", n) for n in range(300)])
+    assert set(outcomes) <= {"ok", "left", "overloaded"}
+    assert outcomes.count("ok") > 5
+    assert peak <= 5
+    assert limiter.refused == outcomes.count("overloaded") > 0
     assert idle(limiter)
 
 
-async def test_nothing_but_the_limiter_limits_connections() -> None:
+async def test_only_the_limiter_limits_connections() -> None:
     gate = Gate()
     limiter = ConnectionLimiter(400)
     async with FaultUpstream() as upstream, Http(connections=limiter) as http:
@@ -286,7 +286,7 @@ async def test_nothing_but_the_limiter_limits_connections() -> None:
         provider = OpenAI(Credentials("sk-x", upstream.openai_base_url), http)
 
         calls = [asyncio.create_task(deltas(provider, job(stream=True))) for _ in range(300)]
-        async with asyncio.timeout(PATIENT):
+        async with asyncio.timeout(LONG_WAIT):
             for _ in calls:
                 await upstream.received()
         assert limiter.in_use == upstream.serving == len(calls)
@@ -299,7 +299,7 @@ async def test_nothing_but_the_limiter_limits_connections() -> None:
     "reply", [error_reply(500), Answer(before=(Stop.RESET,)), Answer(at={1: Stop.CLOSE})]
 )
 async def test_a_call_that_fails_releases_its_connection(reply: Script) -> None:
-    limiter = ConnectionLimiter(1, max_wait=PATIENT)
+    limiter = ConnectionLimiter(1, max_wait=LONG_WAIT)
     async with FaultUpstream() as upstream, Http(connections=limiter) as http:
         provider = OpenAI(Credentials("sk-x", upstream.openai_base_url), http)
         for _ in range(3):

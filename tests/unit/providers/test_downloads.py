@@ -277,13 +277,13 @@ async def test_a_name_is_resolved_and_checked_for_each_connection() -> None:
         await resolver.resolve("files.example", 443)
 
 
-async def test_a_name_that_is_unknown_makes_the_host_unavailable() -> None:
-    class Nobody(Names):
+async def test_an_unknown_host_name_is_reported_as_provider_unavailable() -> None:
+    class UnknownNames(Names):
         async def resolve(self, *args: Any, **named: Any) -> list[ResolveResult]:
             self.asked.append("?")
             raise OSError("unknown host")
 
-    names = Nobody()
+    names = UnknownNames()
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
             await links.fetch("https://files.example/", ERROR_MAPPING)

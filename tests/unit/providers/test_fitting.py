@@ -111,7 +111,7 @@ def test_a_clamp_of_a_field_that_is_not_a_number_is_ignored() -> None:
     assert fit_input(original, clamp={"output_format": (1, 1, 0)}).input is original
 
 
-def test_a_hook_sees_what_the_row_has_left_and_its_changes_are_reported() -> None:
+def test_a_fit_hook_runs_after_the_row_and_its_changes_are_reported() -> None:
     def hook(fitting: Fitting) -> None:
         assert fitting.get("temperature") == 1
         assert fitting.get("seed") is None
@@ -154,7 +154,9 @@ def test_a_value_that_is_unchanged_in_the_end_is_not_an_adjustment() -> None:
         ((256.0, 512.0, 0), "Invalid width: must be a number from 256 to 512"),
     ],
 )
-def test_a_refusal_says_what_the_model_takes(clamp: tuple[float, float, float], takes: str) -> None:
+def test_the_message_of_a_refusal_has_the_limit_of_the_model(
+    clamp: tuple[float, float, float], takes: str
+) -> None:
     made = fit_input(ImageInput(prompt="x", width=2001), clamp={"width": clamp})
     error = made.refusal()
     assert (error.code, error.field, error.message) == ("invalid_parameter", "width", takes)

@@ -80,7 +80,7 @@ def refuse(status: int, body: bytes = b"", headers: Mapping[str, str] | None = N
         (529, "provider_unavailable"),
     ],
 )
-def test_a_status_alone_has_a_meaning(status: int, code: str) -> None:
+def test_a_status_without_a_body_is_mapped_to_an_error(status: int, code: str) -> None:
     for body in (b"", b"<html>", b"[1]", b"null", b'{"codes": ["unheard_of"]}'):
         assert refuse(status, body).code == code
 
@@ -163,7 +163,7 @@ INFO: Any = SimpleNamespace(real_url=f"https://api.acme.example/{CANARY}", heade
         (ValueError(CANARY), "provider_failed"),
     ],
 )
-def test_a_failure_before_the_answer_has_a_meaning(error: BaseException, code: str) -> None:
+def test_a_failure_before_the_answer_is_mapped_to_an_error(error: BaseException, code: str) -> None:
     failure = from_connect_error(error, ACME)
     assert failure.code == code
     assert CANARY not in "".join(traceback.format_exception(failure))
@@ -178,13 +178,13 @@ def test_a_failure_before_the_answer_has_a_meaning(error: BaseException, code: s
         (aiohttp.SocketTimeoutError(CANARY), "deadline_exceeded"),
     ],
 )
-def test_a_failure_within_the_answer_has_a_meaning(error: BaseException, code: str) -> None:
+def test_a_failure_within_the_answer_is_mapped_to_an_error(error: BaseException, code: str) -> None:
     failure = truncated(error)
     assert failure.code == code
     assert CANARY not in "".join(traceback.format_exception(failure))
 
 
-def test_an_error_instead_of_an_answer_has_the_meaning_of_its_code() -> None:
+def test_an_error_instead_of_an_answer_is_mapped_by_its_code() -> None:
     assert from_error_body({"codes": ["busy"]}, ACME).code == "provider_unavailable"
     assert from_error_body({"codes": ["unheard_of"]}, ACME).code == "provider_failed"
     assert from_error_body("no object", ACME).code == "provider_failed"

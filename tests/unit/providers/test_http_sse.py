@@ -29,7 +29,7 @@ def test_one_event_in_one_packet() -> None:
     assert parse(b"data: one\n\n", b"data: two\n\n") == [("", b"one"), ("", b"two")]
 
 
-def test_many_events_in_one_packet_come_out_at_once_and_in_order() -> None:
+def test_many_events_in_one_packet_are_yielded_immediately_and_in_order() -> None:
     parser = SseParser()
     parser.feed(b": hello\n\n")
     packet = b"".join(b"data: %d\n\n" % number for number in range(100))
@@ -150,7 +150,7 @@ def test_a_name_that_is_not_utf_8_does_not_break_the_stream() -> None:
     assert parse(b"event: \xff\ndata: 1\n\n") == [("\ufffd", b"1")]
 
 
-def test_the_limit_is_one_of_an_event_and_not_of_a_stream() -> None:
+def test_the_size_limit_applies_to_an_event_and_not_to_a_stream() -> None:
     event = b"event: a\ndata: " + b"x" * 10_000 + b"\n\n"
     assert len(parse(*[event] * (2 * MAX_EVENT_BYTES // len(event)))) == 2 * MAX_EVENT_BYTES // len(event)
 

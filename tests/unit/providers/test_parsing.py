@@ -23,7 +23,7 @@ from pomelo.providers.http.parsing import parse, split_half, well_formed
         ('"é \\ud83d 日本"'.encode(), "é \ud83d 日本", "é \ufffd 日本"),
     ],
 )
-def test_halves_are_kept_on_request_and_otherwise_replaced(
+def test_lone_surrogates_are_kept_on_request_and_otherwise_replaced(
     data: bytes, kept: object, replaced: object
 ) -> None:
     assert parse(data, surrogates=True) == kept

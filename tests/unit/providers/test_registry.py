@@ -68,7 +68,7 @@ def test_the_built_in_providers_and_hosts_are_there() -> None:
         assert registry.entries[name].probe is not None
 
 
-async def test_a_host_is_made_with_its_own_credentials_or_with_those_of_another() -> None:
+async def test_a_host_is_built_with_its_own_credentials_or_those_of_another_host() -> None:
     entries = read_registry(plugins=[]).entries
     given: Mapping[str, Credentials] = {
         "groq": Credentials("a"),
@@ -126,7 +126,7 @@ def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (
             MODEL.format(name="x", provider="nobody"),
@@ -139,8 +139,8 @@ def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
         ('[hosts.h]\ncredentials = "nobody"\n', "2: hosts.h.credentials: no provider is called nobody"),
     ],
 )
-def test_a_catalogue_that_does_not_exist_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"catalog.toml:{said}")):
+def test_a_catalogue_that_does_not_exist_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"catalog.toml:{message}")):
         read_registry(catalogue(tmp_path, text), plugins=[])
 
 

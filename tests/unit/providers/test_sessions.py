@@ -122,7 +122,7 @@ async def test_a_charged_request_is_never_sent_twice_and_works_beside_broken_con
     assert [method for method, _, _ in server.received if method == "POST"] == ["POST"] * 2
 
 
-async def test_a_new_connection_that_breaks_is_not_tried_again(http: Http) -> None:
+async def test_a_request_on_a_broken_new_connection_is_not_retried(http: Http) -> None:
     connections = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

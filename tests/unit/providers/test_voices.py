@@ -1,4 +1,4 @@
-"""How long a list of voices is cached, and what happens if it can't be read again."""
+"""The cache of the list of voices, and failures to refresh it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Account:
         return Voices(self.listed, now=lambda: self.time)
 
 
-async def test_a_list_is_read_again_when_it_is_old() -> None:
+async def test_an_expired_list_is_read_again() -> None:
     account = Account()
     voices = account.opened()
     assert await voices.find("otto") == OTTO
@@ -123,7 +123,7 @@ async def test_a_default_voice_serves_while_the_list_can_not_be_read() -> None:
     assert account.readings == 1
 
 
-async def test_an_id_that_is_gone_is_refused_even_while_the_list_can_not_be_read() -> None:
+async def test_a_deleted_id_is_refused_even_while_the_list_can_not_be_read() -> None:
     account = Account()
     account.voices = UpstreamError("provider_unavailable")
     voices = account.opened()

@@ -40,7 +40,7 @@ async def test_a_slow_call_keeps_its_slot_until_another_call_waits() -> None:
 
     first = asyncio.ensure_future(slow("first"))
     await asyncio.sleep(0.2)
-    assert not ended, "nobody waits"
+    assert not ended, "no other call waits"
     second = asyncio.ensure_future(slow("second"))
     await first
     assert ended == ["first overloaded"]
@@ -140,7 +140,7 @@ async def test_a_waiter_that_is_cancelled_with_its_slot_passes_it_on() -> None:
     assert newer.cancelled() or not newer.done()
 
 
-async def test_exactly_200_may_wait() -> None:
+async def test_200_calls_can_wait() -> None:
     limiter = NewestFirst(1, patience=10)
 
     async def wait() -> None:

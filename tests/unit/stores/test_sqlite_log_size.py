@@ -22,7 +22,7 @@ from tests.unit.accounts.audited_store import ACME, add_account, draft
 MIB = 1024 * 1024
 BOUND = 16 * MIB
 ANSWER = bytes(range(256)) * 512
-"""What each task adds to the log: 128 KiB."""
+"""The bytes that each task adds to the log: 128 KiB."""
 
 
 @pytest.fixture

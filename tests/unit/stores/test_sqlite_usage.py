@@ -109,7 +109,7 @@ async def test_sums_with_any_step_size_are_the_sums_of_the_records(step, store, 
                 assert [total.group for total in totals] == sorted({record.key_id for record in matching})
 
 
-async def test_a_sum_is_of_one_moment_although_tasks_end_meanwhile(store, records, tmp_path, monkeypatch):
+async def test_a_sum_is_a_snapshot_even_if_tasks_end_concurrently(store, records, tmp_path, monkeypatch):
     monkeypatch.setattr(usage, "STEP", 10)
     with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
         sums = usage.UsageSum(UsageQuery(), "account")

@@ -1,4 +1,4 @@
-"""How the events of a provider become an answer: what is inline, what is stored, and what was used."""
+"""Collectors: the inline output, stored media and usage that result from a provider's events."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def collector(
     *,
     stream: bool = False,
     keep: bool = False,
-    wanted: ResponseFormat.ValueType = UNSET,
+    response_format: ResponseFormat.ValueType = UNSET,
     estimate: Estimate | None = None,
 ) -> Collector:
-    """What collects the events of a task of a model."""
+    """Returns the collector of a task of a model."""
     task_type = TASK_TYPES[MODELS[model].task_type]
     given = getattr(to_task({"model": model, **BODIES[model]}), task_type.name)
-    if wanted != UNSET or "response_format" in given.DESCRIPTOR.fields_by_name:
-        given.response_format = wanted
+    if response_format != UNSET or "response_format" in given.DESCRIPTOR.fields_by_name:
+        given.response_format = response_format
     estimate = estimate or task_type.estimate(given, MODELS[model], MODELS[model].routes[0], AudioInfo())
     writer: Any = store and (lambda content_type: store.writer("ann/live", content_type))
     return task_type.collector(CollectorContext(given, MODELS[model], estimate, stream, writer, keep))
@@ -95,46 +95,56 @@ def _full(tmp_path: Path) -> MediaStore:
 
 @MEDIA
 @pytest.mark.parametrize(
-    ("wanted", "most", "linked"),
+    ("response_format", "limit", "linked"),
     [(UNSET, 3 * MIB, True), (B64_JSON, 16 * MIB, False), (BOTH, 16 * MIB, True)],
 )
 def test_media_are_inline_up_to_exactly_the_limit_and_behind_a_link_above(
-    store: MediaStore, model: str, wanted: Any, most: int, linked: bool
+    store: MediaStore, model: str, response_format: Any, limit: int, linked: bool
 ) -> None:
-    assert media(model, most, store, wanted=wanted) == (most, most if linked else 0)
-    assert media(model, most + 1, store, wanted=wanted) == (0, most + 1)
+    assert media(model, limit, store, response_format=response_format) == (limit, limit if linked else 0)
+    assert media(model, limit + 1, store, response_format=response_format) == (0, limit + 1)
 
 
 def test_an_image_of_a_stream_is_inline_up_to_exactly_the_limit(store: MediaStore) -> None:
-    for wanted, most in ((UNSET, 45 * KIB), (BOTH, 16 * MIB)):
-        assert media("flux-1-pro", most, store, stream=True, wanted=wanted) == (most, most)
-        assert media("flux-1-pro", most + 1, store, stream=True, wanted=wanted) == (0, most + 1)
+    for response_format, limit in ((UNSET, 45 * KIB), (BOTH, 16 * MIB)):
+        assert media("flux-1-pro", limit, store, stream=True, response_format=response_format) == (
+            limit,
+            limit,
+        )
+        assert media("flux-1-pro", limit + 1, store, stream=True, response_format=response_format) == (
+            0,
+            limit + 1,
+        )
 
 
 @MEDIA
-def test_a_link_alone_has_no_inline_bytes_and_a_kept_answer_is_stored(store: MediaStore, model: str) -> None:
-    assert media(model, 10, store, wanted=URL) == (0, 10)
-    assert media(model, 10, store, wanted=B64_JSON, keep=True) == (10, 10)
-    assert media(model, 10, store, wanted=B64_JSON) == (10, 0)
-
-
-@MEDIA
-@pytest.mark.parametrize("wanted", [UNSET, URL])
-def test_without_room_an_answer_is_inline_up_to_exactly_its_limit(
-    full: MediaStore, model: str, wanted: Any
+def test_an_answer_by_link_has_no_inline_bytes_and_an_idempotent_answer_is_stored(
+    store: MediaStore, model: str
 ) -> None:
-    assert media(model, 3 * MIB, full, wanted=wanted) == (3 * MIB, 0)
+    assert media(model, 10, store, response_format=URL) == (0, 10)
+    assert media(model, 10, store, response_format=B64_JSON, keep=True) == (10, 10)
+    assert media(model, 10, store, response_format=B64_JSON) == (10, 0)
+
+
+@MEDIA
+@pytest.mark.parametrize("response_format", [UNSET, URL])
+def test_without_room_an_answer_is_inline_up_to_exactly_its_limit(
+    full: MediaStore, model: str, response_format: Any
+) -> None:
+    assert media(model, 3 * MIB, full, response_format=response_format) == (3 * MIB, 0)
     with pytest.raises(PomeloError, match="expire"):
-        media(model, 3 * MIB + 1, full, wanted=wanted)
+        media(model, 3 * MIB + 1, full, response_format=response_format)
     assert list(full.folder.iterdir()) == []
 
 
 @MEDIA
-@pytest.mark.parametrize("wanted", [UNSET, URL, B64_JSON])
-def test_without_room_an_answer_that_must_be_kept_fails(full: MediaStore, model: str, wanted: Any) -> None:
+@pytest.mark.parametrize("response_format", [UNSET, URL, B64_JSON])
+def test_an_answer_that_must_be_stored_fails_without_storage_space(
+    full: MediaStore, model: str, response_format: Any
+) -> None:
     with pytest.raises(PomeloError):
-        media(model, 4 * KIB + 1, full, wanted=wanted, keep=True)
-    assert media(model, 4 * KIB, full, wanted=B64_JSON, keep=True) == (4 * KIB, 4 * KIB)
+        media(model, 4 * KIB + 1, full, response_format=response_format, keep=True)
+    assert media(model, 4 * KIB, full, response_format=B64_JSON, keep=True) == (4 * KIB, 4 * KIB)
 
 
 @pytest.mark.parametrize("model", ["flux-1-pro", "eleven-labs-tts", "eleven-labs-stt", "gpt-4"])
@@ -162,7 +172,7 @@ def test_an_answer_without_output_is_the_providers_failure(store: MediaStore, mo
         ("gpt-4", {}, 0),
     ],
 )
-def test_room_is_asked_for_the_largest_answer_of_its_format(
+def test_the_media_size_is_that_of_the_largest_answer_in_its_format(
     model: str, fields: dict[str, Any], size: int
 ) -> None:
     task_type = TASK_TYPES[MODELS[model].task_type]
@@ -187,7 +197,7 @@ def test_room_is_asked_for_the_largest_answer_of_its_format(
         ({"width": 96, "height": 64}, 96 * 64),
     ],
 )
-def test_a_side_that_is_not_given_is_the_default_as_the_route_takes_it(
+def test_an_unset_width_or_height_is_the_default_adjusted_to_the_route(
     fields: dict[str, int], pixels: int
 ) -> None:
     task_type = TASK_TYPES[MODELS["flux-1-pro"].task_type]
@@ -205,8 +215,8 @@ def transcript(
     seconds: float, words: list[tuple[float, float]], input_audio_ms: int = 9_800, language: str = "eng"
 ) -> tuple[TaskResult, Usage, bool]:
     """The result of a transcript of audio that has at most 10 s, and what is billed for it."""
-    most = Usage(audio_ms=10_000)
-    collected = collector("eleven-labs-stt", estimate=Estimate(most, most, input_audio_ms=input_audio_ms))
+    limit = Usage(audio_ms=10_000)
+    collected = collector("eleven-labs-stt", estimate=Estimate(limit, limit, input_audio_ms=input_audio_ms))
     event = StreamTaskResponse()
     found = event.result.transcription
     found.text, found.language, found.audio_seconds = "some words", language, seconds
@@ -229,7 +239,7 @@ def transcript(
         (nan, 9_800, False),
     ],
 )
-def test_the_reported_length_is_billed_where_it_is_possible(seconds: float, ms: int, counted: bool) -> None:
+def test_a_plausible_reported_length_is_billed(seconds: float, ms: int, counted: bool) -> None:
     result, used, by_provider = transcript(seconds, [])
     assert (used, by_provider) == (Usage(audio_ms=ms), counted)
     assert result.transcription.audio_seconds == ms / 1000
@@ -282,7 +292,7 @@ def text_model(**limits: int) -> Model:
         ({"prompt_tokens": 9, "completion_tokens": 5, "cache_write_1h_prompt_tokens": -1}, False),
     ],
 )  # fmt: skip
-def test_a_providers_counts_are_used_where_they_are_possible(usage: dict[str, int], counted: bool) -> None:
+def test_plausible_counts_of_a_provider_are_used(usage: dict[str, int], counted: bool) -> None:
     collected = collector("gpt-4", stream=True)
     event = StreamTaskResponse()
     event.text_delta.content = "some words"
@@ -357,23 +367,23 @@ def partial_usage(estimate: Estimate, sizes: list[int]) -> Usage:
     return collected.partial_usage(None)
 
 
-def test_audio_is_as_long_as_it_was_measured_with_room_for_the_vendors_rounding() -> None:
+def test_the_maximum_length_of_audio_is_its_measured_length_plus_a_margin_for_rounding() -> None:
     limited, unlimited = MODELS["eleven-labs-sts"], MODELS["gpt-4"]  # 300 s, and no limit of audio
-    for heard, most in (
+    for audio, max_ms in (
         (AudioInfo(1_000, 10_000), 10_200),
         (AudioInfo(1_000, 10_001), 10_202),
         (AudioInfo(1_000), 8_000),
         (AudioInfo(1_001), 8_008),
         (AudioInfo(1), 8),
     ):
-        assert heard.max_ms(limited) == heard.max_ms(unlimited) == most
+        assert audio.max_ms(limited) == audio.max_ms(unlimited) == max_ms
     assert AudioInfo(1, 299_000).max_ms(limited) == 300_000 < AudioInfo(1, 299_000).max_ms(unlimited)
     assert not AudioInfo(1, 300_500).exceeds(limited)
     assert AudioInfo(1, 300_501).exceeds(limited)
     assert not AudioInfo(1, 10**9).exceeds(unlimited)
 
 
-def test_left_speech_costs_at_least_one_character_and_at_most_all(tmp_path: Path) -> None:
+def test_cancelled_speech_costs_between_one_character_and_all(tmp_path: Path) -> None:
     for ms, characters in ((0.0625, 1), (1, 1), (1_000, 15), (1_001, 16), (2_000, 30), (9_000, 30)):
         estimate = Estimate(Usage(characters=30), Usage(characters=30), exact=True)
         store = MediaStore(tmp_path, b"x" * 32)

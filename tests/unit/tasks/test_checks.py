@@ -41,9 +41,9 @@ RANGES: list[tuple[str, str, float, float, float]] = [
     ("eleven-labs-sts", "seed", 0, 2**32 - 1, 1),
     ("eleven-labs-stt", "num_speakers", 1, 32, 1),
     *[
-        (model, f"voice_settings.{field}", least, most, 0.001)
+        (model, f"voice_settings.{field}", minimum, maximum, 0.001)
         for model in ("eleven-labs-tts", "eleven-labs-sts")
-        for field, least, most in (
+        for field, minimum, maximum in (
             ("stability", 0, 1),
             ("similarity_boost", 0, 1),
             ("style", 0, 1),
@@ -70,23 +70,23 @@ def task(model: str, **fields: Any) -> Task:
 
 
 def with_value(model: str, field: str, value: float) -> Task:
-    """A task of which one number is given."""
-    made = task(model)
-    message: Any = getattr(made, TASK_TYPES[MODELS[model].task_type].name)
+    """Returns a task with a value in one numeric field."""
+    result = task(model)
+    message: Any = getattr(result, TASK_TYPES[MODELS[model].task_type].name)
     *above, name = field.split(".")
     for part in above:
         message = getattr(message, part)
     setattr(message, name, value)
-    return made
+    return result
 
 
-@pytest.mark.parametrize(("model", "field", "least", "most", "step"), RANGES)
-def test_a_number_may_be_at_the_ends_of_its_range_and_not_beyond(
-    model: str, field: str, least: float, most: float, step: float
+@pytest.mark.parametrize(("model", "field", "minimum", "maximum", "step"), RANGES)
+def test_a_number_is_accepted_at_the_bounds_of_its_range_and_refused_beyond(
+    model: str, field: str, minimum: float, maximum: float, step: float
 ) -> None:
-    for value in (least, most):
+    for value in (minimum, maximum):
         assert check(with_value(model, field, value)) == "ok"
-    beyond = [least - step, most + step] if most < 2**31 - 1 or field == "seed" else [least - step]
+    beyond = [minimum - step, maximum + step] if maximum < 2**31 - 1 or field == "seed" else [minimum - step]
     for value in beyond + ([nan, inf] if step < 1 else []):
         assert check(with_value(model, field, value)) == f"invalid_parameter {field}"
 
@@ -109,9 +109,9 @@ def test_a_required_field_must_be_there(model: str, field: str, missing: Any) ->
 
 @pytest.mark.parametrize(("model", "field"), [("flux-1-pro", "prompt"), ("eleven-labs-tts", "text")])
 def test_a_text_may_have_exactly_the_characters_that_the_model_takes(model: str, field: str) -> None:
-    most = MODELS[model].limits.max_characters
-    assert check(task(model, **{field: "ß" * most})) == "ok"
-    assert check(task(model, **{field: "ß" * (most + 1)})) == f"context_length_exceeded {field}"
+    maximum = MODELS[model].limits.max_characters
+    assert check(task(model, **{field: "ß" * maximum})) == "ok"
+    assert check(task(model, **{field: "ß" * (maximum + 1)})) == f"context_length_exceeded {field}"
 
 
 def test_a_conversation_may_have_exactly_the_words_that_the_model_takes() -> None:
@@ -126,11 +126,11 @@ def test_a_conversation_may_have_exactly_the_words_that_the_model_takes() -> Non
 
 
 @pytest.mark.parametrize(
-    ("field", "most", "bad"),
+    ("field", "maximum", "bad"),
     [("stop", ["a"] * 4, (["a"] * 5, ["a", ""])), ("user", "u" * 256, ("u" * 257,))],
 )
-def test_lists_and_names_have_a_length(field: str, most: Any, bad: tuple[Any, ...]) -> None:
-    assert check(task("gpt-4", **{field: most})) == "ok"
+def test_lists_and_names_have_a_length(field: str, maximum: Any, bad: tuple[Any, ...]) -> None:
+    assert check(task("gpt-4", **{field: maximum})) == "ok"
     for value in bad:
         assert check(task("gpt-4", **{field: value})) == f"invalid_parameter {field}"
 
@@ -170,17 +170,17 @@ def test_only_a_users_message_has_images(role: str) -> None:
 )
 def test_an_image_is_embedded_and_known_by_its_bytes(url: str, accepted: bool) -> None:
     content = [{"type": "image_url", "image_url": {"url": url}}]
-    made = task("gpt-4", messages=[{"role": "user", "content": content}])
-    assert (check(made) == "ok") == accepted
+    result = task("gpt-4", messages=[{"role": "user", "content": content}])
+    assert (check(result) == "ok") == accepted
     if accepted:
-        assert made.text.messages[0].parts.parts[0].image_url.url == PIXEL
+        assert result.text.messages[0].parts.parts[0].image_url.url == PIXEL
 
 
 def test_a_message_has_a_role_that_is_known() -> None:
-    made = task("gpt-4")
+    result = task("gpt-4")
     for role, found in ((0, "missing_parameter"), (99, "invalid_parameter")):
-        made.text.messages[0].role = role  # type: ignore[assignment]
-        assert check(made) == f"{found} messages[0].role"
+        result.text.messages[0].role = role  # type: ignore[assignment]
+        assert check(result) == f"{found} messages[0].role"
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_an_enum_has_one_of_its_values(model: str, field: str, enum: Any) -> Non
         ("eleven-labs-stt", "language_code", "not a language"),
     ],
 )
-def test_a_name_that_nobody_knows_is_refused(model: str, field: str, bad: str) -> None:
+def test_an_invalid_voice_format_or_language_is_refused(model: str, field: str, bad: str) -> None:
     assert check(task(model, **{field: bad})) == f"invalid_parameter {field}"
 
 
 def test_a_part_without_content_is_refused() -> None:
-    made = task("gpt-4")
-    made.text.messages[0].parts.parts.append(text_pb2.ContentPart())
-    assert check(made) == "invalid_parameter messages[0].content[0]"
+    result = task("gpt-4")
+    result.text.messages[0].parts.parts.append(text_pb2.ContentPart())
+    assert check(result) == "invalid_parameter messages[0].content[0]"

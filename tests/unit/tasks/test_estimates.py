@@ -151,7 +151,7 @@ async def test_an_image_uses_exactly_its_estimate(
     speed=st.one_of(st.none(), st.floats(0.25, 4)),
     stream=st.booleans(),
 )
-async def test_speech_uses_exactly_its_characters_and_a_part_no_more_than_was_spoken(
+async def test_speech_uses_its_characters_and_partial_speech_at_most_the_delivered_part(
     tmp_path: Path, content: str, output_format: str, speed: float | None, stream: bool
 ) -> None:
     (model,) = [model for model in MODELS if model.name == "eleven-labs-tts"]
@@ -272,7 +272,7 @@ def test_deltas_without_text_are_not_counted_as_tokens() -> None:
     assert collector.usage()[0].output_tokens == 2
 
 
-def test_a_stream_that_is_kept_has_its_whole_text() -> None:
+def test_a_stored_stream_has_its_complete_text() -> None:
     collector, _, _ = text_collector(stream=True, keep=True)
     for piece in ("one", " two"):
         assert collector.add(delta(piece)) is not None

@@ -33,7 +33,7 @@ def conversation_of(*contents: str) -> text_pb2.TextInput:
 
 
 @given(st.lists(contents, min_size=1, max_size=3), st.integers(1, 7))
-def test_words_are_counted_alike_as_a_whole_and_in_slices(messages: list[str], size: int) -> None:
+def test_words_are_counted_equally_in_one_text_and_in_slices(messages: list[str], size: int) -> None:
     conversation = conversation_of(*messages)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pomelo.tasks.text._SLICE", size)

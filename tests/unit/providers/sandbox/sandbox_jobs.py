@@ -1,4 +1,4 @@
-"""Jobs for the sandbox, and what comes of them; beside it, the eyes and ears of PyAV."""
+"""Jobs for the sandbox, functions that run them, and PyAV as an independent decoder of the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pomelo.catalog.catalog import Catalog, Model, Route
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Transcription
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
-from pomelo.media import audio as samples
+from pomelo.media import audio as audio_format
 from pomelo.media import demux
 from pomelo.providers.base import AudioSource, Event, Job
 
@@ -22,37 +22,39 @@ CATALOG = Catalog.load()
 
 
 def job(model: str | Model, given: Any, *, stream: bool = True, audio: AudioSource | None = None) -> Job:
-    """A job as the engine makes it for a test key."""
-    found = CATALOG.resolve(model) if isinstance(model, str) else model
-    return Job("task_1", found, Route("sandbox", found.name), given, stream, float("inf"), audio)
+    """Builds the job that the engine builds for a test key."""
+    resolved = CATALOG.resolve(model) if isinstance(model, str) else model
+    return Job("task_1", resolved, Route("sandbox", resolved.name), given, stream, float("inf"), audio)
 
 
 async def gather(events: AsyncIterator[Event]) -> list[Event]:
-    """All events."""
+    """Returns all events."""
     return [event async for event in events]
 
 
-def say(prompt: str, **given: Any) -> TextInput:
-    """A text input of one message of a user."""
+def user_input(prompt: str, **given: Any) -> TextInput:
+    """Returns a text input with one user message."""
     return TextInput(messages=[Message(role=Role.ROLE_USER, content=prompt)], **given)
 
 
 async def ask(
     sandbox: Any, given: TextInput, model: str | Model = "gpt-4", *, stream: bool = True
 ) -> list[Any]:
-    """The text deltas of an answer."""
+    """Returns the text deltas of an answer."""
     return [event.text_delta for event in await gather(sandbox.text(job(model, given, stream=stream)))]
 
 
-async def paint(sandbox: Any, model: str = "flux-1-pro", *, stream: bool = False, **given: Any) -> Any:
-    """The picture of a whole answer."""
+async def generate_image(
+    sandbox: Any, model: str = "flux-1-pro", *, stream: bool = False, **given: Any
+) -> Any:
+    """Returns the generated image."""
     events = await gather(sandbox.image(job(model, ImageInput(**given), stream=stream)))
     return events[-1].result.image.images[0]
 
 
 @dataclass(frozen=True)
-class Made:
-    """A sound as it came."""
+class Speech:
+    """Generated speech and the chunks that it arrived in."""
 
     data: bytes
     content_type: str
@@ -60,44 +62,44 @@ class Made:
 
     @property
     def source(self) -> AudioSource:
-        """The sound as an input."""
+        """The speech as the input of a task."""
         return source(self.data, self.content_type)
 
 
-def made(events: list[Event]) -> Made:
-    """Joins the chunks of a sound."""
+def join_chunks(events: list[Event]) -> Speech:
+    """Joins the chunks of speech."""
     chunks = [event.audio_chunk for event in events]
     assert all(chunk.content_type == "" for chunk in chunks[1:])
-    return Made(b"".join(chunk.data for chunk in chunks), chunks[0].content_type, [c.data for c in chunks])
+    return Speech(b"".join(chunk.data for chunk in chunks), chunks[0].content_type, [c.data for c in chunks])
 
 
-async def speak(sandbox: Any, text: str, output_format: str = "", **given: Any) -> Made:
-    """Text to speech."""
+async def synthesize(sandbox: Any, text: str, output_format: str = "", **given: Any) -> Speech:
+    """Runs a text-to-speech task."""
     given = {"voice": "adam", **given}
     task = TextToSpeechInput(text=text, output_format=output_format, **given)
-    return made(await gather(sandbox.text_to_speech(job("eleven-labs-tts", task))))
+    return join_chunks(await gather(sandbox.text_to_speech(job("eleven-labs-tts", task))))
 
 
-async def respeak(sandbox: Any, audio: AudioSource, output_format: str = "", **given: Any) -> Made:
-    """Speech to speech."""
+async def convert(sandbox: Any, audio: AudioSource, output_format: str = "", **given: Any) -> Speech:
+    """Runs a speech-to-speech task."""
     given = {"voice": "bella", **given}
     task = SpeechToSpeechInput(output_format=output_format, **given)
-    return made(await gather(sandbox.speech_to_speech(job("eleven-labs-sts", task, audio=audio))))
+    return join_chunks(await gather(sandbox.speech_to_speech(job("eleven-labs-sts", task, audio=audio))))
 
 
-async def hear(sandbox: Any, audio: AudioSource, **given: Any) -> Transcription:
-    """Speech to text."""
+async def transcribe(sandbox: Any, audio: AudioSource, **given: Any) -> Transcription:
+    """Runs a speech-to-text task."""
     task = job("eleven-labs-stt", SpeechToTextInput(**given), stream=False, audio=audio)
     (event,) = await gather(sandbox.speech_to_text(task))
     return event.result.transcription
 
 
 def source(data: bytes, content_type: str = "") -> AudioSource:
-    """Bytes as an input, measured as the engine does."""
-    bare = samples.sample_format(content_type)
+    """Returns audio input with the duration that the engine would measure."""
+    raw_format = audio_format.sample_format(content_type)
     ms = (
-        -(-len(data) * 1000 // (bare[0] * bare[1]))
-        if bare
+        -(-len(data) * 1000 // (raw_format[0] * raw_format[1]))
+        if raw_format
         else demux.measure(io.BytesIO(data), len(data), raw=False)[0]
     )
     return AudioSource(content_type, len(data), data=data, ms=ms)
@@ -105,7 +107,7 @@ def source(data: bytes, content_type: str = "") -> AudioSource:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What PyAV makes of a sound."""
+    """Audio as PyAV decodes it."""
 
     container: str
     codec: str
@@ -116,7 +118,7 @@ class Decoded:
 
 
 def decode(data: bytes, file_format: str | None = None, **options: str) -> Decoded:
-    """Decodes a sound to 16-bit samples, by a decoder that shares no code with ours."""
+    """Decodes audio to 16-bit samples with a decoder that shares no code with the sandbox."""
     resampler = av.AudioResampler("s16", "mono")
     pcm = b""
     with av.open(io.BytesIO(data), format=file_format, options=options) as container:

@@ -48,7 +48,7 @@ def unavailable(details: str) -> PomeloError:
 REFUSED = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:1: Connection refused"
 
 
-def test_one_line_is_logged_when_the_server_is_lost_and_one_when_it_is_back(watch, clock, caplog):
+def test_one_line_is_logged_when_the_server_is_lost_and_one_when_it_is_reconnected(watch, clock, caplog):
     watch.call_ended(None)
     for _ in range(100):
         watch.call_ended(unavailable(REFUSED))
@@ -110,6 +110,6 @@ def test_the_reason_does_not_quote_the_error(details, reason, watch, caplog):
     assert "pml_" not in record.getMessage()
 
 
-def test_an_error_without_a_cause_is_logged_as_well(watch, caplog):
+def test_an_error_without_a_cause_is_logged(watch, caplog):
     watch.call_ended(PomeloError("server_unavailable"))
     assert "is lost: unavailable" in caplog.text

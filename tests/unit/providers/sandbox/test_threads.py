@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from pomelo.providers.sandbox import Sandbox
 
 
-async def test_test_tasks_take_no_thread_that_live_tasks_need() -> None:
+async def test_sandbox_tasks_do_not_occupy_the_threads_of_live_tasks() -> None:
     sandbox = Sandbox()
-    go_on = threading.Event()
+    proceed = threading.Event()
 
     def steps() -> Iterator[int]:
-        go_on.wait(10)
+        proceed.wait(10)
         yield 1
 
-    walks = [sandbox._in_thread(steps()) for _ in range(50)]
-    tasks = [asyncio.ensure_future(anext(walk)) for walk in walks]
+    iterators = [sandbox._in_thread(steps()) for _ in range(50)]
+    tasks = [asyncio.ensure_future(anext(iterator)) for iterator in iterators]
     try:
         async with asyncio.timeout(5):
             await asyncio.to_thread(lambda: None)
     finally:
-        go_on.set()
+        proceed.set()
     assert await asyncio.gather(*tasks) == [1] * 50
-    for walk in walks:
-        await walk.aclose()
+    for iterator in iterators:
+        await iterator.aclose()
     await sandbox.aclose()

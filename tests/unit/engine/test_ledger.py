@@ -1,0 +1,177 @@
+"""The ledger with a failing store: progress, limits, and recovery of reservations without a task."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pomelo.catalog.pricing import Usage
+from pomelo.engine import ledger as ledgers
+from pomelo.engine.ledger import Ledger
+from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Wallet
+from tests.unit.engine.failing_store import (
+    ANY_ERROR,
+    UNEXPECTED_ERRORS,
+    FailingStore,
+    FixedUsage,
+    open_ledger,
+    reserve,
+    usage_record,
+    wait_until,
+)
+
+
+async def test_progress_is_saved_while_a_void_is_pending() -> None:
+    store = FailingStore("void")
+    ledger = open_ledger(store)
+    (await reserve(ledger, "img_released")).release()
+    running = await reserve(ledger, "img_running")
+    running.bill_partially(FixedUsage(lambda: Usage(images=1)))
+    running.record_output(1)
+    noting = asyncio.create_task(ledger.keep_progress())
+    async with asyncio.timeout(10):
+        await store.noted.wait()
+    noting.cancel()
+
+
+async def test_a_failing_collector_delays_no_other_progress_and_its_task_is_recovered() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+
+    def broken() -> Usage:
+        raise ZeroDivisionError
+
+    for name, used in (("img_broken", broken), ("img_intact", lambda: Usage(images=1))):
+        reservation = await reserve(ledger, name)
+        reservation.bill_partially(FixedUsage(used))
+        reservation.record_output(1)
+    await ledger.save_progress()
+    assert store.noted.is_set()
+    ledger.running["img_broken"].release()
+    await ledger.operations.idle()
+    assert store.calls[-1] == "recover img_broken"
+
+
+@ANY_ERROR
+async def test_any_error_of_reading_limits_is_store_unavailable(error: str) -> None:
+    store = FailingStore()
+    store.errors["limit_status"] = UNEXPECTED_ERRORS[error]()
+    with pytest.raises(PomeloError) as raised:
+        await open_ledger(store).limit_status(Wallet("default", True), "")
+    assert raised.value.code == "store_unavailable"
+
+
+async def reconcile(ledger: Ledger, checks: int) -> None:
+    """Runs that many checks for reservations without a running task."""
+    for _ in range(checks):
+        await ledger.reconcile()
+
+
+async def test_a_reservation_without_a_running_task_is_recovered_at_the_second_check() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    await reserve(ledger, "img_running")
+    lost = usage_record("img_lost")
+    store.reserved["img_lost"] = lost
+    await reconcile(ledger, 1)
+    assert store.calls == ["reserve"]
+    await reconcile(ledger, 1)
+    assert store.calls == ["reserve", "recover img_lost"]
+    assert set(store.reserved) == {"img_running"}
+    await reconcile(ledger, 5)
+    assert store.calls == ["reserve", "recover img_lost"]
+
+
+async def test_a_check_recovers_a_bounded_number_of_reservations_and_the_next_check_the_rest() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    for number in range(1_500):
+        name = f"img_{number}"
+        store.reserved[name] = usage_record(name)
+    await reconcile(ledger, 2)
+    assert len(store.reserved) == 1_500 - 1_024
+    assert store.max_concurrent <= 64
+    await reconcile(ledger, 1)
+    assert store.reserved == {}
+
+
+@ANY_ERROR
+async def test_a_failed_recovery_is_retried_at_every_check(error: str) -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    for name in ("img_a", "img_b"):
+        store.reserved[name] = usage_record(name)
+    store.errors["recover img_a"] = UNEXPECTED_ERRORS[error]()
+    await reconcile(ledger, 4)
+    assert set(store.reserved) == {"img_a"}
+    store.errors.clear()
+    await reconcile(ledger, 1)
+    assert store.reserved == {}
+
+
+async def test_tasks_in_progress_or_awaiting_a_retry_are_not_recovered() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    settling = await reserve(ledger, "img_settling")
+    released = await reserve(ledger, "img_released")
+    store.waits |= {"settle": asyncio.Event(), "reserve": asyncio.Event()}
+    store.errors["void"] = KeyError()
+    released.release()
+    calls = [
+        asyncio.create_task(settling.settle(Usage(images=1), counted=True)),
+        asyncio.create_task(reserve(ledger, "img_reserving")),
+    ]
+    await wait_until(lambda: len(store.calls) == 5)
+    store.reserved["img_reserving"] = usage_record("img_reserving")
+    calls[1].cancel()  # The caller disconnects; the reservation is released once its outcome is known.
+    await reconcile(ledger, 4)
+    assert not [call for call in store.calls if "recover" in call]
+    store.errors.clear()
+    for event in store.waits.values():
+        event.set()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await ledger.operations.idle()
+    assert store.reserved == {}
+
+
+async def test_a_reservation_that_appears_late_is_recovered() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    store.errors["reserve"] = ConnectionResetError()
+    with pytest.raises(PomeloError):
+        await reserve(ledger, "img_1")
+    await ledger.operations.idle()
+    await reconcile(ledger, 1)
+    store.reserved["img_1"] = usage_record("img_1")
+    await reconcile(ledger, 2)
+    assert store.reserved == {}
+
+
+@pytest.mark.parametrize("error", [*UNEXPECTED_ERRORS, "store_unavailable"])
+async def test_the_background_loops_outlive_any_error(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "PROGRESS_INTERVAL", 0.001)
+    store = FailingStore()
+    ledger = open_ledger(store, reconcile_every=0.001)
+    running = await reserve(ledger, "img_running")
+    running.bill_partially(FixedUsage(lambda: Usage(images=1)))
+    for name in ("note", "reservations"):
+        store.errors[name] = (
+            PomeloError("store_unavailable") if error == "store_unavailable" else UNEXPECTED_ERRORS[error]()
+        )
+    lost = usage_record("img_lost")
+    store.reserved["img_lost"] = lost
+    loops = [asyncio.create_task(ledger.keep_progress()), asyncio.create_task(ledger.keep_reconciled())]
+    for size in range(5):
+        store.noted.clear()
+        running.record_output(size + 1)
+        async with asyncio.timeout(10):
+            await store.noted.wait()
+    assert not any(loop.done() for loop in loops)
+    store.errors.clear()
+    await wait_until(lambda: "img_lost" not in store.reserved)
+    for loop in loops:
+        loop.cancel()
+    await asyncio.wait(loops)
+    assert all(loop.cancelled() for loop in loops)
