@@ -18,10 +18,10 @@ from gateway.openapi.schema import (
 )
 from gateway.types import TASK_FORMATS
 from gateway.types.base import TaskFormat
+from gateway.types.fields import describe
 from pomelo.errors import TABLE
 
 _AUDIO = {
-    "type": "string",
     "minLength": 2,
     "description": "Audio as base64, or as a data: URI; in a form, also as a file.",
 }
@@ -39,14 +39,11 @@ def _task(task_format: TaskFormat) -> Schema:
         },
         "stream": {"type": ["boolean", "null"], "default": False},
     }
-    for name, field in task_format.fields.items():
-        schema = dict(field.schema)
-        if name in task_format.required and type(schema["type"]) is list:
-            schema["type"] = schema["type"][0]
-        properties[name] = schema
-    if task_format.takes_audio:
-        properties["audio"] = _AUDIO
-    return object_of(properties, ("model", *task_format.required), additionalProperties=NULL_ONLY)
+    for name, rule in task_format.rules.items():
+        field = task_format.fields.get(name)
+        properties[name] = describe(rule, _AUDIO if field is None else field.schema)
+    required = (name for name, rule in task_format.rules.items() if rule.required)
+    return object_of(properties, ("model", *required), additionalProperties=NULL_ONLY)
 
 
 def _form() -> Schema:

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 
 from gateway.openapi.schema import Schema, object_of
 from gateway.types.fields import Field
+from pomelo.fields import Rules
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import TaskStarted
 
@@ -22,10 +23,10 @@ Link = Callable[[str], str]
 class TaskFormat:
     """How the REST API represents one task type.
 
-    `name` is its public name, `input` its field of `Task`, `output` its field of `TaskResult`. `required`
-    are the required fields, with `audio` if the type takes audio. If `ignores_audio_file`, a form may have
-    an audio file, which is not used. `render_event` returns the stream's objects for an event of the type
-    `event` (empty: the stream has none but its result).
+    `name` is its public name, `input` its field of `Task`, `output` its field of `TaskResult`. `rules` has a
+    rule for each of `fields`, and for `audio` if the type takes audio. If `ignores_audio_file`, a form may
+    have an audio file, which is not used. `render_event` returns the stream's objects for an event of the
+    type `event` (empty: the stream has none but its result).
 
     `schema_name` and `result_schema_name` name its OpenAPI schemas; `schemas` has the latter and those that
     it refers to.
@@ -41,7 +42,7 @@ class TaskFormat:
     schema_name: str
     result_schema_name: str
     example_model: str
-    required: tuple[str, ...]
+    rules: Rules
     fields: Mapping[str, Field]
     render_result: Callable[[TaskResult, Link], bytes]
     schemas: Mapping[str, Schema] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class TaskFormat:
     @property
     def takes_audio(self) -> bool:
         """Whether audio is part of the input."""
-        return "audio" in self.required
+        return "audio" in self.rules
 
     @property
     def accepts_audio_file(self) -> bool:

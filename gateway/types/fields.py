@@ -1,6 +1,6 @@
-"""The fields of a task's body: their types in JSON and in forms, and their schemas.
+"""The fields of a task's body: their types in JSON and in forms, and their OpenAPI schemas.
 
-Ranges and required fields are checked by the services, the same for both protocols.
+Ranges and required fields are in `pomelo.fields`; the services check them, the same for both protocols.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from jiter import from_json
 
 from gateway.openapi.schema import Schema
 from pomelo.errors import PomeloError, invalid
+from pomelo.fields import FieldRule
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 
 _MAX_NUMBER_LENGTH = 400
@@ -25,8 +26,8 @@ class Field:
     """One field of a task's body.
 
     `assign` sets a JSON value in a protobuf message; it raises invalid_parameter or missing_parameter.
-    `parse_form` converts the text of a form field to the JSON value; it raises ValueError. `schema`
-    describes the field in OpenAPI.
+    `parse_form` converts the text of a form field to the JSON value; it raises ValueError. `schema` is what
+    OpenAPI says about the field besides its rule.
     """
 
     name: str
@@ -63,19 +64,35 @@ def parse_list_text(text: str) -> Any:
     return parse_json_text(text) if text.startswith(('["', "[]")) else text
 
 
-def _nullable(json_type: str, **schema: Any) -> Schema:
-    return {"type": [json_type, "null"]} | {key: value for key, value in schema.items() if value is not None}
+def describe(rule: FieldRule, schema: Schema) -> Schema:
+    """Returns the OpenAPI schema of a field: what its `rule` says, with the members of `schema` added or
+    replaced. For an object it is `schema` alone, which refers to the schema of the object."""
+    if rule.fields is not None:
+        return schema
+    min_size = 1 if rule.required else None
+    described = {
+        "type": rule.type if rule.required else [rule.type, "null"],
+        "minimum": rule.minimum,
+        "maximum": rule.maximum,
+        "minLength": min_size if rule.type == "string" else None,
+        "maxLength": rule.max_length,
+        "minItems": min_size if rule.type == "array" else None,
+        "maxItems": rule.max_items,
+        "enum": [*rule.choices, *([] if rule.required else [None])] if rule.choices else None,
+        "default": rule.default,
+    }
+    return {key: value for key, value in described.items() if value is not None} | schema
 
 
-def text(name: str, min_length: int = 0, max_length: int | None = None, **schema: Any) -> Field:
+def text(name: str, **schema: Any) -> Field:
     def assign(message: Any, value: Any) -> None:
         setattr(message, name, check_text(name, value))
 
-    return Field(name, assign, str, _nullable("string", minLength=min_length, maxLength=max_length, **schema))
+    return Field(name, assign, str, schema)
 
 
-def integer(name: str, minimum: int, maximum: int | None = None, *, bits: int = 64, **schema: Any) -> Field:
-    """Returns a field that is checked to fit `bits`; `minimum` and `maximum` are for OpenAPI."""
+def integer(name: str, *, bits: int = 64, **schema: Any) -> Field:
+    """Returns a field that is checked to fit `bits`."""
     min_value, max_value = -(1 << bits - 1), (1 << bits - 1) - 1
 
     def assign(message: Any, value: Any) -> None:
@@ -85,13 +102,11 @@ def integer(name: str, minimum: int, maximum: int | None = None, *, bits: int = 
             raise invalid(name, "a whole number in its range")
         setattr(message, name, value)
 
-    schema = _nullable("integer", minimum=minimum, maximum=maximum, **schema)
     return Field(name, assign, _parse_number_text, schema)
 
 
-def number(name: str, minimum: float, maximum: float, *, label: str = "", **schema: Any) -> Field:
-    """Returns a field that is checked to be finite; `minimum` and `maximum` are for OpenAPI. Errors name
-    `label`, by default `name`."""
+def number(name: str, *, label: str = "", **schema: Any) -> Field:
+    """Returns a field that is checked to be finite. Errors name `label`, by default `name`."""
     label = label or name
 
     def assign(message: Any, value: Any) -> None:
@@ -102,7 +117,6 @@ def number(name: str, minimum: float, maximum: float, *, label: str = "", **sche
             raise invalid(label, "a number in its range") from None
         setattr(message, name, value)
 
-    schema = _nullable("number", minimum=minimum, maximum=maximum, **schema)
     return Field(name, assign, _parse_number_text, schema)
 
 
@@ -112,12 +126,11 @@ def flag(name: str, *, label: str = "", **schema: Any) -> Field:
     def assign(message: Any, value: Any) -> None:
         setattr(message, name, check_flag(label, value))
 
-    return Field(name, assign, _parse_flag_text, _nullable("boolean", **schema))
+    return Field(name, assign, _parse_flag_text, schema)
 
 
 def choice(name: str, values: Mapping[str, int], *, aliases: Collection[str] = (), **schema: Any) -> Field:
-    """Returns a field with an enum value for each of the texts `values`; `aliases` are accepted and not
-    documented."""
+    """Returns a field with an enum value for each of the texts `values`; errors do not name `aliases`."""
     documented = [each for each in values if each not in aliases]
 
     def assign(message: Any, value: Any) -> None:
@@ -126,7 +139,7 @@ def choice(name: str, values: Mapping[str, int], *, aliases: Collection[str] = (
             raise invalid(name, f"one of {', '.join(documented)}")
         setattr(message, name, enum_value)
 
-    return Field(name, assign, str, _nullable("string", enum=[*documented, None], **schema))
+    return Field(name, assign, str, schema)
 
 
 def by_name(*fields: Field) -> dict[str, Field]:

@@ -14,6 +14,7 @@ from gateway.types.base import (
     render_media,
     result_schema,
 )
+from pomelo.fields import IMAGE_FIELDS
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
 
@@ -44,14 +45,14 @@ FORMAT = TaskFormat(
         )
     },
     example_model="flux-1-pro",
-    required=("prompt",),
+    rules=IMAGE_FIELDS,
     fields=fields.by_name(
-        fields.text("prompt", 1, 10_000, description="What to draw."),
-        fields.integer("width", 64, 2048, description="In pixels.", default=1024, bits=32),
-        fields.integer("height", 64, 2048, description="In pixels.", default=1024, bits=32),
-        fields.integer("num_inference_steps", 1, 100, bits=32),
-        fields.number("guidance_scale", 0, 20),
-        fields.integer("seed", 0, 2**53 - 1, description="For the same image."),
+        fields.text("prompt", description="What to draw."),
+        fields.integer("width", description="In pixels.", bits=32),
+        fields.integer("height", description="In pixels.", bits=32),
+        fields.integer("num_inference_steps", bits=32),
+        fields.number("guidance_scale"),
+        fields.integer("seed", description="For the same image."),
         fields.choice(
             "output_format",
             {

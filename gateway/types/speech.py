@@ -19,6 +19,7 @@ from gateway.types.base import (
     result_schema,
 )
 from pomelo.errors import invalid
+from pomelo.fields import SPEECH_TO_SPEECH_FIELDS, TEXT_TO_SPEECH_FIELDS, VOICE_SETTINGS_FIELDS
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
 
@@ -26,11 +27,11 @@ MAX_CHUNK_AUDIO = 45 * 1024
 """Bytes of audio in one event: its line stays below 64 KiB, and a multiple of three needs no padding."""
 
 _VOICE_SETTINGS = fields.by_name(
-    fields.number("stability", 0, 1, label="voice_settings.stability"),
-    fields.number("similarity_boost", 0, 1, label="voice_settings.similarity_boost"),
-    fields.number("style", 0, 1, label="voice_settings.style"),
+    fields.number("stability", label="voice_settings.stability"),
+    fields.number("similarity_boost", label="voice_settings.similarity_boost"),
+    fields.number("style", label="voice_settings.style"),
     fields.flag("use_speaker_boost", label="voice_settings.use_speaker_boost"),
-    fields.number("speed", 0.25, 4, label="voice_settings.speed"),
+    fields.number("speed", label="voice_settings.speed"),
 )
 
 
@@ -64,7 +65,7 @@ def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:
 
 
 _FIELDS = (
-    fields.text("voice", 1, description="A voice's name, such as adam, or its id."),
+    fields.text("voice", description="A voice's name, such as adam, or its id."),
     fields.Field(
         "voice_settings",
         _assign_voice_settings,
@@ -72,13 +73,17 @@ _FIELDS = (
         {"anyOf": [ref("VoiceSettings"), {"type": "null"}]},
     ),
     fields.text("output_format", description="Codec, rate and kbit/s, such as mp3_44100_128."),
-    fields.integer("seed", 0, 2**32 - 1, description="For repeatable output."),
+    fields.integer("seed", description="For repeatable output."),
     fields.RESPONSE_FORMAT,
 )
 
 _SCHEMAS = {
     "VoiceSettings": object_of(
-        {name: each.schema for name, each in _VOICE_SETTINGS.items()}, additionalProperties=NULL_ONLY
+        {
+            name: fields.describe(rule, _VOICE_SETTINGS[name].schema)
+            for name, rule in VOICE_SETTINGS_FIELDS.items()
+        },
+        additionalProperties=NULL_ONLY,
     ),
     "SpeechGeneration": result_schema("speech.generation", "speech", audio=MEDIA_SCHEMA),
 }
@@ -95,8 +100,8 @@ TEXT_TO_SPEECH = TaskFormat(
     result_schema_name="SpeechGeneration",
     schemas=_SCHEMAS,
     example_model="eleven-labs-tts",
-    required=("text", "voice"),
-    fields=fields.by_name(fields.text("text", 1, description="What to say."), *_FIELDS, LANGUAGE_CODE),
+    rules=TEXT_TO_SPEECH_FIELDS,
+    fields=fields.by_name(fields.text("text", description="What to say."), *_FIELDS, LANGUAGE_CODE),
     render_result=render_result,
     event="audio_chunk",
     render_event=render_chunk,
@@ -110,7 +115,7 @@ SPEECH_TO_SPEECH = replace(
     input="speech_to_speech",
     schema_name="SpeechToSpeechTask",
     example_model="eleven-labs-sts",
-    required=("audio", "voice"),
+    rules=SPEECH_TO_SPEECH_FIELDS,
     fields=fields.by_name(*_FIELDS),
     ignores_audio_file=False,
 )

@@ -11,6 +11,7 @@ from gateway.openapi.schema import NULL_ONLY, Schema, object_of, ref
 from gateway.types import fields
 from gateway.types.base import Link, StreamObjects, TaskFormat, result_schema
 from pomelo.errors import invalid, missing
+from pomelo.fields import MAX_PARTS, TEXT_FIELDS
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import ContentParts, FinishReason, Message, Role, TextDelta, TokenUsage
 
@@ -179,7 +180,7 @@ _CHOICE = {
     "message": object_of(_RESPONSE_MESSAGE, _RESPONSE_MESSAGE),
     "finish_reason": {"enum": ["stop", "length", "content_filter", None]},
 }
-_PARTS = {"type": "array", "items": ref("Part"), "minItems": 1, "maxItems": 100}
+_PARTS = {"type": "array", "items": ref("Part"), "minItems": 1, "maxItems": MAX_PARTS}
 _MESSAGE = {
     "role": {"type": "string", "enum": ["system", "user", "assistant"]},
     "content": {"anyOf": [{"type": "string"}, _PARTS]},
@@ -220,23 +221,17 @@ FORMAT = TaskFormat(
     result_schema_name="TaskCompletion",
     schemas=_SCHEMAS,
     example_model="gpt-4",
-    required=("messages",),
+    rules=TEXT_FIELDS,
     fields=fields.by_name(
         fields.Field(
             "messages",
             _assign_messages,
             fields.parse_json_text,
-            {
-                "type": "array",
-                "items": ref("Message"),
-                "minItems": 1,
-                "maxItems": 10_000,
-                "description": "The conversation, oldest first.",
-            },
+            {"items": ref("Message"), "description": "The conversation, oldest first."},
         ),
-        fields.integer("max_tokens", 1, description="The most tokens to generate."),
-        fields.number("temperature", 0, 2, description="Randomness."),
-        fields.number("top_p", 0, 1, description="Nucleus sampling."),
+        fields.integer("max_tokens", description="The most tokens to generate."),
+        fields.number("temperature", description="Randomness."),
+        fields.number("top_p", description="Nucleus sampling."),
         fields.Field(
             "stop",
             _assign_stop,
@@ -245,14 +240,13 @@ FORMAT = TaskFormat(
                 "type": ["string", "array", "null"],
                 "minLength": 1,
                 "items": {"type": "string", "minLength": 1},
-                "maxItems": 4,
-                "description": "Text that ends the output, or up to 4 of them.",
+                "description": "Text that ends the output, or a list of such texts.",
             },
         ),
-        fields.integer("seed", 0, 2**53 - 1, description="For repeatable output."),
-        fields.number("presence_penalty", -2, 2),
-        fields.number("frequency_penalty", -2, 2),
-        fields.text("user", 0, 256, description="Your own name for the end user."),
+        fields.integer("seed", description="For repeatable output."),
+        fields.number("presence_penalty"),
+        fields.number("frequency_penalty"),
+        fields.text("user", description="Your own name for the end user."),
     ),
     render_result=render_result,
     event="text_delta",

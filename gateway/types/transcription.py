@@ -8,6 +8,7 @@ from gateway.openapi.schema import object_of
 from gateway.types import fields
 from gateway.types.base import Link, TaskFormat, result_schema
 from gateway.types.speech import LANGUAGE_CODE
+from pomelo.fields import SPEECH_TO_TEXT_FIELDS
 from pomelo.gen.v1.speech_pb2 import Timestamps
 from pomelo.gen.v1.task_pb2 import TaskResult
 
@@ -54,11 +55,11 @@ FORMAT = TaskFormat(
         )
     },
     example_model="eleven-labs-stt",
-    required=("audio",),
+    rules=SPEECH_TO_TEXT_FIELDS,
     fields=fields.by_name(
         LANGUAGE_CODE,
         fields.flag("diarize", description="Distinguish speakers."),
-        fields.integer("num_speakers", 1, 32, bits=32),
+        fields.integer("num_speakers", bits=32),
         fields.choice(
             "timestamps",
             {

@@ -24,12 +24,6 @@ from pomelo.gen.v1.task_pb2 import TaskType
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 
-DEFAULT_IMAGE_SIDE = 1024
-"""The width and height of an image in pixels if the caller does not set them."""
-
-DEFAULT_AUDIO_FORMAT = "mp3_44100_128"
-"""The output_format of speech if the caller does not set it."""
-
 _UNITS: Mapping[str, Collection[str]] = {
     "text": (
         "million_input_tokens",

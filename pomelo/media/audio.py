@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pomelo.errors import invalid
+from pomelo.fields import SAMPLE_RATES
 from pomelo.media.media_types import MediaType
-
-RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
-"""Accepted sample rates of bare samples, in Hz."""
 
 _DEFAULT_RATE = 16_000
 """The sample rate of bare samples whose media type has none."""
@@ -39,7 +37,7 @@ _SAMPLE_TYPES = {
 _UNSUPPORTED_SAMPLES = re.compile(r"audio/(?:x-)?(?:l\d+|lpcm|linear\d*|raw|pcm[\w.-]*|[fsu]\d+(?:[bl]e)?)")
 """Media types of bare samples that no provider takes. As unknown bytes they would reserve hours of audio."""
 
-BIG_ENDIAN_TYPES = {rate: f"{_BIG_ENDIAN};rate={rate}" for rate in RATES}
+BIG_ENDIAN_TYPES = {rate: f"{_BIG_ENDIAN};rate={rate}" for rate in SAMPLE_RATES}
 """Sample rate -> the canonical media type of big-endian samples (RFC 2586)."""
 
 _MAX_CHUNKS = 1000
@@ -87,8 +85,8 @@ def sample_type(media_type: MediaType) -> str | None:
             f"one channel of samples, each parameter once, such as {example}, or a file with a header",
         )
     rate = parameters.get("rate", str(_ONE_BYTE_RATE if one_byte else _DEFAULT_RATE))
-    if rate not in map(str, (_ONE_BYTE_RATE,) if one_byte else RATES):
-        rates = str(_ONE_BYTE_RATE) if one_byte else ", ".join(map(str, RATES))
+    if rate not in map(str, (_ONE_BYTE_RATE,) if one_byte else SAMPLE_RATES):
+        rates = str(_ONE_BYTE_RATE) if one_byte else ", ".join(map(str, SAMPLE_RATES))
         raise invalid("audio", f"bare samples of a known rate: {rates}")
     return name if one_byte else f"{name};rate={rate}"
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pomelo.media.audio import BIG_ENDIAN_TYPES, RATES, sample_type
+from pomelo.fields import SAMPLE_RATES
+from pomelo.media.audio import BIG_ENDIAN_TYPES, sample_type
 from pomelo.media.media_types import parse
 
 UNKNOWN = "application/octet-stream"
@@ -25,7 +26,7 @@ EXTENSIONS: Mapping[str, str] = {
     "audio/basic": "ulaw",
     "audio/x-alaw-basic": "alaw",
     UNKNOWN: "bin",
-    **{f"audio/pcm;rate={rate}": f"pcm{rate}" for rate in RATES},
+    **{f"audio/pcm;rate={rate}": f"pcm{rate}" for rate in SAMPLE_RATES},
     **{name: f"be{rate}" for rate, name in BIG_ENDIAN_TYPES.items()},
 }
 """Content type -> file extension."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE, Route
+from pomelo.catalog.catalog import Route
+from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.media.content_types import image_type

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE, Route
+from pomelo.catalog.catalog import Route
+from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pomelo.catalog.catalog import DEFAULT_IMAGE_SIDE, Model, Route
+from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
+from pomelo.fields import DEFAULT_IMAGE_SIDE, IMAGE_FIELDS, check_enum, check_numbers, check_required_text
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult
@@ -18,7 +19,6 @@ from pomelo.tasks.base import (
     TaskDefinition,
     max_inline,
 )
-from pomelo.tasks.fields import IMAGE_FIELDS, check_enum, check_numbers, check_required_text
 
 
 def check(task_input: ImageInput, model: Model) -> None:

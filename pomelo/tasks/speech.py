@@ -6,11 +6,20 @@ from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 
-from pomelo.catalog.catalog import DEFAULT_AUDIO_FORMAT, Model, Route
+from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.languages import iso_language
 from pomelo.catalog.pricing import Usage
 from pomelo.catalog.voice_names import is_name
 from pomelo.errors import PomeloError, invalid, missing
+from pomelo.fields import (
+    AUDIO_FORMATS,
+    DEFAULT_AUDIO_FORMAT,
+    SPEECH_FIELDS,
+    VOICE_SETTINGS_FIELDS,
+    check_enum,
+    check_numbers,
+    check_required_text,
+)
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import TaskResult
@@ -26,14 +35,6 @@ from pomelo.tasks.base import (
     Estimate,
     TaskDefinition,
     max_inline,
-)
-from pomelo.tasks.fields import (
-    AUDIO_FORMATS,
-    SPEECH_FIELDS,
-    VOICE_SETTINGS_FIELDS,
-    check_enum,
-    check_numbers,
-    check_required_text,
 )
 
 CHARACTERS_PER_SECOND = 15

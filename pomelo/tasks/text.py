@@ -10,14 +10,7 @@ from pathlib import Path
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.pricing import MAX_TOKENS, Usage
 from pomelo.errors import PomeloError, invalid, missing
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
-from pomelo.media import data_uris
-from pomelo.media.content_types import image_type
-from pomelo.providers.chunks import split_text
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
-from pomelo.tasks.fields import (
+from pomelo.fields import (
     MAX_MESSAGES,
     MAX_PARTS,
     MAX_STOPS,
@@ -26,6 +19,13 @@ from pomelo.tasks.fields import (
     TEXT_FIELDS,
     check_numbers,
 )
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
+from pomelo.media import data_uris
+from pomelo.media.content_types import image_type
+from pomelo.providers.chunks import split_text
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
 
 log = logging.getLogger("pomelo.tasks")
 

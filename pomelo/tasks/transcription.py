@@ -9,11 +9,11 @@ from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.languages import iso_language
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
+from pomelo.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
-from pomelo.tasks.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.tasks.speech import check_audio, check_language
 
 log = logging.getLogger("pomelo.tasks")

@@ -12,6 +12,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pomelo.catalog.catalog import Model
+from pomelo.fields import AUDIO_FORMATS as FORMATS
+from pomelo.fields import MAX_SEED, MAX_SIDE, MAX_SPEAKERS, MAX_STOPS, MAX_USER_CHARACTERS, MIN_SIDE
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.speech_pb2 import (
     AudioInput,
@@ -25,8 +27,6 @@ from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message,
 from pomelo.providers.base import AudioSource
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.tasks import TASK_TYPES
-from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
-from pomelo.tasks.fields import MAX_SEED, MAX_SIDE, MAX_SPEAKERS, MAX_STOPS, MAX_USER_CHARACTERS, MIN_SIDE
 
 PICTURES = tuple(
     f"data:image/{kind};base64,{data}"

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.catalog.catalog import DEFAULT_AUDIO_FORMAT
 from pomelo.catalog.languages import iso_language
+from pomelo.fields import DEFAULT_AUDIO_FORMAT
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,
@@ -20,7 +21,6 @@ from pomelo.gen.v1.speech_pb2 import (
 from pomelo.providers.elevenlabs.responses import audio_content_type
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.providers.sandbox.speech import Speech as SandboxSpeech
-from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech, Stop, Transcript, VoiceList
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import (

@@ -16,6 +16,7 @@ from yarl import URL
 
 from pomelo.catalog.catalog import Catalog, Route
 from pomelo.errors import PomeloError
+from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,
@@ -26,7 +27,6 @@ from pomelo.gen.v1.speech_pb2 import (
 from pomelo.providers.elevenlabs.elevenlabs import ERROR_MAPPING
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.http.client import Http
-from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
 from pomelo.testing import FaultUpstream, Gate, Received, Speech, Transcript, VoiceList
 from pomelo.testing.elevenlabs_checks import FORMATS as VENDORS_FORMATS
 from pomelo.testing.elevenlabs_protocol import error_reply

@@ -11,8 +11,8 @@ from typing import Any
 import av
 import pytest
 
+from pomelo.fields import AUDIO_FORMATS
 from pomelo.tasks.audio_meter import AudioMeter
-from pomelo.tasks.fields import AUDIO_FORMATS
 from pomelo.testing.audio import packets
 
 WEBM = b"\x1aE\xdf\xa3" + bytes(5000)

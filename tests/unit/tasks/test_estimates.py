@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pomelo.catalog.catalog import Catalog, Limits, Model, Route
 from pomelo.catalog.pricing import Prices, Usage
 from pomelo.errors import PomeloError
+from pomelo.fields import AUDIO_FORMATS
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
@@ -27,7 +28,6 @@ from pomelo.providers.fitting import fit
 from pomelo.providers.sandbox import Sandbox
 from pomelo.tasks import TASK_TYPES, text
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
-from pomelo.tasks.fields import AUDIO_FORMATS
 from pomelo.tasks.speech import SpeechCollector
 from pomelo.tasks.text import TextCollector
 

@@ -10,10 +10,10 @@ from google.protobuf.descriptor import Descriptor
 
 from pomelo.catalog.catalog import Catalog
 from pomelo.errors import PomeloError
+from pomelo.fields import FIELD_RULES, MAX_CHARACTERS, VOICE_SETTINGS_FIELDS, FieldRule
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import Task, TaskType
 from pomelo.tasks import TASK_TYPES
-from pomelo.tasks.fields import FIELD_RULES, MAX_CHARACTERS, VOICE_SETTINGS_FIELDS, FieldRule
 
 TEXT, IMAGE = TaskType.TASK_TYPE_TEXT, TaskType.TASK_TYPE_IMAGE
 TEXT_TO_SPEECH, SPEECH_TO_TEXT = TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_TEXT

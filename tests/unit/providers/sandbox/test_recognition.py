@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pomelo.errors import PomeloError
+from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import Timestamps, Transcription
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import Sandbox
-from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
 from tests.unit.media import corpus
 from tests.unit.providers.sandbox.sandbox_jobs import convert, decode, source, synthesize, transcribe
 

@@ -11,9 +11,9 @@ from contextlib import aclosing
 import pytest
 from tinytag import TinyTag
 
+from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import TextToSpeechInput, VoiceSettings
 from pomelo.providers.sandbox import Sandbox
-from pomelo.tasks.fields import AUDIO_FORMATS as FORMATS
 from tests.unit.providers.sandbox.sandbox_jobs import decode, job, synthesize
 
 TEXT = "Hello, this is a test of the text-to-speech service. How does it sound?"
