@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -94,9 +93,7 @@ class Http:
         self._sessions = Sessions(self._connections.limit, self._resolver, read_bufsize=CHUNK_BYTES)
         return self
 
-    async def __aexit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         if self._sessions is not None:
             await self._sessions.close()
             self._sessions = None
