@@ -162,16 +162,13 @@ def render_account(account: pb.Account) -> bytes:
         },
     }
     balance = account.balance
-    amounts = ",".join(
-        f'"{name}":{money.format_credits(micros)}'
-        for name, micros in (
-            ("granted", balance.granted_micros),
-            ("spent", balance.spent_micros),
-            ("held", balance.held_micros),
-            ("available", balance.available_micros),
-        )
+    amounts = _amounts(
+        granted=balance.granted_micros,
+        spent=balance.spent_micros,
+        held=balance.held_micros,
+        available=balance.available_micros,
     )
-    return to_json(fields)[:-1] + b',"credits":{' + amounts.encode() + b"}}"
+    return to_json(fields)[:-1] + b',"credits":{' + amounts + b"}}"
 
 
 def render_usage(page: pb.ListUsageResponse) -> bytes:
@@ -199,13 +196,7 @@ def _render_record(row: pb.UsageRecord) -> bytes:
         "type": type_name(row.task_type),
         "provider": row.provider,
         "provider_model": row.provider_model,
-        "input_tokens": row.input_tokens,
-        "prompt_tokens_details": _cache_usage(row),
-        "output_tokens": row.output_tokens,
-        "characters": row.characters,
-        "images": row.images,
-        "audio_seconds": row.audio_seconds,
-        "output_bytes": row.output_bytes,
+        **_counts(row),
         "processing_ms": row.processing_ms,
         "first_byte_ms": row.first_byte_ms,
         "source": _SOURCES.get(row.source, "unknown"),
@@ -220,21 +211,29 @@ def _render_total(row: pb.UsageTotal) -> bytes:
         "object": "usage.total",
         "group": row.group,
         "tasks": row.tasks,
+        **_counts(row),
+    }
+    return _with_amounts(fields, cost=row.cost_micros)
+
+
+def _counts(row: pb.UsageRecord | pb.UsageTotal) -> dict[str, Any]:
+    return {
         "input_tokens": row.input_tokens,
-        "prompt_tokens_details": _cache_usage(row),
+        "prompt_tokens_details": {
+            "cached_tokens": row.cached_input_tokens,
+            "cache_write_tokens": row.cache_write_input_tokens,
+        },
         "output_tokens": row.output_tokens,
         "characters": row.characters,
         "images": row.images,
         "audio_seconds": row.audio_seconds,
         "output_bytes": row.output_bytes,
     }
-    return _with_amounts(fields, cost=row.cost_micros)
-
-
-def _cache_usage(row: pb.UsageRecord | pb.UsageTotal) -> dict[str, int]:
-    return {"cached_tokens": row.cached_input_tokens, "cache_write_tokens": row.cache_write_input_tokens}
 
 
 def _with_amounts(fields: dict[str, Any], **micros: int) -> bytes:
-    amounts = "".join([f',"{name}":{money.format_credits(amount)}' for name, amount in micros.items()])
-    return to_json(fields)[:-1] + amounts.encode() + b"}"
+    return to_json(fields)[:-1] + b"," + _amounts(**micros) + b"}"
+
+
+def _amounts(**micros: int) -> bytes:
+    return ",".join([f'"{name}":{money.format_credits(amount)}' for name, amount in micros.items()]).encode()

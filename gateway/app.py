@@ -21,6 +21,7 @@ from gateway.openapi.document import document
 from gateway.parsing.body import BodyRate, ParseQueue
 from gateway.state import Gateway, GatewayOptions
 from pomelo import process
+from pomelo.addresses import join_address
 from pomelo.in_flight import InFlight, InFlightLimits
 from pomelo.service import Services
 
@@ -151,8 +152,7 @@ async def open_rest(
             bound: tuple[str, int] = sockets[0].getsockname()[:2]
             if not options.public_url:
                 scheme = "http" if ssl_context is None else "https"
-                name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-                app[GATEWAY].link = public_links(f"{scheme}://{name}:{bound[1]}")
+                app[GATEWAY].link = public_links(f"{scheme}://{join_address(*bound)}")
             listener.start()
             yield bound
         finally:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -256,16 +256,11 @@ def gateway_proof(secret: bytes | None) -> GatewayProof:
 
 async def _drain(draining: Draining, grace: float) -> None:
     """Waits for running tasks during the grace period, then cancels the remaining ones."""
-    draining.drain()
-    await _wait_for(draining.idle(), grace)
-    draining.stop()
-    await _wait_for(draining.idle(), FLUSH_TIMEOUT)
-
-
-async def _wait_for(done: Awaitable[None], seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await done
+    for begin, seconds in ((draining.drain, grace), (draining.stop, FLUSH_TIMEOUT)):
+        begin()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await draining.idle()
 
 
 def _open_rest(

@@ -20,14 +20,11 @@ _MAX_REMEMBERED = 1_000
 
 
 class UnexpectedErrors:
-    """Logs unexpected errors. Errors of the same type and line of code are logged at most once in `every`
-    seconds, so that a repeated error does not fill the log."""
+    """Logs unexpected errors. Errors of the same type and line of code are logged at most once a
+    minute, so that a repeated error does not fill the log."""
 
-    def __init__(
-        self, log: logging.Logger, *, every: float = 60.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, log: logging.Logger, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
-        self._every = every
         self._clock = clock
         self._logged_at: dict[tuple[type[BaseException], str, int], float] = {}
 
@@ -35,7 +32,7 @@ class UnexpectedErrors:
         """Logs `description` with the traceback of `error`, unless a similar error was logged recently."""
         identity = (type(error), *_raised_at(error))
         now = self._clock()
-        if identity in self._logged_at and now < self._logged_at[identity] + self._every:
+        if identity in self._logged_at and now < self._logged_at[identity] + 60.0:
             return
         if len(self._logged_at) >= _MAX_REMEMBERED:
             self._logged_at.clear()

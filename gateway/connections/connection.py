@@ -125,10 +125,9 @@ class Connection(web.RequestHandler):
     def trust(self, owner: Hashable) -> None:
         """Records that the current request carried a valid key of `owner`."""
         self._authenticated = True
-        slot = self.slot
-        slot.waiting = False
-        if slot.owner != owner:
-            self._connections.trust(slot, owner)
+        self.slot.waiting = False
+        if self.slot.owner != owner:
+            self._connections.trust(self.slot, owner)
 
     def end(self, send_refusal: bool) -> None:
         """Ends the connection. With `send_refusal`, an untrusted client that waits for a response gets
@@ -142,26 +141,24 @@ class Connection(web.RequestHandler):
         request = self._current_request
         waits = self._head_timer is not None or self._request_count > self._finished
         if send_refusal and waits and (request is None or not request.writer.output_size):
-            overloaded = PomeloError("overloaded")
-            self._send_last_response(raw_error_response(overloaded, self._cors_headers(request)))
+            self._send_last_response(PomeloError("overloaded"), request)
         else:
             raw.abort()
 
-    def _send_last_response(self, response: bytes) -> None:
+    def _send_last_response(self, error: PomeloError, request: web.BaseRequest | None) -> None:
         """Sends a last response, bypassing aiohttp; closes once the client had time to read it."""
         raw = self._raw_transport
         assert raw is not None
         connections = self._connections
         connections.close(self.slot)
-        raw.write(response)
+        raw.write(raw_error_response(error, self._cors_headers(request)))
         if self._task_handler is not None:
             self._task_handler.cancel()
-        if connections.lingering < _MAX_LINGERING_SHARE * connections.limits.max_connections:
+        lingers = connections.lingering < _MAX_LINGERING_SHARE * connections.limits.max_connections
+        if lingers:
             connections.lingering += 1
-            self._counts_as_lingering = True
-            self._discard(_LINGER_SECONDS)
-        else:
-            self._discard(0.0)
+        self._counts_as_lingering = lingers
+        self._discard(_LINGER_SECONDS if lingers else 0.0)
 
     def _discard(self, seconds: float) -> None:
         """Stops reading requests; discards what still arrives, unparsed, for `seconds` or until the client
@@ -182,8 +179,8 @@ class Connection(web.RequestHandler):
             raw.resume_reading()  # aiohttp may have paused it
         else:
             raw.close()
-        if raw.get_write_buffer_size():
-            self._watch_stall(raw.get_write_buffer_size())
+        if size := raw.get_write_buffer_size():
+            self._watch_stall(size)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's parameter
         """Closes the connection; waits up to `timeout` seconds for the current request."""
@@ -215,7 +212,6 @@ class Connection(web.RequestHandler):
         self._stop_timers()
         if self._linger_timer is not None:
             self._linger_timer.cancel()
-            self._linger_timer = None
         if self._counts_as_lingering:
             self._counts_as_lingering = False
             self._connections.lingering -= 1
@@ -268,11 +264,9 @@ class Connection(web.RequestHandler):
             assert self._raw_transport is not None
             self._raw_transport.abort()  # a second response would corrupt the one in progress
         else:
-            error = PomeloError("invalid_body", _UNREADABLE)
-            self._send_last_response(raw_error_response(error, self._cors_headers(None)))
+            self._send_last_response(PomeloError("invalid_body", _UNREADABLE), None)
 
     def _awaits_request(self) -> bool:
-        """Returns whether the connection waits for the client's next request."""
         return self._waiter is not None and not self._waiter.done()
 
     def _on_head_timeout(self) -> None:
@@ -349,12 +343,10 @@ class Connection(web.RequestHandler):
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """Sends a response; closes after `MAX_UNAUTHENTICATED` requests in a row without a valid key."""
         self.slot.waiting = False
-        if self._authenticated:
-            self._unauthenticated_count = 0
-        else:
-            self._unauthenticated_count += 1
-            if self._unauthenticated_count >= MAX_UNAUTHENTICATED or self.slot.surplus:
-                resp.force_close()
+        self._unauthenticated_count = 0 if self._authenticated else self._unauthenticated_count + 1
+        surplus = self.slot.surplus and not self._authenticated
+        if surplus or self._unauthenticated_count >= MAX_UNAUTHENTICATED:
+            resp.force_close()
         # aiohttp would parse the rest of a body to discard it; that is expensive with chunks.
         self._discard_body = not request.content.is_eof() and (
             not self._authenticated or request.content_length is None
@@ -392,7 +384,6 @@ class Connection(web.RequestHandler):
         return self._error_response(error, request)
 
     async def _refuse_surplus(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Responds to a request on a surplus connection with `overloaded`."""
         return self._error_response(PomeloError("overloaded"), request)
 
     def _error_response(self, error: PomeloError, request: web.BaseRequest) -> web.Response:
@@ -403,6 +394,5 @@ class Connection(web.RequestHandler):
 
     def _cors_headers(self, request: web.BaseRequest | None) -> Mapping[str, str]:
         """Returns the CORS headers of a response that does not come from the application."""
-        if self._cors is None:
-            return {}
-        return self._cors.headers(request.headers.get(hdrs.ORIGIN) if request is not None else None)
+        origin = request.headers.get(hdrs.ORIGIN) if request is not None else None
+        return self._cors.headers(origin) if self._cors is not None else {}

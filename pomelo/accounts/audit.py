@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
@@ -189,15 +189,14 @@ class _TaskIds:
 
     def duplicates(self, others: set[int]) -> set[int]:
         """Digests that were added twice, and those that were added and are in `others`."""
-        return set(self._duplicates(others))
-
-    def _duplicates(self, others: set[int]) -> Iterator[int]:
+        found: set[int] = set()
         for bucket in self._buckets:
             last = None
             for digest in sorted(bucket):
                 if digest == last or digest in others:
-                    yield digest
+                    found.add(digest)
                 last = digest
+        return found
 
 
 def _digest(task_id: str) -> int:
@@ -253,11 +252,7 @@ async def _check_reservations(
 
 
 async def _check_wallet(
-    findings: _Findings,
-    store: AuditedStore,
-    state: WalletState,
-    before: int,
-    spent: int,
+    findings: _Findings, store: AuditedStore, state: WalletState, before: int, spent: int
 ) -> None:
     """Checks a wallet's balance against its grants, records and tasks. `before` is the balance's spent amount
     before the records were read, `spent` the sum of the records."""

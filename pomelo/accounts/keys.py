@@ -86,8 +86,8 @@ class _CachedKey:
 class Keyring:
     """Creates, checks and revokes keys.
 
-    `clock` returns Unix time, for stored times; `monotonic` is the clock of the cache, whose entries live
-    `ttl` seconds; `failed_keys` limits the failures of an address.
+    `clock` returns Unix time, for stored times; `monotonic` is the clock of the cache; `failed_keys` limits
+    the failures of an address.
     """
 
     def __init__(
@@ -96,14 +96,12 @@ class Keyring:
         root_secret: bytes,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
-        ttl: float = CACHE_SECONDS,
         failed_keys: FailedKeys | None = None,
     ) -> None:
         self._store = store
         self._pepper = derive_key(root_secret, "key-pepper")
         self._clock = clock
         self._monotonic = monotonic
-        self._ttl = ttl
         self._failed_keys = failed_keys or FailedKeys(monotonic=monotonic)
         self._cache: dict[str, _CachedKey] = {}
         self._epoch = 0
@@ -237,7 +235,7 @@ class Keyring:
                 account.plan if account is not None else "",
             ),
             expires=expires if record.revoked is None else 0.0,
-            cached_until=self._monotonic() + self._ttl,
+            cached_until=self._monotonic() + CACHE_SECONDS,
         )
         # A key that was revoked during the look-up must not be cached as valid.
         if epoch == self._epoch:

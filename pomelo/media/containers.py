@@ -57,9 +57,6 @@ class FileSlice(io.RawIOBase, BinaryIO):
     def seekable(self) -> bool:
         return True
 
-    def tell(self) -> int:
-        return self._position
-
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         self._position = max(offset + (0, self._position, self._size)[whence], 0)
         return self._position

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
@@ -57,9 +56,7 @@ class MediaWriter:
     def __enter__(self) -> MediaWriter:
         return self
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.base import Event
-from pomelo.providers.http.client import MAX_BODY_BYTES, SseStream
+from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.http.errors import malformed_response
 from pomelo.providers.http.parsing import split_half, well_formed
+from pomelo.providers.http.responses import SseStream
 
 log = logging.getLogger("pomelo.providers")
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
 
 from pomelo.errors import PomeloError
 from pomelo.in_flight import FairSemaphore
@@ -68,9 +67,7 @@ class Running:
     def __enter__(self) -> None:
         self.count += 1
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.count -= 1
         if not self.count:
             self._idle.set()

@@ -265,11 +265,8 @@ class Rpc:
             async with front.unauthenticated_reads.slot():
                 return await self._receive()
         seconds = front.limits.chunk_time
-        reason = (
-            "deadline_exceeded",
-            f"No message arrived for {seconds:g} seconds. Send without such pauses",
-        )
-        until = self._loop.time() + seconds
+        message = f"No message arrived for {seconds:g} seconds. Send without such pauses"
+        until, reason = self._loop.time() + seconds, ("deadline_exceeded", message)
         if self.trusted:  # a gateway's uploads are as slow as its callers', and its messages are small
             self._until(until, reason)
             data = await self._receive()

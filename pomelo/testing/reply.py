@@ -80,7 +80,6 @@ class Received:
     """The parsed JSON; None if it is not JSON."""
     at: float
     bytes_sent: int = 0
-    packets_sent: int = 0
     tokens_sent: int = 0
     left_at: float | None = None
     """When the client disconnected during the reply; None if it did not."""

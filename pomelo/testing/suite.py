@@ -16,10 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import replace
 from typing import Any
 
 from pomelo.catalog.reported_cost import Report
@@ -29,18 +27,12 @@ from pomelo.providers.base import Job, fit_hook, fit_job, job_method
 from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.testing.addresses import UnknownHostResolver
-from pomelo.testing.broken import (
-    BODY,
-    FORBIDDEN_PATH,
-    FaultMaker,
-    before_body,
-    before_head,
-    held_half_way,
-)
+from pomelo.testing.broken import BODY, FORBIDDEN_PATH
+from pomelo.testing.cases import DISCONNECTED, Case, Subject, Verdict, cases
 from pomelo.testing.event_checker import EventChecker
-from pomelo.testing.faults import FAULTS, OK, TIMEOUT, VENDOR_SPECIFIC, Fault
+from pomelo.testing.faults import OK, TIMEOUT
 from pomelo.testing.leaks import connections_closed, no_leaks, printed_error
-from pomelo.testing.reply import Gate, Script, VendorProtocol
+from pomelo.testing.reply import Gate
 from pomelo.testing.samples import AUDIO, PROMPT, sample, task_type_of
 from pomelo.testing.upstream import FaultUpstream
 
@@ -90,120 +82,6 @@ CASE_ATTEMPTS = 3
 _LEAK_SECONDS = 0.5  # what is open so long after a case is a leak
 _CASE_SECONDS = 10.0  # the longest that a case may take
 
-DISCONNECTED = "disconnected"
-"""In place of a code: the caller has disconnected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A provider to test.
-
-    `make` creates it from credentials and an `Http`; `base_url` returns its base URL on the server. The
-    `default` of its `protocol` replies to each of the `jobs`. `cost` is what the provider must report for
-    each valid response, in US dollars; None: that is not checked.
-    """
-
-    name: str
-    make: Callable[[Credentials, Http], Any]
-    base_url: Callable[[FaultUpstream], str]
-    protocol: VendorProtocol
-    jobs: Sequence[Job[Any]]
-    cost: int | float | Decimal | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A test case: `job`, whole or streamed, with or without a fault or a disconnect of the caller.
-
-    `disconnects` is "", "before the head", "after the head", "half way" or "after an event".
-    """
-
-    subject: Subject
-    job: Job[Any]
-    stream: bool
-    fault: Fault | None = None
-    disconnects: str = ""
-
-    @property
-    def task_type(self) -> str:
-        """The task type, as providers name their methods."""
-        return task_type_of(self.job)
-
-    @property
-    def expected(self) -> str:
-        """The expected code; OK or DISCONNECTED without an error."""
-        if self.fault is not None:
-            return self.fault.code(self.stream)
-        return DISCONNECTED if self.disconnects else OK
-
-    def __str__(self) -> str:
-        what = (
-            self.fault.name
-            if self.fault
-            else f"disconnect {self.disconnects}"
-            if self.disconnects
-            else "no fault"
-        )
-        return f"{self.subject.name} {self.task_type} {'stream' if self.stream else 'whole'}: {what}"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The outcome of a case. `delivered` are bytes of output; `problems` are sentences, none if it passed."""
-
-    case: Case
-    code: str
-    seconds: float
-    events: int
-    delivered: int
-    problems: tuple[str, ...]
-
-    def check(self) -> None:
-        """Check that the case passed.
-
-        Raises:
-            AssertionError: it failed; the message has every problem.
-        """
-        if self.problems:
-            raise AssertionError(f"{self.case}: {'; '.join(self.problems)}")
-
-
-_HOLDS: Mapping[str, Callable[[Gate], FaultMaker]] = {
-    "before the head": before_head,
-    "after the head": before_body,
-    "half way": held_half_way,
-    "after an event": held_half_way,
-}
-"""When a caller disconnects -> where the vendor holds its response meanwhile."""
-
-
-def cases(subject: Subject) -> list[Case]:
-    """Return all cases of a provider: each of its jobs, whole and streamed, without a fault, with each
-    possible fault, and with each disconnect.
-
-    Raises:
-        ValueError: the protocol defines an unknown fault.
-    """
-    for task_type, faults in subject.protocol.faults.items():
-        unknown = sorted((faults.scripts.keys() | faults.unsupported.keys()) - VENDOR_SPECIFIC)
-        if unknown:
-            name = subject.protocol.name
-            raise ValueError(f"{name}, {task_type}: no fault is called {', '.join(unknown)}")
-    found = []
-    for job in subject.jobs:
-        for stream in (False, True):
-            found.append(Case(subject, job, stream))
-            found += [
-                Case(subject, job, stream, fault)
-                for fault in FAULTS
-                if not fault.unsupported_reason(subject.protocol, task_type_of(job), stream)
-            ]
-            disconnects = list(_HOLDS)
-            if not stream or task_type_of(job) == "speech_to_text":
-                disconnects.remove("after an event")
-            found += [Case(subject, job, stream, disconnects=when) for when in disconnects]
-    return found
-
 
 async def run(case: Case) -> Verdict:
     """Run a case; never raises because of the provider. A case whose only problem is its time runs up to
@@ -238,7 +116,7 @@ class _Run:
 
     async def verdict(self) -> Verdict:
         case, fault = self._case, self._case.fault
-        self._upstream.default = self._script()
+        self._upstream.default = case.script(self._gate)
         base = case.subject.base_url(self._upstream)
         unreachable = fault is not None and fault.address is not None
         address = nullcontext(base) if fault is None or fault.address is None else fault.address(base)
@@ -259,15 +137,6 @@ class _Run:
                 await provider.aclose()
                 await provider.aclose()
         return Verdict(case, code, seconds, self._checker.events, self._checker.delivered, ())
-
-    def _script(self) -> Script:
-        case = self._case
-        if case.fault is not None:
-            return case.fault.script(case.subject.protocol, case.task_type)
-        valid = case.subject.protocol.default
-        if not case.disconnects or (case.task_type == "image" and case.disconnects == "after an event"):
-            return valid
-        return _HOLDS[case.disconnects](self._gate)(case.subject.protocol, valid)
 
     async def _read(self, provider: Any) -> str:
         """Read the response to its end as the engine does, and return its code."""

@@ -10,7 +10,6 @@ import struct
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from types import TracebackType
 from typing import Self
 from urllib.parse import unquote
 
@@ -161,9 +160,7 @@ class FaultUpstream:
         self._port = self._runner.addresses[0][1]
         return self
 
-    async def __aexit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -259,7 +256,6 @@ async def _steps(
     for step in steps:
         if isinstance(step, bytes):
             yield step
-            received.packets_sent += 1
             received.bytes_sent += len(step)
             received.tokens_sent += isinstance(step, Token)
         elif isinstance(step, Gate):

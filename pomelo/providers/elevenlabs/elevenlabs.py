@@ -26,13 +26,14 @@ from pomelo.gen.v1.speech_pb2 import (
 )
 from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Event, Job, Options, Probe
+from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, PathNotFound
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.elevenlabs.responses import MAX_AUDIO_BYTES, AudioStream, parse_transcript
 from pomelo.providers.elevenlabs.voices import Voices
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
-from pomelo.providers.http.errors import ErrorBody, ErrorMapping, malformed_response
+from pomelo.providers.http.errors import ErrorMapping, malformed_response
 from pomelo.providers.http.sessions import Body
 from pomelo.times import today_utc
 
@@ -60,96 +61,6 @@ _GRANULARITIES = {
     Timestamps.TIMESTAMPS_WORD: "word",
     Timestamps.TIMESTAMPS_CHARACTER: "character",
 }
-
-_MEANINGS = {
-    "voice_not_found": "invalid_parameter",
-    "max_character_limit_exceeded": "context_length_exceeded",
-    "text_too_long": "context_length_exceeded",
-    "rate_limit_exceeded": "provider_unavailable",
-    "concurrent_limit_exceeded": "provider_unavailable",
-    "too_many_concurrent_requests": "provider_unavailable",
-    "system_busy": "provider_unavailable",
-    # Our account, key or permissions.
-    "quota_exceeded": "provider_failed",
-    "insufficient_credits": "provider_failed",
-    "invalid_api_key": "provider_failed",
-    "needs_authorization": "provider_failed",
-    "invalid_authorization_header": "provider_failed",
-    "missing_permissions": "provider_failed",
-    "unauthorized": "provider_failed",
-    "model_not_found": "provider_failed",
-    # Types: they count only if code and status are unknown.
-    "payment_required": "provider_failed",
-    "authentication_error": "provider_failed",
-    "authorization_error": "provider_failed",
-    "rate_limit_error": "provider_unavailable",
-    "internal_error": "provider_unavailable",
-    "service_unavailable": "provider_unavailable",
-}
-
-_FIELDS = {
-    "text": "text",
-    "voice_id": "voice",
-    "voice_settings": "voice_settings",
-    "output_format": "output_format",
-    "language_code": "language_code",
-    "seed": "seed",
-    "audio": "audio",
-    "file": "audio",
-    "diarize": "diarize",
-    "num_speakers": "num_speakers",
-    "timestamps_granularity": "timestamps",
-}
-"""The vendor's name of a parameter -> the contract's."""
-
-_SETTINGS = frozenset(("stability", "similarity_boost", "style", "use_speaker_boost", "speed"))
-
-
-def _field_of(names: list[Any]) -> str | None:
-    """The contract's field for a path such as ["body", "voice_settings", "speed"]."""
-    for index, name in enumerate(names):
-        field = _FIELDS.get(name) if isinstance(name, str) else None
-        if field is not None:
-            inner = names[index + 1] if len(names) > index + 1 else None
-            known = field == "voice_settings" and isinstance(inner, str) and inner in _SETTINGS
-            return f"{field}.{inner}" if known else field
-    return None
-
-
-def _read_error_body(body: Any) -> ErrorBody:
-    detail = body.get("detail") if isinstance(body, dict) else None
-    if isinstance(detail, list):
-        # Only the first: a request of ours has at most one invalid field.
-        first = detail[0] if detail else None
-        path = first.get("loc") if isinstance(first, dict) else None
-        return ErrorBody((), _field_of(path) if isinstance(path, list) else None)
-    if not isinstance(detail, dict):
-        return ErrorBody()
-    codes = tuple(word for key in ("code", "status", "type") if isinstance(word := detail.get(key), str))
-    if "voice_not_found" in codes:
-        return ErrorBody(codes, "voice")
-    param = detail.get("param")
-    return ErrorBody(codes, _field_of(param.split(".")) if isinstance(param, str) else None)
-
-
-ERROR_MAPPING = ErrorMapping("elevenlabs", _read_error_body, _MEANINGS)
-_CHARGED = replace(ERROR_MAPPING, replays=False)
-"""Errors of requests that are charged."""
-
-
-class _PathNotFound:
-    """Reads error bodies, and remembers whether the last one means that the vendor does not have the path."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def read(self, body: Any) -> ErrorBody:
-        error_body = _read_error_body(body)
-        detail = body.get("detail") if isinstance(body, dict) else None
-        self.seen = detail == "Not Found" or (
-            "not_found" in error_body.codes and not any(code in _MEANINGS for code in error_body.codes)
-        )
-        return error_body
 
 
 class ElevenLabsOptions(Options):
@@ -215,7 +126,7 @@ class ElevenLabs:
         live = _is_live(job, output_format)
         url = self._audio_url("text-to-speech", voice, output_format, live)
         body = to_json(text_to_speech_request(job))
-        audio = self._stream_audio(url, self._json_headers, body, _CHARGED, output_format, live)
+        audio = self._stream_audio(url, self._json_headers, body, CHARGED_MAPPING, output_format, live)
         async with aclosing(audio) as events:
             async for event in events:
                 yield event
@@ -258,8 +169,8 @@ class ElevenLabs:
         second = _STS_PATHS.get(first)
         if second is not None and first in self._moved:
             first, second = second, None
-        not_found = _PathNotFound()
-        error_mapping = replace(_CHARGED, read=not_found.read)
+        not_found = PathNotFound()
+        error_mapping = replace(CHARGED_MAPPING, read=not_found.read)
         for path in (first, second):
             url = self._audio_url(str(path), voice, output_format, live)
             try:
@@ -286,7 +197,7 @@ class ElevenLabs:
         url = URL(f"{self._base}/v1/speech-to-text")
         with form("file", _audio(job), speech_to_text_fields(job)) as body:
             response, _ = await self._http.fetch(
-                url, self._headers, body, _CHARGED, max_bytes=MAX_TRANSCRIPT_BYTES
+                url, self._headers, body, CHARGED_MAPPING, max_bytes=MAX_TRANSCRIPT_BYTES
             )
         if len(response) < _THREAD_BYTES:
             transcript = parse_transcript(response, job.input, ERROR_MAPPING)

@@ -9,9 +9,9 @@ from typing import Any
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
 from pomelo.media.content_types import sniff
 from pomelo.providers.base import Event
-from pomelo.providers.http.client import CHUNK_BYTES
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse
+from pomelo.providers.http.responses import CHUNK_BYTES
 
 MAX_AUDIO_BYTES = 512 * 1024 * 1024
 """The largest audio file: more than an hour of the largest format."""

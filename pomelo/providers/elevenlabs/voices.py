@@ -128,7 +128,7 @@ class Voices:
         default = DEFAULTS.get(name) if self._today() <= LAST_DAY else None
         if default in gone:
             default = None
-        age = self._age()
+        age = float("inf") if self._read_at is None else self._now() - self._read_at
         listed = self._names.get(name)
         unknown = (listed is None or listed in gone) and default is None
         if age >= MAX_AGE or (unknown and age >= REFRESH_AFTER):
@@ -157,11 +157,6 @@ class Voices:
         except UpstreamError:
             if not has_fallback:
                 raise
-
-    def _age(self) -> float:
-        if self._read_at is None:
-            return float("inf")
-        return self._now() - self._read_at
 
     async def _read(self) -> None:
         """Read the list, or share the outcome of a read that ended while this call waited for the lock."""

@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -24,33 +23,31 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from pomelo.providers.base import CALLER
+from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.errors import (
     ErrorMapping,
     from_connect_error,
     malformed_response,
     refused,
-    truncated,
 )
 from pomelo.providers.http.parsing import parse
+from pomelo.providers.http.responses import (
+    CHUNK_BYTES,
+    CLIENT_ERRORS,
+    ByteStream,
+    ResponseBody,
+    SseStream,
+)
 from pomelo.providers.http.sessions import Body, Sessions
-from pomelo.providers.http.sse import SseEvent, SseParser
 from pomelo.turns import Turns
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """The largest response that is read whole."""
 
-CHUNK_BYTES = 64 * 1024
-"""The most bytes that one read of a stream returns, and about how much is read ahead. It bounds the memory
-that a slow caller takes."""
-
 _MAX_ERROR_BODY_BYTES = 64 * 1024
 _ERROR_BODY_TIMEOUT = 5.0
 """Seconds to read an error body."""
-_DRAIN_TIMEOUT = 0.05
-"""Seconds to wait for the end of a complete stream, so that its connection can be kept."""
-
-_CLIENT_ERRORS = (aiohttp.ClientError, OSError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +93,7 @@ class Http:
         self._sessions = Sessions(self._connections.limit, self._resolver, read_bufsize=CHUNK_BYTES)
         return self
 
-    async def __aexit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         if self._sessions is not None:
             await self._sessions.close()
             self._sessions = None
@@ -157,7 +152,7 @@ class Http:
             UpstreamError: by the error map; overloaded if no connection became free.
         """
         async with self._request(url, headers, body, error_mapping, self._whole_timeout) as response:
-            data, complete = await _read(_Body(response, self._whole_timeout), max_bytes)
+            data, complete = await ResponseBody(response, self._whole_timeout).read_all(max_bytes)
             content_type = response.headers.get("Content-Type", "")
         if not complete:
             raise malformed_response("a response above the limit")
@@ -182,7 +177,7 @@ class Http:
         """
         timeout = self._whole_timeout if patient else self._stream_timeout
         async with self._request(url, headers, body, error_mapping, timeout) as response:
-            yield ByteStream(_Body(response, timeout), response.headers)
+            yield ByteStream(ResponseBody(response, timeout), response.headers)
 
     @asynccontextmanager
     async def stream_events(
@@ -204,7 +199,7 @@ class Http:
         timeout = self._whole_timeout if patient else self._stream_timeout
         async with self._request(url, headers, body, error_mapping, timeout) as response:
             # The content type is not checked: proxies change it, and a page has no end marker.
-            yield SseStream(_Body(response, self._stream_timeout))
+            yield SseStream(ResponseBody(response, self._stream_timeout))
 
     @asynccontextmanager
     async def _request(
@@ -223,7 +218,7 @@ class Http:
         try:
             try:
                 response = await sessions.request(url, headers, body, timeout, replays=error_mapping.replays)
-            except _CLIENT_ERRORS as error:
+            except CLIENT_ERRORS as error:
                 failure = from_connect_error(error, error_mapping)
             else:
                 try:
@@ -247,158 +242,11 @@ class Http:
     ) -> Exception:
         body = b""
         if response.status >= 400:
-            with contextlib.suppress(TimeoutError, *_CLIENT_ERRORS):
+            with contextlib.suppress(TimeoutError, UpstreamError):
                 async with asyncio.timeout(_ERROR_BODY_TIMEOUT):
-                    body, _ = await _read_all(_Body(response, timeout), _MAX_ERROR_BODY_BYTES)
+                    body, _ = await ResponseBody(response, timeout).read_all(_MAX_ERROR_BODY_BYTES)
         return refused(response.status, response.headers, body, error_mapping, self._now())
-
-
-class _Body:
-    """The body of a response, read as it arrives.
-
-    aiohttp stops its own read timeout while it holds data back, and loses an error that it finds in that data
-    afterwards: a read would wait forever. So each wait here has a timeout of its own.
-    """
-
-    __slots__ = ("_content", "_response", "_silence")
-
-    def __init__(self, response: aiohttp.ClientResponse, timeout: aiohttp.ClientTimeout) -> None:
-        self._response = response
-        self._content = response.content
-        self._silence = timeout.sock_read
-
-    @property
-    def content_length(self) -> int | None:
-        """The size in bytes from the response's head, if it has one."""
-        return self._response.content_length
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of it was read."""
-        return self._content.at_eof()
-
-    async def read(self, max_bytes: int = -1) -> bytes:
-        """Return the next bytes: all that have arrived, or at most `max_bytes`; empty only at the end.
-
-        Raises:
-            aiohttp.ClientError, OSError, ValueError: the body is truncated.
-            TimeoutError: nothing arrived in time.
-        """
-        content = self._content
-        if content.exception() is not None:
-            # aiohttp raises the exception before it returns the bytes that arrived earlier.
-            packet = content._read_nowait(max_bytes)
-            if packet:
-                return packet
-        packet = content.read_nowait(max_bytes)
-        if packet or content.at_eof():
-            return packet
-        try:
-            async with asyncio.timeout(_DRAIN_TIMEOUT if self._connection_lost() else self._silence):
-                return await (content.readany() if max_bytes < 0 else content.read(max_bytes))
-        except TimeoutError:
-            if not self._connection_lost():
-                raise
-        except RuntimeError:
-            pass  # aiohttp raises it if the read began after the connection was lost
-        raise aiohttp.ClientPayloadError("the connection was lost")
-
-    def _connection_lost(self) -> bool:
-        connection = self._response.connection
-        return connection is not None and connection.closed
-
-
-class SseStream:
-    """A response that is a stream of server-sent events."""
-
-    __slots__ = ("_body", "_parser")
-
-    def __init__(self, body: _Body) -> None:
-        self._body = body
-        self._parser = SseParser()
-
-    async def read(self) -> list[SseEvent]:
-        """Return the next events, all that have arrived; empty only at the end of the response.
-
-        Raises:
-            UpstreamError: by the error map; events that were returned before stay valid.
-        """
-        while True:
-            try:
-                packet = await self._body.read()
-            except _CLIENT_ERRORS as error:
-                failure = truncated(error)
-            else:
-                if not packet:
-                    return self._parser.end()
-                events = self._parser.feed(packet)
-                if events:
-                    return events
-                continue
-            raise failure
-
-    def rest(self) -> list[SseEvent]:
-        """Return the event that was incomplete when `read` failed; often empty, or only part of an event."""
-        return self._parser.end()
-
-    async def drain(self) -> None:
-        """Wait a moment for the end of the response, so that the connection can be kept for another request.
-
-        Call it after the vendor's own end marker. Never raises; if the end does not arrive, the connection is
-        closed.
-        """
-        if self._body.ended:
-            return
-        with contextlib.suppress(TimeoutError, *_CLIENT_ERRORS):
-            async with asyncio.timeout(_DRAIN_TIMEOUT):
-                await self._body.read()
-
-
-class ByteStream:
-    """A response that is a stream of bytes."""
-
-    __slots__ = ("_body", "headers")
-
-    def __init__(self, body: _Body, headers: Mapping[str, str]) -> None:
-        self._body = body
-        self.headers = headers
-
-    async def read(self) -> bytes:
-        """Return the next bytes, at most CHUNK_BYTES, without waiting if some have arrived; empty only at the
-        end of the response.
-
-        Raises:
-            UpstreamError: by the error map; bytes that were returned before stay valid.
-        """
-        try:
-            return await self._body.read(CHUNK_BYTES)
-        except _CLIENT_ERRORS as error:
-            failure = truncated(error)
-        raise failure
 
 
 def _timeout(connect: float, silence: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
-
-
-async def _read(body: _Body, max_bytes: int) -> tuple[bytes, bool]:
-    try:
-        return await _read_all(body, max_bytes)
-    except _CLIENT_ERRORS as error:
-        failure = truncated(error)
-    raise failure
-
-
-async def _read_all(body: _Body, max_bytes: int) -> tuple[bytes, bool]:
-    """The body, at most about `max_bytes` of it, and whether it is complete."""
-    size = body.content_length
-    if size is not None and size > max_bytes:
-        return b"", False
-    chunks: list[bytes] = []
-    size = 0
-    while chunk := await body.read():
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > max_bytes:
-            return b"".join(chunks), False
-    return b"".join(chunks), True

@@ -31,7 +31,6 @@ async def poll(
     error_mapping: ErrorMapping,
     *,
     interval: float,
-    timeout: float = POLL_TIMEOUT,  # noqa: ASYNC109 - of each request, not of the generator
 ) -> AsyncGenerator[Any, None]:
     """GET `url` repeatedly and yield each response as parsed JSON, or UNKNOWN for an error that
     `error_mapping` maps to `not_found`. Closing the generator closes the connection immediately.
@@ -49,7 +48,7 @@ async def poll(
     while True:
         await asyncio.sleep(wait)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(POLL_TIMEOUT):
                 response = await http.request_json(url, headers, None, error_mapping)
         except UpstreamError as error:
             failure = error

@@ -10,7 +10,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,9 +32,8 @@ log = logging.getLogger("pomelo.stores")
 class LogSize:
     """The write-ahead log of one file. Thread-safe."""
 
-    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path.with_name(path.name + "-wal")
-        self._monotonic = monotonic
         self._turnstile = threading.Lock()
         """Locked while the log is being emptied or about to be: no step starts."""
         self._step = threading.Lock()
@@ -51,11 +50,11 @@ class LogSize:
 
     def keep_small(self, connection: sqlite3.Connection) -> None:
         """Empties the log if it is large and nobody reads it. Call between two transactions."""
-        if self._size() < LARGE or self._monotonic() < self._not_before:
+        if self._size() < LARGE or time.monotonic() < self._not_before:
             return
         with self._turnstile:
             if not self._step.acquire(timeout=STEP_WAIT):
-                self._not_before = self._monotonic() + STEP_PAUSE
+                self._not_before = time.monotonic() + STEP_PAUSE
                 return
             try:
                 busy = _empty(connection)
@@ -65,7 +64,7 @@ class LogSize:
             finally:
                 self._step.release()
         if busy:
-            self._not_before = self._monotonic() + BUSY_PAUSE
+            self._not_before = time.monotonic() + BUSY_PAUSE
 
     def _size(self) -> int:
         try:

@@ -24,7 +24,7 @@ from pomelo.gen.v1.speech_pb2 import (
     Timestamps,
     VoiceSettings,
 )
-from pomelo.providers.elevenlabs.elevenlabs import ERROR_MAPPING
+from pomelo.providers.elevenlabs.errors import ERROR_MAPPING
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.http.client import Http
 from pomelo.testing import FaultUpstream, Gate, Received, Speech, Transcript, VoiceList
