@@ -260,7 +260,13 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         vendor = await stack.enter_async_context(start_child("tests.load.vendor"))
         served = await stack.enter_async_context(
-            serve(folder, ELEVENLABS_API_KEY="elevenlabs-upstream", ELEVENLABS_BASE_URL=vendor.first_line)
+            serve(
+                folder,
+                ELEVENLABS_API_KEY="elevenlabs-upstream",
+                ELEVENLABS_BASE_URL=vendor.first_line,
+                POMELO_MEDIA_LIMIT="64GiB",
+                POMELO_MEDIA_ACCOUNT_LIMIT="64GiB",
+            )
         )
         key = await live_key(folder)
         connector = aiohttp.TCPConnector(limit=0)
