@@ -23,6 +23,7 @@ from pydantic import (
 
 from pomelo import secrets
 from pomelo.addresses import check_network, is_loopback, normalize_origin, split_address
+from pomelo.stores import STORES
 
 PREFIX = "POMELO_"
 CONFIG = Path("pomelo.toml")
@@ -61,7 +62,7 @@ def _url(text: str) -> str:
 def _store(text: str) -> str:
     if text in ("", "sqlite:"):
         return "sqlite:"
-    schemes = ("redis://", "rediss://", "redis+cluster://", "redis+sentinel://")
+    schemes = tuple(beginning for beginning in STORES if beginning != "sqlite:")
     if not text.startswith(schemes):
         raise ValueError(f"must be sqlite: (in the data folder), or begin with {', '.join(schemes)}")
     return text

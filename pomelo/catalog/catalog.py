@@ -7,7 +7,7 @@ documented in `pomelo.providers.chat.compatible`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,34 +18,18 @@ from pomelo.catalog import check as rules
 from pomelo.catalog import voice_names
 from pomelo.catalog.pricing import Prices, UnitPrices, parse_unit
 from pomelo.catalog.rows import parse_date
+from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, TomlFile
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 
-_UNITS: Mapping[str, Collection[str]] = {
-    "text": (
-        "million_input_tokens",
-        "million_output_tokens",
-        "million_cached_input_tokens",
-        "million_cache_write_input_tokens",
-        "million_cache_write_1h_input_tokens",
-    ),
-    "image": ("image", "megapixel"),
-    "text_to_speech": ("thousand_characters",),
-    "speech_to_speech": ("audio_minute",),
-    "speech_to_text": ("audio_minute",),
-}
-"""Task type -> the units of its usage. A price in another unit would never be charged."""
-
 _REPORTED_COST = "provider_dollar"
 """The unit of a cost that the provider reports, for tasks of every type."""
 
 RETIREMENT_NOTICE = timedelta(days=60)
 """The default time between the deprecation of a model and its end, during which the operator is warned."""
-
-_SPEECH_TYPES = (TaskType.TASK_TYPE_TEXT_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_SPEECH)
 
 Number = TypeVar("Number", int, float)
 
@@ -188,8 +172,9 @@ class Catalog:
 
 
 def _with_voices(model: Model, voices: Mapping[str, str]) -> Model:
-    """The model with the operator's voices in its routes, if it is a speech model."""
-    if not voices or model.task_type not in _SPEECH_TYPES:
+    """The model with the operator's voices in its routes, if its tasks have a voice."""
+    type_name = TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower()
+    if not voices or "voice" not in rules.parameters(type_name):
         return model
     routes = tuple(replace(route, options={**route.options, "voices": voices}) for route in model.routes)
     return replace(model, routes=routes)
@@ -249,12 +234,13 @@ def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], task_typ
     """The prices of a table `price` and of the tables `price_tiers`. A tier without a price of a unit has
     that of the tier before it."""
     units = _unit_prices(row, task_type)
+    tiered = "million_input_tokens" in TASK_TYPE_ROWS[task_type].price_units
     parsed: list[tuple[int, UnitPrices]] = []
     previous, latest = 0, dict(row)
     for tier in tiers:
         latest.update(tier)
         from_tokens = latest.pop("from_input_tokens", None)
-        if task_type != "text" or type(from_tokens) is not int or from_tokens <= previous:
+        if not tiered or type(from_tokens) is not int or from_tokens <= previous:
             raise ValueError("from_input_tokens must be whole numbers, each above the previous one")
         previous = from_tokens
         parsed.append((from_tokens, _unit_prices(latest, task_type)))
@@ -262,7 +248,7 @@ def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], task_typ
 
 
 def _unit_prices(row: Mapping[str, Any], task_type: str) -> UnitPrices:
-    known = (*_UNITS[task_type], _REPORTED_COST)
+    known = (*TASK_TYPE_ROWS[task_type].price_units, _REPORTED_COST)
     for unit in row:
         if unit not in known:
             raise ValueError(

@@ -15,7 +15,6 @@ from pomelo.catalog import voice_names
 from pomelo.catalog.rows import (
     EXAMPLES,
     INT64,
-    LIMITS,
     ModelRow,
     check_name,
     describe,
@@ -23,6 +22,7 @@ from pomelo.catalog.rows import (
     row_faults,
     suggest,
 )
+from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
 from pomelo.gen.v1.speech_pb2 import VoiceSettings
 from pomelo.gen.v1.task_pb2 import Task
@@ -32,15 +32,6 @@ _REQUIRED = frozenset(("messages", "prompt", "text", "voice", "audio", "max_toke
 
 _FLOATS = frozenset((FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT))
 _INTEGERS = frozenset((FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64))
-
-_PRICE_EXAMPLES: Mapping[str, str] = {
-    "text": 'price = { million_input_tokens = "4", million_output_tokens = "20" }',
-    "image": 'price = { image = "0.04" }',
-    "text_to_speech": 'price = { thousand_characters = "0.08" }',
-    "speech_to_speech": 'price = { audio_minute = "0.12" }',
-    "speech_to_text": 'price = { audio_minute = "0.12" }',
-}
-"""Task type -> an example of a price."""
 
 CheckPrice = Callable[[Any, list[Any], str], object]
 """Parses a price table and the tables of its tiers, for a task type. Raises ValueError."""
@@ -137,7 +128,7 @@ def _number_faults(file: TomlFile, keys: Keys, value: Any) -> Iterator[Fault]:
 def _model_faults(file: TomlFile, keys: Keys, row: Mapping[str, Any]) -> Iterator[Fault]:
     """Errors in the relations between the keys of a model."""
     task_type = row.get("type")
-    if not isinstance(task_type, str) or task_type not in LIMITS:
+    if not isinstance(task_type, str) or task_type not in TASK_TYPE_ROWS:
         return
     yield from _limit_faults(file, keys, row.get("limits", {}), task_type)
     if _is_after(row.get("deprecated"), row.get("retires")):
@@ -195,7 +186,7 @@ def _drop_and_clamp_faults(
 def _limit_faults(file: TomlFile, keys: Keys, limits: Any, task_type: str) -> Iterator[Fault]:
     if not isinstance(limits, dict):
         return
-    required = LIMITS[task_type]
+    required = TASK_TYPE_ROWS[task_type].limits
     for name in required:
         if name not in limits:
             yield file.fault(
@@ -213,7 +204,7 @@ def _price_faults(
     file: TomlFile, keys: Keys, row: Mapping[str, Any], check_price: CheckPrice
 ) -> Iterator[Fault]:
     task_type = row.get("type")
-    if not isinstance(task_type, str) or task_type not in LIMITS:
+    if not isinstance(task_type, str) or task_type not in TASK_TYPE_ROWS:
         return
     priced = [(keys, row), *(((*keys, "routes", index), route) for index, route in routes(row))]
     for table_keys, table in priced:
@@ -223,7 +214,8 @@ def _price_faults(
         problem = _price_fault(check_price, price, [], task_type)
         if problem:
             yield file.fault(
-                (*table_keys, "price"), f"{problem}. Write, for example: {_PRICE_EXAMPLES[task_type]}"
+                (*table_keys, "price"),
+                f"{problem}. Write, for example: {TASK_TYPE_ROWS[task_type].price_example}",
             )
         elif isinstance(tiers, list) and all(isinstance(tier, dict) for tier in tiers):
             problem = _price_fault(check_price, price, tiers, task_type)

@@ -14,16 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
-
-LIMITS: Mapping[str, tuple[str, ...]] = {
-    "text": ("max_input_tokens", "max_output_tokens"),
-    "image": ("max_characters",),
-    "text_to_speech": ("max_characters",),
-    "speech_to_speech": ("max_audio_seconds",),
-    "speech_to_text": ("max_audio_seconds",),
-}
-"""Task type -> the limits that a model of that type must have."""
 
 MAX_LIMIT = 2**31 - 1
 _MAX_NAME_LENGTH = 200
@@ -114,8 +106,8 @@ def parse_date(value: Any) -> date:
 
 
 def _task_type(text: str) -> str:
-    if text not in LIMITS:
-        raise ValueError(f"must be a task type. {suggest(text, LIMITS)}")
+    if text not in TASK_TYPE_ROWS:
+        raise ValueError(f"must be a task type. {suggest(text, TASK_TYPE_ROWS)}")
     return text
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.text_pb2 import FinishReason
@@ -29,23 +30,11 @@ log = logging.getLogger("pomelo.providers")
 MAX_RETRY_AFTER = 3600
 """The longest Retry-After of a provider, in seconds."""
 
-_EVENTS: Mapping[str, frozenset[str]] = {
-    "text": frozenset(("text_delta",)),
-    "image": frozenset(("image_progress", "result")),
-    "text_to_speech": frozenset(("audio_chunk",)),
-    "speech_to_speech": frozenset(("audio_chunk",)),
-    "speech_to_text": frozenset(("result",)),
-}
-"""The events of each task type."""
-
 _ENDED = (asyncio.CancelledError, GeneratorExit)
 """Exceptions that end a coroutine from outside."""
 
 _TRUSTED = (PomeloError, UpstreamError, TruncatedError, NoConnectionError)
 """Errors that are passed on unchanged; a plug-in's own subclass may override anything."""
-
-_OUTPUTS = {"image": "image", "speech_to_text": "transcription"}
-"""The output of a task type's `result`."""
 
 _CONTENT_TYPE = re.compile(r"(audio|image)/[\w!#$&^.+-]{1,64}(; ?[\w.+-]{1,32}=[\w.+-]{1,64})*", re.ASCII)
 """A content type that can be sent as a header: only tokens, so it has no line breaks."""
@@ -68,7 +57,7 @@ class GuardedEvents:
         self._method = method
         self._task_type = task_type
         self._job = job
-        self._allowed = _EVENTS[task_type]
+        self._allowed = TASK_TYPE_ROWS[task_type].events
         self._loop = asyncio.get_running_loop()
         self._finished = False
         self._audio_started = False
@@ -167,7 +156,7 @@ class GuardedEvents:
         elif which == "result":
             self._finished = True
             output = event.result.WhichOneof("output")
-            if output != _OUTPUTS[self._task_type]:
+            if output != TASK_TYPE_ROWS[self._task_type].output:
                 raise self._failed(f"yielded a result with {output or 'no output'}")
             for image in event.result.image.images:
                 self._check_content_type(image.content_type, "image/")

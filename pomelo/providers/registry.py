@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from pomelo.catalog.catalog import BUILTIN as BUILTIN_CATALOG
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.check import routes, tables
-from pomelo.catalog.rows import LIMITS, RouteRow, row_faults, suggest
+from pomelo.catalog.rows import RouteRow, row_faults, suggest
+from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
 from pomelo.providers import BUILTIN, GROUP, SANDBOX, Credentials
 from pomelo.providers.base import Probe, Provider
@@ -168,7 +169,7 @@ def _route_faults(
 ) -> Iterator[Fault]:
     """What contradicts the declarations of a route's provider."""
     task_type = row.get("type")
-    known = isinstance(task_type, str) and task_type in LIMITS
+    known = isinstance(task_type, str) and task_type in TASK_TYPE_ROWS
     if known and task_types is not None and task_type not in task_types:
         supported = ", ".join(sorted(task_types))
         message = f"{route['provider']} has no tasks of type {task_type}. It has: {supported}"
@@ -197,7 +198,7 @@ def _entry(name: str, provider: Any) -> Entry:
 
 
 def _task_types(provider: type) -> frozenset[str]:
-    return frozenset(name for name in LIMITS if hasattr(provider, name))
+    return frozenset(name for name in TASK_TYPE_ROWS if hasattr(provider, name))
 
 
 def _host(name: str, row: dict[str, Any]) -> Entry:

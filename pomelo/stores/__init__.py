@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from pomelo.stores.base import Store, StoreError
+if TYPE_CHECKING:
+    from pomelo.stores.base import Store
+
+STORES: Mapping[str, str] = {
+    "sqlite:": "pomelo.stores.sqlite:open_url",
+    "redis://": "pomelo.stores.redis:open_redis",
+    "rediss://": "pomelo.stores.redis:open_redis",
+    "redis+cluster://": "pomelo.stores.redis:open_redis",
+    "redis+sentinel://": "pomelo.stores.redis:open_redis",
+}
+"""Beginning of a URL -> "module:function", which opens the store of a URL and an archive."""
 
 
 def open_store(url: str, *, archive: str = "") -> AbstractAsyncContextManager[Store]:
@@ -19,13 +31,13 @@ def open_store(url: str, *, archive: str = "") -> AbstractAsyncContextManager[St
     Raises:
         StoreError: the URL has another scheme; on entering: the store can't be opened.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme == "sqlite" and rest:
-        from pomelo.stores.sqlite import open_sqlite
+    from pomelo.stores.base import StoreError
 
-        return open_sqlite(Path(rest))
-    if scheme.startswith("redis") and rest.startswith("//"):
-        from pomelo.stores.redis import open_redis
-
-        return open_redis(url, archive)
+    for beginning, opener in STORES.items():
+        if url.startswith(beginning) and url != beginning:
+            module, _, function = opener.partition(":")
+            store: AbstractAsyncContextManager[Store]
+            store = getattr(import_module(module), function)(url, archive)
+            return store
+    scheme = url.partition(":")[0]
     raise StoreError(f"There is no store of the kind {scheme!r}. Use sqlite:PATH or redis://HOST:PORT")

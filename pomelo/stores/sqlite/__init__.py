@@ -6,6 +6,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from pomelo.stores.base import Store
 from pomelo.stores.sqlite.store import SqliteStore, open_sqlite
 
-__all__ = ["SqliteStore", "open_sqlite"]
+__all__ = ["SqliteStore", "open_sqlite", "open_url"]
+
+
+def open_url(url: str, archive: str) -> AbstractAsyncContextManager[Store]:
+    """Opens the store of `sqlite:PATH`. Usage records stay in its file, so `archive` is not used."""
+    return open_sqlite(Path(url.removeprefix("sqlite:")))
