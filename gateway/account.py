@@ -84,7 +84,7 @@ def _parse(parameters: Mapping[str, str], known: Mapping[str, tuple[str, _Parser
 
 def _unknown_parameter(name: str, known: Collection[str]) -> PomeloError:
     shown = name[:100].encode("utf-8", "replace").decode()
-    valid = f"There are {', '.join(known)}" if known else "There are none here"
+    valid = f"Valid: {', '.join(known)}" if known else "This path takes no parameters"
     return PomeloError("invalid_parameter", f"Unknown query parameter: {shown}. {valid}", field=shown)
 
 

@@ -191,7 +191,7 @@ def adjusted_header(adjustments: Iterable[Adjustment]) -> str:
 
 
 def report_adjustments(call: Call, adjustments: Sequence[Adjustment]) -> None:
-    """Sets the response header of the adjustments, or removes it if there are none."""
+    """Sets the response header of the adjustments, or removes it without adjustments."""
     if adjustments:
         call.response_headers[ADJUSTED_HEADER] = adjusted_header(adjustments)
     else:

@@ -31,8 +31,8 @@ class TaskFormat:
     `schema_name` and `result_schema_name` name its OpenAPI schemas; `schemas` has the latter and those that
     it refers to.
 
-    `media_range` is the prefix of media types that `Accept` may ask for in place of JSON, empty if there
-    are none, and `output_formats` are the values of output_format by media type. `raw_media` returns the
+    `media_range` is the prefix of media types that `Accept` may ask for in place of JSON, or
+    empty, and `output_formats` are the values of output_format by media type. `raw_media` returns the
     file of a result; None: its bytes come as `audio_chunk` events.
     """
 

@@ -242,7 +242,7 @@ def _ogg_pages(file: BinaryIO, at: int, size: int) -> Iterator[tuple[int, int, i
 
 
 def _next_ogg_page(file: BinaryIO, at: int, size: int) -> int:
-    """The position of the first page from `at` on; `size` if there is none."""
+    """The position of the first page from `at` on; `size` without one."""
     while at < size:
         offset = (data := _read_at(file, at, 65_536)).find(b"OggS")
         if offset >= 0:

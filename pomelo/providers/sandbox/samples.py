@@ -59,7 +59,7 @@ MAX_EMBEDDED_BYTES = (_HEAD.size + MAX_TEXT_BYTES + _CRC.size) * 8 * 2
 
 
 def extract(data: bytes, width: int) -> tuple[str, int] | None:
-    """The embedded text and the samples a second, None if there is none; `data` begins with the samples."""
+    """The embedded text and the samples a second, or None without a text; `data` begins with the samples."""
     head = _lowest_bits(data, width, _HEAD.size)
     if len(head) < _HEAD.size:
         return None
