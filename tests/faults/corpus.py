@@ -111,7 +111,6 @@ def handwritten(key: str) -> Iterator[bytes]:
 
 
 def multiparts(key: str) -> Iterator[bytes]:
-    """Malformed forms."""
     ok = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt\r\n'
     file = b'--B\r\nContent-Disposition: form-data; name="audio"; filename="a.mp3"\r\n\r\nabc\r\n'
     for body in (
