@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
@@ -31,6 +32,14 @@ def resident(pid: int) -> int:
 def cpu_seconds(pid: int) -> float:
     used = psutil.Process(pid).cpu_times()
     return float(used.user + used.system)
+
+
+def queued_seconds(pid: int) -> float:
+    """The time for which the main thread of a process has waited for a processor; 0 if the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 def connections(pid: int, port: int) -> int:

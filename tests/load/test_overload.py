@@ -60,5 +60,5 @@ async def test_every_call_gets_a_documented_answer_and_health_answers_throughout
     assert set(answers) == {"ok", "overloaded 1"}
     assert answers["ok"] >= MAX_CALLS // 2, "one account may have half of all calls"
     assert len(waits) > 20
-    assert p95 - max(callers.delays) < 0.25
-    assert callers.longest() < 1.0, "on an idle machine it is below 0.25"
+    assert p95 < 0.25
+    assert waits[-1] < 1.0, "on an idle machine it is below 0.25"
