@@ -18,7 +18,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +60,9 @@ MODES = ("whole", "stream", "raw", "form", "grpc whole", "grpc stream")
 RAW = frozenset(("eleven-labs-tts", "eleven-labs-sts", "flux-1-pro"))
 
 
-@dataclass
-class Responses:
-    """The bytes that callers received: `delivered` is output, `errors` is everything else."""
-
-    errors: list[bytes] = field(default_factory=list)
-    delivered: list[bytes] = field(default_factory=list)
-    calls: int = 0
-    failures: int = 0
-
-
 class Driver:
-    """Makes calls with a live key over both protocols, and records everything it receives."""
+    """Makes calls with a live key over both protocols, and records everything it receives: `delivered` is output,
+    `errors` is everything else."""
 
     def __init__(
         self,
@@ -85,7 +75,9 @@ class Driver:
         self.url = url
         self.key = key
         self.upstream = upstream
-        self.responses = Responses()
+        self.errors: list[bytes] = []
+        self.delivered: list[bytes] = []
+        self.call_count = self.failure_count = 0
         self.metadata = bearer(key)
         self._session = session
         self._channel = channel
@@ -94,10 +86,10 @@ class Driver:
     async def post(self, **request: Any) -> int:
         """Posts a REST request and records the response; returns the status, or 0 without a response."""
         headers = {"Authorization": f"Bearer {self.key}"} | request.pop("headers", {})
-        self.responses.calls += 1
+        self.call_count += 1
         with suppress(aiohttp.ClientError):
             async with self._session.post(f"{self.url}/api/v1/task", headers=headers, **request) as response:
-                self.responses.errors.append(str((response.reason, response.raw_headers)).encode())
+                self.errors.append(str((response.reason, response.raw_headers)).encode())
                 body = b""
                 try:
                     async for data in response.content.iter_any():
@@ -105,9 +97,9 @@ class Driver:
                 finally:
                     output, error_event, error = body.partition(b"event: error")
                     failed = response.status != 200
-                    self.responses.failures += failed or bool(error_event)
-                    self.responses.errors.append(body if failed else error)
-                    self.responses.delivered.append(b"" if failed else output)
+                    self.failure_count += failed or bool(error_event)
+                    self.errors.append(body if failed else error)
+                    self.delivered.append(b"" if failed else output)
                 return response.status
         return 0
 
@@ -140,20 +132,20 @@ class Driver:
 
     async def record(self, call: Any) -> None:
         """Waits for the end of a gRPC call, and records what was received."""
-        self.responses.calls += 1
+        self.call_count += 1
         try:
             if hasattr(call, "__aiter__"):
                 async for event in call:
-                    self.responses.delivered.append(event.SerializeToString())
+                    self.delivered.append(event.SerializeToString())
             else:
-                self.responses.delivered.append((await call).SerializeToString())
+                self.delivered.append((await call).SerializeToString())
         except grpc.aio.AioRpcError as error:
-            self.responses.failures += 1
-            self.responses.errors.append(str(error.details()).encode())
-            self.responses.errors.append(str(error.debug_error_string()).encode())
+            self.failure_count += 1
+            self.errors.append(str(error.details()).encode())
+            self.errors.append(str(error.debug_error_string()).encode())
             pairs = [*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())]
             for part in itertools.chain.from_iterable(pairs):
-                self.responses.errors.append(part if isinstance(part, bytes) else part.encode())
+                self.errors.append(part if isinstance(part, bytes) else part.encode())
 
     def calls(self, mode: str, seconds: float) -> list[Any]:
         """A call of every model in a mode; each model has its own route."""
@@ -234,8 +226,8 @@ class Driver:
             writer.write_eof()
             with suppress(ConnectionError):
                 async with asyncio.timeout(20):
-                    self.responses.errors.append(await reader.read())
-            self.responses.calls += 1
+                    self.errors.append(await reader.read())
+            self.call_count += 1
             writer.close()
 
 
@@ -251,12 +243,12 @@ async def own_upstream() -> AsyncIterator[FaultUpstream]:
         yield server
 
 
-def assert_no_leaks(responses: Responses) -> None:
+def assert_no_leaks(driver: Driver) -> None:
     """Checks that no error has a marker, and that the delivered answers do."""
-    assert responses.failures > 100
-    leaks = [error for error in responses.errors if count_markers(error)]
+    assert driver.failure_count > 100
+    leaks = [error for error in driver.errors if count_markers(error)]
     assert not leaks, leaks[:3]
-    assert count_markers(b"".join(responses.delivered)) > 10
+    assert count_markers(b"".join(driver.delivered)) > 10
 
 
 @pytest.mark.timeout(300)
@@ -283,8 +275,7 @@ async def test_the_log_files_and_errors_of_a_server_leak_nothing(
             await driver.send_invalid()
             await driver.send_malformed(served.host, served.port)
             await driver.run_good("whole")
-    responses = driver.responses
-    assert_no_leaks(responses)
+    assert_no_leaks(driver)
 
     log, secret = served.output.read_bytes(), key.split("_")[-1].encode()
     lines = log.splitlines()
@@ -307,7 +298,7 @@ async def test_the_log_files_and_errors_of_a_server_leak_nothing(
     assert media_markers, "the media folder has the audio itself"
     logging.getLogger(__name__).info(
         "%d calls, %d failures, %d log lines, %d files",
-        responses.calls, responses.failures, len(lines), len(files),
+        driver.call_count, driver.failure_count, len(lines), len(files),
     )  # fmt: skip
 
 
@@ -345,7 +336,7 @@ async def test_no_logger_leaks(
             await driver.send_malformed(*address)
         finally:
             loop.set_debug(False)
-    assert_no_leaks(driver.responses)
+    assert_no_leaks(driver)
     logging.getLogger("tests").debug("a line of the test")
     assert "a line of the test" in caplog.text, "loggers are captured"
     leaks = [line for line in caplog.text.splitlines() if count_markers(line)]
@@ -378,8 +369,8 @@ async def test_an_unexpected_exception_is_logged_without_its_message(
         for mode in ("whole", "stream"):
             await driver.rest("gpt-4", mode, 10.0)
             await driver.grpc("gpt-4", mode, 10.0)
-    assert driver.responses.failures == driver.responses.calls == 4
-    assert not [error for error in driver.responses.errors if count_markers(error)]
+    assert driver.failure_count == driver.call_count == 4
+    assert not [error for error in driver.errors if count_markers(error)]
     assert caplog.text.count("failed unexpectedly") == 4
     assert caplog.text.count("builtins.ExceptionGroup") == 4
     assert caplog.text.count("builtins.KeyError") == caplog.text.count("builtins.ValueError") == 4
