@@ -76,3 +76,32 @@ async def test_at_least_one_turn_is_granted_however_expensive_turns_are(clock: C
     async with asyncio.timeout(5):
         await asyncio.gather(spend_budget(turns, clock), *[stream() for _ in range(4)])
     assert list(rounds.values()) == [2, 1, 1]
+
+
+async def test_a_turn_is_over_once_the_stream_has_yielded_even_with_time_left(clock: Clock) -> None:
+    turns = Turns(clock=clock)
+    turn = turns.stream()
+    assert not turn.over(), "the first chunk never waits"
+    await turn.next()
+    assert not turn.over()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert turn.over()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_a_cancelled_waiter_between_two_others_takes_no_turn(clock: Clock, fresh: bool) -> None:
+    turns = Turns(clock=clock)
+    rounds: list[int] = []
+
+    async def stream() -> None:
+        await turns.next(fresh=fresh)
+        rounds.append(turns.iteration)
+
+    spending = asyncio.create_task(spend_budget(turns, clock))
+    first, cancelled, last = [asyncio.create_task(stream()) for _ in range(3)]
+    asyncio.get_running_loop().call_soon(cancelled.cancel)
+    async with asyncio.timeout(5):
+        await asyncio.gather(spending, first, last)
+    assert cancelled.cancelled()
+    assert len(set(rounds)) == 1
