@@ -99,7 +99,8 @@ async def test_a_stop_refuses_new_calls_and_may_be_repeated_while_a_call_ends() 
             await asyncio.Event().wait()
         finally:
             ending.set()
-            await end.wait()
+            async with asyncio.timeout(10):
+                await end.wait()
 
     running = asyncio.create_task(draining.counted(end_slowly)())
     await asyncio.sleep(0)
@@ -107,7 +108,7 @@ async def test_a_stop_refuses_new_calls_and_may_be_repeated_while_a_call_ends() 
     await ending.wait()
     draining.stop()
     with pytest.raises(PomeloError) as refused:
-        await draining.counted(end_slowly)()
+        await draining.counted(asyncio.sleep)(0)
     assert refused.value.code == "shutting_down"
     end.set()
     with pytest.raises(PomeloError) as ended:
