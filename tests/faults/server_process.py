@@ -20,7 +20,7 @@ from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
 from tests.faults.drivers import GrpcDriver, RestDriver, open_drivers
 from tests.faults.waiting import first
-from tests.integration.commands import RunningCommand, environment
+from tests.integration.commands import environment
 
 REPOSITORY = Path(__file__).parents[2]
 DYING = ("tests.faults.crashing_server",)
@@ -151,8 +151,15 @@ class Deployment:
 
 async def _read_banner(process: asyncio.subprocess.Process) -> dict[str, str]:
     """The addresses that `pomelo serve` prints when it starts."""
-    command = RunningCommand(process)
-    return {name: (await command.read_until(f"  {name}  ")).split()[1] for name in ("REST", "gRPC")}
+    assert process.stdout is not None
+    addresses: dict[str, str] = {}
+    async with asyncio.timeout(60):
+        while not addresses.keys() >= {"REST", "gRPC"}:
+            line = (await process.stdout.readline()).decode()
+            assert line, f"the server ended with {await process.wait()}"
+            name, _, address = line.strip().partition("  ")
+            addresses[name] = address.strip()
+    return addresses
 
 
 async def _read_json_line(process: asyncio.subprocess.Process) -> Any:

@@ -333,7 +333,7 @@ async def test_a_process_that_was_only_paused_has_lost_its_reservations(
 
 async def test_no_worker_is_marked_dead_because_the_server_hung(server: RedisServer, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
-        quick = {"heartbeat": 0.05, "dead_after": 0.6, "timeout": 0.1, "attempt_timeout": 0.05}
+        quick = {"heartbeat": 0.05, "dead_after": 1.5, "timeout": 0.3, "attempt_timeout": 0.15}
         stores = [await stack.enter_async_context(open_on(server.url, tmp_path, **quick)) for _ in range(2)]
         for number, store in enumerate(stores):
             await store.reserve(request(f"t{number}"))

@@ -43,8 +43,11 @@ RELEASED_WITHIN = 35.0
 CREDITS = 10**12
 
 
-async def run_tasks(driver: Driver, name: str, stop: asyncio.Event, rng: random.Random) -> list[Outcome]:
-    """Runs tasks one after another, unary and streamed, and cancels some half way, until `stop` is set."""
+async def run_tasks(
+    driver: Driver, name: str, stop: asyncio.Event, rng: random.Random, codes: Counter[str]
+) -> list[Outcome]:
+    """Runs tasks one after another, unary and streamed, and cancels some half way, until `stop` is set. Counts
+    their codes."""
     outcomes: list[Outcome] = []
     while not stop.is_set():
         request_id = f"{name}.{len(outcomes)}"
@@ -57,21 +60,25 @@ async def run_tasks(driver: Driver, name: str, stop: asyncio.Event, rng: random.
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
             outcomes.append(Outcome(request_id, body, code="cancelled"))
+        codes[outcomes[-1].code] += 1
         if outcomes[-1].code not in ("ok", "cancelled"):
             await asyncio.sleep(0.05)  # a refused caller backs off
     return outcomes
 
 
-async def reset_connections(proxy: TcpProxy, rng: random.Random) -> float:
+async def reset_connections(proxy: TcpProxy, rng: random.Random, codes: Counter[str]) -> float:
     """Makes RESETS resets; returns the time of the last one. The store's own retries handle single resets;
-    sometimes there are so many in a row that a call fails."""
+    sometimes there are so many in a row that a call fails. Then it waits for successful calls."""
+    last = 0.0
     while proxy.cuts < RESETS:
         target = proxy.cuts + rng.choice([1, 1, 1, 1, 1, 1, 1, 1, 1, STORM])
         for _ in range(target - proxy.cuts):
             proxy.cut(rng.choice(list(Cut)))
         await until(lambda: proxy.cuts >= target, 20)  # noqa: B023 (awaited here)
-        await asyncio.sleep(rng.random() * 0.06)
-    return time.monotonic()
+        last = time.monotonic()
+        enough = codes["ok"] + rng.randrange(2 * CALLERS)
+        await until(lambda: codes["ok"] >= enough)  # noqa: B023 (awaited here)
+    return last
 
 
 def nothing_reserved(redis: RedisServer) -> bool:
@@ -100,11 +107,13 @@ async def test_resets_under_load_leave_no_reservation_and_one_usage_record_for_e
         await until(lambda: processes_on_uvloop(server.process.pid) == workers, 60)
         drivers = await stack.enter_async_context(server.drivers(400))
         stop = asyncio.Event()
+        codes: Counter[str] = Counter()
         running = [
-            asyncio.create_task(run_tasks(drivers[n % 2], f"caller.{n}", stop, rng)) for n in range(CALLERS)
+            asyncio.create_task(run_tasks(drivers[n % 2], f"caller.{n}", stop, rng, codes))
+            for n in range(CALLERS)
         ]
         began = time.monotonic()
-        last = await reset_connections(proxy, rng)
+        last = await reset_connections(proxy, rng, codes)
         stop.set()
         outcomes = [outcome for results in await asyncio.gather(*running) for outcome in results]
         await until(lambda: nothing_reserved(redis), RELEASED_WITHIN + 5)
@@ -114,7 +123,6 @@ async def test_resets_under_load_leave_no_reservation_and_one_usage_record_for_e
         server.process.send_signal(signal.SIGTERM)
         assert await server.wait() == 0
         books = await deployment.books()
-        codes = Counter(outcome.code for outcome in outcomes)
         print(  # noqa: T201
             f"{workers} workers: {proxy.cuts} resets in {last - began:.1f} s, {len(outcomes)} calls: {dict(codes)}; "
             f"nothing reserved {waited:.1f} s after the last"
