@@ -1,4 +1,4 @@
-"""The network of an address, and the networks that contain it."""
+"""The network of an address, the networks that contain it, and the protocol of a proven gateway."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from pomelo.origin import is_within, network
+from pomelo.origin import GatewayProof, is_within, network
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,11 @@ def test_an_address_is_within_any_of_several_networks() -> None:
     assert not is_within("11.0.0.1", networks)
     assert not is_within("2001:db9::1", networks)
     assert not is_within("10.1.2.3", [])
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("rest", "rest"), ("grpc", "grpc"), ("other", "grpc")])
+def test_any_protocol_of_a_proven_gateway_but_rest_counts_as_grpc(protocol: str, expected: str) -> None:
+    proof = GatewayProof(b"key")
+    sent = dict(proof.metadata(protocol, "192.0.2.1", "Bearer key")) | {"authorization": "Bearer key"}
+    origin = proof.origin(sent, "ipv4:127.0.0.1:5")
+    assert (origin.proven, origin.protocol, origin.address) == (True, expected, "192.0.2.1")
