@@ -74,23 +74,19 @@ class Attack:
             await connection.over(call)
 
     async def wait_ended(self) -> None:
-        """Returns when every call has ended."""
         for connection, call in self.calls:
             await connection.over(call)
 
     async def wait_sent(self, count: int) -> None:
-        """Returns when `count` calls have sent all their data."""
         while sum(one.done() for one in self._sending) < count:
             await asyncio.wait(
                 [one for one in self._sending if not one.done()], return_when="FIRST_COMPLETED"
             )
 
     def longest(self) -> float:
-        """The duration of the longest call, in seconds."""
         return max(call.lasted for _, call in self.calls)
 
     def stop(self) -> None:
-        """Stops sending."""
         for sending in self._sending:
             sending.cancel()
 

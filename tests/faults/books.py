@@ -4,7 +4,6 @@ microcredit."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -72,7 +71,3 @@ class Books:
         assert self.held == []
         assert self.balance["held"] == 0
         assert self.concurrency == 0
-
-    def costs(self, request_ids: Iterable[str]) -> int:
-        """The sum of the charges of those requests."""
-        return sum(record["cost"] for name in request_ids for record in self.records.get(name, ()))

@@ -67,13 +67,8 @@ def handwritten(key: str) -> Iterator[bytes]:
     ):  # fmt: skip
         yield (head + content_type_header + framing + "\r\n").encode() + good
     for chunks in (
-        b"zz\r\n",
-        b"-1\r\n",
-        b"5;x=\x00\r\nhello\r\n0\r\n\r\n",
-        b"ffffffffffffffff\r\n",
-        b"5\r\nhel",
-        b"5\r\nhelloX\r\n",
-    ):
+        b"zz\r\n", b"-1\r\n", b"5;x=\x00\r\nhello\r\n0\r\n\r\n", b"ffffffffffffffff\r\n", b"5\r\nhel", b"5\r\nhelloX\r\n",
+    ):  # fmt: skip
         yield (head + content_type_header + "Transfer-Encoding: chunked\r\n\r\n").encode() + chunks
     for content_type in ("", "text/plain", "application/xml", "application/json; charset=utf-16", "multipart/form-data",
                          "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "b" * 300, "json", "a/b/c",
@@ -93,15 +88,8 @@ def handwritten(key: str) -> Iterator[bytes]:
     for request_id in ("a" * 5000, "a b", "\udcff", "é", "", "{{7*7}}"):
         yield _post(key, good, headers=f"X-Request-Id: {request_id}\r\n")
     for authorization in (
-        "",
-        "Basic x",
-        "Bearer",
-        "Bearer  ",
-        "Bearer a b",
-        "Bearer " + "k" * 5000,
-        "bearer pml_live_x",
-        "\udcff",
-    ):
+        "", "Basic x", "Bearer", "Bearer  ", "Bearer a b", "Bearer " + "k" * 5000, "bearer pml_live_x", "\udcff",
+    ):  # fmt: skip
         yield _post("x", good).replace(b"Bearer x", authorization.encode("utf-8", "surrogateescape"))
     for path in ("/", "/api/v1/task/", "/api/v2/task", "/media/", "/media/x?exp=1&sig=x", "/media/..%2f..%2fsecret",
                  "/media/media_" + "0" * 42 + ".png?exp=99999999999&sig=" + "A" * 43, "/openapi.json?x=" + "y" * 4000,
@@ -111,7 +99,6 @@ def handwritten(key: str) -> Iterator[bytes]:
 
 
 def multiparts(key: str) -> Iterator[bytes]:
-    """Malformed forms."""
     ok = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\neleven-labs-stt\r\n'
     file = b'--B\r\nContent-Disposition: form-data; name="audio"; filename="a.mp3"\r\n\r\nabc\r\n'
     for body in (
@@ -145,12 +132,8 @@ def odd_values(key: str) -> Iterator[bytes]:
                         {"role": "user", "content": [{"type": odd}]}, {"role": "user", "content": [{"type": "text", "text": odd}]},
                         {"role": "user", "content": [{"type": "image_url", "image_url": odd}]}, odd):  # fmt: skip
             yield _post(key, json.dumps({"model": "gpt-4", "messages": [message]}).encode())
-        yield _post(
-            key,
-            json.dumps(
-                {"model": "eleven-labs-tts", "text": "x", "voice": "adam", "voice_settings": {"speed": odd}}
-            ).encode(),
-        )
+        speech = {"model": "eleven-labs-tts", "text": "x", "voice": "adam", "voice_settings": {"speed": odd}}
+        yield _post(key, json.dumps(speech).encode())
 
 
 def mutated(key: str, count: int, seed: int = 7) -> Iterator[bytes]:

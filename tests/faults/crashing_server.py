@@ -17,11 +17,11 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import uvloop
 
@@ -30,13 +30,8 @@ from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.engine.routing import Router
 from pomelo.providers.base import Event, Job, JobMethod, Provider
 from pomelo.settings import load
-from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import ReserveRequest, Settlement
-from pomelo.stores.usage import UsageRecord
 from tests.faults.books import state
-
-T = TypeVar("T")
 
 
 class CrashPoints:
@@ -52,6 +47,15 @@ class CrashPoints:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+TASKS_OF: dict[str, Callable[..., list[str]]] = {
+    "reserve": lambda request: [request.draft.task_id],
+    "settle": lambda settlement: [settlement.record.task_id],
+    "void": lambda wallet, task_id, **options: [task_id],
+    "note": lambda records: [record.task_id for record in records],
+}
+"""The tasks of each operation that the server dies around."""
+
+
 class CrashingStore:
     """A store that dies before and after an operation."""
 
@@ -60,29 +64,20 @@ class CrashingStore:
         self._points = points
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+        found = getattr(self._store, name)
+        return partial(self._around, name, found) if name in TASKS_OF else found
 
-    def reserve(self, request: ReserveRequest) -> Awaitable[Any]:
-        task_id = request.draft.task_id
-        self._points.requests[task_id] = request.draft.request_id
-        return self._around("reserve", [task_id], lambda: self._store.reserve(request))
-
-    def settle(self, settlement: Settlement) -> Awaitable[Any]:
-        return self._around("settle", [settlement.record.task_id], lambda: self._store.settle(settlement))
-
-    def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
-        return self._around("void", [task_id], lambda: self._store.void(wallet, task_id, refund=refund))
-
-    async def note(self, records: Sequence[UsageRecord]) -> list[str]:
-        task_ids = [record.task_id for record in records]
-        return await self._around("note", task_ids, lambda: self._store.note(records))
-
-    def _around(self, operation: str, task_ids: list[str], call: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+    def _around(
+        self, operation: str, call: Callable[..., Awaitable[Any]], *arguments: Any, **options: Any
+    ) -> Awaitable[Any]:
+        task_ids = TASKS_OF[operation](*arguments, **options)
+        if operation == "reserve":
+            self._points.requests[task_ids[0]] = arguments[0].draft.request_id
         for task_id in task_ids:
             self._points.reach(f"before_{operation}", task_id)
-        result = call()  # it starts immediately, even if it is not awaited
+        result = call(*arguments, **options)  # it starts immediately, even if it is not awaited
 
-        async def wait() -> T:
+        async def wait() -> Any:
             value = await result
             for task_id in task_ids:
                 self._points.reach(f"after_{operation}", task_id)
@@ -102,7 +97,7 @@ class CrashingProvider:
         found = getattr(self._provider, name)
         return partial(self._events, found) if callable(found) and name != "aclose" else found
 
-    async def _events(self, method: JobMethod, job: Job) -> AsyncGenerator[Event, None]:
+    async def _events(self, method: JobMethod, job: Job[Any]) -> AsyncGenerator[Event, None]:
         self._points.reach("before_the_provider", job.task_id)
         async with aclosing(method(job)) as events:
             number = 0
@@ -127,7 +122,6 @@ class CrashingConnection(sqlite3.Connection):
     """The task whose record is written but not yet committed."""
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        """Executes a statement, or dies before it."""
         if sql.startswith("SAVEPOINT"):
             self.task_id = ""
         elif "AS task_id) AS q" in sql:
@@ -149,7 +143,6 @@ class CrashingConnection(sqlite3.Connection):
 
 
 def fill(folder: Path) -> None:
-    """Fills the disk."""
     with (folder / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
         for size in (65536, 4096):
             with contextlib.suppress(OSError):
@@ -158,7 +151,6 @@ def fill(folder: Path) -> None:
 
 
 async def answer(app: App, words: list[str]) -> Any:
-    """The answer to a line of stdin."""
     match words:
         case ["state", since]:
             return await state(app.store, float(since))
@@ -170,7 +162,6 @@ async def answer(app: App, words: list[str]) -> Any:
 
 
 async def main() -> None:
-    """Serves until SIGTERM."""
     loop = asyncio.get_running_loop()
     ending = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ending.set)
@@ -186,24 +177,22 @@ async def main() -> None:
         return Router(crashing, breaker=partial(CircuitBreaker, minimum_calls=10**9))
 
     def wrapped(store: Store) -> Store:
-        return CrashingStore(store, points)  # type: ignore[return-value]
+        return cast(Store, CrashingStore(store, points))
 
     async with open_app(load(None), wrap_store=wrapped, make_router=router) as app:
         assert app.rest is not None
-        write_line({"rest": "http://{}:{}".format(*app.rest), "grpc": app.grpc})
+        write_line({"REST": "http://{}:{}".format(*app.rest), "gRPC": app.grpc})
         listening = asyncio.create_task(listen(app, lines))
         await ending.wait()
         listening.cancel()
 
 
 async def listen(app: App, lines: asyncio.StreamReader) -> None:
-    """Answers the lines of stdin in order."""
     while line := await lines.readline():
         write_line(await answer(app, line.decode().split()))
 
 
 def write_line(value: Any) -> None:
-    """Writes a value as one line of JSON."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 

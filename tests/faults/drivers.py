@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import grpc
 
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from tests.calls import reason_of
+from pomelo.gen.v1.text_pb2 import TokenUsage
+from tests.calls import as_dict, reason_of
 from tests.tasks import to_task
 
 GONE = "gone"
@@ -42,6 +45,11 @@ class Outcome:
     status: Any = None
     """The HTTP status or the gRPC status code."""
     headers: dict[str, str] = field(default_factory=dict)
+    on_chunk: Callable[[], None] = lambda: None
+
+    def add_chunk(self) -> None:
+        self.chunks += 1
+        self.on_chunk()
 
 
 class ChunkCounter:
@@ -63,12 +71,10 @@ class ChunkCounter:
                 await self._changed.wait()
 
 
-class RestDriver:
-    """Runs tasks over REST."""
+class Driver(ABC):
+    """Runs tasks with a key over one protocol."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
-        self._session = session
-        self._url = f"{url}/api/v1/task"
+    def __init__(self, key: str) -> None:
         self._key = key
 
     async def __call__(
@@ -81,51 +87,62 @@ class RestDriver:
         on_chunk: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """Runs a task to its end; calls `on_chunk` for each chunk of a stream."""
-        outcome = Outcome(request_id, body)
-        headers = {"Authorization": f"Bearer {self._key}", "X-Request-Id": request_id}
+        headers = {"authorization": f"Bearer {self._key}", "x-request-id": request_id}
         if idempotency_key is not None:
-            headers["Idempotency-Key"] = idempotency_key
+            headers["idempotency-key"] = idempotency_key
+        outcome = Outcome(request_id, body, on_chunk=on_chunk)
+        await self._run(outcome, headers, stream)
+        return outcome
+
+    @abstractmethod
+    async def _run(self, outcome: Outcome, headers: dict[str, str], stream: bool) -> None: ...
+
+
+class RestDriver(Driver):
+    def __init__(self, session: aiohttp.ClientSession, url: str, key: str) -> None:
+        super().__init__(key)
+        self._session = session
+        self._url = f"{url}/api/v1/task"
+
+    async def _run(self, outcome: Outcome, headers: dict[str, str], stream: bool) -> None:
+        body = {**outcome.body, "stream": stream}
         try:
-            async with self._session.post(
-                self._url, json={**body, "stream": stream}, headers=headers
-            ) as response:
+            async with self._session.post(self._url, json=body, headers=headers) as response:
                 outcome.status = response.status
                 outcome.headers = {name.lower(): value for name, value in response.headers.items()}
                 if response.status == 200 and stream:
-                    await self._read_stream(response, outcome, on_chunk)
+                    await self._read_stream(response, outcome)
                 else:
                     self._read_json(await response.json(), outcome)
         except (aiohttp.ClientError, ConnectionError):
             outcome.code = GONE
-        return outcome
 
-    async def _read_stream(
-        self, response: aiohttp.ClientResponse, outcome: Outcome, on_chunk: Callable[[], None]
-    ) -> None:
+    async def _read_stream(self, response: aiohttp.ClientResponse, outcome: Outcome) -> None:
         failed = False
         async for line in response.content:
             text = line.decode().strip()
             failed = failed or text == "event: error"
-            if not text.startswith("data: "):
-                continue
             if text == "data: [DONE]":
                 outcome.complete, outcome.code = True, "ok"
-                continue
-            event = json.loads(text.removeprefix("data: "))
-            if failed:
-                outcome.code = event["error"]["code"]
-                continue
-            outcome.task_id = event["id"]
-            if event["object"] == "task.completion.chunk":
-                has_output = bool(event["choices"][0]["delta"].get("content"))
-                if event["choices"][0]["finish_reason"]:
-                    outcome.usage = _tokens(event)
-            else:
-                has_output = event["object"].endswith(".chunk")
-            if has_output:
-                outcome.chunks += 1
-                on_chunk()
+            elif text.startswith("data: "):
+                event = json.loads(text.removeprefix("data: "))
+                if failed:
+                    outcome.code = event["error"]["code"]
+                else:
+                    self._read_event(event, outcome)
         outcome.code = outcome.code or GONE
+
+    def _read_event(self, event: dict[str, Any], outcome: Outcome) -> None:
+        outcome.task_id = event["id"]
+        if event["object"] == "task.completion.chunk":
+            (choice,) = event["choices"]
+            has_output = bool(choice["delta"].get("content"))
+            if choice["finish_reason"]:
+                outcome.usage = _tokens(event["usage"])
+        else:
+            has_output = event["object"].endswith(".chunk")
+        if has_output:
+            outcome.add_chunk()
 
     def _read_json(self, answer: dict[str, Any], outcome: Outcome) -> None:
         if "error" in answer:
@@ -133,74 +150,53 @@ class RestDriver:
             return
         outcome.complete, outcome.code, outcome.task_id = True, "ok", answer["id"]
         if "usage" in answer:
-            outcome.usage = _tokens(answer)
+            outcome.usage = _tokens(answer["usage"])
 
 
-def _tokens(answer: dict[str, Any]) -> tuple[int, int]:
-    return answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]
+def _tokens(usage: dict[str, int]) -> tuple[int, int]:
+    return usage["prompt_tokens"], usage["completion_tokens"]
 
 
-class GrpcDriver:
+class GrpcDriver(Driver):
     """Runs tasks over gRPC, on each of the channels in turn."""
 
     def __init__(self, channels: list[grpc.aio.Channel], key: str) -> None:
-        self._stubs = [TaskServiceStub(channel) for channel in channels]
-        self._key = key
-        self._next = 0
+        super().__init__(key)
+        self._stubs = itertools.cycle([TaskServiceStub(channel) for channel in channels])
 
-    async def __call__(
-        self,
-        body: Mapping[str, Any],
-        request_id: str,
-        *,
-        stream: bool = False,
-        idempotency_key: str | None = None,
-        on_chunk: Callable[[], None] = lambda: None,
-    ) -> Outcome:
-        """Runs a task to its end; calls `on_chunk` for each chunk of a stream."""
-        outcome = Outcome(request_id, body)
-        metadata = [("authorization", f"Bearer {self._key}"), ("x-request-id", request_id)]
-        if idempotency_key is not None:
-            metadata.append(("idempotency-key", idempotency_key))
-        stub = self._stubs[self._next % len(self._stubs)]
-        self._next += 1
-        task = to_task(body)
+    async def _run(self, outcome: Outcome, headers: dict[str, str], stream: bool) -> None:
+        stub, task, metadata = next(self._stubs), to_task(outcome.body), list(headers.items())
         call: Any
         try:
             if stream:
                 call = stub.StreamTask(StreamTaskRequest(task=task), metadata=metadata)
                 async for event in call:
-                    self._read_event(event, outcome, on_chunk)
+                    self._read_event(event, outcome)
             else:
                 call = stub.RunTask(RunTaskRequest(task=task), metadata=metadata)
                 result = (await call).result
                 outcome.task_id = result.id
                 if result.HasField("text"):
-                    usage = result.text.usage
-                    outcome.usage = (usage.prompt_tokens, usage.completion_tokens)
+                    self._read_usage(result.text.usage, outcome)
             outcome.complete, outcome.code, outcome.status = True, "ok", grpc.StatusCode.OK
         except grpc.aio.AioRpcError as error:
             # An error without details is the client's own: the server sends an ErrorInfo with every error.
             outcome.status, outcome.code = error.code(), reason_of(error) or GONE
         with suppress(grpc.aio.AioRpcError):
-            for pairs in (await call.initial_metadata(), await call.trailing_metadata()):
-                outcome.headers |= {str(k): str(v) for k, v in pairs or ()}
-        return outcome
+            outcome.headers |= as_dict(await call.initial_metadata()) | as_dict(
+                await call.trailing_metadata()
+            )
 
-    def _read_event(self, event: Any, outcome: Outcome, on_chunk: Callable[[], None]) -> None:
-        match event.WhichOneof("event"):
-            case "started":
-                outcome.task_id = event.started.id
-            case "text_delta":
-                if event.text_delta.finish_reason:
-                    usage = event.text_delta.usage
-                    outcome.usage = (usage.prompt_tokens, usage.completion_tokens)
-                if event.text_delta.content:
-                    outcome.chunks += 1
-                    on_chunk()
-            case "audio_chunk":
-                outcome.chunks += 1
-                on_chunk()
+    def _read_event(self, event: StreamTaskResponse, outcome: Outcome) -> None:
+        if event.HasField("started"):
+            outcome.task_id = event.started.id
+        if event.text_delta.finish_reason:
+            self._read_usage(event.text_delta.usage, outcome)
+        if event.text_delta.content or event.HasField("audio_chunk"):
+            outcome.add_chunk()
+
+    def _read_usage(self, usage: TokenUsage, outcome: Outcome) -> None:
+        outcome.usage = (usage.prompt_tokens, usage.completion_tokens)
 
 
 @asynccontextmanager
@@ -208,15 +204,17 @@ async def open_drivers(
     rest_url: str, grpc_address: str, key: str, concurrency: int = 100
 ) -> AsyncIterator[tuple[RestDriver, GrpcDriver]]:
     """Opens a driver for each protocol, with enough connections for `concurrency` calls on each."""
-    channels = [
-        grpc.aio.insecure_channel(grpc_address, [("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(-(-concurrency // CONNECTION_STREAMS))
-    ]
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=100)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=2**20) as session:
-        try:
-            yield RestDriver(session, rest_url, key), GrpcDriver(channels, key)
-        finally:
-            for channel in channels:
-                await channel.close()
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(
+                grpc.aio.insecure_channel(grpc_address, [("grpc.use_local_subchannel_pool", 1)])
+            )
+            for _ in range(-(-concurrency // CONNECTION_STREAMS))
+        ]
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=100),
+            read_bufsize=2**20,
+        )
+        await stack.enter_async_context(session)
+        yield RestDriver(session, rest_url, key), GrpcDriver(channels, key)

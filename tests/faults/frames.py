@@ -15,7 +15,6 @@ Headers = list[tuple[str, str]]
 
 
 def frame(frame_type: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
-    """Encodes one frame."""
     return (
         struct.pack(">I", len(payload))[1:] + bytes((frame_type, flags)) + struct.pack(">I", stream) + payload
     )
@@ -23,14 +22,14 @@ def frame(frame_type: int, flags: int = 0, stream: int = 0, payload: bytes = b""
 
 def block(headers: Headers) -> bytes:
     """A header block of literal fields without indexing. Names and values have at most 126 bytes."""
-    parts = []
-    for name, value in headers:
-        parts.append(b"\x00" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode())
-    return b"".join(parts)
+    return b"".join(b"\x00" + _string(name) + _string(value) for name, value in headers)
+
+
+def _string(text: str) -> bytes:
+    return bytes((len(text),)) + text.encode()
 
 
 def request(path: str, *more: tuple[str, str]) -> Headers:
-    """The headers of a gRPC call."""
     return [
         (":method", "POST"),
         (":scheme", "http"),
@@ -47,11 +46,15 @@ def hello() -> bytes:
     return PREFACE + frame(SETTINGS) + frame(SETTINGS, ACK)
 
 
+def wide_hello() -> bytes:
+    window = 2**31 - 1
+    settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, window))
+    return PREFACE + settings + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", window - 65_535))
+
+
 def headers(stream: int, path: str, *more: tuple[str, str], flags: int = END_HEADERS) -> bytes:
-    """A HEADERS frame that starts a call."""
     return frame(HEADERS, flags, stream, block(request(path, *more)))
 
 
 def message(stream: int, payload: bytes, *, end: bool = True) -> bytes:
-    """A DATA frame with one gRPC message."""
     return frame(DATA, END_STREAM if end else 0, stream, struct.pack(">BI", 0, len(payload)) + payload)

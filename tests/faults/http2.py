@@ -12,24 +12,10 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from tests.faults.frames import (
-    ACK,
-    DATA,
-    END_HEADERS,
-    END_STREAM,
-    HEADERS,
-    PING,
-    PREFACE,
-    RST_STREAM,
-    SETTINGS,
-    WINDOW_UPDATE,
-    block,
-    frame,
-    request,
-)
+from tests.faults import frames
+from tests.faults.frames import frame
 
 _WINDOW = 65_535
-_MAX_WINDOW = 2**31 - 1
 _FRAME_SIZE = 16_384
 
 
@@ -73,8 +59,10 @@ class Connection:
         stream = Stream(self._next, self._initial)
         self._next += 2
         self.streams[stream.number] = stream
-        flags = END_HEADERS | (END_STREAM if end else 0)
-        self._writer.write(frame(HEADERS, flags, stream.number, block(request(path, *metadata))))
+        flags = frames.END_HEADERS | (frames.END_STREAM if end else 0)
+        self._writer.write(
+            frame(frames.HEADERS, flags, stream.number, frames.block(frames.request(path, *metadata)))
+        )
         return stream
 
     async def send(self, stream: Stream, data: bytes, *, end: bool = False) -> int:
@@ -91,22 +79,19 @@ class Connection:
             size = min(_FRAME_SIZE, self._window, stream.window, len(data) - at)
             self._window -= size
             stream.window -= size
-            flags = END_STREAM if end and at + size == len(data) else 0
-            self._writer.write(frame(DATA, flags, stream.number, data[at : at + size]))
+            flags = frames.END_STREAM if end and at + size == len(data) else 0
+            self._writer.write(frame(frames.DATA, flags, stream.number, data[at : at + size]))
             at += size
             await self._writer.drain()
         return at
 
     def reset(self, stream: Stream) -> None:
-        """Cancels a call."""
-        self._writer.write(frame(RST_STREAM, 0, stream.number, struct.pack(">I", 8)))
+        self._writer.write(frame(frames.RST_STREAM, 0, stream.number, struct.pack(">I", 8)))
 
     def ping(self) -> None:
-        """Sends a PING."""
-        self._writer.write(frame(PING, 0, 0, bytes(8)))
+        self._writer.write(frame(frames.PING, 0, 0, bytes(8)))
 
     async def over(self, stream: Stream) -> None:
-        """Returns when a call has ended."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.closed or stream.ended is not None)
 
@@ -116,7 +101,7 @@ class Connection:
             while True:
                 head = await self._reader.readexactly(9)
                 payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
-                number = int.from_bytes(head[5:], "big") & _MAX_WINDOW
+                number = int.from_bytes(head[5:], "big") & 0x7FFFFFFF
                 async with self._changed:
                     self._receive(head[3], head[4], number, payload)
                     self._changed.notify_all()
@@ -128,25 +113,25 @@ class Connection:
 
     def _receive(self, frame_type: int, flags: int, number: int, payload: bytes) -> None:
         stream = self.streams.get(number)
-        if stream is not None and frame_type != WINDOW_UPDATE:
+        if stream is not None and frame_type != frames.WINDOW_UPDATE:
             stream.frames.append((frame_type, flags))
-            if frame_type == RST_STREAM or flags & END_STREAM:
+            if frame_type == frames.RST_STREAM or flags & frames.END_STREAM:
                 self._end([stream])
-        if frame_type == WINDOW_UPDATE:
+        if frame_type == frames.WINDOW_UPDATE:
             more = int.from_bytes(payload, "big")
             if stream is not None:
                 stream.window += more
             elif number == 0:
                 self._window += more
-        elif frame_type == SETTINGS and not flags & ACK:
+        elif frame_type == frames.SETTINGS and not flags & frames.ACK:
             for name, value in struct.iter_unpack(">HI", payload):
                 if name == 4:
                     for open_stream in self.streams.values():
                         open_stream.window += value - self._initial
                     self._initial = value
-            self._writer.write(frame(SETTINGS, ACK, 0))
-        elif frame_type == PING and not flags & ACK:
-            self._writer.write(frame(PING, ACK, 0, payload))
+            self._writer.write(frame(frames.SETTINGS, frames.ACK, 0))
+        elif frame_type == frames.PING and not flags & frames.ACK:
+            self._writer.write(frame(frames.PING, frames.ACK, 0, payload))
 
     @staticmethod
     def _end(streams: list[Stream]) -> None:
@@ -158,8 +143,7 @@ class Connection:
 async def connect(host: str, port: int) -> AsyncIterator[Connection]:
     """Opens a connection with the largest receive windows."""
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", 4, _MAX_WINDOW)))
-    writer.write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", _MAX_WINDOW - _WINDOW)))
+    writer.write(frames.wide_hello())
     connection = Connection(reader, writer)
     reading = asyncio.ensure_future(connection.read())
     try:

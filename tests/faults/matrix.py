@@ -84,15 +84,18 @@ class Row:
 
     def __str__(self) -> str:
         mode = "stream" if self.stream else "whole"
-        return (
-            f"{self.vendor:10} {self.task_type:16} {self.fault:28} {self.protocol:8} {mode:6} {self.code:24} "
-            f"{self.status:18} {self.seconds:5.2f} {self.delivered:9} {self.billed:9}"
-        )
+        return _line(
+            self.vendor, self.task_type, self.fault, self.protocol, mode, self.code, self.status,
+            f"{self.seconds:.2f}", self.delivered, self.billed,
+        )  # fmt: skip
 
 
-HEAD = (
-    f"{'vendor':10} {'task type':16} {'fault':28} {'protocol':8} {'mode':6} {'outcome':24} {'status':18} "
-    f"{'s':>5} {'delivered':>9} {'billed':>9}"
+def _line(*cells: object) -> str:
+    return "{:10} {:16} {:28} {:8} {:6} {:24} {:18} {:>5} {:>9} {:>9}".format(*cells)
+
+
+HEAD = _line(
+    "vendor", "task type", "fault", "protocol", "mode", "outcome", "status", "s", "delivered", "billed"
 )
 
 _numbers = itertools.count()
@@ -100,10 +103,8 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Block:
-    """A vendor and a task type."""
-
     subject: Subject
-    job: Job
+    job: Job[Any]
 
     @property
     def task_type(self) -> str:
@@ -318,9 +319,7 @@ def _catalog(block: Block, providers: Mapping[str, Provider]) -> Catalog:
     (route,) = [route for route in model.routes if route.provider == block.job.route.provider]
     return Catalog(
         replace(
-            model,
-            name=block.model if name == block.vendor else name,
-            routes=(replace(route, provider=name),),
+            model, name=block.model if name == block.vendor else name, routes=(replace(route, provider=name),)
         )
         for name in providers
     )

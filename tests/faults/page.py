@@ -49,7 +49,6 @@ Faults that do not apply to a vendor, and why.
 
 
 def page() -> str:
-    """Returns the page as Markdown."""
     # Each run is made over two protocols: a good answer whole and streamed, a fault in each way it can occur.
     runs = sum(4 + sum(2 * len(block.streams(fault)) for fault in block.faults()) for block in BLOCKS)
     total = sum(len(cases(subject)) for subject in SUBJECTS)

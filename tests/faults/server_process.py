@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,8 @@ from pomelo.settings import load
 from pomelo.stores.accounts import Grant
 from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
+from tests.faults.drivers import GrpcDriver, RestDriver, open_drivers
+from tests.faults.waiting import first
 from tests.integration.commands import environment
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,11 +33,12 @@ RESOLVED_WITHIN = 35.0
 
 @dataclass
 class ServerProcess:
-    """A running server; `started` is monotonic time."""
+    """A running server, and a key for it; `started` is monotonic time."""
 
     process: asyncio.subprocess.Process
     rest: str
     grpc: str
+    key: str
     started: float
 
     async def send(self, *words: object) -> Any:
@@ -43,8 +47,19 @@ class ServerProcess:
         self.process.stdin.write(" ".join(map(str, words)).encode() + b"\n")
         return await _read_json_line(self.process)
 
+    async def books(self, since: float = 0.0) -> Books:
+        """Asks the server for its store's state, with the usage records from a time on."""
+        return Books(await self.send("state", since))
+
+    async def settled_books(self, since: float = 0.0) -> Books:
+        """Returns the books as soon as no reservation is open."""
+        await first(lambda: self.books(since), lambda books: not books.held, 2 * RESOLVED_WITHIN)
+        return await self.books(since)  # a task may have been settled after its records were read
+
+    def drivers(self, concurrency: int = 100) -> AbstractAsyncContextManager[tuple[RestDriver, GrpcDriver]]:
+        return open_drivers(self.rest, self.grpc, self.key, concurrency)
+
     def kill(self) -> None:
-        """Kills the process with SIGKILL."""
         self.process.send_signal(signal.SIGKILL)
 
     async def wait(self) -> int:
@@ -54,21 +69,15 @@ class ServerProcess:
 
 
 class Deployment:
-    """A data folder, and at most one server process on it, which runs the module `program` with its
-    arguments.
+    """A data folder, and at most one server process on it, which runs the module and arguments `program`
+
 
     As a context manager, kills the server on exit. `variables` are additional environment variables.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        upstream: FaultUpstream,
-        program: tuple[str, ...] = DYING,
-        **variables: str,
-    ) -> None:
+    def __init__(self, folder: Path, upstream: FaultUpstream, *program: str, **variables: str) -> None:
         self._folder = folder
-        self._program = program
+        self._program = program or DYING
         self.data = folder / "data"
         self.errors = folder / "errors"
         self.key = ""
@@ -101,12 +110,10 @@ class Deployment:
         """Starts the server and waits until it listens, or with `expect_exit` until it has ended. Its stderr
         is written to a file, or to `stderr`."""
         started = time.monotonic()
+        arguments = (*self.command_prefix, sys.executable, "-m", *self._program)
         with self.errors.open("ab") as sink:
             process = await asyncio.create_subprocess_exec(
-                *self.command_prefix,
-                sys.executable,
-                "-m",
-                *self._program,
+                *arguments,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=sink if stderr is None else stderr,
@@ -114,13 +121,13 @@ class Deployment:
                 cwd=REPOSITORY,
                 limit=64 * 1024 * 1024,
             )
-        self._running = ServerProcess(process, "", "", started)
+        self._running = ServerProcess(process, "", "", self.key, started)
         if expect_exit:
             await self._running.wait()
             return self._running
         read_addresses = _read_json_line if self._program == DYING else _read_banner
         addresses = await read_addresses(process)
-        self._running = ServerProcess(process, addresses["rest"], addresses["grpc"], started)
+        self._running.rest, self._running.grpc = addresses["REST"], addresses["gRPC"]
         return self._running
 
     async def books(self) -> Books:
@@ -129,7 +136,6 @@ class Deployment:
             return Books(await state(store))
 
     async def ensure_running(self) -> ServerProcess:
-        """The running server; starts one if the last has ended."""
         if self._running is not None and self._running.process.returncode is None:
             return self._running
         return await self.start()
@@ -148,12 +154,11 @@ async def _read_banner(process: asyncio.subprocess.Process) -> dict[str, str]:
     assert process.stdout is not None
     addresses: dict[str, str] = {}
     async with asyncio.timeout(60):
-        while len(addresses) < 2:
+        while not addresses.keys() >= {"REST", "gRPC"}:
             line = (await process.stdout.readline()).decode()
             assert line, f"the server ended with {await process.wait()}"
             name, _, address = line.strip().partition("  ")
-            if name in ("REST", "gRPC"):
-                addresses[name.lower()] = address.strip()
+            addresses[name] = address.strip()
     return addresses
 
 
@@ -163,8 +168,3 @@ async def _read_json_line(process: asyncio.subprocess.Process) -> Any:
         line = await process.stdout.readline()
     assert line, f"the server ended with {await process.wait()}"
     return json.loads(line)
-
-
-async def read_books(process: ServerProcess, since: float = 0.0) -> Books:
-    """Asks a running server for its store's state, with the usage records from a time on."""
-    return Books(await process.send("state", since))

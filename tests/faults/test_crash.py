@@ -20,9 +20,11 @@ from typing import Any
 
 import pytest
 
-from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Script, Speech, error_reply
-from tests.faults.drivers import GONE, ChunkCounter, GrpcDriver, Outcome, RestDriver, open_drivers
-from tests.faults.server_process import RESOLVED_WITHIN, Books, Deployment, ServerProcess, read_books
+from pomelo.testing import Answer, FaultUpstream, Gate, Speech, error_reply
+from tests.faults.books import Books
+from tests.faults.drivers import GONE, ChunkCounter, GrpcDriver, Outcome, RestDriver
+from tests.faults.server_process import RESOLVED_WITHIN, Deployment, ServerProcess
+from tests.faults.vendor import WORDS, Vendor, request_id_of, speech, text
 from tests.redis_server import RedisServer
 
 log = logging.getLogger("tests.crash")
@@ -35,7 +37,6 @@ STREAMS = 200 if FULL else 50
 """Number of running streams at each kill."""
 
 CREDITS = 10**12
-WORDS = "one two three four five six"
 
 
 @dataclass(frozen=True)
@@ -70,49 +71,6 @@ POINTS = {
     "in_void": Point(text=True),
     "after_void": Point(text=True),
 }
-
-
-class Vendor:
-    """The answers of the vendors, by the request id in the text; by default WORDS or audio."""
-
-    def __init__(self) -> None:
-        self.scripts: dict[str, Script] = {}
-        self.calls: Counter[str] = Counter()
-
-    def __call__(self, received: Received) -> Reply:
-        """The reply to a request."""
-        request_id = request_id_of(received)
-        self.calls[request_id] += 1
-        script = self.scripts.get(request_id)
-        if script is None:
-            script = Answer(WORDS) if "messages" in received.body else Speech()
-        return script if isinstance(script, Reply) else script(received)
-
-
-def request_id_of(received: Received) -> str:
-    """Returns the request id of Pomelo's caller, which is the first word of its text."""
-    prompt = received.prompt if "messages" in received.body else received.body["text"]
-    return str(prompt).split()[0]
-
-
-def text(request_id: str) -> dict[str, Any]:
-    """A text task."""
-    return {"model": "gpt-4", "messages": [{"role": "user", "content": f"{request_id} Count, please."}]}
-
-
-def speech(request_id: str) -> dict[str, Any]:
-    """A speech task."""
-    return {"model": "eleven-labs-tts", "text": f"{request_id} Count, please. " + "la " * 20, "voice": "adam"}
-
-
-@pytest.fixture
-async def vendor(upstream: FaultUpstream) -> AsyncIterator[Vendor]:
-    """Sets the answers of the fake vendors."""
-    upstream.reset()
-    upstream.default = answers = Vendor()
-    yield answers
-    upstream.default = None
-    upstream.reset()
 
 
 def tokens_sent(upstream: FaultUpstream) -> Counter[str]:
@@ -162,7 +120,6 @@ class Round:
 
     @property
     def name(self) -> str:
-        """A unique name."""
         return f"{self.point}.{self.number}"
 
     def body(self) -> tuple[dict[str, Any], bool]:
@@ -192,15 +149,15 @@ async def test_a_crash_at_any_point_loses_nothing_and_charges_nothing_twice(
     for number in range(TIMES):
         process = await deployment.ensure_running()
         round_ = Round(point, number)
-        async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
+        async with process.drivers() as clients:
             await crash(round_, clients, process, vendor)
         process = await restart(deployment, point)
-        books = await read_books(process, round_.began)
+        books = await process.books(round_.began)
         waits.append(time.monotonic() - process.started)
         books.check_idle()
         check(round_, books, tokens_sent(upstream))
         vendor.scripts.clear()
-        async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
+        async with process.drivers() as clients:
             await check_repeat(round_, clients, process, vendor)
         upstream.requests.clear()
     assert max(waits) < RESOLVED_WITHIN
@@ -281,7 +238,7 @@ async def check_repeat(
         body, repeat_id, stream=stream, idempotency_key=round_.dying
     )
     assert outcome.complete, outcome
-    books = await read_books(process, round_.began)
+    books = await process.books(round_.began)
     books.check_idle()
     settled = POINTS[round_.point].settled
     both = books.records.get(round_.dying, []) + books.records.get(repeat_id, [])
@@ -306,14 +263,6 @@ def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]
         yield KILLS["redis"], {"POMELO_STORE": server.url}
 
 
-async def read_settled_books(process: ServerProcess, since: float) -> Books:
-    """Returns the books as soon as no reservation is open."""
-    async with asyncio.timeout(2 * RESOLVED_WITHIN):
-        while (await read_books(process, since)).held:  # noqa: ASYNC110 (there is no event to wait for)
-            await asyncio.sleep(0.1)
-    return await read_books(process, since)
-
-
 @pytest.mark.timeout(3000 if FULL else 120)
 async def test_a_server_killed_during_many_streams_loses_nothing(
     kills: tuple[int, dict[str, str]], tmp_path: Path, upstream: FaultUpstream, vendor: Vendor
@@ -328,9 +277,7 @@ async def test_a_server_killed_during_many_streams_loses_nothing(
         for number in range(times):
             began = time.time()
             watch = ChunkCounter()
-            async with open_drivers(
-                process.rest, process.grpc, deployment.key, concurrency=STREAMS // 2
-            ) as clients:
+            async with process.drivers(STREAMS // 2) as clients:
                 streams = [
                     asyncio.create_task(
                         run_streams(clients[index % 2], f"{number}.{index}", vendor, watch, generator)
@@ -342,7 +289,7 @@ async def test_a_server_killed_during_many_streams_loses_nothing(
                 await process.wait()
                 outcomes = [outcome for stream in await asyncio.gather(*streams) for outcome in stream]
             process = await deployment.start()
-            books = await read_settled_books(process, began)
+            books = await process.settled_books(began)
             waits.append(time.monotonic() - process.started)
             books.check_idle()
             sent = tokens_sent(upstream)

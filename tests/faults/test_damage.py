@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,11 +23,9 @@ from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
 from pomelo.stores.sqlite import damage, open_sqlite
 from pomelo.stores.usage import UsageQuery
+from tests.faults.file_damage import PAGE, bad_heads, bad_pages, cut, flipped
 from tests.integration.commands import free_addresses, pomelo, start_command
 from tests.unit.accounts.audited_store import PRICES, add_account, draft, reserve, run
-
-PAGE = 4096
-SEED = 20
 
 
 async def fill(path: Path) -> None:
@@ -41,83 +38,18 @@ async def fill(path: Path) -> None:
             await store.add_key(key)
         await asyncio.gather(*[run(store, f"task_{number:026d}") for number in range(120)])
         for number in range(20):
-            key = IdempotencyKey(f"{number:064d}", b"f" * 32)
-            await store.reserve(
-                ReserveRequest(draft(f"once_{number}"), minimum=1, maximum=5_000, idempotency_key=key)
-            )
-            counts = {"input_tokens": 10, "output_tokens": 5}
-            record = replace(draft(f"once_{number}", **counts), cost=cost(Usage(**counts), PRICES))
+            once, idempotency_key = draft(f"once_{number}"), IdempotencyKey(f"{number:064d}", b"f" * 32)
+            await store.reserve(ReserveRequest(once, 1, 5_000, idempotency_key=idempotency_key))
+            price = cost(Usage(input_tokens=10, output_tokens=5), PRICES)
+            record = replace(once, input_tokens=10, output_tokens=5, cost=price)
             await store.settle(Settlement(record, answer=b"an answer " * 40))
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("VACUUM")
 
 
 async def fill_archive(path: Path) -> None:
-    """Creates an archive with records."""
     async with open_archive(f"sqlite:{path}") as archive:
         await archive.add([draft(f"task_{number}", at=float(number)) for number in range(200)])
-
-
-@pytest.fixture(scope="module")
-async def database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of a store's file."""
-    path = tmp_path_factory.mktemp("intact") / "pomelo.db"
-    await fill(path)
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-async def archived(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The bytes of an archive."""
-    path = tmp_path_factory.mktemp("intact") / "usage.db"
-    await fill_archive(path)
-    return path.read_bytes()
-
-
-# --- kinds of damage
-
-
-def bad_pages(intact: bytes) -> Iterator[tuple[str, bytes]]:
-    """Each page in turn, replaced by zeros, random bytes or the contents of another page."""
-    generator = random.Random(SEED)
-    count = len(intact) // PAGE
-    for number in range(count):
-        other = (number + generator.randrange(1, count)) % count
-        for name, page in (
-            ("zeros", bytes(PAGE)),
-            ("garbage", generator.randbytes(PAGE)),
-            ("another page", intact[other * PAGE :][:PAGE]),
-        ):
-            yield f"page {number + 1}: {name}", intact[: number * PAGE] + page + intact[(number + 1) * PAGE :]
-
-
-def bad_heads(intact: bytes) -> Iterator[tuple[str, bytes]]:
-    """The header of each page, and that of the file, overwritten with random bytes."""
-    generator = random.Random(SEED)
-    for number in range(len(intact) // PAGE):
-        at = number * PAGE + (0 if number else 100)
-        yield f"page {number + 1}: head", intact[:at] + generator.randbytes(12) + intact[at + 12 :]
-    yield "the file's head", generator.randbytes(100) + intact[100:]
-    yield "the file's mark", b"SQLite format 2\0" + intact[16:]
-
-
-def cut(intact: bytes) -> Iterator[tuple[str, bytes]]:
-    """Only the first part of the file."""
-    generator = random.Random(SEED)
-    for size in [1, 15, 99, 100, 511, PAGE, 2 * PAGE, len(intact) - PAGE, len(intact) - 1] + [
-        generator.randrange(1, len(intact)) for _ in range(11)
-    ]:
-        yield f"cut to {size}", intact[:size]
-
-
-def flipped(intact: bytes) -> Iterator[tuple[str, bytes]]:
-    """Random bit flips, in 20 files."""
-    generator = random.Random(SEED)
-    for number in range(20):
-        damaged = bytearray(intact)
-        for _ in range(20):
-            damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
-        yield f"flips {number}", bytes(damaged)
 
 
 async def store_error(path: Path) -> str:
@@ -139,27 +71,54 @@ async def archive_error(path: Path) -> str:
         return str(error)
 
 
+@dataclass(frozen=True)
+class File:
+    """An intact file of a store or an archive, and how to look for damage in a copy."""
+
+    intact: bytes
+    name: str
+    error: Callable[[Path], Awaitable[str]]
+
+
+@pytest.fixture(scope="module")
+async def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, File]:
+    """A file of each type."""
+    folder = tmp_path_factory.mktemp("intact")
+    await fill(folder / "pomelo.db")
+    await fill_archive(folder / "usage.db")
+    return {
+        "database": File((folder / "pomelo.db").read_bytes(), "pomelo.db", store_error),
+        "archived": File((folder / "usage.db").read_bytes(), "usage.db", archive_error),
+    }
+
+
+@pytest.fixture(params=["database", "archived"])
+def file(request: pytest.FixtureRequest, files: Mapping[str, File]) -> File:
+    return files[request.param]
+
+
+@pytest.fixture
+def path(files: Mapping[str, File], tmp_path: Path) -> Path:
+    """A copy of a store's file."""
+    copy = tmp_path / "pomelo.db"
+    copy.write_bytes(files["database"].intact)
+    return copy
+
+
 @pytest.mark.parametrize("damage_file", [bad_pages, bad_heads, cut, flipped])
-@pytest.mark.parametrize("which", ["database", "archived"])
 async def test_no_damage_is_unreported(
-    which: str,
-    damage_file: Callable[[bytes], Iterator[tuple[str, bytes]]],
-    database: bytes,
-    archived: bytes,
-    tmp_path: Path,
+    file: File, damage_file: Callable[[bytes], Iterator[tuple[str, bytes]]], tmp_path: Path
 ) -> None:
-    intact = database if which == "database" else archived
-    get_error: Callable[[Path], Awaitable[str]] = store_error if which == "database" else archive_error
     unreported, count = [], 0
-    for name, damaged in damage_file(intact):
-        if damaged == intact:
+    for name, damaged in damage_file(file.intact):
+        if damaged == file.intact:
             continue
         count += 1
         folder = tmp_path / str(count)
         folder.mkdir()
-        path = folder / ("pomelo.db" if which == "database" else "usage.db")
+        path = folder / file.name
         path.write_bytes(damaged)
-        message = await get_error(path)
+        message = await file.error(path)
         assert "\n" not in message
         if not message:
             unreported.append(name)
@@ -167,24 +126,22 @@ async def test_no_damage_is_unreported(
             assert path.name in message or "acme" in message or "task_" in message, message
             assert "backup" in message or "microcredits" in message or "billed" in message, message
         shutil.rmtree(folder)
-    logging.getLogger(__name__).info("%s of %s: %d files", damage_file.__name__, which, count)
+    logging.getLogger(__name__).info("%s of %s: %d files", damage_file.__name__, file.name, count)
     assert count >= 15
     assert unreported == []
 
 
-@pytest.mark.parametrize("which", ["pomelo.db", "usage.db"])
-async def test_an_empty_file_is_refused_and_not_initialised(which: str, tmp_path: Path) -> None:
-    path = tmp_path / which
+async def test_an_empty_file_is_refused_and_not_initialised(file: File, tmp_path: Path) -> None:
+    path = tmp_path / file.name
     path.write_bytes(b"")
-    get_error = store_error if which == "pomelo.db" else archive_error
     for _ in range(2):
-        message = await get_error(path)
+        message = await file.error(path)
         assert str(path) in message
         assert "is empty. Restore a backup" in message
         assert "or delete it to start anew" in message
         assert path.read_bytes() == b""
     path.unlink()
-    assert await get_error(path) == ""
+    assert await file.error(path) == ""
 
 
 async def test_a_log_without_its_file_is_refused_and_not_initialised(tmp_path: Path) -> None:
@@ -212,16 +169,13 @@ async def test_a_new_file_is_complete_or_absent(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("change", ["sql = replace(sql, 'request_id', 'request_ib')", "name = 'usaga'"])
-@pytest.mark.parametrize("which", ["database", "archived"])
-async def test_a_table_with_an_altered_definition_is_refused(
-    which: str, change: str, database: bytes, archived: bytes, tmp_path: Path
-) -> None:
+async def test_a_table_with_an_altered_definition_is_refused(change: str, file: File, tmp_path: Path) -> None:
     path = tmp_path / "pomelo.db"
-    path.write_bytes(database if which == "database" else archived)
+    path.write_bytes(file.intact)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA writable_schema = ON")
         connection.execute(f"UPDATE sqlite_schema SET {change} WHERE name = 'usage'")
-    message = await (store_error if which == "database" else archive_error)(path)
+    message = await file.error(path)
     assert f"{path} is damaged" in message or "it is damaged" in message
     assert damage.REMEDY in message
 
@@ -281,14 +235,18 @@ async def test_a_log_truncated_by_a_crash_loses_only_an_unacknowledged_transacti
 # --- damage while the store is open
 
 
+def ruin(path: Path) -> None:
+    """Overwrites everything after the first page."""
+    with path.open("r+b") as file:
+        file.seek(PAGE)
+        file.write(b"\xff" * (path.stat().st_size - PAGE))
+
+
 async def test_damage_found_by_a_statement_is_logged_once_and_reported_by_the_audit(
-    database: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "pomelo.db"
-    path.write_bytes(database)
     async with open_sqlite(path) as store:
-        before = path.read_bytes()
-        path.write_bytes(before[:PAGE] + b"\xff" * (len(before) - PAGE))
+        ruin(path)
         for _ in range(3):
             with pytest.raises(PomeloError) as caught:
                 await store.list_usage(UsageQuery(), limit=500)
@@ -302,11 +260,7 @@ async def test_damage_found_by_a_statement_is_logged_once_and_reported_by_the_au
         assert len(found) > 1
 
 
-async def test_damage_found_by_a_write_is_logged_too(
-    database: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "pomelo.db"
-    path.write_bytes(database)
+async def test_damage_found_by_a_write_is_logged_too(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with open_sqlite(path) as store:
 
         def meets(connection: sqlite3.Connection) -> None:
@@ -316,16 +270,14 @@ async def test_damage_found_by_a_write_is_logged_too(
             connection.execute("INSERT INTO keys SELECT * FROM keys").fetchall()
 
         with pytest.raises(PomeloError):
-            await store._writer.do(meets)
+            await store._writer.do(meets)  # type: ignore[attr-defined]
         assert sum("is damaged" in record.getMessage() for record in caplog.records) == 1
         assert await store.list_accounts() != []
 
 
 async def test_a_large_file_is_checked_for_a_limited_time(
-    database: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "pomelo.db"
-    path.write_bytes(database)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         row = connection.execute("SELECT * FROM usage LIMIT 1").fetchone()
@@ -346,25 +298,24 @@ async def test_a_large_file_is_checked_for_a_limited_time(
 # --- what the operator sees
 
 
-async def test_serve_and_the_audit_report_damage_to_the_operator(database: bytes, tmp_path: Path) -> None:
-    data = tmp_path / "data"
+async def test_serve_and_the_audit_report_damage_to_the_operator(
+    files: Mapping[str, File], tmp_path: Path
+) -> None:
     created = await pomelo(tmp_path, "keys", "create")
     assert created.status == 0, created.error
-    path = data / "pomelo.db"
+    path = tmp_path / "data" / "pomelo.db"
     intact = path.read_bytes()
     path.write_bytes(intact[: 5 * PAGE] + bytes(PAGE) + intact[6 * PAGE :])
     for command in ("serve", "audit"):
-        ended = await pomelo(tmp_path, command, **free_addresses())
+        ended = await pomelo(tmp_path, command, POMELO_REST="127.0.0.1:0", POMELO_GRPC="127.0.0.1:0")
         assert ended.status == 1
         assert str(path) in ended.error
         assert "restore a backup" in ended.error
         assert len(ended.error.splitlines()) == 1
-    path.write_bytes(database)
+    path.write_bytes(files["database"].intact)
     async with start_command(tmp_path, "serve", **free_addresses()) as server:
         await server.read_until("gRPC")
-        with path.open("r+b") as file:
-            file.seek(PAGE)
-            file.write(b"\xff" * (len(database) - PAGE))
+        ruin(path)
         ended = await pomelo(tmp_path, "audit")
         assert ended.status == 1
         assert "store_unavailable" not in ended.out + ended.error
@@ -373,20 +324,18 @@ async def test_serve_and_the_audit_report_damage_to_the_operator(database: bytes
         assert damage.REMEDY in ended.out
 
 
-async def test_a_running_task_does_not_fail_the_check(database: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "pomelo.db"
-    path.write_bytes(database)
+async def test_a_running_task_does_not_fail_the_check(path: Path) -> None:
     async with open_sqlite(path) as store:
         await reserve(store, "running")
         assert not (await audit(store)).findings
 
 
-async def test_damage_of_an_open_archive_is_reported_too(archived: bytes, tmp_path: Path) -> None:
+async def test_damage_of_an_open_archive_is_reported_too(files: Mapping[str, File], tmp_path: Path) -> None:
     path = tmp_path / "usage.db"
-    path.write_bytes(archived)
+    path.write_bytes(files["archived"].intact)
     async with open_archive(f"sqlite:{path}") as archive:
         assert await archive.damage() == []
-        path.write_bytes(archived[:PAGE] + b"\xff" * (len(archived) - PAGE))
+        ruin(path)
         found = await archive.damage()
         assert {name for name, _ in found} == {str(path)}
         assert damage.REMEDY in found[0][1]
@@ -403,7 +352,7 @@ async def test_a_backup_made_while_tasks_run_is_complete(tmp_path: Path) -> None
 
     async with open_sqlite(path) as store:
         await add_account(store, micros=10**9)
-        copying = asyncio.gather(*[asyncio.to_thread(copy)])
+        copying = asyncio.create_task(asyncio.to_thread(copy))
         count = 0
         while not copying.done() or count < 50:
             await run(store, f"task_{count}")

@@ -91,6 +91,12 @@ def command(path: Path, action: str, *more: object) -> list[str]:
     return [sys.executable, "-c", PROGRAM, str(path), action, *map(str, more)]
 
 
+async def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
+        subprocess.run, arguments, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
 async def check_file(path: Path) -> set[str]:
     """Checks that a file is intact. Returns the tasks that have a record."""
     async with open_sqlite(path) as store:
@@ -105,11 +111,11 @@ async def check_file(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("limit", [150_000, 1_000_000, 3_000_000])
-async def test_a_full_disk_is_reported_and_after_space_is_freed_nothing_is_lost(tmp_path, limit):
+async def test_a_full_disk_is_reported_and_after_space_is_freed_nothing_is_lost(
+    tmp_path: Path, limit: int
+) -> None:
     path = tmp_path / "pomelo.db"
-    ran = await asyncio.to_thread(
-        subprocess.run, command(path, "fill", limit), capture_output=True, text=True, timeout=100, check=False
-    )
+    ran = await run(*command(path, "fill", limit))
     assert ran.returncode == 0, ran.stderr
     *lines, last = map(json.loads, ran.stdout.splitlines())
     acknowledged = {line["kept"] for line in lines}
@@ -121,7 +127,7 @@ async def test_a_full_disk_is_reported_and_after_space_is_freed_nothing_is_lost(
 
 
 @pytest.mark.parametrize("lines", [1, 200, 1_000])
-async def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path, lines):
+async def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path: Path, lines: int) -> None:
     path = tmp_path / "pomelo.db"
     process = await asyncio.create_subprocess_exec(*command(path, "run"), stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -135,17 +141,10 @@ async def test_a_killed_process_loses_nothing_that_it_acknowledged(tmp_path, lin
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-async def test_a_task_is_synced_to_disk_before_it_is_acknowledged(tmp_path):
+async def test_a_task_is_synced_to_disk_before_it_is_acknowledged(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     tracing = ["strace", "-f", "-o", str(trace), "-e", "trace=fdatasync,fsync,write"]
-    ran = await asyncio.to_thread(
-        subprocess.run,
-        [*tracing, *command(tmp_path / "pomelo.db", "few")],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ran = await run(*tracing, *command(tmp_path / "pomelo.db", "few"))
     if ran.returncode != 0 and "PTRACE" in ran.stderr.upper():
         pytest.skip("strace may not trace here")
     assert ran.returncode == 0, ran.stderr

@@ -7,10 +7,11 @@ address.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 
 import grpc
 import pytest
@@ -24,7 +25,7 @@ from tests.calls import bearer
 from tests.faults import frames
 from tests.faults.other_callers import other_callers
 from tests.integration.commands import pomelo
-from tests.load.process_usage import MIB, connections, cpu_seconds
+from tests.load.process_usage import MIB, cpu_seconds, silent_connections, wait_closed
 from tests.serving import Served, serve
 from tests.tasks import text_task
 
@@ -100,44 +101,40 @@ async def test_many_connections_and_calls_of_a_caller_are_no_flood(served: Serve
 # --- floods of frames
 
 
+REPEATED = {
+    "PING": frames.frame(frames.PING, 0, 0, b"12345678"),
+    "PING answers": frames.frame(frames.PING, frames.ACK, 0, b"12345678"),
+    "SETTINGS": frames.frame(frames.SETTINGS),
+    "PRIORITY": frames.frame(frames.PRIORITY, 0, 1, b"\0\0\0\0\x10"),
+    "WINDOW_UPDATE": frames.frame(frames.WINDOW_UPDATE, 0, 0, b"\0\0\0\1"),
+    "unknown": frames.frame(0x20),
+    "CONTINUATION": frames.frame(frames.CONTINUATION, 0, 3, frames.block([("x-a", "b" * 100)] * 10)),
+    "empty DATA": frames.frame(frames.DATA, 0, 3),
+}
+"""The frame that a flood repeats."""
+
+# A window increment of zero is an error, so the server resets the call itself.
+ENDS = {"RST_STREAM": (frames.RST_STREAM, 8), "reset by the server": (frames.WINDOW_UPDATE, 0)}
+"""The frame that ends each of endless calls."""
+
+FLOODS = (*REPEATED, *ENDS)
+
+
 def flood(name: str, authorization: list[tuple[str, str]]) -> Iterator[bytes]:
     """Yields the bytes of a flood, without end; they follow a first call."""
-    stream = 3
+    if name in ENDS:
+        frame_type, value = ENDS[name]
 
-    def start_call(flags: int = frames.END_HEADERS) -> bytes:
-        return frames.headers(stream, MODELS, *authorization, flags=flags)
+        def call(stream: int) -> bytes:
+            end = frames.frame(frame_type, 0, stream, value.to_bytes(4, "big"))
+            return frames.headers(stream, MODELS, *authorization) + end
 
-    repeated = b""
-    match name:
-        case "PING":
-            repeated = frames.frame(frames.PING, 0, 0, b"12345678")
-        case "PING answers":
-            repeated = frames.frame(frames.PING, frames.ACK, 0, b"12345678")
-        case "SETTINGS":
-            repeated = frames.frame(frames.SETTINGS)
-        case "PRIORITY":
-            repeated = frames.frame(frames.PRIORITY, 0, 1, b"\0\0\0\0\x10")
-        case "WINDOW_UPDATE":
-            repeated = frames.frame(frames.WINDOW_UPDATE, 0, 0, b"\0\0\0\1")
-        case "unknown":
-            repeated = frames.frame(0x20)
-        case "CONTINUATION":
-            yield start_call(flags=0)
-            repeated = frames.frame(frames.CONTINUATION, 0, stream, frames.block([("x-a", "b" * 100)] * 10))
-        case "empty DATA":
-            yield start_call()
-            repeated = frames.frame(frames.DATA, 0, stream)
-        case "RST_STREAM" | "reset by the server":
-            # A window increment of zero is an error, so the server resets the call itself.
-            end = (frames.RST_STREAM, 8) if name == "RST_STREAM" else (frames.WINDOW_UPDATE, 0)
-            while True:
-                calls = b""
-                for _ in range(200):
-                    calls += start_call() + frames.frame(end[0], 0, stream, end[1].to_bytes(4, "big"))
-                    stream += 2
-                yield calls
-    while True:
-        yield repeated * (32 * 1024 // len(repeated))
+        for first in itertools.count(3, 400):
+            yield b"".join(map(call, range(first, first + 400, 2)))
+    if name in ("CONTINUATION", "empty DATA"):
+        flags = 0 if name == "CONTINUATION" else frames.END_HEADERS
+        yield frames.headers(3, MODELS, *authorization, flags=flags)
+    yield from itertools.repeat(REPEATED[name] * (32 * 1024 // len(REPEATED[name])))
 
 
 def attack(served: Served, name: str, *, with_key: bool) -> None:
@@ -164,21 +161,7 @@ def attack(served: Served, name: str, *, with_key: bool) -> None:
                             return
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "PING",
-        "PING answers",
-        "SETTINGS",
-        "PRIORITY",
-        "WINDOW_UPDATE",
-        "unknown",
-        "CONTINUATION",
-        "empty DATA",
-        "RST_STREAM",
-        "reset by the server",
-    ],
-)
+@pytest.mark.parametrize("name", FLOODS)
 async def test_a_flood_is_cut_off_with_a_key_and_without(served: Served, name: str) -> None:
     async with other_callers(served, "rest", "grpc", "new_grpc") as callers:
         before = cpu_seconds(served.pid)
@@ -196,20 +179,12 @@ async def test_of_1500_silent_connections_64_stay_and_callers_from_their_address
     served: Served,
 ) -> None:
     assert process.raise_descriptor_limit() > 2_000
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         async with other_callers(served, "rest", "grpc", "new_grpc") as callers:
-            for number in range(1_500):
-                with suppress(ConnectionError):
-                    silent = socket.create_connection(("127.0.0.1", served.grpc_port))
-                    stack.enter_context(silent)
-                    if number % 3 == 0:
-                        silent.sendall(frames.hello())
-                if number % 25 == 0:
-                    await asyncio.sleep(0)
-            expected = 64 + 3  # the other callers have up to three
-            async with asyncio.timeout(12):  # 3.5 were measured
-                while await asyncio.to_thread(connections, served.pid, served.grpc_port) > expected:  # noqa: ASYNC110
-                    await asyncio.sleep(0.1)
+            silent = silent_connections(served.grpc_port, 1_500, frames.hello(), b"", b"")
+            await stack.enter_async_context(silent)
+            # The other callers have up to three; 3.5 seconds were measured.
+            await wait_closed(served.pid, served.grpc_port, 64 + 3, 12)
         callers.check()
 
 

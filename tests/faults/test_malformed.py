@@ -3,55 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import aiohttp
-import psutil
-import pytest
 
 from tests.faults import corpus
-from tests.serving import Served, serve
+from tests.load.process_usage import MIB, open_files, resident
+from tests.serving import Served
 
 CONCURRENCY = 16
-MAX_GROWTH = 8 * 1024 * 1024
+MAX_GROWTH = 8 * MIB
 """Bytes in 5,000 requests: enough for the allocator's overhead, too little for a leak in each request."""
-
-
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve` as a separate process."""
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
-
-
-async def send(host: str, port: int, request: bytes) -> bytes:
-    """Sends bytes, half-closes the connection, and reads until the server closes it."""
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        with contextlib.suppress(ConnectionError):
-            writer.write(request)
-            await writer.drain()
-            writer.write_eof()
-            async with asyncio.timeout(20):
-                return await reader.read()
-        return b""
-    finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 async def send_all(served: Served, requests: list[bytes]) -> list[bytes]:
     """Sends all requests, CONCURRENCY at a time; returns the responses in the same order."""
     semaphore = asyncio.Semaphore(CONCURRENCY)
 
-    async def send_one(request: bytes) -> bytes:
+    async def send(request: bytes) -> bytes:
+        """Sends bytes, half-closes the connection, and reads until the server closes it."""
         async with semaphore:
-            return await send(served.host, served.port, request)
+            reader, writer = await asyncio.open_connection(served.host, served.port)
+            response = b""
+            with suppress(ConnectionError):
+                writer.write(request)
+                await writer.drain()
+                writer.write_eof()
+                async with asyncio.timeout(20):
+                    response = await reader.read()
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            return response
 
-    return await asyncio.gather(*[send_one(request) for request in requests])
+    return await asyncio.gather(*[send(request) for request in requests])
 
 
 def status(response: bytes) -> int:
@@ -63,12 +49,11 @@ async def test_five_thousand_malformed_requests_do_no_harm(served: Served) -> No
     log_start = len(served.log())
     requests = corpus.all_requests(served.key)
     assert len(requests) >= 5000
-    process = psutil.Process(served.pid)
     responses = await send_all(served, requests)
-    before = process.memory_info().rss  # one-time allocations were made by now
-    files = process.num_fds()
+    before = resident(served.pid)  # one-time allocations were made by now
+    files = open_files(served.pid)
     await send_all(served, requests)
-    grown = process.memory_info().rss - before
+    grown = resident(served.pid) - before
     pairs = list(zip(requests, responses, strict=True))
     failed = [(status(response), request[:300]) for request, response in pairs if status(response) >= 500]
     assert not failed, f"{len(failed)}: {failed[:5]}"
@@ -78,7 +63,7 @@ async def test_five_thousand_malformed_requests_do_no_harm(served: Served) -> No
             assert b"application/json" in head, (request[:200], response[:300])
             assert set(json.loads(body)["error"]) == {"message", "type", "code"}, request[:200]
     assert grown < MAX_GROWTH
-    assert process.num_fds() <= files + 5
+    assert open_files(served.pid) <= files + 5
     logged = served.log()[log_start:]
     assert "Traceback" not in logged
     assert served.key not in logged

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
-from tests.serving import Served, serve
+from tests.serving import Served
 
 SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
 CHECKS = ",".join(
@@ -25,13 +22,6 @@ CHECKS = ",".join(
         "ignored_auth",
     )
 )
-
-
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve` as a separate process."""
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
 
 
 async def test_every_response_conforms_to_the_description(served: Served, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.providers.base import Event, Job
+from pomelo.gen.v1.text_pb2 import TextInput
+from pomelo.providers.base import Event, Job, Provider
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate, Reply
 from tests.app import endow
@@ -47,6 +48,7 @@ from tests.faults.leak_markers import (
     count_markers,
     keys,
 )
+from tests.faults.leak_requests import HELLO, SECRETS, WORD, invalid_fields, invalid_posts, malformed_requests
 from tests.integration.commands import live_key
 from tests.serving import serve
 from tests.tasks import to_task
@@ -58,18 +60,9 @@ MODES = ("whole", "stream", "raw", "form", "grpc whole", "grpc stream")
 RAW = frozenset(("eleven-labs-tts", "eleven-labs-sts", "flux-1-pro"))
 
 
-@dataclass
-class Responses:
-    """The bytes that callers received: `delivered` is output, `errors` is everything else."""
-
-    errors: list[bytes] = field(default_factory=list)
-    delivered: list[bytes] = field(default_factory=list)
-    calls: int = 0
-    failures: int = 0
-
-
 class Driver:
-    """Makes calls with a live key over both protocols, and records everything it receives."""
+    """Makes calls with a live key over both protocols, and records everything it receives: `delivered` is output,
+    `errors` is everything else."""
 
     def __init__(
         self,
@@ -82,7 +75,9 @@ class Driver:
         self.url = url
         self.key = key
         self.upstream = upstream
-        self.responses = Responses()
+        self.errors: list[bytes] = []
+        self.delivered: list[bytes] = []
+        self.call_count = self.failure_count = 0
         self.metadata = bearer(key)
         self._session = session
         self._channel = channel
@@ -91,10 +86,10 @@ class Driver:
     async def post(self, **request: Any) -> int:
         """Posts a REST request and records the response; returns the status, or 0 without a response."""
         headers = {"Authorization": f"Bearer {self.key}"} | request.pop("headers", {})
-        self.responses.calls += 1
+        self.call_count += 1
         with suppress(aiohttp.ClientError):
             async with self._session.post(f"{self.url}/api/v1/task", headers=headers, **request) as response:
-                self.responses.errors.append(str((response.reason, response.raw_headers)).encode())
+                self.errors.append(str((response.reason, response.raw_headers)).encode())
                 body = b""
                 try:
                     async for data in response.content.iter_any():
@@ -102,9 +97,9 @@ class Driver:
                 finally:
                     output, error_event, error = body.partition(b"event: error")
                     failed = response.status != 200
-                    self.responses.failures += failed or bool(error_event)
-                    self.responses.errors.append(body if failed else error)
-                    self.responses.delivered.append(b"" if failed else output)
+                    self.failure_count += failed or bool(error_event)
+                    self.errors.append(body if failed else error)
+                    self.delivered.append(b"" if failed else output)
                 return response.status
         return 0
 
@@ -125,33 +120,32 @@ class Driver:
 
     async def grpc(self, model: str, mode: str, seconds: float) -> None:
         """Runs a task over gRPC; `mode` is whole or stream."""
-        task = to_task({"model": model, **TASKS[model]})
-        options: dict[str, Any] = {"metadata": self.metadata, "timeout": seconds}
+        body = {"model": model, **TASKS[model]}
         if mode == "stream":
-            call = self._tasks.StreamTask(StreamTaskRequest(task=task), **options)
+            request = StreamTaskRequest(task=to_task(body))
+            await self.record(self._tasks.StreamTask(request, metadata=self.metadata, timeout=seconds))
         else:
-            call = self._tasks.RunTask(RunTaskRequest(task=task), **options)
-        await self.record(call, stream=mode == "stream")
+            await self.run_task(body, metadata=self.metadata, timeout=seconds)
 
-    async def record(self, call: Any, *, stream: bool) -> None:
+    async def run_task(self, body: Mapping[str, Any], **options: Any) -> None:
+        await self.record(self._tasks.RunTask(RunTaskRequest(task=to_task(body)), **options))
+
+    async def record(self, call: Any) -> None:
         """Waits for the end of a gRPC call, and records what was received."""
-        self.responses.calls += 1
+        self.call_count += 1
         try:
-            if stream:
+            if hasattr(call, "__aiter__"):
                 async for event in call:
-                    self.responses.delivered.append(event.SerializeToString())
+                    self.delivered.append(event.SerializeToString())
             else:
-                self.responses.delivered.append((await call).SerializeToString())
+                self.delivered.append((await call).SerializeToString())
         except grpc.aio.AioRpcError as error:
-            self.responses.failures += 1
-            self.responses.errors.append(str(error.details()).encode())
-            self.responses.errors.append(str(error.debug_error_string()).encode())
+            self.failure_count += 1
+            self.errors.append(str(error.details()).encode())
+            self.errors.append(str(error.debug_error_string()).encode())
             pairs = [*(error.initial_metadata() or ()), *(error.trailing_metadata() or ())]
-            for name, value in pairs:
-                self.responses.errors += [
-                    name.encode(),
-                    value if isinstance(value, bytes) else value.encode(),
-                ]
+            for part in itertools.chain.from_iterable(pairs):
+                self.errors.append(part if isinstance(part, bytes) else part.encode())
 
     def calls(self, mode: str, seconds: float) -> list[Any]:
         """A call of every model in a mode; each model has its own route."""
@@ -201,97 +195,39 @@ class Driver:
         self.upstream.default = answers
 
     async def send_invalid(self) -> None:
-        """Sends requests that are refused: invalid names, values, keys and bodies, with markers in all."""
-        word = f"{MARKER}-value"
-        for model, body in TASKS.items():
-            bodies = [
-                {"model": model, **body, name: value}
-                for name in (*body, "temperature", "seed", "max_tokens", "width", "output_format", "stream")
-                for value in (word, [word], {word: word}, -1, None)
-            ]
-            bodies.append({"model": model, **body, f"{NAME_MARKER}-field": word})
-            await asyncio.gather(*[self.post(json=invalid) for invalid in bodies])
-        await self.post(json={"model": f"{NAME_MARKER}-model", "messages": TASKS["gpt-4"]["messages"]})
-        for role, content in ((word, word), ("user", [{"type": word, "text": word}]), ("user", [word])):
-            await self.post(json={"model": "gpt-4", "messages": [{"role": role, "content": content}]})
-        url = {"type": "image_url", "image_url": {"url": f"https://example.com/{word}"}}
-        await self.post(json={"model": "gpt-4", "messages": [{"role": "user", "content": [url]}]})
-        json_type = {"Content-Type": "application/json"}
-        for data in (f'{{"model": "gpt-4", "{word}', word, f'["{word}"]', f'{{"{word}": ' * 50_000):
-            await self.post(data=data.encode(), headers=json_type)
-        await self.post(data=b'{"model": "gpt-4", "x": "' + word.encode() + b'\xff"}', headers=json_type)
-        await self.post(data=word.encode() * 1_000_000, headers=json_type)
-        await self.post(data=word.encode(), headers={"Content-Type": f"text/{word}"})
-        await self.post(data=word.encode(), headers=json_type | {"Content-Encoding": word})
-        form_type = {"Content-Type": "multipart/form-data; boundary=B"}
-        part = f'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\n{NAME_MARKER}\r\n'
-        for text in (
-            word,
-            part,
-            part + "--B",
-            part.replace("form-data;", f"{word};"),
-            part.replace("\r\n\r\n", f"\r\n{word}\r\n\r\n"),
-            part.replace("\r\n\r\n", f"\r\nX: {word * 2000}\r\n\r\n"),
-            part.replace('"model"', f'"{NAME_MARKER}-part"') + "--B--\r\n",
-            part.replace("form-data; ", f'form-data; filename="{word}"; ').replace("model", "audio")
-            + "--B--\r\n",
-            part * 2 + "--B--\r\n",
-        ):
-            await self.post(data=text.encode(), headers=form_type)
-        await self.post(data=word.encode(), headers={"Content-Type": f"multipart/form-data; x={word}"})
-        hello = {"model": "gpt-4", **TASKS["gpt-4"]}
-        for secret in (f"pml_live_{MARKER}_{MARKER}", word, f"{word}é", word * 300):
-            await self.post(json=hello, headers={"Authorization": f"Bearer {secret}"})
+        """Sends requests that are refused, with markers in all."""
+        for model in TASKS:
+            await asyncio.gather(*[self.post(json=body) for body in invalid_fields(model)])
+        for request in invalid_posts():
+            await self.post(**request)
+        for secret in SECRETS:
             metadata = [("authorization", f"Bearer {secret.encode('ascii', 'ignore').decode()}")]
-            request = RunTaskRequest(task=to_task(hello))
-            await self.record(self._tasks.RunTask(request, metadata=metadata), stream=False)
-        for name in ("Authorization", "X-Request-Timeout", "traceparent", "Accept"):
-            await self.post(json=hello, headers={name: word})
+            await self.run_task(HELLO, metadata=metadata)
         # The answer is stored for a day, so it has no marker; the Idempotency-Key itself is not stored.
         self.upstream.script(Answer("No marker."))
-        await self.post(json=hello, headers={"Idempotency-Key": word})
-        await self.post(json=hello, headers={"X-Large": word * 2000})
-        await self.post(json=hello, params={word: word})
-        for model, body in (("eleven-labs-tts", {"text": word, "voice": word}), ("gpt-4", {"prompt": word})):
-            await self.record(
-                self._tasks.RunTask(
-                    RunTaskRequest(task=to_task({"model": model, **body})), metadata=self.metadata
-                ),
-                stream=False,
-            )
-        for path in ("/pomelo.v1.TaskService/RunTask", f"/pomelo.v1.TaskService/{word}"):
+        await self.post(json=HELLO, headers={"Idempotency-Key": WORD})
+        for body in (
+            {"model": "eleven-labs-tts", "text": WORD, "voice": WORD},
+            {"model": "gpt-4", "prompt": WORD},
+        ):
+            await self.run_task(body, metadata=self.metadata)
+        for path in ("/pomelo.v1.TaskService/RunTask", f"/pomelo.v1.TaskService/{WORD}"):
             garbage = self._channel.unary_unary(path, request_serializer=bytes, response_deserializer=bytes)
-            await self.record(garbage(b"\xff\xff" + word.encode(), metadata=self.metadata), stream=False)
+            await self.record(garbage(b"\xff\xff" + WORD.encode(), metadata=self.metadata))
         media = MediaServiceStub(self._channel)
         for chunks in ([], [b""], [AUDIO, b""]):
-            messages = [UploadMediaRequest(content_type=word)] + [UploadMediaRequest(chunk=c) for c in chunks]
-            await self.record(media.UploadMedia(iter(messages), metadata=self.metadata), stream=False)
+            messages = [UploadMediaRequest(content_type=WORD)] + [UploadMediaRequest(chunk=c) for c in chunks]
+            await self.record(media.UploadMedia(iter(messages), metadata=self.metadata))
 
     async def send_malformed(self, host: str, port: int) -> None:
-        """Sends bytes that are not HTTP, or malformed HTTP."""
-        word = f"{MARKER}-http".encode()
-        head = b"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + word + b"\r\n"
-        for request in (
-            word + b"\r\n\r\n",
-            b"GET /" + word + b" HTTP/9.9\r\n\r\n",
-            b"GET /" + word * 2000 + b" HTTP/1.1\r\n\r\n",
-            b"GET /%ff" + word + b"\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-            head + word + b"\r\n\r\n",
-            head + b"X: " + word * 2000 + b"\r\n\r\n",
-            head + b"X: \0" + word + b"\r\n\r\n",
-            head + b"Content-Length: " + word + b"\r\n\r\n",
-            head + b"Transfer-Encoding: chunked\r\n\r\n" + word,
-            head + b"Transfer-Encoding: " + word + b"\r\n\r\n" + word,
-            head + b"Content-Length: 500\r\nContent-Type: application/json\r\n\r\n" + word,
-            head + (b"Y: " + word + b"\r\n") * 200 + b"\r\n",
-        ):
+        for request in malformed_requests():
             reader, writer = await asyncio.open_connection(host, port)
             writer.write(request)
             writer.write_eof()
             with suppress(ConnectionError):
                 async with asyncio.timeout(20):
-                    self.responses.errors.append(await reader.read())
-            self.responses.calls += 1
+                    self.errors.append(await reader.read())
+            self.call_count += 1
             writer.close()
 
 
@@ -307,12 +243,12 @@ async def own_upstream() -> AsyncIterator[FaultUpstream]:
         yield server
 
 
-def assert_no_leaks(responses: Responses) -> None:
+def assert_no_leaks(driver: Driver) -> None:
     """Checks that no error has a marker, and that the delivered answers do."""
-    assert responses.failures > 100
-    leaks = [error for error in responses.errors if count_markers(error)]
+    assert driver.failure_count > 100
+    leaks = [error for error in driver.errors if count_markers(error)]
     assert not leaks, leaks[:3]
-    assert count_markers(b"".join(responses.delivered)) > 10
+    assert count_markers(b"".join(driver.delivered)) > 10
 
 
 @pytest.mark.timeout(300)
@@ -339,16 +275,11 @@ async def test_the_log_files_and_errors_of_a_server_leak_nothing(
             await driver.send_invalid()
             await driver.send_malformed(served.host, served.port)
             await driver.run_good("whole")
-    responses = driver.responses
-    assert_no_leaks(responses)
+    assert_no_leaks(driver)
 
-    log = served.output.read_bytes()
+    log, secret = served.output.read_bytes(), key.split("_")[-1].encode()
     lines = log.splitlines()
-    leaks = [
-        line
-        for line in lines
-        if count_markers(line, MARKER, NAME_MARKER) or key.split("_")[-1].encode() in line
-    ]
+    leaks = [line for line in lines if count_markers(line, MARKER, NAME_MARKER) or secret in line]
     assert not leaks, leaks[:5]
     assert b"DEBUG" in log, "the log is at level DEBUG"
     assert len(lines) > 20
@@ -363,27 +294,27 @@ async def test_the_log_files_and_errors_of_a_server_leak_nothing(
         else:
             data = path.read_bytes()
             assert not count_markers(data, MARKER, NAME_MARKER), path.name
-            assert key.split("_")[-1].encode() not in data, path.name
+            assert secret not in data, path.name
     assert media_markers, "the media folder has the audio itself"
     logging.getLogger(__name__).info(
         "%d calls, %d failures, %d log lines, %d files",
-        responses.calls,
-        responses.failures,
-        len(lines),
-        len(files),
-    )
+        driver.call_count, driver.failure_count, len(lines), len(files),
+    )  # fmt: skip
 
 
-@contextmanager
-def asyncio_debug() -> Iterator[None]:
-    """Turns asyncio's debug mode on while the body runs."""
-    loop = asyncio.get_running_loop()
-    before = loop.get_debug()
-    loop.set_debug(True)
-    try:
-        yield
-    finally:
-        loop.set_debug(before)
+@asynccontextmanager
+async def open_app_driver(
+    folder: Path, upstream: FaultUpstream, providers: Mapping[str, Provider] | None = None, **vendors: Any
+) -> AsyncIterator[tuple[Driver, tuple[str, int]]]:
+    """A driver of an app in this process, and REST's address."""
+    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=folder / "data", **vendors)
+    async with open_app(settings, providers=providers) as app, aiohttp.ClientSession() as session:
+        assert app.rest is not None
+        assert app.grpc is not None
+        await endow(app.store)
+        _, key = await app.keyring.create(live=True)
+        async with grpc.aio.insecure_channel(app.grpc) as channel:
+            yield Driver("http://{}:{}".format(*app.rest), channel, session, key, upstream), app.rest
 
 
 @pytest.mark.timeout(300)
@@ -394,34 +325,23 @@ async def test_no_logger_leaks(
     vendors: dict[str, Any] = {
         name.lower(): value for name, value in (keys() | base_urls(own_upstream)).items()
     }
-    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", **vendors)
-    async with open_app(settings) as app, aiohttp.ClientSession() as session:
-        assert app.rest is not None
-        assert app.grpc is not None
-        await endow(app.store)
-        _, key = await app.keyring.create(live=True)
-        async with grpc.aio.insecure_channel(app.grpc) as channel:
-            driver = Driver("http://{}:{}".format(*app.rest), channel, session, key, own_upstream)
-            with asyncio_debug():
-                await driver.run_good("stream")
-                for name in (
-                    "400",
-                    "500",
-                    "HTML",
-                    "cut within an event",
-                    "not HTTP",
-                    "a bad chunk",
-                    "closed",
-                ):
-                    await driver.run_fault(FAULTS[name])
-                await driver.cancel_calls()
-                await driver.send_malformed(*app.rest)
-    assert_no_leaks(driver.responses)
+    async with open_app_driver(tmp_path, own_upstream, **vendors) as (driver, address):
+        loop = asyncio.get_running_loop()
+        loop.set_debug(True)
+        try:
+            await driver.run_good("stream")
+            for name in ("400", "500", "HTML", "cut within an event", "not HTTP", "a bad chunk", "closed"):
+                await driver.run_fault(FAULTS[name])
+            await driver.cancel_calls()
+            await driver.send_malformed(*address)
+        finally:
+            loop.set_debug(False)
+    assert_no_leaks(driver)
     logging.getLogger("tests").debug("a line of the test")
     assert "a line of the test" in caplog.text, "loggers are captured"
-    assert not count_markers(caplog.text), [line for line in caplog.text.splitlines() if count_markers(line)][
-        :5
-    ]
+    leaks = [line for line in caplog.text.splitlines() if count_markers(line)]
+    assert not leaks, leaks[:5]
+    assert not count_markers(caplog.text)
 
 
 class LeakyProvider:
@@ -429,7 +349,7 @@ class LeakyProvider:
 
     configured = True
 
-    async def text(self, job: Job) -> AsyncIterator[Event]:
+    async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
         try:
             raise KeyError(f"{MARKER}-answer")
         except KeyError as error:
@@ -444,22 +364,13 @@ class LeakyProvider:
 async def test_an_unexpected_exception_is_logged_without_its_message(
     tmp_path: Path, own_upstream: FaultUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data")
-    async with (
-        open_app(settings, providers={"openai": LeakyProvider()}) as app,
-        aiohttp.ClientSession() as session,
-    ):
-        assert app.rest is not None
-        assert app.grpc is not None
-        await endow(app.store)
-        _, key = await app.keyring.create(live=True)
-        async with grpc.aio.insecure_channel(app.grpc) as channel:
-            driver = Driver("http://{}:{}".format(*app.rest), channel, session, key, own_upstream)
-            for mode in ("whole", "stream"):
-                await driver.rest("gpt-4", mode, 10.0)
-                await driver.grpc("gpt-4", mode, 10.0)
-    assert driver.responses.failures == driver.responses.calls == 4
-    assert not [error for error in driver.responses.errors if count_markers(error)]
+    providers = {"openai": LeakyProvider()}
+    async with open_app_driver(tmp_path, own_upstream, providers) as (driver, _):
+        for mode in ("whole", "stream"):
+            await driver.rest("gpt-4", mode, 10.0)
+            await driver.grpc("gpt-4", mode, 10.0)
+    assert driver.failure_count == driver.call_count == 4
+    assert not [error for error in driver.errors if count_markers(error)]
     assert caplog.text.count("failed unexpectedly") == 4
     assert caplog.text.count("builtins.ExceptionGroup") == 4
     assert caplog.text.count("builtins.KeyError") == caplog.text.count("builtins.ValueError") == 4

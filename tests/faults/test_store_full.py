@@ -10,8 +10,9 @@ import asyncio
 import resource
 import signal
 import subprocess
-from collections import Counter
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ import pytest
 
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, Speech, Transcript
+from pomelo.testing import FaultUpstream
 from tests.calls import bearer, reason_of
 from tests.faults.books import Books
-from tests.faults.drivers import ChunkCounter, GrpcDriver, Outcome, RestDriver, open_drivers
-from tests.faults.server_process import Deployment, ServerProcess, read_books
+from tests.faults.drivers import ChunkCounter, GrpcDriver, Outcome, RestDriver
+from tests.faults.server_process import Deployment, ServerProcess
+from tests.faults.vendor import Vendor, speech, text
 
 CREDITS = 10**12
-WORDS = "one two three four five six"
 SMALL_DISK = "16m"
+HARD_LIMIT = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -37,14 +39,35 @@ pytestmark = [
 ]
 
 
-class FullDisk:
+class DiskFailure(ABC):
+    """A failure of the disk of a deployment."""
+
+    def mount(self, deployment: Deployment) -> None:  # noqa: B027
+        """Moves a prepared deployment to the disk."""
+
+    @abstractmethod
+    async def begin(self, process: ServerProcess) -> None:
+        """Starts the failure: nothing can be written."""
+
+    @abstractmethod
+    async def end(self, process: ServerProcess) -> None:
+        """Ends the failure."""
+
+    @abstractmethod
+    async def end_without_server(self, deployment: Deployment) -> None:
+        """Ends the failure while no server is running; before, no server can start."""
+
+    def close(self) -> None:  # noqa: B027
+        """Removes the disk."""
+
+
+class FullDisk(DiskFailure):
     """A full disk: a small file system in memory, mounted over the folder of a deployment."""
 
     def __init__(self) -> None:
         self._holder: subprocess.Popen[bytes] | None = None
 
     def mount(self, deployment: Deployment) -> None:
-        """Moves a prepared deployment to a full disk."""
         folder = deployment.data.parent
         mount = f"mount -t tmpfs -o size={SMALL_DISK} none '{folder}' && cp -a . '{folder}' && echo mounted && exec cat"
         try:
@@ -64,15 +87,12 @@ class FullDisk:
         deployment.command_prefix = inside
 
     async def begin(self, process: ServerProcess) -> None:
-        """Starts the failure: nothing can be written."""
         await process.send("fill")
 
     async def end(self, process: ServerProcess) -> None:
-        """Ends the failure."""
         await process.send("empty")
 
     async def end_without_server(self, deployment: Deployment) -> None:
-        """Ends the failure while no server is running; before, no server can start."""
         assert "disk is full" in await start_error(deployment)
         freeing = await asyncio.create_subprocess_exec(
             *deployment.command_prefix, "rm", deployment.data / "filler"
@@ -80,40 +100,26 @@ class FullDisk:
         assert await freeing.wait() == 0
 
     def close(self) -> None:
-        """Unmounts the disk."""
         if self._holder is not None:
             assert self._holder.stdin is not None
             self._holder.stdin.close()
             self._holder.wait()
 
 
-class FileSizeLimit:
+class FileSizeLimit(DiskFailure):
     """A limit of the process: no file can grow."""
 
-    def mount(self, deployment: Deployment) -> None:
-        """Does nothing."""
-
     async def begin(self, process: ServerProcess) -> None:
-        """Starts the failure: nothing can be written."""
-        _, hard = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (0, hard))
+        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (0, HARD_LIMIT))
 
     async def end(self, process: ServerProcess) -> None:
-        """Ends the failure."""
-        _, hard = resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        resource.prlimit(process.process.pid, resource.RLIMIT_FSIZE, (HARD_LIMIT, HARD_LIMIT))
 
     async def end_without_server(self, deployment: Deployment) -> None:
         """The limit ended with the process, so another process gets it first."""
         deployment.command_prefix = ("sh", "-c", 'ulimit -f 0; exec "$@"', "sh")
         assert "File too large" in await start_error(deployment)
         deployment.command_prefix = ()
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
-DiskFailure = FullDisk | FileSizeLimit
 
 
 async def start_error(deployment: Deployment) -> str:
@@ -129,46 +135,13 @@ async def start_error(deployment: Deployment) -> str:
 
 @pytest.fixture(params=[FullDisk, FileSizeLimit], ids=["full disk", "file size limit"])
 def failure(request: pytest.FixtureRequest) -> Iterator[DiskFailure]:
-    """Each failure of a disk."""
-    failure: DiskFailure = request.param()
-    yield failure
-    failure.close()
-
-
-class Vendor:
-    """Vendors whose answers wait for the gate before their end."""
-
-    def __init__(self) -> None:
-        self.gate = Gate()
-        self.calls: Counter[str] = Counter()
-
-    def __call__(self, received: Received) -> Reply:
-        """The reply to a request."""
-        if received.form is not None:
-            return Transcript()(received)
-        is_text = "messages" in received.body
-        prompt = received.prompt if is_text else received.body["text"]
-        self.calls[str(prompt).split()[0]] += 1
-        if is_text:
-            return Answer(WORDS, at={6: self.gate})(received)
-        return Speech(at={1: self.gate})(received)
-
-
-@pytest.fixture
-def vendor(upstream: FaultUpstream) -> Iterator[Vendor]:
-    """Sets the answers of the fake vendors."""
-    upstream.reset()
-    upstream.default = answers = Vendor()
-    yield answers
-    upstream.default = None
-    upstream.reset()
+    with closing(request.param()) as failure:
+        yield failure
 
 
 def body(name: str) -> dict[str, Any]:
     """A text or speech task, by its name."""
-    if name.startswith("speech"):
-        return {"model": "eleven-labs-tts", "text": f"{name} Hello.", "voice": "adam"}
-    return {"model": "gpt-4", "messages": [{"role": "user", "content": f"{name} Count."}]}
+    return speech(name) if name.startswith("speech") else text(name)
 
 
 def start_all_types(
@@ -181,10 +154,8 @@ def start_all_types(
         for client in clients:
             for stream in (False, True):
                 name = f"{task_type}.{type(client).__name__}.{'stream' if stream else 'unary'}"
-                idempotency_key = name if idempotent else None
-                call = client(
-                    body(name), name, stream=stream, idempotency_key=idempotency_key, on_chunk=watch.add
-                )
+                key = name if idempotent else None
+                call = client(body(name), name, stream=stream, idempotency_key=key, on_chunk=watch.add)
                 tasks[name] = asyncio.create_task(call)
     return tasks
 
@@ -196,14 +167,16 @@ async def run_into_failure(
     upstream: FaultUpstream,
     vendor: Vendor,
 ) -> dict[str, Outcome]:
-    """Runs tasks that end during the failure."""
-    watch = ChunkCounter()
+    """Runs a task before the failure, and tasks of each type that end during it; returns the outcomes of these."""
+    assert (await clients[0](body("before"), "before")).complete
+    await upstream.received()
+    watch, gate = ChunkCounter(), vendor.hold()
     tasks = start_all_types(clients, watch)
     for _ in tasks:
         await upstream.received()
     await watch.wait_for(2 * 6 + 2 * 1)
     await failure.begin(process)
-    vendor.gate.open()
+    gate.open()
     outcomes = {name: await task for name, task in tasks.items()}
     assert {result.code for result in outcomes.values()} == {"store_unavailable"}, outcomes
     assert not any(result.complete for result in outcomes.values())
@@ -242,7 +215,7 @@ async def check_repeated(
             repeated = await client(body(name), f"{name}.repeat{turn}", stream=stream, idempotency_key=name)
             assert repeated.complete, repeated
         assert vendor.calls[name] == 2
-    books = await read_books(process)
+    books = await process.books()
     books.check_idle()
     for name in outcomes:
         repeats = [r for turn in (0, 1) for r in books.records.get(f"{name}.repeat{turn}", ())]
@@ -266,11 +239,10 @@ async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
     failure: DiskFailure, deployment: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     process = await deployment.start(stderr=subprocess.DEVNULL)
-    async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
-        await run_before_failure(clients[0], vendor)
+    async with process.drivers() as clients:
         outcomes = await run_into_failure(failure, clients, process, upstream, vendor)
         await failure.end(process)
-        books = await read_settled_books(process)
+        books = await process.settled_books()
         check(books, outcomes)
         for name, result in outcomes.items():
             if name.endswith("stream"):
@@ -284,19 +256,18 @@ async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_th
     failure: DiskFailure, deployment: Deployment, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
     process = await deployment.start(stderr=subprocess.DEVNULL)
-    async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
-        await run_before_failure(clients[0], vendor)
+    async with process.drivers() as clients:
         outcomes = await run_into_failure(failure, clients, process, upstream, vendor)
-        books = await read_books(process)
+        books = await process.books()
         books.check()
         assert len(books.held) == len(outcomes)
         process.kill()
         assert await process.wait() == -signal.SIGKILL
     await failure.end_without_server(deployment)
     process = await deployment.start()
-    books = await read_books(process)
+    books = await process.books()
     check(books, outcomes)
-    async with open_drivers(process.rest, process.grpc, deployment.key) as clients:
+    async with process.drivers() as clients:
         await check_repeated(clients, process, outcomes, vendor, books)
 
 
@@ -311,11 +282,10 @@ async def test_uploads_during_a_disk_failure_are_unavailable_and_leave_no_file(
             assert await upload(channel, deployment, size) == "UNAVAILABLE store_unavailable"
         assert await stored_files(deployment) == []
         await failure.end(process)
-        vendor.gate.open()
         assert await upload(channel, deployment, 100_000) == ""
         assert await form(session, process, deployment, 100_000) == (200, "")
         assert len(await stored_files(deployment)) == 1
-    (await read_books(process)).check_idle()
+    (await process.books()).check_idle()
 
 
 async def test_media_leave_disk_space_for_the_ledger(
@@ -328,10 +298,10 @@ async def test_media_leave_disk_space_for_the_ledger(
     async with (
         aiohttp.ClientSession() as session,
         grpc.aio.insecure_channel(process.grpc) as channel,
-        open_drivers(process.rest, process.grpc, deployment.key) as clients,
+        process.drivers() as clients,
     ):
-        watch = ChunkCounter()
-        running = start_all_types(clients, watch, idempotent=False)
+        gate = vendor.hold()
+        running = start_all_types(clients, ChunkCounter(), idempotent=False)
         for _ in running:
             await upstream.received()
         statuses = [await upload(channel, deployment, 1_000_000) for _ in range(16)]
@@ -339,12 +309,12 @@ async def test_media_leave_disk_space_for_the_ledger(
         assert statuses[-1] == "UNAVAILABLE store_unavailable"
         assert await form(session, process, deployment, 1_000_000) == (503, "store_unavailable")
         assert reserve - 500_000 < await free_bytes(deployment) < reserve + 1_000_000
-        vendor.gate.open()
+        gate.open()
         outcomes = {name: await task for name, task in running.items()}
         assert {name: result.code for name, result in outcomes.items() if not result.complete} == {}
         for number in range(200):
             assert (await clients[number % 2](body("text"), f"more-{number}")).complete
-    books = await read_books(process)
+    books = await process.books()
     books.check_idle()
     assert all(record["complete"] for name in outcomes for record in books.records[name])
     assert {f"more-{number}" for number in range(200)} <= set(books.records)
@@ -373,12 +343,10 @@ async def upload(channel: grpc.aio.Channel, deployment: Deployment, size: int) -
 
 
 async def stored_files(deployment: Deployment) -> list[str]:
-    """The names of the files in the media folder."""
     return (await run_inside(deployment, "ls", "-A", str(deployment.data / "media"))).split()
 
 
 async def free_bytes(deployment: Deployment) -> int:
-    """Free bytes on the disk."""
     blocks, size = (await run_inside(deployment, "stat", "-f", "-c", "%a %S", str(deployment.data))).split()
     return int(blocks) * int(size)
 
@@ -391,18 +359,3 @@ async def run_inside(deployment: Deployment, *command: str) -> str:
     output, _ = await process.communicate()
     assert process.returncode == 0
     return output.decode()
-
-
-async def run_before_failure(client: RestDriver, vendor: Vendor) -> None:
-    """Runs a task before the failure."""
-    vendor.gate.open()
-    assert (await client(body("before"), "before")).complete
-    vendor.gate = Gate()
-
-
-async def read_settled_books(process: ServerProcess) -> Books:
-    """Returns the books as soon as no reservation is open."""
-    async with asyncio.timeout(30):
-        while (await read_books(process)).held:
-            pass
-    return await read_books(process)  # read again: a task may have been settled after its records were read

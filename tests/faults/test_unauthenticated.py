@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -23,6 +24,7 @@ from tests.faults.attack import (
     RUN_TASK,
     UPLOAD,
     WATCH,
+    Attack,
     attack,
 )
 from tests.faults.other_callers import other_callers
@@ -59,59 +61,55 @@ async def command(served: Served, *arguments: str) -> str:
     return ended.out.strip().rpartition("\n")[2]
 
 
+@asynccontextmanager
+async def attacked(served: Served, max_growth: int, seconds: float) -> AsyncIterator[Attack]:
+    """An attack, which is the body: it ends in time, the server's memory grows by less than `max_growth` bytes, and
+    other callers get answers soon."""
+    before = resident(served.pid)
+    with peak_memory(served.pid) as peak:
+        async with (
+            asyncio.timeout(seconds),
+            other_callers(served, "rest", "grpc") as callers,
+            attack(served) as attacking,
+        ):
+            yield attacking
+    grown = peak.bytes - before
+    log.info(
+        "%d calls: %d MiB, other callers waited at most %.3f s",
+        len(attacking.calls), grown / MIB, max(callers.all_waits),
+    )  # fmt: skip
+    assert grown < max_growth
+    assert not callers.errors
+    assert len(callers.all_waits) > 10
+    assert max(callers.all_waits) < 1.0
+
+
 @pytest.mark.parametrize("authenticated", [False, True], ids=["own connections", "authenticated connections"])
 async def test_calls_without_a_key_end_within_10_s_and_do_not_delay_other_callers(
     authenticated: bool, served: Served
 ) -> None:
-    before = resident(served.pid)
-    with peak_memory(served.pid) as peak:
-        async with (
-            asyncio.timeout(60),
-            other_callers(served, "rest", "grpc") as callers,
-            attack(served) as attacking,
-        ):
-            if authenticated:
-                await attacking.authenticate(served.key)
-            attacking.start(8, RUN_TASK, GZIP, GZIP_BOMB, end=True)
-            for path in (RUN_TASK, UPLOAD, CHECK, WATCH, REFLECTION, DOWNLOAD):
-                attacking.start(CALLS, path)
-                attacking.start(10, path, [("authorization", "Bearer nope")], PARTIAL)
-            await attacking.wait_ended()
-            longest = attacking.longest()
-    grown = peak.bytes - before
-    log.info(
-        "%d calls: %d MiB, other callers waited at most %.3f s, the longest call took %.1f s",
-        len(attacking.calls), grown / MIB, max(callers.all_waits), longest,
-    )  # fmt: skip
-    assert grown < 64 * MIB
-    assert not callers.errors
-    assert len(callers.all_waits) > 10
-    assert max(callers.all_waits) < 1.0
-    assert longest < 11.0  # 10 on an idle machine
+    async with attacked(served, 64 * MIB, 60) as attacking:
+        if authenticated:
+            await attacking.authenticate(served.key)
+        attacking.start(8, RUN_TASK, GZIP, GZIP_BOMB, end=True)
+        for path in (RUN_TASK, UPLOAD, CHECK, WATCH, REFLECTION, DOWNLOAD):
+            attacking.start(CALLS, path)
+            attacking.start(10, path, [("authorization", "Bearer nope")], PARTIAL)
+        await attacking.wait_ended()
+        assert attacking.longest() < 11.0  # 10 on an idle machine
 
 
 async def test_calls_with_a_free_key_cost_its_share_and_do_not_delay_other_callers(served: Served) -> None:
     await command(served, "accounts", "create", "hostile", "--plan", "free")
-    key = await command(served, "keys", "create", "hostile")
-    metadata = bearer(key)
-    before = resident(served.pid)
-    with peak_memory(served.pid) as peak:
-        async with (
-            asyncio.timeout(110),
-            other_callers(served, "rest", "grpc") as callers,
-            attack(served) as attacking,
-        ):
-            attacking.start(8, RUN_TASK, [*metadata, *GZIP], GZIP_BOMB, end=True)
+    metadata = bearer(await command(served, "keys", "create", "hostile"))
+    # The account's share is 128 MiB; grpc frees its own buffers late.
+    async with attacked(served, 208 * MIB, 110) as attacking:
+        attacking.start(8, RUN_TASK, [*metadata, *GZIP], GZIP_BOMB, end=True)
+        await attacking.wait_ended()
+        attacking.start(30, RUN_TASK, metadata, PARTIAL)
+        attacking.start(30, UPLOAD, metadata, PARTIAL)
+        if LARGE:
             await attacking.wait_ended()
-            attacking.start(30, RUN_TASK, metadata, PARTIAL)
-            attacking.start(30, UPLOAD, metadata, PARTIAL)
-            if LARGE:
-                await attacking.wait_ended()
-                assert attacking.longest() < 62
-            else:
-                await attacking.wait_sent(8 + 8 + 6)  # all others wait until these have ended
-    grown = peak.bytes - before
-    log.info("%d MiB, other callers waited at most %.3f s", grown / MIB, max(callers.all_waits))
-    assert grown < 208 * MIB  # the account's share is 128 MiB; grpc frees its own buffers late
-    assert not callers.errors
-    assert max(callers.all_waits) < 1.0
+            assert attacking.longest() < 62
+        else:
+            await attacking.wait_sent(8 + 8 + 6)  # all others wait until these have ended

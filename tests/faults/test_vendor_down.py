@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
 from tests.app import Account, RunningApp, run_app
 from tests.driver import PROTOCOLS
+from tests.faults.waiting import until
 from tests.tasks import text_body
 
 OPENS_WITHIN = 4.0
@@ -52,21 +52,19 @@ class CountingCircuitBreaker(CircuitBreaker):
         self.running -= 1
 
 
-@pytest.fixture(name="breakers")
-def _breakers() -> list[CountingCircuitBreaker]:
-    """The app's circuit breakers."""
+@pytest.fixture
+def breakers() -> list[CountingCircuitBreaker]:
     return []
 
 
-@pytest.fixture(name="app")
-async def _app(tmp_path: Path, breakers: list[CountingCircuitBreaker]) -> AsyncIterator[RunningApp]:
+@pytest.fixture
+async def app(tmp_path: Path, breakers: list[CountingCircuitBreaker]) -> AsyncIterator[RunningApp]:
     def make(provider: str, model: str) -> CountingCircuitBreaker:
         breakers.append(CountingCircuitBreaker(provider, model))
         return breakers[-1]
 
     limits = Timeouts(connect=SILENCE, silence=SILENCE, whole=SILENCE)
-    router = partial(Router, breaker=make)
-    async with run_app(tmp_path, make_router=router, timeouts=limits) as opened:
+    async with run_app(tmp_path, make_router=partial(Router, breaker=make), timeouts=limits) as opened:
         yield opened
 
 
@@ -93,31 +91,18 @@ class Traffic:
             await asyncio.sleep(pause)
 
     async def stop(self) -> None:
-        """Stops all callers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def count(self, code: str) -> int:
-        """The number of calls that ended with a code."""
         return sum(outcomes[code] for outcomes in self.outcomes.values())
-
-
-async def wait_until(condition: Callable[[], bool], timeout: float) -> float:  # noqa: ASYNC109
-    """Waits until the condition is true; returns the seconds."""
-    began = time.monotonic()
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110 - counts have no event
-            await asyncio.sleep(0.005)
-    return time.monotonic() - began
 
 
 async def check_books(app: RunningApp, *callers: Account) -> None:
     """Waits until these callers have no reservation; checks that the audit then finds no difference."""
-    async with asyncio.timeout(5):
-        for caller in callers:
-            while (await app.balance(caller, live=True)).held or await app.concurrency(caller, live=True):  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+    for caller in callers:
+        await app.idle(caller, live=True)
     report = await audit(app.server.store)
     assert not report.findings
     assert (report.difference_micros, report.holds) == (0, 0)
@@ -134,7 +119,7 @@ async def test_failing_prompts_of_one_account_do_not_affect_other_accounts(
     traffic = Traffic(app)
     traffic.start(other, "Hello", callers=3)
     traffic.start(failing, "failing", callers=12, pause=0.05)
-    await wait_until(lambda: traffic.outcomes.get(other.name, Counter())["ok"] >= 60, 20)
+    await until(lambda: traffic.outcomes.get(other.name, Counter())["ok"] >= 60, 20)
     await traffic.stop()
     outcomes = traffic.outcomes[other.name]
     assert outcomes["ok"] >= 0.99 * outcomes.total(), outcomes
@@ -146,7 +131,6 @@ async def test_failing_prompts_of_one_account_do_not_affect_other_accounts(
 
 @asynccontextmanager
 async def vendor_down(upstream: FaultUpstream, failure: str) -> AsyncIterator[None]:
-    """Makes the vendor fail while the body runs."""
     default = upstream.default
     if failure == "no connection":
         await upstream.__aexit__(None, None, None)
@@ -169,22 +153,22 @@ async def test_the_circuit_of_a_vendor_that_is_down_opens_and_closes_again(
     traffic = Traffic(app)
     for caller in callers:
         traffic.start(caller, "Hello", callers=3)
-    await wait_until(lambda: traffic.count("ok") >= 20, 10)
+    await until(lambda: traffic.count("ok") >= 20, 10)
     assert traffic.count("ok") == sum(outcomes.total() for outcomes in traffic.outcomes.values())
     (breaker,) = [one for one in breakers if one.attempts]
 
     async with vendor_down(app.upstream, failure):
         limit = OPENS_WITHIN + (SILENCE if failure == "silence" else 0)  # from the first failure
-        seconds = await wait_until(lambda: breaker.state is not State.CLOSED, limit)
+        seconds = await until(lambda: breaker.state is not State.CLOSED, limit)
         assert seconds < limit
-        await wait_until(lambda: breaker.running == 0, 5)  # calls that were running
+        await until(lambda: breaker.running == 0, 5)  # calls that were running
         breaker.attempts = breaker.max_running = 0
-        seconds = await wait_until(lambda: breaker.attempts > 0, PROBE_WAIT_MAX + 1)
+        seconds = await until(lambda: breaker.attempts > 0, PROBE_WAIT_MAX + 1)
         assert breaker.attempts <= 1 + seconds / PROBE_WAIT, "only probes"
         assert breaker.max_running == 1
 
     served = traffic.count("ok")
-    seconds = await wait_until(lambda: traffic.count("ok") >= served + 20, CLOSES_WITHIN)
+    seconds = await until(lambda: traffic.count("ok") >= served + 20, CLOSES_WITHIN)
     assert seconds < CLOSES_WITHIN
     await traffic.stop()
     await check_books(app, *callers)
@@ -195,13 +179,13 @@ async def test_the_circuit_opens_for_an_account_that_is_alone_at_a_vendor(app: R
     caller = await app.account()
     traffic = Traffic(app)
     traffic.start(caller, "Hello", callers=10)
-    await wait_until(lambda: traffic.count("provider_unavailable") >= 100, 20)
+    await until(lambda: traffic.count("provider_unavailable") >= 100, 20)
     assert len(app.upstream.requests) <= 10 + 10, "calls that ran when the circuit opened, and probes"
     answer = await app.ask("rest", caller.live, text_body("Hello", max_tokens=20))
     assert (answer.code, answer.status) == ("provider_unavailable", 503)
     assert 1 <= int(answer.headers["retry-after"]) <= 8
     app.upstream.default = Answer("A good answer.")
-    await wait_until(lambda: traffic.count("ok") > 0, CLOSES_WITHIN)
+    await until(lambda: traffic.count("ok") > 0, CLOSES_WITHIN)
     await traffic.stop()
     await check_books(app, caller)
 

@@ -43,11 +43,9 @@ async def start_child(module: str, *arguments: str) -> AsyncIterator[Child]:
 
 
 def print_line(line: str) -> None:
-    """Prints a line immediately."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def stdin_end() -> asyncio.Future[str]:
-    """A future that is done when stdin has ended."""
     return asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

@@ -1,6 +1,6 @@
 """A vendor that sends streams at full speed, and readers for them, as processes of their own.
 
-Run as `python -m tests.load.flood ROLE …`: a process prints a line when it is ready, and ends when its stdin
+Run as `python -m tests.load.flood vendor` or `readers PROTOCOL PORT KEY STREAMS`: a process prints a line when it is ready, and ends when its stdin
 ends. Both do as little as possible for each event, so that the server between them is the bottleneck.
 
 The vendor has OpenAI's chat completions. A stream is endless unless the prompt contains `events=N`; `size=N`
@@ -10,19 +10,20 @@ the time when it was sent. A request without streaming is answered immediately.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import re
-import struct
+import sys
 import time
+from functools import partial
+from typing import Any
 
-from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
-from pomelo.gen.v1.text_pb2 import Role
 from tests.faults import frames
 from tests.load.child_process import print_line, stdin_end
+from tests.load.rest_attacks import head
+from tests.tasks import text_body, text_task
 
 BLOCK = 64 * 1024
 MAX_SECONDS = 300.0
@@ -31,36 +32,28 @@ MAX_SECONDS = 300.0
 PER_CONNECTION = 25
 """gRPC streams on one connection."""
 
-_RESPONSE = json.dumps(
-    {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "gpt-4",
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
-        ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-    }
-).encode()
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def completion(suffix: str, choice: dict[str, Any], **more: Any) -> bytes:
+    """A completion or a chunk in JSON; `suffix` is that of its type."""
+    head = {"id": "chatcmpl-1", "object": f"chat.completion{suffix}", "created": 1, "model": "gpt-4"}
+    return json.dumps({**head, "choices": [{"index": 0, **choice}], **more}, separators=(",", ":")).encode()
+
+
+_MESSAGE = {"message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
+_RESPONSE = completion("", _MESSAGE, usage=USAGE)
 
 
 # --- the vendor
 
 
 def event(text: str = " word", finish: str | None = None) -> bytes:
-    """One event, as an HTTP chunk."""
     delta = {"content": text} if finish is None else {}
-    chunk = {
-        "id": "chatcmpl-1",
-        "object": "chat.completion.chunk",
-        "created": 1,
-        "model": "gpt-4",
-        "system_fingerprint": "fp_1",
-        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}],
-        "usage": None if finish is None else {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-    }
-    return _chunk(b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n")
+    choice = {"delta": delta, "logprobs": None, "finish_reason": finish}
+    usage = None if finish is None else USAGE
+    data = completion(".chunk", choice, system_fingerprint="fp_1", usage=usage)
+    return _chunk(b"data: " + data + b"\n\n")
 
 
 def _chunk(data: bytes) -> bytes:
@@ -71,8 +64,8 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     """Answers the requests of a connection."""
     try:
         while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"(?i)content-length: (\d+)", head)
+            start = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: (\d+)", start)
             body = await reader.readexactly(int(length[1]) if length else 0)
             if b'"stream":true' in body:
                 await _stream(body, writer)
@@ -112,7 +105,6 @@ async def _stream(body: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 async def vendor() -> None:
-    """Listens, and prints its base URL."""
     server = await asyncio.start_server(answer, "127.0.0.1", 0, limit=BLOCK)
     print_line(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
     await asyncio.wait([stdin_end()], timeout=MAX_SECONDS)
@@ -143,28 +135,17 @@ class Reader(asyncio.BufferedProtocol):
             self.started.set()
 
 
-def by_rest(port: int, key: str, streams: int) -> list[bytes]:
+def by_rest(key: str, streams: int) -> list[bytes]:
     """The bytes to send on each connection: a request for server-sent events."""
-    body = json.dumps(
-        {"model": "gpt-4", "messages": [{"role": "user", "content": "Go"}], "stream": True}
-    ).encode()
-    head = (
-        f"POST /api/v1/task HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return [head.encode() + body] * streams
+    body = json.dumps(text_body("Go", stream=True)).encode()
+    return [head(key, len(body)) + body] * streams
 
 
-def by_grpc(port: int, key: str, streams: int) -> list[bytes]:
+def by_grpc(key: str, streams: int) -> list[bytes]:
     """The bytes to send on each connection: HTTP/2 with the largest windows, and calls of StreamTask."""
-    task = Task(model="gpt-4")
-    task.text.messages.add(role=Role.ROLE_USER, content="Go")
-    message = StreamTaskRequest(task=task).SerializeToString()
+    message = StreamTaskRequest(task=text_task("Go")).SerializeToString()
     authorization = ("authorization", f"Bearer {key}")
-    window = 2**31 - 1
-    preface = frames.PREFACE + frames.frame(frames.SETTINGS, 0, 0, struct.pack(">HI", 4, window))
-    preface += frames.frame(frames.WINDOW_UPDATE, 0, 0, struct.pack(">I", window - 65535))
-    preface += frames.frame(frames.SETTINGS, frames.ACK)
+    preface = frames.wide_hello() + frames.frame(frames.SETTINGS, frames.ACK)
     connections = []
     for first in range(0, streams, PER_CONNECTION):
         data = preface
@@ -176,11 +157,11 @@ def by_grpc(port: int, key: str, streams: int) -> list[bytes]:
     return connections
 
 
-async def readers(protocol: str, port: int, key: str, streams: int) -> None:
+async def readers(protocol: str, port: str, key: str, streams: str) -> None:
     """Opens streams, prints a line when all of them have started, and at the end the received bytes."""
     loop = asyncio.get_running_loop()
-    requests = (by_rest if protocol == "rest" else by_grpc)(port, key, streams)
-    opened = [await loop.create_connection(lambda r=r: Reader(r), "127.0.0.1", port) for r in requests]
+    requests = (by_rest if protocol == "rest" else by_grpc)(key, int(streams))
+    opened = [await loop.create_connection(partial(Reader, one), "127.0.0.1", int(port)) for one in requests]
     for _, reader in opened:
         await reader.started.wait()
     began, before = time.monotonic(), sum(reader.size for _, reader in opened)
@@ -191,25 +172,6 @@ async def readers(protocol: str, port: int, key: str, streams: int) -> None:
     print_line(json.dumps({"bytes": (sum(sizes) - before) / seconds, "min": min(sizes), "max": max(sizes)}))
 
 
-# --- the command line
-
-
-def main() -> None:
-    """Runs a role."""
-    parser = argparse.ArgumentParser()
-    roles = parser.add_subparsers(dest="role", required=True)
-    roles.add_parser("vendor")
-    readers_parser = roles.add_parser("readers")
-    readers_parser.add_argument("protocol", choices=("rest", "grpc"))
-    readers_parser.add_argument("port", type=int)
-    readers_parser.add_argument("key")
-    readers_parser.add_argument("streams", type=int)
-    arguments = parser.parse_args()
-    if arguments.role == "vendor":
-        asyncio.run(vendor())
-    else:
-        asyncio.run(readers(arguments.protocol, arguments.port, arguments.key, arguments.streams))
-
-
 if __name__ == "__main__":
-    main()
+    role, *arguments = sys.argv[1:]
+    asyncio.run(vendor() if role == "vendor" else readers(*arguments))

@@ -10,20 +10,16 @@ are unauthenticated; with a key they end with the first response.
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
 import json
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 MAX_SECONDS = 25.0
 """Seconds after which an attack stops, because the server has not closed its connection."""
-
-Reader = asyncio.StreamReader
-Writer = asyncio.StreamWriter
-Attack = Callable[[Writer, str], Awaitable[None]]
-"""Sends requests with a key until it is cancelled or the connection is closed."""
 
 
 def head(key: str, length: int | None, content_type: str = "application/json", **more: str) -> bytes:
@@ -36,161 +32,103 @@ def head(key: str, length: int | None, content_type: str = "application/json", *
     ).encode()
 
 
-async def send(writer: Writer, interval: float, *parts: bytes) -> None:
-    """Sends the parts, and then the last one again every `interval` seconds."""
-    for part in parts:
-        writer.write(part)
-        await writer.drain()
-    while True:
-        await asyncio.sleep(interval)
-        writer.write(parts[-1])
-        await writer.drain()
+@dataclass(frozen=True)
+class Attack:
+    """Sends the parts that `parts` makes with a key, and then the last one again every `interval` seconds."""
+
+    interval: float
+    parts: Callable[[str], tuple[bytes, ...]]
+    reads: bool = True
+
+    async def send(self, transport: asyncio.Transport, writer: asyncio.StreamWriter, key: str) -> None:
+        """Sends until it is cancelled or the connection is closed."""
+        if not self.reads:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            transport.pause_reading()
+        parts = self.parts(key)
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+        while True:
+            await asyncio.sleep(self.interval)
+            writer.write(parts[-1])
+            await writer.drain()
 
 
-async def silence(writer: Writer, key: str) -> None:
-    """Sends nothing."""
-
-
-async def slow_head(writer: Writer, key: str) -> None:
-    """An endless request head, one byte at a time."""
-    await send(writer, 0.5, b"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nA: b", b"b")
-
-
-async def long_head(writer: Writer, key: str) -> None:
-    """An endless request head, at full speed."""
-    await send(writer, 0.0, b"POST / HTTP/1.1\r\n", b"A: " + b"x" * 8000 + b"\r\n")
-
-
-async def slow_body(writer: Writer, key: str) -> None:
-    """A body sent one byte at a time, with pauses."""
-    await send(writer, 1.0, head(key, 1_000_000), b"{")
-
-
-async def tiny_chunks(writer: Writer, key: str) -> None:
-    """A body of chunks of one byte."""
-    await send(writer, 0.0, head(key, None), b"1\r\n{\r\n" * 500)
-
-
-async def expecting(writer: Writer, key: str) -> None:
-    """A body that waits for 100 Continue and is never sent."""
-    await send(writer, 60.0, head(key, 1_000_000, Expect="100-continue"))
-
-
-async def preamble(writer: Writer, key: str) -> None:
-    """A form that begins with empty lines."""
-    await send(writer, 0.1, head(key, 7_800_000, "multipart/form-data; boundary=B"), b"\r\n" * 16_384)
-
-
-async def values(writer: Writer, key: str) -> None:
-    """A large body of empty lists."""
+def empty_lists(key: str) -> tuple[bytes]:
     body = b'{"model":"gpt-4","messages":[' + b"[]," * 2_600_000 + b"[]]}"
-    writer.write(head(key, len(body)) + body)
-    await writer.drain()
+    return (head(key, len(body)) + body,)
 
 
-async def unread_answers(writer: Writer, key: str) -> None:
-    """Requests whose answers are never read."""
-    peer = writer.get_extra_info("socket")
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    writer.transport.pause_reading()
-    await send(writer, 0.2, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20)
+NEVER = 60.0
+WEBSOCKET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+FORM = "multipart/form-data; boundary=B"
 
+ATTACKS = {
+    "silence": Attack(NEVER, lambda key: (b"",)),
+    "slow_head": Attack(0.5, lambda key: (b"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nA: b", b"b")),
+    "long_head": Attack(0.0, lambda key: (b"POST / HTTP/1.1\r\n", b"A: " + b"x" * 8000 + b"\r\n")),
+    "slow_body": Attack(1.0, lambda key: (head(key, 1_000_000), b"{")),
+    "tiny_chunks": Attack(0.0, lambda key: (head(key, None), b"1\r\n{\r\n" * 500)),
+    "expecting": Attack(NEVER, lambda key: (head(key, 1_000_000, Expect="100-continue"),)),
+    "preamble": Attack(0.1, lambda key: (head(key, 7_800_000, FORM), b"\r\n" * 16_384)),
+    "values": Attack(NEVER, empty_lists),
+    "unread_answers": Attack(
+        0.2, lambda key: (b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20,), reads=False
+    ),
+    "pipeline": Attack(0.0, lambda key: (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" * 1000,)),
+    "refused_then_idle": Attack(NEVER, lambda key: (head("bad", 2) + b"{}",)),
+    "refused_again": Attack(0.7, lambda key: (head("bad", 2) + b"{}",)),
+    "upgrade": Attack(0.05, lambda key: (WEBSOCKET, b"\0" * 1000)),
+}
+"""All attacks; without a key all of them are made."""
 
-async def pipeline(writer: Writer, key: str) -> None:
-    """Endless pipelined requests."""
-    await send(writer, 0.0, b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
-
-
-async def refused_then_idle(writer: Writer, key: str) -> None:
-    """One refused request, and then nothing."""
-    await send(writer, 60.0, head("bad", 2) + b"{}")
-
-
-async def refused_again(writer: Writer, key: str) -> None:
-    """A refused request every 0.7 s."""
-    await send(writer, 0.7, head("bad", 2) + b"{}")
-
-
-async def upgrade(writer: Writer, key: str) -> None:
-    """An upgrade to WebSocket, and bytes of that protocol."""
-    start = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    await send(writer, 0.05, start, b"\0" * 1000)
-
-
-UNAUTHENTICATED: tuple[Attack, ...] = (
-    silence,
-    slow_head,
-    long_head,
-    slow_body,
-    tiny_chunks,
-    expecting,
-    preamble,
-    values,
-    unread_answers,
-    pipeline,
-    refused_then_idle,
-    refused_again,
-    upgrade,
-)
-WITH_KEY: tuple[Attack, ...] = (tiny_chunks, preamble, values)
-SLOW_WITH_KEY: tuple[Attack, ...] = (slow_body, expecting)
+WITH_KEY = ("tiny_chunks", "preamble", "values")
+SLOW_WITH_KEY = ("slow_body", "expecting")
 """Attacks with a key that take longer, made only at full size."""
-
-
-@contextlib.asynccontextmanager
-async def connected(host: str, port: int) -> AsyncIterator[tuple[Reader, Writer]]:
-    """Opens a connection, and aborts it on exit."""
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
 
 
 async def run(attack: Attack, host: str, port: int, key: str) -> tuple[float, list[str]]:
     """The lifetime of an attack's connection in seconds, and the statuses of its responses."""
-    loop = asyncio.get_running_loop()
     received = bytearray()
-    began = loop.time()
-    async with connected(host, port) as (reader, writer):
-        sending = asyncio.ensure_future(attack(writer, key or "bad"))
-        try:
-            async with asyncio.timeout(MAX_SECONDS):
-                if attack is unread_answers:
-                    await sending
-                while data := await reader.read(65_536):
-                    received += data[:2000]
-                    if key and b"\r\n\r\n" in received.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b""):
-                        break
-        except (OSError, TimeoutError):
-            pass
-        finally:
-            sending.cancel()
-            await asyncio.wait([sending])
-            if not sending.cancelled():
-                sending.exception()
-        ended = loop.time()
+    began = time.monotonic()
+    reader, writer = await asyncio.open_connection(host, port)
+    assert isinstance(writer.transport, asyncio.Transport)
+    sending = asyncio.ensure_future(attack.send(writer.transport, writer, key or "bad"))
+    try:
+        async with asyncio.timeout(MAX_SECONDS):
+            if not attack.reads:
+                await sending
+            while data := await reader.read(65_536):
+                received += data[:2000]
+                if key and b"\r\n\r\n" in received.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b""):
+                    break
+    except (OSError, TimeoutError):
+        pass
+    finally:
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        writer.transport.abort()
     responses = bytes(received).split(b"HTTP/1.1 ")[1:]
-    return ended - began, [response[:3].decode() for response in responses]
+    return time.monotonic() - began, [response[:3].decode() for response in responses]
 
 
-async def main(host: str, port: int, count: int, key: str) -> None:
+async def main(host: str, port: str, count: str, key: str = "") -> None:
     """Makes all attacks concurrently and prints the report."""
-    attacks = (WITH_KEY if count < 20 else WITH_KEY + SLOW_WITH_KEY) if key else UNAUTHENTICATED
-    results = await asyncio.gather(
-        *(asyncio.gather(*(run(attack, host, port, key) for _ in range(count))) for attack in attacks)
-    )
-    report = {
-        attack.__name__: {
-            "longest": max(seconds for seconds, _ in one),
-            "statuses": collections.Counter(status for _, statuses in one for status in statuses),
+    slow = SLOW_WITH_KEY if int(count) >= 20 else ()
+    report = {}
+
+    async def make(name: str) -> None:
+        runs = [run(ATTACKS[name], host, int(port), key) for _ in range(int(count))]
+        results = await asyncio.gather(*runs)
+        report[name] = {
+            "longest": max(seconds for seconds, _ in results),
+            "statuses": Counter(status for _, statuses in results for status in statuses),
         }
-        for attack, one in zip(attacks, results, strict=True)
-    }
+
+    await asyncio.gather(*[make(name) for name in ((*WITH_KEY, *slow) if key else ATTACKS)])
     sys.stdout.write(json.dumps(report))
 
 
 if __name__ == "__main__":
-    asyncio.run(
-        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else "")
-    )
+    asyncio.run(main(*sys.argv[1:]))

@@ -18,14 +18,12 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.app import open_app, open_gateway
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_protocol, mistral_protocol, openai_protocol
-from tests.app import endow
+from tests.app import RunningApp, run_app
 from tests.calls import bearer
-from tests.tasks import to_task
+from tests.tasks import text_body, to_task
 
 GATES = 3
 TIMEOUT = 20.0
@@ -86,44 +84,37 @@ class Ways:
 
 
 @pytest.fixture(scope="module")
-async def vendor() -> AsyncIterator[FaultUpstream]:
-    """The fault upstream of this module."""
-    async with FaultUpstream() as server:
-        yield server
+async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(
+        tmp_path_factory.mktemp("first"), settings={"anthropic_api_key": "upstream"}
+    ) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
-async def ways(tmp_path_factory: pytest.TempPathFactory, vendor: FaultUpstream) -> AsyncIterator[Ways]:
-    """An app, and a gateway in front of it."""
-    folder = tmp_path_factory.mktemp("first")
-    settings = Settings(
-        rest="127.0.0.1:0",
-        grpc="127.0.0.1:0",
-        data=folder / "data",
-        openai_api_key="upstream",
-        openai_base_url=vendor.openai_base_url,
-        anthropic_api_key="upstream",
-        anthropic_base_url=vendor.anthropic_base_url,
-        mistral_api_key="upstream",
-        mistral_base_url=vendor.mistral_base_url,
-        elevenlabs_api_key="upstream",
-        elevenlabs_base_url=vendor.elevenlabs_base_url,
-    )
-    async with open_app(settings) as app, aiohttp.ClientSession() as session:
-        assert app.rest is not None
-        assert app.grpc is not None
-        await endow(app.store)
-        _, key = await app.keyring.create(live=True)
-        gateway = Settings(rest="127.0.0.1:0", data=folder / "gateway")
-        async with (
-            open_gateway(gateway, app.grpc) as (host, port),
-            grpc.aio.insecure_channel(app.grpc) as channel,
-        ):
-            rest = "http://{}:{}".format(*app.rest)
-            yield Ways(session, channel, key, rest, f"http://{host}:{port}")
+async def ways(app: RunningApp) -> Ways:
+    account = await app.account()
+    return Ways(app.session, app.channel, account.live, app.urls["rest"], app.urls["remote"])
 
 
-async def follow(chunks: Chunks, sent: list[bytes], gates: list[Gate]) -> bytes:
+@pytest.fixture
+def vendor(app: RunningApp) -> FaultUpstream:
+    """The fault upstream without scripts or received requests."""
+    app.upstream.reset()
+    return app.upstream
+
+
+class ObservedGate(Gate):
+    """A gate that knows whether a response has passed it."""
+
+    passed = False
+
+    async def pass_through(self) -> None:
+        await super().pass_through()
+        self.passed = True
+
+
+async def follow(chunks: Chunks, sent: list[bytes], gates: list[ObservedGate]) -> bytes:
     """Reads all chunks; opens each gate when everything sent before it was received. Returns the whole data.
 
     Raises:
@@ -141,16 +132,6 @@ async def follow(chunks: Chunks, sent: list[bytes], gates: list[Gate]) -> bytes:
     return received
 
 
-class ObservedGate(Gate):
-    """A gate that knows whether a response has passed it."""
-
-    passed = False
-
-    async def pass_through(self) -> None:
-        await super().pass_through()
-        self.passed = True
-
-
 @pytest.mark.parametrize(
     "output_format", ["mp3_44100_128", "wav_44100", "opus_48000_64", "pcm_16000", "ulaw_8000"]
 )
@@ -159,7 +140,6 @@ class ObservedGate(Gate):
 async def test_each_chunk_of_audio_is_received_before_the_next_is_sent(
     way: str, body: Mapping[str, Any], output_format: str, ways: Ways, vendor: FaultUpstream
 ) -> None:
-    vendor.reset()
     gates = [ObservedGate() for _ in range(GATES)]
     speech = Speech(size=100_000, at=dict(enumerate(gates, 1)))
     vendor.script(speech)
@@ -178,10 +158,7 @@ async def test_each_chunk_of_audio_is_received_before_the_next_is_sent(
 async def test_each_word_is_received_before_the_next_is_sent(
     way: str, model: str, vendor_api: ModuleType, ways: Ways, vendor: FaultUpstream
 ) -> None:
-    vendor.reset()
     gates = [ObservedGate() for _ in range(GATES)]
     vendor.script(vendor_api.Answer("one two three four", at=dict(enumerate(gates, 1))))
-    chunks = ways.events[way](
-        {"model": model, "messages": [{"role": "user", "content": "Count"}], "max_tokens": 9}
-    )
+    chunks = ways.events[way](text_body("Count", model, max_tokens=9))
     assert await follow(chunks, [b"one", b" two", b" three"], gates) == b"one two three four"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from tests.certificates import make_certificate
 from tests.faults import frames
 from tests.faults.other_callers import other_callers
 from tests.integration.commands import start_command
-from tests.load.process_usage import connections
+from tests.load.process_usage import silent_connections, wait_closed
 from tests.ports import free_port
 from tests.serving import Served, serve
 
@@ -32,28 +31,14 @@ async def test_connections_without_a_key_are_closed_within_ten_seconds(folder: P
 
     async def idle(name: str) -> None:
         (folder / name).mkdir()
-        async with serve(folder / name) as served:
-            with ExitStack() as stack:
-                async with other_callers(served, "rest", "grpc", "new_grpc") as callers:
-                    for number in range(COUNT):
-                        with suppress(ConnectionError):
-                            silent = stack.enter_context(
-                                socket.create_connection(("127.0.0.1", served.grpc_port))
-                            )
-                            silent.sendall(SENT[name])
-                        if number % 25 == 0:
-                            await asyncio.sleep(0)
-                    opened = time.monotonic()
-                    while (
-                        await asyncio.to_thread(connections, served.pid, served.grpc_port) > 3
-                    ):  # the other callers'
-                        assert time.monotonic() - opened < 12, name
-                        await asyncio.sleep(0.2)
-                callers.check()
+        async with serve(folder / name) as served, AsyncExitStack() as stack:
+            async with other_callers(served, "rest", "grpc", "new_grpc") as callers:
+                await stack.enter_async_context(silent_connections(served.grpc_port, COUNT, SENT[name]))
+                await wait_closed(served.pid, served.grpc_port, 3, 12)  # the other callers have three
+            callers.check()
 
-    await asyncio.gather(
-        *[idle(name) for name in SENT]
-    )  # concurrently, each on its own server, to wait only once
+    # Concurrently, each on its own server, to wait only once.
+    await asyncio.gather(*[idle(name) for name in SENT])
 
 
 async def test_unfinished_tls_handshakes_are_closed_within_ten_seconds(folder: Path) -> None:
@@ -64,17 +49,8 @@ async def test_unfinished_tls_handshakes_are_closed_within_ten_seconds(folder: P
     variables |= {"POMELO_REST": "", "POMELO_GRPC": f"127.0.0.1:{port}"}
     async with start_command(folder, "serve", **variables) as running:
         await running.read_until("gRPC")
-        with ExitStack() as stack:
-            for number in range(COUNT):
-                with suppress(ConnectionError):
-                    half = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-                    half.sendall(b"\x16\x03\x01\x02\x00\x01" if number % 2 else b"")
-                if number % 25 == 0:
-                    await asyncio.sleep(0)
-            opened = time.monotonic()
-            while await asyncio.to_thread(connections, running.process.pid, port):
-                assert time.monotonic() - opened < 12
-                await asyncio.sleep(0.2)
+        async with silent_connections(port, COUNT, b"", b"\x16\x03\x01\x02\x00\x01"):
+            await wait_closed(running.process.pid, port, 0, 12)
 
 
 @pytest.mark.skipif("LOAD_CALLS" not in os.environ, reason="takes a minute and a half; make load")

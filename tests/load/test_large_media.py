@@ -27,11 +27,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-import grpc
 import pytest
 
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
@@ -40,12 +37,11 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.audio import packets
-from tests.calls import bearer
-from tests.integration.commands import live_key
 from tests.load.child_process import start_child
 from tests.load.process_usage import MIB, cpu_seconds, peak_memory, resident
+from tests.load.server import Server, open_server
 from tests.load.vendor import PACKET, SIZE
-from tests.serving import Served, serve
+from tests.tasks import TASK_BODIES, to_task
 
 CALLS = int(os.environ.get("LOAD_CALLS", "20"))
 """The number of concurrent calls."""
@@ -54,29 +50,10 @@ MAX_GROWTH = 150 * MIB * CALLS // 100
 UPLOAD = 25 * MIB
 CHUNK = 256 * 1024
 WARM_UP_CALLS = 4
+CHANNELS = 4
 BOUNDARY = "x" * 32
 
 pytestmark = pytest.mark.timeout(60 + 6 * CALLS)
-
-
-@dataclass(frozen=True)
-class Server:
-    """The server under load, and its clients."""
-
-    served: Served
-    key: str
-    session: aiohttp.ClientSession
-    channels: list[grpc.aio.Channel]
-
-    def channel(self, number: int) -> grpc.aio.Channel:
-        """The channel of a call: 25 calls share one."""
-        return self.channels[number // 25 % len(self.channels)]
-
-    def metadata(self) -> list[tuple[str, str]]:
-        return bearer(self.key)
-
-    def headers(self, **more: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}", **{k.replace("_", "-"): v for k, v in more.items()}}
 
 
 Run = Callable[[Server, str, int], Awaitable[None]]
@@ -113,29 +90,12 @@ def check_transcript(text: str, digest: Any) -> None:
 
 
 @functools.cache
-def speech_digest(text: str) -> tuple[int, str]:
-    """The size and the digest of the audio that the vendor generates from a text."""
-    digest, size = hashlib.sha256(), 0
+def speech_digest(text: str) -> str:
+    """The digest of the audio that the vendor generates from a text."""
+    digest = hashlib.sha256()
     for packet in packets("mp3_44100_128", SIZE, text, PACKET):
         digest.update(packet)
-        size += len(packet)
-    return size, digest.hexdigest()
-
-
-class AudioDigest:
-    """The size and the digest of received audio."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._digest = hashlib.sha256()
-
-    def add(self, data: bytes) -> None:
-        self.size += len(data)
-        self._digest.update(data)
-
-    def result(self) -> tuple[int, str]:
-        """The same as `speech_digest`, for the same audio."""
-        return self.size, self._digest.hexdigest()
+    return digest.hexdigest()
 
 
 # --- one call of each load
@@ -154,10 +114,7 @@ async def upload_over_rest(server: Server, run: str, number: int) -> None:
             yield chunk
         yield f"\r\n--{BOUNDARY}--\r\n".encode()
 
-    headers = server.headers(Content_Type=f"multipart/form-data; boundary={BOUNDARY}")
-    async with server.session.post(
-        f"{server.served.url}/api/v1/task", data=body(), headers=headers
-    ) as answer:
+    async with server.post(data=body(), Content_Type=f"multipart/form-data; boundary={BOUNDARY}") as answer:
         transcript = await answer.json()
         assert answer.status == 200, transcript
         check_transcript(transcript["text"], digest)
@@ -166,65 +123,57 @@ async def upload_over_rest(server: Server, run: str, number: int) -> None:
 async def upload_over_grpc(server: Server, run: str, number: int) -> None:
     """Calls UploadMedia, then RunTask with the upload, and checks the transcript."""
     digest = hashlib.sha256()
-    channel = server.channel(number)
+    channel = server.channels[number % CHANNELS]
 
     async def requests() -> AsyncIterator[UploadMediaRequest]:
         yield UploadMediaRequest(content_type="application/octet-stream")
         async for chunk in hashed_upload(run, number, digest):
             yield UploadMediaRequest(chunk=chunk)
 
-    uploaded = await MediaServiceStub(channel).UploadMedia(requests(), metadata=server.metadata())
+    uploaded = await MediaServiceStub(channel).UploadMedia(requests(), metadata=server.metadata)
     assert uploaded.media.size_bytes == UPLOAD
     task = Task(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = uploaded.media.media_id
-    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=server.metadata())
+    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=server.metadata)
     check_transcript(response.result.transcription.text, digest)
 
 
-def _speech_task(run: str, number: int, **more: Any) -> dict[str, Any]:
-    return {"model": "eleven-labs-tts", "text": f"{run} number={number}", "voice": "adam", **more}
+def speech_body(run: str, number: int) -> dict[str, Any]:
+    return TASK_BODIES["tts"] | {"text": f"{run} number={number}"}
 
 
 async def stream_over_rest(server: Server, run: str, number: int) -> None:
-    """Reads audio as server-sent events."""
-    audio, last = AudioDigest(), ""
-    body = _speech_task(run, number, stream=True)
-    async with server.session.post(
-        f"{server.served.url}/api/v1/task", json=body, headers=server.headers()
-    ) as answer:
+    audio, last = hashlib.sha256(), ""
+    body = {**speech_body(run, number), "stream": True}
+    async with server.post(body) as answer:
         assert answer.status == 200, await answer.text()
         async for line in answer.content:
             if line.startswith(b"data: "):
                 last = line[6:].decode().strip()
                 if '"b64_json"' in last:
-                    audio.add(base64.b64decode(json.loads(last)["audio"]["b64_json"]))
+                    audio.update(base64.b64decode(json.loads(last)["audio"]["b64_json"]))
     assert last == "[DONE]"
-    assert audio.result() == speech_digest(body["text"])
+    assert audio.hexdigest() == speech_digest(body["text"])
 
 
 async def raw_over_rest(server: Server, run: str, number: int) -> None:
-    """Reads raw audio."""
-    audio = AudioDigest()
-    body = _speech_task(run, number)
-    async with server.session.post(
-        f"{server.served.url}/api/v1/task", json=body, headers=server.headers(Accept="audio/*")
-    ) as answer:
+    audio = hashlib.sha256()
+    body = speech_body(run, number)
+    async with server.post(body, Accept="audio/*") as answer:
         assert answer.status == 200, await answer.text()
         async for data in answer.content.iter_any():
-            audio.add(data)
-    assert audio.result() == speech_digest(body["text"])
+            audio.update(data)
+    assert audio.hexdigest() == speech_digest(body["text"])
 
 
 async def stream_over_grpc(server: Server, run: str, number: int) -> None:
-    """Reads audio from StreamTask."""
-    audio = AudioDigest()
-    task = Task(model="eleven-labs-tts")
-    task.text_to_speech.text = f"{run} number={number}"
-    task.text_to_speech.voice = "adam"
-    stub = TaskServiceStub(server.channel(number))
-    async for event in stub.StreamTask(StreamTaskRequest(task=task), metadata=server.metadata()):
-        audio.add(event.audio_chunk.data)
-    assert audio.result() == speech_digest(task.text_to_speech.text)
+    audio = hashlib.sha256()
+    body = speech_body(run, number)
+    request = StreamTaskRequest(task=to_task(body, stream=True))
+    stub = TaskServiceStub(server.channels[number % CHANNELS])
+    async for event in stub.StreamTask(request, metadata=server.metadata):
+        audio.update(event.audio_chunk.data)
+    assert audio.hexdigest() == speech_digest(body["text"])
 
 
 LOADS: dict[str, Run] = {
@@ -240,13 +189,11 @@ LOADS: dict[str, Run] = {
 
 
 async def load(server: Server, call: Run, name: str, calls: int) -> None:
-    """Makes `calls` concurrent calls."""
     run = f"together={calls} run={name}"
     await asyncio.gather(*[call(server, run, number) for number in range(calls)])
 
 
 def uploads(server: Server) -> int:
-    """The number of uploads on the disk."""
     return sum(path.stat().st_size == UPLOAD for path in (server.served.data / "media").iterdir())
 
 
@@ -259,31 +206,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     async with AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         vendor = await stack.enter_async_context(start_child("tests.load.vendor"))
-        served = await stack.enter_async_context(
-            serve(
-                folder,
-                ELEVENLABS_API_KEY="elevenlabs-upstream",
-                ELEVENLABS_BASE_URL=vendor.first_line,
-                POMELO_MEDIA_LIMIT="64GiB",
-                POMELO_MEDIA_ACCOUNT_LIMIT="64GiB",
-            )
-        )
-        key = await live_key(folder)
-        connector = aiohttp.TCPConnector(limit=0)
-        session = await stack.enter_async_context(
-            aiohttp.ClientSession(
-                connector=connector, read_bufsize=256 * 1024, timeout=aiohttp.ClientTimeout(total=None)
-            )
-        )
-        channels = [
-            await stack.enter_async_context(
-                grpc.aio.insecure_channel(
-                    f"127.0.0.1:{served.grpc_port}", options=[("grpc.use_local_subchannel_pool", 1)]
-                )
-            )
-            for _ in range(4)
-        ]
-        opened = Server(served, key, session, channels)
+        variables = {"ELEVENLABS_API_KEY": "elevenlabs-upstream", "ELEVENLABS_BASE_URL": vendor.first_line}
+        variables |= {"POMELO_MEDIA_LIMIT": "64GiB", "POMELO_MEDIA_ACCOUNT_LIMIT": "64GiB"}
+        opened = await stack.enter_async_context(open_server(folder, CHANNELS, **variables))
         for number, call in enumerate(LOADS.values()):
             await load(opened, call, f"warm{number}", WARM_UP_CALLS)
         yield opened
@@ -291,7 +216,6 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 @pytest.fixture(scope="module")
 def before(server: Server) -> int:
-    """The memory of the server before the loads, in bytes."""
     return resident(server.served.pid)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import itertools
 import logging
 import os
-import subprocess
-import sys
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
@@ -16,6 +15,7 @@ import grpc
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import as_dict, bearer, reason_of
+from tests.faults.other_callers import other_callers
 from tests.faults.test_unauthenticated import command
 from tests.serving import serve
 from tests.tasks import text_task
@@ -25,53 +25,38 @@ log = logging.getLogger(__name__)
 CALLS = 1_600 if "LOAD_CALLS" in os.environ else 300
 MAX_CALLS = CALLS * 5 // 4
 
-PROBE = """
-import json, sys, time, grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-health = health_pb2_grpc.HealthStub(grpc.insecure_channel(sys.argv[1]))
-waits = []
-while True:
-    began = time.monotonic()
-    health.Check(health_pb2.HealthCheckRequest(), timeout=10)
-    waits.append(time.monotonic() - began)
-    print(json.dumps(waits[-1]), flush=True)
-    time.sleep(0.01)
-"""
-"""A client in a separate process: a busy client must not look like a busy server."""
-
 
 async def test_every_call_gets_a_documented_answer_and_health_answers_throughout(tmp_path: Path) -> None:
     async with serve(tmp_path, POMELO_MAX_CALLS=str(MAX_CALLS)) as served:
         await command(served, "accounts", "plan", "default", "unlimited")
         await command(served, "accounts", "grant", "default", "1000", "--test")
         address = f"{served.host}:{served.grpc_port}"
-        probe = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PROBE, address, stdout=subprocess.PIPE
-        )
-        assert probe.stdout is not None
-        await probe.stdout.readline()
-        channels = [
-            grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) for _ in range(4)
-        ]
+        options = [("grpc.use_local_subchannel_pool", 1)]
         task = text_task("[[delay:1]] Hello")
         task.text.max_tokens = 5
 
-        async def run_task(number: int) -> str:
-            stub = TaskServiceStub(channels[number % len(channels)])
+        async def run_task(channel: grpc.aio.Channel) -> str:
+            call = TaskServiceStub(channel).RunTask(
+                RunTaskRequest(task=task), metadata=bearer(served.key), timeout=60
+            )
             try:
-                await stub.RunTask(RunTaskRequest(task=task), metadata=bearer(served.key), timeout=60)
+                await call
             except grpc.aio.AioRpcError as error:
                 wait = as_dict(error.trailing_metadata()).get("retry-after")
                 return f"{reason_of(error)} {wait}" if reason_of(error) else str(error)
             return "ok"
 
-        answers = Counter(await asyncio.gather(*[run_task(number) for number in range(CALLS)]))
-        probe.kill()
-        waits = sorted(json.loads(line) for line in (await probe.stdout.read()).splitlines())
-        for channel in channels:
-            await channel.close()
+        async with AsyncExitStack() as stack:
+            channels = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(address, options)) for _ in range(4)
+            ]
+            async with other_callers(served, "grpc_health") as callers:
+                calls = [run_task(channel) for channel in itertools.islice(itertools.cycle(channels), CALLS)]
+                answers = Counter(await asyncio.gather(*calls))
+    waits = sorted(callers.all_waits)
     p95 = waits[len(waits) * 95 // 100]
     log.info("%s, health: %d answers, p95 %.3f s, longest %.3f s", answers, len(waits), p95, waits[-1])
+    assert not callers.errors
     assert set(answers) == {"ok", "overloaded 1"}
     assert answers["ok"] >= MAX_CALLS // 2, "one account may have half of all calls"
     assert len(waits) > 20

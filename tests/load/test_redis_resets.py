@@ -14,9 +14,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from grpc.aio import insecure_channel
 from redis import Redis
@@ -24,11 +22,14 @@ from redis import Redis
 from pomelo.gen.v1.admin_service_pb2 import AuditRequest
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.stores.redis.key_names import names
-from pomelo.testing import Answer, FaultUpstream, Received
+from pomelo.testing import Answer, FaultUpstream
 from tests.faults.books import LIVE, Books
-from tests.faults.drivers import GrpcDriver, Outcome, RestDriver, open_drivers
-from tests.faults.server_process import SERVE, Deployment, ServerProcess
+from tests.faults.drivers import Driver, Outcome
+from tests.faults.server_process import SERVE, Deployment
 from tests.faults.tcp_proxy import Cut, TcpProxy
+from tests.faults.vendor import WORDS, Vendor, text
+from tests.faults.waiting import until
+from tests.load.process_usage import processes_on_uvloop
 from tests.redis_server import RedisServer
 
 RESETS = int(os.environ.get("LOAD_RESETS", "60"))
@@ -40,23 +41,17 @@ RELEASED_WITHIN = 35.0
 """Seconds from the last reset until no reservation is left."""
 
 CREDITS = 10**12
-WORDS = "one two three four five six"
-
-
-def answer(received: Received) -> Any:
-    """The vendor's answer: a few words, so fast that a task mostly waits for the store."""
-    return Answer(WORDS, at=dict.fromkeys(range(6), 0.005))(received)
 
 
 async def run_tasks(
-    driver: RestDriver | GrpcDriver, name: str, stop: asyncio.Event, rng: random.Random
+    driver: Driver, name: str, stop: asyncio.Event, rng: random.Random, codes: Counter[str]
 ) -> list[Outcome]:
-    """Runs tasks one after another, unary and streamed, and cancels some half way, until `stop` is set."""
+    """Runs tasks one after another, unary and streamed, and cancels some half way, until `stop` is set. Counts
+    their codes."""
     outcomes: list[Outcome] = []
     while not stop.is_set():
         request_id = f"{name}.{len(outcomes)}"
-        body = {"model": "gpt-4", "messages": [{"role": "user", "content": f"{request_id} Go on."}]}
-        stream = rng.random() < 0.5
+        body, stream = text(request_id), rng.random() < 0.5
         call = asyncio.ensure_future(driver(body, request_id, stream=stream))
         done, _ = await asyncio.wait({call}, timeout=0.02 if rng.random() < 0.1 else 60)
         if done:
@@ -65,49 +60,31 @@ async def run_tasks(
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
             outcomes.append(Outcome(request_id, body, code="cancelled"))
+        codes[outcomes[-1].code] += 1
         if outcomes[-1].code not in ("ok", "cancelled"):
             await asyncio.sleep(0.05)  # a refused caller backs off
     return outcomes
 
 
-async def reset_connections(proxy: TcpProxy, rng: random.Random) -> float:
+async def reset_connections(proxy: TcpProxy, rng: random.Random, codes: Counter[str]) -> float:
     """Makes RESETS resets; returns the time of the last one. The store's own retries handle single resets;
-    sometimes there are so many in a row that a call fails."""
+    sometimes there are so many in a row that a call fails. Then it waits for successful calls."""
+    last = 0.0
     while proxy.cuts < RESETS:
         target = proxy.cuts + rng.choice([1, 1, 1, 1, 1, 1, 1, 1, 1, STORM])
         for _ in range(target - proxy.cuts):
             proxy.cut(rng.choice(list(Cut)))
-        async with asyncio.timeout(20):
-            while proxy.cuts < target:  # noqa: ASYNC110 (no event to wait for)
-                await asyncio.sleep(0.002)
-        await asyncio.sleep(rng.random() * 0.06)
-    return time.monotonic()
+        await until(lambda: proxy.cuts >= target, 20)  # noqa: B023 (awaited here)
+        last = time.monotonic()
+        enough = codes["ok"] + rng.randrange(2 * CALLERS)
+        await until(lambda: codes["ok"] >= enough)  # noqa: B023 (awaited here)
+    return last
 
 
-def reserved(redis: RedisServer) -> tuple[int, int]:
-    """The reserved microcredits and the number of reservations in Redis."""
+def nothing_reserved(redis: RedisServer) -> bool:
+    """Whether Redis has no reserved microcredits and no reservations."""
     with Redis(port=redis.port, protocol=2) as server:
-        return int(server.hget(names(LIVE).wallet, "held") or 0), int(server.hlen(names(LIVE).holds))
-
-
-async def wait_released(redis: RedisServer, since: float) -> float:
-    """Waits until no reservation is left; returns the seconds since a given time."""
-    async with asyncio.timeout(RELEASED_WITHIN + 5):
-        while reserved(redis) != (0, 0):  # noqa: ASYNC110 (no event to wait for)
-            await asyncio.sleep(0.05)
-    return time.monotonic() - since
-
-
-async def wait_for_uvloop(server: ServerProcess, workers: int) -> None:
-    """Returns when `workers` processes run, all on uvloop."""
-    async with asyncio.timeout(60):
-        while True:
-            process = psutil.Process(server.process.pid)
-            serving = [process] if workers == 1 else process.children()
-            libraries = [" ".join(file.path for file in one.memory_maps()) for one in serving]
-            if sum("uvloop" in paths for paths in libraries) == workers:
-                return
-            await asyncio.sleep(0.05)
+        return not int(server.hget(names(LIVE).wallet, "held") or 0) and not server.hlen(names(LIVE).holds)
 
 
 @pytest.mark.timeout(600)
@@ -119,31 +96,33 @@ async def test_resets_under_load_leave_no_reservation_and_one_usage_record_for_e
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         upstream = await stack.enter_async_context(FaultUpstream())
-        upstream.default = answer
+        upstream.default = vendor = Vendor()
+        # So fast that a task mostly waits for the store.
+        vendor.text = Answer(WORDS, at=dict.fromkeys(range(6), 0.005))
         proxy = await stack.enter_async_context(TcpProxy(redis.port))
         variables = {"POMELO_STORE": f"redis://127.0.0.1:{proxy.port}", "POMELO_WORKERS": str(workers)}
-        deployment = await stack.enter_async_context(Deployment(tmp_path, upstream, SERVE, **variables))
+        deployment = await stack.enter_async_context(Deployment(tmp_path, upstream, *SERVE, **variables))
         await deployment.prepare(CREDITS)
         server = await deployment.start()
-        await wait_for_uvloop(server, workers)
-        drivers = await stack.enter_async_context(
-            open_drivers(server.rest, server.grpc, deployment.key, concurrency=400)
-        )
+        await until(lambda: processes_on_uvloop(server.process.pid) == workers, 60)
+        drivers = await stack.enter_async_context(server.drivers(400))
         stop = asyncio.Event()
+        codes: Counter[str] = Counter()
         running = [
-            asyncio.create_task(run_tasks(drivers[n % 2], f"caller.{n}", stop, rng)) for n in range(CALLERS)
+            asyncio.create_task(run_tasks(drivers[n % 2], f"caller.{n}", stop, rng, codes))
+            for n in range(CALLERS)
         ]
         began = time.monotonic()
-        last = await reset_connections(proxy, rng)
+        last = await reset_connections(proxy, rng, codes)
         stop.set()
         outcomes = [outcome for results in await asyncio.gather(*running) for outcome in results]
-        waited = await wait_released(redis, last)
+        await until(lambda: nothing_reserved(redis), RELEASED_WITHIN + 5)
+        waited = time.monotonic() - last
         async with insecure_channel(f"unix:{deployment.data / 'admin.sock'}") as channel:
             audited = await AdminServiceStub(channel).Audit(AuditRequest())
         server.process.send_signal(signal.SIGTERM)
         assert await server.wait() == 0
         books = await deployment.books()
-        codes = Counter(outcome.code for outcome in outcomes)
         print(  # noqa: T201
             f"{workers} workers: {proxy.cuts} resets in {last - began:.1f} s, {len(outcomes)} calls: {dict(codes)}; "
             f"nothing reserved {waited:.1f} s after the last"
@@ -157,18 +136,17 @@ async def test_resets_under_load_leave_no_reservation_and_one_usage_record_for_e
         assert not audited.findings, audited
         assert audited.holds == 0
         books.check_idle()
-        check_records(upstream, outcomes, books)
+        check_records(vendor, outcomes, books)
 
 
-def check_records(upstream: FaultUpstream, outcomes: list[Outcome], books: Books) -> None:
+def check_records(vendor: Vendor, outcomes: list[Outcome], books: Books) -> None:
     """Every vendor answer has exactly one usage record, and there are no other records."""
     count = Counter({request_id: len(records) for request_id, records in books.records.items()})
-    requested = Counter(received.prompt.split()[0] for received in upstream.requests)
-    assert set(requested.values()) == {1}
+    assert set(vendor.calls.values()) == {1}
     assert set(count.values()) == {1}
-    assert set(count) <= set(requested)
+    assert set(count) <= set(vendor.calls)
     for outcome in outcomes:
         if outcome.code == "cancelled":
             continue  # a call that is cancelled before the first word costs nothing
-        assert (outcome.request_id in count) == (outcome.request_id in requested), outcome
+        assert (outcome.request_id in count) == (outcome.request_id in vendor.calls), outcome
         assert outcome.code != "ok" or books.records[outcome.request_id][0]["complete"]

@@ -8,10 +8,10 @@ of that. The time limits are for a busy machine: an idle one needs a tenth.
 from __future__ import annotations
 
 import asyncio
-import collections
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from statistics import median
@@ -24,7 +24,9 @@ from pomelo.errors import TABLE
 from tests.faults.other_callers import Callers, other_callers
 from tests.integration.commands import pomelo
 from tests.load.process_usage import MIB, peak_memory, resident
+from tests.load.rest_attacks import head
 from tests.serving import Served, serve
+from tests.tasks import text_body
 
 CALLS = int(os.environ.get("LOAD_CALLS", "20"))
 """Connections of each attack; thirty times as many requests are sent concurrently."""
@@ -32,8 +34,7 @@ CALLS = int(os.environ.get("LOAD_CALLS", "20"))
 CALLS_WITH_KEY = max(8, CALLS // 4)
 """Connections of each attack with the free key, whose plan has 20 requests per minute."""
 
-BODY = json.dumps({"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}).encode()
-JSON = {"Content-Type": "application/json"}
+BODY = json.dumps(text_body("Hi")).encode()
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -59,22 +60,20 @@ async def _served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
 
 async def attack(served: Served, *key: str) -> dict[str, Any]:
     """Runs the attacks to their end, and returns their report."""
+    count = CALLS_WITH_KEY if key else CALLS
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.load.rest_attacks", served.host, str(served.port)),
-        *(str(CALLS_WITH_KEY if key else CALLS), *key),
+        *(sys.executable, "-m", "tests.load.rest_attacks", served.host, str(served.port), str(count), *key),
         stdout=asyncio.subprocess.PIPE,
     )
-    printed, _ = await process.communicate()
-    report: dict[str, Any] = json.loads(printed)
+    report: dict[str, Any] = json.loads((await process.communicate())[0])
     return report
 
 
 async def run_task(served: Served, key: str) -> int:
-    """Runs a task over REST; returns the status."""
-    headers = {"Authorization": f"Bearer {key}", **JSON}
+    headers = {"Authorization": f"Bearer {key}"}
     async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"{served.url}/api/v1/task", data=BODY, headers=headers) as response,
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{served.url}/api/v1/task", json=text_body("Hi")) as response,
     ):
         return response.status
 
@@ -98,7 +97,6 @@ async def _report(served: Served) -> Report:
 
 
 def print_report(report: Report) -> None:
-    """Prints the measurements; `pytest -s` shows them."""
     lines = [
         f"{name}: {result}"
         for attacks in (report.unauthenticated, report.with_key)
@@ -141,10 +139,7 @@ def test_attacks_with_a_free_key_are_refused_soon_by_its_limits(report: Report) 
 async def test_each_of_many_concurrent_requests_gets_a_documented_answer_and_health_answers(
     served: Served, report: Report
 ) -> None:
-    request = (
-        f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {served.key}\r\nContent-Type: "
-        f"application/json\r\nContent-Length: {len(BODY)}\r\nConnection: close\r\n\r\n"
-    ).encode() + BODY
+    request = head(served.key, len(BODY), Connection="close") + BODY
 
     async def send_request() -> str:
         reader, writer = await asyncio.open_connection(served.host, served.port)
@@ -153,25 +148,14 @@ async def test_each_of_many_concurrent_requests_gets_a_documented_answer_and_hea
         writer.close()
         return str(answer["error"]["code"]) if "error" in answer else "ok"
 
-    code = (
-        "import http.client,json,sys,time\nwaits=[]\n"
-        "while not sys.stdin.closed and len(waits) < 10_000:\n"
-        f"  began=time.monotonic(); c=http.client.HTTPConnection({served.host!r}, {served.port}, timeout=30)\n"
-        "  c.request('GET', '/healthz'); assert c.getresponse().status == 200; c.close()\n"
-        "  waits.append(time.monotonic()-began); time.sleep(0.02)\n"
-        "  print(waits[-1], flush=True)\n"
-    )
-    probe = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
-    assert probe.stdout is not None
-    await probe.stdout.readline()
-    codes = collections.Counter(await asyncio.gather(*[send_request() for _ in range(30 * CALLS)]))
-    probe.terminate()
-    waits = sorted(float(line) for line in (await probe.stdout.read()).split())
-    print(f"\n{dict(codes)}, health: median {waits[len(waits) // 2]:.3f} s, longest {waits[-1]:.3f} s")  # noqa: T201
+    async with other_callers(served, "rest_health") as callers:
+        codes = Counter(await asyncio.gather(*[send_request() for _ in range(30 * CALLS)]))
+    health = callers.all_waits
+    print(f"\n{dict(codes)}, health: median {median(health):.3f} s, longest {max(health):.3f} s")  # noqa: T201
+    assert not callers.errors
     assert sum(codes.values()) == 30 * CALLS
     assert codes.keys() <= TABLE.keys() | {"ok"}
     assert codes["ok"] > 0
-    assert await probe.wait() == -15  # ended by our SIGTERM, not by a failed assertion
     assert "Traceback" not in served.log()
-    assert waits[len(waits) // 2] < 0.25
-    assert waits[-1] < 2.5
+    assert median(health) < 0.25
+    assert max(health) < 2.5

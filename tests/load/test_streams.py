@@ -19,21 +19,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
 
-import aiohttp
-import grpc
 import pytest
 
-from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.gen.v1.text_pb2 import Role
-from tests.integration.commands import live_key, start_command
+from tests.integration.commands import start_command
 from tests.load.child_process import start_child
 from tests.load.process_usage import MIB, peak_memory, resident
+from tests.load.server import Server, open_server
 from tests.ports import free_port
-from tests.serving import Served, serve
+from tests.tasks import text_body, text_task
 
 STREAMS = int(os.environ.get("LOAD_STREAMS", "20"))
 """The number of concurrent streams."""
@@ -54,42 +50,29 @@ pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True)
-class Server:
-    """The server under load, and clients over every protocol."""
+class Ways:
+    """A small task over every protocol, and paced streams."""
 
-    served: Served
+    server: Server
     gateway: str
-    key: str
-    session: aiohttp.ClientSession
-    channel: grpc.aio.Channel
 
     async def rest(self, url: str | None = None) -> None:
-        """Runs a small task over REST."""
-        async with self.post(url or self.served.url, "Hi") as answer:
+        async with self.server.post(text_body("Hi"), url=url) as answer:
             assert answer.status == 200, await answer.text()
             await answer.read()
 
     async def remote(self) -> None:
-        """Runs a small task over the remote gateway."""
         await self.rest(self.gateway)
 
     async def grpc(self) -> None:
-        """Runs a small task over gRPC."""
-        task = Task(model="gpt-4")
-        task.text.messages.add(role=Role.ROLE_USER, content="Hi")
-        metadata = [("authorization", f"Bearer {self.key}")]
-        await TaskServiceStub(self.channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
-
-    def post(self, url: str, prompt: str, **more: Any) -> Any:
-        """Posts a task."""
-        body = {"model": "gpt-4", "messages": [{"role": "user", "content": prompt}], **more}
-        headers = {"Authorization": f"Bearer {self.key}"}
-        return self.session.post(f"{url}/api/v1/task", json=body, headers=headers)
+        stub = TaskServiceStub(self.server.channels[0])
+        await stub.RunTask(RunTaskRequest(task=text_task("Hi")), metadata=self.server.metadata)
 
     async def paced(self, url: str, events: int) -> list[float]:
         """Reads a paced stream; returns the seconds from the vendor to here for each event."""
         delays = []
-        async with self.post(url, f"pace={PACE} events={events}", stream=True) as answer:
+        body = text_body(f"pace={PACE} events={events}", stream=True)
+        async with self.server.post(body, url=url) as answer:
             assert answer.status == 200, await answer.text()
             async for line in answer.content:
                 if line.startswith(b"data: {"):
@@ -100,29 +83,30 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+async def ways(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ways]:
     """A vendor, the server, and a gateway in front of it; all have run a few tasks."""
     folder = tmp_path_factory.mktemp("streams")
+    gateway_folder, address = folder / "gateway", f"127.0.0.1:{free_port()}"
+    gateway_folder.mkdir()
     async with AsyncExitStack() as stack:
         vendor = await stack.enter_async_context(start_child("tests.load.flood", "vendor"))
         keys = {"OPENAI_API_KEY": "any", "OPENAI_BASE_URL": vendor.first_line}
-        served = await stack.enter_async_context(serve(folder, **keys))
-        key = await live_key(folder)
-        port = free_port()
-        gateway_folder = folder / "gateway"
-        gateway_folder.mkdir()
-        command = ("gateway", "--target", f"127.0.0.1:{served.grpc_port}")
+        server = await stack.enter_async_context(open_server(folder, 1, **keys))
+        command = ("gateway", "--target", f"127.0.0.1:{server.served.grpc_port}")
         gateway = await stack.enter_async_context(
-            start_command(gateway_folder, *command, POMELO_REST=f"127.0.0.1:{port}")
+            start_command(gateway_folder, *command, POMELO_REST=address)
         )
         await gateway.read_until("gRPC  asks")
-        session = await stack.enter_async_context(aiohttp.ClientSession())
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}"))
-        opened = Server(served, f"http://127.0.0.1:{port}", key, session, channel)
+        opened = Ways(server, f"http://{address}")
         for _ in range(20):
             for call in (opened.rest, opened.remote, opened.grpc):
                 await call()
         yield opened
+
+
+@pytest.fixture
+def server(ways: Ways) -> Server:
+    return ways.server
 
 
 async def median(call: Callable[[], Awaitable[None]]) -> float:
@@ -136,22 +120,22 @@ async def median(call: Callable[[], Awaitable[None]]) -> float:
 
 
 @pytest.mark.parametrize("way", ["rest", "grpc", "remote"])
-async def test_streams_at_full_speed_hardly_delay_other_callers(server: Server, way: str) -> None:
-    calls = {"REST": server.rest, "gRPC": server.grpc}
+async def test_streams_at_full_speed_hardly_delay_other_callers(ways: Ways, server: Server, way: str) -> None:
+    calls = {"REST": ways.rest, "gRPC": ways.grpc}
     port, protocol = {
         "rest": (str(server.served.port), "rest"),
         "grpc": (str(server.served.grpc_port), "grpc"),
-        "remote": (server.gateway.rpartition(":")[2], "rest"),
+        "remote": (ways.gateway.rpartition(":")[2], "rest"),
     }[way]
     if way == "remote":
-        calls["remote"] = server.remote
+        calls["remote"] = ways.remote
     idle = {name: await median(call) for name, call in calls.items()}
     async with start_child(
         "tests.load.flood", "readers", protocol, port, server.key, str(STREAMS)
     ) as readers:
         busy = {name: await median(call) for name, call in calls.items()}
-        url = server.gateway if way == "remote" else server.served.url
-        delay = statistics.median(await server.paced(url, 2 * CALLS))
+        url = ways.gateway if way == "remote" else server.served.url
+        delay = statistics.median(await ways.paced(url, 2 * CALLS))
     received = json.loads(readers.result)
     ratios = {name: busy[name] / idle[name] for name in calls}
     medians = ", ".join(
@@ -167,10 +151,8 @@ async def test_streams_at_full_speed_hardly_delay_other_callers(server: Server, 
 
 
 async def read(server: Server, size: int) -> None:
-    """Reads a text of `size` bytes to its end."""
-    prompt = f"size=500 events={size // 500}"
     received, tail = 0, b""
-    async with server.post(server.served.url, prompt, stream=True) as answer:
+    async with server.post(text_body(f"size=500 events={size // 500}", stream=True)) as answer:
         assert answer.status == 200, await answer.text()
         async for part in answer.content.iter_any():
             received += len(part)

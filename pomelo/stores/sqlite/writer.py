@@ -126,7 +126,10 @@ class Writer:
         while not self._ending:
             if batch := self._gather():
                 self._report(self._run_batch(target, batch))
-                target.between_batches()
+                try:
+                    target.between_batches()
+                except Exception as error:  # nobody would run the next batch
+                    self.unexpected.log("The work between two transactions failed", error)
         try:
             target.close()
         except (sqlite3.Error, OSError) as error:

@@ -1,0 +1,27 @@
+"""A server in a process of its own, and the answers of the fake vendors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from pomelo.testing import FaultUpstream
+from tests.faults.vendor import Vendor
+from tests.serving import Served, serve
+
+
+@pytest.fixture(scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """`pomelo serve` as a separate process."""
+    async with serve(tmp_path_factory.mktemp("served")) as process:
+        yield process
+
+
+@pytest.fixture
+def vendor(upstream: FaultUpstream) -> Iterator[Vendor]:
+    upstream.reset()
+    upstream.default = answers = Vendor()
+    yield answers
+    upstream.default = None
+    upstream.reset()
