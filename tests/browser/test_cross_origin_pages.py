@@ -17,6 +17,7 @@ from tests.browser.chromium import NAMES, Browser, find_browser, open_browser
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "rest-api.md"
 (EXAMPLE,) = re.findall(r"```javascript\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
 EACH_FRONT_END = pytest.mark.parametrize("front_end", ["rest", "remote"])
+TASK = EXAMPLE.replace("https://your-domain.com", "URL").replace("YOUR_API_KEY", "KEY")
 
 PAGE = """<!doctype html><meta charset="utf-8"><pre id="printed"></pre>
 <script>
@@ -115,9 +116,8 @@ async def pages() -> AsyncIterator[Pages]:
 @pytest.fixture(scope="module", name="app")
 async def _app(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     settings = {"cors_origins": (pages.allowed,)}
-    async with run_app(
-        tmp_path_factory.mktemp("cors"), settings=settings, gateway_settings=settings
-    ) as opened:
+    folder = tmp_path_factory.mktemp("cors")
+    async with run_app(folder, settings=settings, gateway_settings=settings) as opened:
         yield opened
 
 
@@ -126,9 +126,7 @@ async def test_a_page_of_an_allowed_origin_runs_the_documented_example(
     browser: Browser, pages: Pages, app: RunningApp, front_end: str
 ) -> None:
     caller = await app.account("all")
-    pages.script = EXAMPLE.replace("https://your-domain.com", app.urls[front_end]).replace(
-        "YOUR_API_KEY", caller.test
-    )
+    pages.script = TASK.replace("URL", app.urls[front_end]).replace("KEY", caller.test)
     printed = await browser.read(pages.allowed, "printed", "finished")
     assert "What is the capital of France?" in printed
     assert "Pomelo sandbox" in printed
@@ -140,9 +138,7 @@ async def test_the_browser_blocks_a_page_of_another_origin_before_a_task_runs(
     browser: Browser, pages: Pages, app: RunningApp, front_end: str
 ) -> None:
     caller = await app.account("all")
-    pages.script = EXAMPLE.replace("https://your-domain.com", app.urls[front_end]).replace(
-        "YOUR_API_KEY", caller.test
-    )
+    pages.script = TASK.replace("URL", app.urls[front_end]).replace("KEY", caller.test)
     printed = await browser.read(pages.foreign, "printed", "failed")
     assert printed.strip() == "failed: TypeError: Failed to fetch"
     assert await app.records(caller) == []
@@ -181,9 +177,10 @@ async def test_a_page_reads_errors(browser: Browser, pages: Pages, app: RunningA
     caller = await app.account("five")
     pages.script = REFUSED.replace("URL", app.urls[front_end]).replace("KEY", caller.test)
     responses = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
-    assert [response[:2] for response in responses[:4]] == [
-        *([401, "invalid_api_key"], [404, "not_found"], [405, "method_not_allowed"], [400, "invalid_body"])
-    ]
+    assert responses[0][:2] == [401, "invalid_api_key"]
+    assert responses[1][:2] == [404, "not_found"]
+    assert responses[2][:2] == [405, "method_not_allowed"]
+    assert responses[3][:2] == [400, "invalid_body"]
     assert responses[-1] == [429, "rate_limit_exceeded", True, "0", True]
     assert responses[4][:2] == [200, None]
     assert all(response[4] for response in responses)

@@ -7,10 +7,12 @@ import json
 import re
 import shutil
 import sys
+from asyncio.subprocess import PIPE
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import av
@@ -24,6 +26,11 @@ SHOW = {
     "python": "\nprint(response.text)\n",
     "javascript": "\nconsole.log(JSON.stringify(data));\n",
     "bash": "",
+}
+COMMANDS = {
+    "python": (sys.executable, "-c"),
+    "javascript": ("node", "--input-type=module", "-e"),
+    "bash": ("bash", "-c"),
 }
 SHAPES = {
     "task.completion": ({"id", "object", "created", "model", "choices", "usage"}, "task_"),
@@ -45,16 +52,14 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 @pytest.fixture(scope="module")
-async def folder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
+async def folder(
+    served: Served, http: aiohttp.ClientSession, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with an input.mp3, which the server generated."""
     folder = tmp_path_factory.mktemp("examples")
     body = {"model": "eleven-labs-tts", "text": "This is the input.", "voice": "adam"}
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(
-            f"{served.url}/api/v1/task", json=body, headers=served.headers | {"Accept": "audio/*"}
-        ) as answer,
-    ):
+    headers = served.headers | {"Accept": "audio/*"}
+    async with http.post(f"{served.url}/api/v1/task", json=body, headers=headers) as answer:
         assert answer.content_type == "audio/mpeg"
         (folder / "input.mp3").write_bytes(await answer.read())
     return folder
@@ -62,17 +67,10 @@ async def folder(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 async def run(language: str, code: str, folder: Path) -> str:
     """Returns the output of a block."""
-    if language == "python":
-        command = [sys.executable, "-c", code]
-    elif language == "javascript":
-        command = ["node", "--input-type=module", "-e", code]
-    else:
-        command = ["bash", "-c", code]
+    command = (*COMMANDS[language], code)
     if shutil.which(command[0]) is None or (language == "bash" and shutil.which("curl") is None):
         pytest.skip(f"{command[0]} or curl is not on this machine")
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
+    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=PIPE, stderr=PIPE)
     async with asyncio.timeout(60):
         out, error = await process.communicate()
     assert process.returncode == 0, error.decode()
@@ -89,7 +87,7 @@ async def test_an_example_runs_unchanged(language: str, code: str, served: Serve
     code = code.replace("https://your-domain.com", served.url).replace("YOUR_API_KEY", served.key)
     printed = await run(language, code + SHOW[language], folder)
     if "-o speech.mp3" in code:
-        with av.open(str(folder / "speech.mp3")) as audio:
+        with av.open(str(folder / "speech.mp3"), "r") as audio:
             assert sum(frame.samples for frame in audio.decode(audio=0)) > 10_000
     elif '"stream": true' in code:
         assert printed.rstrip().endswith("data: [DONE]")
@@ -98,30 +96,31 @@ async def test_an_example_runs_unchanged(language: str, code: str, served: Serve
         await check(json.loads(printed.strip().splitlines()[-1]), code, served)
 
 
-async def check(found: dict[str, object], code: str, served: Served) -> None:
+async def check(found: dict[str, Any], code: str, served: Served) -> None:
     """Checks the documented shape of a response, and that media decode and equal the file behind their link."""
     if found["object"] in RESOURCES:
-        assert set(found) == RESOURCES[str(found["object"])]
+        assert set(found) == RESOURCES[found["object"]]
         return
-    fields, prefix = SHAPES[str(found["object"])]
+    fields, prefix = SHAPES[found["object"]]
     assert set(found) == fields
-    assert str(found["id"]).startswith(prefix)
+    assert found["id"].startswith(prefix)
     assert isinstance(found["created"], int)
-    assert str(found["model"]) in code
-    media = found.get("audio") or (found.get("data") or [None])[0]  # type: ignore[index]
-    if isinstance(media, dict):
+    assert found["model"] in code
+    if media := found.get("audio") or found.get("data", [None])[0]:
         data = b64decode(media["b64_json"])
         async with aiohttp.ClientSession() as session, session.get(media["url"]) as answer:
             assert await answer.read() == data
-        with av.open(BytesIO(data)) as file:
+        with av.open(BytesIO(data), "r") as file:
             frames = list(file.decode(file.streams[0]))
         assert frames
         if "1024" in code:
-            assert (frames[0].width, frames[0].height) == (1024, 1024)
+            image = frames[0]
+            assert isinstance(image, av.VideoFrame)
+            assert (image.width, image.height) == (1024, 1024)
     elif found["object"] == "speech.transcription":
         assert found["text"] == "This is the input."
     else:
-        (choice,) = found["choices"]  # type: ignore[misc]
+        (choice,) = found["choices"]
         assert choice["message"]["role"] == "assistant"
         assert choice["message"]["content"]
-        assert all(isinstance(found["usage"][f"{n}_tokens"], int) for n in ("prompt", "completion", "total"))  # type: ignore[index]
+        assert all(isinstance(found["usage"][f"{n}_tokens"], int) for n in ("prompt", "completion", "total"))

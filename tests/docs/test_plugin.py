@@ -17,12 +17,13 @@ import grpc
 import pytest
 from aiohttp import web
 
-from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from tests.calls import bearer
+from tests.driver import STREAM, RestDriver, TaskRequest
 from tests.integration.commands import live_key, pomelo
 from tests.serving import Served, serve
+from tests.tasks import text_body, text_task
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-provider.md"
 FILES = dict(re.findall(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE))
@@ -52,19 +53,15 @@ class Vendor:
 
     async def me(self, request: web.Request) -> web.Response:
         """The request of pomelo doctor."""
-        return web.json_response(
-            {}, status=200 if request.headers["Authorization"] == f"Bearer {KEY}" else 401
-        )
+        valid = request.headers["Authorization"] == f"Bearer {KEY}"
+        return web.json_response({}, status=200 if valid else 401)
 
     async def chat(self, request: web.Request) -> web.Response:
         """Chat completions of vLLM."""
         body = await request.json()
         self.requests.append((request.headers.get("Authorization"), body))
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": "vLLM says"},
-            "finish_reason": "stop",
-        }
+        message = {"role": "assistant", "content": "vLLM says"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
         return web.json_response({"object": "chat.completion", "choices": [choice], "usage": usage})
 
@@ -135,23 +132,16 @@ async def live(site: Path, vendor: Vendor, served: Served) -> str:
     return await live_key(served.data.parent, **variables(site, vendor))
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_the_model_of_the_plug_in_answers_over_rest(
-    served: Served, live: str, vendor: Vendor, stream: bool
+    served: Served, http: aiohttp.ClientSession, live: str, vendor: Vendor, stream: bool
 ) -> None:
-    body = {
-        "model": "acme-large",
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 9000,
-        "stop": "x",
-    }
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {live}"}) as session,
-        session.post(f"{served.url}/api/v1/task", json=body | {"stream": stream}) as answer,
-    ):
+    headers = {"Authorization": f"Bearer {live}"}
+    body = text_body("Hi", "acme-large", max_tokens=9000, stop="x", stream=stream)
+    async with http.post(f"{served.url}/api/v1/task", json=body, headers=headers) as answer:
         text = await answer.text()
-        async with session.get(f"{served.url}/api/v1/usage?page_size=1") as usage:
-            (record,) = (await usage.json())["data"]
+    async with http.get(f"{served.url}/api/v1/usage?page_size=1", headers=headers) as usage:
+        (record,) = (await usage.json())["data"]
     assert answer.status == 200, text
     assert (record["model"], record["provider_cost"], record["cost"]) == ("acme-large", 0.000123, 0.000123)
     assert vendor.requests[-1] == (
@@ -167,8 +157,7 @@ async def test_the_model_of_the_plug_in_answers_over_rest(
 
 
 async def test_the_model_of_the_plug_in_answers_over_grpc(served: Served, live: str) -> None:
-    task = Task(model="acme-large", text=TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")]))
-    metadata = (("authorization", f"Bearer {live}"),)
+    task, metadata = text_task("Hi", "acme-large"), bearer(live)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
         stub = TaskServiceStub(channel)
         run = stub.RunTask(RunTaskRequest(task=task), metadata=metadata)
@@ -181,28 +170,23 @@ async def test_the_model_of_the_plug_in_answers_over_grpc(served: Served, live: 
     assert events[-1].text_delta.usage.total_tokens == 5
 
 
-async def test_with_a_test_key_the_sandbox_answers_for_the_plug_in(served: Served, vendor: Vendor) -> None:
+async def test_with_a_test_key_the_sandbox_answers_for_the_plug_in(
+    served: Served, http: aiohttp.ClientSession, vendor: Vendor
+) -> None:
     before = len(vendor.requests)
-    body = {"model": "acme-large", "messages": [{"role": "user", "content": "Hi"}]}
-    async with (
-        aiohttp.ClientSession(headers=served.headers) as session,
-        session.post(f"{served.url}/api/v1/task", json=body) as answer,
-    ):
-        response = await answer.json()
-    assert "sandbox" in response["choices"][0]["message"]["content"]
+    request = TaskRequest(text_body("Hi", "acme-large"), served.key)
+    assert "sandbox" in (await RestDriver(http, served.url)(request)).content
     assert len(vendor.requests) == before
 
 
 async def test_a_model_of_the_operators_catalogue_uses_a_host_without_a_key(
-    served: Served, live: str, vendor: Vendor
+    served: Served, http: aiohttp.ClientSession, live: str, vendor: Vendor
 ) -> None:
-    body = {"model": "house-mixtral", "messages": [{"role": "user", "content": "Hi"}], "temperature": 2}
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {live}"}) as session:
-        async with session.post(f"{served.url}/api/v1/task", json=body) as answer:
-            response = await answer.json()
-        assert response["choices"][0]["message"]["content"] == "vLLM says"
-        async with session.get(f"{served.url}/api/v1/models") as answer:
-            listed = await answer.text()
+    request = TaskRequest(text_body("Hi", "house-mixtral", temperature=2), live)
+    assert (await RestDriver(http, served.url)(request)).content == "vLLM says"
+    headers = {"Authorization": f"Bearer {live}"}
+    async with http.get(f"{served.url}/api/v1/models", headers=headers) as answer:
+        listed = await answer.text()
     key, sent = vendor.requests[-1]
     assert key is None
     assert (sent["model"], sent["temperature"]) == ("mistralai/Mixtral-8x7B-Instruct-v0.1", 1.5)
@@ -241,13 +225,10 @@ async def test_a_broken_plug_in_prevents_the_start_with_one_line_that_names_it(
     site: Path, vendor: Vendor, tmp_path: Path
 ) -> None:
     broken = tmp_path / "site"
-    (broken / "pomelo_bad-1.dist-info").mkdir(parents=True)
-    (broken / "pomelo_bad-1.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: pomelo-bad\nVersion: 1\n"
-    )
-    (broken / "pomelo_bad-1.dist-info" / "entry_points.txt").write_text(
-        "[pomelo.providers]\nbad = pomelo_bad:Bad\n"
-    )
+    metadata = broken / "pomelo_bad-1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pomelo-bad\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[pomelo.providers]\nbad = pomelo_bad:Bad\n")
     result = await pomelo(tmp_path, "serve", **variables(broken, vendor))
     assert result.status == 1
     assert result.error.startswith("pomelo: the plug-in bad (pomelo_bad:Bad) can't be loaded: ")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
+from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.ports import free_port
 
@@ -38,24 +41,46 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     return inherited | {"POMELO_DATA": str(folder / "data")} | variables
 
 
-async def pomelo(folder: Path, *arguments: str, stdin: bytes = b"", **variables: str) -> CommandResult:
-    """Runs a command in `folder` and returns its result."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "pomelo.cli",
-        *arguments,
+async def _start(
+    folder: Path, arguments: tuple[str, ...], variables: dict[str, str], *, stdin: int | None, stderr: int
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pomelo.cli", *arguments),
         cwd=folder,
         env=environment(folder, **variables),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdin=stdin,
+        stdout=PIPE,
+        stderr=stderr,
     )
+
+
+async def pomelo(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> CommandResult:
+    """Runs a command in `folder` and returns its result."""
+    process = await _start(folder, arguments, variables, stdin=PIPE, stderr=PIPE)
     async with asyncio.timeout(60):
-        out, error = await process.communicate(stdin)
+        out, error = await process.communicate(stdin.encode())
     assert process.returncode is not None
     assert b"Traceback" not in error, error.decode()
     return CommandResult(process.returncode, out, error.decode())
+
+
+async def pomelo_json(folder: Path, *arguments: str, **variables: str) -> Any:
+    """Returns the JSON that a command prints."""
+    result = await pomelo(folder, *arguments, "--json", **variables)
+    assert (result.status, result.error) == (0, "")
+    return json.loads(result.out)
+
+
+async def create_key(folder: Path, *arguments: str) -> str:
+    """Returns a new key."""
+    return (await pomelo(folder, "keys", "create", *arguments)).out.splitlines()[-1]
+
+
+async def doctor(folder: Path, **variables: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Returns the exit status of `pomelo doctor`, and its findings: name -> state and detail."""
+    result = await pomelo(folder, "doctor", "--json", **variables)
+    assert result.error == ""
+    return result.status, {row["name"]: (row["state"], row["detail"]) for row in json.loads(result.out)}
 
 
 async def live_key(folder: Path, **variables: str) -> str:
@@ -94,16 +119,7 @@ class RunningCommand:
 @asynccontextmanager
 async def start_command(folder: Path, *arguments: str, **variables: str) -> AsyncIterator[RunningCommand]:
     """Starts a command; kills it on leaving if it still runs."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "pomelo.cli",
-        *arguments,
-        cwd=folder,
-        env=environment(folder, **variables),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
+    process = await _start(folder, arguments, variables, stdin=None, stderr=STDOUT)
     try:
         yield RunningCommand(process)
     finally:
@@ -112,6 +128,32 @@ async def start_command(folder: Path, *arguments: str, **variables: str) -> Asyn
             await process.wait()
 
 
+@asynccontextmanager
+async def start_server(folder: Path, *options: str, **variables: str) -> AsyncIterator[RunningCommand]:
+    """Starts `pomelo serve`, and waits until it serves."""
+    async with start_command(folder, "serve", *options, **variables) as server:
+        await server.read_until("curl ")
+        yield server
+
+
+def development_key(folder: Path) -> str:
+    """Returns the test key that the first start has created."""
+    return (folder / "data" / "test-key").read_text().strip()
+
+
+def names(folder: Path) -> list[str]:
+    """Returns the names of everything in a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
 def free_addresses() -> dict[str, str]:
     """Returns settings with free ports for REST and gRPC."""
     return {"POMELO_REST": f"127.0.0.1:{free_port()}", "POMELO_GRPC": f"127.0.0.1:{free_port()}"}
+
+
+def assert_refused(result: CommandResult, message: str) -> None:
+    """Asserts that a command has failed with status 1 and one line, which contains `message`."""
+    assert (result.status, result.out) == (1, "")
+    assert result.error.startswith("pomelo: ")
+    assert message in result.error
+    assert result.error.count("\n") == 1

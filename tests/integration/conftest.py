@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.redis_server import RedisServer
+from tests.serving import Served, serve
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis"])
@@ -18,3 +20,20 @@ def store_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     else:
         with RedisServer() as server:
             yield {"store": server.url}
+
+
+@pytest.fixture(scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """A running server."""
+    async with serve(tmp_path_factory.mktemp("served")) as process:
+        yield process
+
+
+@pytest.fixture(params=["with a server", "without one"])
+async def command_folder(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Path]:
+    """A folder whose data folder a server uses, or no process."""
+    if request.param == "with a server":
+        async with serve(tmp_path):
+            yield tmp_path
+    else:
+        yield tmp_path

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Received, Reply
 from pomelo.testing.openai_protocol import error_reply
-from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOLS, Outcome
+from tests.app import Account, RunningApp, run_app
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM, Outcome
 from tests.tasks import TASK_BODIES, text_body
 
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 STRICT = {"Prefer": "handling=strict"}
 
+HAIKU = "claude-3-haiku"
 TTS, STS, STT = TASK_BODIES["tts"], TASK_BODIES["sts"], TASK_BODIES["stt"]
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 
@@ -27,14 +26,10 @@ ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     (text_body(stop=["END"]), "stop", {"stop": None}),
     (text_body(stop="END", presence_penalty=0.5, top_p=0.5), "stop; presence_penalty", {"top_p": 0.5}),
     (text_body(max_tokens=200_000), "max_tokens=128000", {"max_completion_tokens": 128_000}),
-    (text_body(model="claude-3-haiku", temperature=1.5, seed=1), "seed; temperature=1", {"temperature": 1}),
-    (
-        text_body(model="claude-3-haiku", temperature=0.5, top_p=0.5),
-        "top_p",
-        {"temperature": 0.5, "top_p": None},
-    ),
-    (text_body(model="claude-3-haiku", stop=["\n", "END"]), "stop[0]", {"stop_sequences": ["END"]}),
-    (text_body(model="claude-3-haiku", stop=["\n", " "]), "stop", {"stop_sequences": None}),
+    (text_body(model=HAIKU, temperature=1.5, seed=1), "seed; temperature=1", {"temperature": 1}),
+    (text_body(model=HAIKU, temperature=0.5, top_p=0.5), "top_p", {"temperature": 0.5, "top_p": None}),
+    (text_body(model=HAIKU, stop=["\n", "END"]), "stop[0]", {"stop_sequences": ["END"]}),
+    (text_body(model=HAIKU, stop=["\n", " "]), "stop", {"stop_sequences": None}),
     (
         text_body(model="mixtral-8x7b", user="me", temperature=2),
         "user; temperature=1.5",
@@ -70,7 +65,7 @@ ADJUSTED: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
 
 UNADJUSTED: list[dict[str, Any]] = [
     text_body(temperature=1.5, top_p=0.5, seed=7, user="me", max_tokens=100),
-    text_body(model="claude-3-haiku", temperature=1, stop=["END"]),
+    text_body(model=HAIKU, temperature=1, stop=["END"]),
     {**IMAGE, "width": 1024, "height": 768, "seed": 3, "output_format": "webp"},
     {**TTS, "voice_settings": {"speed": 1.1}, "output_format": "pcm_16000", "seed": 3},
     {**STT, "diarize": True, "num_speakers": 3, "language_code": "en", "timestamps": "character"},
@@ -117,17 +112,18 @@ credentials = "openai"
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rig:
-    """A server, and a separate fake vendor for Anthropic and Replicate."""
+    """A server, a separate fake vendor for Anthropic and Replicate, and a caller with one protocol."""
 
     app: RunningApp
     other: FaultUpstream
+    protocol: str
+    caller: Account
 
-    def reset(self) -> None:
-        """Forgets the requests to the vendors."""
-        self.app.upstream.reset()
-        self.other.reset()
+    async def ask(self, body: dict[str, Any], **options: Any) -> Outcome:
+        """Runs a task with the caller's live key."""
+        return await self.app.ask(self.protocol, self.caller.live, body, **options)
 
     @property
     def requests(self) -> list[Received]:
@@ -135,8 +131,9 @@ class Rig:
         return [*self.app.upstream.requests, *self.other.requests]
 
 
-@pytest.fixture(scope="module", name="shared")
-async def _shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig]:
+@pytest.fixture(scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[RunningApp, FaultUpstream]]:
+    """The server and the separate vendor."""
     folder = tmp_path_factory.mktemp("adjustments")
     (folder / "catalog.toml").write_text(CATALOG)
     async with FaultUpstream() as other:
@@ -148,180 +145,172 @@ async def _shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rig
             "replicate_base_url": other.replicate_base_url,
         }
         async with run_app(folder, settings=settings) as app:
-            yield Rig(app, other)
+            yield app, other
 
 
-@pytest.fixture(name="rig")
-def _rig(shared: Rig) -> Rig:
-    shared.reset()
-    return shared
+@pytest.fixture(params=PROTOCOLS)
+async def rig(request: pytest.FixtureRequest, shared: tuple[RunningApp, FaultUpstream]) -> Rig:
+    """The server with a new account, and vendors that have received nothing."""
+    app, other = shared
+    app.upstream.reset()
+    other.reset()
+    return Rig(app, other, request.param, await app.account())
+
+
+@pytest.fixture
+def first_fails(rig: Rig) -> Iterator[None]:
+    """Makes the first route of the model two-routes fail."""
+
+    def script(received: Received) -> Reply:
+        if received.body["model"] == "first":
+            return error_reply(503, "overloaded")
+        return Answer("second")(received)
+
+    rig.app.upstream.default = script
+    yield
+    rig.app.upstream.default = None
 
 
 def adjusted(response: Outcome) -> str | None:
-    """The header X-Pomelo-Adjusted."""
-    return response.headers.get("x-pomelo-adjusted")
+    """Returns the header X-Pomelo-Adjusted, to which the adjustments of a gRPC message are equal."""
+    header = response.headers.get("x-pomelo-adjusted")
+    if response.trailers:
+        assert "; ".join(response.adjustments) == (header or "")
+    return header
 
 
 # --- reported
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@STREAM
 @pytest.mark.parametrize(("body", "header", "sent"), ADJUSTED, ids=[header for _, header, _ in ADJUSTED])
 async def test_adjusted_parameters_are_reported(
-    rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str, sent: dict[str, Any]
+    rig: Rig, stream: bool, body: dict[str, Any], header: str, sent: dict[str, Any]
 ) -> None:
-    caller = await rig.app.account()
-    response = await rig.app.ask(protocol, caller.live, body, stream=stream)
+    response = await rig.ask(body, stream=stream)
     assert (response.code, adjusted(response)) == ("ok", header)
     assert "preference-applied" not in response.headers
-    if protocol == "grpc":
-        assert "; ".join(response.adjustments) == header
     vendor_request = next(request for request in rig.requests if request.method == "POST")
     fields = vendor_request.body or {part.name: part.text for part in vendor_request.form or ()}
     for name, value in sent.items():
         assert fields.get(name) == value
 
 
-@EACH_PROTOCOL
-async def test_a_long_conversation_is_adjusted(rig: Rig, protocol: str) -> None:
-    caller = await rig.app.account()
+async def test_a_long_conversation_is_adjusted(rig: Rig) -> None:
     body = text_body("word " * 60_000, stop=["END"])
-    response = await rig.app.ask(protocol, caller.live, body)
+    response = await rig.ask(body)
     assert (response.code, adjusted(response)) == ("ok", "stop")
     assert "stop" not in rig.requests[0].body
     assert rig.requests[0].body["messages"] == body["messages"]
-    refused = await rig.app.ask(protocol, caller.live, body, headers=STRICT)
+    refused = await rig.ask(body, headers=STRICT)
     assert (refused.code, len(rig.requests)) == ("invalid_parameter", 1)
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@STREAM
 @pytest.mark.parametrize(("body", "header"), [(body, header) for body, header, _ in ADJUSTED[::2]])
 async def test_a_test_key_gets_the_report_of_a_live_key(
-    rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str
+    rig: Rig, stream: bool, body: dict[str, Any], header: str
 ) -> None:
-    caller = await rig.app.account()
-    response = await rig.app.ask(protocol, caller.test, body, stream=stream)
+    response = await rig.app.ask(rig.protocol, rig.caller.test, body, stream=stream)
     assert (response.code, adjusted(response), rig.requests) == ("ok", header, [])
-    if protocol == "grpc":
-        assert "; ".join(response.adjustments) == header
-    refused = await rig.app.ask(protocol, caller.test, body, stream=stream, headers=STRICT)
+    refused = await rig.app.ask(rig.protocol, rig.caller.test, body, stream=stream, headers=STRICT)
     assert (refused.code, adjusted(refused)) == ("invalid_parameter", None)
 
 
-@EACH_PROTOCOL
 @pytest.mark.parametrize("body", [*UNADJUSTED, *TASK_BODIES.values()], ids=lambda body: str(body["model"]))
 @pytest.mark.parametrize("strict", [False, True], ids=["lenient", "strict"])
 async def test_parameters_that_the_model_takes_are_not_reported(
-    rig: Rig, protocol: str, body: dict[str, Any], strict: bool
+    rig: Rig, body: dict[str, Any], strict: bool
 ) -> None:
-    caller = await rig.app.account()
     if body is TASK_BODIES["image"]:
         body = body | {"width": 256, "height": 256}
-    response = await rig.app.ask(protocol, caller.live, body, headers=STRICT if strict else {})
+    response = await rig.ask(body, headers=STRICT if strict else {})
     assert (response.code, adjusted(response), response.adjustments) == ("ok", None, ())
     assert response.headers.get("preference-applied") == ("handling=strict" if strict else None)
 
 
-@EACH_PROTOCOL
-async def test_limiting_the_output_to_the_balance_is_not_an_adjustment(rig: Rig, protocol: str) -> None:
-    caller = await rig.app.account(live=50_000)
-    response = await rig.app.ask(protocol, caller.live, text_body("Hi"), headers=STRICT)
+async def test_limiting_the_output_to_the_balance_is_not_an_adjustment(rig: Rig) -> None:
+    rig.caller = await rig.app.account(live=50_000)
+    response = await rig.ask(text_body("Hi"), headers=STRICT)
     assert (response.code, adjusted(response)) == ("ok", None)
     assert 0 < rig.requests[0].body["max_completion_tokens"] < 128_000
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
-async def test_an_image_of_an_adjusted_size_is_billed_by_that_size(
-    rig: Rig, protocol: str, stream: bool
-) -> None:
-    caller = await rig.app.account()
+@STREAM
+async def test_an_image_of_an_adjusted_size_is_billed_by_that_size(rig: Rig, stream: bool) -> None:
     body = {"model": "flux-megapixels", "prompt": "A kite", "width": 1920, "height": 1080}
-    response = await rig.app.ask(protocol, caller.live, body, stream=stream)
+    response = await rig.ask(body, stream=stream)
     assert (response.code, adjusted(response)) == ("ok", "width=1344; height=768")
     vendor_request = rig.requests[0].body["input"]
     assert (vendor_request["aspect_ratio"], vendor_request["megapixels"]) == ("16:9", "1")
-    (record,) = await rig.app.records(caller)
+    (record,) = await rig.app.records(rig.caller)
     assert record.cost == ceil(1344 * 768 * 3_000 / 1_000_000)
-    response = await rig.app.ask(protocol, caller.live, body | {"width": 512, "height": 512}, headers=STRICT)
+    response = await rig.ask(body | {"width": 512, "height": 512}, headers=STRICT)
     assert (response.code, adjusted(response)) == ("ok", None)
 
 
-@EACH_PROTOCOL
-async def test_fields_fixed_by_the_operator_are_reported(rig: Rig, protocol: str) -> None:
-    caller = await rig.app.account()
+async def test_fields_fixed_by_the_operator_are_reported(rig: Rig) -> None:
     body = text_body(model="fixed", temperature=0.9, seed=5, stop=["END"])
-    response = await rig.app.ask(protocol, caller.live, body)
+    response = await rig.ask(body)
     assert (response.code, adjusted(response)) == ("ok", "stop; seed; temperature=0.6")
     assert rig.requests[0].body["temperature"] == 0.6
-    response = await rig.app.ask(
-        protocol, caller.live, text_body(model="fixed", temperature=0.6), headers=STRICT
-    )
+    body = text_body(model="fixed", temperature=0.6)
+    response = await rig.ask(body, headers=STRICT)
     assert (response.code, adjusted(response)) == ("ok", None)
 
 
 # --- strict
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@STREAM
 @pytest.mark.parametrize(("body", "header"), [(body, header) for body, header, _ in ADJUSTED])
 async def test_strict_handling_refuses_before_limits_and_credits(
-    rig: Rig, protocol: str, stream: bool, body: dict[str, Any], header: str
+    rig: Rig, stream: bool, body: dict[str, Any], header: str
 ) -> None:
-    caller = await rig.app.account("five")
-    response = await rig.app.ask(protocol, caller.live, body, stream=stream, headers=STRICT)
+    rig.caller = await rig.app.account("five")
+    response = await rig.ask(body, stream=stream, headers=STRICT)
     first = header.split("; ")[0].split("=")[0]
     assert response.code == "invalid_parameter"
     assert response.message.startswith(f"Invalid {first}: must be ")
-    assert response.status == (200 if protocol == "grpc" else 400)
+    assert response.status == (200 if rig.protocol == "grpc" else 400)
     assert response.headers["preference-applied"] == "handling=strict"
     assert response.headers["x-ratelimit-remaining"] == "5"
     assert "x-pomelo-adjusted" not in response.headers
     assert rig.requests == []
-    assert await rig.app.records(caller) == []
-    balance = await rig.app.balance(caller, live=True)
+    assert await rig.app.records(rig.caller) == []
+    balance = await rig.app.balance(rig.caller, live=True)
     assert (balance.spent, balance.held) == (0, 0)
 
 
-@EACH_PROTOCOL
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
         (text_body(stop=["END"]), "Invalid stop: must be left out: the model does not take it"),
-        (
-            text_body(model="claude-3-haiku", temperature=2),
-            "Invalid temperature: must be a number from 0 to 1",
-        ),
+        (text_body(model=HAIKU, temperature=2), "Invalid temperature: must be a number from 0 to 1"),
         ({**IMAGE, "width": 1000}, "Invalid width: must be a multiple of 32 from 256 to 1440"),
         (text_body(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128000"),
     ],
 )
 async def test_an_error_has_the_range_that_the_model_accepts(
-    rig: Rig, protocol: str, body: dict[str, Any], expected: str
+    rig: Rig, body: dict[str, Any], expected: str
 ) -> None:
-    caller = await rig.app.account()
-    assert (await rig.app.ask(protocol, caller.live, body, headers=STRICT)).message == expected
+    assert (await rig.ask(body, headers=STRICT)).message == expected
 
 
-@EACH_PROTOCOL
 @pytest.mark.parametrize("prefer", ["handling=lenient", "respond-async", "handling=maybe", "strict"])
-async def test_other_preferences_are_ignored(rig: Rig, protocol: str, prefer: str) -> None:
-    caller = await rig.app.account()
-    response = await rig.app.ask(protocol, caller.live, text_body(stop=["END"]), headers={"Prefer": prefer})
+async def test_other_preferences_are_ignored(rig: Rig, prefer: str) -> None:
+    response = await rig.ask(text_body(stop=["END"]), headers={"Prefer": prefer})
     assert (response.code, adjusted(response)) == ("ok", "stop")
     assert "preference-applied" not in response.headers
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_a_strict_task_is_refused_before_a_missing_provider_is_reported(
     tmp_path: Path, protocol: str
 ) -> None:
     async with run_app(tmp_path) as app:
         caller = await app.account()
-        body = text_body(model="claude-3-haiku", seed=1)
+        body = text_body(model=HAIKU, seed=1)
         response = await app.ask(protocol, caller.live, body, headers=STRICT)
         assert response.message == "Invalid seed: must be left out: the model does not take it"
         assert (await app.ask(protocol, caller.live, body)).code == "provider_not_configured"
@@ -330,104 +319,65 @@ async def test_a_strict_task_is_refused_before_a_missing_provider_is_reported(
 # --- several routes
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
-async def test_the_adjustments_are_those_of_the_route_that_answers(
-    rig: Rig, protocol: str, stream: bool
-) -> None:
-    caller = await rig.app.account()
-    rig.app.upstream.default = _first_fails
-    try:
-        body = text_body(model="two-routes", seed=1, stop=["END"], temperature=1.5)
-        response = await rig.app.ask(protocol, caller.live, body, stream=stream)
-    finally:
-        rig.app.upstream.default = None
-    adjustments = "stop; temperature=1"
-    assert response.code == "ok"
-    assert adjusted(response) == adjustments
-    if protocol == "grpc":
-        assert "; ".join(response.adjustments) == adjustments
-    first, *_, last = rig.requests
-    assert (first.body.get("seed"), first.body.get("stop"), first.body.get("temperature")) == (
-        None,
-        ["END"],
-        1.5,
-    )
-    assert (last.body.get("seed"), last.body.get("stop"), last.body.get("temperature")) == (1, None, 1)
+@STREAM
+@pytest.mark.usefixtures("first_fails")
+async def test_the_adjustments_are_those_of_the_route_that_answers(rig: Rig, stream: bool) -> None:
+    body = text_body(model="two-routes", seed=1, stop=["END"], temperature=1.5)
+    response = await rig.ask(body, stream=stream)
+    assert (response.code, adjusted(response)) == ("ok", "stop; temperature=1")
+    first, *_, last = [
+        [request.body.get(name) for name in ("seed", "stop", "temperature")] for request in rig.requests
+    ]
+    assert (first, last) == ([None, ["END"], 1.5], [1, None, 1])
 
 
-@EACH_PROTOCOL
-async def test_a_strict_task_skips_routes_that_would_adjust_it(rig: Rig, protocol: str) -> None:
-    caller = await rig.app.account()
-    rig.app.upstream.default = _first_fails
-    try:
-        body = text_body(model="two-routes", stop=["END"])
-        response = await rig.app.ask(protocol, caller.live, body, headers=STRICT)
-        assert response.code == "provider_unavailable"
-        assert {request.body["model"] for request in rig.requests} == {"first"}
-        response = await rig.app.ask(protocol, caller.live, text_body(model="two-routes"), headers=STRICT)
-        assert (response.code, rig.requests[-1].body["model"]) == ("ok", "second")
-    finally:
-        rig.app.upstream.default = None
-
-
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
-async def test_a_strict_replay_of_an_adjusted_answer_is_refused(
-    rig: Rig, protocol: str, stream: bool
-) -> None:
-    caller = await rig.app.account()
-    key = {"Idempotency-Key": f"strict-repeat-{protocol}-{stream}"}
+@pytest.mark.usefixtures("first_fails")
+async def test_a_strict_task_skips_routes_that_would_adjust_it(rig: Rig) -> None:
     body = text_body(model="two-routes", stop=["END"])
-    rig.app.upstream.default = _first_fails
-    try:
-        response = await rig.app.ask(protocol, caller.live, body, headers=key, stream=stream)
-    finally:
-        rig.app.upstream.default = None
+    response = await rig.ask(body, headers=STRICT)
+    assert response.code == "provider_unavailable"
+    assert {request.body["model"] for request in rig.requests} == {"first"}
+    response = await rig.ask(text_body(model="two-routes"), headers=STRICT)
+    assert (response.code, rig.requests[-1].body["model"]) == ("ok", "second")
+
+
+@STREAM
+@pytest.mark.usefixtures("first_fails")
+async def test_a_strict_replay_of_an_adjusted_answer_is_refused(rig: Rig, stream: bool) -> None:
+    key = {"Idempotency-Key": f"strict-repeat-{rig.protocol}-{stream}"}
+    body = text_body(model="two-routes", stop=["END"])
+    response = await rig.ask(body, headers=key, stream=stream)
     assert adjusted(response) == "stop"
-    replayed = await rig.app.ask(protocol, caller.live, body, headers=key, stream=stream)
-    assert (replayed.code, adjusted(replayed), replayed.metadata["idempotent-replayed"]) == (
-        "ok",
-        "stop",
-        "true",
-    )
-    strict = await rig.app.ask(protocol, caller.live, body, headers=key | STRICT, stream=stream)
+    replayed = await rig.ask(body, headers=key, stream=stream)
+    assert (replayed.code, adjusted(replayed)) == ("ok", "stop")
+    assert replayed.metadata["idempotent-replayed"] == "true"
+    strict = await rig.ask(body, headers=key | STRICT, stream=stream)
     assert (strict.code, "stop" in strict.message) == ("invalid_parameter", True)
-    assert len(await rig.app.records(caller)) == 1
+    assert len(await rig.app.records(rig.caller)) == 1
 
 
 # --- replays
 
 
-@pytest.mark.parametrize("first", PROTOCOLS)
-@UNARY_AND_STREAM
-async def test_a_replayed_answer_has_the_same_adjustments(rig: Rig, first: str, stream: bool) -> None:
-    caller = await rig.app.account()
-    headers = {"Idempotency-Key": f"adjusted-{first}-{stream}"}
+@STREAM
+async def test_a_replayed_answer_has_the_same_adjustments(rig: Rig, stream: bool) -> None:
+    headers = {"Idempotency-Key": f"adjusted-{rig.protocol}-{stream}"}
     body = text_body(stop=["END"])
-    response = await rig.app.ask(first, caller.live, body, stream=stream, headers=headers)
+    response = await rig.ask(body, stream=stream, headers=headers)
     assert adjusted(response) == "stop"
     for protocol in PROTOCOLS:
         for replay_stream in (False, True):
-            replayed = await rig.app.ask(protocol, caller.live, body, stream=replay_stream, headers=headers)
+            replayed = await replace(rig, protocol=protocol).ask(body, stream=replay_stream, headers=headers)
             assert (replayed.code, replayed.id, adjusted(replayed)) == ("ok", response.id, "stop")
             assert replayed.adjustments == (("stop",) if protocol == "grpc" else ())
     assert len(rig.requests) == 1
-    refused = await rig.app.ask(first, caller.live, body, headers=headers | STRICT)
+    refused = await rig.ask(body, headers=headers | STRICT)
     assert refused.code == "invalid_parameter"
 
 
-@EACH_PROTOCOL
-async def test_the_preference_is_not_part_of_the_request_identity(rig: Rig, protocol: str) -> None:
-    caller = await rig.app.account()
-    headers = {"Idempotency-Key": f"handled-{protocol}"}
-    response = await rig.app.ask(protocol, caller.live, text_body(), headers=headers | STRICT)
-    replayed = await rig.app.ask(protocol, caller.live, text_body(), headers=headers)
+async def test_the_preference_is_not_part_of_the_request_identity(rig: Rig) -> None:
+    headers = {"Idempotency-Key": f"handled-{rig.protocol}"}
+    response = await rig.ask(text_body(), headers=headers | STRICT)
+    replayed = await rig.ask(text_body(), headers=headers)
     assert (response.code, replayed.code, replayed.id) == ("ok", "ok", response.id)
     assert "preference-applied" not in replayed.headers
-
-
-def _first_fails(received: Received) -> Reply:
-    if received.body["model"] == "first":
-        return error_reply(503, "overloaded")
-    return Answer("second")(received)

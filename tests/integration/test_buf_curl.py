@@ -7,13 +7,13 @@ import base64
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving import Served, serve
+from tests.serving import Served
 
 BUF = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
 AUDIO = base64.b64encode(b"some audio " * 200).decode()
@@ -26,13 +26,6 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve` in a process."""
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
-
-
 async def curl(served: Served, method: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     """Calls a method; returns the messages of its response."""
     assert BUF is not None, "buf is among the development dependencies"
@@ -40,8 +33,8 @@ async def curl(served: Served, method: str, request: dict[str, Any]) -> list[dic
         *(BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect"),
         *("-H", f"authorization: Bearer {served.key}", "-d", json.dumps(request)),
         f"http://127.0.0.1:{served.grpc_port}/pomelo.v1.{method}",
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     async with asyncio.timeout(60):
         out, error = await process.communicate()
@@ -68,12 +61,10 @@ async def test_stream_task_sends_several_events(task_type: str, served: Served) 
     events = await curl(served, "TaskService/StreamTask", {"task": TASKS[task_type]})
     assert "started" in events[0]
     assert len(events) > 2
-    last = events[-1]
-    assert (
-        last["textDelta"]["finishReason"] == "FINISH_REASON_STOP"
-        if task_type == "text"
-        else last["result"]["speech"]
-    )
+    if task_type == "text":
+        assert events[-1]["textDelta"]["finishReason"] == "FINISH_REASON_STOP"
+    else:
+        assert events[-1]["result"]["speech"]
 
 
 async def test_list_models_returns_all_fourteen_models(served: Served) -> None:

@@ -7,34 +7,38 @@ import json
 import resource
 import signal
 import stat
+from asyncio.subprocess import DEVNULL, PIPE
+from pathlib import Path
+from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 
-from tests.integration.commands import free_addresses, pomelo, start_command
+from tests.integration.commands import (
+    assert_refused,
+    development_key,
+    free_addresses,
+    names,
+    pomelo,
+    pomelo_json,
+    start_command,
+    start_server,
+)
 from tests.ports import free_port
-
-BODY = {
-    "model": "gpt-4",
-    "messages": [{"role": "user", "content": "[[words:40]] [[pace:0.05]]"}],
-    "stream": True,
-}
+from tests.tasks import text_body
 
 
-async def curl(line: str) -> dict:
+async def curl(line: str) -> Any:
     """Returns the JSON that the printed command prints in a shell."""
-    process = await asyncio.create_subprocess_shell(
-        line, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
+    process = await asyncio.create_subprocess_shell(line, stdout=PIPE, stderr=DEVNULL)
     out, _ = await process.communicate()
     assert process.returncode == 0
     return json.loads(out)
 
 
 async def test_the_first_start_creates_a_key_and_prints_a_working_command_and_later_starts_create_none(
-    tmp_path,
-):
+    tmp_path: Path,
+) -> None:
     addresses = free_addresses()
     async with start_command(tmp_path, "serve", **addresses) as server:
         assert addresses["POMELO_REST"] in await server.read_until("REST")
@@ -52,25 +56,23 @@ async def test_the_first_start_creates_a_key_and_prints_a_working_command_and_la
         assert key not in "".join(server.lines)
         assert (await curl(line))["object"] == "task.completion"
     assert key_file.read_text().strip() == key
-    assert len(json.loads((await pomelo(tmp_path, "keys", "list", "--json")).out)) == 1
+    assert len(await pomelo_json(tmp_path, "keys", "list")) == 1
 
 
-async def test_serve_raises_its_limit_of_open_files_to_the_maximum(tmp_path):
+async def test_serve_raises_its_limit_of_open_files_to_the_maximum(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(256, before[0] // 2), before[1]))
     try:
-        async with start_command(tmp_path, "serve", **free_addresses()) as server:
-            await server.read_until("curl ")
-            assert psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_NOFILE)[0] == before[1]
+        async with start_server(tmp_path, **free_addresses()) as server:
+            assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] == before[1]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_settings_of_connections_reach_the_server(tmp_path):
+async def test_settings_of_connections_reach_the_server(tmp_path: Path) -> None:
     variables = free_addresses() | {"POMELO_MAX_CONNECTIONS": "8", "POMELO_IDLE_TIMEOUT": "1"}
-    async with start_command(tmp_path, "serve", **variables) as server:
-        await server.read_until("curl ")
-        key = (tmp_path / "data" / "test-key").read_text().strip()
+    async with start_server(tmp_path, **variables):
+        key = development_key(tmp_path)
         host, _, port = variables["POMELO_REST"].rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
@@ -86,37 +88,35 @@ async def test_settings_of_connections_reach_the_server(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_lets_running_tasks_finish_and_removes_the_socket(tmp_path, number):
+async def test_a_signal_lets_running_tasks_finish_and_removes_the_socket(
+    tmp_path: Path, http: aiohttp.ClientSession, number: signal.Signals
+) -> None:
     addresses = free_addresses()
-    async with start_command(tmp_path, "serve", **addresses) as server, aiohttp.ClientSession() as session:
-        await server.read_until("curl ")
-        headers = {"Authorization": f"Bearer {(tmp_path / 'data' / 'test-key').read_text().strip()}"}
-        url = f"http://{addresses['POMELO_REST']}/api/v1/task"
-        async with session.post(url, json=BODY, headers=headers) as answer:
+    async with start_server(tmp_path, **addresses) as server:
+        headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
+        url = f"http://{addresses['POMELO_REST']}"
+        body = text_body("[[words:40]] [[pace:0.05]]", stream=True)
+        async with http.post(f"{url}/api/v1/task", json=body, headers=headers) as answer:
             await answer.content.readline()
             server.process.send_signal(number)
             await server.read_until("Ending")
-            async with (
-                asyncio.timeout(1.5),
-                session.get(f"http://{addresses['POMELO_REST']}/healthz") as health,
-            ):
-                while health.status == 200:  # the signal may not have been handled yet
-                    health = await session.get(health.url)
+            async with asyncio.timeout(1.5):
+                while (health := await http.get(f"{url}/healthz")).status == 200:
+                    pass  # the signal may not have been handled yet
                 assert (health.status, (await health.json())["error"]["code"]) == (503, "shutting_down")
             assert (await answer.text()).endswith("data: [DONE]\n\n")
         assert await server.wait() == 0
         assert not (tmp_path / "data" / "admin.sock").exists()
 
 
-async def test_a_second_signal_ends_the_server_immediately(tmp_path):
+async def test_a_second_signal_ends_the_server_immediately(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
     addresses = free_addresses() | {"POMELO_GRACE": "600"}
-    async with start_command(tmp_path, "serve", **addresses) as server, aiohttp.ClientSession() as session:
-        await server.read_until("curl ")
-        headers = {"Authorization": f"Bearer {(tmp_path / 'data' / 'test-key').read_text().strip()}"}
-        body = BODY | {"messages": [{"role": "user", "content": "[[stall]]"}]}
-        async with session.post(
-            f"http://{addresses['POMELO_REST']}/api/v1/task", json=body, headers=headers
-        ) as answer:
+    async with start_server(tmp_path, **addresses) as server:
+        headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
+        url = f"http://{addresses['POMELO_REST']}/api/v1/task"
+        async with http.post(url, json=text_body("[[stall]]", stream=True), headers=headers) as answer:
             await answer.content.readline()
             server.process.send_signal(signal.SIGTERM)
             await server.read_until("Ending")
@@ -124,40 +124,34 @@ async def test_a_second_signal_ends_the_server_immediately(tmp_path):
             assert await server.wait() == -signal.SIGTERM
     # The files that it left, such as its socket, do not prevent another start.
     assert (await pomelo(tmp_path, "keys", "list")).status == 0
-    async with start_command(tmp_path, "serve", **addresses) as server:
-        await server.read_until("curl ")
+    async with start_server(tmp_path, **addresses):
+        pass
 
 
-async def test_a_second_server_on_the_same_data_is_refused(tmp_path):
-    async with start_command(tmp_path, "serve", **free_addresses()) as server:
-        await server.read_until("curl ")
+async def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    async with start_server(tmp_path, **free_addresses()) as server:
         result = await pomelo(tmp_path, "serve", **free_addresses())
         assert result.status == 1
         assert f"used by another process (pid {server.process.pid})" in result.error
 
 
 @pytest.mark.parametrize("variable", ["POMELO_REST", "POMELO_GRPC"])
-async def test_an_address_in_use_is_refused(tmp_path, variable):
-    async with start_command(tmp_path, "serve", **(addresses := free_addresses())) as server:
-        await server.read_until("curl ")
-        result = await pomelo(
-            tmp_path,
-            "serve",
-            **free_addresses() | {variable: addresses[variable], "POMELO_DATA": str(tmp_path / "2")},
-        )
+async def test_an_address_in_use_is_refused(tmp_path: Path, variable: str) -> None:
+    addresses = free_addresses()
+    async with start_server(tmp_path, **addresses):
+        own = free_addresses() | {variable: addresses[variable], "POMELO_DATA": str(tmp_path / "2")}
+        result = await pomelo(tmp_path, "serve", **own)
         assert result.status == 1
         assert f"{variable}: {addresses[variable]}: Address already in use" in result.error
         assert "set another address" in result.error
         assert result.error.count("\n") == 1
 
 
-async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path):
-    first = await pomelo(tmp_path, "keys", "create", POMELO_SECRET="a" * 40)
-    assert first.status == 0
+async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path: Path) -> None:
+    assert (await pomelo(tmp_path, "keys", "create", POMELO_SECRET="a" * 40)).status == 0
     for command in (("serve",), ("keys", "create")):
         result = await pomelo(tmp_path, *command, POMELO_SECRET="b" * 40, **free_addresses())
-        assert (result.status, result.out, result.error.count("\n")) == (1, "", 1)
-        assert "POMELO_SECRET is not the secret" in result.error
+        assert_refused(result, "POMELO_SECRET is not the secret")
 
 
 @pytest.mark.parametrize(
@@ -172,15 +166,14 @@ async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path):
         (("serve",), {"POMELO_REST": "", "POMELO_GRPC": ""}, "POMELO_REST and POMELO_GRPC are both empty"),
     ],
 )
-async def test_a_wrong_setting_is_refused_in_one_line_by_every_command(tmp_path, command, variables, message):
-    result = await pomelo(tmp_path, *command, **variables)
-    assert (result.status, result.out) == (1, "")
-    assert message in result.error
-    assert result.error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+async def test_a_wrong_setting_is_refused_in_one_line_by_every_command(
+    tmp_path: Path, command: tuple[str, ...], variables: dict[str, str], message: str
+) -> None:
+    assert_refused(await pomelo(tmp_path, *command, **variables), message)
+    assert names(tmp_path) == []
 
 
-async def test_a_config_file_is_read(tmp_path):
+async def test_a_config_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(f'rest = "127.0.0.1:{free_port()}"\ngrpc = ""\ndata = "kept"\n')
     variables = {"POMELO_DATA": ""}
     async with start_command(tmp_path, "serve", "--config", "mine.toml", **variables) as server:
@@ -189,22 +182,19 @@ async def test_a_config_file_is_read(tmp_path):
         assert (tmp_path / "kept" / "pomelo.db").exists()
 
 
-async def test_a_gateway_serves_rest_for_a_remote_server(tmp_path):
-    addresses = free_addresses()
-    rest = f"127.0.0.1:{free_port()}"
-    async with start_command(tmp_path, "serve", **addresses) as server:
-        await server.read_until("curl ")
-        key = (tmp_path / "data" / "test-key").read_text().strip()
-        target = addresses["POMELO_GRPC"]
-        gateway_settings = {"POMELO_REST": rest, "POMELO_DATA": str(tmp_path / "gateway_settings")}
-        async with (
-            start_command(tmp_path, "gateway", "--target", target, **gateway_settings) as gateway,
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
-        ):
-            assert rest in await gateway.read_until("REST")
-            async with session.get(f"http://{rest}/api/v1/models") as answer:
-                assert answer.status == 200
-                assert len((await answer.json())["data"]) == 14
-            gateway.process.send_signal(signal.SIGTERM)
-            assert await gateway.wait() == 0
-    assert not (tmp_path / "gateway_settings").exists()
+async def test_a_gateway_serves_rest_for_a_remote_server(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+    addresses, rest = free_addresses(), f"127.0.0.1:{free_port()}"
+    options = ("--target", addresses["POMELO_GRPC"])
+    settings = {"POMELO_REST": rest, "POMELO_DATA": str(tmp_path / "gateway")}
+    async with (
+        start_server(tmp_path, **addresses),
+        start_command(tmp_path, "gateway", *options, **settings) as gateway,
+    ):
+        assert rest in await gateway.read_until("REST")
+        headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
+        async with http.get(f"http://{rest}/api/v1/models", headers=headers) as answer:
+            assert answer.status == 200
+            assert len((await answer.json())["data"]) == 14
+        gateway.process.send_signal(signal.SIGTERM)
+        assert await gateway.wait() == 0
+    assert not (tmp_path / "gateway").exists()

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from tests.certificates import make_certificate
-from tests.integration.commands import RunningCommand, free_addresses, pomelo, start_command
+from tests.driver import RestDriver
+from tests.integration.commands import (
+    development_key,
+    doctor,
+    free_addresses,
+    pomelo,
+    start_command,
+    start_server,
+)
 from tests.ports import free_port
 
 
@@ -35,27 +40,15 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tls(pairs: Path, name: str, **more: str) -> dict[str, str]:
-    return {
-        "POMELO_TLS_CERT": str(pairs / f"{name}.pem"),
-        "POMELO_TLS_KEY": str(pairs / f"{name}.key"),
-    } | more
-
-
-@asynccontextmanager
-async def start_server(folder: Path, **variables: str) -> AsyncIterator[RunningCommand]:
-    async with start_command(folder, "serve", **variables) as server:
-        await server.read_until("curl ")
-        yield server
-
-
-async def doctor(folder: Path, **variables: str) -> dict[str, tuple[str, str]]:
-    result = await pomelo(folder, "doctor", "--json", **variables)
-    return {row["name"]: (row["state"], row["detail"]) for row in json.loads(result.out)}
+    cert, key = str(pairs / f"{name}.pem"), str(pairs / f"{name}.key")
+    return {"POMELO_TLS_CERT": cert, "POMELO_TLS_KEY": key} | more
 
 
 @pytest.mark.parametrize("pair", ["named", "here", "issued"])
 @pytest.mark.parametrize("callers", [False, True], ids=["any caller", "callers with a certificate"])
-async def test_the_own_server_is_reached_with_any_issuer_of_its_certificate(tmp_path, pairs, pair, callers):
+async def test_the_own_server_is_reached_with_any_issuer_of_its_certificate(
+    tmp_path: Path, pairs: Path, pair: str, callers: bool
+) -> None:
     authority = "ca.pem" if pair == "issued" else f"{pair}.pem"
     client_ca = {"POMELO_TLS_CLIENT_CA": str(pairs / authority)} if callers else {}
     variables = free_addresses() | tls(pairs, pair, **client_ca)
@@ -64,25 +57,27 @@ async def test_the_own_server_is_reached_with_any_issuer_of_its_certificate(tmp_
         assert (result.status, result.error) == (0, "")
         assert "Hello" in result.out
         assert (await pomelo(tmp_path, "models", **variables)).status == 0
-        states = await doctor(tmp_path, **variables)
+        _, states = await doctor(tmp_path, **variables)
         assert (states["gRPC"][0], states["REST"][0]) == ("ok", "ok"), states
 
 
-async def test_an_unexpected_certificate_at_the_own_address_is_distinguished_from_no_server(tmp_path, pairs):
+async def test_an_unexpected_certificate_at_the_own_address_is_distinguished_from_no_server(
+    tmp_path: Path, pairs: Path
+) -> None:
     addresses = free_addresses()
     async with start_server(tmp_path, **addresses, **tls(pairs, "here")):
         other_pair = tls(pairs, "named")
         result = await pomelo(tmp_path, "run", "Hello", **addresses, **other_pair)
         assert result.status == 1
         assert "certificate is not trusted" in result.error
-        states = await doctor(tmp_path, **addresses, **other_pair)
+        _, states = await doctor(tmp_path, **addresses, **other_pair)
         assert [states[name][0] for name in ("gRPC", "REST")] == ["broken", "broken"]
         assert all("not trusted" in states[name][1] for name in ("gRPC", "REST"))
     no_server = await pomelo(tmp_path, "run", "Hello", **addresses, **tls(pairs, "here"))
     assert "No server answers at" in no_server.error
 
 
-async def test_a_remote_server_is_trusted_through_the_named_authority(tmp_path, pairs):
+async def test_a_remote_server_is_trusted_through_the_named_authority(tmp_path: Path, pairs: Path) -> None:
     addresses = free_addresses()
     target = ("--target", addresses["POMELO_GRPC"])
     async with start_server(tmp_path, **addresses, **tls(pairs, "here")):
@@ -93,21 +88,19 @@ async def test_a_remote_server_is_trusted_through_the_named_authority(tmp_path, 
         assert "Name its authority with --ca FILE" in wrong.error
         plain = await pomelo(tmp_path, "models", *target)
         assert "speaks no gRPC without TLS" in plain.error
-    empty = tmp_path / "empty.pem"
-    empty.write_text("")
-    assert (
-        "holds no PEM certificate" in (await pomelo(tmp_path, "models", *target, "--ca", "empty.pem")).error
-    )
+    (tmp_path / "empty.pem").write_text("")
+    empty = await pomelo(tmp_path, "models", *target, "--ca", "empty.pem")
+    assert "holds no PEM certificate" in empty.error
 
 
-async def test_a_valid_certificate_of_another_name_is_reported(tmp_path, pairs):
+async def test_a_valid_certificate_of_another_name_is_reported(tmp_path: Path, pairs: Path) -> None:
     addresses = free_addresses()
     async with start_server(tmp_path, **addresses, **tls(pairs, "issued")):
         target = ("--target", addresses["POMELO_GRPC"], "--ca", str(pairs / "ca.pem"))
         assert "by a name that is in its certificate" in (await pomelo(tmp_path, "models", *target)).error
 
 
-async def test_a_missing_client_certificate_is_reported(tmp_path, pairs):
+async def test_a_missing_client_certificate_is_reported(tmp_path: Path, pairs: Path) -> None:
     addresses = free_addresses()
     settings = tls(pairs, "here", POMELO_TLS_CLIENT_CA=str(pairs / "here.pem"))
     target = ("--target", addresses["POMELO_GRPC"], "--ca", str(pairs / "here.pem"))
@@ -117,28 +110,30 @@ async def test_a_missing_client_certificate_is_reported(tmp_path, pairs):
         assert (await pomelo(tmp_path, "models", *target, **tls(pairs, "here"))).status == 0
 
 
-async def test_a_gateway_uses_tls_according_to_its_options(tmp_path, pairs):
+async def test_a_gateway_uses_tls_according_to_its_options(
+    tmp_path: Path, pairs: Path, http: aiohttp.ClientSession
+) -> None:
     addresses = free_addresses()
     rest = f"127.0.0.1:{free_port()}"
     options = ("--target", addresses["POMELO_GRPC"], "--ca", str(pairs / "here.pem"))
-    async with start_server(tmp_path, **addresses, **tls(pairs, "here")):
-        key = (tmp_path / "data" / "test-key").read_text().strip()
-        async with (
-            start_command(tmp_path, "gateway", *options, POMELO_REST=rest) as gateway,
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
-        ):
-            assert await gateway.read_until("gRPC") == f"gRPC  asks {addresses['POMELO_GRPC']}"
-            async with session.get(f"http://{rest}/api/v1/models") as answer:
-                assert answer.status == 200
-            gateway.process.terminate()
-            await gateway.read_until("Ending: running tasks have 10 s.")
-            assert await gateway.wait() == 0
+    async with (
+        start_server(tmp_path, **addresses, **tls(pairs, "here")),
+        start_command(tmp_path, "gateway", *options, POMELO_REST=rest) as gateway,
+    ):
+        assert await gateway.read_until("gRPC") == f"gRPC  asks {addresses['POMELO_GRPC']}"
+        models = await RestDriver(http, f"http://{rest}").get("/api/v1/models", development_key(tmp_path))
+        assert models.status == 200
+        gateway.process.terminate()
+        await gateway.read_until("Ending: running tasks have 10 s.")
+        assert await gateway.wait() == 0
     both = await pomelo(tmp_path, "gateway", *options, "--no-tls", POMELO_REST=rest)
     assert "--ca and --no-tls exclude each other" in both.error
 
 
 @pytest.mark.parametrize(("option", "first"), [("--tls", b"\x16"), ("--no-tls", b"P")])
-async def test_a_gateway_starts_a_tls_handshake_only_if_tls_is_on(tmp_path, option, first):
+async def test_a_gateway_starts_a_tls_handshake_only_if_tls_is_on(
+    tmp_path: Path, http: aiohttp.ClientSession, option: str, first: bytes
+) -> None:
     seen: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -150,13 +145,10 @@ async def test_a_gateway_starts_a_tls_handshake_only_if_tls_is_on(tmp_path, opti
     server = await asyncio.start_server(listen, "127.0.0.1", 0)
     target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     rest = f"127.0.0.1:{free_port()}"
-    async with (
-        server,
-        start_command(tmp_path, "gateway", "--target", target, option, POMELO_REST=rest) as gateway,
-        aiohttp.ClientSession(headers={"Authorization": "Bearer x"}) as session,
-    ):
+    options = ("--target", target, option)
+    async with server, start_command(tmp_path, "gateway", *options, POMELO_REST=rest) as gateway:
         await gateway.read_until("gRPC")
-        request_task = asyncio.create_task(session.get(f"http://{rest}/api/v1/models"))
+        request = asyncio.create_task(RestDriver(http, f"http://{rest}").get("/api/v1/models", "x"))
         async with asyncio.timeout(30):
             assert await seen == first
-            (await request_task).close()
+            await request

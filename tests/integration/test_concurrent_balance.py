@@ -62,11 +62,11 @@ async def wait_for(tasks: set[asyncio.Task[Outcome]], count: int) -> None:
 async def test_one_of_many_concurrent_tasks_runs_and_is_paid_if_the_balance_covers_one(
     app: RunningApp, task_type: str, stream: bool, protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rich = await app.account()
+    rich, body = await app.account(), BODIES[task_type]
     gate = Gate()
     app.upstream.default = behind(gate)
     async with asyncio.timeout(30):
-        first = asyncio.create_task(app.ask(protocol, rich.live, BODIES[task_type], stream=stream))
+        first = asyncio.create_task(app.ask(protocol, rich.live, body, stream=stream))
         await gate.reached.wait()
         reserved = (await app.balance(rich, live=True)).held
         gate.open()
@@ -76,8 +76,7 @@ async def test_one_of_many_concurrent_tasks_runs_and_is_paid_if_the_balance_cove
         gate = Gate()
         app.upstream.default = behind(gate)
         tasks = {
-            asyncio.create_task(app.ask(protocol, account.live, BODIES[task_type], stream=stream))
-            for _ in range(TASKS)
+            asyncio.create_task(app.ask(protocol, account.live, body, stream=stream)) for _ in range(TASKS)
         }
         await wait_for(tasks, TASKS - 1)
         gate.open()

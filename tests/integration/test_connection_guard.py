@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
+
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits
 
@@ -52,8 +54,8 @@ class Watched:
     stack: AsyncExitStack
     taken: list[int]
 
-    async def connect(self) -> Client:
-        """Opens a connection, and returns it after the guard has scanned it."""
+    async def connect(self, *, authenticated: bool = False) -> Client:
+        """Opens a connection, and returns it after the guard has scanned it, optionally with a valid key."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         self.stack.callback(writer.transport.abort)
         host, port = writer.get_extra_info("sockname")
@@ -62,7 +64,10 @@ class Watched:
             while self.guard.count == before:
                 await asyncio.sleep(0)
                 self.scan()
-        return Client(f"ipv4:{host}:{port}", reader, writer, self.taken)
+        client = Client(f"ipv4:{host}:{port}", reader, writer, self.taken)
+        if authenticated:
+            self.guard.authenticated(client.peer)
+        return client
 
     def scan(self) -> None:
         """Scans all connections."""
@@ -104,20 +109,11 @@ async def watched(**limits: Any) -> AsyncIterator[Watched]:
         yield Watched(guard, port, stack, taken)
 
 
-async def test_resets_of_an_unauthenticated_connection_are_limited() -> None:
-    async with watched(unauthenticated_resets=3) as opened:
-        client = await opened.connect()
-        for _ in range(3):
-            opened.guard.reset(client.peer)
-        assert opened.stays(client)
-        opened.guard.reset(client.peer)
-        assert await opened.closes(client)
-
-
-async def test_resets_of_an_authenticated_connection_are_limited() -> None:
-    async with watched(unauthenticated_resets=0, resets=3) as opened:
-        client = await opened.connect()
-        opened.guard.authenticated(client.peer)
+@pytest.mark.parametrize("authenticated", [False, True])
+async def test_resets_are_limited(authenticated: bool) -> None:
+    limits = {"unauthenticated_resets": 0, "resets": 3} if authenticated else {"unauthenticated_resets": 3}
+    async with watched(**limits) as opened:
+        client = await opened.connect(authenticated=authenticated)
         for _ in range(3):
             opened.guard.reset(client.peer)
         assert opened.stays(client)
@@ -146,8 +142,7 @@ async def test_a_key_that_is_being_looked_up_allows_more_bytes() -> None:
 
 async def test_unexplained_bytes_are_limited() -> None:
     async with watched(unexplained=1000) as opened:
-        client = await opened.connect()
-        opened.guard.authenticated(client.peer)
+        client = await opened.connect(authenticated=True)
         opened.guard.ended(client.peer)
         await client.send(900)
         assert opened.stays(client)
@@ -157,8 +152,7 @@ async def test_unexplained_bytes_are_limited() -> None:
 
 async def test_bytes_of_messages_are_explained() -> None:
     async with watched(unexplained=1000) as opened:
-        client = await opened.connect()
-        opened.guard.authenticated(client.peer)
+        client = await opened.connect(authenticated=True)
         opened.guard.ended(client.peer)
         for _ in range(5):
             opened.guard.received(client.peer, 1000)
@@ -170,8 +164,7 @@ async def test_bytes_of_messages_are_explained() -> None:
 
 async def test_a_running_call_allows_one_message_more() -> None:
     async with watched(unexplained=1000) as opened:
-        client = await opened.connect()
-        opened.guard.authenticated(client.peer)
+        client = await opened.connect(authenticated=True)
         await client.send(1000 + MESSAGE - 100)
         assert opened.stays(client)
         opened.guard.ended(client.peer)
@@ -194,8 +187,7 @@ async def test_bytes_since_the_last_call_are_limited() -> None:
 
 async def test_the_connection_of_a_gateway_is_not_limited() -> None:
     async with watched(resets=1, unexplained=10, idle_bytes=10) as opened:
-        client = await opened.connect()
-        opened.guard.authenticated(client.peer)
+        client = await opened.connect(authenticated=True)
         opened.guard.trust(client.peer)
         opened.guard.ended(client.peer)
         for _ in range(5):

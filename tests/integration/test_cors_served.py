@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 
 from tests.app import RunningApp, run_app
 from tests.driver import STREAM, Outcome
-from tests.integration.commands import pomelo, start_command
-from tests.ports import free_port
+from tests.integration.commands import free_addresses, pomelo, start_command
 from tests.tasks import TASK_BODIES, text_body
 
 APP, FOREIGN = "https://app.example", "https://evil.example"
@@ -32,11 +32,8 @@ async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runnin
 def exposes_all(outcome: Outcome) -> bool:
     """Returns whether a script may read the answer and all documented headers that it has."""
     exposed = {name.strip().lower() for name in outcome.headers["access-control-expose-headers"].split(",")}
-    documented = {
-        name
-        for name in outcome.headers
-        if name.startswith("x-") or name in ("retry-after", "idempotent-replayed")
-    }
+    own = ("x-", "retry-after", "idempotent-replayed")
+    documented = {name for name in outcome.headers if name.startswith(own)}
     assert documented - {"x-content-type-options", "x-frame-options", "x-accel-buffering"} <= exposed
     return outcome.headers["access-control-allow-origin"] == APP
 
@@ -47,10 +44,8 @@ def exposes_all(outcome: Outcome) -> bool:
 async def test_scripts_may_read_the_answers_of_every_task_type(
     app: RunningApp, task_type: str, gateway: str, stream: bool
 ) -> None:
-    account = await app.account("all")
-    outcome = await app.ask(
-        gateway, account.test, TASK_BODIES[task_type], stream=stream, headers={"Origin": APP}
-    )
+    account, headers = await app.account("all"), {"Origin": APP}
+    outcome = await app.ask(gateway, account.test, TASK_BODIES[task_type], stream=stream, headers=headers)
     assert outcome.code == "ok"
     assert exposes_all(outcome)
 
@@ -60,7 +55,7 @@ async def test_scripts_may_read_the_answers_of_every_task_type(
 async def test_only_scripts_of_an_allowed_origin_may_read_errors(
     app: RunningApp, gateway: str, stream: bool
 ) -> None:
-    poor, five = await app.account("all", test=0), await app.account("five")
+    poor, five, rich = await app.account("all", test=0), await app.account("five"), await app.account("all")
     for _ in range(5):
         await app.ask(gateway, five.test, text_body())
     cases = {
@@ -68,10 +63,7 @@ async def test_only_scripts_of_an_allowed_origin_may_read_errors(
         "rate_limit_exceeded": (five.test, text_body()),
         "unsupported_model": (poor.test, text_body(model="gpt-99")),
         "invalid_api_key": ("wrong", text_body()),
-        "provider_unavailable": (
-            (await app.account("all")).test,
-            text_body("[[error:provider_unavailable]]"),
-        ),
+        "provider_unavailable": (rich.test, text_body("[[error:provider_unavailable]]")),
     }
     for code, (key, body) in cases.items():
         outcome = await app.ask(gateway, key, body, stream=stream, headers={"Origin": APP})
@@ -95,17 +87,17 @@ async def test_preflights_count_neither_as_requests_nor_as_failed_keys(app: Runn
 @pytest.mark.parametrize(
     "command", [("serve",), ("gateway", "--target", "127.0.0.1:1")], ids=["serve", "gateway"]
 )
-async def test_both_commands_have_a_setting_for_cors_origins(tmp_path, command) -> None:
-    rest = f"127.0.0.1:{free_port()}"
-    variables = {"POMELO_REST": rest, "POMELO_GRPC": f"127.0.0.1:{free_port()}", "POMELO_CORS_ORIGINS": APP}
-    async with start_command(tmp_path, *command, **variables) as running, aiohttp.ClientSession() as session:
+async def test_both_commands_have_a_setting_for_cors_origins(
+    tmp_path: Path, http: aiohttp.ClientSession, command: tuple[str, ...]
+) -> None:
+    variables = free_addresses() | {"POMELO_CORS_ORIGINS": APP}
+    url = f"http://{variables['POMELO_REST']}/api/v1/task"
+    async with start_command(tmp_path, *command, **variables) as running:
         await running.read_until("REST")
-        async with session.options(f"http://{rest}/api/v1/task", headers=HEADERS) as answer:
+        async with http.options(url, headers=HEADERS) as answer:
             assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (204, APP)
-        async with session.options(
-            f"http://{rest}/api/v1/task", headers=HEADERS | {"Origin": FOREIGN}
-        ) as answer:
+        async with http.options(url, headers=HEADERS | {"Origin": FOREIGN}) as answer:
             assert (answer.status, "Access-Control-Allow-Origin" in answer.headers) == (204, False)
-    wrong = await pomelo(tmp_path, *command, **(variables | {"POMELO_CORS_ORIGINS": APP + "/"}))
+    wrong = await pomelo(tmp_path, *command, **variables | {"POMELO_CORS_ORIGINS": APP + "/"})
     assert wrong.status != 0
     assert "POMELO_CORS_ORIGINS: must be * or origins, such as https://app.example" in wrong.error

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Received, Stop, error_reply
-from tests.app import RICH, RunningApp, run_app
+from tests.app import RICH, Account, RunningApp, run_app
 from tests.driver import PROTOCOL, STREAM, Outcome
 from tests.tasks import TASK_BODIES, text_body
 
@@ -34,17 +35,7 @@ def vendor_requests(app: RunningApp, prompt: str) -> list[Received]:
 
 def cost_of(record: UsageRecord) -> int:
     """Returns the cost of a record's counts at its own prices."""
-    used = Usage(
-        record.input_tokens,
-        record.output_tokens,
-        record.characters,
-        record.images,
-        record.pixels,
-        record.audio_ms,
-        record.cached_input_tokens,
-        record.cache_write_input_tokens,
-        record.cache_write_1h_input_tokens,
-    )
+    used = Usage(**{field.name: getattr(record, field.name) for field in fields(Usage)})
     return cost(used, decode_prices(record.prices))
 
 
@@ -95,10 +86,8 @@ async def test_max_tokens_above_the_balance_are_refused_before_the_upstream_call
     maximum = (3_000 - 5 * (len(prompt) + 32)) // 20
     for key in (account.live, account.test):
         outcome = await app.ask(protocol, key, text_body(prompt, max_tokens=maximum + 1), stream=stream)
-        assert (outcome.code, outcome.message) == (
-            "insufficient_credits",
-            "Insufficient credits for this operation",
-        )
+        assert outcome.code == "insufficient_credits"
+        assert outcome.message == "Insufficient credits for this operation"
         assert outcome.headers["x-credits-remaining"] == "0.003"
         assert "x-credits-charged" not in outcome.metadata
     assert not vendor_requests(app, prompt)
@@ -130,26 +119,15 @@ async def test_a_task_costs_its_price_times_its_counts(
     app: RunningApp, task_type: str, mode: str, protocol: str, stream: bool
 ) -> None:
     account = await app.account()
-    live = mode == "live"
-    start = time.time()
-    body = TASK_BODIES[task_type]
-    outcome = await app.ask(
-        protocol, getattr(account, mode), body, stream=stream, headers={"X-Request-Id": f"id-{protocol}"}
-    )
+    start, body = time.time(), TASK_BODIES[task_type]
+    headers = {"X-Request-Id": f"id-{protocol}"}
+    outcome = await app.ask(protocol, getattr(account, mode), body, stream=stream, headers=headers)
     assert outcome.code == "ok"
-    check(
-        await the_record(app, outcome, protocol, live=live, account=account),
-        outcome,
-        protocol,
-        body,
-        start,
-        live=live,
-    )
+    record = await the_record(app, outcome, account, live=mode == "live")
+    check(record, outcome, protocol, body, start, live=mode == "live")
 
 
-async def the_record(
-    app: RunningApp, outcome: Outcome, protocol: str, *, live: bool, account: Any
-) -> UsageRecord:
+async def the_record(app: RunningApp, outcome: Outcome, account: Account, *, live: bool) -> UsageRecord:
     """Returns the only record of a mode, after comparing the balance and the headers with it."""
     (record,) = await app.records(account, live=live)
     assert not await app.records(account, live=not live)
@@ -174,9 +152,8 @@ def check(
     assert record.wire == ("grpc" if protocol == "grpc" else "rest")
     assert record.live == live
     assert (record.model, record.price_version) == (body["model"], model.price_version)
-    assert (record.provider, record.provider_model) == (
-        (route.provider, route.model) if live else ("sandbox", model.name)
-    )
+    answered_by = (route.provider, route.model) if live else ("sandbox", model.name)
+    assert (record.provider, record.provider_model) == answered_by
     assert record.complete
     assert record.output_bytes > 0
     assert 0 <= record.first_byte_ms <= record.processing_ms <= (time.time() - start) * 1000 + 1
@@ -184,11 +161,8 @@ def check(
     counts = (record.input_tokens, record.characters, record.images, record.audio_ms)
     match record.task_type:
         case "text":
-            assert outcome.usage == (
-                record.input_tokens,
-                record.output_tokens,
-                record.input_tokens + record.output_tokens,
-            )
+            tokens = (record.input_tokens, record.output_tokens)
+            assert outcome.usage == (*tokens, sum(tokens))
             assert counts == (record.input_tokens, 0, 0, 0)
             assert record.output_bytes == len(outcome.content.encode())
         case "image":
@@ -208,18 +182,12 @@ def check(
 @pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
 async def test_raw_media_costs_the_same(app: RunningApp, task_type: str, mode: str, protocol: str) -> None:
     account = await app.account()
-    start = time.time()
-    outcome = await app.ask(
-        protocol,
-        getattr(account, mode),
-        TASK_BODIES[task_type],
-        accept="image/*, audio/*",
-        headers={"X-Request-Id": f"id-{protocol}"},
-    )
+    start, body = time.time(), TASK_BODIES[task_type]
+    headers = {"X-Request-Id": f"id-{protocol}", "Accept": "image/*, audio/*"}
+    outcome = await app.ask(protocol, getattr(account, mode), body, headers=headers)
     assert outcome.status == 200
-    live = mode == "live"
-    record = await the_record(app, outcome, protocol, live=live, account=account)
-    check(record, outcome, protocol, TASK_BODIES[task_type], start, live=live)
+    record = await the_record(app, outcome, account, live=mode == "live")
+    check(record, outcome, protocol, body, start, live=mode == "live")
     assert record.output_bytes == int(outcome.content.split()[0])
 
 
@@ -323,17 +291,15 @@ async def test_usage_above_the_reservation_makes_no_balance_negative(
     balance = await app.balance(account, live=True)
     assert (balance.available, balance.held) == (0, 0)
     assert outcome.metadata["x-credits-remaining"] == "0" or (stream and protocol != "grpc")
-    assert (
-        await app.ask(protocol, account.live, text_body(prompt), stream=stream)
-    ).code == "insufficient_credits"
+    refused = await app.ask(protocol, account.live, text_body(prompt), stream=stream)
+    assert refused.code == "insufficient_credits"
 
 
 @PROTOCOL
 async def test_concurrent_tasks_never_overdraw_credits(app: RunningApp, protocol: str) -> None:
     account = await app.account(test=40_000 * 7 + 39_999)
-    answers = await asyncio.gather(
-        *[app.ask(protocol, account.test, TASK_BODIES["image"]) for _ in range(30)]
-    )
+    tasks = [app.ask(protocol, account.test, TASK_BODIES["image"]) for _ in range(30)]
+    answers = await asyncio.gather(*tasks)
     assert sorted(outcome.code for outcome in answers) == ["insufficient_credits"] * 23 + ["ok"] * 7
     balance = await app.balance(account)
     assert (balance.available, balance.held) == (39_999, 0)

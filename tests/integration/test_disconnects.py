@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from statistics import median
-from typing import Any
 
 import grpc
 import pytest
@@ -16,19 +15,21 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
 from tests.app import Account, RunningApp, run_app
+from tests.calls import bearer
 from tests.driver import PROTOCOL, STREAM
 from tests.integration.leaving import LeavingClient
 from tests.tasks import text_body, to_task
 
 WORDS = "one two three four five six"
-WAITS: dict[str, tuple[dict[str, Any], int]] = {
-    "before the headers": ({"before": True}, 0),
-    "after the headers": ({"at": 0}, 0),
-    "after the first word": ({"at": 1}, 1),
-    "in the middle": ({"at": 3}, 3),
-    "just before the end": ({"at": 6}, 6),
+POINTS = {
+    "before the headers": None,
+    "after the headers": 0,
+    "after the first word": 1,
+    "in the middle": 3,
+    "just before the end": 6,
 }
-"""Point at which the vendor waits -> the arguments of its answer, and the words of a stream before it."""
+"""Point at which the vendor waits -> the words before it; None: before the headers."""
+POINT = pytest.mark.parametrize("words", POINTS.values(), ids=POINTS)
 
 MAX_SECONDS = 0.1
 """Seconds after a caller leaves until its concurrency slot is free, and until the vendor sees it."""
@@ -38,6 +39,14 @@ MAX_SECONDS = 0.1
 async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
     async with run_app(tmp_path_factory.mktemp("leaving")) as opened:
         yield opened
+
+
+def wait(app: RunningApp, prompt: str, words: int | None) -> Gate:
+    """Makes the vendor wait after that many words of its answer to a prompt; None: before its headers."""
+    gate = Gate()
+    before, at = ((gate,), {}) if words is None else ((), {words: gate})
+    app.upstream.when(prompt, Answer(WORDS, before=before, at=at))
+    return gate
 
 
 def received(app: RunningApp, prompt: str) -> Received:
@@ -52,9 +61,7 @@ def cost_of(record: UsageRecord) -> int:
     return cost(used, decode_prices(record.prices))
 
 
-async def check_billed(
-    app: RunningApp, account: Account, words: int, *, stream: bool, provider: str = "openai"
-) -> None:
+async def check_billed(app: RunningApp, account: Account, words: int | None, *, stream: bool) -> None:
     """Asserts that the delivered words are charged once, and that nothing is reserved."""
     balance = await app.balance(account, live=True)
     records = await app.records(account)
@@ -67,27 +74,24 @@ async def check_billed(
     assert not record.complete
     assert record.source == "estimated"
     assert record.output_tokens == words
-    assert record.provider == provider
+    assert record.provider == "openai"
     assert record.output_bytes == len(" ".join(WORDS.split()[:words]))
     assert record.cost == cost_of(record) == balance.spent > 0
 
 
 @PROTOCOL
 @STREAM
-@pytest.mark.parametrize("point", WAITS)
+@POINT
 async def test_a_caller_who_leaves_pays_for_what_was_delivered(
-    app: RunningApp, point: str, protocol: str, stream: bool
+    app: RunningApp, words: int | None, protocol: str, stream: bool
 ) -> None:
-    where, words = WAITS[point]
     account = await app.account("wide")
-    prompt = f"leave {point} {protocol} {stream}"
-    gate = Gate()
-    waits: dict[str, Any] = {"before": (gate,)} if "before" in where else {"at": {where["at"]: gate}}
-    app.upstream.when(prompt, Answer(WORDS, **waits))
+    prompt = f"leave at {words}: {protocol} {stream}"
+    gate = wait(app, prompt, words)
     client = LeavingClient(app, protocol, account.live, text_body(prompt, max_tokens=50), stream=stream)
     await gate.reached.wait()
     if stream:
-        await client.has(words)
+        await client.has(words or 0)
     assert await app.concurrency(account, live=True) == 1
     await client.leave()
     await app.idle(account, live=True)
@@ -98,19 +102,15 @@ async def test_a_caller_who_leaves_pays_for_what_was_delivered(
 
 @PROTOCOL
 @STREAM
-@pytest.mark.parametrize("point", WAITS)
+@POINT
 async def test_a_deadline_bills_what_was_delivered(
-    app: RunningApp, point: str, protocol: str, stream: bool
+    app: RunningApp, words: int | None, protocol: str, stream: bool
 ) -> None:
-    where, words = WAITS[point]
     account = await app.account("wide")
-    prompt = f"late {point} {protocol} {stream}"
-    gate = Gate()
-    waits: dict[str, Any] = {"before": (gate,)} if "before" in where else {"at": {where["at"]: gate}}
-    app.upstream.when(prompt, Answer(WORDS, **waits))
-    outcome = await app.ask(
-        protocol, account.live, text_body(prompt, max_tokens=50), stream=stream, within=0.6
-    )
+    prompt = f"late at {words}: {protocol} {stream}"
+    wait(app, prompt, words)
+    body = text_body(prompt, max_tokens=50)
+    outcome = await app.ask(protocol, account.live, body, stream=stream, within=0.6)
     assert outcome.code == "deadline_exceeded"
     assert not outcome.done
     await app.idle(account, live=True)
@@ -177,8 +177,7 @@ async def test_leaving_frees_the_slot_and_closes_the_upstream_call_within_a_tent
     release_times, upstream = [], []
     for number in range(15):
         prompt = f"again {protocol} {stream} {number}."
-        gate = Gate()
-        app.upstream.when(prompt, Answer(WORDS, at={1: gate}))
+        gate = wait(app, prompt, 1)
         client = LeavingClient(app, protocol, account.live, text_body(prompt, max_tokens=5), stream=stream)
         async with asyncio.timeout(5):
             await gate.reached.wait()
@@ -198,13 +197,12 @@ async def test_leaving_frees_the_slot_and_closes_the_upstream_call_within_a_tent
 async def test_a_broken_connection_counts_as_a_caller_who_left(app: RunningApp) -> None:
     account = await app.account("wide")
     prompt = "the channel closes"
-    gate = Gate()
-    app.upstream.when(prompt, Answer(WORDS, at={2: gate}))
+    wait(app, prompt, 2)
     assert app.server.grpc is not None
     channel = grpc.aio.insecure_channel(app.server.grpc, options=[("grpc.use_local_subchannel_pool", 1)])
     task = to_task(text_body(prompt, max_tokens=20))
-    metadata = [("authorization", f"Bearer {account.live}")]
-    call = TaskServiceStub(channel).StreamTask(StreamTaskRequest(task=task), metadata=metadata)
+    stream = TaskServiceStub(channel).StreamTask
+    call = stream(StreamTaskRequest(task=task), metadata=bearer(account.live))
     for _ in range(3):  # the start, and two words
         await call.read()
     await channel.close()

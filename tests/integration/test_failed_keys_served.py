@@ -18,6 +18,7 @@ from pomelo.origin import GatewayProof
 from pomelo.server.remote import open_remote
 from pomelo.settings import Settings
 from tests.calls import bearer, call_of, reason_of
+from tests.driver import RestDriver
 
 
 @pytest.fixture
@@ -26,15 +27,6 @@ async def fresh_app(tmp_path: Path) -> AsyncIterator[App]:
     settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=0.5)
     async with open_app(settings) as app:
         yield app
-
-
-async def by_rest(app: App, http: aiohttp.ClientSession, key: str) -> tuple[int, str, Any]:
-    """Lists the models with a key; returns the status, the code and the headers."""
-    assert app.rest is not None
-    url = "http://{}:{}/api/v1/models".format(*app.rest)
-    async with http.get(url, headers={"Authorization": f"Bearer {key}"}) as answer:
-        body = await answer.json()
-        return answer.status, body.get("error", {}).get("code", "ok"), answer.headers
 
 
 async def by_grpc(app: App, key: str) -> grpc.aio.AioRpcError | None:
@@ -51,20 +43,25 @@ async def by_grpc(app: App, key: str) -> grpc.aio.AioRpcError | None:
 async def test_both_protocols_share_the_limit_of_an_address(
     fresh_app: App, http: aiohttp.ClientSession
 ) -> None:
+    assert fresh_app.rest is not None
+    rest = RestDriver(http, "http://{}:{}".format(*fresh_app.rest))
     _, good = await fresh_app.keyring.create()
     for _ in range(10):
-        assert (await by_rest(fresh_app, http, "pml_test_bad"))[:2] == (401, "invalid_api_key")
+        refused = await rest.get("/api/v1/models", "pml_test_bad")
+        assert (refused.status, refused.code) == (401, "invalid_api_key")
         error = await by_grpc(fresh_app, "pml_test_bad")
         assert error is not None
         assert error.code() == grpc.StatusCode.UNAUTHENTICATED
-    status, code, headers = await by_rest(fresh_app, http, "pml_test_bad")
-    assert (status, code) == (429, "rate_limit_exceeded")
-    assert 1 <= int(headers["Retry-After"]) <= 60
+    limited = await rest.get("/api/v1/models", "pml_test_bad")
+    assert (limited.status, limited.code) == (429, "rate_limit_exceeded")
+    assert limited.retry_after is not None
+    assert 1 <= limited.retry_after <= 60
     error = await by_grpc(fresh_app, "pml_test_bad")
     assert error is not None
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert reason_of(error) == "rate_limit_exceeded"
-    assert (await by_rest(fresh_app, http, good))[:2] == (200, "ok")
+    allowed = await rest.get("/api/v1/models", good)
+    assert (allowed.status, allowed.code) == (200, "ok")
     assert await by_grpc(fresh_app, good) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,16 +23,14 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from tests.calls import bearer
 from tests.conftest import Keys
-from tests.tasks import text_task
+from tests.driver import RestDriver, TaskRequest
+from tests.tasks import text_body, text_task
 
 AUDIO = b"OggS" + b"audio that only this file has  " * 3_000
-TASK = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}]}
 FORGED = {
     "a claim": [("x-pomelo-wire", "rest")],
     "a claim with an invented proof": [
-        ("x-pomelo-wire", "rest"),
-        ("x-pomelo-address", "203.0.113.9"),
-        ("x-pomelo-proof", "0" * 64),
+        *(("x-pomelo-wire", "rest"), ("x-pomelo-address", "203.0.113.9"), ("x-pomelo-proof", "0" * 64))
     ],
     "a proof under another secret": gateway_proof(b"another secret" * 4).metadata("rest", "203.0.113.9", ""),
 }
@@ -86,9 +85,8 @@ async def test_a_grpc_caller_can_not_have_an_upload_deleted_with_its_task(
 async def test_a_gateway_with_the_root_secret_leaves_the_same_records_as_one_process(
     gateway_url: str, http: aiohttp.ClientSession, keys: Keys, protocol_of: Any
 ) -> None:
-    headers = {"Authorization": f"Bearer {keys.test}", "X-Request-Id": "through-a-proven-gateway"}
-    async with http.post(f"{gateway_url}/api/v1/task", json=TASK, headers=headers) as answer:
-        assert answer.status == 200
+    request = TaskRequest(text_body(), keys.test, request_id="through-a-proven-gateway")
+    assert (await RestDriver(http, gateway_url)(request)).status == 200
     assert await protocol_of("through-a-proven-gateway") == "rest"
 
 
@@ -97,55 +95,47 @@ async def test_a_gateway_with_the_root_secret_leaves_the_same_records_as_one_pro
 
 @pytest.fixture(params=["without a secret", "with another secret"])
 async def unproven(
-    request: pytest.FixtureRequest, app: App, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> AsyncIterator[str]:
-    """The URL of a gateway without a valid proof."""
+    request: pytest.FixtureRequest,
+    app: App,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    http: aiohttp.ClientSession,
+) -> AsyncIterator[RestDriver]:
+    """A client of a gateway without a valid proof."""
     secret = "" if request.param == "without a secret" else "x" * 40
     settings = Settings(rest="127.0.0.1:0", data=tmp_path / "none", secret=secret)
     assert app.grpc is not None
     async with open_gateway(settings, app.grpc) as (host, port):
         warned = [r for r in caplog.records if r.levelno == logging.WARNING]
         assert ["POMELO_SECRET" in r.getMessage() for r in warned] == ([] if secret else [True])
-        yield f"http://{host}:{port}"
+        yield RestDriver(http, f"http://{host}:{port}")
     assert not (tmp_path / "none").exists()
 
 
 async def test_an_unproven_gateway_serves_and_its_records_name_grpc(
-    unproven: str, http: aiohttp.ClientSession, keys: Keys, protocol_of: Any
+    unproven: RestDriver, keys: Keys, protocol_of: Any
 ) -> None:
-    request_id = "through-" + unproven.rpartition(":")[2]
-    headers = {"Authorization": f"Bearer {keys.test}", "X-Request-Id": request_id}
-    async with http.post(f"{unproven}/api/v1/task", json=TASK, headers=headers) as answer:
-        assert answer.status == 200
-        assert answer.headers["X-Pomelo-Mode"] == "test"
+    request_id = "through-" + unproven.base.rpartition(":")[2]
+    outcome = await unproven(TaskRequest(text_body(), keys.test, request_id=request_id))
+    assert (outcome.status, outcome.headers["x-pomelo-mode"]) == (200, "test")
     assert await protocol_of(request_id) == "grpc"
 
 
 async def test_an_unproven_gateway_opens_streams_before_their_first_event(
-    unproven: str, http: aiohttp.ClientSession, keys: Keys
+    unproven: RestDriver, keys: Keys
 ) -> None:
-    headers = {"Authorization": f"Bearer {keys.test}"}
-    body = TASK | {"stream": True, "messages": [{"role": "user", "content": "[[cut]]"}]}
-    async with http.post(f"{unproven}/api/v1/task", json=body, headers=headers) as answer:
-        assert answer.status == 200
-        assert "event: error" in await answer.text()
+    outcome = await unproven(TaskRequest(text_body("[[cut]]"), keys.test, stream=True))
+    assert (outcome.status, outcome.done) == (200, False)
+    assert outcome.headers["content-type"].startswith("text/event-stream")
+    assert outcome.code != "ok"
 
 
-async def test_an_unproven_gateway_keeps_a_caller_s_deadline(
-    unproven: str, http: aiohttp.ClientSession, keys: Keys
-) -> None:
-    headers = {"Authorization": f"Bearer {keys.test}", "X-Request-Timeout": "0.2"}
-    body = TASK | {"messages": [{"role": "user", "content": "[[delay:30]]"}]}
-    async with http.post(f"{unproven}/api/v1/task", json=body, headers=headers) as answer:
-        assert answer.status == 504
-        assert (await answer.json())["error"]["code"] == "deadline_exceeded"
+async def test_an_unproven_gateway_keeps_a_caller_s_deadline(unproven: RestDriver, keys: Keys) -> None:
+    outcome = await unproven(TaskRequest(text_body("[[delay:30]]"), keys.test, timeout=0.2))
+    assert (outcome.status, outcome.code) == (504, "deadline_exceeded")
 
 
-async def test_an_unproven_gateway_accepts_uploads(
-    unproven: str, http: aiohttp.ClientSession, keys: Keys
-) -> None:
-    form = aiohttp.FormData({"model": "eleven-labs-stt"})
-    form.add_field("audio", AUDIO, filename="a.ogg", content_type="audio/ogg")
-    headers = {"Authorization": f"Bearer {keys.test}"}
-    async with http.post(f"{unproven}/api/v1/task", data=form, headers=headers) as answer:
-        assert answer.status == 200, await answer.text()
+async def test_an_unproven_gateway_accepts_uploads(unproven: RestDriver, keys: Keys) -> None:
+    body = {"model": "eleven-labs-stt", "audio": base64.b64encode(AUDIO).decode()}
+    outcome = await unproven(TaskRequest(body, keys.test, form=True))
+    assert outcome.status == 200, outcome

@@ -1,0 +1,111 @@
+"""`pomelo doctor` as a process, with a server and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pomelo.testing import FaultUpstream
+from tests.integration.commands import create_key, doctor, free_addresses, names, pomelo, pomelo_json
+from tests.serving import Served
+
+
+async def test_a_running_server_is_ok(served: Served) -> None:
+    rest, grpc = f"{served.host}:{served.port}", f"{served.host}:{served.grpc_port}"
+    status, found = await doctor(served.data.parent, POMELO_REST=rest, POMELO_GRPC=grpc)
+    assert status == 0
+    ok = {"program", "settings", "data", "store", "plans", "gRPC", "REST"}
+    assert {name for name, (state, _) in found.items() if state == "ok"} == ok
+    assert found["openai"][0] == "off"
+    plain = await pomelo(served.data.parent, "doctor", POMELO_REST=rest, POMELO_GRPC=grpc)
+    assert f"{grpc} serves" in plain.out
+
+
+async def test_nothing_is_broken_without_a_server(tmp_path: Path) -> None:
+    status, found = await doctor(tmp_path, **free_addresses())
+    assert status == 0
+    assert {found[name][0] for name in ("data", "store", "gRPC", "REST", "openai")} == {"off"}
+    assert names(tmp_path) == []
+
+
+async def test_a_server_at_another_address_and_another_program_are_broken(served: Served) -> None:
+    addresses = free_addresses() | {"POMELO_REST": f"127.0.0.1:{served.grpc_port}"}
+    status, found = await doctor(served.data.parent, **addresses)
+    assert (status, found["gRPC"][0], found["REST"][0]) == (1, "broken", "broken")
+
+
+async def test_usable_keys_are_counted(tmp_path: Path) -> None:
+    created = [await pomelo_json(tmp_path, "keys", "create") for _ in range(2)]
+    await pomelo(tmp_path, "keys", "revoke", created[0]["key_id"])
+    soon = datetime.fromtimestamp(time.time() + 5, UTC).isoformat()
+    assert (await pomelo(tmp_path, "keys", "create", "--expires", soon)).status == 0
+    async with asyncio.timeout(30):
+        while "active" in {k["state"] for k in await pomelo_json(tmp_path, "keys", "list") if k["expires"]}:
+            pass
+    _, found = await doctor(tmp_path, **free_addresses())
+    assert found["store"] == ("ok", "SQLite, 3 keys, 1 of them usable")
+
+
+async def test_wrong_settings_are_broken(tmp_path: Path) -> None:
+    status, found = await doctor(tmp_path, POMELO_NOTHING="1")
+    assert status == 1
+    assert found["settings"] == ("broken", "Unknown variable POMELO_NOTHING")
+
+
+async def test_a_secret_that_others_can_read_or_that_is_missing_is_broken(tmp_path: Path) -> None:
+    assert (await pomelo(tmp_path, "keys", "create")).status == 0
+    secret = tmp_path / "data" / "secret"
+    secret.chmod(0o644)
+    status, found = await doctor(tmp_path, **free_addresses())
+    assert status == 1
+    assert "chmod 600" in found["data"][1]
+    secret.unlink()
+    status, found = await doctor(tmp_path, **free_addresses())
+    assert status == 1
+    assert "is missing" in found["data"][1]
+    assert not secret.exists()
+
+
+async def test_a_damaged_store_is_broken(tmp_path: Path) -> None:
+    database = tmp_path / "data" / "pomelo.db"
+    database.parent.mkdir()
+    database.write_bytes(b"not a database " * 400)
+    database.chmod(0o600)
+    status, found = await doctor(tmp_path, POMELO_SECRET="s" * 40, **free_addresses())
+    assert (status, found["store"][0]) == (1, "broken")
+    assert "restore a backup" in found["store"][1]
+
+
+async def test_a_data_folder_that_is_open_to_others_is_broken(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert (await pomelo(tmp_path, "keys", "create")).status == 0
+    data.chmod(0o755)
+    status, found = await doctor(tmp_path, **free_addresses())
+    assert status == 1
+    assert found["data"] == ("broken", f"{data} is open to other users. Run: chmod 700 {data}")
+
+
+async def test_it_reports_whether_openai_accepts_the_key_and_never_shows_it(
+    tmp_path: Path, upstream: FaultUpstream
+) -> None:
+    unreachable = f"http://{free_addresses()['POMELO_REST']}/v1"
+    for base_url, states in ((upstream.openai_base_url, {"ok", "broken"}), (unreachable, {"broken"})):
+        settings = {"OPENAI_API_KEY": "sk-not-to-be-shown", "OPENAI_BASE_URL": base_url}
+        result = await pomelo(tmp_path, "doctor", **settings, **free_addresses())
+        (line,) = [line for line in result.out.splitlines() if line.split()[1] == "openai"]
+        assert line.split()[0] in states
+        assert "sk-not-to-be-shown" not in result.out + result.error
+
+
+async def test_live_keys_without_credits_are_reported(tmp_path: Path) -> None:
+    await create_key(tmp_path)
+    assert (await doctor(tmp_path, **free_addresses()))[1]["credits"][0] == "off"
+    await create_key(tmp_path, "--live")
+    state, detail = (await doctor(tmp_path, **free_addresses()))[1]["credits"]
+    assert state == "off"
+    assert "pomelo accounts grant default" in detail
+    await pomelo(tmp_path, "accounts", "grant", "default", "1")
+    _, found = await doctor(tmp_path, **free_addresses())
+    assert found["credits"] == ("ok", "every account with a live key has live credits")

@@ -1,0 +1,125 @@
+"""`pomelo usage` and `pomelo audit` as processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.driver import RestDriver, TaskRequest
+from tests.integration.commands import create_key, pomelo, pomelo_json
+from tests.serving import Served, serve
+from tests.tasks import text_body
+from tests.unit.accounts.audited_store import corrupt
+
+
+async def test_usage_is_the_same_with_a_running_server_and_without(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    keys = {}
+    image = {"model": "flux-1-schnell", "prompt": "x", "width": 64, "height": 64}
+    async with serve(tmp_path) as served:
+        for name in ("acme", "other"):
+            assert (await pomelo(tmp_path, "accounts", "create", name, "--plan", "pro")).status == 0
+            keys[name] = await create_key(tmp_path, name)
+        answers = [
+            await RestDriver(http, served.url)(TaskRequest(body, keys[name]))
+            for name, body in (*((n, text_body()) for n in ("acme", "acme", "other")), ("acme", image))
+        ]
+        assert [answer.status for answer in answers] == [200] * 4
+        running = await usage_output(tmp_path)
+        charged = {a["name"]: a["test"]["spent"] for a in await pomelo_json(tmp_path, "accounts", "list")}
+    assert await usage_output(tmp_path) == running
+
+    records, sums = running["records"], running["sums"]
+    assert [record["id"] for record in records] == [answer.id for answer in reversed(answers)]
+    assert {record["mode"] for record in records} == {"test"}
+    for name in ("acme", "other"):
+        cost = sum(Decimal(record["cost"]) for record in records if record["account"] == name)
+        assert cost == Decimal(charged[name]) > 0
+    for by, groups in sums.items():
+        field = {"key": "key_id"}.get(by, by)
+        rows = {row.pop(by): row for row in groups}
+        for group, row in rows.items():
+            group_records = [r for r in records if (r["time"][:10] if by == "day" else r[field]) == group]
+            assert row["tasks"] == len(group_records)
+            assert Decimal(row["cost"]) == sum(Decimal(record["cost"]) for record in group_records)
+        assert sum(row["tasks"] for row in rows.values()) == 4
+    assert list(csv.DictReader(io.StringIO(running["csv"]))) == [
+        {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in row.items()}
+        for row in records
+    ]
+    assert [line.split()[-1] for line in running["table"].splitlines()[1:]] == [r["id"] for r in records]
+
+
+async def usage_output(folder: Path) -> dict[str, Any]:
+    """Returns the output of every command about usage."""
+    groups = ("model", "key", "day", "account")
+    return {
+        "records": await pomelo_json(folder, "usage"),
+        "sums": {by: await pomelo_json(folder, "usage", "--by", by) for by in groups},
+        "csv": (await pomelo(folder, "usage", "--format", "csv")).out,
+        "table": (await pomelo(folder, "usage")).out,
+        "audit": await pomelo_json(folder, "audit"),
+    }
+
+
+async def test_usage_is_filtered_by_account_mode_time_model_and_key(
+    served: Served, http: aiohttp.ClientSession
+) -> None:
+    folder = served.data.parent
+    assert (await pomelo(folder, "accounts", "create", "quiet")).status == 0
+    assert (await RestDriver(http, served.url)(TaskRequest(text_body(), served.key))).status == 200
+    assert len(await pomelo_json(folder, "usage", "--account", "default", "--test")) >= 1
+    for filters in (
+        ("--account", "quiet"),
+        ("--live",),
+        ("--to", "2020-01-01"),
+        ("--from", "2100-01-01T00:00+01:00"),
+        ("--model", "flux-1-dev"),
+        ("--key", "nothing"),
+    ):
+        assert await pomelo_json(folder, "usage", *filters) == []
+        assert await pomelo_json(folder, "usage", "--by", "model", *filters) == []
+        table = await pomelo(folder, "usage", *filters)
+        assert (table.status, table.out, table.error) == (0, "", "Nothing was used.\n")
+        assert (await pomelo(folder, "usage", "--format", "csv", *filters)).out == ""
+
+
+async def test_a_request_id_that_looks_like_a_formula_is_escaped_in_csv(
+    served: Served, http: aiohttp.ClientSession
+) -> None:
+    folder = served.data.parent
+    assert (await pomelo(folder, "accounts", "create", "formula")).status == 0
+    formula = '=HYPERLINK("http://evil.example","usage")'
+    request = TaskRequest(text_body(), await create_key(folder, "formula"), request_id=formula)
+    assert (await RestDriver(http, served.url)(request)).status == 200
+    (record,) = await pomelo_json(folder, "usage", "--account", "formula")
+    assert record["request_id"] == formula
+    out = (await pomelo(folder, "usage", "--account", "formula", "--format", "csv")).out
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert row["request_id"] == "'" + formula
+    assert (row["cost"], row["output_tokens"]) == (record["cost"], str(record["output_tokens"]))
+
+
+async def test_the_audit_finds_changes_in_the_database_file(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    async with serve(tmp_path) as served:
+        assert (await RestDriver(http, served.url)(TaskRequest(text_body(), served.key))).status == 200
+    corrupt(tmp_path / "data" / "pomelo.db", "UPDATE usage SET cost = cost + 12")
+    result = await pomelo(tmp_path, "audit")
+    assert (result.status, result.error) == (1, "")
+    assert [line.split()[0] for line in result.out.splitlines()[2:4]] == ["bill", "spent"]
+    assert result.out.splitlines()[-1] == "Difference: 0.000024 credits"
+    result = await pomelo(tmp_path, "audit", "--json")
+    assert result.status == 1
+    found = json.loads(result.out)
+    assert found["difference"] == "0.000024"
+    differences = [(one["check"], one["difference"]) for one in found["findings"]]
+    assert differences == [("bill", "0.000012"), ("spent", "-0.000012")]
