@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,10 +13,11 @@ from gateway.account import parse_query, render_account, render_usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
-from tests.gateway.gateway_app import HAIKU_ONLY, GatewayApp
+from tests.gateway.gateway_app import GatewayApp
+from tests.gateway.requests import HAIKU_ONLY, code_of
 
 
-def parse_exact(data: bytes) -> dict:
+def parse_exact(data: bytes) -> Any:
     return json.loads(data, parse_float=Decimal)
 
 
@@ -159,7 +161,7 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
 
 
 def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
-    counts = {
+    counts: dict[str, Any] = {
         "input_tokens": 1,
         "cached_input_tokens": 2,
         "cache_write_input_tokens": 3,
@@ -206,7 +208,7 @@ def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
         (pb.USAGE_SOURCE_UNSPECIFIED, "unknown"),
     ],
 )
-def test_each_source_of_a_usage_record_has_its_own_name(source: pb.UsageSource, shown: str) -> None:
+def test_each_source_of_a_usage_record_has_its_own_name(source: pb.UsageSource.ValueType, shown: str) -> None:
     page = parse_exact(render_usage(pb.ListUsageResponse(records=[pb.UsageRecord(source=source)])))
     assert page["data"][0]["source"] == shown
 
@@ -230,44 +232,37 @@ def test_a_time_is_exact_to_the_microsecond() -> None:
     assert (moment.seconds, moment.nanos) == (1_795_478_400, 123_456_000)
 
 
-@pytest.mark.parametrize(("text", "size"), [("1", 1), ("1000", 1000), ("0", None), ("1001", None)])
-def test_a_page_has_one_to_a_thousand_records(text: str, size: int | None) -> None:
-    if size is not None:
-        assert parse_query({"page_size": text}).page_size == size
-        return
-    with pytest.raises(PomeloError, match="page_size"):
-        parse_query({"page_size": text})
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_page_has_one_to_a_thousand_records(size: int) -> None:
+    assert parse_query({"page_size": str(size)}).page_size == size
 
 
 @pytest.mark.parametrize(
     ("text", "group"),
     [("model", pb.USAGE_GROUP_MODEL), ("key", pb.USAGE_GROUP_KEY), ("day", pb.USAGE_GROUP_DAY)],
 )
-def test_each_grouping_sets_its_enum_value(text: str, group: pb.UsageGroup) -> None:
+def test_each_grouping_sets_its_enum_value(text: str, group: pb.UsageGroup.ValueType) -> None:
     assert parse_query({"group_by": text}).group_by == group
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])
 async def test_the_key_is_checked_before_the_query(path: str, gateway: GatewayApp) -> None:
-    url = f"{gateway.url}/api/v1/{path}"
-    async with gateway.http.get(url, params={"foo": "1"}) as response:
-        assert response.status == 401
-    async with gateway.http.get(url, params={"foo": "1"}, headers=gateway.headers) as response:
+    url = f"/api/v1/{path}"
+    assert (await code_of(gateway.http.get(f"{gateway.url}{url}?foo=1")))[0] == 401
+    async with gateway.get(f"{url}?foo=1") as response:
         assert response.status == 400
         error = (await response.json())["error"]
         assert error["code"] == "invalid_parameter"
         assert "foo" in error["message"]
-    async with gateway.http.get(url, headers={"Authorization": f"Bearer {HAIKU_ONLY}"}) as response:
+    async with gateway.get(url, Authorization=f"Bearer {HAIKU_ONLY}") as response:
         assert response.status == 200
-    async with gateway.http.head(url, headers=gateway.headers) as response:
+    async with gateway.http.head(gateway.url + url, headers=gateway.headers) as response:
         assert response.status == 200
         assert await response.read() == b""
 
 
 async def test_a_repeated_query_parameter_is_refused_and_named(gateway: GatewayApp) -> None:
-    url = f"{gateway.url}/api/v1/usage?model=gpt-4&model=gpt-4"
-    async with gateway.http.get(url, headers=gateway.headers) as response:
+    async with gateway.get("/api/v1/usage?model=gpt-4&model=gpt-4") as response:
         assert response.status == 400
         assert "model" in (await response.json())["error"]["message"]
-    async with gateway.http.get(f"{gateway.url}/api/v1/usage?%ff=%ff", headers=gateway.headers) as response:
-        assert response.status == 400
+    assert (await code_of(gateway.get("/api/v1/usage?%ff=%ff")))[0] == 400

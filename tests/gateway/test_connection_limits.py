@@ -42,7 +42,8 @@ class ConnectionSet:
 
 def test_slot_groups_track_the_oldest_slot_of_the_largest_group() -> None:
     rng = random.Random(7)
-    groups, slots = SlotGroups(), []
+    groups = SlotGroups()
+    slots: list[Slot] = []
     for _ in range(3000):
         if slots and rng.random() < 0.48:
             removed = slots.pop(rng.randrange(len(slots)))

@@ -1,4 +1,4 @@
-"""Counting the values of a JSON text before it is parsed."""
+"""JSON text: what is refused, and counting its values before it is parsed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,103 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.parsing.json import MAX_ESCAPES, MAX_OUTSIDE_STRINGS, MAX_VALUES, JsonScan
+from gateway.parsing.json import MAX_ESCAPES, MAX_OUTSIDE_STRINGS, MAX_VALUES, JsonScan, parse_json
 from pomelo.errors import PomeloError
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"null",
+        b'{"a":NaN}',
+        b'{"a":"\xff"}',
+        b'{"a":1}x',
+        b"[" * 100_000,
+        b'{"a":' * 300 + b"1" + b"}" * 300,
+        b'{"a":' + b"9" * 5000 + b"}",
+    ],
+)
+def test_anything_but_a_json_object_is_an_invalid_body(data: bytes) -> None:
+    with pytest.raises(PomeloError) as caught:
+        parse_json(data)
+    assert caught.value.code == "invalid_body"
+
+
+@pytest.mark.parametrize("data", [b'{"model":"a","model":"b"}', b'{"a":{"b":[{"c":1,"c":1}]}}'])
+def test_a_duplicate_name_in_an_object_is_refused(data: bytes) -> None:
+    with pytest.raises(PomeloError) as caught:
+        parse_json(data)
+    assert caught.value.code == "invalid_parameter"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ('{"a":"é"}'.encode("latin-1"), "UTF-8"),
+        ('{"a":1}'.encode("utf-16"), "UTF-16"),
+        ('{"a":1}'.encode("utf-16-be"), "UTF-16"),
+        ('{"a":1}'.encode("utf-32"), "UTF-32"),
+        (b'{"a":"\\u12"}', "not JSON"),
+        (b'{"\\ud800":1}', "hex escape"),
+        (b'{"model":"gpt-4","\\ud800":1}', "hex escape"),
+    ],
+)
+def test_a_body_that_is_not_utf_8_or_not_json_is_refused_with_the_reason(data: bytes, words: str) -> None:
+    with pytest.raises(PomeloError) as caught:
+        parse_json(data)
+    assert caught.value.code == "invalid_body"
+    assert words in caught.value.message
+
+
+def test_a_byte_order_mark_before_the_json_is_skipped() -> None:
+    assert parse_json(b"\xef\xbb\xbf{}") == {}
+    with pytest.raises(PomeloError):
+        parse_json(b"\xef\xbb\xbf\xef\xbb\xbf{}")
+
+
+HALVES = (
+    "\\ud83d",
+    "\\uDE00",
+    "\\ud83dx",
+    "\\ud83d\\n",
+    "\\ud83d\\u0041",
+    "\\ud83d\\ud83d\\ude00",
+    "\\ud83d\\\\",
+)
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"prompt":"HALF"}', "prompt"),
+        ('{"é":[1],"user":"é\\\\u \\ud83d\\ude00 HALF","x":1}', "user"),
+        ('{"messages":[{"role":"user","content":"a"},\r\n\n {"role":"user",\n"content":"bHALFb"}]}', "messages[1].content"),
+        ('{"messages":[{"content":[{"type":"text","text":"HALF"}]}]}', "messages[0].content[0].text"),
+        ('{"stop":["a", "HALF"]}', "stop[1]"),
+        ('{"text":"\\\\ud83dHALF"}', "text"),
+        ('{"text":"\\\\\\\\HALF"}', "text"),
+        ('{"voice_settings":{"x":"HALF"}}', "voice_settings.x"),
+    ],
+)  # fmt: skip
+def test_a_lone_surrogate_is_refused_and_its_field_named(text: str, field: str, half: str) -> None:
+    with pytest.raises(PomeloError) as caught:
+        parse_json(text.replace("HALF", half).encode())
+    assert (caught.value.code, caught.value.field) == ("invalid_parameter", field)
+    assert field in caught.value.message
+    assert half[:6] in caught.value.message
+
+
+def test_a_complete_surrogate_pair_is_one_character() -> None:
+    assert parse_json(b'{"a":"\\ud83d\\ude00"}') == {"a": "\U0001f600"}
+
+
+# --- counting values
+
 
 TEXTS = st.text(st.sampled_from('ab"\\[]{},:\n\u00e9\u4e2d\U0001f600'), max_size=12)
 JSON: Any = st.recursive(
