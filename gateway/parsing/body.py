@@ -156,7 +156,7 @@ class RequestBody:
 
 
 class ParseQueue:
-    """Queues the parsing of large bodies: one body at a time per account, one step at a time overall.
+    """Queues the parsing of large bodies: one body at a time per account.
 
     After each body its account waits before the next one, so that most of the event loop's time is left to
     others. The wait is three times as long as the steps took, and at least as long as the bytes take at
@@ -168,7 +168,6 @@ class ParseQueue:
 
     def __init__(self) -> None:
         self._accounts: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
-        self._step_lock = asyncio.Lock()
 
     @asynccontextmanager
     async def body(self, account: Hashable, size: int) -> AsyncIterator[ParseSteps]:
@@ -178,7 +177,7 @@ class ParseQueue:
         if lock is None:
             lock = self._accounts[account] = asyncio.Lock()
         await lock.acquire()
-        steps = ParseSteps(self._step_lock)
+        steps = ParseSteps()
         try:
             yield steps
         finally:
@@ -186,19 +185,17 @@ class ParseQueue:
 
 
 class ParseSteps:
-    """Runs the steps of one body, one at a time among all large bodies. `seconds` is their total time."""
+    """Runs the steps of one body. `seconds` is their total time."""
 
-    __slots__ = ("_lock", "seconds")
+    __slots__ = ("seconds",)
 
-    def __init__(self, lock: asyncio.Lock) -> None:
-        self._lock = lock
+    def __init__(self) -> None:
         self.seconds = 0.0
 
-    async def run(self, step: Callable[[], T]) -> T:
-        """Waits until no other step runs, then runs `step` and returns its result."""
-        async with self._lock:
-            begin = time.monotonic()
-            try:
-                return step()
-            finally:
-                self.seconds += time.monotonic() - begin
+    def run(self, step: Callable[[], T]) -> T:
+        """Runs `step` and returns its result."""
+        begin = time.monotonic()
+        try:
+            return step()
+        finally:
+            self.seconds += time.monotonic() - begin

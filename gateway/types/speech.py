@@ -50,10 +50,8 @@ def _assign_voice_settings(message: Any, value: Any) -> None:
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:
-    """Returns a `speech.generation` object."""
-    speech = result.speech
-    url = link(speech.media.url) if speech.HasField("media") else ""
-    return open_object(result, "speech.generation") + b',"audio":' + render_media(url, speech.data) + b"}"
+    audio = render_media(result.speech, link)
+    return open_object(result, "speech.generation") + b',"audio":' + audio + b"}"
 
 
 def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:

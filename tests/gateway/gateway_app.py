@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 
 from gateway.app import open_rest
-from gateway.state import GatewayOptions
+from gateway.options import GatewayOptions
 from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import LocalAccounts
 from pomelo.accounts.plans import BUILTIN
