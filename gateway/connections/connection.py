@@ -211,8 +211,6 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timers and frees the slot; aiohttp cancels the current request."""
         self._stop_timers()
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
         if self._counts_as_lingering:
             self._counts_as_lingering = False
             self._connections.lingering -= 1
@@ -221,10 +219,10 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def _stop_timers(self) -> None:
-        for timer in (self._head_timer, self._stall_timer):
+        for timer in (self._head_timer, self._stall_timer, self._linger_timer):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._stall_timer = None
+        self._head_timer = self._stall_timer = self._linger_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Parses or discards bytes, and limits the size and the time of an incomplete request head."""

@@ -58,6 +58,7 @@ def test_every_query_parameter_sets_its_field() -> None:
         ("1970-01-01T00:00:01.999999999Z", 1),
         ("0001-01-01", -62_135_596_800),
         ("9999-12-31T23:59:59Z", 253_402_300_799),
+        ("9999-12-31T23:59:59.999999Z", 253_402_300_799),
     ],
 )
 def test_a_time_is_a_date_or_an_rfc_3339_time(text: str, seconds: int) -> None:
@@ -266,3 +267,24 @@ async def test_a_repeated_query_parameter_is_refused_and_named(gateway: GatewayA
         assert response.status == 400
         assert "model" in (await response.json())["error"]["message"]
     assert (await code_of(gateway.get("/api/v1/usage?%ff=%ff")))[0] == 400
+
+
+def test_the_name_of_an_unknown_parameter_is_shown_up_to_100_characters() -> None:
+    with pytest.raises(PomeloError) as caught:
+        parse_query({"x" * 101: "1"})
+    assert caught.value.field == "x" * 100
+    assert "x" * 101 not in caught.value.message
+
+
+async def test_an_account_has_no_query_parameters(gateway: GatewayApp) -> None:
+    async with gateway.get("/api/v1/account?model=gpt-4") as response:
+        assert "There are none here" in (await response.json())["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["account", "usage"])
+async def test_an_invalid_header_is_reported_before_an_invalid_parameter(
+    path: str, gateway: GatewayApp
+) -> None:
+    async with gateway.get(f"/api/v1/{path}?foo=1", **{"X-Request-Timeout": "soon"}) as response:
+        assert response.status == 400
+        assert "X-Request-Timeout" in (await response.json())["error"]["message"]

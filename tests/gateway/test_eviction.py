@@ -152,9 +152,17 @@ async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_
                 while "Raise the limit of open files" not in caplog.text:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert await is_overloaded(untrusted)
+            assert caplog.text.count("Raise the limit of open files") == 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
             for each in sockets:
                 each.close()
             waiting.close()
     assert await gateway.is_healthy()
+
+
+async def test_an_evicted_idle_client_is_sent_nothing(open_gateway: OpenApp) -> None:
+    async with open_gateway(max_connections=1) as gateway, gateway.connect(BAD) as (idle, _):
+        assert await read_status(idle) == 401
+        assert await gateway.status_of(ACCOUNT) == 200
+        assert await read_until_closed(idle) == b""

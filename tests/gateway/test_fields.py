@@ -188,6 +188,11 @@ def test_an_invalid_value_is_refused_and_its_field_named(
     assert field in error.message
 
 
+def test_the_refusal_of_a_choice_lists_the_others_without_aliases() -> None:
+    message = refusal(IMAGE, {"output_format": "gif"}).message
+    assert message == "Invalid output_format: must be one of png, jpeg, webp"
+
+
 def test_a_float_without_a_fraction_is_accepted_as_an_integer() -> None:
     assert build(TEXT, {"max_tokens": 100.0}).text.max_tokens == 100
 

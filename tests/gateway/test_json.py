@@ -192,3 +192,16 @@ def test_the_first_piece_that_exceeds_the_limit_is_refused() -> None:
 )
 def test_realistic_bodies_pass_the_scan(value: Any) -> None:
     feed_all(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    ("unit", "limit"),
+    [(b"[", MAX_VALUES), (b" ", MAX_OUTSIDE_STRINGS), (b'"', 4 * MAX_VALUES), (b"\\n", MAX_ESCAPES)],
+    ids=["values", "bytes outside strings", "quotes", "escapes"],
+)
+def test_exactly_the_limit_is_accepted(unit: bytes, limit: int) -> None:
+    scan = JsonScan()
+    scan.feed(b'"' if unit == b"\\n" else b"")
+    scan.feed(unit * limit)
+    with pytest.raises(PomeloError):
+        scan.feed(unit)

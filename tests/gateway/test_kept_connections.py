@@ -7,7 +7,7 @@ import json
 from functools import partial
 
 from tests.gateway.gateway_app import GatewayApp, OpenApp
-from tests.gateway.requests import ACCOUNT, CHUNKED, HI, raw_get, raw_task, read_status
+from tests.gateway.requests import ACCOUNT, CHUNKED, HEALTH, HI, raw_get, raw_task, read_status
 from tests.gateway.scripts import play, text_events
 
 BODY = json.dumps(HI).encode()
@@ -73,3 +73,11 @@ async def test_a_completed_slow_request_no_longer_counts_against_its_connection(
             await asyncio.sleep(0.8)  # several checks of the address's connections
             writer.write(NO_KEY)
             assert await read_status(reader) == 401
+
+
+async def test_a_health_check_leaves_a_trusted_connection_trusted(open_gateway: OpenApp) -> None:
+    async with open_gateway(untrusted_timeout=0.3) as gateway, gateway.connect() as (reader, writer):
+        for each in (ACCOUNT, HEALTH, ACCOUNT):
+            writer.write(each)
+            assert await read_status(reader) == 200
+            await asyncio.sleep(0.9)  # longer than the lifetime of an untrusted connection

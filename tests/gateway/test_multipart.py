@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from pomelo.call import Call
+from pomelo.gen.v1.media_pb2 import Media
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
 from tests.gateway.requests import FORM, HAIKU_ONLY, KEY, code_of, raw_task
 
@@ -177,6 +179,8 @@ async def test_a_file_part_of_a_text_field_is_its_text(gateway: GatewayApp) -> N
         (form(model("eleven-labs-stt"), ('name="audio"; filename="a"', b"")), "invalid_parameter"),
         (form(*[VOICE] * 40), "invalid_parameter"),
         (form(VOICE), "missing_parameter"),
+        (form(FILE), "missing_parameter"),
+        (form(FILE, model("flux-1-pro")), "invalid_parameter"),
         (form(model("eleven-labs-stt")), "missing_parameter"),
     ],
 )
@@ -326,3 +330,22 @@ async def test_malformed_part_headers_cause_no_warnings(gateway: GatewayApp) -> 
             "name=a=b;c",
         ):
             assert (await refusal(gateway, form((head, b"x"))))[0] == 400
+
+
+async def test_the_media_type_of_a_file_is_passed_on_as_ascii(gateway: GatewayApp) -> None:
+    received: list[str] = []
+
+    class RecordingMedia:
+        async def upload_media(self, content_type: str, data: AsyncIterator[bytes], call: Call) -> Media:
+            received.append(content_type)
+            return Media()
+
+    file = ('name="audio"; filename="a"\r\nContent-Type: audio/ü', AUDIO)
+    async with gateway.over(media=RecordingMedia()) as other:
+        assert (await refusal(other, form(model("eleven-labs-stt"), file)))[0] == 400
+    assert received == ["audio/?"]
+
+
+async def test_speech_to_speech_stores_the_file_that_text_to_speech_drops(gateway: GatewayApp) -> None:
+    status, _ = await send(gateway, form(FILE, model("eleven-labs-sts"), VOICE))
+    assert (status, gateway.provider.audio.size) == (200, len(AUDIO))

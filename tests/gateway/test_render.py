@@ -196,3 +196,10 @@ def test_an_error_body_is_message_type_and_code(code: str) -> None:
 
 def test_an_error_that_quotes_invalid_unicode_is_still_rendered() -> None:
     assert json.loads(error_body(PomeloError("invalid_parameter", "a\udcffb")))["error"]["message"] == "a?b"
+
+
+def test_a_price_unit_that_is_newer_than_the_gateway_has_its_number() -> None:
+    model = Model.FromString(Model(name="m").SerializeToString())
+    price = model.prices.add(amount_micros=1_000_000)
+    price.MergeFromString(b"\x08\x63")  # the unit 99
+    assert render_model(model)["price"] == {"unit_99": "1"}

@@ -6,24 +6,33 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 
+from gateway.app import GATEWAY, make_app
+from gateway.options import GatewayOptions
+from gateway.parsing.body import ParseQueue
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import Model
+from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.in_flight import InFlightLimits
+from tests.calls import call_of
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
 from tests.gateway.requests import (
     CHUNKED,
     FORM,
     HI,
     JSON,
+    KEY,
     STT,
     code_of,
     raw_task,
     read_response,
+    read_status,
 )
 from tests.gateway.scripts import play
 
@@ -224,6 +233,45 @@ async def test_tiny_chunks_in_bursts_are_counted(gateway: GatewayApp) -> None:
         assert b"too small chunks" in await reader.readuntil(b"}}")
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "said"), [(10_000, 1, b"too small chunks"), (8_000, 100, b"not JSON")]
+)
+async def test_tiny_chunks_that_arrive_together_are_counted_and_many_larger_ones_accepted(
+    gateway: GatewayApp, count: int, size: int, said: bytes
+) -> None:
+    chunk = b"%x\r\n%b\r\n" % (size, b" " * size)
+    sent = raw_task(b"", framing=CHUNKED) + chunk * count + b"0\r\n\r\n"
+    async with gateway.connect(sent) as (reader, _):
+        assert said in (await read_response(reader))[2]
+
+
+async def test_every_piece_of_a_body_is_counted(open_gateway: OpenApp) -> None:
+    sent = raw_task({**HI, "user": "x" * 150_000})
+    start = sent.index(b"{")
+    for spare, status in ((0, 400), (-1, 503)):  # such a user is too long
+        limits = InFlightLimits(account_bytes=len(sent) - start + spare)
+        async with (
+            open_gateway(in_flight=limits) as gateway,
+            gateway.connect(sent[:start]) as (reader, writer),
+        ):
+            for at in range(start, len(sent), 40_000):
+                writer.write(sent[at : at + 40_000])
+                await writer.drain()
+                assert await gateway.is_healthy()  # by then the piece was read
+            assert await read_status(reader) == status
+
+
+async def test_every_piece_of_a_json_text_is_scanned(gateway: GatewayApp) -> None:
+    lists = b"[]," * 13_000
+    async with gateway.connect(incomplete(framing="Content-Length: 1000000")) as (reader, writer):
+        writer.write(b'{"model":"gpt-4","messages":[')
+        for _ in range(6):
+            writer.write(lists)
+            await writer.drain()
+            assert await gateway.is_healthy()  # by then the piece was read
+        assert b"65,536 values" in (await read_response(reader))[2]
+
+
 # --- 100 Continue
 
 
@@ -284,3 +332,41 @@ async def test_a_large_task_that_its_provider_refuses_counts_once(
             assert (response.status, response.headers["X-RateLimit-Remaining"]) == (400, "19")
         async with gateway.post_task({"model": "gpt-4", "x": 1}) as response:
             assert response.headers["X-RateLimit-Remaining"] == "19"
+
+
+# --- the order in which large bodies are parsed
+
+
+@pytest.mark.parametrize("content_type", [JSON, FORM])
+async def test_after_a_large_body_its_account_waits_before_the_next_one(
+    gateway: GatewayApp, content_type: str
+) -> None:
+    text = b"x" * 8_000_000
+    body = b'{"model":"gpt-4","user":"%b"}' % text
+    if content_type == FORM:
+        body = b'--B\r\nContent-Disposition: form-data; name="user"\r\n\r\n%b\r\n--B--' % text
+    begin = asyncio.get_running_loop().time()
+    for _ in range(2):
+        assert await gateway.status_of(raw_task(body, content_type=content_type)) == 400
+    assert asyncio.get_running_loop().time() - begin > len(text) / ParseQueue.RATE
+
+
+async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: GatewayApp) -> None:
+    asked: list[str] = []
+
+    class Models:
+        async def get_model(self, name: str, call: Call) -> Model:
+            asked.append(name)
+            return Model(name=name, task_type=TaskType.TASK_TYPE_IMAGE)
+
+    models: Any = Models()
+    services = replace(gateway.services, models=models)
+    state = make_app(services, GatewayOptions(), lambda: True)[GATEWAY]
+    call = call_of(KEY)
+    for _ in range(2):
+        assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE
+    assert asked == ["first"]
+    for number in range(1024):
+        await state.task_type(f"m{number}", call)
+    assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE
+    assert asked.count("first") == 2

@@ -71,3 +71,17 @@ async def test_a_media_link_over_tls_is_https(
         task = gateway.http.post(f"{url}/api/v1/task", json=TTS, headers=gateway.headers, ssl=trusting)
         async with task as response:
             assert (await response.json())["audio"]["url"].startswith(f"{url}/media/")
+
+
+async def test_an_unfinished_handshake_of_a_crowded_address_has_three_times_the_grace(
+    open_gateway: OpenApp, certificate: ssl.SSLContext
+) -> None:
+    options = {"tls": certificate, "max_untrusted": 1, "untrusted_grace": 0.5, "untrusted_timeout": 60}
+    async with (
+        open_gateway(**options) as gateway,
+        gateway.connect(b"\x16\x03\x01\x02\x00\x01") as (older, _),
+        gateway.connect(),
+    ):
+        begin = asyncio.get_running_loop().time()
+        assert await read_until_closed(older) == b""
+        assert asyncio.get_running_loop().time() - begin > 1.2
