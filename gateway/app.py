@@ -20,7 +20,7 @@ from gateway.errors import CALL, error_middleware
 from gateway.media import public_links
 from gateway.openapi.document import document
 from gateway.options import GatewayOptions
-from gateway.parsing.body import BodyRate, ParseQueue
+from gateway.parsing.body import ParseQueue
 from gateway.state import Gateway
 from pomelo import process
 from pomelo.addresses import join_address
@@ -41,7 +41,6 @@ def make_app(
         options=options,
         link=public_links(options.public_url),
         openapi=to_json(document(options.public_url)),
-        body_rate=BodyRate(options.read_rate, options.read_grace, options.read_timeout),
         parse_queue=ParseQueue(),
         downloads=InFlight(
             InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))

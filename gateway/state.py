@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.connections.connection import Connection
 from gateway.options import GatewayOptions
-from gateway.parsing.body import BodyRate, ParseQueue
+from gateway.parsing.body import ParseQueue
 from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.in_flight import InFlight
@@ -31,7 +31,6 @@ class Gateway:
     options: GatewayOptions
     link: Link
     openapi: bytes
-    body_rate: BodyRate
     parse_queue: ParseQueue
     downloads: InFlight
     healthy: Callable[[], bool]

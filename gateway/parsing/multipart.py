@@ -237,9 +237,9 @@ async def read_form(
         PomeloError: invalid_body, invalid_parameter, payload_too_large, overloaded; what storing the file
             and looking up the model raise.
     """
-    text_limit = gateway.options.json_limit
-    limit = gateway.options.upload_limit + text_limit
-    body = RequestBody(request, call, visit, limit, gateway.body_rate)
+    options = gateway.options
+    text_limit = options.json_limit
+    body = RequestBody(request, call, visit, options.upload_limit + text_limit, options)
     parts = FormParts(request.headers["Content-Type"], body)
     text_size = 0
     while (part := await parts.next()) is not None:

@@ -56,7 +56,7 @@ async def read_task(gateway: Gateway, request: web.Request, call: Call, visit: V
             data = b""
             size = sum(map(len, values.values()))
         else:
-            body = RequestBody(request, call, visit, gateway.options.json_limit, gateway.body_rate)
+            body = RequestBody(request, call, visit, gateway.options.json_limit, gateway.options)
             data = await read_json(body)
             size = len(data)
         if size <= LARGE_BODY:

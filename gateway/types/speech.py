@@ -26,13 +26,10 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 MAX_CHUNK_AUDIO = 45 * 1024
 """Bytes of audio in one event: its line stays below 64 KiB, and a multiple of three needs no padding."""
 
-_VOICE_SETTINGS = fields.by_name(
-    fields.number("stability", label="voice_settings.stability"),
-    fields.number("similarity_boost", label="voice_settings.similarity_boost"),
-    fields.number("style", label="voice_settings.style"),
-    fields.flag("use_speaker_boost", label="voice_settings.use_speaker_boost"),
-    fields.number("speed", label="voice_settings.speed"),
-)
+_VOICE_SETTINGS = {
+    name: (fields.flag if rule.type == "boolean" else fields.number)(name, label=f"voice_settings.{name}")
+    for name, rule in VOICE_SETTINGS_FIELDS.items()
+}
 
 
 def _assign_voice_settings(message: Any, value: Any) -> None:
@@ -77,10 +74,7 @@ _FIELDS = (
 
 _SCHEMAS = {
     "VoiceSettings": object_of(
-        {
-            name: fields.describe(rule, _VOICE_SETTINGS[name].schema)
-            for name, rule in VOICE_SETTINGS_FIELDS.items()
-        },
+        {name: fields.describe(rule, {}) for name, rule in VOICE_SETTINGS_FIELDS.items()},
         additionalProperties=NULL_ONLY,
     ),
     "SpeechGeneration": result_schema("speech.generation", "speech", audio=MEDIA_SCHEMA),
