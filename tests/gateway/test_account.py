@@ -133,36 +133,7 @@ def test_an_account_is_rendered_with_exact_decimals() -> None:
 
 
 def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
-    record = pb.UsageRecord(
-        id="task_1",
-        model='a"b',
-        task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
-        cost_micros=123,
-        provider_cost_micros=1_500_001,
-        audio_seconds=1.5,
-        source=pb.USAGE_SOURCE_ESTIMATED,
-        time=Timestamp(seconds=12, nanos=900_000_000),
-    )
-    page = parse_exact(render_usage(pb.ListUsageResponse(records=[record, record], next_page_token="t")))
-    assert (page["object"], page["next_page_token"], len(page["data"])) == ("list", "t", 2)
-    row = page["data"][0]
-    assert (row["id"], row["object"], row["time"], row["model"]) == ("task_1", "usage.record", 12, 'a"b')
-    assert (row["type"], row["mode"], row["source"]) == ("text-to-speech", "test", "estimated")
-    assert (row["cost"], row["audio_seconds"]) == (Decimal("0.000123"), Decimal("1.5"))
-    assert row["provider_cost"] == Decimal("1.500001")
-    assert "account" not in row
-    sums = parse_exact(render_usage(pb.ListUsageResponse(totals=[pb.UsageTotal(group="gpt-4", tasks=2)])))
-    assert sums["next_page_token"] is None
-    assert sums["data"][0] | {"group": "gpt-4", "tasks": 2, "cost": 0} == sums["data"][0]
-    assert parse_exact(render_usage(pb.ListUsageResponse())) == {
-        "object": "list",
-        "data": [],
-        "next_page_token": None,
-    }
-
-
-def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
-    counts: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "input_tokens": 1,
         "cached_input_tokens": 2,
         "cache_write_input_tokens": 3,
@@ -170,34 +141,73 @@ def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
         "characters": 5,
         "images": 6,
         "output_bytes": 7,
+        "audio_seconds": 1.5,
+        "cost_micros": 123,
     }
     record = pb.UsageRecord(
-        **counts,
-        processing_ms=8,
-        first_byte_ms=9,
-        cost_micros=10,
-        provider_cost_micros=11,
+        **numbers,
+        id="task_1",
+        time=Timestamp(seconds=12, nanos=900_000_000),
         request_id="r",
         key_id="k",
         wire="grpc",
+        model='a"b',
+        task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
         provider="p",
         provider_model="pm",
+        processing_ms=8,
+        first_byte_ms=9,
+        source=pb.USAGE_SOURCE_ESTIMATED,
         price_version="v",
-        live=True,
-        complete=True,
+        provider_cost_micros=1_500_001,
     )
-    total = pb.UsageTotal(**counts, group="g", tasks=12, audio_seconds=1.5, cost_micros=10)
-    row, totals = parse_exact(render_usage(pb.ListUsageResponse(records=[record], totals=[total])))["data"]
-    for value in (row, totals):
-        assert value["prompt_tokens_details"] == {"cached_tokens": 2, "cache_write_tokens": 3}
-        assert (value["input_tokens"], value["output_tokens"], value["characters"]) == (1, 4, 5)
-        assert (value["images"], value["output_bytes"], value["cost"]) == (6, 7, Decimal("0.00001"))
-    assert (row["processing_ms"], row["first_byte_ms"]) == (8, 9)
-    assert row["provider_cost"] == Decimal("0.000011")
-    assert (row["request_id"], row["key_id"], row["wire"], row["price_version"]) == ("r", "k", "grpc", "v")
-    assert (row["provider"], row["provider_model"]) == ("p", "pm")
+    total = pb.UsageTotal(**numbers, group="g", tasks=12)
+    rendered_numbers = {
+        "input_tokens": 1,
+        "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 3},
+        "output_tokens": 4,
+        "characters": 5,
+        "images": 6,
+        "output_bytes": 7,
+        "audio_seconds": Decimal("1.5"),
+        "cost": Decimal("0.000123"),
+    }
+    page = pb.ListUsageResponse(records=[record, record], totals=[total], next_page_token="t")
+    first, second, last = (listed := parse_exact(render_usage(page)))["data"]
+    assert (listed["object"], listed["next_page_token"]) == ("list", "t")
+    assert (
+        second
+        == first
+        == {
+            **rendered_numbers,
+            "id": "task_1",
+            "object": "usage.record",
+            "time": 12,
+            "request_id": "r",
+            "key_id": "k",
+            "mode": "test",
+            "wire": "grpc",
+            "model": 'a"b',
+            "type": "text-to-speech",
+            "provider": "p",
+            "provider_model": "pm",
+            "processing_ms": 8,
+            "first_byte_ms": 9,
+            "source": "estimated",
+            "complete": False,
+            "price_version": "v",
+            "provider_cost": Decimal("1.500001"),
+        }
+    )
+    assert last == {**rendered_numbers, "object": "usage.total", "group": "g", "tasks": 12}
+    record.live = record.complete = True
+    (row,) = parse_exact(render_usage(pb.ListUsageResponse(records=[record])))["data"]
     assert (row["mode"], row["complete"]) == ("live", True)
-    assert (totals["group"], totals["tasks"], totals["audio_seconds"]) == ("g", 12, Decimal("1.5"))
+    assert parse_exact(render_usage(pb.ListUsageResponse())) == {
+        "object": "list",
+        "data": [],
+        "next_page_token": None,
+    }
 
 
 @pytest.mark.parametrize(
