@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -114,6 +115,37 @@ async def test_a_truncated_download_can_not_look_complete(gateway: GatewayApp) -
         assert (response.status, response.headers["Content-Length"]) == (200, "10")
         with pytest.raises((aiohttp.ClientPayloadError, ConnectionResetError)):
             await response.read()
+
+
+class EndlessMedia:
+    """A media service with one large file; `sent` are the bytes of it that were taken."""
+
+    sent = 0
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call
+    ) -> AsyncIterator[tuple[Media, Any]]:
+        async def pieces() -> AsyncIterator[bytes]:
+            while True:
+                self.sent += 65_536
+                yield bytes(65_536)
+
+        yield Media(media_id=media_id, content_type="image/png", size_bytes=10**9), pieces()
+
+
+async def test_little_is_buffered_for_a_client_that_does_not_read_its_download(gateway: GatewayApp) -> None:
+    media = EndlessMedia()
+    async with gateway.over(media=media) as scripted:
+        with socket.socket() as quiet:
+            quiet.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            quiet.connect((scripted.host, scripted.port))
+            quiet.sendall(raw_get("/media/media_1.png?sig=x"))
+            before = -1
+            while before < media.sent or not media.sent:
+                before = media.sent
+                await asyncio.sleep(0.3)
+        assert media.sent < 1_200_000
 
 
 # --- how many may run

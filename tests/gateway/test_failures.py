@@ -15,6 +15,8 @@ from pomelo.gen.v1.task_pb2 import Task, TaskResult
 from tests.gateway.gateway_app import GatewayApp
 from tests.gateway.requests import HI
 
+MINE = {"X-Request-Id": "mine-7"}
+
 
 class WholeTasks:
     """A task service that awaits a function of the test and then returns a result."""
@@ -34,7 +36,7 @@ async def response_to(
     gateway: GatewayApp, during: Callable[[Call], Awaitable[None]]
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Runs a task during which `during` is awaited; yields the response."""
-    async with gateway.over(tasks=WholeTasks(during)) as other, other.post_task(HI) as response:
+    async with gateway.over(tasks=WholeTasks(during)) as other, other.post_task(HI, headers=MINE) as response:
         yield response
 
 
@@ -71,7 +73,7 @@ async def test_a_cancellation_or_a_lost_connection_of_the_service_is_an_internal
 ) -> None:
     async with asyncio.timeout(5), response_to(gateway, during) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (500, "internal_error")
-        assert response.headers["X-Request-Id"]
+        assert response.headers["X-Request-Id"] == "mine-7"
 
 
 @pytest.mark.parametrize("error", [None, PomeloError("provider_failed"), ZeroDivisionError()])

@@ -34,17 +34,18 @@ async def test_health_checks_are_answered_before_the_requests_of_a_crowd(gateway
 
 async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open_gateway: OpenApp) -> None:
     started = asyncio.Event()
-    async with open_gateway(drain_timeout=0.1) as gateway:
-        gateway.provider.script = play(word(), started.set, asyncio.Event().wait)
-        response = await gateway.post_task({**HI, "stream": True})
-        await asyncio.wait_for(started.wait(), 5)
-        begin = asyncio.get_running_loop().time()
-    assert asyncio.get_running_loop().time() - begin < 5
-    assert gateway.provider.closed.is_set()
-    response.close()
-    async with aiohttp.ClientSession() as late:
+    async with aiohttp.ClientSession() as client:
+        async with open_gateway(drain_timeout=0.1) as gateway:
+            gateway.provider.script = play(word(), started.set, asyncio.Event().wait)
+            url = f"{gateway.url}/api/v1/task"
+            response = await client.post(url, json={**HI, "stream": True}, headers=gateway.headers)
+            await asyncio.wait_for(started.wait(), 5)
+            begin = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - begin < 5
+        assert gateway.provider.closed.is_set()
+        response.close()
         with pytest.raises(aiohttp.ClientConnectorError):
-            await late.get(gateway.url)
+            await client.get(gateway.url)
 
 
 @pytest.mark.parametrize(
