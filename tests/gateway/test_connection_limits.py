@@ -172,12 +172,11 @@ async def test_of_many_idle_connections_several_are_evicted_together() -> None:
 async def test_a_connection_counts_for_the_owner_of_its_last_key() -> None:
     connections = ConnectionSet(ConnectionLimits(max_connections=3))
     moved = connections.open(owner="first")
-    other, kept = connections.open(owner="first"), connections.open(owner="second")
-    kept.idle_since = 1.0
+    other, idle = connections.open(owner="first"), connections.open(owner="second")
+    moved.idle_since, other.idle_since, idle.idle_since = 3.0, 1.0, 2.0
     connections.table.trust(moved, "second")
     connections.open()
-    assert connections.ended == {moved: False}
-    assert other.open
+    assert connections.ended == {idle: False}
 
 
 async def test_a_client_that_waits_for_the_server_at_the_end_of_its_lifetime_is_refused() -> None:
