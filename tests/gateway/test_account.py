@@ -200,6 +200,8 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
         }
     )
     assert last == {**rendered_numbers, "object": "usage.total", "group": "g", "tasks": 12}
+    (free,) = parse_exact(render_usage(pb.ListUsageResponse(totals=[pb.UsageTotal(tasks=2)])))["data"]
+    assert (free["tasks"], free["cost"]) == (2, 0)
     record.live = record.complete = True
     (row,) = parse_exact(render_usage(pb.ListUsageResponse(records=[record])))["data"]
     assert (row["mode"], row["complete"]) == ("live", True)
