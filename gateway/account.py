@@ -41,7 +41,6 @@ _SOURCES = {
 
 
 async def get_account(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    """Responds with the account of the key."""
     try:
         _parse(request.query, {})
     except PomeloError as error:
@@ -50,7 +49,6 @@ async def get_account(gateway: Gateway, request: web.Request, call: Call, visit:
 
 
 async def list_usage(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    """Responds with a page of usage records, or totals."""
     try:
         query = parse_query(request.query)
     except PomeloError as error:
@@ -147,7 +145,6 @@ _PARAMETERS: Mapping[str, tuple[str, _Parser]] = {
 
 
 def render_account(account: pb.Account) -> bytes:
-    """Returns an account as JSON."""
     limits = account.limits
     fields = {
         "id": account.name,
@@ -172,7 +169,6 @@ def render_account(account: pb.Account) -> bytes:
 
 
 def render_usage(page: pb.ListUsageResponse) -> bytes:
-    """Returns a page of usage records or totals as JSON."""
     rows = [*map(_render_record, page.records), *map(_render_total, page.totals)]
     return (
         b'{"object":"list","data":['

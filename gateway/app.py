@@ -6,20 +6,22 @@ import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from aiohttp import web
 from pydantic_core import to_json
 
 from gateway import routes
 from gateway.connections.connection import Connection
-from gateway.connections.limits import ConnectionLimits, Connections, ConnectionTimeouts, Slot, StartQueues
+from gateway.connections.limits import ConnectionLimits, Connections, StartQueues
 from gateway.connections.listener import Listener, bind
 from gateway.cors import Cors
 from gateway.errors import CALL, error_middleware
 from gateway.media import public_links
 from gateway.openapi.document import document
-from gateway.parsing.body import BodyRate, ParseQueue
-from gateway.state import Gateway, GatewayOptions
+from gateway.options import GatewayOptions
+from gateway.parsing.body import ParseQueue
+from gateway.state import Gateway
 from pomelo import process
 from pomelo.addresses import join_address
 from pomelo.in_flight import InFlight, InFlightLimits
@@ -39,7 +41,6 @@ def make_app(
         options=options,
         link=public_links(options.public_url),
         openapi=to_json(document(options.public_url)),
-        body_rate=BodyRate(options.read_rate, options.read_grace, options.read_timeout),
         parse_queue=ParseQueue(),
         downloads=InFlight(
             InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))
@@ -52,10 +53,10 @@ def make_app(
     if cors is not None:
         app.on_response_prepare.append(cors.add_headers)
     app[GATEWAY] = gateway
-    for route in routes.ROUTES:
-        _add_route(app, route.method, route.path, _with_key(gateway, route.handler))
-    for open_route in routes.OPEN_ROUTES:
-        _add_route(app, open_route.method, open_route.path, _without_key(gateway, open_route.handler))
+    for (method, path), handler in routes.ROUTES.items():
+        _add_route(app, method, path, _with_key(gateway, handler))
+    for path, open_handler in routes.OPEN_ROUTES.items():
+        _add_route(app, "GET", path, _without_key(gateway, open_handler))
     return app
 
 
@@ -126,23 +127,10 @@ async def open_rest(
                 lifetime=options.untrusted_timeout,
             )
         )
-        start_queues = StartQueues()
-        timeouts = ConnectionTimeouts(
-            head=options.head_timeout,
-            stall=options.write_timeout,
-            idle=options.idle_timeout + options.idle_slack,
-            proxy_idle=options.proxy_idle_timeout + options.idle_slack,
-            proxies=options.trusted_proxies,
-            linger=options.linger_timeout,
-        )
-
-        def connect(slot: Slot) -> Connection:
-            return Connection(server, slot, connections, start_queues, timeouts, cors)
-
         sockets = await bind(host, port, reuse_port=reuse_port)
         listener = Listener(
             sockets,
-            connect,
+            partial(Connection, server, connections, StartQueues(), options, cors),
             connections,
             tls=ssl_context,
             handshake_timeout=options.untrusted_timeout,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from aiohttp import web
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -27,26 +26,13 @@ Handler = Callable[[Gateway, web.Request, Call, Visit], Awaitable[web.StreamResp
 OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamResponse]]
 """Handlers return the response to a request, or raise PomeloError; the visit is what admitted the call."""
 
-H = TypeVar("H", Handler, OpenHandler)
-
-
-@dataclass(frozen=True, slots=True)
-class Route(Generic[H]):
-    """A route; GET also handles HEAD."""
-
-    method: str
-    path: str
-    handler: H
-
 
 async def list_models(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    """Responds with the models that the key may use."""
     models = await gateway.services.models.list_models(call)
     return json_response(call, to_json({"object": "list", "data": [render_model(model) for model in models]}))
 
 
 async def get_model(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    """Responds with one model."""
     name = request.match_info["name"]
     try:
         name.encode()
@@ -56,7 +42,6 @@ async def get_model(gateway: Gateway, request: web.Request, call: Call, visit: V
 
 
 async def get_openapi(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
-    """Responds with the OpenAPI description."""
     return json_response(call, gateway.openapi)
 
 
@@ -107,18 +92,18 @@ def _unit_name(unit: int) -> str:
     return value.name.removeprefix("PRICE_UNIT_").lower() if value is not None else f"unit_{unit}"
 
 
-ROUTES = (
-    Route("POST", "/api/v1/task", run_task),
-    Route("GET", "/api/v1/models", list_models),
-    Route("GET", "/api/v1/models/{name}", get_model),
-    Route("GET", "/api/v1/account", get_account),
-    Route("GET", "/api/v1/usage", list_usage),
-)
-"""The routes that require a key."""
+ROUTES: Mapping[tuple[str, str], Handler] = {
+    ("POST", "/api/v1/task"): run_task,
+    ("GET", "/api/v1/models"): list_models,
+    ("GET", "/api/v1/models/{name}"): get_model,
+    ("GET", "/api/v1/account"): get_account,
+    ("GET", "/api/v1/usage"): list_usage,
+}
+"""The routes that require a key, by method and path; GET also handles HEAD."""
 
-OPEN_ROUTES = (
-    Route("GET", "/media/{media_id}", get_media),
-    Route("GET", "/openapi.json", get_openapi),
-    Route("GET", HEALTH_PATH, get_health),
-)
-"""The routes that require no key: they are cheap, or check their caller themselves."""
+OPEN_ROUTES: Mapping[str, OpenHandler] = {
+    "/media/{media_id}": get_media,
+    "/openapi.json": get_openapi,
+    HEALTH_PATH: get_health,
+}
+"""The GET routes that require no key: they are cheap, or check their caller themselves."""

@@ -51,8 +51,8 @@ class SseResponse:
     """
 
     __slots__ = (
-        "_batch", "_batch_size", "_call", "_commenting", "_flushing", "_keep_alive", "_last_sent", "_loop",
-        "_request", "_timer", "response",
+        "_batch", "_call", "_commenting", "_flushing", "_keep_alive", "_last_sent", "_loop", "_request",
+        "_timer", "response",
     )  # fmt: skip
 
     def __init__(self, request: web.Request, call: Call, keep_alive: float) -> None:
@@ -64,8 +64,7 @@ class SseResponse:
         self._last_sent = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._commenting: asyncio.Task[None] | None = None
-        self._batch: list[bytes] = []
-        self._batch_size = 0
+        self._batch = bytearray()
         self._flushing: asyncio.Handle | None = None
 
     def start(self) -> None:
@@ -74,7 +73,7 @@ class SseResponse:
         self._timer = self._loop.call_at(self._last_sent + self._keep_alive, self._on_timer)
 
     def stop(self) -> None:
-        """Stops comments and flushing; buffered events are sent by `finish` or `fail`. Idempotent."""
+        """Stops comments and flushing; buffered events are sent by `finish`. Idempotent."""
         for scheduled in (self._timer, self._commenting, self._flushing):
             if scheduled is not None:
                 scheduled.cancel()
@@ -95,15 +94,13 @@ class SseResponse:
             self._flushing = self._loop.call_soon(self._flush)
             await response.write(data)
             return
-        self._batch.append(data)
-        self._batch_size += len(data)
-        if self._batch_size >= _MAX_BATCH:
+        self._batch += data
+        if len(self._batch) >= _MAX_BATCH:
             await response.write(self._take_batch())
 
     def _take_batch(self) -> bytes:
-        data = b"".join(self._batch)
+        data = bytes(self._batch)
         self._batch.clear()
-        self._batch_size = 0
         return data
 
     def _flush(self) -> None:
@@ -117,18 +114,12 @@ class SseResponse:
                 writing.send(None)
 
     async def finish(self, data: bytes) -> web.StreamResponse:
-        """Sends the last events and ends the response."""
-        response = await self._open() if self.response is None else self.response
-        await response.write_eof(self._take_batch() + data)
-        return response
-
-    async def fail(self, error: PomeloError) -> web.StreamResponse:
-        """Ends the response with an error event.
+        """Sends the last events and ends the response.
 
         The connection stays open, as the headers announced; the client may have reused it already.
         """
         response = await self._open() if self.response is None else self.response
-        await response.write_eof(self._take_batch() + b"event: error\n" + encode_event(error_body(error)))
+        await response.write_eof(self._take_batch() + data)
         return response
 
     def _on_timer(self) -> None:
@@ -198,4 +189,4 @@ async def stream_task(
         return await sse.finish(encode_event(objects.last) + _DONE)
     if sse.response is None:
         raise failure
-    return await sse.fail(failure)
+    return await sse.finish(b"event: error\n" + encode_event(error_body(failure)))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.app import open_rest
-from gateway.state import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
+from gateway.options import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
 from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
 from pomelo.accounts.failed_keys import FailedKeys

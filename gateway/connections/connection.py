@@ -11,9 +11,10 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpRequestParser
 from aiohttp.streams import StreamReader
 
-from gateway.connections.limits import MIN_READ_RATE, Connections, ConnectionTimeouts, Slot, StartQueues
+from gateway.connections.limits import MIN_READ_RATE, Connections, Slot, StartQueues
 from gateway.cors import Cors, is_preflight
 from gateway.errors import error_body, raw_error_response, unrouted_headers
+from gateway.options import GatewayOptions
 from pomelo.errors import PomeloError, invalid
 from pomelo.logs import format_trace
 from pomelo.origin import is_within
@@ -65,24 +66,24 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_authenticated", "_connections", "_cors", "_counts_as_lingering", "_discard_body", "_discarded",
         "_discarding", "_finished", "_framing_bytes", "_head_size", "_head_timer", "_linger_timer",
-        "_raw_transport", "_stall_timer", "_start_queues", "_timeouts", "_unauthenticated_count", "slot",
+        "_options", "_raw_transport", "_stall_timer", "_start_queues", "_unauthenticated_count", "slot",
     )  # fmt: skip
 
     def __init__(
         self,
         server: web.Server,
-        slot: Slot,
         connections: Connections,
         start_queues: StartQueues,
-        timeouts: ConnectionTimeouts,
-        cors: Cors | None = None,
+        options: GatewayOptions,
+        cors: Cors | None,
+        slot: Slot,
     ) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(
             server,
             loop=loop,
-            keepalive_timeout=timeouts.idle,
-            lingering_time=timeouts.linger,
+            keepalive_timeout=options.idle_timeout + options.idle_slack,
+            lingering_time=options.linger_timeout,
             access_log=None,  # type: ignore[arg-type]
             auto_decompress=False,
             read_bufsize=READ_AHEAD,
@@ -105,7 +106,7 @@ class Connection(web.RequestHandler):
         self._connections = connections
         self._cors = cors
         self._start_queues = start_queues
-        self._timeouts = timeouts
+        self._options = options
         self._authenticated = False
         self._finished = 0
         self._framing_bytes = 0
@@ -196,22 +197,20 @@ class Connection(web.RequestHandler):
         if self._manager is None or not self.slot.open:
             raw.abort()
             return
-        peer = raw.get_extra_info("peername") if self._timeouts.proxies else None
-        if peer and is_within(peer[0], self._timeouts.proxies):
-            self._keepalive_timeout = self._timeouts.proxy_idle
+        peer = raw.get_extra_info("peername") if self._options.trusted_proxies else None
+        if peer and is_within(peer[0], self._options.trusted_proxies):
+            self._keepalive_timeout = self._options.proxy_idle_timeout + self._options.idle_slack
         super().connection_made(transport)
         # Any byte that the client has not read pauses the writer, so that every stall is noticed, even
         # after the connection was asked to close.
         raw.set_write_buffer_limits(high=1, low=0)
         self._raw_transport = raw
         self.slot.end = self.end
-        self._head_timer = self._loop.call_later(self._timeouts.head, self._on_head_timeout)
+        self._head_timer = self._loop.call_later(self._options.head_timeout, self._on_head_timeout)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timers and frees the slot; aiohttp cancels the current request."""
         self._stop_timers()
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
         if self._counts_as_lingering:
             self._counts_as_lingering = False
             self._connections.lingering -= 1
@@ -220,10 +219,10 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def _stop_timers(self) -> None:
-        for timer in (self._head_timer, self._stall_timer):
+        for timer in (self._head_timer, self._stall_timer, self._linger_timer):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._stall_timer = None
+        self._head_timer = self._stall_timer = self._linger_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Parses or discards bytes, and limits the size and the time of an incomplete request head."""
@@ -246,7 +245,9 @@ class Connection(web.RequestHandler):
                     return
                 self._connections.mark_request_started(self.slot)
                 if self._head_timer is None:
-                    self._head_timer = self._loop.call_later(self._timeouts.head, self._on_head_timeout)
+                    self._head_timer = self._loop.call_later(
+                        self._options.head_timeout, self._on_head_timeout
+                    )
         elif self._head_timer is not None and self._request_count:
             self._head_timer.cancel()
             self._head_timer = None
@@ -272,7 +273,7 @@ class Connection(web.RequestHandler):
     def _on_head_timeout(self) -> None:
         if self._request_count and not self._awaits_request():
             # It arrived while the last request was being handled; that delay is not the client's.
-            self._head_timer = self._loop.call_later(self._timeouts.head, self._on_head_timeout)
+            self._head_timer = self._loop.call_later(self._options.head_timeout, self._on_head_timeout)
             return
         self._head_timer = None
         self.force_close()
@@ -291,14 +292,14 @@ class Connection(web.RequestHandler):
         super().resume_writing()
 
     def _watch_stall(self, size: int) -> None:
-        self._stall_timer = self._loop.call_later(self._timeouts.stall, self._check_stall, size)
+        self._stall_timer = self._loop.call_later(self._options.write_timeout, self._check_stall, size)
 
     def _check_stall(self, before: int) -> None:
         self._stall_timer = None
         if self._raw_transport is None:
             return
         left = self._raw_transport.get_write_buffer_size()
-        if before - left >= min(before, self._timeouts.stall * MIN_READ_RATE):
+        if before - left >= min(before, self._options.write_timeout * MIN_READ_RATE):
             self._watch_stall(left)
         else:
             self._raw_transport.abort()
@@ -329,7 +330,7 @@ class Connection(web.RequestHandler):
         finally:
             self._current_request = None
             if self._discard_body and not request.content.is_eof():
-                self._discard(self._timeouts.linger)
+                self._discard(self._options.linger_timeout)
             slot.busy = slot.waiting = False
             self._finished += 1
             slot.idle_since = self._loop.time()

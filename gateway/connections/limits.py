@@ -12,7 +12,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
 
 from pomelo.origin import network
 
@@ -25,7 +24,7 @@ that clients send is read."""
 
 MIN_READ_RATE = 1024
 """The minimum rate, in bytes a second, at which a client must read a response; measured over
-`ConnectionTimeouts.stall`."""
+`GatewayOptions.write_timeout`."""
 
 EndConnection = Callable[[bool], None]
 """Ends a connection. True: sends `overloaded` first, if a response can still be sent."""
@@ -47,24 +46,6 @@ class ConnectionLimits:
     per_address: int = 64
     grace: float = 1.0
     lifetime: float = 8.0
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionTimeouts:
-    """The timeouts of a client's connection, in seconds.
-
-    `head` is the time for a complete request head, from its first byte (or from connecting). `stall` is the
-    period over which a client must read a response at `MIN_READ_RATE` or faster. `idle` is the time between
-    two requests, `proxy_idle` the same on connections from the networks `proxies`. `linger` is how long the
-    rest of a refused body is discarded.
-    """
-
-    head: float
-    stall: float
-    idle: float
-    linger: float
-    proxy_idle: float
-    proxies: tuple[IPv4Network | IPv6Network, ...]
 
 
 class Slot:

@@ -144,10 +144,11 @@ class Listener:
                 break  # otherwise the queue is empty, or the next client has disconnected
             accepted.setblocking(False)
             refusal = self._refusal if self._tls is None else None
-            pending = _PendingConnection(self._loop, accepted, refusal)
+            pending = _PendingConnection(self._loop, accepted, self._silent, refusal)
             slot = pending.slot = self._connections.open(address[0], pending.drop)
             if slot.open and not self._start_or_queue(pending):
-                pending.wait_readable(self._silent, self._start_or_queue)
+                self._silent.add(pending)
+                self._loop.add_reader(accepted, self._start_or_queue, pending)
 
     def _start_or_queue(self, pending: _PendingConnection) -> bool:
         """Starts or queues a connection that has sent something; returns False if it has not."""
@@ -243,9 +244,10 @@ class Listener:
 
 
 class _PendingConnection:
-    """A connection that was accepted and has not started."""
+    """A connection that was accepted and has not started. While its client has sent nothing, it is among
+    `silent`, and has a reader."""
 
-    __slots__ = ("_loop", "_refusal", "opened", "silent", "slot", "socket")
+    __slots__ = ("_loop", "_refusal", "_silent", "opened", "slot", "socket")
 
     slot: Slot
 
@@ -253,28 +255,19 @@ class _PendingConnection:
         self,
         loop: asyncio.AbstractEventLoop,
         accepted: socket.socket,
+        silent: set[_PendingConnection],
         refusal: Callable[[bytes], bytes] | None,
     ) -> None:
         self._loop = loop
+        self._silent = silent
         self._refusal = refusal
         self.socket = accepted
         self.opened = False
-        self.silent: set[_PendingConnection] | None = None
-
-    def wait_readable(
-        self, silent: set[_PendingConnection], on_readable: Callable[[_PendingConnection], object]
-    ) -> None:
-        """Adds itself to `silent` until `stop_waiting`; `on_readable` is called once the first byte has
-        arrived."""
-        silent.add(self)
-        self.silent = silent
-        self._loop.add_reader(self.socket, on_readable, self)
 
     def stop_waiting(self) -> None:
         """Stops waiting for the first byte."""
-        if self.silent is not None:
-            self.silent.discard(self)
-            self.silent = None
+        if self in self._silent:
+            self._silent.remove(self)
             self._loop.remove_reader(self.socket)
 
     def drop(self, send_refusal: bool) -> None:

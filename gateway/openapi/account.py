@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from gateway.openapi.schema import COMMON_ERRORS, JSON, Schema, object_of, parameter, ref, responses
+from gateway.openapi.schema import (
+    COMMON_ERRORS,
+    JSON,
+    Schema,
+    object_of,
+    operation,
+    parameter,
+    ref,
+    responses,
+)
 from gateway.types import TASK_FORMATS
 
+_TEXT: Schema = {"type": "string"}
+_MODE: Schema = {"enum": ["live", "test"]}
+_PAGE_SIZE: Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _COST: Schema = {"type": "number", "minimum": 0, "description": "Credits, with at most 6 places."}
 _LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1, "description": "Null: no limit."}
@@ -24,33 +36,31 @@ _DATE_OR_TIME = {"anyOf": [{"type": "string", "format": "date"}, {"type": "strin
 def schemas() -> dict[str, Schema]:
     """Returns the schemas of the objects in responses."""
     task_types = [*(each.name for each in TASK_FORMATS.values()), "unknown"]
-    text: Schema = {"type": "string"}
-    mode: Schema = {"enum": ["live", "test"]}
     limits = {
         "requests_per_minute": _LIMIT,
         "concurrent_requests": _LIMIT,
         "tokens_per_minute": _LIMIT,
-        "models": {"type": ["array", "null"], "items": text, "description": "Null: all."},
+        "models": {"type": ["array", "null"], "items": _TEXT, "description": "Null: all."},
     }
     amounts = dict.fromkeys(("granted", "spent", "held", "available"), _COST)
     record: Schema = {
-        "id": text,
+        "id": _TEXT,
         "object": {"const": "usage.record"},
         "time": {"type": "integer", "description": "When the task ended, in Unix seconds."},
-        "request_id": text,
-        "key_id": text,
-        "mode": mode,
+        "request_id": _TEXT,
+        "key_id": _TEXT,
+        "mode": _MODE,
         "wire": {"enum": ["grpc", "rest"]},
-        "model": text,
+        "model": _TEXT,
         "type": {"enum": task_types},
-        "provider": text,
-        "provider_model": text,
+        "provider": _TEXT,
+        "provider_model": _TEXT,
         **_USAGE,
         "processing_ms": _COUNT,
         "first_byte_ms": _COUNT,
         "source": {"enum": ["provider", "estimated", "recovered", "unknown"]},
         "complete": {"type": "boolean"},
-        "price_version": text,
+        "price_version": _TEXT,
         "provider_cost": {
             "type": "number",
             "minimum": 0,
@@ -66,10 +76,10 @@ def schemas() -> dict[str, Schema]:
         "cost": _COST,
     }
     account: Schema = {
-        "id": text,
+        "id": _TEXT,
         "object": {"const": "account"},
-        "mode": mode,
-        "plan": text,
+        "mode": _MODE,
+        "plan": _TEXT,
         "limits": object_of(limits, limits),
         "credits": object_of(amounts, amounts),
     }
@@ -89,36 +99,21 @@ def schemas() -> dict[str, Schema]:
 def paths() -> Schema:
     """Returns the operations by path."""
     return {
-        "/api/v1/account": {
-            "get": {
-                "operationId": "getAccount",
-                "summary": "The plan, limits and credits of the key's account.",
-                "responses": responses(
-                    {JSON: {"schema": ref("Account")}}, *COMMON_ERRORS, "model_not_allowed"
-                ),
-            }
-        },
-        "/api/v1/usage": {
-            "get": {
-                "operationId": "listUsage",
-                "summary": "Usage records, newest first; with group_by, totals.",
-                "parameters": [
-                    parameter(
-                        "page_size",
-                        "query",
-                        {"type": "integer", "minimum": 1, "maximum": 1000},
-                        "Absent: 100 records, or 10,000 totals.",
-                    ),
-                    parameter(
-                        "page_token", "query", {"type": "string"}, "next_page_token of the previous page."
-                    ),
-                    parameter("from", "query", _DATE_OR_TIME, "Tasks that ended at this time or later."),
-                    parameter("to", "query", _DATE_OR_TIME, "Tasks that ended before this time."),
-                    parameter("model", "query", {"type": "string"}),
-                    parameter("key_id", "query", {"type": "string"}),
-                    parameter("group_by", "query", {"type": "string", "enum": ["model", "key", "day"]}),
-                ],
-                "responses": responses({JSON: {"schema": ref("UsageList")}}, *COMMON_ERRORS),
-            }
-        },
+        "/api/v1/account": operation(
+            "getAccount",
+            "The plan, limits and credits of the key's account.",
+            responses({JSON: {"schema": ref("Account")}}, *COMMON_ERRORS, "model_not_allowed"),
+        ),
+        "/api/v1/usage": operation(
+            "listUsage",
+            "Usage records, newest first; with group_by, totals.",
+            responses({JSON: {"schema": ref("UsageList")}}, *COMMON_ERRORS),
+            parameter("page_size", "query", _PAGE_SIZE, "Absent: 100 records, or 10,000 totals."),
+            parameter("page_token", "query", _TEXT, "next_page_token of the previous page."),
+            parameter("from", "query", _DATE_OR_TIME, "Tasks that ended at this time or later."),
+            parameter("to", "query", _DATE_OR_TIME, "Tasks that ended before this time."),
+            parameter("model", "query", _TEXT),
+            parameter("key_id", "query", _TEXT),
+            parameter("group_by", "query", {"type": "string", "enum": ["model", "key", "day"]}),
+        ),
     }

@@ -12,6 +12,7 @@ from gateway.openapi.schema import (
     NULL_ONLY,
     Schema,
     object_of,
+    operation,
     parameter,
     ref,
     responses,
@@ -166,50 +167,36 @@ def _path_parameter(name: str, example: str) -> Schema:
 
 
 def _media_operation() -> Schema:
-    return {
-        "operationId": "getMedia",
-        "summary": "An image or audio file, by its signed link.",
-        "security": [{}, {"key": []}],
-        "parameters": [
-            _path_parameter("media_id", "media_01.png"),
-            parameter("exp", "query", {"type": "string"}),
-            parameter("sig", "query", {"type": "string"}),
-        ],
-        "responses": {
-            **responses(
-                {"*/*": _BINARY}, *COMMON_ERRORS, "not_found", "deadline_exceeded", "provider_unavailable"
-            ),
-            "206": {"description": "The part that Range asked for.", "content": {"*/*": _BINARY}},
-        },
-    }
+    file = {"*/*": _BINARY}
+    failures = ("not_found", "deadline_exceeded", "provider_unavailable")
+    described = operation(
+        "getMedia",
+        "An image or audio file, by its signed link.",
+        responses(file, *COMMON_ERRORS, *failures)
+        | {"206": {"description": "The part that Range asked for.", "content": file}},
+        _path_parameter("media_id", "media_01.png"),
+        parameter("exp", "query", {"type": "string"}),
+        parameter("sig", "query", {"type": "string"}),
+    )
+    described["get"]["security"] = [{}, {"key": []}]
+    return described
 
 
 def _paths() -> Schema:
+    refusals = ("unsupported_model", "model_not_allowed", "not_found")
+    one_model = responses({JSON: {"schema": ref("Model")}}, *COMMON_ERRORS, *refusals)
     return {
         "/api/v1/task": {"post": _task_operation()},
-        "/api/v1/models": {
-            "get": {
-                "operationId": "listModels",
-                "summary": "The models that the key may use.",
-                "responses": responses({JSON: {"schema": ref("ModelList")}}, *COMMON_ERRORS),
-            }
-        },
-        "/api/v1/models/{name}": {
-            "get": {
-                "operationId": "getModel",
-                "summary": "One model.",
-                "parameters": [_path_parameter("name", "gpt-4")],
-                "responses": responses(
-                    {JSON: {"schema": ref("Model")}},
-                    *COMMON_ERRORS,
-                    "unsupported_model",
-                    "model_not_allowed",
-                    "not_found",
-                ),
-            }
-        },
+        "/api/v1/models": operation(
+            "listModels",
+            "The models that the key may use.",
+            responses({JSON: {"schema": ref("ModelList")}}, *COMMON_ERRORS),
+        ),
+        "/api/v1/models/{name}": operation(
+            "getModel", "One model.", one_model, _path_parameter("name", "gpt-4")
+        ),
         **account.paths(),
-        "/media/{media_id}": {"get": _media_operation()},
+        "/media/{media_id}": _media_operation(),
     }
 
 

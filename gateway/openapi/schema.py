@@ -38,6 +38,12 @@ def parameter(name: str, location: str, schema: Schema, description: str = "", *
     return {"name": name, "in": location, "schema": schema, **described, **more}
 
 
+def operation(operation_id: str, summary: str, responses: Schema, *parameters: Schema) -> Schema:
+    """Returns a GET operation."""
+    described = {"operationId": operation_id, "summary": summary, "responses": responses}
+    return {"get": {**described, "parameters": list(parameters)} if parameters else described}
+
+
 def responses(ok: Mapping[str, Any], *codes: str) -> Schema:
     """Returns the responses of an operation: `ok` by media type, and the errors `codes` by HTTP status."""
     described: Schema = {"200": {"description": "Done.", "headers": RESPONSE_HEADERS, "content": dict(ok)}}

@@ -7,13 +7,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway.options import GatewayOptions
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.service import Visit
@@ -43,52 +43,40 @@ def too_large(subject: str, limit: int) -> PomeloError:
     return PomeloError("payload_too_large", f"{subject} is larger than {limit:,} bytes. Send less")
 
 
-@dataclass(frozen=True, slots=True)
-class BodyRate:
-    """The minimum rate of a body: a client may take `grace` seconds in total, and one second more for every
-    `rate` bytes sent. No single wait is longer than `max_wait` seconds, whatever was sent before."""
-
-    rate: int
-    grace: float
-    max_wait: float
-
-
 class RequestBody:
     """The body of an admitted call, read as it arrives. aiohttp alone would wait for it without limit.
 
-    `limit` is the maximum size in bytes; `length` is the Content-Length, None if absent.
+    A client may take `read_grace` seconds in total, and one second more for every `read_rate` bytes sent. No
+    single wait is longer than `read_timeout` seconds, whatever was sent before.
+
+    `limit` is the maximum size in bytes; `length` is the Content-Length, None if absent. `reserve_memory`
+    counts bytes as buffered in memory until the call ends, or raises `overloaded`.
 
     Raises:
         PomeloError: payload_too_large: the Content-Length exceeds `limit`.
     """
 
     __slots__ = (
-        "_call", "_chunks", "_content", "_expects_continue", "_limit", "_rate", "_request", "_seconds_left",
-        "_visit", "length",
+        "_call", "_chunks", "_content", "_expects_continue", "_limit", "_options", "_request",
+        "_seconds_left", "length", "reserve_memory",
     )  # fmt: skip
 
-    def __init__(self, request: web.Request, call: Call, visit: Visit, limit: int, rate: BodyRate) -> None:
+    def __init__(
+        self, request: web.Request, call: Call, visit: Visit, limit: int, options: GatewayOptions
+    ) -> None:
         length = request.content_length
         if length is not None and length > limit:
             raise too_large("The body", limit)
         self._request = request
         self._content = request.content
         self._call = call
-        self._visit = visit
         self._limit = limit
         self._chunks = 0
-        self._rate = rate
-        self._seconds_left = min(rate.grace, rate.max_wait)
+        self._options = options
+        self._seconds_left = min(options.read_grace, options.read_timeout)
         self._expects_continue = "Expect" in request.headers
         self.length = length
-
-    def reserve_memory(self, size: int) -> None:
-        """Counts `size` bytes as buffered in memory until the call ends.
-
-        Raises:
-            PomeloError: overloaded.
-        """
-        self._visit.reserve(size)
+        self.reserve_memory = visit.reserve
 
     async def read_available(self) -> bytes:
         """Returns the next bytes, as many as have arrived; empty at the end.
@@ -104,8 +92,8 @@ class RequestBody:
                 first = await self._wait()
                 self._count_chunks()
                 data = first + content.read_nowait()
-                earned = len(data) / self._rate.rate
-                self._seconds_left = min(self._seconds_left + earned, self._rate.max_wait)
+                earned = len(data) / self._options.read_rate
+                self._seconds_left = min(self._seconds_left + earned, self._options.read_timeout)
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise PomeloError(
                 "invalid_body", "The body's framing is malformed. Check Content-Length or chunks"
@@ -141,7 +129,8 @@ class RequestBody:
                 raise PomeloError("deadline_exceeded") from None
             raise PomeloError(
                 "invalid_body",
-                f"The body came too slowly. Send it whole, at {self._rate.rate:,} bytes a second or more",
+                "The body came too slowly. "
+                f"Send it whole, at {self._options.read_rate:,} bytes a second or more",
             ) from None
         self._seconds_left -= loop.time() - begin
         return first
@@ -156,7 +145,7 @@ class RequestBody:
 
 
 class ParseQueue:
-    """Queues the parsing of large bodies: one body at a time per account, one step at a time overall.
+    """Queues the parsing of large bodies: one body at a time per account.
 
     After each body its account waits before the next one, so that most of the event loop's time is left to
     others. The wait is three times as long as the steps took, and at least as long as the bytes take at
@@ -168,7 +157,6 @@ class ParseQueue:
 
     def __init__(self) -> None:
         self._accounts: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
-        self._step_lock = asyncio.Lock()
 
     @asynccontextmanager
     async def body(self, account: Hashable, size: int) -> AsyncIterator[ParseSteps]:
@@ -178,7 +166,7 @@ class ParseQueue:
         if lock is None:
             lock = self._accounts[account] = asyncio.Lock()
         await lock.acquire()
-        steps = ParseSteps(self._step_lock)
+        steps = ParseSteps()
         try:
             yield steps
         finally:
@@ -186,19 +174,17 @@ class ParseQueue:
 
 
 class ParseSteps:
-    """Runs the steps of one body, one at a time among all large bodies. `seconds` is their total time."""
+    """Runs the steps of one body. `seconds` is their total time."""
 
-    __slots__ = ("_lock", "seconds")
+    __slots__ = ("seconds",)
 
-    def __init__(self, lock: asyncio.Lock) -> None:
-        self._lock = lock
+    def __init__(self) -> None:
         self.seconds = 0.0
 
-    async def run(self, step: Callable[[], T]) -> T:
-        """Waits until no other step runs, then runs `step` and returns its result."""
-        async with self._lock:
-            begin = time.monotonic()
-            try:
-                return step()
-            finally:
-                self.seconds += time.monotonic() - begin
+    def run(self, step: Callable[[], T]) -> T:
+        """Runs `step` and returns its result."""
+        begin = time.monotonic()
+        try:
+            return step()
+        finally:
+            self.seconds += time.monotonic() - begin

@@ -6,19 +6,21 @@ An upload is never buffered as a whole.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from aiohttp import web
+
 from gateway.parsing.body import UTF_8, RequestBody, charset_of, too_large
 from gateway.parsing.json import JsonScan
+from gateway.state import Gateway
 from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS
 from gateway.types.fields import unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.service import MediaService
+from pomelo.service import Visit
 
 READ_SIZE = 64 * 1024
 """The default size, in bytes, of one read from a part; the last one may be smaller."""
@@ -224,28 +226,21 @@ class Form:
 
 
 async def read_form(
-    form: Form,
-    content_type: str,
-    body: RequestBody,
-    *,
-    call: Call,
-    media: MediaService,
-    get_task_type: Callable[[str], Awaitable[int]],
-    text_limit: int,
-    upload_limit: int,
-) -> None:
+    gateway: Gateway, request: web.Request, call: Call, visit: Visit, form: Form
+) -> RequestBody:
     """Reads a body into `form`, part by part; after a failure, `form` has what came before it.
 
-    A part `audio` with a file name or with a media type other than text is a file: `media` stores it as it
-    arrives. If the model precedes it, `get_task_type` returns the model's task type: text-to-speech drops
-    the file, types without audio refuse it. In bytes, `text_limit` bounds all texts together,
-    `upload_limit` a file.
+    A part `audio` with a file name or with a media type other than text is a file, which is stored as it
+    arrives. If the model precedes it, text-to-speech drops the file, and types without audio refuse it.
 
     Raises:
-        PomeloError: invalid_body, invalid_parameter, payload_too_large, overloaded; what `media` and
-            `get_task_type` raise.
+        PomeloError: invalid_body, invalid_parameter, payload_too_large, overloaded; what storing the file
+            and looking up the model raise.
     """
-    parts = FormParts(content_type, body)
+    options = gateway.options
+    text_limit = options.json_limit
+    body = RequestBody(request, call, visit, options.upload_limit + text_limit, options)
+    parts = FormParts(request.headers["Content-Type"], body)
     text_size = 0
     while (part := await parts.next()) is not None:
         name = part.name
@@ -254,9 +249,7 @@ async def read_form(
         if name in form.texts or (name == "audio" and form.audio is not None):
             raise invalid(name, "given once")
         if name == "audio" and _is_file(part):
-            form.audio = await _store_file(
-                parts, part, form.texts.get("model"), call, media, get_task_type, upload_limit
-            )
+            form.audio = await _store_file(gateway, call, parts, part, form.texts.get("model"))
             continue
         scan = JsonScan() if name in JSON_FIELDS else None
         pieces = []
@@ -271,6 +264,7 @@ async def read_form(
         form.texts[name] = _decode(name, b"".join(pieces), part.content_type)
     if not form.texts and form.audio is None:
         raise PomeloError("invalid_body", "The form is empty. Send at least a part named model")
+    return body
 
 
 def _is_file(part: Part) -> bool:
@@ -289,42 +283,35 @@ def _decode(name: str, data: bytes, content_type: str) -> str:
     raise invalid(name, "UTF-8 text")
 
 
-async def _store_file(
-    parts: FormParts,
-    part: Part,
-    model: str | None,
-    call: Call,
-    media: MediaService,
-    get_task_type: Callable[[str], Awaitable[int]],
-    limit: int,
-) -> Media:
-    async with aclosing(_pieces(parts, limit)) as pieces:
-        task_type = await get_task_type(model) if model is not None else 0
-        task_format = TASK_FORMATS.get(task_type)
-        if task_format is not None and not task_format.accepts_audio_file:
-            raise unknown_field("audio", task_format.name)
-        if task_type and (task_format is None or not task_format.takes_audio):
-            async for _ in pieces:
-                pass
-            return Media()
-        first = await anext(pieces, None)
-        if first is None:
-            return Media()  # an empty file, which types without audio ignore
-        # Bytes that are not UTF-8 can't be sent to a remote server.
-        content_type = part.content_type.encode("ascii", "replace").decode()
-        return await media.upload_media(content_type, _prepend(first, pieces), call)
+async def _store_file(gateway: Gateway, call: Call, parts: FormParts, part: Part, model: str | None) -> Media:
+    # Not from the cache, so that no file is accepted for a model that the key may not use.
+    task_type = await gateway.fetch_task_type(model, call) if model is not None else 0
+    task_format = TASK_FORMATS.get(task_type)
+    if task_format is not None and not task_format.accepts_audio_file:
+        raise unknown_field("audio", task_format.name)
+    first = await parts.read()
+    pieces = _pieces(first, parts, gateway.options.upload_limit)
+    if task_type and (task_format is None or not task_format.takes_audio):
+        async for _ in pieces:
+            pass
+        return Media()
+    if not first:
+        return Media()  # an empty file, which types without audio ignore
+    # Bytes that are not UTF-8 can't be sent to a remote server.
+    content_type = part.content_type.encode("ascii", "replace").decode()
+    return await gateway.services.media.upload_media(content_type, pieces, call)
 
 
-async def _prepend(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in rest:
-        yield piece
+async def _pieces(piece: bytes, parts: FormParts, limit: int) -> AsyncIterator[bytes]:
+    """Yields `piece` and the rest of the part.
 
-
-async def _pieces(parts: FormParts, limit: int) -> AsyncGenerator[bytes, None]:
+    Raises:
+        PomeloError: payload_too_large: they have more than `limit` bytes.
+    """
     size = 0
-    while piece := await parts.read():
+    while piece:
         size += len(piece)
         if size > limit:
             raise too_large("The file", limit)
         yield piece
+        piece = await parts.read()

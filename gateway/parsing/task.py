@@ -19,15 +19,13 @@ from gateway.parsing.multipart import Form, read_form
 from gateway.state import Gateway, account_of
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import TaskFormat
-from gateway.types.fields import Field, check_flag, check_text, unknown_field
+from gateway.types.fields import Field, check_flag, check_text, parse_flag_text, unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.media import data_uris
 from pomelo.service import Visit
-
-_MAX_CACHED_TYPES = 1024
 
 
 @dataclass(slots=True)
@@ -53,27 +51,25 @@ async def read_task(gateway: Gateway, request: web.Request, call: Call, visit: V
     try:
         is_form = _is_form(request)
         if is_form:
-            body = await _read_form(gateway, request, call, visit, form)
+            body = await read_form(gateway, request, call, visit, form)
             values = form.texts
             data = b""
             size = sum(map(len, values.values()))
         else:
-            body = RequestBody(request, call, visit, gateway.options.json_limit, gateway.body_rate)
+            body = RequestBody(request, call, visit, gateway.options.json_limit, gateway.options)
             data = await read_json(body)
             size = len(data)
         if size <= LARGE_BODY:
             if not is_form:
                 values = parse_json(data)
-            task_type = await _task_type(gateway, values, call)
+            task_type = await gateway.task_type(model_of(values), call)
             parsed = build_task(values["model"], task_type, values, form=is_form)
         else:
             async with gateway.parse_queue.body(account_of(call), size) as steps:
                 if not is_form:
-                    values = await steps.run(partial(parse_json, data))
-                task_type = await _task_type(gateway, values, call)
-                parsed = await steps.run(
-                    partial(build_task, values["model"], task_type, values, form=is_form)
-                )
+                    values = steps.run(partial(parse_json, data))
+                task_type = await gateway.task_type(model_of(values), call)
+                parsed = steps.run(partial(build_task, values["model"], task_type, values, form=is_form))
             await asyncio.sleep(0)  # yields to other requests, because the next steps take time too
         del data
         await _add_audio(gateway, body, parsed, form, values.get("audio"), call)
@@ -120,7 +116,7 @@ def build_task(model: str, task_type: int, values: Mapping[str, Any], *, form: b
         field.assign(message, _parse_form_text(field, value) if form else value)
     stream = values.get("stream")
     if form and stream is not None:
-        stream = {"true": True, "false": False}.get(stream.lower(), stream)
+        stream = parse_flag_text(stream)
     stream = stream is not None and check_flag("stream", stream)
     if "response_format" in fields and not stream and not message.response_format:
         # A stream keeps the default of the API, which makes its lines short enough for every client.
@@ -148,41 +144,6 @@ def _is_form(request: web.Request) -> bool:
     if charset_of(content_type) not in UTF_8:
         raise PomeloError("unsupported_media_type", "Send the body in UTF-8, and with no other charset")
     return name == "multipart/form-data"
-
-
-async def _read_form(
-    gateway: Gateway, request: web.Request, call: Call, visit: Visit, form: Form
-) -> RequestBody:
-    options = gateway.options
-    body = RequestBody(request, call, visit, options.upload_limit + options.json_limit, gateway.body_rate)
-    await read_form(
-        form,
-        request.headers["Content-Type"],
-        body,
-        call=call,
-        media=gateway.services.media,
-        # Not from the cache, so that no file is accepted for a model that the key may not use.
-        get_task_type=partial(_fetch_task_type, gateway, call=call),
-        text_limit=options.json_limit,
-        upload_limit=options.upload_limit,
-    )
-    return body
-
-
-async def _task_type(gateway: Gateway, values: Mapping[str, Any], call: Call) -> int:
-    model = model_of(values)
-    cached = gateway.task_types.get(model)
-    return cached if cached is not None else await _fetch_task_type(gateway, model, call)
-
-
-async def _fetch_task_type(gateway: Gateway, name: str, call: Call) -> int:
-    # From the service, not a catalogue: a remote server may know models that this gateway does not.
-    model = await gateway.services.models.get_model(name, call)
-    cache = gateway.task_types
-    if len(cache) >= _MAX_CACHED_TYPES:
-        cache.clear()
-    cache[name] = model.task_type
-    return model.task_type
 
 
 async def _add_audio(

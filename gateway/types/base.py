@@ -12,6 +12,8 @@ from pydantic_core import to_json
 from gateway.openapi.schema import Schema, object_of
 from gateway.types.fields import Field
 from pomelo.fields import Rules
+from pomelo.gen.v1.image_pb2 import GeneratedImage
+from pomelo.gen.v1.speech_pb2 import SpeechOutput
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import TaskStarted
 
@@ -88,25 +90,26 @@ class StreamObjects:
         return prefix
 
 
-def open_object(source: TaskResult | TaskStarted, object_type: str) -> bytes:
-    """Returns a JSON object without its closing brace, to which more members can be appended."""
-    members = {
+def open_object(source: TaskResult | TaskStarted, object_type: str, **members: Any) -> bytes:
+    """Returns a JSON object with the common members and `members`, without its closing brace, so that more
+    can be appended."""
+    common = {
         "id": source.id,
         "object": object_type,
         "created": source.created.seconds,
         "model": source.model,
     }
-    return to_json(members)[:-1]
+    return to_json({**common, **members})[:-1]
 
 
-def render_media(url: str, data: bytes) -> bytes:
+def render_media(file: GeneratedImage | SpeechOutput, link: Link) -> bytes:
     """Returns the JSON object of a media file, with its link, its bytes, or both."""
     # Built by hand: the base64 of an image is megabytes, which need no search for characters to escape.
     members = []
-    if url:
+    if url := link(file.media.url):
         members.append(b'"url":' + to_json(url))
-    if data:
-        members.append(b'"b64_json":"' + binascii.b2a_base64(data, newline=False) + b'"')
+    if file.data:
+        members.append(b'"b64_json":"' + binascii.b2a_base64(file.data, newline=False) + b'"')
     return b"{" + b",".join(members) + b"}"
 
 

@@ -55,7 +55,7 @@ def parse_json_text(text: str) -> Any:
     return from_json(text.encode(), allow_inf_nan=False, catch_duplicate_keys=True)
 
 
-def _parse_flag_text(text: str) -> Any:
+def parse_flag_text(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
@@ -126,7 +126,7 @@ def flag(name: str, *, label: str = "", **schema: Any) -> Field:
     def assign(message: Any, value: Any) -> None:
         setattr(message, name, check_flag(label, value))
 
-    return Field(name, assign, _parse_flag_text, schema)
+    return Field(name, assign, parse_flag_text, schema)
 
 
 def choice(name: str, values: Mapping[str, int], *, aliases: Collection[str] = (), **schema: Any) -> Field:

@@ -20,18 +20,19 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:
-    """Returns an `image.generation` object."""
-    images = b",".join(
-        render_media(link(image.media.url) if image.HasField("media") else "", image.data)
-        for image in result.image.images
-    )
+    images = b",".join([render_media(image, link) for image in result.image.images])
     return open_object(result, "image.generation") + b',"data":[' + images + b"]}"
 
 
 def render_progress(objects: StreamObjects, progress: ImageProgress) -> tuple[bytes, ...]:
-    """Returns an `image.progress` object."""
     return (objects.prefix("image.progress", b',"progress":') + to_json(progress.progress) + b"}",)
 
+
+_FORMATS = {
+    "png": ImageFormat.IMAGE_FORMAT_PNG,
+    "jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
+    "webp": ImageFormat.IMAGE_FORMAT_WEBP,
+}
 
 FORMAT = TaskFormat(
     name="image",
@@ -55,12 +56,7 @@ FORMAT = TaskFormat(
         fields.integer("seed", description="For the same image."),
         fields.choice(
             "output_format",
-            {
-                "png": ImageFormat.IMAGE_FORMAT_PNG,
-                "jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
-                "jpg": ImageFormat.IMAGE_FORMAT_JPEG,
-                "webp": ImageFormat.IMAGE_FORMAT_WEBP,
-            },
+            {**_FORMATS, "jpg": ImageFormat.IMAGE_FORMAT_JPEG},
             aliases={"jpg"},
         ),
         fields.RESPONSE_FORMAT,
@@ -69,10 +65,6 @@ FORMAT = TaskFormat(
     event="image_progress",
     render_event=render_progress,
     media_range="image/",
-    output_formats={
-        "image/png": ImageFormat.IMAGE_FORMAT_PNG,
-        "image/jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
-        "image/webp": ImageFormat.IMAGE_FORMAT_WEBP,
-    },
+    output_formats={f"image/{name}": value for name, value in _FORMATS.items()},
     raw_media=lambda result: result.image.images[0],
 )

@@ -26,13 +26,10 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 MAX_CHUNK_AUDIO = 45 * 1024
 """Bytes of audio in one event: its line stays below 64 KiB, and a multiple of three needs no padding."""
 
-_VOICE_SETTINGS = fields.by_name(
-    fields.number("stability", label="voice_settings.stability"),
-    fields.number("similarity_boost", label="voice_settings.similarity_boost"),
-    fields.number("style", label="voice_settings.style"),
-    fields.flag("use_speaker_boost", label="voice_settings.use_speaker_boost"),
-    fields.number("speed", label="voice_settings.speed"),
-)
+_VOICE_SETTINGS = {
+    name: (fields.flag if rule.type == "boolean" else fields.number)(name, label=f"voice_settings.{name}")
+    for name, rule in VOICE_SETTINGS_FIELDS.items()
+}
 
 
 def _assign_voice_settings(message: Any, value: Any) -> None:
@@ -50,10 +47,8 @@ def _assign_voice_settings(message: Any, value: Any) -> None:
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:
-    """Returns a `speech.generation` object."""
-    speech = result.speech
-    url = link(speech.media.url) if speech.HasField("media") else ""
-    return open_object(result, "speech.generation") + b',"audio":' + render_media(url, speech.data) + b"}"
+    audio = render_media(result.speech, link)
+    return open_object(result, "speech.generation") + b',"audio":' + audio + b"}"
 
 
 def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:
@@ -79,10 +74,7 @@ _FIELDS = (
 
 _SCHEMAS = {
     "VoiceSettings": object_of(
-        {
-            name: fields.describe(rule, _VOICE_SETTINGS[name].schema)
-            for name, rule in VOICE_SETTINGS_FIELDS.items()
-        },
+        {name: fields.describe(rule, {}) for name, rule in VOICE_SETTINGS_FIELDS.items()},
         additionalProperties=NULL_ONLY,
     ),
     "SpeechGeneration": result_schema("speech.generation", "speech", audio=MEDIA_SCHEMA),

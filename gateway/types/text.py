@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from gateway.openapi.schema import NULL_ONLY, Schema, object_of, ref
 from gateway.types import fields
-from gateway.types.base import Link, StreamObjects, TaskFormat, result_schema
+from gateway.types.base import Link, StreamObjects, TaskFormat, open_object, result_schema
 from pomelo.errors import invalid, missing
 from pomelo.fields import MAX_PARTS, TEXT_FIELDS
 from pomelo.gen.v1.task_pb2 import TaskResult
@@ -104,24 +104,14 @@ def _image_url(label: str, value: Any) -> str:
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:
-    """Returns a `task.completion` object."""
     text = result.text
-    return to_json(
-        {
-            "id": result.id,
-            "object": "task.completion",
-            "created": result.created.seconds,
-            "model": result.model,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text.content},
-                    "finish_reason": _FINISH_REASONS.get(text.finish_reason),
-                }
-            ],
-            "usage": _render_usage(text.usage),
-        }
-    )
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text.content},
+        "finish_reason": _FINISH_REASONS.get(text.finish_reason),
+    }
+    usage = _render_usage(text.usage)
+    return open_object(result, "task.completion", choices=[choice], usage=usage) + b"}"
 
 
 def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:

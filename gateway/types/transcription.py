@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic_core import to_json
-
 from gateway.openapi.schema import object_of
 from gateway.types import fields
-from gateway.types.base import Link, TaskFormat, result_schema
+from gateway.types.base import Link, TaskFormat, open_object, result_schema
 from gateway.types.speech import LANGUAGE_CODE
 from pomelo.fields import SPEECH_TO_TEXT_FIELDS
 from pomelo.gen.v1.speech_pb2 import Timestamps
@@ -14,22 +12,13 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:
-    """Returns a `speech.transcription` object."""
     transcription = result.transcription
-    return to_json(
-        {
-            "id": result.id,
-            "object": "speech.transcription",
-            "created": result.created.seconds,
-            "model": result.model,
-            "text": transcription.text,
-            "language": transcription.language,
-            "words": [
-                {"text": word.text, "start": word.start, "end": word.end, "speaker": word.speaker or None}
-                for word in transcription.words
-            ],
-        }
-    )
+    words = [
+        {"text": word.text, "start": word.start, "end": word.end, "speaker": word.speaker or None}
+        for word in transcription.words
+    ]
+    members = {"text": transcription.text, "language": transcription.language, "words": words}
+    return open_object(result, "speech.transcription", **members) + b"}"
 
 
 _WORD = {

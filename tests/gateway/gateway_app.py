@@ -11,14 +11,14 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from gateway.app import open_rest
-from gateway.state import GatewayOptions
+from gateway.options import GatewayOptions
 from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import LocalAccounts
 from pomelo.accounts.plans import BUILTIN
@@ -31,33 +31,23 @@ from pomelo.engine.ledger import Ledger
 from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
-from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
+from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.in_flight import InFlightLimits
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
 from pomelo.media.store import MediaStore
-from pomelo.providers.base import Job
+from pomelo.providers.base import AudioSource, Job
 from pomelo.service import Services
 from pomelo.stores import open_store
 from pomelo.turns import Turns
 from tests.app import endow
+from tests.gateway.requests import HAIKU_ONLY, HEALTH, KEY, TTS, Sending, read_status
+from tests.gateway.scripts import Script, audio, play, progress, text_events
 
-KEY = "pml_test_open"
-HAIKU_ONLY = "pml_test_haiku"
 PNG = b"\x89PNG\r\n\x1a\n" + b"a pixel" * 1000
 AUDIO = b"ID3" + bytes(range(256)) * 100
-
-
-def text_events(*texts: str) -> list[Event]:
-    """The events of a text response."""
-    usage = text_pb2.TokenUsage(prompt_tokens=3, completion_tokens=len(texts), total_tokens=3 + len(texts))
-    return [Event(text_delta=text_pb2.TextDelta(content=text)) for text in texts] + [
-        Event(
-            text_delta=text_pb2.TextDelta(finish_reason=text_pb2.FinishReason.FINISH_REASON_STOP, usage=usage)
-        )
-    ]
 
 
 class ScriptedProvider:
@@ -67,38 +57,40 @@ class ScriptedProvider:
     configured = True
 
     def __init__(self) -> None:
-        self.script: Callable[[Job], AsyncIterator[Event]] | None = None
-        self.jobs: list[Job] = []
+        self.script: Script | None = None
+        self.jobs: list[Job[Any]] = []
         self.received_audio: list[bytes] = []
         self.closed = asyncio.Event()
 
-    async def _stream(self, job: Job) -> AsyncIterator[Event]:
+    @property
+    def audio(self) -> AudioSource:
+        """The audio of the last job."""
+        audio = self.jobs[-1].audio
+        assert audio is not None
+        return audio
+
+    async def _stream(self, job: Job[Any]) -> AsyncIterator[Event]:
         self.jobs.append(job)
         if job.audio is not None:
             with job.audio.path.open("rb") if job.audio.path else io.BytesIO(job.audio.data) as file:
                 self.received_audio.append(file.read(64 * 1024))
         self.closed.clear()
         try:
-            if self.script is not None:
-                async for event in self.script(job):
-                    yield event
-            else:
-                for event in self._default(job):
-                    yield event
+            async for event in (self.script or play(*self._default(job)))(job):
+                yield event
         finally:
             self.closed.set()
 
     text = image = text_to_speech = speech_to_speech = speech_to_text = _stream
 
-    def _default(self, job: Job) -> list[Event]:
+    def _default(self, job: Job[Any]) -> list[Event]:
         input_type = job.input.DESCRIPTOR.name
         if input_type == "TextInput":
             return text_events("Hello", ' "wörld"\n')
         if input_type == "ImageInput":
             result = TaskResult()
             result.image.images.add(data=PNG, content_type="image/png")
-            progress = [Event(image_progress=image_pb2.ImageProgress(progress=p)) for p in (0.25, 1.0)]
-            return [*progress, Event(result=result)]
+            return [progress(0.25), progress(1.0), Event(result=result)]
         if input_type == "SpeechToTextInput":
             transcription = speech_pb2.Transcription(text="hi there", language="en", audio_seconds=1)
             transcription.words.add(
@@ -106,10 +98,7 @@ class ScriptedProvider:
             )
             return [Event(result=TaskResult(transcription=transcription))]
         half = len(AUDIO) // 2
-        return [
-            Event(audio_chunk=speech_pb2.AudioChunk(data=AUDIO[:half], content_type="audio/mpeg")),
-            Event(audio_chunk=speech_pb2.AudioChunk(data=AUDIO[half:])),
-        ]
+        return [audio(AUDIO[:half]), Event(audio_chunk=speech_pb2.AudioChunk(data=AUDIO[half:]))]
 
     async def aclose(self) -> None:
         pass
@@ -141,17 +130,35 @@ class GatewayApp:
         """The base URL."""
         return f"http://{self.host}:{self.port}"
 
-    def post_task(self, body: Any = None, **more: Any) -> Any:
+    def post_task(self, body: Any = None, **more: Any) -> Sending:
         """Posts a task; `body` is sent as JSON."""
         headers = self.headers | more.pop("headers", {})
         if body is not None:
             more["json"] = body
         return self.http.post(f"{self.url}/api/v1/task", headers=headers, **more)
 
+    def get(self, path: str, **headers: str) -> Sending:
+        """Requests a path with the key."""
+        return self.http.get(self.url + path, headers=self.headers | headers)
+
+    async def link(self) -> str:
+        """Returns a signed link to new audio."""
+        async with self.post_task({**TTS, "response_format": "url"}) as response:
+            return str((await response.json())["audio"]["url"])
+
     @asynccontextmanager
-    async def connect(self, data: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """Opens a new connection and sends bytes on it."""
-        reader, writer = await asyncio.open_connection(self.host, self.port)
+    async def over(self, **services: Any) -> AsyncIterator[GatewayApp]:
+        """Runs another gateway, in which `services` replace those of this one."""
+        replaced = replace(self.services, **services)
+        async with open_rest(replaced, None, "127.0.0.1", 0) as (host, port):
+            yield replace(self, host=host, port=port, services=replaced)
+
+    @asynccontextmanager
+    async def connect(
+        self, data: bytes = b"", **options: Any
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Opens a new connection and sends bytes on it; aborts it at the end."""
+        reader, writer = await asyncio.open_connection(self.host, self.port, **options)
         try:
             writer.write(data)
             await writer.drain()
@@ -162,14 +169,17 @@ class GatewayApp:
 
     async def exchange(self, data: bytes) -> bytes:
         """Sends bytes on a new connection; returns everything received until it is closed."""
-        reader, writer = await asyncio.open_connection(self.host, self.port)
-        try:
-            writer.write(data)
-            await writer.drain()
-            async with asyncio.timeout(10):
-                return await reader.read()
-        finally:
-            writer.close()
+        async with asyncio.timeout(10), self.connect(data) as (reader, _):
+            return await reader.read()
+
+    async def is_healthy(self) -> bool:
+        """Returns whether a health check on a new connection succeeds, once earlier data was processed."""
+        return await self.status_of(HEALTH) == 200
+
+    async def status_of(self, data: bytes) -> int:
+        """Sends a request on a new connection; returns the status of its response."""
+        async with self.connect(data) as (reader, _):
+            return await read_status(reader)
 
 
 OpenApp = Callable[..., AbstractAsyncContextManager[GatewayApp]]

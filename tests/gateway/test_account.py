@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,10 +13,11 @@ from gateway.account import parse_query, render_account, render_usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
-from tests.gateway.gateway_app import HAIKU_ONLY, GatewayApp
+from tests.gateway.gateway_app import GatewayApp
+from tests.gateway.requests import HAIKU_ONLY, code_of
 
 
-def parse_exact(data: bytes) -> dict:
+def parse_exact(data: bytes) -> Any:
     return json.loads(data, parse_float=Decimal)
 
 
@@ -56,6 +58,7 @@ def test_every_query_parameter_sets_its_field() -> None:
         ("1970-01-01T00:00:01.999999999Z", 1),
         ("0001-01-01", -62_135_596_800),
         ("9999-12-31T23:59:59Z", 253_402_300_799),
+        ("9999-12-31T23:59:59.999999Z", 253_402_300_799),
     ],
 )
 def test_a_time_is_a_date_or_an_rfc_3339_time(text: str, seconds: int) -> None:
@@ -130,36 +133,7 @@ def test_an_account_is_rendered_with_exact_decimals() -> None:
 
 
 def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
-    record = pb.UsageRecord(
-        id="task_1",
-        model='a"b',
-        task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
-        cost_micros=123,
-        provider_cost_micros=1_500_001,
-        audio_seconds=1.5,
-        source=pb.USAGE_SOURCE_ESTIMATED,
-        time=Timestamp(seconds=12, nanos=900_000_000),
-    )
-    page = parse_exact(render_usage(pb.ListUsageResponse(records=[record, record], next_page_token="t")))
-    assert (page["object"], page["next_page_token"], len(page["data"])) == ("list", "t", 2)
-    row = page["data"][0]
-    assert (row["id"], row["object"], row["time"], row["model"]) == ("task_1", "usage.record", 12, 'a"b')
-    assert (row["type"], row["mode"], row["source"]) == ("text-to-speech", "test", "estimated")
-    assert (row["cost"], row["audio_seconds"]) == (Decimal("0.000123"), Decimal("1.5"))
-    assert row["provider_cost"] == Decimal("1.500001")
-    assert "account" not in row
-    sums = parse_exact(render_usage(pb.ListUsageResponse(totals=[pb.UsageTotal(group="gpt-4", tasks=2)])))
-    assert sums["next_page_token"] is None
-    assert sums["data"][0] | {"group": "gpt-4", "tasks": 2, "cost": 0} == sums["data"][0]
-    assert parse_exact(render_usage(pb.ListUsageResponse())) == {
-        "object": "list",
-        "data": [],
-        "next_page_token": None,
-    }
-
-
-def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
-    counts = {
+    numbers: dict[str, Any] = {
         "input_tokens": 1,
         "cached_input_tokens": 2,
         "cache_write_input_tokens": 3,
@@ -167,34 +141,75 @@ def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
         "characters": 5,
         "images": 6,
         "output_bytes": 7,
+        "audio_seconds": 1.5,
+        "cost_micros": 123,
     }
     record = pb.UsageRecord(
-        **counts,
-        processing_ms=8,
-        first_byte_ms=9,
-        cost_micros=10,
-        provider_cost_micros=11,
+        **numbers,
+        id="task_1",
+        time=Timestamp(seconds=12, nanos=900_000_000),
         request_id="r",
         key_id="k",
         wire="grpc",
+        model='a"b',
+        task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
         provider="p",
         provider_model="pm",
+        processing_ms=8,
+        first_byte_ms=9,
+        source=pb.USAGE_SOURCE_ESTIMATED,
         price_version="v",
-        live=True,
-        complete=True,
+        provider_cost_micros=1_500_001,
     )
-    total = pb.UsageTotal(**counts, group="g", tasks=12, audio_seconds=1.5, cost_micros=10)
-    row, totals = parse_exact(render_usage(pb.ListUsageResponse(records=[record], totals=[total])))["data"]
-    for value in (row, totals):
-        assert value["prompt_tokens_details"] == {"cached_tokens": 2, "cache_write_tokens": 3}
-        assert (value["input_tokens"], value["output_tokens"], value["characters"]) == (1, 4, 5)
-        assert (value["images"], value["output_bytes"], value["cost"]) == (6, 7, Decimal("0.00001"))
-    assert (row["processing_ms"], row["first_byte_ms"]) == (8, 9)
-    assert row["provider_cost"] == Decimal("0.000011")
-    assert (row["request_id"], row["key_id"], row["wire"], row["price_version"]) == ("r", "k", "grpc", "v")
-    assert (row["provider"], row["provider_model"]) == ("p", "pm")
+    total = pb.UsageTotal(**numbers, group="g", tasks=12)
+    rendered_numbers = {
+        "input_tokens": 1,
+        "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 3},
+        "output_tokens": 4,
+        "characters": 5,
+        "images": 6,
+        "output_bytes": 7,
+        "audio_seconds": Decimal("1.5"),
+        "cost": Decimal("0.000123"),
+    }
+    page = pb.ListUsageResponse(records=[record, record], totals=[total], next_page_token="t")
+    first, second, last = (listed := parse_exact(render_usage(page)))["data"]
+    assert (listed["object"], listed["next_page_token"]) == ("list", "t")
+    assert (
+        second
+        == first
+        == {
+            **rendered_numbers,
+            "id": "task_1",
+            "object": "usage.record",
+            "time": 12,
+            "request_id": "r",
+            "key_id": "k",
+            "mode": "test",
+            "wire": "grpc",
+            "model": 'a"b',
+            "type": "text-to-speech",
+            "provider": "p",
+            "provider_model": "pm",
+            "processing_ms": 8,
+            "first_byte_ms": 9,
+            "source": "estimated",
+            "complete": False,
+            "price_version": "v",
+            "provider_cost": Decimal("1.500001"),
+        }
+    )
+    assert last == {**rendered_numbers, "object": "usage.total", "group": "g", "tasks": 12}
+    (free,) = parse_exact(render_usage(pb.ListUsageResponse(totals=[pb.UsageTotal(tasks=2)])))["data"]
+    assert (free["tasks"], free["cost"]) == (2, 0)
+    record.live = record.complete = True
+    (row,) = parse_exact(render_usage(pb.ListUsageResponse(records=[record])))["data"]
     assert (row["mode"], row["complete"]) == ("live", True)
-    assert (totals["group"], totals["tasks"], totals["audio_seconds"]) == ("g", 12, Decimal("1.5"))
+    assert parse_exact(render_usage(pb.ListUsageResponse())) == {
+        "object": "list",
+        "data": [],
+        "next_page_token": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -206,7 +221,7 @@ def test_every_number_of_a_record_and_a_total_is_rendered() -> None:
         (pb.USAGE_SOURCE_UNSPECIFIED, "unknown"),
     ],
 )
-def test_each_source_of_a_usage_record_has_its_own_name(source: pb.UsageSource, shown: str) -> None:
+def test_each_source_of_a_usage_record_has_its_own_name(source: pb.UsageSource.ValueType, shown: str) -> None:
     page = parse_exact(render_usage(pb.ListUsageResponse(records=[pb.UsageRecord(source=source)])))
     assert page["data"][0]["source"] == shown
 
@@ -230,44 +245,58 @@ def test_a_time_is_exact_to_the_microsecond() -> None:
     assert (moment.seconds, moment.nanos) == (1_795_478_400, 123_456_000)
 
 
-@pytest.mark.parametrize(("text", "size"), [("1", 1), ("1000", 1000), ("0", None), ("1001", None)])
-def test_a_page_has_one_to_a_thousand_records(text: str, size: int | None) -> None:
-    if size is not None:
-        assert parse_query({"page_size": text}).page_size == size
-        return
-    with pytest.raises(PomeloError, match="page_size"):
-        parse_query({"page_size": text})
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_page_has_one_to_a_thousand_records(size: int) -> None:
+    assert parse_query({"page_size": str(size)}).page_size == size
 
 
 @pytest.mark.parametrize(
     ("text", "group"),
     [("model", pb.USAGE_GROUP_MODEL), ("key", pb.USAGE_GROUP_KEY), ("day", pb.USAGE_GROUP_DAY)],
 )
-def test_each_grouping_sets_its_enum_value(text: str, group: pb.UsageGroup) -> None:
+def test_each_grouping_sets_its_enum_value(text: str, group: pb.UsageGroup.ValueType) -> None:
     assert parse_query({"group_by": text}).group_by == group
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])
 async def test_the_key_is_checked_before_the_query(path: str, gateway: GatewayApp) -> None:
-    url = f"{gateway.url}/api/v1/{path}"
-    async with gateway.http.get(url, params={"foo": "1"}) as response:
-        assert response.status == 401
-    async with gateway.http.get(url, params={"foo": "1"}, headers=gateway.headers) as response:
+    url = f"/api/v1/{path}"
+    assert (await code_of(gateway.http.get(f"{gateway.url}{url}?foo=1")))[0] == 401
+    async with gateway.get(f"{url}?foo=1") as response:
         assert response.status == 400
         error = (await response.json())["error"]
         assert error["code"] == "invalid_parameter"
         assert "foo" in error["message"]
-    async with gateway.http.get(url, headers={"Authorization": f"Bearer {HAIKU_ONLY}"}) as response:
+    async with gateway.get(url, Authorization=f"Bearer {HAIKU_ONLY}") as response:
         assert response.status == 200
-    async with gateway.http.head(url, headers=gateway.headers) as response:
+    async with gateway.http.head(gateway.url + url, headers=gateway.headers) as response:
         assert response.status == 200
         assert await response.read() == b""
 
 
 async def test_a_repeated_query_parameter_is_refused_and_named(gateway: GatewayApp) -> None:
-    url = f"{gateway.url}/api/v1/usage?model=gpt-4&model=gpt-4"
-    async with gateway.http.get(url, headers=gateway.headers) as response:
+    async with gateway.get("/api/v1/usage?model=gpt-4&model=gpt-4") as response:
         assert response.status == 400
         assert "model" in (await response.json())["error"]["message"]
-    async with gateway.http.get(f"{gateway.url}/api/v1/usage?%ff=%ff", headers=gateway.headers) as response:
+    assert (await code_of(gateway.get("/api/v1/usage?%ff=%ff")))[0] == 400
+
+
+def test_the_name_of_an_unknown_parameter_is_shown_up_to_100_characters() -> None:
+    with pytest.raises(PomeloError) as caught:
+        parse_query({"x" * 101: "1"})
+    assert caught.value.field == "x" * 100
+    assert "x" * 101 not in caught.value.message
+
+
+async def test_an_account_has_no_query_parameters(gateway: GatewayApp) -> None:
+    async with gateway.get("/api/v1/account?model=gpt-4") as response:
+        assert "There are none here" in (await response.json())["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["account", "usage"])
+async def test_an_invalid_header_is_reported_before_an_invalid_parameter(
+    path: str, gateway: GatewayApp
+) -> None:
+    async with gateway.get(f"/api/v1/{path}?foo=1", **{"X-Request-Timeout": "soon"}) as response:
         assert response.status == 400
+        assert "X-Request-Timeout" in (await response.json())["error"]["message"]

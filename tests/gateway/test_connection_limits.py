@@ -42,7 +42,8 @@ class ConnectionSet:
 
 def test_slot_groups_track_the_oldest_slot_of_the_largest_group() -> None:
     rng = random.Random(7)
-    groups, slots = SlotGroups(), []
+    groups = SlotGroups()
+    slots: list[Slot] = []
     for _ in range(3000):
         if slots and rng.random() < 0.48:
             removed = slots.pop(rng.randrange(len(slots)))
@@ -159,3 +160,37 @@ async def test_time_while_the_event_loop_is_blocked_does_not_count_against_clien
 )
 def test_connections_are_grouped_by_ipv4_address_or_ipv6_64(one: str, other: str, same: bool) -> None:
     assert (network(one) == network(other)) is same
+
+
+async def test_of_many_idle_connections_several_are_evicted_together() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=192))
+    slots = [connections.open(owner="acme") for _ in range(192)]
+    connections.open()
+    assert connections.ended == dict.fromkeys(slots[:3], False)
+
+
+async def test_a_connection_counts_for_the_owner_of_its_last_key() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=3))
+    moved = connections.open(owner="first")
+    other, idle = connections.open(owner="first"), connections.open(owner="second")
+    moved.idle_since, other.idle_since, idle.idle_since = 3.0, 1.0, 2.0
+    connections.table.trust(moved, "second")
+    connections.open()
+    assert connections.ended == {idle: False}
+
+
+async def test_a_client_that_waits_for_the_server_at_the_end_of_its_lifetime_is_refused() -> None:
+    connections = ConnectionSet(ConnectionLimits(lifetime=0.1))
+    slot = connections.open()
+    slot.waiting = True
+    await connections.wait_until(lambda: slot in connections.ended)
+    assert connections.ended == {slot: True}
+
+
+async def test_a_closed_surplus_connection_is_forgotten() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=1, reserve=1))
+    connections.open(owner="acme", busy=True)
+    connections.table.close(connections.open())
+    assert len(connections.table) == 1
+    assert connections.open().surplus
+    assert connections.ended == {}

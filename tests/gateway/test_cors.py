@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
+from multidict import CIMultiDict
 
 from gateway.openapi.schema import RESPONSE_HEADERS
 from pomelo.call import Call, Principal
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
-from pomelo.providers.base import Job
-from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, OpenApp, authenticate, run_gateway, text_events
+from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp, authenticate, run_gateway
+from tests.gateway.requests import (
+    ACCOUNT,
+    HI,
+    JSON,
+    TTS,
+    Sending,
+    headers_of,
+    raw_task,
+    read_status,
+)
+from tests.gateway.scripts import play
 
 APP, LOCAL, FOREIGN = "https://app.example", "http://localhost:3000", "https://evil.example"
-HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
-TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
 PATHS = [
     *("/api/v1/task", "/api/v1/models", "/api/v1/models/gpt-4", "/api/v1/account", "/api/v1/usage"),
     *("/media/media_x.png?e=1&s=2", "/openapi.json", "/healthz", "/nowhere"),
@@ -28,7 +36,7 @@ PREFLIGHT = (
 )
 ASKED = {
     "authorization", "content-type", "idempotency-key", "x-request-id", "x-request-timeout", "prefer",
-    "traceparent", "accept",
+    "traceparent", "accept", "range",
 }  # fmt: skip
 EXPOSED = {
     "retry-after", "x-request-id", "x-pomelo-mode", "x-pomelo-adjusted", "x-credits-remaining",
@@ -62,14 +70,14 @@ def is_private(headers: Mapping[str, str]) -> bool:
     return not [name for name in headers if name.lower().startswith("access-control-")]
 
 
-def preflight(gateway: GatewayApp, path: str, origin: str, headers: str = ", ".join(sorted(ASKED))):
+def preflight(gateway: GatewayApp, path: str, origin: str) -> Sending:
     """Sends a preflight request, without a key."""
-    given = {
+    headers = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": headers,
+        "Access-Control-Request-Headers": ", ".join(sorted(ASKED)),
     }
-    return gateway.http.options(gateway.url + path, headers=given)
+    return gateway.http.options(gateway.url + path, headers=headers)
 
 
 # --- preflight requests
@@ -140,23 +148,20 @@ async def test_preflights_are_limited_like_other_unauthenticated_requests(open_g
 
 
 async def test_a_preflight_leaves_a_trusted_connection_trusted(open_gateway: OpenApp) -> None:
-    account = f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
     async with (
         open_gateway(cors_origins=(APP,), untrusted_timeout=0.3) as gateway,
-        gateway.connect(b"") as (reader, writer),
+        gateway.connect() as (reader, writer),
     ):
-        for request, status in ((account, 200), (PREFLIGHT, 204), (account, 200)):
+        for request, status in ((ACCOUNT, 200), (PREFLIGHT, 204), (ACCOUNT, 200)):
             writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 %d " % status)
-            await reader.readexactly(int(head_of(head).get("Content-Length", 0)))
+            assert await read_status(reader) == status
             await asyncio.sleep(0.9)  # longer than the lifetime of an untrusted connection
 
 
 # --- responses
 
 
-REQUESTS = {
+REQUESTS: dict[str, tuple[int, str, str, dict[str, Any]]] = {
     "a completion": (200, "POST", "/api/v1/task", {"json": HI}),
     "a stream": (200, "POST", "/api/v1/task", {"json": HI | {"stream": True}}),
     "raw audio": (200, "POST", "/api/v1/task", {"json": TTS, "headers": {"Accept": "audio/*"}}),
@@ -168,7 +173,7 @@ REQUESTS = {
     "a wrong field": (400, "POST", "/api/v1/task", {"json": HI | {"temperature": 9}}),
     "a wrong stream": (400, "POST", "/api/v1/task", {"json": {"model": "gpt-4", "stream": True}}),
     "a header twice": (400, "GET", "/api/v1/account", {"headers": [("Prefer", "a"), ("Prefer", "b")]}),
-    "no JSON": (400, "POST", "/api/v1/task", {"data": b"{", "headers": {"Content-Type": "application/json"}}),
+    "no JSON": (400, "POST", "/api/v1/task", {"data": b"{", "headers": {"Content-Type": JSON}}),
     "too large": (413, "POST", "/api/v1/task", {"json": HI | {"user": "x" * 5000}}),
     "another type": (415, "POST", "/api/v1/task", {"data": b"x", "headers": {"Content-Type": "text/plain"}}),
     "no route": (404, "GET", "/nowhere", {}),
@@ -223,40 +228,33 @@ async def test_linked_media_is_readable_across_origins_completely_by_range_and_b
 # --- errors that no route sends
 
 
-def head_of(raw: bytes) -> dict[str, str]:
-    """The headers of a response that was read as bytes."""
-    first, *lines = raw.partition(b"\r\n\r\n")[0].decode().split("\r\n")
-    assert first.startswith("HTTP/1.1 ")
-    return dict(line.split(": ", 1) for line in lines)
+def task(origin: str, header: str = "origin:") -> bytes:
+    """A task request of a page, as bytes."""
+    return raw_task(HI, header + origin, close=False)
 
 
-def task(origin: str) -> bytes:
-    """A task request, as bytes."""
-    body = json.dumps(HI).encode()
-    head = f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\norigin:{origin}\r\n"
-    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+def is_refused(received: bytes, origin: str) -> bool:
+    """Whether bytes are a refusal that only a script of the allowed origin may read."""
+    headers = CIMultiDict(headers_of(received))
+    return received.startswith(b"HTTP/1.1 503 ") and (is_shared if origin == APP else is_private)(headers)
 
 
-async def test_an_error_on_a_surplus_connection_is_readable_across_origins(open_gateway: OpenApp) -> None:
+@pytest.mark.parametrize("origin", [APP, FOREIGN])
+async def test_an_error_on_a_surplus_connection_is_readable_across_origins(
+    open_gateway: OpenApp, origin: str
+) -> None:
     started = asyncio.Event()
-
-    async def script(job: Job) -> AsyncIterator[Event]:
-        started.set()
-        await asyncio.Event().wait()
-        yield text_events("late")[0]
-
     async with open_gateway(max_connections=1, cors_origins=(APP,)) as gateway:
-        gateway.provider.script = script
+        gateway.provider.script = play(started.set, asyncio.Event().wait)
         async with gateway.connect(task(APP)):  # the only connection is busy
             await asyncio.wait_for(started.wait(), 5)
-            for origin, readable in ((APP, is_shared), (FOREIGN, is_private)):
-                refused = await gateway.exchange(task(origin))
-                assert refused.startswith(b"HTTP/1.1 503 ")
-                assert readable(head_of(refused))
+            assert is_refused(await gateway.exchange(task(origin)), origin)
 
 
-async def test_an_error_during_the_key_check_is_readable_across_origins(open_gateway: OpenApp) -> None:
+@pytest.mark.parametrize("origin", [APP, FOREIGN])
+async def test_an_error_during_the_key_check_is_readable_across_origins(
+    open_gateway: OpenApp, origin: str
+) -> None:
     started = asyncio.Event()
 
     async def slow(call: Call) -> Principal:
@@ -265,29 +263,29 @@ async def test_an_error_during_the_key_check_is_readable_across_origins(open_gat
             await asyncio.Event().wait()
         return await authenticate(call)
 
-    for origin, readable in ((APP, is_shared), (FOREIGN, is_private)):
-        started.clear()
-        async with open_gateway(max_connections=1, cors_origins=(APP,), authenticate=slow) as gateway:
-            async with gateway.connect(task(origin)) as (reader, _):
-                await asyncio.wait_for(started.wait(), 5)
-                async with gateway.connect(task(APP)):  # evicts the first, which is not trusted yet
-                    refused = await reader.read()
-            assert refused.startswith(b"HTTP/1.1 503 ")
-            assert readable(head_of(refused))
+    async with (
+        open_gateway(max_connections=1, cors_origins=(APP,), authenticate=slow) as gateway,
+        gateway.connect(task(origin)) as (reader, _),
+    ):
+        await asyncio.wait_for(started.wait(), 5)
+        async with gateway.connect(task(APP)):  # evicts the first, which is not trusted yet
+            assert is_refused(await reader.read(), origin)
 
 
-async def test_an_error_for_an_unparsed_request_is_readable_across_origins(open_gateway: OpenApp) -> None:
+@pytest.mark.parametrize("header", ["origin:", "Origin: "])
+async def test_an_error_for_an_unparsed_request_is_readable_across_origins(
+    open_gateway: OpenApp, header: str
+) -> None:
     async with open_gateway(max_connections=4, cors_origins=(APP,)) as gateway:
         origins = [APP, FOREIGN] * 10
         # All requests are sent before the server accepts the first connection: the last ones get the slots.
         sockets = [socket.create_connection((gateway.host, gateway.port)) for _ in origins]
         for each, origin in zip(sockets, origins, strict=True):
-            each.sendall(task(origin))
+            each.sendall(task(origin, header))
         for each, origin in zip(sockets[:16], origins, strict=False):
             reader, writer = await asyncio.open_connection(sock=each)
             refused = await asyncio.wait_for(reader.read(), 5)
             writer.close()
-            assert refused.startswith(b"HTTP/1.1 503 ")
-            assert (is_shared if origin == APP else is_private)(head_of(refused))
+            assert is_refused(refused, origin)
         for each in sockets[16:]:
             each.close()

@@ -1,34 +1,72 @@
-"""Downloads of media: headers, ranges and truncated files."""
+"""Downloads of media: signed links, headers, ranges, truncated files, and how many may run."""
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import pytest
 
-from gateway.app import open_rest
+from gateway.media import byte_range, public_links
 from pomelo.call import Call
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.in_flight import InFlightLimits
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
+from tests.gateway.requests import code_of, raw_get, read_response
 
-TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam", "response_format": "url"}
+
+def test_other_links_and_links_without_a_public_url_stay_unchanged() -> None:
+    link = public_links("https://pomelo.example")
+    assert link("https://cdn.example/x.png") == "https://cdn.example/x.png"
+    assert link("") == ""
+    assert public_links("")("http://a/media/m") == "http://a/media/m"
 
 
-async def link_of(gateway: GatewayApp) -> str:
-    """The signed link to new audio."""
-    async with gateway.post_task(TTS) as response:
-        url = (await response.json())["audio"]["url"]
-    assert isinstance(url, str)
-    return url
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=0-0", (0, 1)),
+        ("bytes=10-", (10, 100)),
+        ("bytes=90-200", (90, 100)),
+        ("bytes=-10", (90, 100)),
+        ("bytes=-200", (0, 100)),
+        ("bytes=100-", None),
+        ("bytes=5-4", None),
+        ("bytes=-0", None),
+        ("bytes=-", None),
+        ("bytes=0-1,5-6", None),
+        ("lines=0-1", None),
+        (None, None),
+    ],
+)
+def test_a_satisfiable_range_is_served_and_the_complete_file_otherwise(
+    header: str | None, expected: tuple[int, int] | None
+) -> None:
+    assert byte_range(header, 100) == expected
+
+
+async def test_a_signed_link_supports_ranges_and_head_and_requires_its_signature(gateway: GatewayApp) -> None:
+    url = await gateway.link()
+    async with gateway.http.get(url, headers={"Range": "bytes=10-19"}) as part:
+        assert (part.status, await part.read()) == (206, AUDIO[10:20])
+        assert part.headers["Content-Range"] == f"bytes 10-19/{len(AUDIO)}"
+    async with gateway.http.head(url) as head:
+        assert head.headers["Content-Length"] == str(len(AUDIO))
+        assert head.headers["Content-Type"] == "audio/mpeg"
+    bare, _, query = url.partition("?")
+    assert await code_of(gateway.http.get(f"{bare}?{query[:-1]}")) == (404, "not_found")
+    assert await code_of(gateway.http.get(bare)) == (401, "invalid_api_key")
+    async with gateway.http.get(bare, headers=gateway.headers) as own:
+        assert await own.read() == AUDIO
+    assert await code_of(gateway.http.get(f"{gateway.url}/media/..%2f..%2fetc?{query}")) == (404, "not_found")
 
 
 async def test_a_download_may_be_cached_only_by_its_caller(gateway: GatewayApp) -> None:
-    url = await link_of(gateway)
+    url = await gateway.link()
     name = url.rpartition("/")[2].partition("?")[0]
     async with gateway.http.get(url) as response:
         assert response.headers["Cache-Control"] == "private"
@@ -38,51 +76,31 @@ async def test_a_download_may_be_cached_only_by_its_caller(gateway: GatewayApp) 
 
 
 async def test_a_range_with_if_range_gets_the_complete_file(gateway: GatewayApp) -> None:
-    url = await link_of(gateway)
-    async with gateway.http.get(url, headers={"Range": "bytes=0-9", "If-Range": '"x"'}) as response:
+    headers = {"Range": "bytes=0-9", "If-Range": '"x"'}
+    async with gateway.http.get(await gateway.link(), headers=headers) as response:
         assert (response.status, await response.read()) == (200, AUDIO)
         assert "Content-Range" not in response.headers
 
 
 async def test_a_head_request_gets_the_headers_of_the_range_without_bytes(gateway: GatewayApp) -> None:
-    path = (await link_of(gateway)).removeprefix(gateway.url)
-    received = await gateway.exchange(
-        f"HEAD {path} HTTP/1.1\r\nHost: x\r\nRange: bytes=0-9\r\nConnection: close\r\n\r\n".encode()
-    )
-    head, _, body = received.partition(b"\r\n\r\n")
+    path = (await gateway.link()).removeprefix(gateway.url)
+    sent = raw_get(path, "Range: bytes=0-9", "Connection: close").replace(b"GET", b"HEAD")
+    head, _, body = (await gateway.exchange(sent)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 206 ")
     assert b"Content-Length: 10" in head.split(b"\r\n")
     assert body == b""
 
 
-async def test_a_download_by_key_counts_as_in_flight_only_while_it_runs(open_gateway: OpenApp) -> None:
-    async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
-        own = (await link_of(gateway)).partition("?")[0]
-        for _ in range(3):
-            async with gateway.http.get(own, headers=gateway.headers) as response:
-                assert (response.status, await response.read()) == (200, AUDIO)
-        async with gateway.http.get(own + "x", headers=gateway.headers) as response:
-            assert response.status == 404
-        assert await link_of(gateway)
-
-
-async def test_a_finished_download_by_link_frees_its_slot(open_gateway: OpenApp) -> None:
-    async with open_gateway(max_downloads=1) as gateway:
-        url = await link_of(gateway)
-        for _ in range(3):
-            async with gateway.http.get(url) as response:
-                assert (response.status, await response.read()) == (200, AUDIO)
+# --- truncated files
 
 
 class TruncatedMedia:
-    """A media service whose files end before their size."""
+    """A media service whose files have three bytes instead of ten."""
 
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call
     ) -> AsyncIterator[tuple[Media, Any]]:
-        """Opens a file of ten bytes that has three."""
-
         async def pieces() -> AsyncIterator[bytes]:
             yield b"abc"
 
@@ -90,12 +108,91 @@ class TruncatedMedia:
 
 
 async def test_a_truncated_download_can_not_look_complete(gateway: GatewayApp) -> None:
-    truncated: Any = TruncatedMedia()
-    services = replace(gateway.services, media=truncated)
     async with (
-        open_rest(services, None, "127.0.0.1", 0) as (host, port),
-        gateway.http.get(f"http://{host}:{port}/media/media_1.png?sig=x") as response,
+        gateway.over(media=TruncatedMedia()) as scripted,
+        gateway.http.get(f"{scripted.url}/media/media_1.png?sig=x") as response,
     ):
         assert (response.status, response.headers["Content-Length"]) == (200, "10")
         with pytest.raises((aiohttp.ClientPayloadError, ConnectionResetError)):
             await response.read()
+
+
+class EndlessMedia:
+    """A media service with one large file; `sent` are the bytes of it that were taken."""
+
+    sent = 0
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call
+    ) -> AsyncIterator[tuple[Media, Any]]:
+        async def pieces() -> AsyncIterator[bytes]:
+            while True:
+                self.sent += 65_536
+                yield bytes(65_536)
+
+        yield Media(media_id=media_id, content_type="image/png", size_bytes=10**9), pieces()
+
+
+async def test_little_is_buffered_for_a_client_that_does_not_read_its_download(gateway: GatewayApp) -> None:
+    media = EndlessMedia()
+    async with gateway.over(media=media) as scripted:
+        with socket.socket() as quiet:
+            quiet.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            quiet.connect((scripted.host, scripted.port))
+            quiet.sendall(raw_get("/media/media_1.png?sig=x"))
+            before = -1
+            while before < media.sent or not media.sent:
+                before = media.sent
+                await asyncio.sleep(0.3)
+        assert media.sent < 1_200_000
+
+
+# --- how many may run
+
+
+async def test_a_download_by_key_counts_as_in_flight_only_while_it_runs(open_gateway: OpenApp) -> None:
+    async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
+        own = (await gateway.link()).partition("?")[0]
+        for _ in range(3):
+            async with gateway.http.get(own, headers=gateway.headers) as response:
+                assert (response.status, await response.read()) == (200, AUDIO)
+        assert (await code_of(gateway.http.get(own + "x", headers=gateway.headers)))[0] == 404
+        assert await gateway.link()
+
+
+async def test_a_finished_download_by_link_frees_its_slot(open_gateway: OpenApp) -> None:
+    async with open_gateway(max_downloads=1) as gateway:
+        url = await gateway.link()
+        for _ in range(3):
+            async with gateway.http.get(url) as response:
+                assert (response.status, await response.read()) == (200, AUDIO)
+
+
+async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenApp) -> None:
+    async with open_gateway(max_downloads=2) as gateway:
+        url = await gateway.link()
+        name = url.rpartition("/")[2].partition("?")[0]
+        (file,) = gateway.media.folder.glob(f"*{name.partition('.')[0]}*")
+        file.write_bytes(bytes(20_000_000))
+        async with gateway.connect(raw_get(url.removeprefix(gateway.url)), limit=4096) as (reader, _):
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            assert await code_of(gateway.http.get(url)) == (503, "overloaded")
+            async with gateway.http.get(url.partition("?")[0], headers=gateway.headers) as own:
+                assert own.status == 200
+                own.close()
+        async with asyncio.timeout(5):
+            while (await gateway.http.head(url)).status != 200:
+                pass
+
+
+async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_gateway: OpenApp) -> None:
+    async with open_gateway(untrusted_timeout=0.5) as gateway:
+        asked = raw_get((await gateway.link()).removeprefix(gateway.url))
+        async with gateway.connect() as (reader, writer):
+            loop = asyncio.get_running_loop()
+            begin = loop.time()
+            while loop.time() - begin < 1.2:
+                writer.write(asked)
+                assert (await read_response(reader))[2] == AUDIO
+                await asyncio.sleep(0.2)  # an idle downloader

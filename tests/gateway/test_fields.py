@@ -1,14 +1,16 @@
-"""Values of a task's fields at the edges of what is accepted, and how each choice is understood."""
+"""The values of a body or a form as the fields of a task."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.parsing.json import parse_json
 from gateway.parsing.task import build_task, model_of
-from gateway.types import TASK_FORMATS
+from gateway.types import FIELD_NAMES, TASK_FORMATS
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import ImageFormat
 from pomelo.gen.v1.media_pb2 import ResponseFormat
@@ -18,18 +20,213 @@ from pomelo.gen.v1.text_pb2 import Role
 
 TEXT, IMAGE, TTS = TaskType.TASK_TYPE_TEXT, TaskType.TASK_TYPE_IMAGE, TaskType.TASK_TYPE_TEXT_TO_SPEECH
 STS, STT = TaskType.TASK_TYPE_SPEECH_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_TEXT
+HI = [{"role": "user", "content": "Hi"}]
 
 
 def build(task_type: int, values: dict[str, Any], *, form: bool = False) -> Task:
-    """The task that a body's values become."""
     return build_task("m", task_type, values, form=form).task
 
 
-def refusal(task_type: int, values: dict[str, Any]) -> PomeloError:
-    """The error that values are refused with."""
+def refusal(task_type: int, values: dict[str, Any], *, form: bool = False) -> PomeloError:
     with pytest.raises(PomeloError) as caught:
-        build(task_type, values)
+        build(task_type, values, form=form)
     return caught.value
+
+
+def test_every_field_of_a_text_task_is_set_in_the_message() -> None:
+    values = {
+        "messages": HI,
+        "max_tokens": 100,
+        "temperature": 0.7,
+        "top_p": 1,
+        "stop": ["a", "b"],
+        "seed": 2**53 - 1,
+        "presence_penalty": -2,
+        "frequency_penalty": 0.5,
+        "user": "u",
+    }
+    text = build(TEXT, values).text
+    assert {f.name for f, _ in text.ListFields()} == set(TASK_FORMATS[TEXT].fields)
+    assert (text.messages[0].role, text.messages[0].content) == (Role.ROLE_USER, "Hi")
+    assert (text.max_tokens, text.temperature, text.top_p, list(text.stop)) == (100, 0.7, 1.0, ["a", "b"])
+
+
+def test_every_field_of_the_other_task_types_is_set_in_the_message() -> None:
+    speech = {
+        "voice": "adam",
+        "voice_settings": {"stability": 0.5, "use_speaker_boost": True, "speed": 1},
+        "output_format": "mp3_44100_128",
+        "seed": 1,
+        "response_format": "url",
+    }
+    image = {
+        "prompt": "p",
+        "width": 1024,
+        "height": 512,
+        "num_inference_steps": 50,
+        "guidance_scale": 7.5,
+        "seed": 42,
+        "output_format": "jpg",
+        "response_format": "b64_json",
+    }
+    cases: list[tuple[int, str, dict[str, Any]]] = [
+        (IMAGE, "image", image),
+        (TTS, "text_to_speech", {"text": "t", "language_code": "en", **speech}),
+        (STS, "speech_to_speech", speech),
+        (
+            STT,
+            "speech_to_text",
+            {"language_code": "en", "diarize": True, "num_speakers": 2, "timestamps": "none"},
+        ),
+    ]
+    for task_type, name, values in cases:
+        message = getattr(build(task_type, values), name)
+        assert {f.name for f, _ in message.ListFields()} == set(TASK_FORMATS[task_type].fields) == set(values)
+    assert build(IMAGE, image).image.output_format == ImageFormat.IMAGE_FORMAT_JPEG
+
+
+def test_media_is_returned_as_link_and_base64_by_default() -> None:
+    assert build(IMAGE, {"prompt": "p"}).image.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
+    assert build(STS, {}).speech_to_speech.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
+
+
+def test_null_equals_an_absent_field() -> None:
+    task = build(
+        TEXT,
+        {"messages": HI, **dict.fromkeys(TASK_FORMATS[TEXT].fields.keys() - {"messages"}), "stream": None},
+    )
+    assert [f.name for f, _ in task.text.ListFields()] == ["messages"]
+
+
+@pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
+@pytest.mark.parametrize("task_type", TASK_FORMATS)
+def test_a_field_that_the_task_type_does_not_have_is_refused_and_named(task_type: int, form: bool) -> None:
+    others = FIELD_NAMES - TASK_FORMATS[task_type].fields.keys() - {"model", "stream", "audio"}
+    for name in [*others, "max_token", *(() if TASK_FORMATS[task_type].takes_audio else ("audio",))]:
+        error = refusal(task_type, {name: "x"}, form=form)
+        assert (error.code, error.field) == ("invalid_parameter", name)
+        assert name in error.message
+        assert TASK_FORMATS[task_type].name in error.message
+
+
+def test_null_is_ignored_in_every_field() -> None:
+    nulls = dict.fromkeys([*FIELD_NAMES, "tools"])
+    assert build(IMAGE, {**nulls, "prompt": "p"}) == build(IMAGE, {"prompt": "p"})
+    part = {"type": "image_url", "text": None, "image_url": {"url": "data:", "detail": None}}
+    response = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": None}
+    task = build(TEXT, {"messages": [response, {"role": "user", "name": None, "content": [part]}]})
+    assert [len(message.parts.parts) for message in task.text.messages] == [0, 1]
+    settings = build(TTS, {"voice_settings": {"pitch": None, "speed": 1}}).text_to_speech.voice_settings
+    assert [f.name for f, _ in settings.ListFields()] == ["speed"]
+
+
+@pytest.mark.parametrize(
+    ("task_type", "values", "field"),
+    [
+        *[(TEXT, {"max_tokens": value}, "max_tokens") for value in (True, "100", 1.5, 1e300, math.inf)],
+        *[(TEXT, {"max_tokens": value}, "max_tokens") for value in (2**63, -(2**63) - 1)],
+        *[(TEXT, {"temperature": value}, "temperature") for value in ("0.7", False, math.inf, 10**400)],
+        *[(TEXT, {"stream": value}, "stream") for value in (1, "true")],
+        (TEXT, {"user": 1}, "user"),
+        (TEXT, {"stop": 1}, "stop"),
+        (TEXT, {"stop": ["a", 1]}, "stop[1]"),
+        (TEXT, {"messages": "Hi"}, "messages"),
+        (TEXT, {"messages": [1]}, "messages[0]"),
+        (TEXT, {"messages": [{"content": "x"}]}, "messages[0].role"),
+        (TEXT, {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        (TEXT, {"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
+        (TEXT, {"messages": [*HI, {"role": "user"}]}, "messages[1].content"),
+        (TEXT, {"messages": [{"role": "user", "content": "x", "foo": 1}]}, "messages[0].foo"),
+        *[
+            (TEXT, {"messages": [{"role": "user", "content": content}]}, f"messages[0].content{path}")
+            for content, path in (
+                (None, ""),
+                (1, ""),
+                ([1], "[0]"),
+                ([{}], "[0].type"),
+                ([{"type": {}}], "[0].type"),
+                ([{"type": "text"}], "[0].text"),
+                ([{"type": "text", "text": "x", "a": 1}], "[0].a"),
+                ([{"type": "image_url", "image_url": {}}], "[0].image_url.url"),
+            )
+        ],
+        (IMAGE, {"width": 2**31}, "width"),
+        (IMAGE, {"width": None, "prompt": ["x"]}, "prompt"),
+        (IMAGE, {"output_format": "gif"}, "output_format"),
+        (IMAGE, {"output_format": []}, "output_format"),
+        (IMAGE, {"response_format": "both"}, "response_format"),
+        (TTS, {"voice_settings": []}, "voice_settings"),
+        (TTS, {"voice_settings": {"stability": "x"}}, "voice_settings.stability"),
+        (TTS, {"voice_settings": {"use_speaker_boost": 1}}, "voice_settings.use_speaker_boost"),
+        (TTS, {"voice_settings": {"pitch": 1}}, "voice_settings.pitch"),
+        (STT, {"diarize": "yes"}, "diarize"),
+        (STT, {"timestamps": "line"}, "timestamps"),
+    ],
+)
+def test_an_invalid_value_is_refused_and_its_field_named(
+    task_type: int, values: dict[str, Any], field: str
+) -> None:
+    error = refusal(task_type, values)
+    assert error.code in ("invalid_parameter", "missing_parameter")
+    assert error.field == field
+    assert field in error.message
+
+
+def test_the_refusal_of_a_choice_lists_the_others_without_aliases() -> None:
+    message = refusal(IMAGE, {"output_format": "gif"}).message
+    assert message == "Invalid output_format: must be one of png, jpeg, webp"
+
+
+def test_a_float_without_a_fraction_is_accepted_as_an_integer() -> None:
+    assert build(TEXT, {"max_tokens": 100.0}).text.max_tokens == 100
+
+
+def test_an_image_part_may_be_an_object_or_a_string() -> None:
+    parts = [
+        {"type": "text", "text": "what is it?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "image_url", "image_url": "data:image/png;base64,AQ=="},
+    ]
+    message = build(TEXT, {"messages": [{"role": "user", "content": parts}]}).text.messages[0]
+    assert message.parts.parts[0].text == "what is it?"
+    assert [p.image_url.url[-4:] for p in message.parts.parts[1:]] == ["AA==", "AQ=="]
+
+
+def test_form_fields_equal_the_same_json_values() -> None:
+    texts = {
+        "messages": '[{"role":"user","content":"Hi"}]',
+        "max_tokens": "100",
+        "temperature": "0.7",
+        "stop": '["a","b"]',
+        "user": "42",
+    }
+    values = {"messages": HI, "max_tokens": 100, "temperature": 0.7, "stop": ["a", "b"], "user": "42"}
+    assert build(TEXT, texts, form=True) == build(TEXT, values)
+    assert list(build(TEXT, {"stop": "[END]"}, form=True).text.stop) == ["[END]"]
+    assert build_task("m", TEXT, {"stream": "True"}, form=True).stream is True
+    assert build(STT, {"diarize": "true"}, form=True).speech_to_text.diarize
+    settings = build(TTS, {"voice_settings": '{"stability": 0.5}'}, form=True).text_to_speech.voice_settings
+    assert settings.stability == 0.5
+
+
+@pytest.mark.parametrize(
+    ("task_type", "texts", "field"),
+    [
+        (TEXT, {"max_tokens": ""}, "max_tokens"),
+        (TEXT, {"max_tokens": "ten"}, "max_tokens"),
+        (TEXT, {"max_tokens": "9" * 5000}, "max_tokens"),
+        (TEXT, {"temperature": "NaN"}, "temperature"),
+        (TEXT, {"messages": "Hi"}, "messages"),
+        (TEXT, {"stream": "1"}, "stream"),
+        (STT, {"diarize": "on"}, "diarize"),
+        (TTS, {"voice_settings": "{"}, "voice_settings"),
+        (TEXT, {"messages": '[{"role":"user","content":"\\ud83d"}]'}, "messages"),
+        (TEXT, {"stop": '["\\ud83d"]'}, "stop"),
+        (TEXT, {"stop": '["a"'}, "stop"),
+    ],
+)
+def test_an_invalid_form_value_is_refused(task_type: int, texts: dict[str, Any], field: str) -> None:
+    assert refusal(task_type, texts, form=True).field == field
 
 
 @pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 0])
@@ -106,15 +303,46 @@ def test_a_task_without_fields_still_has_its_type(task_type: int) -> None:
     assert build(task_type, {"stream": True}).WhichOneof("input") == TASK_FORMATS[task_type].input
 
 
-@pytest.mark.parametrize("name", [None, ""])
-def test_an_empty_model_is_a_missing_one(name: str | None) -> None:
-    with pytest.raises(PomeloError) as caught:
-        model_of({"model": name})
-    assert (caught.value.code, caught.value.field) == ("missing_parameter", "model")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "x"]), JSON | st.just("user"), max_size=3)
 
 
-@pytest.mark.parametrize("data", [b'{"model":"a","model":"b"}', b'{"a":{"b":[{"c":1,"c":1}]}}'])
-def test_a_duplicate_name_in_an_object_is_refused(data: bytes) -> None:
+@given(
+    st.sampled_from(list(TASK_FORMATS)),
+    st.dictionaries(
+        st.sampled_from(sorted(FIELD_NAMES)) | st.text(max_size=3),
+        JSON | st.lists(MESSAGE, max_size=2),
+        max_size=5,
+    ),
+    st.booleans(),
+)
+def test_any_json_results_in_a_task_or_a_400(task_type: int, values: dict[str, Any], form: bool) -> None:
+    if form:
+        values = {k: str(v) for k, v in values.items()}
+    try:
+        task = build(task_type, values, form=form)
+    except PomeloError as error:
+        status = error.row.http
+    else:
+        status = 200
+        assert Task.FromString(task.SerializeToString()) == task
+    assert status in (200, 400)
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ({}, "missing_parameter"),
+        ({"model": None}, "missing_parameter"),
+        ({"model": ""}, "missing_parameter"),
+        ({"model": ["gpt-4"]}, "invalid_parameter"),
+    ],
+)
+def test_the_model_must_be_a_string_that_is_not_empty(values: dict[str, Any], code: str) -> None:
     with pytest.raises(PomeloError) as caught:
-        parse_json(data)
-    assert caught.value.code == "invalid_parameter"
+        model_of(values)
+    assert (caught.value.code, caught.value.field) == (code, "model")

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.gateway_app import AUDIO, HAIKU_ONLY, KEY, GatewayApp, OpenApp
+from pomelo.call import Call
+from pomelo.gen.v1.media_pb2 import Media
+from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
+from tests.gateway.requests import FORM, HAIKU_ONLY, KEY, code_of, raw_task
 
-TYPE = {"Content-Type": "multipart/form-data; boundary=B"}
+Part = tuple[str, bytes]
+"""Headers after `Content-Disposition: form-data; `, and content."""
 
 
-def form(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
-    """A form: (headers after `Content-Disposition: form-data; `, content)."""
+def form(*parts: Part, end: bytes = b"--B--\r\n") -> bytes:
     return (
         b"".join(
             b"--B\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + content + b"\r\n"
@@ -27,15 +30,18 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--B--\r\n") -> bytes:
     )
 
 
-async def send(
-    gateway: GatewayApp, body: Any, headers: dict[str, str] | None = None
-) -> tuple[int, dict[str, Any]]:
+async def send(gateway: GatewayApp, body: Any, content_type: str = FORM) -> tuple[int, dict[str, Any]]:
     """The status and the JSON of the response to a form."""
-    async with gateway.post_task(data=body, headers=headers or TYPE) as response:
+    async with gateway.post_task(data=body, headers={"Content-Type": content_type}) as response:
         return response.status, await response.json()
 
 
-def model(name: str) -> tuple[str, bytes]:
+async def refusal(gateway: GatewayApp, body: Any, content_type: str = FORM) -> tuple[int, str]:
+    """The status and the code of the refusal of a form."""
+    return await code_of(gateway.post_task(data=body, headers={"Content-Type": content_type}))
+
+
+def model(name: str) -> Part:
     return 'name="model"', name.encode()
 
 
@@ -51,11 +57,10 @@ async def test_a_file_is_stored_unchanged_and_passed_to_the_task(gateway: Gatewa
     ):
         status, value = await send(gateway, form(*parts))
         assert (status, value["object"]) == (200, "speech.generation")
-        job = gateway.provider.jobs[-1]
-        assert job.audio is not None
-        assert job.audio.path is not None
-        assert (gateway.provider.received_audio[-1], job.audio.content_type) == (AUDIO, "audio/mpeg")
-        assert job.input.voice_settings.stability == 0.5
+        audio = gateway.provider.audio
+        assert audio.path is not None
+        assert (gateway.provider.received_audio[-1], audio.content_type) == (AUDIO, "audio/mpeg")
+        assert gateway.provider.jobs[-1].input.voice_settings.stability == 0.5
 
 
 async def test_a_file_that_the_model_ignores_is_read_and_dropped(gateway: GatewayApp) -> None:
@@ -76,9 +81,8 @@ async def test_an_empty_file_is_ignored_by_text_to_speech_and_refused_by_models_
         (model("eleven-labs-tts"), text, VOICE, empty),
     ):
         assert (await send(gateway, form(*parts)))[0] == 200
-    for parts in ((empty, model("eleven-labs-stt")), (model("eleven-labs-stt"), empty)):
-        status, value = await send(gateway, form(*parts))
-        assert (status, value["error"]["code"]) == (400, "invalid_parameter")
+    for taken in ((empty, model("eleven-labs-stt")), (model("eleven-labs-stt"), empty)):
+        assert await refusal(gateway, form(*taken)) == (400, "invalid_parameter")
 
 
 async def test_a_form_has_numbers_booleans_and_objects_as_text(gateway: GatewayApp) -> None:
@@ -96,18 +100,12 @@ async def test_a_form_has_numbers_booleans_and_objects_as_text(gateway: GatewayA
     assert (given.max_tokens, given.temperature) == (100, 0.7)
 
 
-async def test_a_form_may_have_audio_as_base64_text(gateway: GatewayApp) -> None:
-    status, value = await send(gateway, form(model("eleven-labs-stt"), ('name="audio"', b"SUQzAA==")))
-    assert (status, value["text"]) == (200, "hi there")
-    assert gateway.provider.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
-
-
+@pytest.mark.parametrize("more", ["", "\r\nContent-Type: text/plain; charset=utf-8"])
 @pytest.mark.parametrize("audio", [b"SUQzAA==", b"data:audio/mpeg;base64,SUQzAA", b"SUQz\r\nAA"])
-async def test_base64_with_a_text_media_type_is_not_a_file(gateway: GatewayApp, audio: bytes) -> None:
-    part = ('name="audio"\r\nContent-Type: text/plain; charset=utf-8', audio)
-    status, _ = await send(gateway, form(model("eleven-labs-stt"), part))
-    assert status == 200
-    assert gateway.provider.jobs[-1].audio.data == b"ID3\0"  # type: ignore[union-attr]
+async def test_a_form_may_have_audio_as_base64_text(gateway: GatewayApp, more: str, audio: bytes) -> None:
+    status, value = await send(gateway, form(model("eleven-labs-stt"), (f'name="audio"{more}', audio)))
+    assert (status, value["text"]) == (200, "hi there")
+    assert gateway.provider.audio.data == b"ID3\0"
 
 
 @pytest.mark.parametrize(
@@ -137,18 +135,14 @@ async def test_the_texts_of_a_form_must_be_utf_8(
 
 
 async def test_a_form_in_another_charset_is_a_415(gateway: GatewayApp) -> None:
-    headers = {"Content-Type": f"{TYPE['Content-Type']}; charset=utf-16"}
-    status, value = await send(gateway, form(model("flux-1-pro"), ('name="prompt"', b"Lion")), headers)
-    assert (status, value["error"]["code"]) == (415, "unsupported_media_type")
+    body = form(model("flux-1-pro"), ('name="prompt"', b"Lion"))
+    assert await refusal(gateway, body, f"{FORM}; charset=utf-16") == (415, "unsupported_media_type")
 
 
 async def test_a_file_part_of_a_text_field_is_its_text(gateway: GatewayApp) -> None:
     part = ('name="prompt"; filename="p.txt"\r\nContent-Type: text/plain', "ein Löwe".encode())
     status, _ = await send(gateway, form(model("flux-1-pro"), part))
     assert (status, gateway.provider.jobs[-1].input.prompt) == (200, "ein Löwe")
-
-
-LONG = [(f'name="f{i}"', b"x") for i in range(40)]
 
 
 @pytest.mark.parametrize(
@@ -183,13 +177,15 @@ LONG = [(f'name="f{i}"', b"x") for i in range(40)]
         (form(model("nope"), ('name="wrong"', b"x")), "unsupported_model"),
         (form(model("nope"), FILE), "unsupported_model"),
         (form(model("eleven-labs-stt"), ('name="audio"; filename="a"', b"")), "invalid_parameter"),
+        (form(*[VOICE] * 40), "invalid_parameter"),
         (form(VOICE), "missing_parameter"),
+        (form(FILE), "missing_parameter"),
+        (form(FILE, model("flux-1-pro")), "invalid_parameter"),
         (form(model("eleven-labs-stt")), "missing_parameter"),
     ],
 )
 async def test_a_malformed_form_is_refused(gateway: GatewayApp, body: bytes, code: str) -> None:
-    status, value = await send(gateway, body)
-    assert (status, value["error"]["code"]) == (400, code)
+    assert await refusal(gateway, body) == (400, code)
 
 
 @pytest.mark.parametrize(
@@ -203,34 +199,26 @@ async def test_a_malformed_form_is_refused(gateway: GatewayApp, body: bytes, cod
     ],
 )
 async def test_a_form_without_a_usable_boundary_is_refused(gateway: GatewayApp, content_type: str) -> None:
-    status, value = await send(gateway, form(model("gpt-4")), {"Content-Type": content_type})
-    assert (status, value["error"]["code"]) == (400, "invalid_body")
-
-
-async def test_too_many_parts_are_refused(gateway: GatewayApp) -> None:
-    status, value = await send(gateway, form(*(VOICE for _ in range(40))))
-    assert (status, value["error"]["code"]) == (400, "invalid_parameter")
+    assert await refusal(gateway, form(model("gpt-4")), content_type) == (400, "invalid_body")
 
 
 async def test_a_file_above_the_limit_is_a_413_and_leaves_nothing(open_gateway: OpenApp) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield form(model("eleven-labs-stt"), end=b'--B\r\nContent-Disposition: form-data; name="prompt"')
+        yield b"\r\n\r\n"
+        for _ in range(20):
+            yield b"x" * 1000
+
+    large = ('name="audio"; filename="a.mp3"', b"x" * 100_001)
+    larger = ('name="audio"; filename="b"', b"x" * 200_000)
     async with open_gateway(upload_limit=100_000, json_limit=10_000, linger_timeout=1) as gateway:
-        large = ('name="audio"; filename="a.mp3"', b"x" * 100_001)
-        for parts in ((large, model("eleven-labs-stt")), (model("eleven-labs-tts"), large)):
-            status, value = await send(gateway, form(*parts))
-            assert (status, value["error"]["code"]) == (413, "payload_too_large")
-
-        async def pieces() -> AsyncIterator[bytes]:
-            yield form(model("eleven-labs-stt"), end=b'--B\r\nContent-Disposition: form-data; name="prompt"')
-            yield b"\r\n\r\n"
-            for _ in range(20):
-                yield b"x" * 1000
-
-        status, value = await send(gateway, pieces())
-        assert (status, value["error"]["code"]) == (413, "payload_too_large")
-        status, value = await send(
-            gateway, form(model("eleven-labs-stt"), ('name="audio"; filename="b"', b"x" * 200_000))
-        )
-        assert (status, value["error"]["code"]) == (413, "payload_too_large")
+        for body in (
+            form(large, model("eleven-labs-stt")),
+            form(model("eleven-labs-tts"), large),
+            pieces(),
+            form(model("eleven-labs-stt"), larger),
+        ):
+            assert await refusal(gateway, body) == (413, "payload_too_large")
         assert list(gateway.media.folder.iterdir()) == []
 
 
@@ -240,8 +228,8 @@ async def test_a_file_and_texts_of_exactly_their_limits_are_accepted(open_gatewa
         file = ('name="audio"; filename="a.mp3"', b"x" * 100_000)
         assert (await send(gateway, form(file, model("eleven-labs-stt"))))[0] == 200
         assert (await send(gateway, form(model("flux-1-pro"), prompt)))[0] == 200
-        status, value = await send(gateway, form(model("flux-1-pro"), (prompt[0], prompt[1] + b"x")))
-        assert (status, value["error"]["code"]) == (413, "payload_too_large")
+        longer = form(model("flux-1-pro"), (prompt[0], prompt[1] + b"x"))
+        assert await refusal(gateway, longer) == (413, "payload_too_large")
 
 
 @pytest.mark.parametrize(
@@ -255,9 +243,8 @@ async def test_a_file_and_texts_of_exactly_their_limits_are_accepted(open_gatewa
 async def test_an_unusable_file_is_refused_before_it_is_read(
     gateway: GatewayApp, key: str, name: str, status: int, code: str
 ) -> None:
-    assert (await send(gateway, form(model("eleven-labs-stt"), FILE)))[
-        0
-    ] == 200  # the model is known from here on
+    known, _ = await send(gateway, form(model("eleven-labs-stt"), FILE))
+    assert known == 200  # the model is known from here on
     refused = asyncio.Event()
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -267,7 +254,7 @@ async def test_an_unusable_file_is_refused_before_it_is_read(
         await refused.wait()
         yield AUDIO
 
-    headers = {**TYPE, "Authorization": f"Bearer {key}"}
+    headers = {"Content-Type": FORM, "Authorization": f"Bearer {key}"}
     async with asyncio.timeout(5), gateway.post_task(data=pieces(), headers=headers) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (status, code)
         refused.set()
@@ -287,7 +274,8 @@ async def test_an_unauthenticated_upload_is_refused_before_it_is_read(
         yield AUDIO
 
     refused = asyncio.Event()
-    async with gateway.post_task(data=pieces(), headers={**TYPE, "Authorization": "Bearer x"}) as response:
+    headers = {"Content-Type": FORM, "Authorization": "Bearer x"}
+    async with gateway.post_task(data=pieces(), headers=headers) as response:
         assert response.status == 401
         assert read == 0
         refused.set()
@@ -311,7 +299,7 @@ async def test_an_upload_is_never_buffered_completely(open_gateway: OpenApp) -> 
         finally:
             tracemalloc.stop()
         assert status == 200
-        assert gateway.provider.jobs[-1].audio.size == size  # type: ignore[union-attr]
+        assert gateway.provider.audio.size == size
         assert peak < 8 * 1024 * 1024
 
 
@@ -322,19 +310,12 @@ async def wait_for_files(gateway: GatewayApp, *, some: bool) -> None:
 
 
 async def test_a_disconnect_during_an_upload_leaves_no_file(open_gateway: OpenApp) -> None:
-    async with open_gateway() as gateway:
-        _, writer = await asyncio.open_connection(gateway.host, gateway.port)
-        writer.write(
-            f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: "
-            f"{TYPE['Content-Type']}\r\nContent-Length: 1000000\r\n\r\n".encode()
-        )
-        long = ('name="audio"; filename="a.mp3"', AUDIO * 20)
-        writer.write(form(long, end=b""))
-        await writer.drain()
-        async with asyncio.timeout(5):
+    long = ('name="audio"; filename="a.mp3"', AUDIO * 20)
+    sent = raw_task(b"", content_type=FORM, framing="Content-Length: 1000000", close=False)
+    async with open_gateway() as gateway, asyncio.timeout(5):
+        async with gateway.connect(sent + form(long, end=b"")):
             await wait_for_files(gateway, some=True)
-            writer.close()
-            await wait_for_files(gateway, some=False)
+        await wait_for_files(gateway, some=False)
 
 
 async def test_malformed_part_headers_cause_no_warnings(gateway: GatewayApp) -> None:
@@ -348,5 +329,23 @@ async def test_malformed_part_headers_cause_no_warnings(gateway: GatewayApp) -> 
             "=; name==",
             "name=a=b;c",
         ):
-            status, _ = await send(gateway, form((head, b"x")))
-            assert status == 400
+            assert (await refusal(gateway, form((head, b"x"))))[0] == 400
+
+
+async def test_the_media_type_of_a_file_is_passed_on_as_ascii(gateway: GatewayApp) -> None:
+    received: list[str] = []
+
+    class RecordingMedia:
+        async def upload_media(self, content_type: str, data: AsyncIterator[bytes], call: Call) -> Media:
+            received.append(content_type)
+            return Media()
+
+    file = ('name="audio"; filename="a"\r\nContent-Type: audio/ü', AUDIO)
+    async with gateway.over(media=RecordingMedia()) as other:
+        assert (await refusal(other, form(model("eleven-labs-stt"), file)))[0] == 400
+    assert received == ["audio/?"]
+
+
+async def test_speech_to_speech_stores_the_file_that_text_to_speech_drops(gateway: GatewayApp) -> None:
+    status, _ = await send(gateway, form(FILE, model("eleven-labs-sts"), VOICE))
+    assert (status, gateway.provider.audio.size) == (200, len(AUDIO))

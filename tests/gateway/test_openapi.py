@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
+from gateway.account import parse_query, render_account, render_usage
+from gateway.errors import error_body
 from gateway.openapi.document import document
-from gateway.routes import OPEN_ROUTES, ROUTES
+from gateway.openapi.schema import RESPONSE_HEADERS
+from gateway.routes import OPEN_ROUTES, ROUTES, render_model
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
-from pomelo.errors import TABLE
+from gateway.types.base import TaskFormat
+from pomelo.errors import TABLE, PomeloError
 from pomelo.fields import FIELD_RULES, FieldRule
+from pomelo.gen.v1 import account_service_pb2 as pb
+from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 
 
 def test_every_route_every_field_and_every_error_of_a_task_is_described() -> None:
     described = document("")
     paths = {(method.upper(), path) for path, ops in described["paths"].items() for method in ops}
-    assert paths == {(r.method, r.path) for r in ROUTES} | {("GET", "/media/{media_id}")}
-    assert {r.path for r in OPEN_ROUTES} == {"/media/{media_id}", "/openapi.json", "/healthz"}
+    assert paths == {*ROUTES, ("GET", "/media/{media_id}")}
+    assert set(OPEN_ROUTES) == {"/media/{media_id}", "/openapi.json", "/healthz"}
     answers = described["paths"]["/api/v1/task"]["post"]["responses"]
     described_codes = {code for response in answers.values() for code in response["description"].split(", ")}
     assert described_codes >= set(TABLE) - {"not_found", "method_not_allowed"}
@@ -26,7 +34,8 @@ def test_every_route_every_field_and_every_error_of_a_task_is_described() -> Non
     assert set(form) == {"model", "stream", "audio"}.union(*(each.fields for each in TASK_FORMATS.values()))
 
 
-SCHEMAS = document("")["components"]["schemas"]
+DOCUMENT = document("")
+SCHEMAS = DOCUMENT["components"]["schemas"]
 
 
 def described_rules(schema: dict[str, Any]) -> dict[str, FieldRule]:
@@ -66,3 +75,99 @@ def test_every_field_is_described_with_its_rule(task_type: TaskType.ValueType) -
     assert described_rules(schema) == FIELD_RULES[task_type]
     assert schema["properties"].keys() >= COMMON_FIELDS
     assert set(schema["required"]) >= {"model"}
+
+
+# --- operations
+
+
+def test_the_server_is_the_public_url_or_the_root() -> None:
+    assert DOCUMENT["servers"] == [{"url": "/"}]
+    assert document("https://pomelo.example")["servers"] == [{"url": "https://pomelo.example"}]
+
+
+def test_every_operation_requires_a_key_and_media_also_takes_a_signature() -> None:
+    assert DOCUMENT["security"] == [{"key": []}]
+    declared = {
+        path: operation["security"]
+        for path, operations in DOCUMENT["paths"].items()
+        for operation in operations.values()
+        if "security" in operation
+    }
+    assert declared == {"/media/{media_id}": [{}, {"key": []}]}
+
+
+@pytest.mark.parametrize("path", DOCUMENT["paths"])
+def test_every_operation_describes_the_errors_that_any_request_may_get(path: str) -> None:
+    (operation,) = DOCUMENT["paths"][path].values()
+    described = {code for each in operation["responses"].values() for code in each["description"].split(", ")}
+    assert described >= {"invalid_api_key", "invalid_parameter", "overloaded", "store_unavailable"}
+    assert described >= {"shutting_down", "server_unavailable", "internal_error"}
+    assert ("206" in operation["responses"]) == path.startswith("/media/")
+
+
+def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
+    (operation,) = DOCUMENT["paths"]["/api/v1/usage"].values()
+    schemas = {each["name"]: each["schema"] for each in operation["parameters"]}
+    for group in schemas["group_by"]["enum"]:
+        assert parse_query({"group_by": group}).group_by
+    for bound in ("minimum", "maximum"):
+        size = schemas["page_size"][bound]
+        assert parse_query({"page_size": str(size)}).page_size == size
+        with pytest.raises(PomeloError):
+            parse_query({"page_size": str(size + (1 if bound == "maximum" else -1))})
+    with pytest.raises(PomeloError) as caught:
+        parse_query({"x": "1"})
+    assert caught.value.message == f"Unknown query parameter: x. There are {', '.join(schemas)}"
+
+
+# --- objects in responses
+
+
+def is_described(name: str, value: Any) -> bool:
+    """Whether a value is valid for a schema, every member of an object being described and required."""
+    strict = {**SCHEMAS[name], "unevaluatedProperties": False, "components": {"schemas": SCHEMAS}}
+    return jsonschema_rs.validator_for(strict).is_valid(value)
+
+
+@pytest.mark.parametrize("code", TABLE)
+def test_the_body_of_every_error_is_described(code: str) -> None:
+    assert is_described("Error", json.loads(error_body(PomeloError(code))))
+
+
+@pytest.mark.parametrize("source", pb.UsageSource.values())
+@pytest.mark.parametrize("task_type", [0, *TASK_FORMATS])
+def test_every_record_and_total_of_usage_is_described(
+    source: pb.UsageSource.ValueType, task_type: TaskType.ValueType
+) -> None:
+    record = pb.UsageRecord(source=source, task_type=task_type, wire="grpc", cost_micros=1)
+    page = pb.ListUsageResponse(records=[record], totals=[pb.UsageTotal()])
+    listed = json.loads(render_usage(page))
+    assert is_described("UsageList", listed)
+    row, total = listed["data"]
+    assert is_described("UsageRecord", row)
+    assert is_described("UsageTotal", total)
+
+
+def test_an_account_and_a_model_are_described() -> None:
+    assert is_described("Account", json.loads(render_account(pb.Account(live=True))))
+    model = Model(name="m", task_type=TaskType.TASK_TYPE_TEXT)
+    model.prices.add(unit=PriceUnit.PRICE_UNIT_IMAGE, amount_micros=1_500_000)
+    model.price_tiers.add(from_input_tokens=5, prices=model.prices)
+    value = render_model(model)
+    assert is_described("Model", value)
+    assert set(SCHEMAS["Model"]["properties"]["price_tiers"]["items"]["required"]) == set(
+        value["price_tiers"][0]
+    )
+
+
+@pytest.mark.parametrize("task_format", TASK_FORMATS.values(), ids=lambda each: each.name)
+def test_an_unknown_field_of_a_task_may_only_be_null(task_format: TaskFormat) -> None:
+    assert SCHEMAS[task_format.schema_name]["additionalProperties"] == {"type": "null"}
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"), [("12", True), ("0.000001", True), ("-1", False), ("1.0000001", False)]
+)
+def test_credits_in_headers_are_decimals_of_six_places(text: str, valid: bool) -> None:
+    schema = RESPONSE_HEADERS["X-Credits-Remaining"]["schema"]
+    assert jsonschema_rs.is_valid(schema, text) is valid

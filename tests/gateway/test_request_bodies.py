@@ -1,4 +1,4 @@
-"""Request bodies as they arrive: exactly at the size limit, late, stalled, and after 100 Continue."""
+"""Request bodies as they arrive: their size, their rate, their chunks, and 100 Continue."""
 
 from __future__ import annotations
 
@@ -6,35 +6,47 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
+from gateway.app import GATEWAY, make_app
+from gateway.options import GatewayOptions
+from gateway.parsing.body import ParseQueue
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.gen.v1.model_service_pb2 import Model
+from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.in_flight import InFlightLimits
-from pomelo.providers.base import Job
-from tests.gateway.gateway_app import AUDIO, KEY, GatewayApp, OpenApp
+from tests.calls import call_of
+from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
+from tests.gateway.requests import (
+    CHUNKED,
+    FORM,
+    HI,
+    JSON,
+    KEY,
+    STT,
+    code_of,
+    raw_task,
+    read_response,
+    read_status,
+)
+from tests.gateway.scripts import play
 
-HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}]}
-STT = {"model": "eleven-labs-stt"}
 BODY = json.dumps(HI).encode()
-JSON = {"Content-Type": "application/json"}
+HEADERS = {"Content-Type": JSON}
+EXPECT = "Expect: 100-continue"
+TINY = b"1\r\n \r\n" * 1000
+
+incomplete = partial(raw_task, b"", framing="Content-Length: 100000")
 
 
-def head(length: int, *more: str) -> bytes:
-    """The request line and headers of a task request with a JSON body of `length` bytes."""
-    lines = [
-        "POST /api/v1/task HTTP/1.1",
-        "Host: x",
-        f"Authorization: Bearer {KEY}",
-        "Content-Type: application/json",
-        f"Content-Length: {length}",
-        "Connection: close",
-        *more,
-    ]
-    return "\r\n".join([*lines, "", ""]).encode()
+def long(size: int, **fields: Any) -> dict[str, Any]:
+    """Returns a text task with a message of this size."""
+    return {"model": "gpt-4", "messages": [{"role": "user", "content": "x" * size}], **fields}
 
 
 async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
@@ -42,95 +54,58 @@ async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def code_of(request: Any) -> tuple[int, str]:
-    """The status and the error code of a response; the code is empty on success."""
-    async with request as response:
-        value = await response.json()
-        return response.status, value.get("error", {}).get("code", "")
+# --- size
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with a length", "in chunks"])
-@pytest.mark.parametrize(("extra", "outcome"), [(0, (200, "")), (1, (413, "payload_too_large"))])
+@pytest.mark.parametrize(
+    ("size", "outcome"),
+    [(1000, (200, "")), (1001, (413, "payload_too_large")), (200_000, (413, "payload_too_large"))],
+)
 async def test_a_body_of_exactly_the_limit_is_accepted(
-    open_gateway: OpenApp, chunked: bool, extra: int, outcome: tuple[int, str]
+    open_gateway: OpenApp, chunked: bool, size: int, outcome: tuple[int, str]
 ) -> None:
     async with open_gateway(json_limit=1000) as gateway:
-        data = BODY.ljust(1000 + extra)
+        data = BODY.ljust(size)
         sent = in_pieces(data) if chunked else data
-        assert await code_of(gateway.post_task(data=sent, headers=JSON)) == outcome
+        assert await code_of(gateway.post_task(data=sent, headers=HEADERS)) == outcome
+        assert await code_of(gateway.post_task(data=BODY[:50] + b'"}', headers=HEADERS)) == (
+            400,
+            "invalid_body",
+        )
 
 
-async def test_the_deadline_of_a_request_ends_the_wait_for_its_body(gateway: GatewayApp) -> None:
-    late = head(100, "X-Request-Timeout: 0.1") + b"{"
-    async with asyncio.timeout(5), gateway.connect(late) as (reader, _):
-        got = await reader.readuntil(b"}}")
-    assert got.startswith(b"HTTP/1.1 504 ")
-    assert b'"code":"deadline_exceeded"' in got
+async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: OpenApp) -> None:
+    async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
+        async with gateway.connect(raw_task(HI)[: 5 - len(BODY)]) as (reader, writer):
+            async with asyncio.timeout(5):
+                while await code_of(gateway.post_task(HI)) != (503, "overloaded"):
+                    pass
+            writer.write(BODY[5:])
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            await reader.read()
+        assert await code_of(gateway.post_task(HI)) == (200, "")
 
 
-async def test_bytes_sent_fast_do_not_allow_a_long_stall(open_gateway: OpenApp) -> None:
-    times = {"read_rate": 1, "read_grace": 0.3, "read_timeout": 0.3, "linger_timeout": 0.1}
-    async with (
-        asyncio.timeout(5),
-        open_gateway(**times) as gateway,
-        gateway.connect(head(100_000)) as (reader, writer),
-    ):
-        async with gateway.http.get(f"{gateway.url}/healthz") as response:  # by then the body is waited for
-            assert response.status == 200
-        writer.write(b"{" + b" " * 5_000)
-        assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
-
-
-async def test_tiny_chunks_in_bursts_are_counted(gateway: GatewayApp) -> None:
-    start = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
-    async with gateway.connect(start) as (reader, writer):
-        for _ in range(8):  # of 1,000 chunks each; about 4,000 are allowed
-            async with gateway.http.get(f"{gateway.url}/healthz") as response:  # by then more is waited for
-                assert response.status == 200
-            writer.write(b"1\r\n \r\n" * 1000)
-            await writer.drain()
-        writer.write(b"0\r\n\r\n")
-        assert b"too small chunks" in await reader.readuntil(b"}}")
-
-
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-async def test_a_body_that_is_refused_after_100_continue_gets_a_response(gateway: GatewayApp) -> None:
-    async with gateway.connect(head(3, "Expect: 100-continue")) as (reader, writer):
-        assert await reader.readexactly(len(CONTINUE)) == CONTINUE
-        writer.write(b"[1]")
-        response = await reader.read()
-    assert response.startswith(b"HTTP/1.1 400 ")
-    assert b'"code":"invalid_body"' in response
-
-
-async def test_100_continue_is_sent_once_per_body(gateway: GatewayApp) -> None:
-    async with gateway.connect(head(len(BODY), "Expect: 100-continue")) as (reader, writer):
-        assert await reader.readexactly(len(CONTINUE)) == CONTINUE
-        for byte in BODY:
-            writer.write(bytes([byte]))
-            await writer.drain()
-            await asyncio.sleep(0)
-        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
-
-
-async def test_a_body_with_identity_encoding_is_accepted(gateway: GatewayApp) -> None:
-    headers = {**JSON, "Content-Encoding": "Identity"}
-    assert await code_of(gateway.post_task(data=BODY, headers=headers)) == (200, "")
+async def test_the_bytes_of_buffered_bodies_are_limited(open_gateway: OpenApp) -> None:
+    async with open_gateway(in_flight=InFlightLimits(account_bytes=100_000)) as gateway:
+        assert await code_of(gateway.post_task(long(120_000))) == (503, "overloaded")
+        form = b'--B\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n%b\r\n--B--' % (b"x" * 120_000)
+        assert b'"code":"overloaded"' in await gateway.exchange(raw_task(form, content_type=FORM))
+        assert await code_of(gateway.post_task(HI)) == (200, "")
 
 
 async def test_the_bytes_of_a_small_body_are_counted(open_gateway: OpenApp) -> None:
     async with open_gateway(in_flight=InFlightLimits(account_bytes=len(BODY))) as gateway:
-        assert await code_of(gateway.post_task(data=BODY, headers=JSON)) == (200, "")
-        assert await code_of(gateway.post_task(data=BODY + b" ", headers=JSON)) == (503, "overloaded")
+        assert await code_of(gateway.post_task(data=BODY, headers=HEADERS)) == (200, "")
+        assert await code_of(gateway.post_task(data=BODY + b" ", headers=HEADERS)) == (503, "overloaded")
 
 
 async def test_decoded_audio_is_counted_in_addition_to_its_base64(open_gateway: OpenApp) -> None:
     body = json.dumps({**STT, "audio": base64.b64encode(AUDIO[:3000]).decode()}).encode()
     for spare, outcome in ((0, (200, "")), (-1, (503, "overloaded"))):
         async with open_gateway(in_flight=InFlightLimits(account_bytes=len(body) + 3000 + spare)) as gateway:
-            assert await code_of(gateway.post_task(data=body, headers=JSON)) == outcome
+            assert await code_of(gateway.post_task(data=body, headers=HEADERS)) == outcome
 
 
 @pytest.mark.parametrize(("size", "stored"), [(3000, False), (3003, True)])
@@ -140,9 +115,7 @@ async def test_audio_of_exactly_the_inline_limit_is_not_stored(
     async with open_gateway(inline_limit=3000) as gateway:
         audio = base64.b64encode(AUDIO[:size]).decode()
         assert await code_of(gateway.post_task({**STT, "audio": audio})) == (200, "")
-        job = gateway.provider.jobs[-1]
-        assert job.audio is not None
-        assert (job.audio.path is not None) == stored
+        assert (gateway.provider.audio.path is not None) == stored
 
 
 @pytest.mark.parametrize("limit", [0, 3000], ids=["stored", "inline"])
@@ -152,9 +125,186 @@ async def test_the_media_type_of_a_data_uri_is_used_for_audio_without_a_signatur
     async with open_gateway(inline_limit=limit) as gateway:
         audio = f"data:audio/basic;base64,{base64.b64encode(bytes(1000)).decode()}"
         assert await code_of(gateway.post_task({**STT, "audio": audio})) == (200, "")
-        job = gateway.provider.jobs[-1]
-        assert job.audio is not None
-        assert job.audio.content_type == "audio/basic"
+        assert gateway.provider.audio.content_type == "audio/basic"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "start", "end"),
+    [
+        (JSON, b'{"model":"gpt-4","messages":[', b"[]]}"),
+        (FORM, b'--B\r\nContent-Disposition: form-data; name="messages"\r\n\r\n[', b"[]]\r\n--B--\r\n"),
+    ],
+)
+async def test_json_with_too_many_values_is_refused_and_the_same_bytes_in_a_string_accepted(
+    gateway: GatewayApp, content_type: str, start: bytes, end: bytes
+) -> None:
+    lists = b"[]," * 100_000
+    received = await gateway.exchange(raw_task(start + lists + end, content_type=content_type))
+    assert b'"code":"invalid_body"' in received
+    assert b"65,536 values" in received
+    messages = [{"role": "user", "content": lists.decode()}]
+    assert await code_of(gateway.post_task({"model": "gpt-4", "messages": messages})) == (200, "")
+
+
+async def test_a_form_that_begins_with_empty_lines_is_refused_early(gateway: GatewayApp) -> None:
+    async with gateway.connect(incomplete(content_type=FORM) + b"\r\n" * 1000) as (reader, _):
+        assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+
+
+# --- rate
+
+
+async def test_the_deadline_of_a_request_ends_the_wait_for_its_body(gateway: GatewayApp) -> None:
+    async with gateway.connect(incomplete("X-Request-Timeout: 0.1") + b"{") as (reader, _):
+        status, _, body = await asyncio.wait_for(read_response(reader), 5)
+    assert (status, b'"code":"deadline_exceeded"' in body) == (504, True)
+
+
+async def test_a_stalled_body_times_out(open_gateway: OpenApp) -> None:
+    async with open_gateway(read_timeout=0.05, linger_timeout=0.05) as gateway:
+        assert b'"code":"invalid_body"' in await gateway.exchange(incomplete() + b"{")
+
+
+async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_accepted(
+    open_gateway: OpenApp,
+) -> None:
+    sent = raw_task({**HI, "user": "x" * 200})
+    head, body = sent[: sent.index(b"{")], sent[sent.index(b"{") :]
+    async with open_gateway(read_rate=200, read_grace=0.2, linger_timeout=0.1) as gateway:
+
+        async def send(step: int) -> bytes:
+            async with gateway.connect(head) as (reader, writer):
+                line = asyncio.create_task(reader.readline())
+                for at in range(0, len(body), step):
+                    writer.write(body[at : at + step])
+                    await asyncio.wait([line], timeout=0.02)
+                return await asyncio.wait_for(line, 5)
+
+        slow, steady = await asyncio.gather(send(1), send(20))
+        assert slow == b"HTTP/1.1 400 Bad Request\r\n"
+        assert steady == b"HTTP/1.1 200 OK\r\n"
+        received = await gateway.exchange(sent[:-1])
+        assert b'"code":"invalid_body"' in received
+        assert b"200 bytes a second" in received
+
+
+async def test_bytes_sent_fast_do_not_allow_a_long_stall(open_gateway: OpenApp) -> None:
+    times = {"read_rate": 1, "read_grace": 0.3, "read_timeout": 0.3, "linger_timeout": 0.1}
+    async with (
+        asyncio.timeout(5),
+        open_gateway(**times) as gateway,
+        gateway.connect(incomplete()) as (reader, writer),
+    ):
+        async with gateway.http.get(f"{gateway.url}/healthz") as response:  # by then the body is waited for
+            assert response.status == 200
+        writer.write(b"{" + b" " * 5_000)
+        assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+
+
+# --- chunks
+
+
+async def test_tiny_chunks_are_refused_and_small_chunks_accepted(gateway: GatewayApp) -> None:
+    start = raw_task(b"", framing=CHUNKED)
+    body = json.dumps({**HI, "user": "x" * 200}).encode()
+    small = b"".join(b"3\r\n%b\r\n" % body[at : at + 3].ljust(3) for at in range(0, len(body), 3))
+    assert (await gateway.exchange(start + small + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    async with gateway.connect(start) as (reader, writer):
+        answered = asyncio.create_task(reader.readline())
+        sent = 0
+        while not answered.done() and sent < 8 * 1024 * 1024:
+            writer.write(TINY)
+            sent += 1000
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert await answered == b"HTTP/1.1 400 Bad Request\r\n"
+        assert sent < 2_000_000
+        assert b"too small chunks" in await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+
+
+async def test_tiny_chunks_in_bursts_are_counted(gateway: GatewayApp) -> None:
+    async with gateway.connect(raw_task(b"", framing=CHUNKED)) as (reader, writer):
+        for _ in range(8):  # of 1,000 chunks each; about 4,000 are allowed
+            async with gateway.http.get(f"{gateway.url}/healthz") as response:  # by then more is waited for
+                assert response.status == 200
+            writer.write(TINY)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        assert b"too small chunks" in await reader.readuntil(b"}}")
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "said"), [(10_000, 1, b"too small chunks"), (8_000, 100, b"not JSON")]
+)
+async def test_tiny_chunks_that_arrive_together_are_counted_and_many_larger_ones_accepted(
+    gateway: GatewayApp, count: int, size: int, said: bytes
+) -> None:
+    chunk = b"%x\r\n%b\r\n" % (size, b" " * size)
+    sent = raw_task(b"", framing=CHUNKED) + chunk * count + b"0\r\n\r\n"
+    async with gateway.connect(sent) as (reader, _):
+        assert said in (await read_response(reader))[2]
+
+
+async def test_every_piece_of_a_body_is_counted(open_gateway: OpenApp) -> None:
+    sent = raw_task({**HI, "user": "x" * 150_000})
+    start = sent.index(b"{")
+    for spare, status in ((0, 400), (-1, 503)):  # such a user is too long
+        limits = InFlightLimits(account_bytes=len(sent) - start + spare)
+        async with (
+            open_gateway(in_flight=limits) as gateway,
+            gateway.connect(sent[:start]) as (reader, writer),
+        ):
+            for at in range(start, len(sent), 40_000):
+                writer.write(sent[at : at + 40_000])
+                await writer.drain()
+                assert await gateway.is_healthy()  # by then the piece was read
+            assert await read_status(reader) == status
+
+
+async def test_every_piece_of_a_json_text_is_scanned(gateway: GatewayApp) -> None:
+    lists = b"[]," * 13_000
+    async with gateway.connect(incomplete(framing="Content-Length: 1000000")) as (reader, writer):
+        writer.write(b'{"model":"gpt-4","messages":[')
+        for _ in range(6):
+            writer.write(lists)
+            await writer.drain()
+            assert await gateway.is_healthy()  # by then the piece was read
+        assert b"65,536 values" in (await read_response(reader))[2]
+
+
+# --- 100 Continue
+
+
+@pytest.mark.parametrize("expectation", [EXPECT, "Expect: 100-Continue"])
+async def test_100_continue_is_sent_when_the_body_is_read_and_once(
+    gateway: GatewayApp, expectation: str
+) -> None:
+    async with gateway.connect(raw_task(HI, expectation)[: -len(BODY)]) as (reader, writer):
+        assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert await reader.readline() == b"\r\n"
+        for byte in BODY:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+    async with gateway.connect(incomplete(expectation, key="bad")) as (reader, _):
+        assert await reader.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
+
+
+async def test_a_body_that_is_refused_after_100_continue_gets_a_response(gateway: GatewayApp) -> None:
+    async with gateway.connect(raw_task(b"[1]", EXPECT)[:-3]) as (reader, writer):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"[1]")
+        status, _, body = await read_response(reader)
+    assert (status, b'"code":"invalid_body"' in body) == (400, True)
+
+
+async def test_a_body_with_identity_encoding_is_accepted(gateway: GatewayApp) -> None:
+    headers = {**HEADERS, "Content-Encoding": "Identity"}
+    assert await code_of(gateway.post_task(data=BODY, headers=headers)) == (200, "")
+
+
+# --- what a large body counts as
 
 
 async def free(call: Call) -> Principal:
@@ -166,10 +316,7 @@ async def test_a_large_body_that_validation_refuses_counts_as_a_request(open_gat
     async with open_gateway(authenticate=free) as gateway:
         left: list[int] = []
         for size in (10, 100_000, 10):
-            messages = [{"role": "user", "content": "x" * size}]
-            async with gateway.post_task(
-                {"model": "gpt-4", "messages": messages, "temperature": 9}
-            ) as response:
+            async with gateway.post_task(long(size, temperature=9)) as response:
                 assert response.status == 400
                 left.append(int(response.headers["X-RateLimit-Remaining"]))
         assert left == [20, 19, 19]
@@ -179,14 +326,47 @@ async def test_a_large_body_that_validation_refuses_counts_as_a_request(open_gat
 async def test_a_large_task_that_its_provider_refuses_counts_once(
     open_gateway: OpenApp, stream: bool
 ) -> None:
-    async def refuse(job: Job) -> AsyncIterator[Event]:
-        raise PomeloError("content_policy_violation")
-        yield Event()
-
     async with open_gateway(authenticate=free) as gateway:
-        gateway.provider.script = refuse
-        messages = [{"role": "user", "content": "x" * 100_000}]
-        async with gateway.post_task({"model": "gpt-4", "messages": messages, "stream": stream}) as response:
+        gateway.provider.script = play(PomeloError("content_policy_violation"))
+        async with gateway.post_task(long(100_000, stream=stream)) as response:
             assert (response.status, response.headers["X-RateLimit-Remaining"]) == (400, "19")
         async with gateway.post_task({"model": "gpt-4", "x": 1}) as response:
             assert response.headers["X-RateLimit-Remaining"] == "19"
+
+
+# --- the order in which large bodies are parsed
+
+
+@pytest.mark.parametrize("content_type", [JSON, FORM])
+async def test_after_a_large_body_its_account_waits_before_the_next_one(
+    gateway: GatewayApp, content_type: str
+) -> None:
+    text = b"x" * 8_000_000
+    body = b'{"model":"gpt-4","user":"%b"}' % text
+    if content_type == FORM:
+        body = b'--B\r\nContent-Disposition: form-data; name="user"\r\n\r\n%b\r\n--B--' % text
+    begin = asyncio.get_running_loop().time()
+    for _ in range(2):
+        assert await gateway.status_of(raw_task(body, content_type=content_type)) == 400
+    assert asyncio.get_running_loop().time() - begin > len(text) / ParseQueue.RATE
+
+
+async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: GatewayApp) -> None:
+    asked: list[str] = []
+
+    class Models:
+        async def get_model(self, name: str, call: Call) -> Model:
+            asked.append(name)
+            return Model(name=name, task_type=TaskType.TASK_TYPE_IMAGE)
+
+    models: Any = Models()
+    services = replace(gateway.services, models=models)
+    state = make_app(services, GatewayOptions(), lambda: True)[GATEWAY]
+    call = call_of(KEY)
+    for _ in range(2):
+        assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE
+    assert asked == ["first"]
+    for number in range(1024):
+        await state.task_type(f"m{number}", call)
+    assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE
+    assert asked.count("first") == 2

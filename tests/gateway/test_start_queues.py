@@ -54,8 +54,8 @@ async def test_large_bodies_are_parsed_one_at_a_time_and_accounts_do_not_block_e
 
     async def body(account: str) -> None:
         async with queue.body(account, 100_000) as steps:
-            await steps.run(lambda: order.append(account))
-            await steps.run(lambda: order.append(account))
+            steps.run(lambda: order.append(account))
+            steps.run(lambda: order.append(account))
 
     crowd = [asyncio.create_task(body("crowd")) for _ in range(5)]
     await asyncio.sleep(0)
@@ -73,7 +73,7 @@ async def test_an_account_pauses_after_a_large_body_and_failures_release_its_tur
 
     async def fails() -> None:
         async with queue.body("acme", size) as steps:
-            await steps.run(lambda: 1 // 0)
+            steps.run(lambda: 1 // 0)
 
     begin = loop.time()
     results = await asyncio.gather(fails(), fails(), return_exceptions=True)
@@ -83,7 +83,7 @@ async def test_an_account_pauses_after_a_large_body_and_failures_release_its_tur
     await asyncio.sleep(0)
     waiting.cancel()
     async with asyncio.timeout(5), queue.body("acme", 0) as steps:
-        assert await steps.run(lambda: 7) == 7
+        assert steps.run(lambda: 7) == 7
 
 
 async def test_an_account_pauses_three_times_as_long_as_its_steps_took() -> None:
@@ -91,7 +91,7 @@ async def test_an_account_pauses_three_times_as_long_as_its_steps_took() -> None
     loop = asyncio.get_running_loop()
     async with queue.body("acme", 0) as steps:
         for _ in range(2):
-            await steps.run(lambda: time.sleep(0.05))
+            steps.run(lambda: time.sleep(0.05))
     end = loop.time()
     async with asyncio.timeout(5), queue.body("acme", 0):
         assert loop.time() - end > 0.29

@@ -1,281 +1,194 @@
-"""Streams of a scripted task service: their ends, their headers, and keep-alive comments."""
+"""Streams of events: what each task type sends, and how a stream fails and ends."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import json
+import base64
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
-import aiohttp
 import pytest
 
-from gateway.app import open_rest
-from gateway.state import GatewayOptions
-from pomelo.call import Call
-from pomelo.gen.v1 import image_pb2, speech_pb2
-from pomelo.gen.v1.image_pb2 import ImageFormat
-from pomelo.gen.v1.task_pb2 import Adjustment, Task, TaskResult
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
-from pomelo.gen.v1.task_service_pb2 import TaskStarted
 from pomelo.providers.base import Job
-from tests.gateway.gateway_app import GatewayApp, OpenApp, text_events
+from tests.gateway.gateway_app import AUDIO, PNG, GatewayApp
+from tests.gateway.requests import FLUX, HI, STT, TTS, code_of, events, events_of
+from tests.gateway.scripts import STARTED, ScriptedTasks, audio, play, progress, text_events, word
 
-HI = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
-FLUX = {"model": "flux-1-pro", "prompt": "a lake"}
-TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
-COMMENT = b": keep-alive\n\n"
-
-STARTED = Event(started=TaskStarted(id="task_7", model="gpt-4"))
-WORD = text_events("one")[0]
-AUDIO_EVENT = Event(audio_chunk=speech_pb2.AudioChunk(data=b"one", content_type="audio/mpeg"))
-PROGRESS = Event(image_progress=image_pb2.ImageProgress(progress=0.5))
+STREAM = {**HI, "stream": True}
 
 
-class ScriptedTasks:
-    """A task service whose streams yield `events`, and then raise `failure` if it is not None."""
-
-    def __init__(self, *events: Event, failure: Exception | None = None) -> None:
-        self.events = events
-        self.failure = failure
-        self.tasks: list[Task] = []
-
-    @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
-        """Streams the events."""
-        self.tasks.append(task)
-
-        async def events() -> AsyncIterator[Event]:
-            for event in self.events:
-                yield event
-                await asyncio.sleep(0)
-            if self.failure is not None:
-                raise self.failure
-
-        yield events()
+# --- the events of each task type
 
 
-@asynccontextmanager
-async def response_to(
-    gateway: GatewayApp, tasks: Any, body: Any, **headers: str
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Yields the response of a gateway over `tasks`."""
-    services = replace(gateway.services, tasks=tasks)
-    given = gateway.headers | headers
-    async with (
-        open_rest(services, GatewayOptions(), "127.0.0.1", 0) as (host, port),
-        gateway.http.post(f"http://{host}:{port}/api/v1/task", json=body, headers=given) as response,
-    ):
-        yield response
+async def test_a_text_stream_is_chunks_then_usage_then_done(gateway: GatewayApp) -> None:
+    async with gateway.post_task(STREAM) as response:
+        assert response.headers["Content-Type"] == "text/event-stream"
+        assert response.headers["X-Accel-Buffering"] == "no"
+        assert response.headers["X-Pomelo-Mode"] == "test"
+        *chunks, last = [data for _, data in events(await response.read())]
+    assert last == "[DONE]"
+    assert len({c["id"] for c in chunks}) == 1
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == 'Hello "wörld"\n'
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"]["completion_tokens"] == 2
+    assert all("usage" not in c for c in chunks[:-1])
 
 
-# --- ends
+async def test_a_text_stream_is_sent_word_by_word(gateway: GatewayApp) -> None:
+    received = asyncio.Event()
+    first, *rest = text_events("one", "two")
+    gateway.provider.script = play(first, received.wait, *rest)
+    async with gateway.post_task(STREAM) as response:
+        assert b'"content":"one"' in await response.content.readuntil(b"\n\n")
+        received.set()
+        assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize(
-    ("body", "events"),
-    [
-        (HI, [STARTED, WORD]),
-        ({**TTS, "stream": True}, [STARTED, AUDIO_EVENT]),
-        ({**FLUX, "stream": True}, [STARTED, PROGRESS]),
-    ],
-    ids=["text", "speech", "image"],
-)
-async def test_a_stream_without_its_last_event_ends_with_an_error_event(
-    gateway: GatewayApp, body: dict[str, Any], events: list[Event]
-) -> None:
-    async with response_to(gateway, ScriptedTasks(*events), body) as response:
-        assert response.status == 200
-        *_, last = (await response.text()).removesuffix("\n\n").split("\n\n")
-    name, data = last.split("\n")
-    assert name == "event: error"
-    assert json.loads(data.removeprefix("data: "))["error"]["code"] == "internal_error"
+async def test_an_audio_stream_is_chunks_then_the_object_without_base64(gateway: GatewayApp) -> None:
+    *chunks, final, done = [data for _, data in await events_of(gateway.post_task({**TTS, "stream": True}))]
+    assert done == "[DONE]"
+    assert {c["object"] for c in chunks} == {"speech.generation.chunk"}
+    sent = b"".join(base64.b64decode(c["audio"]["b64_json"]) for c in chunks)
+    assert final["object"] == "speech.generation"
+    assert set(final["audio"]) == {"url"}
+    async with gateway.http.get(final["audio"]["url"]) as link:
+        assert await link.read() == sent == AUDIO
 
 
-@pytest.mark.parametrize("events", [[], [STARTED]], ids=["nothing", "its beginning"])
-@pytest.mark.parametrize("accept", ["application/json", "audio/*"])
-async def test_a_stream_that_ends_before_its_first_event_is_an_ordinary_error(
-    gateway: GatewayApp, events: list[Event], accept: str
-) -> None:
-    body = {**TTS, "stream": accept == "application/json"}
-    async with response_to(gateway, ScriptedTasks(*events), body, Accept=accept) as response:
-        assert response.status == 500
-        assert (await response.json())["error"]["code"] == "internal_error"
+async def test_an_image_stream_is_progress_then_the_image(gateway: GatewayApp) -> None:
+    *steps, final, done = [data for _, data in await events_of(gateway.post_task({**FLUX, "stream": True}))]
+    assert done == "[DONE]"
+    assert [(p["object"], p["progress"]) for p in steps] == [
+        ("image.progress", 0.25),
+        ("image.progress", 1.0),
+    ]
+    assert final["object"] == "image.generation"
+    assert base64.b64decode(final["data"][0]["b64_json"]) == PNG
 
 
-@pytest.mark.parametrize("failure", [None, ZeroDivisionError()], ids=["no result", "a fault"])
-async def test_raw_audio_without_a_result_can_not_look_complete(
-    gateway: GatewayApp, failure: Exception | None
-) -> None:
-    async with response_to(
-        gateway, ScriptedTasks(STARTED, AUDIO_EVENT, failure=failure), TTS, Accept="audio/*"
-    ) as response:
-        assert response.status == 200
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await response.read()
-
-
-async def test_empty_raw_audio_is_a_provider_failure(gateway: GatewayApp) -> None:
-    end = Event(result=TaskResult(id="speech_1"))
-    end.result.speech.SetInParent()
-    async with response_to(gateway, ScriptedTasks(STARTED, end), TTS, Accept="audio/*") as response:
-        assert (response.status, (await response.json())["error"]["code"]) == (502, "provider_failed")
-
-
-async def test_a_finished_stream_sends_no_comments_into_the_next_response(
-    open_gateway: OpenApp, caplog: pytest.LogCaptureFixture
-) -> None:
-    proceed = asyncio.Event()
-
-    async def script(job: Job) -> AsyncIterator[Event]:
-        await proceed.wait()
-        for event in text_events("one", "two"):
-            yield event
-
-    async with open_gateway(keep_alive=0.05) as gateway:
-        one = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1))
-        async with asyncio.timeout(10), one:
-            async with one.post(f"{gateway.url}/api/v1/task", headers=gateway.headers, json=HI) as response:
-                assert (await response.read()).endswith(b"data: [DONE]\n\n")
-            gateway.provider.script = script
-            async with one.post(f"{gateway.url}/api/v1/task", headers=gateway.headers, json=HI) as response:
-                for _ in range(4):
-                    assert await response.content.readuntil(b"\n\n") == COMMENT
-                proceed.set()
-                assert (await response.read()).endswith(b"data: [DONE]\n\n")
-        gc.collect()  # a failure in the background is logged when it is freed
-    assert not caplog.records
-
-
-# --- the beginning of a stream
+async def test_a_transcript_stream_is_the_transcript(gateway: GatewayApp) -> None:
+    body = {**STT, "audio": base64.b64encode(AUDIO).decode(), "stream": True}
+    final, done = [data for _, data in await events_of(gateway.post_task(body))]
+    assert (final["object"], final["words"], done) == (
+        "speech.transcription",
+        [{"text": "hi", "start": 0.0, "end": 0.5, "speaker": None}],
+        "[DONE]",
+    )
 
 
 async def test_every_chunk_has_the_task_id_and_adjustments_are_a_header(gateway: GatewayApp) -> None:
-    started = Event(started=TaskStarted(id="task_7", model="gpt-4"))
+    started = Event()
+    started.CopyFrom(STARTED)
     started.started.created.seconds = 1234567890
     started.started.adjustments.append(Adjustment(field="stop"))
     started.started.adjustments.append(Adjustment(field="temperature", used="1"))
-    async with response_to(gateway, ScriptedTasks(started, *text_events("one")), HI) as response:
+    async with (
+        gateway.over(tasks=ScriptedTasks(started, *text_events("one"))) as scripted,
+        scripted.post_task(STREAM) as response,
+    ):
         assert response.headers["X-Pomelo-Adjusted"] == "stop; temperature=1"
-        *chunks, done = (await response.text()).removesuffix("\n\n").split("\n\n")
-    assert done == "data: [DONE]"
-    values = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
-    assert {(value["id"], value["created"], value["model"]) for value in values} == {
+        *chunks, done = [data for _, data in events(await response.read())]
+    assert done == "[DONE]"
+    assert {(value["id"], value["created"], value["model"]) for value in chunks} == {
         ("task_7", 1234567890, "gpt-4")
     }
 
 
-# --- raw media
+# --- failures
+
+
+async def test_a_stream_that_fails_before_its_first_event_is_an_ordinary_error(gateway: GatewayApp) -> None:
+    gateway.provider.script = play(PomeloError("provider_unavailable"))
+    assert await code_of(gateway.post_task(STREAM)) == (503, "provider_unavailable")
 
 
 @pytest.mark.parametrize(
-    ("given", "accept", "used"),
-    [
-        ({}, "image/webp", ImageFormat.IMAGE_FORMAT_WEBP),
-        ({"output_format": "jpeg"}, "image/webp", ImageFormat.IMAGE_FORMAT_JPEG),
-        ({"output_format": "jpeg"}, "image/*", ImageFormat.IMAGE_FORMAT_JPEG),
-        ({}, "image/*", ImageFormat.IMAGE_FORMAT_UNSPECIFIED),
-    ],
+    ("body", "first", "code"),
+    [(HI, word(), "provider_failed"), (FLUX, progress(0.5), "content_policy_violation")],
 )
-async def test_accept_decides_the_image_format_unless_the_task_names_one(
-    gateway: GatewayApp, given: dict[str, str], accept: str, used: int
+async def test_a_stream_that_fails_later_ends_with_an_error_event_and_no_done(
+    gateway: GatewayApp, body: dict[str, Any], first: Event, code: str
 ) -> None:
-    tasks = ScriptedTasks(STARTED, Event(result=TaskResult()))
-    tasks.events[-1].result.image.images.add(data=b"image", content_type="image/x")
-    async with response_to(gateway, tasks, {**FLUX, **given}, Accept=accept) as response:
-        assert (response.content_type, await response.read()) == ("image/x", b"image")
-    assert tasks.tasks[0].image.output_format == used
+    gateway.provider.script = play(first, PomeloError(code))
+    received = await events_of(gateway.post_task({**body, "stream": True}))
+    assert [name for name, _ in received] == ["message", "error"]
+    assert received[-1][1]["error"]["code"] == code
+    assert "[DONE]" not in [data for _, data in received]
 
 
-@pytest.mark.parametrize(("body", "accept"), [(TTS, "audio/*"), (FLUX, "image/png")])
-async def test_raw_media_is_not_stored(gateway: GatewayApp, body: dict[str, Any], accept: str) -> None:
-    before = set(gateway.media.folder.iterdir())
-    async with gateway.post_task(body, headers={"Accept": accept}) as response:
-        assert await response.read()
-    assert set(gateway.media.folder.iterdir()) == before
+async def test_an_internal_error_in_a_stream_is_an_error_event_and_logged_once(
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway.provider.script = play(word(), ZeroDivisionError())
+    received = await events_of(gateway.post_task(STREAM, headers={"X-Request-Id": "req-find-me"}))
+    assert received[-1][1]["error"]["code"] == "internal_error"
+    (record,) = caplog.records
+    first, *frames = record.getMessage().splitlines()
+    assert (first, frames[-1]) == ("request req-find-me failed unexpectedly", "builtins.ZeroDivisionError")
+    caplog.clear()
+    assert await code_of(gateway.post_task(HI)) == (500, "internal_error")
+    assert len(caplog.records) == 1
 
 
-# --- keep-alive comments
+@pytest.mark.parametrize(
+    ("body", "first"),
+    [(HI, word()), (TTS, audio(b"one")), (FLUX, progress(0.5))],
+    ids=["text", "speech", "image"],
+)
+async def test_a_stream_without_its_last_event_ends_with_an_error_event(
+    gateway: GatewayApp, body: dict[str, Any], first: Event
+) -> None:
+    async with gateway.over(tasks=ScriptedTasks(STARTED, first)) as scripted:
+        *_, (name, data) = await events_of(scripted.post_task({**body, "stream": True}))
+    assert (name, data["error"]["code"]) == ("error", "internal_error")
 
 
-async def test_a_comment_is_sent_only_after_silence(open_gateway: OpenApp) -> None:
-    loop = asyncio.get_running_loop()
-    sent_at: list[float] = []
-
-    async def script(job: Job) -> AsyncIterator[Event]:
-        for event in text_events(*["word"] * 12):
-            sent_at.append(loop.time())
-            yield event
-            await asyncio.sleep(0.03)  # a busy stream
-
-    async with open_gateway(keep_alive=0.2) as gateway, asyncio.timeout(10):
-        gateway.provider.script = script
-        async with gateway.post_task(HI) as response:
-            received = 0
-            while line := await response.content.readline():
-                received += line.startswith(b"data: ")
-                # However busy this machine is, the interval lies between an event and the comment behind it.
-                assert line != COMMENT[:-1] or loop.time() - sent_at[received - 1] > 0.19
+@pytest.mark.parametrize("begin", [(), (STARTED,)], ids=["nothing", "its beginning"])
+@pytest.mark.parametrize("accept", ["application/json", "audio/*"])
+async def test_a_stream_that_ends_before_its_first_event_is_an_ordinary_error(
+    gateway: GatewayApp, begin: tuple[Event, ...], accept: str
+) -> None:
+    body = {**TTS, "stream": accept == "application/json"}
+    async with gateway.over(tasks=ScriptedTasks(*begin)) as scripted:
+        sent = scripted.post_task(body, headers={"Accept": accept})
+        assert await code_of(sent) == (500, "internal_error")
 
 
-async def test_a_comment_is_sent_soon_after_the_keep_alive_time(open_gateway: OpenApp) -> None:
-    loop = asyncio.get_running_loop()
-    end = asyncio.Event()
+async def test_a_deadline_before_the_first_event_is_a_504_and_after_it_an_error_event(
+    gateway: GatewayApp,
+) -> None:
+    async def script(job: Job[Any]) -> AsyncIterator[Event]:
+        if job.input.user == "talks":
+            yield word()
+        await asyncio.Event().wait()
 
-    async def script(job: Job) -> AsyncIterator[Event]:
-        await asyncio.sleep(0.05)  # so that the silence is younger than the stream
-        yield WORD
-        await end.wait()
-        for event in text_events():
-            yield event
-
-    async with open_gateway(keep_alive=0.6) as gateway, asyncio.timeout(10):
-        gateway.provider.script = script
-        async with gateway.post_task(HI) as response:
-            await response.content.readuntil(b"\n\n")
-            sent_at = loop.time()
-            assert await response.content.readuntil(b"\n\n") == COMMENT
-            assert loop.time() - sent_at < 1.05
-            end.set()
-            await response.read()
+    gateway.provider.script = script
+    soon = {"X-Request-Timeout": "0.1"}
+    for body in (STREAM, HI):
+        assert await code_of(gateway.post_task(body, headers=soon)) == (504, "deadline_exceeded")
+    received = await events_of(gateway.post_task({**STREAM, "user": "talks"}, headers=soon))
+    assert received[-1][1]["error"]["code"] == "deadline_exceeded"
+    assert gateway.provider.closed.is_set()
 
 
-async def test_a_client_that_reads_nothing_gets_no_comments(open_gateway: OpenApp) -> None:
-    sent = 0
-    enough = asyncio.Event()
-
-    async def script(job: Job) -> AsyncIterator[Event]:
-        nonlocal sent
-        while not enough.is_set():
-            yield text_events("x" * 50_000)[0]
-            sent += 1
-        for event in text_events():
-            yield event
-
-    async with open_gateway(keep_alive=0.1, write_timeout=60) as gateway:
-        gateway.provider.script = script
-        body = json.dumps(HI).encode()
-        reader, writer = await asyncio.open_connection(gateway.host, gateway.port, limit=1)
-        writer.write(
-            f"POST /api/v1/task HTTP/1.1\r\nHost: x\r\nAuthorization: {gateway.headers['Authorization']}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-            + body
-        )
-        try:
-            async with asyncio.timeout(20):
-                before = -1
-                while not sent or before < sent:
-                    before = sent
-                    await asyncio.sleep(0.2)
-                await asyncio.sleep(0.5)  # the time in which comments would be due
-                enough.set()
-                data_received = b""
-                while piece := await reader.read(1 << 20):
-                    data_received += piece
-        finally:
-            writer.transport.abort()
-        assert b"data: [DONE]" in data_received
-        assert data_received.count(COMMENT) < 3
+@pytest.mark.parametrize("body", [HI, STREAM, {**TTS, "stream": True}, FLUX])
+@pytest.mark.parametrize("accept", ["application/json", "image/*, audio/*"])
+async def test_a_disconnect_closes_the_provider_immediately(
+    gateway: GatewayApp, body: dict[str, Any], accept: str
+) -> None:
+    started = asyncio.Event()
+    first = [word()] if "messages" in body else []
+    gateway.provider.script = play(*first, started.set, asyncio.Event().wait)
+    request_task = asyncio.create_task(gateway.post_task(body, headers={"Accept": accept}).__aenter__())
+    await asyncio.wait_for(started.wait(), 5)
+    if body.get("stream") and first:
+        (await request_task).close()
+    else:
+        request_task.cancel()
+        await asyncio.wait([request_task])
+    left = asyncio.get_running_loop().time()
+    await asyncio.wait_for(gateway.provider.closed.wait(), 5)
+    assert asyncio.get_running_loop().time() - left < 0.05

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from gateway.app import open_rest
-from gateway.state import GatewayOptions
+from gateway.options import GatewayOptions
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import TABLE

@@ -1,0 +1,141 @@
+"""Raw media: what `Accept` selects, in which format, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.task import raw_media_range
+from gateway.types import TASK_FORMATS
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.image_pb2 import ImageFormat
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from tests.gateway.gateway_app import AUDIO, PNG, GatewayApp
+from tests.gateway.requests import FLUX, HI, TTS, code_of, raw_task
+from tests.gateway.scripts import STARTED, ScriptedTasks, Step, audio, play, progress
+
+AUDIO_ONLY = {"Accept": "audio/*"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "task_type", "is_raw"),
+    [
+        (None, TaskType.TASK_TYPE_IMAGE, False),
+        ("*/*", TaskType.TASK_TYPE_IMAGE, False),
+        ("image/*", TaskType.TASK_TYPE_IMAGE, True),
+        ("image/*;q=0", TaskType.TASK_TYPE_IMAGE, False),
+        ("image/*; Q=0.0, image/webp", TaskType.TASK_TYPE_IMAGE, True),
+        ("IMAGE/PNG;q=0.5", TaskType.TASK_TYPE_IMAGE, True),
+        ("application/json, image/*", TaskType.TASK_TYPE_IMAGE, False),
+        ("text/html, image/webp, */*;q=0.8", TaskType.TASK_TYPE_IMAGE, True),
+        ("audio/*", TaskType.TASK_TYPE_IMAGE, False),
+        ("audio/mpeg", TaskType.TASK_TYPE_SPEECH_TO_SPEECH, True),
+        ("audio/*", TaskType.TASK_TYPE_TEXT, False),
+        ("audio/*", TaskType.TASK_TYPE_SPEECH_TO_TEXT, False),
+        (",;,", TaskType.TASK_TYPE_TEXT_TO_SPEECH, False),
+    ],
+)
+def test_raw_media_is_sent_only_if_accept_asks_for_it(
+    accept: str | None, task_type: int, is_raw: bool
+) -> None:
+    assert bool(raw_media_range(accept, TASK_FORMATS[task_type])) is is_raw
+
+
+async def test_accept_selects_raw_media(gateway: GatewayApp) -> None:
+    async with gateway.post_task(FLUX, headers={"Accept": "image/*"}) as response:
+        assert response.headers["Content-Type"] == "image/png"
+        assert await response.read() == PNG
+    async with gateway.post_task(TTS, headers={"Accept": "audio/mpeg"}) as response:
+        assert response.headers["Content-Type"] == "audio/mpeg"
+        assert response.headers["X-Pomelo-Mode"] == "test"
+        assert await response.read() == AUDIO
+    async with gateway.post_task(HI, headers=AUDIO_ONLY) as response:
+        assert response.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize(("body", "accept"), [(TTS, "audio/*"), (FLUX, "image/png")])
+async def test_raw_media_is_not_stored(gateway: GatewayApp, body: dict[str, Any], accept: str) -> None:
+    before = set(gateway.media.folder.iterdir())
+    async with gateway.post_task(body, headers={"Accept": accept}) as response:
+        assert await response.read()
+    assert set(gateway.media.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "accept", "used"),
+    [
+        ({}, "image/png", ImageFormat.IMAGE_FORMAT_PNG),
+        ({}, "image/jpeg", ImageFormat.IMAGE_FORMAT_JPEG),
+        ({}, "image/webp", ImageFormat.IMAGE_FORMAT_WEBP),
+        ({"output_format": "jpeg"}, "image/webp", ImageFormat.IMAGE_FORMAT_JPEG),
+        ({"output_format": "jpeg"}, "image/*", ImageFormat.IMAGE_FORMAT_JPEG),
+        ({}, "image/*", ImageFormat.IMAGE_FORMAT_UNSPECIFIED),
+    ],
+)
+async def test_accept_decides_the_image_format_unless_the_task_names_one(
+    gateway: GatewayApp, given: dict[str, str], accept: str, used: int
+) -> None:
+    result = TaskResult()
+    result.image.images.add(data=b"image", content_type="image/x")
+    tasks = ScriptedTasks(STARTED, Event(result=result))
+    async with (
+        gateway.over(tasks=tasks) as scripted,
+        scripted.post_task({**FLUX, **given}, headers={"Accept": accept}) as response,
+    ):
+        assert (response.content_type, await response.read()) == ("image/x", b"image")
+    assert tasks.tasks[0].image.output_format == used
+
+
+async def test_raw_audio_is_sent_while_it_is_generated(gateway: GatewayApp) -> None:
+    received = asyncio.Event()
+    gateway.provider.script = play(audio(b"one"), received.wait, audio(b"two"))
+    async with gateway.post_task(TTS, headers=AUDIO_ONLY) as response:
+        assert await response.content.readany() == b"one"
+        received.set()
+        assert await response.content.read() == b"two"
+
+
+async def test_raw_audio_that_fails_before_its_first_byte_is_an_ordinary_error(gateway: GatewayApp) -> None:
+    gateway.provider.script = play(PomeloError("provider_unavailable", retry_after=7))
+    async with gateway.post_task(TTS, headers=AUDIO_ONLY) as response:
+        assert (response.status, response.headers["Retry-After"]) == (503, "7")
+
+
+async def test_a_raw_image_that_fails_after_its_progress_is_an_ordinary_error(gateway: GatewayApp) -> None:
+    gateway.provider.script = play(progress(0.5), PomeloError("content_policy_violation"))
+    asked = gateway.post_task(FLUX, headers={"Accept": "image/*"})
+    assert await code_of(asked) == (400, "content_policy_violation")
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_truncated_raw_audio_can_not_look_complete(gateway: GatewayApp, version: str) -> None:
+    gateway.provider.script = play(audio(b"one"), PomeloError("provider_failed"))
+    received = b""
+    with pytest.raises(ConnectionResetError):
+        received = await gateway.exchange(raw_task(TTS, "Accept: audio/*", version=version, close=False))
+    assert not received.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("end", [(), (ZeroDivisionError(),)], ids=["no result", "a fault"])
+async def test_raw_audio_without_a_result_can_not_look_complete(
+    gateway: GatewayApp, end: tuple[Step, ...]
+) -> None:
+    tasks = ScriptedTasks(STARTED, audio(b"one"), lambda: asyncio.sleep(0), *end)
+    async with (
+        gateway.over(tasks=tasks) as scripted,
+        scripted.post_task(TTS, headers=AUDIO_ONLY) as response,
+    ):
+        assert response.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+
+
+async def test_empty_raw_audio_is_a_provider_failure(gateway: GatewayApp) -> None:
+    end = Event(result=TaskResult(id="speech_1"))
+    end.result.speech.SetInParent()
+    async with gateway.over(tasks=ScriptedTasks(STARTED, end)) as scripted:
+        assert await code_of(scripted.post_task(TTS, headers=AUDIO_ONLY)) == (502, "provider_failed")

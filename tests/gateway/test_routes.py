@@ -1,0 +1,67 @@
+"""The routes besides tasks: models, health checks, and paths that do not exist."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.gateway.gateway_app import GatewayApp, OpenApp
+from tests.gateway.requests import code_of
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/v2/task", "/api/v1/task/", "/media/", "/%00", "/api/v1/models/a/b"]
+)
+async def test_an_unknown_path_is_a_json_error(gateway: GatewayApp, path: str) -> None:
+    assert await code_of(gateway.http.get(gateway.url + path)) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/api/v1/task", "POST"),
+        ("GET", "/api/v1/task", "POST"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ],
+)
+async def test_another_method_is_a_json_error_with_the_allowed_ones(
+    gateway: GatewayApp, method: str, path: str, allowed: str
+) -> None:
+    async with gateway.http.request(method, gateway.url + path) as response:
+        assert response.headers["Allow"] == allowed
+    assert await code_of(gateway.http.request(method, gateway.url + path)) == (405, "method_not_allowed")
+
+
+async def test_models_are_listed_with_limits_and_prices(gateway: GatewayApp) -> None:
+    async with gateway.get("/api/v1/models") as response:
+        listed = await response.json()
+    assert listed["object"] == "list"
+    by_name = {m["id"]: m for m in listed["data"]}
+    assert len(by_name) == 14
+    assert by_name["gpt-3.5-turbo"]["price"] == {
+        "million_input_tokens": "0.1",
+        "million_cached_input_tokens": "0.01",
+        "million_cache_write_input_tokens": "0.125",
+        "million_output_tokens": "0.5",
+    }
+    (tier,) = by_name["gpt-3.5-turbo"]["price_tiers"]
+    assert tier["from_input_tokens"] == 272_001
+    assert tier["price"]["million_cached_input_tokens"] == "0.02"
+    assert "price_tiers" not in by_name["claude-3-opus"]
+    types = {"text", "image", "text-to-speech", "speech-to-speech", "speech-to-text"}
+    assert {m["type"] for m in listed["data"]} == types
+    async with gateway.get("/api/v1/models/flux-1-dev") as response:
+        assert await response.json() == by_name["flux-1-dev"]
+    assert await code_of(gateway.http.get(f"{gateway.url}/api/v1/models")) == (401, "invalid_api_key")
+    for unknown in ("nope", "%ff%fe"):
+        assert await code_of(gateway.get(f"/api/v1/models/{unknown}")) == (400, "unsupported_model")
+
+
+async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenApp) -> None:
+    healthy = True
+    async with open_gateway(healthy=lambda: healthy) as gateway:
+        async with gateway.http.get(f"{gateway.url}/healthz") as response:
+            assert (response.status, await response.json()) == (200, {"status": "ok"})
+        async with gateway.http.head(f"{gateway.url}/healthz") as response:
+            assert response.status == 200
+        healthy = False
+        assert await code_of(gateway.http.get(f"{gateway.url}/healthz")) == (503, "shutting_down")

@@ -1,0 +1,87 @@
+"""Connections over TLS: unfinished handshakes time out, count, and can be evicted."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.certificates import make_certificate
+from tests.gateway.gateway_app import GatewayApp, OpenApp
+from tests.gateway.requests import TTS, read_until_closed
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """A TLS server context for loopback."""
+    made = tmp_path_factory.mktemp("certificate")
+    make_certificate(made, "cert", "localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(made / "cert.pem", made / "cert.key")
+    return context
+
+
+@pytest.fixture(scope="module")
+def trusting() -> ssl.SSLContext:
+    """A client context that accepts every certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def is_served(gateway: GatewayApp, trusting: ssl.SSLContext) -> bool:
+    """Returns whether a request over TLS is answered."""
+    url = f"https://{gateway.host}:{gateway.port}/api/v1/account"
+    async with gateway.http.get(url, headers=gateway.headers, ssl=trusting) as response:
+        return response.status == 200
+
+
+async def test_an_unfinished_tls_handshake_times_out(
+    open_gateway: OpenApp, certificate: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    async with open_gateway(tls=certificate, untrusted_timeout=0.5) as gateway:
+        loop = asyncio.get_running_loop()
+        for data in (b"", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n"):
+            async with gateway.connect(data) as (reader, _):
+                begin = loop.time()
+                await read_until_closed(reader)
+                assert loop.time() - begin < 4
+        assert await is_served(gateway, trusting)
+        async with gateway.connect(ssl=trusting) as (reader, _):
+            assert await read_until_closed(reader) == b""
+
+
+async def test_connections_in_a_tls_handshake_count_and_can_be_evicted(
+    open_gateway: OpenApp, certificate: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    async with open_gateway(tls=certificate, max_connections=3) as gateway, AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(gateway.connect()) for _ in range(4)]
+        assert await read_until_closed(silent[0][0]) == b""
+        assert await is_served(gateway, trusting)
+        assert await read_until_closed(silent[1][0]) == b""
+
+
+async def test_a_media_link_over_tls_is_https(
+    open_gateway: OpenApp, certificate: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    async with open_gateway(tls=certificate) as gateway:
+        url = f"https://{gateway.host}:{gateway.port}"
+        task = gateway.http.post(f"{url}/api/v1/task", json=TTS, headers=gateway.headers, ssl=trusting)
+        async with task as response:
+            assert (await response.json())["audio"]["url"].startswith(f"{url}/media/")
+
+
+async def test_an_unfinished_handshake_of_a_crowded_address_has_three_times_the_grace(
+    open_gateway: OpenApp, certificate: ssl.SSLContext
+) -> None:
+    options = {"tls": certificate, "max_untrusted": 1, "untrusted_grace": 0.5, "untrusted_timeout": 60}
+    async with (
+        open_gateway(**options) as gateway,
+        gateway.connect(b"\x16\x03\x01\x02\x00\x01") as (older, _),
+        gateway.connect(),
+    ):
+        begin = asyncio.get_running_loop().time()
+        assert await read_until_closed(older) == b""
+        assert asyncio.get_running_loop().time() - begin > 1.2
