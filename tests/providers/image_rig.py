@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
-from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, fit_hook, fit_job
+from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 
 KEY = "key-canary-2718"
@@ -26,7 +26,7 @@ SECRETS = f"{KEY} {PROMPT} <b>body</b>"
 PNG, JPEG, WEBP = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"
 
 
-def job(route: Route, image_input: ImageInput | None = None, *, stream: bool = False) -> Job:
+def job(route: Route, image_input: ImageInput | None = None, *, stream: bool = False) -> Job[Any]:
     """An image job; with the shortest input by default."""
     model = Model(
         name="flux-1-pro",
@@ -71,13 +71,13 @@ async def open_provider(
             await provider.aclose()
 
 
-async def events(provider: Any, image_job: Job) -> list[Event]:
+async def events(provider: Any, image_job: Job[Any]) -> list[Event]:
     """All events of the provider."""
     async with aclosing(provider.image(fit_job(image_job, fit_hook(provider, "image")))) as answer:
         return [event async for event in answer]
 
 
-async def draw_image(provider: Any, image_job: Job) -> tuple[bytes, str]:
+async def draw_image(provider: Any, image_job: Job[Any]) -> tuple[bytes, str]:
     """The image and its media type; it came last and only."""
     *earlier, last = await events(provider, image_job)
     assert all(event.HasField("image_progress") for event in earlier)
@@ -86,13 +86,13 @@ async def draw_image(provider: Any, image_job: Job) -> tuple[bytes, str]:
     return image.data, image.content_type
 
 
-async def failure(provider: Any, image_job: Job) -> PomeloError:
+async def failure(provider: Any, image_job: Job[Any]) -> UpstreamError:
     """The error that the job ends with; nothing looked like an image before."""
     try:
         async with aclosing(provider.image(fit_job(image_job, fit_hook(provider, "image")))) as answer:
             async for event in answer:
                 assert event.HasField("image_progress"), "a failed task had an image"
-    except PomeloError as error:
+    except UpstreamError as error:
         return error
     raise AssertionError("no failure")
 

@@ -186,7 +186,7 @@ COSTS = [
 @pytest.mark.parametrize(("usage", "cost"), COSTS)
 @pytest.mark.parametrize("knob", [{}, {"reports_cost": False}, {"reports_cost": True}], ids=str)
 async def test_a_cost_is_reported_if_the_row_declares_it_in_dollars(
-    upstream: FaultUpstream, knob: dict[str, bool], usage: Any, cost: float | None, stream: bool
+    upstream: FaultUpstream, knob: dict[str, Any], usage: Any, cost: float | None, stream: bool
 ) -> None:
     upstream.script(Answer("one two", usage=usage))
     job = COMPATIBLE.job(stream=stream)

@@ -12,9 +12,9 @@ import anthropic
 import mistralai.client
 import openai
 import pytest
-import replicate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from replicate.client import Client as Replicate
 
 from pomelo.gen.v1.speech_pb2 import (
     AudioInput,
@@ -151,7 +151,7 @@ async def _mistral(setup: Setup, received: Received) -> None:
 
 
 async def _replicate(setup: Setup, received: Received) -> None:
-    client = replicate.Client(api_token=KEY, base_url=setup.upstream.replicate_base_url)
+    client = Replicate(api_token=KEY, base_url=setup.upstream.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
     await client.models.predictions.async_create(name, wait=True, **received.body)
 

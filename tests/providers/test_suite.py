@@ -96,7 +96,7 @@ class ReportsCost(acme.Acme):
 
     cost: Any = 0.0007
 
-    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def text(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         job.report.cost = self.cost
         async with aclosing(super().text(job)) as events:
             async for event in events:

@@ -61,7 +61,9 @@ class Vendor:
     counts: tuple[str, str] = ("prompt_tokens", "completion_tokens")
     max_output_tokens: int = 0
 
-    def job(self, text_input: TextInput | None = None, *, stream: bool, route: Route | None = None) -> Job:
+    def job(
+        self, text_input: TextInput | None = None, *, stream: bool, route: Route | None = None
+    ) -> Job[Any]:
         """A text job for this vendor."""
         return plain_job(
             text_input, stream=stream, route=route or self.route, max_output_tokens=self.max_output_tokens

@@ -231,9 +231,9 @@ async def test_the_cache_counts_as_input(upstream: FaultUpstream, provider: Any,
     upstream.script(Answer(usage=usage))
     answer = await deltas(provider, ANTHROPIC.job(stream=stream))
     check_last(answer, 123, 7)
-    usage = answer[-1].usage
-    assert (usage.cached_prompt_tokens, usage.cache_write_prompt_tokens) == (100, 20)
-    assert usage.cache_write_1h_prompt_tokens == 0
+    counted = answer[-1].usage
+    assert (counted.cached_prompt_tokens, counted.cache_write_prompt_tokens) == (100, 20)
+    assert counted.cache_write_1h_prompt_tokens == 0
 
 
 @BOTH

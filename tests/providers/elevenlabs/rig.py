@@ -46,7 +46,7 @@ def job(
     stream: bool = False,
     route: Route | None = None,
     audio: AudioSource | None = None,
-) -> Job:
+) -> Job[Any]:
     """A job of the kind that `speech_input` is of; by default the shortest text to speech."""
     if speech_input is None:
         speech_input = TextToSpeechInput(text=TEXT, voice="adam")
@@ -85,13 +85,13 @@ async def open_provider(
         await provider.aclose()
 
 
-def events(provider: ElevenLabs, speech_job: Job) -> Any:
+def events(provider: ElevenLabs, speech_job: Job[Any]) -> Any:
     """The provider's events for a job of any task type."""
     kind = TaskType.Name(speech_job.model.task_type).removeprefix("TASK_TYPE_").lower()
     return getattr(provider, kind)(fit_job(speech_job, fit_hook(provider, kind)))
 
 
-async def read_audio(provider: ElevenLabs, speech_job: Job) -> tuple[bytes, str]:
+async def read_audio(provider: ElevenLabs, speech_job: Job[Any]) -> tuple[bytes, str]:
     """The whole audio that the provider answers, and its media type; checks the pieces."""
     chunks: list[bytes] = []
     kind = ""
@@ -106,15 +106,15 @@ async def read_audio(provider: ElevenLabs, speech_job: Job) -> tuple[bytes, str]
     return b"".join(chunks), kind
 
 
-async def transcript(provider: ElevenLabs, speech_job: Job) -> Transcription:
+async def transcript(provider: ElevenLabs, speech_job: Job[Any]) -> Transcription:
     """The transcript that the provider answers."""
     async with aclosing(events(provider, speech_job)) as answer:
-        results = [event.result.transcription async for event in answer]
+        results: list[Transcription] = [event.result.transcription async for event in answer]
     assert len(results) == 1
     return results[0]
 
 
-async def failure(provider: ElevenLabs, speech_job: Job) -> tuple[PomeloError, bytes]:
+async def failure(provider: ElevenLabs, speech_job: Job[Any]) -> tuple[PomeloError, bytes]:
     """Returns the error that the job ends with, and the audio before it."""
     audio = b""
     try:

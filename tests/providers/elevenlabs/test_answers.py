@@ -381,7 +381,11 @@ async def test_an_invalid_word_is_repaired_or_left_out(
 
 
 async def test_a_missing_time_is_that_of_the_previous_word(vendor: FaultUpstream, provider: Any) -> None:
-    timed = [{"text": "a", "start": 1, "end": 2}, {"text": "b"}, {"text": "c", "start": 4, "end": 3}]
+    timed: list[dict[str, Any]] = [
+        {"text": "a", "start": 1, "end": 2},
+        {"text": "b"},
+        {"text": "c", "start": 4, "end": 3},
+    ]
     vendor.script(reported(words=[{**word, "type": "word"} for word in timed]))
     result = await transcript(provider, job(SpeechToTextInput()))
     assert words(result) == [("a", 1.0, 2.0, ""), ("b", 2.0, 2.0, ""), ("c", 4.0, 4.0, "")]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
-from pomelo.providers.errors import RetryPolicy
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.testing import (
     FaultUpstream,
     Gate,
@@ -289,6 +289,7 @@ async def test_a_refused_connection_is_an_unavailable_provider(speech_job: Any) 
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         async with open_provider(f"http://127.0.0.1:{taken.getsockname()[1]}") as provider:
             error, _ = await failure(provider, speech_job)
+    assert isinstance(error, UpstreamError)
     assert (error.code, error.retry) == ("provider_unavailable", RetryPolicy.SAME_ROUTE)
     check_no_secrets(error)
 
@@ -310,6 +311,7 @@ async def test_a_request_that_may_have_been_charged_is_not_retried(
 ) -> None:
     vendor.script(reply)
     error, _ = await failure(provider, speech_job)
+    assert isinstance(error, UpstreamError)
     assert error.retry == retry
 
 

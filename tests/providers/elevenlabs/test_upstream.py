@@ -258,7 +258,7 @@ def test_the_audio_is_playable(audio_format: str) -> None:
         assert len(data) == size
         return
     kind = "ogg" if codec == "opus" else codec
-    with av.open(io.BytesIO(data), format=kind) as container:
+    with av.open(io.BytesIO(data), "r", format=kind) as container:
         seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
         assert container.streams.audio[0].rate == int(rate)
     assert 1.9 < seconds < 3.2

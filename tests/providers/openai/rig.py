@@ -24,7 +24,7 @@ CLASSIC = Route("openai", "gpt-4.1")
 
 def job(
     text_input: TextInput | None = None, *, stream: bool, route: Route = CLASSIC, max_output_tokens: int = 0
-) -> Job:
+) -> Job[Any]:
     """A text job; with the shortest input by default. `max_output_tokens` is the model's limit of output tokens."""
     model = Model(
         name="gpt-4",
@@ -46,13 +46,13 @@ async def open_provider(base_url: str, *, key: str | None = KEY, **timeouts: flo
         yield OpenAI(Credentials(key, base_url), http)
 
 
-async def deltas(provider: Any, text_job: Job) -> list[TextDelta]:
+async def deltas(provider: Any, text_job: Job[Any]) -> list[TextDelta]:
     """All events of the provider."""
     async with aclosing(provider.text(fit_job(text_job, fit_hook(provider, "text")))) as events:
         return [event.text_delta async for event in events]
 
 
-async def failure(provider: Any, text_job: Job) -> tuple[PomeloError, str]:
+async def failure(provider: Any, text_job: Job[Any]) -> tuple[PomeloError, str]:
     """The error that the job ends with, and the text that came before it."""
     text = ""
     try:

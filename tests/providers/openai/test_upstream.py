@@ -12,7 +12,7 @@ import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_event, error_reply
 
-GOOD = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}]}
+GOOD: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}]}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 
 

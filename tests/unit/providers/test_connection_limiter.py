@@ -15,7 +15,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.chat.openai import OpenAI
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.client import Http
-from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter
+from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter, NoConnectionError
 from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_reply
 from tests.providers.openai.rig import deltas, job
 
@@ -177,7 +177,7 @@ async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_sen
     limiter = ConnectionLimiter(1, max_wait=0.05)
     await limiter.acquire(HOST, "a")
     began = time.monotonic()
-    with pytest.raises(PomeloError) as raised:
+    with pytest.raises(NoConnectionError) as raised:
         await limiter.acquire(HOST, "b")
     assert 0.04 <= time.monotonic() - began < 0.5
     error = raised.value

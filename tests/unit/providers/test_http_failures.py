@@ -138,7 +138,7 @@ def test_a_vendors_wait_is_passed_on_within_bounds(headers: Mapping[str, str], s
     assert refuse(401, headers=headers).retry_after is None
 
 
-KEY = SimpleNamespace(host="api.acme.example", port=443, ssl=True, is_ssl=True)
+KEY: Any = SimpleNamespace(host="api.acme.example", port=443, ssl=True, is_ssl=True)
 INFO: Any = SimpleNamespace(real_url=f"https://api.acme.example/{CANARY}", headers={"Authorization": CANARY})
 
 

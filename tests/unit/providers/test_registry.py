@@ -94,7 +94,8 @@ def test_a_plug_in_is_found_with_its_base_url_and_its_models(tmp_path: Path) -> 
     registry = read_registry(plugins=[point("acme", "Bringing"), point("plain")])
     assert registry.entries["acme"].base_url == "https://api.acme.example"
     assert registry.entries["acme"].probe == Probe("/ping")
-    assert registry.entries["plain"].make is Plain
+    plain: object = registry.entries["plain"].make
+    assert plain is Plain
     assert "acme-1" in registry.catalog.models
     assert "gpt-4" in registry.catalog.models
 
