@@ -17,12 +17,10 @@ from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
 from pomelo.testing.openai_protocol import DONE
+from tests.providers.rig import KEY, SECRETS, check_no_secrets
 from tests.providers.text_rig import (
     COMPATIBLE,
-    KEY,
-    PROMPT,
     check_last,
-    check_no_secrets,
     check_no_usage,
     deltas,
     failure,
@@ -31,15 +29,7 @@ from tests.providers.text_rig import (
     text,
 )
 
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-SECRETS = f"{KEY} {PROMPT} <b>body</b>"
 FIELDS = {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop", "user"}  # fmt: skip
-
-
-@pytest.fixture(name="upstream")
-async def _upstream() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream() as server:
-        yield server
 
 
 @asynccontextmanager
@@ -182,7 +172,6 @@ COSTS = [
 ]
 
 
-@BOTH
 @pytest.mark.parametrize(("usage", "cost"), COSTS)
 @pytest.mark.parametrize("knob", [{}, {"reports_cost": False}, {"reports_cost": True}], ids=str)
 async def test_a_cost_is_reported_if_the_row_declares_it_in_dollars(
@@ -249,7 +238,6 @@ async def test_an_error_within_a_stream_is_mapped_by_its_code(
 LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("status", "body", "code"),
     [

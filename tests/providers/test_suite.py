@@ -124,7 +124,6 @@ class ReportsCents(ReportsCost):
         (ReportsCents, "it reports a cost of 0.07 US dollars, and should report 0.0007"),
     ],
 )
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_cost_that_must_be_reported_is_checked(
     make: type[acme.Acme], problem: str, stream: bool
 ) -> None:

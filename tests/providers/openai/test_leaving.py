@@ -9,71 +9,54 @@ from typing import Any
 
 import pytest
 
-from pomelo.testing import Answer, FaultUpstream, Gate, Received
-from tests.providers.openai.rig import job, open_provider
+from pomelo.testing import Answer, Gate
+from tests.providers.rig import Rig, check_left, open_provider, open_rig
+from tests.providers.text_rig import OPENAI
 
 AT_ONCE = 0.05
 """Seconds that may pass until the vendor sees it."""
 
 
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream() as server:
-        yield server
-
-
-@pytest.fixture(name="provider")
-async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with open_provider(vendor.openai_base_url) as provider:
-        yield provider
+@pytest.fixture(name="rig")
+async def _rig() -> AsyncIterator[Rig]:
+    async with open_rig(OPENAI.make, OPENAI.server) as rig:
+        yield rig
 
 
 async def collect(provider: Any, stream: bool) -> None:
     """Reads an answer to its end, as the engine does."""
-    async with aclosing(provider.text(job(stream=stream))) as events:
+    async with aclosing(provider.text(OPENAI.job(stream=stream))) as events:
         async for _ in events:
             pass
 
 
-async def check_left(received: Received, since: float) -> None:
-    """The vendor saw the connection close within AT_ONCE of `since`."""
-    async with asyncio.timeout(5):
-        await received.left.wait()
-    assert received.left_at is not None
-    assert received.left_at - since < AT_ONCE
-
-
-async def test_a_closed_generator_closes_the_connection_immediately(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_a_closed_generator_closes_the_connection_immediately(rig: Rig) -> None:
     gate = Gate()
-    vendor.script(Answer("one two three", at={1: gate}))
-    events = provider.text(job(stream=True))
+    rig.script(Answer("one two three", at={1: gate}))
+    events = rig.provider.text(OPENAI.job(stream=True))
     assert (await anext(events)).text_delta.content == "one"
     await gate.reached.wait()
     since = asyncio.get_running_loop().time()
     await events.aclose()
-    await check_left(vendor.requests[0], since)
-    assert vendor.requests[0].tokens_sent == 1
+    await check_left(rig.requests[0], since)
+    assert rig.requests[0].tokens_sent == 1
 
 
-async def test_cancelling_stops_a_vendor_that_sends_as_fast_as_it_can(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_cancelling_stops_a_vendor_that_sends_as_fast_as_it_can(rig: Rig) -> None:
     words = 200_000
-    vendor.script(Answer("word " * words))
-    async with aclosing(provider.text(job(stream=True))) as events:
+    rig.script(Answer("word " * words))
+    async with aclosing(rig.provider.text(OPENAI.job(stream=True))) as events:
         await anext(events)
     since = asyncio.get_running_loop().time()
-    await check_left(vendor.requests[0], since)
-    assert vendor.requests[0].tokens_sent < words
+    await check_left(rig.requests[0], since)
+    assert rig.requests[0].tokens_sent < words
 
 
-async def test_a_reader_that_is_slow_slows_the_vendor_down(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.script(Answer(("x" * 1000 + " ") * 40_000))
-    async with aclosing(provider.text(job(stream=True))) as events:
+async def test_a_reader_that_is_slow_slows_the_vendor_down(rig: Rig) -> None:
+    rig.script(Answer(("x" * 1000 + " ") * 40_000))
+    async with aclosing(rig.provider.text(OPENAI.job(stream=True))) as events:
         await anext(events)
-        received = vendor.requests[0]
+        received = rig.requests[0]
         sent = -1
         while sent != received.bytes_sent:  # until the vendor can't write on
             sent = received.bytes_sent
@@ -83,39 +66,34 @@ async def test_a_reader_that_is_slow_slows_the_vendor_down(vendor: FaultUpstream
         assert not received.done.is_set()
 
 
-async def test_a_failure_that_the_reader_throws_closes_the_connection_too(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_a_failure_that_the_reader_throws_closes_the_connection_too(rig: Rig) -> None:
     gate = Gate()
-    vendor.script(Answer("one two three", at={1: gate}))
+    rig.script(Answer("one two three", at={1: gate}))
 
     async def read_and_fail() -> None:
-        async with aclosing(provider.text(job(stream=True))) as events:
+        async with aclosing(rig.provider.text(OPENAI.job(stream=True))) as events:
             await anext(events)
             await gate.reached.wait()
             raise KeyError
 
     with pytest.raises(KeyError):
         await read_and_fail()
-    await check_left(vendor.requests[0], asyncio.get_running_loop().time())
+    await check_left(rig.requests[0], asyncio.get_running_loop().time())
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_deadline_closes_the_connection_immediately(
-    vendor: FaultUpstream, provider: Any, stream: bool
-) -> None:
-    vendor.script(Answer(at={1: Gate()}))
+async def test_a_deadline_closes_the_connection_immediately(rig: Rig, stream: bool) -> None:
+    rig.script(Answer(at={1: Gate()}))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await collect(provider, stream)
-    await check_left(vendor.requests[0], asyncio.get_running_loop().time())
+            await collect(rig.provider, stream)
+    await check_left(rig.requests[0], asyncio.get_running_loop().time())
 
 
-async def test_closing_the_provider_closes_what_is_open(vendor: FaultUpstream) -> None:
-    async with open_provider(vendor.openai_base_url) as provider:
+async def test_closing_the_provider_closes_what_is_open(rig: Rig) -> None:
+    async with open_provider(OPENAI.make, rig.openai_base_url) as provider:
         await collect(provider, stream=True)
-        assert vendor.requests[0].left_at is None
+        assert rig.requests[0].left_at is None
     # The connection that was kept for later is gone: a new provider makes a new one.
-    async with open_provider(vendor.openai_base_url) as provider:
+    async with open_provider(OPENAI.make, rig.openai_base_url) as provider:
         await collect(provider, stream=True)
-    assert vendor.requests[0].connection != vendor.requests[1].connection
+    assert rig.requests[0].connection != rig.requests[1].connection
