@@ -53,10 +53,7 @@ async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
                 "role": "user",
                 "content": [
                     {"type": "text", "text": "What is it?"},
-                    {
-                        "type": "image",
-                        "source": {"type": "base64", "media_type": "image/png", "data": DATA},
-                    },
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": DATA}},
                 ],
             },
             {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},
@@ -358,9 +355,7 @@ async def test_an_error_within_a_stream_is_mapped_by_its_code(rig: Rig, kind: st
     check_no_secrets(error)
 
 
-async def test_a_failure_half_way_through_a_long_unary_answer_yields_nothing(
-    rig: Rig,
-) -> None:
+async def test_a_failure_half_way_through_a_long_unary_answer_yields_nothing(rig: Rig) -> None:
     rig.script(Answer("one two", at={1: (error_event(), Stop.END)}))
     async with open_provider(LONG.make, rig.anthropic_base_url) as provider:
         error, begun = await failure(provider, LONG.job(stream=False))

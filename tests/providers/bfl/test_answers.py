@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Catalog, Route
-from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers.bfl import BFL
 from pomelo.testing import Gate
 from pomelo.testing.bfl_protocol import Drawing, delivered, error_reply, status
@@ -24,12 +24,7 @@ SIDE = (256.0, 1440.0, 32.0)
 DEV = Route(
     "bfl",
     "flux-dev",
-    clamp={
-        "width": SIDE,
-        "height": SIDE,
-        "num_inference_steps": (1, 50, 0),
-        "guidance_scale": (1.5, 5, 0),
-    },
+    clamp={"width": SIDE, "height": SIDE, "num_inference_steps": (1, 50, 0), "guidance_scale": (1.5, 5, 0)},
 )
 PRO = Route(
     "bfl",
@@ -129,23 +124,6 @@ async def test_polls_have_the_key_and_the_download_does_not(rig: Rig) -> None:
     assert download.target.endswith("?se=2026&sig=a%2Bb%2F%3D"), "a signature was rewritten"
 
 
-@pytest.mark.parametrize(
-    ("expected", "content_type"),
-    [
-        (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "image/png"),
-        (ImageFormat.IMAGE_FORMAT_PNG, "image/png"),
-        (ImageFormat.IMAGE_FORMAT_JPEG, "image/jpeg"),
-        (ImageFormat.IMAGE_FORMAT_WEBP, "image/webp"),
-    ],
-)
-async def test_the_image_is_returned_unchanged(
-    rig: Rig, expected: ImageFormat.ValueType, content_type: str
-) -> None:
-    data, kind = await draw_image(rig.provider, job(DEV, ImageInput(prompt="x", output_format=expected)))
-    assert kind == content_type
-    assert data == make_image(content_type.removeprefix("image/"))
-
-
 async def test_an_image_has_the_content_type_of_its_bytes(rig: Rig) -> None:
     rig.script(Drawing(delivery=(delivered(make_image("jpeg"), "application/octet-stream"),)))
     assert (await draw_image(rig.provider, job(DEV)))[1] == "image/jpeg"
@@ -223,9 +201,3 @@ async def test_concurrent_images_do_not_mix(rig: Rig) -> None:
     async with asyncio.TaskGroup() as group:
         for size in sizes:
             group.create_task(ask(size))
-
-
-@pytest.mark.parametrize(("key", "configured"), [(None, False), ("  ", False), (" k ", True)])
-async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
-    async with open_provider(BFL, "https://api.bfl.ai", key=key) as provider:
-        assert provider.configured is configured

@@ -9,12 +9,7 @@ from typing import Any
 
 from pomelo.catalog.catalog import Route
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.speech_pb2 import (
-    SpeechToSpeechInput,
-    SpeechToTextInput,
-    TextToSpeechInput,
-    Transcription,
-)
+from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Transcription
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.elevenlabs.elevenlabs import ElevenLabs

@@ -12,11 +12,7 @@ from typing import Any
 import pytest
 
 from pomelo.fields import AUDIO_FORMATS as FORMATS
-from pomelo.gen.v1.speech_pb2 import (
-    SpeechToSpeechInput,
-    SpeechToTextInput,
-    Timestamps,
-)
+from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, Timestamps
 from pomelo.providers.elevenlabs.responses import audio_content_type
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.providers.sandbox.speech import Speech as SandboxSpeech
@@ -26,9 +22,7 @@ from tests.providers.elevenlabs.rig import MAKE, MP3, failure, job, read_audio, 
 from tests.providers.rig import PROMPT, Rig, open_rig, run
 
 SPEAKING = pytest.mark.parametrize(
-    "speech_input",
-    [say(PROMPT), SpeechToSpeechInput(voice="adam")],
-    ids=["tts", "sts"],
+    "speech_input", [say(PROMPT), SpeechToSpeechInput(voice="adam")], ids=["tts", "sts"]
 )
 
 

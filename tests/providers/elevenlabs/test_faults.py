@@ -14,28 +14,11 @@ import pytest
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Timeouts
-from pomelo.testing import (
-    Gate,
-    Reply,
-    Script,
-    Speech,
-    Stop,
-    Transcript,
-    page,
-    redirect,
-)
+from pomelo.testing import Gate, Reply, Script, Speech, Stop, Transcript, page, redirect
 from pomelo.testing.elevenlabs_checks import problem
 from pomelo.testing.elevenlabs_protocol import error_reply, validation_reply
 from tests.providers.elevenlabs.rig import MAKE, failure, job, read_audio, say, transcript
-from tests.providers.rig import (
-    SECRETS,
-    Rig,
-    check_left,
-    check_no_secrets,
-    open_provider,
-    open_rig,
-    run,
-)
+from tests.providers.rig import SECRETS, Rig, check_left, check_no_secrets, open_provider, open_rig, run
 
 AT_ONCE = 0.05
 """Seconds that may pass until the vendor sees that a caller has left."""
@@ -121,12 +104,7 @@ STATUSES = [
 @ALL
 @pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
 async def test_a_status_is_mapped_to_an_error(
-    rig: Rig,
-    speech_job: Any,
-    reply: Reply,
-    code: str,
-    wait: int | None,
-    field: str,
+    rig: Rig, speech_job: Any, reply: Reply, code: str, wait: int | None, field: str
 ) -> None:
     rig.script(reply)
     error, received_audio = await failure(rig.provider, speech_job)

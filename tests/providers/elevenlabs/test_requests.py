@@ -147,10 +147,7 @@ async def test_what_a_route_drops_is_not_sent(rig: Rig) -> None:
     [("DEU", "de", "de"), ("ger", "de", "de"), ("de-AT", "de", "de"), ("haw", None, "haw"), ("", None, None)],
 )
 async def test_a_language_is_sent_by_the_code_that_the_endpoint_takes(
-    rig: Rig,
-    speech_input: str,
-    text_to_speech: str | None,
-    speech_to_text: str | None,
+    rig: Rig, speech_input: str, text_to_speech: str | None, speech_to_text: str | None
 ) -> None:
     await read_audio(rig.provider, job(say(language_code=speech_input)))
     assert (await rig.received()).body.get("language_code") == text_to_speech
@@ -186,11 +183,7 @@ async def test_the_largest_speech_to_speech_is_exactly_this(rig: Rig, stream: bo
     assert received.query == {"output_format": "pcm_16000"}
     sent = fields(received)
     assert json.loads(str(sent.pop("voice_settings"))) == SETTINGS_SENT
-    assert sent == {
-        "model_id": "eleven_multilingual_sts_v2",
-        "seed": "7",
-        "audio": sha256(MP3).hexdigest(),
-    }
+    assert sent == {"model_id": "eleven_multilingual_sts_v2", "seed": "7", "audio": sha256(MP3).hexdigest()}
     assert received.form is not None
     assert (received.form[-1].filename, received.form[-1].content_type) == ("audio.mp3", "audio/mpeg")
 
@@ -387,10 +380,7 @@ async def test_no_other_request_is_sent_twice(rig: Rig, reply: Any) -> None:
 async def test_the_catalogues_own_rows_are_accepted(rig: Rig) -> None:
     catalog = Catalog.load()
     for name, speech_input in (
-        (
-            "eleven-labs-tts",
-            say(voice_settings=SETTINGS, language_code="en", seed=1),
-        ),
+        ("eleven-labs-tts", say(voice_settings=SETTINGS, language_code="en", seed=1)),
         ("eleven-labs-sts", SpeechToSpeechInput(voice="adam", voice_settings=SETTINGS, seed=1)),
     ):
         for route in catalog.resolve(name).routes:

@@ -103,8 +103,7 @@ async def test_a_route_may_request_the_count_of_a_stream_and_the_closed_schema_r
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [("stop", STOP), ("tool_calls", STOP), ("length", LENGTH), ("model_length", LENGTH)],
+    ("theirs", "ours"), [("stop", STOP), ("tool_calls", STOP), ("length", LENGTH), ("model_length", LENGTH)]
 )
 async def test_finish_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
     rig.script(Answer(finish_reason=theirs))

@@ -8,17 +8,7 @@ from typing import Any
 import pytest
 
 from pomelo.providers.http.client import Timeouts
-from pomelo.testing import (
-    Answer,
-    Gate,
-    Reply,
-    Stop,
-    chunk,
-    error_event,
-    error_reply,
-    page,
-    redirect,
-)
+from pomelo.testing import Answer, Gate, Reply, Stop, chunk, error_event, error_reply, page, redirect
 from tests.providers.rig import SECRETS, Rig, check_no_secrets, open_provider, open_rig
 from tests.providers.text_rig import OPENAI, deltas, failure
 
@@ -174,9 +164,7 @@ async def test_a_cookie_is_not_sent_back(rig: Rig) -> None:
     assert "Cookie" not in rig.requests[-1].headers
 
 
-async def test_unary_answers_have_a_longer_timeout_than_the_silence_of_a_stream(
-    rig: Rig,
-) -> None:
+async def test_unary_answers_have_a_longer_timeout_than_the_silence_of_a_stream(rig: Rig) -> None:
     rig.script(Answer(before=(0.2,)))
     async with open_provider(
         OPENAI.make, rig.openai_base_url, timeouts=Timeouts(silence=0.05, whole=5)
