@@ -109,8 +109,8 @@ async def open_providers() -> AsyncIterator[Setup]:
             "replicate": connect(Replicate, upstream.replicate_base_url, interval=0.001),
             "elevenlabs": connect(ElevenLabs, upstream.elevenlabs_base_url),
         }
-        official_client = elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key=KEY)
-        yield Setup(upstream, providers, official_client)
+        client = elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key=KEY)
+        yield Setup(upstream, providers, client)
         for provider in providers.values():
             await provider.aclose()
 
@@ -260,9 +260,8 @@ def _types(provider: str, model: str, stream: bool) -> Any:
         return params.MessageCreateParamsStreaming if stream else params.MessageCreateParamsNonStreaming
     if provider == "mistral":
         params = mistral_types
-        return (
-            params.ChatCompletionStreamRequestTypedDict if stream else params.ChatCompletionRequestTypedDict
-        )
+        kind = "Stream" if stream else ""
+        return getattr(params, f"ChatCompletion{kind}RequestTypedDict")
     return {
         "flux-pro-1.1": _FluxPro,
         "flux-dev": _FluxDev,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -96,11 +95,9 @@ class ReportsCost(acme.Acme):
 
     cost: Any = 0.0007
 
-    async def text(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
+    def text(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         job.report.cost = self.cost
-        async with aclosing(super().text(job)) as events:
-            async for event in events:
-                yield event
+        return super().text(job)
 
 
 class ReportsText(ReportsCost):

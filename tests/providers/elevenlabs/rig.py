@@ -14,6 +14,7 @@ from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.elevenlabs.elevenlabs import ElevenLabs
 from pomelo.providers.elevenlabs.voices import LAST_DAY
+from pomelo.testing import Received
 from tests.providers.rig import PROMPT, make_job, read_all, run
 
 ADAM = "pNInz6obpgDQGcFmaJgB"
@@ -92,3 +93,9 @@ async def failure(provider: Any, speech_job: Job[Any]) -> tuple[PomeloError, byt
     except PomeloError as error:
         return error, audio
     raise AssertionError(f"no failure; received {len(audio)} bytes")
+
+
+def form_fields(received: Received) -> dict[str, str | None]:
+    """The fields of a form, its file with its SHA-256."""
+    assert received.form is not None
+    return {part.name: part.text if part.filename is None else part.sha256 for part in received.form}

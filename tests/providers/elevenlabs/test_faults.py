@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -18,7 +16,15 @@ from pomelo.testing import Gate, Reply, Script, Speech, Stop, Transcript, page, 
 from pomelo.testing.elevenlabs_checks import problem
 from pomelo.testing.elevenlabs_protocol import error_reply, validation_reply
 from tests.providers.elevenlabs.rig import MAKE, failure, job, read_audio, say, transcript
-from tests.providers.rig import SECRETS, Rig, check_left, check_no_secrets, open_provider, open_rig, run
+from tests.providers.rig import (
+    SECRETS,
+    Rig,
+    check_left,
+    check_no_secrets,
+    open_provider,
+    read_all,
+    run,
+)
 
 AT_ONCE = 0.05
 """Seconds that may pass until the vendor sees that a caller has left."""
@@ -35,12 +41,6 @@ SPEAKING = pytest.mark.parametrize(
     "speech_job", [JOBS[name] for name in JOBS if name != "stt"], ids=list(JOBS)[:4]
 )
 ALL = pytest.mark.parametrize("speech_job", JOBS.values(), ids=JOBS)
-
-
-@pytest.fixture(name="rig")
-async def _rig() -> AsyncIterator[Rig]:
-    async with open_rig(MAKE, "elevenlabs") as rig:
-        yield rig
 
 
 def refusal(status: int, code: str = "", **what: Any) -> Reply:
@@ -285,27 +285,11 @@ async def test_an_invalid_address_is_provider_failed(url: str, speech_job: Any) 
 # --- leaving
 
 
-async def collect(provider: Any, speech_job: Any) -> None:
-    """Reads an answer to its end, as the engine does."""
-    async with aclosing(run(provider, speech_job)) as answer:
-        async for _ in answer:
-            pass
-
-
-async def test_cancelling_stops_a_vendor_that_sends_as_fast_as_it_can(rig: Rig) -> None:
-    rig.script(Speech(size=200_000_000))
-    async with aclosing(run(rig.provider, job(stream=True))) as answer:
-        await anext(answer)
-    since = asyncio.get_running_loop().time()
-    await check_left(rig.requests[0], since)
-    assert rig.requests[0].bytes_sent < 200_000_000
-
-
 async def test_cancelling_while_the_list_of_voices_is_read_closes_its_connection(rig: Rig) -> None:
     gate = Gate()
     rig.unscripted = None
     rig.script(Reply(before=(gate,)))
-    task = asyncio.create_task(collect(rig.provider, job(say(voice="otto"))))
+    task = asyncio.create_task(read_all(rig.provider, job(say(voice="otto"))))
     await gate.reached.wait()
     since = asyncio.get_running_loop().time()
     task.cancel()

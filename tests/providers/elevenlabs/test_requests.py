@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import pytest
-from yarl import URL
 
 from pomelo.catalog.catalog import Catalog, Route
-from pomelo.errors import PomeloError
 from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
@@ -24,10 +18,8 @@ from pomelo.gen.v1.speech_pb2 import (
     Timestamps,
     VoiceSettings,
 )
-from pomelo.providers.elevenlabs.errors import ERROR_MAPPING
-from pomelo.providers.elevenlabs.forms import form
-from pomelo.providers.http.client import Http, Timeouts
-from pomelo.testing import Gate, Received, Speech, Transcript, VoiceList
+from pomelo.providers.http.client import Timeouts
+from pomelo.testing import Speech, VoiceList
 from pomelo.testing.elevenlabs_checks import FORMATS as VENDORS_FORMATS
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import (
@@ -36,14 +28,14 @@ from tests.providers.elevenlabs.rig import (
     MP3,
     STS,
     failure,
-    inline,
+    form_fields,
     job,
     read_audio,
     say,
     stored,
     transcript,
 )
-from tests.providers.rig import KEY, PROMPT, Rig, open_provider, open_rig
+from tests.providers.rig import KEY, PROMPT, Rig, open_provider
 
 SETTINGS = VoiceSettings(stability=0.5, similarity_boost=0.75, style=0, use_speaker_boost=False, speed=1.1)
 SETTINGS_SENT = {
@@ -53,18 +45,6 @@ SETTINGS_SENT = {
     "speed": 1.1,
     "use_speaker_boost": False,
 }
-
-
-@pytest.fixture(name="rig")
-async def _rig() -> AsyncIterator[Rig]:
-    async with open_rig(MAKE, "elevenlabs") as rig:
-        yield rig
-
-
-def fields(received: Received) -> dict[str, str | None]:
-    """The fields of a form, its file with its SHA-256."""
-    assert received.form is not None
-    return {part.name: part.text if part.filename is None else part.sha256 for part in received.form}
 
 
 async def test_the_largest_text_to_speech_is_exactly_this(rig: Rig, stream: bool) -> None:
@@ -119,7 +99,7 @@ async def test_speed_is_clamped_to_the_models_range(rig: Rig, speed: float, sent
     await read_audio(rig.provider, job(say(voice_settings=settings)))
     assert (await rig.received()).body["voice_settings"] == {"speed": sent}
     await read_audio(rig.provider, job(SpeechToSpeechInput(voice="adam", voice_settings=settings)))
-    assert json.loads(str(fields(await rig.received())["voice_settings"])) == {"speed": sent}
+    assert json.loads(str(form_fields(await rig.received())["voice_settings"])) == {"speed": sent}
 
 
 async def test_what_a_route_drops_is_not_sent(rig: Rig) -> None:
@@ -152,7 +132,7 @@ async def test_a_language_is_sent_by_the_code_that_the_endpoint_takes(
     await read_audio(rig.provider, job(say(language_code=speech_input)))
     assert (await rig.received()).body.get("language_code") == text_to_speech
     await transcript(rig.provider, job(SpeechToTextInput(language_code=speech_input)))
-    assert fields(await rig.received()).get("language_code") == speech_to_text
+    assert form_fields(await rig.received()).get("language_code") == speech_to_text
 
 
 def test_the_vendors_formats_are_the_contracts() -> None:
@@ -181,7 +161,7 @@ async def test_the_largest_speech_to_speech_is_exactly_this(rig: Rig, stream: bo
     received = await rig.received()
     assert received.path == f"/elevenlabs/v1/speech-to-speech/{ADAM}" + ("/stream" if stream else "")
     assert received.query == {"output_format": "pcm_16000"}
-    sent = fields(received)
+    sent = form_fields(received)
     assert json.loads(str(sent.pop("voice_settings"))) == SETTINGS_SENT
     assert sent == {"model_id": "eleven_multilingual_sts_v2", "seed": "7", "audio": sha256(MP3).hexdigest()}
     assert received.form is not None
@@ -195,7 +175,7 @@ async def test_the_largest_speech_to_text_is_exactly_this(rig: Rig) -> None:
     await transcript(rig.provider, job(speech_input))
     received = await rig.received()
     assert (received.path, received.query) == ("/elevenlabs/v1/speech-to-text", {})
-    assert fields(received) == {
+    assert form_fields(received) == {
         "model_id": "scribe_v2",
         "tag_audio_events": "false",
         "language_code": "en",
@@ -208,117 +188,12 @@ async def test_the_largest_speech_to_text_is_exactly_this(rig: Rig) -> None:
 
 async def test_the_smallest_speech_to_text_has_no_field_that_the_caller_did_not_set(rig: Rig) -> None:
     await transcript(rig.provider, job(SpeechToTextInput(num_speakers=3)))
-    assert fields(await rig.received()).keys() == {
+    assert form_fields(await rig.received()).keys() == {
         "model_id",
         "tag_audio_events",
         "timestamps_granularity",
         "file",
     }
-
-
-@pytest.mark.parametrize(
-    ("reported", "sent", "filename"),
-    [
-        ("audio/wav", "audio/wav", "audio.wav"),
-        ("audio/webm", "audio/webm", "audio.webm"),
-        ("application/octet-stream", "application/octet-stream", "audio.bin"),
-        ("", "application/octet-stream", "audio.bin"),
-        ('audio/x"\r\nX-Evil: 1', "application/octet-stream", "audio.bin"),
-        ("audio/pcm;rate=44100", "audio/pcm;rate=44100", "audio.bin"),
-    ],
-)
-async def test_an_uploads_name_and_type_are_our_own(
-    rig: Rig, tmp_path: Path, reported: str, sent: str, filename: str
-) -> None:
-    path = tmp_path / 'media_secret"name.mp3'
-    path.write_bytes(MP3)
-    await transcript(rig.provider, job(SpeechToTextInput(), audio=stored(path, reported)))
-    received = await rig.received()
-    assert received.form is not None
-    assert (received.form[-1].filename, received.form[-1].content_type) == (filename, sent)
-    assert received.form[-1].sha256 == sha256(MP3).hexdigest()
-
-
-async def test_raw_samples_that_the_vendor_takes_are_sent_as_such(rig: Rig) -> None:
-    audio = inline(b"\x00\x01" * 100, "audio/pcm;rate=16000")
-    await transcript(rig.provider, job(SpeechToTextInput(), audio=audio))
-    assert fields(await rig.received())["file_format"] == "pcm_s16le_16"
-    await read_audio(rig.provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
-    assert fields(await rig.received())["file_format"] == "pcm_s16le_16"
-
-
-async def test_audio_that_is_no_longer_stored_is_refused_without_its_path(rig: Rig, tmp_path: Path) -> None:
-    path = tmp_path / "gone.mp3"
-    path.write_bytes(MP3)
-    audio = stored(path)
-    path.unlink()
-    error, _ = await failure(rig.provider, job(SpeechToTextInput(), audio=audio))
-    assert (error.code, error.field) == ("invalid_parameter", "audio")
-    assert "gone" not in str(error)
-    assert error.__context__ is None
-    assert rig.requests == []
-
-
-async def test_a_large_upload_is_streamed_from_its_file_to_the_vendor(rig: Rig, tmp_path: Path) -> None:
-    size = 25 * 1024 * 1024
-    path = tmp_path / "long.mp3"
-    block = b"\xff\xfb\x90\xc0" + b"audio" * 200
-    digest = sha256()
-    with path.open("wb") as file:
-        for _ in range(size // len(block)):
-            file.write(block)
-            digest.update(block)
-    audio = stored(path)
-    await transcript(rig.provider, job(SpeechToTextInput()))
-    process = psutil.Process()
-    before = process.memory_info().rss
-    peak = before
-
-    async def watch() -> None:
-        nonlocal peak
-        while True:
-            peak = max(peak, process.memory_info().rss)
-            await asyncio.sleep(0)
-
-    watching = asyncio.create_task(watch())
-    reported = await asyncio.gather(
-        *(transcript(rig.provider, job(SpeechToTextInput(), audio=audio)) for _ in range(4))
-    )
-    changed, _ = await read_audio(rig.provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
-    watching.cancel()
-    assert changed
-    for result in reported:
-        assert result.text == f"{audio.size} bytes with SHA-256 {digest.hexdigest()}"
-    assert peak - before < 24 * 1024 * 1024, "less than one upload, for five of them on both sides"
-
-
-async def test_files_are_closed_however_a_call_ends(rig: Rig, tmp_path: Path) -> None:
-    path = tmp_path / "audio.mp3"
-    path.write_bytes(MP3 * 1000)
-    speech_job = job(SpeechToTextInput(), audio=stored(path))
-    await transcript(rig.provider, speech_job)
-    rig.script(error_reply(500, "internal_error"))
-    await failure(rig.provider, speech_job)
-    gate = Gate()
-    rig.script(Transcript(before=(gate,)))
-    task = asyncio.create_task(transcript(rig.provider, speech_job))
-    await gate.reached.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert [file.path for file in psutil.Process().open_files() if "audio.mp3" in file.path] == []
-
-
-async def test_a_file_that_becomes_shorter_while_it_is_sent_is_a_failure(rig: Rig, tmp_path: Path) -> None:
-    path = tmp_path / "audio.mp3"
-    path.write_bytes(MP3 * 100)
-    url = URL(rig.elevenlabs_base_url + "/v1/speech-to-text")
-    async with Http() as http:
-        with form("file", stored(path), {"model_id": "scribe_v2"}) as body:
-            os.truncate(path, 10)
-            with pytest.raises(PomeloError) as raised:
-                await http.fetch(url, {"xi-api-key": KEY}, body, ERROR_MAPPING, max_bytes=1000)
-    assert raised.value.code == "provider_unavailable"
 
 
 @pytest.mark.parametrize("path", ["speech-to-speech", "voice-changer"])
@@ -348,7 +223,7 @@ async def test_if_the_first_path_is_not_found_the_other_one_is_tried_and_remembe
         "voice-changer",
         "voice-changer",
     ]
-    assert fields(rig.requests[1])["audio"] == sha256(MP3).hexdigest()
+    assert form_fields(rig.requests[1])["audio"] == sha256(MP3).hexdigest()
 
 
 @pytest.mark.parametrize("gone", GONE)

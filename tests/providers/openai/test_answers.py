@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from pomelo.testing import Answer, Gate, Reply, Stop, chunk
-from tests.providers.rig import Rig, open_rig
+from tests.providers.rig import Rig
 from tests.providers.text_rig import FILTERED, LENGTH, OPENAI, STOP, check_last, deltas, text
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
-
-
-@pytest.fixture(name="rig")
-async def _rig() -> AsyncIterator[Rig]:
-    async with open_rig(OPENAI.make, OPENAI.server) as rig:
-        yield rig
 
 
 @pytest.mark.parametrize(

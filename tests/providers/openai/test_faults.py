@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, Gate, Reply, Stop, chunk, error_event, error_reply, page, redirect
-from tests.providers.rig import SECRETS, Rig, check_no_secrets, open_provider, open_rig
+from tests.providers.rig import SECRETS, Rig, check_no_secrets, open_provider
 from tests.providers.text_rig import OPENAI, deltas, failure
 
 USAGE = OPENAI.usage(9, 7)
-
-
-@pytest.fixture(name="rig")
-async def _rig() -> AsyncIterator[Rig]:
-    async with open_rig(OPENAI.make, OPENAI.server) as rig:
-        yield rig
 
 
 def refusal(status: int, **what: Any) -> Reply:
