@@ -10,7 +10,9 @@ import pytest
 
 from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
-from pomelo.testing import Gate, Reply, Stop
+from pomelo.providers.anthropic import fit
+from pomelo.providers.base import fit_job
+from pomelo.testing import FaultUpstream, Gate, Reply, Stop
 from pomelo.testing.anthropic_protocol import PING, Answer, error_event, error_reply, event, words
 from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_provider, open_rig
 from tests.providers.text_rig import (
@@ -116,7 +118,10 @@ async def test_default_max_tokens_are_in_the_routes_range(rig: Rig) -> None:
     assert (await sent(ANTHROPIC, rig, hi(), route=route)).body["max_tokens"] == 1000
 
 
-@pytest.mark.parametrize(("text_input", "max_tokens"), [(None, 64_000), (100, 100), (10**9, 64_000)])
+@pytest.mark.parametrize(
+    ("text_input", "max_tokens"),
+    [(None, 64_000), (100, 100), (21_000, 21_000), (21_001, 21_001), (10**9, 64_000)],
+)
 async def test_max_tokens_are_the_callers_within_the_models(
     rig: Rig, text_input: int | None, max_tokens: int
 ) -> None:
@@ -136,6 +141,22 @@ async def test_a_prefilled_answer_is_the_callers_fault_if_the_model_does_not_sup
     route = Route("anthropic", "claude-opus-4-6")
     error, _ = await failure(rig.provider, ANTHROPIC.job(text_input, stream=stream, route=route))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
+
+
+async def test_a_blank_system_message_is_not_sent(upstream: FaultUpstream) -> None:
+    system = [Message(role=Role.ROLE_SYSTEM, content=content) for content in (" \n", "Be brief.")]
+    body = (await sent(ANTHROPIC, upstream, TextInput(messages=[*system, *hi().messages]))).body
+    assert body["system"] == "Be brief."
+
+
+def test_parameters_that_the_api_lacks_are_reported_as_dropped() -> None:
+    text_job = ANTHROPIC.job(hi(seed=1, presence_penalty=1, frequency_penalty=1), stream=False)
+    adjustments = fit_job(text_job, fit).adjustments
+    assert [adjustment.field for adjustment in adjustments] == [
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+    ]
 
 
 async def test_a_link_to_an_image_is_sent_as_a_link(rig: Rig) -> None:
@@ -217,6 +238,13 @@ async def test_the_input_is_counted_before_the_first_words(rig: Rig) -> None:
     assert answer[0].content == "Hi"
     assert answer[0].usage.prompt_tokens == 9
     check_no_usage(answer)
+
+
+async def test_a_long_unary_answer_keeps_the_count_of_the_input(rig: Rig) -> None:
+    end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)
+    rig.script(Reply(steps=(START, words("Hi"), end, OVER)))
+    (answer,) = await deltas(rig.provider, LONG.job(stream=False))
+    assert (answer.content, answer.usage.prompt_tokens) == ("Hi", 9)
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, "1", True, [1], 10**30])

@@ -13,9 +13,9 @@ from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput
 from pomelo.providers.elevenlabs.responses import audio_content_type
 from pomelo.providers.sandbox.speech import Speech as SandboxSpeech
-from pomelo.testing import Gate, Reply, Speech
-from tests.providers.elevenlabs.rig import job, read_audio, say, transcript
-from tests.providers.rig import PROMPT, Rig, run
+from pomelo.testing import FaultUpstream, Gate, Reply, Speech
+from tests.providers.elevenlabs.rig import MAKE, MP3, failure, job, read_audio, say, transcript
+from tests.providers.rig import PROMPT, Rig, open_provider, run
 
 SPEAKING = pytest.mark.parametrize(
     "speech_input", [say(PROMPT), SpeechToSpeechInput(voice="adam")], ids=["tts", "sts"]
@@ -108,6 +108,16 @@ async def test_each_charged_request_has_its_own_connection(rig: Rig, stream: boo
         await read_audio(rig.provider, job(stream=stream))
         await transcript(rig.provider, job(SpeechToTextInput()))
     assert len({received.connection for received in rig.requests}) == len(rig.requests) == 6
+
+
+async def test_the_longest_audio_is_accepted_and_longer_audio_is_not(upstream: FaultUpstream) -> None:
+    async with open_provider(MAKE, upstream.elevenlabs_base_url, max_audio_bytes=len(MP3)) as provider:
+        upstream.script(
+            *(Reply(headers={"Content-Type": "audio/mpeg"}, steps=(MP3 + more,)) for more in (b"", b"x"))
+        )
+        assert (await read_audio(provider, job()))[0] == MP3
+        error, _ = await failure(provider, job())
+    assert error.code == "provider_failed"
 
 
 async def test_concurrent_requests_do_not_mix(rig: Rig) -> None:

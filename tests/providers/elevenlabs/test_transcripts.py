@@ -185,6 +185,16 @@ async def test_a_missing_time_is_that_of_the_previous_word(rig: Rig) -> None:
     assert words(result) == [("a", 1.0, 2.0, ""), ("b", 2.0, 2.0, ""), ("c", 4.0, 4.0, "")]
 
 
+async def test_a_missing_time_is_not_before_the_end_of_an_earlier_word(rig: Rig) -> None:
+    rig.script(
+        reported(
+            words=[{"text": "a", "start": 5, "end": 6}, {"text": "b", "start": 1, "end": 2}, {"text": "c"}]
+        )
+    )
+    result = await transcript(rig.provider, job(SpeechToTextInput()))
+    assert words(result) == [("a", 5.0, 6.0, ""), ("b", 1.0, 2.0, ""), ("c", 6.0, 6.0, "")]
+
+
 async def test_silent_audio_has_an_empty_transcript(rig: Rig) -> None:
     rig.script(reported(text="", words=[]))
     result = await transcript(rig.provider, job(SpeechToTextInput()))

@@ -65,6 +65,14 @@ async def test_raw_samples_that_the_vendor_takes_are_sent_as_such(rig: Rig) -> N
     assert form_fields(await rig.received())["file_format"] == "pcm_s16le_16"
 
 
+async def test_big_endian_samples_are_sent_as_the_little_endian_ones_that_the_vendor_takes(rig: Rig) -> None:
+    audio = inline(b"\x00\x01\x02\x03", "Audio/L16; rate=16000")
+    await transcript(rig.provider, job(SpeechToTextInput(), audio=audio))
+    fields = form_fields(await rig.received())
+    assert fields["file_format"] == "pcm_s16le_16"
+    assert fields["file"] == sha256(b"\x01\x00\x03\x02").hexdigest()
+
+
 async def test_audio_that_is_no_longer_stored_is_refused_without_its_path(rig: Rig, tmp_path: Path) -> None:
     path = tmp_path / "gone.mp3"
     path.write_bytes(MP3)

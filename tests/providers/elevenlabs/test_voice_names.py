@@ -113,6 +113,7 @@ async def test_a_list_that_fails_fails_all_that_wait_for_it_once(rig: Rig) -> No
     gate.open()
     errors = [error for error, _ in await asyncio.gather(*calls)]
     assert {(error.code, error.retry_after) for error in errors} == {("provider_unavailable", 7)}
+    assert len(set(map(id, errors))) == 10, "one exception was raised in several tasks"
     assert lists(rig) == 1
     await read_audio(rig.provider, speak("otto"))  # and the next one tries again
 

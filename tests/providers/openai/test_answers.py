@@ -70,6 +70,15 @@ async def test_null_content_is_empty(rig: Rig) -> None:
     check_last(answer, 9, 7, STOP)
 
 
+async def test_an_answer_beside_an_error_is_an_answer(rig: Rig) -> None:
+    choice = {"message": {"content": "Hi"}, "finish_reason": "stop"}
+    body = {"choices": [choice], "usage": USAGE, "error": {"code": "server_error"}}
+    rig.script(Reply(steps=(json.dumps(body).encode(),)))
+    answer = await deltas(rig.provider, OPENAI.job(stream=False))
+    assert text(answer) == "Hi"
+    check_last(answer, 9, 7, STOP)
+
+
 async def test_unknown_fields_empty_choices_and_odd_chunks_are_skipped(rig: Rig) -> None:
     odd = (
         chunk(None, novelty={"a": [1]}),

@@ -74,6 +74,13 @@ async def test_a_status_is_mapped_to_an_error(
     assert len(rig.requests) == 1, "it was sent twice"
 
 
+async def test_an_error_body_in_many_packets_is_read_to_its_end(rig: Rig) -> None:
+    body = refusal(400, code="context_length_exceeded", error_type="x" * 10_000).steps[0]
+    assert isinstance(body, bytes)
+    rig.script(Reply(400, steps=tuple(body[at : at + 1000] for at in range(0, len(body), 1000))))
+    assert (await failure(rig.provider, OPENAI.job(stream=False)))[0].code == "context_length_exceeded"
+
+
 async def test_a_refused_parameter_is_named_as_in_the_contract(rig: Rig) -> None:
     for theirs, ours in (
         ("max_completion_tokens", "max_tokens"),

@@ -158,6 +158,23 @@ async def test_calls_of_one_account_are_served_in_order_and_accounts_in_turn() -
     assert idle(limiter)
 
 
+async def test_an_account_with_several_waiting_calls_takes_its_place_behind_the_others() -> None:
+    limiter = ConnectionLimiter(1, max_wait=LONG_WAIT)
+    await limiter.acquire(HOST, "x")
+    order: list[str] = []
+    calls = []
+    for name in ("a1", "a2", "b1"):
+        calls.append(queued(limiter, name[0], order, name))
+        await wait_until(limiter, len(calls))
+    limiter.release(HOST, "x")
+    for served, call in enumerate((calls[0], calls[2], calls[1]), 1):
+        await asyncio.wait_for(call, LONG_WAIT)
+        assert len(order) == served
+        limiter.release(HOST, order[-1][0])
+    assert order == ["a1", "b1", "a2"]
+    assert idle(limiter)
+
+
 async def test_a_later_call_does_not_overtake_those_that_wait() -> None:
     limiter = ConnectionLimiter(4, max_wait=LONG_WAIT)
     await fill(limiter, "a")

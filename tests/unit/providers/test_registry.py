@@ -113,6 +113,12 @@ def test_a_plug_in_replaces_no_model(tmp_path: Path, name: str) -> None:
         read_registry(plugins=plugged)
 
 
+def test_a_plug_in_replaces_no_host(tmp_path: Path) -> None:
+    Bringing.catalog = catalogue(tmp_path, '[hosts.groq]\nbase_url = "https://api.acme.example"\n')
+    with pytest.raises(ValueError, match="defines groq, which exists already"):
+        read_registry(plugins=[point("acme", "Bringing")])
+
+
 @pytest.mark.parametrize("name", ["openai", "sandbox", "twice"])
 def test_two_providers_of_one_name_are_refused(name: str) -> None:
     plugged = [point(name)] * (2 if name == "twice" else 1)
@@ -132,6 +138,10 @@ def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
         (
             MODEL.format(name="x", provider="nobody"),
             "8: models.x.routes[0].provider: no provider is called nobody",
+        ),
+        (
+            MODEL.format(name="x", provider="bfl"),
+            "8: models.x.routes[0].provider: bfl has no tasks of type text. It has: image",
         ),
         ("[hosts.openai]\n", "1: hosts.openai: a provider has that name"),
         ("[hosts.sandbox]\n", "1: hosts.sandbox: a provider has that name"),

@@ -152,6 +152,11 @@ async def test_speed_scales_the_length(sandbox: Sandbox, speed: float) -> None:
     assert decode(speech.data).seconds == pytest.approx(SECONDS / speed, abs=0.001)
 
 
+async def test_the_case_of_a_voices_name_changes_nothing(sandbox: Sandbox) -> None:
+    upper = await synthesize(sandbox, TEXT, "wav_8000", voice="BELLA")
+    assert upper.data == (await synthesize(sandbox, TEXT, "wav_8000", voice="bella")).data
+
+
 async def test_other_voice_settings_do_not_change_the_length(sandbox: Sandbox) -> None:
     settings = VoiceSettings(stability=0.5, similarity_boost=0.5)
     speech = await synthesize(sandbox, TEXT, "wav_8000", voice_settings=settings)
