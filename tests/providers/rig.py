@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import aiohttp
+
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -89,6 +91,13 @@ async def read_all(provider: Any, job: Job[Any]) -> list[Event]:
     """All events of the provider for a job."""
     async with aclosing(run(provider, job)) as events:
         return [event async for event in events]
+
+
+async def ask(method: str, url: str, **what: Any) -> tuple[int, Any]:
+    """Sends a request without a provider; returns the status of the answer, and its body, parsed if it is JSON."""
+    async with aiohttp.ClientSession() as session, session.request(method, url, **what) as answer:
+        is_json = answer.content_type == "application/json"
+        return answer.status, await (answer.json() if is_json else answer.read())
 
 
 async def check_left(received: Received, since: float) -> None:

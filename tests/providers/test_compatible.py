@@ -13,6 +13,8 @@ import pytest
 from pomelo.catalog.catalog import Route
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
+from pomelo.providers.base import fit_job
+from pomelo.providers.chat.chat import fit
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
@@ -99,6 +101,17 @@ async def test_a_route_overrules_the_row_of_its_host(upstream: FaultUpstream) ->
     sent = await body(upstream, stream=True, route=route, seed_field="none", extra={"store": False})
     assert sent.keys() == (FIELDS - {"user", "stop"}) | {"stream", "store"}
     assert sent["store"] is True
+
+
+async def test_what_a_host_or_a_route_fixes_is_reported_as_adjusted() -> None:
+    fixed = host("ahost", {"extra": {"temperature": 1, "top_p": 0.5}})
+    route = Route("ahost", "m", options={"extra": {"top_p": 0.25}})
+    text_job = COMPATIBLE.job(hi(temperature=0, top_p=1), stream=False, route=route)
+    fitted = fit_job(text_job, lambda fitting: fit(fitting, fixed))
+    assert [(change.field, change.used) for change in fitted.adjustments] == [
+        ("temperature", "1"),
+        ("top_p", "0.25"),
+    ]
 
 
 async def test_an_end_user_id_that_is_too_long_is_sent_as_a_digest(upstream: FaultUpstream) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import anthropic
 import pytest
 
 from pomelo.testing import FaultUpstream, Stop
 from pomelo.testing.anthropic_protocol import Answer, error_event, error_reply
-from tests.providers.rig import KEY
+from tests.providers.rig import KEY, ask
 
 GOOD: dict[str, Any] = {
     "model": "claude-haiku-4-5",
@@ -84,14 +83,8 @@ async def post(
     upstream: FaultUpstream, body: Any, version: str = "2023-06-01", **headers: str
 ) -> tuple[int, Any]:
     """Status and JSON of a request."""
-    headers = headers or {"x-api-key": KEY}
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(
-            upstream.url + "/v1/messages", json=body, headers=headers | {"anthropic-version": version}
-        ) as answer,
-    ):
-        return answer.status, await answer.json()
+    headers = (headers or {"x-api-key": KEY}) | {"anthropic-version": version}
+    return await ask("POST", upstream.url + "/v1/messages", json=body, headers=headers)
 
 
 def user(*blocks: Any) -> dict[str, Any]:

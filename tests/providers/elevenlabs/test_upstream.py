@@ -18,7 +18,7 @@ from pomelo.testing.audio import packets, rate_of
 from pomelo.testing.elevenlabs_checks import FORMATS
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import ADAM, MP3
-from tests.providers.rig import KEY
+from tests.providers.rig import KEY, ask
 
 QUIET: Any = {"max_retries": 0}
 
@@ -31,13 +31,9 @@ async def _client(upstream: FaultUpstream) -> Any:
 async def post(upstream: FaultUpstream, path: str, **options: Any) -> tuple[int, Any]:
     """Status and JSON, or else bytes, of a request below the prefix."""
     headers = options.pop("headers", {"xi-api-key": KEY})
-    method = options.pop("method", "POST")
-    async with (
-        aiohttp.ClientSession() as session,
-        session.request(method, upstream.elevenlabs_base_url + path, headers=headers, **options) as answer,
-    ):
-        body = await answer.read()
-        return answer.status, json.loads(body) if body[:1] == b"{" else body
+    return await ask(
+        options.pop("method", "POST"), upstream.elevenlabs_base_url + path, headers=headers, **options
+    )
 
 
 async def test_the_official_client_reads_audio(upstream: FaultUpstream, client: Any, stream: bool) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import pytest
 from mistralai.client import Mistral
 from mistralai.client.errors import HTTPValidationError, SDKError
 
 from pomelo.testing import FaultUpstream
 from pomelo.testing.mistral_protocol import Answer, error_reply
-from tests.providers.rig import KEY
+from tests.providers.rig import KEY, ask
 
 GOOD: dict[str, Any] = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -80,6 +79,12 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
     assert unknown.value.status_code == 401
 
 
+async def post(upstream: FaultUpstream, body: Any) -> tuple[int, Any]:
+    """Status and JSON of a request."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return await ask("POST", upstream.mistral_base_url + "/v1/chat/completions", json=body, headers=headers)
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "place"),
     [
@@ -111,13 +116,8 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
 async def test_what_the_vendor_would_refuse_is_refused_with_its_path(
     upstream: FaultUpstream, change: dict[str, Any], kind: str, place: list[Any]
 ) -> None:
-    url = upstream.mistral_base_url + "/v1/chat/completions"
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session,
-        session.post(url, json=GOOD | change) as answer,
-    ):
-        body = await answer.json()
-    assert answer.status == 422
+    status, body = await post(upstream, GOOD | change)
+    assert status == 422
     assert (body["detail"][0]["type"], body["detail"][0]["loc"]) == (kind, ["body", *place])
 
 
@@ -146,12 +146,7 @@ async def test_a_prefilled_answer_is_accepted_with_its_prefix_and_an_empty_one_i
 
 async def ordered(upstream: FaultUpstream, messages: list[dict[str, Any]]) -> int:
     """The status of a request with these messages; a refusal is one for their order."""
-    url = upstream.mistral_base_url + "/v1/chat/completions"
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session,
-        session.post(url, json=GOOD | {"messages": messages}) as answer,
-    ):
-        body = await answer.json()
-    if answer.status != 200:
+    status, body = await post(upstream, GOOD | {"messages": messages})
+    if status != 200:
         assert (body["type"], body["code"]) == ("invalid_request_message_order", "3230")
-    return answer.status
+    return status

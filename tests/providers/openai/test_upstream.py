@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_event, error_reply
-from tests.providers.rig import KEY
+from tests.providers.rig import KEY, ask
 
 GOOD: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}]}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
@@ -27,11 +27,7 @@ async def post(upstream: FaultUpstream, body: Any, **options: Any) -> tuple[int,
     """Status and JSON of a request."""
     headers = options.pop("headers", {"Authorization": f"Bearer {KEY}"})
     path = options.pop("path", "/v1/chat/completions")
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(upstream.url + path, json=body, headers=headers) as answer,
-    ):
-        return answer.status, await answer.json()
+    return await ask("POST", upstream.url + path, json=body, headers=headers)
 
 
 async def test_the_official_client_reads_a_unary_answer(

@@ -160,6 +160,7 @@ URL_SAFE = urlsafe_b64encode(make_image()).decode()
         {"b64_json": URL_SAFE.rstrip("=")},
         {"b64_json": None, "url": f"data:image/png;base64,{ENCODED}"},
         {"type": "url", "url": f"data:image/png;base64,{ENCODED}"},
+        {"b64_json": ENCODED, "url": "https://127.0.0.1/x.png"},
     ],
 )
 async def test_base64_of_vendors_is_decoded_as_leniently_as_that_of_callers(
