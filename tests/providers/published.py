@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
@@ -30,7 +30,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
 from pomelo.providers.anthropic import Anthropic
-from pomelo.providers.base import AudioSource, Job, fit_hook, fit_job
+from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.bfl import BFL
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
@@ -41,8 +41,8 @@ from pomelo.providers.replicate import Replicate
 from pomelo.providers.together import Together
 from pomelo.tasks import TASK_TYPES
 from pomelo.testing import FaultUpstream, Received
+from tests.providers.rig import KEY, read_all
 
-KEY = "key-canary-2718"
 REFUSALS = (AssertionError, TypeError, ValueError)
 """The errors of `check` for a request that differs from the published types."""
 
@@ -90,7 +90,7 @@ class Setup:
 
 
 @asynccontextmanager
-async def open_provider() -> AsyncIterator[Setup]:
+async def open_providers() -> AsyncIterator[Setup]:
     """Opens every provider, connected to one fake server."""
     async with FaultUpstream(api_key=KEY) as upstream, Http(origins=(upstream.url,)) as http:
 
@@ -109,8 +109,8 @@ async def open_provider() -> AsyncIterator[Setup]:
             "replicate": connect(Replicate, upstream.replicate_base_url, interval=0.001),
             "elevenlabs": connect(ElevenLabs, upstream.elevenlabs_base_url),
         }
-        official_client = elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key=KEY)
-        yield Setup(upstream, providers, official_client)
+        client = elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key=KEY)
+        yield Setup(upstream, providers, client)
         for provider in providers.values():
             await provider.aclose()
 
@@ -125,10 +125,7 @@ async def sent(
     job = Job("task_1", case.model, case.route, given, stream, 1e12, job_audio)
     try:
         provider = setup.providers[case.route.provider]
-        job = fit_job(job, fit_hook(provider, case.kind))
-        async with aclosing(getattr(provider, case.kind)(job)) as events:
-            async for _ in events:
-                pass
+        await read_all(provider, job)
     except PomeloError as error:
         refused = case.route.provider in ("anthropic", "mistral") and error.field == "messages"
         if not refused or error.code != "invalid_parameter":
@@ -263,9 +260,8 @@ def _types(provider: str, model: str, stream: bool) -> Any:
         return params.MessageCreateParamsStreaming if stream else params.MessageCreateParamsNonStreaming
     if provider == "mistral":
         params = mistral_types
-        return (
-            params.ChatCompletionStreamRequestTypedDict if stream else params.ChatCompletionRequestTypedDict
-        )
+        kind = "Stream" if stream else ""
+        return getattr(params, f"ChatCompletion{kind}RequestTypedDict")
     return {
         "flux-pro-1.1": _FluxPro,
         "flux-dev": _FluxDev,

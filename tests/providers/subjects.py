@@ -6,60 +6,30 @@ from decimal import Decimal
 from functools import partial
 
 from pomelo.catalog.catalog import Limits, Route
-from pomelo.providers.anthropic import Anthropic
 from pomelo.providers.bfl import BFL
-from pomelo.providers.chat.compatible import Compatible, host
-from pomelo.providers.chat.mistral import Mistral
-from pomelo.providers.chat.openai import OpenAI
 from pomelo.providers.elevenlabs.elevenlabs import ElevenLabs
 from pomelo.providers.replicate import Replicate
 from pomelo.providers.together import Together
 from pomelo.testing import (
-    anthropic_protocol,
     bfl_protocol,
     elevenlabs_protocol,
-    mistral_protocol,
-    openai_protocol,
     replicate_protocol,
     together_protocol,
 )
 from pomelo.testing.suite import Subject, sample
+from tests.providers.rig import base_url
+from tests.providers.text_rig import VENDORS
 
 SUBJECTS = (
-    Subject(
-        "openai",
-        OpenAI,
-        lambda upstream: upstream.openai_base_url,
-        openai_protocol.PROTOCOL,
-        (sample("text", Route("openai", "gpt-4.1")),),
-    ),
-    Subject(
-        "anthropic",
-        Anthropic,
-        lambda upstream: upstream.anthropic_base_url,
-        anthropic_protocol.PROTOCOL,
-        (sample("text", Route("anthropic", "claude-haiku-4-5")),),
-    ),
-    Subject(
-        "anthropic, long answers",  # asked for as a stream, whatever the caller wants
-        Anthropic,
-        lambda upstream: upstream.anthropic_base_url,
-        anthropic_protocol.PROTOCOL,
-        (sample("text", Route("anthropic", "claude-haiku-4-5"), limits=Limits(max_output_tokens=64_000)),),
-    ),
-    Subject(
-        "mistral",
-        Mistral,
-        lambda upstream: upstream.mistral_base_url,
-        mistral_protocol.PROTOCOL,
-        (sample("text", Route("mistral", "mistral-small-latest")),),
-    ),
-    Subject(
-        "a compatible host",
-        lambda credentials, http: Compatible(credentials, http, host("ahost", {})),
-        lambda upstream: upstream.openai_base_url,
-        openai_protocol.PROTOCOL,
-        (sample("text", Route("ahost", "mixtral:8x7b")),),
+    *(
+        Subject(
+            vendor.name,
+            vendor.make,
+            partial(base_url, vendor=vendor.server),
+            vendor.protocol.PROTOCOL,
+            (sample("text", vendor.route, limits=Limits(max_output_tokens=vendor.max_output_tokens)),),
+        )
+        for vendor in VENDORS
     ),
     Subject(
         "bfl",

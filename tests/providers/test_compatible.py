@@ -13,16 +13,16 @@ import pytest
 from pomelo.catalog.catalog import Route
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
+from pomelo.providers.base import fit_job
+from pomelo.providers.chat.chat import fit
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
 from pomelo.testing.openai_protocol import DONE
+from tests.providers.rig import KEY, SECRETS, check_no_secrets
 from tests.providers.text_rig import (
     COMPATIBLE,
-    KEY,
-    PROMPT,
     check_last,
-    check_no_secrets,
     check_no_usage,
     deltas,
     failure,
@@ -31,15 +31,7 @@ from tests.providers.text_rig import (
     text,
 )
 
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-SECRETS = f"{KEY} {PROMPT} <b>body</b>"
 FIELDS = {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop", "user"}  # fmt: skip
-
-
-@pytest.fixture(name="upstream")
-async def _upstream() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream() as server:
-        yield server
 
 
 @asynccontextmanager
@@ -109,6 +101,17 @@ async def test_a_route_overrules_the_row_of_its_host(upstream: FaultUpstream) ->
     sent = await body(upstream, stream=True, route=route, seed_field="none", extra={"store": False})
     assert sent.keys() == (FIELDS - {"user", "stop"}) | {"stream", "store"}
     assert sent["store"] is True
+
+
+async def test_what_a_host_or_a_route_fixes_is_reported_as_adjusted() -> None:
+    fixed = host("ahost", {"extra": {"temperature": 1, "top_p": 0.5}})
+    route = Route("ahost", "m", options={"extra": {"top_p": 0.25}})
+    text_job = COMPATIBLE.job(hi(temperature=0, top_p=1), stream=False, route=route)
+    fitted = fit_job(text_job, lambda fitting: fit(fitting, fixed))
+    assert [(change.field, change.used) for change in fitted.adjustments] == [
+        ("temperature", "1"),
+        ("top_p", "0.25"),
+    ]
 
 
 async def test_an_end_user_id_that_is_too_long_is_sent_as_a_digest(upstream: FaultUpstream) -> None:
@@ -182,11 +185,10 @@ COSTS = [
 ]
 
 
-@BOTH
 @pytest.mark.parametrize(("usage", "cost"), COSTS)
 @pytest.mark.parametrize("knob", [{}, {"reports_cost": False}, {"reports_cost": True}], ids=str)
 async def test_a_cost_is_reported_if_the_row_declares_it_in_dollars(
-    upstream: FaultUpstream, knob: dict[str, bool], usage: Any, cost: float | None, stream: bool
+    upstream: FaultUpstream, knob: dict[str, Any], usage: Any, cost: float | None, stream: bool
 ) -> None:
     upstream.script(Answer("one two", usage=usage))
     job = COMPATIBLE.job(stream=stream)
@@ -249,7 +251,6 @@ async def test_an_error_within_a_stream_is_mapped_by_its_code(
 LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("status", "body", "code"),
     [

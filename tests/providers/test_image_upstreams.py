@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import AsyncIterator
 from typing import Any, cast
 
-import aiohttp
 import pytest
 
 from pomelo.testing import FaultUpstream
@@ -15,21 +13,7 @@ from pomelo.testing.images import CONTENT_TYPES, make_image
 from pomelo.testing.replicate_protocol import Prediction, prediction
 from pomelo.testing.replicate_protocol import error_reply as replicate_error
 from pomelo.testing.together_protocol import error_reply as together_error
-
-KEY = "right"
-
-
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key=KEY) as server:
-        yield server
-
-
-async def call(method: str, url: str, **what: Any) -> tuple[int, Any]:
-    """The status and the parsed body of an answer."""
-    async with aiohttp.ClientSession() as session, session.request(method, url, **what) as answer:
-        is_json = answer.content_type == "application/json"
-        return answer.status, await (answer.json() if is_json else answer.read())
+from tests.providers.rig import KEY, ask
 
 
 @pytest.mark.parametrize("name", CONTENT_TYPES)
@@ -54,24 +38,24 @@ GOOD = {"prompt": "a red kite", "width": 1024, "height": 768}
 BFL = {"x-key": KEY}
 
 
-async def test_bfl_accepts_an_order_answers_polls_and_delivers(vendor: FaultUpstream) -> None:
-    vendor.script(Drawing(polls=(status("Pending"), status("Generating", progress=0.5))))
-    _, order = await call("POST", vendor.bfl_base_url + "/v1/flux-dev", json=GOOD, headers=BFL)
-    states = [(await call("GET", order["polling_url"], headers=BFL))[1] for _ in range(4)]
+async def test_bfl_accepts_an_order_answers_polls_and_delivers(upstream: FaultUpstream) -> None:
+    upstream.script(Drawing(polls=(status("Pending"), status("Generating", progress=0.5))))
+    _, order = await ask("POST", upstream.bfl_base_url + "/v1/flux-dev", json=GOOD, headers=BFL)
+    states = [(await ask("GET", order["polling_url"], headers=BFL))[1] for _ in range(4)]
     assert [state["status"] for state in states] == ["Pending", "Generating", "Ready", "Ready"]
     assert states[0].keys() >= {"id", "status", "result", "progress", "details", "preview"}
-    code, data = await call("GET", states[-1]["result"]["sample"])
+    code, data = await ask("GET", states[-1]["result"]["sample"])
     assert (code, data) == (200, make_image("jpeg"))
-    code, body = await call("GET", vendor.bfl_base_url + "/v1/get_result?id=other", headers=BFL)
+    code, body = await ask("GET", upstream.bfl_base_url + "/v1/get_result?id=other", headers=BFL)
     assert (code, body) == (404, {"detail": "Task not found"})
 
 
-async def test_bfl_tasks_keep_to_their_scripts(vendor: FaultUpstream) -> None:
-    vendor.script(Drawing(polls=(moderated(),), done=False), Drawing())
-    url = vendor.bfl_base_url + "/v1/flux-pro-1.1"
-    first, second = [(await call("POST", url, json=GOOD, headers=BFL))[1] for _ in range(2)]
-    assert (await call("GET", second["polling_url"], headers=BFL))[1]["status"] == "Ready"
-    assert (await call("GET", first["polling_url"], headers=BFL))[1]["status"] == "Content Moderated"
+async def test_bfl_tasks_keep_to_their_scripts(upstream: FaultUpstream) -> None:
+    upstream.script(Drawing(polls=(moderated(),), done=False), Drawing())
+    url = upstream.bfl_base_url + "/v1/flux-pro-1.1"
+    first, second = [(await ask("POST", url, json=GOOD, headers=BFL))[1] for _ in range(2)]
+    assert (await ask("GET", second["polling_url"], headers=BFL))[1]["status"] == "Ready"
+    assert (await ask("GET", first["polling_url"], headers=BFL))[1]["status"] == "Content Moderated"
 
 
 @pytest.mark.parametrize(
@@ -91,15 +75,15 @@ async def test_bfl_tasks_keep_to_their_scripts(vendor: FaultUpstream) -> None:
     ],
 )
 async def test_bfl_names_the_field_that_it_refuses(
-    vendor: FaultUpstream, change: dict[str, Any], name: str
+    upstream: FaultUpstream, change: dict[str, Any], name: str
 ) -> None:
-    url = vendor.bfl_base_url + "/v1/flux-dev"
-    code, body = await call("POST", url, json=GOOD | change, headers=BFL)
+    url = upstream.bfl_base_url + "/v1/flux-dev"
+    code, body = await ask("POST", url, json=GOOD | change, headers=BFL)
     assert (code, body["detail"][0]["loc"]) == (422, ["body", name])
 
 
-async def test_bfl_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
-    base = vendor.bfl_base_url
+async def test_bfl_refuses_unknown_paths_and_requests_without_a_key(upstream: FaultUpstream) -> None:
+    base = upstream.bfl_base_url
     for method, path, headers, expected in (
         ("POST", "/v1/flux-dev", {}, 403),
         ("POST", "/v1/flux-dev", {"x-key": "wrong"}, 403),
@@ -115,9 +99,9 @@ async def test_bfl_refuses_unknown_paths_and_requests_without_a_key(vendor: Faul
         ("POST", "/delivery/x.png", {}, 405),
     ):
         body = {"json": GOOD} if method == "POST" else {}
-        assert (await call(method, base + path, headers=headers, **body))[0] == expected, (method, path)
-    assert (await call("POST", base + "/v1/flux-dev", json=GOOD | {"steps": 4}, headers=BFL))[0] == 200
-    code, _ = await call("POST", base + "/v1/flux-pro-1.1", json=GOOD | {"steps": 4}, headers=BFL)
+        assert (await ask(method, base + path, headers=headers, **body))[0] == expected, (method, path)
+    assert (await ask("POST", base + "/v1/flux-dev", json=GOOD | {"steps": 4}, headers=BFL))[0] == 200
+    code, _ = await ask("POST", base + "/v1/flux-pro-1.1", json=GOOD | {"steps": 4}, headers=BFL)
     assert code == 422
 
 
@@ -140,27 +124,27 @@ SCHNELL = {"model": "black-forest-labs/FLUX.1-schnell", "prompt": "a red kite"}
     ],
 )
 async def test_together_names_the_field_that_it_refuses(
-    vendor: FaultUpstream, change: dict[str, Any], name: str
+    upstream: FaultUpstream, change: dict[str, Any], name: str
 ) -> None:
-    url = vendor.together_base_url + "/v1/images/generations"
-    code, body = await call("POST", url, json=SCHNELL | change, headers=TOGETHER)
+    url = upstream.together_base_url + "/v1/images/generations"
+    code, body = await ask("POST", url, json=SCHNELL | change, headers=TOGETHER)
     assert (code, body["error"]["param"]) == (400, name)
 
 
-async def test_together_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
-    url = vendor.together_base_url + "/v1/images/generations"
-    assert (await call("POST", url, json=SCHNELL))[0] == 401
-    assert (await call("POST", url, json=SCHNELL, headers={"Authorization": "Bearer wrong"}))[0] == 401
-    assert (await call("GET", url, headers=TOGETHER))[0] == 405
-    assert (await call("POST", url, data=b"{}", headers=TOGETHER))[0] == 415
-    assert (await call("POST", url, json=[], headers=TOGETHER))[0] == 400
-    assert (await call("POST", url + "/x", json=SCHNELL, headers=TOGETHER))[0] == 404
+async def test_together_refuses_unknown_paths_and_requests_without_a_key(upstream: FaultUpstream) -> None:
+    url = upstream.together_base_url + "/v1/images/generations"
+    assert (await ask("POST", url, json=SCHNELL))[0] == 401
+    assert (await ask("POST", url, json=SCHNELL, headers={"Authorization": "Bearer wrong"}))[0] == 401
+    assert (await ask("GET", url, headers=TOGETHER))[0] == 405
+    assert (await ask("POST", url, data=b"{}", headers=TOGETHER))[0] == 415
+    assert (await ask("POST", url, json=[], headers=TOGETHER))[0] == 400
+    assert (await ask("POST", url + "/x", json=SCHNELL, headers=TOGETHER))[0] == 404
 
 
-async def test_togethers_own_client_reads_answers_and_refusals(vendor: FaultUpstream) -> None:
+async def test_togethers_own_client_reads_answers_and_refusals(upstream: FaultUpstream) -> None:
     together = pytest.importorskip("together")
     async with together.AsyncTogether(
-        api_key=KEY, base_url=vendor.together_base_url, max_retries=0
+        api_key=KEY, base_url=upstream.together_base_url, max_retries=0
     ) as client:
         answer = await client.images.generate(
             model=SCHNELL["model"],
@@ -175,7 +159,7 @@ async def test_togethers_own_client_reads_answers_and_refusals(vendor: FaultUpst
         )
         assert answer.data[0].type == "b64_json"
         assert b64decode(answer.data[0].b64_json) == make_image("png")
-        vendor.script(together_error(429), together_error(402))
+        upstream.script(together_error(429), together_error(402))
         with pytest.raises(together.RateLimitError):
             await client.images.generate(**SCHNELL)
         with pytest.raises(together.APIStatusError):
@@ -201,51 +185,51 @@ REPLICATE = {"Authorization": f"Bearer {KEY}"}
     ],
 )
 async def test_replicate_names_the_field_that_it_refuses(
-    vendor: FaultUpstream, change: dict[str, Any]
+    upstream: FaultUpstream, change: dict[str, Any]
 ) -> None:
-    url = vendor.replicate_base_url + "/v1/models/black-forest-labs/flux-schnell/predictions"
+    url = upstream.replicate_base_url + "/v1/models/black-forest-labs/flux-schnell/predictions"
     body = {"input": {"prompt": "a red kite"} | change}
-    code, answer = await call("POST", url, json=body, headers=REPLICATE)
+    code, answer = await ask("POST", url, json=body, headers=REPLICATE)
     assert (code, answer["invalid_fields"][0]["field"]) == (422, f"input.{next(iter(change))}")
 
 
-async def test_replicate_refuses_unknown_paths_and_requests_without_a_key(vendor: FaultUpstream) -> None:
-    base = vendor.replicate_base_url
+async def test_replicate_refuses_unknown_paths_and_requests_without_a_key(upstream: FaultUpstream) -> None:
+    base = upstream.replicate_base_url
     good = {"json": {"input": {"prompt": "x"}}}
     url = base + "/v1/models/black-forest-labs/flux-schnell/predictions"
-    assert (await call("POST", url, **good))[0] == 401
-    assert (await call("POST", url, headers={"Authorization": "Bearer wrong"}, **good))[0] == 401
-    assert (await call("GET", url, headers=REPLICATE))[0] == 405
-    assert (await call("POST", url, data=b"{}", headers=REPLICATE))[0] == 415
-    assert (await call("POST", url, json={"prompt": "x"}, headers=REPLICATE))[0] == 422
+    assert (await ask("POST", url, **good))[0] == 401
+    assert (await ask("POST", url, headers={"Authorization": "Bearer wrong"}, **good))[0] == 401
+    assert (await ask("GET", url, headers=REPLICATE))[0] == 405
+    assert (await ask("POST", url, data=b"{}", headers=REPLICATE))[0] == 415
+    assert (await ask("POST", url, json={"prompt": "x"}, headers=REPLICATE))[0] == 422
     for prefer, expected in (("wait", 201), ("wait=60", 201), ("wait=61", 422), ("respond-async", 422)):
-        assert (await call("POST", url, headers=REPLICATE | {"Prefer": prefer}, **good))[0] == expected
-    assert (await call("POST", url, json=good["json"] | {"more": 1}, headers=REPLICATE))[0] == 422
-    assert (await call("POST", url.replace("schnell", "other"), headers=REPLICATE, **good))[0] == 404
-    assert (await call("GET", base + "/v1/predictions/other", headers=REPLICATE))[0] == 404
+        assert (await ask("POST", url, headers=REPLICATE | {"Prefer": prefer}, **good))[0] == expected
+    assert (await ask("POST", url, json=good["json"] | {"more": 1}, headers=REPLICATE))[0] == 422
+    assert (await ask("POST", url.replace("schnell", "other"), headers=REPLICATE, **good))[0] == 404
+    assert (await ask("GET", base + "/v1/predictions/other", headers=REPLICATE))[0] == 404
     delivery = base + "/delivery/x"
-    assert (await call("GET", delivery, headers=REPLICATE))[0] == 400
-    assert (await call("GET", delivery))[0] == 404
+    assert (await ask("GET", delivery, headers=REPLICATE))[0] == 400
+    assert (await ask("GET", delivery))[0] == 404
 
 
 async def test_replicates_own_client_reads_answers_and_refusals(
-    vendor: FaultUpstream, monkeypatch: pytest.MonkeyPatch
+    upstream: FaultUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replicate = pytest.importorskip("replicate")
     monkeypatch.setenv("REPLICATE_POLL_INTERVAL", "0.01")
-    client = replicate.Client(api_token=KEY, base_url=vendor.replicate_base_url)
+    client = replicate.Client(api_token=KEY, base_url=upstream.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
     image_input = {"prompt": "a red kite", "output_format": "png"}
     (file,) = await client.async_run(name, input=image_input)
     assert str(file).endswith(".png")
-    assert (await call("GET", str(file)))[1] == make_image("png")
-    vendor.script(Prediction(polls=(prediction("processing"),)))
+    assert (await ask("GET", str(file)))[1] == make_image("png")
+    upstream.script(Prediction(polls=(prediction("processing"),)))
     (file,) = await client.async_run(name, input=image_input, wait=False)
     assert str(file).endswith(".png")
-    vendor.script(Prediction(polls=(prediction("failed", error="It broke"),)))
+    upstream.script(Prediction(polls=(prediction("failed", error="It broke"),)))
     with pytest.raises(replicate.exceptions.ModelError):
         await client.async_run(name, input=image_input, wait=False)
-    vendor.script(replicate_error(422, "It can't be taken", ("seed",)))
+    upstream.script(replicate_error(422, "It can't be taken", ("seed",)))
     with pytest.raises(replicate.exceptions.ReplicateError) as raised:
         await client.async_run(name, input=image_input)
     assert raised.value.status == 422

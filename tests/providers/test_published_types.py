@@ -12,9 +12,9 @@ import anthropic
 import mistralai.client
 import openai
 import pytest
-import replicate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from replicate.client import Client as Replicate
 
 from pomelo.gen.v1.speech_pb2 import (
     AudioInput,
@@ -29,9 +29,9 @@ from pomelo.testing import Received, VoiceList
 from pomelo.testing.form import Part
 from tests.providers import image_rig, inputs, text_rig
 from tests.providers.elevenlabs import rig
-from tests.providers.published import CASES, KEY, REFUSALS, Case, Setup, check, open_provider, sent
+from tests.providers.published import CASES, REFUSALS, Case, Setup, check, open_providers, sent
+from tests.providers.rig import KEY, open_provider
 
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 SMALLEST = AudioSource("audio/pcm;rate=16000", 4, data=b"\0\1\0\1")
 
@@ -67,7 +67,7 @@ LARGEST: dict[str, Any] = {
 
 @pytest.fixture(name="setup", scope="module")
 async def _house() -> AsyncIterator[Setup]:
-    async with open_provider() as setup:
+    async with open_providers() as setup:
         yield setup
 
 
@@ -78,7 +78,6 @@ async def largest_input(setup: Setup, case: Case, stream: bool) -> Received:
     return received
 
 
-@BOTH
 @EVERY
 async def test_the_largest_request_matches_the_published_api(setup: Setup, case: Case, stream: bool) -> None:
     await check(setup, case, await largest_input(setup, case, stream), stream)
@@ -101,7 +100,7 @@ async def test_the_list_of_voices_is_requested_as_by_the_vendors_own_client(setu
     setup.upstream.reset()
     setup.upstream.unscripted = None
     setup.upstream.script(*pages)
-    async with rig.open_provider(setup.upstream.elevenlabs_base_url, key=KEY) as provider:
+    async with open_provider(rig.MAKE, setup.upstream.elevenlabs_base_url, key=KEY) as provider:
         given = TextToSpeechInput(text="Hi", voice="Anna of ours")
         await rig.read_audio(provider, rig.job(given))
     ours = setup.upstream.requests[:2]
@@ -151,7 +150,7 @@ async def _mistral(setup: Setup, received: Received) -> None:
 
 
 async def _replicate(setup: Setup, received: Received) -> None:
-    client = replicate.Client(api_token=KEY, base_url=setup.upstream.replicate_base_url)
+    client = Replicate(api_token=KEY, base_url=setup.upstream.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
     await client.models.predictions.async_create(name, wait=True, **received.body)
 
@@ -159,7 +158,6 @@ async def _replicate(setup: Setup, received: Received) -> None:
 CLIENTS = {"openai": _openai, "anthropic": _anthropic, "mistral": _mistral, "replicate": _replicate}
 
 
-@BOTH
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.route.provider in CLIENTS], ids=lambda case: case.name
 )
@@ -226,7 +224,6 @@ def changed(received: Received) -> Iterator[tuple[str, Received]]:
     yield "another method", replace(received, method="PUT")
 
 
-@BOTH
 @EVERY
 async def test_a_request_that_does_not_match_the_published_api_fails(
     setup: Setup, case: Case, stream: bool

@@ -9,30 +9,23 @@ from typing import Any
 import pytest
 
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop
+from tests.providers.rig import Rig, base_url, open_provider, open_rig
 from tests.providers.text_rig import (
     ANTHROPIC,
     COMPATIBLE,
     LONG,
     MISTRAL,
+    STOP,
     VENDORS,
     Vendor,
     check_last,
     deltas,
     failure,
-    open_provider,
     text,
 )
 
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-
 HIGH, LOW = b"\\ud83d", b"\\ude00"
 """The halves of 😀, as JSON escapes."""
-
-
-@pytest.fixture(name="upstream")
-async def _upstream() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream() as server:
-        yield server
 
 
 @pytest.fixture(name="vendor", params=VENDORS, ids=lambda vendor: vendor.name)
@@ -41,10 +34,10 @@ def _vendor(request: pytest.FixtureRequest) -> Vendor:
     return vendor
 
 
-@pytest.fixture(name="provider")
-async def _provider(vendor: Vendor, upstream: FaultUpstream) -> AsyncIterator[Any]:
-    async with open_provider(vendor, vendor.base_url(upstream)) as provider:
-        yield provider
+@pytest.fixture(name="rig")
+async def _rig(vendor: Vendor) -> AsyncIterator[Rig]:
+    async with open_rig(vendor.make, vendor.server) as rig:
+        yield rig
 
 
 def refusal(vendor: Vendor, escaped: bytes) -> bytes:
@@ -71,12 +64,12 @@ PIECES: dict[str, tuple[list[bytes], list[str]]] = {
 
 @pytest.mark.parametrize("name", PIECES)
 async def test_halves_of_a_surrogate_pair_in_a_stream_are_joined_or_replaced(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any, name: str
+    vendor: Vendor, rig: Rig, name: str
 ) -> None:
     sent, expected = PIECES[name]
     steps = tuple(refusal(vendor, piece) for piece in sent)
-    upstream.script(vendor.protocol.Answer("", at={0: steps}, usage=vendor.usage(9, 7)))
-    answer = await deltas(provider, vendor.job(stream=True))
+    rig.script(vendor.protocol.Answer("", at={0: steps}, usage=vendor.usage(9, 7)))
+    answer = await deltas(rig.provider, vendor.job(stream=True))
     assert [delta.content for delta in answer] == [*expected, ""]
     check_last(answer, 9, 7)
 
@@ -86,14 +79,12 @@ async def test_surrogate_pairs_are_joined_in_a_long_unary_answer_to_a_stream_req
 ) -> None:
     steps = (refusal(LONG, b"a" + HIGH), refusal(LONG, LOW + b"b"), refusal(LONG, HIGH))
     upstream.script(LONG.protocol.Answer("", at={0: steps}))
-    async with open_provider(LONG, LONG.base_url(upstream)) as provider:
+    async with open_provider(LONG.make, base_url(upstream, LONG.server)) as provider:
         answer = await deltas(provider, LONG.job(stream=False))
     assert [delta.content for delta in answer] == ["a😀b\ufffd"]
 
 
-async def test_a_half_waits_during_comments_and_empty_events(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any
-) -> None:
+async def test_a_half_waits_during_comments_and_empty_events(vendor: Vendor, rig: Rig) -> None:
     between = (
         b": keep-alive\n\n",
         b"data:\n\n",
@@ -102,18 +93,16 @@ async def test_a_half_waits_during_comments_and_empty_events(
         b"id: 7\nretry: 10\n\n",
     )
     steps = (refusal(vendor, HIGH), *between, refusal(vendor, LOW))
-    upstream.script(vendor.protocol.Answer("", at={0: steps}))
-    assert text(await deltas(provider, vendor.job(stream=True))) == "😀"
+    rig.script(vendor.protocol.Answer("", at={0: steps}))
+    assert text(await deltas(rig.provider, vendor.job(stream=True))) == "😀"
 
 
-async def test_text_before_a_half_does_not_wait_for_the_other_half(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any
-) -> None:
+async def test_text_before_a_half_does_not_wait_for_the_other_half(vendor: Vendor, rig: Rig) -> None:
     gate = Gate()
-    upstream.script(
+    rig.script(
         vendor.protocol.Answer("", at={0: (refusal(vendor, b"one" + HIGH), gate, refusal(vendor, LOW))})
     )
-    events = provider.text(vendor.job(stream=True))
+    events = rig.provider.text(vendor.job(stream=True))
     assert (await anext(events)).text_delta.content == "one"
     gate.open()
     assert [event.text_delta.content async for event in events] == ["😀", ""]
@@ -129,7 +118,7 @@ async def test_text_before_a_half_does_not_wait_for_the_other_half(
     ],
 )
 async def test_a_lone_surrogate_in_a_unary_answer_is_replaced(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any, content: str, expected: str
+    vendor: Vendor, rig: Rig, content: str, expected: str
 ) -> None:
     if vendor.max_output_tokens:
         pytest.skip("it asks for a stream")
@@ -138,8 +127,8 @@ async def test_a_lone_surrogate_in_a_unary_answer_is_replaced(
         body = vendor.protocol.Answer(content, usage=vendor.usage(9, 7)).body(received)
         return Reply(steps=(json.dumps(body).encode(),))
 
-    upstream.script(reply)
-    answer = await deltas(provider, vendor.job(stream=False))
+    rig.script(reply)
+    answer = await deltas(rig.provider, vendor.job(stream=False))
     assert [delta.content for delta in answer] == [expected]
     check_last(answer, 9, 7)
 
@@ -158,7 +147,7 @@ async def test_a_surrogate_pair_in_two_parts_of_a_unary_answer_is_joined(upstrea
 
     for vendor in (ANTHROPIC, MISTRAL):
         upstream.script(reply)
-        async with open_provider(vendor, vendor.base_url(upstream)) as provider:
+        async with open_provider(vendor.make, base_url(upstream, vendor.server)) as provider:
             assert text(await deltas(provider, vendor.job(stream=False))) == "a😀b\ufffd"
 
 
@@ -174,13 +163,11 @@ async def test_lone_surrogates_are_replaced_in_parts_refusals_and_the_last_chunk
     chunks.append({"choices": [{"delta": {"content": "\ude00!"}, "finish_reason": "stop"}]})
     steps = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
     upstream.script(Reply(steps=(*steps, b"data: [DONE]\n\n")))
-    async with open_provider(COMPATIBLE, COMPATIBLE.base_url(upstream)) as provider:
+    async with open_provider(COMPATIBLE.make, base_url(upstream, COMPATIBLE.server)) as provider:
         assert text(await deltas(provider, COMPATIBLE.job(stream=True))) == "a😀b😀😀!"
 
 
-async def test_a_half_in_an_error_body_does_not_hide_its_meaning(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any
-) -> None:
+async def test_a_half_in_an_error_body_does_not_hide_its_meaning(vendor: Vendor, rig: Rig) -> None:
     """Vendors quote the caller's text."""
 
     def reply(received: Received) -> Reply:
@@ -191,8 +178,8 @@ async def test_a_half_in_an_error_body_does_not_hide_its_meaning(
             error = {"error": {"type": "invalid_request_error", "message": "prompt is too long: \ud83d"}}
         return Reply(400, steps=(json.dumps(error).encode(),))
 
-    upstream.default = reply
-    error, _ = await failure(provider, vendor.job(stream=False))
+    rig.default = reply
+    error, _ = await failure(rig.provider, vendor.job(stream=False))
     assert error.code == ("context_length_exceeded" if vendor is not MISTRAL else error.code)
     assert "\ud83d" not in error.message
 
@@ -212,7 +199,7 @@ def last_event(vendor: Vendor) -> bytes:
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"], ids=["none", "lf", "cr", "crlf"])
 @pytest.mark.parametrize("stop", [Stop.END, Stop.CLOSE, Stop.RESET], ids=lambda stop: stop.name)
 async def test_an_end_marker_without_its_empty_line_ends_the_stream(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any, end: bytes, stop: Stop
+    vendor: Vendor, rig: Rig, end: bytes, stop: Stop
 ) -> None:
     gate = Gate()
     marker = last_event(vendor).removesuffix(b"\n\n") + end
@@ -225,9 +212,9 @@ async def test_an_end_marker_without_its_empty_line_ends_the_stream(
         whole = answer(received)
         return Reply(headers=whole.headers, steps=(*whole.steps, *steps[2]))
 
-    upstream.script(reply)
+    rig.script(reply)
     answer = []
-    async for event in provider.text(vendor.job(stream=True)):
+    async for event in rig.provider.text(vendor.job(stream=True)):
         answer.append(event.text_delta)
         if "".join(delta.content for delta in answer) == "one two":
             gate.open()
@@ -237,7 +224,7 @@ async def test_an_end_marker_without_its_empty_line_ends_the_stream(
 
 @pytest.mark.parametrize("stop", [Stop.END, Stop.CLOSE, Stop.RESET], ids=lambda stop: stop.name)
 async def test_a_stream_that_ends_within_its_last_event_is_not_complete(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any, stop: Stop
+    vendor: Vendor, rig: Rig, stop: Stop
 ) -> None:
     marker = last_event(vendor).removesuffix(b"\n\n")
 
@@ -245,15 +232,13 @@ async def test_a_stream_that_ends_within_its_last_event_is_not_complete(
         whole = vendor.protocol.Answer("one two", done=False)(received)
         return Reply(headers=whole.headers, steps=(*whole.steps, marker[:-1], stop))
 
-    upstream.script(reply)
-    error, _ = await failure(provider, vendor.job(stream=True))
+    rig.script(reply)
+    error, _ = await failure(rig.provider, vendor.job(stream=True))
     assert error.code == "provider_failed"
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
-async def test_unusual_but_valid_event_streams_are_parsed(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any, line_end: bytes
-) -> None:
+async def test_unusual_but_valid_event_streams_are_parsed(vendor: Vendor, rig: Rig, line_end: bytes) -> None:
     """A byte order mark, ids, retry times, no space behind the colon, data in several lines, U+2028 in it."""
 
     def reply(received: Received) -> Reply:
@@ -265,8 +250,8 @@ async def test_unusual_but_valid_event_streams_are_parsed(
         stream = b"\xef\xbb\xbf" + stream.replace(b"\n", line_end)
         return Reply(steps=tuple(stream[at : at + 7] for at in range(0, len(stream), 7)))
 
-    upstream.script(reply)
-    answer = await deltas(provider, vendor.job(stream=True))
+    rig.script(reply)
+    answer = await deltas(rig.provider, vendor.job(stream=True))
     assert text(answer) == "one\u2028 two"
     check_last(answer, 9, 7)
 
@@ -274,17 +259,14 @@ async def test_unusual_but_valid_event_streams_are_parsed(
 # --- counts
 
 
-@BOTH
-async def test_counts_written_as_floats_are_counts(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any, stream: bool
-) -> None:
-    upstream.script(vendor.protocol.Answer("one two", usage=vendor.usage(9.0, 7.0)))
-    check_last(await deltas(provider, vendor.job(stream=stream)), 9, 7)
+async def test_counts_written_as_floats_are_counts(vendor: Vendor, rig: Rig, stream: bool) -> None:
+    rig.script(vendor.protocol.Answer("one two", usage=vendor.usage(9.0, 7.0)))
+    check_last(await deltas(rig.provider, vendor.job(stream=stream)), 9, 7, STOP)
 
 
 @pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": None, "output_tokens": None}])
 async def test_an_empty_count_at_the_end_does_not_replace_the_previous_one(
-    vendor: Vendor, upstream: FaultUpstream, provider: Any, later: Any
+    vendor: Vendor, rig: Rig, later: Any
 ) -> None:
     if vendor.protocol is ANTHROPIC.protocol:
         event = vendor.protocol.event("message_delta", delta={"stop_reason": None}, usage=later)
@@ -299,5 +281,5 @@ async def test_an_empty_count_at_the_end_does_not_replace_the_previous_one(
         whole = vendor.protocol.Answer("one two", done=False, usage=vendor.usage(9, 7))(received)
         return Reply(headers=whole.headers, steps=(*whole.steps, event, last_event(vendor)))
 
-    upstream.script(reply)
-    check_last(await deltas(provider, vendor.job(stream=True)), 9, 7)
+    rig.script(reply)
+    check_last(await deltas(rig.provider, vendor.job(stream=True)), 9, 7)

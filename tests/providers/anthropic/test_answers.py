@@ -8,53 +8,44 @@ from typing import Any
 
 import pytest
 
-from pomelo.catalog.catalog import Catalog, Route
+from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
+from pomelo.providers.anthropic import fit
+from pomelo.providers.base import fit_job
 from pomelo.testing import FaultUpstream, Gate, Reply, Stop
 from pomelo.testing.anthropic_protocol import PING, Answer, error_event, error_reply, event, words
+from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_provider, open_rig
 from tests.providers.text_rig import (
     ANTHROPIC,
     FILTERED,
-    KEY,
     LENGTH,
     LONG,
     PNG,
-    PROMPT,
     STOP,
     check_last,
-    check_no_secrets,
     check_no_usage,
     deltas,
     failure,
     hi,
     largest_input,
-    open_provider,
     sent,
     text,
 )
 
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 DATA = PNG.partition(",")[2]
-SECRETS = f"{KEY} {PROMPT} <b>body</b>"
 START = event("message_start", message={"usage": {"input_tokens": 9, "output_tokens": 1}})
 END = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 7})
 OVER = event("message_stop")
 
 
-@pytest.fixture(name="upstream")
-async def _upstream() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key=KEY) as server:
-        yield server
+@pytest.fixture(name="rig")
+async def _rig() -> AsyncIterator[Rig]:
+    async with open_rig(ANTHROPIC.make, ANTHROPIC.server) as rig:
+        yield rig
 
 
-@pytest.fixture(name="provider")
-async def _provider(upstream: FaultUpstream) -> AsyncIterator[Any]:
-    async with open_provider(ANTHROPIC, upstream.anthropic_base_url) as provider:
-        yield provider
-
-
-async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> None:
-    received = await sent(ANTHROPIC, upstream, largest_input(), stream=True)
+async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
+    received = await sent(ANTHROPIC, rig, largest_input(), stream=True)
     assert received.body == {
         "model": "claude-haiku-4-5",
         "max_tokens": 100,
@@ -64,10 +55,7 @@ async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> N
                 "role": "user",
                 "content": [
                     {"type": "text", "text": "What is it?"},
-                    {
-                        "type": "image",
-                        "source": {"type": "base64", "media_type": "image/png", "data": DATA},
-                    },
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": DATA}},
                 ],
             },
             {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},
@@ -87,8 +75,8 @@ async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> N
     }  # fmt: skip
 
 
-async def test_the_smallest_request_has_no_field_that_is_not_needed(upstream: FaultUpstream) -> None:
-    received = await sent(ANTHROPIC, upstream, hi())
+async def test_the_smallest_request_has_no_field_that_is_not_needed(rig: Rig) -> None:
+    received = await sent(ANTHROPIC, rig, hi())
     assert received.body == {
         "model": "claude-haiku-4-5",
         "max_tokens": 4096,
@@ -96,100 +84,99 @@ async def test_the_smallest_request_has_no_field_that_is_not_needed(upstream: Fa
     }
 
 
-async def test_top_p_is_sent_without_a_temperature(upstream: FaultUpstream) -> None:
-    body = (await sent(ANTHROPIC, upstream, hi(top_p=0.5))).body
+async def test_top_p_is_sent_without_a_temperature(rig: Rig) -> None:
+    body = (await sent(ANTHROPIC, rig, hi(top_p=0.5))).body
     assert body["top_p"] == 0.5
     route = Route("anthropic", "claude-haiku-4-5", drop=frozenset(("temperature",)))
-    body = (await sent(ANTHROPIC, upstream, hi(top_p=0.5, temperature=0), route=route)).body
+    body = (await sent(ANTHROPIC, rig, hi(top_p=0.5, temperature=0), route=route)).body
     assert "temperature" not in body
     assert body["top_p"] == 0.5
 
 
 async def test_of_temperature_and_top_p_only_the_temperature_is_sent_unless_the_model_accepts_both(
-    upstream: FaultUpstream,
+    rig: Rig,
 ) -> None:
     text_input = hi(top_p=0.5, temperature=0)
-    assert "top_p" not in (await sent(ANTHROPIC, upstream, text_input)).body
+    assert "top_p" not in (await sent(ANTHROPIC, rig, text_input)).body
     route = Route("anthropic", "claude-3-haiku-20240307", options={"sampling": "both"})
-    body = (await sent(ANTHROPIC, upstream, text_input, route=route)).body
+    body = (await sent(ANTHROPIC, rig, text_input, route=route)).body
     assert (body["temperature"], body["top_p"]) == (0, 0.5)
 
 
-async def test_what_a_route_drops_is_not_sent_and_what_it_adds_is(upstream: FaultUpstream) -> None:
+async def test_what_a_route_drops_is_not_sent_and_what_it_adds_is(rig: Rig) -> None:
     drop = frozenset(("temperature", "top_p", "stop", "user", "max_tokens"))
     extra = {"thinking": {"type": "disabled"}}
     route = Route("anthropic", "claude-opus-4-8", drop=drop, options={"extra": extra})
-    body = (await sent(ANTHROPIC, upstream, largest_input(), route=route)).body
+    body = (await sent(ANTHROPIC, rig, largest_input(), route=route)).body
     assert body.keys() == {"model", "max_tokens", "system", "messages", "thinking"}
     assert body["max_tokens"] == 4096
     assert body["thinking"] == {"type": "disabled"}
 
 
-async def test_default_max_tokens_are_in_the_routes_range(upstream: FaultUpstream) -> None:
+async def test_default_max_tokens_are_in_the_routes_range(rig: Rig) -> None:
     route = Route("anthropic", "claude-haiku-4-5", clamp={"max_tokens": (1, 1000, 0)})
-    assert (await sent(ANTHROPIC, upstream, hi(), route=route)).body["max_tokens"] == 1000
+    assert (await sent(ANTHROPIC, rig, hi(), route=route)).body["max_tokens"] == 1000
 
 
-@pytest.mark.parametrize(("text_input", "max_tokens"), [(None, 64_000), (100, 100), (10**9, 64_000)])
+@pytest.mark.parametrize(
+    ("text_input", "max_tokens"),
+    [(None, 64_000), (100, 100), (21_000, 21_000), (21_001, 21_001), (10**9, 64_000)],
+)
 async def test_max_tokens_are_the_callers_within_the_models(
-    upstream: FaultUpstream, text_input: int | None, max_tokens: int
+    rig: Rig, text_input: int | None, max_tokens: int
 ) -> None:
     text_job = hi() if text_input is None else hi(max_tokens=text_input)
-    received = await sent(LONG, upstream, text_job)
+    received = await sent(LONG, rig, text_job)
     assert received.body["max_tokens"] == max_tokens
     # What may take more than ten minutes is asked for as a stream.
     assert received.body.get("stream", False) == (max_tokens > 21_000)
 
 
-@pytest.mark.parametrize("name", [model.name for model in Catalog.load().models.values()])
-async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_refuse(
-    upstream: FaultUpstream, name: str
-) -> None:
-    for route in Catalog.load().resolve(name).routes:
-        if route.provider == "anthropic":
-            for stream in (False, True):
-                received = await sent(ANTHROPIC, upstream, largest_input(), stream=stream, route=route)
-                assert received.body["model"] == route.model
-
-
-@BOTH
 async def test_a_prefilled_answer_is_the_callers_fault_if_the_model_does_not_support_it(
-    provider: Any, stream: bool
+    rig: Rig, stream: bool
 ) -> None:
     begun = Message(role=Role.ROLE_ASSISTANT, content="The answer is")
     text_input = TextInput(messages=[*hi().messages, begun])
-    assert (await deltas(provider, ANTHROPIC.job(text_input, stream=stream)))[-1].finish_reason
+    assert (await deltas(rig.provider, ANTHROPIC.job(text_input, stream=stream)))[-1].finish_reason
     route = Route("anthropic", "claude-opus-4-6")
-    error, _ = await failure(provider, ANTHROPIC.job(text_input, stream=stream, route=route))
+    error, _ = await failure(rig.provider, ANTHROPIC.job(text_input, stream=stream, route=route))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
 
 
-async def test_a_link_to_an_image_is_sent_as_a_link(upstream: FaultUpstream) -> None:
+async def test_a_blank_system_message_is_not_sent(upstream: FaultUpstream) -> None:
+    system = [Message(role=Role.ROLE_SYSTEM, content=content) for content in (" \n", "Be brief.")]
+    body = (await sent(ANTHROPIC, upstream, TextInput(messages=[*system, *hi().messages]))).body
+    assert body["system"] == "Be brief."
+
+
+def test_parameters_that_the_api_lacks_are_reported_as_dropped() -> None:
+    text_job = ANTHROPIC.job(hi(seed=1, presence_penalty=1, frequency_penalty=1), stream=False)
+    adjustments = fit_job(text_job, fit).adjustments
+    assert [adjustment.field for adjustment in adjustments] == [
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+    ]
+
+
+async def test_a_link_to_an_image_is_sent_as_a_link(rig: Rig) -> None:
     url = "https://example.com/a.png"
     parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=url)), ContentPart(text=" ")])
     text_input = TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)])
-    body = (await sent(ANTHROPIC, upstream, text_input)).body
+    body = (await sent(ANTHROPIC, rig, text_input)).body
     assert body["messages"][0]["content"] == [{"type": "image", "source": {"type": "url", "url": url}}]
 
 
-@BOTH
 @pytest.mark.parametrize("blank", [[], [Message(role=Role.ROLE_USER, content=" \n")]])
 async def test_a_conversation_with_nothing_to_answer_is_refused_and_not_sent(
-    upstream: FaultUpstream, provider: Any, blank: list[Message], stream: bool
+    rig: Rig, blank: list[Message], stream: bool
 ) -> None:
     text_input = TextInput(messages=[Message(role=Role.ROLE_SYSTEM, content="Be brief."), *blank])
-    error, _ = await failure(provider, ANTHROPIC.job(text_input, stream=stream))
+    error, _ = await failure(rig.provider, ANTHROPIC.job(text_input, stream=stream))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
-    assert upstream.requests == []
+    assert rig.requests == []
 
 
-async def test_the_input_is_not_changed(upstream: FaultUpstream) -> None:
-    text_input = largest_input()
-    await sent(ANTHROPIC, upstream, text_input)
-    assert text_input == largest_input()
-
-
-@BOTH
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
@@ -204,85 +191,78 @@ async def test_the_input_is_not_changed(upstream: FaultUpstream) -> None:
         ("refusal", FILTERED),
     ],
 )
-async def test_stop_reasons_are_translated(
-    upstream: FaultUpstream, provider: Any, theirs: str, ours: int, stream: bool
-) -> None:
-    upstream.script(Answer(finish_reason=theirs))
-    assert (await deltas(provider, ANTHROPIC.job(stream=stream)))[-1].finish_reason == ours
+async def test_stop_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
+    rig.script(Answer(finish_reason=theirs))
+    assert (await deltas(rig.provider, ANTHROPIC.job(stream=stream)))[-1].finish_reason == ours
 
 
-@BOTH
-async def test_thinking_is_not_part_of_the_answer(
-    upstream: FaultUpstream, provider: Any, stream: bool
-) -> None:
-    upstream.script(Answer("one two", thinking="a canary thought"))
-    answer = await deltas(provider, ANTHROPIC.job(stream=stream))
+async def test_thinking_is_not_part_of_the_answer(rig: Rig, stream: bool) -> None:
+    rig.script(Answer("one two", thinking="a canary thought"))
+    answer = await deltas(rig.provider, ANTHROPIC.job(stream=stream))
     assert text(answer) == "one two"
 
 
-@BOTH
-async def test_the_cache_counts_as_input(upstream: FaultUpstream, provider: Any, stream: bool) -> None:
+async def test_the_cache_counts_as_input(rig: Rig, stream: bool) -> None:
     usage = {
         "input_tokens": 3,
         "cache_creation_input_tokens": 20,
         "cache_read_input_tokens": 100,
         "output_tokens": 7,
     }
-    upstream.script(Answer(usage=usage))
-    answer = await deltas(provider, ANTHROPIC.job(stream=stream))
+    rig.script(Answer(usage=usage))
+    answer = await deltas(rig.provider, ANTHROPIC.job(stream=stream))
     check_last(answer, 123, 7)
-    usage = answer[-1].usage
-    assert (usage.cached_prompt_tokens, usage.cache_write_prompt_tokens) == (100, 20)
-    assert usage.cache_write_1h_prompt_tokens == 0
+    counted = answer[-1].usage
+    assert (counted.cached_prompt_tokens, counted.cache_write_prompt_tokens) == (100, 20)
+    assert counted.cache_write_1h_prompt_tokens == 0
 
 
-@BOTH
-async def test_tokens_cached_for_an_hour_are_counted_separately(
-    upstream: FaultUpstream, provider: Any, stream: bool
-) -> None:
+async def test_tokens_cached_for_an_hour_are_counted_separately(rig: Rig, stream: bool) -> None:
     usage = {
         "input_tokens": 3,
         "cache_creation_input_tokens": 20,
         "cache_creation": {"ephemeral_5m_input_tokens": 8, "ephemeral_1h_input_tokens": 12},
         "output_tokens": 7,
     }
-    upstream.script(Answer(usage=usage))
-    answer = await deltas(provider, ANTHROPIC.job(stream=stream))
+    rig.script(Answer(usage=usage))
+    answer = await deltas(rig.provider, ANTHROPIC.job(stream=stream))
     check_last(answer, 23, 7)
     assert answer[-1].usage.cache_write_prompt_tokens == 20
     assert answer[-1].usage.cache_write_1h_prompt_tokens == 12
 
 
-async def test_the_input_is_counted_before_the_first_words(upstream: FaultUpstream, provider: Any) -> None:
+async def test_the_input_is_counted_before_the_first_words(rig: Rig) -> None:
     end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)
-    upstream.script(Reply(steps=(START, words("Hi"), end, OVER)))
-    answer = await deltas(provider, ANTHROPIC.job(stream=True))
+    rig.script(Reply(steps=(START, words("Hi"), end, OVER)))
+    answer = await deltas(rig.provider, ANTHROPIC.job(stream=True))
     assert answer[0].content == "Hi"
     assert answer[0].usage.prompt_tokens == 9
     check_no_usage(answer)
 
 
-@BOTH
+async def test_a_long_unary_answer_keeps_the_count_of_the_input(rig: Rig) -> None:
+    end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)
+    rig.script(Reply(steps=(START, words("Hi"), end, OVER)))
+    (answer,) = await deltas(rig.provider, LONG.job(stream=False))
+    assert (answer.content, answer.usage.prompt_tokens) == ("Hi", 9)
+
+
 @pytest.mark.parametrize("bad", [-1, 1.5, "1", True, [1], 10**30])
 async def test_a_count_of_the_cache_that_is_impossible_invalidates_the_count(
-    upstream: FaultUpstream, provider: Any, bad: Any, stream: bool
+    rig: Rig, bad: Any, stream: bool
 ) -> None:
-    upstream.script(Answer("one two", usage=ANTHROPIC.usage(9, 7) | {"cache_read_input_tokens": bad}))
-    check_no_usage(await deltas(provider, ANTHROPIC.job(stream=stream)))
+    rig.script(Answer("one two", usage=ANTHROPIC.usage(9, 7) | {"cache_read_input_tokens": bad}))
+    check_no_usage(await deltas(rig.provider, ANTHROPIC.job(stream=stream)))
 
 
-async def test_counts_at_the_end_of_a_stream_replace_those_at_its_beginning(
-    upstream: FaultUpstream, provider: Any
-) -> None:
+async def test_counts_at_the_end_of_a_stream_replace_those_at_its_beginning(rig: Rig) -> None:
     usage = {"input_tokens": 50, "cache_read_input_tokens": None, "output_tokens": 7}
     end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
-    upstream.script(Reply(steps=(START, words("Hi"), end, OVER)))
-    check_last(await deltas(provider, ANTHROPIC.job(stream=True)), 50, 7)
+    rig.script(Reply(steps=(START, words("Hi"), end, OVER)))
+    check_last(await deltas(rig.provider, ANTHROPIC.job(stream=True)), 50, 7)
 
 
-async def test_pings_unknown_events_and_other_blocks_are_skipped(
-    upstream: FaultUpstream, provider: Any
-) -> None:
+async def test_pings_unknown_events_and_other_blocks_are_skipped(rig: Rig) -> None:
     steps = (
         PING,
         START,
@@ -301,8 +281,8 @@ async def test_pings_unknown_events_and_other_blocks_are_skipped(
         OVER + words("too late"),
         Gate(),
     )
-    upstream.script(Reply(steps=steps))
-    answer = await deltas(provider, ANTHROPIC.job(stream=True))
+    rig.script(Reply(steps=steps))
+    answer = await deltas(rig.provider, ANTHROPIC.job(stream=True))
     assert [delta.content for delta in answer] == ["Hi", " there", ""]
     check_last(answer, 9, 7)
 
@@ -319,19 +299,15 @@ async def test_pings_unknown_events_and_other_blocks_are_skipped(
         b'data: {"type":"message_delta"}\n\n',
     ],
 )
-async def test_an_event_without_what_it_must_have_fails(
-    upstream: FaultUpstream, provider: Any, broken: bytes
-) -> None:
-    upstream.script(Reply(steps=(START, words("Hi"), broken, END, OVER)))
-    error, answer_text = await failure(provider, ANTHROPIC.job(stream=True))
+async def test_an_event_without_what_it_must_have_fails(rig: Rig, broken: bytes) -> None:
+    rig.script(Reply(steps=(START, words("Hi"), broken, END, OVER)))
+    error, answer_text = await failure(rig.provider, ANTHROPIC.job(stream=True))
     assert (error.code, answer_text) == ("provider_failed", "Hi")
 
 
-async def test_a_stream_that_ends_after_its_stop_reason_alone_fails(
-    upstream: FaultUpstream, provider: Any
-) -> None:
-    upstream.script(Reply(steps=(START, words("Hi"), END)))
-    assert (await failure(provider, ANTHROPIC.job(stream=True)))[0].code == "provider_failed"
+async def test_a_stream_that_ends_after_its_stop_reason_alone_fails(rig: Rig) -> None:
+    rig.script(Reply(steps=(START, words("Hi"), END)))
+    assert (await failure(rig.provider, ANTHROPIC.job(stream=True)))[0].code == "provider_failed"
 
 
 def refusal(status: int, kind: str, code: str | None = None, message: str = SECRETS, **headers: str) -> Reply:
@@ -376,16 +352,15 @@ STATUSES = [
 ]  # fmt: skip
 
 
-@BOTH
 @pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
 async def test_a_status_is_mapped_to_an_error(
-    upstream: FaultUpstream, provider: Any, reply: Reply, code: str, wait: int | None, field: str | None, stream: bool
+    rig: Rig, reply: Reply, code: str, wait: int | None, field: str | None, stream: bool
 ) -> None:  # fmt: skip
-    upstream.script(reply)
-    error, begun = await failure(provider, ANTHROPIC.job(stream=stream))
+    rig.script(reply)
+    error, begun = await failure(rig.provider, ANTHROPIC.job(stream=stream))
     assert (error.code, error.retry_after, error.field, begun) == (code, wait, field, "")
     check_no_secrets(error)
-    assert len(upstream.requests) == 1, "it was sent twice"
+    assert len(rig.requests) == 1, "it was sent twice"
 
 
 @pytest.mark.parametrize(
@@ -401,26 +376,20 @@ async def test_a_status_is_mapped_to_an_error(
         ("a_new_error", "provider_failed"),
     ],
 )
-async def test_an_error_within_a_stream_is_mapped_by_its_code(
-    upstream: FaultUpstream, provider: Any, kind: str, code: str
-) -> None:
-    upstream.script(Answer("one two", at={1: (error_event(kind, message=SECRETS), Stop.END)}))
-    error, begun = await failure(provider, ANTHROPIC.job(stream=True))
+async def test_an_error_within_a_stream_is_mapped_by_its_code(rig: Rig, kind: str, code: str) -> None:
+    rig.script(Answer("one two", at={1: (error_event(kind, message=SECRETS), Stop.END)}))
+    error, begun = await failure(rig.provider, ANTHROPIC.job(stream=True))
     assert (error.code, begun) == (code, "one")
     check_no_secrets(error)
 
 
-async def test_a_failure_half_way_through_a_long_unary_answer_yields_nothing(
-    upstream: FaultUpstream,
-) -> None:
-    upstream.script(Answer("one two", at={1: (error_event(), Stop.END)}))
-    async with open_provider(LONG, upstream.anthropic_base_url) as provider:
+async def test_a_failure_half_way_through_a_long_unary_answer_yields_nothing(rig: Rig) -> None:
+    rig.script(Answer("one two", at={1: (error_event(), Stop.END)}))
+    async with open_provider(LONG.make, rig.anthropic_base_url) as provider:
         error, begun = await failure(provider, LONG.job(stream=False))
     assert (error.code, begun) == ("provider_unavailable", "")
 
 
-async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(
-    upstream: FaultUpstream, provider: Any
-) -> None:
-    upstream.script(Reply(steps=(b'{"type":"error","error":{"type":"overloaded_error"}}',)))
-    assert (await failure(provider, ANTHROPIC.job(stream=False)))[0].code == "provider_unavailable"
+async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(rig: Rig) -> None:
+    rig.script(Reply(steps=(b'{"type":"error","error":{"type":"overloaded_error"}}',)))
+    assert (await failure(rig.provider, ANTHROPIC.job(stream=False)))[0].code == "provider_unavailable"

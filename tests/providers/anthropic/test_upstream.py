@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import anthropic
 import pytest
 
 from pomelo.testing import FaultUpstream, Stop
 from pomelo.testing.anthropic_protocol import Answer, error_event, error_reply
+from tests.providers.rig import KEY, ask
 
 GOOD: dict[str, Any] = {
     "model": "claude-haiku-4-5",
@@ -19,24 +19,18 @@ GOOD: dict[str, Any] = {
 }
 
 
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key="sk-right") as server:
-        yield server
-
-
 @pytest.fixture(name="client")
-async def _client(vendor: FaultUpstream) -> AsyncIterator[anthropic.AsyncAnthropic]:
+async def _client(upstream: FaultUpstream) -> AsyncIterator[anthropic.AsyncAnthropic]:
     async with anthropic.AsyncAnthropic(
-        base_url=vendor.anthropic_base_url, api_key="sk-right", max_retries=0
+        base_url=upstream.anthropic_base_url, api_key=KEY, max_retries=0
     ) as client:
         yield client
 
 
 async def test_the_official_client_reads_a_unary_answer(
-    vendor: FaultUpstream, client: anthropic.AsyncAnthropic
+    upstream: FaultUpstream, client: anthropic.AsyncAnthropic
 ) -> None:
-    vendor.script(Answer("Grüße 🍊 there", thinking="hm"))
+    upstream.script(Answer("Grüße 🍊 there", thinking="hm"))
     answer = await client.messages.create(**GOOD, system="Be brief.")
     thought, text = answer.content
     assert (thought.type, thought.type == "thinking" and thought.thinking) == ("thinking", "hm")
@@ -48,9 +42,9 @@ async def test_the_official_client_reads_a_unary_answer(
 
 @pytest.mark.parametrize("packing", ["events", "together", "bytes"])
 async def test_the_official_client_reads_a_stream(
-    vendor: FaultUpstream, client: anthropic.AsyncAnthropic, packing: Any
+    upstream: FaultUpstream, client: anthropic.AsyncAnthropic, packing: Any
 ) -> None:
-    vendor.script(Answer("Grüße 🍊 there", packing=packing, thinking="hm"))
+    upstream.script(Answer("Grüße 🍊 there", packing=packing, thinking="hm"))
     async with client.messages.stream(**GOOD) as stream:
         assert [text async for text in stream.text_stream] == ["Grüße", " 🍊", " there"]
         answer = await stream.get_final_message()
@@ -60,9 +54,9 @@ async def test_the_official_client_reads_a_stream(
 
 
 async def test_the_official_client_sees_refusals_of_the_vendor(
-    vendor: FaultUpstream, client: anthropic.AsyncAnthropic
+    upstream: FaultUpstream, client: anthropic.AsyncAnthropic
 ) -> None:
-    vendor.script(error_reply(429, "rate_limit_error"), error_reply(529, "overloaded_error"))
+    upstream.script(error_reply(429, "rate_limit_error"), error_reply(529, "overloaded_error"))
     with pytest.raises(anthropic.RateLimitError) as limited:
         await client.messages.create(**GOOD)
     assert limited.value.request_id == "req_test0001"
@@ -76,9 +70,9 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
 
 
 async def test_the_official_client_sees_an_error_within_a_stream(
-    vendor: FaultUpstream, client: anthropic.AsyncAnthropic
+    upstream: FaultUpstream, client: anthropic.AsyncAnthropic
 ) -> None:
-    vendor.script(Answer("one two", at={1: (error_event(), Stop.END)}))
+    upstream.script(Answer("one two", at={1: (error_event(), Stop.END)}))
     stream = await client.messages.create(**GOOD, stream=True)
     with pytest.raises(anthropic.APIStatusError, match="overloaded_error"):
         async for _ in stream:
@@ -86,17 +80,11 @@ async def test_the_official_client_sees_an_error_within_a_stream(
 
 
 async def post(
-    vendor: FaultUpstream, body: Any, version: str = "2023-06-01", **headers: str
+    upstream: FaultUpstream, body: Any, version: str = "2023-06-01", **headers: str
 ) -> tuple[int, Any]:
     """Status and JSON of a request."""
-    headers = headers or {"x-api-key": "sk-right"}
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(
-            vendor.url + "/v1/messages", json=body, headers=headers | {"anthropic-version": version}
-        ) as answer,
-    ):
-        return answer.status, await answer.json()
+    headers = (headers or {"x-api-key": KEY}) | {"anthropic-version": version}
+    return await ask("POST", upstream.url + "/v1/messages", json=body, headers=headers)
 
 
 def user(*blocks: Any) -> dict[str, Any]:
@@ -141,20 +129,20 @@ PICTURE = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
     ],
 )  # fmt: skip
 async def test_what_the_vendor_would_refuse_is_refused_with_its_path(
-    vendor: FaultUpstream, change: dict[str, Any], place: str
+    upstream: FaultUpstream, change: dict[str, Any], place: str
 ) -> None:
-    vendor.script(Answer("kept for a valid one"))
-    status, body = await post(vendor, GOOD | change)
+    upstream.script(Answer("kept for a valid one"))
+    status, body = await post(upstream, GOOD | change)
     assert (status, body["type"], body["error"]["type"]) == (400, "error", "invalid_request_error")
     assert body["error"]["message"].partition(": ")[0] == place
-    _, body = await post(vendor, GOOD)
+    _, body = await post(upstream, GOOD)
     assert body["content"][0]["text"] == "kept for a valid one"
 
 
-async def test_a_wrong_key_or_version_is_refused(vendor: FaultUpstream) -> None:
-    assert (await post(vendor, GOOD, **{"x-api-key": "sk-wrong"}))[0] == 401
-    assert (await post(vendor, GOOD, **{"Authorization": "Basic sk-right"}))[0] == 401
-    assert (await post(vendor, GOOD, **{"Authorization": "Bearer sk-right"}))[0] == 200
-    assert (await post(vendor, GOOD, version="2020-01-01"))[0] == 400
-    assert (await post(vendor, GOOD | {"temperature": 1}, version="2026-10-21"))[0] == 400
-    assert (await post(vendor, [GOOD]))[0] == 400
+async def test_a_wrong_key_or_version_is_refused(upstream: FaultUpstream) -> None:
+    assert (await post(upstream, GOOD, **{"x-api-key": "sk-wrong"}))[0] == 401
+    assert (await post(upstream, GOOD, **{"Authorization": "Basic sk-right"}))[0] == 401
+    assert (await post(upstream, GOOD, **{"Authorization": f"Bearer {KEY}"}))[0] == 200
+    assert (await post(upstream, GOOD, version="2020-01-01"))[0] == 400
+    assert (await post(upstream, GOOD | {"temperature": 1}, version="2026-10-21"))[0] == 400
+    assert (await post(upstream, [GOOD]))[0] == 400

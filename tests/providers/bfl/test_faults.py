@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -22,100 +20,60 @@ from pomelo.testing.bfl_protocol import Drawing, delivered, error_reply, invalid
 from pomelo.testing.images import make_image
 from tests.providers.bfl.test_answers import DEV, NOW
 from tests.providers.image_rig import (
-    KEY,
-    SECRETS,
-    check_no_secrets,
+    NEVER,
+    NEXT,
+    SAME,
     connections_to,
     draw_image,
     failure,
     job,
     listener,
-    open_provider,
+    orders,
     was_connected,
 )
-
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-
-
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key=KEY) as server:
-        yield server
+from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_provider, open_rig
 
 
-@pytest.fixture(name="provider")
-async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with open_provider(BFL, vendor.bfl_base_url, **NOW) as provider:
-        yield provider
-
-
-def orders(vendor: FaultUpstream) -> int:
-    """Returns the number of orders."""
-    return sum(received.method == "POST" for received in vendor.requests)
+@pytest.fixture(name="rig")
+async def _rig() -> AsyncIterator[Rig]:
+    async with open_rig(BFL, "bfl", **NOW) as rig:
+        yield rig
 
 
 REFUSED_ORDERS: list[tuple[Script, str, int | None, RetryPolicy]] = [
-    (error_reply(400, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(401, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(402, "Insufficient credits"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(403, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(404, "Not Found"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(404, "Task not found"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(413, SECRETS), "payload_too_large", None, RetryPolicy.NEVER),
-    (invalid("width", SECRETS), "invalid_parameter", None, RetryPolicy.NEVER),
-    (invalid("safety_tolerance", SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (
-        error_reply(422, [7, {"loc": 7}, {"loc": ["body", 7]}]),
-        "provider_failed",
-        None,
-        RetryPolicy.NEXT_ROUTE,
-    ),
-    (error_reply(400, "Request Moderated"), "content_policy_violation", None, RetryPolicy.NEVER),
-    (status("Request Moderated", http=403), "content_policy_violation", None, RetryPolicy.NEVER),
-    (status("Request Moderated"), "content_policy_violation", None, RetryPolicy.NEVER),
-    (error_reply(429, "Too many active tasks"), "provider_unavailable", 5, RetryPolicy.SAME_ROUTE),
-    (error_reply(429, SECRETS, {"Retry-After": "17"}), "provider_unavailable", 17, RetryPolicy.SAME_ROUTE),
-    (error_reply(500, SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (error_reply(500, "Error"), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (error_reply(503, SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (page(502), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (page(), "provider_failed", None, RetryPolicy.NEVER),
-    (redirect("/bfl/v1/flux-dev"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (Reply(), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b"{}",)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b"[]",)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b'{"id":"T1"}',)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b'{"id":"caf\xc3","polling_url":"x"}',)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b'{"id":', Stop.CLOSE)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b"x" * 9_000_000,)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(before=(Stop.CLOSE,)), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (Reply(before=(b"SSH-2.0-OpenSSH_9\r\n\r\n", Stop.CLOSE)), "provider_failed", None, RetryPolicy.NEVER),
+    (error_reply(402, "Insufficient credits"), "provider_failed", None, NEXT),
+    (error_reply(404, "Not Found"), "provider_failed", None, NEXT),
+    (error_reply(404, "Task not found"), "provider_failed", None, NEXT),
+    (invalid("width", SECRETS), "invalid_parameter", None, NEVER),
+    (invalid("safety_tolerance", SECRETS), "provider_failed", None, NEXT),
+    (error_reply(422, [7, {"loc": 7}, {"loc": ["body", 7]}]), "provider_failed", None, NEXT),
+    (error_reply(400, "Request Moderated"), "content_policy_violation", None, NEVER),
+    (status("Request Moderated", http=403), "content_policy_violation", None, NEVER),
+    (status("Request Moderated"), "content_policy_violation", None, NEVER),
+    (error_reply(429, "Too many active tasks"), "provider_unavailable", 5, SAME),
+    (error_reply(500, "Error"), "provider_unavailable", 5, NEVER),
+    (Reply(steps=(b'{"id":"T1"}',)), "provider_failed", None, NEVER),
+    (Reply(steps=(b'{"id":"caf\xc3","polling_url":"x"}',)), "provider_failed", None, NEVER),
+    (Reply(steps=(b'{"id":', Stop.CLOSE)), "provider_failed", None, NEVER),
+    (Reply(steps=(b"x" * 9_000_000,)), "provider_failed", None, NEVER),
 ]
 
 
-@BOTH
 @pytest.mark.parametrize(("script", "code", "wait", "retry"), REFUSED_ORDERS)
 async def test_an_order_that_fails_is_mapped_to_an_error_and_sent_once(
-    vendor: FaultUpstream,
-    provider: Any,
-    script: Script,
-    code: str,
-    wait: int | None,
-    retry: RetryPolicy,
-    stream: bool,
+    rig: Rig, script: Script, code: str, wait: int | None, retry: RetryPolicy, stream: bool
 ) -> None:
-    vendor.script(script)
-    error = await failure(provider, job(DEV, stream=stream))
+    rig.script(script)
+    error = await failure(rig.provider, job(DEV, stream=stream))
     assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
     check_no_secrets(error)
-    assert len(vendor.requests) == 1, "it was sent twice"
+    assert len(rig.requests) == 1, "it was sent twice"
 
 
-async def test_a_refused_parameter_is_named_as_in_the_contract(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_refused_parameter_is_named_as_in_the_contract(rig: Rig) -> None:
     for theirs, ours in (("steps", "num_inference_steps"), ("guidance", "guidance_scale"), ("seed", "seed")):
-        vendor.script(invalid(theirs))
-        error = await failure(provider, job(DEV))
+        rig.script(invalid(theirs))
+        error = await failure(rig.provider, job(DEV))
         assert error.field == ours
         assert ours in error.message
 
@@ -148,16 +106,15 @@ ENDS: list[tuple[Script, str]] = [
 ]
 
 
-@BOTH
 @pytest.mark.parametrize(("script", "code"), ENDS)
 async def test_a_task_that_fails_is_mapped_to_an_error_and_ordered_once(
-    vendor: FaultUpstream, provider: Any, script: Script, code: str, stream: bool
+    rig: Rig, script: Script, code: str, stream: bool
 ) -> None:
-    vendor.script(Drawing(polls=(status("Pending"), script), done=False))
-    error = await failure(provider, job(DEV, stream=stream))
-    assert (error.code, error.retry) == (code, RetryPolicy.NEVER), "it would be ordered again"
+    rig.script(Drawing(polls=(status("Pending"), script), done=False))
+    error = await failure(rig.provider, job(DEV, stream=stream))
+    assert (error.code, error.retry) == (code, NEVER), "it would be ordered again"
     check_no_secrets(error)
-    assert orders(vendor) == 1
+    assert orders(rig) == 1
 
 
 FAILING_POLLS: list[Script] = [
@@ -173,104 +130,53 @@ FAILING_POLLS: list[Script] = [
 
 
 @pytest.mark.parametrize("failing_poll", FAILING_POLLS)
-async def test_a_failing_poll_is_repeated_three_times_in_a_row(
-    vendor: FaultUpstream, provider: Any, failing_poll: Script
-) -> None:
-    vendor.script(Drawing(polls=(*(failing_poll,) * 3, status("Pending"), *(failing_poll,) * 3)))
-    await draw_image(provider, job(DEV))
-    vendor.script(Drawing(polls=(failing_poll,), done=False))
-    error = await failure(provider, job(DEV))
-    assert error.retry == RetryPolicy.NEVER
-    assert orders(vendor) == 2
+async def test_a_failing_poll_is_repeated_three_times_in_a_row(rig: Rig, failing_poll: Script) -> None:
+    rig.script(Drawing(polls=(*(failing_poll,) * 3, status("Pending"), *(failing_poll,) * 3)))
+    await draw_image(rig.provider, job(DEV))
+    rig.script(Drawing(polls=(failing_poll,), done=False))
+    error = await failure(rig.provider, job(DEV))
+    assert error.retry == NEVER
+    assert orders(rig) == 2
 
 
-async def test_a_poll_without_a_response_is_repeated(vendor: FaultUpstream) -> None:
-    vendor.script(Drawing(polls=(Reply(before=(Gate(),)), Reply(steps=(b"{", Gate())))))
-    async with open_provider(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
+async def test_a_poll_without_a_response_is_repeated(rig: Rig) -> None:
+    rig.script(Drawing(polls=(Reply(before=(Gate(),)), Reply(steps=(b"{", Gate())))))
+    async with open_provider(BFL, rig.bfl_base_url, **NOW, timeouts=Timeouts(whole=0.05)) as provider:
         await draw_image(provider, job(DEV))
 
 
-async def test_a_task_that_remains_unknown_fails(vendor: FaultUpstream) -> None:
+async def test_a_task_that_remains_unknown_fails(rig: Rig) -> None:
     for lost in (status("Task not found"), error_reply(404, "Task not found"), error_reply(404, "Not Found")):
-        vendor.script(Drawing(polls=(lost,), done=False))
-        async with open_provider(BFL, vendor.bfl_base_url, interval=0.001, grace=0.02) as provider:
+        rig.script(Drawing(polls=(lost,), done=False))
+        async with open_provider(BFL, rig.bfl_base_url, interval=0.001, grace=0.02) as provider:
             error = await failure(provider, job(DEV))
-        assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
+        assert (error.code, error.retry) == ("provider_failed", NEVER)
 
 
 HUGE = b"\x89PNG\r\n\x1a\n" + b"x" * (1024 * 1024 - 8)
 
-UNDELIVERED: list[tuple[Script, str]] = [
-    (error_reply(403, SECRETS), "provider_failed"),
-    (error_reply(404, SECRETS), "provider_failed"),
-    (error_reply(410, SECRETS), "provider_failed"),
-    (page(), "provider_failed"),
-    (page(503), "provider_unavailable"),
-    (Reply(), "provider_failed"),
-    (Reply(204), "provider_failed"),
-    (redirect("/bfl/delivery/other"), "provider_failed"),
-    (Reply(steps=(make_image()[:40], Stop.CLOSE)), "provider_failed"),
-    (Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.RESET)), "provider_failed"),
-    (Reply(headers={"Content-Encoding": "gzip"}, steps=(gzip.compress(make_image()),)), "provider_failed"),
-    (Reply(headers={"Content-Length": str(MAX_FILE_BYTES + 1)}, steps=(HUGE, Gate())), "provider_failed"),
-    (Reply(steps=(HUGE,) * 33), "provider_failed"),
-    (Reply(steps=(b"GIF89a" + b"\0" * 99,)), "provider_failed"),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable"),
-]
 
-
-@BOTH
-@pytest.mark.parametrize(("script", "code"), UNDELIVERED)
-async def test_an_image_that_is_not_delivered_is_a_failure_and_not_ordered_again(
-    vendor: FaultUpstream, provider: Any, script: Script, code: str, stream: bool
-) -> None:
-    vendor.script(Drawing(delivery=(script,)))
-    error = await failure(provider, job(DEV, stream=stream))
-    assert (error.code, error.retry) == (code, RetryPolicy.NEVER)
-    check_no_secrets(error)
-    assert orders(vendor) == 1
-
-
-async def test_an_image_is_not_read_beyond_the_limit(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.script(Drawing(delivery=(Reply(steps=(HUGE,) * 200),)))
-    await failure(provider, job(DEV))
+async def test_an_image_is_not_read_beyond_the_limit(rig: Rig) -> None:
+    rig.script(Drawing(delivery=(Reply(steps=(HUGE,) * 200),)))
+    await failure(rig.provider, job(DEV))
     async with asyncio.timeout(5):
-        await vendor.requests[-1].left.wait()
-    assert vendor.requests[-1].bytes_sent < MAX_FILE_BYTES + 16 * len(HUGE)  # what the sockets hold
+        await rig.requests[-1].left.wait()
+    assert rig.requests[-1].bytes_sent < MAX_FILE_BYTES + 16 * len(HUGE)  # what the sockets hold
 
 
-async def test_the_largest_image_is_accepted(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.script(Drawing(delivery=(Reply(steps=(HUGE,) * 32),)))
-    assert len((await draw_image(provider, job(DEV)))[0]) == MAX_FILE_BYTES
+async def test_the_largest_image_is_accepted(rig: Rig) -> None:
+    rig.script(Drawing(delivery=(Reply(steps=(HUGE,) * 32),)))
+    assert len((await draw_image(rig.provider, job(DEV)))[0]) == MAX_FILE_BYTES
 
 
-async def test_a_failing_delivery_is_requested_again(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.script(Drawing(delivery=(page(503), Reply(before=(Stop.RESET,)), delivered(make_image()))))
-    assert (await draw_image(provider, job(DEV)))[0] == make_image()
+async def test_a_failing_delivery_is_requested_again(rig: Rig) -> None:
+    rig.script(Drawing(delivery=(page(503), Reply(before=(Stop.RESET,)), delivered(make_image()))))
+    assert (await draw_image(rig.provider, job(DEV)))[0] == make_image()
 
 
-CUT = (
-    Reply(steps=(make_image()[:40], Stop.CLOSE)),
-    Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.RESET)),
-    Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.CLOSE)),
-    error_reply(403, SECRETS),
-    error_reply(404, SECRETS),
-)
-
-
-@BOTH
-@pytest.mark.parametrize("trouble", CUT)
-async def test_a_download_that_fails_is_repeated_without_another_order(
-    vendor: FaultUpstream, provider: Any, trouble: Reply, stream: bool
-) -> None:
-    vendor.script(Drawing(delivery=(trouble, trouble, trouble, delivered(make_image()))))
-    assert (await draw_image(provider, job(DEV, stream=stream)))[0] == make_image()
-    assert orders(vendor) == 1
-
-
-async def test_a_download_that_goes_silent_is_repeated(vendor: FaultUpstream) -> None:
-    vendor.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())), delivered(make_image()))))
-    async with open_provider(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.1)) as provider:
+async def test_a_download_that_goes_silent_is_repeated(rig: Rig) -> None:
+    rig.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())), delivered(make_image()))))
+    async with open_provider(BFL, rig.bfl_base_url, **NOW, timeouts=Timeouts(whole=0.1)) as provider:
         assert (await draw_image(provider, job(DEV)))[0] == make_image()
 
 
@@ -282,21 +188,20 @@ UNKNOWN_YET = (
 )
 
 
-@BOTH
 @pytest.mark.parametrize("unknown", UNKNOWN_YET)
 async def test_a_task_that_is_briefly_unknown_after_its_order_is_polled_again(
-    vendor: FaultUpstream, provider: Any, unknown: Script, stream: bool
+    rig: Rig, unknown: Script, stream: bool
 ) -> None:
-    vendor.script(Drawing(polls=(unknown,) * 5))
-    await draw_image(provider, job(DEV, stream=stream))
-    assert orders(vendor) == 1
+    rig.script(Drawing(polls=(unknown,) * 5))
+    await draw_image(rig.provider, job(DEV, stream=stream))
+    assert orders(rig) == 1
 
 
-async def test_a_delivery_that_stalls_passes_the_deadline(vendor: FaultUpstream) -> None:
-    vendor.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())),)))
-    async with open_provider(BFL, vendor.bfl_base_url, **NOW, limits=Timeouts(whole=0.05)) as provider:
+async def test_a_delivery_that_stalls_passes_the_deadline(rig: Rig) -> None:
+    rig.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())),)))
+    async with open_provider(BFL, rig.bfl_base_url, **NOW, timeouts=Timeouts(whole=0.05)) as provider:
         error = await failure(provider, job(DEV))
-    assert (error.code, error.retry) == ("deadline_exceeded", RetryPolicy.NEVER)
+    assert (error.code, error.retry) == ("deadline_exceeded", NEVER)
 
 
 # --- links that lead astray
@@ -323,34 +228,28 @@ ASTRAY = [
 
 
 @pytest.mark.parametrize("url", ASTRAY)
-async def test_the_key_is_not_sent_to_a_foreign_polling_url(
-    vendor: FaultUpstream, provider: Any, url: Any
-) -> None:
-    vendor.script(Drawing(order={"polling_url": url}))
-    error = await failure(provider, job(DEV))
-    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
+async def test_the_key_is_not_sent_to_a_foreign_polling_url(rig: Rig, url: Any) -> None:
+    rig.script(Drawing(order={"polling_url": url}))
+    error = await failure(rig.provider, job(DEV))
+    assert (error.code, error.retry) == ("provider_failed", NEVER)
     check_no_secrets(error)
-    assert len(vendor.requests) == 1
+    assert len(rig.requests) == 1
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
-async def test_another_port_of_this_machine_is_another_host(
-    vendor: FaultUpstream, provider: Any, scheme: str, host: str
-) -> None:
+async def test_another_port_of_this_machine_is_another_host(rig: Rig, scheme: str, host: str) -> None:
     with listener() as elsewhere:
         url = f"{scheme}://{host}:{elsewhere.getsockname()[1]}/"
         for drawing in (Drawing(polling_url=url), Drawing(sample=url)):
-            vendor.script(drawing)
-            error = await failure(provider, job(DEV))
+            rig.script(drawing)
+            error = await failure(rig.provider, job(DEV))
             assert error.code == "provider_failed"
         assert not was_connected(elsewhere)
 
 
 @pytest.mark.parametrize("stage", ["order", "question", "delivery"])
-async def test_a_redirect_is_not_followed_at_any_stage(
-    vendor: FaultUpstream, provider: Any, stage: str
-) -> None:
+async def test_a_redirect_is_not_followed_at_any_stage(rig: Rig, stage: str) -> None:
     async with FaultUpstream() as elsewhere:
         away = redirect(elsewhere.url + "/bfl/v1/flux-dev", 308)
         stages: dict[str, Script] = {
@@ -358,28 +257,28 @@ async def test_a_redirect_is_not_followed_at_any_stage(
             "question": Drawing(polls=(away,), done=False),
             "delivery": Drawing(delivery=(away,)),
         }
-        vendor.script(stages[stage])
-        assert (await failure(provider, job(DEV))).code == "provider_failed"
+        rig.script(stages[stage])
+        assert (await failure(rig.provider, job(DEV))).code == "provider_failed"
         assert elsewhere.requests == []
 
 
-async def test_an_origin_that_the_operator_names_may_deliver_and_gets_no_key(vendor: FaultUpstream) -> None:
+async def test_an_origin_that_the_operator_names_may_deliver_and_gets_no_key(rig: Rig) -> None:
     async with FaultUpstream() as store:
         store.default = delivered(make_image())
-        vendor.default = Drawing(sample=f"{store.url}/bfl/delivery/T1/sample.png?sig=1")
-        async with open_provider(BFL, vendor.bfl_base_url, **NOW) as provider:
+        rig.default = Drawing(sample=f"{store.url}/bfl/delivery/T1/sample.png?sig=1")
+        async with open_provider(BFL, rig.bfl_base_url, **NOW) as provider:
             assert (await failure(provider, job(DEV))).code == "provider_failed"
         assert store.requests == []
-        async with open_provider(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
+        async with open_provider(BFL, rig.bfl_base_url, **NOW, origins=(store.url,)) as provider:
             assert (await draw_image(provider, job(DEV)))[0] == make_image()
         (download,) = store.requests
         assert KEY not in str(dict(download.headers))
 
 
-async def test_an_origin_for_deliveries_gets_no_polls_with_the_key(vendor: FaultUpstream) -> None:
+async def test_an_origin_for_deliveries_gets_no_polls_with_the_key(rig: Rig) -> None:
     async with FaultUpstream() as store:
-        vendor.script(Drawing(polling_url=f"{store.url}/bfl/v1/get_result?id=1"))
-        async with open_provider(BFL, vendor.bfl_base_url, **NOW, origins=(store.url,)) as provider:
+        rig.script(Drawing(polling_url=f"{store.url}/bfl/v1/get_result?id=1"))
+        async with open_provider(BFL, rig.bfl_base_url, **NOW, origins=(store.url,)) as provider:
             assert (await failure(provider, job(DEV))).code == "provider_failed"
         assert store.requests == []
 
@@ -389,84 +288,37 @@ async def test_an_origin_for_deliveries_gets_no_polls_with_the_key(vendor: Fault
 STAGES = ["the order", "a question", "between questions", "the delivery"]
 
 
-@BOTH
-@pytest.mark.parametrize("stage", STAGES)
-async def test_cancelling_closes_everything_immediately(
-    vendor: FaultUpstream, stage: str, stream: bool
-) -> None:
-    gate = Gate()
-    held = Reply(steps=(b"x", gate))
-    stages: dict[str, Script] = {
-        "the order": held,
-        "a question": Drawing(polls=(status("Pending"), held)),
-        "between questions": Drawing(polls=(status("Pending"),), done=False),
-        "the delivery": Drawing(delivery=(held,)),
-    }
-    vendor.script(stages[stage])
-    between = stage == "between questions"
-    async with open_provider(BFL, vendor.bfl_base_url, interval=0.02 if between else 0.001) as provider:
-
-        async def collect() -> None:
-            async with aclosing(provider.image(job(DEV, stream=stream))) as answer:
-                async for _ in answer:
-                    pass
-
-        task = asyncio.create_task(collect())
-        if between:
-            while len(vendor.requests) < 3:
-                await vendor.received()
-            await vendor.requests[2].done.wait()
-        else:
-            await gate.reached.wait()
-        since = asyncio.get_running_loop().time()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        seen = len(vendor.requests)
-        if not between:
-            async with asyncio.timeout(5):
-                await vendor.requests[-1].left.wait()
-            left_at = vendor.requests[-1].left_at
-            assert left_at is not None
-            assert left_at - since < 0.05
-        # A complete new task runs, and no further request of the old one arrives.
-        vendor.script(Drawing())
-        await draw_image(provider, job(DEV))
-        assert len(vendor.requests) == seen + 3
-
-
-async def test_closing_the_stream_after_an_event_ends_the_polls(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.script(Drawing(polls=(status("Pending", progress=0.5),), done=False))
-    answer = provider.image(job(DEV, stream=True))
+async def test_closing_the_stream_after_an_event_ends_the_polls(rig: Rig) -> None:
+    rig.script(Drawing(polls=(status("Pending", progress=0.5),), done=False))
+    answer = rig.provider.image(job(DEV, stream=True))
     assert (await anext(answer)).image_progress.progress == 0
     assert (await anext(answer)).image_progress.progress == 0.5
     await answer.aclose()
-    seen = len(vendor.requests)
-    vendor.script(Drawing())
-    await draw_image(provider, job(DEV))
-    assert len(vendor.requests) == seen + 3
+    seen = len(rig.requests)
+    rig.script(Drawing())
+    await draw_image(rig.provider, job(DEV))
+    assert len(rig.requests) == seen + 3
 
 
-async def test_no_connection_is_left_open(vendor: FaultUpstream) -> None:
-    port = int(vendor.url.rpartition(":")[2])
-    async with open_provider(BFL, vendor.bfl_base_url, **NOW) as provider:
+async def test_no_connection_is_left_open(rig: Rig) -> None:
+    port = int(rig.url.rpartition(":")[2])
+    async with open_provider(BFL, rig.bfl_base_url, **NOW) as provider:
         for script in (Drawing(), Drawing(sample="https://[::1]/"), Drawing(delivery=(page(),)), page()):
-            vendor.script(script)
+            rig.script(script)
             await asyncio.gather(draw_image(provider, job(DEV)), return_exceptions=True)
         assert connections_to(port) == 1, "the one that is kept for later"
     assert connections_to(port) == 0
 
 
-@BOTH
 async def test_an_ordered_image_is_not_lost_while_all_connections_of_the_host_are_taken(
-    vendor: FaultUpstream, stream: bool
+    rig: Rig, stream: bool
 ) -> None:
     limiter = ConnectionLimiter(1, max_wait=0.01)
-    host = vendor.url.removeprefix("http://")
+    host = rig.url.removeprefix("http://")
     async with Http(connections=limiter) as http:
-        provider = BFL(Credentials(KEY, vendor.bfl_base_url), http, **NOW)
+        provider = BFL(Credentials(KEY, rig.bfl_base_url), http, **NOW)
         drawing = asyncio.create_task(draw_image(provider, job(DEV, stream=stream)))
-        await vendor.received()
+        await rig.received()
         refused = limiter.refused
         await limiter.acquire(host, "other")
         while limiter.refused < refused + 6:  # noqa: ASYNC110 - more polls than may fail
@@ -474,19 +326,17 @@ async def test_an_ordered_image_is_not_lost_while_all_connections_of_the_host_ar
         limiter.release(host, "other")
         assert (await drawing)[1] == "image/png"
         await provider.aclose()
-    assert orders(vendor) == 1
+    assert orders(rig) == 1
     assert limiter.in_use == 0
 
 
-async def test_an_image_that_gets_no_connection_for_its_delivery_is_requested_again(
-    vendor: FaultUpstream,
-) -> None:
+async def test_an_image_that_gets_no_connection_for_its_delivery_is_requested_again(rig: Rig) -> None:
     limiter = ConnectionLimiter(1, max_wait=0.01)
-    host = vendor.url.removeprefix("http://")
+    host = rig.url.removeprefix("http://")
     async with Http(connections=limiter) as http:
-        links = Downloader(http, vendor.bfl_base_url, "bfl.ai", waits=(0.01, 0.01))
+        links = Downloader(http, rig.bfl_base_url, "bfl.ai", waits=(0.01, 0.01))
         await limiter.acquire(host, "other")
-        fetching = asyncio.create_task(links.fetch(f"{vendor.url}/bfl/x", DELIVERY_ERRORS))
+        fetching = asyncio.create_task(links.fetch(f"{rig.url}/bfl/x", DELIVERY_ERRORS))
         while limiter.refused < 2:  # noqa: ASYNC110 - a count has no event
             await asyncio.sleep(0.001)
         limiter.release(host, "other")
@@ -495,7 +345,7 @@ async def test_an_image_that_gets_no_connection_for_its_delivery_is_requested_ag
         assert raised.value.code != "overloaded", "the vendor was asked in the end"
         await limiter.acquire(host, "other")
         with pytest.raises(PomeloError) as raised:
-            await links.fetch(f"{vendor.url}/bfl/x", DELIVERY_ERRORS)
+            await links.fetch(f"{rig.url}/bfl/x", DELIVERY_ERRORS)
         assert raised.value.code == "overloaded"
         limiter.release(host, "other")
         await links.aclose()

@@ -1,33 +1,27 @@
-"""Helpers for the tests of the ElevenLabs provider: jobs, and functions that run them."""
+"""Jobs for the tests of the ElevenLabs provider, and functions that run them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pomelo.catalog.catalog import Limits, Model, Route
-from pomelo.catalog.pricing import Prices
+from pomelo.catalog.catalog import Route
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.model_service_pb2 import PriceUnit
-from pomelo.gen.v1.speech_pb2 import (
-    SpeechToSpeechInput,
-    SpeechToTextInput,
-    TextToSpeechInput,
-    Transcription,
-)
+from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Transcription
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Job, fit_hook, fit_job
+from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.elevenlabs.elevenlabs import ElevenLabs
 from pomelo.providers.elevenlabs.voices import LAST_DAY
-from pomelo.providers.http.client import Http, Timeouts
+from pomelo.testing import Received
+from tests.providers.rig import PROMPT, make_job, read_all, run
 
-KEY = "xi-canary-2718"
-TEXT = "my canary text"
 ADAM = "pNInz6obpgDQGcFmaJgB"
 MP3 = b"\xff\xfb\x90\xc0" + b"a canary audio" * 100
+
+MAKE = partial(ElevenLabs, today=lambda: LAST_DAY)
+"""The provider, on a day on which there are default voices."""
 
 TTS = Route("elevenlabs", "eleven_flash_v2_5", clamp={"speed": (0.7, 1.2, 0)})
 STS = Route("elevenlabs", "eleven_multilingual_sts_v2", clamp={"speed": (0.7, 1.2, 0)})
@@ -40,28 +34,25 @@ _KINDS = {
 }
 
 
+def say(text: str = "x", voice: str = "adam", **options: Any) -> TextToSpeechInput:
+    """The shortest text to speech, with options."""
+    return TextToSpeechInput(text=text, voice=voice, **options)
+
+
 def job(
     speech_input: Any = None,
     *,
     stream: bool = False,
     route: Route | None = None,
     audio: AudioSource | None = None,
-) -> Job:
+) -> Job[Any]:
     """A job of the kind that `speech_input` is of; by default the shortest text to speech."""
     if speech_input is None:
-        speech_input = TextToSpeechInput(text=TEXT, voice="adam")
+        speech_input = say(PROMPT)
     kind, default_route = _KINDS[type(speech_input)]
-    model = Model(
-        name="speech",
-        task_type=kind,
-        routes=(route or default_route,),
-        limits=Limits(),
-        prices=Prices({PriceUnit.PRICE_UNIT_AUDIO_MINUTE: 1}),
-        price_version="test",
-    )
     if audio is None and not isinstance(speech_input, TextToSpeechInput):
         audio = inline(MP3)
-    return Job("task_1", model, route or default_route, speech_input, stream, deadline=1e12, audio=audio)
+    return make_job(kind, route or default_route, speech_input, stream=stream, audio=audio)
 
 
 def inline(data: bytes, content_type: str = "audio/mpeg") -> AudioSource:
@@ -74,54 +65,37 @@ def stored(path: Path, content_type: str = "audio/mpeg") -> AudioSource:
     return AudioSource(content_type, path.stat().st_size, path=path)
 
 
-@asynccontextmanager
-async def open_provider(
-    base_url: str, *, key: str | None = KEY, **timeouts: float
-) -> AsyncIterator[ElevenLabs]:
-    """The provider, called at `base_url`."""
-    async with Http(Timeouts(**timeouts)) as http:
-        provider = ElevenLabs(Credentials(key, base_url), http, today=lambda: LAST_DAY)
-        yield provider
-        await provider.aclose()
-
-
-def events(provider: ElevenLabs, speech_job: Job) -> Any:
-    """The provider's events for a job of any task type."""
-    kind = TaskType.Name(speech_job.model.task_type).removeprefix("TASK_TYPE_").lower()
-    return getattr(provider, kind)(fit_job(speech_job, fit_hook(provider, kind)))
-
-
-async def read_audio(provider: ElevenLabs, speech_job: Job) -> tuple[bytes, str]:
+async def read_audio(provider: Any, speech_job: Job[Any]) -> tuple[bytes, str]:
     """The whole audio that the provider answers, and its media type; checks the pieces."""
-    chunks: list[bytes] = []
-    kind = ""
-    async with aclosing(events(provider, speech_job)) as answer:
-        async for event in answer:
-            piece = event.audio_chunk
-            assert 0 < len(piece.data) <= 65536
-            assert bool(piece.content_type) == (not chunks), "the first piece alone has the media type"
-            kind = kind or piece.content_type
-            chunks.append(piece.data)
+    chunks = [event.audio_chunk for event in await read_all(provider, speech_job)]
     assert chunks
-    return b"".join(chunks), kind
+    assert all(0 < len(chunk.data) <= 65536 for chunk in chunks)
+    assert chunks[0].content_type
+    assert not any(chunk.content_type for chunk in chunks[1:]), "the first piece alone has the media type"
+    return b"".join(chunk.data for chunk in chunks), chunks[0].content_type
 
 
-async def transcript(provider: ElevenLabs, speech_job: Job) -> Transcription:
+async def transcript(provider: Any, speech_job: Job[Any]) -> Transcription:
     """The transcript that the provider answers."""
-    async with aclosing(events(provider, speech_job)) as answer:
-        results = [event.result.transcription async for event in answer]
-    assert len(results) == 1
-    return results[0]
+    (event,) = await read_all(provider, speech_job)
+    result: Transcription = event.result.transcription
+    return result
 
 
-async def failure(provider: ElevenLabs, speech_job: Job) -> tuple[PomeloError, bytes]:
+async def failure(provider: Any, speech_job: Job[Any]) -> tuple[PomeloError, bytes]:
     """Returns the error that the job ends with, and the audio before it."""
     audio = b""
     try:
-        async with aclosing(events(provider, speech_job)) as answer:
+        async with aclosing(run(provider, speech_job)) as answer:
             async for event in answer:
                 assert not event.HasField("result"), "a failed answer looked complete"
                 audio += event.audio_chunk.data
     except PomeloError as error:
         return error, audio
     raise AssertionError(f"no failure; received {len(audio)} bytes")
+
+
+def form_fields(received: Received) -> dict[str, str | None]:
+    """The fields of a form, its file with its SHA-256."""
+    assert received.form is not None
+    return {part.name: part.text if part.filename is None else part.sha256 for part in received.form}

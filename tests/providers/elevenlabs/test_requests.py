@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from yarl import URL
 
 from pomelo.catalog.catalog import Catalog, Route
-from pomelo.errors import PomeloError
 from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
@@ -24,26 +18,24 @@ from pomelo.gen.v1.speech_pb2 import (
     Timestamps,
     VoiceSettings,
 )
-from pomelo.providers.elevenlabs.errors import ERROR_MAPPING
-from pomelo.providers.elevenlabs.forms import form
-from pomelo.providers.http.client import Http
-from pomelo.testing import FaultUpstream, Gate, Received, Speech, Transcript, VoiceList
+from pomelo.providers.http.client import Timeouts
+from pomelo.testing import Speech, VoiceList
 from pomelo.testing.elevenlabs_checks import FORMATS as VENDORS_FORMATS
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import (
     ADAM,
-    KEY,
+    MAKE,
     MP3,
     STS,
-    TEXT,
     failure,
-    inline,
+    form_fields,
     job,
-    open_provider,
     read_audio,
+    say,
     stored,
     transcript,
 )
+from tests.providers.rig import KEY, PROMPT, Rig, open_provider
 
 SETTINGS = VoiceSettings(stability=0.5, similarity_boost=0.75, style=0, use_speaker_boost=False, speed=1.1)
 SETTINGS_SENT = {
@@ -55,28 +47,7 @@ SETTINGS_SENT = {
 }
 
 
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key=KEY) as server:
-        yield server
-
-
-@pytest.fixture(name="provider")
-async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with open_provider(vendor.elevenlabs_base_url) as provider:
-        yield provider
-
-
-def fields(received: Received) -> dict[str, str | None]:
-    """The fields of a form, its file with its SHA-256."""
-    assert received.form is not None
-    return {part.name: part.text if part.filename is None else part.sha256 for part in received.form}
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_the_largest_text_to_speech_is_exactly_this(
-    vendor: FaultUpstream, provider: Any, stream: bool
-) -> None:
+async def test_the_largest_text_to_speech_is_exactly_this(rig: Rig, stream: bool) -> None:
     speech_input = TextToSpeechInput(
         text="Grüße 🍊\nthere",
         voice="Adam",
@@ -86,8 +57,8 @@ async def test_the_largest_text_to_speech_is_exactly_this(
         seed=2**32 - 1,
     )
     before = TextToSpeechInput.FromString(speech_input.SerializeToString())
-    await read_audio(provider, job(speech_input, stream=stream))
-    received = await vendor.received()
+    await read_audio(rig.provider, job(speech_input, stream=stream))
+    received = await rig.received()
     assert received.method == "POST"
     assert received.path == f"/elevenlabs/v1/text-to-speech/{ADAM}" + ("/stream" if stream else "")
     assert received.query == {"output_format": "opus_48000_64"}
@@ -103,58 +74,52 @@ async def test_the_largest_text_to_speech_is_exactly_this(
     assert speech_input == before
 
 
-async def test_the_smallest_text_to_speech_has_no_field_that_the_caller_did_not_set(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    await read_audio(provider, job())
-    received = await vendor.received()
-    assert received.body == {"text": TEXT, "model_id": "eleven_flash_v2_5"}
+async def test_the_smallest_text_to_speech_has_no_field_that_the_caller_did_not_set(rig: Rig) -> None:
+    await read_audio(rig.provider, job())
+    received = await rig.received()
+    assert received.body == {"text": PROMPT, "model_id": "eleven_flash_v2_5"}
     assert received.query == {"output_format": "mp3_44100_128"}
 
 
-async def test_a_zero_that_the_caller_set_is_sent(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_zero_that_the_caller_set_is_sent(rig: Rig) -> None:
     settings = VoiceSettings(stability=0)
-    await read_audio(
-        provider, job(TextToSpeechInput(text="x", voice="adam", seed=0, voice_settings=settings))
-    )
-    body = (await vendor.received()).body
+    await read_audio(rig.provider, job(say(seed=0, voice_settings=settings)))
+    body = (await rig.received()).body
     assert (body["seed"], body["voice_settings"]) == (0, {"stability": 0.0})
 
 
-async def test_empty_voice_settings_are_left_out(vendor: FaultUpstream, provider: Any) -> None:
-    await read_audio(provider, job(TextToSpeechInput(text="x", voice="adam", voice_settings=VoiceSettings())))
-    assert "voice_settings" not in (await vendor.received()).body
+async def test_empty_voice_settings_are_left_out(rig: Rig) -> None:
+    await read_audio(rig.provider, job(say(voice_settings=VoiceSettings())))
+    assert "voice_settings" not in (await rig.received()).body
 
 
 @pytest.mark.parametrize(("speed", "sent"), [(0.25, 0.7), (4, 1.2), (1, 1.0)])
-async def test_speed_is_clamped_to_the_models_range(
-    vendor: FaultUpstream, provider: Any, speed: float, sent: float
-) -> None:
+async def test_speed_is_clamped_to_the_models_range(rig: Rig, speed: float, sent: float) -> None:
     settings = VoiceSettings(speed=speed)
-    await read_audio(provider, job(TextToSpeechInput(text="x", voice="adam", voice_settings=settings)))
-    assert (await vendor.received()).body["voice_settings"] == {"speed": sent}
-    await read_audio(provider, job(SpeechToSpeechInput(voice="adam", voice_settings=settings)))
-    assert json.loads(str(fields(await vendor.received())["voice_settings"])) == {"speed": sent}
+    await read_audio(rig.provider, job(say(voice_settings=settings)))
+    assert (await rig.received()).body["voice_settings"] == {"speed": sent}
+    await read_audio(rig.provider, job(SpeechToSpeechInput(voice="adam", voice_settings=settings)))
+    assert json.loads(str(form_fields(await rig.received())["voice_settings"])) == {"speed": sent}
 
 
-async def test_what_a_route_drops_is_not_sent(vendor: FaultUpstream, provider: Any) -> None:
+async def test_what_a_route_drops_is_not_sent(rig: Rig) -> None:
     speech_input = TextToSpeechInput(
         text="x", voice="adam", voice_settings=SETTINGS, language_code="de", seed=1
     )
     drop = frozenset(("language_code", "seed", "style", "use_speaker_boost", "speed"))
     await read_audio(
-        provider, job(speech_input, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop))
+        rig.provider, job(speech_input, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop))
     )
-    assert (await vendor.received()).body == {
+    assert (await rig.received()).body == {
         "text": "x",
         "model_id": "eleven_multilingual_v2",
         "voice_settings": {"stability": 0.5, "similarity_boost": 0.75},
     }
     drop = frozenset(("voice_settings", "language_code"))
     await read_audio(
-        provider, job(speech_input, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop))
+        rig.provider, job(speech_input, route=Route("elevenlabs", "eleven_multilingual_v2", drop=drop))
     )
-    assert (await vendor.received()).body == {"text": "x", "model_id": "eleven_multilingual_v2", "seed": 1}
+    assert (await rig.received()).body == {"text": "x", "model_id": "eleven_multilingual_v2", "seed": 1}
 
 
 @pytest.mark.parametrize(
@@ -162,67 +127,55 @@ async def test_what_a_route_drops_is_not_sent(vendor: FaultUpstream, provider: A
     [("DEU", "de", "de"), ("ger", "de", "de"), ("de-AT", "de", "de"), ("haw", None, "haw"), ("", None, None)],
 )
 async def test_a_language_is_sent_by_the_code_that_the_endpoint_takes(
-    vendor: FaultUpstream,
-    provider: Any,
-    speech_input: str,
-    text_to_speech: str | None,
-    speech_to_text: str | None,
+    rig: Rig, speech_input: str, text_to_speech: str | None, speech_to_text: str | None
 ) -> None:
-    await read_audio(provider, job(TextToSpeechInput(text="x", voice="adam", language_code=speech_input)))
-    assert (await vendor.received()).body.get("language_code") == text_to_speech
-    await transcript(provider, job(SpeechToTextInput(language_code=speech_input)))
-    assert fields(await vendor.received()).get("language_code") == speech_to_text
+    await read_audio(rig.provider, job(say(language_code=speech_input)))
+    assert (await rig.received()).body.get("language_code") == text_to_speech
+    await transcript(rig.provider, job(SpeechToTextInput(language_code=speech_input)))
+    assert form_fields(await rig.received()).get("language_code") == speech_to_text
 
 
 def test_the_vendors_formats_are_the_contracts() -> None:
     assert VENDORS_FORMATS == FORMATS
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("audio_format", sorted(FORMATS))
 async def test_every_output_format_is_taken_by_the_endpoint_that_has_it(
-    vendor: FaultUpstream, provider: Any, audio_format: str, stream: bool
+    rig: Rig, audio_format: str, stream: bool
 ) -> None:
     for speech_input in (
-        TextToSpeechInput(text="x", voice="adam", output_format=audio_format),
+        say(output_format=audio_format),
         SpeechToSpeechInput(voice="adam", output_format=audio_format),
     ):
-        await read_audio(provider, job(speech_input, stream=stream))
-        received = await vendor.received()
+        await read_audio(rig.provider, job(speech_input, stream=stream))
+        received = await rig.received()
         assert received.query == {"output_format": audio_format}
         assert received.path.endswith("/stream") == (stream and not audio_format.startswith("wav_"))
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_the_largest_speech_to_speech_is_exactly_this(
-    vendor: FaultUpstream, provider: Any, stream: bool
-) -> None:
+async def test_the_largest_speech_to_speech_is_exactly_this(rig: Rig, stream: bool) -> None:
     speech_input = SpeechToSpeechInput(
         voice="adam", voice_settings=SETTINGS, output_format="pcm_16000", seed=7
     )
-    await read_audio(provider, job(speech_input, stream=stream))
-    received = await vendor.received()
+    await read_audio(rig.provider, job(speech_input, stream=stream))
+    received = await rig.received()
     assert received.path == f"/elevenlabs/v1/speech-to-speech/{ADAM}" + ("/stream" if stream else "")
     assert received.query == {"output_format": "pcm_16000"}
-    sent = fields(received)
+    sent = form_fields(received)
     assert json.loads(str(sent.pop("voice_settings"))) == SETTINGS_SENT
-    assert sent == {
-        "model_id": "eleven_multilingual_sts_v2",
-        "seed": "7",
-        "audio": sha256(MP3).hexdigest(),
-    }
+    assert sent == {"model_id": "eleven_multilingual_sts_v2", "seed": "7", "audio": sha256(MP3).hexdigest()}
     assert received.form is not None
     assert (received.form[-1].filename, received.form[-1].content_type) == ("audio.mp3", "audio/mpeg")
 
 
-async def test_the_largest_speech_to_text_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_largest_speech_to_text_is_exactly_this(rig: Rig) -> None:
     speech_input = SpeechToTextInput(
         language_code="en", diarize=True, num_speakers=3, timestamps=Timestamps.TIMESTAMPS_CHARACTER
     )
-    await transcript(provider, job(speech_input))
-    received = await vendor.received()
+    await transcript(rig.provider, job(speech_input))
+    received = await rig.received()
     assert (received.path, received.query) == ("/elevenlabs/v1/speech-to-text", {})
-    assert fields(received) == {
+    assert form_fields(received) == {
         "model_id": "scribe_v2",
         "tag_audio_events": "false",
         "language_code": "en",
@@ -233,11 +186,9 @@ async def test_the_largest_speech_to_text_is_exactly_this(vendor: FaultUpstream,
     }
 
 
-async def test_the_smallest_speech_to_text_has_no_field_that_the_caller_did_not_set(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    await transcript(provider, job(SpeechToTextInput(num_speakers=3)))
-    assert fields(await vendor.received()).keys() == {
+async def test_the_smallest_speech_to_text_has_no_field_that_the_caller_did_not_set(rig: Rig) -> None:
+    await transcript(rig.provider, job(SpeechToTextInput(num_speakers=3)))
+    assert form_fields(await rig.received()).keys() == {
         "model_id",
         "tag_audio_events",
         "timestamps_granularity",
@@ -245,128 +196,11 @@ async def test_the_smallest_speech_to_text_has_no_field_that_the_caller_did_not_
     }
 
 
-@pytest.mark.parametrize(
-    ("reported", "sent", "filename"),
-    [
-        ("audio/wav", "audio/wav", "audio.wav"),
-        ("audio/webm", "audio/webm", "audio.webm"),
-        ("application/octet-stream", "application/octet-stream", "audio.bin"),
-        ("", "application/octet-stream", "audio.bin"),
-        ('audio/x"\r\nX-Evil: 1', "application/octet-stream", "audio.bin"),
-        ("audio/pcm;rate=44100", "audio/pcm;rate=44100", "audio.bin"),
-    ],
-)
-async def test_an_uploads_name_and_type_are_our_own(
-    vendor: FaultUpstream, provider: Any, tmp_path: Path, reported: str, sent: str, filename: str
-) -> None:
-    path = tmp_path / 'media_secret"name.mp3'
-    path.write_bytes(MP3)
-    await transcript(provider, job(SpeechToTextInput(), audio=stored(path, reported)))
-    received = await vendor.received()
-    assert received.form is not None
-    assert (received.form[-1].filename, received.form[-1].content_type) == (filename, sent)
-    assert received.form[-1].sha256 == sha256(MP3).hexdigest()
-
-
-async def test_raw_samples_that_the_vendor_takes_are_sent_as_such(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    audio = inline(b"\x00\x01" * 100, "audio/pcm;rate=16000")
-    await transcript(provider, job(SpeechToTextInput(), audio=audio))
-    assert fields(await vendor.received())["file_format"] == "pcm_s16le_16"
-    await read_audio(provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
-    assert fields(await vendor.received())["file_format"] == "pcm_s16le_16"
-
-
-async def test_audio_that_is_no_longer_stored_is_refused_without_its_path(
-    vendor: FaultUpstream, provider: Any, tmp_path: Path
-) -> None:
-    path = tmp_path / "gone.mp3"
-    path.write_bytes(MP3)
-    audio = stored(path)
-    path.unlink()
-    error, _ = await failure(provider, job(SpeechToTextInput(), audio=audio))
-    assert (error.code, error.field) == ("invalid_parameter", "audio")
-    assert "gone" not in str(error)
-    assert error.__context__ is None
-    assert vendor.requests == []
-
-
-async def test_a_large_upload_is_streamed_from_its_file_to_the_vendor(
-    vendor: FaultUpstream, provider: Any, tmp_path: Path
-) -> None:
-    size = 25 * 1024 * 1024
-    path = tmp_path / "long.mp3"
-    block = b"\xff\xfb\x90\xc0" + b"audio" * 200
-    digest = sha256()
-    with path.open("wb") as file:
-        for _ in range(size // len(block)):
-            file.write(block)
-            digest.update(block)
-    audio = stored(path)
-    await transcript(provider, job(SpeechToTextInput()))
-    process = psutil.Process()
-    before = process.memory_info().rss
-    peak = before
-
-    async def watch() -> None:
-        nonlocal peak
-        while True:
-            peak = max(peak, process.memory_info().rss)
-            await asyncio.sleep(0)
-
-    watching = asyncio.create_task(watch())
-    reported = await asyncio.gather(
-        *(transcript(provider, job(SpeechToTextInput(), audio=audio)) for _ in range(4))
-    )
-    changed, _ = await read_audio(provider, job(SpeechToSpeechInput(voice="adam"), audio=audio))
-    watching.cancel()
-    assert changed
-    for result in reported:
-        assert result.text == f"{audio.size} bytes with SHA-256 {digest.hexdigest()}"
-    assert peak - before < 24 * 1024 * 1024, "less than one upload, for five of them on both sides"
-
-
-async def test_files_are_closed_however_a_call_ends(
-    vendor: FaultUpstream, provider: Any, tmp_path: Path
-) -> None:
-    path = tmp_path / "audio.mp3"
-    path.write_bytes(MP3 * 1000)
-    speech_job = job(SpeechToTextInput(), audio=stored(path))
-    await transcript(provider, speech_job)
-    vendor.script(error_reply(500, "internal_error"))
-    await failure(provider, speech_job)
-    gate = Gate()
-    vendor.script(Transcript(before=(gate,)))
-    task = asyncio.create_task(transcript(provider, speech_job))
-    await gate.reached.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert [file.path for file in psutil.Process().open_files() if "audio.mp3" in file.path] == []
-
-
-async def test_a_file_that_becomes_shorter_while_it_is_sent_is_a_failure(
-    vendor: FaultUpstream, tmp_path: Path
-) -> None:
-    path = tmp_path / "audio.mp3"
-    path.write_bytes(MP3 * 100)
-    url = URL(vendor.elevenlabs_base_url + "/v1/speech-to-text")
-    async with Http() as http:
-        with form("file", stored(path), {"model_id": "scribe_v2"}) as body:
-            os.truncate(path, 10)
-            with pytest.raises(PomeloError) as raised:
-                await http.fetch(url, {"xi-api-key": KEY}, body, ERROR_MAPPING, max_bytes=1000)
-    assert raised.value.code == "provider_unavailable"
-
-
 @pytest.mark.parametrize("path", ["speech-to-speech", "voice-changer"])
-async def test_the_path_of_speech_to_speech_is_the_routes(
-    vendor: FaultUpstream, provider: Any, path: str
-) -> None:
+async def test_the_path_of_speech_to_speech_is_the_routes(rig: Rig, path: str) -> None:
     route = Route("elevenlabs", STS.model, options={"sts_path": path})
-    await read_audio(provider, job(SpeechToSpeechInput(voice="adam"), route=route))
-    assert (await vendor.received()).path == f"/elevenlabs/v1/{path}/{ADAM}"
+    await read_audio(rig.provider, job(SpeechToSpeechInput(voice="adam"), route=route))
+    assert (await rig.received()).path == f"/elevenlabs/v1/{path}/{ADAM}"
 
 
 GONE = [
@@ -377,27 +211,27 @@ GONE = [
 
 @pytest.mark.parametrize("gone", GONE)
 async def test_if_the_first_path_is_not_found_the_other_one_is_tried_and_remembered(
-    vendor: FaultUpstream, provider: Any, tmp_path: Path, gone: Any
+    rig: Rig, tmp_path: Path, gone: Any
 ) -> None:
     path = tmp_path / "audio.mp3"
     path.write_bytes(MP3)
-    vendor.script(gone)
+    rig.script(gone)
     for _ in range(2):
-        await read_audio(provider, job(SpeechToSpeechInput(voice="adam"), audio=stored(path)))
-    assert [received.path.split("/")[3] for received in vendor.requests] == [
+        await read_audio(rig.provider, job(SpeechToSpeechInput(voice="adam"), audio=stored(path)))
+    assert [received.path.split("/")[3] for received in rig.requests] == [
         "speech-to-speech",
         "voice-changer",
         "voice-changer",
     ]
-    assert fields(vendor.requests[1])["audio"] == sha256(MP3).hexdigest()
+    assert form_fields(rig.requests[1])["audio"] == sha256(MP3).hexdigest()
 
 
 @pytest.mark.parametrize("gone", GONE)
-async def test_the_other_path_is_tried_once(vendor: FaultUpstream, provider: Any, gone: Any) -> None:
-    vendor.script(gone, gone)
-    error, _ = await failure(provider, job(SpeechToSpeechInput(voice="adam")))
+async def test_the_other_path_is_tried_once(rig: Rig, gone: Any) -> None:
+    rig.script(gone, gone)
+    error, _ = await failure(rig.provider, job(SpeechToSpeechInput(voice="adam")))
     assert error.code == "provider_failed"
-    assert len(vendor.requests) == 2
+    assert len(rig.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -409,68 +243,63 @@ async def test_the_other_path_is_tried_once(vendor: FaultUpstream, provider: Any
         Speech(before=(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nID3",)),
     ],
 )
-async def test_no_other_request_is_sent_twice(vendor: FaultUpstream, provider: Any, reply: Any) -> None:
-    vendor.script(reply)
-    async with open_provider(vendor.elevenlabs_base_url, silence=0.2, whole=0.2) as hasty:
+async def test_no_other_request_is_sent_twice(rig: Rig, reply: Any) -> None:
+    rig.script(reply)
+    async with open_provider(
+        MAKE, rig.elevenlabs_base_url, timeouts=Timeouts(silence=0.2, whole=0.2)
+    ) as hasty:
         await failure(hasty, job(SpeechToSpeechInput(voice="adam")))
-    assert len(vendor.requests) == 1
+    assert len(rig.requests) == 1
 
 
-async def test_the_catalogues_own_rows_are_accepted(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_catalogues_own_rows_are_accepted(rig: Rig) -> None:
     catalog = Catalog.load()
     for name, speech_input in (
-        (
-            "eleven-labs-tts",
-            TextToSpeechInput(text="x", voice="adam", voice_settings=SETTINGS, language_code="en", seed=1),
-        ),
+        ("eleven-labs-tts", say(voice_settings=SETTINGS, language_code="en", seed=1)),
         ("eleven-labs-sts", SpeechToSpeechInput(voice="adam", voice_settings=SETTINGS, seed=1)),
     ):
         for route in catalog.resolve(name).routes:
             for stream in (False, True):
-                await read_audio(provider, job(speech_input, route=route, stream=stream))
+                await read_audio(rig.provider, job(speech_input, route=route, stream=stream))
     for route in catalog.resolve("eleven-labs-stt").routes:
         result = SpeechToTextInput(diarize=True, num_speakers=2, language_code="eng")
-        await transcript(provider, job(result, route=route))
+        await transcript(rig.provider, job(result, route=route))
 
 
 @pytest.mark.parametrize("base", ["", "/"])
-async def test_a_base_url_may_end_with_a_slash(vendor: FaultUpstream, base: str) -> None:
-    async with open_provider(vendor.elevenlabs_base_url + base) as provider:
+async def test_a_base_url_may_end_with_a_slash(rig: Rig, base: str) -> None:
+    async with open_provider(MAKE, rig.elevenlabs_base_url + base) as provider:
         await read_audio(provider, job())
         await transcript(provider, job(SpeechToTextInput()))
-    assert [received.path for received in vendor.requests] == [
+    assert [received.path for received in rig.requests] == [
         f"/elevenlabs/v1/text-to-speech/{ADAM}",
         "/elevenlabs/v1/speech-to-text",
     ]
 
 
 @pytest.mark.parametrize("key", [None, "", "  "])
-async def test_without_a_key_it_is_not_configured(vendor: FaultUpstream, key: str | None) -> None:
-    async with open_provider(vendor.elevenlabs_base_url, key=key) as provider:
+async def test_without_a_key_it_is_not_configured(rig: Rig, key: str | None) -> None:
+    async with open_provider(MAKE, rig.elevenlabs_base_url, key=key) as provider:
         assert not provider.configured
-    async with open_provider(vendor.elevenlabs_base_url) as provider:
+    async with open_provider(MAKE, rig.elevenlabs_base_url) as provider:
         assert provider.configured
 
 
 @pytest.mark.parametrize("key", ["xi\r\nX-Evil: 1", "xi\x00"])
-async def test_a_key_that_is_not_a_valid_header_fails_and_is_not_shown(
-    vendor: FaultUpstream, key: str
-) -> None:
-    async with open_provider(vendor.elevenlabs_base_url, key=key) as provider:
+async def test_a_key_that_is_not_a_valid_header_fails_and_is_not_shown(rig: Rig, key: str) -> None:
+    async with open_provider(MAKE, rig.elevenlabs_base_url, key=key) as provider:
         for speech_input in (None, SpeechToTextInput()):
             error, _ = await failure(provider, job(speech_input))
             assert error.code == "provider_failed"
             assert "Evil" not in repr(error)
-    assert vendor.requests == []
+    assert rig.requests == []
 
 
-async def test_the_list_of_voices_is_not_requested_for_a_default_voice_or_an_id(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    vendor.default = lambda received: (VoiceList() if "voices" in received.path else Speech())(received)
+async def test_the_list_of_voices_is_not_requested_for_a_default_voice_or_an_id(rig: Rig) -> None:
+    rig.default = lambda received: (VoiceList() if "voices" in received.path else Speech())(received)
     for voice in ("adam", " ADAM", "Rachel", "x" * 20):
-        await read_audio(provider, job(TextToSpeechInput(text="x", voice=voice)))
-    assert [received.path.rsplit("/", 1)[1] for received in vendor.requests] == [
+        await read_audio(rig.provider, job(say(voice=voice)))
+    assert [received.path.rsplit("/", 1)[1] for received in rig.requests] == [
         ADAM,
         ADAM,
         "21m00Tcm4TlvDq8ikWAM",

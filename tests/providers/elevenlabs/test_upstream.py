@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
 from hashlib import sha256
 from typing import Any
 
@@ -19,35 +18,25 @@ from pomelo.testing.audio import packets, rate_of
 from pomelo.testing.elevenlabs_checks import FORMATS
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import ADAM, MP3
+from tests.providers.rig import KEY, ask
 
 QUIET: Any = {"max_retries": 0}
 
 
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key="xi-right") as server:
-        yield server
-
-
 @pytest.fixture(name="client")
-async def _client(vendor: FaultUpstream) -> Any:
-    return elevenlabs.AsyncElevenLabs(base_url=vendor.elevenlabs_base_url, api_key="xi-right")
+async def _client(upstream: FaultUpstream) -> Any:
+    return elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key=KEY)
 
 
-async def post(vendor: FaultUpstream, path: str, **options: Any) -> tuple[int, Any]:
+async def post(upstream: FaultUpstream, path: str, **options: Any) -> tuple[int, Any]:
     """Status and JSON, or else bytes, of a request below the prefix."""
-    headers = options.pop("headers", {"xi-api-key": "xi-right"})
-    method = options.pop("method", "POST")
-    async with (
-        aiohttp.ClientSession() as session,
-        session.request(method, vendor.elevenlabs_base_url + path, headers=headers, **options) as answer,
-    ):
-        body = await answer.read()
-        return answer.status, json.loads(body) if body[:1] == b"{" else body
+    headers = options.pop("headers", {"xi-api-key": KEY})
+    return await ask(
+        options.pop("method", "POST"), upstream.elevenlabs_base_url + path, headers=headers, **options
+    )
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_the_official_client_reads_audio(vendor: FaultUpstream, client: Any, stream: bool) -> None:
+async def test_the_official_client_reads_audio(upstream: FaultUpstream, client: Any, stream: bool) -> None:
     call = client.text_to_speech.stream if stream else client.text_to_speech.convert
     settings = elevenlabs.VoiceSettings(
         stability=0.5, similarity_boost=0.75, style=0, use_speaker_boost=True, speed=1.1
@@ -64,14 +53,15 @@ async def test_the_official_client_reads_audio(vendor: FaultUpstream, client: An
         request_options=QUIET,
     ):
         received_audio += audio_chunk
-    received = await vendor.received()
+    received = await upstream.received()
     assert received_audio == b"".join(Speech().audio(received))
     assert received.body["text"] == "Grüße 🍊"
     assert received.query == {"output_format": "mp3_22050_32"}
 
 
-@pytest.mark.parametrize("stream", [False, True])
-async def test_the_official_client_changes_a_voice(vendor: FaultUpstream, client: Any, stream: bool) -> None:
+async def test_the_official_client_changes_a_voice(
+    upstream: FaultUpstream, client: Any, stream: bool
+) -> None:
     call = client.speech_to_speech.stream if stream else client.speech_to_speech.convert
     received_audio = b""
     async for audio_chunk in call(
@@ -84,14 +74,14 @@ async def test_the_official_client_changes_a_voice(vendor: FaultUpstream, client
         request_options=QUIET,
     ):
         received_audio += audio_chunk
-    received = await vendor.received()
+    received = await upstream.received()
     assert received_audio == b"".join(Speech().audio(received))
     assert received.form is not None
     assert {part.name for part in received.form} == {"audio", "model_id", "voice_settings", "seed"}
 
 
-async def test_the_official_client_reads_a_transcript(vendor: FaultUpstream, client: Any) -> None:
-    vendor.script(Transcript("Grüße an alle", speakers=2, language="deu"))
+async def test_the_official_client_reads_a_transcript(upstream: FaultUpstream, client: Any) -> None:
+    upstream.script(Transcript("Grüße an alle", speakers=2, language="deu"))
     result = await client.speech_to_text.convert(
         model_id="scribe_v2",
         file=("audio.mp3", MP3, "audio/mpeg"),
@@ -110,17 +100,17 @@ async def test_the_official_client_reads_a_transcript(vendor: FaultUpstream, cli
     assert result.audio_duration_secs == 1.0
 
 
-async def test_an_uploads_size_and_digest_are_reported(vendor: FaultUpstream, client: Any) -> None:
+async def test_an_uploads_size_and_digest_are_reported(upstream: FaultUpstream, client: Any) -> None:
     result = await client.speech_to_text.convert(
         model_id="scribe_v2", file=("a.mp3", MP3, "audio/mpeg"), tag_audio_events=False, request_options=QUIET
     )
     assert result.text == f"{len(MP3)} bytes with SHA-256 {sha256(MP3).hexdigest()}"
 
 
-async def test_the_official_client_reads_the_list_of_voices(vendor: FaultUpstream, client: Any) -> None:
-    vendor.unscripted = None
+async def test_the_official_client_reads_the_list_of_voices(upstream: FaultUpstream, client: Any) -> None:
+    upstream.unscripted = None
     names = tuple((f"Nr{number}", f"{number:020d}") for number in range(15))
-    vendor.script(*[VoiceList(names)] * 3)
+    upstream.script(*[VoiceList(names)] * 3)
     first = await client.voices.search(request_options=QUIET)
     assert (len(first.voices), first.has_more) == (10, True)
     rest = await client.voices.search(next_page_token=first.next_page_token, request_options=QUIET)
@@ -131,7 +121,7 @@ async def test_the_official_client_reads_the_list_of_voices(vendor: FaultUpstrea
     assert len((await client.voices.get_all(request_options=QUIET)).voices) == 15
 
 
-async def test_the_official_client_sees_refusals_of_the_vendor(vendor: FaultUpstream, client: Any) -> None:
+async def test_the_official_client_sees_refusals_of_the_vendor(upstream: FaultUpstream, client: Any) -> None:
     async def ask(which: Any = client, **changes: Any) -> tuple[int, Any]:
         options = {"text": "x", "request_options": QUIET, **changes}
         with pytest.raises(ApiError) as refused:
@@ -139,10 +129,10 @@ async def test_the_official_client_sees_refusals_of_the_vendor(vendor: FaultUpst
                 pass
         return int(refused.value.status_code or 0), refused.value.body
 
-    vendor.script(error_reply(429, "system_busy", error_type="rate_limit_error"))
+    upstream.script(error_reply(429, "system_busy", error_type="rate_limit_error"))
     status, body = await ask()
     assert (status, body["detail"]["code"]) == (429, "system_busy")
-    wrong = elevenlabs.AsyncElevenLabs(base_url=vendor.elevenlabs_base_url, api_key="xi-wrong")
+    wrong = elevenlabs.AsyncElevenLabs(base_url=upstream.elevenlabs_base_url, api_key="xi-wrong")
     assert (await ask(wrong))[0] == 401
     status, body = await ask(voice_id="nobody")
     assert (status, body["detail"]["code"]) == (404, "voice_not_found")
@@ -174,13 +164,13 @@ SAY = f"/v1/text-to-speech/{ADAM}"
     ],
 )
 async def test_what_the_vendor_would_refuse_is_refused_with_its_name_before_the_key(
-    vendor: FaultUpstream, change: dict[str, Any], query: str, where: list[str], kind: str
+    upstream: FaultUpstream, change: dict[str, Any], query: str, where: list[str], kind: str
 ) -> None:
-    vendor.script(Speech(size=77, headers={"X-Kept": "for a valid one"}))
-    status, body = await post(vendor, SAY + query, json={"text": "x"} | change, headers={})
+    upstream.script(Speech(size=77, headers={"X-Kept": "for a valid one"}))
+    status, body = await post(upstream, SAY + query, json={"text": "x"} | change, headers={})
     assert status == 422
     assert (body["detail"][0]["loc"], body["detail"][0]["type"]) == (where, kind)
-    status, body = await post(vendor, SAY + "?output_format=ulaw_8000", json={"text": "x"})
+    status, body = await post(upstream, SAY + "?output_format=ulaw_8000", json={"text": "x"})
     assert (status, len(body)) == (200, 77)
 
 
@@ -203,7 +193,7 @@ async def test_what_the_vendor_would_refuse_is_refused_with_its_name_before_the_
     ],
 )
 async def test_a_form_is_checked_field_by_field(
-    vendor: FaultUpstream, fields: dict[str, Any], where: list[str]
+    upstream: FaultUpstream, fields: dict[str, Any], where: list[str]
 ) -> None:
     form = aiohttp.FormData(default_to_multipart=True)
     for name, value in ({"file": MP3} | fields).items():
@@ -211,7 +201,7 @@ async def test_a_form_is_checked_field_by_field(
             form.add_field(name, value, filename="a.mp3", content_type="audio/mpeg")
         elif value is not None:
             form.add_field(name, value)
-    status, body = await post(vendor, "/v1/speech-to-text", data=form, headers={})
+    status, body = await post(upstream, "/v1/speech-to-text", data=form, headers={})
     assert status == 422
     assert where in [problem["loc"] for problem in body["detail"]]
 
@@ -227,22 +217,22 @@ async def test_a_form_is_checked_field_by_field(
         ("/v2/voices?enable_logging=true", False),
     ],
 )
-async def test_each_list_of_voices_has_its_own_query(vendor: FaultUpstream, path: str, taken: bool) -> None:
-    assert (await post(vendor, path, method="GET"))[0] == (200 if taken else 422)
+async def test_each_list_of_voices_has_its_own_query(upstream: FaultUpstream, path: str, taken: bool) -> None:
+    assert (await post(upstream, path, method="GET"))[0] == (200 if taken else 422)
 
 
-async def test_a_wrong_key_path_method_or_body_is_refused(vendor: FaultUpstream) -> None:
-    assert (await post(vendor, SAY, json={"text": "x"}, headers={}))[0] == 401
-    assert (await post(vendor, SAY, json={"text": "x"}, headers={"xi-api-key": "xi-wrong"}))[0] == 401
-    assert (await post(vendor, "/v1/speech", json={}))[0] == 404
-    assert (await post(vendor, SAY, method="GET"))[0] == 405
-    assert (await post(vendor, SAY, data=b"{"))[0] == 422
-    assert (await post(vendor, "/v1/speech-to-text", json={}))[0] == 422
-    broken = {"Content-Type": "multipart/form-data; boundary=x", "xi-api-key": "xi-right"}
-    assert (await post(vendor, "/v1/speech-to-text", data=b"no form", headers=broken))[0] == 422
+async def test_a_wrong_key_path_method_or_body_is_refused(upstream: FaultUpstream) -> None:
+    assert (await post(upstream, SAY, json={"text": "x"}, headers={}))[0] == 401
+    assert (await post(upstream, SAY, json={"text": "x"}, headers={"xi-api-key": "xi-wrong"}))[0] == 401
+    assert (await post(upstream, "/v1/speech", json={}))[0] == 404
+    assert (await post(upstream, SAY, method="GET"))[0] == 405
+    assert (await post(upstream, SAY, data=b"{"))[0] == 422
+    assert (await post(upstream, "/v1/speech-to-text", json={}))[0] == 422
+    broken = {"Content-Type": "multipart/form-data; boundary=x", "xi-api-key": KEY}
+    assert (await post(upstream, "/v1/speech-to-text", data=b"no form", headers=broken))[0] == 422
     assert (
         await post(
-            vendor, SAY, json={"text": "x", "model_id": "eleven_multilingual_v2", "language_code": "de"}
+            upstream, SAY, json={"text": "x", "model_id": "eleven_multilingual_v2", "language_code": "de"}
         )
     )[0] == 400
 
@@ -258,22 +248,22 @@ def test_the_audio_is_playable(audio_format: str) -> None:
         assert len(data) == size
         return
     kind = "ogg" if codec == "opus" else codec
-    with av.open(io.BytesIO(data), format=kind) as container:
+    with av.open(io.BytesIO(data), "r", format=kind) as container:
         seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
         assert container.streams.audio[0].rate == int(rate)
     assert 1.9 < seconds < 3.2
 
 
 async def test_a_script_is_picked_by_the_text_or_by_the_digest_of_the_audio(
-    vendor: FaultUpstream, client: Any
+    upstream: FaultUpstream, client: Any
 ) -> None:
-    vendor.when("this very text", Speech(size=7000))
-    vendor.when(sha256(MP3).hexdigest(), Transcript("the recorded text"))
-    await post(vendor, SAY, json={"text": "Say this very text", "model_id": "eleven_flash_v2_5"})
+    upstream.when("this very text", Speech(size=7000))
+    upstream.when(sha256(MP3).hexdigest(), Transcript("the recorded text"))
+    await post(upstream, SAY, json={"text": "Say this very text", "model_id": "eleven_flash_v2_5"})
     result = await client.speech_to_text.convert(model_id="scribe_v2", file=MP3, tag_audio_events=False)
     assert result.text == "the recorded text"
-    assert [received.prompt for received in vendor.requests] == [
+    assert [received.prompt for received in upstream.requests] == [
         "Say this very text",
         sha256(MP3).hexdigest(),
     ]
-    assert vendor.requests[0].bytes_sent >= 7000
+    assert upstream.requests[0].bytes_sent >= 7000

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pomelo.catalog.catalog import Catalog, Route
+from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
-from pomelo.testing import FaultUpstream, Reply
+from pomelo.testing import Reply
 from pomelo.testing.mistral_protocol import (
     DONE,
     Answer,
@@ -19,42 +19,30 @@ from pomelo.testing.mistral_protocol import (
     fields_reply,
     gateway_reply,
 )
+from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_rig
 from tests.providers.text_rig import (
-    KEY,
     LENGTH,
     MISTRAL,
     PNG,
-    PROMPT,
     STOP,
     check_last,
-    check_no_secrets,
     deltas,
     failure,
     hi,
     largest_input,
-    open_provider,
     sent,
     text,
 )
 
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-SECRETS = f"{KEY} {PROMPT} <b>body</b>"
+
+@pytest.fixture(name="rig")
+async def _rig() -> AsyncIterator[Rig]:
+    async with open_rig(MISTRAL.make, MISTRAL.server) as rig:
+        yield rig
 
 
-@pytest.fixture(name="upstream")
-async def _upstream() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key=KEY) as server:
-        yield server
-
-
-@pytest.fixture(name="provider")
-async def _provider(upstream: FaultUpstream) -> AsyncIterator[Any]:
-    async with open_provider(MISTRAL, upstream.mistral_base_url) as provider:
-        yield provider
-
-
-async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> None:
-    received = await sent(MISTRAL, upstream, largest_input(), stream=True)
+async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
+    received = await sent(MISTRAL, rig, largest_input(), stream=True)
     assert received.body == {
         "model": "mistral-small-latest",
         "messages": [
@@ -83,8 +71,8 @@ async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> N
     assert received.headers["Authorization"] == f"Bearer {KEY}"
 
 
-async def test_the_smallest_request_has_no_field_that_the_caller_did_not_set(upstream: FaultUpstream) -> None:
-    received = await sent(MISTRAL, upstream, hi())
+async def test_the_smallest_request_has_no_field_that_the_caller_did_not_set(rig: Rig) -> None:
+    received = await sent(MISTRAL, rig, hi())
     assert received.body == {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -92,86 +80,60 @@ async def test_the_smallest_request_has_no_field_that_the_caller_did_not_set(ups
     ("text_input", "sends"), [(0.0, 1e-6), (1e-9, 1e-6), (1e-6, 1e-6), (0.5, 0.5), (1.0, 1.0)]
 )
 async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_minimum_that_it_takes(
-    upstream: FaultUpstream, text_input: float, sends: float
+    rig: Rig, text_input: float, sends: float
 ) -> None:
-    assert (await sent(MISTRAL, upstream, hi(top_p=text_input))).body["top_p"] == sends
+    assert (await sent(MISTRAL, rig, hi(top_p=text_input))).body["top_p"] == sends
 
 
-@BOTH
 @pytest.mark.parametrize(
     "roles",
     [[Role.ROLE_USER, Role.ROLE_ASSISTANT], [Role.ROLE_ASSISTANT], [Role.ROLE_SYSTEM, Role.ROLE_ASSISTANT]],
 )
-async def test_a_prefilled_answer_is_the_callers_fault(
-    upstream: FaultUpstream, provider: Any, roles: list[Any], stream: bool
-) -> None:
+async def test_a_prefilled_answer_is_the_callers_fault(rig: Rig, roles: list[Any], stream: bool) -> None:
     text_input = TextInput(messages=[Message(role=role, content="The answer is") for role in roles])
-    error, _ = await failure(provider, MISTRAL.job(text_input, stream=stream))
+    error, _ = await failure(rig.provider, MISTRAL.job(text_input, stream=stream))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
 
 
-@pytest.mark.parametrize("name", [model.name for model in Catalog.load().models.values()])
-async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_refuse(
-    upstream: FaultUpstream, name: str
-) -> None:
-    for route in Catalog.load().resolve(name).routes:
-        if route.provider == "mistral":
-            for stream in (False, True):
-                received = await sent(MISTRAL, upstream, largest_input(), stream=stream, route=route)
-                assert received.body["model"] == route.model
-
-
-async def test_a_route_may_request_the_count_of_a_stream_and_the_closed_schema_refuses_it(
-    upstream: FaultUpstream, provider: Any
-) -> None:
+async def test_a_route_may_request_the_count_of_a_stream_and_the_closed_schema_refuses_it(rig: Rig) -> None:
     route = Route("mistral", "m", options={"stream_usage": "option"})
-    error, _ = await failure(provider, MISTRAL.job(stream=True, route=route))
+    error, _ = await failure(rig.provider, MISTRAL.job(stream=True, route=route))
     assert (error.code, error.field) == ("provider_failed", None)
-    assert upstream.requests[0].body["stream_options"] == {"include_usage": True}
+    assert rig.requests[0].body["stream_options"] == {"include_usage": True}
 
 
-@BOTH
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [("stop", STOP), ("tool_calls", STOP), ("length", LENGTH), ("model_length", LENGTH)],
+    ("theirs", "ours"), [("stop", STOP), ("tool_calls", STOP), ("length", LENGTH), ("model_length", LENGTH)]
 )
-async def test_finish_reasons_are_translated(
-    upstream: FaultUpstream, provider: Any, theirs: str, ours: int, stream: bool
-) -> None:
-    upstream.script(Answer(finish_reason=theirs))
-    assert (await deltas(provider, MISTRAL.job(stream=stream)))[-1].finish_reason == ours
+async def test_finish_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
+    rig.script(Answer(finish_reason=theirs))
+    assert (await deltas(rig.provider, MISTRAL.job(stream=stream)))[-1].finish_reason == ours
 
 
-@BOTH
-async def test_an_answer_that_ends_by_an_error_has_failed(
-    upstream: FaultUpstream, provider: Any, stream: bool
-) -> None:
-    upstream.script(Answer(finish_reason="error"))
-    error, begun = await failure(provider, MISTRAL.job(stream=stream))
+async def test_an_answer_that_ends_by_an_error_has_failed(rig: Rig, stream: bool) -> None:
+    rig.script(Answer(finish_reason="error"))
+    error, begun = await failure(rig.provider, MISTRAL.job(stream=stream))
     assert error.code == "provider_failed"
     assert begun == ("Hello from the upstream." if stream else "")
 
 
-@BOTH
-async def test_content_in_chunks_is_joined_without_the_thinking(
-    upstream: FaultUpstream, provider: Any, stream: bool
-) -> None:
-    upstream.script(Answer("one two", thinking="a canary thought"))
-    answer = await deltas(provider, MISTRAL.job(stream=stream))
+async def test_content_in_chunks_is_joined_without_the_thinking(rig: Rig, stream: bool) -> None:
+    rig.script(Answer("one two", thinking="a canary thought"))
+    answer = await deltas(rig.provider, MISTRAL.job(stream=stream))
     assert text(answer) == "one two"
     check_last(answer, 3, 2)
 
 
 @pytest.mark.parametrize("content", [["x"], [{"type": "text"}], [{"type": "text", "text": 7}], 7, {"a": 1}])
-async def test_content_of_another_shape_fails(upstream: FaultUpstream, provider: Any, content: Any) -> None:
-    upstream.script(Reply(steps=(chunk({"content": content}), chunk({}, finish_reason="stop"), DONE)))
-    assert (await failure(provider, MISTRAL.job(stream=True)))[0].code == "provider_failed"
+async def test_content_of_another_shape_fails(rig: Rig, content: Any) -> None:
+    rig.script(Reply(steps=(chunk({"content": content}), chunk({}, finish_reason="stop"), DONE)))
+    assert (await failure(rig.provider, MISTRAL.job(stream=True)))[0].code == "provider_failed"
 
 
-async def test_the_usage_in_the_last_text_chunk_is_used(upstream: FaultUpstream, provider: Any) -> None:
+async def test_the_usage_in_the_last_text_chunk_is_used(rig: Rig) -> None:
     last = chunk({"content": "!"}, finish_reason="stop", usage=MISTRAL.usage(9, 7))
-    upstream.script(Reply(steps=(chunk({"content": "Hi"}), last, DONE)))
-    answer = await deltas(provider, MISTRAL.job(stream=True))
+    rig.script(Reply(steps=(chunk({"content": "Hi"}), last, DONE)))
+    answer = await deltas(rig.provider, MISTRAL.job(stream=True))
     assert [delta.content for delta in answer] == ["Hi", "!", ""]
     check_last(answer, 9, 7)
 
@@ -210,16 +172,15 @@ STATUSES = [
 ]
 
 
-@BOTH
 @pytest.mark.parametrize(("reply", "code", "wait", "field"), STATUSES)
 async def test_a_status_is_mapped_to_an_error(
-    upstream: FaultUpstream, provider: Any, reply: Reply, code: str, wait: int | None, field: str | None, stream: bool
+    rig: Rig, reply: Reply, code: str, wait: int | None, field: str | None, stream: bool
 ) -> None:  # fmt: skip
-    upstream.script(reply)
-    error, begun = await failure(provider, MISTRAL.job(stream=stream))
+    rig.script(reply)
+    error, begun = await failure(rig.provider, MISTRAL.job(stream=stream))
     assert (error.code, error.retry_after, error.field, begun) == (code, wait, field, "")
     check_no_secrets(error)
-    assert len(upstream.requests) == 1, "it was sent twice"
+    assert len(rig.requests) == 1, "it was sent twice"
 
 
 @pytest.mark.parametrize(
@@ -231,17 +192,13 @@ async def test_a_status_is_mapped_to_an_error(
         (b'data: {"error":{"type":"rate_limited","message":"<b>"}}\n\n', "provider_unavailable"),
     ],
 )
-async def test_an_error_within_a_stream_is_mapped_by_its_code(
-    upstream: FaultUpstream, provider: Any, step: bytes, code: str
-) -> None:
-    upstream.script(Answer("one two", at={1: step}))
-    error, begun = await failure(provider, MISTRAL.job(stream=True))
+async def test_an_error_within_a_stream_is_mapped_by_its_code(rig: Rig, step: bytes, code: str) -> None:
+    rig.script(Answer("one two", at={1: step}))
+    error, begun = await failure(rig.provider, MISTRAL.job(stream=True))
     assert (error.code, begun) == (code, "one")
     check_no_secrets(error)
 
 
-async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(
-    upstream: FaultUpstream, provider: Any
-) -> None:
-    upstream.script(Reply(steps=(b'{"object":"error","message":"<b>","type":"rate_limited","code":"1300"}',)))
-    assert (await failure(provider, MISTRAL.job(stream=False)))[0].code == "provider_unavailable"
+async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(rig: Rig) -> None:
+    rig.script(Reply(steps=(b'{"object":"error","message":"<b>","type":"rate_limited","code":"1300"}',)))
+    assert (await failure(rig.provider, MISTRAL.job(stream=False)))[0].code == "provider_unavailable"

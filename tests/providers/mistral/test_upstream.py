@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import pytest
 from mistralai.client import Mistral
 from mistralai.client.errors import HTTPValidationError, SDKError
 
 from pomelo.testing import FaultUpstream
 from pomelo.testing.mistral_protocol import Answer, error_reply
+from tests.providers.rig import KEY, ask
 
 GOOD: dict[str, Any] = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
 
 
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key="sk-right") as server:
-        yield server
-
-
 @pytest.fixture(name="client")
-async def _client(vendor: FaultUpstream) -> AsyncIterator[Mistral]:
-    async with Mistral(server_url=vendor.mistral_base_url, api_key="sk-right") as client:
+async def _client(upstream: FaultUpstream) -> AsyncIterator[Mistral]:
+    async with Mistral(server_url=upstream.mistral_base_url, api_key=KEY) as client:
         yield client
 
 
-async def test_the_official_client_reads_a_unary_answer(vendor: FaultUpstream, client: Mistral) -> None:
-    vendor.script(Answer("Grüße 🍊 there"))
+async def test_the_official_client_reads_a_unary_answer(upstream: FaultUpstream, client: Mistral) -> None:
+    upstream.script(Answer("Grüße 🍊 there"))
     answer = await client.chat.complete_async(**GOOD, random_seed=7)
     assert answer.choices[0].message is not None
     assert answer.choices[0].message.content == "Grüße 🍊 there"
@@ -38,9 +32,9 @@ async def test_the_official_client_reads_a_unary_answer(vendor: FaultUpstream, c
 
 
 async def test_the_official_client_reads_an_answer_with_thinking(
-    vendor: FaultUpstream, client: Mistral
+    upstream: FaultUpstream, client: Mistral
 ) -> None:
-    vendor.script(Answer("Grüße", thinking="hm"))
+    upstream.script(Answer("Grüße", thinking="hm"))
     answer = await client.chat.complete_async(**GOOD)
     assert answer.choices[0].message is not None
     content: Any = answer.choices[0].message.content
@@ -51,9 +45,9 @@ async def test_the_official_client_reads_an_answer_with_thinking(
 @pytest.mark.parametrize("packing", ["events", "together", "bytes"])
 @pytest.mark.parametrize("thinking", [None, "hm"])
 async def test_the_official_client_reads_a_stream(
-    vendor: FaultUpstream, client: Mistral, packing: Any, thinking: str | None
+    upstream: FaultUpstream, client: Mistral, packing: Any, thinking: str | None
 ) -> None:
-    vendor.script(Answer("Grüße 🍊 there", packing=packing, thinking=thinking))
+    upstream.script(Answer("Grüße 🍊 there", packing=packing, thinking=thinking))
     text, usage, finish = "", None, None
     async with await client.chat.stream_async(**GOOD) as stream:
         async for event in stream:
@@ -69,9 +63,9 @@ async def test_the_official_client_reads_a_stream(
 
 
 async def test_the_official_client_sees_refusals_of_the_vendor(
-    vendor: FaultUpstream, client: Mistral
+    upstream: FaultUpstream, client: Mistral
 ) -> None:
-    vendor.script(error_reply(429, "rate_limited", "1300"))
+    upstream.script(error_reply(429, "rate_limited", "1300"))
     with pytest.raises(SDKError) as limited:
         await client.chat.complete_async(**GOOD)
     assert limited.value.status_code == 429
@@ -79,10 +73,16 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
         await client.chat.complete_async(**GOOD, temperature=3)
     assert refused.value.data.detail is not None
     assert refused.value.data.detail[0].loc == ["body", "temperature"]
-    async with Mistral(server_url=vendor.mistral_base_url, api_key="sk-wrong") as client:
+    async with Mistral(server_url=upstream.mistral_base_url, api_key="sk-wrong") as client:
         with pytest.raises(SDKError) as unknown:
             await client.chat.complete_async(**GOOD)
     assert unknown.value.status_code == 401
+
+
+async def post(upstream: FaultUpstream, body: Any) -> tuple[int, Any]:
+    """Status and JSON of a request."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return await ask("POST", upstream.mistral_base_url + "/v1/chat/completions", json=body, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -114,15 +114,10 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
     ],
 )  # fmt: skip
 async def test_what_the_vendor_would_refuse_is_refused_with_its_path(
-    vendor: FaultUpstream, change: dict[str, Any], kind: str, place: list[Any]
+    upstream: FaultUpstream, change: dict[str, Any], kind: str, place: list[Any]
 ) -> None:
-    url = vendor.mistral_base_url + "/v1/chat/completions"
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": "Bearer sk-right"}) as session,
-        session.post(url, json=GOOD | change) as answer,
-    ):
-        body = await answer.json()
-    assert answer.status == 422
+    status, body = await post(upstream, GOOD | change)
+    assert status == 422
     assert (body["detail"][0]["type"], body["detail"][0]["loc"]) == (kind, ["body", *place])
 
 
@@ -137,26 +132,21 @@ async def test_what_the_vendor_would_refuse_is_refused_with_its_path(
         ("user assistant system user", 400),
     ],
 )
-async def test_the_order_of_roles_is_checked(vendor: FaultUpstream, roles: str, status: int) -> None:
-    assert await ordered(vendor, [{"role": role, "content": "x"} for role in roles.split()]) == status
+async def test_the_order_of_roles_is_checked(upstream: FaultUpstream, roles: str, status: int) -> None:
+    assert await ordered(upstream, [{"role": role, "content": "x"} for role in roles.split()]) == status
 
 
 async def test_a_prefilled_answer_is_accepted_with_its_prefix_and_an_empty_one_is_not(
-    vendor: FaultUpstream,
+    upstream: FaultUpstream,
 ) -> None:
     user = {"role": "user", "content": "x"}
-    assert await ordered(vendor, [user, {"role": "assistant", "content": "So", "prefix": True}]) == 200
-    assert await ordered(vendor, [{"role": "assistant", "content": ""}, user]) == 400
+    assert await ordered(upstream, [user, {"role": "assistant", "content": "So", "prefix": True}]) == 200
+    assert await ordered(upstream, [{"role": "assistant", "content": ""}, user]) == 400
 
 
-async def ordered(vendor: FaultUpstream, messages: list[dict[str, Any]]) -> int:
+async def ordered(upstream: FaultUpstream, messages: list[dict[str, Any]]) -> int:
     """The status of a request with these messages; a refusal is one for their order."""
-    url = vendor.mistral_base_url + "/v1/chat/completions"
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": "Bearer sk-right"}) as session,
-        session.post(url, json=GOOD | {"messages": messages}) as answer,
-    ):
-        body = await answer.json()
-    if answer.status != 200:
+    status, body = await post(upstream, GOOD | {"messages": messages})
+    if status != 200:
         assert (body["type"], body["code"]) == ("invalid_request_message_order", "3230")
-    return answer.status
+    return status

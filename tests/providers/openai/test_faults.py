@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import traceback
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from pomelo.testing import (
-    Answer,
-    FaultUpstream,
-    Gate,
-    Reply,
-    Script,
-    Stop,
-    broken_json,
-    chunk,
-    error_event,
-    error_reply,
-    half_character,
-    huge_line,
-    page,
-    redirect,
-)
-from tests.providers.openai.rig import KEY, PROMPT, deltas, failure, job, open_provider
+from pomelo.providers.http.client import Timeouts
+from pomelo.testing import Answer, Gate, Reply, Stop, chunk, error_event, error_reply, page, redirect
+from tests.providers.rig import SECRETS, Rig, check_no_secrets, open_provider
+from tests.providers.text_rig import OPENAI, deltas, failure
 
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-USAGE = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
-SECRETS = f"{KEY} {PROMPT} <b>body</b>"
-
-
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream() as server:
-        yield server
-
-
-@pytest.fixture(name="provider")
-async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with open_provider(vendor.openai_base_url) as provider:
-        yield provider
-
-
-def check_no_secrets(error: BaseException) -> None:
-    """Nothing of the key, the prompt or the vendor's words is in the message or in a log of the error."""
-    shown = "".join(traceback.format_exception(error)) + repr(error) + repr(error.__context__)
-    for secret in (KEY, PROMPT, "canary", "<b>", "upstream broke"):
-        assert secret not in shown
+USAGE = OPENAI.usage(9, 7)
 
 
 def refusal(status: int, **what: Any) -> Reply:
@@ -101,75 +63,47 @@ STATUSES = [
 ]
 
 
-@BOTH
 @pytest.mark.parametrize(("reply", "code", "wait"), STATUSES)
 async def test_a_status_is_mapped_to_an_error(
-    vendor: FaultUpstream, provider: Any, reply: Reply, code: str, wait: int | None, stream: bool
+    rig: Rig, reply: Reply, code: str, wait: int | None, stream: bool
 ) -> None:
-    vendor.script(reply)
-    error, text = await failure(provider, job(stream=stream))
+    rig.script(reply)
+    error, text = await failure(rig.provider, OPENAI.job(stream=stream))
     assert (error.code, error.retry_after, text) == (code, wait, "")
     check_no_secrets(error)
-    assert len(vendor.requests) == 1, "it was sent twice"
+    assert len(rig.requests) == 1, "it was sent twice"
 
 
-async def test_a_refused_parameter_is_named_as_in_the_contract(vendor: FaultUpstream, provider: Any) -> None:
+async def test_an_error_body_in_many_packets_is_read_to_its_end(rig: Rig) -> None:
+    body = refusal(400, code="context_length_exceeded", error_type="x" * 10_000).steps[0]
+    assert isinstance(body, bytes)
+    rig.script(Reply(400, steps=tuple(body[at : at + 1000] for at in range(0, len(body), 1000))))
+    assert (await failure(rig.provider, OPENAI.job(stream=False)))[0].code == "context_length_exceeded"
+
+
+async def test_a_refused_parameter_is_named_as_in_the_contract(rig: Rig) -> None:
     for theirs, ours in (
         ("max_completion_tokens", "max_tokens"),
         ("safety_identifier", "user"),
         ("messages.[2].content", "messages"),
         ("stop", "stop"),
     ):
-        vendor.script(refusal(400, param=theirs))
-        error, _ = await failure(provider, job(stream=False))
+        rig.script(refusal(400, param=theirs))
+        error, _ = await failure(rig.provider, OPENAI.job(stream=False))
         assert error.field == ours
         assert ours in error.message
 
 
-NO_ANSWER: list[tuple[Script, str]] = [
-    (Reply(204), "provider_failed"),
-    (Reply(steps=(b"[]",)), "provider_failed"),
-    (Reply(steps=(b"null",)), "provider_failed"),
-    (Reply(steps=(b'"text"',)), "provider_failed"),
-    (Reply(steps=(b"data: 1\n\n",)), "provider_failed"),
-    (Reply(steps=(b"data: []\n\n",)), "provider_failed"),
-    (Reply(steps=(b'data: "x"\n\n',)), "provider_failed"),
-    (Reply(steps=(b"data: [DONE]\n\n",)), "provider_failed"),
-    (Reply(headers={"Content-Encoding": "gzip"}, steps=(b"\x1f\x8b\x08\x00",)), "provider_failed"),
-    (Reply(steps=(b"[" * 100_000,)), "provider_failed"),
-    (Reply(steps=(b'data: {"choices":[7]}\n\n',)), "provider_failed"),
-    (Reply(steps=(b'data: {"choices":{"a":1}}\n\n',)), "provider_failed"),
-    (Reply(steps=(b'data: {"choices":[{"delta":{"content":["x"]}}]}\n\n',)), "provider_failed"),
-    (Reply(steps=(b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}',)), "provider_failed"),
-    (Answer(at={0: Stop.END}, text="x"), "provider_failed"),
-    (Answer(finish_reason=None, text=""), "provider_failed"),
-    (Answer(finish_reason="error", text=""), "provider_failed"),
-    (Answer(finish_reason=7, text=""), "provider_failed"),  # type: ignore[arg-type]
-]
-
-
-@BOTH
-@pytest.mark.parametrize(("script", "code"), NO_ANSWER)
-async def test_an_invalid_response_is_mapped_to_an_error(
-    vendor: FaultUpstream, provider: Any, script: Script, code: str, stream: bool
-) -> None:
-    vendor.script(script)
-    error, text = await failure(provider, job(stream=stream))
-    assert (error.code, text) == (code, "")
+async def test_an_answer_that_ends_by_an_error_has_failed(rig: Rig, stream: bool) -> None:
+    rig.script(Answer("", finish_reason="error"))
+    error, begun = await failure(rig.provider, OPENAI.job(stream=stream))
+    assert (error.code, begun) == ("provider_failed", "")
     check_no_secrets(error)
 
 
 @pytest.mark.parametrize(
     ("step", "code"),
     [
-        (Stop.CLOSE, "provider_failed"),
-        (Stop.RESET, "provider_failed"),
-        (Stop.END, "provider_failed"),
-        (broken_json(), "provider_failed"),
-        (half_character(), "provider_failed"),
-        (huge_line(), "provider_failed"),
-        (huge_line(300_000), "provider_failed"),
-        (b"data: " + b"x" * 300_000, "provider_failed"),
         (error_event(), "provider_unavailable"),
         (error_event("upstream broke"), "provider_failed"),
         (error_event("requests", "rate_limit_exceeded"), "provider_unavailable"),
@@ -179,21 +113,11 @@ async def test_an_invalid_response_is_mapped_to_an_error(
         (b'event: error\ndata: {"error":{"message":"upstream broke"}}\n\n', "provider_failed"),
     ],
 )
-async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
-    vendor: FaultUpstream, provider: Any, step: Any, code: str
-) -> None:
-    gate = Gate()
-    vendor.script(Answer("one two three", at={2: (gate, step)}))
-    text = ""
-    with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
-        async for event in provider.text(job(stream=True)):
-            assert not event.text_delta.finish_reason
-            text += event.text_delta.content
-            if text == "one two":
-                gate.open()
-    assert text == "one two"
-    assert getattr(raised.value, "code", None) == code
-    check_no_secrets(raised.value)
+async def test_an_error_within_a_stream_is_mapped_by_its_code(rig: Rig, step: bytes, code: str) -> None:
+    rig.script(Answer("one two three", at={2: step}))
+    error, begun = await failure(rig.provider, OPENAI.job(stream=True))
+    assert (error.code, begun) == (code, "one two")
+    check_no_secrets(error)
 
 
 @pytest.mark.parametrize(
@@ -205,84 +129,64 @@ async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
         Answer(finish_reason="error"),
     ],
 )
-async def test_a_stream_without_a_proper_end_never_looks_complete(
-    vendor: FaultUpstream, provider: Any, answer: Answer
-) -> None:
-    vendor.script(answer)
-    error, text = await failure(provider, job(stream=True))
+async def test_a_stream_without_a_proper_end_never_looks_complete(rig: Rig, answer: Answer) -> None:
+    rig.script(answer)
+    error, text = await failure(rig.provider, OPENAI.job(stream=True))
     assert error.code == "provider_failed"
     assert text == answer.text
 
 
-async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    vendor.script(Reply(steps=(b'{"error":{"type":"server_error","code":null,"message":"upstream broke"}}',)))
-    error, _ = await failure(provider, job(stream=False))
+async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(rig: Rig) -> None:
+    rig.script(Reply(steps=(b'{"error":{"type":"server_error","code":null,"message":"upstream broke"}}',)))
+    error, _ = await failure(rig.provider, OPENAI.job(stream=False))
     assert error.code == "provider_unavailable"
     check_no_secrets(error)
 
 
-async def test_a_unary_answer_above_the_size_limit_fails_and_reading_stops(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_a_unary_answer_above_the_size_limit_fails_and_reading_stops(rig: Rig) -> None:
     for headers, packets in (({}, 90), ({"Content-Length": str(9_000_000)}, 1)):
-        vendor.script(Reply(headers=headers, steps=(*[b"x" * 100_000] * packets, Gate())))
-        error, _ = await failure(provider, job(stream=False))
+        rig.script(Reply(headers=headers, steps=(*[b"x" * 100_000] * packets, Gate())))
+        error, _ = await failure(rig.provider, OPENAI.job(stream=False))
         assert error.code == "provider_failed"
-        await vendor.requests[-1].left.wait()
+        await rig.requests[-1].left.wait()
 
 
-async def test_a_response_that_is_compressed_without_a_request_is_not_decompressed(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    body = gzip.compress(
-        b'{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}],"usage":%s}'
-        % json.dumps(USAGE).encode()
-    )
-    vendor.script(Reply(headers={"Content-Encoding": "gzip"}, steps=(body,)))
-    error, _ = await failure(provider, job(stream=False))
-    assert error.code == "provider_failed"
-
-
-async def test_a_proxy_in_the_environment_is_not_used(
-    vendor: FaultUpstream, provider: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_proxy_in_the_environment_is_not_used(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert (await deltas(provider, job(stream=False)))[-1].finish_reason
+    assert (await deltas(rig.provider, OPENAI.job(stream=False)))[-1].finish_reason
 
 
-async def test_a_cookie_is_not_sent_back(vendor: FaultUpstream, provider: Any) -> None:
+async def test_a_cookie_is_not_sent_back(rig: Rig) -> None:
     for _ in range(2):
-        vendor.script(error_reply(500, headers={"Set-Cookie": "a=b; Path=/"}))
-        await failure(provider, job(stream=False))
-    assert "Cookie" not in vendor.requests[-1].headers
+        rig.script(error_reply(500, headers={"Set-Cookie": "a=b; Path=/"}))
+        await failure(rig.provider, OPENAI.job(stream=False))
+    assert "Cookie" not in rig.requests[-1].headers
 
 
-async def test_unary_answers_have_a_longer_timeout_than_the_silence_of_a_stream(
-    vendor: FaultUpstream,
-) -> None:
-    vendor.script(Answer(before=(0.2,)))
-    async with open_provider(vendor.openai_base_url, silence=0.05, whole=5) as provider:
-        assert (await deltas(provider, job(stream=False)))[-1].finish_reason
+async def test_unary_answers_have_a_longer_timeout_than_the_silence_of_a_stream(rig: Rig) -> None:
+    rig.script(Answer(before=(0.2,)))
+    async with open_provider(
+        OPENAI.make, rig.openai_base_url, timeouts=Timeouts(silence=0.05, whole=5)
+    ) as provider:
+        assert (await deltas(provider, OPENAI.job(stream=False)))[-1].finish_reason
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/v1", "nonsense"])
 async def test_an_invalid_address_is_provider_failed(url: str) -> None:
-    async with open_provider(url) as provider:
-        error, _ = await failure(provider, job(stream=False))
+    async with open_provider(OPENAI.make, url) as provider:
+        error, _ = await failure(provider, OPENAI.job(stream=False))
     assert error.code == "provider_failed"
 
 
-async def test_a_stream_of_only_comments_continues_until_it_is_closed(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    vendor.script(Answer("one two", at={1: (b": wait\n\n",) * 100}))
-    assert "".join(delta.content for delta in await deltas(provider, job(stream=True))) == "one two"
+async def test_a_stream_of_only_comments_continues_until_it_is_closed(rig: Rig) -> None:
+    rig.script(Answer("one two", at={1: (b": wait\n\n",) * 100}))
+    assert (
+        "".join(delta.content for delta in await deltas(rig.provider, OPENAI.job(stream=True))) == "one two"
+    )
 
 
-async def test_a_finished_chunk_that_is_never_marked_done_fails(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.script(Reply(steps=(chunk({"content": "Hi"}, finish_reason="stop", usage=USAGE),)))
-    error, text = await failure(provider, job(stream=True))
+async def test_a_finished_chunk_that_is_never_marked_done_fails(rig: Rig) -> None:
+    rig.script(Reply(steps=(chunk({"content": "Hi"}, finish_reason="stop", usage=USAGE),)))
+    error, text = await failure(rig.provider, OPENAI.job(stream=True))
     assert (error.code, text) == ("provider_failed", "Hi")

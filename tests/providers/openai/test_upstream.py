@@ -11,40 +11,29 @@ import openai
 import pytest
 
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_event, error_reply
+from tests.providers.rig import KEY, ask
 
-GOOD = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}]}
+GOOD: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}]}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 
 
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key="sk-right") as server:
-        yield server
-
-
 @pytest.fixture(name="client")
-async def _client(vendor: FaultUpstream) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=vendor.openai_base_url, api_key="sk-right", max_retries=0
-    ) as client:
+async def _client(upstream: FaultUpstream) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=upstream.openai_base_url, api_key=KEY, max_retries=0) as client:
         yield client
 
 
-async def post(vendor: FaultUpstream, body: Any, **options: Any) -> tuple[int, Any]:
+async def post(upstream: FaultUpstream, body: Any, **options: Any) -> tuple[int, Any]:
     """Status and JSON of a request."""
-    headers = options.pop("headers", {"Authorization": "Bearer sk-right"})
+    headers = options.pop("headers", {"Authorization": f"Bearer {KEY}"})
     path = options.pop("path", "/v1/chat/completions")
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(vendor.url + path, json=body, headers=headers) as answer,
-    ):
-        return answer.status, await answer.json()
+    return await ask("POST", upstream.url + path, json=body, headers=headers)
 
 
 async def test_the_official_client_reads_a_unary_answer(
-    vendor: FaultUpstream, client: openai.AsyncOpenAI
+    upstream: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
-    vendor.script(Answer("Grüße 🍊 there"))
+    upstream.script(Answer("Grüße 🍊 there"))
     answer = await client.chat.completions.create(**GOOD)
     assert answer.choices[0].message.content == "Grüße 🍊 there"
     assert answer.choices[0].finish_reason == "stop"
@@ -54,9 +43,9 @@ async def test_the_official_client_reads_a_unary_answer(
 
 @pytest.mark.parametrize("packing", ["events", "together", "bytes"])
 async def test_the_official_client_reads_a_stream(
-    vendor: FaultUpstream, client: openai.AsyncOpenAI, packing: Any
+    upstream: FaultUpstream, client: openai.AsyncOpenAI, packing: Any
 ) -> None:
-    vendor.script(Answer("Grüße 🍊 there", packing=packing))
+    upstream.script(Answer("Grüße 🍊 there", packing=packing))
     stream = await client.chat.completions.create(**GOOD, stream=True, stream_options={"include_usage": True})
     chunks = [chunk async for chunk in stream]
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -70,16 +59,16 @@ async def test_the_official_client_reads_a_stream(
 
 
 async def test_without_include_usage_a_stream_has_no_usage(
-    vendor: FaultUpstream, client: openai.AsyncOpenAI
+    upstream: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
     stream = await client.chat.completions.create(**GOOD, stream=True)
     assert all(chunk.usage is None for chunk in [chunk async for chunk in stream])
 
 
 async def test_the_official_client_sees_refusals_of_the_vendor(
-    vendor: FaultUpstream, client: openai.AsyncOpenAI
+    upstream: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
-    vendor.script(error_reply(429, "requests", "rate_limit_exceeded"))
+    upstream.script(error_reply(429, "requests", "rate_limit_exceeded"))
     with pytest.raises(openai.RateLimitError) as limited:
         await client.chat.completions.create(**GOOD)
     assert limited.value.code == "rate_limit_exceeded"
@@ -91,9 +80,9 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
 
 
 async def test_the_official_client_sees_an_error_within_a_stream(
-    vendor: FaultUpstream, client: openai.AsyncOpenAI
+    upstream: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
-    vendor.script(Answer("one two", at={1: (error_event(), Stop.END)}))
+    upstream.script(Answer("one two", at={1: (error_event(), Stop.END)}))
     stream = await client.chat.completions.create(**GOOD, stream=True)
     with pytest.raises(openai.APIError):
         async for _ in stream:
@@ -150,54 +139,59 @@ async def test_the_official_client_sees_an_error_within_a_stream(
     ],
 )
 async def test_what_the_vendor_would_refuse_is_refused_by_name(
-    vendor: FaultUpstream, change: dict[str, Any], code: str, param: str
+    upstream: FaultUpstream, change: dict[str, Any], code: str, param: str
 ) -> None:
-    vendor.script(Answer("kept for a valid one"))
-    status, body = await post(vendor, GOOD | change)
+    upstream.script(Answer("kept for a valid one"))
+    status, body = await post(upstream, GOOD | change)
     assert status == 400
     assert (body["error"]["code"], body["error"]["param"]) == (code, param)
     assert body["error"].keys() == {"message", "type", "param", "code"}
-    status, body = await post(vendor, GOOD)
+    status, body = await post(upstream, GOOD)
     assert body["choices"][0]["message"]["content"] == "kept for a valid one"
 
 
-async def test_a_wrong_key_path_method_or_body_is_refused(vendor: FaultUpstream) -> None:
-    assert (await post(vendor, GOOD, headers={}))[0] == 401
-    assert (await post(vendor, GOOD, headers={"Authorization": "Basic sk-right"}))[0] == 401
-    assert (await post(vendor, GOOD, headers={"Authorization": "Bearer sk-wrong"}))[0] == 401
-    assert (await post(vendor, GOOD, path="/v1/completions"))[0] == 404
-    assert (await post(vendor, [GOOD]))[0] == 400
-    async with aiohttp.ClientSession() as session, session.get(vendor.url + "/v1/chat/completions") as answer:
+async def test_a_wrong_key_path_method_or_body_is_refused(upstream: FaultUpstream) -> None:
+    assert (await post(upstream, GOOD, headers={}))[0] == 401
+    assert (await post(upstream, GOOD, headers={"Authorization": "Basic sk-right"}))[0] == 401
+    assert (await post(upstream, GOOD, headers={"Authorization": "Bearer sk-wrong"}))[0] == 401
+    assert (await post(upstream, GOOD, path="/v1/completions"))[0] == 404
+    assert (await post(upstream, [GOOD]))[0] == 400
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(upstream.url + "/v1/chat/completions") as answer,
+    ):
         assert answer.status == 405
 
 
-async def test_rules_come_before_the_queue_and_the_queue_before_the_default(vendor: FaultUpstream) -> None:
-    vendor.default = Answer("default")
-    vendor.script(Answer("queued"))
-    vendor.when("magic", Answer("ruled"))
+async def test_rules_come_before_the_queue_and_the_queue_before_the_default(upstream: FaultUpstream) -> None:
+    upstream.default = Answer("default")
+    upstream.script(Answer("queued"))
+    upstream.when("magic", Answer("ruled"))
 
     async def ask(prompt: str) -> str:
-        _, body = await post(vendor, {"model": "gpt-4.1", "messages": [{"role": "user", "content": prompt}]})
+        _, body = await post(
+            upstream, {"model": "gpt-4.1", "messages": [{"role": "user", "content": prompt}]}
+        )
         return str(body["choices"][0]["message"]["content"])
 
     assert await ask("some magic here") == "ruled"
     assert await ask("plain") == "queued"
     assert await ask("plain") == "default"
-    vendor.when("plain", lambda received: Answer(received.prompt.upper())(received))
+    upstream.when("plain", lambda received: Answer(received.prompt.upper())(received))
     assert await ask("plain words") == "PLAIN WORDS"
-    vendor.reset()
+    upstream.reset()
     assert await ask("some magic here") == "default"
-    assert len(vendor.requests) == 1
+    assert len(upstream.requests) == 1
 
 
 async def test_a_gate_holds_an_answer_and_a_disconnect_is_noticed(
-    vendor: FaultUpstream, client: openai.AsyncOpenAI
+    upstream: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
     gate = Gate()
-    vendor.script(Answer("one two three", at={2: gate}))
+    upstream.script(Answer("one two three", at={2: gate}))
     stream = await client.chat.completions.create(**GOOD, stream=True)
     await gate.reached.wait()
-    received = await vendor.received()
+    received = await upstream.received()
     assert received.prompt == "Hi"
     assert received.tokens_sent == 2
     assert received.left_at is None
@@ -210,13 +204,13 @@ async def test_a_gate_holds_an_answer_and_a_disconnect_is_noticed(
 
 
 async def test_an_opened_gate_lets_the_answer_continue(
-    vendor: FaultUpstream, client: openai.AsyncOpenAI
+    upstream: FaultUpstream, client: openai.AsyncOpenAI
 ) -> None:
     gate = Gate()
-    vendor.script(Answer("one two", before=(gate,)))
+    upstream.script(Answer("one two", before=(gate,)))
     request_task = asyncio.create_task(client.chat.completions.create(**GOOD))
     await gate.reached.wait()
     assert not request_task.done()
     gate.open()
     assert (await request_task).choices[0].message.content == "one two"
-    assert not vendor.requests[0].left.is_set()
+    assert not upstream.requests[0].left.is_set()

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.replicate import Replicate
-from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
+from pomelo.testing import FaultUpstream, Reply, Script, Stop, page
 from pomelo.testing.bfl_protocol import delivered
 from pomelo.testing.images import make_image
 from pomelo.testing.replicate_protocol import Prediction, error_reply, prediction
 from tests.providers.image_rig import (
-    KEY,
-    PROMPT,
-    SECRETS,
-    check_no_secrets,
+    NEVER,
+    NEXT,
     draw_image,
-    events,
     failure,
     job,
     largest_input,
     listener,
-    open_provider,
+    orders,
     was_connected,
 )
+from tests.providers.rig import KEY, PROMPT, SECRETS, Rig, check_no_secrets, open_provider, open_rig, read_all
 
 SCHNELL = Route(
     "replicate",
@@ -40,24 +36,17 @@ SCHNELL = Route(
     clamp={"num_inference_steps": (1, 4, 0)},
 )
 NOW: dict[str, Any] = {"interval": 0.001}
-BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
-@pytest.fixture(name="vendor")
-async def _vendor() -> AsyncIterator[FaultUpstream]:
-    async with FaultUpstream(api_key=KEY) as server:
-        yield server
+@pytest.fixture(name="rig")
+async def _rig() -> AsyncIterator[Rig]:
+    async with open_rig(Replicate, "replicate", **NOW) as rig:
+        yield rig
 
 
-@pytest.fixture(name="provider")
-async def _provider(vendor: FaultUpstream) -> AsyncIterator[Any]:
-    async with open_provider(Replicate, vendor.replicate_base_url, **NOW) as provider:
-        yield provider
-
-
-async def test_the_largest_request_is_exactly_this(vendor: FaultUpstream, provider: Any) -> None:
-    await draw_image(provider, job(SCHNELL, largest_input()))
-    order = vendor.requests[0]
+async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
+    await draw_image(rig.provider, job(SCHNELL, largest_input()))
+    order = rig.requests[0]
     path = "/replicate/v1/models/black-forest-labs/flux-schnell/predictions"
     assert (order.method, order.target) == ("POST", path)
     assert order.body == {
@@ -76,11 +65,9 @@ async def test_the_largest_request_is_exactly_this(vendor: FaultUpstream, provid
     assert order.headers["Prefer"] == "wait"
 
 
-async def test_the_smallest_request_leaves_the_rest_to_the_model(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    await draw_image(provider, job(SCHNELL))
-    assert vendor.requests[0].body == {
+async def test_the_smallest_request_leaves_the_rest_to_the_model(rig: Rig) -> None:
+    await draw_image(rig.provider, job(SCHNELL))
+    assert rig.requests[0].body == {
         "input": {
             "prompt": PROMPT,
             "aspect_ratio": "1:1",
@@ -111,102 +98,61 @@ async def test_the_smallest_request_leaves_the_rest_to_the_model(
     ],
 )
 async def test_a_size_becomes_the_nearest_aspect_ratio_and_area(
-    vendor: FaultUpstream, provider: Any, width: int, height: int, aspect: str, megapixels: str
+    rig: Rig, width: int, height: int, aspect: str, megapixels: str
 ) -> None:
-    await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", width=width, height=height)))
-    image_input = vendor.requests[0].body["input"]
+    await draw_image(rig.provider, job(SCHNELL, ImageInput(prompt="x", width=width, height=height)))
+    image_input = rig.requests[0].body["input"]
     assert (image_input["aspect_ratio"], image_input["megapixels"]) == (aspect, megapixels)
 
 
-@pytest.mark.parametrize(
-    ("expected", "content_type"),
-    [
-        (ImageFormat.IMAGE_FORMAT_UNSPECIFIED, "image/png"),
-        (ImageFormat.IMAGE_FORMAT_PNG, "image/png"),
-        (ImageFormat.IMAGE_FORMAT_JPEG, "image/jpeg"),
-        (ImageFormat.IMAGE_FORMAT_WEBP, "image/webp"),
-    ],
-)
-async def test_the_image_is_returned_unchanged(
-    provider: Any, expected: ImageFormat.ValueType, content_type: str
-) -> None:
-    answer = await draw_image(provider, job(SCHNELL, ImageInput(prompt="x", output_format=expected)))
-    assert answer == (make_image(content_type.removeprefix("image/")), content_type)
-
-
-async def test_a_prediction_in_the_first_response_needs_no_poll(vendor: FaultUpstream, provider: Any) -> None:
-    await draw_image(provider, job(SCHNELL))
-    order, download = vendor.requests
+async def test_a_prediction_in_the_first_response_needs_no_poll(rig: Rig) -> None:
+    await draw_image(rig.provider, job(SCHNELL))
+    order, download = rig.requests
     assert order.method == "POST"
     assert KEY not in str(dict(download.headers))
 
 
-async def test_a_slow_prediction_is_polled_until_it_has_succeeded(
-    vendor: FaultUpstream, provider: Any
-) -> None:
+async def test_a_slow_prediction_is_polled_until_it_has_succeeded(rig: Rig) -> None:
     states = ("starting", "processing", "a new one")
-    vendor.script(Prediction(polls=tuple(prediction(state) for state in states)))
-    answer = await events(provider, job(SCHNELL, stream=True))
+    rig.script(Prediction(polls=tuple(prediction(state) for state in states)))
+    answer = await read_all(rig.provider, job(SCHNELL, stream=True))
     assert [event.image_progress.progress for event in answer[:-1]] == [0, 1]
-    _, *questions, download = vendor.requests
+    _, *questions, download = rig.requests
     assert len(questions) == 4
     assert {question.headers["Authorization"] for question in questions} == {f"Bearer {KEY}"}
     assert "Authorization" not in download.headers
 
 
-async def test_an_output_may_be_one_url(vendor: FaultUpstream) -> None:
+async def test_an_output_may_be_one_url(rig: Rig) -> None:
     async with FaultUpstream() as store:
         store.default = delivered(make_image("webp"))
         url = store.url + "/replicate/delivery/x"
         for output in (url, [url]):
-            vendor.script(Prediction(output=output))
+            rig.script(Prediction(output=output))
             async with open_provider(
-                Replicate, vendor.replicate_base_url, **NOW, origins=(store.url,)
+                Replicate, rig.replicate_base_url, **NOW, origins=(store.url,)
             ) as provider:
                 assert (await draw_image(provider, job(SCHNELL)))[0] == make_image("webp")
         assert all(KEY not in str(dict(received.headers)) for received in store.requests)
 
 
 REFUSED_ORDERS: list[tuple[Script, str, int | None, RetryPolicy]] = [
-    (error_reply(400, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(401, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(402, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(403, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(404, SECRETS), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(422, SECRETS, ("seed",)), "invalid_parameter", None, RetryPolicy.NEVER),
-    (error_reply(422, SECRETS, ("go_fast",)), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (error_reply(429, SECRETS), "provider_unavailable", 5, RetryPolicy.SAME_ROUTE),
-    (error_reply(429, headers={"Retry-After": "9"}), "provider_unavailable", 9, RetryPolicy.SAME_ROUTE),
-    (error_reply(500, SECRETS), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (page(502), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (page(), "provider_failed", None, RetryPolicy.NEVER),
-    (redirect("/elsewhere"), "provider_failed", None, RetryPolicy.NEXT_ROUTE),
-    (Reply(), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b"[]",)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b"{}",)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b'{"status":"starting"}',)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(steps=(b'{"status":"starting","urls":[]}',)), "provider_failed", None, RetryPolicy.NEVER),
-    (Reply(before=(Stop.RESET,)), "provider_unavailable", 5, RetryPolicy.NEVER),
-    (Reply(steps=(b"{", Stop.CLOSE)), "provider_failed", None, RetryPolicy.NEVER),
+    (error_reply(422, SECRETS, ("seed",)), "invalid_parameter", None, NEVER),
+    (error_reply(422, SECRETS, ("go_fast",)), "provider_failed", None, NEXT),
+    (Reply(steps=(b'{"status":"starting"}',)), "provider_failed", None, NEVER),
+    (Reply(steps=(b'{"status":"starting","urls":[]}',)), "provider_failed", None, NEVER),
 ]
 
 
-@BOTH
 @pytest.mark.parametrize(("script", "code", "wait", "retry"), REFUSED_ORDERS)
 async def test_an_order_that_fails_is_mapped_to_an_error_and_sent_once(
-    vendor: FaultUpstream,
-    provider: Any,
-    script: Script,
-    code: str,
-    wait: int | None,
-    retry: RetryPolicy,
-    stream: bool,
+    rig: Rig, script: Script, code: str, wait: int | None, retry: RetryPolicy, stream: bool
 ) -> None:
-    vendor.script(script)
-    error = await failure(provider, job(SCHNELL, stream=stream))
+    rig.script(script)
+    error = await failure(rig.provider, job(SCHNELL, stream=stream))
     assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
     check_no_secrets(error)
-    assert len(vendor.requests) == 1, "it was sent twice"
+    assert len(rig.requests) == 1, "it was sent twice"
 
 
 ENDS: list[tuple[Script, str]] = [
@@ -225,38 +171,35 @@ ENDS: list[tuple[Script, str]] = [
 ]
 
 
-@BOTH
 @pytest.mark.parametrize("immediate", [False, True], ids=["later", "immediately"])
 @pytest.mark.parametrize(("reply", "code"), ENDS)
 async def test_a_prediction_that_fails_is_mapped_to_an_error_and_ordered_once(
-    vendor: FaultUpstream, provider: Any, reply: Script, code: str, immediate: bool, stream: bool
+    rig: Rig, reply: Script, code: str, immediate: bool, stream: bool
 ) -> None:
-    vendor.script(reply if immediate else Prediction(polls=(prediction("processing"), reply), done=False))
-    error = await failure(provider, job(SCHNELL, stream=stream))
-    assert (error.code, error.retry) == (code, RetryPolicy.NEVER), "a retry would place a second order"
+    rig.script(reply if immediate else Prediction(polls=(prediction("processing"), reply), done=False))
+    error = await failure(rig.provider, job(SCHNELL, stream=stream))
+    assert (error.code, error.retry) == (code, NEVER), "a retry would place a second order"
     check_no_secrets(error)
-    assert sum(received.method == "POST" for received in vendor.requests) == 1
+    assert orders(rig) == 1
 
 
-async def test_a_failing_poll_is_repeated_and_a_refusal_is_not(vendor: FaultUpstream, provider: Any) -> None:
-    vendor.script(Prediction(polls=(error_reply(429), page(502), Reply(before=(Stop.RESET,)))))
-    await draw_image(provider, job(SCHNELL))
-    vendor.reset()
-    vendor.script(Prediction(polls=(error_reply(401),)))
-    error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
-    assert len(vendor.requests) == 2
+async def test_a_failing_poll_is_repeated_and_a_refusal_is_not(rig: Rig) -> None:
+    rig.script(Prediction(polls=(error_reply(429), page(502), Reply(before=(Stop.RESET,)))))
+    await draw_image(rig.provider, job(SCHNELL))
+    rig.reset()
+    rig.script(Prediction(polls=(error_reply(401),)))
+    error = await failure(rig.provider, job(SCHNELL))
+    assert (error.code, error.retry) == ("provider_failed", NEVER)
+    assert len(rig.requests) == 2
 
 
-async def test_a_prediction_that_does_not_exist_yet_is_polled_again(
-    vendor: FaultUpstream, provider: Any
-) -> None:
-    vendor.script(Prediction(polls=(error_reply(404),) * 4))
-    await draw_image(provider, job(SCHNELL))
-    vendor.script(Prediction(polls=(error_reply(404),), done=False))
-    async with open_provider(Replicate, vendor.replicate_base_url, interval=0.001, grace=0.05) as hasty:
+async def test_a_prediction_that_does_not_exist_yet_is_polled_again(rig: Rig) -> None:
+    rig.script(Prediction(polls=(error_reply(404),) * 4))
+    await draw_image(rig.provider, job(SCHNELL))
+    rig.script(Prediction(polls=(error_reply(404),), done=False))
+    async with open_provider(Replicate, rig.replicate_base_url, interval=0.001, grace=0.05) as hasty:
         error = await failure(hasty, job(SCHNELL))
-    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
+    assert (error.code, error.retry) == ("provider_failed", NEVER)
 
 
 DATA = "data:image/png;name=a.png;base64," + b64encode(make_image()).decode()
@@ -265,60 +208,22 @@ DATA = "data:image/png;name=a.png;base64," + b64encode(make_image()).decode()
 @pytest.mark.parametrize(
     "output", [DATA, [DATA], DATA.replace("data:", "DATA:"), DATA[:60] + "\n" + DATA[60:].rstrip("=")]
 )
-async def test_an_output_may_be_a_data_uri(vendor: FaultUpstream, provider: Any, output: Any) -> None:
-    vendor.script(Prediction(output=output))
-    assert await draw_image(provider, job(SCHNELL)) == (make_image(), "image/png")
-    assert len(vendor.requests) == 1
+async def test_an_output_may_be_a_data_uri(rig: Rig, output: Any) -> None:
+    rig.script(Prediction(output=output))
+    assert await draw_image(rig.provider, job(SCHNELL)) == (make_image(), "image/png")
+    assert len(rig.requests) == 1
 
 
 @pytest.mark.parametrize(
     "output", ["data:image/png,abc", "data:image/png;base64,@@@@", "data:", "data:;base64,"]
 )
-async def test_an_output_that_is_not_an_image_in_base64_fails(
-    vendor: FaultUpstream, provider: Any, output: str
-) -> None:
-    vendor.script(Prediction(output=output))
-    error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
+async def test_an_output_that_is_not_an_image_in_base64_fails(rig: Rig, output: str) -> None:
+    rig.script(Prediction(output=output))
+    error = await failure(rig.provider, job(SCHNELL))
+    assert (error.code, error.retry) == ("provider_failed", NEVER)
 
 
-CUT = (
-    Reply(steps=(make_image()[:40], Stop.CLOSE)),
-    Reply(headers={"Content-Length": "99"}, steps=(make_image()[:40], Stop.RESET)),
-    error_reply(404, SECRETS),
-)
-
-
-@pytest.mark.parametrize("trouble", CUT)
-async def test_a_download_that_fails_is_repeated_without_another_order(
-    vendor: FaultUpstream, provider: Any, trouble: Reply
-) -> None:
-    vendor.script(Prediction(delivery=(trouble, trouble, delivered(make_image()))))
-    assert (await draw_image(provider, job(SCHNELL)))[0] == make_image()
-    assert sum(received.method == "POST" for received in vendor.requests) == 1
-
-
-@pytest.mark.parametrize(
-    ("delivery", "code"),
-    [
-        (error_reply(404, SECRETS), "provider_failed"),
-        (page(), "provider_failed"),
-        (page(503), "provider_unavailable"),
-        (redirect("/replicate/delivery/x"), "provider_failed"),
-        (Reply(steps=(make_image()[:40], Stop.CLOSE)), "provider_failed"),
-    ],
-)
-async def test_an_image_that_is_not_delivered_is_a_failure_and_not_ordered_again(
-    vendor: FaultUpstream, provider: Any, delivery: Script, code: str
-) -> None:
-    vendor.script(Prediction(delivery=(delivery,)))
-    error = await failure(provider, job(SCHNELL))
-    assert (error.code, error.retry) == (code, RetryPolicy.NEVER)
-    check_no_secrets(error)
-    assert sum(received.method == "POST" for received in vendor.requests) == 1
-
-
-async def test_the_key_is_not_sent_to_a_foreign_link(vendor: FaultUpstream, provider: Any) -> None:
+async def test_the_key_is_not_sent_to_a_foreign_link(rig: Rig) -> None:
     with listener() as elsewhere:
         port = elsewhere.getsockname()[1]
         for url in (
@@ -329,47 +234,7 @@ async def test_the_key_is_not_sent_to_a_foreign_link(vendor: FaultUpstream, prov
             "http://api.replicate.com/v1/predictions/p1",
             7,
         ):
-            vendor.script(Prediction(polls=(prediction("starting"),), order={"urls": {"get": url}}))
-            error = await failure(provider, job(SCHNELL))
-            assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
+            rig.script(Prediction(polls=(prediction("starting"),), order={"urls": {"get": url}}))
+            error = await failure(rig.provider, job(SCHNELL))
+            assert (error.code, error.retry) == ("provider_failed", NEVER)
         assert not was_connected(elsewhere)
-
-
-@pytest.mark.parametrize("stage", ["the order", "a question", "the delivery"])
-async def test_cancelling_closes_everything_immediately(
-    vendor: FaultUpstream, provider: Any, stage: str
-) -> None:
-    gate = Gate()
-    held = Reply(steps=(b"x", gate))
-    stages: dict[str, Script] = {
-        "the order": held,
-        "a question": Prediction(polls=(prediction("starting"), held)),
-        "the delivery": Prediction(delivery=(held,)),
-    }
-    vendor.script(stages[stage])
-
-    async def collect() -> None:
-        async with aclosing(provider.image(job(SCHNELL, stream=True))) as answer:
-            async for _ in answer:
-                pass
-
-    task = asyncio.create_task(collect())
-    await gate.reached.wait()
-    since = asyncio.get_running_loop().time()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    seen = len(vendor.requests)
-    async with asyncio.timeout(5):
-        await vendor.requests[-1].left.wait()
-    left_at = vendor.requests[-1].left_at
-    assert left_at is not None
-    assert left_at - since < 0.05
-    await draw_image(provider, job(SCHNELL))
-    assert len(vendor.requests) == seen + 2
-
-
-@pytest.mark.parametrize(("key", "configured"), [(None, False), (" ", False), ("k", True)])
-async def test_without_a_key_it_is_not_configured(key: str | None, configured: bool) -> None:
-    async with open_provider(Replicate, "https://api.replicate.com", key=key) as provider:
-        assert provider.configured is configured

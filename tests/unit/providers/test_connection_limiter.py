@@ -15,9 +15,9 @@ from pomelo.providers import Credentials
 from pomelo.providers.chat.openai import OpenAI
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.client import Http
-from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter
+from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter, NoConnectionError
 from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_reply
-from tests.providers.openai.rig import deltas, job
+from tests.providers.text_rig import OPENAI, deltas
 
 HOST = "vendor:443"
 LONG_WAIT = 5.0
@@ -158,6 +158,23 @@ async def test_calls_of_one_account_are_served_in_order_and_accounts_in_turn() -
     assert idle(limiter)
 
 
+async def test_an_account_with_several_waiting_calls_takes_its_place_behind_the_others() -> None:
+    limiter = ConnectionLimiter(1, max_wait=LONG_WAIT)
+    await limiter.acquire(HOST, "x")
+    order: list[str] = []
+    calls = []
+    for name in ("a1", "a2", "b1"):
+        calls.append(queued(limiter, name[0], order, name))
+        await wait_until(limiter, len(calls))
+    limiter.release(HOST, "x")
+    for served, call in enumerate((calls[0], calls[2], calls[1]), 1):
+        await asyncio.wait_for(call, LONG_WAIT)
+        assert len(order) == served
+        limiter.release(HOST, order[-1][0])
+    assert order == ["a1", "b1", "a2"]
+    assert idle(limiter)
+
+
 async def test_a_later_call_does_not_overtake_those_that_wait() -> None:
     limiter = ConnectionLimiter(4, max_wait=LONG_WAIT)
     await fill(limiter, "a")
@@ -177,7 +194,7 @@ async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_sen
     limiter = ConnectionLimiter(1, max_wait=0.05)
     await limiter.acquire(HOST, "a")
     began = time.monotonic()
-    with pytest.raises(PomeloError) as raised:
+    with pytest.raises(NoConnectionError) as raised:
         await limiter.acquire(HOST, "b")
     assert 0.04 <= time.monotonic() - began < 0.5
     error = raised.value
@@ -285,7 +302,7 @@ async def test_only_the_limiter_limits_connections() -> None:
         upstream.default = Answer(at={1: gate})
         provider = OpenAI(Credentials("sk-x", upstream.openai_base_url), http)
 
-        calls = [asyncio.create_task(deltas(provider, job(stream=True))) for _ in range(300)]
+        calls = [asyncio.create_task(deltas(provider, OPENAI.job(stream=True))) for _ in range(300)]
         async with asyncio.timeout(LONG_WAIT):
             for _ in calls:
                 await upstream.received()
@@ -305,7 +322,7 @@ async def test_a_call_that_fails_releases_its_connection(reply: Script) -> None:
         for _ in range(3):
             upstream.script(reply)
             with pytest.raises(PomeloError):
-                await deltas(provider, job(stream=True))
+                await deltas(provider, OPENAI.job(stream=True))
             assert idle(limiter)
 
 

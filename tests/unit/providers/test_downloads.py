@@ -104,6 +104,7 @@ def test_a_public_address_is_public(address: str) -> None:
         "ff02::1",
         "ff0e::1",
         "2001:db8::1",
+        "4000::1",
         "::ffff:127.0.0.1",
         "::ffff:10.0.0.1",
         "64:ff9b::7f00:1",

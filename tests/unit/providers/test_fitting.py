@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 
 from pomelo.call import adjusted_header
 from pomelo.catalog.catalog import Limits, Model, Route
+from pomelo.catalog.pricing import Prices
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TextToSpeechInput, VoiceSettings
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -18,11 +20,16 @@ MESSAGES = [Message(role=Role.ROLE_USER, content="Hi")]
 
 
 def fit_input(
-    original: Any, hook: Hook | None = None, max_tokens: int | None = None, limit: int = 0, **route: Any
+    original: Any,
+    hook: Hook | None = None,
+    max_tokens: int | None = None,
+    limit: int = 0,
+    drop: Collection[str] = (),
+    **route: Any,
 ) -> Fitting:
     """`original` on a route with such a row; `limit` is the model's maximum of tokens, `max_tokens` what is reserved."""
-    made = Route("p", "m", **{name: frozenset(v) if name == "drop" else v for name, v in route.items()})
-    model = Model("x", TaskType.TASK_TYPE_TEXT, (made,), Limits(max_output_tokens=limit), {}, "test")
+    made = Route("p", "m", drop=frozenset(drop), **route)
+    model = Model("x", TaskType.TASK_TYPE_TEXT, (made,), Limits(max_output_tokens=limit), Prices(), "test")
     return fit(original, model, made, hook, max_tokens)
 
 

@@ -14,6 +14,7 @@ import pytest
 from multidict import CIMultiDict
 
 from pomelo.errors import PomeloError
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.errors import (
     ErrorBody,
     ErrorMapping,
@@ -49,7 +50,7 @@ ACME = ErrorMapping(
 )
 
 
-def refuse(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> PomeloError:
+def refuse(status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> UpstreamError:
     """The error of a response with this status."""
     return refused(status, CIMultiDict(headers or {}), body, ACME, NOW)
 
@@ -102,6 +103,15 @@ def test_a_code_of_the_vendor_counts_before_the_status(status: int, word: str, c
     assert refuse(status, b'{"codes": ["unheard_of", "%s"]}' % word.encode()).code == code
 
 
+@pytest.mark.parametrize(
+    ("status", "retry"),
+    [(400, RetryPolicy.NEXT_ROUTE), (499, RetryPolicy.NEXT_ROUTE), (500, RetryPolicy.NEVER)],
+)
+def test_only_a_refusal_of_our_account_is_tried_on_the_next_route(status: int, retry: RetryPolicy) -> None:
+    failure = refuse(status, b'{"codes": ["broke"]}')
+    assert (failure.code, failure.retry) == ("provider_failed", retry)
+
+
 @pytest.mark.parametrize("status", [400, 422])
 def test_a_refused_field_of_the_caller_is_named(status: int) -> None:
     failure = refuse(status, b'{"field": "top_p"}')
@@ -138,7 +148,7 @@ def test_a_vendors_wait_is_passed_on_within_bounds(headers: Mapping[str, str], s
     assert refuse(401, headers=headers).retry_after is None
 
 
-KEY = SimpleNamespace(host="api.acme.example", port=443, ssl=True, is_ssl=True)
+KEY: Any = SimpleNamespace(host="api.acme.example", port=443, ssl=True, is_ssl=True)
 INFO: Any = SimpleNamespace(real_url=f"https://api.acme.example/{CANARY}", headers={"Authorization": CANARY})
 
 

@@ -146,6 +146,10 @@ def test_an_event_keeps_its_name_and_its_lines_wherever_packets_are_cut(end: byt
         assert parse(*cut(stream, list(places))) == events, places
 
 
+def test_a_name_in_a_packet_of_its_own_is_kept() -> None:
+    assert parse(b"data: 0\n\n", b"event: a\n", b"data: 1\n\n") == [("", b"0"), ("a", b"1")]
+
+
 def test_a_name_that_is_not_utf_8_does_not_break_the_stream() -> None:
     assert parse(b"event: \xff\ndata: 1\n\n") == [("\ufffd", b"1")]
 

@@ -94,7 +94,8 @@ def test_a_plug_in_is_found_with_its_base_url_and_its_models(tmp_path: Path) -> 
     registry = read_registry(plugins=[point("acme", "Bringing"), point("plain")])
     assert registry.entries["acme"].base_url == "https://api.acme.example"
     assert registry.entries["acme"].probe == Probe("/ping")
-    assert registry.entries["plain"].make is Plain
+    plain: object = registry.entries["plain"].make
+    assert plain is Plain
     assert "acme-1" in registry.catalog.models
     assert "gpt-4" in registry.catalog.models
 
@@ -110,6 +111,12 @@ def test_a_plug_in_replaces_no_model(tmp_path: Path, name: str) -> None:
     plugged = [point("acme", "Bringing")] + ([point("again", "Bringing")] if name == "acme-1" else [])
     with pytest.raises(ValueError, match=rf"defines {name}, which exists already"):
         read_registry(plugins=plugged)
+
+
+def test_a_plug_in_replaces_no_host(tmp_path: Path) -> None:
+    Bringing.catalog = catalogue(tmp_path, '[hosts.groq]\nbase_url = "https://api.acme.example"\n')
+    with pytest.raises(ValueError, match="defines groq, which exists already"):
+        read_registry(plugins=[point("acme", "Bringing")])
 
 
 @pytest.mark.parametrize("name", ["openai", "sandbox", "twice"])
@@ -131,6 +138,10 @@ def test_a_plug_in_that_can_not_be_loaded_is_named() -> None:
         (
             MODEL.format(name="x", provider="nobody"),
             "8: models.x.routes[0].provider: no provider is called nobody",
+        ),
+        (
+            MODEL.format(name="x", provider="bfl"),
+            "8: models.x.routes[0].provider: bfl has no tasks of type text. It has: image",
         ),
         ("[hosts.openai]\n", "1: hosts.openai: a provider has that name"),
         ("[hosts.sandbox]\n", "1: hosts.sandbox: a provider has that name"),

@@ -13,7 +13,7 @@ from aiohttp import web
 from yarl import URL
 
 from pomelo.errors import PomeloError
-from pomelo.providers.errors import RetryPolicy
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http import sessions
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
@@ -134,7 +134,7 @@ async def test_a_request_on_a_broken_new_connection_is_not_retried(http: Http) -
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
         url = URL("http://{}:{}/".format(*listener.sockets[0].getsockname()))
         for error_mapping, retry in ((CHAT, RetryPolicy.SAME_ROUTE), (PAID, RetryPolicy.NEVER)):
-            with pytest.raises(PomeloError) as failure:
+            with pytest.raises(UpstreamError) as failure:
                 await http.request_json(url, {}, b"{}", error_mapping)
             assert (failure.value.code, failure.value.retry) == ("provider_unavailable", retry)
     assert connections == 2

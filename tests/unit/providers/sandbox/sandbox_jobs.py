@@ -21,7 +21,7 @@ from pomelo.providers.base import AudioSource, Event, Job
 CATALOG = Catalog.load()
 
 
-def job(model: str | Model, given: Any, *, stream: bool = True, audio: AudioSource | None = None) -> Job:
+def job(model: str | Model, given: Any, *, stream: bool = True, audio: AudioSource | None = None) -> Job[Any]:
     """Builds the job that the engine builds for a test key."""
     resolved = CATALOG.resolve(model) if isinstance(model, str) else model
     return Job("task_1", resolved, Route("sandbox", resolved.name), given, stream, float("inf"), audio)
@@ -121,7 +121,7 @@ def decode(data: bytes, file_format: str | None = None, **options: str) -> Decod
     """Decodes audio to 16-bit samples with a decoder that shares no code with the sandbox."""
     resampler = av.AudioResampler("s16", "mono")
     pcm = b""
-    with av.open(io.BytesIO(data), format=file_format, options=options) as container:
+    with av.open(io.BytesIO(data), "r", format=file_format, options=options) as container:
         stream = container.streams.audio[0]
         for frame in container.decode(audio=0):
             for plain in resampler.resample(frame):

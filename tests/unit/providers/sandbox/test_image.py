@@ -24,7 +24,7 @@ FORMATS = {
 
 def decode_image(data: bytes) -> tuple[str, int, int, bytes]:
     """Returns codec, width, height and pixels (3 bytes each, rows joined)."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         name = container.streams.video[0].codec_context.name
         (frame,) = container.decode(video=0)
         plane = frame.reformat(format="rgb24").planes[0]
@@ -76,7 +76,7 @@ async def test_the_same_prompt_and_seed_give_the_same_image(sandbox: Sandbox) ->
 
 
 async def test_prompt_seed_and_model_each_change_the_image(sandbox: Sandbox) -> None:
-    size = {"width": 96, "height": 96}
+    size: dict[str, Any] = {"width": 96, "height": 96}
     images = [
         await generate_image(sandbox, prompt="a lake", **size),
         await generate_image(sandbox, prompt="a city", **size),
@@ -143,7 +143,7 @@ async def test_the_event_loop_is_not_blocked_while_an_image_is_drawn(
             gaps.append(loop.time() - before)
             before = loop.time()
 
-    given = {"prompt": "a lake", "width": 2048, "height": 2048, "output_format": file_format}
+    given: dict[str, Any] = {"prompt": "a lake", "width": 2048, "height": 2048, "output_format": file_format}
     await generate_image(sandbox, prompt="a lake", output_format=file_format)
     watching = asyncio.create_task(watch())
     began = loop.time()

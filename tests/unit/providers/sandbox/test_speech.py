@@ -152,6 +152,11 @@ async def test_speed_scales_the_length(sandbox: Sandbox, speed: float) -> None:
     assert decode(speech.data).seconds == pytest.approx(SECONDS / speed, abs=0.001)
 
 
+async def test_the_case_of_a_voices_name_changes_nothing(sandbox: Sandbox) -> None:
+    upper = await synthesize(sandbox, TEXT, "wav_8000", voice="BELLA")
+    assert upper.data == (await synthesize(sandbox, TEXT, "wav_8000", voice="bella")).data
+
+
 async def test_other_voice_settings_do_not_change_the_length(sandbox: Sandbox) -> None:
     settings = VoiceSettings(stability=0.5, similarity_boost=0.5)
     speech = await synthesize(sandbox, TEXT, "wav_8000", voice_settings=settings)
@@ -184,7 +189,9 @@ async def test_ten_thousand_characters_are_ten_minutes_of_one_opus_file(sandbox:
 
 async def test_the_checksum_of_every_ogg_page_is_correct(sandbox: Sandbox) -> None:
     data = (await synthesize(sandbox, TEXT * 3, "opus_48000_64")).data
-    offset, granules, page_types = 0, [], []
+    offset = 0
+    granules: list[int] = []
+    page_types: list[int] = []
     while offset < len(data):
         magic, _, page_type, granule, _, sequence, crc, segments = struct.unpack_from(
             "<4sBBqIIIB", data, offset
@@ -194,7 +201,7 @@ async def test_the_checksum_of_every_ogg_page_is_correct(sandbox: Sandbox) -> No
         page = bytearray(data[offset:end])
         page[22:26] = bytes(4)
         assert (magic, sequence) == (b"OggS", len(granules))
-        assert crc == reference_ogg_crc(page)
+        assert crc == reference_ogg_crc(bytes(page))
         granules.append(granule)
         page_types.append(page_type)
         offset = end

@@ -17,6 +17,7 @@ from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
 from pomelo.providers.base import Event
 from pomelo.providers.sandbox import Sandbox
+from pomelo.providers.sandbox.recognition import MAX_TEXT_FILE_BYTES
 from pomelo.providers.sandbox.triggers import ERRORS, NO_TRIGGERS, Triggers, parse
 from tests.unit.providers.sandbox.sandbox_jobs import (
     ask,
@@ -224,6 +225,12 @@ async def test_a_trigger_in_generated_speech_takes_effect_when_it_is_recognized(
     clock.slept.clear()
     assert (await transcribe(sandbox, speech.source)).text == "[[delay:7]] Good evening."
     assert clock.slept == [7]
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+async def test_a_text_file_above_the_limit_is_audio(sandbox: Sandbox, longer: int) -> None:
+    text = "[[words:3]]".ljust(MAX_TEXT_FILE_BYTES + longer, "x")
+    assert ((await transcribe(sandbox, source(text.encode()))).text == text) == (longer == 0)
 
 
 @pytest.mark.parametrize("content_type", ["", "audio/mpeg", "text/plain", "audio/pcm;rate=16000"])
