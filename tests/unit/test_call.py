@@ -112,7 +112,7 @@ def test_a_repeated_header_is_an_error_that_names_it(name: str) -> None:
     assert parsed.header_error is not None
     assert (parsed.header_error.code, parsed.header_error.field) == ("invalid_parameter", name)
     assert parsed.api_key == "k"
-    assert not Call.from_headers({}.get, protocol="grpc", names=names[:-1]).header_error
+    assert not Call.from_headers(dict[str, str]().get, protocol="grpc", names=names[:-1]).header_error
 
 
 def test_a_repeated_authorization_header_is_no_key() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +46,7 @@ def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
     return error.code, error.message, error.field, error.retry_after
 
 
-def details_of(error: PomeloError) -> dict[str, Message]:
+def details_of(error: PomeloError) -> dict[str, Any]:
     """Returns the details of an error's status, by their type names."""
     details = {}
     for packed in to_status(error).details:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -227,7 +227,7 @@ async def test_in_turns_yields_the_same_chunks_and_closes_the_source() -> None:
     async with running() as (loop, turns):
         closed = []
 
-        async def source() -> AsyncIterator[int]:
+        async def source() -> AsyncGenerator[int, None]:
             try:
                 for number in range(100):
                     loop.work("source", QUANTUM)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +20,14 @@ from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.stores import open_store
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
+from tests.calls import call_of
 from tests.unit.accounts.audited_store import run
 
 CREDIT = 1_000_000
 
 
 @pytest.fixture
-async def store(tmp_path) -> AsyncIterator[Store]:
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
     async with open_store(f"sqlite:{tmp_path / 'pomelo.db'}") as opened:
         yield opened
 
@@ -37,18 +39,18 @@ def changed() -> list[str]:
 
 
 @pytest.fixture
-def admin(store, changed) -> AccountAdmin:
+def admin(store: Store, changed: list[str]) -> AccountAdmin:
     plans = {**BUILTIN, "team": Plan("team", concurrent=3, models=frozenset({"gpt-4", "flux-1-pro"}))}
     return AccountAdmin(store, plans, plan_changed=changed.append, now=lambda: 1234.5)
 
 
-async def error_of(request) -> tuple[str, str | None]:
+async def error_of(request: Awaitable[object]) -> tuple[str, str | None]:
     with pytest.raises(PomeloError) as caught:
         await request
     return caught.value.code, caught.value.field
 
 
-async def test_a_new_account_is_free_and_has_test_credits_once(admin, store):
+async def test_a_new_account_is_free_and_has_test_credits_once(admin: AccountAdmin, store: Store) -> None:
     account = await admin.create("acme", "", 0)
     assert (account.name, account.plan, account.create_time.ToMilliseconds()) == ("acme", "free", 1_234_500)
     assert account.limits == pb.PlanLimits(
@@ -62,7 +64,7 @@ async def test_a_new_account_is_free_and_has_test_credits_once(admin, store):
     assert grant.amount == TEST_CREDITS
 
 
-async def test_a_new_account_has_the_requested_plan_and_credits(admin):
+async def test_a_new_account_has_the_requested_plan_and_credits(admin: AccountAdmin) -> None:
     account = await admin.create("acme", "team", 5 * CREDIT)
     assert account.limits == pb.PlanLimits(concurrent_requests=3, models=["flux-1-pro", "gpt-4"])
     assert account.live == pb.Balance(granted_micros=5 * CREDIT, available_micros=5 * CREDIT)
@@ -82,12 +84,14 @@ async def test_a_new_account_has_the_requested_plan_and_credits(admin):
         ("acme", "", 2**62, "live_micros"),
     ],
 )
-async def test_an_invalid_account_is_refused_and_not_created(admin, name, plan, micros, field):
+async def test_an_invalid_account_is_refused_and_not_created(
+    admin: AccountAdmin, name: str, plan: str, micros: int, field: str
+) -> None:
     assert (await error_of(admin.create(name, plan, micros)))[1] == field
     assert [one.name for one in (await admin.list(0, ""))[0]] == ["default"]
 
 
-async def test_credits_are_granted_once_for_each_id(admin):
+async def test_credits_are_granted_once_for_each_id(admin: AccountAdmin) -> None:
     await admin.create("acme", "", 0)
     for _ in range(3):
         after = await admin.grant("acme", 7, live=True, note="thanks", grant_id="order-1")
@@ -97,7 +101,7 @@ async def test_credits_are_granted_once_for_each_id(admin):
     assert (await admin.grant("acme", 7, live=False)).test.granted_micros == TEST_CREDITS + 7
 
 
-async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin):
+async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin: AccountAdmin) -> None:
     await admin.create("acme", "", 0)
     await admin.grant("acme", 7, live=True, grant_id="order-1")
     before = (await admin.list(0, ""))[0]
@@ -120,19 +124,23 @@ async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin):
         ("default", 1, {"grant_id": "test:default"}, "grant_id"),
     ],
 )
-async def test_an_invalid_grant_is_refused(admin, name, amount, more, field):
+async def test_an_invalid_grant_is_refused(
+    admin: AccountAdmin, name: str, amount: int, more: dict[str, str], field: str
+) -> None:
     before = (await admin.list(0, ""))[0]
     assert (await error_of(admin.grant(name, amount, live=True, **more)))[1] == field
     assert (await admin.list(0, ""))[0] == before
 
 
-async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admin):
+async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admin: AccountAdmin) -> None:
     for _ in range(9):
         await admin.grant("default", 10**15, live=True)
     assert await error_of(admin.grant("default", 1, live=True)) == ("invalid_parameter", "amount_micros")
 
 
-async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(admin, changed):
+async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(
+    admin: AccountAdmin, changed: list[str]
+) -> None:
     assert (await admin.set_plan("default", "team")).plan == "team"
     assert changed == ["default"]
     assert await error_of(admin.set_plan("default", "nothing")) == ("invalid_parameter", "plan")
@@ -141,7 +149,9 @@ async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(admin, c
     assert changed == ["default"]
 
 
-async def test_an_account_whose_plan_was_removed_is_shown_without_limits(store, admin):
+async def test_an_account_whose_plan_was_removed_is_shown_without_limits(
+    store: Store, admin: AccountAdmin
+) -> None:
     await store.set_plan("default", "old")
     for account in (await admin.show("default"), ((await admin.list(0, ""))[0])[0]):
         assert account.plan == "old"
@@ -167,18 +177,14 @@ def accounts_of(store: Store, live: bool, account: str = "default") -> LocalAcco
     return LocalAccounts(store, UsageReader(store, b"s" * 32), access)
 
 
-def call(**headers: str) -> Call:
-    return Call.from_headers({n.replace("_", "-"): v for n, v in headers.items()}.get, protocol="rest")
-
-
-async def test_a_key_sees_only_its_account_in_its_mode(store, admin):
+async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: AccountAdmin) -> None:
     await admin.create("other", "pro", CREDIT)
     await admin.grant("default", CREDIT, live=True)
     await run(store, "task_live", Wallet("default", True))
     await run(store, "task_test", Wallet("default", False))
     await run(store, "task_other", Wallet("other", True))
     for live, task, granted in ((True, "task_live", CREDIT), (False, "task_test", TEST_CREDITS)):
-        account = await accounts_of(store, live).get_account(call())
+        account = await accounts_of(store, live).get_account(call_of(None))
         assert (account.name, account.plan, account.live) == ("default", "pro", live)
         assert account.limits.requests_per_minute == 300
         spent = account.balance.spent_micros
@@ -186,20 +192,20 @@ async def test_a_key_sees_only_its_account_in_its_mode(store, admin):
         assert account.balance == pb.Balance(
             granted_micros=granted, spent_micros=spent, available_micros=granted - spent
         )
-        usage = await accounts_of(store, live).list_usage(pb.ListUsageRequest(), call())
+        usage = await accounts_of(store, live).list_usage(pb.ListUsageRequest(), call_of(None))
         assert [record.id for record in usage.records] == [task]
         sums = await accounts_of(store, live).list_usage(
-            pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY), call()
+            pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY), call_of(None)
         )
         assert [total.tasks for total in sums.totals] == [1]
 
 
-async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(store):
+async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(store: Store) -> None:
     by_account = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_ACCOUNT)
-    assert await error_of(accounts_of(store, True).list_usage(by_account, call())) == (
+    assert await error_of(accounts_of(store, True).list_usage(by_account, call_of(None))) == (
         "invalid_parameter",
         "group_by",
     )
-    bad = call(x_request_timeout="soon")
+    bad = call_of(None, x_request_timeout="soon")
     assert (await error_of(accounts_of(store, True).get_account(bad)))[1] == "X-Request-Timeout"
     assert (await error_of(accounts_of(store, True).list_usage(by_account, bad)))[1] == "X-Request-Timeout"

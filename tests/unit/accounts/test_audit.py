@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,8 @@ from pomelo.gen.v1.admin_service_pb2 import AuditResponse
 from pomelo.stores import open_store
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import ReserveRequest, Settlement
+from pomelo.stores.ledger import OpenReservation, ReserveRequest, Settlement
+from pomelo.stores.usage import UsageRecord
 from tests.unit.accounts.audited_store import (
     ACME,
     ACME_TEST,
@@ -53,7 +56,7 @@ def findings_of(report: AuditResponse) -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 7, 500])
-async def test_an_undamaged_store_has_no_findings(path, page_size):
+async def test_an_undamaged_store_has_no_findings(path: Path, page_size: int) -> None:
     report = await audit_file(path, page_size)
     assert not report.findings
     assert report.difference_micros == 0
@@ -61,7 +64,7 @@ async def test_an_undamaged_store_has_no_findings(path, page_size):
     assert (report.cost_micros, report.uncollected_micros) == (7 * COST, 0)
 
 
-async def test_running_tasks_are_counted_and_are_no_finding(path):
+async def test_running_tasks_are_counted_and_are_no_finding(path: Path) -> None:
     async with open_store(f"sqlite:{path}") as store:
         await reserve(store, "task_running")
         await reserve(store, "task_running_too", ACME_TEST)
@@ -69,7 +72,7 @@ async def test_running_tasks_are_counted_and_are_no_finding(path):
         assert (report.holds, list(report.findings)) == (2, [])
 
 
-async def test_a_reservation_without_a_running_task_is_reported_with_its_full_amount(path):
+async def test_a_reservation_without_a_running_task_is_reported_with_its_full_amount(path: Path) -> None:
     async with open_store(f"sqlite:{path}") as store:
         await reserve(store, "task_running")
         await reserve(store, "task_lost", ACME_TEST, maximum=400)
@@ -84,7 +87,7 @@ async def test_a_reservation_without_a_running_task_is_reported_with_its_full_am
         assert not (await audit(store, runs=lambda task_id: task_id == "task_running")).findings
 
 
-async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(path):
+async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(path: Path) -> None:
     async with open_store(f"sqlite:{path}") as store:
         await reserve(store, "task_old", maximum=300)  # at 1,000 s
         for at, expected in (
@@ -92,25 +95,24 @@ async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(p
             (1000.0 + OVERDUE, []),
             (1001.0 + OVERDUE, [("running", "task_old", 300)]),
         ):
-            assert (
-                findings_of(await audit(store, runs=lambda task_id: True, now=lambda at=at: at)) == expected
-            )
+            report = await audit(store, runs=lambda task_id: True, now=partial(float, at))
+            assert findings_of(report) == expected
         await store.note([draft("task_old", at=1500.0)])
         assert findings_of(await audit(store, now=lambda: 1001.0 + OVERDUE)) == []
         assert findings_of(await audit(store, now=lambda: 1501.0 + OVERDUE)) == [("running", "task_old", 300)]
 
 
-async def test_a_task_that_ends_during_the_audit_is_no_finding(path):
+async def test_a_task_that_ends_during_the_audit_is_no_finding(path: Path) -> None:
     async with open_store(f"sqlite:{path}") as store:
         await reserve(store, "task_ending")
 
         class EndingStore:
             """The same store; its task ends after the reservations were read."""
 
-            def __getattr__(self, name):
+            def __getattr__(self, name: str) -> Any:
                 return getattr(store, name)
 
-            async def reservations(self, *, own=False):
+            async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
                 reservations = await store.reservations(own=own)
                 await store.void(ACME, "task_ending")
                 return reservations
@@ -118,7 +120,7 @@ async def test_a_task_that_ends_during_the_audit_is_no_finding(path):
         assert not (await audit(EndingStore(), runs=lambda task_id: False)).findings
 
 
-async def test_an_uncollected_amount_is_no_finding(path):
+async def test_an_uncollected_amount_is_no_finding(path: Path) -> None:
     async with open_store(f"sqlite:{path}") as store:
         wallet = Wallet("other", True)
         await store.reserve(ReserveRequest(draft("task_last", wallet), minimum=1, maximum=10**12))
@@ -205,7 +207,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-async def test_damage_is_found(name, path):
+async def test_damage_is_found(name: str, path: Path) -> None:
     statement, findings = DAMAGE[name]
     corrupt(path, statement)
     report = await audit_file(path)
@@ -215,7 +217,7 @@ async def test_damage_is_found(name, path):
 
 
 @pytest.mark.parametrize("change", [1, -1])
-async def test_a_balance_that_reserves_more_or_less_than_its_tasks_is_found(path, change):
+async def test_a_balance_that_reserves_more_or_less_than_its_tasks_is_found(path: Path, change: int) -> None:
     async with open_store(f"sqlite:{path}") as store:
         await reserve(store, "task_running")
         await reserve(store, "task_running_too", ACME_TEST)
@@ -224,7 +226,7 @@ async def test_a_balance_that_reserves_more_or_less_than_its_tasks_is_found(path
         assert findings_of(await audit(store)) == [("held", "acme/test", change)]
 
 
-async def test_a_task_with_two_records_is_found(path):
+async def test_a_task_with_two_records_is_found(path: Path) -> None:
     async with open_store(f"sqlite:{path}") as store:  # the store no longer opens such a file
         corrupt(
             path,
@@ -240,24 +242,24 @@ async def test_a_task_with_two_records_is_found(path):
     assert others == [("spent", "acme/live", -COST), ("task", "task_3", 0)]
 
 
-async def test_a_task_with_a_record_and_a_reservation_is_found(path):
+async def test_a_task_with_a_record_and_a_reservation_is_found(path: Path) -> None:
     async with open_store(f"sqlite:{path}") as store:
         await reserve(store, "task_running", maximum=400)
 
         class StoreWithSharedId:
             """The same store, whose running task has the id of an ended one."""
 
-            def __getattr__(self, name):
+            def __getattr__(self, name: str) -> Any:
                 return getattr(store, name)
 
-            async def drafts(self):
+            async def drafts(self) -> list[UsageRecord]:
                 return [draft("task_3")]
 
         report = await audit(StoreWithSharedId())
     assert findings_of(report) == [("task", "task_3", 0)]
 
 
-async def test_findings_above_the_maximum_are_summed_and_not_listed(path):
+async def test_findings_above_the_maximum_are_summed_and_not_listed(path: Path) -> None:
     corrupt(path, "UPDATE usage SET uncollected = 10")
     async with open_store(f"sqlite:{path}") as store:
         report = await audit(store, max_findings=3)
@@ -265,7 +267,7 @@ async def test_findings_above_the_maximum_are_summed_and_not_listed(path):
     assert report.difference_micros == 70
 
 
-async def test_tasks_that_begin_and_end_during_the_audit_are_no_finding(path):
+async def test_tasks_that_begin_and_end_during_the_audit_are_no_finding(path: Path) -> None:
     async with open_store(f"sqlite:{path}") as store:
         active, ended, audits = True, 0, 0
 
@@ -288,7 +290,7 @@ async def test_tasks_that_begin_and_end_during_the_audit_are_no_finding(path):
         assert not report.findings
 
 
-async def test_damage_is_found_while_tasks_run(path):
+async def test_damage_is_found_while_tasks_run(path: Path) -> None:
     corrupt(
         path, "UPDATE wallets SET spent = spent + 1000000, granted = granted + 1000000 WHERE account = 'acme'"
     )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import string
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,18 +19,9 @@ from pomelo.stores import open_store
 from pomelo.stores.accounts import UnknownAccountError
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
+from tests.unit.clock import Clock
 
 ROOT = b"r" * 64
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class CountingStore:
@@ -36,7 +30,7 @@ class CountingStore:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.look_ups: list[str] = []
-        self.on_look_up = None
+        self.on_look_up: Callable[[], Awaitable[object]] | None = None
 
     async def get_key(self, key_id: str) -> KeyRecord | None:
         self.look_ups.append(key_id)
@@ -46,12 +40,12 @@ class CountingStore:
             await on_look_up()
         return record
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)
 
 
 @pytest.fixture
-async def store(tmp_path) -> AsyncIterator[CountingStore]:
+async def store(tmp_path: Path) -> AsyncIterator[CountingStore]:
     async with open_store(f"sqlite:{tmp_path / 'keys.db'}") as opened:
         yield CountingStore(opened)
 
@@ -62,7 +56,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def keyring(store, clock) -> Keyring:
+def keyring(store: CountingStore, clock: Clock) -> Keyring:
     return Keyring(store, ROOT, clock=clock, monotonic=clock)
 
 
@@ -83,7 +77,7 @@ async def assert_refused(keyring: Keyring, key: str | None) -> str:
 
 
 @given(live=st.booleans(), draw=st.randoms(use_true_random=False))
-def test_parse_returns_the_id_of_a_key(live, draw):
+def test_parse_returns_the_id_of_a_key(live: bool, draw: Random) -> None:
     key, key_id = make_key(live, draw.choice)
     assert key.startswith(f"pml_{'live' if live else 'test'}_{key_id}_")
     assert len(key) == 60
@@ -91,18 +85,18 @@ def test_parse_returns_the_id_of_a_key(live, draw):
 
 
 @given(index=st.integers(0, 59), other=st.sampled_from(string.printable + "é\ud800"), live=st.booleans())
-def test_a_key_with_one_wrong_character_is_malformed(index, other, live):
+def test_a_key_with_one_wrong_character_is_malformed(index: int, other: str, live: bool) -> None:
     key, _ = make_key(live)
     changed = key[:index] + other + key[index + 1 :]
     assert changed == key or parse(changed) is None
 
 
 @given(st.text(max_size=80))
-def test_any_other_text_is_malformed(text):
+def test_any_other_text_is_malformed(text: str) -> None:
     assert parse(text) is None
 
 
-def test_keys_and_their_ids_are_unique():
+def test_keys_and_their_ids_are_unique() -> None:
     keys = {make_key(False)[0] for _ in range(1000)}
     assert len(keys) == len({key[9:21] for key in keys}) == 1000
 
@@ -110,23 +104,25 @@ def test_keys_and_their_ids_are_unique():
 # --- authentication
 
 
-async def test_a_key_authenticates_its_account_mode_and_models(keyring):
+async def test_a_key_authenticates_its_account_mode_and_models(keyring: Keyring) -> None:
     record, key = await keyring.create("default", live=True, models=("gpt-4",))
     good = call(key)
     principal = await keyring.authenticate(good)
     assert (principal.account, principal.key_id, principal.live) == ("default", record.key_id, True)
-    assert principal.models == {"gpt-4"}
+    assert principal.models == frozenset({"gpt-4"})
     assert good.response_headers["X-Pomelo-Mode"] == "live"
 
 
-async def test_a_test_key_for_all_models_has_no_list_of_models(keyring):
+async def test_a_test_key_for_all_models_has_no_list_of_models(keyring: Keyring) -> None:
     _, key = await keyring.create()
     good = call(key)
     assert (await keyring.authenticate(good)).models is None
     assert good.response_headers["X-Pomelo-Mode"] == "test"
 
 
-async def test_a_missing_and_a_bad_key_are_the_same_error_and_its_message_does_not_repeat_the_key(keyring):
+async def test_a_missing_and_a_bad_key_are_the_same_error_and_its_message_does_not_repeat_the_key(
+    keyring: Keyring,
+) -> None:
     assert "Missing API key" in await assert_refused(keyring, None)
     key, _ = make_key(False)
     for bad in ("", "x", key, "pml_test_" + "é" * 51, "\ud800" * 60, key * 1000):
@@ -134,7 +130,7 @@ async def test_a_missing_and_a_bad_key_are_the_same_error_and_its_message_does_n
         assert bad == "" or bad not in message or bad == "x"
 
 
-async def test_a_malformed_key_does_not_reach_the_store(keyring, store):
+async def test_a_malformed_key_does_not_reach_the_store(keyring: Keyring, store: CountingStore) -> None:
     key, _ = make_key(False)
     for malformed in ("", "x" * 60, key[:-1] + ("a" if key[-1] != "a" else "b"), "' OR 1=1 --"):
         await assert_refused(keyring, malformed)
@@ -143,7 +139,7 @@ async def test_a_malformed_key_does_not_reach_the_store(keyring, store):
     assert len(store.look_ups) == 1
 
 
-async def test_an_existing_id_with_another_secret_or_mode_is_refused_cached_or_not(keyring):
+async def test_an_existing_id_with_another_secret_or_mode_is_refused_cached_or_not(keyring: Keyring) -> None:
     record, key = await keyring.create()
     new, new_id = make_key(False)
     forged = new.replace(new_id, record.key_id)
@@ -154,20 +150,26 @@ async def test_an_existing_id_with_another_secret_or_mode_is_refused_cached_or_n
         await keyring.authenticate(call(key))
 
 
-async def test_a_key_is_invalid_under_another_root_secret(keyring, store):
+async def test_a_key_is_invalid_under_another_root_secret(keyring: Keyring, store: CountingStore) -> None:
     _, key = await keyring.create()
     await assert_refused(Keyring(store, b"other" * 10), key)
 
 
-async def test_the_store_does_not_contain_the_secret(keyring, store, tmp_path):
+def contents(folder: Path) -> list[bytes]:
+    """The contents of all files in a folder."""
+    return [path.read_bytes() for path in folder.iterdir()]
+
+
+async def test_the_store_does_not_contain_the_secret(
+    keyring: Keyring, store: CountingStore, tmp_path: Path
+) -> None:
     _, key = await keyring.create()
     secret = key[22:54].encode()
-    files = [path.read_bytes() for path in tmp_path.iterdir()]
-    assert files
-    assert not any(secret in content for content in files)
+    assert contents(tmp_path)
+    assert not any(secret in content for content in contents(tmp_path))
 
 
-async def test_no_key_can_be_created_for_an_unknown_account(keyring):
+async def test_no_key_can_be_created_for_an_unknown_account(keyring: Keyring) -> None:
     with pytest.raises(UnknownAccountError):
         await keyring.create("nobody")
     assert await keyring.list() == []
@@ -176,7 +178,9 @@ async def test_no_key_can_be_created_for_an_unknown_account(keyring):
 # --- expiry and revocation
 
 
-async def test_a_valid_key_is_looked_up_once_in_thirty_seconds(keyring, store, clock):
+async def test_a_valid_key_is_looked_up_once_in_thirty_seconds(
+    keyring: Keyring, store: CountingStore, clock: Clock
+) -> None:
     _, key = await keyring.create()
     for _ in range(3):
         await keyring.authenticate(call(key))
@@ -186,14 +190,16 @@ async def test_a_valid_key_is_looked_up_once_in_thirty_seconds(keyring, store, c
     assert len(store.look_ups) == 2
 
 
-async def test_an_expired_key_is_refused_even_if_it_is_cached(keyring, clock):
+async def test_an_expired_key_is_refused_even_if_it_is_cached(keyring: Keyring, clock: Clock) -> None:
     _, key = await keyring.create(expires=clock.now + 5)
     await keyring.authenticate(call(key))
     clock.now += 5
     await assert_refused(keyring, key)
 
 
-async def test_a_revoked_key_is_refused_immediately_and_revoking_it_again_changes_nothing(keyring, clock):
+async def test_a_revoked_key_is_refused_immediately_and_revoking_it_again_changes_nothing(
+    keyring: Keyring, clock: Clock
+) -> None:
     record, key = await keyring.create()
     await keyring.authenticate(call(key))
     first = await keyring.revoke(record.key_id)
@@ -202,7 +208,9 @@ async def test_a_revoked_key_is_refused_immediately_and_revoking_it_again_change
     assert await keyring.revoke(record.key_id) == first
 
 
-async def test_another_process_sees_a_revocation_within_thirty_seconds(keyring, store, clock):
+async def test_another_process_sees_a_revocation_within_thirty_seconds(
+    keyring: Keyring, store: CountingStore, clock: Clock
+) -> None:
     record, key = await keyring.create()
     other = Keyring(store, ROOT, clock=clock, monotonic=clock)
     await other.authenticate(call(key))
@@ -211,7 +219,9 @@ async def test_another_process_sees_a_revocation_within_thirty_seconds(keyring, 
     await assert_refused(other, key)
 
 
-async def test_a_key_that_is_revoked_during_its_look_up_is_not_cached(keyring, store):
+async def test_a_key_that_is_revoked_during_its_look_up_is_not_cached(
+    keyring: Keyring, store: CountingStore
+) -> None:
     record, key = await keyring.create()
 
     async def revoke() -> None:
@@ -222,17 +232,17 @@ async def test_a_key_that_is_revoked_during_its_look_up_is_not_cached(keyring, s
     await assert_refused(keyring, key)
 
 
-async def test_rotation_revokes_a_key_and_creates_one_with_the_same_properties(keyring):
+async def test_rotation_revokes_a_key_and_creates_one_with_the_same_properties(keyring: Keyring) -> None:
     record, key = await keyring.create(live=True, models=("gpt-4", "flux-1-pro"), expires=2_000_000.0)
     await keyring.authenticate(call(key))
     successor, new = await keyring.rotate(record.key_id)
     await assert_refused(keyring, key)
     principal = await keyring.authenticate(call(new))
-    assert (principal.live, principal.models) == (True, {"gpt-4", "flux-1-pro"})
+    assert (principal.live, principal.models) == (True, frozenset({"gpt-4", "flux-1-pro"}))
     assert successor.expires == record.expires
 
 
-async def test_a_revoked_or_expired_key_can_not_be_rotated(keyring, clock):
+async def test_a_revoked_or_expired_key_can_not_be_rotated(keyring: Keyring, clock: Clock) -> None:
     revoked, _ = await keyring.create()
     await keyring.revoke(revoked.key_id)
     expired, _ = await keyring.create(expires=clock.now)
@@ -243,14 +253,14 @@ async def test_a_revoked_or_expired_key_can_not_be_rotated(keyring, clock):
     assert len(await keyring.list()) == 2
 
 
-async def test_an_unknown_key_can_not_be_rotated_or_revoked(keyring):
+async def test_an_unknown_key_can_not_be_rotated_or_revoked(keyring: Keyring) -> None:
     for attempt in (keyring.rotate("nothing"), keyring.revoke("nothing")):
         with pytest.raises(PomeloError) as caught:
             await attempt
         assert caught.value.code == "not_found"
 
 
-async def test_the_size_of_the_cache_is_limited(clock):
+async def test_the_size_of_the_cache_is_limited(clock: Clock) -> None:
     class StoreOfAllKeys:
         """Has a record for every key id."""
 
@@ -260,7 +270,8 @@ async def test_the_size_of_the_cache_is_limited(clock):
         async def get_account(self, name: str) -> None:
             return None
 
-    keyring = Keyring(StoreOfAllKeys(), ROOT, clock=clock, monotonic=clock)
+    store: Any = StoreOfAllKeys()
+    keyring = Keyring(store, ROOT, clock=clock, monotonic=clock)
     for _ in range(CACHE_SIZE + 50):
         await assert_refused(keyring, make_key(False)[0])
     assert len(keyring._cache) == CACHE_SIZE
@@ -277,7 +288,9 @@ async def refusal(keyring: Keyring, key: str | None, address: str = "192.0.2.1")
     return caught.value
 
 
-async def test_an_address_with_too_many_failed_keys_gets_rate_limit_exceeded(keyring, clock):
+async def test_an_address_with_too_many_failed_keys_gets_rate_limit_exceeded(
+    keyring: Keyring, clock: Clock
+) -> None:
     record, revoked = await keyring.create()
     await keyring.revoke(record.key_id)
     bad = [None, "junk", revoked, make_key(False)[0]]
@@ -293,7 +306,7 @@ async def test_an_address_with_too_many_failed_keys_gets_rate_limit_exceeded(key
     assert (await refusal(keyring, "junk")).code == "invalid_api_key"
 
 
-async def test_a_valid_key_is_never_refused_because_of_its_address(keyring, clock):
+async def test_a_valid_key_is_never_refused_because_of_its_address(keyring: Keyring, clock: Clock) -> None:
     _, known = await keyring.create()
     await keyring.authenticate(call(known))
     for number in range(100):
@@ -309,7 +322,9 @@ async def test_a_valid_key_is_never_refused_because_of_its_address(keyring, cloc
     await keyring.authenticate(good)
 
 
-async def test_above_the_limit_a_malformed_or_repeated_key_is_not_looked_up(keyring, store):
+async def test_above_the_limit_a_malformed_or_repeated_key_is_not_looked_up(
+    keyring: Keyring, store: CountingStore
+) -> None:
     unknown, _ = make_key(False)
     for _ in range(20):
         await refusal(keyring, unknown)

@@ -11,7 +11,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.admin_service_pb2 import Key
 
 
-def test_too_large_a_page_size_is_reduced_and_a_negative_one_refused():
+def test_too_large_a_page_size_is_reduced_and_a_negative_one_refused() -> None:
     assert [page_size(n) for n in (0, 1, 1_000, 1_001, 2**31 - 1)] == [100, 1, 1_000, 1_000, 1_000]
     with pytest.raises(PomeloError) as caught:
         page_size(-1)
@@ -19,7 +19,7 @@ def test_too_large_a_page_size_is_reduced_and_a_negative_one_refused():
 
 
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False), st.text())
-def test_read_token_returns_the_position_of_a_token(name: str, created: float, key_id: str):
+def test_read_token_returns_the_position_of_a_token(name: str, created: float, key_id: str) -> None:
     name, key_id = name.encode("utf-8", "replace").decode(), key_id.encode("utf-8", "replace").decode()
     token = make_token(name, created, key_id)
     assert read_token(token, name, float, str) == [created, key_id]
@@ -44,13 +44,13 @@ def test_read_token_returns_the_position_of_a_token(name: str, created: float, k
         "MQ",
     ],
 )
-def test_a_token_of_another_list_and_a_malformed_one_are_refused(token: str):
+def test_a_token_of_another_list_and_a_malformed_one_are_refused(token: str) -> None:
     with pytest.raises(PomeloError) as caught:
         read_token(token, "keys of acme", float, str)
     assert (caught.value.code, caught.value.field) == ("invalid_parameter", "page_token")
 
 
-def test_a_page_has_the_entries_that_fit_and_at_least_one():
+def test_a_page_has_the_entries_that_fit_and_at_least_one() -> None:
     small, large = Key(key_id="k"), Key(key_id="k" * MAX_PAGE_BYTES)
     assert fitting([]) == 0
     assert fitting([small] * 1_000) == 1_000

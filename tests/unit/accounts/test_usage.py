@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,7 +22,7 @@ SECRET = b"s" * 32
 
 
 @pytest.fixture
-async def store(tmp_path) -> AsyncIterator[Store]:
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
     """A store with ten live tasks, one second apart, and two test tasks."""
     async with open_store(f"sqlite:{tmp_path / 'pomelo.db'}") as opened:
         await add_account(opened)
@@ -34,16 +36,20 @@ async def store(tmp_path) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def reader(store) -> UsageReader:
+def reader(store: Store) -> UsageReader:
     return UsageReader(store, SECRET)
 
 
-async def ids(reader: UsageReader, account="acme", live=True, **fields) -> list[str]:
+async def ids(
+    reader: UsageReader, account: str | None = "acme", live: bool | None = True, **fields: Any
+) -> list[str]:
     response = await reader.list(pb.ListUsageRequest(**fields), account, live)
     return [record.id for record in response.records]
 
 
-async def error_of(reader: UsageReader, *, account="acme", live=True, **fields) -> tuple[str, str | None]:
+async def error_of(
+    reader: UsageReader, *, account: str | None = "acme", live: bool | None = True, **fields: Any
+) -> tuple[str, str | None]:
     with pytest.raises(PomeloError) as caught:
         await reader.list(pb.ListUsageRequest(**fields), account, live)
     return caught.value.code, caught.value.field
@@ -52,7 +58,7 @@ async def error_of(reader: UsageReader, *, account="acme", live=True, **fields) 
 NEWEST_FIRST = [f"task_{n}" for n in reversed(range(10))]
 
 
-async def test_records_are_newest_first_and_of_one_mode(reader):
+async def test_records_are_newest_first_and_of_one_mode(reader: UsageReader) -> None:
     assert await ids(reader) == NEWEST_FIRST
     assert await ids(reader, live=False) == ["test_1", "test_0"]
     assert await ids(reader, account="other") == []
@@ -60,7 +66,7 @@ async def test_records_are_newest_first_and_of_one_mode(reader):
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 10, 1000])
-async def test_pages_have_no_gaps(reader, size):
+async def test_pages_have_no_gaps(reader: UsageReader, size: int) -> None:
     seen, token = [], ""
     while True:
         response = await reader.list(pb.ListUsageRequest(page_size=size, page_token=token), "acme", True)
@@ -72,14 +78,14 @@ async def test_pages_have_no_gaps(reader, size):
     assert seen == NEWEST_FIRST
 
 
-async def test_a_new_record_does_not_shift_the_pages(reader, store):
+async def test_a_new_record_does_not_shift_the_pages(reader: UsageReader, store: Store) -> None:
     first = await reader.list(pb.ListUsageRequest(page_size=4), "acme", True)
     await run(store, "task_new", ACME, at=2000.0)
     rest = await ids(reader, page_token=first.next_page_token)
     assert rest == NEWEST_FIRST[4:]
 
 
-async def test_filters_can_be_combined(reader):
+async def test_filters_can_be_combined(reader: UsageReader) -> None:
     assert await ids(reader, model="gpt-4") == [f"task_{n}" for n in (9, 7, 5, 3, 1)]
     assert await ids(reader, key_id="key0") == [f"task_{n}" for n in (9, 6, 3, 0)]
     since, until = Timestamp(seconds=1003), Timestamp(seconds=1007)
@@ -88,7 +94,7 @@ async def test_filters_can_be_combined(reader):
     assert await ids(reader, from_time=until, to_time=since) == []
 
 
-async def test_a_record_is_returned_with_all_its_fields(reader):
+async def test_a_record_is_returned_with_all_its_fields(reader: UsageReader) -> None:
     response = await reader.list(pb.ListUsageRequest(page_size=1), "acme", True)
     (record,) = response.records
     assert record == pb.UsageRecord(
@@ -121,7 +127,9 @@ async def test_a_record_is_returned_with_all_its_fields(reader):
         (pb.USAGE_GROUP_ACCOUNT, {"acme": 10}),
     ],
 )
-async def test_sums_add_up_the_records_of_each_group(reader, by, groups):
+async def test_sums_add_up_the_records_of_each_group(
+    reader: UsageReader, by: pb.UsageGroup.ValueType, groups: dict[str, int]
+) -> None:
     response = await reader.list(pb.ListUsageRequest(group_by=by), "acme", True)
     assert not response.records
     assert not response.next_page_token
@@ -145,11 +153,15 @@ async def test_sums_add_up_the_records_of_each_group(reader, by, groups):
         ({"page_token": "A" * 10_000}, "page_token"),
     ],
 )
-async def test_the_error_names_the_invalid_field(reader, fields, field):
+async def test_the_error_names_the_invalid_field(
+    reader: UsageReader, fields: dict[str, Any], field: str
+) -> None:
     assert await error_of(reader, **fields) == ("invalid_parameter", field)
 
 
-async def test_a_token_is_valid_only_for_the_query_that_returned_it(reader, store):
+async def test_a_token_is_valid_only_for_the_query_that_returned_it(
+    reader: UsageReader, store: Store
+) -> None:
     response = await reader.list(pb.ListUsageRequest(page_size=2, model="gpt-4"), "acme", True)
     token = response.next_page_token
     assert await ids(reader, page_token=token, model="gpt-4", page_size=1) == ["task_5"]

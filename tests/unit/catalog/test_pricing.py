@@ -57,7 +57,7 @@ plain = st.builds(Usage, **dict.fromkeys(FIELDS, counts))
 @st.composite
 def usages(draw: Any) -> Usage:
     """Usage whose cached tokens are part of the input; half of the examples have no reported cost."""
-    base = draw(plain)
+    base: Usage = draw(plain)
     cached = draw(st.integers(0, base.input_tokens))
     written = draw(st.integers(0, base.input_tokens - cached))
     written_1h = draw(st.integers(0, written))

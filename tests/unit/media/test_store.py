@@ -25,6 +25,7 @@ from pomelo.media.local import LocalMedia
 from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from pomelo.turns import Turns
+from tests.calls import call_of
 
 log = logging.getLogger(__name__)
 
@@ -266,23 +267,21 @@ async def _three_chunks(size: int) -> AsyncIterator[bytes]:
         yield b"x" * size
 
 
-def _call() -> Call:
-    return Call.from_headers({}.get, protocol="rest")
-
-
 async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStore) -> None:
     media_service = LocalMedia(store, _Access(), upload_limit=2_500_000, turns=Turns())
     with pytest.raises(PomeloError) as error:
-        await media_service.upload_media("audio/mpeg", _three_chunks(1_000_000), _call())
+        await media_service.upload_media("audio/mpeg", _three_chunks(1_000_000), call_of(None))
     assert error_code(error) == "payload_too_large"
     assert list(store.folder.iterdir()) == []
     with pytest.raises(PomeloError) as error:
-        await media_service.upload_media("audio/mpeg", _three_chunks(833_334), _call())  # two bytes too many
+        await media_service.upload_media(
+            "audio/mpeg", _three_chunks(833_334), call_of(None)
+        )  # two bytes too many
     assert error_code(error) == "payload_too_large"
     exact = LocalMedia(store, _Access(), upload_limit=2_400_000, turns=Turns())
-    media = await exact.upload_media("audio/mpeg", _three_chunks(800_000), _call())
+    media = await exact.upload_media("audio/mpeg", _three_chunks(800_000), call_of(None))
     assert media.size_bytes == 2_400_000
-    async with media_service.download_media(media.media_id, "", _call()) as (found, chunks):
+    async with media_service.download_media(media.media_id, "", call_of(None)) as (found, chunks):
         assert found.size_bytes == sum([len(chunk) async for chunk in chunks])
 
 

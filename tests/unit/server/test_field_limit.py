@@ -69,6 +69,7 @@ def scalar(draw: Any, field: FieldDescriptor) -> Any:
         case FieldDescriptor.CPPTYPE_BOOL:
             return draw(st.booleans())
         case FieldDescriptor.CPPTYPE_ENUM:
+            assert field.enum_type is not None
             return draw(st.sampled_from([value.number for value in field.enum_type.values]))
         case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
             return draw(st.floats(width=32, allow_nan=False))
