@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,21 +13,14 @@ from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.ledger import Ledger
-from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
-from pomelo.stores import open_store
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from tests.calls import call_of
 from tests.unit.accounts.audited_store import run
+from tests.unit.refusals import refused
 
 CREDIT = 1_000_000
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(f"sqlite:{tmp_path / 'pomelo.db'}") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -44,12 +35,6 @@ def admin(store: Store, changed: list[str]) -> AccountAdmin:
     return AccountAdmin(store, plans, plan_changed=changed.append, now=lambda: 1234.5)
 
 
-async def error_of(request: Awaitable[object]) -> tuple[str, str | None]:
-    with pytest.raises(PomeloError) as caught:
-        await request
-    return caught.value.code, caught.value.field
-
-
 async def test_a_new_account_is_free_and_has_test_credits_once(admin: AccountAdmin, store: Store) -> None:
     account = await admin.create("acme", "", 0)
     assert (account.name, account.plan, account.create_time.ToMilliseconds()) == ("acme", "free", 1_234_500)
@@ -58,7 +43,8 @@ async def test_a_new_account_is_free_and_has_test_credits_once(admin: AccountAdm
     )
     assert account.live == pb.Balance()
     assert account.test == pb.Balance(granted_micros=TEST_CREDITS, available_micros=TEST_CREDITS)
-    assert await error_of(admin.create("acme", "pro", CREDIT)) == ("invalid_parameter", "name")
+    with refused("invalid_parameter", "name"):
+        await admin.create("acme", "pro", CREDIT)
     assert await admin.show("acme") == account
     (grant,) = await store.list_grants(Wallet("acme", False))
     assert grant.amount == TEST_CREDITS
@@ -71,23 +57,19 @@ async def test_a_new_account_has_the_requested_plan_and_credits(admin: AccountAd
 
 
 @pytest.mark.parametrize(
-    ("name", "plan", "micros", "field"),
+    ("name", "plan", "micros", "code", "field"),
     [
-        ("", "", 0, "name"),
-        ("a b", "", 0, "name"),
-        ("a/b", "", 0, "name"),
-        ("ä", "", 0, "name"),
-        ("a\n", "", 0, "name"),
-        ("n" * 65, "", 0, "name"),
-        ("acme", "nothing", 0, "plan"),
-        ("acme", "", -1, "live_micros"),
-        ("acme", "", 2**62, "live_micros"),
+        ("", "", 0, "missing_parameter", "name"),
+        *[(name, "", 0, "invalid_parameter", "name") for name in ("a b", "a/b", "ä", "a\n", "n" * 65)],
+        ("acme", "nothing", 0, "invalid_parameter", "plan"),
+        *[("acme", "", micros, "invalid_parameter", "live_micros") for micros in (-1, 10**15 + 1, 2**62)],
     ],
 )
 async def test_an_invalid_account_is_refused_and_not_created(
-    admin: AccountAdmin, name: str, plan: str, micros: int, field: str
+    admin: AccountAdmin, name: str, plan: str, micros: int, code: str, field: str
 ) -> None:
-    assert (await error_of(admin.create(name, plan, micros)))[1] == field
+    with refused(code, field):
+        await admin.create(name, plan, micros)
     assert [one.name for one in (await admin.list(0, ""))[0]] == ["default"]
 
 
@@ -106,36 +88,36 @@ async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin: 
     await admin.grant("acme", 7, live=True, grant_id="order-1")
     before = (await admin.list(0, ""))[0]
     for name, amount, live in (("acme", 8, True), ("acme", 7, False), ("default", 7, True)):
-        request = admin.grant(name, amount, live=live, grant_id="order-1")
-        assert await error_of(request) == ("invalid_parameter", "grant_id")
+        with refused("invalid_parameter", "grant_id"):
+            await admin.grant(name, amount, live=live, grant_id="order-1")
     assert (await admin.list(0, ""))[0] == before
 
 
 @pytest.mark.parametrize(
-    ("name", "amount", "more", "field"),
+    ("name", "amount", "more", "code", "field"),
     [
-        ("", 1, {}, "name"),
-        ("nobody", 1, {}, "name"),
-        ("default", 0, {}, "amount_micros"),
-        ("default", -1, {}, "amount_micros"),
-        ("default", 2**60, {}, "amount_micros"),
-        ("default", 1, {"note": "n" * 201}, "note"),
-        ("default", 1, {"grant_id": "g" * 65}, "grant_id"),
-        ("default", 1, {"grant_id": "test:default"}, "grant_id"),
+        ("", 1, {}, "missing_parameter", "name"),
+        ("nobody", 1, {}, "not_found", "name"),
+        *[("default", n, {}, "invalid_parameter", "amount_micros") for n in (0, -1, 10**15 + 1, 2**60)],
+        ("default", 1, {"note": "n" * 201}, "invalid_parameter", "note"),
+        ("default", 1, {"grant_id": "g" * 65}, "invalid_parameter", "grant_id"),
+        ("default", 1, {"grant_id": "test:default"}, "invalid_parameter", "grant_id"),
     ],
 )
 async def test_an_invalid_grant_is_refused(
-    admin: AccountAdmin, name: str, amount: int, more: dict[str, str], field: str
+    admin: AccountAdmin, name: str, amount: int, more: dict[str, str], code: str, field: str
 ) -> None:
     before = (await admin.list(0, ""))[0]
-    assert (await error_of(admin.grant(name, amount, live=True, **more)))[1] == field
+    with refused(code, field):
+        await admin.grant(name, amount, live=True, **more)
     assert (await admin.list(0, ""))[0] == before
 
 
 async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admin: AccountAdmin) -> None:
     for _ in range(9):
         await admin.grant("default", 10**15, live=True)
-    assert await error_of(admin.grant("default", 1, live=True)) == ("invalid_parameter", "amount_micros")
+    with refused("invalid_parameter", "amount_micros"):
+        await admin.grant("default", 1, live=True)
 
 
 async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(
@@ -143,9 +125,13 @@ async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(
 ) -> None:
     assert (await admin.set_plan("default", "team")).plan == "team"
     assert changed == ["default"]
-    assert await error_of(admin.set_plan("default", "nothing")) == ("invalid_parameter", "plan")
-    assert await error_of(admin.set_plan("default", "")) == ("missing_parameter", "plan")
-    assert await error_of(admin.set_plan("nobody", "pro")) == ("not_found", "name")
+    for name, plan, code, field in (
+        ("default", "nothing", "invalid_parameter", "plan"),
+        ("default", "", "missing_parameter", "plan"),
+        ("nobody", "pro", "not_found", "name"),
+    ):
+        with refused(code, field):
+            await admin.set_plan(name, plan)
     assert changed == ["default"]
 
 
@@ -171,8 +157,8 @@ class OneKey:
         return self._principal
 
 
-def accounts_of(store: Store, live: bool, account: str = "default") -> LocalAccounts:
-    keys: Any = OneKey(Principal(account, "key", live, plan="pro"))
+def accounts_of(store: Store, live: bool) -> LocalAccounts:
+    keys: Any = OneKey(Principal("default", "key", live, plan="pro"))
     access = Access(keys, BUILTIN, Catalog.load(), Ledger(store, BUILTIN))
     return LocalAccounts(store, UsageReader(store, b"s" * 32), access)
 
@@ -184,7 +170,8 @@ async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: Acco
     await run(store, "task_test", Wallet("default", False))
     await run(store, "task_other", Wallet("other", True))
     for live, task, granted in ((True, "task_live", CREDIT), (False, "task_test", TEST_CREDITS)):
-        account = await accounts_of(store, live).get_account(call_of(None))
+        accounts = accounts_of(store, live)
+        account = await accounts.get_account(call_of(None))
         assert (account.name, account.plan, account.live) == ("default", "pro", live)
         assert account.limits.requests_per_minute == 300
         spent = account.balance.spent_micros
@@ -192,20 +179,19 @@ async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: Acco
         assert account.balance == pb.Balance(
             granted_micros=granted, spent_micros=spent, available_micros=granted - spent
         )
-        usage = await accounts_of(store, live).list_usage(pb.ListUsageRequest(), call_of(None))
+        usage = await accounts.list_usage(pb.ListUsageRequest(), call_of(None))
         assert [record.id for record in usage.records] == [task]
-        sums = await accounts_of(store, live).list_usage(
-            pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY), call_of(None)
-        )
+        by_key = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY)
+        sums = await accounts.list_usage(by_key, call_of(None))
         assert [total.tasks for total in sums.totals] == [1]
 
 
 async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(store: Store) -> None:
-    by_account = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_ACCOUNT)
-    assert await error_of(accounts_of(store, True).list_usage(by_account, call_of(None))) == (
-        "invalid_parameter",
-        "group_by",
-    )
+    accounts, by_account = accounts_of(store, True), pb.ListUsageRequest(group_by=pb.USAGE_GROUP_ACCOUNT)
+    with refused("invalid_parameter", "group_by"):
+        await accounts.list_usage(by_account, call_of(None))
     bad = call_of(None, x_request_timeout="soon")
-    assert (await error_of(accounts_of(store, True).get_account(bad)))[1] == "X-Request-Timeout"
-    assert (await error_of(accounts_of(store, True).list_usage(by_account, bad)))[1] == "X-Request-Timeout"
+    with refused("invalid_parameter", "X-Request-Timeout"):
+        await accounts.get_account(bad)
+    with refused("invalid_parameter", "X-Request-Timeout"):
+        await accounts.list_usage(by_account, bad)

@@ -7,15 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.accounts.pages import MAX_PAGE_BYTES, fitting, make_token, page_size, read_token
-from pomelo.errors import PomeloError
 from pomelo.gen.v1.admin_service_pb2 import Key
+from tests.unit.refusals import refused
 
 
 def test_too_large_a_page_size_is_reduced_and_a_negative_one_refused() -> None:
     assert [page_size(n) for n in (0, 1, 1_000, 1_001, 2**31 - 1)] == [100, 1, 1_000, 1_000, 1_000]
-    with pytest.raises(PomeloError) as caught:
+    with refused("invalid_parameter", "page_size"):
         page_size(-1)
-    assert (caught.value.code, caught.value.field) == ("invalid_parameter", "page_size")
 
 
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False), st.text())
@@ -30,24 +29,19 @@ def test_read_token_returns_the_position_of_a_token(name: str, created: float, k
 @pytest.mark.parametrize(
     "token",
     [
-        "x",
-        "ä",
-        "A" * 1_000,
+        *("x", "ä", "A" * 1_000),
         make_token("keys of other", 1.0, "k"),
         make_token("accounts", "k"),
         make_token("keys of acme", "1.0", "k"),
         make_token("keys of acme", 1.0),
         make_token("keys of acme", 1.0, "k", "more"),
         make_token("keys of acme", 1.0, "k")[:-3],
-        "e30",
-        "W10",
-        "MQ",
+        *("e30", "W10", "MQ"),
     ],
 )
 def test_a_token_of_another_list_and_a_malformed_one_are_refused(token: str) -> None:
-    with pytest.raises(PomeloError) as caught:
+    with refused("invalid_parameter", "page_token"):
         read_token(token, "keys of acme", float, str)
-    assert (caught.value.code, caught.value.field) == ("invalid_parameter", "page_token")
 
 
 def test_a_page_has_the_entries_that_fit_and_at_least_one() -> None:
