@@ -14,10 +14,10 @@ from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.ledger import Ledger
 from pomelo.gen.v1 import account_service_pb2 as pb
-from pomelo.stores.accounts import Wallet
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
 from tests.calls import call_of
-from tests.unit.accounts.audited_store import run
+from tests.unit.accounts.audited_store import reserve, run
 from tests.unit.refusals import refused
 
 CREDIT = 1_000_000
@@ -71,6 +71,25 @@ async def test_an_invalid_account_is_refused_and_not_created(
     with refused(code, field):
         await admin.create(name, plan, micros)
     assert [one.name for one in (await admin.list(0, ""))[0]] == ["default"]
+
+
+async def test_amounts_and_notes_may_have_their_maximum(admin: AccountAdmin, store: Store) -> None:
+    assert (await admin.create("acme", "", 10**15)).live.granted_micros == 10**15
+    await admin.grant("acme", 1, live=False, note="n" * 200, grant_id="g" * 64)
+    grant = Grant("g" * 64, Wallet("acme", False), 1, 1234.5, "n" * 200)
+    assert grant in await store.list_grants(Wallet("acme", False))
+
+
+async def test_accounts_are_listed_in_pages_with_their_balances(admin: AccountAdmin, store: Store) -> None:
+    for name in "abc":
+        await admin.create(name, "", 5)
+    await reserve(store, "task_1", Wallet("a", True), maximum=3)
+    first, token = await admin.list(2, "")
+    second, end = await admin.list(2, token)
+    assert [account.name for account in (*first, *second)] == ["a", "b", "c", "default"]
+    assert (len(first), end) == (2, "")
+    assert first[0] == await admin.show("a")
+    assert first[0].live == pb.Balance(granted_micros=5, held_micros=3, available_micros=2)
 
 
 async def test_credits_are_granted_once_for_each_id(admin: AccountAdmin) -> None:

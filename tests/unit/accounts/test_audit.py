@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from pomelo.accounts.audit import OVERDUE, audit
 from pomelo.catalog.pricing import Usage, cost
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
@@ -26,6 +28,7 @@ from tests.unit.accounts.audited_store import (
     reserve,
     run,
 )
+from tests.unit.refusals import refused
 
 COST = 750
 """Microcredits that a task of `audited_store.run` costs."""
@@ -110,6 +113,44 @@ async def test_a_task_that_ends_during_the_audit_is_no_finding(store: Store) -> 
             return reservations
 
     assert not (await audit(EndingStore(), runs=lambda task_id: False)).findings
+
+
+async def test_a_reservation_of_another_process_is_no_finding_before_it_is_overdue(store: Store) -> None:
+    await reserve(store, "task_elsewhere")
+
+    class SharedStore:
+        """The same store; its reservations are those of another process."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
+            return [replace(one, own=False) for one in await store.reservations(own=own)]
+
+    assert not (await audit(SharedStore(), runs=lambda task_id: False)).findings
+    report = await audit(SharedStore(), runs=lambda task_id: False, now=lambda: 1001.0 + OVERDUE)
+    assert findings_of(report) == [("running", "task_elsewhere", 5_000)]
+
+
+async def test_an_error_that_no_damage_explains_is_raised(store: Store) -> None:
+    class FailingStore:
+        """The same store, which can't read its reservations."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        async def drafts(self) -> list[UsageRecord]:
+            raise PomeloError("store_unavailable")
+
+    with refused("store_unavailable"):
+        await audit(FailingStore())
+
+
+async def test_the_wallets_of_many_accounts_belong_to_them(store: Store) -> None:
+    for number in range(1_001):  # more than one page
+        assert await store.add_account(f"account-{number}", "pro", 1.0)
+    report = await audit(store)
+    assert not report.findings
 
 
 async def test_an_uncollected_amount_is_no_finding(store: Store) -> None:

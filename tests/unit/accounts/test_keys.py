@@ -242,6 +242,43 @@ async def test_rotation_revokes_a_key_and_creates_one_with_the_same_properties(k
     assert successor.expires == record.expires
 
 
+async def test_rotation_keeps_the_account_of_a_key(keyring: Keyring, store: CountingStore) -> None:
+    await store.add_account("acme", "pro", 1.0)
+    record, _ = await keyring.create("acme")
+    _, new = await keyring.rotate(record.key_id)
+    principal = await keyring.authenticate(call(new))
+    assert (principal.account, principal.plan) == ("acme", "pro")
+
+
+async def test_a_new_plan_applies_to_the_next_call_of_its_account(
+    keyring: Keyring, store: CountingStore
+) -> None:
+    await store.add_account("acme", "free", 1.0)
+    keys = [(await keyring.create(account))[1] for account in ("acme", "default")]
+    for key in keys:
+        await keyring.authenticate(call(key))
+    look_ups = len(store.look_ups)
+    await store.set_plan("acme", "scale")
+    keyring.forget_account("acme")
+    assert [(await keyring.authenticate(call(key))).plan for key in keys] == ["scale", "pro"]
+    assert len(store.look_ups) == look_ups + 1
+
+
+async def test_a_plan_that_changes_during_a_look_up_is_not_cached(
+    keyring: Keyring, store: CountingStore
+) -> None:
+    _, key = await keyring.create()
+
+    async def change_plan() -> None:
+        await store.set_plan("default", "scale")
+        keyring.forget_account("default")
+
+    store.on_look_up = change_plan
+    await keyring.authenticate(call(key))
+    await keyring.authenticate(call(key))
+    assert len(store.look_ups) == 2
+
+
 async def test_a_revoked_or_expired_key_can_not_be_rotated(keyring: Keyring, clock: Clock) -> None:
     revoked, _ = await keyring.create()
     await keyring.revoke(revoked.key_id)

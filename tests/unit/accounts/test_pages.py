@@ -50,5 +50,8 @@ def test_a_page_has_the_entries_that_fit_and_at_least_one() -> None:
     assert fitting([small] * 1_000) == 1_000
     assert fitting([large, large]) == 1
     assert fitting([small, large, small]) == 1
+    exact = Key(key_id="k" * (MAX_PAGE_BYTES // 2 - 4))
+    assert 2 * exact.ByteSize() == MAX_PAGE_BYTES
+    assert fitting([exact, exact]) == 2
     half = Key(key_id="k" * (MAX_PAGE_BYTES // 2 - 10))
     assert fitting([half, half, half]) == 2

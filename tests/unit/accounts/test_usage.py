@@ -121,6 +121,42 @@ async def test_sums_add_up_the_records_of_each_group(
         assert (total.input_tokens, total.cost_micros) == (100 * total.tasks, 750 * total.tasks)
 
 
+async def test_sums_are_returned_in_pages_of_one_grouping(reader: UsageReader) -> None:
+    request = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY, page_size=2)
+    first = await reader.list(request, "acme", True)
+    request.page_token = first.next_page_token
+    second = await reader.list(request, "acme", True)
+    assert [total.group for total in (*first.totals, *second.totals)] == ["key0", "key1", "key2"]
+    assert (len(first.totals), second.next_page_token) == (2, "")
+    for group in (pb.USAGE_GROUP_MODEL, pb.USAGE_GROUP_UNSPECIFIED):
+        with refused("invalid_parameter", "page_token"):
+            await ids(reader, group_by=group, page_token=first.next_page_token)
+
+
+async def test_every_count_of_a_task_is_in_its_record_and_in_the_sums(store: Store) -> None:
+    await add_account(store)
+    counts = {"characters": 1, "images": 2, "audio_ms": 3_000, "output_bytes": 4, "cached_input_tokens": 5}
+    counts |= {"cache_write_input_tokens": 6, "cache_write_1h_input_tokens": 2}
+    await run(store, "task_1", ACME, **counts, processing_ms=8, first_byte_ms=7)
+    reader = UsageReader(store, SECRET)
+    (record,) = (await reader.list(pb.ListUsageRequest(), "acme", True)).records
+    (total,) = (await reader.list(pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY), "acme", True)).totals
+    for found in (record, total):
+        assert (found.characters, found.images, found.audio_seconds, found.output_bytes) == (1, 2, 3.0, 4)
+        assert (found.cached_input_tokens, found.cache_write_input_tokens) == (5, 6)
+    assert (record.processing_ms, record.first_byte_ms, record.cache_write_1h_input_tokens) == (8, 7, 2)
+
+
+async def test_a_page_of_sums_has_more_than_a_page_of_records_by_default(store: Store) -> None:
+    await add_account(store)
+    for n in range(101):
+        await run(store, f"task_{n}", key_id=f"key{n:03}")
+    reader = UsageReader(store, SECRET)
+    assert len((await reader.list(pb.ListUsageRequest(), "acme", True)).records) == 100
+    sums = await reader.list(pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY), "acme", True)
+    assert len(sums.totals) == 101
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
