@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.money import MAX_CREDITS, MICROS, format_credits, parse_credits
+from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS, format_credits, parse_credits
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,11 @@ def test_the_text_is_the_same_number_in_json(micros: int) -> None:
 @given(st.integers(0, MAX_CREDITS * MICROS))
 def test_formatted_credits_are_parsed_to_the_same_number(micros: int) -> None:
     assert parse_credits(format_credits(micros)) == micros
+
+
+def test_the_total_of_an_account_is_exact_as_a_double() -> None:
+    assert MAX_TOTAL_CREDITS == 9_000_000_000
+    assert MAX_TOTAL_CREDITS * MICROS < 2**53
 
 
 def test_up_to_six_decimal_places_are_accepted() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
+from pomelo.secrets import derive_key, write_private
 from pomelo.settings import Settings, SettingsError
 
 
@@ -21,6 +23,36 @@ def test_the_root_secret_is_created_once_and_readable_by_its_owner_only(tmp_path
     assert stat.S_IMODE((settings.data / "secret-check").stat().st_mode) == 0o600
     assert secret.decode() not in (settings.data / "secret-check").read_text()
     assert {path.name for path in settings.data.iterdir()} == {"secret", "secret-check"}
+
+
+def test_the_key_of_a_purpose_is_a_step_of_hkdf() -> None:
+    assert derive_key(b"root", "a") == hmac.digest(b"root", b"a\x01", "sha256") != derive_key(b"root", "b")
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_private_file_is_replaced_only_on_request(tmp_path: Path, replace: bool) -> None:
+    path = tmp_path / "file"
+    write_private(path, "first", replace=False)
+    write_private(path, "second", replace=replace)
+    assert path.read_text() == ("second\n" if replace else "first\n")
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_secret_has_at_least_32_characters(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    write_private(tmp_path / "secret", "s" * 31, replace=True)
+    with pytest.raises(SettingsError, match="damaged"):
+        Settings(data=tmp_path).root_secret()
+    write_private(tmp_path / "secret", "s" * 32, replace=True)
+    assert Settings(data=tmp_path).root_secret() == b"s" * 32
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o620, 0o604])
+def test_a_secret_file_is_for_its_owner_alone(tmp_path: Path, mode: int) -> None:
+    Settings(data=tmp_path).root_secret()
+    (tmp_path / "secret").chmod(mode)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        Settings(data=tmp_path).root_secret()
 
 
 def test_a_folder_accepts_only_the_secret_that_it_was_first_used_with(tmp_path: Path) -> None:

@@ -97,8 +97,17 @@ def test_a_rate_limit_is_a_quota_failure_with_a_retry() -> None:
         PomeloError("rate_limit_exceeded", "Rate limit exceeded. Reset at noon", retry_after=42)
     )
     (violation,) = details["QuotaFailure"].violations
-    assert violation.description == "Rate limit exceeded. Reset at noon"
+    assert (violation.subject, violation.description) == ("account", "Rate limit exceeded. Reset at noon")
     assert details["RetryInfo"].retry_delay.seconds == 42
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_a_field_of_128_bytes_is_unchanged_and_a_longer_one_is_truncated_to_128(letter: str) -> None:
+    whole = letter * (128 // len(letter.encode()))
+    assert travel(PomeloError("invalid_parameter", field=whole)).field == whole
+    cut = travel(PomeloError("invalid_parameter", field=whole + letter)).field or ""
+    assert cut.endswith(letter + "…")
+    assert 120 < len(cut.encode()) <= 128
 
 
 def test_an_error_without_a_field_has_neither_a_bad_request_nor_metadata() -> None:

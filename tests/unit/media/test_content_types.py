@@ -22,6 +22,12 @@ from tests.unit.refusals import refused
         ("audio/pcm; rate=16000", b"\xff\xff\xff\xff", "audio/pcm;rate=16000"),
         ("", b"RIFF\x00\x00\x00\x00WAVE", "audio/wav"),
         ("", b"OggS", "audio/ogg"),
+        ("", b"fLaC", "audio/flac"),
+        ("", b"\0\0\0\x20ftypM4A ", "audio/mp4"),
+        ("", b"\x1aE\xdf\xa3", "audio/webm"),
+        *[(f"audio/{alias}", b"?", "audio/wav") for alias in ("wav", "x-wav", "wave")],
+        *[("audio/x-flac", b"?", "audio/flac"), ("audio/x-m4a", b"?", "audio/mp4")],
+        *[("audio/opus", b"?", "audio/ogg"), ("image/jpg", b"?", "image/jpeg")],
         ("AUDIO/MP3", b"????", "audio/mpeg"),
     ],
 )

@@ -51,6 +51,27 @@ async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStor
         assert found.size_bytes == sum([len(chunk) async for chunk in chunks])
 
 
+async def test_an_empty_upload_is_refused_and_deleted(store: MediaStore) -> None:
+    with refused("invalid_parameter", "audio"):
+        await service(store).upload_media("audio/mpeg", three_chunks(0), call_of(None))
+    assert names(store) == []
+
+
+async def test_media_are_downloaded_by_their_owner_or_with_a_link(store: MediaStore) -> None:
+    mine, other = put(store, "ann/test", b"0123456789"), put(store, "bob/test")
+    signature = store.find(other, None)[1].url.partition("?")[2]
+    async with service(store).download_media(other, signature, call_of(None)) as (found, chunks):
+        assert (found.media_id, b"".join([chunk async for chunk in chunks])) == (other, PNG)
+    for media_id, query in ((other, ""), (mine, signature), (other, f"{signature}0")):
+        with refused("not_found"):
+            async with service(store).download_media(media_id, query, call_of(None)):
+                pass
+    async with service(store).download_media(mine, "", call_of(None)) as (found, chunks):
+        chunks.skip(3)
+        chunks.skip(2)
+        assert b"".join([chunk async for chunk in chunks]) == b"56789"
+
+
 async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
     async def stalled() -> AsyncIterator[bytes]:
         yield b"x"

@@ -184,6 +184,73 @@ async def test_a_file_that_cannot_be_deleted_does_not_stop_the_scan(tmp_path: Pa
     assert names(store) == [stuck.name]
 
 
+@pytest.mark.parametrize(("account", "total"), [(MIB, 10 * MIB), (10 * MIB, MIB)])
+def test_an_answer_needs_its_estimated_size_but_at_most_a_quarter_of_a_limit(
+    tmp_path: Path, account: int, total: int
+) -> None:
+    store = limited(tmp_path, account=account, total=total)
+    store.check_answer("ann", 100 * MIB)
+    store_file(store, "ann", 3 * MIB // 4)
+    store.check_answer("ann", 100 * MIB)
+    store_file(store, "ann", 4 * KIB)
+    store.check_answer("ann", MIB // 4 - 4 * KIB)
+    with refused("payload_too_large" if account < total else "store_unavailable"):
+        store.check_answer("ann", MIB // 4 - 4 * KIB + 1)
+
+
+def test_an_answer_must_leave_the_disk_reserve(tmp_path: Path) -> None:
+    disk = os.statvfs(tmp_path)
+    store = limited(tmp_path, reserve=disk.f_bavail * disk.f_frsize // 2)
+    store.check_answer("ann", 1)
+    with refused("store_unavailable"):
+        store.check_answer("ann", disk.f_bavail * disk.f_frsize)
+
+
+def test_by_default_a_tenth_of_a_small_disk_stays_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = list(os.statvfs(tmp_path))
+    store = MediaStore(tmp_path / "media", b"s" * 32)
+    for free, accepted in ((101, True), (100, True), (99, False)):  # of 1,000 blocks of a MiB
+        disk[:5] = [MIB, MIB, 1_000, free, free]
+        monkeypatch.setattr(os, "statvfs", lambda folder: os.statvfs_result(disk))
+        if accepted:
+            store.check_answer("ann", 0)
+        else:
+            with refused("store_unavailable"):
+                store.check_answer("ann", 0)
+
+
+def test_missing_space_is_logged_once_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = limited(tmp_path, total=4 * KIB)
+    for _ in range(3):
+        with refused("store_unavailable"):
+            store_file(store, "ann", 5 * KIB)
+    (line,) = caplog.messages
+    assert "POMELO_MEDIA_LIMIT is 4,096" in line
+
+
+async def test_deleted_files_free_the_total(tmp_path: Path) -> None:
+    store = limited(tmp_path, total=8 * KIB)
+    for _ in range(3):
+        media_ids = [store_file(store, "ann", 4 * KIB) for _ in range(2)]
+        with refused("store_unavailable"):
+            store_file(store, "bob", 1)
+        for media_id in media_ids:
+            store.delete(media_id, "ann")
+
+
+def test_a_discarded_or_committed_file_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    store = limited(tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        store_file(store, "ann", 100_000)
+        with store.writer("ann", "audio/mpeg") as writer:
+            writer.write(b"x" * 100_000)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert store.partial == {}
+
+
 def test_the_disk_reserve_stays_free(tmp_path: Path) -> None:
     disk = os.statvfs(tmp_path)
     store = limited(tmp_path, reserve=disk.f_bavail * disk.f_frsize + 1024 * MIB)

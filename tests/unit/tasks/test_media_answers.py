@@ -9,6 +9,7 @@ import pytest
 
 from pomelo.catalog.catalog import Route
 from pomelo.catalog.pricing import Usage
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from pomelo.tasks.base import AudioInfo, Estimate
@@ -76,6 +77,26 @@ def test_an_answer_by_link_has_no_inline_bytes_and_an_idempotent_answer_is_store
     assert media(model, 10, store, response_format="url") == (0, 10)
     assert media(model, 10, store, response_format="b64_json", keep=True) == (10, 10)
     assert media(model, 10, store, response_format="b64_json") == (10, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_a_stream_passes_the_progress_of_an_image_on(store: MediaStore, stream: bool) -> None:
+    collected, progress = collector("flux-1-pro", store, stream=stream), StreamTaskResponse()
+    progress.image_progress.progress = 0.5
+    assert collected.add(progress) == (progress if stream else None)
+    assert collected.add(image(b"\xff\xd8\xff", "image/jpeg")) is None
+    assert finish(collected).image.images[0].content_type == "image/jpeg"
+
+
+@pytest.mark.parametrize("sizes", [(3_000, 3_000), (1, 5_000, 1)])
+def test_speech_that_no_longer_fits_into_the_store_is_complete(
+    full: MediaStore, sizes: tuple[int, ...]
+) -> None:
+    pieces = [bytes([index]) * size for index, size in enumerate(sizes)]
+    collected = collector("eleven-labs-tts", full, response_format="url")
+    for piece in pieces:
+        assert collected.add(chunk(piece)) is None
+    assert finish(collected).speech.data == b"".join(pieces)
 
 
 @MEDIA

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.pricing import Usage
 from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP
 from pomelo.tasks import text
 from pomelo.tasks.base import AudioInfo, Estimate
 from tests.unit.refusals import refused
@@ -158,7 +159,51 @@ def test_deltas_without_text_are_not_counted_as_tokens() -> None:
     assert collected.usage()[0].output_tokens == 2
 
 
+def test_a_count_of_the_input_without_text_is_not_passed_on() -> None:
+    collected = collector("gpt-4", stream=True)
+    assert collected.add(delta(usage={"prompt_tokens": 77, "completion_tokens": 9})) is None
+    assert collected.partial_usage(None) == Usage(input_tokens=77)
+
+
+@pytest.mark.parametrize(
+    ("counts", "billed", "counted"),
+    [
+        ((77, 0), (77, 1), False),  # an impossible count of the output
+        ((0, 50), (3, 50), False),  # of the input
+        ((77, 50), (77, 50), True),
+    ],
+)
+def test_a_plausible_count_is_used_beside_an_impossible_one(
+    counts: tuple[int, int], billed: tuple[int, int], counted: bool
+) -> None:
+    collected = collector("gpt-4")
+    usage = {"prompt_tokens": counts[0], "completion_tokens": counts[1]}
+    collected.add(delta("Yes", last=True, usage=usage))
+    result = finish(collected)
+    assert collected.usage() == (Usage(*billed), counted)
+    assert result.text.finish_reason == FINISH_REASON_STOP
+    assert (result.text.usage.prompt_tokens, result.text.usage.completion_tokens) == billed
+
+
+def test_an_answer_without_text_may_have_no_tokens() -> None:
+    collected = collector("gpt-4")
+    collected.add(delta(last=True, usage={"prompt_tokens": 5}))
+    finish(collected)
+    assert collected.usage() == (Usage(5, 0), True)
+
+
 # --- bounds
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "affordable", "sent"),
+    [(None, 128_000, None), (None, 127_999, 127_999), (50, 50, 50), (50, 10**6, 50), (50, 49, 49)],
+)
+def test_the_output_is_limited_to_what_is_paid_for(
+    max_tokens: int | None, affordable: int, sent: int | None
+) -> None:
+    given = task_input("gpt-4", **({"max_tokens": max_tokens} if max_tokens else {}))
+    assert text.limit_output(given, estimate_of("gpt-4", given), affordable) == sent
 
 
 def partial_usage(estimate: Estimate, sizes: list[int]) -> Usage:
