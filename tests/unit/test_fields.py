@@ -64,7 +64,6 @@ def rule_of(model: str, field: str) -> FieldRule:
 
 
 def input_descriptor(model: str) -> Descriptor:
-    """The message of a model's input."""
     message = Task.DESCRIPTOR.fields_by_name[definition_of(model).name].message_type
     assert message is not None
     return message

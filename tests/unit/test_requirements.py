@@ -30,7 +30,6 @@ ENVIRONMENTS = [
 
 
 def pinned(name: str) -> list[tuple[Requirement, set[str]]]:
-    """The requirements of a file, and their hashes."""
     found: list[tuple[Requirement, set[str]]] = []
     for block in (ROOT / "deploy" / name).read_text().replace(" \\\n", "\n").split("\n"):
         if block.startswith("    --hash="):

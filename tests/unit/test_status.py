@@ -25,10 +25,10 @@ from pomelo.status import (
 
 CODES = sorted(TABLE)
 NO_METADATA = grpc.aio.Metadata()
+TOO_LARGE = "Received message larger than max (5 vs. 4)"
 
 
 def travel(error: PomeloError) -> PomeloError:
-    """Returns the error that a client reads from a server's response."""
     status = to_status(error)
     metadata = grpc.aio.Metadata(*details_metadata(status))
     return from_rpc_error(
@@ -36,13 +36,7 @@ def travel(error: PomeloError) -> PomeloError:
     )
 
 
-def from_code(code: grpc.StatusCode, details: str = "") -> PomeloError:
-    """Returns the error that a client reads from a status without details."""
-    return from_rpc_error(grpc.aio.AioRpcError(code, NO_METADATA, NO_METADATA, details=details))
-
-
 def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
-    """Returns all attributes of an error."""
     return error.code, error.message, error.field, error.retry_after
 
 
@@ -163,38 +157,30 @@ def test_a_message_of_768_bytes_is_unchanged_and_a_longer_one_is_truncated_to_76
 
 
 @pytest.mark.parametrize(
-    ("status", "words", "code", "message"),
+    ("status", "words", "code"),
     [
-        ("UNAVAILABLE", "failed to connect to all addresses", "server_unavailable", None),
-        ("UNAVAILABLE", "Socket closed", "server_unavailable", None),
-        ("CANCELLED", "Cancelled on the server side", "shutting_down", None),
-        ("DEADLINE_EXCEEDED", "Deadline Exceeded", "deadline_exceeded", None),
-        ("UNIMPLEMENTED", "Method not details!", "not_found", None),
-        (
-            "RESOURCE_EXHAUSTED",
-            "SERVER: Received message larger than max (5 vs. 4)",
-            "payload_too_large",
-            None,
-        ),
-        (
-            "RESOURCE_EXHAUSTED",
-            "Stream removed (CLIENT: Received message larger than max (5 vs. 4))",
-            "internal_error",
-            None,
-        ),
-        ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", "payload_too_large", None),
-        ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "overloaded", None),
-        ("INTERNAL", "secret words", "internal_error", None),
-        ("UNKNOWN", "secret words", "internal_error", None),
-        ("UNAUTHENTICATED", "a proxy's words", "internal_error", None),
+        ("UNAVAILABLE", "failed to connect to all addresses", "server_unavailable"),
+        ("UNAVAILABLE", "Socket closed", "server_unavailable"),
+        ("CANCELLED", "Cancelled on the server side", "shutting_down"),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", "deadline_exceeded"),
+        ("UNIMPLEMENTED", "Method not details!", "not_found"),
+        ("RESOURCE_EXHAUSTED", f"SERVER: {TOO_LARGE}", "payload_too_large"),
+        ("RESOURCE_EXHAUSTED", f"Stream removed (CLIENT: {TOO_LARGE})", "internal_error"),
+        ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", "payload_too_large"),
+        ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "overloaded"),
+        ("INTERNAL", "secret words", "internal_error"),
+        ("UNKNOWN", "secret words", "internal_error"),
+        ("UNAUTHENTICATED", "a proxy's words", "internal_error"),
     ],
 )
 def test_a_foreign_status_becomes_the_nearest_error_without_its_text(
-    status: str, words: str, code: str, message: str | None
+    status: str, words: str, code: str
 ) -> None:
-    error = from_code(grpc.StatusCode[status], words)
+    error = from_rpc_error(
+        grpc.aio.AioRpcError(grpc.StatusCode[status], NO_METADATA, NO_METADATA, details=words)
+    )
     assert error.code == code
-    assert error.message == (message or TABLE[code].message)
+    assert error.message == TABLE[code].message
     assert words not in error.message
 
 

@@ -160,7 +160,6 @@ async def test_a_key_is_invalid_under_another_root_secret(keyring: Keyring, stor
 
 
 def contents(folder: Path) -> list[bytes]:
-    """The contents of all files in a folder."""
     return [path.read_bytes() for path in folder.iterdir()]
 
 

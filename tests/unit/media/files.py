@@ -27,5 +27,4 @@ def put(store: MediaStore, owner: str = "ann", data: bytes = PNG) -> str:
 
 
 def names(store: MediaStore) -> list[str]:
-    """The names of all files in the folder."""
     return sorted(path.name for path in store.folder.iterdir())

@@ -19,13 +19,11 @@ MIB = 1024 * 1024
 
 
 def decoded(text: str) -> tuple[str, bytes]:
-    """The media type and the bytes."""
     media_type, start = data_uris.head(text, "audio")
     return media_type, b"".join(data_uris.decode(text, start, "audio"))
 
 
 def error_message(text: str) -> str:
-    """The message of the error."""
     with refused("invalid_parameter", "audio") as caught:
         decoded(text)
     return caught.value.message

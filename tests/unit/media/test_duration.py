@@ -39,7 +39,6 @@ MISLABELLED: dict[str, Callable[[], bytes]] = {
 
 
 async def measure(measurer: Measurer, data: bytes, content_type: str = "") -> Measured:
-    """Measures inline audio with a content type."""
     return await measurer.measure(AudioSource(sniff(content_type, data[:16]), len(data), data=data))
 
 

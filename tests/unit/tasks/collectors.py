@@ -77,21 +77,18 @@ def delta(
 
 
 def chunk(data: bytes, content_type: str = "audio/mpeg") -> StreamTaskResponse:
-    """An event of speech."""
     event = StreamTaskResponse()
     event.audio_chunk.data, event.audio_chunk.content_type = data, content_type
     return event
 
 
 def image(data: bytes, content_type: str = "image/png") -> StreamTaskResponse:
-    """The event of an image."""
     event = StreamTaskResponse()
     event.result.image.images.add(data=data, content_type=content_type)
     return event
 
 
 def finish(collected: Collector) -> TaskResult:
-    """The result of the events so far."""
     result = TaskResult()
     try:
         collected.finish(result)

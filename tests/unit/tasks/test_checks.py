@@ -16,7 +16,6 @@ from tests.unit.tasks.collectors import MODELS, PIXEL, refusal, task_input
 
 
 def conversation(content: Any, role: str = "user") -> text_pb2.TextInput:
-    """A conversation of one message."""
     given: text_pb2.TextInput = task_input("gpt-4", messages=[{"role": role, "content": content}])
     return given
 

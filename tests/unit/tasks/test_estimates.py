@@ -31,7 +31,6 @@ USER, ASSISTANT = text_pb2.ROLE_USER, text_pb2.ROLE_ASSISTANT
 
 @pytest.fixture(scope="module")
 async def measurer() -> AsyncIterator[Measurer]:
-    """A measurer of audio."""
     measurer = Measurer()
     yield measurer
     await measurer.aclose()
@@ -42,18 +41,15 @@ spoken = words.filter(bool)
 
 
 def of_type(task_type: TaskType.ValueType) -> Any:
-    """The models of a task type."""
     return st.sampled_from([model for model in MODELS.values() if model.task_type == task_type])
 
 
 def at_most(used: Usage, bound: Usage) -> bool:
-    """Nothing in `used` is above `bound`."""
     return all(getattr(used, name) <= getattr(bound, name) for name in FIELDS)
 
 
 @st.composite
 def conversations(draw: Any) -> text_pb2.TextInput:
-    """A valid text input."""
     task_input = text_pb2.TextInput()
     for content in draw(st.lists(words, min_size=1, max_size=4)):
         message = task_input.messages.add(role=draw(st.sampled_from([USER, ASSISTANT])))
