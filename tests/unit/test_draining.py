@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pomelo.draining import Draining
+from pomelo.service import Services
 from tests.unit.refusals import refused
 
 
@@ -87,3 +90,34 @@ async def test_a_cancelled_call_is_not_reported_as_a_shutdown() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert draining.running == 0
+
+
+async def test_every_call_of_guarded_services_is_counted_and_refused_while_draining() -> None:
+    draining = Draining()
+    methods = ["run_task", "list_models", "get_model", "upload_media", "get_account", "list_usage", "admit"]
+    contexts = ["stream_task", "download_media"]
+    service: Any = SimpleNamespace(**dict.fromkeys(methods, echo), **dict.fromkeys(contexts, numbers))
+    guarded = draining.guard(Services(service, service, service, service, service))
+    calls: list[Any] = [
+        *(guarded.tasks.run_task, guarded.models.list_models, guarded.models.get_model),
+        *(guarded.media.upload_media, guarded.accounts.get_account, guarded.accounts.list_usage),
+    ]
+    opened: list[Any] = [guarded.tasks.stream_task, guarded.media.download_media]
+    admit: Any = guarded.access.admit
+    for call in calls:
+        running = asyncio.create_task(call(7))
+        await asyncio.sleep(0)
+        assert draining.running == 1
+        assert await running == 7
+    for context in opened:
+        async with context(2):
+            assert draining.running == 1
+    assert await admit(7) == 7
+    draining.drain()
+    for call in (*calls, admit):
+        with refused("shutting_down"):
+            await call(7)
+    for context in opened:
+        with refused("shutting_down"):
+            async with context(2):
+                pytest.fail("it was opened")

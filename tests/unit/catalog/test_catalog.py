@@ -39,13 +39,15 @@ def test_prices_are_whole_microcredits() -> None:
 
 
 def test_an_unknown_model_is_reported_with_its_name() -> None:
+    catalog = Catalog.load()
     for name, shown in (
         ("invalid-model", "invalid-model"),
         ("x" * 100, "x" * 100),
         ("x" * 101, "x" * 100 + "…"),
+        ("x" * 10_000, "x" * 100 + "…"),
     ):
         with refused("unsupported_model", "model") as error:
-            Catalog.load().resolve(name)
+            catalog.resolve(name)
         assert error.value.message == f"Unsupported task type: {shown}"
 
 

@@ -91,7 +91,8 @@ def test_an_unknown_language_is_refused(model: str, field: str, bad: str) -> Non
 
 
 @pytest.mark.parametrize("model", ["eleven-labs-sts", "eleven-labs-stt"])
-def test_audio_may_be_an_upload(model: str) -> None:
+def test_audio_has_bytes_or_is_an_upload(model: str) -> None:
+    assert refusal(model, task_input(model, audio="")) == "missing_parameter audio"
     given = task_input(model)
     given.audio.CopyFrom(AudioInput(media_id="media_1"))
     assert refusal(model, given) == ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pomelo.catalog.catalog import Model, Route
@@ -29,6 +29,7 @@ def conversation(*contents: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content} for content in contents]}
 
 
+@settings(deadline=None)
 @given(st.lists(contents, min_size=1, max_size=3), st.integers(1, 7))
 def test_words_are_counted_equally_in_one_text_and_in_slices(messages: list[str], size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
