@@ -152,6 +152,13 @@ def test_the_shared_secret_is_an_existing_one_and_none_is_created(tmp_path: Path
     assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
 
 
+def test_a_folder_that_can_not_be_read_has_no_shared_secret(tmp_path: Path) -> None:
+    too_long = tmp_path / ("n" * 300)
+    assert Settings(data=too_long).shared_secret() is None
+    with pytest.raises(SettingsError, match="can't be used"):
+        Settings(data=too_long).root_secret()
+
+
 def test_a_shared_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
     Settings(data=tmp_path).root_secret()
     (tmp_path / "secret").chmod(0o644)
