@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.call import DEFAULT_TIMEOUT, Call, Principal
+from pomelo.call import ADJUSTED_HEADER, DEFAULT_TIMEOUT, Call, Principal, report_adjustments
+from pomelo.gen.v1.task_pb2 import Adjustment
 
 
 def call(timeout: float | None = None, **headers: str) -> Call:
@@ -74,6 +75,19 @@ def test_an_idempotency_key_has_1_to_255_visible_characters(given: str, good: bo
         assert (made.header_error.code, made.header_error.field) == ("invalid_parameter", "Idempotency-Key")
 
 
+def test_the_address_of_a_call_is_stored() -> None:
+    made = Call.from_headers(dict[str, str]().get, protocol="rest", address="192.0.2.1")
+    assert (made.protocol, made.address) == ("rest", "192.0.2.1")
+
+
+def test_adjusted_fields_are_listed_in_a_header() -> None:
+    made = call()
+    report_adjustments(made, [Adjustment(field="stop"), Adjustment(field="temperature", used="1")])
+    assert made.response_headers[ADJUSTED_HEADER] == "stop; temperature=1"
+    report_adjustments(made, [])
+    assert ADJUSTED_HEADER not in made.response_headers
+
+
 def test_the_trace_context_is_stored_unchanged() -> None:
     assert call(traceparent="00-1-2-01").traceparent == "00-1-2-01"
     assert call().traceparent is None
@@ -112,7 +126,7 @@ def test_a_repeated_header_is_an_error_that_names_it(name: str) -> None:
     assert parsed.header_error is not None
     assert (parsed.header_error.code, parsed.header_error.field) == ("invalid_parameter", name)
     assert parsed.api_key == "k"
-    assert not Call.from_headers({}.get, protocol="grpc", names=names[:-1]).header_error
+    assert not Call.from_headers(dict[str, str]().get, protocol="grpc", names=names[:-1]).header_error
 
 
 def test_a_repeated_authorization_header_is_no_key() -> None:

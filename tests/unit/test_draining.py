@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pomelo.draining import Draining
-from pomelo.errors import PomeloError
+from pomelo.service import Services
+from tests.unit.refusals import refused
 
 
 async def echo(value: int) -> int:
@@ -44,10 +47,9 @@ async def test_a_new_call_is_refused_and_a_running_one_completes() -> None:
     running = asyncio.create_task(draining.counted(echo)(1))
     await asyncio.sleep(0)
     draining.drain()
-    with pytest.raises(PomeloError) as refused:
+    with refused("shutting_down"):
         await draining.counted(echo)(2)
-    assert refused.value.code == "shutting_down"
-    with pytest.raises(PomeloError):
+    with refused("shutting_down"):
         async with draining.counted_context(numbers)(2):
             pytest.fail("it was opened")
     await asyncio.wait_for(draining.idle(), 5)
@@ -60,9 +62,8 @@ async def test_a_stop_ends_running_calls_with_shutting_down() -> None:
     await started.wait()
     idle = asyncio.create_task(draining.idle())
     draining.stop()
-    with pytest.raises(PomeloError) as ended:
+    with refused("shutting_down"):
         await running
-    assert ended.value.code == "shutting_down"
     await asyncio.wait_for(idle, 5)
 
 
@@ -76,9 +77,8 @@ async def test_a_stop_ends_the_body_of_an_open_context() -> None:
     running = asyncio.create_task(hold())
     await started.wait()
     draining.stop()
-    with pytest.raises(PomeloError) as ended:
+    with refused("shutting_down"):
         await running
-    assert ended.value.code == "shutting_down"
     assert draining.running == 0
 
 
@@ -90,3 +90,34 @@ async def test_a_cancelled_call_is_not_reported_as_a_shutdown() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert draining.running == 0
+
+
+async def test_every_call_of_guarded_services_is_counted_and_refused_while_draining() -> None:
+    draining = Draining()
+    methods = ["run_task", "list_models", "get_model", "upload_media", "get_account", "list_usage", "admit"]
+    contexts = ["stream_task", "download_media"]
+    service: Any = SimpleNamespace(**dict.fromkeys(methods, echo), **dict.fromkeys(contexts, numbers))
+    guarded = draining.guard(Services(service, service, service, service, service))
+    calls: list[Any] = [
+        *(guarded.tasks.run_task, guarded.models.list_models, guarded.models.get_model),
+        *(guarded.media.upload_media, guarded.accounts.get_account, guarded.accounts.list_usage),
+    ]
+    opened: list[Any] = [guarded.tasks.stream_task, guarded.media.download_media]
+    admit: Any = guarded.access.admit
+    for call in calls:
+        running = asyncio.create_task(call(7))
+        await asyncio.sleep(0)
+        assert draining.running == 1
+        assert await running == 7
+    for context in opened:
+        async with context(2):
+            assert draining.running == 1
+    assert await admit(7) == 7
+    draining.drain()
+    for call in (*calls, admit):
+        with refused("shutting_down"):
+            await call(7)
+    for context in opened:
+        with refused("shutting_down"):
+            async with context(2):
+                pytest.fail("it was opened")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.errors import TABLE, PomeloError
+from pomelo.errors import BODY_ERRORS, TABLE, PomeloError, invalid, missing
 from pomelo.gen.v1.error_reason_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,30 @@ def test_the_reference_documents_every_error() -> None:
         for code in codes.split(", "):
             assert TABLE[code].http in statuses
             assert TABLE[code].type == error_type
+
+
+def test_the_proposed_waits_are_the_documented_ones() -> None:
+    waits = {row.code: row.retry_after for row in TABLE.values() if row.retry_after is not None}
+    assert waits == {
+        **dict.fromkeys(("rate_limit_exceeded", "token_limit_exceeded", "provider_not_configured"), 60),
+        **dict.fromkeys(("provider_unavailable", "store_unavailable"), 5),
+        **dict.fromkeys(("concurrency_limit_exceeded", "idempotency_conflict", "shutting_down"), 1),
+        **dict.fromkeys(("overloaded", "server_unavailable"), 1),
+    }
+    assert [row.code for row in TABLE.values() if row.permanent] == ["provider_not_configured"]
+
+
+def test_errors_of_a_body_that_was_not_read_have_no_model() -> None:
+    assert {"invalid_body", "payload_too_large", "unsupported_media_type"} == BODY_ERRORS
+
+
+def test_the_error_of_a_field_names_it() -> None:
+    for error, code in (
+        (missing("model"), "missing_parameter"),
+        (invalid("model", "text"), "invalid_parameter"),
+    ):
+        assert (error.code, error.field) == (code, "model")
+        assert "model" in error.message
 
 
 def test_an_error_has_the_default_message_unless_it_sets_one() -> None:

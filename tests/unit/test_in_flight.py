@@ -8,6 +8,7 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.in_flight import FairSemaphore, InFlight, InFlightLimits
+from tests.unit.loop import iterations
 
 SMALL = InFlightLimits(calls=5, account_calls=3, bytes=100, account_bytes=60)
 
@@ -91,12 +92,6 @@ def test_buffered_bytes_are_limited_and_released() -> None:
     assert flight.bytes == 100
 
 
-async def settle() -> None:
-    """Runs the event loop until ready tasks have run."""
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
 async def test_slots_are_granted_in_order_and_separately_to_each_owner() -> None:
     semaphore = FairSemaphore(2)
     order: list[int] = []
@@ -106,7 +101,7 @@ async def test_slots_are_granted_in_order_and_separately_to_each_owner() -> None
         order.append(number)
 
     waiting = [asyncio.ensure_future(wait(number)) for number in range(5)]
-    await settle()
+    await iterations()
     assert order == [0, 1]
     assert semaphore.full("a")
     assert not semaphore.full("b")
@@ -114,7 +109,7 @@ async def test_slots_are_granted_in_order_and_separately_to_each_owner() -> None
     semaphore.release("b")
     for number in range(2, 5):
         semaphore.release("a")
-        await settle()
+        await iterations()
         assert order[-1] == number
     await asyncio.gather(*waiting)
     semaphore.release("a")
@@ -126,12 +121,12 @@ async def test_a_cancelled_waiter_blocks_no_other() -> None:
     semaphore = FairSemaphore(1)
     await semaphore.acquire("a")
     waiting = [asyncio.ensure_future(semaphore.acquire("a")) for _ in range(3)]
-    await settle()
+    await iterations()
     waiting[0].cancel()
-    await settle()
+    await iterations()
     semaphore.release("a")
     waiting[1].cancel()  # its slot was granted in this iteration
-    await settle()
+    await iterations()
     assert [future.cancelled() for future in waiting[:2]] == [True, True]
     await waiting[2]
     semaphore.release("a")

@@ -9,16 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pomelo.logs import MAX_KINDS, WINDOW, LimitedHandler
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.clock import Clock
 
 
 class LineHandler(logging.Handler):
@@ -59,7 +50,9 @@ def log(
     handler.handle(logging.LogRecord(name, level, "", 0, message, values, None))
 
 
-def test_the_first_lines_of_a_kind_are_logged_and_the_others_counted(handler, output, clock):
+def test_the_first_lines_of_a_kind_are_logged_and_the_others_counted(
+    handler: LimitedHandler, output: LineHandler, clock: Clock
+) -> None:
     for number in range(1_237):
         log(handler, "a connection was refused: %d are open", number)
     assert output.lines == [f"pomelo.gateway: a connection was refused: {n} are open" for n in range(3)]
@@ -71,7 +64,7 @@ def test_the_first_lines_of_a_kind_are_logged_and_the_others_counted(handler, ou
     ]
 
 
-def test_kinds_are_limited_separately(handler, output):
+def test_kinds_are_limited_separately(handler: LimitedHandler, output: LineHandler) -> None:
     for _ in range(5):
         log(handler, "one")
         log(handler, "another")
@@ -81,7 +74,7 @@ def test_kinds_are_limited_separately(handler, output):
     assert set(output.levels) == {30, 40}
 
 
-def test_all_lines_of_a_library_are_of_one_kind(handler, output):
+def test_all_lines_of_a_library_are_of_one_kind(handler: LimitedHandler, output: LineHandler) -> None:
     for number in range(100):
         log(handler, f"Exception in callback <0x{number:x}>\nand where", name="asyncio", level=40)
     assert len(output.lines) == 3
@@ -89,7 +82,7 @@ def test_all_lines_of_a_library_are_of_one_kind(handler, output):
     assert output.lines[3:] == ["asyncio: Exception in callback <0x3> … 97 similar lines suppressed"]
 
 
-def test_suppressed_lines_are_reported_even_if_no_line_follows(output):
+def test_suppressed_lines_are_reported_even_if_no_line_follows(output: LineHandler) -> None:
     handler = LimitedHandler(output, lines=1, window=0.05)
     log(handler, "one")
     log(handler, "one")
@@ -100,7 +93,9 @@ def test_suppressed_lines_are_reported_even_if_no_line_follows(output):
     assert len(output.lines) == 2
 
 
-def test_nothing_is_reported_if_nothing_was_suppressed(handler, output, clock):
+def test_nothing_is_reported_if_nothing_was_suppressed(
+    handler: LimitedHandler, output: LineHandler, clock: Clock
+) -> None:
     for _ in range(3):
         for _ in range(3):
             log(handler, "one")
@@ -109,9 +104,14 @@ def test_nothing_is_reported_if_nothing_was_suppressed(handler, output, clock):
     assert output.lines == ["pomelo.gateway: one"] * 9
 
 
-def test_lines_of_many_threads_are_counted_exactly(output):
+def test_lines_of_many_threads_are_counted_exactly(output: LineHandler) -> None:
     handler = LimitedHandler(output, lines=10)
-    threads = [threading.Thread(target=lambda: [log(handler, "one") for _ in range(500)]) for _ in range(8)]
+
+    def log_often() -> None:
+        for _ in range(500):
+            log(handler, "one")
+
+    threads = [threading.Thread(target=log_often) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,7 +122,7 @@ def test_lines_of_many_threads_are_counted_exactly(output):
     ]
 
 
-def test_the_number_of_kinds_is_limited(handler, output):
+def test_the_number_of_kinds_is_limited(handler: LimitedHandler, output: LineHandler) -> None:
     for number in range(3 * MAX_KINDS):
         log(handler, f"message {number}")
     assert len(output.lines) == MAX_KINDS + 3
@@ -130,7 +130,7 @@ def test_the_number_of_kinds_is_limited(handler, output):
     assert output.lines[-1].endswith(f"{2 * MAX_KINDS - 3:,} similar lines suppressed")
 
 
-def test_a_formatter_is_set_on_the_inner_handler(handler, output):
+def test_a_formatter_is_set_on_the_inner_handler(handler: LimitedHandler, output: LineHandler) -> None:
     formatter = logging.Formatter("%(message)s")
     handler.setFormatter(formatter)
     assert output.formatter is formatter

@@ -30,13 +30,12 @@ ENVIRONMENTS = [
 
 
 def pinned(name: str) -> list[tuple[Requirement, set[str]]]:
-    """The requirements of a file, and their hashes."""
-    found = []
+    found: list[tuple[Requirement, set[str]]] = []
     for block in (ROOT / "deploy" / name).read_text().replace(" \\\n", "\n").split("\n"):
         if block.startswith("    --hash="):
             found[-1][1].add(block.removeprefix("    --hash="))
         elif block and not block.startswith("#"):
-            found.append((Requirement(block), set[str]()))
+            found.append((Requirement(block), set()))
     return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,10 +25,10 @@ from pomelo.status import (
 
 CODES = sorted(TABLE)
 NO_METADATA = grpc.aio.Metadata()
+TOO_LARGE = "Received message larger than max (5 vs. 4)"
 
 
 def travel(error: PomeloError) -> PomeloError:
-    """Returns the error that a client reads from a server's response."""
     status = to_status(error)
     metadata = grpc.aio.Metadata(*details_metadata(status))
     return from_rpc_error(
@@ -36,17 +36,11 @@ def travel(error: PomeloError) -> PomeloError:
     )
 
 
-def from_code(code: grpc.StatusCode, details: str = "") -> PomeloError:
-    """Returns the error that a client reads from a status without details."""
-    return from_rpc_error(grpc.aio.AioRpcError(code, NO_METADATA, NO_METADATA, details=details))
-
-
 def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
-    """Returns all attributes of an error."""
     return error.code, error.message, error.field, error.retry_after
 
 
-def details_of(error: PomeloError) -> dict[str, Message]:
+def details_of(error: PomeloError) -> dict[str, Any]:
     """Returns the details of an error's status, by their type names."""
     details = {}
     for packed in to_status(error).details:
@@ -97,8 +91,17 @@ def test_a_rate_limit_is_a_quota_failure_with_a_retry() -> None:
         PomeloError("rate_limit_exceeded", "Rate limit exceeded. Reset at noon", retry_after=42)
     )
     (violation,) = details["QuotaFailure"].violations
-    assert violation.description == "Rate limit exceeded. Reset at noon"
+    assert (violation.subject, violation.description) == ("account", "Rate limit exceeded. Reset at noon")
     assert details["RetryInfo"].retry_delay.seconds == 42
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_a_field_of_128_bytes_is_unchanged_and_a_longer_one_is_truncated_to_128(letter: str) -> None:
+    whole = letter * (128 // len(letter.encode()))
+    assert travel(PomeloError("invalid_parameter", field=whole)).field == whole
+    cut = travel(PomeloError("invalid_parameter", field=whole + letter)).field or ""
+    assert cut.endswith(letter + "…")
+    assert 120 < len(cut.encode()) <= 128
 
 
 def test_an_error_without_a_field_has_neither_a_bad_request_nor_metadata() -> None:
@@ -154,38 +157,30 @@ def test_a_message_of_768_bytes_is_unchanged_and_a_longer_one_is_truncated_to_76
 
 
 @pytest.mark.parametrize(
-    ("status", "words", "code", "message"),
+    ("status", "words", "code"),
     [
-        ("UNAVAILABLE", "failed to connect to all addresses", "server_unavailable", None),
-        ("UNAVAILABLE", "Socket closed", "server_unavailable", None),
-        ("CANCELLED", "Cancelled on the server side", "shutting_down", None),
-        ("DEADLINE_EXCEEDED", "Deadline Exceeded", "deadline_exceeded", None),
-        ("UNIMPLEMENTED", "Method not details!", "not_found", None),
-        (
-            "RESOURCE_EXHAUSTED",
-            "SERVER: Received message larger than max (5 vs. 4)",
-            "payload_too_large",
-            None,
-        ),
-        (
-            "RESOURCE_EXHAUSTED",
-            "Stream removed (CLIENT: Received message larger than max (5 vs. 4))",
-            "internal_error",
-            None,
-        ),
-        ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", "payload_too_large", None),
-        ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "overloaded", None),
-        ("INTERNAL", "secret words", "internal_error", None),
-        ("UNKNOWN", "secret words", "internal_error", None),
-        ("UNAUTHENTICATED", "a proxy's words", "internal_error", None),
+        ("UNAVAILABLE", "failed to connect to all addresses", "server_unavailable"),
+        ("UNAVAILABLE", "Socket closed", "server_unavailable"),
+        ("CANCELLED", "Cancelled on the server side", "shutting_down"),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", "deadline_exceeded"),
+        ("UNIMPLEMENTED", "Method not details!", "not_found"),
+        ("RESOURCE_EXHAUSTED", f"SERVER: {TOO_LARGE}", "payload_too_large"),
+        ("RESOURCE_EXHAUSTED", f"Stream removed (CLIENT: {TOO_LARGE})", "internal_error"),
+        ("RESOURCE_EXHAUSTED", "received metadata size exceeds hard limit", "payload_too_large"),
+        ("RESOURCE_EXHAUSTED", "Concurrent RPC limit exceeded!", "overloaded"),
+        ("INTERNAL", "secret words", "internal_error"),
+        ("UNKNOWN", "secret words", "internal_error"),
+        ("UNAUTHENTICATED", "a proxy's words", "internal_error"),
     ],
 )
 def test_a_foreign_status_becomes_the_nearest_error_without_its_text(
-    status: str, words: str, code: str, message: str | None
+    status: str, words: str, code: str
 ) -> None:
-    error = from_code(grpc.StatusCode[status], words)
+    error = from_rpc_error(
+        grpc.aio.AioRpcError(grpc.StatusCode[status], NO_METADATA, NO_METADATA, details=words)
+    )
     assert error.code == code
-    assert error.message == (message or TABLE[code].message)
+    assert error.message == TABLE[code].message
     assert words not in error.message
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 from pomelo.turns import BUDGET, MAX_BUDGET, QUANTUM, Turns, in_turns
+from tests.unit.loop import iterations
 
 CHUNK = 0.00002
 """Default seconds of work per chunk."""
@@ -39,7 +40,6 @@ class Loop:
             asyncio.get_running_loop().call_soon(self.start)
 
     def stop(self) -> None:
-        """Stops counting."""
         self._over = True
 
     def work(self, name: str, seconds: float) -> None:
@@ -84,10 +84,17 @@ async def stream(
         loop.work(name, chunk)
 
 
-async def iterations(count: int) -> None:
-    """Runs `count` iterations of the loop."""
-    for _ in range(count):
-        await asyncio.sleep(0)
+@asynccontextmanager
+async def endless(
+    loop: Loop, turns: Turns, count: int, between: Callable[[], Awaitable[object]] | None = None
+) -> AsyncIterator[None]:
+    """Runs `count` streams that never end."""
+    streams = [stream(loop, turns, str(n), 10**9, between=between) for n in range(count)]
+    tasks = [asyncio.create_task(one) for one in streams]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize("count", [2, 20, 500])
@@ -101,14 +108,10 @@ async def test_all_streams_together_stay_within_the_budget_of_an_iteration(count
 
 
 async def test_endless_streams_get_equal_shares() -> None:
-    async with running() as (loop, turns):
-        tasks = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(50)]
+    async with running() as (loop, turns), endless(loop, turns, 50):
         await iterations(10)  # the first streams produced more chunks
         loop.pieces.clear()
         await iterations(500)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         minimum, maximum = min(loop.pieces.values()), max(loop.pieces.values())
         assert len(loop.pieces) == 50
         assert maximum - minimum <= 2 * QUANTUM / CHUNK
@@ -136,32 +139,19 @@ async def test_a_stream_that_waits_for_its_source_never_waits_for_a_turn() -> No
 
 
 async def test_a_paced_stream_passes_those_that_use_up_their_turns() -> None:
-    async with running() as (loop, turns):
-        others = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(100)]
+    async with running() as (loop, turns), endless(loop, turns, 100):
         await iterations(100)
         began = loop.iteration
         await stream(loop, turns, "paced", 20, between=lambda: iterations(5))
-        elapsed = loop.iteration - began
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        assert elapsed <= 20 * (5 + 5)
+        assert loop.iteration - began <= 20 * (5 + 5)
 
 
 async def test_a_stream_that_uses_up_its_turns_is_not_starved_by_paced_ones() -> None:
-    async with running() as (loop, turns):
-        others = [
-            asyncio.create_task(stream(loop, turns, str(n), 10**9, between=lambda: iterations(1)))
-            for n in range(200)
-        ]
+    async with running() as (loop, turns), endless(loop, turns, 200, lambda: iterations(1)):
         await iterations(50)
         began = loop.iteration
         await stream(loop, turns, "hungry", 500)
-        elapsed = loop.iteration - began
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        assert elapsed <= 4 * 500 * CHUNK / QUANTUM
+        assert loop.iteration - began <= 4 * 500 * CHUNK / QUANTUM
 
 
 async def test_streams_wait_first_come_first_served() -> None:
@@ -227,7 +217,7 @@ async def test_in_turns_yields_the_same_chunks_and_closes_the_source() -> None:
     async with running() as (loop, turns):
         closed = []
 
-        async def source() -> AsyncIterator[int]:
+        async def source() -> AsyncGenerator[int, None]:
             try:
                 for number in range(100):
                     loop.work("source", QUANTUM)
@@ -244,14 +234,10 @@ async def test_in_turns_yields_the_same_chunks_and_closes_the_source() -> None:
 
 
 async def test_the_first_chunk_does_not_wait() -> None:
-    async with running() as (loop, turns):
-        others = [asyncio.create_task(stream(loop, turns, str(n), 10**9)) for n in range(100)]
+    async with running() as (loop, turns), endless(loop, turns, 100):
         await iterations(20)
         turn, late = turns.stream(), turns.stream()
         assert not turn.over()
         assert turn.over()
         await iterations(20)
         assert not late.over()
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)

@@ -34,7 +34,7 @@ async def add_account(store: Store, name: str = "acme", micros: int = 1_000_000)
 
 def draft(task_id: str, wallet: Wallet = ACME, **changes: Any) -> UsageRecord:
     """The usage record of a text task."""
-    values = {
+    values: dict[str, Any] = {
         "request_id": f"req_{task_id}",
         "account": wallet.account,
         "live": wallet.live,

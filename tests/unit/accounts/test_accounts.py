@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,20 +13,14 @@ from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.ledger import Ledger
-from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
-from pomelo.stores import open_store
-from pomelo.stores.accounts import Wallet
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
-from tests.unit.accounts.audited_store import run
+from tests.calls import call_of
+from tests.unit.accounts.audited_store import reserve, run
+from tests.unit.refusals import refused
 
 CREDIT = 1_000_000
-
-
-@pytest.fixture
-async def store(tmp_path) -> AsyncIterator[Store]:
-    async with open_store(f"sqlite:{tmp_path / 'pomelo.db'}") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -37,18 +30,12 @@ def changed() -> list[str]:
 
 
 @pytest.fixture
-def admin(store, changed) -> AccountAdmin:
+def admin(store: Store, changed: list[str]) -> AccountAdmin:
     plans = {**BUILTIN, "team": Plan("team", concurrent=3, models=frozenset({"gpt-4", "flux-1-pro"}))}
     return AccountAdmin(store, plans, plan_changed=changed.append, now=lambda: 1234.5)
 
 
-async def error_of(request) -> tuple[str, str | None]:
-    with pytest.raises(PomeloError) as caught:
-        await request
-    return caught.value.code, caught.value.field
-
-
-async def test_a_new_account_is_free_and_has_test_credits_once(admin, store):
+async def test_a_new_account_is_free_and_has_test_credits_once(admin: AccountAdmin, store: Store) -> None:
     account = await admin.create("acme", "", 0)
     assert (account.name, account.plan, account.create_time.ToMilliseconds()) == ("acme", "free", 1_234_500)
     assert account.limits == pb.PlanLimits(
@@ -56,38 +43,56 @@ async def test_a_new_account_is_free_and_has_test_credits_once(admin, store):
     )
     assert account.live == pb.Balance()
     assert account.test == pb.Balance(granted_micros=TEST_CREDITS, available_micros=TEST_CREDITS)
-    assert await error_of(admin.create("acme", "pro", CREDIT)) == ("invalid_parameter", "name")
+    with refused("invalid_parameter", "name"):
+        await admin.create("acme", "pro", CREDIT)
     assert await admin.show("acme") == account
     (grant,) = await store.list_grants(Wallet("acme", False))
     assert grant.amount == TEST_CREDITS
 
 
-async def test_a_new_account_has_the_requested_plan_and_credits(admin):
+async def test_a_new_account_has_the_requested_plan_and_credits(admin: AccountAdmin) -> None:
     account = await admin.create("acme", "team", 5 * CREDIT)
     assert account.limits == pb.PlanLimits(concurrent_requests=3, models=["flux-1-pro", "gpt-4"])
     assert account.live == pb.Balance(granted_micros=5 * CREDIT, available_micros=5 * CREDIT)
 
 
 @pytest.mark.parametrize(
-    ("name", "plan", "micros", "field"),
+    ("name", "plan", "micros", "code", "field"),
     [
-        ("", "", 0, "name"),
-        ("a b", "", 0, "name"),
-        ("a/b", "", 0, "name"),
-        ("ä", "", 0, "name"),
-        ("a\n", "", 0, "name"),
-        ("n" * 65, "", 0, "name"),
-        ("acme", "nothing", 0, "plan"),
-        ("acme", "", -1, "live_micros"),
-        ("acme", "", 2**62, "live_micros"),
+        ("", "", 0, "missing_parameter", "name"),
+        *[(name, "", 0, "invalid_parameter", "name") for name in ("a b", "a/b", "ä", "a\n", "n" * 65)],
+        ("acme", "nothing", 0, "invalid_parameter", "plan"),
+        *[("acme", "", micros, "invalid_parameter", "live_micros") for micros in (-1, 10**15 + 1, 2**62)],
     ],
 )
-async def test_an_invalid_account_is_refused_and_not_created(admin, name, plan, micros, field):
-    assert (await error_of(admin.create(name, plan, micros)))[1] == field
+async def test_an_invalid_account_is_refused_and_not_created(
+    admin: AccountAdmin, name: str, plan: str, micros: int, code: str, field: str
+) -> None:
+    with refused(code, field):
+        await admin.create(name, plan, micros)
     assert [one.name for one in (await admin.list(0, ""))[0]] == ["default"]
 
 
-async def test_credits_are_granted_once_for_each_id(admin):
+async def test_amounts_and_notes_may_have_their_maximum(admin: AccountAdmin, store: Store) -> None:
+    assert (await admin.create("acme", "", 10**15)).live.granted_micros == 10**15
+    await admin.grant("acme", 1, live=False, note="n" * 200, grant_id="g" * 64)
+    grant = Grant("g" * 64, Wallet("acme", False), 1, 1234.5, "n" * 200)
+    assert grant in await store.list_grants(Wallet("acme", False))
+
+
+async def test_accounts_are_listed_in_pages_with_their_balances(admin: AccountAdmin, store: Store) -> None:
+    for name in "abc":
+        await admin.create(name, "", 5)
+    await reserve(store, "task_1", Wallet("a", True), maximum=3)
+    first, token = await admin.list(2, "")
+    second, end = await admin.list(2, token)
+    assert [account.name for account in (*first, *second)] == ["a", "b", "c", "default"]
+    assert (len(first), end) == (2, "")
+    assert first[0] == await admin.show("a")
+    assert first[0].live == pb.Balance(granted_micros=5, held_micros=3, available_micros=2)
+
+
+async def test_credits_are_granted_once_for_each_id(admin: AccountAdmin) -> None:
     await admin.create("acme", "", 0)
     for _ in range(3):
         after = await admin.grant("acme", 7, live=True, note="thanks", grant_id="order-1")
@@ -97,51 +102,61 @@ async def test_credits_are_granted_once_for_each_id(admin):
     assert (await admin.grant("acme", 7, live=False)).test.granted_micros == TEST_CREDITS + 7
 
 
-async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin):
+async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin: AccountAdmin) -> None:
     await admin.create("acme", "", 0)
     await admin.grant("acme", 7, live=True, grant_id="order-1")
     before = (await admin.list(0, ""))[0]
     for name, amount, live in (("acme", 8, True), ("acme", 7, False), ("default", 7, True)):
-        request = admin.grant(name, amount, live=live, grant_id="order-1")
-        assert await error_of(request) == ("invalid_parameter", "grant_id")
+        with refused("invalid_parameter", "grant_id"):
+            await admin.grant(name, amount, live=live, grant_id="order-1")
     assert (await admin.list(0, ""))[0] == before
 
 
 @pytest.mark.parametrize(
-    ("name", "amount", "more", "field"),
+    ("name", "amount", "more", "code", "field"),
     [
-        ("", 1, {}, "name"),
-        ("nobody", 1, {}, "name"),
-        ("default", 0, {}, "amount_micros"),
-        ("default", -1, {}, "amount_micros"),
-        ("default", 2**60, {}, "amount_micros"),
-        ("default", 1, {"note": "n" * 201}, "note"),
-        ("default", 1, {"grant_id": "g" * 65}, "grant_id"),
-        ("default", 1, {"grant_id": "test:default"}, "grant_id"),
+        ("", 1, {}, "missing_parameter", "name"),
+        ("nobody", 1, {}, "not_found", "name"),
+        *[("default", n, {}, "invalid_parameter", "amount_micros") for n in (0, -1, 10**15 + 1, 2**60)],
+        ("default", 1, {"note": "n" * 201}, "invalid_parameter", "note"),
+        ("default", 1, {"grant_id": "g" * 65}, "invalid_parameter", "grant_id"),
+        ("default", 1, {"grant_id": "test:default"}, "invalid_parameter", "grant_id"),
     ],
 )
-async def test_an_invalid_grant_is_refused(admin, name, amount, more, field):
+async def test_an_invalid_grant_is_refused(
+    admin: AccountAdmin, name: str, amount: int, more: dict[str, str], code: str, field: str
+) -> None:
     before = (await admin.list(0, ""))[0]
-    assert (await error_of(admin.grant(name, amount, live=True, **more)))[1] == field
+    with refused(code, field):
+        await admin.grant(name, amount, live=True, **more)
     assert (await admin.list(0, ""))[0] == before
 
 
-async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admin):
+async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admin: AccountAdmin) -> None:
     for _ in range(9):
         await admin.grant("default", 10**15, live=True)
-    assert await error_of(admin.grant("default", 1, live=True)) == ("invalid_parameter", "amount_micros")
+    with refused("invalid_parameter", "amount_micros"):
+        await admin.grant("default", 1, live=True)
 
 
-async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(admin, changed):
+async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(
+    admin: AccountAdmin, changed: list[str]
+) -> None:
     assert (await admin.set_plan("default", "team")).plan == "team"
     assert changed == ["default"]
-    assert await error_of(admin.set_plan("default", "nothing")) == ("invalid_parameter", "plan")
-    assert await error_of(admin.set_plan("default", "")) == ("missing_parameter", "plan")
-    assert await error_of(admin.set_plan("nobody", "pro")) == ("not_found", "name")
+    for name, plan, code, field in (
+        ("default", "nothing", "invalid_parameter", "plan"),
+        ("default", "", "missing_parameter", "plan"),
+        ("nobody", "pro", "not_found", "name"),
+    ):
+        with refused(code, field):
+            await admin.set_plan(name, plan)
     assert changed == ["default"]
 
 
-async def test_an_account_whose_plan_was_removed_is_shown_without_limits(store, admin):
+async def test_an_account_whose_plan_was_removed_is_shown_without_limits(
+    store: Store, admin: AccountAdmin
+) -> None:
     await store.set_plan("default", "old")
     for account in (await admin.show("default"), ((await admin.list(0, ""))[0])[0]):
         assert account.plan == "old"
@@ -161,24 +176,21 @@ class OneKey:
         return self._principal
 
 
-def accounts_of(store: Store, live: bool, account: str = "default") -> LocalAccounts:
-    keys: Any = OneKey(Principal(account, "key", live, plan="pro"))
+def accounts_of(store: Store, live: bool) -> LocalAccounts:
+    keys: Any = OneKey(Principal("default", "key", live, plan="pro"))
     access = Access(keys, BUILTIN, Catalog.load(), Ledger(store, BUILTIN))
     return LocalAccounts(store, UsageReader(store, b"s" * 32), access)
 
 
-def call(**headers: str) -> Call:
-    return Call.from_headers({n.replace("_", "-"): v for n, v in headers.items()}.get, protocol="rest")
-
-
-async def test_a_key_sees_only_its_account_in_its_mode(store, admin):
+async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: AccountAdmin) -> None:
     await admin.create("other", "pro", CREDIT)
     await admin.grant("default", CREDIT, live=True)
     await run(store, "task_live", Wallet("default", True))
     await run(store, "task_test", Wallet("default", False))
     await run(store, "task_other", Wallet("other", True))
     for live, task, granted in ((True, "task_live", CREDIT), (False, "task_test", TEST_CREDITS)):
-        account = await accounts_of(store, live).get_account(call())
+        accounts = accounts_of(store, live)
+        account = await accounts.get_account(call_of(None))
         assert (account.name, account.plan, account.live) == ("default", "pro", live)
         assert account.limits.requests_per_minute == 300
         spent = account.balance.spent_micros
@@ -186,20 +198,19 @@ async def test_a_key_sees_only_its_account_in_its_mode(store, admin):
         assert account.balance == pb.Balance(
             granted_micros=granted, spent_micros=spent, available_micros=granted - spent
         )
-        usage = await accounts_of(store, live).list_usage(pb.ListUsageRequest(), call())
+        usage = await accounts.list_usage(pb.ListUsageRequest(), call_of(None))
         assert [record.id for record in usage.records] == [task]
-        sums = await accounts_of(store, live).list_usage(
-            pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY), call()
-        )
+        by_key = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY)
+        sums = await accounts.list_usage(by_key, call_of(None))
         assert [total.tasks for total in sums.totals] == [1]
 
 
-async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(store):
-    by_account = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_ACCOUNT)
-    assert await error_of(accounts_of(store, True).list_usage(by_account, call())) == (
-        "invalid_parameter",
-        "group_by",
-    )
-    bad = call(x_request_timeout="soon")
-    assert (await error_of(accounts_of(store, True).get_account(bad)))[1] == "X-Request-Timeout"
-    assert (await error_of(accounts_of(store, True).list_usage(by_account, bad)))[1] == "X-Request-Timeout"
+async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(store: Store) -> None:
+    accounts, by_account = accounts_of(store, True), pb.ListUsageRequest(group_by=pb.USAGE_GROUP_ACCOUNT)
+    with refused("invalid_parameter", "group_by"):
+        await accounts.list_usage(by_account, call_of(None))
+    bad = call_of(None, x_request_timeout="soon")
+    with refused("invalid_parameter", "X-Request-Timeout"):
+        await accounts.get_account(bad)
+    with refused("invalid_parameter", "X-Request-Timeout"):
+        await accounts.list_usage(by_account, bad)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pomelo.accounts.audit import OVERDUE, audit
 from pomelo.catalog.pricing import Usage, cost
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.admin_service_pb2 import AuditResponse
-from pomelo.stores import open_store
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import ReserveRequest, Settlement
+from pomelo.stores.ledger import OpenReservation, ReserveRequest, Settlement
+from pomelo.stores.usage import UsageRecord
 from tests.unit.accounts.audited_store import (
     ACME,
     ACME_TEST,
@@ -24,28 +28,28 @@ from tests.unit.accounts.audited_store import (
     reserve,
     run,
 )
+from tests.unit.refusals import refused
 
 COST = 750
 """Microcredits that a task of `audited_store.run` costs."""
 
 
 @pytest.fixture
-async def path(tmp_path: Path) -> Path:
-    """The file of a closed store with seven finished tasks."""
-    path = tmp_path / "pomelo.db"
-    async with open_store(f"sqlite:{path}") as store:
-        await add_account(store)
-        await add_account(store, "other")
-        for n in range(5):
-            await run(store, f"task_{n}")
-        await run(store, "task_test", ACME_TEST)
-        await run(store, "task_other", Wallet("other", True))
-    return path
+def path(tmp_path: Path) -> Path:
+    """The file of `store`."""
+    return tmp_path / "pomelo.db"
 
 
-async def audit_file(path: Path, page_size: int = 2) -> AuditResponse:
-    async with open_store(f"sqlite:{path}") as store:
-        return await audit(store, page_size=page_size)
+@pytest.fixture(name="store")
+async def _store(store: Store) -> Store:
+    """A store with seven finished tasks."""
+    await add_account(store)
+    await add_account(store, "other")
+    for n in range(5):
+        await run(store, f"task_{n}")
+    await run(store, "task_test", ACME_TEST)
+    await run(store, "task_other", Wallet("other", True))
+    return store
 
 
 def findings_of(report: AuditResponse) -> list[tuple[str, str, int]]:
@@ -53,87 +57,112 @@ def findings_of(report: AuditResponse) -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize("page_size", [1, 2, 7, 500])
-async def test_an_undamaged_store_has_no_findings(path, page_size):
-    report = await audit_file(path, page_size)
+async def test_an_undamaged_store_has_no_findings(store: Store, page_size: int) -> None:
+    report = await audit(store, page_size=page_size)
     assert not report.findings
     assert report.difference_micros == 0
     assert (report.wallets, report.records, report.holds) == (5, 7, 0)
     assert (report.cost_micros, report.uncollected_micros) == (7 * COST, 0)
 
 
-async def test_running_tasks_are_counted_and_are_no_finding(path):
-    async with open_store(f"sqlite:{path}") as store:
-        await reserve(store, "task_running")
-        await reserve(store, "task_running_too", ACME_TEST)
-        report = await audit(store)
-        assert (report.holds, list(report.findings)) == (2, [])
+async def test_running_tasks_are_counted_and_are_no_finding(store: Store) -> None:
+    await reserve(store, "task_running")
+    await reserve(store, "task_running_too", ACME_TEST)
+    report = await audit(store)
+    assert (report.holds, list(report.findings)) == (2, [])
 
 
-async def test_a_reservation_without_a_running_task_is_reported_with_its_full_amount(path):
-    async with open_store(f"sqlite:{path}") as store:
-        await reserve(store, "task_running")
-        await reserve(store, "task_lost", ACME_TEST, maximum=400)
-        report = await audit(store, runs=lambda task_id: task_id == "task_running")
-        assert findings_of(report) == [("running", "task_lost", 400)]
-        assert report.difference_micros == 400
-        assert (
-            report.findings[0].detail == "It reserves 400 microcredits of acme/test, but no process runs it"
-        )
-        assert not (await audit(store, runs=lambda task_id: True)).findings
-        await store.recover(ACME_TEST, "task_lost")
-        assert not (await audit(store, runs=lambda task_id: task_id == "task_running")).findings
+async def test_a_reservation_without_a_running_task_is_reported_with_its_full_amount(store: Store) -> None:
+    await reserve(store, "task_running")
+    await reserve(store, "task_lost", ACME_TEST, maximum=400)
+    report = await audit(store, runs=lambda task_id: task_id == "task_running")
+    assert findings_of(report) == [("running", "task_lost", 400)]
+    assert report.difference_micros == 400
+    assert report.findings[0].detail == "It reserves 400 microcredits of acme/test, but no process runs it"
+    assert not (await audit(store, runs=lambda task_id: True)).findings
+    await store.recover(ACME_TEST, "task_lost")
+    assert not (await audit(store, runs=lambda task_id: task_id == "task_running")).findings
 
 
-async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(path):
-    async with open_store(f"sqlite:{path}") as store:
-        await reserve(store, "task_old", maximum=300)  # at 1,000 s
-        for at, expected in (
-            (1000.0, []),
-            (1000.0 + OVERDUE, []),
-            (1001.0 + OVERDUE, [("running", "task_old", 300)]),
-        ):
-            assert (
-                findings_of(await audit(store, runs=lambda task_id: True, now=lambda at=at: at)) == expected
-            )
-        await store.note([draft("task_old", at=1500.0)])
-        assert findings_of(await audit(store, now=lambda: 1001.0 + OVERDUE)) == []
-        assert findings_of(await audit(store, now=lambda: 1501.0 + OVERDUE)) == [("running", "task_old", 300)]
+async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(store: Store) -> None:
+    await reserve(store, "task_old", maximum=300)  # at 1,000 s
+    for at, expected in (
+        (1000.0, []),
+        (1000.0 + OVERDUE, []),
+        (1001.0 + OVERDUE, [("running", "task_old", 300)]),
+    ):
+        report = await audit(store, runs=lambda task_id: True, now=partial(float, at))
+        assert findings_of(report) == expected
+    await store.note([draft("task_old", at=1500.0)])
+    assert findings_of(await audit(store, now=lambda: 1001.0 + OVERDUE)) == []
+    assert findings_of(await audit(store, now=lambda: 1501.0 + OVERDUE)) == [("running", "task_old", 300)]
 
 
-async def test_a_task_that_ends_during_the_audit_is_no_finding(path):
-    async with open_store(f"sqlite:{path}") as store:
-        await reserve(store, "task_ending")
+async def test_a_task_that_ends_during_the_audit_is_no_finding(store: Store) -> None:
+    await reserve(store, "task_ending")
 
-        class EndingStore:
-            """The same store; its task ends after the reservations were read."""
+    class EndingStore:
+        """The same store; its task ends after the reservations were read."""
 
-            def __getattr__(self, name):
-                return getattr(store, name)
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
 
-            async def reservations(self, *, own=False):
-                reservations = await store.reservations(own=own)
-                await store.void(ACME, "task_ending")
-                return reservations
+        async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
+            reservations = await store.reservations(own=own)
+            await store.void(ACME, "task_ending")
+            return reservations
 
-        assert not (await audit(EndingStore(), runs=lambda task_id: False)).findings
+    assert not (await audit(EndingStore(), runs=lambda task_id: False)).findings
 
 
-async def test_an_uncollected_amount_is_no_finding(path):
-    async with open_store(f"sqlite:{path}") as store:
-        wallet = Wallet("other", True)
-        await store.reserve(ReserveRequest(draft("task_last", wallet), minimum=1, maximum=10**12))
-        await overspend(store, wallet)
-        report = await audit(store)
+async def test_a_reservation_of_another_process_is_no_finding_before_it_is_overdue(store: Store) -> None:
+    await reserve(store, "task_elsewhere")
+
+    class SharedStore:
+        """The same store; its reservations are those of another process."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
+            return [replace(one, own=False) for one in await store.reservations(own=own)]
+
+    assert not (await audit(SharedStore(), runs=lambda task_id: False)).findings
+    report = await audit(SharedStore(), runs=lambda task_id: False, now=lambda: 1001.0 + OVERDUE)
+    assert findings_of(report) == [("running", "task_elsewhere", 5_000)]
+
+
+async def test_an_error_that_no_damage_explains_is_raised(store: Store) -> None:
+    class FailingStore:
+        """The same store, which can't read its reservations."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        async def drafts(self) -> list[UsageRecord]:
+            raise PomeloError("store_unavailable")
+
+    with refused("store_unavailable"):
+        await audit(FailingStore())
+
+
+async def test_the_wallets_of_many_accounts_belong_to_them(store: Store) -> None:
+    for number in range(1_001):  # more than one page
+        assert await store.add_account(f"account-{number}", "pro", 1.0)
+    report = await audit(store)
+    assert not report.findings
+
+
+async def test_an_uncollected_amount_is_no_finding(store: Store) -> None:
+    wallet = Wallet("other", True)
+    await store.reserve(ReserveRequest(draft("task_last", wallet), minimum=1, maximum=10**12))
+    used = {"input_tokens": 10**6, "output_tokens": 10**6}
+    record = draft("task_last", wallet, **used, cost=cost(Usage(**used), PRICES))
+    settled = await store.settle(Settlement(record))
+    assert settled.record.uncollected > 0  # it costs more than the wallet's balance
+    report = await audit(store)
     assert not report.findings
     assert report.uncollected_micros > 0
-
-
-async def overspend(store: Store, wallet: Wallet) -> None:
-    """Settles task_last at a cost above the wallet's balance."""
-    used = Usage(input_tokens=10**6, output_tokens=10**6)
-    record = draft("task_last", wallet, input_tokens=10**6, output_tokens=10**6, cost=cost(used, PRICES))
-    settled = await store.settle(Settlement(record))
-    assert settled.record.uncollected > 0
 
 
 DAMAGE = {
@@ -149,10 +178,7 @@ DAMAGE = {
         "UPDATE wallets SET spent = spent - 1 WHERE account = 'other' AND live = 1",
         [("spent", "other/live", -1)],
     ),
-    "a missing record": (
-        "DELETE FROM usage WHERE task_id = 'task_3'",
-        [("spent", "acme/live", COST)],
-    ),
+    "a missing record": ("DELETE FROM usage WHERE task_id = 'task_3'", [("spent", "acme/live", COST)]),
     "a record of another account": (
         "UPDATE usage SET account = 'other' WHERE task_id = 'task_3'",
         [("spent", "acme/live", COST), ("spent", "other/live", -COST)],
@@ -205,95 +231,91 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-async def test_damage_is_found(name, path):
+async def test_damage_is_found(name: str, store: Store, path: Path) -> None:
     statement, findings = DAMAGE[name]
     corrupt(path, statement)
-    report = await audit_file(path)
+    report = await audit(store, page_size=2)
     assert findings_of(report) == findings
     assert report.difference_micros == sum(abs(difference) for _, _, difference in findings)
     assert all(one.detail for one in report.findings)
 
 
 @pytest.mark.parametrize("change", [1, -1])
-async def test_a_balance_that_reserves_more_or_less_than_its_tasks_is_found(path, change):
-    async with open_store(f"sqlite:{path}") as store:
-        await reserve(store, "task_running")
-        await reserve(store, "task_running_too", ACME_TEST)
-        # Behind the store's back: it never writes such a value itself.
-        corrupt(path, f"UPDATE wallets SET held = held + {change} WHERE account = 'acme' AND live = 0")
-        assert findings_of(await audit(store)) == [("held", "acme/test", change)]
+async def test_a_balance_that_reserves_more_or_less_than_its_tasks_is_found(
+    store: Store, path: Path, change: int
+) -> None:
+    await reserve(store, "task_running")
+    await reserve(store, "task_running_too", ACME_TEST)
+    # Behind the store's back: it never writes such a value itself.
+    corrupt(path, f"UPDATE wallets SET held = held + {change} WHERE account = 'acme' AND live = 0")
+    assert findings_of(await audit(store)) == [("held", "acme/test", change)]
 
 
-async def test_a_task_with_two_records_is_found(path):
-    async with open_store(f"sqlite:{path}") as store:  # the store no longer opens such a file
-        corrupt(
-            path,
-            "PRAGMA writable_schema = ON",
-            "UPDATE sqlite_schema SET sql = replace(sql, 'task_id TEXT NOT NULL UNIQUE', 'task_id TEXT NOT NULL')"
-            " WHERE name = 'usage'",
-            "DELETE FROM sqlite_schema WHERE name = 'sqlite_autoindex_usage_1'",
-        )
-        corrupt(path, "INSERT INTO usage SELECT * FROM usage WHERE task_id = 'task_3'")
-        report = await audit(store)
+async def test_a_task_with_two_records_is_found(store: Store, path: Path) -> None:
+    corrupt(
+        path,
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_schema SET sql = replace(sql, 'task_id TEXT NOT NULL UNIQUE', 'task_id TEXT NOT NULL')"
+        " WHERE name = 'usage'",
+        "DELETE FROM sqlite_schema WHERE name = 'sqlite_autoindex_usage_1'",
+    )
+    corrupt(path, "INSERT INTO usage SELECT * FROM usage WHERE task_id = 'task_3'")
+    report = await audit(store)
     assert findings_of(report)[0] == ("database", str(path), 0)
     others = [one for one in findings_of(report) if one[0] != "database"]
     assert others == [("spent", "acme/live", -COST), ("task", "task_3", 0)]
 
 
-async def test_a_task_with_a_record_and_a_reservation_is_found(path):
-    async with open_store(f"sqlite:{path}") as store:
-        await reserve(store, "task_running", maximum=400)
+async def test_a_task_with_a_record_and_a_reservation_is_found(store: Store) -> None:
+    await reserve(store, "task_running", maximum=400)
 
-        class StoreWithSharedId:
-            """The same store, whose running task has the id of an ended one."""
+    class StoreWithSharedId:
+        """The same store, whose running task has the id of an ended one."""
 
-            def __getattr__(self, name):
-                return getattr(store, name)
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
 
-            async def drafts(self):
-                return [draft("task_3")]
+        async def drafts(self) -> list[UsageRecord]:
+            return [draft("task_3")]
 
-        report = await audit(StoreWithSharedId())
+    report = await audit(StoreWithSharedId())
     assert findings_of(report) == [("task", "task_3", 0)]
 
 
-async def test_findings_above_the_maximum_are_summed_and_not_listed(path):
+async def test_findings_above_the_maximum_are_summed_and_not_listed(store: Store, path: Path) -> None:
     corrupt(path, "UPDATE usage SET uncollected = 10")
-    async with open_store(f"sqlite:{path}") as store:
-        report = await audit(store, max_findings=3)
+    report = await audit(store, max_findings=3)
     assert len(report.findings) == 3
     assert report.difference_micros == 70
 
 
-async def test_tasks_that_begin_and_end_during_the_audit_are_no_finding(path):
-    async with open_store(f"sqlite:{path}") as store:
-        active, ended, audits = True, 0, 0
+async def test_tasks_that_begin_and_end_during_the_audit_are_no_finding(store: Store) -> None:
+    active, ended, audits = True, 0, 0
 
-        async def run_tasks(name: str) -> None:
-            nonlocal ended
-            count = 0
-            while active:
-                await run(store, f"task_{name}_{count}", (ACME, ACME_TEST)[count % 2])
-                count += 1
-                ended += 1
+    async def run_tasks(name: str) -> None:
+        nonlocal ended
+        count = 0
+        while active:
+            await run(store, f"task_{name}_{count}", (ACME, ACME_TEST)[count % 2])
+            count += 1
+            ended += 1
 
-        running = [asyncio.create_task(run_tasks(name)) for name in "abc"]
-        while ended < 100 or audits < 20:
-            report = await audit(store, page_size=50)
-            assert not report.findings, report
-            audits += 1
-        active = False
-        await asyncio.gather(*running)
-        report = await audit(store)
-        assert not report.findings
+    running = [asyncio.create_task(run_tasks(name)) for name in "abc"]
+    while ended < 100 or audits < 20:
+        report = await audit(store, page_size=50)
+        assert not report.findings, report
+        audits += 1
+    active = False
+    await asyncio.gather(*running)
+    report = await audit(store)
+    assert not report.findings
 
 
-async def test_damage_is_found_while_tasks_run(path):
+async def test_damage_is_found_while_tasks_run(store: Store, path: Path) -> None:
     corrupt(
         path, "UPDATE wallets SET spent = spent + 1000000, granted = granted + 1000000 WHERE account = 'acme'"
     )
-    async with open_store(f"sqlite:{path}") as store:
-        running = asyncio.create_task(run(store, "task_new"))
-        report = await audit(store)
-        await running
+    running = asyncio.create_task(run(store, "task_new"))
+    report = await audit(store)
+    await running
     assert {one.check for one in report.findings} == {"granted", "spent"}

@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 
 from pomelo.accounts.failed_keys import LIMIT, MAX_ADDRESSES, WINDOW, FailedKeys
 from pomelo.origin import network
+from tests.unit.clock import Clock
 
 
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_twenty_failures_a_minute_are_within_the_limit():
+def test_twenty_failures_a_minute_are_within_the_limit() -> None:
     clock = Clock()
     failed = FailedKeys(monotonic=clock)
     for minute in range(3):
@@ -35,7 +26,7 @@ def test_twenty_failures_a_minute_are_within_the_limit():
         assert failed.count("192.0.2.1", "bad") == 1
 
 
-def test_failures_above_the_limit_do_not_make_the_wait_longer():
+def test_failures_above_the_limit_do_not_make_the_wait_longer() -> None:
     clock = Clock()
     failed = FailedKeys(monotonic=clock)
     for second in range(60):
@@ -45,14 +36,14 @@ def test_failures_above_the_limit_do_not_make_the_wait_longer():
     assert failed.count("192.0.2.1", "bad") is None
 
 
-def test_addresses_are_counted_separately():
+def test_addresses_are_counted_separately() -> None:
     failed = FailedKeys(limit=1)
     assert failed.count("192.0.2.1", "bad") is None
     assert failed.count("192.0.2.1", "bad")
     assert failed.count("192.0.2.2", "bad") is None
 
 
-def test_the_hosts_of_an_ipv6_network_count_as_one():
+def test_the_hosts_of_an_ipv6_network_count_as_one() -> None:
     failed = FailedKeys(limit=1)
     assert failed.count("2001:db8:0:1::1", "bad") is None
     assert failed.count("2001:db8:0:1:ffff:ffff:ffff:ffff", "bad")
@@ -64,19 +55,19 @@ def test_the_hosts_of_an_ipv6_network_count_as_one():
     ("first", "second"),
     [("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::2%eth1"), ("::ffff:c000:201", "192.0.2.1")],
 )
-def test_two_spellings_of_an_address_count_as_one(first: str, second: str):
+def test_two_spellings_of_an_address_count_as_one(first: str, second: str) -> None:
     assert network(first) == network(second)
     assert network(first) != network("192.0.2.9")
 
 
-def test_a_unix_socket_has_no_limit():
+def test_a_unix_socket_has_no_limit() -> None:
     failed = FailedKeys(limit=0)
     assert failed.count("", "bad") is None
     assert failed.addresses == 0
     assert not failed.is_repeated("", "bad")
 
 
-def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated():
+def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated() -> None:
     clock = Clock()
     failed = FailedKeys(limit=2, monotonic=clock)
     failed.count("192.0.2.1", "bad")
@@ -92,7 +83,7 @@ def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated():
     assert not failed.is_repeated("192.0.2.1", "bad")
 
 
-def test_memory_and_time_are_bounded_for_any_number_of_addresses():
+def test_memory_and_time_are_bounded_for_any_number_of_addresses() -> None:
     failed = FailedKeys()
     began = time.perf_counter()
     for number in range(3 * MAX_ADDRESSES):
@@ -101,7 +92,7 @@ def test_memory_and_time_are_bounded_for_any_number_of_addresses():
     assert time.perf_counter() - began < 5
 
 
-def test_an_address_that_keeps_failing_is_not_replaced_by_new_ones():
+def test_an_address_that_keeps_failing_is_not_replaced_by_new_ones() -> None:
     failed = FailedKeys(limit=1, max_addresses=2)
     failed.count("192.0.2.1", "bad")
     for number in range(10):
@@ -110,7 +101,7 @@ def test_an_address_that_keeps_failing_is_not_replaced_by_new_ones():
 
 
 @given(st.text(max_size=200), st.text(max_size=200))
-def test_any_address_and_any_key_is_accepted(address: str, key: str):
+def test_any_address_and_any_key_is_accepted(address: str, key: str) -> None:
     failed = FailedKeys(limit=0)
     assert (failed.count(address, key) is None) == (address == "")
     assert failed.is_repeated(address, key) == (address != "")

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from pomelo.catalog.catalog import Catalog, Route
+from pomelo.catalog.catalog import Catalog, CatalogError, Route
 from pomelo.catalog.pricing import Prices
-from pomelo.errors import PomeloError
+from pomelo.catalog.toml_file import Fault, TomlFile
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.tasks import TASK_TYPES
+from tests.unit.catalog.entries import LIMITS, UNITS, entry, load
+from tests.unit.refusals import refused
 
-TEXT = ["gpt-4", "gpt-4-turbo", "gpt-3.5-turbo", "claude-3-opus", "claude-3-sonnet", "claude-3-haiku"]
-TEXT += ["mixtral-8x7b", "mixtral-8x22b"]
-MEDIA = [
-    "flux-1-pro",
-    "flux-1-dev",
-    "flux-1-schnell",
-    "eleven-labs-tts",
-    "eleven-labs-sts",
-    "eleven-labs-stt",
-]
+MODELS = """
+gpt-4 gpt-4-turbo gpt-3.5-turbo claude-3-opus claude-3-sonnet claude-3-haiku mixtral-8x7b mixtral-8x22b
+flux-1-pro flux-1-dev flux-1-schnell eleven-labs-tts eleven-labs-sts eleven-labs-stt
+"""
 
 
 def test_all_fourteen_models_have_a_task_type_a_route_and_a_dated_price() -> None:
     models = Catalog.load().models
-    assert sorted(TEXT + MEDIA) == list(models)
+    assert sorted(MODELS.split()) == list(models)
     for model in models.values():
         assert model.task_type in TASK_TYPES
         assert model.routes
@@ -41,61 +39,29 @@ def test_prices_are_whole_microcredits() -> None:
 
 
 def test_an_unknown_model_is_reported_with_its_name() -> None:
-    with pytest.raises(PomeloError, match=r"^Unsupported task type: invalid-model$") as error:
-        Catalog.load().resolve("invalid-model")
-    assert error.value.code == "unsupported_model"
-    with pytest.raises(PomeloError) as error:
-        Catalog.load().resolve("x" * 10_000)
-    assert len(error.value.message) < 200
-
-
-ROW = """
-[models.x]
-type = "image"
-price = {{ {price} }}
-price_version = "2026-11-22"
-{more}
-[[models.x.routes]]
-provider = "p"
-model = "m"
-"""
+    catalog = Catalog.load()
+    for name, shown in (
+        ("invalid-model", "invalid-model"),
+        ("x" * 100, "x" * 100),
+        ("x" * 101, "x" * 100 + "…"),
+        ("x" * 10_000, "x" * 100 + "…"),
+    ):
+        with refused("unsupported_model", "model") as error:
+            catalog.resolve(name)
+        assert error.value.message == f"Unsupported task type: {shown}"
 
 
 @pytest.mark.parametrize(
     "price", ["", 'image = "0"', 'image = "0.0000001"', 'image = "-1"', 'banana = "1"', 'image = "x"']
 )
 def test_a_model_that_cannot_be_billed_is_refused_by_name(tmp_path: Path, price: str) -> None:
-    path = tmp_path / "catalog.toml"
-    limits = "limits = { max_characters = 100 }"
-    path.write_text(ROW.format(price=price, more=limits))
-    with pytest.raises(ValueError, match=r"catalog.toml:4: models\.x\.price: "):
-        Catalog.load(path)
-    path.write_text(ROW.format(price='image = "0.000001"', more=limits))
-    assert Catalog.load(path).resolve("x").prices == Prices({PriceUnit.PRICE_UNIT_IMAGE: 1})
+    with pytest.raises(ValueError, match=r"catalog.toml:5: models\.x\.price: "):
+        load(tmp_path, entry("x", price=price or " "))
 
 
-LIMITS = {
-    "text": "max_input_tokens = 100, max_output_tokens = 100",
-    "image": "max_characters = 100",
-    "text_to_speech": "max_characters = 100",
-    "speech_to_speech": "max_audio_seconds = 100",
-    "speech_to_text": "max_audio_seconds = 100",
-}
-
-
-def entry(name: str, task_type: str = "image", route: str = "", unit: str = "image") -> str:
-    """A row with one route."""
-    return f'''
-[models.{name}]
-type = "{task_type}"
-limits = {{ {LIMITS[task_type]} }}
-price = {{ {unit} = "1" }}
-price_version = "2026-11-22"
-[[models.{name}.routes]]
-provider = "p"
-model = "m"
-{route}
-'''
+def test_the_smallest_price_is_a_microcredit(tmp_path: Path) -> None:
+    catalog = load(tmp_path, entry("x", price='image = "0.000001"'))
+    assert catalog.resolve("x").prices == Prices({PriceUnit.PRICE_UNIT_IMAGE: 1})
 
 
 def test_a_later_file_adds_entries_and_replaces_those_of_the_same_name(tmp_path: Path) -> None:
@@ -111,55 +77,35 @@ def test_a_later_file_adds_entries_and_replaces_those_of_the_same_name(tmp_path:
 
 
 def test_a_route_may_have_other_prices_than_its_model(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.toml"
-    path.write_text(entry("x", route='price = { image = "2" }\nprice_version = "2026-11-23"'))
-    (route,) = (model := Catalog.load(path).models["x"]).routes
+    row = entry("x", route='price = { image = "2" }\nprice_version = "2026-11-23"')
+    (route,) = (model := load(tmp_path, row).models["x"]).routes
     assert model.prices_for(route) == (Prices({PriceUnit.PRICE_UNIT_IMAGE: 2_000_000}), "2026-11-23")
-    assert model.prices_for(replace(route, prices=Prices())) == (
-        Prices({PriceUnit.PRICE_UNIT_IMAGE: 1_000_000}),
-        "2026-11-22",
-    )
+    own = (Prices({PriceUnit.PRICE_UNIT_IMAGE: 1_000_000}), "2026-11-22")
+    assert model.prices_for(replace(route, prices=Prices())) == own
 
 
 def test_a_voice_setting_is_a_parameter(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.toml"
-    path.write_text(entry("x", "text_to_speech", 'drop = ["style", "voice_settings"]', "thousand_characters"))
-    assert Catalog.load(path).models["x"].routes[0].drop == {"style", "voice_settings"}
+    catalog = load(tmp_path, entry("x", "text_to_speech", 'drop = ["style", "voice_settings"]'))
+    assert catalog.models["x"].routes[0].drop == {"style", "voice_settings"}
 
 
-TEXT_ROW = entry("x", "text", unit="million_output_tokens")
-TIERED = TEXT_ROW.replace("price_version", "price_tiers = {}\nprice_version", 1)
-
-
-UNITS = {
-    "text": "million_output_tokens",
-    "image": "image",
-    "text_to_speech": "thousand_characters",
-    "speech_to_speech": "audio_minute",
-    "speech_to_text": "audio_minute",
-}
+TIERED = entry("x", "text", more="price_tiers = TIERS")
 
 
 @pytest.mark.parametrize("task_type", UNITS)
 def test_tasks_of_every_type_may_be_billed_by_the_reported_cost(tmp_path: Path, task_type: str) -> None:
-    unit = UNITS[task_type]
-    path = tmp_path / "catalog.toml"
-    path.write_text(
-        entry("x", task_type, unit=unit).replace(f'{unit} = "1"', f'{unit} = "1", provider_dollar = "1.1"')
-    )
-    prices = Catalog.load(path).models["x"].prices
+    row = entry("x", task_type, price=f'{UNITS[task_type]} = "1", provider_dollar = "1.1"')
+    prices = load(tmp_path, row).models["x"].prices
     assert prices.units[PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR] == 1_100_000
     assert prices.bills_reported_cost()
 
 
 def test_a_tier_without_a_price_for_a_unit_uses_the_price_of_the_lower_tier(tmp_path: Path) -> None:
-    path = tmp_path / "catalog.toml"
     tiers = (
         '[{ from_input_tokens = 100, million_output_tokens = "2", million_input_tokens = "0.5" },'
         ' { from_input_tokens = 200, million_output_tokens = "3" }]'
     )
-    path.write_text(TIERED.replace("{}", tiers, 1))
-    prices = Catalog.load(path).models["x"].prices
+    prices = load(tmp_path, TIERED.replace("TIERS", tiers)).models["x"].prices
     input_, output = PriceUnit.PRICE_UNIT_MILLION_INPUT_TOKENS, PriceUnit.PRICE_UNIT_MILLION_OUTPUT_TOKENS
     assert prices.units == {output: 1_000_000}
     assert prices.tiers == (
@@ -179,23 +125,21 @@ def test_a_tier_without_a_price_for_a_unit_uses_the_price_of_the_lower_tier(tmp_
         entry("x", "speech_to_speech", unit="thousand_characters"),
         entry("x", "speech_to_text", unit="image"),
         entry("x", "image", route='price = { audio_minute = "1" }\nprice_version = "1"'),
-        *[entry("x", task_type, unit="provider_dollar") for task_type in UNITS],
-        entry("x").replace('image = "1"', 'image = "0", provider_dollar = "1"'),
-        entry("x").replace('image = "1"', 'image = "1", provider_dollar = "0"'),
-        entry("x").replace('image = "1"', 'image = "1", provider_dollar = "-1"'),
-        TIERED.replace("{}", '[{ from_input_tokens = 0, million_output_tokens = "2" }]', 1),
-        TIERED.replace("{}", '[{ from_input_tokens = "9", million_output_tokens = "2" }]', 1),
-        TIERED.replace("{}", '[{ million_output_tokens = "2" }]', 1),
-        TIERED.replace("{}", '[{ from_input_tokens = 9, image = "2" }]', 1),
-        TIERED.replace("{}", "[{ from_input_tokens = 9 }, { from_input_tokens = 9 }]", 1),
-        entry("x").replace("price_version", "price_tiers = [{ from_input_tokens = 9 }]\nprice_version", 1),
+        *[entry("x", task_type, unit="provider_dollar") for task_type in LIMITS],
+        entry("x", price='image = "0", provider_dollar = "1"'),
+        entry("x", price='image = "1", provider_dollar = "0"'),
+        entry("x", price='image = "1", provider_dollar = "-1"'),
+        TIERED.replace("TIERS", '[{ from_input_tokens = 0, million_output_tokens = "2" }]'),
+        TIERED.replace("TIERS", '[{ from_input_tokens = "9", million_output_tokens = "2" }]'),
+        TIERED.replace("TIERS", '[{ million_output_tokens = "2" }]'),
+        TIERED.replace("TIERS", '[{ from_input_tokens = 9, image = "2" }]'),
+        TIERED.replace("TIERS", "[{ from_input_tokens = 9 }, { from_input_tokens = 9 }]"),
+        entry("x", more="price_tiers = [{ from_input_tokens = 9 }]"),
     ],
 )
 def test_a_price_that_would_never_be_charged_is_refused(tmp_path: Path, row: str) -> None:
-    path = tmp_path / "catalog.toml"
-    path.write_text(row)
     with pytest.raises(ValueError, match=r"catalog.toml:\d+: models\.x\.(routes\[0\]\.)?price"):
-        Catalog.load(path)
+        load(tmp_path, row)
 
 
 CLAMPED = Route(
@@ -226,3 +170,48 @@ def test_a_value_is_dropped_or_clamped_and_keeps_its_type(
     fitted = CLAMPED.fit(name, value)
     assert fitted == expected
     assert expected is None or type(fitted) is type(value)
+
+
+ROUTES = [("a", "2027-01-31"), ("b", "2027-03-31")]
+
+
+@pytest.mark.parametrize(
+    ("row", "routes", "retires", "deprecated"),
+    [
+        ("", [], None, None),
+        ("", ROUTES, date(2027, 3, 31), date(2027, 1, 30)),
+        ("", [*ROUTES, ("c", "")], None, None),
+        ("retires = 2027-05-31", ROUTES, date(2027, 5, 31), date(2027, 4, 1)),
+        ("deprecated = 2026-12-01", ROUTES, date(2027, 3, 31), date(2026, 12, 1)),
+    ],
+)
+def test_a_model_ends_with_its_last_route_and_is_announced_sixty_days_before(
+    tmp_path: Path, row: str, routes: list[tuple[str, str]], retires: date | None, deprecated: date | None
+) -> None:
+    text = entry("x", more=row).partition("[[models.x.routes]]")[0]
+    for name, day in routes or [("a", "")]:
+        text += f'[[models.x.routes]]\nprovider = "p"\nmodel = "{name}"\n'
+        text += f"retires = {day}\n" if day else ""
+    model = load(tmp_path, text).models["x"]
+    assert (model.retires, model.deprecated) == (retires, deprecated)
+
+
+def test_the_operators_voices_are_options_of_the_routes_of_speech_models(tmp_path: Path) -> None:
+    voices = '[voices]\n"My  Voice" = "id1"\n'
+    catalog = load(tmp_path, entry("x", "text_to_speech", "speed = 1") + entry("y") + voices)
+    assert catalog.models["x"].routes[0].options == {"speed": 1, "voices": {"my voice": "id1"}}
+    assert catalog.models["y"].routes[0].options == {}
+
+
+def test_all_errors_of_all_files_are_reported_in_order(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(entry("y", price="a = 1") + entry("x", price="b = 1"))
+
+    def check(files: Sequence[TomlFile]) -> list[Fault]:
+        return [files[0].fault(("models", "x", "routes", 0), "is wrong")]
+
+    with pytest.raises(CatalogError) as caught:
+        Catalog.load(tmp_path / "one.toml", tmp_path / "two.toml", check=check)
+    lines = [line.removeprefix(f"{tmp_path}/").split(": ")[0] for line in str(caught.value).split("\n")]
+    assert lines == ["one.toml:5", "one.toml:16", "one.toml:19", "two.toml:5", "two.toml:16"]
+    assert "models.x.routes[0]: is wrong" in str(caught.value)

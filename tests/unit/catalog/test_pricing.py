@@ -57,7 +57,7 @@ plain = st.builds(Usage, **dict.fromkeys(FIELDS, counts))
 @st.composite
 def usages(draw: Any) -> Usage:
     """Usage whose cached tokens are part of the input; half of the examples have no reported cost."""
-    base = draw(plain)
+    base: Usage = draw(plain)
     cached = draw(st.integers(0, base.input_tokens))
     written = draw(st.integers(0, base.input_tokens - cached))
     written_1h = draw(st.integers(0, written))
@@ -129,7 +129,6 @@ def test_a_tier_begins_at_exactly_its_tokens(tokens: int, price: int) -> None:
 
 
 def without_reports(units: Any) -> Any:
-    """A price table without that of a reported cost."""
     return {unit: micros for unit, micros in units.items() if unit != REPORTED}
 
 
@@ -256,16 +255,8 @@ def test_a_cost_can_be_computed_from_a_record(usage: Usage, price_table: Prices)
 @pytest.mark.parametrize(
     "text",
     [
-        "image",
-        "image=",
-        "=4",
-        "sausage=4",
-        "image=4=5",
-        "image=x",
-        ",",
-        "image=4;",
-        "image=4;x:image=5",
-        "image=4;5",
+        *("image", "image=", "=4", "sausage=4", "image=4=5", "image=x", ","),
+        *("image=4;", "image=4;x:image=5", "image=4;5"),
     ],
 )
 def test_an_invalid_price_table_is_refused(text: str) -> None:

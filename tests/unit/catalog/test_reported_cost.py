@@ -21,19 +21,13 @@ REPORTED = PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR
 ONE = Usage(images=1)
 PRICES = Prices({IMAGE: 40_000, REPORTED: 1_100_000})
 
-anything = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.decimals()
-    | st.text()
-    | st.lists(st.integers())
+anything = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.decimals()),
+    *(st.text(), st.lists(st.integers())),
 )
 
 
 def report_of(amount: Any) -> Report:
-    """A report of a cost."""
     report = Report()
     report.cost = amount
     return report
@@ -42,11 +36,7 @@ def report_of(amount: Any) -> Report:
 @pytest.mark.parametrize(
     ("amount", "micros"),
     [
-        (0, 0),
-        (-0.0, 0),
-        (1, 1_000_000),
-        (0.0011, 1_100),
-        (1.1e-05, 11),
+        *[(0, 0), (-0.0, 0), (1, 1_000_000), (0.0011, 1_100), (1.1e-05, 11)],
         (0.00014850000000000003, 149),
         (5e-324, 1),
         (Decimal("0.04"), 40_000),

@@ -31,17 +31,17 @@ CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
         ("", ""),
     ],
 )
-def test_control_and_invisible_characters_are_escaped(text: str, shown: str):
+def test_control_and_invisible_characters_are_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
 @given(st.text())
-def test_a_name_has_no_control_characters(text: str):
+def test_a_name_has_no_control_characters(text: str) -> None:
     assert not CONTROLS.search(visible(text))
     assert visible(visible(text)) == visible(text)
 
 
-def test_text_keeps_its_lines_and_the_joiners_of_its_script():
+def test_text_keeps_its_lines_and_the_joiners_of_its_script() -> None:
     text = "one\n\ttwo 👩\u200d💻 \u200f\u05e9\u05dc\u05d5\u05dd\n"
     assert visible_lines(text) == text
     assert visible_lines("a\x1b]0;title\x07b\r\x9b") == "a\\x1b]0;title\\x07b\\r\\x9b"
@@ -49,7 +49,7 @@ def test_text_keeps_its_lines_and_the_joiners_of_its_script():
 
 @settings(max_examples=30)
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_escaped_json_is_equivalent(value):
+def test_escaped_json_is_equivalent(value: object) -> None:
     text = visible_json(json.dumps(value, ensure_ascii=False))
     assert json.loads(text) == value
     assert not CONTROLS.search(text)
@@ -91,12 +91,12 @@ def test_escaped_json_is_equivalent(value):
         ("\x1b=1", "\\x1b=1"),
     ],
 )
-def test_formulas_are_escaped_and_numbers_stay_numbers(value, cell):
+def test_formulas_are_escaped_and_numbers_stay_numbers(value: object, cell: object) -> None:
     assert csv_cell(value) == cell
 
 
 @given(st.text())
-def test_no_cell_begins_like_a_formula_with_any_separator(text: str):
+def test_no_cell_begins_like_a_formula_with_any_separator(text: str) -> None:
     sheet = io.StringIO()
     csv.writer(sheet, lineterminator="\n").writerow([csv_cell(text), "end"])
     for separator in ",;\t|":

@@ -99,16 +99,8 @@ def wav(
     """A WAV file whose header may declare another byte rate or another size."""
     body = bytes(int(seconds * rate) * 2)
     head = struct.pack("<IHHIIHH", 16, 1, 1, rate, rate * 2 if per_second is None else per_second, 2, 16)
-    size = len(body) if data is None else data
-    return (
-        b"RIFF"
-        + struct.pack("<I", 36 + len(body))
-        + b"WAVEfmt "
-        + head
-        + b"data"
-        + struct.pack("<I", size)
-        + body
-    )
+    size = struct.pack("<I", len(body) if data is None else data)
+    return b"RIFF" + struct.pack("<I", 36 + len(body)) + b"WAVEfmt " + head + b"data" + size + body
 
 
 FRAME = bytes.fromhex("fffb9064") + bytes(413)

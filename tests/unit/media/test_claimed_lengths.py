@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -70,14 +70,6 @@ CLAIMS: dict[str, Claim] = {
 
 SECONDS = 30.0
 STT = Catalog.load().resolve("eleven-labs-stt")
-
-
-@pytest.fixture(scope="module")
-async def measurer() -> AsyncIterator[Measurer]:
-    """A measurer whose processes are shared by these tests."""
-    measurer = Measurer()
-    yield measurer
-    await measurer.aclose()
 
 
 def packed(pack_format: str, value: int) -> bytes:

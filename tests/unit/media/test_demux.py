@@ -29,7 +29,6 @@ def frames(data: bytes) -> list[bytes]:
 
 
 def ebml(name: int, body: bytes) -> bytes:
-    """An EBML element."""
     return (
         name.to_bytes((name.bit_length() + 7) // 8, "big") + (1 << 28 | len(body)).to_bytes(4, "big") + body
     )
@@ -51,7 +50,6 @@ def matroska(
 
 
 def joined(frames: list[bytes], count: int) -> list[bytes]:
-    """Packets of `count` frames each."""
     return [b"".join(frames[at : at + count]) for at in range(0, len(frames), count)]
 
 
@@ -145,12 +143,10 @@ def test_flac_frames_with_a_wrong_checksum_count(every: int) -> None:
 
 
 def chunk(name: bytes, body: bytes, order: str = "<") -> bytes:
-    """A chunk of RIFF or AIFF."""
     return name + struct.pack(f"{order}I", len(body)) + body
 
 
 def id3(size: int) -> bytes:
-    """An ID3v2 tag."""
     return b"ID3\4\0\0" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + bytes(size)
 
 

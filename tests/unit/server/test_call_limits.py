@@ -9,12 +9,7 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.server.call_limits import NewestFirst, Pool
-
-
-async def settle() -> None:
-    """Runs the event loop until ready tasks have run."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+from tests.unit.loop import iterations
 
 
 def test_a_pool_refuses_calls_above_its_limit() -> None:
@@ -63,9 +58,9 @@ async def test_the_newest_waiter_is_next_and_a_cancelled_one_blocks_no_other() -
         waiting = []
         for number in range(4):
             waiting.append(asyncio.ensure_future(quick(number)))
-            await settle()
+            await iterations()
         waiting[3].cancel()
-        await settle()
+        await iterations()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert order == [2, 1, 0]
     async with limiter.slot():
@@ -84,7 +79,7 @@ async def test_the_oldest_of_more_than_200_waiters_is_refused() -> None:
 
     async with limiter.slot():
         waiting = [asyncio.ensure_future(wait()) for _ in range(203)]
-        await settle()
+        await iterations()
     results = await asyncio.gather(*waiting)
     assert results[:3] == ["overloaded"] * 3
     assert set(results[3:]) == {"ok"}
@@ -105,14 +100,14 @@ async def test_a_slot_that_a_slow_call_lost_is_released_only_once() -> None:
 
     async with asyncio.timeout(5):
         slow = asyncio.ensure_future(hold())
-        await settle()
+        await iterations()
         newer = asyncio.ensure_future(hold())
         with pytest.raises(PomeloError):
             await slow
-        await settle()
+        await iterations()
         assert inside == 1
         last = asyncio.ensure_future(hold())
-        await settle()
+        await iterations()
         assert inside == 1, "the last one waits"
         with pytest.raises(PomeloError):
             await newer
@@ -132,7 +127,7 @@ async def test_a_waiter_that_is_cancelled_with_its_slot_passes_it_on() -> None:
 
     async with limiter.slot():
         older, newer = [asyncio.ensure_future(wait()) for _ in range(2)]
-        await settle()
+        await iterations()
     newer.cancel()  # its slot was granted in this iteration
     async with asyncio.timeout(5):
         await entered.wait()
@@ -149,7 +144,7 @@ async def test_200_calls_can_wait() -> None:
 
     async with limiter.slot():
         waiting = [asyncio.ensure_future(wait()) for _ in range(200)]
-        await settle()
+        await iterations()
         assert not any(future.done() for future in waiting)
     await asyncio.gather(*waiting)
 
@@ -172,9 +167,9 @@ async def test_the_patience_of_a_call_begins_with_its_slot() -> None:
 
     async with asyncio.timeout(5):
         first = asyncio.ensure_future(hold(leave))
-        await settle()
+        await iterations()
         older = asyncio.ensure_future(hold(leave))
-        await settle()
+        await iterations()
         newer = asyncio.ensure_future(hold(asyncio.Event()))
         await asyncio.sleep(0.05)  # part of the first call's time
         leave.set()

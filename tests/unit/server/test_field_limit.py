@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pomelo.errors import PomeloError
 from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.server.field_limit import MAX_FIELDS, SMALL_MESSAGE, check, excess_field
+from tests.unit.refusals import refused
 
 
 def packed_type() -> Any:
@@ -62,13 +61,13 @@ def fields_of(message: Message) -> int:
 
 
 def scalar(draw: Any, field: FieldDescriptor) -> Any:
-    """Draws a value of a scalar field."""
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
             return draw(st.binary(max_size=9) if field.type == field.TYPE_BYTES else st.text(max_size=9))
         case FieldDescriptor.CPPTYPE_BOOL:
             return draw(st.booleans())
         case FieldDescriptor.CPPTYPE_ENUM:
+            assert field.enum_type is not None
             return draw(st.sampled_from([value.number for value in field.enum_type.values]))
         case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
             return draw(st.floats(width=32, allow_nan=False))
@@ -76,7 +75,6 @@ def scalar(draw: Any, field: FieldDescriptor) -> Any:
 
 
 def fill(draw: Any, message: Any, depth: int = 0) -> None:
-    """Sets some fields of a message."""
     fields = list(message.DESCRIPTOR.fields)
     for field in draw(st.lists(st.sampled_from(fields), max_size=4)) if fields else ():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -98,7 +96,6 @@ def fill(draw: Any, message: Any, depth: int = 0) -> None:
 
 @st.composite
 def messages(draw: Any) -> Any:
-    """Draws a message of some type."""
     message = draw(st.sampled_from(TYPES))()
     fill(draw, message)
     return message
@@ -156,29 +153,26 @@ def test_fields_after_a_group_are_counted() -> None:
 
 
 def flood(count: int) -> bytes:
-    """A request with `count` empty messages."""
     task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[text_pb2.Message()] * 1000))
     task.text.MergeFromString(b"\x0a\x00" * (count - 1000))
     return RunTaskRequest(task=task).SerializeToString()
 
 
 def test_the_error_names_the_field_that_is_repeated_too_often() -> None:
-    with pytest.raises(PomeloError, match=r"Too many messages: .*60,000 fields") as caught:
+    with refused("invalid_parameter", "messages", r"Too many messages: .*60,000 fields"):
         check(flood(70_000), RunTaskRequest.DESCRIPTOR)
-    assert (caught.value.code, caught.value.field) == ("invalid_parameter", "messages")
     stops = RunTaskRequest(task=Task(text=text_pb2.TextInput(stop=["one"] * 60_000)))
-    with pytest.raises(PomeloError, match="Too many stop") as caught:
+    with refused("invalid_parameter", "stop", "Too many stop"):
         check(stops.SerializeToString(), RunTaskRequest.DESCRIPTOR)
     unknown = b"\xf8\x06\x01" * 70_000
-    with pytest.raises(PomeloError, match="more than 60,000 fields") as caught:
+    with refused("invalid_body", match="more than 60,000 fields"):
         check(unknown, RunTaskRequest.DESCRIPTOR)
-    assert caught.value.code == "invalid_body"
 
 
 def test_a_message_of_exactly_the_limit_is_accepted() -> None:
     around = fields_of(RunTaskRequest(task=Task(model="gpt-4", text=text_pb2.TextInput())))
     check(flood(MAX_FIELDS - around), RunTaskRequest.DESCRIPTOR)
-    with pytest.raises(PomeloError, match="Too many messages"):
+    with refused("invalid_parameter", "messages", "Too many messages"):
         check(flood(MAX_FIELDS - around + 1), RunTaskRequest.DESCRIPTOR)
 
 
@@ -200,9 +194,9 @@ def test_a_long_conversation_is_within_the_limit() -> None:
 
 def test_counting_stops_at_the_limit() -> None:
     bomb = b"\x0a\x00" * 4_700_000
-    began = time.perf_counter()
+    began = time.process_time()
     assert excess_field(bomb, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) == "messages"
-    assert time.perf_counter() - began < 0.1
-    began = time.perf_counter()
+    assert time.process_time() - began < 0.1
+    began = time.process_time()
     assert excess_field(b"\x80" * 9_000_000, text_pb2.TextInput.DESCRIPTOR, MAX_FIELDS) is None
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1

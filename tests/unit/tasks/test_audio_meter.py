@@ -19,7 +19,6 @@ WEBM = b"\x1aE\xdf\xa3" + bytes(5000)
 
 
 def encoded(container: str, codec: str, seconds: float, rate: int, **options: Any) -> bytes:
-    """A tone, encoded by FFmpeg."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream: Any = out.add_stream(codec, rate=rate)

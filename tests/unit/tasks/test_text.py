@@ -1,59 +1,52 @@
-"""Words of long conversations are counted as by str.split, and the number of parts is limited."""
+"""Texts: words, bounds and token counts, and what a stream keeps of its text."""
 
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pomelo.catalog.catalog import Limits, Model, Route
-from pomelo.catalog.pricing import Prices
-from pomelo.errors import PomeloError
-from pomelo.gen.v1 import text_pb2
-from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.catalog.catalog import Model, Route
+from pomelo.catalog.pricing import Usage
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP
 from pomelo.tasks import text
-from pomelo.tasks.base import AudioInfo, CollectorContext
+from pomelo.tasks.base import AudioInfo, Estimate
+from tests.unit.refusals import refused
+from tests.unit.tasks.collectors import MODELS, PIXEL, collector, delta, estimate_of, finish, task_input
 
-MODEL = Model("m", TaskType.TASK_TYPE_TEXT, (), Limits(max_input_tokens=10**6), Prices(), "")
-ROUTE = Route("p", "m")
 BLANKS = " \t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"
 
 contents = st.text(st.one_of(st.sampled_from(BLANKS), st.characters(exclude_categories=["Cs"])), max_size=60)
 
 
-def conversation_of(*contents: str) -> text_pb2.TextInput:
-    """A conversation."""
-    return text_pb2.TextInput(
-        messages=[text_pb2.Message(role=text_pb2.ROLE_USER, content=content) for content in contents]
-    )
+def conversation(*contents: Any) -> dict[str, Any]:
+    """A field of the REST body: the messages of a user."""
+    return {"messages": [{"role": "user", "content": content} for content in contents]}
 
 
+@settings(deadline=None)
 @given(st.lists(contents, min_size=1, max_size=3), st.integers(1, 7))
 def test_words_are_counted_equally_in_one_text_and_in_slices(messages: list[str], size: int) -> None:
-    conversation = conversation_of(*messages)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pomelo.tasks.text._SLICE", size)
-        bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
+        bound = estimate_of("gpt-4", task_input("gpt-4", **conversation(*messages)))
     words = sum(len(content.split()) for content in messages)
     assert bound.input_tokens == max(words, sum(len(content.encode()) for content in messages) // 8)
 
 
 def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
-    conversation = conversation_of("word " * 500_000)
-    estimate = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
-    store: Any = None
-    collector = text.TextCollector(CollectorContext(conversation, MODEL, estimate, True, store))
+    given = task_input("gpt-4", **conversation("word " * 500_000))
+    collected = collector("gpt-4", stream=True, given=given)
     for piece in ("five ", "more."):
-        event = StreamTaskResponse()
-        event.text_delta.content = piece
-        collector.add(event)
+        collected.add(delta(piece))
     tracemalloc.start()
     try:
-        used = collector.partial_usage(conversation)
+        used = collected.partial_usage(given)
         assert tracemalloc.get_traced_memory()[1] < 10_000
     finally:
         tracemalloc.stop()
@@ -61,39 +54,188 @@ def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
 
 
 def test_the_number_of_parts_of_all_messages_is_limited() -> None:
-    conversation = text_pb2.TextInput()
-    for _ in range(100):
-        message = conversation.messages.add(role=text_pb2.ROLE_USER)
-        for _ in range(100):
-            message.parts.parts.add(text="a")
-    text.check(conversation, MODEL)
-    conversation.messages.add(role=text_pb2.ROLE_USER).parts.parts.add(text="a")
-    with pytest.raises(PomeloError) as error:
-        text.check(conversation, MODEL)
-    assert (error.value.code, error.value.field) == ("invalid_parameter", "messages")
-    assert "10,000 parts" in error.value.message
+    part = {"type": "text", "text": "a"}
+    text.check(task_input("gpt-4", **conversation(*[[part] * 100] * 100)), MODELS["gpt-4"])
+    with refused("invalid_parameter", "messages", match="10,000 parts"):
+        text.check(task_input("gpt-4", **conversation(*[[part] * 100] * 100, [part])), MODELS["gpt-4"])
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_the_text_of_a_stream_is_kept_only_for_an_idempotency_key(keep: bool) -> None:
-    conversation = conversation_of("Go")
-    bound = text.estimate(conversation, MODEL, ROUTE, AudioInfo())
-    collector = text.TextCollector(CollectorContext(conversation, MODEL, bound, True, None, keep))  # type: ignore[arg-type]
+    collected = collector("gpt-4", stream=True, keep=keep)
     tracemalloc.start()
     try:
         for _ in range(100_000):
-            event = StreamTaskResponse()
-            event.text_delta.content = "four"
-            assert collector.add(event) is event
+            event = delta("four")
+            assert collected.add(event) is event
         memory = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    last = StreamTaskResponse()
-    last.text_delta.finish_reason = text_pb2.FINISH_REASON_STOP
-    collector.add(last)
-    result = TaskResult()
-    collector.finish(result)
-    assert result.text.content == ("four" * 100_000 if keep else "")
+    collected.add(delta(last=True))
+    assert finish(collected).text.content == ("four" * 100_000 if keep else "")
     # A stored text takes about its own bytes, not those of 100,000 pieces.
     assert memory < (1_000_000 if keep else 20_000)
-    assert collector.usage()[0].output_tokens == 100_000
+    assert collected.usage()[0].output_tokens == 100_000
+
+
+def test_a_stored_stream_has_its_complete_text() -> None:
+    collected = collector("gpt-4", stream=True, keep=True)
+    for piece in ("one", " two"):
+        assert collected.add(delta(piece)) is not None
+    collected.add(delta(" three", last=True))
+    assert finish(collected).text.content == "one two three"
+
+
+# --- token counts
+
+
+@pytest.mark.parametrize(
+    ("counts", "counted"),
+    [
+        ((1, 1), True),
+        ((922_000, 128_000), True),
+        ((9, 5, 4, 5), True),
+        ((9, 5, 0, 5, 5), True),
+        ((0, 1), False),
+        ((1, 0), False),
+        ((922_001, 1), False),
+        ((1, 128_001), False),
+        ((9, 5, 5, 5), False),
+        ((9, 5, -1), False),
+        ((9, 5, 0, -1), False),
+        ((9, 5, 0, 4, 5), False),
+        ((9, 5, 0, 0, -1), False),
+    ],
+)
+def test_plausible_counts_of_a_provider_are_used(counts: tuple[int, ...], counted: bool) -> None:
+    names = ("prompt", "completion", "cached_prompt", "cache_write_prompt", "cache_write_1h_prompt")
+    collected = collector("gpt-4", stream=True)
+    collected.add(delta("some words"))
+    usage = {f"{name}_tokens": count for name, count in zip(names, counts, strict=False)}
+    collected.add(delta(last=True, usage=usage))
+    delivered = collected.finish(TaskResult())
+    used, by_provider = collected.usage()
+    assert by_provider == counted
+    assert delivered is not None
+    reported = delivered.text_delta.usage
+    assert reported.total_tokens == reported.prompt_tokens + reported.completion_tokens
+    assert (reported.prompt_tokens, reported.completion_tokens) == (used.input_tokens, used.output_tokens)
+    if counted:
+        assert (used.input_tokens, used.output_tokens) == counts[:2]
+
+
+def test_an_early_count_of_the_input_is_billed_and_not_delivered() -> None:
+    collected = collector("gpt-4", stream=True)
+    passed = collected.add(delta("some words", usage={"prompt_tokens": 77}))
+    assert passed is not None
+    assert not passed.text_delta.HasField("usage")
+    collected.add(delta(last=True))
+    collected.finish(TaskResult())
+    assert collected.usage()[0].input_tokens == 77
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [("four words are here",), ("four ", "words ", "are ", "here"), ("", "four words", "", " are here")],
+)
+def test_a_unary_answer_without_reported_usage_is_not_free(pieces: tuple[str, ...]) -> None:
+    collected = collector("gpt-4")
+    for piece in pieces[:-1]:
+        collected.add(delta(piece))
+    collected.add(delta(pieces[-1], last=True))
+    result = finish(collected)
+    used, counted = collected.usage()
+    assert not counted
+    assert used.input_tokens == 3
+    assert 2 <= used.output_tokens <= 4
+    assert result.text.usage.completion_tokens == used.output_tokens
+
+
+def test_deltas_without_text_are_not_counted_as_tokens() -> None:
+    collected = collector("gpt-4", stream=True)
+    for piece in ("", "one", "", " two", ""):
+        collected.add(delta(piece))
+    collected.add(delta(last=True))
+    collected.finish(TaskResult())
+    assert collected.usage()[0].output_tokens == 2
+
+
+def test_a_count_of_the_input_without_text_is_not_passed_on() -> None:
+    collected = collector("gpt-4", stream=True)
+    assert collected.add(delta(usage={"prompt_tokens": 77, "completion_tokens": 9})) is None
+    assert collected.partial_usage(None) == Usage(input_tokens=77)
+
+
+@pytest.mark.parametrize(
+    ("counts", "billed", "counted"),
+    [
+        ((77, 0), (77, 1), False),  # an impossible count of the output
+        ((0, 50), (3, 50), False),  # of the input
+        ((77, 50), (77, 50), True),
+    ],
+)
+def test_a_plausible_count_is_used_beside_an_impossible_one(
+    counts: tuple[int, int], billed: tuple[int, int], counted: bool
+) -> None:
+    collected = collector("gpt-4")
+    usage = {"prompt_tokens": counts[0], "completion_tokens": counts[1]}
+    collected.add(delta("Yes", last=True, usage=usage))
+    result = finish(collected)
+    assert collected.usage() == (Usage(*billed), counted)
+    assert result.text.finish_reason == FINISH_REASON_STOP
+    assert (result.text.usage.prompt_tokens, result.text.usage.completion_tokens) == billed
+
+
+def test_an_answer_without_text_may_have_no_tokens() -> None:
+    collected = collector("gpt-4")
+    collected.add(delta(last=True, usage={"prompt_tokens": 5}))
+    finish(collected)
+    assert collected.usage() == (Usage(5, 0), True)
+
+
+# --- bounds
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "affordable", "sent"),
+    [(None, 128_000, None), (None, 127_999, 127_999), (50, 50, 50), (50, 10**6, 50), (50, 49, 49)],
+)
+def test_the_output_is_limited_to_what_is_paid_for(
+    max_tokens: int | None, affordable: int, sent: int | None
+) -> None:
+    given = task_input("gpt-4", **({"max_tokens": max_tokens} if max_tokens else {}))
+    assert text.limit_output(given, estimate_of("gpt-4", given), affordable) == sent
+
+
+def partial_usage(estimate: Estimate, sizes: list[int]) -> Usage:
+    """The usage of a stream that ends early, after pieces of these sizes."""
+    collected = collector("gpt-4", stream=True, estimate=estimate)
+    for size in sizes:
+        collected.add(delta("x" * size))
+    return collected.partial_usage(None)
+
+
+def test_the_bound_of_a_text_counts_its_bytes_its_messages_and_its_images() -> None:
+    parts = [{"type": "text", "text": "four"}, {"type": "image_url", "image_url": {"url": PIXEL}}]
+    messages = [{"role": "system", "content": "größe"}, {"role": "user", "content": parts}]
+
+    def estimated(max_tokens: int | None = None, **limits: int) -> Estimate:
+        given = task_input("gpt-4", messages=messages, **({"max_tokens": max_tokens} if max_tokens else {}))
+        model: Model = replace(MODELS["gpt-4"], limits=replace(MODELS["gpt-4"].limits, **limits))
+        return text.estimate(given, model, Route("p", "m"), AudioInfo())
+
+    size = 7 + 4
+    tokens = size + 16 * 3 + 6_000
+    found = estimated(50)
+    assert (found.minimum, found.maximum, found.sufficient) == (Usage(tokens, 50), Usage(tokens, 50), None)
+    assert (found.tokens, found.input_tokens) == (size // 4 + 50, 2 + 1_100)
+    found = estimated()
+    assert (found.minimum, found.maximum) == (Usage(tokens, 1), Usage(tokens, 128_000))
+    assert found.sufficient == Usage(tokens, 1_024)
+    assert found.tokens == size // 4
+    found = estimated(500, max_output_tokens=100, max_input_tokens=1_000)
+    assert found.maximum == Usage(1_000, 100)
+    found = estimated(max_output_tokens=100)
+    assert found.sufficient == Usage(tokens, 100)
+    assert partial_usage(estimated(max_input_tokens=1_000), [200, 300, 300]) == Usage(1_000, 100)
+    assert partial_usage(found, [1] * 101).output_tokens == 100

@@ -11,16 +11,7 @@ from grpc.aio import AioRpcError, Metadata
 from pomelo.errors import TABLE, PomeloError
 from pomelo.server.remote.watch import ServerWatch
 from pomelo.status import from_rpc_error
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.clock import Clock
 
 
 @pytest.fixture
@@ -48,7 +39,9 @@ def unavailable(details: str) -> PomeloError:
 REFUSED = "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:1: Connection refused"
 
 
-def test_one_line_is_logged_when_the_server_is_lost_and_one_when_it_is_reconnected(watch, clock, caplog):
+def test_one_line_is_logged_when_the_server_is_lost_and_one_when_it_is_reconnected(
+    watch: ServerWatch, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     watch.call_ended(None)
     for _ in range(100):
         watch.call_ended(unavailable(REFUSED))
@@ -65,7 +58,9 @@ def test_one_line_is_logged_when_the_server_is_lost_and_one_when_it_is_reconnect
     assert second == "The server at server.example:50051 is back after 12 s"
 
 
-def test_intermittent_failures_do_not_fill_the_log(watch, clock, caplog):
+def test_intermittent_failures_do_not_fill_the_log(
+    watch: ServerWatch, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(500):
         watch.call_ended(unavailable(REFUSED))
         watch.call_ended(None)
@@ -74,14 +69,18 @@ def test_intermittent_failures_do_not_fill_the_log(watch, clock, caplog):
 
 
 @pytest.mark.parametrize("code", sorted(set(TABLE) - {"server_unavailable"}))
-def test_an_error_of_the_server_shows_that_it_is_available(code, watch, clock, caplog):
+def test_an_error_of_the_server_shows_that_it_is_available(
+    code: str, watch: ServerWatch, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     watch.call_ended(unavailable(REFUSED))
     clock.now += 5.0
     watch.call_ended(PomeloError(code))
     assert (len(caplog.records) == 2) == (code not in ("deadline_exceeded", "shutting_down"))
 
 
-def test_a_caller_who_leaves_does_not_change_the_state(watch, clock, caplog):
+def test_a_caller_who_leaves_does_not_change_the_state(
+    watch: ServerWatch, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     watch.call_ended(unavailable(REFUSED))
     clock.now += 5.0
     watch.call_ended(KeyboardInterrupt())
@@ -102,7 +101,9 @@ def test_a_caller_who_leaves_does_not_change_the_state(watch, clock, caplog):
         ("", "unavailable"),
     ],
 )
-def test_the_reason_does_not_quote_the_error(details, reason, watch, caplog):
+def test_the_reason_does_not_quote_the_error(
+    details: str, reason: str, watch: ServerWatch, caplog: pytest.LogCaptureFixture
+) -> None:
     watch.call_ended(unavailable(details))
     (record,) = caplog.records
     assert f"is lost: {reason}. " in record.getMessage()
@@ -110,6 +111,6 @@ def test_the_reason_does_not_quote_the_error(details, reason, watch, caplog):
     assert "pml_" not in record.getMessage()
 
 
-def test_an_error_without_a_cause_is_logged(watch, caplog):
+def test_an_error_without_a_cause_is_logged(watch: ServerWatch, caplog: pytest.LogCaptureFixture) -> None:
     watch.call_ended(PomeloError("server_unavailable"))
     assert "is lost: unavailable" in caplog.text

@@ -1,0 +1,157 @@
+"""The operator's requests: keys in pages, modes, and times in the past."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from pomelo.accounts.accounts import AccountAdmin
+from pomelo.accounts.keys import Keyring
+from pomelo.accounts.operator import LocalOperator
+from pomelo.accounts.plans import BUILTIN, TEST_CREDITS
+from pomelo.accounts.usage import UsageReader
+from pomelo.gen.v1 import admin_service_pb2 as pb
+from pomelo.stores.base import Store
+from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, reserve, run
+from tests.unit.clock import Clock
+from tests.unit.refusals import refused
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def operator(store: Store, clock: Clock) -> LocalOperator:
+    keyring = Keyring(store, b"r" * 64, clock=clock, monotonic=clock)
+    accounts, usage = AccountAdmin(store, BUILTIN), UsageReader(store, b"s" * 32)
+    return LocalOperator(
+        store, keyring, accounts, usage, {"gpt-4"}, clock, runs=lambda task_id: task_id == "task_1"
+    )
+
+
+async def test_a_key_is_created_listed_rotated_and_revoked(operator: LocalOperator, clock: Clock) -> None:
+    request = pb.CreateKeyRequest(mode=pb.KEY_MODE_LIVE, models=["gpt-4", "gpt-4"])
+    request.expire_time.FromSeconds(1_001)
+    created = await operator.create_key(request)
+    key = created.key
+    assert created.secret.startswith(f"pml_live_{key.key_id}_")
+    assert key == pb.Key(
+        key_id=key.key_id,
+        account="default",
+        mode=pb.KEY_MODE_LIVE,
+        models=["gpt-4"],
+        create_time=Timestamp(seconds=1_000),
+        expire_time=Timestamp(seconds=1_001),
+    )
+    assert list((await operator.list_keys(pb.ListKeysRequest())).keys) == [key]
+    rotated = await operator.rotate_key(pb.RotateKeyRequest(key_id=key.key_id))
+    assert rotated.secret.startswith(f"pml_live_{rotated.key.key_id}_")
+    revoked = await operator.revoke_key(pb.RevokeKeyRequest(key_id=key.key_id))
+    assert revoked.key.revoke_time == Timestamp(seconds=1_000)
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "field"),
+    [
+        (pb.CreateKeyRequest(models=["gpt-5"]), "invalid_parameter", "models"),
+        (pb.CreateKeyRequest(account="nobody"), "not_found", "account"),
+        (pb.CreateKeyRequest(mode=9), "invalid_parameter", "mode"),  # type: ignore[arg-type]
+        (pb.CreateKeyRequest(expire_time=Timestamp(seconds=1_000)), "invalid_parameter", "expire_time"),
+        (pb.CreateKeyRequest(expire_time=Timestamp(nanos=-1)), "invalid_parameter", "expire_time"),
+    ],
+)
+async def test_an_invalid_key_is_refused_and_not_created(
+    operator: LocalOperator, request_: pb.CreateKeyRequest, code: str, field: str
+) -> None:
+    with refused(code, field):
+        await operator.create_key(request_)
+    assert not (await operator.list_keys(pb.ListKeysRequest())).keys
+
+
+async def test_a_missing_key_id_is_refused(operator: LocalOperator) -> None:
+    with refused("missing_parameter", "key_id"):
+        await operator.rotate_key(pb.RotateKeyRequest())
+    with refused("missing_parameter", "key_id"):
+        await operator.revoke_key(pb.RevokeKeyRequest())
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+async def test_keys_are_listed_in_pages_oldest_first(
+    operator: LocalOperator, clock: Clock, store: Store, count: int
+) -> None:
+    await add_account(store)
+    ids = []
+    for _ in range(count):
+        ids.append((await operator.create_key(pb.CreateKeyRequest(account="acme"))).key.key_id)
+        await operator.create_key(pb.CreateKeyRequest())
+        clock.now += 0.25
+    request, pages = pb.ListKeysRequest(account="acme", page_size=2), []
+    while True:
+        response = await operator.list_keys(request)
+        pages.append([key.key_id for key in response.keys])
+        request.page_token = response.next_page_token
+        if not response.next_page_token:
+            break
+    assert pages == [ids[:2], ids[2:]] if count > 2 else [ids]
+    with refused("invalid_parameter", "page_token"):
+        first = await operator.list_keys(pb.ListKeysRequest(page_size=1))
+        await operator.list_keys(pb.ListKeysRequest(account="acme", page_token=first.next_page_token))
+
+
+async def test_an_account_is_created_listed_shown_and_its_plan_set(operator: LocalOperator) -> None:
+    created = await operator.create_account(pb.CreateAccountRequest(name="acme", plan="pro", live_micros=7))
+    assert (created.account.plan, created.account.live.granted_micros) == ("pro", 7)
+    listed = await operator.list_accounts(pb.ListAccountsRequest(page_size=1))
+    assert [account.name for account in listed.accounts] == ["acme"]
+    rest = await operator.list_accounts(pb.ListAccountsRequest(page_token=listed.next_page_token))
+    assert ([account.name for account in rest.accounts], rest.next_page_token) == (["default"], "")
+    changed = await operator.set_plan(pb.SetPlanRequest(name="acme", plan="scale"))
+    assert changed.account.plan == "scale"
+    assert (await operator.show_account(pb.ShowAccountRequest(name="acme"))).account == changed.account
+
+
+@pytest.mark.parametrize(
+    ("mode", "live", "test"),
+    [(pb.KEY_MODE_UNSPECIFIED, 5, 0), (pb.KEY_MODE_LIVE, 5, 0), (pb.KEY_MODE_TEST, 0, 5)],
+)
+async def test_credits_are_granted_in_live_mode_unless_test_mode_is_requested(
+    operator: LocalOperator, mode: pb.KeyMode.ValueType, live: int, test: int
+) -> None:
+    request = pb.GrantCreditsRequest(name="default", amount_micros=5, mode=mode)
+    account = (await operator.grant_credits(request)).account
+    assert account.live.granted_micros == live
+    assert account.test.granted_micros == TEST_CREDITS + test
+
+
+@pytest.mark.parametrize(
+    ("mode", "ids"),
+    [
+        (pb.KEY_MODE_UNSPECIFIED, {"task_live", "task_test"}),
+        *[(pb.KEY_MODE_LIVE, {"task_live"}), (pb.KEY_MODE_TEST, {"task_test"})],
+    ],
+)
+async def test_usage_is_of_one_mode_or_of_both(
+    operator: LocalOperator, store: Store, mode: pb.KeyMode.ValueType, ids: set[str]
+) -> None:
+    await add_account(store)
+    await run(store, "task_live", ACME)
+    await run(store, "task_test", ACME_TEST)
+    for account in ("acme", ""):
+        usage = (await operator.query_usage(pb.QueryUsageRequest(account=account, mode=mode))).usage
+        assert {record.id for record in usage.records} == ids
+    with refused("not_found", "account"):
+        await operator.query_usage(pb.QueryUsageRequest(account="nobody", mode=mode))
+
+
+async def test_an_audit_knows_the_running_tasks_and_the_time(
+    operator: LocalOperator, store: Store, clock: Clock
+) -> None:
+    await add_account(store)
+    for task_id in ("task_1", "task_2"):
+        await reserve(store, task_id)  # at 1,000 s
+    assert [one.subject for one in (await operator.audit(pb.AuditRequest())).findings] == ["task_2"]
+    clock.now += 86_400.0
+    findings = (await operator.audit(pb.AuditRequest())).findings
+    assert {one.subject for one in findings} == {"task_1", "task_2"}

@@ -1,0 +1,109 @@
+"""Uploads and downloads: their limits, their deadlines and their lifetimes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pomelo.call import Call, Principal
+from pomelo.media.local import LocalMedia
+from pomelo.media.store import MediaStore
+from pomelo.turns import Turns
+from tests.calls import call_of
+from tests.unit.media.files import PNG, names, put
+from tests.unit.refusals import refused
+
+
+class Access:
+    """Takes every call for one of ann's in test mode."""
+
+    async def identify(self, call: Call) -> Principal:
+        return Principal("ann", "k", live=False)
+
+
+def service(store: MediaStore, upload_limit: int = 10**6) -> LocalMedia:
+    return LocalMedia(store, Access(), upload_limit, turns=Turns())
+
+
+def hurried(protocol: str = "rest") -> Call:
+    """A call with a deadline after 0.05 s."""
+    return Call.from_headers({"x-request-timeout": "0.05"}.get, protocol=protocol)
+
+
+async def three_chunks(size: int) -> AsyncIterator[bytes]:
+    for _ in range(3):
+        yield b"x" * size
+
+
+async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStore) -> None:
+    media_service = service(store, 2_500_000)
+    for size in (1_000_000, 833_334):  # the latter are two bytes too many
+        with refused("payload_too_large"):
+            await media_service.upload_media("audio/mpeg", three_chunks(size), call_of(None))
+        assert names(store) == []
+    media = await service(store, 2_400_000).upload_media("audio/mpeg", three_chunks(800_000), call_of(None))
+    assert media.size_bytes == 2_400_000
+    async with media_service.download_media(media.media_id, "", call_of(None)) as (found, chunks):
+        assert found.size_bytes == sum([len(chunk) async for chunk in chunks])
+
+
+async def test_an_empty_upload_is_refused_and_deleted(store: MediaStore) -> None:
+    with refused("invalid_parameter", "audio"):
+        await service(store).upload_media("audio/mpeg", three_chunks(0), call_of(None))
+    assert names(store) == []
+
+
+async def test_media_are_downloaded_by_their_owner_or_with_a_link(store: MediaStore) -> None:
+    mine, other = put(store, "ann/test", b"0123456789"), put(store, "bob/test")
+    signature = store.find(other, None)[1].url.partition("?")[2]
+    async with service(store).download_media(other, signature, call_of(None)) as (found, chunks):
+        assert (found.media_id, b"".join([chunk async for chunk in chunks])) == (other, PNG)
+    for media_id, query in ((other, ""), (mine, signature), (other, f"{signature}0")):
+        with refused("not_found"):
+            async with service(store).download_media(media_id, query, call_of(None)):
+                pass
+    async with service(store).download_media(mine, "", call_of(None)) as (found, chunks):
+        chunks.skip(3)
+        chunks.skip(2)
+        assert b"".join([chunk async for chunk in chunks]) == b"56789"
+
+
+async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.Event().wait()
+
+    with refused("deadline_exceeded"):
+        await service(store).upload_media("audio/mpeg", stalled(), hurried())
+    assert names(store) == []
+
+
+@pytest.mark.parametrize(("protocol", "min_seconds", "max_seconds"), [("rest", 45, 51), ("grpc", 3590, 3601)])
+async def test_a_rest_upload_ends_with_its_request_and_a_grpc_upload_does_not(
+    tmp_path: Path, protocol: str, min_seconds: int, max_seconds: int
+) -> None:
+    store = MediaStore(tmp_path / "media", b"s" * 32)
+    call = Call.from_headers({"x-request-timeout": "20"}.get, protocol=protocol)
+    media = await service(store).upload_media("audio/mpeg", three_chunks(10), call)
+    assert min_seconds < media.expire_time.seconds - time.time() + 1 <= max_seconds + 1
+    path, found = store.find(media.media_id, "ann/test")
+    assert found.expire_time.seconds == media.expire_time.seconds
+    call.end()
+    assert path.exists() == (protocol == "grpc")
+    call.end()
+
+
+async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> None:
+    media_id = put(store, "ann/test", PNG * 10_000)
+
+    async def stalled() -> None:
+        async with service(store).download_media(media_id, "", hurried("grpc")) as (_, chunks):
+            async for _ in chunks:
+                await asyncio.Event().wait()  # the reader stalls
+
+    with refused("deadline_exceeded"):
+        await asyncio.wait_for(stalled(), 10)

@@ -1,0 +1,63 @@
+"""The connections that this process has accepted on a port are listed, counted and disconnected."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from pomelo.server.accepted_sockets import AcceptedSocket, AcceptedSockets
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def test_only_accepted_connections_of_the_port_are_listed_with_their_bytes(listener: socket.socket) -> None:
+    sockets = AcceptedSockets([listener.getsockname()[1]])
+    assert list(sockets.list()) == []
+    with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as accepted:
+        host, port = client.getsockname()
+        (found,) = sockets.list()
+        assert (found.host, found.peer) == (host, f"ipv4:{host}:{port}")
+        assert (found.descriptor, found.received) == (accepted.fileno(), 0)
+        client.sendall(b"x" * 1_000)
+        assert len(accepted.recv(1_000, socket.MSG_WAITALL)) == 1_000
+        assert list(sockets.list()) == [found], "the same object"
+        assert found.received == 1_000
+        assert list(AcceptedSockets([1]).list()) == []
+    assert list(sockets.list()) == []
+
+
+def test_a_disconnected_peer_is_reset_and_a_reused_descriptor_is_not_disconnected(
+    listener: socket.socket,
+) -> None:
+    sockets = AcceptedSockets([listener.getsockname()[1]])
+    with socket.create_connection(listener.getsockname()) as client, listener.accept()[0]:
+        (found,) = sockets.list()
+        assert sockets.disconnect(found)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    assert not sockets.disconnect(found)
+    with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as accepted:
+        found.descriptor = accepted.fileno()
+        assert not sockets.disconnect(found)
+        client.sendall(b"x")
+        assert accepted.recv(1) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "peer"),
+    [
+        (("192.0.2.1", 5, 0, 0), "192.0.2.1", "ipv4:192.0.2.1:5"),
+        (("::ffff:192.0.2.1", 5, 0, 0), "192.0.2.1", "ipv4:192.0.2.1:5"),
+        (("2001:db8::1", 5, 0, 0), "2001:db8::1", "ipv6:%5B2001:db8::1%5D:5"),
+        (("fe80::1", 5, 0, 2), "fe80::1", "ipv6:%5Bfe80::1%252%5D:5"),
+    ],
+)
+def test_a_peer_is_named_as_grpc_names_it(name: tuple[str, int, int, int], host: str, peer: str) -> None:
+    found = AcceptedSocket(3, 7, name)
+    assert (found.host, found.peer) == (host, peer)

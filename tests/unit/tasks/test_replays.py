@@ -1,0 +1,75 @@
+"""Stored answers are replayed as the events of a stream, and have the size of their output."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.providers.chunks import MAX_AUDIO_BYTES
+from tests.unit.refusals import refused
+from tests.unit.tasks.collectors import collector, definition_of, delta, finish
+
+
+def text_result(content: str) -> TaskResult:
+    collected = collector("gpt-4")
+    collected.add(delta(content, last=True, usage={"prompt_tokens": 3, "completion_tokens": 2}))
+    return finish(collected)
+
+
+def test_a_text_is_replayed_in_small_deltas_with_its_end_and_usage() -> None:
+    result = text_result("größe " * 20_000)
+    *deltas, last = [event.text_delta for event in definition_of("gpt-4").replay(result, None)]
+    assert len(deltas) > 1
+    assert "".join(one.content for one in deltas) == result.text.content
+    assert not any(one.finish_reason or one.HasField("usage") for one in deltas)
+    assert (last.content, last.finish_reason, last.usage) == (
+        "",
+        result.text.finish_reason,
+        result.text.usage,
+    )
+    assert last.finish_reason
+    assert (last.usage.prompt_tokens, last.usage.total_tokens) == (3, 5)
+
+
+def test_an_empty_text_is_replayed_as_its_end() -> None:
+    (event,) = definition_of("gpt-4").replay(text_result(""), None)
+    assert event.text_delta.finish_reason
+
+
+@pytest.mark.parametrize("size", [1, MAX_AUDIO_BYTES, 2 * MAX_AUDIO_BYTES + 1])
+def test_audio_is_replayed_in_chunks_of_which_the_first_has_the_type(tmp_path: Path, size: int) -> None:
+    path, data = tmp_path / "audio", bytes(index % 251 for index in range(size))
+    path.write_bytes(data)
+    result = TaskResult(id="speech_1")
+    result.speech.content_type = "audio/mpeg"
+    *chunks, last = list(definition_of("eleven-labs-tts").replay(result, path))
+    assert b"".join(event.audio_chunk.data for event in chunks) == data
+    assert [event.audio_chunk.content_type for event in chunks] == ["audio/mpeg", *[""] * (len(chunks) - 1)]
+    assert all(len(one.audio_chunk.data) == MAX_AUDIO_BYTES for one, _ in pairwise(chunks))
+    assert last.result == result
+
+
+def test_audio_that_was_deleted_can_not_be_replayed(tmp_path: Path) -> None:
+    with refused("store_unavailable"):
+        list(definition_of("eleven-labs-tts").replay(TaskResult(), tmp_path / "none"))
+
+
+def test_an_image_is_replayed_as_its_result() -> None:
+    result = TaskResult(id="img_1")
+    assert [event.result for event in definition_of("flux-1-pro").replay(result, None)] == [result]
+
+
+def test_the_size_of_an_output_is_that_of_its_bytes_or_of_its_file() -> None:
+    text, transcript = TaskResult(), TaskResult()
+    text.text.content = transcript.transcription.text = "größe"
+    assert definition_of("gpt-4").output_size(text) == 7
+    assert definition_of("eleven-labs-stt").output_size(transcript) == 7
+    for model in ("flux-1-pro", "eleven-labs-tts", "eleven-labs-sts"):
+        for data, linked, size in ((b"12345", 0, 5), (b"12345", 9, 5), (b"", 9, 9)):
+            answer = TaskResult()
+            media = answer.image.images.add() if model == "flux-1-pro" else answer.speech
+            media.data, media.media.size_bytes = data, linked
+            assert definition_of(model).output_size(answer) == size

@@ -1,0 +1,58 @@
+"""Transcripts: the billed length, the language, and the times of words."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import pytest
+
+from pomelo.catalog.pricing import Usage
+from pomelo.gen.v1.speech_pb2 import Transcription
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.tasks.base import Estimate
+from tests.unit.tasks.collectors import collector, finish
+
+
+def transcript(
+    seconds: float, words: list[tuple[float, float]], input_audio_ms: int = 9_800
+) -> tuple[Transcription, Usage, bool]:
+    """The result of a transcript of audio that has at most 10 s, and what is billed for it."""
+    limit = Usage(audio_ms=10_000)
+    collected = collector("eleven-labs-stt", estimate=Estimate(limit, limit, input_audio_ms=input_audio_ms))
+    event = StreamTaskResponse()
+    found = event.result.transcription
+    found.text, found.language, found.audio_seconds = "some words", "eng", seconds
+    for start, end in words:
+        found.words.add(text="word", start=start, end=end)
+    collected.add(event)
+    return finish(collected).transcription, *collected.usage()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ms", "counted"),
+    [
+        *[(10.0, 10_000, True), (1.0001, 1_001, True), (0.0001, 1, True), (10.001, 9_800, False)],
+        *[(impossible, 9_800, False) for impossible in (0.0, -1.0, inf, nan)],
+    ],
+)
+def test_a_plausible_reported_length_is_billed(seconds: float, ms: int, counted: bool) -> None:
+    result, used, by_provider = transcript(seconds, [])
+    assert (used, by_provider) == (Usage(audio_ms=ms), counted)
+    assert result.audio_seconds == ms / 1000
+
+
+def test_audio_of_unknown_length_is_billed_by_its_bound_and_lasts_to_its_last_word() -> None:
+    result, used, counted = transcript(0.0, [(0.5, 1.5), (2.0, 2.5)], input_audio_ms=0)
+    assert (used, counted) == (Usage(audio_ms=10_000), False)
+    assert result.audio_seconds == 2.5
+    assert transcript(0.0, [], input_audio_ms=0)[0].audio_seconds == 0
+
+
+def test_times_that_are_no_numbers_are_replaced_by_those_before() -> None:
+    result, _, _ = transcript(5.0, [(0.5, 1.0), (nan, 2.0), (2.5, inf), (nan, nan)])
+    times = [(word.start, word.end) for word in result.words]
+    assert times == [(0.5, 1.0), (1.0, 2.0), (2.5, 2.5), (2.5, 2.5)]
+
+
+def test_the_language_is_reported_by_its_shortest_code() -> None:
+    assert transcript(5.0, [])[0].language == "en"

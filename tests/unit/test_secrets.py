@@ -1,0 +1,166 @@
+"""The root secret: created once, private, and that of its data folder."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pomelo.secrets import derive_key, write_private
+from pomelo.settings import Settings, SettingsError
+
+
+def test_the_root_secret_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "deep" / "data")
+    secret = settings.root_secret()
+    assert len(secret) == 64
+    assert settings.root_secret() == secret == Settings(data=settings.data).root_secret()
+    assert stat.S_IMODE(settings.data.stat().st_mode) == 0o700
+    assert stat.S_IMODE((settings.data / "secret").stat().st_mode) == 0o600
+    assert stat.S_IMODE((settings.data / "secret-check").stat().st_mode) == 0o600
+    assert secret.decode() not in (settings.data / "secret-check").read_text()
+    assert {path.name for path in settings.data.iterdir()} == {"secret", "secret-check"}
+
+
+def test_the_key_of_a_purpose_is_a_step_of_hkdf() -> None:
+    assert derive_key(b"root", "a") == hmac.digest(b"root", b"a\x01", "sha256") != derive_key(b"root", "b")
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_private_file_is_replaced_only_on_request(tmp_path: Path, replace: bool) -> None:
+    path = tmp_path / "file"
+    write_private(path, "first", replace=False)
+    write_private(path, "second", replace=replace)
+    assert path.read_text() == ("second\n" if replace else "first\n")
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_secret_has_at_least_32_characters(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    write_private(tmp_path / "secret", "s" * 31, replace=True)
+    with pytest.raises(SettingsError, match="damaged"):
+        Settings(data=tmp_path).root_secret()
+    write_private(tmp_path / "secret", "s" * 32, replace=True)
+    assert Settings(data=tmp_path).root_secret() == b"s" * 32
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o620, 0o604])
+def test_a_secret_file_is_for_its_owner_alone(tmp_path: Path, mode: int) -> None:
+    Settings(data=tmp_path).root_secret()
+    (tmp_path / "secret").chmod(mode)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        Settings(data=tmp_path).root_secret()
+
+
+def test_a_folder_accepts_only_the_secret_that_it_was_first_used_with(tmp_path: Path) -> None:
+    assert Settings(data=tmp_path, secret="a" * 40).root_secret() == b"a" * 40
+    assert Settings(data=tmp_path, secret="a" * 40).root_secret() == b"a" * 40
+    with pytest.raises(SettingsError, match="POMELO_SECRET is not the secret that the keys"):
+        Settings(data=tmp_path, secret="b" * 40).root_secret()
+    with pytest.raises(SettingsError, match="secret is not the secret"):
+        Settings(data=tmp_path).root_secret()
+
+
+def test_a_configured_secret_equals_the_secret_file_of_another_machine(tmp_path: Path) -> None:
+    stored = Settings(data=tmp_path / "a").root_secret()
+    configured = Settings(data=tmp_path / "b", secret=stored.decode())
+    assert configured.root_secret() == stored
+    assert not (tmp_path / "b" / "secret").exists()
+
+
+def test_a_secret_file_that_others_can_read_or_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+    settings.root_secret()
+    (tmp_path / "secret").chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        settings.root_secret()
+    (tmp_path / "secret").chmod(0o600)
+    (tmp_path / "secret").write_text("")
+    with pytest.raises(SettingsError, match="damaged"):
+        settings.root_secret()
+
+
+def test_a_missing_secret_file_is_not_recreated_if_there_are_keys(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+    settings.database.write_bytes(b"keys")
+    with pytest.raises(SettingsError, match="is missing"):
+        settings.root_secret()
+    assert not (tmp_path / "secret").exists()
+
+
+def test_a_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="POMELO_DATA"):
+        Settings(data=tmp_path / "file").root_secret()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o750, 0o701])
+@pytest.mark.parametrize("used", [False, True])
+def test_access_of_others_to_a_data_folder_is_removed_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, used: bool
+) -> None:
+    data = tmp_path / "data"
+    settings = Settings(data=data)
+    secret = None
+    if used:
+        secret = settings.root_secret()
+    else:
+        data.mkdir()
+        (data / "lost+found").mkdir()  # a new file system has this folder
+    data.chmod(mode)
+    caplog.clear()
+    assert settings.root_secret() == secret or not used
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(data) in line
+    assert f"{mode:04o}" in line
+    caplog.clear()
+    settings.root_secret()
+    assert caplog.records == []
+
+
+def test_an_open_folder_with_files_of_other_programs_is_refused_and_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "diary").write_text("")
+    tmp_path.chmod(0o755)
+    with pytest.raises(SettingsError, match=f"chmod 700 {tmp_path}"):
+        Settings(data=tmp_path).root_secret()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+    assert [path.name for path in tmp_path.iterdir()] == ["diary"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_a_data_folder_of_another_user_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(SettingsError, match=r"another user \(uid 12345\).* chown -R 0 ") as caught:
+        Settings(data=tmp_path).root_secret()
+    assert str(tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shared_secret_is_an_existing_one_and_none_is_created(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert Settings(data=data).shared_secret() is None
+    assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
+    assert not data.exists()
+    created = Settings(data=data).root_secret()
+    assert Settings(data=data).shared_secret() == created
+    assert Settings(data=data, secret="s" * 40).shared_secret() == b"s" * 40
+
+
+def test_a_folder_that_can_not_be_read_has_no_shared_secret(tmp_path: Path) -> None:
+    too_long = tmp_path / ("n" * 300)
+    assert Settings(data=too_long).shared_secret() is None
+    with pytest.raises(SettingsError, match="can't be used"):
+        Settings(data=too_long).root_secret()
+
+
+def test_a_shared_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    Settings(data=tmp_path).root_secret()
+    (tmp_path / "secret").chmod(0o644)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        Settings(data=tmp_path).shared_secret()
