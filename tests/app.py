@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.accounts.plans import Plan
@@ -150,6 +151,31 @@ class RunningApp:
             request.headers = {**request.headers, "Accept": accept}
         return await self._rest[protocol](request)
 
+    async def post(
+        self, protocol: str, key: str, *, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> aiohttp.ClientResponse:
+        """Posts a task to REST with `json` or `data` of aiohttp; returns the answer, whose body was read."""
+        url = f"{self.urls[protocol]}/api/v1/task"
+        sent = {"Authorization": f"Bearer {key}", **(headers or {})}
+        async with self.session.post(url, headers=sent, **body) as answer:
+            await answer.read()
+        return answer
+
+    async def lines(
+        self, protocol: str, key: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> list[bytes]:
+        """Streams a task over REST; returns the lines. aiohttp refuses a line of 64 KiB."""
+        url = f"{self.urls[protocol]}/api/v1/task"
+        sent = {"Authorization": f"Bearer {key}", **(headers or {})}
+        async with self.session.post(url, json={**body, "stream": True}, headers=sent) as answer:
+            return [line async for line in answer.content]
+
+    async def get_json(self, protocol: str, key: str, path: str) -> Any:
+        """Gets a path of REST; returns the JSON of the answer."""
+        headers = {"Authorization": f"Bearer {key}"}
+        async with self.session.get(self.urls[protocol] + path, headers=headers) as answer:
+            return await answer.json()
+
     async def get(self, protocol: str, key: str, path: str, **headers: str) -> Outcome:
         """Gets a path of REST; over gRPC lists the models, whatever the path."""
         if protocol == "grpc":
@@ -191,3 +217,14 @@ async def run_app(
             ):
                 urls = {"rest": "http://{}:{}".format(*server.rest), "remote": f"http://{host}:{port}"}
                 yield RunningApp(server, upstream, session, channel, urls)
+
+
+def app_fixture(**options: Any) -> Any:
+    """Returns a fixture of a module: a running app; `options` go to `run_app`."""
+
+    @pytest.fixture(scope="module")
+    async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+        async with run_app(tmp_path_factory.mktemp("app"), **options) as opened:
+            yield opened
+
+    return app

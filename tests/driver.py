@@ -29,6 +29,8 @@ PROTOCOLS = ("grpc", "rest", "remote")
 """gRPC, REST in the engine's process, and REST through a gateway that reaches the engine over gRPC."""
 
 PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
+REST_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS[1:])
+METHOD = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 

@@ -26,6 +26,7 @@ from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import AccessService, Visit
+from tests.calls import bearer
 from tests.certificates import make_certificate
 from tests.conftest import Keys
 from tests.faults import frames
@@ -300,7 +301,7 @@ async def test_a_connection_with_a_valid_key_stays_open_over_tls(
         grpc.aio.secure_channel(f"localhost:{port}", tls) as channel,
     ):
         ask = channel.unary_unary(MODELS)
-        metadata = [("authorization", f"Bearer {keys.test}")]
+        metadata = bearer(keys.test)
         assert await ask(b"", metadata=metadata)
         await unauthenticated.closed()
         assert channel.get_state() == grpc.ChannelConnectivity.READY
@@ -317,7 +318,7 @@ async def test_a_download_by_a_signed_link_keeps_its_connection_open(app: App, k
 
     async with serve(app, QUICK) as port:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            metadata = [("authorization", f"Bearer {keys.test}")]
+            metadata = bearer(keys.test)
             media = (await MediaServiceStub(channel).UploadMedia(pieces(), metadata=metadata)).media
         # A separate connection with small windows.
         slow = [

@@ -37,6 +37,7 @@ from tests import node_client
 from tests.app import RunningApp, run_app
 from tests.calls import bearer, reason_of
 from tests.conftest import Keys
+from tests.driver import METHOD
 from tests.faults import frames, http2
 from tests.ports import free_port
 from tests.tasks import text_task
@@ -62,7 +63,6 @@ PLAIN = policy(["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
 EAGER = policy(EVERY_CODE)
 """Retries every error that the server does not forbid to retry."""
 
-METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 RETRYABLE = sorted(
     code for code, row in TABLE.items() if row.http in (409, 429, 503) and code not in {"provider_not_configured", "idempotency_mismatch"}
@@ -154,7 +154,7 @@ def _code(details: bytes) -> str:
     info = error_details_pb2.ErrorInfo()
     for detail in status_pb2.Status.FromString(details).details:
         detail.Unpack(info)
-    return info.reason.lower()
+    return str(info.reason).lower()
 
 
 def options(config: str) -> list[tuple[str, Any]]:
@@ -251,7 +251,7 @@ async def test_a_lasting_error_is_retried_as_often_as_the_policy_allows(
         assert rig.tasks.attempts[prompt] == ATTEMPTS
 
 
-@METHODS
+@METHOD
 @pytest.mark.parametrize("config", [PLAIN, EAGER], ids=["plain", "eager"])
 async def test_a_permanent_error_is_not_retried(
     client: Client, method: str, config: str, rig: Rig, keys: Keys
@@ -355,7 +355,7 @@ async def test_calls_refused_during_a_shutdown_succeed_on_the_next_server(
 
 
 @pytest.mark.parametrize("code", sorted(TABLE))
-@METHODS
+@METHOD
 async def test_every_refusal_is_one_headers_frame_that_ends_the_stream(
     method: str, code: str, rig: Rig, keys: Keys
 ) -> None:

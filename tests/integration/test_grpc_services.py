@@ -21,6 +21,7 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.connection_limits import ConnectionObserver
 from tests.calls import as_dict, bearer, end, failure, reason_of
+from tests.driver import METHOD
 from tests.integration.scripted_services import (
     GATEWAY,
     KEY,
@@ -35,13 +36,12 @@ from tests.tasks import text_task
 
 LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
 LARGE = "x" * 70_000
-METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
 # --- headers
 
 
-@METHODS
+@METHOD
 @pytest.mark.parametrize("when", ["before", "during"])
 async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, when: str) -> None:
     error = PomeloError("rate_limit_exceeded", retry_after=7)
@@ -85,7 +85,7 @@ async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails:
 # --- what the services receive
 
 
-@METHODS
+@METHOD
 async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None:
     async with serve_scripted() as opened:
         for timeout in (None, 5.0, 50.0):
@@ -95,7 +95,7 @@ async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None
             assert (timeout or 600.0) - 3 < left < (timeout or 600.0) + 3
 
 
-@METHODS
+@METHOD
 async def test_the_deadline_of_a_gateway_call_is_the_one_in_its_header(method: str) -> None:
     metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
     async with serve_scripted() as opened:
@@ -114,7 +114,7 @@ async def test_the_address_of_a_caller_that_is_not_a_gateway_is_that_of_its_conn
     assert (call.protocol, call.address) == ("grpc", "127.0.0.1")
 
 
-@METHODS
+@METHOD
 async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: str) -> None:
     async with serve_scripted(ScriptedServices(before=raises(invalid("seed", "a number")))) as opened:
         for prompt in ("Hi", LARGE):
@@ -124,7 +124,7 @@ async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: s
     assert large.refused == [("invalid_parameter", "gpt-4")]
 
 
-@METHODS
+@METHOD
 @pytest.mark.parametrize("code", ["insufficient_credits", "provider_failed", "rate_limit_exceeded"])
 async def test_a_large_task_that_fails_for_another_reason_is_not_counted(method: str, code: str) -> None:
     async with serve_scripted(ScriptedServices(before=raises(PomeloError(code)))) as opened:
@@ -133,7 +133,7 @@ async def test_a_large_task_that_fails_for_another_reason_is_not_counted(method:
     assert visit.refused == []
 
 
-@METHODS
+@METHOD
 async def test_a_task_that_was_charged_is_not_counted_again(method: str) -> None:
     async def charge(call: Call) -> None:
         call.response_headers["X-Credits-Charged"] = "1"
@@ -145,7 +145,7 @@ async def test_a_task_that_was_charged_is_not_counted_again(method: str) -> None
     assert visit.refused == []
 
 
-@METHODS
+@METHOD
 async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(method: str) -> None:
     async with serve_scripted() as opened:
         await end(opened.task(method))
@@ -228,7 +228,7 @@ async def test_the_end_of_every_look_up_and_call_is_reported() -> None:
     assert counted.reports == {"checking": 4, "checked": 4, "authenticated": 4, "ended": 4}
 
 
-@METHODS
+@METHOD
 async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
     counted = Counted()
     async with serve_scripted(connections=counted) as opened:

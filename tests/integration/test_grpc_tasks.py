@@ -18,12 +18,13 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.gen.v1.text_pb2 import TextDelta, TextInput
 from pomelo.providers.base import Job
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.conftest import Keys
+from tests.driver import METHOD
 from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 
 
@@ -38,9 +39,6 @@ def start(tasks: Any, method: str, task: Task, **more: Any) -> Any:
     if method == "RunTask":
         return tasks.RunTask(RunTaskRequest(task=task), **more)
     return tasks.StreamTask(StreamTaskRequest(task=task), **more)
-
-
-METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
@@ -93,7 +91,7 @@ async def test_a_unary_response_has_its_headers_only_in_trailing_metadata(tasks:
     assert metadata["x-credits-charged"]
 
 
-@METHODS
+@METHOD
 @pytest.mark.parametrize("request_id", [None, "two words", "x" * 129])
 async def test_a_missing_or_invalid_request_id_is_replaced(
     method: str, request_id: str | None, tasks: Any, keys: Keys
@@ -105,7 +103,7 @@ async def test_a_missing_or_invalid_request_id_is_replaced(
     assert metadata["x-request-id"].startswith("req_")
 
 
-@METHODS
+@METHOD
 async def test_an_error_has_metadata_status_and_details(method: str, tasks: Any, keys: Keys) -> None:
     task = text_task("[[error:provider_unavailable]]")
     error = await failure(start(tasks, method, task, metadata=bearer(keys.test, x_request_id="it")))
@@ -133,7 +131,7 @@ async def test_a_permanent_refusal_stops_retry_policies(tasks: Any, keys: Keys) 
         assert "retry-after" not in metadata
 
 
-@METHODS
+@METHOD
 async def test_a_caller_without_a_key_is_refused_with_a_request_id(method: str, tasks: Any) -> None:
     error = await failure(start(tasks, method, text_task()))
     assert error.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -141,7 +139,7 @@ async def test_a_caller_without_a_key_is_refused_with_a_request_id(method: str, 
     assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
 
 
-@METHODS
+@METHOD
 async def test_a_request_without_a_task_lacks_its_model(method: str, tasks: Any, keys: Keys) -> None:
     request = RunTaskRequest() if method == "RunTask" else StreamTaskRequest()
     error = await failure(getattr(tasks, method)(request, metadata=bearer(keys.test)))
@@ -149,7 +147,7 @@ async def test_a_request_without_a_task_lacks_its_model(method: str, tasks: Any,
     assert reason_of(error) == "missing_parameter"
 
 
-@METHODS
+@METHOD
 async def test_a_deadline_ends_the_call_in_time(method: str, tasks: Any, keys: Keys) -> None:
     began = time.monotonic()
     error = await failure(
@@ -159,7 +157,7 @@ async def test_a_deadline_ends_the_call_in_time(method: str, tasks: Any, keys: K
     assert 0.25 < time.monotonic() - began < 0.6
 
 
-@METHODS
+@METHOD
 async def test_a_timeout_in_metadata_applies_without_a_deadline(method: str, tasks: Any, keys: Keys) -> None:
     metadata = bearer(keys.test, x_request_timeout="0.2")
     error = await failure(start(tasks, method, text_task("[[delay:30]]"), metadata=metadata))
@@ -167,7 +165,7 @@ async def test_a_timeout_in_metadata_applies_without_a_deadline(method: str, tas
     assert reason_of(error) == "deadline_exceeded"
 
 
-@METHODS
+@METHOD
 async def test_a_caller_that_leaves_closes_the_provider_s_connection_within_50_ms(
     method: str, tasks: Any, keys: Keys, upstream: FaultUpstream
 ) -> None:
@@ -188,7 +186,7 @@ async def test_a_caller_that_leaves_closes_the_provider_s_connection_within_50_m
     assert received.left_at - left < 0.05
 
 
-@METHODS
+@METHOD
 async def test_inline_audio_of_exactly_the_limit_is_accepted(method: str, tasks: Any, keys: Keys) -> None:
     task = small_task("speech_to_text")
     task.speech_to_text.audio.data = b"\0" * (4 * 1024 * 1024)
@@ -225,7 +223,7 @@ class Broken:
         self.moved = asyncio.Event()
         self.closed = asyncio.Event()
 
-    async def text(self, job: Job) -> AsyncIterator[StreamTaskResponse]:
+    async def text(self, job: Job[TextInput]) -> AsyncIterator[StreamTaskResponse]:
         """Raises an unexpected error, or yields events without end."""
         match job.input.messages[0].content:
             case "cancel":
@@ -268,7 +266,7 @@ async def broken(provider: Broken, tmp_path_factory: pytest.TempPathFactory) -> 
         yield app
 
 
-@METHODS
+@METHOD
 @pytest.mark.parametrize("fault", ["raise", "cancel"])
 async def test_an_unexpected_error_is_an_internal_error_and_one_log_line(
     method: str, fault: str, broken: App, caplog: pytest.LogCaptureFixture

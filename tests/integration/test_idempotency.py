@@ -22,8 +22,9 @@ from pomelo.stores.base import Store
 from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
-from tests.app import Account, RunningApp, run_app
-from tests.driver import PROTOCOL, PROTOCOLS, STREAM, Outcome, digest
+from tests.app import Account, RunningApp, app_fixture, run_app
+from tests.calls import bearer
+from tests.driver import PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM, Outcome, digest
 from tests.tasks import AUDIO, TASK_BODIES, text_body, to_task
 
 TASK_TYPE = pytest.mark.parametrize("task_type", TASK_BODIES)
@@ -31,11 +32,7 @@ RAW = "image/*, audio/*"
 
 _numbers = itertools.count(1)
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("idempotency")) as opened:
-        yield opened
+app = app_fixture()
 
 
 def new_key() -> dict[str, str]:
@@ -114,7 +111,7 @@ async def test_a_repeat_returns_the_stored_answer_in_every_form(
 
 
 @pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_raw_media_is_repeated_in_every_form(app: RunningApp, task_type: str, protocol: str) -> None:
     account = await app.account()
     headers = new_key()
@@ -299,7 +296,7 @@ async def test_audio_is_the_same_request_in_every_form(app: RunningApp) -> None:
         yield UploadMediaRequest(content_type="audio/mpeg")
         yield UploadMediaRequest(chunk=AUDIO)
 
-    metadata = [("authorization", f"Bearer {account.test}")]
+    metadata = bearer(account.test)
     stored = (await MediaServiceStub(app.channel).UploadMedia(chunks(), metadata=metadata)).media
     speech = speech_pb2.SpeechToSpeechInput(
         audio=speech_pb2.AudioInput(media_id=stored.media_id),

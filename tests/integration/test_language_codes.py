@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from pomelo.testing import Transcript
-from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOLS, GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.app import RunningApp, app_fixture
+from tests.driver import PROTOCOL, STREAM, GrpcDriver, Outcome, RestDriver, TaskRequest
 from tests.tasks import TASK_BODIES
 
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("languages")) as app:
-        yield app
+app = app_fixture()
 
 
 async def ask(
@@ -30,8 +23,8 @@ async def ask(
     return await client(TaskRequest(body, key, stream))
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize(
     ("reported", "language"),
     [("eng", "en"), ("en", "en"), ("EN", "en"), ("en-US", "en"), ("haw", "haw"), ("English", ""), ("", "")],
@@ -45,7 +38,7 @@ async def test_a_transcript_has_the_shortest_code_of_its_language(
     assert (outcome.code, outcome.output["language"]) == ("ok", language)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize(("code", "language"), [(None, "en"), ("eng", "en"), ("de-AT", "de"), ("haw", "haw")])
 async def test_a_test_key_gets_the_same_code(
     app: RunningApp, protocol: str, code: str | None, language: str
@@ -56,7 +49,7 @@ async def test_a_test_key_gets_the_same_code(
     assert (outcome.code, outcome.output["language"]) == ("ok", language)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("code", ["en", "eng", "EN", "en-US"])
 async def test_the_vendor_gets_the_code_in_its_own_format(app: RunningApp, protocol: str, code: str) -> None:
     caller = await app.account()
@@ -67,7 +60,7 @@ async def test_the_vendor_gets_the_code_in_its_own_format(app: RunningApp, proto
     assert {part.name: part.text for part in form if part.filename is None}["language_code"] == "en"
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("name", ["stt", "tts"])
 @pytest.mark.parametrize("code", ["xx1", "english", "zz", "xyz", "und", "e" * 200])
 async def test_an_unknown_language_is_refused_with_the_field_and_the_valid_formats(
@@ -84,7 +77,7 @@ async def test_an_unknown_language_is_refused_with_the_field_and_the_valid_forma
     assert len(app.upstream.requests) == before
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("code", ["en", "eng", "EN", "en-US", "haw"])
 async def test_text_to_speech_takes_every_format(app: RunningApp, protocol: str, code: str) -> None:
     caller = await app.account()

@@ -14,8 +14,9 @@ import pytest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Answer, Gate
-from tests.app import RICH, Account, RunningApp, run_app
-from tests.driver import PROTOCOL, PROTOCOLS, STREAM, Outcome
+from tests.app import RICH, Account, RunningApp, app_fixture
+from tests.calls import bearer
+from tests.driver import PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM, Outcome
 from tests.tasks import TASK_BODIES, text_body
 
 REQUESTS = {"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
@@ -23,11 +24,7 @@ TOKENS = {"x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelim
 CONCURRENCY = {"x-ratelimit-limit-concurrent", "x-ratelimit-remaining-concurrent"}
 ALWAYS = REQUESTS | CONCURRENCY | {"x-credits-remaining", "x-request-id", "x-pomelo-mode"}
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("limits")) as opened:
-        yield opened
+app = app_fixture()
 
 
 def check(outcome: Outcome, *, tokens: bool, mode: str = "test") -> None:
@@ -73,7 +70,7 @@ async def test_answers_of_every_task_type_have_all_headers(
         assert outcome.headers["x-ratelimit-remaining"] == "999"
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 @pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
 async def test_raw_media_has_all_headers(app: RunningApp, task_type: str, protocol: str) -> None:
     account = await app.account("all")
@@ -86,7 +83,7 @@ async def test_raw_media_has_all_headers(app: RunningApp, task_type: str, protoc
         assert outcome.headers["x-credits-charged"] == "0.04"
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_a_stream_of_one_event_has_the_headers_of_a_settled_task(
     app: RunningApp, protocol: str
 ) -> None:
@@ -129,7 +126,7 @@ async def test_an_error_has_all_headers(app: RunningApp, name: str, protocol: st
     )
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_an_error_of_the_gateway_has_all_headers(app: RunningApp, protocol: str) -> None:
     account = await app.account("all")
     url = f"{app.urls[protocol]}/api/v1/task"
@@ -153,7 +150,7 @@ async def test_a_list_of_models_has_all_headers(app: RunningApp, protocol: str) 
     check(await app.get(protocol, account.test, "/api/v1/models"), tokens=False)
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_other_resources_have_all_headers(app: RunningApp, protocol: str) -> None:
     account = await app.account("all")
     check(await app.get(protocol, account.live, "/api/v1/models/gpt-4"), tokens=True, mode="live")
@@ -173,7 +170,7 @@ async def test_an_upload_has_all_headers(app: RunningApp) -> None:
         yield UploadMediaRequest(content_type="audio/mpeg")
         yield UploadMediaRequest(chunk=b"some audio")
 
-    metadata = [("authorization", f"Bearer {account.test}")]
+    metadata = bearer(account.test)
     call = MediaServiceStub(app.channel).UploadMedia(chunks(), metadata=metadata)
     await call
     check(Outcome(headers={str(k): str(v) for k, v in await call.trailing_metadata()}), tokens=False)
@@ -368,7 +365,7 @@ async def test_errors_have_an_order(app: RunningApp, protocol: str, stream: bool
     assert last == "rate_limit_exceeded", "limits come before credits"
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_the_gateway_checks_the_key_before_the_body_and_the_body_before_the_model(
     app: RunningApp, protocol: str
 ) -> None:

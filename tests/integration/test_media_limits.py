@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,17 @@ import pytest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Speech
-from tests.app import Account, RunningApp, run_app
+from tests.app import Account, RunningApp, app_fixture, run_app
 from tests.calls import bearer, reason_of
-from tests.driver import PROTOCOLS
+from tests.driver import PROTOCOL, STREAM
 from tests.tasks import TASK_BODIES
 
 KIB, MIB = 1024, 1024 * 1024
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 SPEECH = {"model": "eleven-labs-tts", "text": "Hi.", "voice": "adam"}
 URL, B64 = {"response_format": "url"}, {"response_format": "b64_json"}
 IMAGE = {**TASK_BODIES["image"], "model": "flux-1-schnell"}
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    limits = {"media_account_limit": 2 * MIB, "media_limit": 200 * MIB, "disk_reserve": 0}
-    async with run_app(tmp_path_factory.mktemp("limits"), settings=limits) as app:
-        yield app
+app = app_fixture(settings={"media_account_limit": 2 * MIB, "media_limit": 200 * MIB, "disk_reserve": 0})
 
 
 async def upload(app: RunningApp, key: str, size: int) -> str:
@@ -72,7 +65,7 @@ async def test_uploads_are_refused_at_the_limit_of_an_account_and_mode(app: Runn
     assert await upload(app, other.live, 2 * MIB) == ""
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("body", [SPEECH, IMAGE], ids=["speech", "image"])
 async def test_a_link_without_space_is_refused_without_a_request_to_the_provider(
     protocol: str, body: dict[str, Any], app: RunningApp
@@ -94,7 +87,7 @@ async def test_a_link_without_space_is_refused_without_a_request_to_the_provider
     assert media_of(app) == before
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("body", [SPEECH, IMAGE], ids=["speech", "image"])
 async def test_an_answer_that_need_not_be_stored_is_returned_inline(
     protocol: str, body: dict[str, Any], app: RunningApp
@@ -119,8 +112,8 @@ async def test_an_answer_that_need_not_be_stored_is_returned_inline(
     await assert_idle(app, caller)
 
 
-@EACH_PROTOCOL
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize("body_with_format", [URL, {}], ids=["url", "no format"])
 async def test_audio_that_exceeds_the_storage_limit_is_still_delivered(
     protocol: str, stream: bool, body_with_format: dict[str, str], app: RunningApp
@@ -141,7 +134,7 @@ async def test_audio_that_exceeds_the_storage_limit_is_still_delivered(
     await assert_idle(app, caller)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_audio_that_can_neither_be_stored_nor_returned_inline_costs_nothing(
     protocol: str, app: RunningApp
 ) -> None:
@@ -158,7 +151,7 @@ async def test_audio_that_can_neither_be_stored_nor_returned_inline_costs_nothin
     await assert_idle(app, caller)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_an_answer_for_an_idempotency_key_that_exceeds_the_storage_limit_costs_nothing(
     protocol: str, app: RunningApp
 ) -> None:
@@ -189,7 +182,7 @@ async def test_answers_count_toward_the_limit_of_their_account_and_mode(app: Run
     assert (await app.ask("grpc", caller.live, {**IMAGE, **URL})).links
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_without_space_for_media_tasks_that_store_nothing_run(protocol: str, tmp_path: Path) -> None:
     disk = os.statvfs(tmp_path)
     full = disk.f_bavail * disk.f_frsize + 2**40

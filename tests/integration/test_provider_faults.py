@@ -21,7 +21,7 @@ from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import CODES
 from pomelo.providers.sandbox import Sandbox
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOL, PROTOCOLS, STREAM, digest
+from tests.driver import PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM, digest
 from tests.tasks import TASK_BODIES, text_body
 
 WORD = Event(text_delta=TextDelta(content="Hello"))
@@ -40,7 +40,7 @@ class StrangeError(PomeloError):
 
     def __init__(self) -> None:
         super().__init__("provider_failed")
-        self.message = b"bytes"  # type: ignore[assignment]
+        self.message = b"bytes"  # type: ignore[misc, assignment]
 
 
 class IncompleteError(PomeloError):
@@ -55,7 +55,7 @@ class RowlessError(PomeloError):
 
     def __init__(self) -> None:
         super().__init__("provider_failed")
-        self.row = None  # type: ignore[assignment]
+        self.row = None  # type: ignore[misc, assignment]
 
 
 class CodelessError(PomeloError):
@@ -115,12 +115,12 @@ class FaultyProvider:
     """A provider whose task methods call `act`."""
 
     configured = True
-    act: Callable[[Job], Any]
+    act: Callable[[Job[Any]], Any]
 
     def __init__(self) -> None:
         self.text = self.image = self.text_to_speech = self.speech_to_text = self._act
 
-    def _act(self, job: Job) -> Any:
+    def _act(self, job: Job[Any]) -> Any:
         return self.act(job)
 
     async def aclose(self) -> None:
@@ -130,10 +130,10 @@ class FaultyProvider:
 FAULTY = FaultyProvider()
 
 
-def yielding(*events: Any, then: Callable[[], BaseException] | None = None) -> Callable[[Job], Any]:
+def yielding(*events: Any, then: Callable[[], BaseException] | None = None) -> Callable[[Job[Any]], Any]:
     """Returns a task method that yields the events and then raises."""
 
-    async def act(job: Job) -> AsyncIterator[Any]:
+    async def act(job: Job[Any]) -> AsyncIterator[Any]:
         for event in events:
             yield event
         if then is not None:
@@ -214,7 +214,7 @@ async def test_events_of_another_task_type_are_provider_failed(
 async def test_a_method_that_raises_or_returns_no_generator_is_provider_failed(
     app: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool
 ) -> None:
-    def exits(job: Job) -> None:
+    def exits(job: Job[Any]) -> None:
         raise SystemExit(3)
 
     for act in (exits, lambda job: None, lambda job: [WORD, LAST]):
@@ -226,7 +226,7 @@ async def test_a_method_that_raises_or_returns_no_generator_is_provider_failed(
 async def test_an_error_while_a_provider_is_closed_is_logged_and_changes_nothing(
     app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
-    async def act(job: Job) -> AsyncIterator[Any]:
+    async def act(job: Job[Any]) -> AsyncIterator[Any]:
         try:
             yield WORD
             yield None
@@ -264,7 +264,7 @@ async def test_a_call_is_cancelled_when_its_caller_leaves_or_its_deadline_passes
 ) -> None:
     started, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def act(job: Job) -> AsyncIterator[Any]:
+    async def act(job: Job[Any]) -> AsyncIterator[Any]:
         started.set()
         try:
             await asyncio.sleep(60)
@@ -311,7 +311,7 @@ async def continue_immediately() -> None:
 async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logged(
     app: RunningApp, caplog: pytest.LogCaptureFixture, then: Any, begun: tuple[Event, ...], stream: bool
 ) -> None:
-    async def act(job: Job) -> AsyncIterator[Any]:
+    async def act(job: Job[Any]) -> AsyncIterator[Any]:
         for event in begun:
             yield event
         task = asyncio.current_task()
@@ -328,7 +328,7 @@ async def test_a_provider_that_cancels_its_own_task_is_provider_failed_and_logge
 async def test_a_method_that_cancels_its_task_when_called_is_provider_failed(
     app: RunningApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def act(job: Job) -> Any:
+    def act(job: Job[Any]) -> Any:
         task = asyncio.current_task()
         assert task is not None
         task.cancel()
@@ -344,7 +344,7 @@ async def test_a_method_that_cancels_its_task_when_called_is_provider_failed(
 async def test_a_provider_that_cancels_its_task_later_fails_only_that_task(
     app: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool, protocol: str
 ) -> None:
-    async def act(job: Job) -> AsyncIterator[Any]:
+    async def act(job: Job[Any]) -> AsyncIterator[Any]:
         if protocol == "grpc":
             yield WORD
         task = asyncio.current_task()
@@ -384,7 +384,7 @@ async def wait_when_cancelled() -> None:
 async def test_a_provider_that_ignores_cancellation_delays_its_caller_by_a_second_at_most(
     app: RunningApp, caplog: pytest.LogCaptureFixture, act_on: Any, protocol: str
 ) -> None:
-    async def act(job: Job) -> AsyncIterator[Any]:
+    async def act(job: Job[Any]) -> AsyncIterator[Any]:
         await act_on()
         yield LAST
 
@@ -405,7 +405,7 @@ async def test_a_provider_that_ignores_cancellation_delays_its_caller_by_a_secon
 async def test_a_provider_that_waits_while_closing_delays_its_caller_by_a_second_at_most(
     app: RunningApp, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
-    async def act(job: Job) -> AsyncIterator[Any]:
+    async def act(job: Job[Any]) -> AsyncIterator[Any]:
         try:
             yield WORD
             yield None
@@ -427,7 +427,7 @@ async def test_a_provider_can_use_its_own_timeouts_and_task_groups(
     async def fail() -> None:
         raise ValueError
 
-    async def act(job: Job) -> AsyncIterator[Any]:
+    async def act(job: Job[Any]) -> AsyncIterator[Any]:
         try:
             async with asyncio.timeout(0.05):
                 await asyncio.sleep(60)
@@ -462,7 +462,7 @@ async def test_an_invalid_content_type_is_provider_failed(
     await check(app, caplog, TASK_BODIES["image"], stream=stream)
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_empty_audio_is_an_error_and_starts_no_raw_answer(app: RunningApp, protocol: str) -> None:
     empty = Event(audio_chunk=AudioChunk(content_type="audio/ogg"))
     account = await app.account()

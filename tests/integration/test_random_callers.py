@@ -7,15 +7,12 @@ import json
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-
 from pomelo.catalog.pricing import Usage, cost, decode_prices
-from tests.app import RICH, Account, RunningApp, run_app
-from tests.driver import PROTOCOL, STREAM
+from tests.app import RICH, Account, RunningApp, app_fixture
+from tests.driver import PROTOCOL, REST_PROTOCOL, STREAM
 from tests.tasks import TASK_BODIES, text_body
 
 ERRORS = {
@@ -27,11 +24,7 @@ ERRORS = {
     "insufficient_credits",
 }
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("storm")) as opened:
-        yield opened
+app = app_fixture()
 
 
 async def settled(app: RunningApp, account: Account, granted: int = RICH) -> list[Any]:
@@ -95,7 +88,7 @@ async def test_the_balance_equals_the_records_after_many_callers_left(app: Runni
     assert records
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 @STREAM
 async def test_a_request_can_be_repeated_after_a_reset_at_any_byte_of_its_answer(
     app: RunningApp, protocol: str, stream: bool

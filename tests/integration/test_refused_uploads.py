@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,15 @@ import pytest
 
 from pomelo.accounts.plans import Plan
 from pomelo.testing.elevenlabs_protocol import error_reply
-from tests.app import PLANS, RICH, RunningApp, run_app
+from tests.app import PLANS, RICH, RunningApp, app_fixture, run_app
+from tests.driver import REST_PROTOCOL
 
 AUDIO_DATA = b"OggS" + b"audio of some length " * 20_000
-EACH_GATEWAY = pytest.mark.parametrize("protocol", ["rest", "remote"])
 STT = {"model": "eleven-labs-stt"}
 STS = {"model": "eleven-labs-sts", "voice": "adam"}
 PLAN = Plan("one at a time", requests=1)
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    folder = tmp_path_factory.mktemp("refused")
-    plans = PLANS | {PLAN.name: PLAN}
-    async with run_app(folder, plans=plans) as app:
-        yield app
+app = app_fixture(plans=PLANS | {PLAN.name: PLAN})
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +88,7 @@ BY_THE_GATEWAY: dict[str, tuple[list[tuple[str, str]], int, str]] = {
 }
 
 
-@EACH_GATEWAY
+@REST_PROTOCOL
 @pytest.mark.parametrize("reason", BY_THE_SERVER)
 async def test_a_request_that_the_server_refuses_leaves_no_upload(
     protocol: str, reason: str, app: RunningApp
@@ -111,7 +105,7 @@ async def test_a_request_that_the_server_refuses_leaves_no_upload(
     await wait_until_empty(app)
 
 
-@EACH_GATEWAY
+@REST_PROTOCOL
 async def test_a_request_refused_for_its_idempotency_key_leaves_no_upload(
     protocol: str, app: RunningApp
 ) -> None:
@@ -126,7 +120,7 @@ async def test_a_request_refused_for_its_idempotency_key_leaves_no_upload(
         assert media_of(app) == []
 
 
-@EACH_GATEWAY
+@REST_PROTOCOL
 @pytest.mark.parametrize("reason", BY_THE_GATEWAY)
 async def test_a_request_that_the_gateway_refuses_leaves_no_upload(
     protocol: str, reason: str, app: RunningApp
@@ -138,7 +132,7 @@ async def test_a_request_that_the_gateway_refuses_leaves_no_upload(
     await wait_until_empty(app)
 
 
-@EACH_GATEWAY
+@REST_PROTOCOL
 async def test_a_file_that_a_model_ignores_is_deleted(protocol: str, app: RunningApp) -> None:
     caller = await app.account()
     parts = [
@@ -152,7 +146,7 @@ async def test_a_file_that_a_model_ignores_is_deleted(protocol: str, app: Runnin
     await wait_until_empty(app)
 
 
-@EACH_GATEWAY
+@REST_PROTOCOL
 @pytest.mark.parametrize("live", [0, RICH], ids=["no credits", "credits"])
 async def test_stored_base64_is_deleted(protocol: str, live: int, app: RunningApp) -> None:
     caller = await app.account(live=live)
@@ -189,7 +183,7 @@ async def connect(app: RunningApp, protocol: str) -> tuple[asyncio.StreamReader,
     return await asyncio.open_connection(host, int(port))
 
 
-@EACH_GATEWAY
+@REST_PROTOCOL
 @pytest.mark.parametrize("after_file", [False, True], ids=["within the file", "after the file"])
 async def test_a_disconnected_caller_leaves_no_upload(
     protocol: str, after_file: bool, app: RunningApp

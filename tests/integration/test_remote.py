@@ -26,6 +26,7 @@ from pomelo.service import Services, TaskService
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import call_of
 from tests.conftest import Keys
+from tests.driver import STREAM
 from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 
 CHUNK = 1024 * 1024
@@ -94,7 +95,7 @@ async def test_a_stream_of_each_type_has_all_headers_before_the_first_event(
 
 
 @pytest.mark.parametrize("code", sorted(ERRORS))
-@pytest.mark.parametrize("stream", [False, True])
+@STREAM
 async def test_an_error_equals_that_of_the_local_services(
     code: str, stream: bool, remote: Services, app: App, keys: Keys
 ) -> None:

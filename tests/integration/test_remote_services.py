@@ -20,6 +20,7 @@ from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
 from tests.calls import call_of
+from tests.driver import STREAM
 from tests.integration.scripted_services import KEY, PROOF, STARTED, Event, ScriptedServices
 from tests.tasks import small_task, text_task
 
@@ -68,7 +69,7 @@ async def code_of(awaitable: Any) -> str:
     return caught.value.code
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@STREAM
 @pytest.mark.parametrize(
     ("headers", "repeat_key", "strict"),
     [({"idempotency_key": "once", "prefer": "handling=strict"}, "once", True), ({}, None, False)],
@@ -221,7 +222,7 @@ async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[
             assert [chunk async for chunk in chunks] == rest
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@STREAM
 async def test_the_upload_of_a_task_is_deleted_by_the_server(stream: bool) -> None:
     async with ends() as opened:
         task = small_task("speech_to_text")

@@ -32,13 +32,11 @@ from pomelo.testing import Answer, FaultUpstream, Gate, Stop, chunk, error_event
 from pomelo.testing.bfl_protocol import Drawing, moderated
 from pomelo.testing.images import make_image
 from tests.app import Account, RunningApp, run_app
-from tests.driver import PROTOCOLS, Outcome
+from tests.calls import bearer
+from tests.driver import PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM, Outcome
 from tests.integration.leaving import LeavingClient
 from tests.redis_server import RedisServer
 from tests.tasks import TASK_BODIES, text_body
-
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 CATALOGUE = """
 [models.flux-drawn]
@@ -121,10 +119,10 @@ class Acme:
     configured = True
 
     def __init__(self) -> None:
-        self.act: Callable[[Job], AsyncIterator[Event]]
+        self.act: Callable[[Job[Any]], AsyncIterator[Event]]
         self.text = self.image = self.text_to_speech = self.speech_to_speech = self.speech_to_text = self._act
 
-    def _act(self, job: Job) -> Any:
+    def _act(self, job: Job[Any]) -> Any:
         return self.act(job)
 
     async def aclose(self) -> None:
@@ -210,10 +208,10 @@ def _broken(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("plugged").first.act = failing()
 
 
-def answering(task_name: str, *costs: Any) -> Callable[[Job], AsyncIterator[Event]]:
+def answering(task_name: str, *costs: Any) -> Callable[[Job[Any]], AsyncIterator[Event]]:
     """An action that answers, and reports a cost before each event."""
 
-    async def act(job: Job) -> AsyncIterator[Event]:
+    async def act(job: Job[Any]) -> AsyncIterator[Event]:
         events = EVENTS[task_name]
         if task_name == "text" and not job.stream:
             events = [Event(text_delta=TextDelta(content="one two", finish_reason=STOP, usage=COUNTS))]
@@ -231,10 +229,10 @@ def answering(task_name: str, *costs: Any) -> Callable[[Job], AsyncIterator[Even
 
 def failing(
     cost: Any = None, retry: RetryPolicy = RetryPolicy.NEXT_ROUTE
-) -> Callable[[Job], AsyncIterator[Event]]:
+) -> Callable[[Job[Any]], AsyncIterator[Event]]:
     """An action that reports a cost and fails before the first event."""
 
-    async def act(job: Job) -> AsyncIterator[Event]:
+    async def act(job: Job[Any]) -> AsyncIterator[Event]:
         job.report.cost = cost
         raise UpstreamError("provider_unavailable", retry=retry, wait=0)
         yield Event()
@@ -257,8 +255,8 @@ COST_BY_COUNTS = 810
 # --- the adapters
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize(
     ("cost", "micros"), [(0.00042, 420), (0.0004201, 421), (1e-9, 1), (0.0011, 1_100), (0.0123, 12_300)]
 )
@@ -276,8 +274,8 @@ async def test_a_text_of_openrouter_costs_the_reported_cost(
     assert record.prices.endswith("provider_dollar=1000000")
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize(
     "cost",
     [None, 0, 0.0, -0.01, "0.01", True, [], {}, 10**6, 1e300],
@@ -309,7 +307,7 @@ async def test_a_cost_that_is_only_the_fee_of_the_host_is_not_billed(rig: Rig) -
     assert (await rig.record(caller, response)).cost == COST_BY_COUNTS
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_a_stream_truncated_after_the_reported_cost_costs_that(rig: Rig, protocol: str) -> None:
     caller = await rig.app.account()
     prompt = f"cut {protocol}"
@@ -321,7 +319,7 @@ async def test_a_stream_truncated_after_the_reported_cost_costs_that(rig: Rig, p
     assert (record.cost, record.provider_micros, record.complete) == (500, 500, False)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_a_stream_truncated_before_the_reported_cost_costs_the_delivered_part(
     rig: Rig, protocol: str
 ) -> None:
@@ -335,8 +333,8 @@ async def test_a_stream_truncated_before_the_reported_cost_costs_the_delivered_p
     assert 0 < record.cost < 500
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize(
     ("reported_credits", "micros"),
     [(4.0, 50_000), (2.5, 31_250), (1, 12_500), (1.1, 13_750), (4.1, 50_000), (0, 50_000), ("2", 50_000)],
@@ -354,8 +352,8 @@ async def test_an_image_of_black_forest_labs_costs_the_reported_cost(
     assert record.provider_micros in (0, micros * 4 // 5)
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 async def test_an_image_refused_after_its_cost_was_reported_costs_nothing(
     rig: Rig, protocol: str, stream: bool
 ) -> None:
@@ -396,7 +394,7 @@ async def test_reported_costs_and_their_price_are_listed(rig: Rig) -> None:
         async with app.session.get(f"{app.urls[protocol]}/api/v1/models", headers=headers) as answer:
             (model,) = [m for m in (await answer.json())["data"] if m["id"] == "flux-drawn"]
             assert model["price"] == {"image": "0.05", "provider_dollar": "1.25"}
-    metadata = [("authorization", f"Bearer {caller.live}")]
+    metadata = bearer(caller.live)
     usage = await AccountServiceStub(app.channel).ListUsage(ListUsageRequest(), metadata=metadata)
     assert usage.records[0].provider_cost_micros == 12_346
     models = await ModelServiceStub(app.channel).ListModels(ListModelsRequest(), metadata=metadata)
@@ -413,8 +411,8 @@ def task(task_name: str) -> dict[str, Any]:
     return TASK_BODIES[task_name] | {"model": f"{TASK_BODIES[task_name]['model']}-acme"}
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize("task_name", TYPES)
 async def test_a_plug_in_of_any_task_type_is_billed_by_the_reported_cost(
     plugged: Rig, task_name: str, protocol: str, stream: bool
@@ -430,7 +428,7 @@ async def test_a_plug_in_of_any_task_type_is_billed_by_the_reported_cost(
     assert (record.provider, record.provider_micros, record.cost) == ("acme", cost, cost * 11 // 10)
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 @pytest.mark.parametrize(("task_name", "accept"), [("image", "image/*"), ("tts", "audio/*")])
 async def test_the_reported_cost_of_raw_media_is_the_charged_cost(
     plugged: Rig, task_name: str, accept: str, protocol: str
@@ -442,8 +440,8 @@ async def test_the_reported_cost_of_raw_media_is_the_charged_cost(
     assert (await plugged.record(caller, response)).cost == 220
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize(
     "cost", [-1, nan, "1", 10**9, object()], ids=["-1", "nan", "text", "10**9", "object"]
 )
@@ -463,8 +461,8 @@ async def test_an_invalid_cost_of_a_plug_in_is_ignored_and_logged_without_its_te
     assert line.startswith(f"request id-{protocol}: the provider acme reported an impossible cost")
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, protocol: str, stream: bool) -> None:
     caller = await plugged.app.account()
     plugged.first.act = failing(0.03)
@@ -477,8 +475,8 @@ async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, protocol
     assert (record.provider, record.cost, record.provider_micros) == ("acme", 40_000, 0)
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 async def test_the_cost_of_the_attempt_that_answers_is_billed(
     plugged: Rig, protocol: str, stream: bool
 ) -> None:
@@ -490,7 +488,7 @@ async def test_the_cost_of_the_attempt_that_answers_is_billed(
     assert (await plugged.record(caller, response)).cost == 11_000
 
 
-@UNARY_AND_STREAM
+@STREAM
 async def test_a_task_that_fails_after_a_report_costs_nothing(plugged: Rig, stream: bool) -> None:
     caller = await plugged.app.account()
     plugged.acme.act = failing(0.01, RetryPolicy.NEVER)
@@ -499,12 +497,12 @@ async def test_a_task_that_fails_after_a_report_costs_nothing(plugged: Rig, stre
     assert await plugged.app.records(caller) == []
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_an_interrupted_stream_costs_the_cost_reported_so_far(plugged: Rig, protocol: str) -> None:
     caller = await plugged.app.account()
     gate = Gate()
 
-    async def act(job: Job) -> AsyncIterator[Event]:
+    async def act(job: Job[Any]) -> AsyncIterator[Event]:
         job.report.cost = 0.0007
         yield Event(text_delta=TextDelta(content="one "))
         await gate.pass_through()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,11 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from pomelo.testing.images import make_image
-from tests.app import Account, RunningApp, run_app
+from tests.app import Account, RunningApp, app_fixture, run_app
 from tests.calls import bearer, failure, reason_of
-from tests.driver import PROTOCOL, PROTOCOLS, STREAM
+from tests.driver import METHOD, PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM
 from tests.tasks import TASK_BODIES, text_body
 
-REST_PROTOCOLS = ("rest", "remote")
 PNG = make_image("png")
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0\xff\xd9"
 MP3 = (bytes.fromhex("fffb9064") + bytes(413)) * 60
@@ -72,11 +70,7 @@ INVALID_IMAGES: dict[str, tuple[str, str]] = {
     "a remote image": ("https://example.com/a.png", "remote URLs are off"),
 }  # fmt: skip
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("bodies"), settings={"inline_limit": 1000}) as opened:
-        yield opened
+app = app_fixture(settings={"inline_limit": 1000})
 
 
 @pytest.fixture
@@ -181,7 +175,7 @@ AUDIO = {
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize("name", AUDIO)
 async def test_audio_in_every_encoding_is_sent_to_the_vendor_unchanged(
     name: str, protocol: str, form: bool, app: RunningApp, account: Account
@@ -199,7 +193,7 @@ async def test_audio_in_every_encoding_is_sent_to_the_vendor_unchanged(
     assert part.sha256 in {hashlib.sha256(data).hexdigest() for data in (MP3, MP3 + b"\0")}
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize("size", [300, 3_000_000], ids=["small", "large"])
 @pytest.mark.parametrize(
     ("end", "words"), [("!", "'!'"), ("=A", "padding"), ("A", "missing"), ("\u00e9", "'\\xe9'")]
@@ -242,7 +236,7 @@ async def test_rest_accepts_audio_above_the_inline_limit_of_grpc(
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize("task_type", TASK_BODIES)
 async def test_a_field_of_another_task_type_is_refused_and_named(
     task_type: str, protocol: str, form: bool, app: RunningApp, account: Account
@@ -266,7 +260,7 @@ async def test_a_field_of_another_task_type_is_refused_and_named(
 
 
 @pytest.mark.parametrize("first", ["model", "audio"])
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 async def test_a_file_is_ignored_by_text_to_speech_and_refused_by_text_and_image_tasks(
     protocol: str, first: str, app: RunningApp, account: Account
 ) -> None:
@@ -290,7 +284,7 @@ async def test_a_file_is_ignored_by_text_to_speech_and_refused_by_text_and_image
         assert code == "ok" or "audio" in response["error"]["message"]
 
 
-@pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+@METHOD
 async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
     method: str, app: RunningApp, account: Account
 ) -> None:
@@ -311,7 +305,7 @@ async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
 # --- encodings
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize(
     ("data", "content_type", "status", "words"),
     [
@@ -354,7 +348,7 @@ DUPLICATES: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize("case", DUPLICATES)
 async def test_a_duplicate_name_is_refused_and_named(
     app: RunningApp, account: Account, case: str, protocol: str
@@ -368,7 +362,7 @@ async def test_a_duplicate_name_is_refused_and_named(
     assert error["message"] == f"Invalid {name}: must be given once"
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 async def test_a_duplicate_name_in_the_json_of_a_form_is_refused(
     app: RunningApp, account: Account, protocol: str
 ) -> None:
@@ -383,7 +377,7 @@ async def test_a_duplicate_name_in_the_json_of_a_form_is_refused(
     assert '"role"' in error["message"]
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @STREAM
 async def test_two_authorization_headers_are_refused(
     app: RunningApp, account: Account, stream: bool, protocol: str

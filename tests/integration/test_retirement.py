@@ -23,7 +23,8 @@ from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.registry import read_registry
 from pomelo.testing import Answer, error_reply
 from tests.app import RunningApp, patient_router, run_app
-from tests.driver import PROTOCOLS
+from tests.calls import bearer
+from tests.driver import PROTOCOL, REST_PROTOCOL, STREAM
 from tests.integration.commands import free_addresses, pomelo
 from tests.tasks import TASK_BODIES, text_body
 
@@ -80,8 +81,8 @@ def retirement_headers(headers: dict[str, str]) -> tuple[str | None, str | None]
     return headers.get("deprecation"), headers.get("sunset")
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@STREAM
+@PROTOCOL
 @pytest.mark.parametrize("model", SUNSETS)
 async def test_answers_have_the_retirement_headers_of_their_model(
     app: RunningApp, model: str, protocol: str, stream: bool
@@ -92,8 +93,8 @@ async def test_answers_have_the_retirement_headers_of_their_model(
         assert (response.code, retirement_headers(response.headers)) == ("ok", SUNSETS[model])
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@STREAM
+@PROTOCOL
 async def test_errors_have_the_retirement_headers_once_the_model_is_known(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -125,7 +126,7 @@ async def test_errors_have_the_retirement_headers_once_the_model_is_known(
     )
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_an_error_of_the_rest_gateway_has_the_retirement_headers(
     app: RunningApp, protocol: str
 ) -> None:
@@ -134,7 +135,7 @@ async def test_an_error_of_the_rest_gateway_has_the_retirement_headers(
     assert (response.code, retirement_headers(response.headers)) == ("invalid_parameter", SUNSETS["gpt-ends"])
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_a_replayed_answer_has_the_retirement_headers(app: RunningApp, protocol: str) -> None:
     caller = await app.account()
     for replayed in (None, "true"):
@@ -147,7 +148,7 @@ async def test_a_replayed_answer_has_the_retirement_headers(app: RunningApp, pro
         assert retirement_headers(response.headers) == SUNSETS["gpt-ends"], replayed
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 @pytest.mark.parametrize(
     ("model", "provider"),
     [
@@ -170,9 +171,7 @@ async def test_a_retired_route_is_skipped_if_another_route_can_serve(
 
 async def test_model_lists_have_the_retirement_dates(app: RunningApp) -> None:
     caller = await app.account()
-    answer = await ModelServiceStub(app.channel).ListModels(
-        ListModelsRequest(), metadata=[("authorization", f"Bearer {caller.test}")]
-    )
+    answer = await ModelServiceStub(app.channel).ListModels(ListModelsRequest(), metadata=bearer(caller.test))
     models = {model.name: model for model in answer.models}
     assert models["gpt-announced"].retire_time.ToDatetime(UTC) == datetime(2027, 1, 14, tzinfo=UTC)
     assert models["gpt-announced"].deprecate_time.ToDatetime(UTC) == datetime(2026, 4, 14, tzinfo=UTC)
@@ -305,7 +304,7 @@ async def test_pomelo_models_shows_the_retirement_date(app: RunningApp, tmp_path
     assert "retire_time" not in items["gpt-ends"]
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_raw_audio_and_forms_have_the_retirement_headers(tmp_path: Path, protocol: str) -> None:
     row = """
 [models.eleven-labs-tts]
@@ -322,5 +321,5 @@ model = "m"
     async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as app:
         caller = await app.account()
         for options in ({"accept": "audio/mpeg"}, {"form": True}, {"stream": True}):
-            response = await app.ask(protocol, caller.test, TASK_BODIES["tts"], **options)  # type: ignore[arg-type]
+            response = await app.ask(protocol, caller.test, TASK_BODIES["tts"], **options)
             assert retirement_headers(response.headers) == SUNSETS["gpt-ends"]

@@ -17,7 +17,7 @@ from typing import Any
 import av
 import pytest
 
-from pomelo.gen.v1.speech_pb2 import Transcription
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
@@ -25,13 +25,12 @@ from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.audio import packets
-from tests.app import Account, RunningApp, run_app
-from tests.driver import PROTOCOLS
+from tests.app import Account, RunningApp, app_fixture, run_app
+from tests.calls import bearer
+from tests.driver import PROTOCOL, PROTOCOLS, STREAM
 from tests.integration.leaving import LeavingClient
 from tests.tasks import to_task
 
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 SECONDS = 30
 AUDIO = {"Content-Type": "audio/mpeg"}
 
@@ -82,11 +81,7 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
     "webm for opus": ("opus_48000_32", b"\x1aE\xdf\xa3" + bytes(20_000)),
 }
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("speech")) as app:
-        yield app
+app = app_fixture()
 
 
 def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, Any]:
@@ -123,8 +118,8 @@ async def interrupt(
     await app.idle(caller, live=True)
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
     app: RunningApp, protocol: str, stream: bool, name: str
@@ -137,8 +132,8 @@ async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
     assert await ms_billed(app, caller) == SECONDS * 1000
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_the_reservation(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -149,7 +144,7 @@ async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_the_re
     assert SECONDS * 1000 <= await ms_billed(app, caller) <= SECONDS * 1020
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "webm for opus"])
 async def test_interrupted_speech_to_speech_costs_the_delivered_half(
     app: RunningApp, protocol: str, name: str
@@ -163,7 +158,7 @@ async def test_interrupted_speech_to_speech_costs_the_delivered_half(
     assert await ms_billed(app, caller) == pytest.approx(delivered, abs=1200)  # a page of Ogg is 1 s
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_interrupted_speech_to_speech_that_cannot_be_measured_costs_its_input(
     app: RunningApp, protocol: str
 ) -> None:
@@ -172,7 +167,7 @@ async def test_interrupted_speech_to_speech_that_cannot_be_measured_costs_its_in
     assert await ms_billed(app, caller) == SECONDS * 1000
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize(("speed", "sent_speed"), [(0.7, 0.7), (1.2, 1.2), (4, 1.2), (0.25, 0.7)])
 async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     app: RunningApp, protocol: str, speed: float, sent_speed: float
@@ -189,8 +184,8 @@ async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     assert record.characters == pytest.approx(150 * sent_speed, abs=1)
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize("speed", [0.25, 4])
 @pytest.mark.parametrize("output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000"])
 async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
@@ -203,8 +198,8 @@ async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
     assert (record.audio_ms, record.source) == (5000, "provider")
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize(
     "output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000", "ulaw_8000"]
 )
@@ -231,8 +226,8 @@ async def test_an_answer_without_audio_costs_nothing(
 STT = {"model": "eleven-labs-stt", "audio": base64.b64encode(INPUT).decode()}
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize(
     ("reported", "ms", "source"),
     [
@@ -263,7 +258,7 @@ async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
     assert record.source == source
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_a_transcript_of_unknown_length_costs_the_maximum_length_not_its_last_word(
     app: RunningApp, protocol: str
 ) -> None:
@@ -281,7 +276,7 @@ class _InvalidNumbers:
     configured = True
     seconds = 0.0
 
-    async def speech_to_text(self, job: Job) -> AsyncIterator[Event]:
+    async def speech_to_text(self, job: Job[SpeechToTextInput]) -> AsyncIterator[Event]:
         transcription = Transcription(text="Hi you", audio_seconds=self.seconds)
         transcription.words.add(text="Hi", start=0.5, end=1)
         transcription.words.add(text="you", start=math.nan, end=math.inf)
@@ -303,7 +298,7 @@ async def test_lengths_and_times_that_are_not_finite_are_not_returned(tmp_path: 
                 answer = await app.ask(protocol, caller.live, STT, stream=stream)
                 assert (answer.code, answer.content) == ("ok", "Hi you")
                 assert await ms_billed(app, caller) == 30_000
-        metadata = [("authorization", f"Bearer {caller.live}")]
+        metadata = bearer(caller.live)
         tasks = TaskServiceStub(app.channel)
         result = (await tasks.RunTask(RunTaskRequest(task=to_task(STT)), metadata=metadata)).result
         assert result.transcription.audio_seconds == 30

@@ -16,6 +16,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import Answer, Gate, Stop, anthropic_protocol
 from tests.app import Account, RunningApp, run_app
+from tests.calls import bearer
 from tests.driver import PROTOCOL, STREAM
 from tests.integration.leaving import LeavingClient
 from tests.tasks import text_body, to_task
@@ -114,7 +115,7 @@ async def test_cached_and_cache_write_tokens_are_reported(app: RunningApp) -> No
             "total_tokens": 10_010,
             "prompt_tokens_details": parts,
         }
-    metadata = [("authorization", f"Bearer {account.live}")]
+    metadata = bearer(account.live)
     run = TaskServiceStub(app.channel).RunTask(
         RunTaskRequest(task=to_task(text_body("parts"))), metadata=metadata
     )

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.testing import Answer, Gate
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture, run_app
 from tests.driver import PROTOCOL, PROTOCOLS
 from tests.tasks import TASK_BODIES, text_body
 
@@ -21,11 +19,7 @@ SHARE = 7
 
 WORDS = "one two three"
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("few"), settings={"upstream_connections": LIMIT}) as opened:
-        yield opened
+app = app_fixture(settings={"upstream_connections": LIMIT})
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-import pytest
-
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.testing import FaultUpstream, Received, Reply, Speech, VoiceList
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.app import run_app
-from tests.driver import PROTOCOLS
+from tests.driver import PROTOCOL
 from tests.tasks import TASK_BODIES
 
 OWN_ID, TABLE_ID = "AaOhDHYJ1XLZk74lXhdE", "B" * 20
@@ -31,7 +29,7 @@ def without_defaults(upstream: FaultUpstream, *listed: tuple[str, str]) -> None:
     upstream.unscripted = lambda received: VoiceList(listed)(received) if "/voices" in received.path else None
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_a_voice_is_found_in_the_operators_table_or_the_accounts_list(
     tmp_path: Path, protocol: str
 ) -> None:
@@ -47,7 +45,7 @@ async def test_a_voice_is_found_in_the_operators_table_or_the_accounts_list(
             assert (response.code, TABLE_ID in app.upstream.requests[-1].path) == ("ok", True)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_a_deleted_voice_is_replaced_by_the_next_one_with_its_name_or_refused(
     tmp_path: Path, protocol: str
 ) -> None:
@@ -77,7 +75,7 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_names_of_any_script_and_punctuation_are_found(tmp_path: Path, protocol: str) -> None:
     listed = {name: f"{number:020d}" for number, name in enumerate(NAMES[:4])}
     table = {name: f"{number:020d}" for number, name in enumerate(NAMES[4:], start=4)}
@@ -94,7 +92,7 @@ async def test_names_of_any_script_and_punctuation_are_found(tmp_path: Path, pro
                 assert voice_id in app.upstream.requests[-1].path.split("/")
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_an_unknown_voice_is_refused_with_valid_names_and_never_sent(
     tmp_path: Path, protocol: str
 ) -> None:
@@ -115,14 +113,14 @@ async def test_an_unknown_voice_is_refused_with_valid_names_and_never_sent(
             ).code == "ok", name
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_an_invalid_name_is_refused_without_a_request_for_the_list(
     tmp_path: Path, protocol: str
 ) -> None:
     async with run_app(tmp_path) as app:
         caller = await app.account()
         list_requests = []
-        app.upstream.unscripted = lambda received: list_requests.append(received.path)  # type: ignore[func-returns-value]
+        app.upstream.unscripted = lambda received: list_requests.append(received.path)
         for key in (caller.live, caller.test):
             for voice in ("x" * 65, " ", "a\nb", "a\0b", "a\u202eb", "a\u2028b"):
                 response = await app.ask(protocol, key, {**TASK_BODIES["tts"], "voice": voice})
@@ -132,7 +130,7 @@ async def test_an_invalid_name_is_refused_without_a_request_for_the_list(
         assert list_requests == []
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_the_id_of_a_deleted_voice_is_refused_with_valid_names(tmp_path: Path, protocol: str) -> None:
     async with run_app(tmp_path) as app:
         caller = await app.account()

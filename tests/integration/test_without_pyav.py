@@ -21,6 +21,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.testing import FaultUpstream
+from tests.driver import STREAM
 from tests.integration.commands import live_key, pomelo
 from tests.serving import Served, serve
 from tests.unit.media import corpus
@@ -73,7 +74,7 @@ async def ask(served: Served, body: dict[str, Any], key: str = "") -> tuple[int,
         return answer.status, await answer.text()
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_text_tasks_run_with_test_and_live_keys(
     served: Served, variables: dict[str, str], stream: bool
 ) -> None:
@@ -111,7 +112,7 @@ async def test_formats_without_an_encoder_are_generated(served: Served) -> None:
     assert b64decode(json.loads(text)["audio"]["b64_json"]).startswith(b"RIFF")
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize(
     "body",
     [

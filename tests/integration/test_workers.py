@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import aiohttp
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.integration.commands import free_addresses, pomelo

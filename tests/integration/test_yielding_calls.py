@@ -60,7 +60,7 @@ class ImmediateProvider:
     def __init__(self, counter: ChunkCounter) -> None:
         self._counter = counter
 
-    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
+    async def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         """Yields many words."""
         for _ in range(CHUNKS):
             self._counter.count()
