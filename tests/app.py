@@ -105,6 +105,10 @@ class RunningApp:
         keys = [(await keyring.create(name, live=is_live, models=models))[1] for is_live in (False, True)]
         return Account(name, *keys)
 
+    def media(self) -> set[Path]:
+        """Returns the files of the media folder."""
+        return set((self.server.settings.data / "media").iterdir())
+
     async def records(self, account: Account, **filters: Any) -> list[UsageRecord]:
         """Returns an account's usage records, newest first."""
         query = UsageQuery(account=account.name, **filters)

@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.call import Call
+from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 
 
 def bearer(key: str, **headers: str) -> list[tuple[str, str]]:
@@ -41,6 +42,14 @@ def reason_of(error: Any) -> str:
         if detail.Unpack(info):
             assert info.domain == "pomelo"
     return str(info.reason).lower()
+
+
+def upload_messages(
+    data: bytes, content_type: str | None = None, size: int = 65_536
+) -> list[UploadMediaRequest]:
+    """Returns the messages of an upload, with chunks of `size` bytes."""
+    head = [] if content_type is None else [UploadMediaRequest(content_type=content_type)]
+    return head + [UploadMediaRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
 
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:
