@@ -100,7 +100,6 @@ async def gateway_url(app: App, tmp_path_factory: pytest.TempPathFactory) -> Asy
 
 @pytest.fixture(scope="session")
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """An HTTP client."""
     async with aiohttp.ClientSession() as session:
         yield session
 
@@ -115,5 +114,4 @@ async def channel(app: App) -> AsyncIterator[grpc.aio.Channel]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder."""
     return tmp_path

@@ -32,6 +32,9 @@ PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 REST_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS[1:])
 METHOD = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+PROTOCOL_AND_STREAM = pytest.mark.parametrize(
+    ("protocol", "stream"), [(protocol, stream) for protocol in PROTOCOLS for stream in (False, True)]
+)
 
 
 @dataclass

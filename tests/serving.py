@@ -18,8 +18,6 @@ from tests.ports import free_port
 
 @dataclass(frozen=True)
 class Served:
-    """A running server."""
-
     host: str
     port: int
     grpc_port: int
@@ -30,12 +28,10 @@ class Served:
 
     @property
     def url(self) -> str:
-        """The base URL of REST."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers with the test key."""
         return {"Authorization": f"Bearer {self.key}"}
 
     def log(self) -> str:

@@ -64,7 +64,6 @@ class Client:
         self._writer = writer
 
     def send(self, data: bytes) -> None:
-        """Sends bytes."""
         self._writer.write(data)
 
     def call(self, key: str, stream: int = 1) -> None:
@@ -96,7 +95,6 @@ class Client:
         return not self._reader.at_eof() and self._reader.exception() is None
 
     def close(self) -> None:
-        """Closes the connection."""
         self._writer.transport.abort()
 
     async def _frame(self) -> tuple[int, int, int, bytes]:
@@ -173,7 +171,9 @@ def client_hello() -> bytes:
 async def test_a_connection_without_a_valid_key_is_closed_in_time(
     app: App, certificate: Path, tls: bool, sent: bytes
 ) -> None:
-    options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")} if tls else {}
+    options: dict[str, Any] = (
+        {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")} if tls else {}
+    )
     async with serve(app, QUICK, **options) as port, connected(port) as client:
         client.send(sent)
         await client.closed()
@@ -237,7 +237,6 @@ class SlowAccess:
         self._seconds = seconds
 
     async def admit(self, call: Call) -> Visit:
-        """Admits a call."""
         await asyncio.sleep(self._seconds)
         return await self._access.admit(call)
 
@@ -294,7 +293,7 @@ async def test_a_connection_with_a_valid_key_stays_open_over_tls(
     app: App, keys: Keys, certificate: Path
 ) -> None:
     tls = Tls(ca=certificate).credentials()
-    options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")}
+    options: dict[str, Any] = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")}
     async with (
         serve(app, QUICK, **options) as port,
         connected(port) as unauthenticated,

@@ -22,7 +22,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.stores.accounts import Grant, Wallet
-from tests.calls import as_dict, bearer, reason_of
+from tests.calls import as_dict, bearer, reason_of, upload_messages
 from tests.conftest import Keys
 
 CHUNK = 1024 * 1024
@@ -30,12 +30,10 @@ CHUNK = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def media(channel: grpc.aio.Channel) -> Any:
-    """The generated stub."""
     return MediaServiceStub(channel)
 
 
 def silent_wav(seconds: float = 1.0) -> bytes:
-    """Returns silence as a WAV file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as audio:
         audio.setnchannels(1)
@@ -43,12 +41,6 @@ def silent_wav(seconds: float = 1.0) -> bytes:
         audio.setframerate(16_000)
         audio.writeframes(bytes(int(seconds * 32_000)))
     return file.getvalue()
-
-
-def messages_of(data: bytes, content_type: str | None = None, size: int = 65_536) -> list[UploadMediaRequest]:
-    """Returns the messages of an upload."""
-    head = [] if content_type is None else [UploadMediaRequest(content_type=content_type)]
-    return head + [UploadMediaRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
 
 
 async def upload(media: Any, key: str, messages: Iterable[UploadMediaRequest]) -> Media:
@@ -80,7 +72,7 @@ async def test_an_upload_can_be_downloaded_and_used(
     media: Any, channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     audio = silent_wav(40)
-    uploaded = await upload(media, keys.test, messages_of(audio, "audio/wav"))
+    uploaded = await upload(media, keys.test, upload_messages(audio, "audio/wav"))
     assert uploaded.content_type == "audio/wav"
     assert uploaded.size_bytes == len(audio)
     metadata, chunks = await download(
@@ -110,7 +102,7 @@ async def test_another_account_or_mode_can_not_read_or_use_an_upload(
         _, other = await app.keyring.create(account, live=live)
     else:
         other = keys.test if live else keys.live
-    uploaded = await upload(media, owner, messages_of(silent_wav(), "audio/wav"))
+    uploaded = await upload(media, owner, upload_messages(silent_wav(), "audio/wav"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await download(media, DownloadMediaRequest(media_id=uploaded.media_id), metadata=bearer(other))
     assert reason_of(caught.value) == "not_found"
@@ -144,7 +136,7 @@ async def test_the_other_mode_can_not_read_the_media_of_a_task(
 
 
 async def test_a_signed_link_needs_no_key(media: Any, keys: Keys) -> None:
-    uploaded = await upload(media, keys.test, messages_of(silent_wav()))
+    uploaded = await upload(media, keys.test, upload_messages(silent_wav()))
     query = uploaded.url.partition("?")[2]
     _, chunks = await download(media, DownloadMediaRequest(media_id=uploaded.media_id, signature=query))
     assert b"".join(chunks) == silent_wav()
@@ -157,16 +149,16 @@ async def test_a_signed_link_needs_no_key(media: Any, keys: Keys) -> None:
 
 
 async def test_the_content_type_is_detected_from_the_bytes(media: Any, keys: Keys) -> None:
-    assert (await upload(media, keys.test, messages_of(silent_wav()))).content_type == "audio/wav"
-    assert (await upload(media, keys.test, messages_of(silent_wav(), ""))).content_type == "audio/wav"
+    assert (await upload(media, keys.test, upload_messages(silent_wav()))).content_type == "audio/wav"
+    assert (await upload(media, keys.test, upload_messages(silent_wav(), ""))).content_type == "audio/wav"
 
 
 async def test_a_chunk_of_1_mib_is_accepted_and_a_larger_one_is_refused(
     media: Any, keys: Keys, app: App
 ) -> None:
-    assert (await upload(media, keys.test, messages_of(b"x" * CHUNK, size=CHUNK))).size_bytes == CHUNK
+    assert (await upload(media, keys.test, upload_messages(b"x" * CHUNK, size=CHUNK))).size_bytes == CHUNK
     before = stored(app)
-    error = await refused(media, keys.test, messages_of(b"x" * (CHUNK + 1), size=CHUNK + 1))
+    error = await refused(media, keys.test, upload_messages(b"x" * (CHUNK + 1), size=CHUNK + 1))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
     assert "chunk" in (error.details() or "")
     assert stored(app) == before
@@ -197,7 +189,9 @@ async def test_an_upload_above_the_limit_is_refused_while_the_caller_still_sends
 ) -> None:
     before = stored(app)
     for _ in range(3):
-        error = await refused(media, keys.test, messages_of(b"x" * (60 * CHUNK), "audio/mpeg", size=CHUNK))
+        error = await refused(
+            media, keys.test, upload_messages(b"x" * (60 * CHUNK), "audio/mpeg", size=CHUNK)
+        )
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert reason_of(error) == "payload_too_large"
     assert stored(app) == before
@@ -206,7 +200,7 @@ async def test_an_upload_above_the_limit_is_refused_while_the_caller_still_sends
 @pytest.mark.parametrize("size", [10, 5 * CHUNK])
 async def test_an_upload_without_a_valid_key_is_refused(size: int, media: Any, keys: Keys, app: App) -> None:
     before = stored(app)
-    error = await refused(media, keys.revoked, messages_of(b"x" * size, "audio/mpeg"))
+    error = await refused(media, keys.revoked, upload_messages(b"x" * size, "audio/mpeg"))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
     assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
     assert stored(app) == before

@@ -85,8 +85,6 @@ Client = Callable[[str, str, str, list[tuple[str, str]]], Coroutine[Any, Any, li
 
 
 async def with_asyncio(address: str, key: str, config: str, calls: list[tuple[str, str]]) -> list[Result]:
-    """Calls with grpc.aio."""
-
     async def one(method: str, prompt: str) -> Result:
         content, began = "", time.monotonic()
         try:
@@ -164,7 +162,6 @@ def options(config: str) -> list[tuple[str, Any]]:
 
 @pytest.fixture(scope="module", params=["asyncio", "blocking", "node"])
 def client(request: pytest.FixtureRequest) -> Client:
-    """Each of the clients."""
     if request.param == "node":
         return with_node(node_client.install(Path(request.config.cache.mkdir("node"))))
     return with_asyncio if request.param == "asyncio" else blocking
@@ -207,8 +204,6 @@ class Failing:
 
 @dataclass
 class Rig:
-    """A server whose tasks fail."""
-
     address: str
     tasks: Failing
 
@@ -283,7 +278,6 @@ class DownAtFirst:
         self.requests = 0
 
     def __call__(self, received: Received) -> Reply:
-        """Returns the response to a request."""
         self.requests += 1
         return error_reply(503, "down") if self.requests <= self._failures else Answer("one two")(received)
 

@@ -58,7 +58,6 @@ async def drained(call: Any) -> grpc.StatusCode:
 
 
 async def taken(call: Any) -> None:
-    """Returns all messages of a stream."""
     while await call.read() is not grpc.aio.EOF:
         pass
 
@@ -359,7 +358,6 @@ async def test_a_server_with_a_client_authority_accepts_only_its_clients(
 
 @pytest.fixture
 def operator(app: App) -> LocalOperator:
-    """The operator of the app's store."""
     usage = UsageReader(app.store, b"s" * 32)
     return LocalOperator(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
 

@@ -30,7 +30,6 @@ from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 
 @pytest.fixture(scope="module")
 def tasks(channel: grpc.aio.Channel) -> Any:
-    """The generated stub."""
     return TaskServiceStub(channel)
 
 
@@ -249,18 +248,16 @@ class Broken:
                 return
 
     async def aclose(self) -> None:
-        """Does nothing."""
+        pass
 
 
 @pytest.fixture(scope="module")
 def provider() -> Broken:
-    """The provider of the broken app."""
     return Broken()
 
 
 @pytest.fixture(scope="module")
 async def broken(provider: Broken, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
-    """An app whose sandbox provider is broken."""
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path_factory.mktemp("broken"))
     async with open_app(settings, providers={"sandbox": provider}) as app:
         yield app

@@ -6,14 +6,13 @@ import pytest
 
 from pomelo.testing import Transcript
 from tests.app import RunningApp, app_fixture
-from tests.driver import PROTOCOL, STREAM
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM
 from tests.tasks import TASK_BODIES
 
 app = app_fixture()
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     ("reported", "language"),
     [("eng", "en"), ("en", "en"), ("EN", "en"), ("en-US", "en"), ("haw", "haw"), ("English", ""), ("", "")],

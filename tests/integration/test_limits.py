@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Answer, Gate
 from tests.app import RICH, Account, RunningApp, app_fixture
-from tests.calls import bearer
-from tests.driver import PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM, Outcome
+from tests.calls import as_dict, bearer, upload_messages
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS, REST_PROTOCOL, Outcome
 from tests.tasks import TASK_BODIES, text_body
 
 REQUESTS = {"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
@@ -49,8 +47,7 @@ def check(outcome: Outcome, *, tokens: bool, mode: str = "test") -> None:
 # --- the headers
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("task_type", TASK_BODIES)
 async def test_answers_of_every_task_type_have_all_headers(
     app: RunningApp, task_type: str, protocol: str, stream: bool
@@ -109,8 +106,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str, bool]] = {
 }
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("name", ERRORS)
 async def test_an_error_has_all_headers(app: RunningApp, name: str, protocol: str, stream: bool) -> None:
     body, code, tokens = ERRORS[name]
@@ -129,8 +125,6 @@ async def test_an_error_has_all_headers(app: RunningApp, name: str, protocol: st
 @REST_PROTOCOL
 async def test_an_error_of_the_gateway_has_all_headers(app: RunningApp, protocol: str) -> None:
     account = await app.account("all")
-    url = f"{app.urls[protocol]}/api/v1/task"
-    bearer = {"Authorization": f"Bearer {account.test}"}
     for data, content_type, status in (
         (b"{", "application/json", 400),
         (b"[]", "application/json", 400),
@@ -138,10 +132,10 @@ async def test_an_error_of_the_gateway_has_all_headers(app: RunningApp, protocol
         (b" " * 9_000_000, "application/json", 413),
         (b"--x--", "multipart/form-data; boundary=x", 400),
     ):
-        headers = bearer | {"Content-Type": content_type}
-        async with app.session.post(url, data=data, headers=headers) as answer:
-            assert answer.status == status
-            check(Outcome(headers={k.lower(): v for k, v in answer.headers.items()}), tokens=False)
+        headers = {"Content-Type": content_type}
+        answer = await app.post(protocol, account.test, data=data, headers=headers)
+        assert answer.status == status
+        check(Outcome(headers={k.lower(): v for k, v in answer.headers.items()}), tokens=False)
 
 
 @PROTOCOL
@@ -165,19 +159,13 @@ async def test_other_resources_have_all_headers(app: RunningApp, protocol: str) 
 
 async def test_an_upload_has_all_headers(app: RunningApp) -> None:
     account = await app.account("all")
-
-    async def chunks() -> AsyncIterator[UploadMediaRequest]:
-        yield UploadMediaRequest(content_type="audio/mpeg")
-        yield UploadMediaRequest(chunk=b"some audio")
-
-    metadata = bearer(account.test)
-    call = MediaServiceStub(app.channel).UploadMedia(chunks(), metadata=metadata)
+    messages = iter(upload_messages(b"some audio", "audio/mpeg"))
+    call = MediaServiceStub(app.channel).UploadMedia(messages, metadata=bearer(account.test))
     await call
-    check(Outcome(headers={str(k): str(v) for k, v in await call.trailing_metadata()}), tokens=False)
+    check(Outcome(headers=as_dict(await call.trailing_metadata())), tokens=False)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_plan_without_limits_has_no_limit_headers(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -199,8 +187,7 @@ async def test_an_unauthenticated_caller_gets_no_account_headers(app: RunningApp
 # --- requests per minute
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_exactly_the_limit_is_admitted_and_rejected_requests_do_not_count(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -238,8 +225,7 @@ async def test_all_protocols_share_a_limit_and_each_mode_has_its_own(app: Runnin
 # --- concurrency
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_running_task_counts_as_concurrent_until_it_ends(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -269,8 +255,7 @@ async def test_a_running_task_counts_as_concurrent_until_it_ends(
     assert await app.concurrency(account, live=True) == 0
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_failed_task_releases_its_slot_before_the_error_is_sent(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -294,16 +279,9 @@ async def test_tokens_per_minute_are_counted_by_model_and_reported(app: RunningA
     assert int(first.headers["x-ratelimit-remaining-tokens"]) == 1000 - first.usage[2]
     refused = await app.ask(protocol, account.live, text_body(max_tokens=100))
     assert refused.code == "token_limit_exceeded"
-    assert (
-        abs(
-            time.time()
-            + int(refused.headers["retry-after"])
-            - int(refused.headers["x-ratelimit-reset-tokens"])
-        )
-        <= 2
-    )
-    at = datetime.fromtimestamp(int(refused.headers["x-ratelimit-reset-tokens"])).astimezone()
-    assert at.astimezone(tz=None) == datetime.fromisoformat(refused.message.split("Reset at ")[1])
+    reset = int(refused.headers["x-ratelimit-reset-tokens"])
+    assert abs(time.time() + int(refused.headers["retry-after"]) - reset) <= 2
+    assert datetime.fromisoformat(refused.message.split("Reset at ")[1]).timestamp() == reset
     other = await app.ask(protocol, account.live, text_body(model="gpt-3.5-turbo", max_tokens=100))
     assert other.code == "ok", "another model has its own tokens"
     large = await app.ask(protocol, account.live, text_body(max_tokens=1001))
@@ -314,8 +292,7 @@ async def test_tokens_per_minute_are_counted_by_model_and_reported(app: RunningA
 # --- allowed models
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_model_must_be_allowed_by_the_key_and_the_plan(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -338,8 +315,7 @@ async def test_a_model_must_be_allowed_by_the_key_and_the_plan(
 # --- order of errors
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_errors_have_an_order(app: RunningApp, protocol: str, stream: bool) -> None:
     # Each request has at least two errors, which are neighbours in the order.
     poor = await app.account("five", live=1, test=1)
@@ -370,16 +346,14 @@ async def test_the_gateway_checks_the_key_before_the_body_and_the_body_before_th
     app: RunningApp, protocol: str
 ) -> None:
     account = await app.account("images")
-    url = f"{app.urls[protocol]}/api/v1/task"
     for key, data, code in (
         ("pml_test_no", b"{", "invalid_api_key"),
         (account.test, b'{"model": "gpt-99", ', "invalid_body"),
         (account.test, b'{"model": "gpt-4", "sausage": 1}', "model_not_allowed"),
         (account.test, b'{"model": "flux-1-pro", "sausage": 1}', "invalid_parameter"),
     ):
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        async with app.session.post(url, data=data, headers=headers) as answer:
-            assert (await answer.json())["error"]["code"] == code
+        answer = await app.post(protocol, key, data=data, headers={"Content-Type": "application/json"})
+        assert (await answer.json())["error"]["code"] == code
 
 
 @PROTOCOL
@@ -438,8 +412,7 @@ class Pacer:
             self.left = max(0, min(allowed) - self.running)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_large_invalid_task_counts_as_a_request_and_a_small_one_does_not(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:

@@ -21,7 +21,7 @@ from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import CODES
 from pomelo.providers.sandbox import Sandbox
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM, digest
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS, REST_PROTOCOL, STREAM, digest
 from tests.tasks import TASK_BODIES, text_body
 
 WORD = Event(text_delta=TextDelta(content="Hello"))
@@ -36,31 +36,23 @@ CHUNK = Event(audio_chunk=AudioChunk(data=b"audio", content_type="audio/mpeg"))
 
 
 class StrangeError(PomeloError):
-    """An error with a message of bytes."""
-
     def __init__(self) -> None:
         super().__init__("provider_failed")
         self.message = b"bytes"  # type: ignore[misc, assignment]
 
 
 class IncompleteError(PomeloError):
-    """An error without the attributes of a PomeloError."""
-
     def __init__(self) -> None:
         pass
 
 
 class RowlessError(PomeloError):
-    """An error without a row in the table."""
-
     def __init__(self) -> None:
         super().__init__("provider_failed")
         self.row = None  # type: ignore[misc, assignment]
 
 
 class CodelessError(PomeloError):
-    """An error whose code can't be read."""
-
     @property
     def code(self) -> str:
         raise RuntimeError
@@ -124,7 +116,7 @@ class FaultyProvider:
         return self.act(job)
 
     async def aclose(self) -> None:
-        """Closes nothing."""
+        pass
 
 
 FAULTY = FaultyProvider()
@@ -297,12 +289,11 @@ async def test_an_error_with_an_empty_message_gets_the_default_message(
 
 
 async def keep_waiting() -> None:
-    """Waits for a minute."""
     await asyncio.sleep(60)
 
 
 async def continue_immediately() -> None:
-    """Does not suspend."""
+    pass
 
 
 @STREAM
@@ -339,8 +330,7 @@ async def test_a_method_that_cancels_its_task_when_called_is_provider_failed(
         await check(app, caplog, text_body(), stream=stream)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_provider_that_cancels_its_task_later_fails_only_that_task(
     app: RunningApp, caplog: pytest.LogCaptureFixture, stream: bool, protocol: str
 ) -> None:
@@ -466,12 +456,11 @@ async def test_an_invalid_content_type_is_provider_failed(
 async def test_empty_audio_is_an_error_and_starts_no_raw_answer(app: RunningApp, protocol: str) -> None:
     empty = Event(audio_chunk=AudioChunk(content_type="audio/ogg"))
     account = await app.account()
-    headers = {"Authorization": f"Bearer {account.live}", "Accept": "audio/*"}
 
     async def ask() -> tuple[int, str, bytes]:
-        url = f"{app.urls[protocol]}/api/v1/task"
-        async with app.session.post(url, json=TASK_BODIES["tts"], headers=headers) as answer:
-            return answer.status, answer.content_type, await answer.read()
+        headers = {"Accept": "audio/*"}
+        answer = await app.post(protocol, account.live, json=TASK_BODIES["tts"], headers=headers)
+        return answer.status, answer.content_type, await answer.read()
 
     FAULTY.act = yielding(empty)
     status, content_type, body = await ask()
@@ -496,11 +485,7 @@ async def test_large_events_of_a_provider_are_split_for_every_protocol(
     last.text_delta.content = text
     FAULTY.act = yielding(WORD, Event(text_delta=TextDelta(content=text)), last)
     if protocol != "grpc":
-        headers = {"Authorization": f"Bearer {account.live}"}
-        body = text_body() | {"stream": True}
-        url = f"{app.urls[protocol]}/api/v1/task"
-        async with app.session.post(url, json=body, headers=headers) as answer:
-            lines = [line async for line in answer.content]  # aiohttp refuses a long line
+        lines = await app.lines(protocol, account.live, text_body())
         assert max(map(len, lines)) < 64 * 1024
     outcome = await app.ask(protocol, account.live, text_body(), stream=True)
     assert (outcome.code, outcome.done) == ("ok", True)

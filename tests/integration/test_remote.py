@@ -43,7 +43,6 @@ async def remote(app: App) -> AsyncIterator[Services]:
 
 
 async def refusal(awaitable: Any) -> PomeloError:
-    """Returns the error that an awaitable must raise."""
     with pytest.raises(PomeloError) as caught:
         await awaitable
     return caught.value
@@ -55,7 +54,6 @@ def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
 
 
 async def events_of(tasks: TaskService, task: Task, call: Call) -> list[StreamTaskResponse]:
-    """Returns all events of a stream."""
     async with tasks.stream_task(task, call) as events:
         return [event async for event in events]
 

@@ -33,7 +33,7 @@ from pomelo.testing.bfl_protocol import Drawing, moderated
 from pomelo.testing.images import make_image
 from tests.app import Account, RunningApp, run_app
 from tests.calls import bearer
-from tests.driver import PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM, Outcome
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS, REST_PROTOCOL, STREAM, Outcome
 from tests.integration.leaving import LeavingClient
 from tests.redis_server import RedisServer
 from tests.tasks import TASK_BODIES, text_body
@@ -152,7 +152,6 @@ class Rig:
 async def _rig(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Rig]:
-    """A server with the built-in adapters."""
     folder = tmp_path_factory.mktemp("reported")
     (folder / "catalog.toml").write_text(CATALOGUE)
     async with AsyncExitStack() as stack:
@@ -255,8 +254,7 @@ COST_BY_COUNTS = 810
 # --- the adapters
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     ("cost", "micros"), [(0.00042, 420), (0.0004201, 421), (1e-9, 1), (0.0011, 1_100), (0.0123, 12_300)]
 )
@@ -274,8 +272,7 @@ async def test_a_text_of_openrouter_costs_the_reported_cost(
     assert record.prices.endswith("provider_dollar=1000000")
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     "cost",
     [None, 0, 0.0, -0.01, "0.01", True, [], {}, 10**6, 1e300],
@@ -333,8 +330,7 @@ async def test_a_stream_truncated_before_the_reported_cost_costs_the_delivered_p
     assert 0 < record.cost < 500
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     ("reported_credits", "micros"),
     [(4.0, 50_000), (2.5, 31_250), (1, 12_500), (1.1, 13_750), (4.1, 50_000), (0, 50_000), ("2", 50_000)],
@@ -352,8 +348,7 @@ async def test_an_image_of_black_forest_labs_costs_the_reported_cost(
     assert record.provider_micros in (0, micros * 4 // 5)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_an_image_refused_after_its_cost_was_reported_costs_nothing(
     rig: Rig, protocol: str, stream: bool
 ) -> None:
@@ -387,13 +382,11 @@ async def test_reported_costs_and_their_price_are_listed(rig: Rig) -> None:
     rig.vendor.when("shown", Answer("one two", usage=counts(0.0123456)))
     await app.ask("rest", caller.live, text_body("shown", "mixtral-8x7b"))
     for protocol in ("rest", "remote"):
-        headers = {"Authorization": f"Bearer {caller.live}"}
-        async with app.session.get(f"{app.urls[protocol]}/api/v1/usage", headers=headers) as answer:
-            (row,) = (await answer.json())["data"]
-            assert (row["provider_cost"], row["cost"]) == (0.012346, 0.012346)
-        async with app.session.get(f"{app.urls[protocol]}/api/v1/models", headers=headers) as answer:
-            (model,) = [m for m in (await answer.json())["data"] if m["id"] == "flux-drawn"]
-            assert model["price"] == {"image": "0.05", "provider_dollar": "1.25"}
+        (row,) = (await app.get_json(protocol, caller.live, "/api/v1/usage"))["data"]
+        assert (row["provider_cost"], row["cost"]) == (0.012346, 0.012346)
+        listed = (await app.get_json(protocol, caller.live, "/api/v1/models"))["data"]
+        (model,) = [m for m in listed if m["id"] == "flux-drawn"]
+        assert model["price"] == {"image": "0.05", "provider_dollar": "1.25"}
     metadata = bearer(caller.live)
     usage = await AccountServiceStub(app.channel).ListUsage(ListUsageRequest(), metadata=metadata)
     assert usage.records[0].provider_cost_micros == 12_346
@@ -411,8 +404,7 @@ def task(task_name: str) -> dict[str, Any]:
     return TASK_BODIES[task_name] | {"model": f"{TASK_BODIES[task_name]['model']}-acme"}
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("task_name", TYPES)
 async def test_a_plug_in_of_any_task_type_is_billed_by_the_reported_cost(
     plugged: Rig, task_name: str, protocol: str, stream: bool
@@ -440,8 +432,7 @@ async def test_the_reported_cost_of_raw_media_is_the_charged_cost(
     assert (await plugged.record(caller, response)).cost == 220
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     "cost", [-1, nan, "1", 10**9, object()], ids=["-1", "nan", "text", "10**9", "object"]
 )
@@ -461,8 +452,7 @@ async def test_an_invalid_cost_of_a_plug_in_is_ignored_and_logged_without_its_te
     assert line.startswith(f"request id-{protocol}: the provider acme reported an impossible cost")
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, protocol: str, stream: bool) -> None:
     caller = await plugged.app.account()
     plugged.first.act = failing(0.03)
@@ -475,8 +465,7 @@ async def test_the_cost_of_a_failed_attempt_is_not_billed(plugged: Rig, protocol
     assert (record.provider, record.cost, record.provider_micros) == ("acme", 40_000, 0)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_the_cost_of_the_attempt_that_answers_is_billed(
     plugged: Rig, protocol: str, stream: bool
 ) -> None:

@@ -30,7 +30,6 @@ MP3 = (bytes.fromhex("fffb9064") + bytes(413)) * 60
 
 
 def b64(data: bytes) -> str:
-    """Returns the data in base64."""
     return base64.b64encode(data).decode()
 
 
@@ -93,6 +92,12 @@ def image_sent(upstream: FaultUpstream) -> str:
     return url
 
 
+def audio_sent(upstream: FaultUpstream) -> str:
+    """Returns the SHA-256 of the file in the last request to the vendor."""
+    (part,) = [part for part in upstream.requests[-1].form or () if part.text is None]
+    return part.sha256
+
+
 @PROTOCOL
 @pytest.mark.parametrize("name", IMAGES)
 async def test_an_image_in_every_encoding_reaches_the_vendor_in_one(
@@ -129,9 +134,8 @@ async def test_an_invalid_image_is_refused_with_the_field_and_the_reason(
 async def test_a_large_image_with_line_breaks_is_accepted(app: RunningApp, account: Account) -> None:
     image = PNG + bytes(range(256)) * 16_000
     for protocol in PROTOCOLS:
-        outcome = await app.ask(
-            protocol, account.live, image_question("data:image/jpeg;base64," + lines(image))
-        )
+        body = image_question("data:image/jpeg;base64," + lines(image))
+        outcome = await app.ask(protocol, account.live, body)
         assert (outcome.code, outcome.message) == ("ok", "")
         assert image_sent(app.upstream) == "data:image/png;base64," + b64(image)
 
@@ -186,11 +190,9 @@ async def test_audio_in_every_encoding_is_sent_to_the_vendor_unchanged(
         for field, value in body.items():
             form_data.add_field(field, value)
     sent: dict[str, Any] = {"data": form_data} if form else {"json": body}
-    headers = {"Authorization": f"Bearer {account.live}"}
-    async with app.session.post(f"{app.urls[protocol]}/api/v1/task", headers=headers, **sent) as answer:
-        assert answer.status == 200, await answer.text()
-    (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
-    assert part.sha256 in {hashlib.sha256(data).hexdigest() for data in (MP3, MP3 + b"\0")}
+    answer = await app.post(protocol, account.live, **sent)
+    assert answer.status == 200, await answer.text()
+    assert audio_sent(app.upstream) in {hashlib.sha256(data).hexdigest() for data in (MP3, MP3 + b"\0")}
 
 
 @REST_PROTOCOL
@@ -228,8 +230,7 @@ async def test_rest_accepts_audio_above_the_inline_limit_of_grpc(
             headers = {"Authorization": f"Bearer {account.live}"}
             async with app.session.post(f"{url}/api/v1/task", json=body, headers=headers) as answer:
                 assert answer.status == 200, await answer.text()
-            (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
-            assert part.sha256 == hashlib.sha256(audio).hexdigest()
+            assert audio_sent(app.upstream) == hashlib.sha256(audio).hexdigest()
 
 
 # --- fields of other task types
@@ -253,9 +254,8 @@ async def test_a_field_of_another_task_type_is_refused_and_named(
         assert (outcome.code, outcome.status) == ("invalid_parameter", 400)
         assert name in outcome.message
     if not form:
-        outcome = await app.ask(
-            protocol, account.test, TASK_BODIES[task_type] | dict.fromkeys(others) | {"stream": False}
-        )
+        body = TASK_BODIES[task_type] | dict.fromkeys(others) | {"stream": False}
+        outcome = await app.ask(protocol, account.test, body)
         assert (outcome.code, outcome.message) == ("ok", "")
 
 
@@ -275,11 +275,7 @@ async def test_a_file_is_ignored_by_text_to_speech_and_refused_by_text_and_image
                 form_data.add_field(name, MP3, filename="a.mp3", content_type="audio/mpeg")
             else:
                 form_data.add_field(name, fields[name])
-        headers = {"Authorization": f"Bearer {account.test}"}
-        async with app.session.post(
-            f"{app.urls[protocol]}/api/v1/task", data=form_data, headers=headers
-        ) as answer:
-            response = await answer.json()
+        response = await (await app.post(protocol, account.test, data=form_data)).json()
         assert response.get("error", {}).get("code", "ok") == code
         assert code == "ok" or "audio" in response["error"]["message"]
 
@@ -325,9 +321,9 @@ async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
 async def test_json_must_be_utf_8(
     data: bytes, content_type: str, status: int, words: str, protocol: str, app: RunningApp, account: Account
 ) -> None:
-    headers = {"Authorization": f"Bearer {account.live}", "Content-Type": "application/json" + content_type}
-    async with app.session.post(f"{app.urls[protocol]}/api/v1/task", data=data, headers=headers) as answer:
-        response = await answer.json()
+    headers = {"Content-Type": "application/json" + content_type}
+    answer = await app.post(protocol, account.live, data=data, headers=headers)
+    response = await answer.json()
     assert (answer.status, words in response.get("error", {}).get("message", "")) == (status, True)
     if status == 200:
         assert app.upstream.requests[-1].prompt in ("caf\u00e9", "Hello there")
@@ -355,10 +351,10 @@ async def test_a_duplicate_name_is_refused_and_named(
 ) -> None:
     body, name = DUPLICATES[case]
     body = body.replace("HI", '[{"role":"user","content":"Hi"}]').replace("LARGE", "x" * 200_000)
-    headers = {"Authorization": f"Bearer {account.live}", "Content-Type": "application/json"}
-    async with app.session.post(app.urls[protocol] + "/api/v1/task", data=body, headers=headers) as answer:
-        error = (await answer.json())["error"]
-        assert (answer.status, error["code"]) == (400, "invalid_parameter")
+    headers = {"Content-Type": "application/json"}
+    answer = await app.post(protocol, account.live, data=body, headers=headers)
+    error = (await answer.json())["error"]
+    assert (answer.status, error["code"]) == (400, "invalid_parameter")
     assert error["message"] == f"Invalid {name}: must be given once"
 
 
@@ -369,10 +365,9 @@ async def test_a_duplicate_name_in_the_json_of_a_form_is_refused(
     form = aiohttp.FormData(default_to_multipart=True)
     form.add_field("model", "gpt-4")
     form.add_field("messages", '[{"role":"system","role":"user","content":"Hi"}]')
-    headers = {"Authorization": f"Bearer {account.live}"}
-    async with app.session.post(app.urls[protocol] + "/api/v1/task", data=form, headers=headers) as answer:
-        error = (await answer.json())["error"]
-        assert (answer.status, error["code"]) == (400, "invalid_parameter")
+    answer = await app.post(protocol, account.live, data=form)
+    error = (await answer.json())["error"]
+    assert (answer.status, error["code"]) == (400, "invalid_parameter")
     assert "messages" in error["message"]
     assert '"role"' in error["message"]
 

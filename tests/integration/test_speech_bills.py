@@ -27,7 +27,7 @@ from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.audio import packets
 from tests.app import Account, RunningApp, app_fixture, run_app
 from tests.calls import bearer
-from tests.driver import PROTOCOL, PROTOCOLS, STREAM
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS
 from tests.integration.leaving import LeavingClient
 from tests.tasks import to_task
 
@@ -36,7 +36,6 @@ AUDIO = {"Content-Type": "audio/mpeg"}
 
 
 def wav(seconds: float, rate: int = 16_000, channels: int = 1) -> bytes:
-    """A WAV file of a quiet tone."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setparams((channels, 2, rate, 0, "NONE", ""))
@@ -46,7 +45,6 @@ def wav(seconds: float, rate: int = 16_000, channels: int = 1) -> bytes:
 
 
 def opus(kbits: int, **options: str) -> bytes:
-    """A file of silence in Ogg Opus."""
     file = io.BytesIO()
     with av.open(file, "w", format="ogg") as out:
         stream: Any = out.add_stream("libopus", rate=48_000)
@@ -118,8 +116,7 @@ async def interrupt(
     await app.idle(caller, live=True)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
     app: RunningApp, protocol: str, stream: bool, name: str
@@ -132,8 +129,7 @@ async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
     assert await ms_billed(app, caller) == SECONDS * 1000
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_the_reservation(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -172,7 +168,7 @@ async def test_interrupted_speech_to_speech_that_cannot_be_measured_costs_its_in
 async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     app: RunningApp, protocol: str, speed: float, sent_speed: float
 ) -> None:
-    settings = {"voice_settings": {"speed": speed}}
+    settings: dict[str, Any] = {"voice_settings": {"speed": speed}}
     samples = bytes(10 * 32_000)
     caller = await app.account("wide")
     await interrupt(app, protocol, caller, ask_sts("pcm_16000", **settings), samples)
@@ -184,8 +180,7 @@ async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     assert record.characters == pytest.approx(150 * sent_speed, abs=1)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("speed", [0.25, 4])
 @pytest.mark.parametrize("output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000"])
 async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
@@ -198,8 +193,7 @@ async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
     assert (record.audio_ms, record.source) == (5000, "provider")
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     "output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000", "ulaw_8000"]
 )
@@ -226,8 +220,7 @@ async def test_an_answer_without_audio_costs_nothing(
 STT = {"model": "eleven-labs-stt", "audio": base64.b64encode(INPUT).decode()}
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     ("reported", "ms", "source"),
     [
@@ -304,9 +297,8 @@ async def test_lengths_and_times_that_are_not_finite_are_not_returned(tmp_path: 
         assert result.transcription.audio_seconds == 30
         expected_words = [(word.text, word.start, word.end) for word in result.transcription.words]
         assert expected_words == [("Hi", 0.5, 1), ("you", 1, 1)]
-        url = f"{app.urls['remote']}/api/v1/task"
-        async with app.session.post(url, json=STT, headers={"Authorization": metadata[0][1]}) as answer:
-            words = json.loads(await answer.text(), parse_constant=_refuse_constant)["words"]
+        rest = await app.post("remote", caller.live, json=STT)
+        words = json.loads(await rest.text(), parse_constant=_refuse_constant)["words"]
         assert [(word["text"], word["start"], word["end"]) for word in words] == expected_words
 
 

@@ -40,7 +40,6 @@ def _fresh(app: RunningApp) -> None:
 
 
 async def wait_until_empty(app: RunningApp) -> None:
-    """Waits until no file is left."""
     await until(lambda: not app.media())
 
 
@@ -215,13 +214,11 @@ MODEL_PART = b'\r\n--XXX\r\nContent-Disposition: form-data; name="model"\r\n\r\n
 
 
 async def connect(app: RunningApp, protocol: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to the gateway."""
     host, port = app.urls[protocol].removeprefix("http://").split(":")
     return await asyncio.open_connection(host, int(port))
 
 
 async def wait_for_file(app: RunningApp, prefix: str) -> None:
-    """Waits for a file whose name starts with `prefix`."""
     await until(lambda: any(path.name.startswith(prefix) for path in app.media()))
 
 

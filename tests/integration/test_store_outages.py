@@ -26,7 +26,7 @@ from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOL, PROTOCOLS, STREAM
+from tests.driver import PROTOCOL_AND_STREAM, PROTOCOLS, STREAM
 from tests.tasks import text_body
 from tests.unit.engine.jobs import accepted_job
 
@@ -92,8 +92,7 @@ def _store(app: RunningApp, stores: list[FaultyStore]) -> Any:
     store.after = False
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("after", [False, True], ids=["not done", "done"])
 async def test_a_reservation_of_unknown_outcome_is_released(
     app: RunningApp, store: FaultyStore, protocol: str, stream: bool, after: bool
@@ -109,8 +108,7 @@ async def test_a_reservation_of_unknown_outcome_is_released(
     assert outcome.headers["x-ratelimit-remaining"] == "4"
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_an_answer_that_cannot_be_charged_fails_and_releases_its_reservation(
     app: RunningApp, store: FaultyStore, protocol: str, stream: bool
 ) -> None:
@@ -144,8 +142,7 @@ async def test_a_charge_whose_confirmation_is_lost_is_made_once(
     assert (await app.balance(account)).spent == record.cost
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_caller_who_leaves_during_an_outage_is_charged_after_it(
     app: RunningApp, store: FaultyStore, protocol: str, stream: bool
 ) -> None:

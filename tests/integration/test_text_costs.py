@@ -17,7 +17,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import Answer, Gate, Stop, anthropic_protocol
 from tests.app import Account, RunningApp, run_app
 from tests.calls import bearer
-from tests.driver import PROTOCOL, STREAM
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM
 from tests.integration.leaving import LeavingClient
 from tests.tasks import text_body, to_task
 
@@ -39,7 +39,6 @@ async def _app(
 
 
 def openai(prompt: int, completion: int, cached: Any = 0, written: Any = 0) -> dict[str, Any]:
-    """Returns counts in OpenAI's form."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -51,7 +50,6 @@ def openai(prompt: int, completion: int, cached: Any = 0, written: Any = 0) -> d
 def anthropic(
     prompt: int, output: int, cached: int = 0, written: int = 0, written_1h: int = 0
 ) -> dict[str, Any]:
-    """Returns counts in Anthropic's form."""
     return {
         "input_tokens": prompt,
         "output_tokens": output,
@@ -79,8 +77,7 @@ BILLS = {
 """Model, the vendor's counts, and the microcredits by the vendors' price lists of November 2026."""
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("bill", BILLS)
 async def test_cost_follows_the_vendors_price_list(
     app: RunningApp, bill: str, protocol: str, stream: bool
@@ -105,28 +102,18 @@ async def test_cached_and_cache_write_tokens_are_reported(app: RunningApp) -> No
     usage = openai(10_000, 10, 4_000, 5_000)
     app.upstream.when("parts", Answer("one two", usage=usage))
     parts = {"cached_tokens": 4_000, "cache_write_tokens": 5_000}
-    headers = {"Authorization": f"Bearer {account.live}"}
-    async with app.session.post(
-        f"{app.urls['rest']}/api/v1/task", json=text_body("parts"), headers=headers
-    ) as answer:
-        assert (await answer.json())["usage"] == {
-            "prompt_tokens": 10_000,
-            "completion_tokens": 10,
-            "total_tokens": 10_010,
-            "prompt_tokens_details": parts,
-        }
+    answer = await app.post("rest", account.live, json=text_body("parts"))
+    counts = {"prompt_tokens": 10_000, "completion_tokens": 10, "total_tokens": 10_010}
+    assert (await answer.json())["usage"] == counts | {"prompt_tokens_details": parts}
     metadata = bearer(account.live)
-    run = TaskServiceStub(app.channel).RunTask(
-        RunTaskRequest(task=to_task(text_body("parts"))), metadata=metadata
-    )
-    result = (await run).result.text.usage
+    request = RunTaskRequest(task=to_task(text_body("parts")))
+    run = await TaskServiceStub(app.channel).RunTask(request, metadata=metadata)
+    result = run.result.text.usage
     assert (result.cached_prompt_tokens, result.cache_write_prompt_tokens) == (4_000, 5_000)
     for protocol in ("rest", "remote"):
         for query, times in (("", 1), ("?group_by=model", 2)):
-            url = f"{app.urls[protocol]}/api/v1/usage{query}"
-            async with app.session.get(url, headers=headers) as answer:
-                row = (await answer.json())["data"][0]
-                assert row["prompt_tokens_details"] == {name: n * times for name, n in parts.items()}
+            row = (await app.get_json(protocol, account.live, f"/api/v1/usage{query}"))["data"][0]
+            assert row["prompt_tokens_details"] == {name: n * times for name, n in parts.items()}
     listed = await AccountServiceStub(app.channel).ListUsage(ListUsageRequest(), metadata=metadata)
     record = listed.records[0]
     assert (record.cached_input_tokens, record.cache_write_input_tokens) == (4_000, 5_000)
@@ -141,8 +128,7 @@ IMPOSSIBLE = {
 }
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("impossible", IMPOSSIBLE)
 async def test_impossible_counts_are_estimated_and_logged(
     app: RunningApp, protocol: str, stream: bool, impossible: str, caplog: pytest.LogCaptureFixture

@@ -15,7 +15,6 @@ app = app_fixture()
 
 
 def events(count: int) -> list[bytes]:
-    """Returns the events of that many words."""
     return [chunk({"content": word + " "}) for word in WORDS.split()[:count]]
 
 

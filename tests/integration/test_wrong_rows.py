@@ -220,18 +220,15 @@ class PlugIn:
 
 
 def load_as_operators_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loads `path` as the operator's file."""
     read_registry(path, plugins=[])
 
 
 def load_as_plug_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loads `path` as the file of a plug-in."""
     PlugIn.catalog = path
     read_registry(plugins=[EntryPoint("plugin", f"{__name__}:PlugIn", GROUP)])
 
 
 def load_as_built_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loads `path` as the built-in file."""
     monkeypatch.setattr(registry_module, "BUILTIN_CATALOG", path)
     read_registry(plugins=[])
 
@@ -240,7 +237,6 @@ LOADERS = (load_as_operators_file, load_as_plug_in, load_as_built_in)
 
 
 def wrong_line(text: str) -> int:
-    """The number of the wrong line."""
     (line,) = (number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# HERE"))
     return line
 

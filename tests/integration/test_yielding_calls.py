@@ -36,7 +36,6 @@ class ChunkCounter:
         self._stopped = False
 
     def count(self) -> None:
-        """Counts a chunk."""
         self.total += 1
         self._current += 1
         self.maximum = max(self.maximum, self._current)
@@ -48,7 +47,6 @@ class ChunkCounter:
             asyncio.get_running_loop().call_soon(self.start)
 
     def stop(self) -> None:
-        """Stops the counts of iterations."""
         self._stopped = True
 
 
@@ -61,7 +59,6 @@ class ImmediateProvider:
         self._counter = counter
 
     async def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
-        """Yields many words."""
         for _ in range(CHUNKS):
             self._counter.count()
             event = Event()
@@ -73,36 +70,30 @@ class ImmediateProvider:
         yield last
 
     async def aclose(self) -> None:
-        """Closes nothing."""
+        pass
 
 
 def task() -> Task:
-    """Returns a text task."""
     message = TextInput()
     message.messages.add(role=Role.ROLE_USER, content="Go")
     return Task(model="gpt-4", text=message)
 
 
 def call(key: str, **headers: str) -> Call:
-    """Returns a call with a key."""
     return Call.from_headers({"authorization": f"Bearer {key}", **headers}.get, protocol="grpc")
 
 
 async def stream(app: App, key: str, counter: ChunkCounter) -> None:
-    """Streams a task."""
     async with app.services.tasks.stream_task(task(), call(key)) as events:
         assert len([event async for event in events]) == CHUNKS + 2
 
 
 async def run(app: App, key: str, counter: ChunkCounter) -> None:
-    """Runs a unary task, whose provider answers in chunks."""
     result = await app.services.tasks.run_task(task(), call(key))
     assert result.text.content == "word " * CHUNKS
 
 
 async def upload(app: App, key: str, counter: ChunkCounter) -> None:
-    """Uploads media."""
-
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(CHUNKS):
             counter.count()
@@ -113,8 +104,6 @@ async def upload(app: App, key: str, counter: ChunkCounter) -> None:
 
 
 async def download(app: App, key: str, counter: ChunkCounter) -> None:
-    """Downloads media."""
-
     async def chunks() -> AsyncIterator[bytes]:
         yield bytes(CHUNKS)
 

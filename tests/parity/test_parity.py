@@ -53,12 +53,10 @@ class Case:
 
 
 def say(text: object = "Hello, world!", model: str = "gpt-4", **more: Any) -> dict[str, Any]:
-    """A text task of one message."""
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}
 
 
 def draw(prompt: str = "A red kite", model: str = "flux-1-pro", **more: Any) -> dict[str, Any]:
-    """A small image task."""
     return {"model": model, "prompt": prompt, "width": 96, "height": 64, **more}
 
 
