@@ -161,8 +161,8 @@ class RunningApp:
         """Posts a task to REST with `json` or `data` of aiohttp; returns the answer, whose body was read."""
         url = f"{self.urls[protocol]}/api/v1/task"
         sent = {"Authorization": f"Bearer {key}", **(headers or {})}
-        async with self.session.post(url, headers=sent, **body) as answer:
-            await answer.read()
+        answer = await self.session.post(url, headers=sent, **body)
+        await answer.read()
         return answer
 
     async def lines(
