@@ -57,6 +57,7 @@ def app_settings(data: Path, upstream: FaultUpstream, **changes: Any) -> Setting
         settings[f"{vendor}_api_key"] = f"{vendor}-upstream"
     for vendor in ("openai", "anthropic", "mistral", "bfl", "together", "elevenlabs"):
         settings[f"{vendor}_base_url"] = getattr(upstream, f"{vendor}_base_url")
+    settings["openrouter_base_url"] = upstream.openai_base_url
     return Settings(**{**settings, **changes})
 
 
@@ -113,6 +114,19 @@ class RunningApp:
         """Returns an account's usage records, newest first."""
         query = UsageQuery(account=account.name, **filters)
         return (await self.server.store.list_usage(query, limit=1000))[0]
+
+    async def only_record(
+        self, account: Account, response: Outcome | None = None, *, live: bool = True
+    ) -> UsageRecord:
+        """Returns an account's only usage record. Asserts that it is the only charge, that nothing is reserved or
+        uncollected, that `response` reports its cost if it reports one, and that the audit finds nothing."""
+        (record,) = await self.records(account)
+        balance = await self.balance(account, live=live)
+        assert (balance.spent, balance.held, record.uncollected) == (record.cost, 0, 0)
+        if response is not None and "x-credits-charged" in response.metadata:
+            assert round(float(response.metadata["x-credits-charged"]) * 10**6) == record.cost
+        await self.assert_audit_clean()
+        return record
 
     async def balance(self, account: Account, *, live: bool = False) -> Balance:
         """Returns an account's credits in one mode."""
