@@ -93,15 +93,6 @@ def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, 
     }
 
 
-async def ms_billed(app: RunningApp, caller: Account) -> int:
-    """The milliseconds in the only record. Its cost is the only charge, and nothing is uncollected."""
-    (record,) = await app.records(caller)
-    balance = await app.balance(caller, live=True)
-    assert (balance.held, record.uncollected) == (0, 0)
-    assert balance.spent == record.cost
-    return record.audio_ms
-
-
 async def interrupt(
     app: RunningApp, protocol: str, caller: Account, body: dict[str, Any], sent: bytes
 ) -> None:
@@ -126,7 +117,7 @@ async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
     app.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
     response = await app.ask(protocol, caller.live, ask_sts(output_format), stream=stream)
     assert (response.code, response.content.partition(" ")[0]) == ("ok", str(len(answer)))
-    assert await ms_billed(app, caller) == SECONDS * 1000
+    assert (await app.only_record(caller)).audio_ms == SECONDS * 1000
 
 
 @PROTOCOL_AND_STREAM
@@ -137,7 +128,7 @@ async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_the_re
     app.upstream.script(Reply(headers=AUDIO, steps=(mp3(128, 165),)))
     response = await app.ask(protocol, caller.live, ask_sts("mp3_44100_128"), stream=stream)
     assert response.code == "ok"
-    assert SECONDS * 1000 <= await ms_billed(app, caller) <= SECONDS * 1020
+    assert SECONDS * 1000 <= (await app.only_record(caller)).audio_ms <= SECONDS * 1020
 
 
 @PROTOCOL
@@ -151,7 +142,9 @@ async def test_interrupted_speech_to_speech_costs_the_delivered_half(
     (record,) = await app.records(caller)
     assert 0 < record.output_bytes <= len(answer) // 2
     delivered = SECONDS * 1000 * record.output_bytes / len(answer)
-    assert await ms_billed(app, caller) == pytest.approx(delivered, abs=1200)  # a page of Ogg is 1 s
+    assert (await app.only_record(caller)).audio_ms == pytest.approx(
+        delivered, abs=1200
+    )  # a page of Ogg is 1 s
 
 
 @PROTOCOL
@@ -160,7 +153,7 @@ async def test_interrupted_speech_to_speech_that_cannot_be_measured_costs_its_in
 ) -> None:
     caller = await app.account("wide")
     await interrupt(app, protocol, caller, ask_sts("opus_48000_32"), ANSWERS["webm for opus"][1])
-    assert await ms_billed(app, caller) == SECONDS * 1000
+    assert (await app.only_record(caller)).audio_ms == SECONDS * 1000
 
 
 @PROTOCOL
@@ -172,7 +165,7 @@ async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     samples = bytes(10 * 32_000)
     caller = await app.account("wide")
     await interrupt(app, protocol, caller, ask_sts("pcm_16000", **settings), samples)
-    assert await ms_billed(app, caller) == pytest.approx(10_000 * sent_speed, abs=2)
+    assert (await app.only_record(caller)).audio_ms == pytest.approx(10_000 * sent_speed, abs=2)
     caller = await app.account("wide")
     text = {"model": "eleven-labs-tts", "text": "x" * 1000, "voice": "adam", "output_format": "pcm_16000"}
     await interrupt(app, protocol, caller, text | settings, samples)
@@ -246,9 +239,8 @@ async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
     app.upstream.script(Transcript("Hi", more={"audio_duration_secs": reported, "words": words}))
     answer = await app.ask(protocol, caller.live, STT, stream=stream)
     assert (answer.code, answer.content) == ("ok", "Hi")
-    assert await ms_billed(app, caller) == ms
-    (record,) = await app.records(caller)
-    assert record.source == source
+    record = await app.only_record(caller)
+    assert (record.audio_ms, record.source) == (ms, source)
 
 
 @PROTOCOL
@@ -260,7 +252,7 @@ async def test_a_transcript_of_unknown_length_costs_the_maximum_length_not_its_l
     app.upstream.script(Transcript("Hi", more={"audio_duration_secs": None, "words": words}))
     body = STT | {"audio": base64.b64encode(b"no audio at all " * 100).decode()}
     assert (await app.ask(protocol, caller.live, body)).code == "ok"
-    assert await ms_billed(app, caller) == 1600 * 8
+    assert (await app.only_record(caller)).audio_ms == 1600 * 8
 
 
 class _InvalidNumbers:
@@ -290,7 +282,7 @@ async def test_lengths_and_times_that_are_not_finite_are_not_returned(tmp_path: 
                 caller = await app.account("wide")
                 answer = await app.ask(protocol, caller.live, STT, stream=stream)
                 assert (answer.code, answer.content) == ("ok", "Hi you")
-                assert await ms_billed(app, caller) == 30_000
+                assert (await app.only_record(caller)).audio_ms == 30_000
         metadata = bearer(caller.live)
         tasks = TaskServiceStub(app.channel)
         result = (await tasks.RunTask(RunTaskRequest(task=to_task(STT)), metadata=metadata)).result
