@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.call import Call
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 
 
@@ -57,6 +59,18 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await end(call)
     return caught.value
+
+
+async def refusal(awaitable: Awaitable[Any]) -> PomeloError:
+    """Returns the PomeloError that an awaitable raises; an assertion fails if it raises none."""
+    with pytest.raises(PomeloError) as caught:
+        await awaitable
+    return caught.value
+
+
+def error_parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
+    """Returns all attributes of an error, to compare it."""
+    return error.code, error.message, error.field, error.retry_after
 
 
 async def end(call: Any) -> None:

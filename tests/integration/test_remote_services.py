@@ -19,7 +19,7 @@ from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
-from tests.calls import call_of
+from tests.calls import call_of, refusal
 from tests.driver import STREAM
 from tests.integration.scripted_services import KEY, PROOF, STARTED, Event, ScriptedServices
 from tests.tasks import small_task, text_task
@@ -62,13 +62,6 @@ async def ends(
         yield Ends(scripted, services, server, connections.peers)
 
 
-async def code_of(awaitable: Any) -> str:
-    """Returns the code of the error that an awaitable raises."""
-    with pytest.raises(PomeloError) as caught:
-        await awaitable
-    return caught.value.code
-
-
 @STREAM
 @pytest.mark.parametrize(
     ("headers", "repeat_key", "strict"),
@@ -94,7 +87,7 @@ async def test_a_repeated_key_is_repeated_to_the_server(secret: str | None) -> N
     async with ends() as opened:
         call = call_of(secret)
         call.api_key, call.key_error = None, "Authorization was given twice."
-        assert await code_of(opened.services.access.admit(call)) == "invalid_api_key"
+        assert (await refusal(opened.services.access.admit(call))).code == "invalid_api_key"
         (seen,) = opened.scripted.calls
     assert (seen.api_key, seen.key_error) == (None, call.key_error)
 
@@ -121,7 +114,7 @@ async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: b
             assert await anext(events) == STARTED
             assert "X-Credits-Charged" not in call.response_headers
             if fails:
-                assert await code_of(anext(events)) == "provider_failed"
+                assert (await refusal(anext(events))).code == "provider_failed"
             else:
                 assert await anext(events, None) is None
             assert call.response_headers["X-Credits-Charged"] == "0.5"
@@ -132,7 +125,7 @@ async def test_consecutive_calls_share_a_connection() -> None:
         for number in range(250):  # more than a connection has at the same time
             call = call_of("bad" if number % 5 == 0 else KEY)
             if number % 5 == 0:
-                assert await code_of(opened.services.models.list_models(call)) == "invalid_api_key"
+                assert (await refusal(opened.services.models.list_models(call))).code == "invalid_api_key"
             else:
                 assert await opened.services.models.list_models(call)
         assert len(opened.peers) == 1
@@ -144,7 +137,7 @@ async def test_a_valid_key_is_looked_up_once_and_an_invalid_one_each_time() -> N
             (await opened.services.access.admit(call_of(KEY))).close()
         assert len(opened.scripted.calls) == 1
         for _ in range(3):
-            assert await code_of(opened.services.access.admit(call_of("bad"))) == "invalid_api_key"
+            assert (await refusal(opened.services.access.admit(call_of("bad")))).code == "invalid_api_key"
         assert len(opened.scripted.calls) == 4
 
 
@@ -152,7 +145,7 @@ async def test_calls_and_bytes_in_a_gateway_are_limited_per_key() -> None:
     async with ends(in_flight=InFlightLimits(account_calls=1, account_bytes=10)) as opened:
         access = opened.services.access
         visit = await access.admit(call_of(KEY))
-        assert await code_of(access.admit(call_of(KEY))) == "overloaded"
+        assert (await refusal(access.admit(call_of(KEY)))).code == "overloaded"
         visit.reserve(10)
         with pytest.raises(PomeloError, match="more requests"):
             visit.reserve(1)
