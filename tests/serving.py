@@ -44,15 +44,12 @@ async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
     """Starts the server, waits until all its workers serve, and ends it with SIGTERM."""
     port, grpc_port = free_port(), free_port()
     environment = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith("POMELO_") and not k.endswith(("_API_KEY", "_BASE_URL"))
-    }
-    environment |= {
+        **os.environ,
         "POMELO_DATA": str(folder / "data"),
         "POMELO_REST": f"127.0.0.1:{port}",
         "POMELO_GRPC": f"127.0.0.1:{grpc_port}",
-    } | variables
+        **variables,
+    }
     output = folder / "output"
     with output.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(

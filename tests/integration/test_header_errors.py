@@ -10,10 +10,11 @@ import pytest
 
 from pomelo.gen.v1.account_service_pb2 import GetAccountRequest, ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from tests.calls import as_dict, bearer, failure, upload_messages
 from tests.conftest import Keys
 
 MEDIA = "media/" + "0" * 26
@@ -73,11 +74,11 @@ METHODS: dict[str, Any] = {
     ),
     "GetAccount": lambda channel, **call: AccountServiceStub(channel).GetAccount(GetAccountRequest(), **call),
     "ListUsage": lambda channel, **call: AccountServiceStub(channel).ListUsage(ListUsageRequest(), **call),
-    "DownloadMedia": lambda channel, **call: (
-        MediaServiceStub(channel).DownloadMedia(DownloadMediaRequest(media_id="med_none"), **call).read()
+    "DownloadMedia": lambda channel, **call: MediaServiceStub(channel).DownloadMedia(
+        DownloadMediaRequest(media_id="med_none"), **call
     ),
     "UploadMedia": lambda channel, **call: MediaServiceStub(channel).UploadMedia(
-        iter([UploadMediaRequest(content_type="audio/mpeg"), UploadMediaRequest(chunk=b"ID3")]), **call
+        iter(upload_messages(b"ID3", "audio/mpeg")), **call
     ),
 }
 
@@ -86,9 +87,8 @@ METHODS: dict[str, Any] = {
 async def test_wrong_metadata_is_refused_by_every_grpc_method(
     channel: grpc.aio.Channel, keys: Keys, method: str
 ) -> None:
-    metadata = [("authorization", f"Bearer {keys.test}"), ("idempotency-key", "two words")]
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await METHODS[method](channel, metadata=metadata)
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "Idempotency-Key" in refused.value.details()
-    assert "x-credits-remaining" in dict(refused.value.trailing_metadata())
+    metadata = bearer(keys.test, idempotency_key="two words")
+    error = await failure(METHODS[method](channel, metadata=metadata))
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "Idempotency-Key" in (error.details() or "")
+    assert "x-credits-remaining" in as_dict(error.trailing_metadata())
