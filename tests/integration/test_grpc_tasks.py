@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import pytest
 
-from pomelo.app import App, open_app
 from pomelo.errors import TABLE
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
@@ -20,8 +19,8 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, St
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextDelta, TextInput
 from pomelo.providers.base import Job
-from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.app import RunningApp, app_fixture
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.conftest import Keys
 from tests.driver import METHOD
@@ -251,29 +250,19 @@ class Broken:
         pass
 
 
-@pytest.fixture(scope="module")
-def provider() -> Broken:
-    return Broken()
-
-
-@pytest.fixture(scope="module")
-async def broken(provider: Broken, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
-    settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path_factory.mktemp("broken"))
-    async with open_app(settings, providers={"sandbox": provider}) as app:
-        yield app
+BROKEN = Broken()
+broken = app_fixture(providers={"sandbox": BROKEN})
 
 
 @METHOD
 @pytest.mark.parametrize("fault", ["raise", "cancel"])
 async def test_an_unexpected_error_is_an_internal_error_and_one_log_line(
-    method: str, fault: str, broken: App, caplog: pytest.LogCaptureFixture
+    method: str, fault: str, broken: RunningApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, key = await broken.keyring.create("default")
-    assert broken.grpc is not None
-    async with grpc.aio.insecure_channel(broken.grpc) as opened, asyncio.timeout(10):
-        metadata = bearer(key, x_request_id=f"id-{method}-{fault}")
-        with caplog.at_level(logging.INFO):
-            error = await failure(start(TaskServiceStub(opened), method, text_task(fault), metadata=metadata))
+    metadata = bearer((await broken.account()).test, x_request_id=f"id-{method}-{fault}")
+    tasks = TaskServiceStub(broken.channel)
+    with caplog.at_level(logging.INFO):
+        error = await failure(start(tasks, method, text_task(fault), metadata=metadata, timeout=10))
     assert error.code() == grpc.StatusCode.INTERNAL
     assert error.details() == TABLE["internal_error"].message
     assert reason_of(error) == "internal_error"
@@ -284,18 +273,17 @@ async def test_an_unexpected_error_is_an_internal_error_and_one_log_line(
 
 
 async def test_a_caller_that_stops_reading_and_leaves_closes_the_provider_immediately(
-    broken: App, provider: Broken
+    broken: RunningApp,
 ) -> None:
-    _, key = await broken.keyring.create("default")
-    assert broken.grpc is not None
-    async with grpc.aio.insecure_channel(broken.grpc) as opened, asyncio.timeout(20):
-        call = start(TaskServiceStub(opened), "StreamTask", text_task("flood"), metadata=bearer(key))
+    metadata = bearer((await broken.account()).test)
+    async with asyncio.timeout(20):
+        call = start(TaskServiceStub(broken.channel), "StreamTask", text_task("flood"), metadata=metadata)
         assert (await call.read()).WhichOneof("event") == "started"
-        await provider.stalled()
-        assert not provider.closed.is_set()
+        await BROKEN.stalled()
+        assert not BROKEN.closed.is_set()
         left = time.monotonic()
         call.cancel()
-        await provider.closed.wait()
+        await BROKEN.closed.wait()
         assert time.monotonic() - left < 0.05
 
 

@@ -218,30 +218,23 @@ async def test_an_invalid_cost_of_a_plug_in_is_ignored_and_logged_without_its_te
 
 
 @PROTOCOL_AND_STREAM
-async def test_the_cost_of_a_failed_attempt_is_not_billed(
-    plugged: Plugged, protocol: str, stream: bool
+@pytest.mark.parametrize(
+    ("costs", "billed"),
+    [((), (40_000, 0)), ((0.01,), (11_000, 10_000))],
+    ids=["only failed attempts report", "the last attempt reports"],
+)
+async def test_only_the_cost_of_the_attempt_that_answers_is_billed(
+    plugged: Plugged, costs: tuple[float, ...], billed: tuple[int, int], protocol: str, stream: bool
 ) -> None:
     caller = await plugged.app.account()
     plugged.first.act = failing(0.03)
-    attempts = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image")]
+    attempts = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image", *costs)]
     plugged.acme.act = lambda job: attempts.pop(0)(job)
     response = await plugged.app.ask(protocol, caller.live, task("image"), stream=stream)
     assert response.code == "ok"
     assert not attempts
     record = await plugged.app.only_record(caller, response)
-    assert (record.provider, record.cost, record.provider_micros) == ("acme", 40_000, 0)
-
-
-@PROTOCOL_AND_STREAM
-async def test_the_cost_of_the_attempt_that_answers_is_billed(
-    plugged: Plugged, protocol: str, stream: bool
-) -> None:
-    caller = await plugged.app.account()
-    plugged.first.act = failing(0.03)
-    attempts = [failing(0.02, RetryPolicy.SAME_ROUTE), answering("image", 0.01)]
-    plugged.acme.act = lambda job: attempts.pop(0)(job)
-    response = await plugged.app.ask(protocol, caller.live, task("image"), stream=stream)
-    assert (await plugged.app.only_record(caller, response)).cost == 11_000
+    assert (record.provider, record.cost, record.provider_micros) == ("acme", *billed)
 
 
 @STREAM
