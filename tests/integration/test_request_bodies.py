@@ -92,6 +92,14 @@ def image_sent(upstream: FaultUpstream) -> str:
     return url
 
 
+def form_of(fields: dict[str, str]) -> aiohttp.FormData:
+    """Returns a multipart form with these fields."""
+    form = aiohttp.FormData(default_to_multipart=True)
+    for name, value in fields.items():
+        form.add_field(name, value)
+    return form
+
+
 def audio_sent(upstream: FaultUpstream) -> str:
     """Returns the SHA-256 of the file in the last request to the vendor."""
     (part,) = [part for part in upstream.requests[-1].form or () if part.text is None]
@@ -184,13 +192,8 @@ AUDIO = {
 async def test_audio_in_every_encoding_is_sent_to_the_vendor_unchanged(
     name: str, protocol: str, form: bool, app: RunningApp, account: Account
 ) -> None:
-    body: dict[str, Any] = {"model": "eleven-labs-stt", "audio": AUDIO[name]}
-    if form:
-        form_data = aiohttp.FormData(default_to_multipart=True)
-        for field, value in body.items():
-            form_data.add_field(field, value)
-    sent: dict[str, Any] = {"data": form_data} if form else {"json": body}
-    answer = await app.post(protocol, account.live, **sent)
+    body = {"model": "eleven-labs-stt", "audio": AUDIO[name]}
+    answer = await app.post(protocol, account.live, **({"data": form_of(body)} if form else {"json": body}))
     assert answer.status == 200, await answer.text()
     assert audio_sent(app.upstream) in {hashlib.sha256(data).hexdigest() for data in (MP3, MP3 + b"\0")}
 
@@ -362,9 +365,8 @@ async def test_a_duplicate_name_is_refused_and_named(
 async def test_a_duplicate_name_in_the_json_of_a_form_is_refused(
     app: RunningApp, account: Account, protocol: str
 ) -> None:
-    form = aiohttp.FormData(default_to_multipart=True)
-    form.add_field("model", "gpt-4")
-    form.add_field("messages", '[{"role":"system","role":"user","content":"Hi"}]')
+    messages = '[{"role":"system","role":"user","content":"Hi"}]'
+    form = form_of({"model": "gpt-4", "messages": messages})
     answer = await app.post(protocol, account.live, data=form)
     error = (await answer.json())["error"]
     assert (answer.status, error["code"]) == (400, "invalid_parameter")
