@@ -170,14 +170,19 @@ async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
 # --- streams to a gateway
 
 
-async def test_a_gateway_is_informed_that_a_task_was_accepted_before_its_first_event() -> None:
+@pytest.mark.parametrize(
+    "proof", [GATEWAY, PROOF.metadata("rest", "192.0.2.7", "")], ids=["proven", "not proven"]
+)
+async def test_a_gateway_is_informed_that_a_task_was_accepted_before_its_first_event(
+    proof: list[tuple[str, str]],
+) -> None:
     go_on = asyncio.Event()
 
     async def wait(call: Call) -> None:
         await go_on.wait()
 
     async with serve_scripted(ScriptedServices(during=wait)) as opened:
-        call = opened.task("StreamTask", metadata=[*bearer(KEY), *GATEWAY])
+        call = opened.task("StreamTask", metadata=[*bearer(KEY), *proof])
         initial = as_dict(await call.initial_metadata())
         assert initial["x-pomelo-open"] == "1"
         assert initial.items() >= LIMITS.items()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
@@ -18,9 +19,11 @@ from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
-from pomelo.service import Services
+from pomelo.service import AccessService, Services, Visit
 from tests.calls import call_of, refusal
+from tests.conftest import Keys
 from tests.driver import STREAM
+from tests.integration.both_ends import both_ends
 from tests.integration.scripted_services import KEY, PROOF, STARTED, Event, ScriptedServices
 from tests.tasks import small_task, text_task
 
@@ -139,6 +142,38 @@ async def test_a_valid_key_is_looked_up_once_and_an_invalid_one_each_time() -> N
         for _ in range(3):
             assert (await refusal(opened.services.access.admit(call_of("bad")))).code == "invalid_api_key"
         assert len(opened.scripted.calls) == 4
+
+
+class RecordingAccess:
+    """Admits calls like `access`, and records their keys."""
+
+    def __init__(self, access: AccessService) -> None:
+        self.keys: list[str | None] = []
+        self._access = access
+
+    async def admit(self, call: Call) -> Visit:
+        self.keys.append(call.api_key)
+        return await self._access.admit(call)
+
+
+async def test_of_too_many_accepted_keys_the_first_is_looked_up_again(
+    app: App, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.server.remote.services._MAX_TRUSTED_KEYS", 2)
+    access = RecordingAccess(app.services.access)
+    async with both_ends(replace(app.services, access=access)) as (_, remote):
+        for key in (keys.test, keys.live, keys.only_haiku, keys.live, keys.only_haiku, keys.test):
+            (await remote.access.admit(call_of(key))).close()
+    assert access.keys == [keys.test, keys.live, keys.only_haiku, keys.test]
+
+
+async def test_an_accepted_key_is_looked_up_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pomelo.server.remote.services._TRUST_SECONDS", 0.05)
+    async with ends() as opened:
+        for _ in range(2):
+            (await opened.services.access.admit(call_of(KEY))).close()
+            await asyncio.sleep(0.1)
+        assert len(opened.scripted.calls) == 2
 
 
 async def test_calls_and_bytes_in_a_gateway_are_limited_per_key() -> None:
