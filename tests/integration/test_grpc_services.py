@@ -20,6 +20,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.server.field_limit import SMALL_MESSAGE
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.driver import METHOD
 from tests.integration.scripted_services import (
@@ -122,6 +123,19 @@ async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: s
         small, large = opened.services.visits
     assert small.refused == []
     assert large.refused == [("invalid_parameter", "gpt-4")]
+
+
+@pytest.mark.parametrize(("extra", "counted"), [(0, []), (1, [("invalid_parameter", "gpt-4")])])
+async def test_a_task_is_large_from_one_byte_above_a_small_message(
+    extra: int, counted: list[tuple[str, str]]
+) -> None:
+    framing = RunTaskRequest(task=text_task(LARGE)).ByteSize() - len(LARGE)
+    prompt = "x" * (SMALL_MESSAGE + extra - framing)
+    assert RunTaskRequest(task=text_task(prompt)).ByteSize() == SMALL_MESSAGE + extra
+    async with serve_scripted(ScriptedServices(before=raises(invalid("seed", "a number")))) as opened:
+        assert reason_of(await failure(opened.task("RunTask", prompt))) == "invalid_parameter"
+        (visit,) = opened.services.visits
+    assert visit.refused == counted
 
 
 @METHOD

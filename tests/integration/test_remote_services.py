@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -132,6 +132,19 @@ async def test_consecutive_calls_share_a_connection() -> None:
             else:
                 assert await opened.services.models.list_models(call)
         assert len(opened.peers) == 1
+
+
+async def test_a_connection_carries_200_concurrent_calls() -> None:
+    async def wait(call: Call) -> None:
+        await asyncio.Event().wait()
+
+    async with ends(ScriptedServices(during=wait)) as opened, AsyncExitStack() as stack:
+        for _ in range(200):
+            stream = opened.services.tasks.stream_task(text_task(), call_of(KEY))
+            await stack.enter_async_context(stream)
+        assert len(opened.peers) == 1
+        await opened.services.models.list_models(call_of(KEY))
+        assert len(opened.peers) == 2
 
 
 async def test_a_valid_key_is_looked_up_once_and_an_invalid_one_each_time() -> None:
