@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
@@ -179,6 +180,29 @@ async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
             assert reason_of(await failure(call)) == "payload_too_large"
         else:
             await end(call)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+async def test_a_message_of_a_stream_without_a_key_must_be_small(extra: int) -> None:
+    framing = ServerReflectionRequest(host=LARGE).ByteSize() - len(LARGE)
+    message = ServerReflectionRequest(host="x" * (SMALL_MESSAGE + extra - framing)).SerializeToString()
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    async with serve_scripted() as opened:
+        call = opened.channel.stream_stream(path)(iter([message]))
+        if extra:
+            assert reason_of(await failure(call)) == "payload_too_large"
+        else:
+            await end(call)
+
+
+async def test_the_services_end_a_late_call_with_their_own_error() -> None:
+    async def fail_late(call: Call) -> None:
+        await asyncio.sleep(call.deadline - time.monotonic() + 0.2)
+        raise PomeloError("deadline_exceeded", "Took too long")
+
+    async with serve_scripted(ScriptedServices(during=fail_late)) as opened:
+        failed = await failure(opened.task("RunTask", metadata=bearer(KEY, x_request_timeout="0.2")))
+    assert (reason_of(failed), failed.details()) == ("deadline_exceeded", "Took too long")
 
 
 # --- streams to a gateway

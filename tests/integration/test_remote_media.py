@@ -49,6 +49,14 @@ async def test_media_are_uploaded_and_downloaded(remote: Services, keys: Keys) -
     assert (await refusal(_download(remote, "media_x", "", call_of(keys.test)))).code == "not_found"
 
 
+async def test_a_signed_link_is_valid_with_an_invalid_header(remote: Services, app: App, keys: Keys) -> None:
+    media = await remote.media.upload_media("audio/mpeg", _chunks([b"ID3"]), call_of(keys.test))
+    for services in (app.services, remote):
+        call = call_of(None, idempotency_key="two words")
+        assert call.header_error is not None
+        assert await _download(services, media.media_id, media.url.partition("?")[2], call) == b"ID3"
+
+
 async def test_a_download_that_is_closed_early_ends(app: App, keys: Keys) -> None:
     async with both_ends(app.services) as (server, remote):
         media = await remote.media.upload_media("", _chunks([b"x" * (8 * CHUNK)]), call_of(keys.test))
