@@ -282,6 +282,13 @@ async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
         assert counted.reports["trust"] == 1
 
 
+async def test_health_checks_need_no_slot_of_other_calls_without_a_key() -> None:
+    async with serve_scripted(unauthenticated_reads=0, unauthenticated_time=2.0) as opened:
+        health = health_pb2_grpc.HealthStub(opened.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        assert (await health.List(health_pb2.HealthListRequest())).statuses
+
+
 async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
     async with serve_scripted() as opened:
         health = health_pb2_grpc.HealthStub(opened.channel)
