@@ -10,6 +10,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
+
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits
 
@@ -266,3 +268,26 @@ async def test_floods_are_counted_from_the_first_within_the_penalty_time() -> No
             await asyncio.sleep(pause)
         assert await opened.closes(first), "the older one"
         assert opened.stays(second)
+
+
+async def test_connections_do_not_age_while_the_event_loop_is_blocked() -> None:
+    async with watched(key_timeout=60.0) as opened:
+        await opened.connect()
+        opened.guard.scan(time.monotonic() + 1000)
+        assert opened.guard.count == 1
+
+
+async def test_connections_closed_since_the_last_line_are_logged_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def closed() -> list[str]:
+        return [r.getMessage().split()[0] for r in caplog.records if r.name == "pomelo.server"]
+
+    async with watched(unauthenticated_resets=0) as opened:
+        for _ in range(3):
+            client = await opened.connect()
+            opened.guard.reset(client.peer)
+            assert await opened.closes(client)
+        opened.scan()
+        assert closed() == ["1"]
+    assert closed() == ["1", "2"]
