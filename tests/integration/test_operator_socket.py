@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -18,6 +19,8 @@ from pomelo.accounts.usage import UsageReader
 from pomelo.app import App
 from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
 from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.server.call_limits import CallLimits
+from pomelo.server.calls import FrontEnd
 from pomelo.server.server import open_operator_socket
 from tests.calls import failure
 from tests.conftest import Keys
@@ -93,3 +96,19 @@ async def test_a_path_that_is_too_long_for_a_socket_is_an_error(
     with pytest.raises(OSError, match="shorter path"):
         async with open_operator_socket(operator, folder / ("x" * 120)):
             pass
+
+
+async def test_a_call_of_the_operator_may_take_longer_than_a_call_without_a_key() -> None:
+    async def answer_late(request: bytes) -> bytes:
+        await asyncio.sleep(0.4)
+        return request
+
+    front_end = FrontEnd(limits=CallLimits(unauthenticated_time=0.1))
+    handler = grpc.unary_unary_rpc_method_handler(front_end.unlimited(answer_late))
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Late", {"Say": handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert await channel.unary_unary("/test.Late/Say")(b"hello") == b"hello"
+    await server.stop(None)
