@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.accounts.plans import Plan
@@ -56,6 +57,7 @@ def app_settings(data: Path, upstream: FaultUpstream, **changes: Any) -> Setting
         settings[f"{vendor}_api_key"] = f"{vendor}-upstream"
     for vendor in ("openai", "anthropic", "mistral", "bfl", "together", "elevenlabs"):
         settings[f"{vendor}_base_url"] = getattr(upstream, f"{vendor}_base_url")
+    settings["openrouter_base_url"] = upstream.openai_base_url
     return Settings(**{**settings, **changes})
 
 
@@ -104,10 +106,27 @@ class RunningApp:
         keys = [(await keyring.create(name, live=is_live, models=models))[1] for is_live in (False, True)]
         return Account(name, *keys)
 
+    def media(self) -> set[Path]:
+        """Returns the files of the media folder."""
+        return set((self.server.settings.data / "media").iterdir())
+
     async def records(self, account: Account, **filters: Any) -> list[UsageRecord]:
         """Returns an account's usage records, newest first."""
         query = UsageQuery(account=account.name, **filters)
         return (await self.server.store.list_usage(query, limit=1000))[0]
+
+    async def only_record(
+        self, account: Account, response: Outcome | None = None, *, live: bool = True
+    ) -> UsageRecord:
+        """Returns an account's only usage record. Asserts that it is the only charge, that nothing is reserved or
+        uncollected, that `response` reports its cost if it reports one, and that the audit finds nothing."""
+        (record,) = await self.records(account)
+        balance = await self.balance(account, live=live)
+        assert (balance.spent, balance.held, record.uncollected) == (record.cost, 0, 0)
+        if response is not None and "x-credits-charged" in response.metadata:
+            assert round(float(response.metadata["x-credits-charged"]) * 10**6) == record.cost
+        await self.assert_audit_clean()
+        return record
 
     async def balance(self, account: Account, *, live: bool = False) -> Balance:
         """Returns an account's credits in one mode."""
@@ -150,6 +169,31 @@ class RunningApp:
             request.headers = {**request.headers, "Accept": accept}
         return await self._rest[protocol](request)
 
+    async def post(
+        self, protocol: str, key: str, *, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> aiohttp.ClientResponse:
+        """Posts a task to REST with `json` or `data` of aiohttp; returns the answer, whose body was read."""
+        url = f"{self.urls[protocol]}/api/v1/task"
+        sent = {"Authorization": f"Bearer {key}", **(headers or {})}
+        answer = await self.session.post(url, headers=sent, **body)
+        await answer.read()
+        return answer
+
+    async def lines(
+        self, protocol: str, key: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> list[bytes]:
+        """Streams a task over REST; returns the lines. aiohttp refuses a line of 64 KiB."""
+        url = f"{self.urls[protocol]}/api/v1/task"
+        sent = {"Authorization": f"Bearer {key}", **(headers or {})}
+        async with self.session.post(url, json={**body, "stream": True}, headers=sent) as answer:
+            return [line async for line in answer.content]
+
+    async def get_json(self, protocol: str, key: str, path: str) -> Any:
+        """Gets a path of REST; returns the JSON of the answer."""
+        headers = {"Authorization": f"Bearer {key}"}
+        async with self.session.get(self.urls[protocol] + path, headers=headers) as answer:
+            return await answer.json()
+
     async def get(self, protocol: str, key: str, path: str, **headers: str) -> Outcome:
         """Gets a path of REST; over gRPC lists the models, whatever the path."""
         if protocol == "grpc":
@@ -191,3 +235,14 @@ async def run_app(
             ):
                 urls = {"rest": "http://{}:{}".format(*server.rest), "remote": f"http://{host}:{port}"}
                 yield RunningApp(server, upstream, session, channel, urls)
+
+
+def app_fixture(**options: Any) -> Any:
+    """Returns a fixture of a module: a running app; `options` go to `run_app`."""
+
+    @pytest.fixture(scope="module")
+    async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+        async with run_app(tmp_path_factory.mktemp("app"), **options) as opened:
+            yield opened
+
+    return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
@@ -10,6 +11,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 
 
 def bearer(key: str, **headers: str) -> list[tuple[str, str]]:
@@ -43,11 +46,31 @@ def reason_of(error: Any) -> str:
     return str(info.reason).lower()
 
 
+def upload_messages(
+    data: bytes, content_type: str | None = None, size: int = 65_536
+) -> list[UploadMediaRequest]:
+    """Returns the messages of an upload, with chunks of `size` bytes."""
+    head = [] if content_type is None else [UploadMediaRequest(content_type=content_type)]
+    return head + [UploadMediaRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
+
+
 async def failure(call: Any) -> grpc.aio.AioRpcError:
     """Returns the error that ends a call; an assertion fails if the call succeeds."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await end(call)
     return caught.value
+
+
+async def refusal(awaitable: Awaitable[Any]) -> PomeloError:
+    """Returns the PomeloError that an awaitable raises; an assertion fails if it raises none."""
+    with pytest.raises(PomeloError) as caught:
+        await awaitable
+    return caught.value
+
+
+def error_parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
+    """Returns all attributes of an error, to compare it."""
+    return error.code, error.message, error.field, error.retry_after
 
 
 async def end(call: Any) -> None:

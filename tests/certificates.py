@@ -9,22 +9,18 @@ from pathlib import Path
 def make_certificate(folder: Path, name: str, subject: str, *options: str) -> None:
     """Writes `name`.pem and its private key `name`.key. The certificate is valid for two days, and self-signed
     unless `options` of `openssl req` name an authority."""
-    subprocess.run(
-        (
-            *(
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-nodes",
-            ),
-            *("-days", "2", "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={subject}"),
-            *options,
-        ),
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
+    command += (*files, "-subj", f"/CN={subject}", *options)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)

@@ -6,9 +6,10 @@ media.
 
 from __future__ import annotations
 
+import gc
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import grpc
 import pytest
 
 from pomelo.accounts.failed_keys import FailedKeys
-from pomelo.app import App, open_app, open_gateway
+from pomelo.app import App, gateway_proof, open_app, open_gateway
+from pomelo.server.remote import open_remote
+from pomelo.service import Services
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from tests.app import app_settings, endow, patient_router
@@ -100,7 +103,6 @@ async def gateway_url(app: App, tmp_path_factory: pytest.TempPathFactory) -> Asy
 
 @pytest.fixture(scope="session")
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
-    """An HTTP client."""
     async with aiohttp.ClientSession() as session:
         yield session
 
@@ -113,7 +115,22 @@ async def channel(app: App) -> AsyncIterator[grpc.aio.Channel]:
         yield opened
 
 
+@pytest.fixture(scope="session")
+async def remote(app: App) -> AsyncIterator[Services]:
+    """The app's services over a channel."""
+    assert app.grpc is not None
+    async with open_remote(app.grpc, proof=gateway_proof(app.settings.root_secret())) as services:
+        yield services
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """Disables the garbage collector, which hides leaked calls."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty folder."""
     return tmp_path

@@ -29,7 +29,12 @@ PROTOCOLS = ("grpc", "rest", "remote")
 """gRPC, REST in the engine's process, and REST through a gateway that reaches the engine over gRPC."""
 
 PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
+REST_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS[1:])
+METHOD = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+PROTOCOL_AND_STREAM = pytest.mark.parametrize(
+    ("protocol", "stream"), [(protocol, stream) for protocol in PROTOCOLS for stream in (False, True)]
+)
 
 
 @dataclass

@@ -48,7 +48,6 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        """Its URL."""
         return f"postgresql://pomelo@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
@@ -74,7 +73,6 @@ class PostgresServer:
             log.write("--- started ---\n")
 
     def close(self) -> None:
-        """Ends the server and deletes its data."""
         if self._process.poll() is None:
             self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -65,7 +65,6 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """Its URL."""
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self, *more: str) -> RedisServer:
@@ -96,7 +95,6 @@ class RedisServer:
             return client.execute_command(*command)
 
     def kill(self) -> None:
-        """Kills the server with SIGKILL."""
         self._send(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
@@ -110,7 +108,6 @@ class RedisServer:
         self._send(signal.SIGCONT)
 
     def close(self) -> None:
-        """Ends the server and deletes its data."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

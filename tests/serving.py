@@ -18,8 +18,6 @@ from tests.ports import free_port
 
 @dataclass(frozen=True)
 class Served:
-    """A running server."""
-
     host: str
     port: int
     grpc_port: int
@@ -30,12 +28,10 @@ class Served:
 
     @property
     def url(self) -> str:
-        """The base URL of REST."""
         return f"http://{self.host}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers with the test key."""
         return {"Authorization": f"Bearer {self.key}"}
 
     def log(self) -> str:
@@ -48,15 +44,12 @@ async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
     """Starts the server, waits until all its workers serve, and ends it with SIGTERM."""
     port, grpc_port = free_port(), free_port()
     environment = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith("POMELO_") and not k.endswith(("_API_KEY", "_BASE_URL"))
-    }
-    environment |= {
+        **os.environ,
         "POMELO_DATA": str(folder / "data"),
         "POMELO_REST": f"127.0.0.1:{port}",
         "POMELO_GRPC": f"127.0.0.1:{grpc_port}",
-    } | variables
+        **variables,
+    }
     output = folder / "output"
     with output.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(

@@ -229,3 +229,55 @@ async def test_an_address_that_has_flooded_repeatedly_has_a_smaller_share() -> N
         assert await opened.closes(flooding)
         assert await opened.closes(first), "the older one"
         assert opened.stays(second)
+
+
+async def test_the_connection_whose_call_was_active_last_is_closed_last() -> None:
+    async with watched(connections=10) as opened:
+        active, idle = await opened.connect(), await opened.connect()
+        opened.guard.authenticated(active.peer)
+        opened.scan()
+        opened.guard.authenticated(idle.peer)
+        opened.guard.ended(idle.peer)
+        opened.scan()
+        opened.guard.received(active.peer, 5)
+        opened.scan()
+        opened.guard.ended(active.peer)
+        opened.guard.limits = replace(opened.guard.limits, connections=1)
+        assert await opened.closes(idle)
+        assert opened.stays(active)
+
+
+async def test_floods_are_counted_from_the_first_within_the_penalty_time() -> None:
+    limits = {"unauthenticated_resets": 0, "floods": 2, "per_flooding_address": 1, "grace": 0.0}
+    async with watched(**limits, penalty=2.0) as opened:
+        first, second = await opened.connect(), await opened.connect()
+        for pause in (2.2, 0, 0):
+            flooding = await opened.connect()
+            opened.guard.reset(flooding.peer)
+            assert await opened.closes(flooding)
+            await asyncio.sleep(pause)
+        assert await opened.closes(first), "the older one"
+        assert opened.stays(second)
+
+
+async def test_connections_do_not_age_while_the_event_loop_is_blocked() -> None:
+    async with watched(key_timeout=60.0) as opened:
+        await opened.connect()
+        opened.guard.scan(time.monotonic() + 1000)
+        assert opened.guard.count == 1
+
+
+async def test_connections_closed_since_the_last_line_are_logged_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def closed() -> list[str]:
+        return [r.getMessage().split()[0] for r in caplog.records if r.name == "pomelo.server"]
+
+    async with watched(unauthenticated_resets=0) as opened:
+        for _ in range(3):
+            client = await opened.connect()
+            opened.guard.reset(client.peer)
+            assert await opened.closes(client)
+        opened.scan()
+        assert closed() == ["1"]
+    assert closed() == ["1", "2"]

@@ -7,11 +7,10 @@ import logging
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,30 +18,29 @@ import pytest
 
 from pomelo.app import App
 from pomelo.call import Call
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import AccessService, Visit
+from tests.calls import bearer, failure, upload_messages
 from tests.certificates import make_certificate
 from tests.conftest import Keys
 from tests.faults import frames
-
-MODELS = "/pomelo.v1.ModelService/ListModels"
-SOON = 5.0
-"""Seconds allowed for an event that should take about one second."""
+from tests.integration.connection_client import MODELS, SOON, connected, many
+from tests.waiting import until
 
 QUICK = ConnectionLimits(key_timeout=0.6, grace=0.3)
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost; its key is in the same folder."""
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The options of a server with a certificate for localhost."""
     folder = tmp_path_factory.mktemp("tls")
     make_certificate(folder, "cert", "localhost")
-    return folder / "cert.pem"
+    return {"tls_cert": folder / "cert.pem", "tls_key": folder / "cert.key"}
 
 
 @asynccontextmanager
@@ -53,80 +51,6 @@ async def serve(
     services = replace(app.services, access=options.pop("access", app.services.access))
     async with open_server(services, ServerOptions(address, connections=limits, **options)) as server:
         yield int(server.address.rpartition(":")[2])
-
-
-class Client:
-    """One connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    def send(self, data: bytes) -> None:
-        """Sends bytes."""
-        self._writer.write(data)
-
-    def call(self, key: str, stream: int = 1) -> None:
-        """Calls ListModels."""
-        authorization = ("authorization", f"Bearer {key}")
-        self.send(frames.headers(stream, MODELS, authorization) + frames.message(stream, b""))
-
-    async def answered(self, stream: int = 1) -> None:
-        """Returns when that call has ended."""
-        async with asyncio.timeout(SOON):
-            while True:
-                kind, flags, number, payload = await self._frame()
-                if kind == frames.HEADERS and number == stream and flags & frames.END_STREAM:
-                    assert b"grpc-status" in payload or flags & frames.END_STREAM
-                    return
-
-    async def closed(self, within: float = SOON) -> None:
-        """Returns when the server has closed the connection."""
-        async with asyncio.timeout(within):
-            try:
-                while await self._reader.read(65536):
-                    pass
-            except (ConnectionError, ssl.SSLError):
-                pass
-
-    @property
-    def open(self) -> bool:
-        """Whether the connection is still open, as far as this end has seen."""
-        return not self._reader.at_eof() and self._reader.exception() is None
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._writer.transport.abort()
-
-    async def _frame(self) -> tuple[int, int, int, bytes]:
-        head = await self._reader.readexactly(9)
-        payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
-        return head[3], head[4], int.from_bytes(head[5:], "big"), payload
-
-
-@asynccontextmanager
-async def connected(port: int, host: str = "127.0.0.1", source: str | None = None) -> AsyncIterator[Client]:
-    """Opens a connection and sends nothing."""
-    local = (source, 0) if source else None
-    client = Client(*await asyncio.open_connection(host, port, local_addr=local))
-    try:
-        yield client
-    finally:
-        client.close()
-
-
-@asynccontextmanager
-async def many(port: int, count: int, **where: str) -> AsyncIterator[list[Client]]:
-    """Opens several connections, one after the other."""
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(connected(port, **where)) for _ in range(count)]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns when a condition is true."""
-    async with asyncio.timeout(SOON):
-        while not condition():  # noqa: ASYNC110 (the condition has no event)
-            await asyncio.sleep(0.02)
 
 
 def client_hello() -> bytes:
@@ -141,39 +65,27 @@ def client_hello() -> bytes:
 # --- unauthenticated connections
 
 
+CALL = frames.hello() + frames.headers(1, MODELS, ("authorization", "Bearer no")) + frames.message(1, b"")
+WATCH = frames.hello() + frames.headers(1, "/grpc.health.v1.Health/Watch") + frames.message(1, b"")
+
+
 @pytest.mark.parametrize(
     ("tls", "sent"),
     [
-        (False, b""),
-        (False, frames.PREFACE[:10]),
-        (False, frames.hello()),
-        (False, frames.hello() + frames.headers(1, "/grpc.health.v1.Health/Watch") + frames.message(1, b"")),
-        (
-            False,
-            frames.hello()
-            + frames.headers(1, MODELS, ("authorization", "Bearer no"))
-            + frames.message(1, b""),
-        ),
-        (True, b""),
-        (True, client_hello()[:60]),
-        (True, client_hello()),
-    ],
-    ids=[
-        "silent",
-        "half a preface",
-        "preface",
-        "watch",
-        "bad key",
-        "TLS silent",
-        "TLS half a hello",
-        "TLS hello",
+        pytest.param(False, b"", id="silent"),
+        pytest.param(False, frames.PREFACE[:10], id="half a preface"),
+        pytest.param(False, frames.hello(), id="preface"),
+        pytest.param(False, WATCH, id="watch"),
+        pytest.param(False, CALL, id="bad key"),
+        pytest.param(True, b"", id="TLS silent"),
+        pytest.param(True, client_hello()[:60], id="TLS half a hello"),
+        pytest.param(True, client_hello(), id="TLS hello"),
     ],
 )
 async def test_a_connection_without_a_valid_key_is_closed_in_time(
-    app: App, certificate: Path, tls: bool, sent: bytes
+    app: App, certificate: dict[str, Any], tls: bool, sent: bytes
 ) -> None:
-    options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")} if tls else {}
-    async with serve(app, QUICK, **options) as port, connected(port) as client:
+    async with serve(app, QUICK, **(certificate if tls else {})) as port, connected(port) as client:
         client.send(sent)
         await client.closed()
 
@@ -202,9 +114,8 @@ async def test_the_calls_of_a_closed_connection_are_cancelled(app: App) -> None:
     options = ServerOptions("127.0.0.1:0", connections=QUICK)
     async with open_server(app.services, options, register=register) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_stream("/test.Waiting/Wait")(b"").read()
-            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            error = await failure(channel.unary_stream("/test.Waiting/Wait")(b""))
+            assert error.code() == grpc.StatusCode.UNAVAILABLE
         async with asyncio.timeout(SOON):
             await ended.wait()
 
@@ -236,7 +147,6 @@ class SlowAccess:
         self._seconds = seconds
 
     async def admit(self, call: Call) -> Visit:
-        """Admits a call."""
         await asyncio.sleep(self._seconds)
         return await self._access.admit(call)
 
@@ -280,9 +190,7 @@ async def test_a_connection_with_a_valid_key_stays_open(app: App, keys: Keys, ho
         many(port, 5, host=host) as clients,
     ):
         for client in clients:
-            client.send(frames.hello())
-            client.call(keys.test)
-            await client.answered()
+            await client.ask(keys.test)
         await unauthenticated.closed()
         for client in clients:
             client.call(keys.test, 3)
@@ -290,17 +198,16 @@ async def test_a_connection_with_a_valid_key_stays_open(app: App, keys: Keys, ho
 
 
 async def test_a_connection_with_a_valid_key_stays_open_over_tls(
-    app: App, keys: Keys, certificate: Path
+    app: App, keys: Keys, certificate: dict[str, Any]
 ) -> None:
-    tls = Tls(ca=certificate).credentials()
-    options = {"tls_cert": certificate, "tls_key": certificate.with_suffix(".key")}
+    tls = Tls(ca=certificate["tls_cert"]).credentials()
     async with (
-        serve(app, QUICK, **options) as port,
+        serve(app, QUICK, **certificate) as port,
         connected(port) as unauthenticated,
         grpc.aio.secure_channel(f"localhost:{port}", tls) as channel,
     ):
         ask = channel.unary_unary(MODELS)
-        metadata = [("authorization", f"Bearer {keys.test}")]
+        metadata = bearer(keys.test)
         assert await ask(b"", metadata=metadata)
         await unauthenticated.closed()
         assert channel.get_state() == grpc.ChannelConnectivity.READY
@@ -309,16 +216,11 @@ async def test_a_connection_with_a_valid_key_stays_open_over_tls(
 
 async def test_a_download_by_a_signed_link_keeps_its_connection_open(app: App, keys: Keys) -> None:
     size = 8 * 1024 * 1024
-
-    async def pieces() -> AsyncIterator[UploadMediaRequest]:
-        yield UploadMediaRequest(content_type="audio/wav")
-        for _ in range(8):
-            yield UploadMediaRequest(chunk=bytes(size // 8))
-
     async with serve(app, QUICK) as port:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            metadata = [("authorization", f"Bearer {keys.test}")]
-            media = (await MediaServiceStub(channel).UploadMedia(pieces(), metadata=metadata)).media
+            metadata = bearer(keys.test)
+            messages = upload_messages(bytes(size), "audio/wav", size // 8)
+            media = (await MediaServiceStub(channel).UploadMedia(iter(messages), metadata=metadata)).media
         # A separate connection with small windows.
         slow = [
             ("grpc.use_local_subchannel_pool", 1),
@@ -337,14 +239,10 @@ async def test_a_download_by_a_signed_link_keeps_its_connection_open(app: App, k
 async def test_idle_connections_above_the_limit_are_closed_for_new_ones(app: App, keys: Keys) -> None:
     async with serve(app, ConnectionLimits(connections=8)) as port, many(port, 8) as clients:
         for client in clients:
-            client.send(frames.hello())
-            client.call(keys.test)
-            await client.answered()
+            await client.ask(keys.test)
         async with many(port, 2) as newcomers:
             for client in newcomers:
-                client.send(frames.hello())
-                client.call(keys.test)
-                await client.answered()
+                await client.ask(keys.test)
             for client in clients[:2]:
                 await client.closed()
             for client in (*clients[2:], *newcomers):
@@ -356,9 +254,7 @@ async def test_grpc_refuses_connections_above_the_hard_limit_and_continues(app: 
     limits = ConnectionLimits(connections=4, hard_connections=4)
     async with serve(app, limits) as port, many(port, 4) as clients:
         for client in clients:
-            client.send(frames.hello())
-            client.call(keys.test)
-            await client.answered()
+            await client.ask(keys.test)
         async with connected(port) as one_more:
             await one_more.closed()
         clients[0].close()
@@ -366,9 +262,7 @@ async def test_grpc_refuses_connections_above_the_hard_limit_and_continues(app: 
             while True:
                 try:
                     async with connected(port) as next_one:
-                        next_one.send(frames.hello())
-                        next_one.call(keys.test)
-                        await next_one.answered()
+                        await next_one.ask(keys.test)
                         break
                 except (asyncio.IncompleteReadError, ConnectionError):
                     await asyncio.sleep(0.05)
@@ -401,9 +295,8 @@ async def test_no_state_is_kept_of_ended_connections_and_calls() -> None:
             async with many(port, 20):
                 await until(lambda: guard.count == 20)
                 for number in range(1000):
-                    guard.authenticated(
-                        f"ipv4:127.0.0.1:{number}"
-                    )  # calls of connections that were never scanned
+                    # Calls of connections that were never scanned.
+                    guard.authenticated(f"ipv4:127.0.0.1:{number}")
             await until(lambda: guard.count == 0)
             await until(lambda: not guard._calls and not guard._connections)
         guard.authenticated("ipv4:127.0.0.1:1")
@@ -441,6 +334,7 @@ def test_the_limits_of_a_process_with_few_descriptors_are_lower() -> None:
     assert ConnectionLimits().within(1 << 20) == ConnectionLimits()
     small = ConnectionLimits().within(256)
     assert (small.connections, small.hard_connections) == (32, 64)
+    assert ConnectionLimits().within(4).connections == 1
 
 
 def test_the_descriptor_limit_is_raised_as_far_as_the_system_allows() -> None:

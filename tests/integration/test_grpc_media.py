@@ -6,7 +6,6 @@ import asyncio
 import io
 import wave
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,7 +21,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.stores.accounts import Grant, Wallet
-from tests.calls import as_dict, bearer, reason_of
+from tests.calls import as_dict, bearer, failure, reason_of, upload_messages
 from tests.conftest import Keys
 
 CHUNK = 1024 * 1024
@@ -30,12 +29,10 @@ CHUNK = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def media(channel: grpc.aio.Channel) -> Any:
-    """The generated stub."""
     return MediaServiceStub(channel)
 
 
 def silent_wav(seconds: float = 1.0) -> bytes:
-    """Returns silence as a WAV file."""
     file = io.BytesIO()
     with wave.open(file, "wb") as audio:
         audio.setnchannels(1)
@@ -43,12 +40,6 @@ def silent_wav(seconds: float = 1.0) -> bytes:
         audio.setframerate(16_000)
         audio.writeframes(bytes(int(seconds * 32_000)))
     return file.getvalue()
-
-
-def messages_of(data: bytes, content_type: str | None = None, size: int = 65_536) -> list[UploadMediaRequest]:
-    """Returns the messages of an upload."""
-    head = [] if content_type is None else [UploadMediaRequest(content_type=content_type)]
-    return head + [UploadMediaRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
 
 
 async def upload(media: Any, key: str, messages: Iterable[UploadMediaRequest]) -> Media:
@@ -60,9 +51,7 @@ async def upload(media: Any, key: str, messages: Iterable[UploadMediaRequest]) -
 
 async def refused(media: Any, key: str, messages: Iterable[UploadMediaRequest]) -> grpc.aio.AioRpcError:
     """Returns the error of an upload that must fail."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await media.UploadMedia(iter(messages), metadata=bearer(key))
-    return caught.value
+    return await failure(media.UploadMedia(iter(messages), metadata=bearer(key)))
 
 
 async def download(media: Any, request: DownloadMediaRequest, **more: Any) -> tuple[Media, list[bytes]]:
@@ -80,7 +69,7 @@ async def test_an_upload_can_be_downloaded_and_used(
     media: Any, channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     audio = silent_wav(40)
-    uploaded = await upload(media, keys.test, messages_of(audio, "audio/wav"))
+    uploaded = await upload(media, keys.test, upload_messages(audio, "audio/wav"))
     assert uploaded.content_type == "audio/wav"
     assert uploaded.size_bytes == len(audio)
     metadata, chunks = await download(
@@ -110,20 +99,20 @@ async def test_another_account_or_mode_can_not_read_or_use_an_upload(
         _, other = await app.keyring.create(account, live=live)
     else:
         other = keys.test if live else keys.live
-    uploaded = await upload(media, owner, messages_of(silent_wav(), "audio/wav"))
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await download(media, DownloadMediaRequest(media_id=uploaded.media_id), metadata=bearer(other))
-    assert reason_of(caught.value) == "not_found"
+    uploaded = await upload(media, owner, upload_messages(silent_wav(), "audio/wav"))
+    error = await failure(
+        media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.media_id), metadata=bearer(other))
+    )
+    assert reason_of(error) == "not_found"
     audio = AudioInput(media_id=uploaded.media_id)
     tasks = TaskServiceStub(channel)
     for task in (
         Task(model="eleven-labs-stt", speech_to_text=SpeechToTextInput(audio=audio)),
         Task(model="eleven-labs-sts", speech_to_speech=SpeechToSpeechInput(audio=audio, voice="adam")),
     ):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(other))
-        assert reason_of(caught.value) == "invalid_parameter"
-        assert "audio" in (caught.value.details() or "")
+        error = await failure(tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(other)))
+        assert reason_of(error) == "invalid_parameter"
+        assert "audio" in (error.details() or "")
         assert uploaded.media_id in stored(app)
         assert await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(owner))
 
@@ -138,35 +127,34 @@ async def test_the_other_mode_can_not_read_the_media_of_a_task(
     request = DownloadMediaRequest(media_id=response.result.speech.media.media_id)
     _, chunks = await download(media, request, metadata=bearer(owner))
     assert chunks
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await download(media, request, metadata=bearer(other))
-    assert reason_of(caught.value) == "not_found"
+    error = await failure(media.DownloadMedia(request, metadata=bearer(other)))
+    assert reason_of(error) == "not_found"
 
 
 async def test_a_signed_link_needs_no_key(media: Any, keys: Keys) -> None:
-    uploaded = await upload(media, keys.test, messages_of(silent_wav()))
+    uploaded = await upload(media, keys.test, upload_messages(silent_wav()))
     query = uploaded.url.partition("?")[2]
     _, chunks = await download(media, DownloadMediaRequest(media_id=uploaded.media_id, signature=query))
     assert b"".join(chunks) == silent_wav()
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await download(media, DownloadMediaRequest(media_id=uploaded.media_id, signature=query + "x"))
-    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "not_found")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await download(media, DownloadMediaRequest(media_id=uploaded.media_id))
-    assert reason_of(caught.value) == "invalid_api_key"
+    error = await failure(
+        media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.media_id, signature=query + "x"))
+    )
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "not_found")
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.media_id)))
+    assert reason_of(error) == "invalid_api_key"
 
 
 async def test_the_content_type_is_detected_from_the_bytes(media: Any, keys: Keys) -> None:
-    assert (await upload(media, keys.test, messages_of(silent_wav()))).content_type == "audio/wav"
-    assert (await upload(media, keys.test, messages_of(silent_wav(), ""))).content_type == "audio/wav"
+    assert (await upload(media, keys.test, upload_messages(silent_wav()))).content_type == "audio/wav"
+    assert (await upload(media, keys.test, upload_messages(silent_wav(), ""))).content_type == "audio/wav"
 
 
 async def test_a_chunk_of_1_mib_is_accepted_and_a_larger_one_is_refused(
     media: Any, keys: Keys, app: App
 ) -> None:
-    assert (await upload(media, keys.test, messages_of(b"x" * CHUNK, size=CHUNK))).size_bytes == CHUNK
+    assert (await upload(media, keys.test, upload_messages(b"x" * CHUNK, size=CHUNK))).size_bytes == CHUNK
     before = stored(app)
-    error = await refused(media, keys.test, messages_of(b"x" * (CHUNK + 1), size=CHUNK + 1))
+    error = await refused(media, keys.test, upload_messages(b"x" * (CHUNK + 1), size=CHUNK + 1))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
     assert "chunk" in (error.details() or "")
     assert stored(app) == before
@@ -197,7 +185,9 @@ async def test_an_upload_above_the_limit_is_refused_while_the_caller_still_sends
 ) -> None:
     before = stored(app)
     for _ in range(3):
-        error = await refused(media, keys.test, messages_of(b"x" * (60 * CHUNK), "audio/mpeg", size=CHUNK))
+        error = await refused(
+            media, keys.test, upload_messages(b"x" * (60 * CHUNK), "audio/mpeg", size=CHUNK)
+        )
         assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert reason_of(error) == "payload_too_large"
     assert stored(app) == before
@@ -206,7 +196,7 @@ async def test_an_upload_above_the_limit_is_refused_while_the_caller_still_sends
 @pytest.mark.parametrize("size", [10, 5 * CHUNK])
 async def test_an_upload_without_a_valid_key_is_refused(size: int, media: Any, keys: Keys, app: App) -> None:
     before = stored(app)
-    error = await refused(media, keys.revoked, messages_of(b"x" * size, "audio/mpeg"))
+    error = await refused(media, keys.revoked, upload_messages(b"x" * size, "audio/mpeg"))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
     assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
     assert stored(app) == before
@@ -229,19 +219,15 @@ async def test_a_cancelled_upload_leaves_no_file(keys: Keys, app: App) -> None:
             await call.write(UploadMediaRequest(content_type="audio/mpeg"))
             for _ in range(4):  # the larger ones exceed the windows, so the server has read a part
                 await call.write(UploadMediaRequest(chunk=b"x" * size))
-            assert size < CHUNK or partial_files(app.settings.data / "media")
+            assert size < CHUNK or any(name.startswith(".part_") for name in stored(app))
             call.cancel()
             await server.running.idle()
             assert stored(app) == before
 
 
-def partial_files(folder: Path) -> list[str]:
-    """Returns the files that are being written."""
-    return [path.name for path in folder.iterdir() if path.name.startswith(".part_")]
-
-
 @pytest.mark.parametrize("media_id", ["", "nope", "../../etc/passwd", "media_" + "0" * 42 + ".wav"])
 async def test_an_unknown_media_id_is_not_found(media_id: str, media: Any, keys: Keys) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await download(media, DownloadMediaRequest(media_id=media_id), metadata=bearer(keys.test))
-    assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.NOT_FOUND, "not_found")
+    error = await failure(
+        media.DownloadMedia(DownloadMediaRequest(media_id=media_id), metadata=bearer(keys.test))
+    )
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "not_found")

@@ -37,6 +37,7 @@ from tests import node_client
 from tests.app import RunningApp, run_app
 from tests.calls import bearer, reason_of
 from tests.conftest import Keys
+from tests.driver import METHOD
 from tests.faults import frames, http2
 from tests.ports import free_port
 from tests.tasks import text_task
@@ -62,7 +63,6 @@ PLAIN = policy(["UNAVAILABLE", "RESOURCE_EXHAUSTED"])
 EAGER = policy(EVERY_CODE)
 """Retries every error that the server does not forbid to retry."""
 
-METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 RETRYABLE = sorted(
     code for code, row in TABLE.items() if row.http in (409, 429, 503) and code not in {"provider_not_configured", "idempotency_mismatch"}
@@ -85,8 +85,6 @@ Client = Callable[[str, str, str, list[tuple[str, str]]], Coroutine[Any, Any, li
 
 
 async def with_asyncio(address: str, key: str, config: str, calls: list[tuple[str, str]]) -> list[Result]:
-    """Calls with grpc.aio."""
-
     async def one(method: str, prompt: str) -> Result:
         content, began = "", time.monotonic()
         try:
@@ -154,7 +152,7 @@ def _code(details: bytes) -> str:
     info = error_details_pb2.ErrorInfo()
     for detail in status_pb2.Status.FromString(details).details:
         detail.Unpack(info)
-    return info.reason.lower()
+    return str(info.reason).lower()
 
 
 def options(config: str) -> list[tuple[str, Any]]:
@@ -164,7 +162,6 @@ def options(config: str) -> list[tuple[str, Any]]:
 
 @pytest.fixture(scope="module", params=["asyncio", "blocking", "node"])
 def client(request: pytest.FixtureRequest) -> Client:
-    """Each of the clients."""
     if request.param == "node":
         return with_node(node_client.install(Path(request.config.cache.mkdir("node"))))
     return with_asyncio if request.param == "asyncio" else blocking
@@ -207,8 +204,6 @@ class Failing:
 
 @dataclass
 class Rig:
-    """A server whose tasks fail."""
-
     address: str
     tasks: Failing
 
@@ -251,7 +246,7 @@ async def test_a_lasting_error_is_retried_as_often_as_the_policy_allows(
         assert rig.tasks.attempts[prompt] == ATTEMPTS
 
 
-@METHODS
+@METHOD
 @pytest.mark.parametrize("config", [PLAIN, EAGER], ids=["plain", "eager"])
 async def test_a_permanent_error_is_not_retried(
     client: Client, method: str, config: str, rig: Rig, keys: Keys
@@ -283,7 +278,6 @@ class DownAtFirst:
         self.requests = 0
 
     def __call__(self, received: Received) -> Reply:
-        """Returns the response to a request."""
         self.requests += 1
         return error_reply(503, "down") if self.requests <= self._failures else Answer("one two")(received)
 
@@ -355,7 +349,7 @@ async def test_calls_refused_during_a_shutdown_succeed_on_the_next_server(
 
 
 @pytest.mark.parametrize("code", sorted(TABLE))
-@METHODS
+@METHOD
 async def test_every_refusal_is_one_headers_frame_that_ends_the_stream(
     method: str, code: str, rig: Rig, keys: Keys
 ) -> None:

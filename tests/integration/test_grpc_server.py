@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
-import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from pomelo.accounts.accounts import AccountAdmin
-from pomelo.accounts.operator import LocalOperator
-from pomelo.accounts.plans import BUILTIN
-from pomelo.accounts.usage import UsageReader
 from pomelo.app import App
-from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
-from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
@@ -32,35 +23,17 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
-from pomelo.server.server import ServerOptions, open_operator_socket, open_server
+from pomelo.server.server import ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
-from tests.calls import bearer, call_of, reason_of
+from tests.calls import bearer, call_of, failure, reason_of, refusal
 from tests.certificates import make_certificate
 from tests.conftest import Keys
+from tests.integration.both_ends import both_ends
 from tests.tasks import text_task
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = [
-    "",
-    "pomelo.v1.TaskService",
-    "pomelo.v1.ModelService",
-    "pomelo.v1.MediaService",
-    "pomelo.v1.AccountService",
-]
-
-
-async def drained(call: Any) -> grpc.StatusCode:
-    """Reads a stream to its end, and returns its status."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await taken(call)
-    return caught.value.code()
-
-
-async def taken(call: Any) -> None:
-    """Returns all messages of a stream."""
-    while await call.read() is not grpc.aio.EOF:
-        pass
+SERVICES = ["", *(f"pomelo.v1.{name}Service" for name in ("Task", "Model", "Media", "Account"))]
 
 
 async def models(channel: grpc.aio.Channel, key: str) -> Any:
@@ -79,9 +52,8 @@ async def test_health_is_serving(service: str, channel: grpc.aio.Channel) -> Non
 
 async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
     health = health_pb2_grpc.HealthStub(channel)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await health.Check(health_pb2.HealthCheckRequest(service="nope"))
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+    error = await failure(health.Check(health_pb2.HealthCheckRequest(service="nope")))
+    assert error.code() == grpc.StatusCode.NOT_FOUND
     watch = health.Watch(health_pb2.HealthCheckRequest(service="nope"))
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     watch.cancel()
@@ -107,9 +79,8 @@ async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: 
             assert (await models(channel, keys.test)).models, "calls are still taken"
             late = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert (await late.read()).status == NOT_SERVING
-            open_watch = health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(service="nope")
-            )
+            unknown = health_pb2.HealthCheckRequest(service="nope")
+            open_watch = health_pb2_grpc.HealthStub(channel).Watch(unknown)
             await open_watch.read()
             began = loop.time()
         assert loop.time() - began < 2
@@ -207,19 +178,17 @@ async def test_several_addresses_are_served(app: App, keys: Keys, folder: Path) 
 
 
 async def test_a_message_above_the_limit_is_refused(app: App, keys: Keys) -> None:
-    options = ServerOptions("127.0.0.1:0", limits=CallLimits(message=10_000))
-    async with open_server(app.services, options) as server, open_remote(server.address) as services:
+    async with both_ends(app.services, limits=CallLimits(message=10_000)) as (server, services):
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             async with grpc.aio.insecure_channel(server.address, compression=compression) as channel:
                 request = RunTaskRequest(task=text_task("x" * 11_000))
-                with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.test))
-            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert reason_of(caught.value) == "payload_too_large"
-            assert "10,000 bytes" in (caught.value.details() or "")
-        with pytest.raises(Exception, match="larger than 10,000 bytes") as refused:
-            await services.tasks.run_task(text_task("x" * 11_000), call_of(keys.test))
-        assert getattr(refused.value, "code", None) == "payload_too_large"
+                error = await failure(TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.test)))
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert reason_of(error) == "payload_too_large"
+            assert "10,000 bytes" in (error.details() or "")
+        refused = await refusal(services.tasks.run_task(text_task("x" * 11_000), call_of(keys.test)))
+        assert refused.code == "payload_too_large"
+        assert "larger than 10,000 bytes" in refused.message
 
 
 async def test_a_server_can_serve_an_additional_service(app: App, keys: Keys) -> None:
@@ -290,11 +259,11 @@ async def test_calls_are_cancelled_after_the_grace_and_their_handlers_end_before
                 TaskServiceStub(channel).StreamTask(request, metadata=bearer(keys.live)) for _ in range(count)
             ]
             for call in calls:
-                assert (await call.read()).WhichOneof("event") == "started"
+                assert (await anext(aiter(call))).WhichOneof("event") == "started"
             assert server.running.count == count
         assert server.running.count == 0
         for call in calls:
-            assert await drained(call) in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+            assert (await failure(call)).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         for received in upstream.requests:
             if received.prompt == "longer than the grace":
                 await received.left.wait()
@@ -352,80 +321,3 @@ async def test_a_server_with_a_client_authority_accepts_only_its_clients(
         assert await services.models.list_models(call_of(keys.test))
         with pytest.raises(Exception, match="can't reach the server"):
             await unauthenticated.models.list_models(call_of(keys.test))
-
-
-# --- the operator's socket
-
-
-@pytest.fixture
-def operator(app: App) -> LocalOperator:
-    """The operator of the app's store."""
-    usage = UsageReader(app.store, b"s" * 32)
-    return LocalOperator(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
-
-
-@pytest.fixture
-def free_umask() -> Iterator[None]:
-    """Sets a umask that leaves files open to everybody."""
-    before = os.umask(0)
-    yield
-    os.umask(before)
-
-
-async def listed(path: Path) -> int:
-    """Returns the number of keys that a client of the socket can list."""
-    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        return len((await AdminServiceStub(channel).ListKeys(ListKeysRequest())).keys)
-
-
-@pytest.mark.usefixtures("free_umask")
-async def test_only_the_owner_can_open_the_operator_s_socket(
-    operator: LocalOperator, keys: Keys, folder: Path
-) -> None:
-    path = folder / "admin.sock"
-    async with open_operator_socket(operator, path):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert await listed(path) >= 5
-    assert not path.exists()
-    assert os.umask(0) == 0, "the umask of the process is what it was"
-
-
-async def test_the_operator_s_service_is_not_on_the_public_port(channel: grpc.aio.Channel) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await AdminServiceStub(channel).ListKeys(ListKeysRequest())
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
-
-
-async def test_a_socket_of_a_dead_process_is_replaced(operator: LocalOperator, folder: Path) -> None:
-    path = folder / "admin.sock"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    assert path.exists()
-    async with open_operator_socket(operator, path):
-        assert await listed(path) >= 0
-
-
-async def test_a_socket_in_use_is_not_replaced(operator: LocalOperator, folder: Path) -> None:
-    path = folder / "admin.sock"
-    async with open_operator_socket(operator, path):
-        with pytest.raises(OSError, match="listens on"):
-            async with open_operator_socket(operator, path):
-                pass
-        assert await listed(path) >= 0
-
-
-async def test_a_file_that_is_not_a_socket_is_never_removed(operator: LocalOperator, folder: Path) -> None:
-    path = folder / "admin.sock"
-    path.write_text("precious")
-    with pytest.raises(OSError, match="no socket"):
-        async with open_operator_socket(operator, path):
-            pass
-    assert path.read_text() == "precious"
-
-
-async def test_a_path_that_is_too_long_for_a_socket_is_an_error(
-    operator: LocalOperator, folder: Path
-) -> None:
-    with pytest.raises(OSError, match="shorter path"):
-        async with open_operator_socket(operator, folder / ("x" * 120)):
-            pass

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
@@ -20,7 +21,9 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.server.field_limit import SMALL_MESSAGE
 from tests.calls import as_dict, bearer, end, failure, reason_of
+from tests.driver import METHOD
 from tests.integration.scripted_services import (
     GATEWAY,
     KEY,
@@ -35,13 +38,12 @@ from tests.tasks import text_task
 
 LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
 LARGE = "x" * 70_000
-METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
 # --- headers
 
 
-@METHODS
+@METHOD
 @pytest.mark.parametrize("when", ["before", "during"])
 async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, when: str) -> None:
     error = PomeloError("rate_limit_exceeded", retry_after=7)
@@ -85,7 +87,7 @@ async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails:
 # --- what the services receive
 
 
-@METHODS
+@METHOD
 async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None:
     async with serve_scripted() as opened:
         for timeout in (None, 5.0, 50.0):
@@ -95,7 +97,7 @@ async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None
             assert (timeout or 600.0) - 3 < left < (timeout or 600.0) + 3
 
 
-@METHODS
+@METHOD
 async def test_the_deadline_of_a_gateway_call_is_the_one_in_its_header(method: str) -> None:
     metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
     async with serve_scripted() as opened:
@@ -114,7 +116,7 @@ async def test_the_address_of_a_caller_that_is_not_a_gateway_is_that_of_its_conn
     assert (call.protocol, call.address) == ("grpc", "127.0.0.1")
 
 
-@METHODS
+@METHOD
 async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: str) -> None:
     async with serve_scripted(ScriptedServices(before=raises(invalid("seed", "a number")))) as opened:
         for prompt in ("Hi", LARGE):
@@ -124,7 +126,20 @@ async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: s
     assert large.refused == [("invalid_parameter", "gpt-4")]
 
 
-@METHODS
+@pytest.mark.parametrize(("extra", "counted"), [(0, []), (1, [("invalid_parameter", "gpt-4")])])
+async def test_a_task_is_large_from_one_byte_above_a_small_message(
+    extra: int, counted: list[tuple[str, str]]
+) -> None:
+    framing = RunTaskRequest(task=text_task(LARGE)).ByteSize() - len(LARGE)
+    prompt = "x" * (SMALL_MESSAGE + extra - framing)
+    assert RunTaskRequest(task=text_task(prompt)).ByteSize() == SMALL_MESSAGE + extra
+    async with serve_scripted(ScriptedServices(before=raises(invalid("seed", "a number")))) as opened:
+        assert reason_of(await failure(opened.task("RunTask", prompt))) == "invalid_parameter"
+        (visit,) = opened.services.visits
+    assert visit.refused == counted
+
+
+@METHOD
 @pytest.mark.parametrize("code", ["insufficient_credits", "provider_failed", "rate_limit_exceeded"])
 async def test_a_large_task_that_fails_for_another_reason_is_not_counted(method: str, code: str) -> None:
     async with serve_scripted(ScriptedServices(before=raises(PomeloError(code)))) as opened:
@@ -133,7 +148,7 @@ async def test_a_large_task_that_fails_for_another_reason_is_not_counted(method:
     assert visit.refused == []
 
 
-@METHODS
+@METHOD
 async def test_a_task_that_was_charged_is_not_counted_again(method: str) -> None:
     async def charge(call: Call) -> None:
         call.response_headers["X-Credits-Charged"] = "1"
@@ -145,7 +160,7 @@ async def test_a_task_that_was_charged_is_not_counted_again(method: str) -> None
     assert visit.refused == []
 
 
-@METHODS
+@METHOD
 async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(method: str) -> None:
     async with serve_scripted() as opened:
         await end(opened.task(method))
@@ -167,17 +182,45 @@ async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
             await end(call)
 
 
+@pytest.mark.parametrize("extra", [0, 1])
+async def test_a_message_of_a_stream_without_a_key_must_be_small(extra: int) -> None:
+    framing = ServerReflectionRequest(host=LARGE).ByteSize() - len(LARGE)
+    message = ServerReflectionRequest(host="x" * (SMALL_MESSAGE + extra - framing)).SerializeToString()
+    path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    async with serve_scripted() as opened:
+        call = opened.channel.stream_stream(path)(iter([message]))
+        if extra:
+            assert reason_of(await failure(call)) == "payload_too_large"
+        else:
+            await end(call)
+
+
+async def test_the_services_end_a_late_call_with_their_own_error() -> None:
+    async def fail_late(call: Call) -> None:
+        await asyncio.sleep(call.deadline - time.monotonic() + 0.2)
+        raise PomeloError("deadline_exceeded", "Took too long")
+
+    async with serve_scripted(ScriptedServices(during=fail_late)) as opened:
+        failed = await failure(opened.task("RunTask", metadata=bearer(KEY, x_request_timeout="0.2")))
+    assert (reason_of(failed), failed.details()) == ("deadline_exceeded", "Took too long")
+
+
 # --- streams to a gateway
 
 
-async def test_a_gateway_is_informed_that_a_task_was_accepted_before_its_first_event() -> None:
+@pytest.mark.parametrize(
+    "proof", [GATEWAY, PROOF.metadata("rest", "192.0.2.7", "")], ids=["proven", "not proven"]
+)
+async def test_a_gateway_is_informed_that_a_task_was_accepted_before_its_first_event(
+    proof: list[tuple[str, str]],
+) -> None:
     go_on = asyncio.Event()
 
     async def wait(call: Call) -> None:
         await go_on.wait()
 
     async with serve_scripted(ScriptedServices(during=wait)) as opened:
-        call = opened.task("StreamTask", metadata=[*bearer(KEY), *GATEWAY])
+        call = opened.task("StreamTask", metadata=[*bearer(KEY), *proof])
         initial = as_dict(await call.initial_metadata())
         assert initial["x-pomelo-open"] == "1"
         assert initial.items() >= LIMITS.items()
@@ -228,7 +271,7 @@ async def test_the_end_of_every_look_up_and_call_is_reported() -> None:
     assert counted.reports == {"checking": 4, "checked": 4, "authenticated": 4, "ended": 4}
 
 
-@METHODS
+@METHOD
 async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
     counted = Counted()
     async with serve_scripted(connections=counted) as opened:
@@ -237,6 +280,13 @@ async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
         assert counted.reports["trust"] == 0
         await end(opened.task(method, metadata=[*bearer(KEY), *GATEWAY]))
         assert counted.reports["trust"] == 1
+
+
+async def test_health_checks_need_no_slot_of_other_calls_without_a_key() -> None:
+    async with serve_scripted(unauthenticated_reads=0, unauthenticated_time=2.0) as opened:
+        health = health_pb2_grpc.HealthStub(opened.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+        assert (await health.List(health_pb2.HealthListRequest())).statuses
 
 
 async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:

@@ -11,25 +11,24 @@ from typing import Any
 import grpc
 import pytest
 
-from pomelo.app import App, open_app
 from pomelo.errors import TABLE
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.gen.v1.text_pb2 import TextDelta, TextInput
 from pomelo.providers.base import Job
-from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.app import RunningApp, app_fixture
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.conftest import Keys
+from tests.driver import METHOD
 from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 
 
 @pytest.fixture(scope="module")
 def tasks(channel: grpc.aio.Channel) -> Any:
-    """The generated stub."""
     return TaskServiceStub(channel)
 
 
@@ -38,9 +37,6 @@ def start(tasks: Any, method: str, task: Task, **more: Any) -> Any:
     if method == "RunTask":
         return tasks.RunTask(RunTaskRequest(task=task), **more)
     return tasks.StreamTask(StreamTaskRequest(task=task), **more)
-
-
-METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
@@ -93,7 +89,7 @@ async def test_a_unary_response_has_its_headers_only_in_trailing_metadata(tasks:
     assert metadata["x-credits-charged"]
 
 
-@METHODS
+@METHOD
 @pytest.mark.parametrize("request_id", [None, "two words", "x" * 129])
 async def test_a_missing_or_invalid_request_id_is_replaced(
     method: str, request_id: str | None, tasks: Any, keys: Keys
@@ -105,7 +101,7 @@ async def test_a_missing_or_invalid_request_id_is_replaced(
     assert metadata["x-request-id"].startswith("req_")
 
 
-@METHODS
+@METHOD
 async def test_an_error_has_metadata_status_and_details(method: str, tasks: Any, keys: Keys) -> None:
     task = text_task("[[error:provider_unavailable]]")
     error = await failure(start(tasks, method, task, metadata=bearer(keys.test, x_request_id="it")))
@@ -133,7 +129,7 @@ async def test_a_permanent_refusal_stops_retry_policies(tasks: Any, keys: Keys) 
         assert "retry-after" not in metadata
 
 
-@METHODS
+@METHOD
 async def test_a_caller_without_a_key_is_refused_with_a_request_id(method: str, tasks: Any) -> None:
     error = await failure(start(tasks, method, text_task()))
     assert error.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -141,7 +137,7 @@ async def test_a_caller_without_a_key_is_refused_with_a_request_id(method: str, 
     assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
 
 
-@METHODS
+@METHOD
 async def test_a_request_without_a_task_lacks_its_model(method: str, tasks: Any, keys: Keys) -> None:
     request = RunTaskRequest() if method == "RunTask" else StreamTaskRequest()
     error = await failure(getattr(tasks, method)(request, metadata=bearer(keys.test)))
@@ -149,7 +145,7 @@ async def test_a_request_without_a_task_lacks_its_model(method: str, tasks: Any,
     assert reason_of(error) == "missing_parameter"
 
 
-@METHODS
+@METHOD
 async def test_a_deadline_ends_the_call_in_time(method: str, tasks: Any, keys: Keys) -> None:
     began = time.monotonic()
     error = await failure(
@@ -159,7 +155,7 @@ async def test_a_deadline_ends_the_call_in_time(method: str, tasks: Any, keys: K
     assert 0.25 < time.monotonic() - began < 0.6
 
 
-@METHODS
+@METHOD
 async def test_a_timeout_in_metadata_applies_without_a_deadline(method: str, tasks: Any, keys: Keys) -> None:
     metadata = bearer(keys.test, x_request_timeout="0.2")
     error = await failure(start(tasks, method, text_task("[[delay:30]]"), metadata=metadata))
@@ -167,7 +163,7 @@ async def test_a_timeout_in_metadata_applies_without_a_deadline(method: str, tas
     assert reason_of(error) == "deadline_exceeded"
 
 
-@METHODS
+@METHOD
 async def test_a_caller_that_leaves_closes_the_provider_s_connection_within_50_ms(
     method: str, tasks: Any, keys: Keys, upstream: FaultUpstream
 ) -> None:
@@ -188,7 +184,7 @@ async def test_a_caller_that_leaves_closes_the_provider_s_connection_within_50_m
     assert received.left_at - left < 0.05
 
 
-@METHODS
+@METHOD
 async def test_inline_audio_of_exactly_the_limit_is_accepted(method: str, tasks: Any, keys: Keys) -> None:
     task = small_task("speech_to_text")
     task.speech_to_text.audio.data = b"\0" * (4 * 1024 * 1024)
@@ -225,7 +221,7 @@ class Broken:
         self.moved = asyncio.Event()
         self.closed = asyncio.Event()
 
-    async def text(self, job: Job) -> AsyncIterator[StreamTaskResponse]:
+    async def text(self, job: Job[TextInput]) -> AsyncIterator[StreamTaskResponse]:
         """Raises an unexpected error, or yields events without end."""
         match job.input.messages[0].content:
             case "cancel":
@@ -251,34 +247,22 @@ class Broken:
                 return
 
     async def aclose(self) -> None:
-        """Does nothing."""
+        pass
 
 
-@pytest.fixture(scope="module")
-def provider() -> Broken:
-    """The provider of the broken app."""
-    return Broken()
+BROKEN = Broken()
+broken = app_fixture(providers={"sandbox": BROKEN})
 
 
-@pytest.fixture(scope="module")
-async def broken(provider: Broken, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[App]:
-    """An app whose sandbox provider is broken."""
-    settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path_factory.mktemp("broken"))
-    async with open_app(settings, providers={"sandbox": provider}) as app:
-        yield app
-
-
-@METHODS
+@METHOD
 @pytest.mark.parametrize("fault", ["raise", "cancel"])
 async def test_an_unexpected_error_is_an_internal_error_and_one_log_line(
-    method: str, fault: str, broken: App, caplog: pytest.LogCaptureFixture
+    method: str, fault: str, broken: RunningApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, key = await broken.keyring.create("default")
-    assert broken.grpc is not None
-    async with grpc.aio.insecure_channel(broken.grpc) as opened, asyncio.timeout(10):
-        metadata = bearer(key, x_request_id=f"id-{method}-{fault}")
-        with caplog.at_level(logging.INFO):
-            error = await failure(start(TaskServiceStub(opened), method, text_task(fault), metadata=metadata))
+    metadata = bearer((await broken.account()).test, x_request_id=f"id-{method}-{fault}")
+    tasks = TaskServiceStub(broken.channel)
+    with caplog.at_level(logging.INFO):
+        error = await failure(start(tasks, method, text_task(fault), metadata=metadata, timeout=10))
     assert error.code() == grpc.StatusCode.INTERNAL
     assert error.details() == TABLE["internal_error"].message
     assert reason_of(error) == "internal_error"
@@ -289,18 +273,17 @@ async def test_an_unexpected_error_is_an_internal_error_and_one_log_line(
 
 
 async def test_a_caller_that_stops_reading_and_leaves_closes_the_provider_immediately(
-    broken: App, provider: Broken
+    broken: RunningApp,
 ) -> None:
-    _, key = await broken.keyring.create("default")
-    assert broken.grpc is not None
-    async with grpc.aio.insecure_channel(broken.grpc) as opened, asyncio.timeout(20):
-        call = start(TaskServiceStub(opened), "StreamTask", text_task("flood"), metadata=bearer(key))
+    metadata = bearer((await broken.account()).test)
+    async with asyncio.timeout(20):
+        call = start(TaskServiceStub(broken.channel), "StreamTask", text_task("flood"), metadata=metadata)
         assert (await call.read()).WhichOneof("event") == "started"
-        await provider.stalled()
-        assert not provider.closed.is_set()
+        await BROKEN.stalled()
+        assert not BROKEN.closed.is_set()
         left = time.monotonic()
         call.cancel()
-        await provider.closed.wait()
+        await BROKEN.closed.wait()
         assert time.monotonic() - left < 0.05
 
 

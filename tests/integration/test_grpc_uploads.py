@@ -13,11 +13,10 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from tests.calls import bearer, end, failure, reason_of
+from tests.driver import METHOD
 from tests.faults import http2
 from tests.integration.scripted_services import GATEWAY, KEY, PROOF, ScriptedServices, raises, serve_scripted
 from tests.tasks import text_task
-
-METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
 async def test_a_refused_upload_is_received_for_a_moment_so_that_its_caller_gets_the_error() -> None:
@@ -95,7 +94,7 @@ async def test_the_first_message_of_an_upload_may_be_its_type_or_its_first_chunk
     assert (made.media.content_type, made.media.size_bytes) == (content_type, size)
 
 
-@METHODS
+@METHOD
 async def test_the_time_to_read_a_message_does_not_bound_its_task(method: str) -> None:
     async def work(call: Call) -> None:
         await asyncio.sleep(0.4)  # longer than a message may take

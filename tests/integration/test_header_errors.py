@@ -10,10 +10,11 @@ import pytest
 
 from pomelo.gen.v1.account_service_pb2 import GetAccountRequest, ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from tests.calls import as_dict, bearer, failure, upload_messages
 from tests.conftest import Keys
 
 MEDIA = "media/" + "0" * 26
@@ -44,24 +45,20 @@ async def test_a_wrong_header_is_refused_by_every_rest_route(
     assert "X-Credits-Remaining" in response.headers
 
 
-@pytest.mark.parametrize("task", ["{", '{"model": "gpt-4", "temperature": "hot"}', '{"model": "nothing"}'])
-async def test_a_wrong_header_takes_precedence_over_a_wrong_body(
+@pytest.mark.parametrize(
+    "task", ["{", '{"model": "gpt-4", "temperature": "hot"}', '{"model": "nothing"}', "a form with a file"]
+)
+async def test_a_wrong_header_takes_precedence_over_a_wrong_body_and_a_file(
     http: aiohttp.ClientSession, base_url: str, keys: Keys, task: str
 ) -> None:
     headers = {"Authorization": f"Bearer {keys.test}", "Idempotency-Key": "two words"}
-    headers["Content-Type"] = "application/json"
-    async with http.post(f"{base_url}/api/v1/task", data=task, headers=headers) as response:
-        assert response.status == 400
-        assert "Idempotency-Key" in (await response.json())["error"]["message"]
-
-
-async def test_a_wrong_header_is_refused_by_an_upload(
-    http: aiohttp.ClientSession, base_url: str, keys: Keys
-) -> None:
-    form = aiohttp.FormData({"model": "eleven-scribe"})
-    form.add_field("audio", b"ID3", filename="a.mp3", content_type="audio/mpeg")
-    headers = {"Authorization": f"Bearer {keys.test}", "Idempotency-Key": "two words"}
-    async with http.post(f"{base_url}/api/v1/task", data=form, headers=headers) as response:
+    data: str | aiohttp.FormData = task
+    if task.startswith("{"):
+        headers["Content-Type"] = "application/json"
+    else:
+        data = aiohttp.FormData({"model": "eleven-scribe"})
+        data.add_field("audio", b"ID3", filename="a.mp3", content_type="audio/mpeg")
+    async with http.post(f"{base_url}/api/v1/task", data=data, headers=headers) as response:
         assert response.status == 400
         assert "Idempotency-Key" in (await response.json())["error"]["message"]
 
@@ -73,11 +70,11 @@ METHODS: dict[str, Any] = {
     ),
     "GetAccount": lambda channel, **call: AccountServiceStub(channel).GetAccount(GetAccountRequest(), **call),
     "ListUsage": lambda channel, **call: AccountServiceStub(channel).ListUsage(ListUsageRequest(), **call),
-    "DownloadMedia": lambda channel, **call: (
-        MediaServiceStub(channel).DownloadMedia(DownloadMediaRequest(media_id="med_none"), **call).read()
+    "DownloadMedia": lambda channel, **call: MediaServiceStub(channel).DownloadMedia(
+        DownloadMediaRequest(media_id="med_none"), **call
     ),
     "UploadMedia": lambda channel, **call: MediaServiceStub(channel).UploadMedia(
-        iter([UploadMediaRequest(content_type="audio/mpeg"), UploadMediaRequest(chunk=b"ID3")]), **call
+        iter(upload_messages(b"ID3", "audio/mpeg")), **call
     ),
 }
 
@@ -86,9 +83,8 @@ METHODS: dict[str, Any] = {
 async def test_wrong_metadata_is_refused_by_every_grpc_method(
     channel: grpc.aio.Channel, keys: Keys, method: str
 ) -> None:
-    metadata = [("authorization", f"Bearer {keys.test}"), ("idempotency-key", "two words")]
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await METHODS[method](channel, metadata=metadata)
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert "Idempotency-Key" in refused.value.details()
-    assert "x-credits-remaining" in dict(refused.value.trailing_metadata())
+    metadata = bearer(keys.test, idempotency_key="two words")
+    error = await failure(METHODS[method](channel, metadata=metadata))
+    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "Idempotency-Key" in (error.details() or "")
+    assert "x-credits-remaining" in as_dict(error.trailing_metadata())

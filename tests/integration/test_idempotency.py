@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from pomelo.gen.v1 import media_pb2, speech_pb2
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
@@ -22,8 +21,9 @@ from pomelo.stores.base import Store
 from pomelo.stores.ledger import REPLAY_SECONDS
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
-from tests.app import Account, RunningApp, run_app
-from tests.driver import PROTOCOL, PROTOCOLS, STREAM, Outcome, digest
+from tests.app import Account, RunningApp, app_fixture, run_app
+from tests.calls import bearer, upload_messages
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS, REST_PROTOCOL, Outcome, digest
 from tests.tasks import AUDIO, TASK_BODIES, text_body, to_task
 
 TASK_TYPE = pytest.mark.parametrize("task_type", TASK_BODIES)
@@ -31,15 +31,10 @@ RAW = "image/*, audio/*"
 
 _numbers = itertools.count(1)
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("idempotency")) as opened:
-        yield opened
+app = app_fixture()
 
 
 def new_key() -> dict[str, str]:
-    """Returns a header with a new Idempotency-Key."""
     return {"Idempotency-Key": f"key-{next(_numbers)}"}
 
 
@@ -68,24 +63,18 @@ async def test_a_repeated_stream_of_a_long_text_has_short_events(app: RunningApp
     text = "a \u0001é語🍊\u2028" * 60_000
     prompt = f"long {protocol}"
     app.upstream.when(prompt, Answer(text))
-    body = text_body(prompt) | {"stream": True}
     first = await app.ask(protocol, account.live, text_body(prompt), headers=headers)
     again = await app.ask(protocol, account.live, text_body(prompt), stream=True, headers=headers)
     assert again.content == first.content == text
     await check_once(app, account, first, again, live=True)
     if protocol == "grpc":
         request = StreamTaskRequest(task=to_task(text_body(prompt)))
-        metadata = [
-            ("authorization", f"Bearer {account.live}"),
-            ("idempotency-key", headers["Idempotency-Key"]),
-        ]
+        metadata = bearer(account.live, idempotency_key=headers["Idempotency-Key"])
         events = [e async for e in TaskServiceStub(app.channel).StreamTask(request, metadata=metadata)]
         assert max(event.ByteSize() for event in events) < 64 * 1024
         assert "".join(event.text_delta.content for event in events) == text
         return
-    headers |= {"Authorization": f"Bearer {account.live}"}
-    async with app.session.post(app.urls[protocol] + "/api/v1/task", json=body, headers=headers) as answer:
-        lines = [line async for line in answer.content]  # aiohttp refuses a long line
+    lines = await app.lines(protocol, account.live, text_body(prompt), headers)
     assert max(map(len, lines)) < 64 * 1024
 
 
@@ -102,19 +91,17 @@ async def test_a_repeat_returns_the_stored_answer_in_every_form(
         for protocol in PROTOCOLS
         for stream in (False, True)
     ]
-    raw = [
-        await app.ask(protocol, account.test, TASK_BODIES[task_type], accept=RAW, headers=headers)
+    rest_only: list[dict[str, Any]] = [{"accept": RAW}, {"form": True}]
+    again += [
+        await app.ask(protocol, account.test, TASK_BODIES[task_type], headers=headers, **more)
         for protocol in ("rest", "remote")
+        for more in rest_only
     ]
-    forms = [
-        await app.ask(protocol, account.test, TASK_BODIES[task_type], form=True, headers=headers)
-        for protocol in ("rest", "remote")
-    ]
-    await check_once(app, account, first, *again, *raw, *forms)
+    await check_once(app, account, first, *again)
 
 
 @pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_raw_media_is_repeated_in_every_form(app: RunningApp, task_type: str, protocol: str) -> None:
     account = await app.account()
     headers = new_key()
@@ -130,8 +117,7 @@ async def test_raw_media_is_repeated_in_every_form(app: RunningApp, task_type: s
 
 @pytest.mark.parametrize("task_type", ["image", "tts", "sts"])
 @pytest.mark.parametrize("response_format", ["url", "b64_json", None])
-@STREAM
-@PROTOCOL
+@PROTOCOL_AND_STREAM
 async def test_media_is_repeated_in_the_requested_response_format(
     app: RunningApp, task_type: str, response_format: str | None, protocol: str, stream: bool
 ) -> None:
@@ -145,8 +131,7 @@ async def test_media_is_repeated_in_the_requested_response_format(
 
 
 @TASK_TYPE
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_repeat_calls_no_vendor(app: RunningApp, task_type: str, protocol: str, stream: bool) -> None:
     account = await app.account()
     headers = new_key()
@@ -157,8 +142,7 @@ async def test_a_repeat_calls_no_vendor(app: RunningApp, task_type: str, protoco
     await check_once(app, account, first, again, live=True)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_one_of_fifty_concurrent_repeats_runs_and_the_others_conflict(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -188,8 +172,7 @@ async def test_one_of_fifty_concurrent_repeats_runs_and_the_others_conflict(
 # --- a different request
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_different_request_with_the_same_key_is_refused(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -219,8 +202,7 @@ async def test_different_audio_is_a_different_request(app: RunningApp, protocol:
     assert (await app.ask(protocol, account.test, other, headers=headers)).code == "idempotency_mismatch"
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("value", ["", "two words", "x" * 256], ids=["empty", "spaced", "long"])
 async def test_an_invalid_key_is_refused(app: RunningApp, value: str, protocol: str, stream: bool) -> None:
     account = await app.account()
@@ -232,26 +214,21 @@ async def test_an_invalid_key_is_refused(app: RunningApp, value: str, protocol: 
     assert not await app.records(account)
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_failed_task_releases_its_key(app: RunningApp, protocol: str, stream: bool) -> None:
     account = await app.account()
     headers = new_key()
     prompt = f"first it fails {protocol} {stream}"
     app.upstream.script()
-    for body in (
-        text_body("[[error:provider_unavailable]]"),
-        text_body("[[cut]]"),
-        text_body("[[error:internal_error]]"),
-    ):
+    for trigger in ("[[error:provider_unavailable]]", "[[cut]]", "[[error:internal_error]]"):
+        body = text_body(trigger)
         outcome = await app.ask(protocol, account.test, body, stream=stream, headers=headers)
         assert outcome.code not in ("ok", "idempotency_conflict", "idempotency_mismatch")
     outcome = await app.ask(protocol, account.test, text_body(prompt), stream=stream, headers=headers)
     assert outcome.code == "ok"
 
 
-@PROTOCOL
-@STREAM
+@PROTOCOL_AND_STREAM
 async def test_a_rate_limited_request_stores_no_key_and_a_repeat_counts_toward_no_limit(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -261,12 +238,9 @@ async def test_a_rate_limited_request_stores_no_key_and_a_repeat_counts_toward_n
     for _ in range(4):
         await app.ask(protocol, account.test, text_body(), stream=stream)
     refused = new_key()
-    assert (
-        await app.ask(protocol, account.test, text_body(), stream=stream, headers=refused)
-    ).code == "rate_limit_exceeded"
-    assert (
-        await app.ask(protocol, account.test, text_body("x"), stream=stream, headers=refused)
-    ).code == "rate_limit_exceeded"
+    for body in (text_body(), text_body("x")):
+        outcome = await app.ask(protocol, account.test, body, stream=stream, headers=refused)
+        assert outcome.code == "rate_limit_exceeded"
     again = await app.ask(protocol, account.test, text_body(), stream=stream, headers=headers)
     assert (again.code, again.content, again.id) == ("ok", first.content, first.id)
     assert again.headers["x-ratelimit-remaining"] == "0"
@@ -294,20 +268,16 @@ async def test_audio_is_the_same_request_in_every_form(app: RunningApp) -> None:
     first = await app.ask("rest", account.test, TASK_BODIES["sts"], headers=headers)
     form = await app.ask("remote", account.test, TASK_BODIES["sts"], form=True, headers=headers)
     inline = await app.ask("grpc", account.test, TASK_BODIES["sts"], headers=headers)
-
-    async def chunks() -> AsyncIterator[UploadMediaRequest]:
-        yield UploadMediaRequest(content_type="audio/mpeg")
-        yield UploadMediaRequest(chunk=AUDIO)
-
-    metadata = [("authorization", f"Bearer {account.test}")]
-    stored = (await MediaServiceStub(app.channel).UploadMedia(chunks(), metadata=metadata)).media
+    chunks = iter(upload_messages(AUDIO, "audio/mpeg"))
+    metadata = bearer(account.test, idempotency_key=headers["Idempotency-Key"])
+    media = MediaServiceStub(app.channel)
+    stored = (await media.UploadMedia(chunks, metadata=bearer(account.test))).media
     speech = speech_pb2.SpeechToSpeechInput(
         audio=speech_pb2.AudioInput(media_id=stored.media_id),
         voice="adam",
         response_format=media_pb2.RESPONSE_FORMAT_B64_JSON,
     )
     task = Task(model="eleven-labs-sts", speech_to_speech=speech)
-    metadata.append(("idempotency-key", headers["Idempotency-Key"]))
     by_id = await TaskServiceStub(app.channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
     await check_once(app, account, first, form, inline)
     assert by_id.result.id == first.id
@@ -383,10 +353,9 @@ async def test_inline_media_is_repeated_after_the_links_have_expired(tmp_path: P
 
 async def test_a_repeat_has_the_same_creation_time(app: RunningApp) -> None:
     account = await app.account()
-    headers = new_key() | {"Authorization": f"Bearer {account.test}"}
-    url = f"{app.urls['rest']}/api/v1/task"
-    answers: list[dict[str, Any]] = []
-    for _ in range(2):
-        async with app.session.post(url, json=text_body(), headers=headers) as answer:
-            answers.append(await answer.json())
-    assert answers[0] == answers[1]
+    headers = new_key()
+    first, again = [
+        await (await app.post("rest", account.test, json=text_body(), headers=headers)).json()
+        for _ in range(2)
+    ]
+    assert first == again

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
-
 import pytest
 
 from pomelo.testing import Transcript
-from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOLS, GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.app import RunningApp, app_fixture
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM
 from tests.tasks import TASK_BODIES
 
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+app = app_fixture()
 
 
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("languages")) as app:
-        yield app
-
-
-async def ask(
-    app: RunningApp, protocol: str, key: str, body: Mapping[str, Any], stream: bool = False
-) -> Outcome:
-    """Runs one task."""
-    client = GrpcDriver(app.channel) if protocol == "grpc" else RestDriver(app.session, app.urls[protocol])
-    return await client(TaskRequest(body, key, stream))
-
-
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     ("reported", "language"),
     [("eng", "en"), ("en", "en"), ("EN", "en"), ("en-US", "en"), ("haw", "haw"), ("English", ""), ("", "")],
@@ -41,33 +22,33 @@ async def test_a_transcript_has_the_shortest_code_of_its_language(
 ) -> None:
     caller = await app.account()
     app.upstream.script(Transcript("Hi there.", language=reported))
-    outcome = await ask(app, protocol, caller.live, TASK_BODIES["stt"], stream)
+    outcome = await app.ask(protocol, caller.live, TASK_BODIES["stt"], stream=stream)
     assert (outcome.code, outcome.output["language"]) == ("ok", language)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize(("code", "language"), [(None, "en"), ("eng", "en"), ("de-AT", "de"), ("haw", "haw")])
 async def test_a_test_key_gets_the_same_code(
     app: RunningApp, protocol: str, code: str | None, language: str
 ) -> None:
     caller = await app.account()
     more = {} if code is None else {"language_code": code}
-    outcome = await ask(app, protocol, caller.test, TASK_BODIES["stt"] | more)
+    outcome = await app.ask(protocol, caller.test, TASK_BODIES["stt"] | more)
     assert (outcome.code, outcome.output["language"]) == ("ok", language)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("code", ["en", "eng", "EN", "en-US"])
 async def test_the_vendor_gets_the_code_in_its_own_format(app: RunningApp, protocol: str, code: str) -> None:
     caller = await app.account()
-    outcome = await ask(app, protocol, caller.live, TASK_BODIES["stt"] | {"language_code": code})
+    outcome = await app.ask(protocol, caller.live, TASK_BODIES["stt"] | {"language_code": code})
     assert outcome.code == "ok"
     form = app.upstream.requests[-1].form
     assert form is not None
     assert {part.name: part.text for part in form if part.filename is None}["language_code"] == "en"
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("name", ["stt", "tts"])
 @pytest.mark.parametrize("code", ["xx1", "english", "zz", "xyz", "und", "e" * 200])
 async def test_an_unknown_language_is_refused_with_the_field_and_the_valid_formats(
@@ -76,7 +57,7 @@ async def test_an_unknown_language_is_refused_with_the_field_and_the_valid_forma
     caller = await app.account()
     before = len(app.upstream.requests)
     for key in (caller.live, caller.test):
-        outcome = await ask(app, protocol, key, TASK_BODIES[name] | {"language_code": code})
+        outcome = await app.ask(protocol, key, TASK_BODIES[name] | {"language_code": code})
         assert outcome.code == "invalid_parameter"
         assert outcome.message == (
             "Invalid language_code: must be an ISO 639 code, such as en, eng or haw, or a language tag, such as en-US"
@@ -84,9 +65,9 @@ async def test_an_unknown_language_is_refused_with_the_field_and_the_valid_forma
     assert len(app.upstream.requests) == before
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("code", ["en", "eng", "EN", "en-US", "haw"])
 async def test_text_to_speech_takes_every_format(app: RunningApp, protocol: str, code: str) -> None:
     caller = await app.account()
     for key in (caller.live, caller.test):
-        assert (await ask(app, protocol, key, TASK_BODIES["tts"] | {"language_code": code})).code == "ok"
+        assert (await app.ask(protocol, key, TASK_BODIES["tts"] | {"language_code": code})).code == "ok"

@@ -4,49 +4,35 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import Speech
-from tests.app import Account, RunningApp, run_app
-from tests.calls import bearer, reason_of
-from tests.driver import PROTOCOLS
+from tests.app import Account, RunningApp, app_fixture, run_app
+from tests.calls import bearer, reason_of, upload_messages
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM
 from tests.tasks import TASK_BODIES
 
 KIB, MIB = 1024, 1024 * 1024
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
 SPEECH = {"model": "eleven-labs-tts", "text": "Hi.", "voice": "adam"}
 URL, B64 = {"response_format": "url"}, {"response_format": "b64_json"}
 IMAGE = {**TASK_BODIES["image"], "model": "flux-1-schnell"}
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    limits = {"media_account_limit": 2 * MIB, "media_limit": 200 * MIB, "disk_reserve": 0}
-    async with run_app(tmp_path_factory.mktemp("limits"), settings=limits) as app:
-        yield app
+app = app_fixture(settings={"media_account_limit": 2 * MIB, "media_limit": 200 * MIB, "disk_reserve": 0})
 
 
 async def upload(app: RunningApp, key: str, size: int) -> str:
     """Uploads `size` bytes over gRPC; returns the status and reason of an error, else an empty string."""
-    chunks = [UploadMediaRequest(content_type="audio/mpeg")]
-    chunks += [UploadMediaRequest(chunk=b"x" * min(100 * KIB, size - at)) for at in range(0, size, 100 * KIB)]
+    messages = upload_messages(b"x" * size, "audio/mpeg")
     try:
-        await MediaServiceStub(app.channel).UploadMedia(iter(chunks), metadata=bearer(key))
+        await MediaServiceStub(app.channel).UploadMedia(iter(messages), metadata=bearer(key))
     except grpc.aio.AioRpcError as error:
         return f"{error.code().name} {reason_of(error)}"
     return ""
-
-
-def media_of(app: RunningApp) -> set[Path]:
-    """All files in the media folder."""
-    return set((app.server.settings.data / "media").iterdir())
 
 
 async def assert_idle(app: RunningApp, caller: Account) -> None:
@@ -60,19 +46,19 @@ async def test_uploads_are_refused_at_the_limit_of_an_account_and_mode(app: Runn
     caller, other = await app.account(), await app.account()
     for _ in range(4):
         assert await upload(app, caller.live, 512 * KIB) == ""
-    before = media_of(app)
+    before = app.media()
     assert await upload(app, caller.live, 1) == "RESOURCE_EXHAUSTED payload_too_large"
     form = {"model": "eleven-labs-stt", "audio": base64.b64encode(b"x" * 300 * KIB).decode()}
     for protocol in ("rest", "remote"):
         response = await app.ask(protocol, caller.live, form, form=True)
         assert (response.status, response.code) == (413, "payload_too_large")
         assert "2,097,152 bytes" in response.message
-    assert media_of(app) == before
+    assert app.media() == before
     assert await upload(app, caller.test, 2 * MIB) == ""
     assert await upload(app, other.live, 2 * MIB) == ""
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("body", [SPEECH, IMAGE], ids=["speech", "image"])
 async def test_a_link_without_space_is_refused_without_a_request_to_the_provider(
     protocol: str, body: dict[str, Any], app: RunningApp
@@ -80,7 +66,7 @@ async def test_a_link_without_space_is_refused_without_a_request_to_the_provider
     caller = await app.account()
     assert await upload(app, caller.live, 2 * MIB) == ""
     app.upstream.reset()
-    before = media_of(app)
+    before = app.media()
     for stream in (False, True):
         for headers in ({}, {"Idempotency-Key": "once"}):
             body_with_format = {**body, **(B64 if headers else URL)}
@@ -91,17 +77,17 @@ async def test_a_link_without_space_is_refused_without_a_request_to_the_provider
     assert app.upstream.requests == []
     assert await app.records(caller) == []
     await assert_idle(app, caller)
-    assert media_of(app) == before
+    assert app.media() == before
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("body", [SPEECH, IMAGE], ids=["speech", "image"])
 async def test_an_answer_that_need_not_be_stored_is_returned_inline(
     protocol: str, body: dict[str, Any], app: RunningApp
 ) -> None:
     caller, rich = await app.account(), await app.account()
     assert await upload(app, caller.live, 2 * MIB) == ""
-    before = media_of(app)
+    before = app.media()
     for body_with_format in (body, {**body, **B64}):
         response = await app.ask(protocol, caller.live, body_with_format)
         assert (response.code, response.links) == ("ok", ())
@@ -111,23 +97,22 @@ async def test_an_answer_that_need_not_be_stored_is_returned_inline(
         assert response.done
         assert (response.code, response.links) == ("ok", ())
         assert response.content == (await app.ask(protocol, rich.live, body, stream=True)).content
-        assert len(media_of(app) - before) == 1  # the other account's
+        assert len(app.media() - before) == 1  # the other account's
     else:
-        assert media_of(app) == before
+        assert app.media() == before
     assert len(await app.records(caller, live=True)) == (3 if body is SPEECH else 2)
     assert all(record.cost > 0 for record in await app.records(caller))
     await assert_idle(app, caller)
 
 
-@EACH_PROTOCOL
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("body_with_format", [URL, {}], ids=["url", "no format"])
 async def test_audio_that_exceeds_the_storage_limit_is_still_delivered(
     protocol: str, stream: bool, body_with_format: dict[str, str], app: RunningApp
 ) -> None:
     caller = await app.account()
     assert await upload(app, caller.live, 2 * MIB - 600 * KIB) == ""
-    before = media_of(app)
+    before = app.media()
     responses = {}
     for name, response_format in (("link", body_with_format), ("inline", B64)):
         app.upstream.reset()
@@ -137,28 +122,28 @@ async def test_audio_that_exceeds_the_storage_limit_is_still_delivered(
     assert responses["link"].content == responses["inline"].content
     assert responses["link"].content.startswith(str(MIB)[:4])
     assert len(await app.records(caller, live=True)) == 2
-    assert media_of(app) == before
+    assert app.media() == before
     await assert_idle(app, caller)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_audio_that_can_neither_be_stored_nor_returned_inline_costs_nothing(
     protocol: str, app: RunningApp
 ) -> None:
     caller = await app.account()
     assert await upload(app, caller.live, MIB) == ""
-    before = media_of(app)
+    before = app.media()
     for body_with_format, code in ((URL, "payload_too_large"), ({}, "payload_too_large"), (B64, "ok")):
         app.upstream.reset()
         app.upstream.script(Speech(size=4 * MIB))
         response = await app.ask(protocol, caller.live, {**SPEECH, **body_with_format})
         assert response.code == code, body_with_format
     assert [record.cost > 0 for record in await app.records(caller)] == [True]
-    assert media_of(app) == before
+    assert app.media() == before
     await assert_idle(app, caller)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_an_answer_for_an_idempotency_key_that_exceeds_the_storage_limit_costs_nothing(
     protocol: str, app: RunningApp
 ) -> None:
@@ -178,18 +163,18 @@ async def test_answers_count_toward_the_limit_of_their_account_and_mode(app: Run
     caller = await app.account()
     assert await upload(app, caller.test, 2 * MIB - 64 * KIB) == ""
     app.upstream.reset()
-    before = media_of(app)
+    before = app.media()
     links = 0
     while (response := await app.ask("grpc", caller.test, {**TASK_BODIES["image"], **URL})).links:
         links += 1
     assert response.code == "payload_too_large"
-    stored = [path.stat().st_size for path in media_of(app) - before]
+    stored = [path.stat().st_size for path in app.media() - before]
     assert len(stored) == links > 0
     assert 64 * KIB - 4 * 96 * 64 < sum(-(-size // 4096) * 4096 for size in stored) <= 64 * KIB
     assert (await app.ask("grpc", caller.live, {**IMAGE, **URL})).links
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_without_space_for_media_tasks_that_store_nothing_run(protocol: str, tmp_path: Path) -> None:
     disk = os.statvfs(tmp_path)
     full = disk.f_bavail * disk.f_frsize + 2**40
@@ -211,5 +196,5 @@ async def test_without_space_for_media_tasks_that_store_nothing_run(protocol: st
                 assert (response.code, response.links) == ("ok", ())
                 assert response.content
             assert len(await app.records(caller, live=True)) == len(TASK_BODIES) + 1
-            assert media_of(app) == set()
+            assert app.media() == set()
             await assert_idle(app, caller)

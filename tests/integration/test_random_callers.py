@@ -7,17 +7,15 @@ import json
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
-
 from pomelo.catalog.pricing import Usage, cost, decode_prices
-from tests.app import RICH, Account, RunningApp, run_app
-from tests.driver import PROTOCOL, STREAM
+from tests.app import RICH, Account, RunningApp, app_fixture
+from tests.driver import PROTOCOL, REST_PROTOCOL, STREAM
 from tests.tasks import TASK_BODIES, text_body
 
+TEXTS = ["[[words:30]]", "[[words:30]] [[pace:0.002]]", "[[words:9]] [[cut]]", "[[delay:0.01]]"]
 ERRORS = {
     "provider_failed",  # [[cut]]
     "deadline_exceeded",
@@ -27,11 +25,7 @@ ERRORS = {
     "insufficient_credits",
 }
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("storm")) as opened:
-        yield opened
+app = app_fixture()
 
 
 async def settled(app: RunningApp, account: Account, granted: int = RICH) -> list[Any]:
@@ -43,14 +37,8 @@ async def settled(app: RunningApp, account: Account, granted: int = RICH) -> lis
     assert balance.available == granted - balance.spent >= 0
     assert sum(record.cost for record in records) == balance.spent
     for record in records:
-        used = Usage(
-            record.input_tokens,
-            record.output_tokens,
-            record.characters,
-            record.images,
-            record.pixels,
-            record.audio_ms,
-        )
+        counts = ("input_tokens", "output_tokens", "characters", "images", "pixels", "audio_ms")
+        used = Usage(*(getattr(record, name) for name in counts))
         assert cost(used, decode_prices(record.prices)) == record.cost + record.uncollected
         assert record.uncollected == 0
     assert len({record.task_id for record in records}) == len(records)
@@ -67,9 +55,7 @@ async def test_the_balance_equals_the_records_after_many_callers_left(app: Runni
         task_type = rng.choice(list(TASK_BODIES))
         body = TASK_BODIES[task_type]
         if task_type == "text":
-            text = rng.choice(
-                ["[[words:30]]", "[[words:30]] [[pace:0.002]]", "[[words:9]] [[cut]]", "[[delay:0.01]]"]
-            )
+            text = rng.choice(TEXTS)
             body = text_body(f"{text} {number}", max_tokens=40)
         patience = rng.choice([None, None, rng.random() * 0.08])
         request_task = app.ask(
@@ -95,7 +81,7 @@ async def test_the_balance_equals_the_records_after_many_callers_left(app: Runni
     assert records
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 @STREAM
 async def test_a_request_can_be_repeated_after_a_reset_at_any_byte_of_its_answer(
     app: RunningApp, protocol: str, stream: bool
@@ -121,9 +107,8 @@ async def test_a_request_can_be_repeated_after_a_reset_at_any_byte_of_its_answer
         writer.transport.abort()
         first = await settled(app, account)
         assert len(first) <= 1
-        outcome = await app.ask(
-            protocol, account.test, body, stream=stream, headers={"Idempotency-Key": "reset"}
-        )
+        headers = {"Idempotency-Key": "reset"}
+        outcome = await app.ask(protocol, account.test, body, stream=stream, headers=headers)
         assert outcome.code == "ok"
         records = await settled(app, account)
         assert sum(record.complete for record in records) == 1, "one complete answer was charged"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,42 +24,38 @@ from pomelo.server.remote import open_remote
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import Services, TaskService
 from pomelo.testing import Answer, FaultUpstream, Gate
-from tests.calls import call_of
+from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
+from tests.integration.both_ends import both_ends
 from tests.tasks import TASK_TYPES, output_field, small_task, text_task
+from tests.waiting import cancel
 
-CHUNK = 1024 * 1024
 ADJUSTED = {"image": "width=256; height=256"}
 """The fields of the tasks of `small_task` that live models adjust."""
 
 
-@pytest.fixture(scope="module")
-async def remote(app: App) -> AsyncIterator[Services]:
-    """The app's services over a channel."""
-    assert app.grpc is not None
-    async with open_remote(app.grpc, proof=gateway_proof(app.settings.root_secret())) as services:
-        yield services
+async def run_task(services: Services, task: Task, call: Call) -> TaskResult:
+    return await services.tasks.run_task(task, call)
 
 
-async def refusal(awaitable: Any) -> PomeloError:
-    """Returns the error that an awaitable must raise."""
-    with pytest.raises(PomeloError) as caught:
-        await awaitable
-    return caught.value
-
-
-def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
-    """Returns all attributes of an error."""
-    return error.code, error.message, error.field, error.retry_after
-
-
-async def events_of(tasks: TaskService, task: Task, call: Call) -> list[StreamTaskResponse]:
-    """Returns all events of a stream."""
-    async with tasks.stream_task(task, call) as events:
+async def events_of(services: Services, task: Task, call: Call) -> list[StreamTaskResponse]:
+    async with services.tasks.stream_task(task, call) as events:
         return [event async for event in events]
 
 
+Run = Callable[[Services, Task, Call], Coroutine[Any, Any, Any]]
+RUN = pytest.mark.parametrize("run", [run_task, events_of])
+
+
 # --- the same results as the local services
+
+
+def assert_headers(call: Call, kind: str) -> None:
+    """Asserts that a call has all headers of a task of `small_task`, and no others."""
+    assert call.response_headers.pop("X-Credits-Remaining")
+    call.response_headers.pop("X-Credits-Charged", None)
+    assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
+    assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
@@ -69,10 +65,7 @@ async def test_a_task_of_each_type_runs_and_fills_the_response_headers(
     call = call_of(keys.test, x_request_id="mine")
     result = await remote.tasks.run_task(small_task(kind), call)
     assert result.WhichOneof("output") == output_field(kind)
-    assert call.response_headers.pop("X-Credits-Remaining")
-    call.response_headers.pop("X-Credits-Charged", None)
-    assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
-    assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+    assert_headers(call, kind)
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
@@ -81,42 +74,34 @@ async def test_a_stream_of_each_type_has_all_headers_before_the_first_event(
 ) -> None:
     call = call_of(keys.test, x_request_id="mine")
     async with remote.tasks.stream_task(small_task(kind), call) as events:
-        assert call.response_headers.pop("X-Credits-Remaining")
-        call.response_headers.pop("X-Credits-Charged", None)
-        assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
-        assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+        assert_headers(call, kind)
         remote_events = [event.WhichOneof("event") async for event in events]
-    local_events = [
-        e.WhichOneof("event")
-        for e in await events_of(app.services.tasks, small_task(kind), call_of(keys.test))
-    ]
-    assert remote_events == local_events
+    local_events = await events_of(app.services, small_task(kind), call_of(keys.test))
+    assert remote_events == [event.WhichOneof("event") for event in local_events]
 
 
 @pytest.mark.parametrize("code", sorted(ERRORS))
-@pytest.mark.parametrize("stream", [False, True])
+@RUN
 async def test_an_error_equals_that_of_the_local_services(
-    code: str, stream: bool, remote: Services, app: App, keys: Keys
+    code: str, run: Run, remote: Services, app: App, keys: Keys
 ) -> None:
     errors, headers = [], []
     for services in (app.services, remote):
         task, call = text_task(f"[[error:{code}]]"), call_of(keys.test, x_request_id="mine")
-        awaitable = events_of(services.tasks, task, call) if stream else services.tasks.run_task(task, call)
-        errors.append(await refusal(awaitable))
+        errors.append(await refusal(run(services, task, call)))
         headers.append(call.response_headers)
     assert errors[0].code == code
-    assert parts(errors[0])[2:] == parts(errors[1])[2:]
+    assert error_parts(errors[0])[2:] == error_parts(errors[1])[2:]
     if code != "rate_limit_exceeded":  # its message contains the time
-        assert parts(errors[0]) == parts(errors[1])
+        assert error_parts(errors[0]) == error_parts(errors[1])
     assert headers[0] == headers[1]
 
 
 async def test_models_are_the_same_as_from_the_local_services(remote: Services, app: App, keys: Keys) -> None:
     local = await app.services.models.list_models(call_of(keys.live))
     assert await remote.models.list_models(call_of(keys.live)) == local
-    assert await remote.models.get_model("flux-1-pro", call_of(keys.test)) in await remote.models.list_models(
-        call_of(keys.test)
-    )
+    listed = await remote.models.list_models(call_of(keys.test))
+    assert await remote.models.get_model("flux-1-pro", call_of(keys.test)) in listed
     for name, key, code in [
         ("nope", keys.test, "unsupported_model"),
         ("gpt-4", keys.only_haiku, "model_not_allowed"),
@@ -133,8 +118,8 @@ async def test_no_invalid_key_breaks_the_channel(
     for services in (app.services, remote):
         call = call_of(None)
         call.api_key = key
-        errors.append(parts(await refusal(services.tasks.run_task(text_task(), call))))
-        errors.append(parts(await refusal(events_of(services.tasks, text_task(), call))))
+        errors.append(error_parts(await refusal(services.tasks.run_task(text_task(), call))))
+        errors.append(error_parts(await refusal(events_of(services, text_task(), call))))
     assert len(set(errors)) == 1
     assert errors[0][0] == "invalid_api_key"
 
@@ -155,7 +140,7 @@ def _every_way(services: Services) -> list[Callable[[Call], Any]]:
     bad = text_task(model="nope")
     return [
         lambda call: services.tasks.run_task(bad, call),
-        lambda call: events_of(services.tasks, bad, call),
+        lambda call: events_of(services, bad, call),
         lambda call: services.models.list_models(call),
         lambda call: services.models.get_model("nope", call),
         lambda call: services.accounts.get_account(call),
@@ -189,15 +174,12 @@ async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys
     services = replace(app.services, tasks=recorded)
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     proof = gateway_proof(b"a secret of both")
-    async with (
-        open_server(services, ServerOptions("127.0.0.1:0"), proof=proof) as server,
-        open_remote(server.address, proof=proof) as remote,
-    ):
+    async with both_ends(services, proof=proof) as (_, remote):
         for protocol in ("rest", "grpc"):
             call = call_of(keys.test, 7.0, x_request_id="mine", traceparent=trace)
             call.protocol, call.address = protocol, "203.0.113.9"
             await remote.tasks.run_task(text_task(), call)
-            await events_of(remote.tasks, text_task(), call)
+            await events_of(remote, text_task(), call)
             for seen in recorded.calls:
                 assert (seen.api_key, seen.request_id, seen.protocol) == (keys.test, "mine", protocol)
                 assert seen.address == "203.0.113.9"
@@ -226,9 +208,7 @@ async def test_leaving_closes_the_provider_s_connection_within_50_ms(
             running = asyncio.ensure_future(remote.tasks.run_task(text_task(prompt), call_of(keys.live)))
             await gate.reached.wait()
             left = loop.time()
-            running.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await running
+            await cancel(running)
         else:
             async with remote.tasks.stream_task(text_task(prompt), call_of(keys.live)) as events:
                 assert (await anext(events)).WhichOneof("event") == "started"
@@ -246,24 +226,33 @@ async def test_a_cancelled_reader_closes_the_stream(
     gate = Gate()
     upstream.when("cancelled in the middle", Answer("one two", at={1: gate}))
     reading = asyncio.ensure_future(
-        events_of(remote.tasks, text_task("cancelled in the middle"), call_of(keys.live))
+        events_of(remote, text_task("cancelled in the middle"), call_of(keys.live))
     )
     async with asyncio.timeout(10):
         await gate.reached.wait()
-        reading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await reading
+        await cancel(reading)
         await next(r for r in upstream.requests if r.prompt == "cancelled in the middle").left.wait()
 
 
+@RUN
+@pytest.mark.usefixtures("no_garbage_collection")
+async def test_cancelled_tasks_leak_no_stream_of_the_connection(
+    run: Run, app: App, keys: Keys, upstream: FaultUpstream
+) -> None:
+    gate = Gate()
+    prompt = f"cancelled again and again {run.__name__}"
+    upstream.when(prompt, Answer("one two", before=(gate,)))
+    async with both_ends(app.services, connection_streams=5) as (_, remote):
+        for count in range(1, 16):
+            running = asyncio.ensure_future(run(remote, text_task(prompt), call_of(keys.live)))
+            await upstream_has(upstream, prompt, count)
+            await cancel(running)
+        assert await remote.tasks.run_task(text_task(), call_of(keys.test))
+
+
 async def test_more_streams_than_one_connection_takes_run_concurrently(app: App, keys: Keys) -> None:
-    options = ServerOptions("127.0.0.1:0", connection_streams=210)  # a gateway puts 200 on a connection
-    async with (
-        asyncio.timeout(30),
-        open_server(app.services, options) as server,
-        open_remote(server.address) as remote,
-        AsyncExitStack() as stack,
-    ):
+    # A gateway puts 200 streams on a connection.
+    async with both_ends(app.services, connection_streams=210) as (_, remote), AsyncExitStack() as stack:
         for _ in range(230):
             stream = remote.tasks.stream_task(text_task("[[stall]]"), call_of(keys.test))
             await stack.enter_async_context(stream)
@@ -272,13 +261,15 @@ async def test_more_streams_than_one_connection_takes_run_concurrently(app: App,
 # --- deadlines
 
 
-async def test_a_deadline_is_reported_by_the_server_with_all_headers(remote: Services, keys: Keys) -> None:
-    for ask in (remote.tasks.run_task, lambda task, call: events_of(remote.tasks, task, call)):
-        call = call_of(keys.test, 0.3)
-        error = await refusal(ask(text_task("[[delay:30]]"), call))
-        assert parts(error) == parts(PomeloError("deadline_exceeded"))
-        assert time.monotonic() - call.deadline < 0.25
-        assert call.response_headers["X-Pomelo-Mode"] == "test"
+@RUN
+async def test_a_deadline_is_reported_by_the_server_with_all_headers(
+    run: Run, remote: Services, keys: Keys
+) -> None:
+    call = call_of(keys.test, 0.3)
+    error = await refusal(run(remote, text_task("[[delay:30]]"), call))
+    assert error_parts(error) == error_parts(PomeloError("deadline_exceeded"))
+    assert time.monotonic() - call.deadline < 0.25
+    assert call.response_headers["X-Pomelo-Mode"] == "test"
 
 
 async def test_a_deadline_bounds_a_body_that_does_not_read(remote: Services, keys: Keys) -> None:
@@ -291,10 +282,12 @@ async def test_a_deadline_bounds_a_body_that_does_not_read(remote: Services, key
     assert caught.value.message == TABLE["deadline_exceeded"].message
 
 
-async def test_a_deadline_that_has_passed_is_reported_immediately(remote: Services, keys: Keys) -> None:
-    for ask in (remote.tasks.run_task, lambda task, call: events_of(remote.tasks, task, call)):
-        error = await refusal(ask(text_task("[[delay:30]]"), call_of(keys.test, -1.0)))
-        assert error.code == "deadline_exceeded"
+@RUN
+async def test_a_deadline_that_has_passed_is_reported_immediately(
+    run: Run, remote: Services, keys: Keys
+) -> None:
+    error = await refusal(run(remote, text_task("[[delay:30]]"), call_of(keys.test, -1.0)))
+    assert error.code == "deadline_exceeded"
 
 
 # --- an unavailable server
@@ -302,14 +295,11 @@ async def test_a_deadline_that_has_passed_is_reported_immediately(remote: Servic
 
 async def test_an_unavailable_server_is_reported_as_such() -> None:
     async with open_remote("127.0.0.1:1") as remote:
-        expected = parts(PomeloError("server_unavailable"))
+        expected = error_parts(PomeloError("server_unavailable"))
         assert TABLE["server_unavailable"].http == 503
-        assert parts(await refusal(remote.tasks.run_task(text_task(), call_of("any")))) == expected
-        assert parts(await refusal(events_of(remote.tasks, text_task(), call_of("any")))) == expected
-        assert parts(await refusal(remote.models.list_models(call_of("any")))) == expected
-        chunks = _chunks([b"x"])
-        assert parts(await refusal(remote.media.upload_media("", chunks, call_of("any")))) == expected
-        assert parts(await refusal(_download(remote, "media_x", "", call_of("any")))) == expected
+        for run in (run_task, events_of):
+            assert error_parts(await refusal(run(remote, text_task(), call_of("any")))) == expected
+        assert error_parts(await refusal(remote.models.list_models(call_of("any")))) == expected
 
 
 async def test_a_restarted_server_is_reconnected(app: App, keys: Keys) -> None:
@@ -342,7 +332,7 @@ async def test_a_server_that_stops_and_returns_is_logged_once_each_time(
     async with open_remote(address) as remote:
         for _ in range(3):
             assert (await refusal(remote.models.list_models(call_of(keys.test)))).code == "server_unavailable"
-            assert (await refusal(events_of(remote.tasks, text_task(), call_of(keys.test)))).code
+            assert (await refusal(events_of(remote, text_task(), call_of(keys.test)))).code
         (lost,) = lines()
         assert lost[0] == "WARNING"
         assert f"The server at {address} is lost: it refuses connections" in lost[1]
@@ -383,7 +373,7 @@ async def test_a_channel_that_is_closed_during_a_call_is_an_error_and_not_a_canc
         async with open_remote(app.grpc) as remote:
             task = text_task("closed under a call")
             run = asyncio.ensure_future(remote.tasks.run_task(task, call_of(keys.live)))
-            read = asyncio.ensure_future(events_of(remote.tasks, task, call_of(keys.live)))
+            read = asyncio.ensure_future(events_of(remote, task, call_of(keys.live)))
             await upstream_has(upstream, "closed under a call", 2)
         assert (await refusal(run)).code == "shutting_down"
         assert (await refusal(read)).code == "shutting_down"
@@ -395,205 +385,7 @@ async def upstream_has(upstream: FaultUpstream, prompt: str, count: int) -> None
         await upstream.received()
 
 
-# --- media
-
-
-async def _chunks(data: list[bytes]) -> AsyncIterator[bytes]:
-    for chunk in data:
-        yield chunk
-
-
-async def _download(services: Services, media_id: str, signature: str, call: Call) -> bytes:
-    async with services.media.download_media(media_id, signature, call) as (_, chunks):
-        return b"".join([chunk async for chunk in chunks])
-
-
-async def test_media_are_uploaded_and_downloaded(remote: Services, keys: Keys) -> None:
-    data = [b"ID3" + b"x" * 10, b"", b"y" * (3 * CHUNK + 1), b"z"]
-    call = call_of(keys.test, x_request_id="mine")
-    media = await remote.media.upload_media("audio/mpeg", _chunks(data), call)
-    assert call.response_headers.pop("X-Credits-Remaining")
-    call.response_headers.pop("X-Credits-Charged", None)
-    assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
-    assert (media.content_type, media.size_bytes) == ("audio/mpeg", sum(map(len, data)))
-    call = call_of(keys.test, x_request_id="mine")
-    async with remote.media.download_media(media.media_id, "", call) as (metadata, chunks):
-        assert metadata.media_id == media.media_id
-        assert call.response_headers["X-Request-Id"] == "mine"
-        assert b"".join([chunk async for chunk in chunks]) == b"".join(data)
-    signature = media.url.partition("?")[2]
-    assert await _download(remote, media.media_id, signature, call_of(None)) == b"".join(data)
-    assert (await refusal(_download(remote, media.media_id, "", call_of(None)))).code == "invalid_api_key"
-    assert (await refusal(_download(remote, "media_x", "", call_of(keys.test)))).code == "not_found"
-
-
-async def test_a_download_that_is_closed_early_ends(app: App, keys: Keys) -> None:
-    async with (
-        asyncio.timeout(10),
-        open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
-        open_remote(server.address) as remote,
-    ):
-        media = await remote.media.upload_media("", _chunks([b"x" * (8 * CHUNK)]), call_of(keys.test))
-        async with remote.media.download_media(media.media_id, "", call_of(keys.test)) as (_, chunks):
-            assert await anext(chunks)
-        await server.running.idle()
-
-
-class Source:
-    """Chunks of an upload that count the reads, and may wait or fail."""
-
-    def __init__(self, *, wait_after: int = 10**9, fail_after: int = 10**9) -> None:
-        self.reads = 0
-        self.waits = asyncio.Event()
-        self._wait_after = wait_after
-        self._fail_after = fail_after
-
-    def __aiter__(self) -> Source:
-        return self
-
-    async def __anext__(self) -> bytes:
-        self.reads += 1
-        if self.reads > self._fail_after:
-            raise PomeloError("invalid_body", "The body ends too soon")
-        if self.reads > self._wait_after:
-            self.waits.set()
-            await asyncio.Event().wait()
-        return b"x" * CHUNK
-
-
-async def test_an_upload_with_an_invalid_key_reads_no_chunk(remote: Services, keys: Keys) -> None:
-    for _ in range(20):
-        source = Source()
-        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.revoked)))
-        assert error.code == "invalid_api_key"
-        assert source.reads == 0
-
-
-async def test_an_upload_that_is_too_large_gets_the_server_s_error(
-    remote: Services, app: App, keys: Keys
-) -> None:
-    local_error = await refusal(app.services.media.upload_media("audio/mpeg", Source(), call_of(keys.test)))
-    for _ in range(10):
-        source = Source()
-        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
-        assert parts(error) == parts(local_error)
-        assert source.reads < 60
-
-
-async def test_a_refusal_ends_the_wait_for_the_next_chunk(remote: Services, keys: Keys) -> None:
-    source = Source(wait_after=51)
-    async with asyncio.timeout(10):
-        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
-    assert error.code == "payload_too_large"
-
-
-@pytest.mark.parametrize("fail_after", [0, 1, 5])
-async def test_an_error_of_the_chunks_is_raised_and_nothing_is_stored(
-    fail_after: int, app: App, keys: Keys
-) -> None:
-    folder = app.settings.data / "media"
-    before = set(folder.iterdir())
-    async with (
-        open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
-        open_remote(server.address) as remote,
-    ):
-        source = Source(fail_after=fail_after)
-        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
-        assert (error.code, error.message) == ("invalid_body", "The body ends too soon")
-        await server.running.idle()
-    assert set(folder.iterdir()) == before
-
-
-async def test_a_cancelled_upload_is_cancelled_at_the_server(app: App, keys: Keys) -> None:
-    folder = app.settings.data / "media"
-    before = set(folder.iterdir())
-    async with (
-        asyncio.timeout(10),
-        open_server(app.services, ServerOptions("127.0.0.1:0")) as server,
-        open_remote(server.address) as remote,
-    ):
-        source = Source(wait_after=3)
-        uploading = asyncio.ensure_future(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
-        await source.waits.wait()
-        uploading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await uploading
-        await server.running.idle()
-    assert set(folder.iterdir()) == before
-
-
-async def test_cancelled_uploads_leak_no_stream_of_the_connection(app: App, keys: Keys) -> None:
-    async with (
-        asyncio.timeout(30),
-        open_server(app.services, ServerOptions("127.0.0.1:0", connection_streams=5)) as server,
-        open_remote(server.address) as remote,
-    ):
-        gc.disable()  # it would hide leaked calls
-        try:
-            for wait_after in (0, 1, 3) * 5:
-                source = Source(wait_after=wait_after)
-                uploading = asyncio.ensure_future(
-                    remote.media.upload_media("audio/mpeg", source, call_of(keys.test))
-                )
-                await source.waits.wait()
-                uploading.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await uploading
-            assert await remote.media.upload_media("", _chunks([b"x"]), call_of(keys.test))
-        finally:
-            gc.enable()
-
-
-@pytest.mark.parametrize("method", ["run", "stream"])
-async def test_cancelled_tasks_leak_no_stream_of_the_connection(
-    method: str, app: App, keys: Keys, upstream: FaultUpstream
-) -> None:
-    gate = Gate()
-    upstream.when(f"cancelled again and again {method}", Answer("one two", before=(gate,)))
-    task = text_task(f"cancelled again and again {method}")
-    async with (
-        asyncio.timeout(30),
-        open_server(app.services, ServerOptions("127.0.0.1:0", connection_streams=5)) as server,
-        open_remote(server.address) as remote,
-    ):
-        gc.disable()  # it would hide leaked calls
-        try:
-            for count in range(1, 16):
-                call = call_of(keys.live)
-                awaitable = (
-                    remote.tasks.run_task(task, call)
-                    if method == "run"
-                    else events_of(remote.tasks, task, call)
-                )
-                running = asyncio.ensure_future(awaitable)
-                await upstream_has(upstream, task.text.messages[0].content, count)
-                running.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await running
-            assert await remote.tasks.run_task(text_task(), call_of(keys.test))
-        finally:
-            gc.enable()
-
-
-async def test_an_upload_s_deadline_applies_while_it_waits_for_chunks(remote: Services, keys: Keys) -> None:
-    source = Source(wait_after=1)
-    async with asyncio.timeout(5):
-        call = call_of(keys.test, 0.3)
-        error = await refusal(remote.media.upload_media("audio/mpeg", source, call))
-    assert parts(error) == parts(PomeloError("deadline_exceeded"))
-
-
-@asynccontextmanager
-async def over_a_socket(app: App, path: str) -> AsyncIterator[Services]:
-    """Opens the app's services over a unix socket."""
-    async with (
-        open_server(app.services, ServerOptions(f"unix:{path}")) as server,
-        open_remote(server.address) as services,
-    ):
-        yield services
-
-
-async def test_the_services_work_over_a_unix_socket(app: App, keys: Keys, tmp_path: Any) -> None:
-    async with over_a_socket(app, str(tmp_path / "s")) as services:
-        result = await services.tasks.run_task(text_task(), call_of(keys.test))
+async def test_the_services_work_over_a_unix_socket(app: App, keys: Keys, folder: Path) -> None:
+    async with both_ends(app.services, f"unix:{folder}/s") as (_, remote):
+        result = await remote.tasks.run_task(text_task(), call_of(keys.test))
         assert result.text.content

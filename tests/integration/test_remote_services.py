@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
+from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Task
@@ -18,8 +19,11 @@ from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
-from pomelo.service import Services
-from tests.calls import call_of
+from pomelo.service import AccessService, Services, Visit
+from tests.calls import call_of, refusal
+from tests.conftest import Keys
+from tests.driver import STREAM
+from tests.integration.both_ends import both_ends
 from tests.integration.scripted_services import KEY, PROOF, STARTED, Event, ScriptedServices
 from tests.tasks import small_task, text_task
 
@@ -61,14 +65,7 @@ async def ends(
         yield Ends(scripted, services, server, connections.peers)
 
 
-async def code_of(awaitable: Any) -> str:
-    """Returns the code of the error that an awaitable raises."""
-    with pytest.raises(PomeloError) as caught:
-        await awaitable
-    return caught.value.code
-
-
-@pytest.mark.parametrize("stream", [False, True])
+@STREAM
 @pytest.mark.parametrize(
     ("headers", "repeat_key", "strict"),
     [({"idempotency_key": "once", "prefer": "handling=strict"}, "once", True), ({}, None, False)],
@@ -93,7 +90,7 @@ async def test_a_repeated_key_is_repeated_to_the_server(secret: str | None) -> N
     async with ends() as opened:
         call = call_of(secret)
         call.api_key, call.key_error = None, "Authorization was given twice."
-        assert await code_of(opened.services.access.admit(call)) == "invalid_api_key"
+        assert (await refusal(opened.services.access.admit(call))).code == "invalid_api_key"
         (seen,) = opened.scripted.calls
     assert (seen.api_key, seen.key_error) == (None, call.key_error)
 
@@ -120,7 +117,7 @@ async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: b
             assert await anext(events) == STARTED
             assert "X-Credits-Charged" not in call.response_headers
             if fails:
-                assert await code_of(anext(events)) == "provider_failed"
+                assert (await refusal(anext(events))).code == "provider_failed"
             else:
                 assert await anext(events, None) is None
             assert call.response_headers["X-Credits-Charged"] == "0.5"
@@ -131,10 +128,23 @@ async def test_consecutive_calls_share_a_connection() -> None:
         for number in range(250):  # more than a connection has at the same time
             call = call_of("bad" if number % 5 == 0 else KEY)
             if number % 5 == 0:
-                assert await code_of(opened.services.models.list_models(call)) == "invalid_api_key"
+                assert (await refusal(opened.services.models.list_models(call))).code == "invalid_api_key"
             else:
                 assert await opened.services.models.list_models(call)
         assert len(opened.peers) == 1
+
+
+async def test_a_connection_carries_200_concurrent_calls() -> None:
+    async def wait(call: Call) -> None:
+        await asyncio.Event().wait()
+
+    async with ends(ScriptedServices(during=wait)) as opened, AsyncExitStack() as stack:
+        for _ in range(200):
+            stream = opened.services.tasks.stream_task(text_task(), call_of(KEY))
+            await stack.enter_async_context(stream)
+        assert len(opened.peers) == 1
+        await opened.services.models.list_models(call_of(KEY))
+        assert len(opened.peers) == 2
 
 
 async def test_a_valid_key_is_looked_up_once_and_an_invalid_one_each_time() -> None:
@@ -143,15 +153,47 @@ async def test_a_valid_key_is_looked_up_once_and_an_invalid_one_each_time() -> N
             (await opened.services.access.admit(call_of(KEY))).close()
         assert len(opened.scripted.calls) == 1
         for _ in range(3):
-            assert await code_of(opened.services.access.admit(call_of("bad"))) == "invalid_api_key"
+            assert (await refusal(opened.services.access.admit(call_of("bad")))).code == "invalid_api_key"
         assert len(opened.scripted.calls) == 4
+
+
+class RecordingAccess:
+    """Admits calls like `access`, and records their keys."""
+
+    def __init__(self, access: AccessService) -> None:
+        self.keys: list[str | None] = []
+        self._access = access
+
+    async def admit(self, call: Call) -> Visit:
+        self.keys.append(call.api_key)
+        return await self._access.admit(call)
+
+
+async def test_of_too_many_accepted_keys_the_first_is_looked_up_again(
+    app: App, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.server.remote.services._MAX_TRUSTED_KEYS", 2)
+    access = RecordingAccess(app.services.access)
+    async with both_ends(replace(app.services, access=access)) as (_, remote):
+        for key in (keys.test, keys.live, keys.only_haiku, keys.live, keys.only_haiku, keys.test):
+            (await remote.access.admit(call_of(key))).close()
+    assert access.keys == [keys.test, keys.live, keys.only_haiku, keys.test]
+
+
+async def test_an_accepted_key_is_looked_up_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pomelo.server.remote.services._TRUST_SECONDS", 0.05)
+    async with ends() as opened:
+        for _ in range(2):
+            (await opened.services.access.admit(call_of(KEY))).close()
+            await asyncio.sleep(0.1)
+        assert len(opened.scripted.calls) == 2
 
 
 async def test_calls_and_bytes_in_a_gateway_are_limited_per_key() -> None:
     async with ends(in_flight=InFlightLimits(account_calls=1, account_bytes=10)) as opened:
         access = opened.services.access
         visit = await access.admit(call_of(KEY))
-        assert await code_of(access.admit(call_of(KEY))) == "overloaded"
+        assert (await refusal(access.admit(call_of(KEY)))).code == "overloaded"
         visit.reserve(10)
         with pytest.raises(PomeloError, match="more requests"):
             visit.reserve(1)
@@ -221,7 +263,7 @@ async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[
             assert [chunk async for chunk in chunks] == rest
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@STREAM
 async def test_the_upload_of_a_task_is_deleted_by_the_server(stream: bool) -> None:
     async with ends() as opened:
         task = small_task("speech_to_text")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,17 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from pomelo.testing.images import make_image
-from tests.app import Account, RunningApp, run_app
+from tests.app import Account, RunningApp, app_fixture, run_app
 from tests.calls import bearer, failure, reason_of
-from tests.driver import PROTOCOL, PROTOCOLS, STREAM
+from tests.driver import METHOD, PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM
 from tests.tasks import TASK_BODIES, text_body
 
-REST_PROTOCOLS = ("rest", "remote")
 PNG = make_image("png")
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0\xff\xd9"
 MP3 = (bytes.fromhex("fffb9064") + bytes(413)) * 60
 
 
 def b64(data: bytes) -> str:
-    """Returns the data in base64."""
     return base64.b64encode(data).decode()
 
 
@@ -72,11 +69,7 @@ INVALID_IMAGES: dict[str, tuple[str, str]] = {
     "a remote image": ("https://example.com/a.png", "remote URLs are off"),
 }  # fmt: skip
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("bodies"), settings={"inline_limit": 1000}) as opened:
-        yield opened
+app = app_fixture(settings={"inline_limit": 1000})
 
 
 @pytest.fixture
@@ -97,6 +90,20 @@ def image_sent(upstream: FaultUpstream) -> str:
     url = upstream.requests[-1].body["messages"][0]["content"][1]["image_url"]["url"]
     assert isinstance(url, str)
     return url
+
+
+def form_of(fields: dict[str, str]) -> aiohttp.FormData:
+    """Returns a multipart form with these fields."""
+    form = aiohttp.FormData(default_to_multipart=True)
+    for name, value in fields.items():
+        form.add_field(name, value)
+    return form
+
+
+def audio_sent(upstream: FaultUpstream) -> str:
+    """Returns the SHA-256 of the file in the last request to the vendor."""
+    (part,) = [part for part in upstream.requests[-1].form or () if part.text is None]
+    return part.sha256
 
 
 @PROTOCOL
@@ -135,9 +142,8 @@ async def test_an_invalid_image_is_refused_with_the_field_and_the_reason(
 async def test_a_large_image_with_line_breaks_is_accepted(app: RunningApp, account: Account) -> None:
     image = PNG + bytes(range(256)) * 16_000
     for protocol in PROTOCOLS:
-        outcome = await app.ask(
-            protocol, account.live, image_question("data:image/jpeg;base64," + lines(image))
-        )
+        body = image_question("data:image/jpeg;base64," + lines(image))
+        outcome = await app.ask(protocol, account.live, body)
         assert (outcome.code, outcome.message) == ("ok", "")
         assert image_sent(app.upstream) == "data:image/png;base64," + b64(image)
 
@@ -181,25 +187,18 @@ AUDIO = {
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize("name", AUDIO)
 async def test_audio_in_every_encoding_is_sent_to_the_vendor_unchanged(
     name: str, protocol: str, form: bool, app: RunningApp, account: Account
 ) -> None:
-    body: dict[str, Any] = {"model": "eleven-labs-stt", "audio": AUDIO[name]}
-    if form:
-        form_data = aiohttp.FormData(default_to_multipart=True)
-        for field, value in body.items():
-            form_data.add_field(field, value)
-    sent: dict[str, Any] = {"data": form_data} if form else {"json": body}
-    headers = {"Authorization": f"Bearer {account.live}"}
-    async with app.session.post(f"{app.urls[protocol]}/api/v1/task", headers=headers, **sent) as answer:
-        assert answer.status == 200, await answer.text()
-    (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
-    assert part.sha256 in {hashlib.sha256(data).hexdigest() for data in (MP3, MP3 + b"\0")}
+    body = {"model": "eleven-labs-stt", "audio": AUDIO[name]}
+    answer = await app.post(protocol, account.live, **({"data": form_of(body)} if form else {"json": body}))
+    assert answer.status == 200, await answer.text()
+    assert audio_sent(app.upstream) in {hashlib.sha256(data).hexdigest() for data in (MP3, MP3 + b"\0")}
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize("size", [300, 3_000_000], ids=["small", "large"])
 @pytest.mark.parametrize(
     ("end", "words"), [("!", "'!'"), ("=A", "padding"), ("A", "missing"), ("\u00e9", "'\\xe9'")]
@@ -234,15 +233,14 @@ async def test_rest_accepts_audio_above_the_inline_limit_of_grpc(
             headers = {"Authorization": f"Bearer {account.live}"}
             async with app.session.post(f"{url}/api/v1/task", json=body, headers=headers) as answer:
                 assert answer.status == 200, await answer.text()
-            (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
-            assert part.sha256 == hashlib.sha256(audio).hexdigest()
+            assert audio_sent(app.upstream) == hashlib.sha256(audio).hexdigest()
 
 
 # --- fields of other task types
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize("task_type", TASK_BODIES)
 async def test_a_field_of_another_task_type_is_refused_and_named(
     task_type: str, protocol: str, form: bool, app: RunningApp, account: Account
@@ -259,14 +257,13 @@ async def test_a_field_of_another_task_type_is_refused_and_named(
         assert (outcome.code, outcome.status) == ("invalid_parameter", 400)
         assert name in outcome.message
     if not form:
-        outcome = await app.ask(
-            protocol, account.test, TASK_BODIES[task_type] | dict.fromkeys(others) | {"stream": False}
-        )
+        body = TASK_BODIES[task_type] | dict.fromkeys(others) | {"stream": False}
+        outcome = await app.ask(protocol, account.test, body)
         assert (outcome.code, outcome.message) == ("ok", "")
 
 
 @pytest.mark.parametrize("first", ["model", "audio"])
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 async def test_a_file_is_ignored_by_text_to_speech_and_refused_by_text_and_image_tasks(
     protocol: str, first: str, app: RunningApp, account: Account
 ) -> None:
@@ -281,16 +278,12 @@ async def test_a_file_is_ignored_by_text_to_speech_and_refused_by_text_and_image
                 form_data.add_field(name, MP3, filename="a.mp3", content_type="audio/mpeg")
             else:
                 form_data.add_field(name, fields[name])
-        headers = {"Authorization": f"Bearer {account.test}"}
-        async with app.session.post(
-            f"{app.urls[protocol]}/api/v1/task", data=form_data, headers=headers
-        ) as answer:
-            response = await answer.json()
+        response = await (await app.post(protocol, account.test, data=form_data)).json()
         assert response.get("error", {}).get("code", "ok") == code
         assert code == "ok" or "audio" in response["error"]["message"]
 
 
-@pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+@METHOD
 async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
     method: str, app: RunningApp, account: Account
 ) -> None:
@@ -311,7 +304,7 @@ async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
 # --- encodings
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize(
     ("data", "content_type", "status", "words"),
     [
@@ -331,9 +324,9 @@ async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
 async def test_json_must_be_utf_8(
     data: bytes, content_type: str, status: int, words: str, protocol: str, app: RunningApp, account: Account
 ) -> None:
-    headers = {"Authorization": f"Bearer {account.live}", "Content-Type": "application/json" + content_type}
-    async with app.session.post(f"{app.urls[protocol]}/api/v1/task", data=data, headers=headers) as answer:
-        response = await answer.json()
+    headers = {"Content-Type": "application/json" + content_type}
+    answer = await app.post(protocol, account.live, data=data, headers=headers)
+    response = await answer.json()
     assert (answer.status, words in response.get("error", {}).get("message", "")) == (status, True)
     if status == 200:
         assert app.upstream.requests[-1].prompt in ("caf\u00e9", "Hello there")
@@ -354,36 +347,34 @@ DUPLICATES: dict[str, tuple[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @pytest.mark.parametrize("case", DUPLICATES)
 async def test_a_duplicate_name_is_refused_and_named(
     app: RunningApp, account: Account, case: str, protocol: str
 ) -> None:
     body, name = DUPLICATES[case]
     body = body.replace("HI", '[{"role":"user","content":"Hi"}]').replace("LARGE", "x" * 200_000)
-    headers = {"Authorization": f"Bearer {account.live}", "Content-Type": "application/json"}
-    async with app.session.post(app.urls[protocol] + "/api/v1/task", data=body, headers=headers) as answer:
-        error = (await answer.json())["error"]
-        assert (answer.status, error["code"]) == (400, "invalid_parameter")
+    headers = {"Content-Type": "application/json"}
+    answer = await app.post(protocol, account.live, data=body, headers=headers)
+    error = (await answer.json())["error"]
+    assert (answer.status, error["code"]) == (400, "invalid_parameter")
     assert error["message"] == f"Invalid {name}: must be given once"
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 async def test_a_duplicate_name_in_the_json_of_a_form_is_refused(
     app: RunningApp, account: Account, protocol: str
 ) -> None:
-    form = aiohttp.FormData(default_to_multipart=True)
-    form.add_field("model", "gpt-4")
-    form.add_field("messages", '[{"role":"system","role":"user","content":"Hi"}]')
-    headers = {"Authorization": f"Bearer {account.live}"}
-    async with app.session.post(app.urls[protocol] + "/api/v1/task", data=form, headers=headers) as answer:
-        error = (await answer.json())["error"]
-        assert (answer.status, error["code"]) == (400, "invalid_parameter")
+    messages = '[{"role":"system","role":"user","content":"Hi"}]'
+    form = form_of({"model": "gpt-4", "messages": messages})
+    answer = await app.post(protocol, account.live, data=form)
+    error = (await answer.json())["error"]
+    assert (answer.status, error["code"]) == (400, "invalid_parameter")
     assert "messages" in error["message"]
     assert '"role"' in error["message"]
 
 
-@pytest.mark.parametrize("protocol", REST_PROTOCOLS)
+@REST_PROTOCOL
 @STREAM
 async def test_two_authorization_headers_are_refused(
     app: RunningApp, account: Account, stream: bool, protocol: str

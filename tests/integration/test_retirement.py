@@ -23,7 +23,8 @@ from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.registry import read_registry
 from pomelo.testing import Answer, error_reply
 from tests.app import RunningApp, patient_router, run_app
-from tests.driver import PROTOCOLS
+from tests.calls import bearer
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, REST_PROTOCOL
 from tests.integration.commands import free_addresses, pomelo
 from tests.tasks import TASK_BODIES, text_body
 
@@ -80,8 +81,7 @@ def retirement_headers(headers: dict[str, str]) -> tuple[str | None, str | None]
     return headers.get("deprecation"), headers.get("sunset")
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("model", SUNSETS)
 async def test_answers_have_the_retirement_headers_of_their_model(
     app: RunningApp, model: str, protocol: str, stream: bool
@@ -92,8 +92,7 @@ async def test_answers_have_the_retirement_headers_of_their_model(
         assert (response.code, retirement_headers(response.headers)) == ("ok", SUNSETS[model])
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL_AND_STREAM
 async def test_errors_have_the_retirement_headers_once_the_model_is_known(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -113,19 +112,15 @@ async def test_errors_have_the_retirement_headers_once_the_model_is_known(
     for key, body, code, known in cases:
         response = await app.ask(protocol, key, body, stream=stream)
         assert response.code == code, (protocol, response)
-        assert retirement_headers(response.headers) == (SUNSETS["gpt-ends"] if known else (None, None)), (
-            protocol,
-            response,
-        )
+        expected = SUNSETS["gpt-ends"] if known else (None, None)
+        assert retirement_headers(response.headers) == expected, (protocol, response)
     app.upstream.script(error_reply(400, code="content_policy_violation"))
     response = await app.ask(protocol, rich.live, text_body(model="gpt-ends"), stream=stream)
-    assert (response.code, retirement_headers(response.headers)) == (
-        "content_policy_violation",
-        SUNSETS["gpt-ends"],
-    )
+    assert response.code == "content_policy_violation"
+    assert retirement_headers(response.headers) == SUNSETS["gpt-ends"]
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_an_error_of_the_rest_gateway_has_the_retirement_headers(
     app: RunningApp, protocol: str
 ) -> None:
@@ -134,20 +129,16 @@ async def test_an_error_of_the_rest_gateway_has_the_retirement_headers(
     assert (response.code, retirement_headers(response.headers)) == ("invalid_parameter", SUNSETS["gpt-ends"])
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 async def test_a_replayed_answer_has_the_retirement_headers(app: RunningApp, protocol: str) -> None:
     caller = await app.account()
     for replayed in (None, "true"):
-        response = await app.ask(
-            protocol,
-            caller.test,
-            text_body(model="gpt-ends"),
-            headers={"Idempotency-Key": f"repeat-{protocol}"},
-        )
+        headers = {"Idempotency-Key": f"repeat-{protocol}"}
+        response = await app.ask(protocol, caller.test, text_body(model="gpt-ends"), headers=headers)
         assert retirement_headers(response.headers) == SUNSETS["gpt-ends"], replayed
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@PROTOCOL
 @pytest.mark.parametrize(
     ("model", "provider"),
     [
@@ -170,22 +161,17 @@ async def test_a_retired_route_is_skipped_if_another_route_can_serve(
 
 async def test_model_lists_have_the_retirement_dates(app: RunningApp) -> None:
     caller = await app.account()
-    answer = await ModelServiceStub(app.channel).ListModels(
-        ListModelsRequest(), metadata=[("authorization", f"Bearer {caller.test}")]
-    )
+    answer = await ModelServiceStub(app.channel).ListModels(ListModelsRequest(), metadata=bearer(caller.test))
     models = {model.name: model for model in answer.models}
     assert models["gpt-announced"].retire_time.ToDatetime(UTC) == datetime(2027, 1, 14, tzinfo=UTC)
     assert models["gpt-announced"].deprecate_time.ToDatetime(UTC) == datetime(2026, 4, 14, tzinfo=UTC)
     assert not models["gpt-4"].HasField("retire_time")
     assert not models["gpt-4"].HasField("deprecate_time")
     for protocol in ("rest", "remote"):
-        authorization = {"Authorization": f"Bearer {caller.test}"}
-        async with app.session.get(f"{app.urls[protocol]}/api/v1/models", headers=authorization) as listed:
-            items = {row["id"]: (row["deprecated"], row["retires"]) for row in (await listed.json())["data"]}
-        async with app.session.get(
-            f"{app.urls[protocol]}/api/v1/models/gpt-ends", headers=authorization
-        ) as one:
-            assert (await one.json())["retires"] == "2026-12-31"
+        listed = await app.get_json(protocol, caller.test, "/api/v1/models")
+        items = {row["id"]: (row["deprecated"], row["retires"]) for row in listed["data"]}
+        one = await app.get_json(protocol, caller.test, "/api/v1/models/gpt-ends")
+        assert one["retires"] == "2026-12-31"
         assert items["gpt-announced"] == ("2026-04-14", "2027-01-14")
         assert items["gpt-deprecated"] == ("2026-04-14", None)
         assert items["gpt-all-routes"] == ("2026-11-01", "2026-12-31")
@@ -200,8 +186,7 @@ async def test_retired_models_and_routes_are_logged_at_start(
     with caplog.at_level(logging.WARNING, "pomelo.app"):
         async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}, now=lambda: now):
             pass
-    lines = [record.getMessage() for record in caplog.records if record.name == "pomelo.app"]
-    retired = [line for line in lines if " ended on " in line]
+    retired = [r.getMessage() for r in caplog.records if " ended on " in r.getMessage()]
     assert sorted(line.split(" ended on 2026-11-25. ")[0] for line in retired) == [
         "model gpt-ended",
         "the route of gpt-no-other-route to m at openai",
@@ -305,7 +290,7 @@ async def test_pomelo_models_shows_the_retirement_date(app: RunningApp, tmp_path
     assert "retire_time" not in items["gpt-ends"]
 
 
-@pytest.mark.parametrize("protocol", ["rest", "remote"])
+@REST_PROTOCOL
 async def test_raw_audio_and_forms_have_the_retirement_headers(tmp_path: Path, protocol: str) -> None:
     row = """
 [models.eleven-labs-tts]
@@ -322,5 +307,5 @@ model = "m"
     async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}) as app:
         caller = await app.account()
         for options in ({"accept": "audio/mpeg"}, {"form": True}, {"stream": True}):
-            response = await app.ask(protocol, caller.test, TASK_BODIES["tts"], **options)  # type: ignore[arg-type]
+            response = await app.ask(protocol, caller.test, TASK_BODIES["tts"], **options)
             assert retirement_headers(response.headers) == SUNSETS["gpt-ends"]

@@ -17,7 +17,7 @@ from typing import Any
 import av
 import pytest
 
-from pomelo.gen.v1.speech_pb2 import Transcription
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
@@ -25,19 +25,17 @@ from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.audio import packets
-from tests.app import Account, RunningApp, run_app
-from tests.driver import PROTOCOLS
+from tests.app import Account, RunningApp, app_fixture, run_app
+from tests.calls import bearer
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS
 from tests.integration.leaving import LeavingClient
 from tests.tasks import to_task
 
-EACH_PROTOCOL = pytest.mark.parametrize("protocol", PROTOCOLS)
-UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 SECONDS = 30
 AUDIO = {"Content-Type": "audio/mpeg"}
 
 
 def wav(seconds: float, rate: int = 16_000, channels: int = 1) -> bytes:
-    """A WAV file of a quiet tone."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setparams((channels, 2, rate, 0, "NONE", ""))
@@ -47,7 +45,6 @@ def wav(seconds: float, rate: int = 16_000, channels: int = 1) -> bytes:
 
 
 def opus(kbits: int, **options: str) -> bytes:
-    """A file of silence in Ogg Opus."""
     file = io.BytesIO()
     with av.open(file, "w", format="ogg") as out:
         stream: Any = out.add_stream("libopus", rate=48_000)
@@ -82,11 +79,7 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
     "webm for opus": ("opus_48000_32", b"\x1aE\xdf\xa3" + bytes(20_000)),
 }
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("speech")) as app:
-        yield app
+app = app_fixture()
 
 
 def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, Any]:
@@ -98,15 +91,6 @@ def ask_sts(output_format: str, audio: bytes = INPUT, **more: Any) -> dict[str, 
         "output_format": output_format,
         **more,
     }
-
-
-async def ms_billed(app: RunningApp, caller: Account) -> int:
-    """The milliseconds in the only record. Its cost is the only charge, and nothing is uncollected."""
-    (record,) = await app.records(caller)
-    balance = await app.balance(caller, live=True)
-    assert (balance.held, record.uncollected) == (0, 0)
-    assert balance.spent == record.cost
-    return record.audio_ms
 
 
 async def interrupt(
@@ -123,8 +107,7 @@ async def interrupt(
     await app.idle(caller, live=True)
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
     app: RunningApp, protocol: str, stream: bool, name: str
@@ -134,11 +117,10 @@ async def test_speech_to_speech_costs_its_input_in_any_format_of_the_answer(
     app.upstream.script(Reply(headers=AUDIO, steps=(answer,)))
     response = await app.ask(protocol, caller.live, ask_sts(output_format), stream=stream)
     assert (response.code, response.content.partition(" ")[0]) == ("ok", str(len(answer)))
-    assert await ms_billed(app, caller) == SECONDS * 1000
+    assert (await app.only_record(caller)).audio_ms == SECONDS * 1000
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL_AND_STREAM
 async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_the_reservation(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
@@ -146,10 +128,10 @@ async def test_an_answer_that_is_longer_than_its_input_costs_no_more_than_the_re
     app.upstream.script(Reply(headers=AUDIO, steps=(mp3(128, 165),)))
     response = await app.ask(protocol, caller.live, ask_sts("mp3_44100_128"), stream=stream)
     assert response.code == "ok"
-    assert SECONDS * 1000 <= await ms_billed(app, caller) <= SECONDS * 1020
+    assert SECONDS * 1000 <= (await app.only_record(caller)).audio_ms <= SECONDS * 1020
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "webm for opus"])
 async def test_interrupted_speech_to_speech_costs_the_delivered_half(
     app: RunningApp, protocol: str, name: str
@@ -160,28 +142,30 @@ async def test_interrupted_speech_to_speech_costs_the_delivered_half(
     (record,) = await app.records(caller)
     assert 0 < record.output_bytes <= len(answer) // 2
     delivered = SECONDS * 1000 * record.output_bytes / len(answer)
-    assert await ms_billed(app, caller) == pytest.approx(delivered, abs=1200)  # a page of Ogg is 1 s
+    assert (await app.only_record(caller)).audio_ms == pytest.approx(
+        delivered, abs=1200
+    )  # a page of Ogg is 1 s
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_interrupted_speech_to_speech_that_cannot_be_measured_costs_its_input(
     app: RunningApp, protocol: str
 ) -> None:
     caller = await app.account("wide")
     await interrupt(app, protocol, caller, ask_sts("opus_48000_32"), ANSWERS["webm for opus"][1])
-    assert await ms_billed(app, caller) == SECONDS * 1000
+    assert (await app.only_record(caller)).audio_ms == SECONDS * 1000
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 @pytest.mark.parametrize(("speed", "sent_speed"), [(0.7, 0.7), (1.2, 1.2), (4, 1.2), (0.25, 0.7)])
 async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     app: RunningApp, protocol: str, speed: float, sent_speed: float
 ) -> None:
-    settings = {"voice_settings": {"speed": speed}}
+    settings: dict[str, Any] = {"voice_settings": {"speed": speed}}
     samples = bytes(10 * 32_000)
     caller = await app.account("wide")
     await interrupt(app, protocol, caller, ask_sts("pcm_16000", **settings), samples)
-    assert await ms_billed(app, caller) == pytest.approx(10_000 * sent_speed, abs=2)
+    assert (await app.only_record(caller)).audio_ms == pytest.approx(10_000 * sent_speed, abs=2)
     caller = await app.account("wide")
     text = {"model": "eleven-labs-tts", "text": "x" * 1000, "voice": "adam", "output_format": "pcm_16000"}
     await interrupt(app, protocol, caller, text | settings, samples)
@@ -189,8 +173,7 @@ async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     assert record.characters == pytest.approx(150 * sent_speed, abs=1)
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize("speed", [0.25, 4])
 @pytest.mark.parametrize("output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000"])
 async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
@@ -203,8 +186,7 @@ async def test_the_speed_does_not_change_the_cost_of_a_complete_sandbox_answer(
     assert (record.audio_ms, record.source) == (5000, "provider")
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     "output_format", ["mp3_44100_128", "opus_48000_64", "wav_16000", "pcm_16000", "ulaw_8000"]
 )
@@ -231,8 +213,7 @@ async def test_an_answer_without_audio_costs_nothing(
 STT = {"model": "eleven-labs-stt", "audio": base64.b64encode(INPUT).decode()}
 
 
-@EACH_PROTOCOL
-@UNARY_AND_STREAM
+@PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     ("reported", "ms", "source"),
     [
@@ -258,12 +239,11 @@ async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
     app.upstream.script(Transcript("Hi", more={"audio_duration_secs": reported, "words": words}))
     answer = await app.ask(protocol, caller.live, STT, stream=stream)
     assert (answer.code, answer.content) == ("ok", "Hi")
-    assert await ms_billed(app, caller) == ms
-    (record,) = await app.records(caller)
-    assert record.source == source
+    record = await app.only_record(caller)
+    assert (record.audio_ms, record.source) == (ms, source)
 
 
-@EACH_PROTOCOL
+@PROTOCOL
 async def test_a_transcript_of_unknown_length_costs_the_maximum_length_not_its_last_word(
     app: RunningApp, protocol: str
 ) -> None:
@@ -272,7 +252,7 @@ async def test_a_transcript_of_unknown_length_costs_the_maximum_length_not_its_l
     app.upstream.script(Transcript("Hi", more={"audio_duration_secs": None, "words": words}))
     body = STT | {"audio": base64.b64encode(b"no audio at all " * 100).decode()}
     assert (await app.ask(protocol, caller.live, body)).code == "ok"
-    assert await ms_billed(app, caller) == 1600 * 8
+    assert (await app.only_record(caller)).audio_ms == 1600 * 8
 
 
 class _InvalidNumbers:
@@ -281,7 +261,7 @@ class _InvalidNumbers:
     configured = True
     seconds = 0.0
 
-    async def speech_to_text(self, job: Job) -> AsyncIterator[Event]:
+    async def speech_to_text(self, job: Job[SpeechToTextInput]) -> AsyncIterator[Event]:
         transcription = Transcription(text="Hi you", audio_seconds=self.seconds)
         transcription.words.add(text="Hi", start=0.5, end=1)
         transcription.words.add(text="you", start=math.nan, end=math.inf)
@@ -302,16 +282,15 @@ async def test_lengths_and_times_that_are_not_finite_are_not_returned(tmp_path: 
                 caller = await app.account("wide")
                 answer = await app.ask(protocol, caller.live, STT, stream=stream)
                 assert (answer.code, answer.content) == ("ok", "Hi you")
-                assert await ms_billed(app, caller) == 30_000
-        metadata = [("authorization", f"Bearer {caller.live}")]
+                assert (await app.only_record(caller)).audio_ms == 30_000
+        metadata = bearer(caller.live)
         tasks = TaskServiceStub(app.channel)
         result = (await tasks.RunTask(RunTaskRequest(task=to_task(STT)), metadata=metadata)).result
         assert result.transcription.audio_seconds == 30
         expected_words = [(word.text, word.start, word.end) for word in result.transcription.words]
         assert expected_words == [("Hi", 0.5, 1), ("you", 1, 1)]
-        url = f"{app.urls['remote']}/api/v1/task"
-        async with app.session.post(url, json=STT, headers={"Authorization": metadata[0][1]}) as answer:
-            words = json.loads(await answer.text(), parse_constant=_refuse_constant)["words"]
+        rest = await app.post("remote", caller.live, json=STT)
+        words = json.loads(await rest.text(), parse_constant=_refuse_constant)["words"]
         assert [(word["text"], word["start"], word["end"]) for word in words] == expected_words
 
 

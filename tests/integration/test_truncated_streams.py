@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-
 from pomelo.testing import Reply, Stop
 from pomelo.testing.openai_protocol import chunk
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.driver import PROTOCOL
 from tests.tasks import text_body
 
 SSE = {"Content-Type": "text/event-stream"}
 WORDS = " ".join(f"word{number}" for number in range(60))
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("cut")) as opened:
-        yield opened
+app = app_fixture()
 
 
 def events(count: int) -> list[bytes]:
-    """Returns the events of that many words."""
     return [chunk({"content": word + " "}) for word in WORDS.split()[:count]]
 
 

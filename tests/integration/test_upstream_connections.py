@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-
-import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.testing import Answer, Gate
-from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOL, PROTOCOLS
+from tests.app import Account, RunningApp, app_fixture, run_app
+from tests.driver import PROTOCOL, PROTOCOLS, Outcome
 from tests.tasks import TASK_BODIES, text_body
+from tests.waiting import until
 
 LIMIT = 8
 SHARE = 7
@@ -21,18 +19,16 @@ SHARE = 7
 
 WORDS = "one two three"
 
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("few"), settings={"upstream_connections": LIMIT}) as opened:
-        yield opened
+app = app_fixture(settings={"upstream_connections": LIMIT})
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns when the condition is true."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (the counts have no event)
-            await asyncio.sleep(0.005)
+def start(
+    app: RunningApp, protocol: str, account: Account, prompt: str, *, stream: bool
+) -> asyncio.Task[Outcome]:
+    """Starts a text task with a live key."""
+    return asyncio.create_task(
+        app.ask(protocol, account.live, text_body(prompt, max_tokens=20), stream=stream)
+    )
 
 
 async def test_tasks_above_an_accounts_share_are_refused_and_another_account_is_served_immediately(
@@ -43,12 +39,7 @@ async def test_tasks_above_an_accounts_share_are_refused_and_another_account_is_
     refused_before = connections.refused
     gate = Gate()
     app.upstream.when("hold", Answer(WORDS, at={1: gate}))
-    streams = [
-        asyncio.create_task(
-            app.ask(PROTOCOLS[n % 3], busy.live, text_body("hold", max_tokens=20), stream=True)
-        )
-        for n in range(SHARE)
-    ]
+    streams = [start(app, PROTOCOLS[n % 3], busy, "hold", stream=True) for n in range(SHARE)]
     await until(lambda: connections.in_use == SHARE)
 
     async def timed(key: str, protocol: str, prompt: str, stream: bool) -> tuple[str, int, float, str]:
@@ -67,17 +58,16 @@ async def test_tasks_above_an_accounts_share_are_refused_and_another_account_is_
             code, _, seconds, _ = await timed(other.live, protocol, "Hello", stream)
             assert code == "ok"
             assert seconds < 1
-    outcomes = await asyncio.gather(*surplus)
-    assert {code for code, *_ in outcomes} == {"overloaded"}
-    assert {(status, wait) for _, status, _, wait in outcomes[2:]} == {(503, "1")}
-    assert max(seconds for _, _, seconds, _ in outcomes) < 6
+    refused = await asyncio.gather(*surplus)
+    assert {code for code, *_ in refused} == {"overloaded"}
+    assert {(status, wait) for _, status, _, wait in refused[2:]} == {(503, "1")}
+    assert max(seconds for _, _, seconds, _ in refused) < 6
     assert connections.refused - refused_before == len(surplus)
     assert not [request for request in app.upstream.requests if "surplus" in request.prompt]
 
     gate.open()
-    assert [(one.code, one.content, one.done) for one in await asyncio.gather(*streams)] == [
-        ("ok", WORDS, True)
-    ] * SHARE
+    outcomes = [(one.code, one.content, one.done) for one in await asyncio.gather(*streams)]
+    assert outcomes == [("ok", WORDS, True)] * SHARE
     await until(lambda: not connections.in_use)
     assert connections.waiting == 0
     balance = await app.balance(busy, live=True)
@@ -87,9 +77,8 @@ async def test_tasks_above_an_accounts_share_are_refused_and_another_account_is_
     assert len(records) == SHARE
     assert await app.concurrency(busy, live=True) == 0
     last = await app.ask("rest", busy.live, text_body("Hello", max_tokens=20))
-    assert int(last.headers["x-ratelimit-remaining"]) == 1_000 - SHARE - 1, (
-        "a refused call counts toward no limit"
-    )
+    left = int(last.headers["x-ratelimit-remaining"])
+    assert left == 1_000 - SHARE - 1, "a refused call counts toward no limit"
     report = await audit(app.server.store)
     assert not report.findings
     assert (report.difference_micros, report.holds) == (0, 0)
@@ -103,20 +92,10 @@ async def test_a_waiting_caller_who_leaves_is_removed_from_the_queue_immediately
     account = await app.account()
     gate = Gate()
     app.upstream.when(f"stay {protocol}", Answer(WORDS, at={1: gate}))
-    streams = [
-        asyncio.create_task(
-            app.ask(protocol, account.live, text_body(f"stay {protocol}", max_tokens=20), stream=True)
-        )
-        for _ in range(SHARE)
-    ]
+    streams = [start(app, protocol, account, f"stay {protocol}", stream=True) for _ in range(SHARE)]
     await until(lambda: connections.in_use == SHARE)
     refused = connections.refused
-    waiting = [
-        asyncio.create_task(
-            app.ask(protocol, account.live, text_body(f"left {protocol}", max_tokens=20), stream=stream)
-        )
-        for stream in (False, True)
-    ]
+    waiting = [start(app, protocol, account, f"left {protocol}", stream=on) for on in (False, True)]
     await until(lambda: connections.waiting == 2)
     for call in waiting:
         call.cancel()
@@ -127,8 +106,7 @@ async def test_a_waiting_caller_who_leaves_is_removed_from_the_queue_immediately
     await asyncio.gather(*streams)
     await until(lambda: not connections.in_use)
     assert not [request for request in app.upstream.requests if f"left {protocol}" in request.prompt]
-    balance = await app.balance(account, live=True)
-    assert balance.held == 0
+    assert (await app.balance(account, live=True)).held == 0
     assert len(await app.records(account)) == SHARE
 
 

@@ -19,14 +19,15 @@ from pomelo.gen.v1.speech_pb2 import TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.testing import FaultUpstream
+from tests.calls import bearer, failure
+from tests.driver import STREAM
 from tests.integration.commands import live_key, pomelo
 from tests.serving import Served, serve
+from tests.tasks import text_body, text_task
 from tests.unit.media import corpus
 
 COMMAND = "pip install 'pomelo-tasks[sandbox]'"
-MESSAGES = [{"role": "user", "content": "Hello"}]
 WAV = {"model": "eleven-labs-tts", "text": "Hello there.", "voice": "adam", "output_format": "wav_16000"}
 
 
@@ -73,19 +74,19 @@ async def ask(served: Served, body: dict[str, Any], key: str = "") -> tuple[int,
         return answer.status, await answer.text()
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_text_tasks_run_with_test_and_live_keys(
     served: Served, variables: dict[str, str], stream: bool
 ) -> None:
     for key in (served.key, await live_key(served.data.parent, **variables)):
-        status, text = await ask(served, {"model": "gpt-4", "messages": MESSAGES, "stream": stream}, key)
+        status, text = await ask(served, text_body(stream=stream), key)
         assert status == 200, text
         assert text.endswith("data: [DONE]\n\n") if stream else json.loads(text)["choices"]
 
 
 async def test_text_tasks_run_over_grpc(served: Served) -> None:
-    task = Task(model="gpt-4", text=TextInput(messages=[Message(role=Role.ROLE_USER, content="Hello")]))
-    metadata = (("authorization", f"Bearer {served.key}"),)
+    task = text_task()
+    metadata = bearer(served.key)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
         stub = TaskServiceStub(channel)
         answer = await stub.RunTask(RunTaskRequest(task=task), metadata=metadata)
@@ -96,14 +97,8 @@ async def test_text_tasks_run_over_grpc(served: Served) -> None:
 
 
 async def test_formats_without_an_encoder_are_generated(served: Served) -> None:
-    image = {
-        "model": "flux-1-pro",
-        "prompt": "A lake",
-        "width": 64,
-        "height": 64,
-        "response_format": "b64_json",
-    }
-    status, text = await ask(served, image)
+    image = {"model": "flux-1-pro", "prompt": "A lake", "width": 64, "height": 64}
+    status, text = await ask(served, {**image, "response_format": "b64_json"})
     assert status == 200, text
     assert b64decode(json.loads(text)["data"][0]["b64_json"]).startswith(b"\x89PNG")
     status, text = await ask(served, {**WAV, "response_format": "b64_json"})
@@ -111,7 +106,7 @@ async def test_formats_without_an_encoder_are_generated(served: Served) -> None:
     assert b64decode(json.loads(text)["audio"]["b64_json"]).startswith(b"RIFF")
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize(
     "body",
     [
@@ -134,12 +129,11 @@ async def test_formats_with_an_encoder_are_refused_with_the_install_command(
 
 async def test_formats_with_an_encoder_are_refused_over_grpc(served: Served) -> None:
     task = Task(model="eleven-labs-tts", text_to_speech=TextToSpeechInput(text="Hello", voice="adam"))
-    metadata = (("authorization", f"Bearer {served.key}"),)
+    metadata = bearer(served.key)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
-    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert COMMAND in str(refused.value.details())
+        error = await failure(TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=metadata))
+    assert error.code() == grpc.StatusCode.UNAVAILABLE
+    assert COMMAND in str(error.details())
 
 
 async def test_live_audio_that_cannot_be_measured_reserves_its_maximum_cost(

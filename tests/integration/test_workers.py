@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import aiohttp
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.integration.commands import free_addresses, pomelo
@@ -20,7 +20,6 @@ TASK = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "max_
 
 
 def workers(served: Served) -> list[psutil.Process]:
-    """Returns the worker processes."""
     return [p for p in psutil.Process(served.pid).children() if "spawn_main" in " ".join(p.cmdline())]
 
 

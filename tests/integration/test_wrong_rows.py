@@ -34,8 +34,7 @@ IMAGE = {
     "price": 'price = { image = "1" }',
 }
 SPEECH = {**IMAGE, "type": 'type = "text_to_speech"', "price": 'price = { thousand_characters = "1" }'}
-ROUTE = {"provider": 'provider = "openai"', "model": 'model = "m"'}
-OTHER_PROVIDERS = {"image": 'provider = "bfl"', "text_to_speech": 'provider = "elevenlabs"'}
+PROVIDERS = {"text": "openai", "image": "bfl", "text_to_speech": "elevenlabs"}
 
 
 def model(base: dict[str, str] = TEXT, route: str | None = "", **changed: str) -> str:
@@ -44,12 +43,8 @@ def model(base: dict[str, str] = TEXT, route: str | None = "", **changed: str) -
     text = "[models.NAME]\n" + "".join(f"{line}\n" for line in lines.values() if line)
     if route is None:
         return text
-    defaults = {
-        **ROUTE,
-        "provider": next(
-            (p for task_type, p in OTHER_PROVIDERS.items() if task_type in base["type"]), ROUTE["provider"]
-        ),
-    }
+    provider = PROVIDERS[base["type"].split('"')[1]]
+    defaults = {"provider": f'provider = "{provider}"', "model": 'model = "m"'}
     unchanged = [line for key, line in defaults.items() if not re.search(rf"^{key} = ", route, re.MULTILINE)]
     return text + "[[models.NAME.routes]]\n" + "\n".join([*unchanged, route]) + "\n"
 
@@ -220,44 +215,39 @@ class PlugIn:
 
 
 def load_as_operators_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loads `path` as the operator's file."""
     read_registry(path, plugins=[])
 
 
 def load_as_plug_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loads `path` as the file of a plug-in."""
     PlugIn.catalog = path
     read_registry(plugins=[EntryPoint("plugin", f"{__name__}:PlugIn", GROUP)])
 
 
 def load_as_built_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loads `path` as the built-in file."""
     monkeypatch.setattr(registry_module, "BUILTIN_CATALOG", path)
     read_registry(plugins=[])
 
 
-LOADERS = (load_as_operators_file, load_as_plug_in, load_as_built_in)
+Loader = Callable[[Path, pytest.MonkeyPatch], None]
+LOAD = pytest.mark.parametrize(
+    "load", [load_as_operators_file, load_as_plug_in, load_as_built_in], ids=["own", "plug-in", "built-in"]
+)
+ALL_ROWS = {
+    name: (text.replace("NAME", "my-model"), f"models.my-model.{key}".removesuffix("."), excerpt)
+    for name, (text, key, excerpt) in ROWS.items()
+} | OTHER_ROWS
 
 
 def wrong_line(text: str) -> int:
-    """The number of the wrong line."""
     (line,) = (number for number, line in enumerate(text.splitlines(), 1) if line.endswith("# HERE"))
     return line
 
 
-@pytest.mark.parametrize("load", LOADERS, ids=["own", "plug-in", "built-in"])
-@pytest.mark.parametrize("name", [*ROWS, *OTHER_ROWS])
+@LOAD
+@pytest.mark.parametrize(("text", "key", "excerpt"), ALL_ROWS.values(), ids=ALL_ROWS)
 def test_a_wrong_row_is_refused_with_its_file_line_key_and_remedy(
-    name: str,
-    load: Callable[[Path, pytest.MonkeyPatch], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    text: str, key: str, excerpt: str, load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name in ROWS:
-        text, key, excerpt = ROWS[name]
-        text, key = text.replace("NAME", "my-model"), ".".join(filter(None, ("models.my-model", key)))
-    else:
-        text, key, excerpt = OTHER_ROWS[name]
     path = tmp_path / "catalog.toml"
     path.write_text("# A comment.\n\n" + text)
     with pytest.raises(CatalogError) as raised:
@@ -268,9 +258,9 @@ def test_a_wrong_row_is_refused_with_its_file_line_key_and_remedy(
     assert all(line.startswith(f"{path}:") for line in lines)
 
 
-@pytest.mark.parametrize("load", LOADERS, ids=["own", "plug-in", "built-in"])
+@LOAD
 def test_the_rows_are_valid_without_the_changes(
-    load: Callable[[Path, pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "catalog.toml"
     models = [model(of).replace("NAME", f"m{n}") for n, of in enumerate((TEXT, IMAGE, SPEECH))]

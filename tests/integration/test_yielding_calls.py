@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from pomelo.app import App, open_app
-from pomelo.call import Call
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
-from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextInput, TokenUsage
+from pomelo.gen.v1.text_pb2 import FinishReason, TextInput, TokenUsage
 from pomelo.providers.base import Job
 from pomelo.settings import Settings
 from tests.app import endow
+from tests.calls import call_of
+from tests.tasks import text_task
 
 CALLS = 10
 CHUNKS = 3000
@@ -36,7 +37,6 @@ class ChunkCounter:
         self._stopped = False
 
     def count(self) -> None:
-        """Counts a chunk."""
         self.total += 1
         self._current += 1
         self.maximum = max(self.maximum, self._current)
@@ -48,7 +48,6 @@ class ChunkCounter:
             asyncio.get_running_loop().call_soon(self.start)
 
     def stop(self) -> None:
-        """Stops the counts of iterations."""
         self._stopped = True
 
 
@@ -60,8 +59,7 @@ class ImmediateProvider:
     def __init__(self, counter: ChunkCounter) -> None:
         self._counter = counter
 
-    async def text(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Yields many words."""
+    async def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         for _ in range(CHUNKS):
             self._counter.count()
             event = Event()
@@ -73,53 +71,35 @@ class ImmediateProvider:
         yield last
 
     async def aclose(self) -> None:
-        """Closes nothing."""
-
-
-def task() -> Task:
-    """Returns a text task."""
-    message = TextInput()
-    message.messages.add(role=Role.ROLE_USER, content="Go")
-    return Task(model="gpt-4", text=message)
-
-
-def call(key: str, **headers: str) -> Call:
-    """Returns a call with a key."""
-    return Call.from_headers({"authorization": f"Bearer {key}", **headers}.get, protocol="grpc")
+        pass
 
 
 async def stream(app: App, key: str, counter: ChunkCounter) -> None:
-    """Streams a task."""
-    async with app.services.tasks.stream_task(task(), call(key)) as events:
+    async with app.services.tasks.stream_task(text_task("Go"), call_of(key)) as events:
         assert len([event async for event in events]) == CHUNKS + 2
 
 
 async def run(app: App, key: str, counter: ChunkCounter) -> None:
-    """Runs a unary task, whose provider answers in chunks."""
-    result = await app.services.tasks.run_task(task(), call(key))
+    result = await app.services.tasks.run_task(text_task("Go"), call_of(key))
     assert result.text.content == "word " * CHUNKS
 
 
 async def upload(app: App, key: str, counter: ChunkCounter) -> None:
-    """Uploads media."""
-
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(CHUNKS):
             counter.count()
             yield b"x"
 
-    media = await app.services.media.upload_media("audio/mpeg", chunks(), call(key))
+    media = await app.services.media.upload_media("audio/mpeg", chunks(), call_of(key))
     assert media.size_bytes == CHUNKS
 
 
 async def download(app: App, key: str, counter: ChunkCounter) -> None:
-    """Downloads media."""
-
     async def chunks() -> AsyncIterator[bytes]:
         yield bytes(CHUNKS)
 
-    media = await app.services.media.upload_media("audio/mpeg", chunks(), call(key))
-    async with app.services.media.download_media(media.media_id, "", call(key)) as (_, content):
+    media = await app.services.media.upload_media("audio/mpeg", chunks(), call_of(key))
+    async with app.services.media.download_media(media.media_id, "", call_of(key)) as (_, content):
         size = 0
         async for chunk in content:
             counter.count()
@@ -159,13 +139,13 @@ async def test_the_replay_of_long_audio_yields_to_other_calls(tmp_path: Path) ->
         speech.text_to_speech.text = "hello, world " * 400
         speech.text_to_speech.voice = "adam"
         speech.text_to_speech.output_format = "wav_48000"
-        result = await app.services.tasks.run_task(speech, call(key, **{"idempotency-key": "one"}))
+        result = await app.services.tasks.run_task(speech, call_of(key, idempotency_key="one"))
         assert result.speech.media.size_bytes > 20_000_000
         counter = ChunkCounter()
         counter.start()
         size = 0
         try:
-            again = call(key, **{"idempotency-key": "one"})
+            again = call_of(key, idempotency_key="one")
             async with app.services.tasks.stream_task(speech, again) as events:
                 async for event in events:
                     counter.count()

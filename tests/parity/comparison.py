@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from tests.driver import Outcome, TaskRequest
+from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
+
+Driver = GrpcDriver | RestDriver
 
 
-async def ask_all(drivers: Mapping[str, Any], request: TaskRequest) -> dict[str, Outcome]:
+async def ask_all(drivers: Mapping[str, Driver], request: TaskRequest) -> dict[str, Outcome]:
     """Runs the same task with every driver, concurrently."""
     outcomes = await asyncio.gather(*[driver(request) for driver in drivers.values()])
     return dict(zip(drivers, outcomes, strict=True))

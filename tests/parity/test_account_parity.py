@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -20,8 +21,8 @@ from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.status import from_rpc_error
 from pomelo.stores.accounts import Grant, Wallet
 from tests.conftest import Keys
-from tests.driver import GrpcDriver, RestDriver
-from tests.driver import TaskRequest as TaskAsk
+from tests.driver import TaskRequest
+from tests.parity.comparison import Driver
 
 PAGES = 3
 
@@ -133,23 +134,29 @@ def _to_json(row: Any, *excluded: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 async def front_ends(
-    app: App, channel: grpc.aio.Channel, http: aiohttp.ClientSession, rest_url: str, gateway_url: str
+    app: App,
+    clients: Mapping[str, Driver],
+    channel: grpc.aio.Channel,
+    http: aiohttp.ClientSession,
+    rest_url: str,
+    gateway_url: str,
 ) -> FrontEnds:
     """An account with seven test tasks and one live task, run over all front ends."""
     name = "parity"
     await app.store.add_account(name, "pro", time.time())
-    for live in (True, False):
-        await app.store.grant(Grant(f"{name} {live}", Wallet(name, live), 12_345_678, time.time()))
+    for is_live in (True, False):
+        await app.store.grant(Grant(f"{name} {is_live}", Wallet(name, is_live), 12_345_678, time.time()))
     test = (await app.keyring.create(name))[1]
     live = (await app.keyring.create(name, live=True))[1]
-    clients = [GrpcDriver(channel), RestDriver(http, rest_url), RestDriver(http, gateway_url)]
     message = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
-    for client in clients:
-        assert (await client(TaskAsk({"model": "gpt-4"} | message, test))).code == "ok"
-        assert (await client(TaskAsk({"model": "claude-3-opus"} | message, test, stream=True))).code == "ok"
+    for client in clients.values():
+        assert (await client(TaskRequest({"model": "gpt-4"} | message, test))).code == "ok"
+        assert (
+            await client(TaskRequest({"model": "claude-3-opus"} | message, test, stream=True))
+        ).code == "ok"
     speech = {"model": "eleven-labs-stt", "audio": "c29tZSBzb3VuZCA=", "language_code": "en"}
-    assert (await clients[1](TaskAsk(speech, test))).code == "ok"
-    assert (await clients[1](TaskAsk({"model": "gpt-4"} | message, live))).code == "ok"
+    assert (await clients["rest"](TaskRequest(speech, test))).code == "ok"
+    assert (await clients["rest"](TaskRequest({"model": "gpt-4"} | message, live))).code == "ok"
     return FrontEnds(channel, http, rest_url, gateway_url, live, test)
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator
 
-import aiohttp
-import grpc
 import pytest
 
-from pomelo.app import open_app, open_gateway
-from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
-from tests.app import endow
+from tests.app import RunningApp, run_app
 from tests.breaking_proxy import BreakingProxy, breaking_proxy
-from tests.driver import GrpcDriver, RestDriver, TaskRequest
+from tests.driver import PROTOCOL, STREAM
 from tests.parity.test_upstream import LIVE
 
 ROUNDS = 2
@@ -22,11 +17,8 @@ MODELS = [
     "gpt-4", "claude-3-haiku", "mixtral-8x7b", "flux-1-pro", "flux-1-schnell", "eleven-labs-tts", "eleven-labs-sts",
     "eleven-labs-stt",
 ]  # fmt: skip
-BREAKS: dict[str, dict[str, bool]] = {
-    "reset": {},
-    "closed": {"resets": False},
-    "processed, then reset": {"forwards": True},
-}
+BREAKS = {"reset": (True, False), "closed": (False, False), "processed, then reset": (True, True)}
+"""Whether the proxy resets the connection, and whether the vendor gets the second request."""
 
 
 @pytest.fixture(name="vendor", scope="module")
@@ -41,67 +33,39 @@ async def _proxy(vendor: FaultUpstream) -> AsyncIterator[BreakingProxy]:
         yield proxy
 
 
-@pytest.fixture(name="client_and_key", scope="module", params=["grpc", "rest", "remote"])
-async def _client_and_key(
-    request: pytest.FixtureRequest,
-    vendor: FaultUpstream,
-    proxy: BreakingProxy,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[tuple[Any, str]]:
-    """A client of an app whose vendors are all behind the proxy, and a live key."""
-    settings = Settings(
-        rest="127.0.0.1:0",
-        grpc="127.0.0.1:0",
-        data=tmp_path_factory.mktemp("data"),
-        **{
-            f"{name}_{field}": value
-            for name in ("openai", "anthropic", "mistral", "bfl", "together", "elevenlabs")
-            for field, value in (
-                ("api_key", "sk-upstream"),
-                ("base_url", getattr(vendor, f"{name}_base_url").replace(vendor.url, proxy.url)),
-            )
-        },
-    )
-    async with open_app(settings) as app, aiohttp.ClientSession() as session:
-        await endow(app.store)
-        assert app.grpc is not None
-        assert app.rest is not None
-        gateway = Settings(
-            rest="127.0.0.1:0",
-            data=tmp_path_factory.mktemp("gateway"),
-            secret=settings.root_secret().decode(),
-        )
-        async with (
-            grpc.aio.insecure_channel(app.grpc) as channel,
-            open_gateway(gateway, app.grpc) as remote,
-        ):
-            clients: Mapping[str, Any] = {
-                "grpc": GrpcDriver(channel),
-                "rest": RestDriver(session, "http://{}:{}".format(*app.rest)),
-                "remote": RestDriver(session, "http://{}:{}".format(*remote)),
-            }
-            yield clients[request.param], (await app.keyring.create(live=True))[1]
+@pytest.fixture(name="app", scope="module")
+async def _app(
+    vendor: FaultUpstream, proxy: BreakingProxy, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[RunningApp]:
+    """An app whose vendors are all behind the proxy."""
+    settings = {"anthropic_api_key": "sk-upstream"}
+    for name in ("openai", "anthropic", "mistral", "bfl", "together", "elevenlabs"):
+        url: str = getattr(vendor, f"{name}_base_url")
+        settings[f"{name}_base_url"] = url.replace(vendor.url, proxy.url)
+    async with run_app(tmp_path_factory.mktemp("kept"), settings=settings) as opened:
+        yield opened
 
 
-@pytest.mark.parametrize("how", BREAKS)
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@PROTOCOL
+@STREAM
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("resets", "forwards"), BREAKS.values(), ids=BREAKS)
 async def test_a_reused_connection_that_the_vendor_breaks_fails_no_task(
     model: str,
     stream: bool,
-    how: str,
-    client_and_key: tuple[Any, str],
+    resets: bool,
+    forwards: bool,
+    protocol: str,
+    app: RunningApp,
     vendor: FaultUpstream,
     proxy: BreakingProxy,
 ) -> None:
-    client, key = client_and_key
-    proxy.resets, proxy.forwards = True, False
-    for name, value in BREAKS[how].items():
-        setattr(proxy, name, value)
+    proxy.resets, proxy.forwards = resets, forwards
+    key = (await app.account()).live
     body = {"model": model, **LIVE.get(model, {"messages": [{"role": "user", "content": "Hi"}]})}
     vendor.requests.clear()
     broken = proxy.broken
-    outcomes = [await client(TaskRequest(body, key, stream)) for _ in range(ROUNDS)]
+    outcomes = [await app.ask(protocol, key, body, stream=stream) for _ in range(ROUNDS)]
     assert [outcome.code for outcome in outcomes] == ["ok"] * ROUNDS
     posts = [request for request in vendor.requests if request.method == "POST"]
     if model.startswith(("flux", "eleven")):

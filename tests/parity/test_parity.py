@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
-import grpc
 import pytest
 
 from gateway.app import open_rest
@@ -18,9 +17,11 @@ from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import TABLE
 from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.service import TaskService
 from tests.conftest import Keys
-from tests.driver import GrpcDriver, RestDriver, TaskRequest
-from tests.parity.comparison import ask_all, assert_same
+from tests.driver import RestDriver, TaskRequest
+from tests.parity.comparison import Driver, ask_all, assert_same
 from tests.tasks import task_type_of
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -29,7 +30,12 @@ TEXT_MODELS = [
     "mixtral-8x7b", "mixtral-8x22b",
 ]  # fmt: skip
 IMAGE_MODELS = ["flux-1-pro", "flux-1-dev", "flux-1-schnell"]
-SPEECH = {"model": "eleven-labs-tts", "text": "The quick brown fox.", "voice": "adam"}
+SPEECH_FORMATS = (
+    "mp3_44100_128", "mp3_22050_32", "wav_16000", "pcm_16000", "ulaw_8000", "alaw_8000", "opus_48000_64",
+)  # fmt: skip
+VOICE_SETTINGS = {
+    "stability": 0.5, "similarity_boost": 0.5, "style": 0.1, "use_speaker_boost": True, "speed": 1.1,
+}  # fmt: skip
 NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed"}
 
 
@@ -46,13 +52,11 @@ class Case:
     timeout: float | None = None
 
 
-def say(text: str = "Hello, world!", model: str = "gpt-4", **more: Any) -> dict[str, Any]:
-    """A text task of one message."""
+def say(text: object = "Hello, world!", model: str = "gpt-4", **more: Any) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": text}], **more}
 
 
 def draw(prompt: str = "A red kite", model: str = "flux-1-pro", **more: Any) -> dict[str, Any]:
-    """A small image task."""
     return {"model": model, "prompt": prompt, "width": 96, "height": 64, **more}
 
 
@@ -61,12 +65,23 @@ def audio(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
+SPEECH = {"model": "eleven-labs-tts", "text": "The quick brown fox.", "voice": "adam"}
+STS = {"model": "eleven-labs-sts", "audio": audio("some audio " * 400)}
+STT = {"model": "eleven-labs-stt", "audio": audio("some audio " * 400)}
+
+
 def _cases() -> list[Case]:
     cases = []
-    add = lambda name, body, code="ok", **more: cases.append(Case(name, body, code, **more))  # noqa: E731
+
+    def add(name: str, body: dict[str, Any], code: str = "ok", **more: Any) -> None:
+        cases.append(Case(name, body, code, **more))
+
+    def both(name: str, body: dict[str, Any], code: str = "ok", **more: Any) -> None:
+        add(f"{name} whole", body, code, **more)
+        add(f"{name} stream", body, code, stream=True, **more)
+
     for model in TEXT_MODELS:
-        add(f"{model} whole", say(model=model, max_tokens=100, temperature=0.7))
-        add(f"{model} stream", say(model=model, max_tokens=100, temperature=0.7), stream=True)
+        both(model, say(model=model, max_tokens=100, temperature=0.7))
     conversation = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hi"},
@@ -74,91 +89,44 @@ def _cases() -> list[Case]:
         {"role": "user", "content": [{"type": "text", "text": "What is this? Ünïcödé 🦊"},
                                       {"type": "image_url", "image_url": {"url": PIXEL}}]},
     ]  # fmt: skip
-    for stream in (False, True):
-        how = "stream" if stream else "whole"
-        add(f"conversation with an image {how}", {"model": "gpt-4", "messages": conversation}, stream=stream)
-        add(f"max_tokens cuts {how}", say(max_tokens=3), stream=stream)
-        add(f"stop {how}", say(stop=["sandbox", "."]), stream=stream)
-        add(f"long {how}", say("[[words:700]]"), stream=stream)
-        add(f"short delay {how}", say("[[delay:0.05]]"), stream=stream)
-        add(f"cut {how}", say("[[cut]]"), "provider_failed", stream=stream)
-        add(f"truncated audio {how}", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed", stream=stream)
-        add(f"truncated image {how}", draw("[[cut]]"), "provider_failed", stream=stream)
-        add(
-            f"deadline before the first byte {how}",
-            say("[[delay:30]]"),
-            "deadline_exceeded",
-            stream=stream,
-            timeout=0.4,
-        )
-        add(f"deadline in a stall {how}", say("[[stall]]"), "deadline_exceeded", stream=stream, timeout=0.5)
-        for model in IMAGE_MODELS:
-            add(
-                f"{model} {how}",
-                draw(model=model, seed=42, num_inference_steps=4, guidance_scale=7.5),
-                stream=stream,
-            )
-        for form in ("png", "jpeg", "webp"):
-            add(f"image as {form} {how}", draw(output_format=form), stream=stream)
-        for response_format in ("url", "b64_json"):
-            add(f"image as {response_format} {how}", draw(response_format=response_format), stream=stream)
-            add(
-                f"speech as {response_format} {how}",
-                SPEECH | {"response_format": response_format},
-                stream=stream,
-            )
-        for form in (
-            "mp3_44100_128",
-            "mp3_22050_32",
-            "wav_16000",
-            "pcm_16000",
-            "ulaw_8000",
-            "alaw_8000",
-            "opus_48000_64",
-        ):
-            add(f"speech as {form} {how}", SPEECH | {"output_format": form}, stream=stream)
-        settings = {
-            "stability": 0.5,
-            "similarity_boost": 0.5,
-            "style": 0.1,
-            "use_speaker_boost": True,
-            "speed": 1.1,
-        }
-        add(
-            f"speech with settings {how}",
-            SPEECH | {"voice_settings": settings, "seed": 7, "language_code": "en"},
-            stream=stream,
-        )
-        for form in ("mp3_44100_128", "wav_16000"):
-            body = {"model": "eleven-labs-sts", "audio": audio("some audio " * 400), "voice": "rachel"}
-            add(f"speech to speech as {form} {how}", body | {"output_format": form}, stream=stream)
-        for how_timed in ("none", "word", "character"):
-            body = {"model": "eleven-labs-stt", "audio": audio("some audio " * 400), "timestamps": how_timed}
-            add(f"transcript timed by {how_timed} {how}", body, stream=stream)
-        body = {
-            "model": "eleven-labs-stt",
-            "audio": audio("some audio " * 400),
-            "diarize": True,
-            "num_speakers": 2,
-        }
-        add(f"transcript with speakers {how}", body | {"language_code": "de"}, stream=stream)
-        for code in sorted(TABLE.keys() - NOT_PROVOKED):
-            add(f"text ends in {code} {how}", say(f"[[error:{code}]]"), code, stream=stream)
-        for code in ("content_policy_violation", "provider_unavailable", "insufficient_credits"):
-            add(f"image ends in {code} {how}", draw(f"[[error:{code}]]"), code, stream=stream)
-            add(f"speech ends in {code} {how}", SPEECH | {"text": f"[[error:{code}]]"}, code, stream=stream)
-            for model, more in (("eleven-labs-sts", {"voice": "adam"}), ("eleven-labs-stt", {})):
-                body = {"model": model, "audio": audio(f"[[error:{code}]]"), **more}
-                add(f"{model} ends in {code} {how}", body, code, stream=stream)
-        add(
-            f"live without a provider {how}",
-            say(model="claude-3-opus"),
-            "provider_not_configured",
-            key="live",
-            stream=stream,
-        )
-        add(f"live OpenAI {how}", say(), key="live", stream=stream)
-        add(f"no key {how}", say(), "invalid_api_key", key="none", stream=stream)
+    both("conversation with an image", {"model": "gpt-4", "messages": conversation})
+    both("max_tokens cuts", say(max_tokens=3))
+    both("stop", say(stop=["sandbox", "."]))
+    both("long", say("[[words:700]]"))
+    both("short delay", say("[[delay:0.05]]"))
+    both("cut", say("[[cut]]"), "provider_failed")
+    both("truncated audio", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed")
+    both("truncated image", draw("[[cut]]"), "provider_failed")
+    both("deadline before the first byte", say("[[delay:30]]"), "deadline_exceeded", timeout=0.4)
+    both("deadline in a stall", say("[[stall]]"), "deadline_exceeded", timeout=0.5)
+    for model in IMAGE_MODELS:
+        both(model, draw(model=model, seed=42, num_inference_steps=4, guidance_scale=7.5))
+    for form in ("png", "jpeg", "webp"):
+        both(f"image as {form}", draw(output_format=form))
+    for response_format in ("url", "b64_json"):
+        both(f"image as {response_format}", draw(response_format=response_format))
+        both(f"speech as {response_format}", SPEECH | {"response_format": response_format})
+    for form in SPEECH_FORMATS:
+        both(f"speech as {form}", SPEECH | {"output_format": form})
+    both(
+        "speech with settings", SPEECH | {"voice_settings": VOICE_SETTINGS, "seed": 7, "language_code": "en"}
+    )
+    for form in ("mp3_44100_128", "wav_16000"):
+        both(f"speech to speech as {form}", STS | {"voice": "rachel", "output_format": form})
+    for timestamps in ("none", "word", "character"):
+        both(f"transcript timed by {timestamps}", STT | {"timestamps": timestamps})
+    both("transcript with speakers", STT | {"diarize": True, "num_speakers": 2, "language_code": "de"})
+    for code in sorted(TABLE.keys() - NOT_PROVOKED):
+        both(f"text ends in {code}", say(f"[[error:{code}]]"), code)
+    for code in ("content_policy_violation", "provider_unavailable", "insufficient_credits"):
+        trigger = f"[[error:{code}]]"
+        both(f"image ends in {code}", draw(trigger), code)
+        both(f"speech ends in {code}", SPEECH | {"text": trigger}, code)
+        for body in (STS | {"voice": "adam"}, STT):
+            both(f"{body['model']} ends in {code}", body | {"audio": audio(trigger)}, code)
+    both("live without a provider", say(model="claude-3-opus"), "provider_not_configured", key="live")
+    both("live OpenAI", say(), key="live")
+    both("no key", say(), "invalid_api_key", key="none")
     for key in ("junk", "revoked", "expired"):
         add(f"{key} key", say(), "invalid_api_key", key=key)
     add("the key is refused before the model", say(model="nope"), "invalid_api_key", key="junk")
@@ -166,12 +134,8 @@ def _cases() -> list[Case]:
     add("invalid-model", say(model="invalid-model"), "unsupported_model")
     add("a key of one model", say(model="claude-3-haiku"), key="only_haiku")
     add("a key of another model", say(), "model_not_allowed", key="only_haiku")
-    add(
-        "a forbidden model is refused before the fields",
-        say(temperature=9),
-        "model_not_allowed",
-        key="only_haiku",
-    )
+    forbidden = "a forbidden model is refused before the fields"
+    add(forbidden, say(temperature=9), "model_not_allowed", key="only_haiku")
     add("a request id comes back", say(), request_id="my-id.7")
     add("a request id comes back on errors", say(temperature=9), "invalid_parameter", request_id="my-id.8")
     add("a request id comes back without a key", say(), "invalid_api_key", key="none", request_id="my-id.9")
@@ -197,7 +161,7 @@ def _cases() -> list[Case]:
         ("five stops", say(stop=["a", "b", "c", "d", "e"]), "invalid_parameter"),
         ("an empty stop", say(stop=[""]), "invalid_parameter"),
         ("a long user", say(user="u" * 300), "invalid_parameter"),
-        ("a remote image", say([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), "invalid_parameter"),  # type: ignore[arg-type]
+        ("a remote image", say([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]), "invalid_parameter"),
         ("an image in a system message", {"model": "gpt-4", "messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]}, "invalid_parameter"),
         ("width 4000", draw(width=4000), "invalid_parameter"),
         ("height 1", draw(height=1), "invalid_parameter"),
@@ -212,27 +176,13 @@ def _cases() -> list[Case]:
         ("seed too large", SPEECH | {"seed": 2**32}, "invalid_parameter"),
         ("a strange language", SPEECH | {"language_code": "English"}, "invalid_parameter"),
         ("speakers 99", {"model": "eleven-labs-stt", "audio": audio("x"), "num_speakers": 99}, "invalid_parameter"),
-        ("a novel", say("w " * 1_000_000, model="claude-3-haiku"), "context_length_exceeded"),
     ]:  # fmt: skip
-        add(name, body, code)
-        if "novel" not in name:
-            add(f"{name}, as a stream", body, code, stream=True)
+        both(name, body, code)
+    add("a novel", say("w " * 1_000_000, model="claude-3-haiku"), "context_length_exceeded")
     return cases
 
 
 CASES = _cases()
-
-
-@pytest.fixture(scope="module")
-def clients(
-    http: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
-) -> Mapping[str, Any]:
-    """A client of each front end."""
-    return {
-        "grpc": GrpcDriver(channel),
-        "rest": RestDriver(http, rest_url),
-        "remote": RestDriver(http, gateway_url),
-    }
 
 
 def _request(case: Case, keys: Keys) -> TaskRequest:
@@ -248,7 +198,7 @@ def test_there_are_enough_cases_with_unique_names() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_all_front_ends_have_the_same_outcome(
-    case: Case, clients: Mapping[str, Any], keys: Keys
+    case: Case, clients: Mapping[str, Driver], keys: Keys
 ) -> None:
     ask = _request(case, keys)
     outcomes = await ask_all(clients, ask)
@@ -281,7 +231,7 @@ def _assert_complete(output: dict[str, Any], case: Case) -> None:
 
 @pytest.mark.parametrize("response_format", ["both", "b64_json"])
 async def test_large_audio_is_returned_as_a_link_over_all_front_ends(
-    response_format: str, clients: Mapping[str, Any], keys: Keys
+    response_format: str, clients: Mapping[str, Driver], keys: Keys
 ) -> None:
     body = SPEECH | {"text": "word " * 700, "output_format": "wav_48000"}
     ask = TaskRequest(
@@ -297,7 +247,7 @@ async def test_large_audio_is_returned_as_a_link_over_all_front_ends(
 class FaultyTasks:
     """A task service with one fault, which the comparison must detect."""
 
-    def __init__(self, inner: Any, fault: str) -> None:
+    def __init__(self, inner: TaskService, fault: str) -> None:
         self.inner = inner
         self.fault = fault
 
@@ -310,11 +260,13 @@ class FaultyTasks:
         return result
 
     @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[Any]:
+    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
         async with self.inner.stream_task(task, call) as events:
             yield self._without_last(events) if self.fault == "last piece" else events
 
-    async def _without_last(self, events: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _without_last(
+        self, events: AsyncIterator[StreamTaskResponse]
+    ) -> AsyncIterator[StreamTaskResponse]:
         async for event in events:
             if event.text_delta.content != "":
                 continue
@@ -323,7 +275,7 @@ class FaultyTasks:
 
 @pytest.mark.parametrize("fault", ["none", "output", "request id", "last piece"])
 async def test_a_deliberate_difference_between_front_ends_is_detected(
-    fault: str, app: App, keys: Keys, http: aiohttp.ClientSession, clients: Mapping[str, Any]
+    fault: str, app: App, keys: Keys, http: aiohttp.ClientSession, clients: Mapping[str, Driver]
 ) -> None:
     services = replace(app.services, tasks=FaultyTasks(app.services.tasks, fault))
     async with open_rest(services, GatewayOptions(), "127.0.0.1", 0) as (host, port):

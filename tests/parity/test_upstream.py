@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import grpc
 import pytest
 
 from pomelo.app import App, open_app
-from pomelo.settings import Settings
 from pomelo.testing import (
     Answer,
     FaultUpstream,
@@ -28,10 +26,11 @@ from pomelo.testing import (
     error_reply,
     page,
 )
-from tests.app import endow
+from tests.app import app_settings, endow
 from tests.conftest import Keys
-from tests.driver import GrpcDriver, RestDriver, TaskRequest
-from tests.parity.comparison import ask_all, assert_same
+from tests.driver import PROTOCOLS, STREAM, RestDriver, TaskRequest
+from tests.parity.comparison import Driver, ask_all, assert_same
+from tests.tasks import text_body
 
 CLOSED_WITHIN = 0.05
 """Seconds from a client's disconnect to the end of the upstream connection."""
@@ -56,39 +55,15 @@ FAULTS: dict[str, tuple[Script, str, str]] = {
 }  # fmt: skip
 
 
-def say(text: str) -> dict[str, Any]:
-    """A text task of one message."""
-    return {"model": "gpt-4", "messages": [{"role": "user", "content": text}]}
-
-
-@pytest.fixture(scope="module")
-async def session() -> Any:
-    """An HTTP client that closes its connection when a request is cancelled."""
-    async with aiohttp.ClientSession() as client_session:
-        yield client_session
-
-
-@pytest.fixture(scope="module")
-def clients(
-    session: aiohttp.ClientSession, channel: grpc.aio.Channel, rest_url: str, gateway_url: str
-) -> Mapping[str, Any]:
-    """A client of each front end."""
-    return {
-        "grpc": GrpcDriver(channel),
-        "rest": RestDriver(session, rest_url),
-        "remote": RestDriver(session, gateway_url),
-    }
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("name", FAULTS)
 async def test_a_provider_failure_is_reported_equally_over_all_front_ends(
-    name: str, stream: bool, clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+    name: str, stream: bool, clients: Mapping[str, Driver], keys: Keys, upstream: FaultUpstream
 ) -> None:
     script, whole_code, stream_code = FAULTS[name]
     prompt = f"fault {name}, {stream}"
     upstream.when(prompt, script)
-    ask = TaskRequest(say(prompt), keys.live, stream)
+    ask = TaskRequest(text_body(prompt), keys.live, stream)
     outcomes = await ask_all(clients, ask)
     assert {w: o.code for w, o in outcomes.items()} == dict.fromkeys(
         clients, stream_code if stream else whole_code
@@ -113,10 +88,10 @@ LIVE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 @pytest.mark.parametrize("model", LIVE)
 async def test_a_live_key_reaches_the_vendor_equally_over_all_front_ends(
-    model: str, stream: bool, clients: Mapping[str, Any], keys: Keys
+    model: str, stream: bool, clients: Mapping[str, Driver], keys: Keys
 ) -> None:
     ask = TaskRequest({"model": model, **LIVE[model]}, keys.live, stream)
     outcomes = await ask_all(clients, ask)
@@ -126,20 +101,14 @@ async def test_a_live_key_reaches_the_vendor_equally_over_all_front_ends(
 
 
 async def test_claude_serves_a_live_key(tmp_path: Path, upstream: FaultUpstream) -> None:
-    settings = Settings(
-        rest="127.0.0.1:0",
-        grpc="",
-        data=tmp_path / "data",
-        anthropic_api_key="anthropic-upstream",
-        anthropic_base_url=upstream.anthropic_base_url,
-    )
+    settings = app_settings(tmp_path / "data", upstream, grpc="", anthropic_api_key="anthropic-upstream")
     async with open_app(settings) as app, aiohttp.ClientSession() as session:
         assert app.rest is not None
         await endow(app.store)
         _, key = await app.keyring.create(live=True)
         for model in ("claude-3-opus", "claude-3-sonnet", "claude-3-haiku"):
             for stream in (False, True):
-                body = {**say("Hi"), "model": model, "max_tokens": 50}
+                body = text_body("Hi", model, max_tokens=50)
                 outcome = await RestDriver(session, "http://{}:{}".format(*app.rest))(
                     TaskRequest(body, key, stream)
                 )
@@ -148,13 +117,13 @@ async def test_claude_serves_a_live_key(tmp_path: Path, upstream: FaultUpstream)
 
 
 @pytest.mark.parametrize("where", ["before the first byte", "half way"])
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("front_end", ["grpc", "rest", "remote"])
+@STREAM
+@pytest.mark.parametrize("front_end", PROTOCOLS)
 async def test_a_disconnect_closes_the_upstream_connection_immediately(
     front_end: str,
     stream: bool,
     where: str,
-    clients: Mapping[str, Any],
+    clients: Mapping[str, Driver],
     keys: Keys,
     upstream: FaultUpstream,
     app: App,
@@ -167,7 +136,7 @@ async def test_a_disconnect_closes_the_upstream_connection_immediately(
         else Answer("one two three", at={2: gate})
     )
     upstream.when(prompt, answer)
-    client = asyncio.create_task(clients[front_end](TaskRequest(say(prompt), keys.live, stream)))
+    client = asyncio.create_task(clients[front_end](TaskRequest(text_body(prompt), keys.live, stream)))
     await gate.reached.wait()
     request = _request(upstream, prompt)
     disconnected = asyncio.get_running_loop().time()
@@ -181,16 +150,16 @@ async def test_a_disconnect_closes_the_upstream_connection_immediately(
         await client
 
 
-@pytest.mark.parametrize("front_end", ["grpc", "rest", "remote"])
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("front_end", PROTOCOLS)
+@STREAM
 async def test_a_deadline_closes_the_upstream_connection_immediately(
-    front_end: str, stream: bool, clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+    front_end: str, stream: bool, clients: Mapping[str, Driver], keys: Keys, upstream: FaultUpstream
 ) -> None:
     gate = Gate()
     prompt = f"late {front_end} {stream}"
     upstream.when(prompt, Answer("one two three", at={2: gate}))
     begin = time.monotonic()
-    outcome = await clients[front_end](TaskRequest(say(prompt), keys.live, stream, timeout=0.3))
+    outcome = await clients[front_end](TaskRequest(text_body(prompt), keys.live, stream, timeout=0.3))
     assert outcome.code == "deadline_exceeded"
     assert time.monotonic() - begin < 0.3 + 0.25
     async with asyncio.timeout(1):
@@ -203,11 +172,11 @@ def _request(upstream: FaultUpstream, prompt: str) -> Received:
 
 
 async def test_a_test_key_never_reaches_a_provider(
-    clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+    clients: Mapping[str, Driver], keys: Keys, upstream: FaultUpstream
 ) -> None:
     prompt = "this must stay in the sandbox"
     for stream in (False, True):
-        outcomes = await ask_all(clients, TaskRequest(say(prompt), keys.test, stream))
+        outcomes = await ask_all(clients, TaskRequest(text_body(prompt), keys.test, stream))
         assert all("sandbox" in o.output["text"] for o in outcomes.values())
     assert not [r for r in upstream.requests if prompt in r.prompt]
 
@@ -245,12 +214,12 @@ UNUSUAL: dict[str, tuple[Script, str]] = {
 
 @pytest.mark.parametrize("name", UNUSUAL)
 async def test_an_unusual_stream_is_parsed_and_counted_equally_over_all_front_ends(
-    name: str, clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+    name: str, clients: Mapping[str, Driver], keys: Keys, upstream: FaultUpstream
 ) -> None:
     script, text = UNUSUAL[name]
     prompt = f"odd stream: {name}"
     upstream.when(prompt, script)
-    ask = TaskRequest(say(prompt), keys.live, stream=True)
+    ask = TaskRequest(text_body(prompt), keys.live, stream=True)
     outcomes = await ask_all(clients, ask)
     for front_end, outcome in outcomes.items():
         assert outcome.code == "ok", f"{front_end}: {outcome}"
@@ -260,11 +229,11 @@ async def test_an_unusual_stream_is_parsed_and_counted_equally_over_all_front_en
 
 
 async def test_a_lone_surrogate_in_a_unary_response_is_replaced_over_all_front_ends(
-    clients: Mapping[str, Any], keys: Keys, upstream: FaultUpstream
+    clients: Mapping[str, Driver], keys: Keys, upstream: FaultUpstream
 ) -> None:
     prompt = "odd complete answer"
     upstream.when(prompt, complete("Hi \ud83d and \ud83d\ude00"))
-    ask = TaskRequest(say(prompt), keys.live)
+    ask = TaskRequest(text_body(prompt), keys.live)
     outcomes = await ask_all(clients, ask)
     assert_same(outcomes, ask)
     for outcome in outcomes.values():
@@ -275,15 +244,18 @@ async def test_a_lone_surrogate_in_a_unary_response_is_replaced_over_all_front_e
 @pytest.mark.parametrize("front_end", ["rest", "remote"])
 async def test_no_client_ends_a_line_within_an_event(
     front_end: str,
-    clients: Mapping[str, Any],
+    clients: Mapping[str, Driver],
     keys: Keys,
     upstream: FaultUpstream,
-    session: aiohttp.ClientSession,
+    http: aiohttp.ClientSession,
 ) -> None:
     prompt = f"line separators, {front_end}"
     upstream.when(prompt, UNUSUAL["line separators"][0])
-    url, headers = f"{clients[front_end].base}/api/v1/task", {"Authorization": f"Bearer {keys.live}"}
-    async with session.post(url, json={**say(prompt), "stream": True}, headers=headers) as response:
+    client = clients[front_end]
+    assert isinstance(client, RestDriver)
+    headers = {"Authorization": f"Bearer {keys.live}"}
+    body = text_body(prompt, stream=True)
+    async with http.post(f"{client.base}/api/v1/task", json=body, headers=headers) as response:
         lines = [line for line in (await response.text()).splitlines() if line]
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
@@ -293,18 +265,15 @@ async def test_no_client_ends_a_line_within_an_event(
 
 @pytest.mark.parametrize("response_format", [None, "b64_json", "url"])
 async def test_a_large_image_in_a_stream_is_a_link_unless_base64_is_requested_over_all_front_ends(
-    response_format: str | None, clients: Mapping[str, Any], keys: Keys
+    response_format: str | None, clients: Mapping[str, Driver], keys: Keys
 ) -> None:
     body = {"model": "flux-1-pro", "prompt": "A kite", "width": 2048, "height": 2048}
-    ask = TaskRequest(
-        {**body, **({"response_format": response_format} if response_format else {})}, keys.test, stream=True
-    )
+    more = {"response_format": response_format} if response_format else {}
+    ask = TaskRequest(body | more, keys.test, stream=True)
     outcomes = await ask_all(clients, ask)
     assert_same(outcomes, ask)
     for outcome in outcomes.values():
         size = int(outcome.output["inline" if response_format == "b64_json" else "linked"].split()[0])
         assert size > 48 * 1024
-        assert ("inline" in outcome.output, "linked" in outcome.output) == (
-            response_format == "b64_json",
-            response_format != "b64_json",
-        )
+        assert ("inline" in outcome.output) == (response_format == "b64_json")
+        assert ("linked" in outcome.output) == (response_format != "b64_json")

@@ -1,0 +1,114 @@
+"""The operator's socket: who can open it, and which files it replaces."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from pomelo.accounts.accounts import AccountAdmin
+from pomelo.accounts.operator import LocalOperator
+from pomelo.accounts.plans import BUILTIN
+from pomelo.accounts.usage import UsageReader
+from pomelo.app import App
+from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
+from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.server.call_limits import CallLimits
+from pomelo.server.calls import FrontEnd
+from pomelo.server.server import open_operator_socket
+from tests.calls import failure
+from tests.conftest import Keys
+
+
+@pytest.fixture
+def operator(app: App) -> LocalOperator:
+    usage = UsageReader(app.store, b"s" * 32)
+    return LocalOperator(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
+
+
+@pytest.fixture
+def free_umask() -> Iterator[None]:
+    """Sets a umask that leaves files open to everybody."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+async def listed(path: Path) -> int:
+    """Returns the number of keys that a client of the socket can list."""
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        return len((await AdminServiceStub(channel).ListKeys(ListKeysRequest())).keys)
+
+
+@pytest.mark.usefixtures("free_umask")
+async def test_only_the_owner_can_open_the_operator_s_socket(
+    operator: LocalOperator, keys: Keys, folder: Path
+) -> None:
+    path = folder / "admin.sock"
+    async with open_operator_socket(operator, path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert await listed(path) >= 5
+    assert not path.exists()
+    assert os.umask(0) == 0, "the umask of the process is what it was"
+
+
+async def test_the_operator_s_service_is_not_on_the_public_port(channel: grpc.aio.Channel) -> None:
+    error = await failure(AdminServiceStub(channel).ListKeys(ListKeysRequest()))
+    assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_socket_of_a_dead_process_is_replaced(operator: LocalOperator, folder: Path) -> None:
+    path = folder / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert path.exists()
+    async with open_operator_socket(operator, path):
+        assert await listed(path) >= 0
+
+
+async def test_a_socket_in_use_is_not_replaced(operator: LocalOperator, folder: Path) -> None:
+    path = folder / "admin.sock"
+    async with open_operator_socket(operator, path):
+        with pytest.raises(OSError, match="listens on"):
+            async with open_operator_socket(operator, path):
+                pass
+        assert await listed(path) >= 0
+
+
+async def test_a_file_that_is_not_a_socket_is_never_removed(operator: LocalOperator, folder: Path) -> None:
+    path = folder / "admin.sock"
+    path.write_text("precious")
+    with pytest.raises(OSError, match="no socket"):
+        async with open_operator_socket(operator, path):
+            pass
+    assert path.read_text() == "precious"
+
+
+async def test_a_path_that_is_too_long_for_a_socket_is_an_error(
+    operator: LocalOperator, folder: Path
+) -> None:
+    with pytest.raises(OSError, match="shorter path"):
+        async with open_operator_socket(operator, folder / ("x" * 120)):
+            pass
+
+
+async def test_a_call_of_the_operator_may_take_longer_than_a_call_without_a_key() -> None:
+    async def answer_late(request: bytes) -> bytes:
+        await asyncio.sleep(0.4)
+        return request
+
+    front_end = FrontEnd(limits=CallLimits(unauthenticated_time=0.1))
+    handler = grpc.unary_unary_rpc_method_handler(front_end.unlimited(answer_late))
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Late", {"Say": handler})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        assert await channel.unary_unary("/test.Late/Say")(b"hello") == b"hello"
+    await server.stop(None)

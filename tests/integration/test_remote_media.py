@@ -1,0 +1,167 @@
+"""The media of the remote services: uploads and downloads that end, fail or are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pomelo.app import App
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.server.remote import open_remote
+from pomelo.service import Services
+from tests.calls import call_of, error_parts, refusal
+from tests.conftest import Keys
+from tests.integration.both_ends import both_ends
+from tests.waiting import cancel
+
+CHUNK = 1024 * 1024
+
+
+async def _chunks(data: list[bytes]) -> AsyncIterator[bytes]:
+    for chunk in data:
+        yield chunk
+
+
+async def _download(services: Services, media_id: str, signature: str, call: Call) -> bytes:
+    async with services.media.download_media(media_id, signature, call) as (_, chunks):
+        return b"".join([chunk async for chunk in chunks])
+
+
+async def test_media_are_uploaded_and_downloaded(remote: Services, keys: Keys) -> None:
+    data = [b"ID3" + b"x" * 10, b"", b"y" * (3 * CHUNK + 1), b"z"]
+    call = call_of(keys.test, x_request_id="mine")
+    media = await remote.media.upload_media("audio/mpeg", _chunks(data), call)
+    assert call.response_headers.pop("X-Credits-Remaining")
+    call.response_headers.pop("X-Credits-Charged", None)
+    assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+    assert (media.content_type, media.size_bytes) == ("audio/mpeg", sum(map(len, data)))
+    call = call_of(keys.test, x_request_id="mine")
+    async with remote.media.download_media(media.media_id, "", call) as (metadata, chunks):
+        assert metadata.media_id == media.media_id
+        assert call.response_headers["X-Request-Id"] == "mine"
+        assert b"".join([chunk async for chunk in chunks]) == b"".join(data)
+    signature = media.url.partition("?")[2]
+    assert await _download(remote, media.media_id, signature, call_of(None)) == b"".join(data)
+    assert (await refusal(_download(remote, media.media_id, "", call_of(None)))).code == "invalid_api_key"
+    assert (await refusal(_download(remote, "media_x", "", call_of(keys.test)))).code == "not_found"
+
+
+async def test_a_signed_link_is_valid_with_an_invalid_header(remote: Services, app: App, keys: Keys) -> None:
+    media = await remote.media.upload_media("audio/mpeg", _chunks([b"ID3"]), call_of(keys.test))
+    for services in (app.services, remote):
+        call = call_of(None, idempotency_key="two words")
+        assert call.header_error is not None
+        assert await _download(services, media.media_id, media.url.partition("?")[2], call) == b"ID3"
+
+
+async def test_a_download_that_is_closed_early_ends(app: App, keys: Keys) -> None:
+    async with both_ends(app.services) as (server, remote):
+        media = await remote.media.upload_media("", _chunks([b"x" * (8 * CHUNK)]), call_of(keys.test))
+        async with remote.media.download_media(media.media_id, "", call_of(keys.test)) as (_, chunks):
+            assert await anext(chunks)
+        await server.running.idle()
+
+
+class Source:
+    """Chunks of an upload that count the reads, and may wait or fail."""
+
+    def __init__(self, *, wait_after: int = 10**9, fail_after: int = 10**9) -> None:
+        self.reads = 0
+        self.waits = asyncio.Event()
+        self._wait_after = wait_after
+        self._fail_after = fail_after
+
+    def __aiter__(self) -> Source:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.reads += 1
+        if self.reads > self._fail_after:
+            raise PomeloError("invalid_body", "The body ends too soon")
+        if self.reads > self._wait_after:
+            self.waits.set()
+            await asyncio.Event().wait()
+        return b"x" * CHUNK
+
+
+async def test_an_upload_with_an_invalid_key_reads_no_chunk(remote: Services, keys: Keys) -> None:
+    for _ in range(20):
+        source = Source()
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.revoked)))
+        assert error.code == "invalid_api_key"
+        assert source.reads == 0
+
+
+async def test_an_upload_that_is_too_large_gets_the_server_s_error(
+    remote: Services, app: App, keys: Keys
+) -> None:
+    local_error = await refusal(app.services.media.upload_media("audio/mpeg", Source(), call_of(keys.test)))
+    for _ in range(10):
+        source = Source()
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
+        assert error_parts(error) == error_parts(local_error)
+        assert source.reads < 60
+
+
+async def test_a_refusal_ends_the_wait_for_the_next_chunk(remote: Services, keys: Keys) -> None:
+    source = Source(wait_after=51)
+    async with asyncio.timeout(10):
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
+    assert error.code == "payload_too_large"
+
+
+@pytest.mark.parametrize("fail_after", [0, 1, 5])
+async def test_an_error_of_the_chunks_is_raised_and_nothing_is_stored(
+    fail_after: int, app: App, keys: Keys
+) -> None:
+    folder = app.settings.data / "media"
+    before = set(folder.iterdir())
+    async with both_ends(app.services) as (server, remote):
+        source = Source(fail_after=fail_after)
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
+        assert (error.code, error.message) == ("invalid_body", "The body ends too soon")
+        await server.running.idle()
+    assert set(folder.iterdir()) == before
+
+
+async def test_a_cancelled_upload_is_cancelled_at_the_server(app: App, keys: Keys) -> None:
+    folder = app.settings.data / "media"
+    before = set(folder.iterdir())
+    async with both_ends(app.services) as (server, remote):
+        source = Source(wait_after=3)
+        uploading = asyncio.ensure_future(remote.media.upload_media("audio/mpeg", source, call_of(keys.test)))
+        await source.waits.wait()
+        await cancel(uploading)
+        await server.running.idle()
+    assert set(folder.iterdir()) == before
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+async def test_cancelled_uploads_leak_no_stream_of_the_connection(app: App, keys: Keys) -> None:
+    async with both_ends(app.services, connection_streams=5) as (_, remote):
+        for wait_after in (0, 1, 3) * 5:
+            source = Source(wait_after=wait_after)
+            upload = remote.media.upload_media("audio/mpeg", source, call_of(keys.test))
+            uploading = asyncio.ensure_future(upload)
+            await source.waits.wait()
+            await cancel(uploading)
+        assert await remote.media.upload_media("", _chunks([b"x"]), call_of(keys.test))
+
+
+async def test_an_upload_s_deadline_applies_while_it_waits_for_chunks(remote: Services, keys: Keys) -> None:
+    source = Source(wait_after=1)
+    async with asyncio.timeout(5):
+        call = call_of(keys.test, 0.3)
+        error = await refusal(remote.media.upload_media("audio/mpeg", source, call))
+    assert error_parts(error) == error_parts(PomeloError("deadline_exceeded"))
+
+
+async def test_an_unavailable_server_is_reported_as_such() -> None:
+    expected = error_parts(PomeloError("server_unavailable"))
+    async with open_remote("127.0.0.1:1") as remote:
+        upload = remote.media.upload_media("", _chunks([b"x"]), call_of("any"))
+        assert error_parts(await refusal(upload)) == expected
+        assert error_parts(await refusal(_download(remote, "media_x", "", call_of("any")))) == expected
