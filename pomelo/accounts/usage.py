@@ -8,7 +8,10 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+from collections.abc import Collection
 from typing import Any
+
+from google.protobuf.message import Message
 
 from pomelo import times
 from pomelo.accounts.pages import wrong_token
@@ -92,7 +95,7 @@ class UsageReader:
         except ValueError as error:
             raise wrong_token() from error
         return pb.ListUsageResponse(
-            records=[usage_message(record) for record in records],
+            records=[_record(record) for record in records],
             next_page_token=self._make_token(next_after, query) if next_after else "",
         )
 
@@ -116,58 +119,36 @@ class UsageReader:
         return hmac.digest(self._signing_key, text.encode() + b"\0" + position, "sha256")[:_SIGNATURE_BYTES]
 
 
-def usage_message(record: UsageRecord) -> pb.UsageRecord:
-    """Converts a record to its protobuf message."""
+def _record(record: UsageRecord) -> pb.UsageRecord:
     return pb.UsageRecord(
+        **_equal_fields(record, pb.UsageRecord, but=("task_type", "source")),
         id=record.task_id,
-        request_id=record.request_id,
-        account=record.account,
-        key_id=record.key_id,
-        wire=record.wire,
-        model=record.model,
-        provider=record.provider,
-        provider_model=record.provider_model,
         task_type=_task_type(record.task_type),
-        input_tokens=record.input_tokens,
-        output_tokens=record.output_tokens,
-        characters=record.characters,
-        images=record.images,
         audio_seconds=record.audio_ms / 1000,
-        processing_ms=record.processing_ms,
-        first_byte_ms=record.first_byte_ms,
-        output_bytes=record.output_bytes,
         cost_micros=record.cost,
-        price_version=record.price_version,
-        live=record.live,
         source=_SOURCES.get(record.source, pb.USAGE_SOURCE_UNSPECIFIED),
-        complete=record.complete,
         time=times.to_timestamp(record.at),
-        cached_input_tokens=record.cached_input_tokens,
-        cache_write_input_tokens=record.cache_write_input_tokens,
-        cache_write_1h_input_tokens=record.cache_write_1h_input_tokens,
         provider_cost_micros=record.provider_micros,
     )
+
+
+def _total(row: UsageTotal) -> pb.UsageTotal:
+    return pb.UsageTotal(
+        **_equal_fields(row, pb.UsageTotal), audio_seconds=row.audio_ms / 1000, cost_micros=row.cost
+    )
+
+
+def _equal_fields(
+    row: UsageRecord | UsageTotal, message: type[Message], but: Collection[str] = ()
+) -> dict[str, Any]:
+    """The fields that a message has under the same name and with the same value as a stored row."""
+    names = message.DESCRIPTOR.fields_by_name
+    return {name: getattr(row, name) for name in names if name not in but and hasattr(row, name)}
 
 
 def _task_type(name: str) -> Any:
     value = TaskType.DESCRIPTOR.values_by_name.get(f"TASK_TYPE_{name.upper().replace('-', '_')}")
     return value.number if value is not None else TaskType.TASK_TYPE_UNSPECIFIED
-
-
-def _total(row: UsageTotal) -> pb.UsageTotal:
-    return pb.UsageTotal(
-        group=row.group,
-        tasks=row.tasks,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-        characters=row.characters,
-        images=row.images,
-        audio_seconds=row.audio_ms / 1000,
-        output_bytes=row.output_bytes,
-        cost_micros=row.cost,
-        cached_input_tokens=row.cached_input_tokens,
-        cache_write_input_tokens=row.cache_write_input_tokens,
-    )
 
 
 def _timestamp(request: pb.ListUsageRequest, name: Any) -> float | None:
