@@ -37,12 +37,11 @@ async def open_remote(
     """
     async with AsyncExitStack() as stack:
         pool = ConnectionPool(target, tls.credentials() if tls else None, stack, proof or GatewayProof())
-        models = RemoteModels(pool)
         turns = Turns()
         yield Services(
-            tasks=RemoteTasks(pool, models, turns),
-            models=models,
-            media=RemoteMedia(pool, models, turns),
-            accounts=RemoteAccounts(pool, models),
-            access=RemoteAccess(pool, models, limits),
+            tasks=RemoteTasks(pool, turns),
+            models=RemoteModels(pool),
+            media=RemoteMedia(pool, turns),
+            accounts=RemoteAccounts(pool),
+            access=RemoteAccess(pool, limits),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from pomelo.call import STRICT, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.origin import GatewayProof
@@ -155,6 +157,43 @@ class ConnectionPool:
         connection = Connection(channel, self._proof, self._watch)
         self._connections.append(connection)
         return connection
+
+    async def unary(self, method: Callable[[Connection], Any], request: Message, call: Call) -> Any:
+        """Sends a request and returns the response; fills `call.response_headers`, also on an error. `method`
+        returns the method of a connection's stubs.
+
+        Raises:
+            PomeloError: a header or the key is invalid, or the RPC failed.
+        """
+        await self.check_headers(call)
+        return await self._unary(method, request, call)
+
+    async def check_headers(self, call: Call) -> None:
+        """Checks the call's headers, which the server does not see. An invalid key is reported first.
+
+        Raises:
+            PomeloError: the key or a header is invalid.
+        """
+        if call.header_error is not None:
+            await self.check_key(call)
+            raise call.header_error
+
+    async def check_key(self, call: Call) -> None:
+        """Checks the call's key, and fills `call.response_headers`.
+
+        Raises:
+            PomeloError: the key is invalid, or the server does not respond.
+        """
+        try:
+            # No model has an empty name: the server refuses it after it has checked the key.
+            await self._unary(lambda connection: connection.models.GetModel, GetModelRequest(), call)
+        except PomeloError as error:
+            if error.code != "unsupported_model":
+                raise
+
+    async def _unary(self, method: Callable[[Connection], Any], request: Message, call: Call) -> Any:
+        with self.pick() as connection:
+            return await unary(method(connection)(request, **connection.arguments(call)), call)
 
 
 async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
