@@ -81,7 +81,6 @@ class Measurer:
         return Measured(max(ms, -(-audio.size * 1000 // (sample_format[0] * sample_format[1]))), content_type)
 
     async def aclose(self) -> None:
-        """Ends the processes."""
         for worker in self._idle:
             await worker.end()
         self._idle.clear()
@@ -141,8 +140,6 @@ class _AvMissingError(Exception):
 
 
 class _Worker:
-    """One demuxer process."""
-
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.served = 0
@@ -176,7 +173,6 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the process is running."""
         return self._process.returncode is None
 
     async def request(self, audio: AudioSource, raw: bool) -> tuple[int, str]:

@@ -114,15 +114,11 @@ ERROR_MAPPING = ErrorMapping("anthropic", _read_error_body, _MEANINGS)
 
 
 class AnthropicOptions(Options):
-    """The keys of a route."""
-
     sampling: Literal["both"] | None = None
     extra: dict[str, Any] | None = None
 
 
 class Anthropic:
-    """Anthropic as a provider of text."""
-
     base_url = "https://api.anthropic.com"
     options = AnthropicOptions
     probe = Probe("/v1/models", "x-api-key", "", {"anthropic-version": _VERSION})

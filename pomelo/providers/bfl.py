@@ -86,8 +86,6 @@ DELIVERY_ERRORS = ErrorMapping("bfl delivery", lambda body: ErrorBody())
 
 
 class BFLOptions(Options):
-    """The keys of a route."""
-
     safety_tolerance: Annotated[int, Field(ge=0, le=6)] = SAFETY_TOLERANCE
 
 

@@ -61,8 +61,6 @@ DELIVERY_ERRORS = ErrorMapping("together delivery", lambda body: ErrorBody())
 
 
 class Together:
-    """Together as a provider of images."""
-
     base_url = "https://api.together.ai/v1"
     options = Options
     probe = Probe("/models")

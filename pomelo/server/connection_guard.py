@@ -37,8 +37,6 @@ _MAX_FLOODING = 10_000
 
 
 class _Calls:
-    """Counters of the calls of one peer."""
-
     __slots__ = ("checking", "messages", "open", "resets", "size", "total", "trusted")
 
     def __init__(self) -> None:

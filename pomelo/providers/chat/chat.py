@@ -43,8 +43,6 @@ TokensField = Annotated[Name, AfterValidator(_required_field)]
 
 
 class ChatOptions(Options):
-    """The keys of a route to a host of chat completions."""
-
     max_tokens_field: TokensField | None = None
     seed_field: Name | None = None
     user_field: Name | None = None

@@ -25,8 +25,6 @@ PROFILE = Profile(
 
 
 class Mistral(Chat):
-    """Mistral as a provider of text."""
-
     base_url = "https://api.mistral.ai"
     probe = Probe("/v1/models")
 

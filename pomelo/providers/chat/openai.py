@@ -17,8 +17,6 @@ PROFILE = Profile(
 
 
 class OpenAI(Chat):
-    """OpenAI as a provider of text."""
-
     base_url = "https://api.openai.com/v1"
     probe = Probe("/models")
 

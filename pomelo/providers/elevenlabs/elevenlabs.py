@@ -64,8 +64,6 @@ _GRANULARITIES = {
 
 
 class ElevenLabsOptions(Options):
-    """The keys of a route."""
-
     sts_path: Literal["speech-to-speech", "voice-changer"] = "speech-to-speech"
 
 
@@ -250,7 +248,6 @@ class ElevenLabs:
 
 
 def text_to_speech_request(job: Job[TextToSpeechInput]) -> dict[str, Any]:
-    """Return the request body for a text-to-speech job."""
     speech = job.input
     body: dict[str, Any] = {"text": speech.text, "model_id": job.route.model}
     if speech.language_code:

@@ -108,7 +108,6 @@ class Http:
 
     @property
     def turns(self) -> Turns:
-        """The turns of the event loop."""
         if self._turns is None:
             self._turns = Turns()
         return self._turns

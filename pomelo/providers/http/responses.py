@@ -39,7 +39,6 @@ class ResponseBody:
 
     @property
     def ended(self) -> bool:
-        """Whether all of it was read."""
         return self._content.at_eof()
 
     async def read(self, max_bytes: int = -1) -> bytes:

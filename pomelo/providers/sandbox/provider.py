@@ -62,7 +62,6 @@ class Sandbox:
         return True
 
     async def aclose(self) -> None:
-        """Stops its threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def text(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
