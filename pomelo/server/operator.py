@@ -64,7 +64,7 @@ async def open_operator(path: Path, seconds: float) -> AsyncIterator[Operator]:
 
     Its methods also raise server_unavailable (no server responds) and deadline_exceeded (after `seconds`).
     """
-    async with grpc.aio.insecure_channel(socket_address(path), options=CHANNEL_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(socket_address(path), options=[*CHANNEL_OPTIONS.items()]) as channel:
         stub = AdminServiceStub(channel)
         methods = {
             _attribute(method.name): _remote(getattr(stub, method.name), seconds)
