@@ -5,8 +5,6 @@ Nothing here checks who may read what.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
 from collections.abc import Collection
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from pomelo import times
-from pomelo.accounts.pages import wrong_token
+from pomelo.accounts import pages
 from pomelo.errors import invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -67,8 +65,8 @@ class UsageReader:
             live=live,
             model=request.model or None,
             key_id=request.key_id or None,
-            since=_timestamp(request, "from_time"),
-            until=_timestamp(request, "to_time"),
+            since=read_time(request, "from_time"),
+            until=read_time(request, "to_time"),
         )
         if not 0 <= request.page_size <= MAX_PAGE_SIZE:
             raise invalid("page_size", f"1 to {MAX_PAGE_SIZE:,}")
@@ -93,7 +91,7 @@ class UsageReader:
         try:
             records, next_after = await self._store.list_usage(query, limit=size, after=after)
         except ValueError as error:
-            raise wrong_token() from error
+            raise pages.wrong_token() from error
         return pb.ListUsageResponse(
             records=[_record(record) for record in records],
             next_page_token=self._make_token(next_after, query) if next_after else "",
@@ -102,16 +100,13 @@ class UsageReader:
     def _make_token(self, after: str, query: UsageQuery, by: str = "") -> str:
         """A token that is valid for this query only."""
         position = after.encode()
-        return base64.urlsafe_b64encode(self._sign(position, query, by) + position).rstrip(b"=").decode()
+        return pages.encode(self._sign(position, query, by) + position)
 
     def _read_token(self, token: str, query: UsageQuery, by: str = "") -> str:
-        try:
-            data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
-            raise wrong_token() from None
+        data = pages.decode(token)
         signature, position = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._sign(position, query, by)):
-            raise wrong_token()
+            raise pages.wrong_token()
         return position.decode()
 
     def _sign(self, position: bytes, query: UsageQuery, by: str) -> bytes:
@@ -151,7 +146,12 @@ def _task_type(name: str) -> Any:
     return value.number if value is not None else TaskType.TASK_TYPE_UNSPECIFIED
 
 
-def _timestamp(request: pb.ListUsageRequest, name: Any) -> float | None:
+def read_time(request: Any, name: str) -> float | None:
+    """The Unix seconds of a time of a request; None if it has none.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
     if not request.HasField(name):
         return None
     try:
