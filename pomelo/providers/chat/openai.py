@@ -21,5 +21,4 @@ class OpenAI(Chat):
     probe = Probe("/models")
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
-        url = credentials.base_url.rstrip("/") + "/chat/completions"
-        super().__init__(credentials.api_key, url, PROFILE, http)
+        super().__init__(credentials, http, PROFILE)
