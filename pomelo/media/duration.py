@@ -12,6 +12,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pomelo import install_command
 from pomelo.media import audio as samples
@@ -58,7 +59,8 @@ class Measurer:
         self._timeout = timeout
         self._idle: list[_Worker] = []
         self._free_workers = asyncio.Semaphore(workers)
-        self._locks: dict[str, _AccountLock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By account, while its audio is measured or waits for that."""
         self._av_missing = False
 
     async def measure(self, audio: AudioSource, account: str = "") -> Measured:
@@ -86,15 +88,9 @@ class Measurer:
         self._idle.clear()
 
     async def _measure(self, audio: AudioSource, account: str, raw: bool) -> tuple[int, str] | None:
-        account_lock = self._locks.setdefault(account, _AccountLock())
-        account_lock.users += 1
-        try:
-            async with account_lock.lock, self._free_workers:
-                return await self._request(audio, raw)
-        finally:
-            account_lock.users -= 1
-            if not account_lock.users:
-                del self._locks[account]
+        lock = self._locks.setdefault(account, asyncio.Lock())
+        async with lock, self._free_workers:
+            return await self._request(audio, raw)
 
     async def _request(self, audio: AudioSource, raw: bool) -> tuple[int, str] | None:
         """The demuxer's answer; None if it failed."""
@@ -123,16 +119,6 @@ class Measurer:
             if worker is not None:
                 await asyncio.shield(worker.end())
         return None
-
-
-class _AccountLock:
-    """Lets one file of an account be measured at a time; `users` hold the lock or wait for it."""
-
-    __slots__ = ("lock", "users")
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
 
 
 class _AvMissingError(Exception):
