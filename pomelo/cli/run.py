@@ -25,17 +25,6 @@ _MAX_INLINE_AUDIO = 3 * 1024 * 1024
 """Bytes of audio that are sent in the task; larger audio is uploaded first."""
 
 _CHUNK_SIZE = 256 * 1024
-_EXTENSIONS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "audio/mpeg": "mp3",
-    "audio/wav": "wav",
-    "audio/ogg": "ogg",
-    "audio/basic": "ulaw",
-    "audio/x-alaw-basic": "alaw",
-    "audio/pcm": "pcm",
-}
 
 
 def run(
@@ -290,9 +279,12 @@ def _text_sink(out: str | None) -> _Sink:
 
 def _media_path(out: str | None, task_id: str, content_type: str) -> Path | None:
     """Returns the path of a media file, None for stdout."""
+    from pomelo.media.content_types import EXTENSIONS
+
     if out is not None:
         return None if out == "-" else Path(out)
-    return Path(f"{task_id}.{_EXTENSIONS.get(content_type.partition(';')[0], 'bin')}")
+    extensions = {**EXTENSIONS, "audio/pcm": "pcm"}
+    return Path(f"{task_id}.{extensions.get(content_type.partition(';')[0], 'bin')}")
 
 
 def _note_finish_reason(finish_reason: int) -> None:
