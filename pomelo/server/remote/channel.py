@@ -175,8 +175,10 @@ class ConnectionPool:
         Raises:
             PomeloError: a header or the key is invalid, or the RPC failed.
         """
-        await self.check_headers(call)
-        return await self._unary(method, request, call)
+        if call.header_error is not None:
+            await self.check_headers(call)
+        with self.pick() as connection:
+            return await unary(method(connection)(request, **connection.arguments(call)), call)
 
     async def check_headers(self, call: Call) -> None:
         """Checks the call's headers, which the server does not see. An invalid key is reported first.
@@ -196,14 +198,11 @@ class ConnectionPool:
         """
         try:
             # No model has an empty name: the server refuses it after it has checked the key.
-            await self._unary(lambda connection: connection.models.GetModel, GetModelRequest(), call)
+            with self.pick() as connection:
+                await unary(connection.models.GetModel(GetModelRequest(), **connection.arguments(call)), call)
         except PomeloError as error:
             if error.code != "unsupported_model":
                 raise
-
-    async def _unary(self, method: Callable[[Connection], Any], request: Message, call: Call) -> Any:
-        with self.pick() as connection:
-            return await unary(method(connection)(request, **connection.arguments(call)), call)
 
 
 async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
