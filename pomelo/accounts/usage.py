@@ -6,7 +6,7 @@ Nothing here checks who may read what.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection
+from dataclasses import fields
 from typing import Any
 
 from google.protobuf.message import Message
@@ -37,11 +37,22 @@ _GROUPS = {
     pb.USAGE_GROUP_DAY: "day",
     pb.USAGE_GROUP_ACCOUNT: "account",
 }
+
 _SOURCES = {
     "provider": pb.USAGE_SOURCE_PROVIDER,
     "estimated": pb.USAGE_SOURCE_ESTIMATED,
     "recovered": pb.USAGE_SOURCE_RECOVERED,
 }
+
+
+def _equal_names(row: type, message: type[Message], *but: str) -> list[str]:
+    names = {field.name for field in fields(row)}.difference(but)
+    return [name for name in message.DESCRIPTOR.fields_by_name if name in names]
+
+
+_RECORD_FIELDS = _equal_names(UsageRecord, pb.UsageRecord, "task_type", "source")
+_TOTAL_FIELDS = _equal_names(UsageTotal, pb.UsageTotal)
+"""The fields of a message that have the same names and values in the store's rows."""
 
 
 class UsageReader:
@@ -116,7 +127,7 @@ class UsageReader:
 
 def _record(record: UsageRecord) -> pb.UsageRecord:
     return pb.UsageRecord(
-        **_equal_fields(record, pb.UsageRecord, but=("task_type", "source")),
+        **{name: getattr(record, name) for name in _RECORD_FIELDS},
         id=record.task_id,
         task_type=_task_type(record.task_type),
         audio_seconds=record.audio_ms / 1000,
@@ -128,17 +139,8 @@ def _record(record: UsageRecord) -> pb.UsageRecord:
 
 
 def _total(row: UsageTotal) -> pb.UsageTotal:
-    return pb.UsageTotal(
-        **_equal_fields(row, pb.UsageTotal), audio_seconds=row.audio_ms / 1000, cost_micros=row.cost
-    )
-
-
-def _equal_fields(
-    row: UsageRecord | UsageTotal, message: type[Message], but: Collection[str] = ()
-) -> dict[str, Any]:
-    """The fields that a message has under the same name and with the same value as a stored row."""
-    names = message.DESCRIPTOR.fields_by_name
-    return {name: getattr(row, name) for name in names if name not in but and hasattr(row, name)}
+    equal = {name: getattr(row, name) for name in _TOTAL_FIELDS}
+    return pb.UsageTotal(**equal, audio_seconds=row.audio_ms / 1000, cost_micros=row.cost)
 
 
 def _task_type(name: str) -> Any:
