@@ -45,7 +45,6 @@ class Draining:
 
     @property
     def running(self) -> int:
-        """The number of running calls."""
         return len(self.scopes)
 
     def drain(self) -> None:

@@ -119,7 +119,6 @@ class LimitedHandler(logging.Handler):
         self._kinds: dict[_Kind, _Lines] = {}
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
-        """Sets the formatter of the inner handler."""
         self._inner.setFormatter(fmt)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -145,7 +144,6 @@ class LimitedHandler(logging.Handler):
             lines.timer.start()
 
     def flush(self) -> None:
-        """Flushes the inner handler."""
         self._inner.flush()
 
     def close(self) -> None:

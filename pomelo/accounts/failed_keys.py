@@ -51,7 +51,6 @@ class FailedKeys:
 
     @property
     def addresses(self) -> int:
-        """The number of stored addresses."""
         return len(self._failures)
 
     def is_repeated(self, address: str, key: str) -> bool:

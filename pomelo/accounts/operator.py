@@ -10,7 +10,7 @@ from pomelo.accounts import pages
 from pomelo.accounts.accounts import AccountAdmin, unknown_account
 from pomelo.accounts.audit import audit
 from pomelo.accounts.keys import Keyring
-from pomelo.accounts.usage import UsageReader
+from pomelo.accounts.usage import UsageReader, read_time
 from pomelo.errors import invalid, missing
 from pomelo.gen.v1 import admin_service_pb2 as pb
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, UnknownAccountError
@@ -121,13 +121,8 @@ class LocalOperator:
         return await audit(self._store, runs=self._runs, now=self._now)
 
     def _expires(self, request: pb.CreateKeyRequest) -> float | None:
-        if not request.HasField("expire_time"):
-            return None
-        try:
-            expires = times.from_timestamp(request.expire_time)
-        except ValueError as error:
-            raise invalid("expire_time", str(error)) from None
-        if expires <= self._now():
+        expires = read_time(request, "expire_time")
+        if expires is not None and expires <= self._now():
             raise invalid("expire_time", "in the future")
         return expires
 

@@ -6,7 +6,6 @@ A page is limited in entries and in bytes, so that every client accepts the mess
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +47,7 @@ def fitting(entries: Sequence[Message]) -> int:
 
 def make_token(list_name: str, *position: Any) -> str:
     """The token of the page that begins after `position`; `list_name` identifies the list and its filters."""
-    return base64.urlsafe_b64encode(to_json([list_name, *position])).rstrip(b"=").decode()
+    return encode(to_json([list_name, *position]))
 
 
 def read_token(token: str, list_name: str, *types: type) -> list[Any]:
@@ -58,15 +57,31 @@ def read_token(token: str, list_name: str, *types: type) -> list[Any]:
         PomeloError: invalid_parameter.
     """
     try:
-        data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-        match from_json(data):
+        match from_json(decode(token)):
             case [name, *position] if name == list_name and [type(value) for value in position] == list(
                 types
             ):
                 return position
-    except (ValueError, binascii.Error):
+    except ValueError:
         pass
     raise wrong_token()
+
+
+def encode(data: bytes) -> str:
+    """A page token of these bytes."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def decode(token: str) -> bytes:
+    """The bytes of a page token.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    try:
+        return base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raise wrong_token() from None
 
 
 def wrong_token() -> PomeloError:

@@ -5,13 +5,14 @@ Nothing here checks who may read what.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hmac
+from dataclasses import fields
 from typing import Any
 
+from google.protobuf.message import Message
+
 from pomelo import times
-from pomelo.accounts.pages import wrong_token
+from pomelo.accounts import pages
 from pomelo.errors import invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -36,11 +37,22 @@ _GROUPS = {
     pb.USAGE_GROUP_DAY: "day",
     pb.USAGE_GROUP_ACCOUNT: "account",
 }
+
 _SOURCES = {
     "provider": pb.USAGE_SOURCE_PROVIDER,
     "estimated": pb.USAGE_SOURCE_ESTIMATED,
     "recovered": pb.USAGE_SOURCE_RECOVERED,
 }
+
+
+def _equal_names(row: type, message: type[Message], *but: str) -> list[str]:
+    names = {field.name for field in fields(row)}.difference(but)
+    return [name for name in message.DESCRIPTOR.fields_by_name if name in names]
+
+
+_RECORD_FIELDS = _equal_names(UsageRecord, pb.UsageRecord, "task_type", "source")
+_TOTAL_FIELDS = _equal_names(UsageTotal, pb.UsageTotal)
+"""The fields of a message that have the same names and values in the store's rows."""
 
 
 class UsageReader:
@@ -64,8 +76,8 @@ class UsageReader:
             live=live,
             model=request.model or None,
             key_id=request.key_id or None,
-            since=_timestamp(request, "from_time"),
-            until=_timestamp(request, "to_time"),
+            since=read_time(request, "from_time"),
+            until=read_time(request, "to_time"),
         )
         if not 0 <= request.page_size <= MAX_PAGE_SIZE:
             raise invalid("page_size", f"1 to {MAX_PAGE_SIZE:,}")
@@ -90,25 +102,22 @@ class UsageReader:
         try:
             records, next_after = await self._store.list_usage(query, limit=size, after=after)
         except ValueError as error:
-            raise wrong_token() from error
+            raise pages.wrong_token() from error
         return pb.ListUsageResponse(
-            records=[usage_message(record) for record in records],
+            records=[_record(record) for record in records],
             next_page_token=self._make_token(next_after, query) if next_after else "",
         )
 
     def _make_token(self, after: str, query: UsageQuery, by: str = "") -> str:
         """A token that is valid for this query only."""
         position = after.encode()
-        return base64.urlsafe_b64encode(self._sign(position, query, by) + position).rstrip(b"=").decode()
+        return pages.encode(self._sign(position, query, by) + position)
 
     def _read_token(self, token: str, query: UsageQuery, by: str = "") -> str:
-        try:
-            data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
-            raise wrong_token() from None
+        data = pages.decode(token)
         signature, position = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
         if not hmac.compare_digest(signature, self._sign(position, query, by)):
-            raise wrong_token()
+            raise pages.wrong_token()
         return position.decode()
 
     def _sign(self, position: bytes, query: UsageQuery, by: str) -> bytes:
@@ -116,37 +125,22 @@ class UsageReader:
         return hmac.digest(self._signing_key, text.encode() + b"\0" + position, "sha256")[:_SIGNATURE_BYTES]
 
 
-def usage_message(record: UsageRecord) -> pb.UsageRecord:
-    """Converts a record to its protobuf message."""
+def _record(record: UsageRecord) -> pb.UsageRecord:
     return pb.UsageRecord(
+        **{name: getattr(record, name) for name in _RECORD_FIELDS},
         id=record.task_id,
-        request_id=record.request_id,
-        account=record.account,
-        key_id=record.key_id,
-        wire=record.wire,
-        model=record.model,
-        provider=record.provider,
-        provider_model=record.provider_model,
         task_type=_task_type(record.task_type),
-        input_tokens=record.input_tokens,
-        output_tokens=record.output_tokens,
-        characters=record.characters,
-        images=record.images,
         audio_seconds=record.audio_ms / 1000,
-        processing_ms=record.processing_ms,
-        first_byte_ms=record.first_byte_ms,
-        output_bytes=record.output_bytes,
         cost_micros=record.cost,
-        price_version=record.price_version,
-        live=record.live,
         source=_SOURCES.get(record.source, pb.USAGE_SOURCE_UNSPECIFIED),
-        complete=record.complete,
         time=times.to_timestamp(record.at),
-        cached_input_tokens=record.cached_input_tokens,
-        cache_write_input_tokens=record.cache_write_input_tokens,
-        cache_write_1h_input_tokens=record.cache_write_1h_input_tokens,
         provider_cost_micros=record.provider_micros,
     )
+
+
+def _total(row: UsageTotal) -> pb.UsageTotal:
+    equal = {name: getattr(row, name) for name in _TOTAL_FIELDS}
+    return pb.UsageTotal(**equal, audio_seconds=row.audio_ms / 1000, cost_micros=row.cost)
 
 
 def _task_type(name: str) -> Any:
@@ -154,23 +148,12 @@ def _task_type(name: str) -> Any:
     return value.number if value is not None else TaskType.TASK_TYPE_UNSPECIFIED
 
 
-def _total(row: UsageTotal) -> pb.UsageTotal:
-    return pb.UsageTotal(
-        group=row.group,
-        tasks=row.tasks,
-        input_tokens=row.input_tokens,
-        output_tokens=row.output_tokens,
-        characters=row.characters,
-        images=row.images,
-        audio_seconds=row.audio_ms / 1000,
-        output_bytes=row.output_bytes,
-        cost_micros=row.cost,
-        cached_input_tokens=row.cached_input_tokens,
-        cache_write_input_tokens=row.cache_write_input_tokens,
-    )
+def read_time(request: Any, name: str) -> float | None:
+    """The Unix seconds of a time of a request; None if it has none.
 
-
-def _timestamp(request: pb.ListUsageRequest, name: Any) -> float | None:
+    Raises:
+        PomeloError: invalid_parameter.
+    """
     if not request.HasField(name):
         return None
     try:

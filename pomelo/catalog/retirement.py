@@ -24,7 +24,6 @@ class Notice:
     is_past: bool
 
     def __str__(self) -> str:
-        """A sentence for the operator."""
         verb = "ended" if self.is_past else "ends"
         return f"{self.subject} {verb} on {self.retires}. Replace it in the catalogue of POMELO_CATALOG"
 
@@ -52,7 +51,6 @@ def _headers(deprecated: date | None, retires: date | None) -> Mapping[str, str]
 
 
 def is_past(day: date | None, today: date) -> bool:
-    """Whether `day` is over."""
     return day is not None and day < today
 
 

@@ -153,8 +153,6 @@ class RouteRow(Row):
 
 
 class ModelRow(Row):
-    """A model."""
-
     type: Annotated[str, AfterValidator(_task_type)]
     limits: dict[str, Limit] = {}
     price: dict[str, Any]

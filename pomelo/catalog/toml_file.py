@@ -104,7 +104,6 @@ class TomlFile:
         return 1
 
     def fault(self, keys: Keys, message: str) -> Fault:
-        """An error in the value at `keys`."""
         return Fault(self, keys, message)
 
 

@@ -24,7 +24,6 @@ _LIMITS = (
 
 
 def commands() -> typer.Typer:
-    """Returns the commands of `pomelo accounts`."""
     app = typer.Typer(
         help="Create accounts, grant credits, change plans.", no_args_is_help=True, rich_markup_mode=None
     )

@@ -1,20 +1,23 @@
-"""The command line as a gRPC client: channels to a running server, and its errors.
+"""The command line as a client: the services of a running server, and why it can't be reached.
 
-grpc is imported when a channel is opened.
+The client is imported when a server is opened.
 """
 
 from __future__ import annotations
 
+import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pomelo.cli.terminal import FailureError
 
 if TYPE_CHECKING:
+    from pomelo.call import Call
+    from pomelo.service import Services
     from pomelo.settings import Settings
 
 
@@ -22,9 +25,12 @@ class NobodyError(FailureError):
     """No server listens at the address."""
 
 
-@contextmanager
-def server(settings: Settings, target: str | None, ca: Path | None = None) -> Iterator[Any]:
-    """A channel to the server at `target`, or at the settings' own address, whose certificate is trusted.
+@asynccontextmanager
+async def open_server(
+    settings: Settings, target: str | None, ca: Path | None = None
+) -> AsyncIterator[Services]:
+    """Yields the services of the server at `target`, or at the settings' own address, whose certificate is
+    trusted.
 
     `ca` is the authority to trust (None: the well-known ones). A server that asks for a certificate is shown
     the settings' own.
@@ -33,10 +39,10 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
         FailureError: it can't be talked to (NobodyError: nobody listens); PomeloError: what the server
         answered within the block.
     """
-    import grpc
-
     from pomelo.addresses import is_loopback, split_address
     from pomelo.cli import trust
+    from pomelo.errors import PomeloError
+    from pomelo.server.remote import Tls, open_remote
 
     address = target or settings.grpc
     if not address:
@@ -50,29 +56,24 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
     if host in ("0.0.0.0", "::"):  # noqa: S104 - a server that listens on every address also listens here
         host = "127.0.0.1"
         address = f"{host}:{port}"
-    # A response may contain a whole image or audio file; the user chose the server, so its size is not
-    # limited.
-    options: list[tuple[str, Any]] = [("grpc.max_receive_message_length", -1)]
-    if is_loopback(host):
-        options.append(("grpc.enable_http_proxy", 0))
+    options: dict[str, Any] = {"grpc.enable_http_proxy": int(not is_loopback(host))}
     own = ca is None and target in (None, settings.grpc)
     context: ssl.SSLContext | None = None
-    roots: bytes | None = None
-    pair: tuple[bytes | None, bytes | None] = (None, None)
+    tls: Tls | None = None
     if own and settings.tls_cert is not None:
         context = trust.trust_own_certificate(settings.tls_cert)
-        roots = trust.read_own_certificate(settings.tls_cert).encode()
+        tls = Tls(trust.read_own_certificate(settings.tls_cert).encode())
     elif ca is not None or settings.tls_cert is not None or not (is_loopback(host) or settings.insecure):
         context = trust.trust_authority(ca)
-        roots = ca.read_bytes() if ca is not None else None
+        tls = Tls(ca)
     if (
         context is not None
+        and tls is not None
         and settings.tls_cert is not None
-        and settings.tls_key is not None
         and (settings.tls_client_ca is not None or not own)  # the own server asks for one only then
     ):
         context.load_cert_chain(settings.tls_cert, settings.tls_key)
-        pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+        tls = Tls(tls.ca, settings.tls_cert, settings.tls_key)
     if own and context is not None:
         try:
             name = trust.certificate_name(host, port, context)
@@ -81,18 +82,25 @@ def server(settings: Settings, target: str | None, ca: Path | None = None) -> It
         except OSError:
             raise _nobody(address) from None
         if name is not None:
-            options.append(("grpc.ssl_target_name_override", name))
-    if context is None:
-        channel = grpc.insecure_channel(address, options)
-    else:
-        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(roots, *pair), options)
-
-    def unreachable() -> FailureError:
+            options["grpc.ssl_target_name_override"] = name
+    logging.getLogger("pomelo.gateway").setLevel(logging.ERROR)  # a lost server is reported below
+    try:
+        async with open_remote(address, tls=tls, options=options) as services:
+            yield services
+    except PomeloError as error:
+        if error.code != "server_unavailable":
+            raise
         reason = trust.diagnose(host, port, context)
-        return _nobody(address) if reason is None else FailureError(f"{address}: {reason}")
+        raise (_nobody(address) if reason is None else FailureError(f"{address}: {reason}")) from error
 
-    with channel, _errors(unreachable):
-        yield channel
+
+def new_call(key: str | None, timeout: float | None = None) -> Call:
+    """Returns a new call with an API key; without a `timeout` in seconds it has the default one."""
+    from pomelo.call import Call
+
+    call = Call.from_headers(lambda name: None, protocol="grpc", timeout=timeout)
+    call.api_key = key
+    return call
 
 
 def is_served(path: Path) -> bool:
@@ -105,8 +113,8 @@ def is_served(path: Path) -> bool:
     return True
 
 
-def bearer(settings: Settings, key: str | None) -> list[tuple[str, str]]:
-    """The metadata with the API key: `key`, or the development key of the data folder.
+def find_key(settings: Settings, key: str | None) -> str:
+    """Returns the API key: `key`, or the development key of the data folder.
 
     Raises:
         FailureError: there is no key, or it can't be a key.
@@ -120,23 +128,8 @@ def bearer(settings: Settings, key: str | None) -> list[tuple[str, str]]:
             ) from None
     if not key.isascii() or not key.isprintable():
         raise FailureError("The key has characters that no key has")
-    return [("authorization", f"Bearer {key}")]
+    return key
 
 
 def _nobody(address: str) -> NobodyError:
     return NobodyError(f"No server answers at {address}. Start one with: pomelo serve")
-
-
-@contextmanager
-def _errors(unreachable: Callable[[], FailureError]) -> Iterator[None]:
-    import grpc
-
-    try:
-        yield
-    except grpc.RpcError as error:
-        from pomelo.status import DETAILS_KEY, from_rpc_error
-
-        ours = any(name == DETAILS_KEY for name, _ in error.trailing_metadata() or ())
-        if error.code() is grpc.StatusCode.UNAVAILABLE and not ours:
-            raise unreachable() from error
-        raise from_rpc_error(error) from error

@@ -200,25 +200,28 @@ def _join(names: Iterable[str]) -> str:
 def _grpc(settings: Settings, served: bool) -> Finding:
     if not settings.grpc:
         return Finding("gRPC", "off", "POMELO_GRPC is empty")
-    from grpc_health.v1 import health_pb2
-    from grpc_health.v1.health_pb2_grpc import HealthStub
+    import asyncio
 
-    from pomelo.cli.client import NobodyError, server
+    from pomelo.cli.client import NobodyError, new_call, open_server
+
+    async def list_models() -> None:
+        async with open_server(settings, None) as services:
+            await services.models.list_models(new_call(None, _TIMEOUT))
 
     try:
-        with server(settings, None) as channel:
-            answer = HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service="pomelo.v1.TaskService"), timeout=_TIMEOUT
-            )
+        asyncio.run(list_models())
     except NobodyError:
         return _unreachable("gRPC", settings.grpc, served)
     except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        return Finding("gRPC", "broken", line)
-    if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        return Finding("gRPC", "broken", f"{settings.grpc} is shutting down")
+        code = getattr(error, "code", "")
+        if code == "shutting_down":
+            return Finding("gRPC", "broken", f"{settings.grpc} is shutting down")
+        # Pomelo refuses a call without a key; another program would not.
+        if code not in ("invalid_api_key", "rate_limit_exceeded"):
+            line = explain(error)
+            if line is None:
+                raise
+            return Finding("gRPC", "broken", line)
     return Finding("gRPC", "ok", f"{settings.grpc} serves")
 
 
@@ -239,8 +242,8 @@ def _rest(settings: Settings, served: bool) -> Finding:
         return Finding("REST", "broken", f"{settings.rest}: {explain_handshake(error, own=True)}")
     except OSError:
         return _unreachable("REST", settings.rest, served)
-    # Pomelo refuses a request without a key; another program would not.
-    if status != 401:
+    # As above; with 429 if it was asked too often.
+    if status not in (401, 429):
         return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
     return Finding("REST", "ok", f"{settings.rest} serves")
 

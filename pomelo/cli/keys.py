@@ -30,7 +30,6 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def commands() -> typer.Typer:
-    """Returns the commands of `pomelo keys`."""
     app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
     app.command("create")(create)
     app.command("list")(list_keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,16 +31,18 @@ def models(
     config: Config = None, target: Target = None, ca: Ca = None, key: Key = None, as_json: Json = False
 ) -> None:
     """List models and their prices, in credits."""
-    from pomelo.cli.client import bearer, server
-    from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
-    from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+    from pomelo.cli.client import find_key, new_call, open_server
     from pomelo.settings import load
 
     settings = load(config)
-    with server(settings, target, ca) as channel:
-        answer = ModelServiceStub(channel).ListModels(ListModelsRequest(), metadata=bearer(settings, key))
+
+    async def list_models() -> list[Model]:
+        async with open_server(settings, target, ca) as services:
+            return await services.models.list_models(new_call(find_key(settings, key)))
+
+    found = asyncio.run(list_models())
     if as_json:
-        print_json([_json(model) for model in answer.models])
+        print_json([_json(model) for model in found])
         return
     header = ["MODEL", "TYPE", "PRICE", "AVAILABLE"]
     rows = [
@@ -49,14 +52,14 @@ def models(
             _prices(model),
             "yes" if model.available else "no",
         ]
-        for model in answer.models
+        for model in found
     ]
-    if any(model.HasField("retire_time") for model in answer.models):
+    if any(model.HasField("retire_time") for model in found):
         header.append("RETIRES")
-        for row, model in zip(rows, answer.models, strict=True):
+        for row, model in zip(rows, found, strict=True):
             row.append(_day(model.retire_time) or "")
     print_table(header, rows)
-    if not all(model.available for model in answer.models):
+    if not all(model.available for model in found):
         typer.echo("Not available: no provider of the model is configured. Run: pomelo doctor", err=True)
 
 

@@ -43,7 +43,6 @@ class Difference(NamedTuple):
 
 
 def commands() -> typer.Typer:
-    """The command group `prices`."""
     app = typer.Typer(help="Compare prices.", no_args_is_help=True, rich_markup_mode=None)
     app.callback()(_noun)
     app.command("check")(check)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -15,23 +16,15 @@ from pomelo.cli.safe_text import visible_lines
 from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, print_line, task_type_name
 
 if TYPE_CHECKING:
+    from pomelo.gen.v1.model_service_pb2 import Model
+    from pomelo.gen.v1.speech_pb2 import AudioInput
     from pomelo.gen.v1.task_pb2 import Task, TaskResult
+    from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 
 _MAX_INLINE_AUDIO = 3 * 1024 * 1024
 """Bytes of audio that are sent in the task; larger audio is uploaded first."""
 
 _CHUNK_SIZE = 256 * 1024
-_EXTENSIONS = {
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "image/webp": "webp",
-    "audio/mpeg": "mp3",
-    "audio/wav": "wav",
-    "audio/ogg": "ogg",
-    "audio/basic": "ulaw",
-    "audio/x-alaw-basic": "alaw",
-    "audio/pcm": "pcm",
-}
 
 
 def run(
@@ -70,42 +63,40 @@ def run(
     config: Config = None,
 ) -> None:
     """Run one task; text is printed, media go to a file."""
-    from pomelo.cli.client import bearer, server
-    from pomelo.gen.v1.model_service_pb2 import GetModelRequest
-    from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-    from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
-    from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+    from pomelo.cli.client import find_key, new_call, open_server
     from pomelo.settings import load
 
     settings = load(config)
     _check_out(out)
-    metadata = bearer(settings, key)
+    api_key = find_key(settings, key)
     if stream is None:
         stream = sys.stdout.isatty() or sys.stderr.isatty()
-    with server(settings, target, ca) as channel, Progress() as progress:
-        response = ModelServiceStub(channel).GetModel(GetModelRequest(name=model), metadata=metadata)
-        task = _make_task(channel, metadata, response.model, text, file, voice, param or [])
-        stub = TaskServiceStub(channel)
-        progress.show("Working …")
-        if stream:
-            _stream(stub.StreamTask(StreamTaskRequest(task=task), metadata=metadata), out, progress)
-        else:
-            result = stub.RunTask(RunTaskRequest(task=task), metadata=metadata).result
-            _write_result(result, out, progress)
+
+    async def run_task() -> None:
+        async with open_server(settings, target, ca) as services:
+            with Progress() as progress:
+                found = await services.models.get_model(model, new_call(api_key))
+                task, large_audio = _make_task(found, text, file, voice, param or [])
+                if large_audio is not None and file is not None:
+                    media = await services.media.upload_media("", _chunks(file), new_call(api_key))
+                    large_audio.media_id = media.media_id
+                progress.show("Working …")
+                if stream:
+                    async with services.tasks.stream_task(task, new_call(api_key)) as events:
+                        await _stream(events, out, progress)
+                else:
+                    _write_result(await services.tasks.run_task(task, new_call(api_key)), out, progress)
+
+    asyncio.run(run_task())
 
 
 # --- the request
 
 
 def _make_task(
-    channel: Any,
-    metadata: list[tuple[str, str]],
-    model: Any,
-    text: str | None,
-    file: Path | None,
-    voice: str,
-    params: list[str],
-) -> Task:
+    model: Model, text: str | None, file: Path | None, voice: str, params: list[str]
+) -> tuple[Task, AudioInput | None]:
+    """Returns the task, and its audio if that has to be uploaded."""
     from pomelo.gen.v1.media_pb2 import RESPONSE_FORMAT_B64_JSON
     from pomelo.gen.v1.task_pb2 import Task
     from pomelo.gen.v1.text_pb2 import ROLE_USER
@@ -114,6 +105,7 @@ def _make_task(
     task = Task(model=model.name)
     task_input = getattr(task, task_type.replace("-", "_"))
     task_input.SetInParent()
+    large_audio: AudioInput | None = None
     fields = task_input.DESCRIPTOR.fields_by_name
     if "response_format" in fields:
         task_input.response_format = RESPONSE_FORMAT_B64_JSON
@@ -122,7 +114,10 @@ def _make_task(
     if "audio" in fields:
         if file is None or text is not None:
             raise FailureError(f"{model.name} takes audio: give --file and no text")
-        _set_audio(task_input.audio, channel, metadata, file)
+        if file.stat().st_size <= _MAX_INLINE_AUDIO:
+            task_input.audio.data = file.read_bytes()
+        else:
+            large_audio = task_input.audio
     else:
         text = _read_text(text, file, model.name)
         match task_type:
@@ -137,7 +132,7 @@ def _make_task(
         if not equals:
             raise FailureError(f"--param {param}: write NAME=VALUE")
         set_field(task_input, name, value)
-    return task
+    return task, large_audio
 
 
 def _read_text(text: str | None, file: Path | None, model: str) -> str:
@@ -151,22 +146,10 @@ def _read_text(text: str | None, file: Path | None, model: str) -> str:
         raise FailureError(f"{file or 'stdin'} is not text, and {model} takes only text") from None
 
 
-def _set_audio(audio: Any, channel: Any, metadata: list[tuple[str, str]], file: Path) -> None:
-    from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
-    from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-
-    if file.stat().st_size <= _MAX_INLINE_AUDIO:
-        audio.data = file.read_bytes()
-        return
-
-    def chunks(source: BinaryIO) -> Iterator[UploadMediaRequest]:
-        yield UploadMediaRequest(content_type="")
-        while chunk := source.read(_CHUNK_SIZE):
-            yield UploadMediaRequest(chunk=chunk)
-
+async def _chunks(file: Path) -> AsyncIterator[bytes]:
     with file.open("rb") as source:
-        response = MediaServiceStub(channel).UploadMedia(chunks(source), metadata=metadata)
-    audio.media_id = response.media.media_id
+        while chunk := source.read(_CHUNK_SIZE):
+            yield chunk
 
 
 def set_field(message: Any, name: str, text: str) -> None:
@@ -220,13 +203,13 @@ def _check_out(out: str | None) -> None:
         raise FailureError(f"--out {out}: there is no directory {path.parent}")
 
 
-def _stream(events: Iterable[Any], out: str | None, progress: Progress) -> None:
+async def _stream(events: AsyncIterator[StreamTaskResponse], out: str | None, progress: Progress) -> None:
     """Writes a stream as it arrives. A file gets its name at the end of the stream."""
     started: Any = None
     sink: _Sink | None = None
     finish_reason = 0
     try:
-        for event in events:
+        async for event in events:
             match event.WhichOneof("event"):
                 case "started":
                     started = event.started
@@ -296,9 +279,12 @@ def _text_sink(out: str | None) -> _Sink:
 
 def _media_path(out: str | None, task_id: str, content_type: str) -> Path | None:
     """Returns the path of a media file, None for stdout."""
+    from pomelo.media.content_types import EXTENSIONS
+
     if out is not None:
         return None if out == "-" else Path(out)
-    return Path(f"{task_id}.{_EXTENSIONS.get(content_type.partition(';')[0], 'bin')}")
+    extensions = {**EXTENSIONS, "audio/pcm": "pcm"}
+    return Path(f"{task_id}.{extensions.get(content_type.partition(';')[0], 'bin')}")
 
 
 def _note_finish_reason(finish_reason: int) -> None:

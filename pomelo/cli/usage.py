@@ -38,8 +38,6 @@ _TIMEOUT = 600.0
 
 
 class By(StrEnum):
-    """The field that records are summed by."""
-
     model = "model"
     key = "key"
     day = "day"
@@ -47,8 +45,6 @@ class By(StrEnum):
 
 
 class Format(StrEnum):
-    """The output format."""
-
     table = "table"
     json = "json"
     csv = "csv"

@@ -166,7 +166,6 @@ class _Worker:
 
 
 def _work(settings: Settings, number: int, pipe: Connection) -> None:
-    """Runs the process of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
     run_process(lambda stop: _serve(settings, number, pipe, stop), (signal.SIGTERM,))
 

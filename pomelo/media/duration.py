@@ -12,6 +12,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from pomelo import install_command
 from pomelo.media import audio as samples
@@ -58,7 +59,8 @@ class Measurer:
         self._timeout = timeout
         self._idle: list[_Worker] = []
         self._free_workers = asyncio.Semaphore(workers)
-        self._locks: dict[str, _AccountLock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By account, while its audio is measured or waits for that."""
         self._av_missing = False
 
     async def measure(self, audio: AudioSource, account: str = "") -> Measured:
@@ -81,21 +83,14 @@ class Measurer:
         return Measured(max(ms, -(-audio.size * 1000 // (sample_format[0] * sample_format[1]))), content_type)
 
     async def aclose(self) -> None:
-        """Ends the processes."""
         for worker in self._idle:
             await worker.end()
         self._idle.clear()
 
     async def _measure(self, audio: AudioSource, account: str, raw: bool) -> tuple[int, str] | None:
-        account_lock = self._locks.setdefault(account, _AccountLock())
-        account_lock.users += 1
-        try:
-            async with account_lock.lock, self._free_workers:
-                return await self._request(audio, raw)
-        finally:
-            account_lock.users -= 1
-            if not account_lock.users:
-                del self._locks[account]
+        lock = self._locks.setdefault(account, asyncio.Lock())
+        async with lock, self._free_workers:
+            return await self._request(audio, raw)
 
     async def _request(self, audio: AudioSource, raw: bool) -> tuple[int, str] | None:
         """The demuxer's answer; None if it failed."""
@@ -126,23 +121,11 @@ class Measurer:
         return None
 
 
-class _AccountLock:
-    """Lets one file of an account be measured at a time; `users` hold the lock or wait for it."""
-
-    __slots__ = ("lock", "users")
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
-
-
 class _AvMissingError(Exception):
     """PyAV is not installed."""
 
 
 class _Worker:
-    """One demuxer process."""
-
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.served = 0
@@ -176,7 +159,6 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the process is running."""
         return self._process.returncode is None
 
     async def request(self, audio: AudioSource, raw: bool) -> tuple[int, str]:

@@ -83,7 +83,6 @@ class StreamLength:
         self._decoder = _Decoder(codec, budget)
 
     def add(self, packet: Any) -> None:
-        """Counts a packet."""
         self._packets += 1
         self._bytes += packet.size
         self._ticks += packet.duration or 0
@@ -97,7 +96,6 @@ class StreamLength:
             self._decoder.add(packet)
 
     def seconds(self) -> float:
-        """The length of the stream."""
         declared: float = self._base * max(
             self._ticks, self._end - (self._first or 0) if self._declares else 0
         )

@@ -71,17 +71,6 @@ _MESSAGES = (
 )
 """The vendor has one code for every invalid request; only the beginning of its message differs."""
 
-_FIELDS = {
-    "messages": "messages",
-    "system": "messages",
-    "max_tokens": "max_tokens",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "stop_sequences": "stop",
-    "metadata": "user",
-}
-"""The vendor's name of a parameter -> the contract's."""
-
 _NAMES = {
     "max_tokens": "max_tokens",
     "temperature": "temperature",
@@ -90,6 +79,9 @@ _NAMES = {
     "user": "metadata",
 }
 """The contract's name of a parameter -> the vendor's."""
+
+_FIELDS = {"messages": "messages", "system": "messages"} | {theirs: ours for ours, theirs in _NAMES.items()}
+"""The vendor's name of a parameter -> the contract's."""
 
 _FIELD = pattern(r"([a-z_]+)[.\w]*: ")
 
@@ -114,15 +106,11 @@ ERROR_MAPPING = ErrorMapping("anthropic", _read_error_body, _MEANINGS)
 
 
 class AnthropicOptions(Options):
-    """The keys of a route."""
-
     sampling: Literal["both"] | None = None
     extra: dict[str, Any] | None = None
 
 
 class Anthropic:
-    """Anthropic as a provider of text."""
-
     base_url = "https://api.anthropic.com"
     options = AnthropicOptions
     probe = Probe("/v1/models", "x-api-key", "", {"anthropic-version": _VERSION})
@@ -142,8 +130,14 @@ class Anthropic:
         pass  # the HTTP client is shared
 
     def fit_text(self, fitting: Fitting) -> None:
-        """Adjust an input to what the API accepts for every model."""
-        fit(fitting)
+        """Adjust an input to what the API accepts, and to the fields that the operator has fixed."""
+        for name in ("seed", "presence_penalty", "frequency_penalty"):
+            fitting.drop(name)
+        options = fitting.route.options
+        if fitting.get("temperature") is not None and options.get("sampling") != "both":
+            fitting.drop("top_p", "left out beside temperature: the model takes one of the two")
+        fitting.drop_items("stop", lambda text: not text.strip(), "strings that are not blank")
+        fitting.override(_NAMES, options.get("extra"))
 
     def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         """Answer a conversation.
@@ -189,17 +183,6 @@ class Anthropic:
         if usage is not None:
             last.text_delta.usage.CopyFrom(usage)
         yield last
-
-
-def fit(fitting: Fitting) -> None:
-    """Adjust an input to what the API accepts, and to the fields that the operator has fixed."""
-    for name in ("seed", "presence_penalty", "frequency_penalty"):
-        fitting.drop(name)
-    options = fitting.route.options
-    if fitting.get("temperature") is not None and options.get("sampling") != "both":
-        fitting.drop("top_p", "left out beside temperature: the model takes one of the two")
-    fitting.drop_items("stop", lambda text: not text.strip(), "strings that are not blank")
-    fitting.override(_NAMES, options.get("extra"))
 
 
 def request(job: Job[TextInput], *, stream: bool) -> dict[str, Any]:

@@ -23,7 +23,14 @@ from pomelo.providers.http.client import Http
 from pomelo.providers.http.downloads import Downloader
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.polling import UNKNOWN, poll
-from pomelo.providers.images import FORMATS, ProgressEvents, image_result, image_size, renamed_fields
+from pomelo.providers.images import (
+    FORMATS,
+    ProgressEvents,
+    contract_names,
+    image_result,
+    image_size,
+    renamed_fields,
+)
 
 DOMAIN = "bfl.ai"
 """Hosts below it belong to the vendor: its responses name one of several clusters."""
@@ -51,16 +58,7 @@ _CREDIT_DOLLARS = Decimal("0.01")
 _NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
 
-_FIELDS = {
-    "prompt": "prompt",
-    "width": "width",
-    "height": "height",
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "seed": "seed",
-    "output_format": "output_format",
-}
-"""The vendor's name of a parameter -> the contract's."""
+_FIELDS = contract_names(_NAMES)
 
 
 def _read_error_body(body: Any) -> ErrorBody:
@@ -86,8 +84,6 @@ DELIVERY_ERRORS = ErrorMapping("bfl delivery", lambda body: ErrorBody())
 
 
 class BFLOptions(Options):
-    """The keys of a route."""
-
     safety_tolerance: Annotated[int, Field(ge=0, le=6)] = SAFETY_TOLERANCE
 
 

@@ -59,6 +59,13 @@ def renamed_fields(image: ImageInput, names: Mapping[str, str]) -> dict[str, Any
     return {vendor_name: values[name] for name, vendor_name in names.items() if name in values}
 
 
+def contract_names(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the vendor's name of each parameter -> ours. `names` maps ours to the vendor's where they
+    differ."""
+    same = ("prompt", "width", "height", "output_format")
+    return {name: name for name in same} | {vendor_name: name for name, vendor_name in names.items()}
+
+
 def image_result(data: bytes) -> Event:
     """Return the event of a finished image. The content type is that of the file's first bytes.
 

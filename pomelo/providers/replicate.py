@@ -26,7 +26,14 @@ from pomelo.providers.http.client import Http
 from pomelo.providers.http.downloads import Downloader
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.polling import UNKNOWN, poll
-from pomelo.providers.images import FORMATS, ProgressEvents, image_result, image_size, renamed_fields
+from pomelo.providers.images import (
+    FORMATS,
+    ProgressEvents,
+    contract_names,
+    image_result,
+    image_size,
+    renamed_fields,
+)
 
 _Choice = TypeVar("_Choice")
 
@@ -74,15 +81,7 @@ _MODERATION_WORDS = ("nsfw", "sensitive", "content policy", "(e005)")
 _NAMES = {"num_inference_steps": "num_inference_steps", "guidance_scale": "guidance", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
 
-_FIELDS = {
-    "prompt": "prompt",
-    "aspect_ratio": "width",
-    "megapixels": "width",
-    "num_inference_steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "seed": "seed",
-    "output_format": "output_format",
-}
+_FIELDS = contract_names(_NAMES) | {"aspect_ratio": "width", "megapixels": "width"}
 
 
 def _read_error_body(body: Any) -> ErrorBody:

@@ -16,7 +16,14 @@ from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.downloads import MAX_FILE_BYTES, Downloader, from_base64
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
-from pomelo.providers.images import FORMATS, ProgressEvents, image_result, image_size, renamed_fields
+from pomelo.providers.images import (
+    FORMATS,
+    ProgressEvents,
+    contract_names,
+    image_result,
+    image_size,
+    renamed_fields,
+)
 
 MAX_RESPONSE_BYTES = MAX_FILE_BYTES * 4 // 3 + 64 * 1024
 """The largest image as base64, and the JSON around it."""
@@ -26,15 +33,7 @@ DOMAIN = "together.ai"
 _NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
 
-_FIELDS = {
-    "prompt": "prompt",
-    "width": "width",
-    "height": "height",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "seed": "seed",
-    "output_format": "output_format",
-}
+_FIELDS = contract_names(_NAMES)
 
 _MEANINGS = {
     "content_policy_violation": "content_policy_violation",
@@ -61,8 +60,6 @@ DELIVERY_ERRORS = ErrorMapping("together delivery", lambda body: ErrorBody())
 
 
 class Together:
-    """Together as a provider of images."""
-
     base_url = "https://api.together.ai/v1"
     options = Options
     probe = Probe("/models")

@@ -37,8 +37,6 @@ _MAX_FLOODING = 10_000
 
 
 class _Calls:
-    """Counters of the calls of one peer."""
-
     __slots__ = ("checking", "messages", "open", "resets", "size", "total", "trusted")
 
     def __init__(self) -> None:
@@ -124,11 +122,8 @@ class ConnectionGuard(ConnectionObserver):
     # --- reports of the server
 
     def checking(self, peer: str) -> None:
-        calls = self._calls.get(peer)
-        if calls is None:
-            if not self._watching:
-                return
-            calls = self._calls[peer] = _Calls()
+        if (calls := self._calls_of(peer)) is None:
+            return
         calls.checking += 1
 
     def checked(self, peer: str) -> None:
@@ -137,11 +132,8 @@ class ConnectionGuard(ConnectionObserver):
             calls.checking -= 1
 
     def authenticated(self, peer: str) -> None:
-        calls = self._calls.get(peer)
-        if calls is None:
-            if not self._watching:
-                return
-            calls = self._calls[peer] = _Calls()
+        if (calls := self._calls_of(peer)) is None:
+            return
         calls.total += 1
         calls.open += 1
 
@@ -152,11 +144,8 @@ class ConnectionGuard(ConnectionObserver):
             calls.size += size
 
     def reset(self, peer: str) -> None:
-        calls = self._calls.get(peer)
-        if calls is None:
-            if not self._watching:
-                return
-            calls = self._calls[peer] = _Calls()
+        if (calls := self._calls_of(peer)) is None:
+            return
         calls.resets += 1
         if not calls.resets % _WAKE_EVERY:
             self._wake.set()
@@ -170,6 +159,13 @@ class ConnectionGuard(ConnectionObserver):
         calls = self._calls.get(peer)
         if calls is not None:
             calls.trusted = True
+
+    def _calls_of(self, peer: str) -> _Calls | None:
+        """Returns the counters of a peer, new ones if it has none yet; None while nothing is watched."""
+        calls = self._calls.get(peer)
+        if calls is None and self._watching:
+            calls = self._calls[peer] = _Calls()
+        return calls
 
     # --- scans
 

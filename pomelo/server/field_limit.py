@@ -162,5 +162,4 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _packed(values: bytes, width: int) -> int:
-    """Returns the number of packed values."""
     return len(values) // width if width else len(values.translate(None, _HIGH_BYTES))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import quote
 
 import grpc
@@ -24,23 +26,10 @@ ADMIN_SERVICE = DESCRIPTOR.services_by_name["AdminService"]
 def admin_handlers(operator: Operator) -> dict[str, Any]:
     """Returns grpc handlers of the methods of AdminService, by their names in the contract. They need no key
     and apply no limits: serve them only where nobody but the operator can reach them."""
-    methods: dict[str, Callable[[Any], Awaitable[Any]]] = {
-        "CreateKey": operator.create_key,
-        "ListKeys": operator.list_keys,
-        "RotateKey": operator.rotate_key,
-        "RevokeKey": operator.revoke_key,
-        "CreateAccount": operator.create_account,
-        "ListAccounts": operator.list_accounts,
-        "ShowAccount": operator.show_account,
-        "GrantCredits": operator.grant_credits,
-        "SetPlan": operator.set_plan,
-        "QueryUsage": operator.query_usage,
-        "Audit": operator.audit,
-    }
     front_end = FrontEnd()
     return {
         method.name: grpc.unary_unary_rpc_method_handler(
-            front_end.unlimited(methods[method.name]),
+            front_end.unlimited(getattr(operator, _attribute(method.name))),
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
@@ -48,32 +37,19 @@ def admin_handlers(operator: Operator) -> dict[str, Any]:
     }
 
 
-class RemoteOperator:
-    """Implements `pomelo.service.Operator` over a channel. A response may take `timeout` seconds."""
+def _remote(method: Any, timeout: float) -> Callable[[Any], Awaitable[Any]]:
+    async def call(request: Any) -> Any:
+        try:
+            return await method(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
 
-    def __init__(self, channel: Any, timeout: float) -> None:
-        stub = AdminServiceStub(channel)
+    return call
 
-        def remote(method: Any) -> Any:
-            async def call(request: Any) -> Any:
-                try:
-                    return await method(request, timeout=timeout)
-                except grpc.aio.AioRpcError as error:
-                    raise from_rpc_error(error) from error
 
-            return call
-
-        self.create_key = remote(stub.CreateKey)
-        self.list_keys = remote(stub.ListKeys)
-        self.rotate_key = remote(stub.RotateKey)
-        self.revoke_key = remote(stub.RevokeKey)
-        self.create_account = remote(stub.CreateAccount)
-        self.list_accounts = remote(stub.ListAccounts)
-        self.show_account = remote(stub.ShowAccount)
-        self.grant_credits = remote(stub.GrantCredits)
-        self.set_plan = remote(stub.SetPlan)
-        self.query_usage = remote(stub.QueryUsage)
-        self.audit = remote(stub.Audit)
+def _attribute(method: str) -> str:
+    """Returns the name in `Operator` of a method of the contract: create_key for CreateKey."""
+    return re.sub("(?<=.)(?=[A-Z])", "_", method).lower()
 
 
 def socket_address(path: Path) -> str:
@@ -83,9 +59,15 @@ def socket_address(path: Path) -> str:
 
 @asynccontextmanager
 async def open_operator(path: Path, seconds: float) -> AsyncIterator[Operator]:
-    """Yields the operator of the server that listens on the unix socket at `path`.
+    """Yields the operator of the server that listens on the unix socket at `path`; implements
+    `pomelo.service.Operator` over a channel.
 
     Its methods also raise server_unavailable (no server responds) and deadline_exceeded (after `seconds`).
     """
-    async with grpc.aio.insecure_channel(socket_address(path), options=CHANNEL_OPTIONS) as channel:
-        yield RemoteOperator(channel, seconds)
+    async with grpc.aio.insecure_channel(socket_address(path), options=[*CHANNEL_OPTIONS.items()]) as channel:
+        stub = AdminServiceStub(channel)
+        methods = {
+            _attribute(method.name): _remote(getattr(stub, method.name), seconds)
+            for method in ADMIN_SERVICE.methods
+        }
+        yield cast("Operator", SimpleNamespace(**methods))

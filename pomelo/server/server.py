@@ -124,7 +124,6 @@ class Server:
 
     @property
     def address(self) -> str:
-        """The first address."""
         return self.addresses[0]
 
     def drain(self) -> None:

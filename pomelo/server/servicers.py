@@ -26,8 +26,6 @@ MAX_CHUNK = 1024 * 1024
 
 
 class TaskServicer:
-    """Serves pomelo.v1.TaskService."""
-
     def __init__(self, tasks: TaskService) -> None:
         self._tasks = tasks
 
@@ -51,8 +49,6 @@ class TaskServicer:
 
 
 class ModelServicer:
-    """Serves pomelo.v1.ModelService."""
-
     def __init__(self, models: ModelService) -> None:
         self._models = models
 
@@ -64,8 +60,6 @@ class ModelServicer:
 
 
 class AccountServicer:
-    """Serves pomelo.v1.AccountService."""
-
     def __init__(self, accounts: AccountService) -> None:
         self._accounts = accounts
 
@@ -79,8 +73,6 @@ class AccountServicer:
 
 
 class MediaServicer:
-    """Serves pomelo.v1.MediaService."""
-
     def __init__(self, media: MediaService) -> None:
         self._media = media
 

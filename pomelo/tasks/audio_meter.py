@@ -66,7 +66,6 @@ class AudioMeter:
         self._counter: _FrameCounter | None = None
 
     def add(self, data: bytes) -> None:
-        """Adds the next bytes."""
         before = self._size
         self._size += len(data)
         if before < _HEAD_SIZE:
@@ -136,7 +135,6 @@ class _FrameCounter:
         """The length of the current frame."""
 
     def add(self, data: bytes) -> None:
-        """Adds the next bytes."""
         if self.out_of_sync:
             return
         if self._rest:

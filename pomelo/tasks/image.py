@@ -93,7 +93,6 @@ def media_size(task_input: ImageInput, estimate: Estimate) -> int:
 
 
 def output_size(result: TaskResult) -> int:
-    """The bytes of the image."""
     image = result.image.images[0]
     return len(image.data) or image.media.size_bytes
 

@@ -269,7 +269,6 @@ class SpeechCollector(Collector):
 
 
 def output_size(result: TaskResult) -> int:
-    """The bytes of the audio."""
     return len(result.speech.data) or result.speech.media.size_bytes
 
 

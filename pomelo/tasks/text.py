@@ -318,7 +318,6 @@ def _to_token_usage(usage: Usage) -> TokenUsage:
 
 
 def output_size(result: TaskResult) -> int:
-    """The bytes of the text."""
     return len(result.text.content.encode())
 
 

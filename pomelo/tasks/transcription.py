@@ -100,7 +100,6 @@ def _repair_times(output: Transcription) -> None:
 
 
 def output_size(result: TaskResult) -> int:
-    """The bytes of the text."""
     return len(result.transcription.text.encode())
 
 

@@ -20,6 +20,7 @@ from yarl import URL
 from pomelo.catalog.catalog import Route
 from pomelo.catalog.rows import Name
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options
 from pomelo.providers.chat.errors import MEANINGS, read_error_body
 from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
@@ -43,8 +44,6 @@ TokensField = Annotated[Name, AfterValidator(_required_field)]
 
 
 class ChatOptions(Options):
-    """The keys of a route to a host of chat completions."""
-
     max_tokens_field: TokensField | None = None
     seed_field: Name | None = None
     user_field: Name | None = None
@@ -93,12 +92,14 @@ class Chat:
 
     options = ChatOptions
 
-    def __init__(self, key: str | None, url: str, profile: Profile, http: Http) -> None:
-        """`url` is the full URL of the endpoint; empty if the host has no base URL."""
-        key = (key or "").strip()
-        self.configured = bool(url) and (bool(key) or not profile.key_needed)
+    path = "/chat/completions"
+    """Of the endpoint, below the base URL."""
+
+    def __init__(self, credentials: Credentials, http: Http, profile: Profile) -> None:
+        key, base = (credentials.api_key or "").strip(), credentials.base_url.rstrip("/")
+        self.configured = bool(base) and (bool(key) or not profile.key_needed)
         self._http = http
-        self._url = URL(url)
+        self._url = URL(base + self.path)
         self._profile = profile
         self._error_mapping = ErrorMapping(profile.vendor, read_error_body, {**MEANINGS, **profile.meanings})
         self._headers = {**profile.headers, "Content-Type": "application/json"}
@@ -109,8 +110,17 @@ class Chat:
         pass  # the HTTP client is shared
 
     def fit_text(self, fitting: Fitting) -> None:
-        """Adjust an input to what the host accepts for every model."""
-        fit(fitting, self._profile)
+        """Adjust an input to what a host accepts for every model, and to the fields that the operator has
+        fixed."""
+        names = _names(fitting.route, self._profile)
+        for name, host_name in names.items():
+            if host_name == "none" or name in self._profile.drop:
+                fitting.drop(name)
+        for name, minimum in self._profile.minimums.items():
+            value = fitting.get(name)
+            if value is not None and value < minimum:
+                fitting.replace(name, minimum, f"at least {minimum:g}")
+        fitting.override(names, {**self._profile.extra, **fitting.route.options.get("extra", {})})
 
     def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         """Answer a conversation. A complete response without a credible count of tokens has no usage.
@@ -138,20 +148,6 @@ class Chat:
 
     def _body(self, job: Job[TextInput]) -> bytes:
         return to_json(request(job, self._profile))
-
-
-def fit(fitting: Fitting, profile: Profile) -> None:
-    """Adjust an input to what a host accepts for every model, and to the fields that the operator has
-    fixed."""
-    names = _names(fitting.route, profile)
-    for name, host_name in names.items():
-        if host_name == "none" or name in profile.drop:
-            fitting.drop(name)
-    for name, minimum in profile.minimums.items():
-        value = fitting.get(name)
-        if value is not None and value < minimum:
-            fitting.replace(name, minimum, f"at least {minimum:g}")
-    fitting.override(names, {**profile.extra, **fitting.route.options.get("extra", {})})
 
 
 def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:

@@ -25,11 +25,9 @@ PROFILE = Profile(
 
 
 class Mistral(Chat):
-    """Mistral as a provider of text."""
-
     base_url = "https://api.mistral.ai"
     probe = Probe("/v1/models")
+    path = "/v1/chat/completions"
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
-        url = credentials.base_url.rstrip("/") + "/v1/chat/completions"
-        super().__init__(credentials.api_key, url, PROFILE, http)
+        super().__init__(credentials, http, PROFILE)

@@ -17,11 +17,8 @@ PROFILE = Profile(
 
 
 class OpenAI(Chat):
-    """OpenAI as a provider of text."""
-
     base_url = "https://api.openai.com/v1"
     probe = Probe("/models")
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
-        url = credentials.base_url.rstrip("/") + "/chat/completions"
-        super().__init__(credentials.api_key, url, PROFILE, http)
+        super().__init__(credentials, http, PROFILE)

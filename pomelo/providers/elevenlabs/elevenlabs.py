@@ -34,6 +34,7 @@ from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping, malformed_response
+from pomelo.providers.http.responses import CHUNK_BYTES
 from pomelo.providers.http.sessions import Body
 from pomelo.times import today_utc
 
@@ -64,8 +65,6 @@ _GRANULARITIES = {
 
 
 class ElevenLabsOptions(Options):
-    """The keys of a route."""
-
     sts_path: Literal["speech-to-speech", "voice-changer"] = "speech-to-speech"
 
 
@@ -111,25 +110,20 @@ class ElevenLabs:
         if not fitting.get("diarize"):
             fitting.drop("num_speakers", "left out, unless diarize is true")
 
-    async def text_to_speech(self, job: Job[TextToSpeechInput]) -> AsyncGenerator[Event, None]:
+    def text_to_speech(self, job: Job[TextToSpeechInput]) -> AsyncGenerator[Event, None]:
         """Speak a text. Audio is passed on as it arrives, streamed or whole.
 
         Raises:
             UpstreamError: by the error map. PomeloError: invalid_parameter for an unknown voice.
         """
-        async with aclosing(self._with_voice(job, self._speak)) as events:
-            async for event in events:
-                yield event
+        return self._with_voice(job, self._speak)
 
-    async def _speak(self, job: Job[TextToSpeechInput], voice: str) -> AsyncGenerator[Event, None]:
+    def _speak(self, job: Job[TextToSpeechInput], voice: str) -> AsyncGenerator[Event, None]:
         output_format = job.input.output_format or DEFAULT_AUDIO_FORMAT
         live = _is_live(job, output_format)
         url = self._audio_url("text-to-speech", voice, output_format, live)
         body = to_json(text_to_speech_request(job))
-        audio = self._stream_audio(url, self._json_headers, body, CHARGED_MAPPING, output_format, live)
-        async with aclosing(audio) as events:
-            async for event in events:
-                yield event
+        return self._stream_audio(url, self._json_headers, body, CHARGED_MAPPING, output_format, live)
 
     async def _with_voice(
         self, job: Job[VoicedT], speak: Callable[[Job[VoicedT], str], AsyncGenerator[Event, None]]
@@ -152,15 +146,13 @@ class ElevenLabs:
             else:
                 return
 
-    async def speech_to_speech(self, job: Job[SpeechToSpeechInput]) -> AsyncGenerator[Event, None]:
+    def speech_to_speech(self, job: Job[SpeechToSpeechInput]) -> AsyncGenerator[Event, None]:
         """Speak the audio in another voice. The upload is read from its file while it is sent.
 
         Raises:
             UpstreamError: by the error map. PomeloError: invalid_parameter for an unknown voice.
         """
-        async with aclosing(self._with_voice(job, self._change_voice)) as events:
-            async for event in events:
-                yield event
+        return self._with_voice(job, self._change_voice)
 
     async def _change_voice(self, job: Job[SpeechToSpeechInput], voice: str) -> AsyncGenerator[Event, None]:
         output_format = job.input.output_format or DEFAULT_AUDIO_FORMAT
@@ -222,7 +214,7 @@ class ElevenLabs:
     ) -> AsyncGenerator[Event, None]:
         async with self._http.stream_bytes(url, headers, body, error_mapping, patient=not live) as stream:
             audio = AudioStream(output_format, stream.headers, self._max_audio_bytes)
-            while chunk := await stream.read():
+            while chunk := await stream.read(CHUNK_BYTES):
                 for event in audio.feed(chunk):
                     yield event
             audio.end()
@@ -250,7 +242,6 @@ class ElevenLabs:
 
 
 def text_to_speech_request(job: Job[TextToSpeechInput]) -> dict[str, Any]:
-    """Return the request body for a text-to-speech job."""
     speech = job.input
     body: dict[str, Any] = {"text": speech.text, "model_id": job.route.model}
     if speech.language_code:

@@ -25,20 +25,9 @@ from yarl import URL
 from pomelo.providers.base import CALLER
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.providers.http.errors import (
-    ErrorMapping,
-    from_connect_error,
-    malformed_response,
-    refused,
-)
+from pomelo.providers.http.errors import ErrorMapping, from_connect_error, malformed_response, refused
 from pomelo.providers.http.parsing import parse
-from pomelo.providers.http.responses import (
-    CHUNK_BYTES,
-    CLIENT_ERRORS,
-    ByteStream,
-    ResponseBody,
-    SseStream,
-)
+from pomelo.providers.http.responses import CHUNK_BYTES, CLIENT_ERRORS, ResponseBody, SseStream
 from pomelo.providers.http.sessions import Body, Sessions
 from pomelo.turns import Turns
 
@@ -108,7 +97,6 @@ class Http:
 
     @property
     def turns(self) -> Turns:
-        """The turns of the event loop."""
         if self._turns is None:
             self._turns = Turns()
         return self._turns
@@ -167,7 +155,7 @@ class Http:
         error_mapping: ErrorMapping,
         *,
         patient: bool = False,
-    ) -> AsyncGenerator[ByteStream, None]:
+    ) -> AsyncGenerator[ResponseBody, None]:
         """POST `body`, or GET if it is None, and open the response as a stream of bytes. Leaving closes the
         connection immediately, unless the response was read to its end. With `patient` the stream may be
         silent as long as a whole response, because the vendor sends nothing before it has finished.
@@ -177,7 +165,7 @@ class Http:
         """
         timeout = self._whole_timeout if patient else self._stream_timeout
         async with self._request(url, headers, body, error_mapping, timeout) as response:
-            yield ByteStream(ResponseBody(response, timeout), response.headers)
+            yield ResponseBody(response, timeout)
 
     @asynccontextmanager
     async def stream_events(

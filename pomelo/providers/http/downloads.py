@@ -137,7 +137,6 @@ class PublicResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Close the other resolver."""
         await self._inner.close()
 
 

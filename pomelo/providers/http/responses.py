@@ -39,14 +39,18 @@ class ResponseBody:
 
     @property
     def ended(self) -> bool:
-        """Whether all of it was read."""
         return self._content.at_eof()
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._response.headers
 
     async def read(self, max_bytes: int = -1) -> bytes:
         """Return the next bytes: all that have arrived, or at most `max_bytes`; empty only at the end.
 
         Raises:
-            UpstreamError: by the error map: the body is truncated, or nothing arrived in time.
+            UpstreamError: by the error map: the body is truncated, or nothing arrived in time. Earlier bytes
+                stay valid.
         """
         content = self._content
         try:
@@ -131,22 +135,3 @@ class SseStream:
         with contextlib.suppress(TimeoutError, UpstreamError):
             async with asyncio.timeout(_DRAIN_TIMEOUT):
                 await self._body.read()
-
-
-class ByteStream:
-    """A response that is a stream of bytes."""
-
-    __slots__ = ("_body", "headers")
-
-    def __init__(self, body: ResponseBody, headers: Mapping[str, str]) -> None:
-        self._body = body
-        self.headers = headers
-
-    async def read(self) -> bytes:
-        """Return the next bytes, at most CHUNK_BYTES, without waiting if some have arrived; empty only at the
-        end of the response.
-
-        Raises:
-            UpstreamError: by the error map; bytes that were returned before stay valid.
-        """
-        return await self._body.read(CHUNK_BYTES)

@@ -45,7 +45,6 @@ class Sessions:
         self._single_use = _session(aiohttp.TCPConnector(force_close=True, **options), read_bufsize, [])
 
     async def close(self) -> None:
-        """Close all connections."""
         await self._keepalive.close()
         await self._single_use.close()
 

@@ -60,7 +60,6 @@ class Speech:
 
     @property
     def content_type(self) -> str:
-        """The media type of the file."""
         return _CODECS[self.codec][0].format(self.rate)
 
     def chunks(self, *, half: bool = False) -> Iterator[bytes]:

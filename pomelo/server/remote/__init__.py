@@ -5,8 +5,9 @@ It forwards and translates only: the server checks the key, the limits and the t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from pomelo.in_flight import InFlightLimits
 from pomelo.origin import GatewayProof
@@ -26,9 +27,11 @@ async def open_remote(
     tls: Tls | None = None,
     limits: InFlightLimits | None = None,
     proof: GatewayProof | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Services]:
     """Yields the services of the gRPC server at `target`, such as host:port or unix:/path. The server need
-    not be up yet. `limits` bound the calls in flight in this process.
+    not be up yet. `limits` bound the calls in flight in this process. `options` replace grpc's channel
+    arguments of `CHANNEL_OPTIONS`.
 
     Without a `proof` that the server recognises, every call counts as a gRPC call from this address.
 
@@ -36,13 +39,13 @@ async def open_remote(
         OSError: a TLS file can't be read.
     """
     async with AsyncExitStack() as stack:
-        pool = ConnectionPool(target, tls.credentials() if tls else None, stack, proof or GatewayProof())
-        models = RemoteModels(pool)
+        credentials = tls.credentials() if tls else None
+        pool = ConnectionPool(target, credentials, stack, proof or GatewayProof(), options or {})
         turns = Turns()
         yield Services(
-            tasks=RemoteTasks(pool, models, turns),
-            models=models,
-            media=RemoteMedia(pool, models, turns),
-            accounts=RemoteAccounts(pool, models),
-            access=RemoteAccess(pool, models, limits),
+            tasks=RemoteTasks(pool, turns),
+            models=RemoteModels(pool),
+            media=RemoteMedia(pool, turns),
+            accounts=RemoteAccounts(pool),
+            access=RemoteAccess(pool, limits),
         )

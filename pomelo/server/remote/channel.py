@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from pomelo.call import STRICT, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.origin import GatewayProof
@@ -44,30 +46,30 @@ _PLAIN = re.compile(r"[\x21-\x7e]{1,256}")
 
 M = TypeVar("M")
 
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE),
+CHANNEL_OPTIONS: dict[str, Any] = {
+    "grpc.max_receive_message_length": MAX_MESSAGE,
     # Each channel has its own connection.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.service_config_disable_resolution", 1),
+    "grpc.use_local_subchannel_pool": 1,
+    "grpc.enable_http_proxy": 0,
+    "grpc.service_config_disable_resolution": 1,
     # A caller who reads slowly must not make this process buffer megabytes.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 256 * 1024),
+    "grpc.http2.bdp_probe": 0,
+    "grpc.http2.lookahead_bytes": 256 * 1024,
     # Times are in milliseconds.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-]
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 1_000,
+    "grpc.max_reconnect_backoff_ms": 2_000,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS to a server. `ca` is the authority to trust (None: the well-known ones); `cert` and `key` are the
-    client certificate for a server that requests one."""
+    """TLS to a server. `ca` is the trusted authority, a file or its bytes (None: the well-known ones); `cert`
+    and `key` are the client certificate for a server that requests one."""
 
-    ca: Path | None = None
+    ca: Path | bytes | None = None
     cert: Path | None = None
     key: Path | None = None
 
@@ -77,7 +79,9 @@ class Tls:
         Raises:
             OSError: a file can't be read.
         """
-        ca, cert, key = [path.read_bytes() if path else None for path in (self.ca, self.cert, self.key)]
+        ca, cert, key = [
+            file.read_bytes() if isinstance(file, Path) else file for file in (self.ca, self.cert, self.key)
+        ]
         return grpc.ssl_channel_credentials(ca, key, cert)
 
 
@@ -134,9 +138,17 @@ class Connection:
 class ConnectionPool:
     """The connections to one server: one, and one more whenever all are full."""
 
-    def __init__(self, target: str, credentials: Any, stack: AsyncExitStack, proof: GatewayProof) -> None:
+    def __init__(
+        self,
+        target: str,
+        credentials: Any,
+        stack: AsyncExitStack,
+        proof: GatewayProof,
+        options: Mapping[str, Any],
+    ) -> None:
         self._target = target
         self._proof = proof
+        self._options = [*{**CHANNEL_OPTIONS, **options}.items()]
         self._watch = ServerWatch(target)
         self._credentials = credentials
         self._stack = stack
@@ -148,13 +160,49 @@ class ConnectionPool:
             if connection.calls < _MAX_CALLS:
                 return connection
         if self._credentials is None:
-            channel = grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+            channel = grpc.aio.insecure_channel(self._target, options=self._options)
         else:
-            channel = grpc.aio.secure_channel(self._target, self._credentials, options=CHANNEL_OPTIONS)
+            channel = grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
         self._stack.push_async_callback(channel.close)
         connection = Connection(channel, self._proof, self._watch)
         self._connections.append(connection)
         return connection
+
+    async def unary(self, method: Callable[[Connection], Any], request: Message, call: Call) -> Any:
+        """Sends a request and returns the response; fills `call.response_headers`, also on an error. `method`
+        returns the method of a connection's stubs.
+
+        Raises:
+            PomeloError: a header or the key is invalid, or the RPC failed.
+        """
+        if call.header_error is not None:
+            await self.check_headers(call)
+        with self.pick() as connection:
+            return await unary(method(connection)(request, **connection.arguments(call)), call)
+
+    async def check_headers(self, call: Call) -> None:
+        """Checks the call's headers, which the server does not see. An invalid key is reported first.
+
+        Raises:
+            PomeloError: the key or a header is invalid.
+        """
+        if call.header_error is not None:
+            await self.check_key(call)
+            raise call.header_error
+
+    async def check_key(self, call: Call) -> None:
+        """Checks the call's key, and fills `call.response_headers`.
+
+        Raises:
+            PomeloError: the key is invalid, or the server does not respond.
+        """
+        try:
+            # No model has an empty name: the server refuses it after it has checked the key.
+            with self.pick() as connection:
+                await unary(connection.models.GetModel(GetModelRequest(), **connection.arguments(call)), call)
+        except PomeloError as error:
+            if error.code != "unsupported_model":
+                raise
 
 
 async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:

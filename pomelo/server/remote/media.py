@@ -19,7 +19,6 @@ from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, DownloadMediaR
 from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
-from pomelo.server.remote.services import RemoteModels
 from pomelo.service import MediaBytes
 from pomelo.turns import Turns
 
@@ -33,15 +32,14 @@ _DELETE_TIMEOUT = 5.0
 class RemoteMedia:
     """Implements `MediaService` over a channel."""
 
-    def __init__(self, pool: ConnectionPool, models: RemoteModels, turns: Turns) -> None:
+    def __init__(self, pool: ConnectionPool, turns: Turns) -> None:
         self._pool = pool
-        self._models = models
         self._deletions: set[asyncio.Task[None]] = set()
         self._turns = turns
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
-        await self._models.check_headers(call)
-        await self._models.check_key(call)  # before the first chunk is read
+        await self._pool.check_headers(call)
+        await self._pool.check_key(call)  # before the first chunk is read
         with self._pool.pick() as connection:
             rpc = connection.media.UploadMedia(**connection.arguments(call))
             try:
@@ -76,17 +74,15 @@ class RemoteMedia:
             response_trailers={},
             at_end=[],
         )
-        with suppress(PomeloError), self._pool.pick() as connection:
-            await unary(
-                connection.tasks.RunTask(RunTaskRequest(task=task), **connection.arguments(request)), request
-            )
+        with suppress(PomeloError):
+            await self._pool.unary(lambda stubs: stubs.tasks.RunTask, RunTaskRequest(task=task), request)
 
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call
     ) -> AsyncIterator[tuple[Media, MediaBytes]]:
         if not signature:
-            await self._models.check_headers(call)
+            await self._pool.check_headers(call)
         request = DownloadMediaRequest(media_id=media_id, signature=signature)
         with self._pool.pick() as connection:
             rpc = connection.media.DownloadMedia(request, **connection.arguments(call))

@@ -32,45 +32,14 @@ class RemoteModels:
         self._pool = pool
 
     async def list_models(self, call: Call) -> list[Model]:
-        await self.check_headers(call)
-        with self._pool.pick() as connection:
-            response = await unary(
-                connection.models.ListModels(ListModelsRequest(), **connection.arguments(call)), call
-            )
+        response = await self._pool.unary(lambda stubs: stubs.models.ListModels, ListModelsRequest(), call)
         return list(response.models)
 
     async def get_model(self, name: str, call: Call) -> Model:
-        await self.check_headers(call)
-        with self._pool.pick() as connection:
-            response = await unary(
-                connection.models.GetModel(GetModelRequest(name=name), **connection.arguments(call)), call
-            )
+        request = GetModelRequest(name=name)
+        response = await self._pool.unary(lambda stubs: stubs.models.GetModel, request, call)
         model: Model = response.model
         return model
-
-    async def check_key(self, call: Call) -> None:
-        """Checks the call's key, and fills `call.response_headers`.
-
-        Raises:
-            PomeloError: the key is invalid, or the server does not respond.
-        """
-        try:
-            # No model has an empty name: the server refuses it after it has checked the key.
-            with self._pool.pick() as connection:
-                await unary(connection.models.GetModel(GetModelRequest(), **connection.arguments(call)), call)
-        except PomeloError as error:
-            if error.code != "unsupported_model":
-                raise
-
-    async def check_headers(self, call: Call) -> None:
-        """Checks the call's headers, which the server does not see. An invalid key is reported first.
-
-        Raises:
-            PomeloError: the key or a header is invalid.
-        """
-        if call.header_error is not None:
-            await self.check_key(call)
-            raise call.header_error
 
 
 class RemoteAccess:
@@ -80,11 +49,8 @@ class RemoteAccess:
     checks it again when it receives the call itself.
     """
 
-    def __init__(
-        self, pool: ConnectionPool, models: RemoteModels, limits: InFlightLimits | None = None
-    ) -> None:
+    def __init__(self, pool: ConnectionPool, limits: InFlightLimits | None = None) -> None:
         self._pool = pool
-        self._models = models
         self._in_flight = InFlight(limits)
         self._trusted: dict[str, float] = {}
         """Digest of a key -> when its trust expires, on the clock of `time.monotonic`."""
@@ -94,7 +60,7 @@ class RemoteAccess:
         now = time.monotonic()
         if self._trusted.get(digest, 0.0) <= now:
             self._trusted.pop(digest, None)
-            await self._models.check_key(call)
+            await self._pool.check_key(call)
             if len(self._trusted) >= _MAX_TRUSTED_KEYS:
                 del self._trusted[next(iter(self._trusted))]
             self._trusted[digest] = now + _TRUST_SECONDS
@@ -134,24 +100,20 @@ class RemoteVisit:
 class RemoteTasks:
     """Implements `TaskService` over a channel."""
 
-    def __init__(self, pool: ConnectionPool, models: RemoteModels, turns: Turns) -> None:
+    def __init__(self, pool: ConnectionPool, turns: Turns) -> None:
         self._pool = pool
-        self._models = models
         self._turns = turns
 
     async def run_task(self, task: Task, call: Call) -> TaskResult:
-        await self._models.check_headers(call)
-        _keep_upload(task, call)
-        with self._pool.pick() as connection:
-            response = await unary(
-                connection.tasks.RunTask(RunTaskRequest(task=task), **connection.arguments(call)), call
-            )
+        if call.header_error is None:
+            _keep_upload(task, call)
+        response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, RunTaskRequest(task=task), call)
         result: TaskResult = response.result
         return result
 
     @asynccontextmanager
     async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
-        await self._models.check_headers(call)
+        await self._pool.check_headers(call)
         _keep_upload(task, call)
         with self._pool.pick() as connection:
             rpc = connection.tasks.StreamTask(StreamTaskRequest(task=task), **connection.arguments(call))
@@ -174,23 +136,16 @@ def _keep_upload(task: Task, call: Call) -> None:
 class RemoteAccounts:
     """Implements `AccountService` over a channel."""
 
-    def __init__(self, pool: ConnectionPool, models: RemoteModels) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
-        self._models = models
 
     async def get_account(self, call: Call) -> Account:
-        await self._models.check_headers(call)
-        with self._pool.pick() as connection:
-            response = await unary(
-                connection.accounts.GetAccount(GetAccountRequest(), **connection.arguments(call)), call
-            )
+        response = await self._pool.unary(lambda stubs: stubs.accounts.GetAccount, GetAccountRequest(), call)
         account: Account = response.account
         return account
 
     async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
-        await self._models.check_headers(call)
-        with self._pool.pick() as connection:
-            response: ListUsageResponse = await unary(
-                connection.accounts.ListUsage(request, **connection.arguments(call)), call
-            )
+        response: ListUsageResponse = await self._pool.unary(
+            lambda stubs: stubs.accounts.ListUsage, request, call
+        )
         return response
