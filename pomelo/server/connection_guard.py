@@ -47,8 +47,8 @@ class _Calls:
 class _Connection:
     """One connection, as of the last scan.
 
-    `since` is the time of its first scan, `used` that of its last call, `idle` the bytes received since then.
-    `unexplained` and `resets` are the levels of two leaky buckets.
+    `since` is the time of its first scan, `used` that of its last call, `idle` the unexplained bytes received
+    since then. `unexplained` and `resets` are the levels of two leaky buckets.
     """
 
     __slots__ = (
@@ -78,15 +78,15 @@ class _Connection:
         if seen != self.seen:
             started, messages, size, resets, received, sent = map(int.__sub__, seen, self.seen)
             self.seen = seen
-            if started or calls.open:
-                self.used = now
-                self.idle = 0
-            else:
-                self.idle += received
             # Messages have framing and TLS overhead; the peer acknowledges sent data with window updates and
             # pings.
             accounted = size + size // 8 + messages * 256 + started * limits.call_bytes + sent // 8
             self.unexplained += received - accounted
+            if started or calls.open:
+                self.used = now
+                self.idle = 0
+            else:  # a call may have received messages and ended since the last scan
+                self.idle += max(received - accounted, 0)
             self.resets += resets
         if self.unexplained:
             self.unexplained = max(self.unexplained - elapsed * limits.unexplained_rate, 0.0)

@@ -185,6 +185,20 @@ async def test_bytes_since_the_last_call_are_limited() -> None:
         assert await opened.closes(client)
 
 
+async def test_bytes_of_a_call_that_ended_since_the_last_scan_are_not_idle() -> None:
+    async with watched(idle_bytes=1_000, unexplained=1_000) as opened:
+        client = await opened.connect(authenticated=True)
+        opened.scan()  # the call is open, and receives its messages until it ends
+        await client.send(20_000)
+        opened.guard.received(client.peer, 20_000)
+        opened.guard.ended(client.peer)
+        assert opened.stays(client)
+        await client.send(1_000)
+        assert opened.stays(client)
+        await client.send(1)
+        assert await opened.closes(client)
+
+
 async def test_the_connection_of_a_gateway_is_not_limited() -> None:
     async with watched(resets=1, unexplained=10, idle_bytes=10) as opened:
         client = await opened.connect(authenticated=True)
