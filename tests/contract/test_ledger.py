@@ -9,33 +9,28 @@ from dataclasses import replace
 import pytest
 
 from pomelo.stores.accounts import Balance, Grant, Wallet
-from pomelo.stores.ledger import DEFAULT_SHARES, WINDOW, IdempotencyKey, LimitStatus, Reserved, Settled
+from pomelo.stores.ledger import DEFAULT_SHARES, Reserved, Settled
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import (
-    MODEL,
+    KEY,
     WALLET,
+    balance,
     clock,
     error_code,
     is_lost,
     record,
-    refusal_code,
+    refusal,
     request,
     rig,
     run_task,
     settlement,
     wallets,
 )
+from tests.limits import WINDOW, Used, limits, used
 
 __all__ = ["clock", "rig"]
 
-KEY = IdempotencyKey("order-7", b"\x00digest")
 ALL = UsageQuery()
-
-
-async def balance(rig, wallet=WALLET) -> tuple[int, int, int]:
-    found = await rig.store.balance(wallet)
-    assert found.granted == found.spent + found.held + found.available
-    return found.spent, found.held, found.available
 
 
 # --- reserving
@@ -46,7 +41,7 @@ async def test_reserving_counts_a_request_a_concurrent_task_tokens_and_credits(r
         request("a", 100, 300, tokens=50, requests_limit=5, tokens_limit=90, concurrency_limit=3)
     )
     assert reserved.amount == 300
-    status = reserved.limit_status
+    status = used(reserved)
     assert (status.available, status.requests, status.concurrency, status.tokens) == (700, 1, 1, 50)
     assert 0 < status.requests_reset <= WINDOW
     assert 0 < status.tokens_reset <= WINDOW
@@ -55,7 +50,7 @@ async def test_reserving_counts_a_request_a_concurrent_task_tokens_and_credits(r
 
 async def test_all_available_credits_are_reserved_if_they_cover_the_minimum(rig):
     assert (await rig.store.reserve(request("a", 1_000, 5_000))).amount == 1_000
-    assert await refusal_code(rig.store.reserve(request("b", 1))) == "insufficient_credits"
+    assert await refusal(rig.store.reserve(request("b", 1))) == "insufficient_credits"
 
 
 @pytest.mark.parametrize(("minimum", "amount"), [(999, 1_000), (1_000, 1_000), (1_001, None)])
@@ -82,7 +77,7 @@ async def test_a_share_is_limited_by_the_sufficient_the_minimum_and_the_maximum_
         await rig.store.void(WALLET, "a")
     needs = {"minimum": 1, "maximum": 5_000, "sufficient": 400, "concurrency_limit": 4}
     assert [(await rig.store.reserve(request(f"t{n}", **needs))).amount for n in range(3)] == [400, 400, 200]
-    assert await refusal_code(rig.store.reserve(request("t3", **needs))) == "insufficient_credits"
+    assert await refusal(rig.store.reserve(request("t3", **needs))) == "insufficient_credits"
 
 
 async def test_without_a_concurrency_limit_the_balance_has_a_fixed_number_of_shares(rig):
@@ -123,7 +118,7 @@ async def test_a_settlement_charges_the_cost_releases_the_rest_and_writes_the_re
     )  # fmt: skip
     settled = await rig.store.settle(complete)
     assert settled.record == complete.record
-    assert (settled.limit_status.available, settled.limit_status.concurrency) == (880, 0)
+    assert (used(settled).available, used(settled).concurrency) == (880, 0)
     assert await balance(rig) == (120, 0, 880)
     assert await rig.store.drafts() == []
     assert await rig.store.list_usage(ALL, limit=9) == ([complete.record], "")
@@ -149,30 +144,30 @@ async def test_a_cost_above_the_available_credits_is_uncollected_and_leaves_othe
 async def test_tokens_of_the_settlement_replace_the_reserved_tokens(rig):
     await rig.store.reserve(request("a", tokens=100))
     await rig.store.reserve(request("b", tokens=100))
-    assert (await rig.store.settle(settlement("a", tokens=30))).limit_status.tokens == 130
-    assert (await rig.store.settle(settlement("b", tokens=400))).limit_status.tokens == 430
+    assert used(await rig.store.settle(settlement("a", tokens=30))).tokens == 130
+    assert used(await rig.store.settle(settlement("b", tokens=400))).tokens == 430
 
 
 async def test_a_task_without_reserved_tokens_and_token_limit_counts_no_tokens(rig):
     await rig.store.reserve(request("a", tokens=100))
     await rig.store.reserve(request("b"))
-    assert (await rig.store.settle(settlement("b", tokens=30))).limit_status.tokens == 100
+    assert used(await rig.store.settle(settlement("b", tokens=30))).tokens == 100
     await rig.store.reserve(request("c", tokens_limit=100))
-    assert (await rig.store.settle(settlement("c", tokens=30))).limit_status.tokens == 130
+    assert used(await rig.store.settle(settlement("c", tokens=30))).tokens == 130
 
 
 async def test_tokens_of_an_ended_window_change_nothing(rig, clock):
     await rig.store.reserve(request("a", tokens=100))
     clock.passes(60)
     await rig.store.reserve(request("b", tokens=5))
-    assert (await rig.store.settle(settlement("a", tokens=30))).limit_status.tokens == 5
+    assert used(await rig.store.settle(settlement("a", tokens=30))).tokens == 5
     clock.passes(60)
-    assert (await rig.store.settle(settlement("b", tokens=30))).limit_status.tokens == 0
+    assert used(await rig.store.settle(settlement("b", tokens=30))).tokens == 0
 
 
 async def test_a_settlement_does_not_return_the_request(rig):
     await run_task(rig.store, "a")
-    assert await refusal_code(rig.store.reserve(request("b", requests_limit=1))) == "rate_limit_exceeded"
+    assert await refusal(rig.store.reserve(request("b", requests_limit=1))) == "requests"
 
 
 async def test_a_task_without_a_reservation_can_not_be_settled(rig):
@@ -189,7 +184,7 @@ async def test_a_task_without_a_reservation_can_not_be_settled(rig):
 async def test_a_voided_task_costs_nothing_and_its_request_counts(rig):
     await rig.store.reserve(request("a", 10, tokens=40))
     await rig.store.void(WALLET, "a")
-    status = await rig.store.limit_status(WALLET, MODEL)
+    status = await limits(rig.store, WALLET)
     assert (status.requests, status.concurrency, status.tokens, status.available) == (1, 0, 40, 1_000)
     assert await balance(rig) == (0, 0, 1_000)
     assert await is_lost(rig.store.settle(settlement("a")))
@@ -199,7 +194,7 @@ async def test_a_refund_returns_the_request_and_the_tokens(rig):
     await rig.store.reserve(request("a", tokens=40))
     await rig.store.reserve(request("b", tokens=2))
     await rig.store.void(WALLET, "a", refund=True)
-    status = await rig.store.limit_status(WALLET, MODEL)
+    status = await limits(rig.store, WALLET)
     assert (status.requests, status.concurrency, status.tokens, status.available) == (1, 1, 2, 990)
     assert isinstance(
         await rig.store.reserve(request("c", requests_limit=2, tokens=1, tokens_limit=3)), Reserved
@@ -211,7 +206,7 @@ async def test_a_refund_for_an_ended_window_does_not_change_the_next_one(rig, cl
     clock.passes(60)
     await rig.store.reserve(request("b", tokens=2))
     await rig.store.void(WALLET, "a", refund=True)
-    status = await rig.store.limit_status(WALLET, MODEL)
+    status = await limits(rig.store, WALLET)
     assert (status.requests, status.tokens, status.concurrency) == (1, 2, 1)
 
 
@@ -221,7 +216,7 @@ async def test_a_voided_task_can_be_reserved_again_and_is_settled_once(rig, refu
     await rig.store.void(WALLET, "a", refund=refund)
     assert (await rig.store.reserve(request("a", 10, 200))).amount == 200
     settled = await rig.store.settle(settlement("a", 120))
-    assert (settled.record.cost, settled.limit_status.available) == (120, 880)
+    assert (settled.record.cost, used(settled).available) == (120, 880)
     assert await rig.store.settle(settlement("a", 50)) == settled
     assert await balance(rig) == (120, 0, 880)
 
@@ -229,13 +224,13 @@ async def test_a_voided_task_can_be_reserved_again_and_is_settled_once(rig, refu
 async def test_voiding_without_a_reservation_does_nothing(rig):
     await run_task(rig.store, "done")
     await rig.store.reserve(request("a"))
-    before = await rig.store.limit_status(WALLET, MODEL)
+    before = await limits(rig.store, WALLET)
     for refund in (False, True):
         await rig.store.void(WALLET, "nothing", refund=refund)
         await rig.store.void(WALLET, "done", refund=refund)
         await rig.store.void(Wallet("acme", False), "a", refund=refund)
-    after = await rig.store.limit_status(WALLET, MODEL)
-    assert replace(after, requests_reset=0) == replace(before, requests_reset=0)
+    after = await limits(rig.store, WALLET)
+    assert after._replace(requests_reset=0) == before._replace(requests_reset=0)
 
 
 # --- repeated calls after an unknown outcome
@@ -249,11 +244,7 @@ async def test_a_repeated_reserve_reserves_nothing_more(rig):
     again = await rig.store.reserve(same)
     assert isinstance(again, Reserved)
     assert again.amount == first.amount == 300
-    assert (again.limit_status.requests, again.limit_status.concurrency, again.limit_status.tokens) == (
-        1,
-        1,
-        5,
-    )
+    assert used(again).without_resets() == Used(700, 1, 0, 1, 5)
     assert await balance(rig) == (0, 300, 700)
 
 
@@ -273,7 +264,7 @@ async def test_a_repeated_void_releases_nothing_twice(rig):
     await rig.store.reserve(request("b", 10, tokens=4))
     for _ in range(3):
         await rig.store.void(WALLET, "a", refund=True)
-    status = await rig.store.limit_status(WALLET, MODEL)
+    status = await limits(rig.store, WALLET)
     assert (status.requests, status.concurrency, status.tokens, status.available) == (1, 1, 4, 990)
 
 
@@ -285,7 +276,7 @@ async def test_a_concurrent_settlement_and_void_end_a_task_once(rig):
         await asyncio.gather(*(reversed(calls) if turned else calls), return_exceptions=True)
     stored, _ = await rig.store.list_usage(ALL, limit=9)
     assert await balance(rig) == (60 * len(stored), 0, 1_000 - 60 * len(stored))
-    assert (await rig.store.limit_status(WALLET)).concurrency == 0
+    assert (await limits(rig.store, WALLET)).concurrency == 0
 
 
 # --- a process that dies
@@ -303,7 +294,7 @@ async def test_a_task_of_a_dead_process_is_charged_its_last_noted_cost(rig):
     noted = record("a", cost=25, output_tokens=25, prices="x=1", source="recovered", complete=False)
     assert replace(stored, at=0.0) == noted
     assert stored.at > 0
-    assert (await rig.store.limit_status(WALLET)).concurrency == 0
+    assert (await limits(rig.store, WALLET)).concurrency == 0
     assert await rig.store.drafts() == []
     assert isinstance(await rig.store.reserve(request("c", idempotency_key=KEY)), Reserved)
 
@@ -376,8 +367,8 @@ async def test_a_recovered_task_is_charged_its_last_noted_cost(rig):
     noted = record("a", cost=25, output_tokens=25, prices="x=1", source="recovered", complete=False)
     assert replace(stored, at=0.0) == noted
     assert stored.at > 0
-    assert (await rig.store.limit_status(WALLET, MODEL)).concurrency == 1
-    assert (await rig.store.limit_status(WALLET, MODEL)).tokens == 40
+    assert (await limits(rig.store, WALLET)).concurrency == 1
+    assert (await limits(rig.store, WALLET)).tokens == 40
     assert [one.record.task_id for one in await rig.store.reservations(own=True)] == ["b"]
     # A process that still runs it can't end it any more, and its Idempotency-Key is free.
     assert await rig.store.note([record("a", cost=30)]) == ["a"]
@@ -410,16 +401,16 @@ async def test_recovering_without_a_reservation_does_nothing(rig):
 
 
 async def test_the_limit_status_of_an_unused_wallet_is_zero(rig):
-    assert await rig.store.limit_status(Wallet("nobody", True), MODEL) == LimitStatus(0)
-    assert await rig.store.limit_status(WALLET, MODEL) == LimitStatus(1_000)
+    assert await limits(rig.store, Wallet("nobody", True)) == Used(0)
+    assert await limits(rig.store, WALLET) == Used(1_000)
 
 
 async def test_the_limit_status_is_that_after_the_call(rig):
     await rig.store.reserve(request("a", 100, tokens=7))
-    settled = (await rig.store.settle(settlement("a", 40, tokens=9))).limit_status
-    now = await rig.store.limit_status(WALLET, MODEL)
-    assert replace(settled, requests_reset=0, tokens_reset=0) == LimitStatus(960, 1, 0, 0, 9)
-    assert replace(now, requests_reset=0, tokens_reset=0) == LimitStatus(960, 1, 0, 0, 9)
+    settled = used(await rig.store.settle(settlement("a", 40, tokens=9)))
+    now = await limits(rig.store, WALLET)
+    assert settled.without_resets() == Used(960, 1, 0, 0, 9)
+    assert now.without_resets() == Used(960, 1, 0, 0, 9)
     assert now.requests_reset <= settled.requests_reset <= WINDOW
 
 
@@ -471,7 +462,7 @@ async def test_operations_queued_when_the_store_is_closed_are_done(rig):
     assert all(isinstance(answer, Reserved) for answer in answers)
     await rig.open()
     # The store has recovered the tasks, but their requests still count.
-    assert (await rig.store.limit_status(WALLET)).requests == 600
+    assert (await limits(rig.store, WALLET)).requests == 600
 
 
 async def test_a_closed_store_is_unavailable(rig):

@@ -7,54 +7,37 @@ import asyncio
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, ReplayedAnswer, Reserved
 from pomelo.stores.usage import UsageQuery
-from tests.contract.ledger_rig import (
-    WALLET,
-    clock,
-    refusal_code,
-    request,
-    rig,
-    settlement,
-)
+from tests.contract.ledger_rig import KEY, WALLET, balance, clock, refusal, request, rig, settlement
+from tests.limits import used
 
 __all__ = ["clock", "rig"]
 
-KEY = IdempotencyKey("order-7", b"\x00digest")
 ALL = UsageQuery()
-
-
-async def balance(rig, wallet=WALLET) -> tuple[int, int, int]:
-    found = await rig.store.balance(wallet)
-    assert found.granted == found.spent + found.held + found.available
-    return found.spent, found.held, found.available
 
 
 async def test_the_same_request_while_the_first_is_running_is_a_conflict(rig):
     await rig.store.reserve(request("a", idempotency_key=KEY))
-    assert await refusal_code(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
+    assert await refusal(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
     assert await balance(rig) == (0, 10, 990)
 
 
 async def test_a_key_of_another_request_is_a_mismatch_before_and_after_its_end(rig):
     other = IdempotencyKey(KEY.key, b"other")
     await rig.store.reserve(request("a", idempotency_key=KEY))
-    assert (
-        await refusal_code(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
-    )
+    assert await refusal(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
     await rig.store.settle(settlement("a", answer=b"hello"))
-    assert (
-        await refusal_code(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
-    )
+    assert await refusal(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
 
 
 async def test_an_answer_is_replayed_even_if_every_limit_is_exceeded(rig):
     await rig.store.reserve(request("a", idempotency_key=KEY))
     settled = await rig.store.settle(settlement("a", 10, answer=b"\x00\xffanswer", at=5.5))
-    limits = {"requests_limit": 0, "concurrency_limit": 0, "tokens": 1, "tokens_limit": 0, "minimum": 10**9}
+    needs = {"requests_limit": 0, "concurrency_limit": 0, "tokens": 1, "tokens_limit": 0, "minimum": 10**9}
     for task in ("b", "a"):
-        answer = await rig.store.reserve(request(task, idempotency_key=KEY, **limits))
+        answer = await rig.store.reserve(request(task, idempotency_key=KEY, **needs))
         assert isinstance(answer, ReplayedAnswer)
         assert (answer.record, answer.answer) == (settled.record, b"\x00\xffanswer")
-        assert (answer.limit_status.requests, answer.limit_status.available) == (1, 990)
+        assert (used(answer).requests, used(answer).available) == (1, 990)
     assert await balance(rig) == (10, 0, 990)
 
 
@@ -105,13 +88,13 @@ async def test_an_answer_is_stored_for_24_hours(rig, clock):
     clock.passes(0.5)
     reserved = await rig.store.reserve(request("b", idempotency_key=IdempotencyKey(KEY.key, b"other")))
     assert isinstance(reserved, Reserved)
-    assert await refusal_code(rig.store.reserve(request("c", idempotency_key=KEY))) == "idempotency_mismatch"
+    assert await refusal(rig.store.reserve(request("c", idempotency_key=KEY))) == "idempotency_mismatch"
 
 
 async def test_the_key_of_a_task_that_runs_longer_than_24_hours_is_not_free(rig, clock):
     await rig.store.reserve(request("a", idempotency_key=KEY))
     clock.passes(REPLAY_SECONDS * 2)
-    assert await refusal_code(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
+    assert await refusal(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
 
 
 async def test_an_answer_survives_a_restart(rig):

@@ -19,8 +19,9 @@ from pomelo.stores.ledger import IdempotencyKey, LostReservationError, Refused, 
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import names
 from pomelo.stores.usage import UsageQuery
-from tests.contract.ledger_rig import WALLET, record, request, settlement
+from tests.contract.ledger_rig import WALLET, record, refusal, request, settlement
 from tests.contract.redis_rig import emptied, open_with_credits, server
+from tests.limits import limits
 
 __all__ = ["emptied", "server"]
 
@@ -83,16 +84,16 @@ async def test_two_processes_share_the_credits_of_a_wallet(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "code"),
-    [("requests_limit", "rate_limit_exceeded"), ("concurrency_limit", "concurrency_limit_exceeded")],
+    ("limit", "counter"),
+    [("requests_limit", "requests"), ("concurrency_limit", "concurrency")],
 )
-async def test_two_processes_share_a_limit(server, tmp_path, limit, code):
+async def test_two_processes_share_a_limit(server, tmp_path, limit, counter):
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
         calls = [stores[n % 2].reserve(request(f"t{n}", 1, **{limit: 20})) for n in range(200)]
         answers = await asyncio.gather(*calls)
         assert sum(isinstance(answer, Reserved) for answer in answers) == 20
-        assert {answer.code for answer in answers if isinstance(answer, Refused)} == {code}
+        assert {answer.counter for answer in answers if isinstance(answer, Refused)} == {counter}
 
 
 async def test_fifty_concurrent_requests_with_one_key_run_once(server, tmp_path):
@@ -158,7 +159,7 @@ async def test_the_tasks_of_a_killed_process_are_recovered_by_another(server, tm
         process.send_signal(signal.SIGKILL)
         await process.wait()
         async with asyncio.timeout(20):
-            while (await store.limit_status(WALLET)).concurrency > 1:  # noqa: ASYNC110
+            while (await limits(store, WALLET)).concurrency > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         [stored], _ = await store.list_usage(ALL, limit=9)
         assert (stored.task_id, stored.cost, stored.output_tokens, stored.source) == (
@@ -247,9 +248,9 @@ async def test_setting_the_server_clock_back_makes_no_window_longer(server, tmp_
         await store.reserve(request("a", 1, account="default", tokens=1))
         wall[0] -= 86_400
         full = {"account": "default", "requests_limit": 1}
-        assert (await store.reserve(request("b", 1, **full))).code == "rate_limit_exceeded"
+        assert await refusal(store.reserve(request("b", 1, **full))) == "requests"
         await store.reserve(request("c", 1, account="default", tokens=1))
         wall[0] += 59.5
-        assert (await store.reserve(request("d", 1, **full))).code == "rate_limit_exceeded"
+        assert await refusal(store.reserve(request("d", 1, **full))) == "requests"
         wall[0] += 0.5
         assert isinstance(await store.reserve(request("e", 1, **full)), Reserved)

@@ -23,6 +23,7 @@ from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import WORKERS
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from tests.faults.tcp_proxy import TcpProxy
+from tests.limits import counters, limits
 from tests.redis_server import RedisServer
 
 SETTLES = int(os.environ.get("POMELO_REDIS_SETTLES", "2000"))
@@ -39,11 +40,11 @@ def record(task_id: str, **changes: Any) -> UsageRecord:
 
 
 def request(task_id: str) -> ReserveRequest:
-    return ReserveRequest(record(task_id), 10, 10, tokens=5)
+    return ReserveRequest(record(task_id), 10, 10, counters(tokens=5))
 
 
 def settlement(task_id: str, cost: int = 7) -> Settlement:
-    return Settlement(record(task_id, cost=cost, at=5.0), 5)
+    return Settlement(record(task_id, cost=cost, at=5.0), counters(tokens=5))
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ async def audit(store: Store, tasks: set[str], cost: int = 7) -> None:
     found = await store.balance(WALLET)
     assert (found.granted, found.spent, found.held) == (CREDITS, sum(r.cost for r in kept), 0)
     assert found.spent == cost * len(tasks)
-    assert (await store.limit_status(WALLET)).concurrency == 0
+    assert (await limits(store, WALLET)).concurrency == 0
 
 
 async def run_through_a_fault(store: Store, begin: Any, end: Any) -> None:

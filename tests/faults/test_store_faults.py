@@ -39,6 +39,7 @@ from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import Answer, FaultUpstream, Gate, Received, Reply, error_reply
 from tests.faults.books import LIVE
 from tests.faults.drivers import GrpcDriver, Outcome, RestDriver, open_drivers
+from tests.limits import limits
 from tests.redis_server import RedisServer
 
 FULL = os.environ.get("CRASH") == "full"
@@ -236,7 +237,7 @@ class FaultyApp:
         if hasattr(store, "_wallet_index"):
             store._connection.timing = replace(store._connection.timing, timeout=LONG_TIMEOUT)
         async with asyncio.timeout(RELEASED_WITHIN):
-            while (await store.balance(LIVE)).held or (await store.limit_status(LIVE)).concurrency:  # noqa: ASYNC110
+            while (await store.balance(LIVE)).held or (await limits(store, LIVE)).concurrency:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     async def audit(self) -> pb.AuditResponse:

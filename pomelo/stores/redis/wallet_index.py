@@ -132,15 +132,20 @@ class WalletIndex:
 
 
 def _parse(wallet: Wallet, task_id: str, text: str) -> StoredReservation:
-    """Parses a reservation as wallet.lua formats it.
+    """Parses a reservation as wallet.lua formats it, or did before there were counters.
 
     Raises:
         ValueError: the text has another format.
     """
-    worker, _, amount, *_, length, rest = text.split(" ", 8)
-    # The length is in bytes, as Lua counts.
-    key = rest.encode()[int(length) :].decode()
-    return StoredReservation(wallet, task_id, worker, int(amount), key)
+    worker, _, amount, _, rest = text.split(" ", 4)
+    # The lengths are in bytes, as Lua counts.
+    if rest.startswith("k"):
+        length, rest = rest[1:].split(" ", 1)
+        key = rest.encode()[: int(length)]
+    else:
+        *_, length, rest = rest.split(" ", 4)
+        key = rest.encode()[int(length) :]
+    return StoredReservation(wallet, task_id, worker, int(amount), key.decode())
 
 
 async def for_each(items: Iterable[S], do: Callable[[S], Awaitable[T]]) -> list[T]:

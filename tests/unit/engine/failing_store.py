@@ -17,6 +17,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
+    Counter,
     LimitStatus,
     LostReservationError,
     OpenReservation,
@@ -100,7 +101,7 @@ class FailingStore:
         self.noted.set()
         return await self._do("note", "", [], lambda: None)
 
-    async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
+    async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
         return await self._do("limit_status", "", LimitStatus(0), lambda: None)
 
 

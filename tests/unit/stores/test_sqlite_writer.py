@@ -25,6 +25,7 @@ from pomelo.stores.ledger import (
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import SqliteRig, record, request, settlement
+from tests.limits import limits
 
 WALLET = Wallet("default", False)
 
@@ -63,7 +64,7 @@ async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig
     assert outcomes[2].code == "store_unavailable"
     assert isinstance(outcomes[3], Reserved)
     assert outcomes[4] is None
-    assert (await rig.store.limit_status(WALLET)).concurrency == 2
+    assert (await limits(rig.store, WALLET)).concurrency == 2
 
 
 class Failing(sqlite3.Connection):
@@ -105,7 +106,7 @@ async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_cont
     Failing.fails = ("", 0)
     for task_id in ("a", "b"):
         assert isinstance(await failing.reserve(own_request(task_id, minimum=0)), Reserved)
-    assert (await failing.limit_status(WALLET)).concurrency == 2
+    assert (await limits(failing, WALLET)).concurrency == 2
 
 
 async def test_a_failed_rollback_is_repeated(failing):
@@ -133,7 +134,7 @@ async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_othe
             with pytest.raises(PomeloError) as caught:
                 await failing.reserve(own_request("a", minimum=0))
             assert isinstance(caught.value, UnknownOutcomeError) == unknown
-            assert (await failing.limit_status(WALLET)).concurrency == 0
+            assert (await limits(failing, WALLET)).concurrency == 0
 
 
 async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(rig, caplog):

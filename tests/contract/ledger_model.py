@@ -1,0 +1,136 @@
+"""A small model of a wallet, with which every store is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from pomelo.stores.accounts import Balance
+from pomelo.stores.ledger import DEFAULT_SHARES, Count, Counter, LimitStatus, ReserveRequest
+from pomelo.stores.usage import UsageRecord
+
+
+@dataclass
+class Window:
+    """A count between two times."""
+
+    start: float
+    end: float
+    count: int = 0
+
+    def is_open(self, now: float) -> bool:
+        # An ended window may be open again after the clock was set back.
+        return self.start <= now < self.end
+
+
+@dataclass
+class Running:
+    """A running task. `windows` are those that it counts in, by counter."""
+
+    request: ReserveRequest
+    amount: int
+    windows: dict[str, Window]
+    noted: UsageRecord
+
+
+@dataclass
+class StoredAnswer:
+    """The answer under an Idempotency-Key."""
+
+    fingerprint: bytes
+    task_id: str
+    answer: bytes
+    until: float
+
+
+@dataclass
+class WalletModel:
+    """A wallet: what it was granted, its counts, tasks, records and answers."""
+
+    granted: int = 0
+    windows: dict[str, Window] = field(default_factory=dict)
+    running: dict[str, Running] = field(default_factory=dict)
+    records: dict[str, UsageRecord] = field(default_factory=dict)
+    answers: dict[str, StoredAnswer] = field(default_factory=dict)
+    expired: dict[str, float] = field(default_factory=dict)
+    uncertain: set[str] = field(default_factory=set)
+    touched: bool = False
+
+    @property
+    def balance(self) -> Balance:
+        spent = sum(stored.cost for stored in self.records.values())
+        return Balance(self.granted, spent, sum(task.amount for task in self.running.values()))
+
+    def expire_answers(self, now: float) -> None:
+        for key in [key for key, stored in self.answers.items() if stored.until <= now]:
+            self.expired[key] = self.answers.pop(key).until
+
+    def count(self, counter: Counter, now: float) -> Count:
+        if counter.window is None:
+            taken = [each for task in self.running.values() for each in task.request.counters]
+            return Count(sum(each.amount for each in taken if each.name == counter.name))
+        window = self.windows.get(counter.name)
+        return Count(window.count, window.end - now) if window and window.is_open(now) else Count()
+
+    def limit_status(self, counters: Iterable[Counter], now: float) -> LimitStatus:
+        counts = {counter.name: self.count(counter, now) for counter in counters}
+        return LimitStatus(self.balance.available, counts)
+
+    def answer_of(self, request: ReserveRequest) -> str:
+        """The reply to a known Idempotency-Key that the contract requires; empty if the key is new."""
+        if request.idempotency_key is None:
+            return ""
+        key = request.idempotency_key.key
+        keys = [task.request.idempotency_key for task in self.running.values()]
+        known = {each.key: each.fingerprint for each in keys if each is not None}
+        known |= {each: stored.fingerprint for each, stored in self.answers.items()}
+        if key not in known:
+            return ""
+        if known[key] != request.idempotency_key.fingerprint:
+            return "idempotency_mismatch"
+        return "replayed" if key in self.answers else "idempotency_conflict"
+
+    def refusal(self, request: ReserveRequest, now: float) -> tuple[str, str]:
+        """The code and counter of the refusal that the contract requires; empty: the task is reserved."""
+        for counter in request.counters:
+            used = self.count(counter, now).used
+            if counter.limit is not None and counter.amount and used + counter.amount > counter.limit:
+                return "limit_exceeded", counter.name
+        return ("insufficient_credits" if self.balance.available < request.minimum else ""), ""
+
+    def reservable(self, request: ReserveRequest, now: float) -> int:
+        """The credits that a task reserves."""
+        available = self.balance.available
+        amount = min(request.maximum, available)
+        if not request.sufficient:
+            return amount
+        shares = DEFAULT_SHARES
+        for counter in request.counters:
+            if counter.name == request.shares and counter.limit is not None:
+                shares = max(1, counter.limit - self.count(counter, now).used)
+        return min(amount, max(available // shares, request.sufficient, request.minimum))
+
+    def reserve(self, request: ReserveRequest, amount: int, now: float) -> None:
+        self._forget_ended(now)
+        windows = {}
+        for counter in request.counters:
+            if counter.window is not None:
+                window = self.windows.get(counter.name)
+                if window is None or not window.is_open(now):
+                    window = self.windows[counter.name] = Window(now, now + counter.window)
+                window.count += counter.amount
+                windows[counter.name] = window
+        self.running[request.draft.task_id] = Running(request, amount, windows, request.draft)
+        self.touched = True
+
+    def end(self, task_id: str, now: float, amounts: Mapping[str, int]) -> None:
+        """Ends a task. `amounts` replace what it counted in windows that are still open."""
+        self._forget_ended(now)
+        task = self.running.pop(task_id)
+        for counter in task.request.counters:
+            window = task.windows.get(counter.name)
+            if window is not None and window.is_open(now) and counter.name in amounts:
+                window.count += amounts[counter.name] - counter.amount
+
+    def _forget_ended(self, now: float) -> None:
+        self.windows = {name: window for name, window in self.windows.items() if now < window.end}
