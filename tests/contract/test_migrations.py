@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,21 @@ from pomelo.stores.accounts import AccountRecord, Balance, Wallet
 from pomelo.stores.archive import open_archive
 from pomelo.stores.base import Store, StoreError
 from pomelo.stores.keys import KeyRecord
-from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, ReserveRequest, Settlement
+from pomelo.stores.ledger import (
+    Count,
+    Counter,
+    IdempotencyKey,
+    Refused,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
+    Settlement,
+)
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS, MIGRATIONS
-from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite import ledger, open_sqlite
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from tests.contract.ledger_rig import wallets
+from tests.limits import counters
 
 # Recorded from version 1, not created with MIGRATIONS: released migrations must not change.
 VERSION_1 = """
@@ -116,6 +127,7 @@ async def test_a_migrated_file_has_the_tables_of_a_new_file(path, tmp_path):
 def test_released_migrations_do_not_change():
     for released, digest in (
         (MIGRATIONS[:4], "9e5717589fb83e16"),
+        (MIGRATIONS[:5], "c6c9f490a583131c"),
         (ARCHIVE_MIGRATIONS[:2], "0207ce59b24e213c"),
     ):
         statements = [" ".join(statement.split()) for step in released for statement in step]
@@ -180,6 +192,104 @@ async def test_a_file_of_version_3_stores_costs_reported_by_providers(version_3)
         assert [each.provider_micros for each in old] == [0, 0]
         assert (new.task_id, new.provider_micros, new.uncollected) == ("task_3", 70, 77)
         assert not (await audit(store)).findings
+
+
+# --- version 4: limits in columns of their own
+
+
+AT_4 = 1_795_663_008.1435897
+"""When version 4 ended: four tasks of acme run, and a minute has begun 30 s earlier."""
+
+COUNTERS_4 = (*counters(), Counter('tokens:claude-"3"', 0, None, 60.0))
+
+
+@pytest.fixture
+def migrated() -> Iterator[sqlite3.Connection]:
+    """A file as version 4 left it when its process died, with the new tables; nothing is recovered yet."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.executescript(Path(__file__).with_name("version_4.sql").read_text())
+        for statement in [statement for step in MIGRATIONS[4:] for statement in step]:
+            connection.execute(statement)
+        yield connection
+
+
+def counts_4(connection: sqlite3.Connection) -> list[int]:
+    """What acme has used of COUNTERS_4."""
+    counts = ledger.limit_status(connection, AT_4, ACME, COUNTERS_4).counts
+    return [counts[counter.name].used for counter in COUNTERS_4]
+
+
+def test_open_windows_and_running_tasks_of_version_4_still_count(migrated):
+    status = ledger.limit_status(migrated, AT_4, ACME, COUNTERS_4)
+    assert status.available == 1_000_000 - 320 - 365_000
+    assert counts_4(migrated) == [4, 4, 332, 50]
+    starts = (1795662978.1435897, 1795662978.1435897, 1795662987.8935897)
+    windowed = [status.counts[counter.name] for counter in COUNTERS_4 if counter.window]
+    assert [count.reset for count in windowed] == [start + 60.0 - AT_4 for start in starts]
+    other = ledger.limit_status(migrated, AT_4, Wallet("acme", False), COUNTERS_4)
+    assert set(other.counts.values()) == {Count()}  # its windows have ended
+
+
+@pytest.mark.parametrize(
+    ("limits", "refused"),
+    [
+        ((5, 5, 1, 333), None),
+        ((4, 4, 1, 332), "requests"),
+        ((5, 4, 1, 332), "concurrency"),
+        ((5, 5, 1, 332), "tokens:gpt-4"),
+    ],
+)
+def test_new_tasks_count_in_the_windows_of_version_4(migrated, limits, refused):
+    answer = ledger.reserve(migrated, AT_4, ReserveRequest(record("new"), 0, 0, counters(*limits)))
+    if refused is None:
+        assert isinstance(answer, Reserved)
+        assert counts_4(migrated) == [5, 5, 333, 50]
+    else:
+        assert isinstance(answer, Refused)
+        assert answer.counter == refused
+
+
+@pytest.mark.parametrize(
+    ("task_id", "amount", "settled", "refunded"),
+    [
+        ("task_1", 5_000, [4, 3, 332, 50], [4, 3, 332, 50]),  # its minute has ended
+        ("task_2", 300_000, [4, 3, 332 - 300 + 9, 50], [3, 3, 32, 50]),
+        ("task_3", 40_000, [4, 3, 332, 50], [3, 3, 332, 50]),
+        ("task_4", 20_000, [4, 3, 332, 9], [3, 3, 332, 0]),
+    ],
+)
+def test_tasks_of_version_4_are_settled_voided_and_refunded(migrated, task_id, amount, settled, refunded):
+    migrated.execute("BEGIN")
+    actual = tuple(Counter(counter.name, 9, None, 60.0) for counter in COUNTERS_4[2:])
+    end = ledger.settle(migrated, AT_4, Settlement(record(task_id, cost=7), actual))
+    assert end.limit_status.available == 1_000_000 - 320 - 365_000 + amount - 7
+    assert counts_4(migrated) == settled
+    for refund, expected in ((False, [4, 3, 332, 50]), (True, refunded)):
+        migrated.execute("ROLLBACK")
+        migrated.execute("BEGIN")
+        ledger.void(migrated, AT_4, ACME, task_id, refund)
+        assert counts_4(migrated) == expected
+
+
+async def test_tasks_of_version_4_are_recovered_and_its_minute_goes_on(tmp_path):
+    path = tmp_path / "four" / "pomelo.db"
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("PRAGMA journal_mode = WAL")
+        old.executescript(Path(__file__).with_name("version_4.sql").read_text())
+    for _ in range(2):
+        async with open_sqlite(path, now=lambda: AT_4, monotonic=lambda: 5.0) as store:
+            assert await store.reservations() == []
+            assert await store.balance(ACME) == Balance(1_000_000, 320 + 25, 0)
+            found = await store.limit_status(ACME, COUNTERS_4)
+            assert [found.counts[counter.name].used for counter in COUNTERS_4] == [4, 0, 332, 50]
+            assert not (await audit(store)).findings
+    async with open_sqlite(path, now=lambda: AT_4 + 60, monotonic=lambda: 5.0) as store:
+        key = IdempotencyKey("order-7", b"other")
+        await store.reserve(ReserveRequest(record("new"), 0, 0, counters(tokens=3), key))
+    with closing(sqlite3.connect(path)) as left:  # ended windows are not kept
+        (stored,) = left.execute("SELECT counters FROM wallets WHERE account = 'acme' AND live").fetchone()
+        assert set(json.loads(stored)) == {"requests", "concurrency", "tokens:gpt-4"}
 
 
 async def test_an_archive_of_the_first_version_is_read_and_extended(tmp_path):
