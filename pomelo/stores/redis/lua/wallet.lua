@@ -47,10 +47,11 @@ end
 -- The fields of a wallet in which a counter has the start of its window and its number: tokens_at:gpt-4 and
 -- tokens_window:gpt-4 of tokens:gpt-4, which has the count.
 local function window_fields(name)
-  local base, scope = string.match(name, '^(%l+)(.*)$')
+  local base, scope = string.match(name .. ':', '^(%l+)(:.*)$')
   if not base or base == 'granted' or base == 'spent' or base == 'held' then
     error('not the name of a counter: ' .. name)
   end
+  scope = string.sub(scope, 1, -2)
   return base .. '_at' .. scope, base .. '_window' .. scope
 end
 
