@@ -15,7 +15,7 @@ from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog.catalog import Model
 from pomelo.catalog.pricing import encode_prices, max_cost
 from pomelo.engine.job import AcceptedJob
-from pomelo.engine.limits import SHARES, LimitedCall, counters_of, limit_headers, refusal
+from pomelo.engine.limits import SHARES, CallLimits, LimitedCall
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
 from pomelo.errors import PomeloError
@@ -88,9 +88,9 @@ class Ledger:
             PomeloError: store_unavailable.
         """
         plan = self._plans.get(principal.plan, _NO_PLAN)
-        counters = counters_of(LimitedCall(plan, principal, model))
-        status = await self.limit_status(Wallet(principal.account, principal.live), counters)
-        call.response_headers |= limit_headers(counters, status, self.now())
+        limits = CallLimits(LimitedCall(plan, principal, model))
+        status = await self.limit_status(Wallet(principal.account, principal.live), limits.counters)
+        call.response_headers |= limits.headers(status, self.now())
 
     async def count_request(self, call: Call, principal: Principal) -> None:
         """Counts a request whose body was refused toward the requests per minute; reserves nothing.
@@ -110,15 +110,15 @@ class Ledger:
             task_type="",
             at=self.now(),
         )
-        counters = counters_of(LimitedCall(plan, principal))
-        request = ReserveRequest(draft, minimum=0, maximum=0, counters=counters)
+        limits = CallLimits(LimitedCall(plan, principal))
+        request = ReserveRequest(draft, minimum=0, maximum=0, counters=limits.counters)
         self.operations.acquire(draft.task_id)
         try:
             outcome = await self._reserve(request)
             if isinstance(outcome, Refused):
                 now = self.now()
-                call.response_headers |= limit_headers(counters, outcome.limit_status, now)
-                raise refusal(outcome, counters, now)
+                call.response_headers |= limits.headers(outcome.limit_status, now)
+                raise limits.refusal(outcome, now)
             void = partial(self.store.void, draft.wallet, draft.task_id)
             voiding = self.operations.run_in_background(draft.task_id, void)
             await self.operations.outcome(lambda: asyncio.shield(voiding))
@@ -146,7 +146,7 @@ class Ledger:
         """
         job, principal = accepted.job, accepted.principal
         estimate, prices = accepted.estimate, accepted.prices
-        counters = counters_of(LimitedCall(plan, principal, job.model, accepted))
+        limits = CallLimits(LimitedCall(plan, principal, job.model, accepted))
         draft = UsageRecord(
             task_id=job.task_id,
             request_id=job.request_id,
@@ -165,7 +165,7 @@ class Ledger:
             minimum=max_cost(estimate.minimum, prices),
             maximum=max_cost(estimate.maximum, prices),
             sufficient=0 if estimate.sufficient is None else max_cost(estimate.sufficient, prices),
-            counters=counters,
+            counters=limits.counters,
             shares=SHARES,
             idempotency_key=accepted.idempotency_key,
         )
@@ -173,16 +173,16 @@ class Ledger:
         try:
             outcome = await self._reserve(request)
             now = self.now()
-            call.response_headers |= limit_headers(counters, outcome.limit_status, now)
+            call.response_headers |= limits.headers(outcome.limit_status, now)
             if isinstance(outcome, Refused):
-                raise refusal(outcome, counters, now)
+                raise limits.refusal(outcome, now)
             if isinstance(outcome, ReplayedAnswer):
                 call.response_headers[CHARGED_HEADER] = money.format_credits(0)
                 call.response_headers["Idempotent-Replayed"] = "true"
                 return outcome
             if estimate.exact and not prices.bills_reported_cost():  # a reported cost is known at the end
                 call.response_headers[CHARGED_HEADER] = money.format_credits(request.maximum)
-            reservation = Reservation(self, accepted, counters, draft, outcome, call)
+            reservation = Reservation(self, accepted, limits, draft, outcome, call)
             self.running[job.task_id] = reservation
             return reservation
         finally:

@@ -5,10 +5,12 @@ A new limit is one function and one row of LIMITS; the store counts whatever the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from math import ceil
+from typing import NamedTuple
 
 from pomelo import money
 from pomelo.accounts.plans import Plan
@@ -27,8 +29,7 @@ SHARES = "concurrency"
 """The limit that says for how many tasks an account's credits are."""
 
 
-@dataclass(frozen=True, slots=True)
-class LimitedCall:
+class LimitedCall(NamedTuple):
     """What limits can depend on. `model` and `accepted` are None for a call that is about no model and runs
     no task; such a call counts as one request if its body was large or unreadable."""
 
@@ -71,10 +72,10 @@ class Limit:
     actual: Callable[[Usage], int] | None = None
 
 
-LIMITS: dict[str, Limit] = {
-    "requests": Limit(_requests, "", "rate_limit_exceeded"),
-    "concurrency": Limit(_concurrency, "-Concurrent", "concurrency_limit_exceeded"),
-    "tokens": Limit(
+LIMITS: list[Limit] = [
+    Limit(_requests, "", "rate_limit_exceeded"),
+    Limit(_concurrency, "-Concurrent", "concurrency_limit_exceeded"),
+    Limit(
         _tokens,
         "-Tokens",
         "token_limit_exceeded",
@@ -82,53 +83,65 @@ LIMITS: dict[str, Limit] = {
         "Shorten messages, or lower max_tokens",
         actual=lambda usage: usage.input_tokens + usage.output_tokens,
     ),
-}
-"""By the names of their counters, without the scope. The first limit that is exceeded refuses a task."""
+]
+"""The first limit that a task would exceed refuses it."""
 
 
-def counters_of(call: LimitedCall) -> tuple[Counter, ...]:
-    """What a call counts."""
-    counters = [limit.counter(call) for limit in LIMITS.values()]
-    return tuple(counter for counter in counters if counter is not None)
+class CallLimits:
+    """The limits that concern a call. `counters` are what it counts, in the order of the limits."""
+
+    __slots__ = ("_limits", "counters")
+
+    def __init__(self, call: LimitedCall) -> None:
+        limits = [(limit, limit.counter(call)) for limit in LIMITS]
+        self._limits = [(limit, counter) for limit, counter in limits if counter is not None]
+        self.counters = tuple([counter for _, counter in self._limits])
+
+    def actual_counters(self, usage: Usage) -> tuple[Counter, ...]:
+        """The counters of a task, with what it has really used."""
+        return tuple(
+            [
+                counter if limit.actual is None else counter._replace(amount=limit.actual(usage))
+                for limit, counter in self._limits
+            ]
+        )
+
+    def headers(self, status: LimitStatus, now: float) -> dict[str, str]:
+        """The headers of the limits and of the credits at Unix time `now`."""
+        headers: dict[str, str] = {}
+        concurrent: dict[str, str] = {}
+        for limit, (name, _, most, window) in self._limits:
+            if most is not None:
+                used, reset = status.counts[name]
+                limit_header, remaining_header, reset_header = _header_names(limit.suffix)
+                own = concurrent if window is None else headers
+                own[limit_header] = str(most)
+                own[remaining_header] = str(max(0, most - used))
+                if window is not None:
+                    own[reset_header] = str(ceil(now + reset))
+        headers |= concurrent
+        headers["X-Credits-Remaining"] = money.format_credits(status.available)
+        return headers
+
+    def refusal(self, refused: Refused, now: float) -> PomeloError:
+        """The error for a task that could not be reserved. Its times agree with the headers at the same
+        `now`."""
+        for limit, counter in self._limits:
+            if counter.name == refused.counter:
+                return _limit_refusal(limit, counter, refused.limit_status, now)
+        return PomeloError(refused.code)
 
 
-def actual_counters(counters: Iterable[Counter], usage: Usage) -> tuple[Counter, ...]:
-    """The counters of a task, with what it has really used."""
-    actual = []
-    for counter in counters:
-        used = _limit_of(counter).actual
-        if used is not None:
-            counter = Counter(counter.name, used(usage), counter.limit, counter.window)
-        actual.append(counter)
-    return tuple(actual)
+@cache
+def _header_names(suffix: str) -> tuple[str, str, str]:
+    return (
+        f"X-RateLimit-Limit{suffix}",
+        f"X-RateLimit-Remaining{suffix}",
+        f"X-RateLimit-Reset{suffix}",
+    )
 
 
-def limit_headers(counters: Sequence[Counter], status: LimitStatus, now: float) -> dict[str, str]:
-    """The headers of these limits and of the credits at Unix time `now`."""
-    headers: dict[str, str] = {}
-    concurrent: dict[str, str] = {}
-    for counter in counters:
-        if counter.limit is None:
-            continue
-        suffix, count = _limit_of(counter).suffix, status.counts[counter.name]
-        own = concurrent if counter.window is None else headers
-        own[f"X-RateLimit-Limit{suffix}"] = str(counter.limit)
-        own[f"X-RateLimit-Remaining{suffix}"] = str(max(0, counter.limit - count.used))
-        if counter.window is not None:
-            own[f"X-RateLimit-Reset{suffix}"] = str(ceil(now + count.reset))
-    return headers | concurrent | {"X-Credits-Remaining": money.format_credits(status.available)}
-
-
-def refusal(refused: Refused, counters: Iterable[Counter], now: float) -> PomeloError:
-    """The error for a task that could not be reserved. Its times agree with the headers at the same `now`."""
-    for counter in counters:
-        if counter.name == refused.counter:
-            return _limit_refusal(counter, refused.limit_status, now)
-    return PomeloError(refused.code)
-
-
-def _limit_refusal(counter: Counter, status: LimitStatus, now: float) -> PomeloError:
-    limit = _limit_of(counter)
+def _limit_refusal(limit: Limit, counter: Counter, status: LimitStatus, now: float) -> PomeloError:
     if counter.window is None:
         return PomeloError(limit.error, limit.message)
     if limit.too_large and counter.amount > (counter.limit or 0):
@@ -139,7 +152,3 @@ def _limit_refusal(counter: Counter, status: LimitStatus, now: float) -> PomeloE
     at = datetime.fromtimestamp(ceil(now + reset), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     message = f"{limit.message or TABLE[limit.error].message}. Reset at {at}"
     return PomeloError(limit.error, message, retry_after=max(1, ceil(reset)))
-
-
-def _limit_of(counter: Counter) -> Limit:
-    return LIMITS[counter.name.partition(":")[0]]

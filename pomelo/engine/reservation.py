@@ -13,11 +13,11 @@ from pomelo.call import CHARGED_HEADER, Call
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.catalog.reported_cost import with_reported_cost
 from pomelo.engine.job import AcceptedJob
-from pomelo.engine.limits import actual_counters, limit_headers
+from pomelo.engine.limits import CallLimits
 from pomelo.errors import PomeloError
 from pomelo.providers.base import Job
 from pomelo.stores.accounts import Wallet
-from pomelo.stores.ledger import Counter, LimitStatus, LostReservationError, Reserved, Settled, Settlement
+from pomelo.stores.ledger import LimitStatus, LostReservationError, Reserved, Settled, Settlement
 from pomelo.stores.usage import UsageRecord
 from pomelo.tasks.base import Collector
 
@@ -32,7 +32,7 @@ class Reservation:
     """What one running task has reserved. It ends once, by `settle`, `release`, `fail` or `refuse`."""
 
     __slots__ = (
-        "_call", "_collector", "_counters", "_draft", "_ended", "_ledger", "_saved_bytes", "_started",
+        "_call", "_collector", "_draft", "_ended", "_ledger", "_limits", "_saved_bytes", "_started",
         "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
     )  # fmt: skip
 
@@ -40,14 +40,14 @@ class Reservation:
         self,
         ledger: Ledger,
         accepted: AcceptedJob,
-        counters: tuple[Counter, ...],
+        limits: CallLimits,
         draft: UsageRecord,
         reserved: Reserved,
         call: Call,
     ) -> None:
         self._ledger = ledger
         self._call = call
-        self._counters = counters
+        self._limits = limits
         self._draft = draft
         self.accepted = accepted
         self.job = accepted.job
@@ -105,7 +105,7 @@ class Reservation:
             PomeloError: store_unavailable; the settlement failed, or the reservation was lost.
         """
         record = self._record(usage, "provider" if counted else "estimated", complete=True)
-        settlement = Settlement(record, actual_counters(self._counters, usage), answer)
+        settlement = Settlement(record, self._limits.actual_counters(usage), answer)
         self._end()
         operations = self._ledger.operations
         settling = operations.run_in_background(
@@ -136,7 +136,7 @@ class Reservation:
                 if settled is not None:
                     self._report_status(settled.limit_status, settled.record.cost)
                 else:
-                    status = await self._ledger.limit_status(self.wallet, self._counters)
+                    status = await self._ledger.limit_status(self.wallet, self._limits.counters)
                     self._report_status(status, None if self.lost else 0)
         except (PomeloError, LostReservationError, TimeoutError):
             pass  # The store fails: the headers written at the start remain.
@@ -151,7 +151,7 @@ class Reservation:
         self._call.response_headers.pop(CHARGED_HEADER, None)
         voiding = self._ledger.refund(self._draft)
         await self._ledger.operations.outcome(lambda: asyncio.shield(voiding))
-        self._report_status(await self._ledger.limit_status(self.wallet, self._counters), None)
+        self._report_status(await self._ledger.limit_status(self.wallet, self._limits.counters), None)
 
     def _settle_or_void(self) -> asyncio.Future[Settled | None]:
         """Starts to charge what was delivered, or to void the task if nothing was."""
@@ -172,11 +172,11 @@ class Reservation:
         except Exception as error:
             self._ledger.operations.unexpected.log("What a task used could not be counted", error)
             return partial(store.recover, self.wallet, task_id)
-        return partial(store.settle, Settlement(record, actual_counters(self._counters, usage)))
+        return partial(store.settle, Settlement(record, self._limits.actual_counters(usage)))
 
     def _report_status(self, status: LimitStatus, cost: int | None) -> None:
         """Writes limits, credits and the cost, if it is known, into the response headers and trailers."""
-        headers = limit_headers(self._counters, status, self._ledger.now())
+        headers = self._limits.headers(status, self._ledger.now())
         if cost is not None:
             headers[CHARGED_HEADER] = money.format_credits(cost)
         self._call.response_headers |= headers

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Wallet
@@ -33,8 +33,7 @@ class IdempotencyKey:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(NamedTuple):
     """A count of a wallet, and what one task adds to it.
 
     `name` identifies it within the wallet: a lower-case word, which is not granted, spent or held, and after
@@ -71,8 +70,7 @@ class ReserveRequest:
     shares: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(NamedTuple):
     """How much of a counter is used, and the seconds until its window ends (0: no window is open)."""
 
     used: int = 0

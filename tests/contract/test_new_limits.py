@@ -48,14 +48,14 @@ def images(monkeypatch: pytest.MonkeyPatch) -> None:
         message="Too many images today",
         actual=lambda usage: usage.images,
     )
-    monkeypatch.setitem(LIMITS, "images", limit)
+    monkeypatch.setattr("pomelo.engine.limits.LIMITS", [*LIMITS, limit])
 
 
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit of one stream at a time of each key."""
     limit = Limit(streams_of_a_key, "-Streams", "concurrency_limit_exceeded", message="Too many streams")
-    monkeypatch.setitem(LIMITS, "streams", limit)
+    monkeypatch.setattr("pomelo.engine.limits.LIMITS", [*LIMITS, limit])
 
 
 @PROTOCOL

@@ -44,6 +44,9 @@ _STATE_OF_RUNNING_TASK = _STATE.format("")
 _STATE_OF_NEW_TASK = _STATE.format(", EXISTS (SELECT 1 FROM usage AS u WHERE u.task_id = q.task_id)")
 
 
+_UNUSED = (0, None, None)
+
+
 class _Reservation(NamedTuple):
     amount: int
     counted: dict[str, tuple[int, float | None]]
@@ -54,9 +57,8 @@ class _Reservation(NamedTuple):
 class _State:
     """A wallet and the reservation of one of its tasks, at one moment.
 
-    `counts` have for each counter its count, and the start and end of its window, or None without one; not
-    those whose window has ended. `ended` (the task has its usage record) is only read with
-    _STATE_OF_NEW_TASK.
+    `counts` have for each counter with a count or an open window: the count, and the start and end of the
+    window, or None without one. `ended` (the task has its usage record) is only read with _STATE_OF_NEW_TASK.
     """
 
     __slots__ = ("counts", "ended", "exists", "granted", "held", "now", "reservation", "spent", "wallet")
@@ -77,8 +79,12 @@ class _State:
         self.held: int = row[2] or 0
         self.counts: dict[str, list[Any]] = {}
         if self.exists:
-            found = from_json(row[3]).items()
-            self.counts = {name: count for name, count in found if count[2] is None or now < count[2]}
+            # A start in the future is no open window: the clock may have been set back while no process ran.
+            self.counts = {
+                name: count
+                for name, count in from_json(row[3]).items()
+                if count[1] is None or count[1] <= now < count[2]
+            }
         self.reservation = None if row[4] is None else _Reservation(row[4], from_json(row[5]), row[6])
         self.ended = sql is _STATE_OF_NEW_TASK and bool(row[7])
 
@@ -86,24 +92,15 @@ class _State:
     def available(self) -> int:
         return self.granted - self.spent - self.held
 
-    def count(self, name: str) -> list[Any] | None:
-        """The count of a counter, None if it is 0."""
-        count = self.counts.get(name)
-        # A start in the future is no open window: the clock may have been set back while no process ran.
-        return None if count is None or (count[1] is not None and self.now < count[1]) else count
-
     def used(self, name: str) -> int:
-        count = self.count(name)
+        count = self.counts.get(name)
         return 0 if count is None else count[0]
 
     def limit_status(self, counters: Sequence[Counter]) -> LimitStatus:
         counts = {}
         for counter in counters:
-            count = self.count(counter.name)
-            if count is None:
-                counts[counter.name] = Count()
-            else:
-                counts[counter.name] = Count(count[0], 0.0 if count[2] is None else count[2] - self.now)
+            used, _, end = self.counts.get(counter.name, _UNUSED)
+            counts[counter.name] = Count(used, 0.0 if end is None else end - self.now)
         return LimitStatus(self.available, counts)
 
 
@@ -181,7 +178,7 @@ def _check_idempotency_key(
 
 
 def _refusal(state: _State, request: ReserveRequest) -> Refused | None:
-    for name, amount, limit in ((each.name, each.amount, each.limit) for each in request.counters):
+    for name, amount, limit, _ in request.counters:
         if limit is not None and amount and state.used(name) + amount > limit:
             return Refused(state.limit_status(request.counters), "limit_exceeded", name)
     if state.available < request.minimum:
@@ -202,13 +199,13 @@ def _count(
 ) -> dict[str, tuple[int, float | None]]:
     """Counts one more task, in the table and in the state. Returns what its reservation records of that."""
     counted = {}
-    for counter in counters:
-        count = state.count(counter.name)
+    for name, taken, _, window in counters:
+        count = state.counts.get(name)
         if count is None:
-            window = (None, None) if counter.window is None else (state.now, state.now + counter.window)
-            count = state.counts[counter.name] = [0, *window]
-        count[0] += counter.amount
-        counted[counter.name] = (counter.amount, count[1])
+            times = (None, None) if window is None else (state.now, state.now + window)
+            count = state.counts[name] = [0, *times]
+        count[0] += taken
+        counted[name] = (taken, count[1])
     state.held += amount
     values = (state.held, _encode(state.counts), state.wallet.account, state.wallet.live)
     if state.exists:
@@ -265,7 +262,7 @@ def _change_counts(state: _State, reservation: _Reservation, amounts: Mapping[st
     """Counts `amounts`, by counter, in place of what was reserved in windows that are still open."""
     for name, amount in amounts.items():
         reserved, start = reservation.counted.get(name, (0, None))
-        count = state.count(name)
+        count = state.counts.get(name)
         if start is not None and count is not None and count[1] == start:
             count[0] += amount - reserved
 

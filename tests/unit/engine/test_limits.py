@@ -8,7 +8,7 @@ from pomelo.accounts.plans import Plan
 from pomelo.call import Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
-from pomelo.engine.limits import LimitedCall, actual_counters, counters_of, limit_headers, refusal
+from pomelo.engine.limits import CallLimits, LimitedCall
 from pomelo.stores.ledger import Count, Counter, LimitStatus, Refused
 from tests.unit.engine.jobs import accepted_job
 
@@ -19,12 +19,12 @@ MODELS = Catalog.load().models
 UNUSED = Count()
 
 
-def counters(plan: Plan = PLAN, model: str = "gpt-4", tokens: int | None = None) -> tuple[Counter, ...]:
-    """What a call counts; with `tokens`, a task that is likely to use so many."""
+def limits(plan: Plan = PLAN, model: str = "gpt-4", tokens: int | None = None) -> CallLimits:
+    """The limits of a call; with `tokens`, a task that is likely to use so many."""
     job = None
     if tokens is not None:
         job = accepted_job("task_1", MODELS[model], Usage(), CALLER, tokens=tokens)
-    return counters_of(LimitedCall(plan, CALLER, MODELS[model], job))
+    return CallLimits(LimitedCall(plan, CALLER, MODELS[model], job))
 
 
 def status(requests: Count, concurrency: int, tokens: Count, available: int = 5_000_000) -> LimitStatus:
@@ -37,7 +37,7 @@ def reported(
     requests: Count = UNUSED, concurrency: int = 0, tokens: Count = UNUSED, plan: Plan = PLAN
 ) -> dict[str, str]:
     """The headers at NOW, without the prefix of the limit headers."""
-    headers = limit_headers(counters(plan), status(requests, concurrency, tokens), NOW)
+    headers = limits(plan).headers(status(requests, concurrency, tokens), NOW)
     return {name.removeprefix("X-RateLimit-"): value for name, value in headers.items()}
 
 
@@ -46,7 +46,7 @@ def error(
 ) -> tuple[str, str, int | None]:
     """The code, the message and the proposed wait of a refusal at NOW."""
     found = status(Count(20, requests_reset), 3, Count(990, tokens_reset), 0)
-    raised = refusal(Refused(found, "limit_exceeded", counter), counters(tokens=tokens), NOW)
+    raised = limits(tokens=tokens).refusal(Refused(found, "limit_exceeded", counter), NOW)
     return raised.code, raised.message, raised.retry_after
 
 
@@ -80,7 +80,7 @@ def test_a_reset_is_never_reported_before_the_window_ends() -> None:
 
 def test_only_limits_that_apply_have_headers() -> None:
     assert reported(plan=Plan("unlimited")) == {"X-Credits-Remaining": "5"}
-    assert [counter.name for counter in counters(model="flux-1-pro")] == ["requests", "concurrency"]
+    assert [counter.name for counter in limits(model="flux-1-pro").counters] == ["requests", "concurrency"]
     assert set(reported(plan=Plan("few", concurrent=0))) == {
         "Limit-Concurrent",
         "Remaining-Concurrent",
@@ -89,7 +89,7 @@ def test_only_limits_that_apply_have_headers() -> None:
 
 
 def test_limits_are_checked_in_the_order_requests_concurrency_tokens() -> None:
-    assert counters(tokens=7) == (
+    assert limits(tokens=7).counters == (
         Counter("requests", 1, 20, 60.0),
         Counter("concurrency", 1, 3),
         Counter("tokens:gpt-4", 7, 1_000, 60.0),
@@ -97,12 +97,15 @@ def test_limits_are_checked_in_the_order_requests_concurrency_tokens() -> None:
 
 
 def test_a_call_without_a_task_takes_a_request_and_nothing_else() -> None:
-    assert [counter.amount for counter in counters()] == [1, 0, 0]
-    assert [each.name for each in counters_of(LimitedCall(PLAN, CALLER))] == ["requests", "concurrency"]
+    assert [counter.amount for counter in limits().counters] == [1, 0, 0]
+    assert [each.name for each in CallLimits(LimitedCall(PLAN, CALLER)).counters] == [
+        "requests",
+        "concurrency",
+    ]
 
 
 def test_usage_without_a_limit_is_counted() -> None:
-    assert [(counter.amount, counter.limit) for counter in counters(Plan("unlimited"), tokens=7)] == [
+    assert [(counter.amount, counter.limit) for counter in limits(Plan("unlimited"), tokens=7).counters] == [
         (1, None),
         (1, None),
         (7, None),
@@ -110,9 +113,9 @@ def test_usage_without_a_limit_is_counted() -> None:
 
 
 def test_at_the_end_the_real_number_of_tokens_counts() -> None:
-    taken = counters(tokens=7)
-    actual = actual_counters(taken, Usage(input_tokens=30, output_tokens=12, images=5))
-    assert actual == (*taken[:2], Counter("tokens:gpt-4", 42, 1_000, 60.0))
+    taken = limits(tokens=7)
+    actual = taken.actual_counters(Usage(input_tokens=30, output_tokens=12, images=5))
+    assert actual == (*taken.counters[:2], Counter("tokens:gpt-4", 42, 1_000, 60.0))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +162,6 @@ def test_a_full_plan_proposes_the_wait_of_its_own_error() -> None:
 
 @pytest.mark.parametrize("code", ["insufficient_credits", "idempotency_conflict", "idempotency_mismatch"])
 def test_another_refusal_has_its_own_error(code: str) -> None:
-    raised = refusal(Refused(LimitStatus(0), code), counters(), NOW)
+    raised = limits().refusal(Refused(LimitStatus(0), code), NOW)
     assert raised.code == code
     assert raised.retry_after == (1 if code == "idempotency_conflict" else None)
