@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from pomelo.errors import PomeloError
@@ -36,6 +38,7 @@ from pomelo.stores.redis.wallet_index import WalletIndex
 from pomelo.stores.redis.workers import Worker
 from pomelo.stores.usage import RECOVERED, UsageRecord
 
+_COUNTER_NAME = re.compile(r"(?!(granted|spent|held)(:|\Z))[a-z]+(:|\Z)")
 _MAX_NOTED = 100
 _BACKOFF = 0.2
 _CHECKS = 3
@@ -271,10 +274,22 @@ class Ledger:
 
 def _format_counters(counters: Sequence[Counter]) -> list[Argument]:
     args: list[Argument] = []
-    for counter in counters:
-        limit = "" if counter.limit is None else counter.limit
-        args += (counter.name, counter.amount, limit, round((counter.window or 0.0) * 1e6))
+    for name, amount, limit, window in counters:
+        args += (
+            _checked(name),
+            amount,
+            "" if limit is None else limit,
+            0 if window is None else round(window * 1e6),
+        )
     return args
+
+
+@lru_cache(10_000)
+def _checked(name: str) -> str:
+    """The name of a counter, which can't be that of another field of the wallet."""
+    if not _COUNTER_NAME.match(name):
+        raise ValueError(f"not the name of a counter: {name}")
+    return name
 
 
 def _limit_status(reply: Any, counters: Sequence[Counter]) -> LimitStatus:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from pydantic_core import from_json
+
 from pomelo.stores import records
 from pomelo.stores.accounts import PAGE, Wallet
 from pomelo.stores.redis.connection import REPORT_TIMEOUT, Connection, RefusedError
@@ -138,14 +140,12 @@ def _parse(wallet: Wallet, task_id: str, text: str) -> StoredReservation:
         ValueError: the text has another format.
     """
     worker, _, amount, _, rest = text.split(" ", 4)
-    # The lengths are in bytes, as Lua counts.
-    if rest.startswith("k"):
-        length, rest = rest[1:].split(" ", 1)
-        key = rest.encode()[: int(length)]
+    if rest.startswith("["):
+        key = from_json(rest)[0]
     else:
-        *_, length, rest = rest.split(" ", 4)
-        key = rest.encode()[int(length) :]
-    return StoredReservation(wallet, task_id, worker, int(amount), key.decode())
+        *_, length, names = rest.split(" ", 4)
+        key = names.encode()[int(length) :].decode()  # the length is in bytes, as Lua counts
+    return StoredReservation(wallet, task_id, worker, int(amount), key)
 
 
 async def for_each(items: Iterable[S], do: Callable[[S], Awaitable[T]]) -> list[T]:

@@ -16,8 +16,7 @@ redis.call('XLEN', KEYS[5])
 local owns_key = has_key(KEYS[6], task, reservation.key)
 local charged, uncollected = charge(wallet, reservation, reservation.cost)
 
-release(task, reservation, wallet, {})
-if charged > 0 then redis.call('HINCRBY', KEYS[1], 'spent', digits(charged)) end
+release(task, reservation, wallet, {}, charged)
 if reservation.cost > 0 and draft then
   redis.call('XADD', KEYS[5], '*', 'record', draft, 'cost', digits(charged),
     'uncollected', digits(uncollected), 'recovered', string.format('%.6f', now / 1000000))

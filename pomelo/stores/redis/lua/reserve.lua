@@ -26,8 +26,9 @@ if tombstone and (string.match(tombstone, '^(%S+)') ~= 'void' or string.sub(tomb
   return {'ended'}
 end
 
-for _, counter in ipairs(counters) do
-  local used, limit = wallet.counts[counter.name].used, counter.limit
+for at = 1, #counters do
+  local counter = counters[at]
+  local used, limit = counter.used, counter.limit
   if limit and counter.amount > 0 and used + counter.amount > limit then
     return {'refused', limit_status(wallet), 'limit_exceeded', counter.name}
   end
@@ -39,25 +40,25 @@ if sufficient > 0 then
   amount = math.min(amount, math.max(math.floor(wallet.available / shares), sufficient, minimum))
 end
 
-local changed = {}
-local function change(field, number) changed[#changed + 1], changed[#changed + 2] = field, digits(number) end
-for _, counter in ipairs(counters) do
-  local count, at, number = wallet.counts[counter.name], window_fields(counter.name)
-  if count.span > 0 and count.left == 0 then
-    count.number, count.left = count.number + 1, count.span
-    change(number, count.number)
-  end
+local changed = {'held', digits(wallet.held + amount)}
+for at = 1, #counters do
+  local counter = counters[at]
   -- A new window starts now. So does one with a start in the future.
-  if count.span > 0 and count.left == count.span then change(at, now) end
-  count.used, counter.number = count.used + counter.amount, count.number
-  change(counter.name, count.used)
+  if counter.span > 0 and (counter.left == 0 or counter.left == counter.span) then
+    local start, number = window_fields(counter.name)
+    if counter.left == 0 then counter.number = counter.number + 1 end
+    counter.left = counter.span
+    changed[#changed + 1], changed[#changed + 2] = start, digits(now)
+    changed[#changed + 1], changed[#changed + 2] = number, digits(counter.number)
+  end
+  counter.used = counter.used + counter.amount
+  changed[#changed + 1], changed[#changed + 2] = counter.name, digits(counter.used)
 end
 reservation = {worker = worker, call = call, amount = amount, cost = 0, rest = format_counted(key, counters)}
 
 redis.call('HSET', KEYS[2], task, format_reservation(reservation))
 redis.call('HSET', KEYS[3], task, draft)
-if #changed > 0 then redis.call('HSET', KEYS[1], unpack(changed)) end
-redis.call('HINCRBY', KEYS[1], 'held', digits(amount))
+redis.call('HSET', KEYS[1], unpack(changed))
 if tombstone then redis.call('DEL', KEYS[4]) end
 if key ~= '' then
   redis.call('DEL', KEYS[5])

@@ -21,10 +21,9 @@ local owns_key = has_key(KEYS[6], task, key)
 local charged, uncollected = charge(wallet, reservation, cost)
 
 local amounts = {}
-for _, counter in ipairs(counters) do amounts[counter.name] = counter.amount end
+for at = 1, #counters do amounts[counters[at].name] = counters[at].amount end
 
-release(task, reservation, wallet, amounts)
-if charged > 0 then redis.call('HINCRBY', KEYS[1], 'spent', digits(charged)) end
+release(task, reservation, wallet, amounts, charged)
 redis.call('XADD', KEYS[5], '*', 'record', record, 'cost', digits(charged),
   'uncollected', digits(uncollected))
 redis.call('SET', KEYS[4], string.format('settled %s %s %s', digits(charged), digits(uncollected), digest),

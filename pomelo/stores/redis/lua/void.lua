@@ -19,10 +19,10 @@ local wallet = read_wallet(clock(), {}, reservation.counters)
 local owns_key = has_key(KEYS[5], task, key)
 local amounts = {}
 if refund then
-  for _, counter in ipairs(reservation.counters) do amounts[counter.name] = 0 end
+  for at = 1, #reservation.counters do amounts[reservation.counters[at].name] = 0 end
 end
 
-release(task, reservation, wallet, amounts)
+release(task, reservation, wallet, amounts, 0)
 if owns_key then redis.call('DEL', KEYS[5]) end
 redis.call('SET', KEYS[4], 'void ' .. reservation.call, 'EX', ARGV[5])
 return {'void'}

@@ -34,12 +34,13 @@ local function left(at, span, now)
   return math.max(0, math.min(span, at + span - now))
 end
 
--- The counters in ARGV, from `first` on: name, amount, limit ('': none) and window in microseconds (0: none).
+-- The counters in ARGV, from `first` on: name, amount, limit ('': none) and window in microseconds (0: none). Each
+-- remembers where it was.
 local function read_counters(first)
   local counters = {}
   for at = first, #ARGV - 1, 4 do
-    counters[#counters + 1] = {name = ARGV[at], amount = whole(ARGV[at + 1]), limit = tonumber(ARGV[at + 2]),
-      span = whole(ARGV[at + 3])}
+    counters[#counters + 1] = {name = ARGV[at], amount = tonumber(ARGV[at + 1]), limit = tonumber(ARGV[at + 2]),
+      span = tonumber(ARGV[at + 3]), used = 0, left = 0, number = 0, first = at}
   end
   return counters
 end
@@ -47,42 +48,43 @@ end
 -- The fields of a wallet in which a counter has the start of its window and its number: tokens_at:gpt-4 and
 -- tokens_window:gpt-4 of tokens:gpt-4, which has the count.
 local function window_fields(name)
-  local base, scope = string.match(name .. ':', '^(%l+)(:.*)$')
-  if not base or base == 'granted' or base == 'spent' or base == 'held' then
-    error('not the name of a counter: ' .. name)
-  end
-  scope = string.sub(scope, 1, -2)
-  return base .. '_at' .. scope, base .. '_window' .. scope
+  local colon = string.find(name, ':', 1, true)
+  if not colon then return name .. '_at', name .. '_window' end
+  local word, scope = string.sub(name, 1, colon - 1), string.sub(name, colon)
+  return word .. '_at' .. scope, word .. '_window' .. scope
 end
 
--- A wallet's balance and its counts: of `counters`, those of the status that the script returns, and of `taken`,
--- those of a reservation. A count has `used`; with a window, what is `left` of it and its `number`.
+-- A wallet's balance and its counts by name: of `counters`, those of the status that the script returns, and of
+-- `taken`, those of a reservation. Sets what each has `used` and, with a window, what is `left` of it and its
+-- `number`.
 local function read_wallet(now, counters, taken)
-  local fields, counts = {'granted', 'spent', 'held'}, {}
-  for _, list in ipairs({counters, taken}) do
-    for _, counter in ipairs(list) do
-      if not counts[counter.name] then
-        local at, number = window_fields(counter.name)
-        counts[counter.name] = {span = counter.span, first = #fields + 1, left = 0}
-        fields[#fields + 1] = counter.name
-        if counter.span > 0 then fields[#fields + 1], fields[#fields + 2] = at, number end
+  local fields, counts, all = {'granted', 'spent', 'held'}, {}, {}
+  for at = 1, #counters + #taken do
+    local counter = counters[at] or taken[at - #counters]
+    if not counts[counter.name] then
+      counts[counter.name], all[#all + 1] = counter, counter
+      fields[#fields + 1] = counter.name
+      if counter.span > 0 then
+        local size = #fields
+        fields[size + 1], fields[size + 2] = window_fields(counter.name)
       end
     end
   end
   local found = redis.call('HMGET', KEYS[1], unpack(fields))
-  local running = redis.call('HLEN', KEYS[2]) > 0
-  for _, count in pairs(counts) do
-    local used, is_open = whole(found[count.first]), running
-    if count.span > 0 then
-      count.left = left(whole(found[count.first + 1]), count.span, now)
-      count.number = whole(found[count.first + 2])
-      is_open = count.left > 0
+  local running, field = redis.call('HLEN', KEYS[2]) > 0, 4
+  for at = 1, #all do
+    local counter, is_open = all[at], running
+    local used = whole(found[field])
+    field = field + 1
+    if counter.span > 0 then
+      counter.left, counter.number = left(whole(found[field]), counter.span, now), whole(found[field + 1])
+      is_open, field = counter.left > 0, field + 2
     end
     -- What only running tasks take is 0 without any: no error that lost a release can last.
-    count.used = is_open and used or 0
+    counter.used = is_open and used or 0
   end
   local wallet = {granted = whole(found[1]), spent = whole(found[2]), held = whole(found[3]), counts = counts,
-    counters = counters}
+    counters = counters, available = 0}
   wallet.available = wallet.granted - wallet.spent - wallet.held
   return wallet
 end
@@ -91,67 +93,58 @@ end
 -- count and what is left of its window.
 local function limit_status(wallet)
   local status = {wallet.available}
-  for _, counter in ipairs(wallet.counters) do
-    local count = wallet.counts[counter.name]
-    status[#status + 1], status[#status + 2] = count.used, count.left
+  for at = 1, #wallet.counters do
+    status[2 * at], status[2 * at + 1] = wallet.counters[at].used, wallet.counters[at].left
   end
   return status
 end
 
--- The text of a reservation. `call` distinguishes repeated reserve calls of one task. The rest are an
--- Idempotency-Key, preceded by its length in bytes, and what was counted: amount, number of the window and its
--- length in microseconds (0: no window), and the name, preceded by its length.
+-- The text of a reservation. `call` distinguishes repeated reserve calls of one task. The rest is JSON: the
+-- Idempotency-Key, and of each counter the name, what was counted, the number of the window and its length in
+-- microseconds (0: no window).
 local function format_reservation(reservation)
   return string.format('%s %s %.0f %.0f %s', reservation.worker, reservation.call, reservation.amount,
     reservation.cost, reservation.rest)
 end
 
 local function format_counted(key, counters)
-  local parts = {'k', #key, ' ', key}
-  for _, counter in ipairs(counters) do
-    parts[#parts + 1] = string.format(' %.0f %.0f %.0f %d ', counter.amount, counter.number or 0, counter.span,
-      #counter.name)
-    parts[#parts + 1] = counter.name
+  local counted = {}
+  for at = 1, #counters do
+    local counter = counters[at]
+    counted[at] = {counter.name, ARGV[counter.first + 1], counter.number, ARGV[counter.first + 3]}
   end
-  return table.concat(parts)
+  return cjson.encode({key, counted})
 end
 
 -- The rest of a reservation that a version before counters made: number of the window of requests, tokens, number
--- of their window (0: not counted), model and Idempotency-Key. It takes no concurrency.
+-- of their window (0: not counted), length of the model in bytes, model and Idempotency-Key. It takes no
+-- concurrency.
 local function read_old_counted(rest)
   local requests_window, tokens, tokens_window, length, names = string.match(rest, '^(%d+) (%d+) (%d+) (%d+) (.*)$')
   if not requests_window then return nil end
-  local counters = {{name = 'requests', amount = 1, number = whole(requests_window), span = 60000000}}
-  if whole(tokens_window) > 0 then
-    counters[2] = {name = 'tokens:' .. string.sub(names, 1, length), amount = whole(tokens),
-      number = whole(tokens_window), span = 60000000}
+  local counted = {{'requests', 1, requests_window, 60000000}}
+  if tokens_window ~= '0' then
+    counted[2] = {'tokens:' .. string.sub(names, 1, length), tokens, tokens_window, 60000000}
   end
-  return string.sub(names, length + 1), counters
+  return {string.sub(names, length + 1), counted}
 end
 
-local function read_counted(rest)
-  local length, start = string.match(rest, '^k(%d+) ()')
-  if not length then return read_old_counted(rest) end
-  local key, at, counters = string.sub(rest, start, start + length - 1), start + length, {}
-  while at <= #rest do
-    local amount, number, span, size, name = string.match(rest, '^ (%d+) (%d+) (%d+) (%d+) ()', at)
-    at = name + size
-    counters[#counters + 1] = {name = string.sub(rest, name, at - 1), amount = whole(amount),
-      number = whole(number), span = whole(span)}
-  end
-  return key, counters
-end
-
--- The reservation of a task, or nil.
+-- The reservation of a task, or nil. Its counters counted in the `window` of that number.
 local function read_reservation(task)
   local text = redis.call('HGET', KEYS[2], task)
   redis.call('HLEN', KEYS[3])
   if not text then return nil end
   local worker, call, amount, cost, rest = string.match(text, '^(%S+) (%S+) (%d+) (%d+) (.*)$')
-  local key, counters
-  if worker then key, counters = read_counted(rest) end
-  if not key then error('not a reservation: ' .. task) end
-  return {worker = worker, call = call, amount = whole(amount), cost = whole(cost), rest = rest, key = key,
+  local parts
+  if worker then parts = string.sub(rest, 1, 1) == '[' and cjson.decode(rest) or read_old_counted(rest) end
+  if not parts then error('not a reservation: ' .. task) end
+  local counters = {}
+  for at = 1, #parts[2] do
+    local counted = parts[2][at]
+    counters[at] = {name = counted[1], amount = whole(counted[2]), window = whole(counted[3]),
+      span = whole(counted[4]), used = 0, left = 0, number = 0}
+  end
+  return {worker = worker, call = call, amount = whole(amount), cost = whole(cost), rest = rest, key = parts[1],
     counters = counters}
 end
 
@@ -160,17 +153,18 @@ local function has_key(answer_key, task, key)
   return key ~= '' and redis.call('HGET', answer_key, 'task') == task
 end
 
--- Releases a reservation, and counts `amounts`, by counter, in place of what was reserved in windows that are still
--- open. The first write of every script that ends a task: no server refuses it for memory.
-local function release(task, reservation, wallet, amounts)
+-- Releases a reservation, charges `charged`, and counts `amounts`, by counter, in place of what was reserved in
+-- windows that are still open. The first write of every script that ends a task: no server refuses it for memory.
+local function release(task, reservation, wallet, amounts, charged)
   redis.call('HDEL', KEYS[2], task)
   redis.call('HDEL', KEYS[3], task)
-  if reservation.amount > 0 then redis.call('HINCRBY', KEYS[1], 'held', digits(-reservation.amount)) end
-  for _, counter in ipairs(reservation.counters) do
+  local changed = {'held', digits(wallet.held - reservation.amount), 'spent', digits(wallet.spent + charged)}
+  for at = 1, #reservation.counters do
+    local counter = reservation.counters[at]
     local count, change = wallet.counts[counter.name], 0
     if counter.span == 0 then
       change = -counter.amount
-    elseif amounts[counter.name] and count.left > 0 and count.number == counter.number then
+    elseif amounts[counter.name] and count.left > 0 and count.number == counter.window then
       change = amounts[counter.name] - counter.amount
     end
     if change ~= 0 then
@@ -178,10 +172,11 @@ local function release(task, reservation, wallet, amounts)
       if count.used == 0 and counter.span == 0 then
         redis.call('HDEL', KEYS[1], counter.name)
       else
-        redis.call('HSET', KEYS[1], counter.name, digits(count.used))
+        changed[#changed + 1], changed[#changed + 2] = counter.name, digits(count.used)
       end
     end
   end
+  redis.call('HSET', KEYS[1], unpack(changed))
 end
 
 -- Splits a cost into the part that can be charged and the part that can't.
