@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pomelo import money
 from pomelo.call import CHARGED_HEADER, Call
+from pomelo.catalog.catalog import Route
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.catalog.reported_cost import with_reported_cost
 from pomelo.engine.job import AcceptedJob
@@ -32,7 +33,7 @@ class Reservation:
     """What one running task has reserved. It ends once, by `settle`, `release`, `fail` or `refuse`."""
 
     __slots__ = (
-        "_call", "_collector", "_draft", "_ended", "_ledger", "_limits", "_saved_bytes", "_started",
+        "_call", "_collector", "_draft", "_ended", "_ledger", "_limits", "_route", "_saved_bytes", "_started",
         "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
     )  # fmt: skip
 
@@ -52,6 +53,8 @@ class Reservation:
         self.accepted = accepted
         self.job = accepted.job
         """The job of the route that is called now."""
+        self._route: Route | None = None
+        """The route that was called last."""
         self._started = ledger.monotonic()
         self._collector: Collector | None = None
         """Of a stream."""
@@ -74,7 +77,7 @@ class Reservation:
     def record_route(self, job: Job[Any]) -> None:
         """Records the job of the route that is called now."""
         self.job = job
-        self._draft = replace(self._draft, provider=job.route.provider, provider_model=job.route.model)
+        self._route = job.route
 
     def record_output(self, total: int) -> None:
         """Records the bytes of output so far."""
@@ -190,12 +193,15 @@ class Reservation:
         return round((self._ledger.monotonic() - self._started) * 1000)
 
     def _record(self, usage: Usage, source: str, *, complete: bool) -> UsageRecord:
-        draft = self._draft
-        task = f"request {draft.request_id}: the provider {draft.provider}"
+        draft, route = self._draft, self._route
+        provider, provider_model = ("", "") if route is None else (route.provider, route.model)
+        task = f"request {draft.request_id}: the provider {provider}"
         prices = self.accepted.prices
         usage = with_reported_cost(usage, self.job.report, prices, self.amount, task)
         return replace(
             draft,
+            provider=provider,
+            provider_model=provider_model,
             input_tokens=usage.input_tokens,
             cached_input_tokens=usage.cached_input_tokens,
             cache_write_input_tokens=usage.cache_write_input_tokens,
