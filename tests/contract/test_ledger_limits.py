@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import (
     KEY,
     WALLET,
+    Clock,
+    Rig,
     balance,
     clock,
     is_lost,
@@ -39,10 +42,10 @@ LIMITED = [
 
 
 @pytest.mark.parametrize(("reason", "limit"), LIMITED)
-async def test_a_refused_request_changes_nothing(rig, reason, limit):
+async def test_a_refused_request_changes_nothing(rig: Rig, reason: str, limit: dict[str, Any]) -> None:
     await rig.store.reserve(request("a", 10, tokens=10))
     before = (await limits(rig.store, WALLET)).without_resets()
-    answer = await rig.store.reserve(request("b", **{"tokens": 1, "idempotency_key": KEY} | limit))
+    answer = await rig.store.reserve(request("b", **{"tokens": 1, "idempotency_key": KEY, **limit}))
     assert isinstance(answer, Refused)
     assert (answer.counter or answer.code) == reason
     assert used(answer).without_resets() == before
@@ -55,9 +58,15 @@ async def test_a_refused_request_changes_nothing(rig, reason, limit):
     assert isinstance(await rig.store.reserve(request("c", idempotency_key=other)), Reserved)
 
 
-async def test_the_first_of_several_reasons_is_returned(rig):
+async def test_the_first_of_several_reasons_is_returned(rig: Rig) -> None:
     await rig.store.reserve(request("a", 10, tokens=10, idempotency_key=KEY))
-    needs = {"requests_limit": 1, "concurrency_limit": 1, "tokens_limit": 10, "tokens": 1, "minimum": 991}
+    needs: dict[str, Any] = {
+        "requests_limit": 1,
+        "concurrency_limit": 1,
+        "tokens_limit": 10,
+        "tokens": 1,
+        "minimum": 991,
+    }
     other = IdempotencyKey(KEY.key, b"other")
     assert (
         await refusal(rig.store.reserve(request("b", idempotency_key=other, **needs)))
@@ -72,19 +81,24 @@ async def test_the_first_of_several_reasons_is_returned(rig):
             del needs[name]
 
 
-async def test_usage_is_counted_without_limits(rig):
+async def test_usage_is_counted_without_limits(rig: Rig) -> None:
     for n in range(20):
         assert isinstance(await rig.store.reserve(request(f"t{n}", tokens=1_000)), Reserved)
     status = await limits(rig.store, WALLET)
     assert (status.requests, status.concurrency, status.tokens) == (20, 20, 20_000)
 
 
-async def test_a_limit_of_0_refuses_everything(rig):
-    for limit in ({"requests_limit": 0}, {"concurrency_limit": 0}, {"tokens_limit": 0, "tokens": 1}):
+async def test_a_limit_of_0_refuses_everything(rig: Rig) -> None:
+    limits_of_0: list[dict[str, Any]] = [
+        {"requests_limit": 0},
+        {"concurrency_limit": 0},
+        {"tokens_limit": 0, "tokens": 1},
+    ]
+    for limit in limits_of_0:
         assert isinstance(await rig.store.reserve(request("a", **limit)), Refused)
 
 
-async def test_tokens_are_counted_for_each_model(rig):
+async def test_tokens_are_counted_for_each_model(rig: Rig) -> None:
     assert isinstance(await rig.store.reserve(request("a", tokens=90, tokens_limit=90)), Reserved)
     assert isinstance(
         await rig.store.reserve(request("b", tokens=90, tokens_limit=90, model="claude")), Reserved
@@ -106,8 +120,10 @@ async def test_tokens_are_counted_for_each_model(rig):
         ({"minimum": 27}, "insufficient_credits"),
     ],
 )
-async def test_a_thousand_concurrent_requests_never_exceed_a_limit(rig, limit, reason):
-    needs = {"minimum": 1} | limit
+async def test_a_thousand_concurrent_requests_never_exceed_a_limit(
+    rig: Rig, limit: dict[str, Any], reason: str
+) -> None:
+    needs: dict[str, Any] = {"minimum": 1, **limit}
     answers = await asyncio.gather(*(rig.store.reserve(request(f"t{n}", **needs)) for n in range(1_000)))
     reserved = [answer for answer in answers if isinstance(answer, Reserved)]
     assert len(reserved) == 37
@@ -118,7 +134,7 @@ async def test_a_thousand_concurrent_requests_never_exceed_a_limit(rig, limit, r
     assert status.available == 1_000 - 37 * needs["minimum"]
 
 
-async def test_credits_for_a_hundred_tasks_pay_exactly_a_hundred_of_a_thousand(rig):
+async def test_credits_for_a_hundred_tasks_pay_exactly_a_hundred_of_a_thousand(rig: Rig) -> None:
     async def one(number: int) -> str:
         answer = await rig.store.reserve(request(f"t{number}", 10, 20))
         if isinstance(answer, Refused):
@@ -139,7 +155,7 @@ async def test_credits_for_a_hundred_tasks_pay_exactly_a_hundred_of_a_thousand(r
 # --- windows
 
 
-async def test_a_window_starts_with_its_first_request_and_lasts_60_seconds(rig, clock):
+async def test_a_window_starts_with_its_first_request_and_lasts_60_seconds(rig: Rig, clock: Clock) -> None:
     assert (await limits(rig.store, WALLET)).requests_reset == 0
     assert used(await rig.store.reserve(request("a", requests_limit=2))).requests_reset == 60
     clock.passes(59.5)
@@ -153,7 +169,7 @@ async def test_a_window_starts_with_its_first_request_and_lasts_60_seconds(rig, 
     assert (status.requests, status.requests_reset, status.concurrency) == (1, 60, 3)
 
 
-async def test_each_model_has_its_own_token_window(rig, clock):
+async def test_each_model_has_its_own_token_window(rig: Rig, clock: Clock) -> None:
     await rig.store.reserve(request("a", tokens=5, model="claude"))
     clock.passes(30)
     status = used(await rig.store.reserve(request("b", tokens=6, tokens_limit=10)))
@@ -166,7 +182,7 @@ async def test_each_model_has_its_own_token_window(rig, clock):
 
 
 @pytest.mark.parametrize("seconds", [-86_400, -30, 30, 86_400])
-async def test_changing_the_clock_opens_and_closes_no_window(rig, clock, seconds):
+async def test_changing_the_clock_opens_and_closes_no_window(rig: Rig, clock: Clock, seconds: float) -> None:
     await rig.store.reserve(request("a"))
     clock.jumps(seconds)
     assert (await limits(rig.store, WALLET)).requests_reset == 60
@@ -176,7 +192,7 @@ async def test_changing_the_clock_opens_and_closes_no_window(rig, clock, seconds
     assert isinstance(await rig.store.reserve(request("b", requests_limit=1)), Reserved)
 
 
-async def test_setting_the_clock_back_while_no_process_runs_blocks_no_account(rig, clock):
+async def test_setting_the_clock_back_while_no_process_runs_blocks_no_account(rig: Rig, clock: Clock) -> None:
     if not clock.jumping:
         pytest.skip("the server's clock is not set back")
     await rig.store.reserve(request("a", tokens=5))
@@ -189,7 +205,7 @@ async def test_setting_the_clock_back_while_no_process_runs_blocks_no_account(ri
     assert used(reserved).requests_reset == 60
 
 
-async def test_a_window_survives_a_restart(rig, clock):
+async def test_a_window_survives_a_restart(rig: Rig, clock: Clock) -> None:
     await run_task(rig.store, "a")
     await rig.close()
     clock.passes(10)

@@ -47,6 +47,10 @@ class Traffic:
         self.breaker.release(attempt, self.now)
         return served
 
+    def state(self) -> State:
+        """Returns the state of the breaker for all accounts."""
+        return self.breaker.state
+
     def run(self, seconds: float, rates: dict[str, float]) -> None:
         """Makes calls of each account at its rate per second."""
         steps = round(seconds * 100)
@@ -90,7 +94,7 @@ def test_a_single_failure_beside_those_of_one_account_does_not_open_the_route() 
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(2, {"poison": 100})
     traffic.call("other")
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
 
 
 def test_the_only_account_of_a_vendor_that_is_down_is_blocked_and_probes() -> None:
@@ -116,13 +120,13 @@ def test_a_vendor_that_goes_down_is_blocked_within_two_seconds_and_used_again_la
     assert not traffic.refused
     traffic.healthy = lambda account: False
     traffic.run(2, rates)
-    assert traffic.breaker.state is not State.CLOSED
+    assert traffic.state() is not State.CLOSED
     traffic.reset_counts()
     traffic.run(60, rates)
     assert sum(traffic.passed.values()) <= 60 / PROBE_WAIT + 1
     traffic.healthy = lambda account: True
     traffic.run(PROBE_WAIT_MAX + 1, rates)
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
     traffic.reset_counts()
     traffic.run(5, rates)
     assert not traffic.refused, "the first success admits every account that was served before"
@@ -155,7 +159,7 @@ def test_several_failing_accounts_do_not_outvote_those_that_succeed() -> None:
 def test_accounts_that_open_the_route_do_not_keep_it_open() -> None:
     traffic = Traffic(healthy=lambda account: account == "good")
     traffic.run(10, {"poison 1": 50.0, "poison 2": 50.0})
-    assert traffic.breaker.state is not State.CLOSED
+    assert traffic.state() is not State.CLOSED
     traffic.run(10, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
     traffic.reset_counts()
     traffic.run(60, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
@@ -186,7 +190,7 @@ def test_an_account_that_was_dropped_does_not_vote_twice() -> None:
     traffic = Traffic(CircuitBreaker(max_accounts=1, failure_rate=0.5), lambda account: account == "good")
     for account in ("poison", "poison", "good") * 10:
         traffic.call(account)
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
 
 
 def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_others_are_not() -> None:
@@ -199,11 +203,11 @@ def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_
         for _ in range(MINIMUM_CALLS):
             traffic.call(account)
         assert traffic.breaker.account_state(account) is State.OPEN
-    assert traffic.breaker.state is State.CLOSED, "two of three accounts are not enough"
+    assert traffic.state() is State.CLOSED, "two of three accounts are not enough"
     for account in ("third", "fourth"):
         traffic.call(account)
         traffic.call(account)
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
     traffic.now += PROBE_WAIT_MAX
     traffic.healthy = lambda account: account == "prober"
     assert traffic.call("prober")
@@ -215,7 +219,7 @@ def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_
         for _ in range(MINIMUM_CALLS):
             traffic.call(account)
     assert traffic.breaker.account_state("served") is State.OPEN
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
     traffic.now += PROBE_WAIT_MAX
     assert traffic.call("prober")
     assert traffic.breaker.account_state("served") is State.OPEN
@@ -226,12 +230,12 @@ def test_a_route_that_closes_starts_without_old_outcomes() -> None:
     for account, calls in {"good": 1, "a": MINIMUM_CALLS - 1, "b": 2, "c": 2, "d": 2}.items():
         for _ in range(calls):
             traffic.call(account)
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
     traffic.now += PROBE_WAIT
     assert traffic.call("good")
     for account in ("a", "b"):
         traffic.call(account)
-        assert traffic.breaker.state is State.CLOSED
+        assert traffic.state() is State.CLOSED
         assert traffic.breaker.account_state(account) is State.CLOSED
 
 
@@ -273,7 +277,7 @@ def test_an_account_whose_probe_succeeded_can_probe_the_next_time_the_route_open
     for account in ("a", "b", "d", "e"):
         traffic.call(account)
         traffic.call(account)
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
     assert traffic.breaker.retry_after("c", traffic.now) == PROBE_WAIT
 
 
@@ -295,11 +299,11 @@ def test_an_open_route_admits_one_probe_at_a_time() -> None:
     traffic.now += PROBE_WAIT_MAX
     first = traffic.breaker.acquire("c", traffic.now)
     assert first is not None
-    assert traffic.breaker.state is State.HALF_OPEN
+    assert traffic.state() is State.HALF_OPEN
     assert traffic.breaker.acquire("d", traffic.now) is None
     assert traffic.breaker.retry_after("d", traffic.now) == PROBE_TIMEOUT
     traffic.breaker.succeeded(first, traffic.now)
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
     assert traffic.breaker.acquire("d", traffic.now) is not None
 
 
@@ -308,7 +312,7 @@ def test_a_failed_probe_reopens_the_route() -> None:
     traffic.now += PROBE_WAIT_MAX
     assert not traffic.call("c")
     assert traffic.passed["c"] == 1
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
     assert traffic.breaker.acquire("d", traffic.now) is None
     assert 0 < traffic.breaker.retry_after("d", traffic.now) <= PROBE_WAIT_MAX
 
@@ -319,7 +323,7 @@ def test_a_probe_whose_caller_disconnects_allows_a_probe_of_another_account() ->
     probe = traffic.breaker.acquire("c", traffic.now)
     assert probe is not None
     traffic.breaker.release(probe, traffic.now)
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
     assert traffic.breaker.acquire("c", traffic.now) is None, (
         "a caller that disconnects waits for its next probe"
     )
@@ -352,7 +356,7 @@ def test_a_probe_that_never_ends_does_not_block_others_forever(accounts: tuple[s
         traffic.run(0.01, dict.fromkeys(accounts, 100.0))
     assert PROBE_TIMEOUT <= traffic.last_call - began <= 15
     traffic.run(PROBE_WAIT_MAX, dict.fromkeys(accounts, 100.0))
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
     assert traffic.breaker.account_state("a") is State.CLOSED
     traffic.breaker.failed(hanging, traffic.now, DOWN)
     traffic.breaker.release(hanging, traffic.now)
@@ -378,7 +382,7 @@ def test_a_hanging_probe_that_succeeds_late_closes_the_route() -> None:
     traffic.now += PROBE_TIMEOUT + PROBE_WAIT_MAX
     assert traffic.breaker.acquire("b", traffic.now) is not None
     traffic.breaker.succeeded(late, traffic.now)
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
 
 
 def test_failures_of_calls_that_started_earlier_do_not_change_an_open_route() -> None:
@@ -387,7 +391,7 @@ def test_failures_of_calls_that_started_earlier_do_not_change_an_open_route() ->
     before = [traffic.breaker.acquire(account, traffic.now) for account in ("a", "b") * 20]
     traffic.healthy = lambda account: False
     traffic.run(2, {"a": 20.0, "b": 20.0})
-    assert traffic.breaker.state is not State.CLOSED
+    assert traffic.state() is not State.CLOSED
     traffic.now += PROBE_WAIT_MAX
     traffic.healthy = lambda account: True
     probe = traffic.breaker.acquire("c", traffic.now)
@@ -395,9 +399,9 @@ def test_failures_of_calls_that_started_earlier_do_not_change_an_open_route() ->
     for attempt in before:
         assert attempt is not None
         traffic.breaker.failed(attempt, traffic.now, DOWN)
-    assert traffic.breaker.state is State.HALF_OPEN
+    assert traffic.state() is State.HALF_OPEN
     traffic.breaker.succeeded(probe, traffic.now)
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
     assert traffic.call("a")
     assert traffic.call("b")
 
@@ -431,7 +435,7 @@ def test_fewer_calls_than_the_minimum_open_no_circuit() -> None:
     for _ in range(4):
         traffic.call("a")
         traffic.call("b")
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
 
 
 def test_a_circuit_opens_at_exactly_the_failure_rate() -> None:
@@ -447,9 +451,9 @@ def test_a_route_opens_at_exactly_the_minimum_of_calls() -> None:
     traffic = Traffic(CircuitBreaker(minimum_calls=5), lambda account: False)
     for account in "abab":
         traffic.call(account)
-        assert traffic.breaker.state is State.CLOSED
+        assert traffic.state() is State.CLOSED
     traffic.call("a")
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
 
 
 def test_recent_failures_count_however_old_the_first_call_of_their_bucket_is() -> None:
@@ -472,10 +476,10 @@ def test_tracked_accounts_are_limited_and_open_circuits_are_not_dropped() -> Non
         traffic.now += 0.01
     assert traffic.breaker.accounts == 100
     assert traffic.passed["poison"] <= MINIMUM_CALLS + 5 + 50 / PROBE_WAIT_MAX
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
     traffic.healthy = lambda account: False
     traffic.run(2, {f"account {number}": 2.0 for number in range(200)})
-    assert traffic.breaker.state is not State.CLOSED, "dropped accounts have no vote"
+    assert traffic.state() is not State.CLOSED, "dropped accounts have no vote"
 
 
 def test_tracked_accounts_are_limited_even_if_all_their_circuits_are_open() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.gen.v1.text_pb2 import TextDelta, TextInput
 from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.connections import NoConnectionError
@@ -27,7 +27,7 @@ class Failing:
         self.words: tuple[str, ...] = ()
         self.error: Exception = PomeloError("provider_failed")
 
-    async def text(self, job: Job) -> AsyncIterator[Event]:
+    async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
         for word in self.words:
             yield Event(text_delta=TextDelta(content=word))
         raise self.error

@@ -127,7 +127,7 @@ async def test_each_route_is_asked_for_its_own_model_and_announced_once(rig: Rig
     given = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")])
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, given, True, 2000.0)
-    announced: list[Job] = []
+    announced: list[Job[TextInput]] = []
     async with aclosing(router.events(job, candidates, announced.append)) as events:
         assert "".join([event.text_delta.content async for event in events]) == "from two"
     assert [one.route for one in announced] == list(MODEL.routes)
@@ -402,7 +402,7 @@ class FailingProvider:
         self.calls = 0
         self.callers: list[str] = []
 
-    async def text(self, job: Job) -> AsyncIterator[Event]:
+    async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
         """Yields the words, then raises the error."""
         self.calls += 1
         for word in self._words:
@@ -421,7 +421,7 @@ class WaitingProvider:
     closed = False
     events: AsyncIterator[Event]
 
-    def text(self, job: Job) -> AsyncIterator[Event]:
+    def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
         self.events = self._events()
         return self.events
 
