@@ -39,57 +39,25 @@ from pomelo.stores.ledger import (
     Settlement,
 )
 from pomelo.stores.usage import UsageQuery
-from tests.contract.ledger_model import Running, StoredAnswer, WalletModel
+from tests.contract.ledger_model import (
+    ALL_COUNTERS,
+    COUNTERS,
+    REQUESTS,
+    WALLETS,
+    Running,
+    StoredAnswer,
+    WalletModel,
+    drawn_counters,
+)
 from tests.contract.ledger_rig import STORES, Rig, record, wallets
 
 STEPS = int(os.environ.get("POMELO_LEDGER_STEPS", "1000"))
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """A folder in memory, which is faster than a disk."""
 
-WALLETS = (Wallet("acme", True), Wallet("acme", False))
 ALL = UsageQuery()
-DAY = 86_400.0
 
 T = TypeVar("T")
-
-
-def counter(
-    name: str, amounts: st.SearchStrategy[int], limits: list[int | None], window: float | None
-) -> st.SearchStrategy[Counter]:
-    return st.builds(Counter, st.just(name), amounts, st.sampled_from(limits), st.just(window))
-
-
-COUNTERS = {
-    "requests": counter("requests", st.just(1), [None, None, None, 0, 1, 3, 5], 60.0),
-    "concurrency": counter("concurrency", st.just(1), [None, None, None, 1, 2, 4], None),
-    "tokens:gpt-4": counter("tokens:gpt-4", st.integers(0, 40), [None, None, 40, 100], 60.0),
-    "tokens:claude": counter("tokens:claude", st.integers(0, 40), [None, None, 40, 100], 60.0),
-    "images": counter("images", st.integers(0, 3), [None, None, 0, 4], DAY),
-    "streams:ann": counter("streams:ann", st.integers(0, 2), [None, None, 1, 3], None),
-}
-"""What the tasks count: the limits that Pomelo has, and others."""
-
-ALL_COUNTERS = tuple(
-    Counter(name, window=window)
-    for name, window in zip(COUNTERS, (60.0, None, 60.0, 60.0, DAY, None), strict=True)
-)
-
-
-@st.composite
-def drawn_counters(draw: st.DrawFn) -> tuple[Counter, ...]:
-    names = draw(st.lists(st.sampled_from(tuple(COUNTERS)), min_size=1, unique=True))
-    return tuple(draw(COUNTERS[name]) for name in names)
-
-
-REQUESTS: dict[str, Any] = {
-    "wallet": st.sampled_from((*WALLETS, WALLETS[0])),
-    "minimum": st.integers(0, 60),
-    "more": st.integers(0, 100),
-    "counters": drawn_counters(),
-    "sufficient": st.sampled_from([0, 0, 1, 20, 70, 300]),
-    "shares": st.sampled_from(["concurrency", "concurrency", "", "images"]),
-    "key": st.sampled_from([None, None, None, ("k", b"1"), ("k", b"2"), ("l", b"1")]),
-}
 
 
 class LedgerMachine(RuleBasedStateMachine):
