@@ -51,6 +51,8 @@ HEADER_NAMES = {
 }
 """Response headers: their lower-case name in metadata -> their name in the documentation."""
 
+_LIMIT_PREFIX = "x-ratelimit-"
+
 _MAX_MESSAGE_BYTES = 768
 """Maximum UTF-8 bytes of a message. With its details the trailing metadata repeats it up to four times,
 beside the headers, and clients accept 8 KiB."""
@@ -58,6 +60,14 @@ beside the headers, and clients accept 8 KiB."""
 _MAX_FIELD_BYTES = 128
 
 _CODES = {code: grpc.StatusCode[row.status] for code, row in TABLE.items()}
+
+
+def header_name(key: str) -> str | None:
+    """Returns the name of the response header that is `key` in metadata; None for other metadata. A gateway
+    also passes on the headers of limits that only the engine knows."""
+    if key.startswith(_LIMIT_PREFIX):
+        return f"X-RateLimit-{key.removeprefix(_LIMIT_PREFIX).title()}"
+    return HEADER_NAMES.get(key)
 
 
 def status_code(error: PomeloError) -> Any:

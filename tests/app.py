@@ -28,6 +28,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.limits import limits
 
 RICH = 10**12
 """Microcredits that no test spends."""
@@ -134,7 +135,7 @@ class RunningApp:
 
     async def concurrency(self, account: Account, *, live: bool = False) -> int:
         """Returns how many tasks an account is running in one mode."""
-        return (await self.server.store.limit_status(Wallet(account.name, live))).concurrency
+        return (await limits(self.server.store, Wallet(account.name, live))).concurrency
 
     async def idle(self, account: Account, *, live: bool = False) -> None:
         """Returns when an account runs no task and has no reservation in one mode."""

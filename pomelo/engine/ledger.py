@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from pomelo import money
@@ -15,7 +15,7 @@ from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog.catalog import Model
 from pomelo.catalog.pricing import encode_prices, max_cost
 from pomelo.engine.job import AcceptedJob
-from pomelo.engine.limits import limit_headers, refusal
+from pomelo.engine.limits import SHARES, CallLimits, LimitedCall
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
 from pomelo.errors import PomeloError
@@ -23,6 +23,7 @@ from pomelo.ids import new_id
 from pomelo.process import periodically
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
+    Counter,
     LedgerStore,
     LimitStatus,
     LostReservationError,
@@ -33,7 +34,6 @@ from pomelo.stores.ledger import (
     Settled,
 )
 from pomelo.stores.usage import UsageRecord
-from pomelo.tasks import TASK_TYPES
 
 PROGRESS_INTERVAL = 1.0
 """Seconds between saves of what running tasks have used: what a crash can leave unbilled."""
@@ -88,9 +88,9 @@ class Ledger:
             PomeloError: store_unavailable.
         """
         plan = self._plans.get(principal.plan, _NO_PLAN)
-        name = model.name if model is not None and TASK_TYPES[model.task_type].counts_tokens else ""
-        status = await self.limit_status(Wallet(principal.account, principal.live), name)
-        call.response_headers |= limit_headers(plan, status, self.now(), tokens=bool(name))
+        limits = CallLimits(LimitedCall(plan, principal, model))
+        status = await self.limit_status(Wallet(principal.account, principal.live), limits.counters)
+        call.response_headers |= limits.headers(status, self.now())
 
     async def count_request(self, call: Call, principal: Principal) -> None:
         """Counts a request whose body was refused toward the requests per minute; reserves nothing.
@@ -110,27 +110,28 @@ class Ledger:
             task_type="",
             at=self.now(),
         )
-        request = ReserveRequest(draft, minimum=0, maximum=0, requests_limit=plan.requests)
+        limits = CallLimits(LimitedCall(plan, principal))
+        request = ReserveRequest(draft, minimum=0, maximum=0, counters=limits.counters)
         self.operations.acquire(draft.task_id)
         try:
             outcome = await self._reserve(request)
             if isinstance(outcome, Refused):
                 now = self.now()
-                call.response_headers |= limit_headers(plan, outcome.limit_status, now, tokens=False)
-                raise refusal(outcome, request, now)
+                call.response_headers |= limits.headers(outcome.limit_status, now)
+                raise limits.refusal(outcome, now)
             void = partial(self.store.void, draft.wallet, draft.task_id)
             voiding = self.operations.run_in_background(draft.task_id, void)
             await self.operations.outcome(lambda: asyncio.shield(voiding))
         finally:
             self.operations.release(draft.task_id)
 
-    async def limit_status(self, wallet: Wallet, model: str) -> LimitStatus:
-        """A wallet's current limits and credits.
+    async def limit_status(self, wallet: Wallet, counters: Sequence[Counter]) -> LimitStatus:
+        """A wallet's current credits and counts.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        return await self.operations.outcome(partial(self.store.limit_status, wallet, model))
+        return await self.operations.outcome(partial(self.store.limit_status, wallet, counters))
 
     # --- reserving
 
@@ -145,7 +146,7 @@ class Ledger:
         """
         job, principal = accepted.job, accepted.principal
         estimate, prices = accepted.estimate, accepted.prices
-        counts_tokens = accepted.definition.counts_tokens
+        limits = CallLimits(LimitedCall(plan, principal, job.model, accepted))
         draft = UsageRecord(
             task_id=job.task_id,
             request_id=job.request_id,
@@ -164,26 +165,24 @@ class Ledger:
             minimum=max_cost(estimate.minimum, prices),
             maximum=max_cost(estimate.maximum, prices),
             sufficient=0 if estimate.sufficient is None else max_cost(estimate.sufficient, prices),
-            requests_limit=plan.requests,
-            concurrency_limit=plan.concurrent,
-            tokens=estimate.tokens,
-            tokens_limit=plan.tokens if counts_tokens else None,
+            counters=limits.counters,
+            shares=SHARES,
             idempotency_key=accepted.idempotency_key,
         )
         self.operations.acquire(job.task_id)
         try:
             outcome = await self._reserve(request)
             now = self.now()
-            call.response_headers |= limit_headers(plan, outcome.limit_status, now, tokens=counts_tokens)
+            call.response_headers |= limits.headers(outcome.limit_status, now)
             if isinstance(outcome, Refused):
-                raise refusal(outcome, request, now)
+                raise limits.refusal(outcome, now)
             if isinstance(outcome, ReplayedAnswer):
                 call.response_headers[CHARGED_HEADER] = money.format_credits(0)
                 call.response_headers["Idempotent-Replayed"] = "true"
                 return outcome
             if estimate.exact and not prices.bills_reported_cost():  # a reported cost is known at the end
                 call.response_headers[CHARGED_HEADER] = money.format_credits(request.maximum)
-            reservation = Reservation(self, accepted, plan, draft, outcome, call)
+            reservation = Reservation(self, accepted, limits, draft, outcome, call)
             self.running[job.task_id] = reservation
             return reservation
         finally:
@@ -200,7 +199,7 @@ class Ledger:
             raise
 
     def refund(self, draft: UsageRecord, *, once: bool = False) -> asyncio.Future[None]:
-        """Voids the reservation of a task that was never begun, and gives its request and tokens back."""
+        """Voids the reservation of a task that was never begun, and gives back what it counted."""
         void = partial(self.store.void, draft.wallet, draft.task_id, refund=True)
         return self.operations.run_in_background(draft.task_id, void, once=once)
 

@@ -1,64 +1,154 @@
-"""How limits and credits are reported: the headers of every response, and the errors of refused tasks."""
+"""The limits of an account: what a call counts toward each, its headers, and the error of a refused task.
+
+A new limit is one function and one row of LIMITS; the store counts whatever the functions return.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from math import ceil
+from typing import NamedTuple
 
 from pomelo import money
 from pomelo.accounts.plans import Plan
-from pomelo.errors import PomeloError
-from pomelo.stores.ledger import LimitStatus, Refused, ReserveRequest
+from pomelo.call import Principal
+from pomelo.catalog.catalog import Model
+from pomelo.catalog.pricing import Usage
+from pomelo.engine.job import AcceptedJob
+from pomelo.errors import TABLE, PomeloError
+from pomelo.stores.ledger import Counter, LimitStatus, Refused
+from pomelo.tasks import TASK_TYPES
+
+WINDOW = 60.0
+"""The length of the windows of requests and tokens in seconds."""
+
+SHARES = "concurrency"
+"""The limit that says for how many tasks an account's credits are."""
 
 
-def limit_headers(plan: Plan, status: LimitStatus, now: float, *, tokens: bool) -> dict[str, str]:
-    """The headers of limits and credits at Unix time `now`. `tokens` is whether the model has a token
-    limit."""
-    headers = {}
-    if plan.requests is not None:
-        headers["X-RateLimit-Limit"] = str(plan.requests)
-        headers["X-RateLimit-Remaining"] = str(max(0, plan.requests - status.requests))
-        headers["X-RateLimit-Reset"] = str(ceil(now + status.requests_reset))
-    if plan.tokens is not None and tokens:
-        headers["X-RateLimit-Limit-Tokens"] = str(plan.tokens)
-        headers["X-RateLimit-Remaining-Tokens"] = str(max(0, plan.tokens - status.tokens))
-        headers["X-RateLimit-Reset-Tokens"] = str(ceil(now + status.tokens_reset))
-    if plan.concurrent is not None:
-        headers["X-RateLimit-Limit-Concurrent"] = str(plan.concurrent)
-        headers["X-RateLimit-Remaining-Concurrent"] = str(max(0, plan.concurrent - status.concurrency))
-    headers["X-Credits-Remaining"] = money.format_credits(status.available)
-    return headers
+class LimitedCall(NamedTuple):
+    """What limits can depend on. `model` and `accepted` are None for a call that is about no model and runs
+    no task; such a call counts as one request if its body was large or unreadable."""
+
+    plan: Plan
+    principal: Principal
+    model: Model | None = None
+    accepted: AcceptedJob | None = None
 
 
-def refusal(refused: Refused, request: ReserveRequest, now: float) -> PomeloError:
-    """The error for a task that could not be reserved. Its times agree with the headers at the same `now`."""
-    status = refused.limit_status
-    match refused.code:
-        case "rate_limit_exceeded":
-            message = f"Rate limit exceeded. Reset at {_format_time(now + status.requests_reset)}"
-            return PomeloError(refused.code, message, retry_after=max(1, ceil(status.requests_reset)))
-        case "token_limit_exceeded":
-            return _token_refusal(status, request, now)
-        case _:
-            return PomeloError(refused.code)
+def _requests(call: LimitedCall) -> Counter:
+    return Counter("requests", 1, call.plan.requests, WINDOW)
 
 
-def _token_refusal(status: LimitStatus, request: ReserveRequest, now: float) -> PomeloError:
-    limit = request.tokens_limit or 0
-    if request.tokens > limit:
-        return PomeloError(
-            "token_limit_exceeded",
-            f"About {request.tokens:,} tokens are asked for, and the plan has {limit:,} a minute for the "
-            "model. Shorten messages, or lower max_tokens",
-            retry_after=60,
-        )
-    return PomeloError(
+def _concurrency(call: LimitedCall) -> Counter:
+    return Counter("concurrency", 0 if call.accepted is None else 1, call.plan.concurrent)
+
+
+def _tokens(call: LimitedCall) -> Counter | None:
+    if call.model is None or not TASK_TYPES[call.model.task_type].counts_tokens:
+        return None
+    likely = 0 if call.accepted is None else call.accepted.estimate.tokens
+    return Counter(f"tokens:{call.model.name}", likely, call.plan.tokens, WINDOW)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One kind of limit.
+
+    `counter` returns what a call counts, None if the limit does not concern it; at the end of the task,
+    `actual` returns what it has used instead, if that is set. `suffix` ends the names of the X-RateLimit
+    headers. `error` is the code of the refusal, `message` replaces the code's own; `too_large` is the message
+    for a task that exceeds even an unused limit, with {amount} and {limit}.
+    """
+
+    counter: Callable[[LimitedCall], Counter | None]
+    suffix: str
+    error: str
+    message: str = ""
+    too_large: str = ""
+    actual: Callable[[Usage], int] | None = None
+
+
+LIMITS: list[Limit] = [
+    Limit(_requests, "", "rate_limit_exceeded"),
+    Limit(_concurrency, "-Concurrent", "concurrency_limit_exceeded"),
+    Limit(
+        _tokens,
+        "-Tokens",
         "token_limit_exceeded",
-        f"Token limit of the model exceeded. Reset at {_format_time(now + status.tokens_reset)}",
-        retry_after=max(1, ceil(status.tokens_reset)),
+        too_large="About {amount:,} tokens are asked for, and the plan has {limit:,} a minute for the model. "
+        "Shorten messages, or lower max_tokens",
+        actual=lambda usage: usage.input_tokens + usage.output_tokens,
+    ),
+]
+"""The first limit that a task would exceed refuses it."""
+
+
+class CallLimits:
+    """The limits that concern a call. `counters` are what it counts, in the order of the limits."""
+
+    __slots__ = ("_limits", "counters")
+
+    def __init__(self, call: LimitedCall) -> None:
+        limits = [(limit, limit.counter(call)) for limit in LIMITS]
+        self._limits = [(limit, counter) for limit, counter in limits if counter is not None]
+        self.counters = tuple([counter for _, counter in self._limits])
+
+    def actual_counters(self, usage: Usage) -> tuple[Counter, ...]:
+        """The counters of a task, with what it has really used."""
+        return tuple(
+            [
+                counter if limit.actual is None else counter._replace(amount=limit.actual(usage))
+                for limit, counter in self._limits
+            ]
+        )
+
+    def headers(self, status: LimitStatus, now: float) -> dict[str, str]:
+        """The headers of the limits and of the credits at Unix time `now`."""
+        headers: dict[str, str] = {}
+        concurrent: dict[str, str] = {}
+        for limit, (name, _, most, window) in self._limits:
+            if most is not None:
+                used, reset = status.counts[name]
+                limit_header, remaining_header, reset_header = _header_names(limit.suffix)
+                own = concurrent if window is None else headers
+                own[limit_header] = str(most)
+                own[remaining_header] = str(max(0, most - used))
+                if window is not None:
+                    own[reset_header] = str(ceil(now + reset))
+        headers |= concurrent
+        headers["X-Credits-Remaining"] = money.format_credits(status.available)
+        return headers
+
+    def refusal(self, refused: Refused, now: float) -> PomeloError:
+        """The error for a task that could not be reserved. Its times agree with the headers at the same
+        `now`."""
+        for limit, counter in self._limits:
+            if counter.name == refused.counter:
+                return _limit_refusal(limit, counter, refused.limit_status, now)
+        return PomeloError(refused.code)
+
+
+@cache
+def _header_names(suffix: str) -> tuple[str, str, str]:
+    return (
+        f"X-RateLimit-Limit{suffix}",
+        f"X-RateLimit-Remaining{suffix}",
+        f"X-RateLimit-Reset{suffix}",
     )
 
 
-def _format_time(moment: float) -> str:
-    """RFC 3339 in UTC, rounded up to a second, so that the limit has been reset by then."""
-    return datetime.fromtimestamp(ceil(moment), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _limit_refusal(limit: Limit, counter: Counter, status: LimitStatus, now: float) -> PomeloError:
+    if counter.window is None:
+        return PomeloError(limit.error, limit.message)
+    if limit.too_large and counter.amount > (counter.limit or 0):
+        message = limit.too_large.format(amount=counter.amount, limit=counter.limit)
+        return PomeloError(limit.error, message, retry_after=ceil(counter.window))
+    reset = status.counts[counter.name].reset
+    # RFC 3339 in UTC, rounded up to a second, so that the limit has been reset by then.
+    at = datetime.fromtimestamp(ceil(now + reset), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    message = f"{limit.message or TABLE[limit.error].message}. Reset at {at}"
+    return PomeloError(limit.error, message, retry_after=max(1, ceil(reset)))

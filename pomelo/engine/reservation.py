@@ -9,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pomelo import money
-from pomelo.accounts.plans import Plan
 from pomelo.call import CHARGED_HEADER, Call
+from pomelo.catalog.catalog import Route
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.catalog.reported_cost import with_reported_cost
 from pomelo.engine.job import AcceptedJob
-from pomelo.engine.limits import limit_headers
+from pomelo.engine.limits import CallLimits
 from pomelo.errors import PomeloError
 from pomelo.providers.base import Job
 from pomelo.stores.accounts import Wallet
@@ -33,7 +33,7 @@ class Reservation:
     """What one running task has reserved. It ends once, by `settle`, `release`, `fail` or `refuse`."""
 
     __slots__ = (
-        "_call", "_collector", "_draft", "_ended", "_ledger", "_plan", "_saved_bytes", "_started",
+        "_call", "_collector", "_draft", "_ended", "_ledger", "_limits", "_route", "_saved_bytes", "_started",
         "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
     )  # fmt: skip
 
@@ -41,18 +41,20 @@ class Reservation:
         self,
         ledger: Ledger,
         accepted: AcceptedJob,
-        plan: Plan,
+        limits: CallLimits,
         draft: UsageRecord,
         reserved: Reserved,
         call: Call,
     ) -> None:
         self._ledger = ledger
         self._call = call
-        self._plan = plan
+        self._limits = limits
         self._draft = draft
         self.accepted = accepted
         self.job = accepted.job
         """The job of the route that is called now."""
+        self._route: Route | None = None
+        """The route that was called last."""
         self._started = ledger.monotonic()
         self._collector: Collector | None = None
         """Of a stream."""
@@ -75,7 +77,7 @@ class Reservation:
     def record_route(self, job: Job[Any]) -> None:
         """Records the job of the route that is called now."""
         self.job = job
-        self._draft = replace(self._draft, provider=job.route.provider, provider_model=job.route.model)
+        self._route = job.route
 
     def record_output(self, total: int) -> None:
         """Records the bytes of output so far."""
@@ -106,7 +108,7 @@ class Reservation:
             PomeloError: store_unavailable; the settlement failed, or the reservation was lost.
         """
         record = self._record(usage, "provider" if counted else "estimated", complete=True)
-        settlement = Settlement(record, tokens=usage.input_tokens + usage.output_tokens, answer=answer)
+        settlement = Settlement(record, self._limits.actual_counters(usage), answer)
         self._end()
         operations = self._ledger.operations
         settling = operations.run_in_background(
@@ -137,7 +139,7 @@ class Reservation:
                 if settled is not None:
                     self._report_status(settled.limit_status, settled.record.cost)
                 else:
-                    status = await self._ledger.limit_status(self.wallet, self._draft.model)
+                    status = await self._ledger.limit_status(self.wallet, self._limits.counters)
                     self._report_status(status, None if self.lost else 0)
         except (PomeloError, LostReservationError, TimeoutError):
             pass  # The store fails: the headers written at the start remain.
@@ -152,7 +154,7 @@ class Reservation:
         self._call.response_headers.pop(CHARGED_HEADER, None)
         voiding = self._ledger.refund(self._draft)
         await self._ledger.operations.outcome(lambda: asyncio.shield(voiding))
-        self._report_status(await self._ledger.limit_status(self.wallet, self._draft.model), None)
+        self._report_status(await self._ledger.limit_status(self.wallet, self._limits.counters), None)
 
     def _settle_or_void(self) -> asyncio.Future[Settled | None]:
         """Starts to charge what was delivered, or to void the task if nothing was."""
@@ -173,13 +175,11 @@ class Reservation:
         except Exception as error:
             self._ledger.operations.unexpected.log("What a task used could not be counted", error)
             return partial(store.recover, self.wallet, task_id)
-        return partial(store.settle, Settlement(record, tokens=usage.input_tokens + usage.output_tokens))
+        return partial(store.settle, Settlement(record, self._limits.actual_counters(usage)))
 
     def _report_status(self, status: LimitStatus, cost: int | None) -> None:
         """Writes limits, credits and the cost, if it is known, into the response headers and trailers."""
-        headers = limit_headers(
-            self._plan, status, self._ledger.now(), tokens=self.accepted.definition.counts_tokens
-        )
+        headers = self._limits.headers(status, self._ledger.now())
         if cost is not None:
             headers[CHARGED_HEADER] = money.format_credits(cost)
         self._call.response_headers |= headers
@@ -193,12 +193,15 @@ class Reservation:
         return round((self._ledger.monotonic() - self._started) * 1000)
 
     def _record(self, usage: Usage, source: str, *, complete: bool) -> UsageRecord:
-        draft = self._draft
-        task = f"request {draft.request_id}: the provider {draft.provider}"
+        draft, route = self._draft, self._route
+        provider, provider_model = ("", "") if route is None else (route.provider, route.model)
+        task = f"request {draft.request_id}: the provider {provider}"
         prices = self.accepted.prices
         usage = with_reported_cost(usage, self.job.report, prices, self.amount, task)
         return replace(
             draft,
+            provider=provider,
+            provider_model=provider_model,
             input_tokens=usage.input_tokens,
             cached_input_tokens=usage.cached_input_tokens,
             cache_write_input_tokens=usage.cache_write_input_tokens,

@@ -1,7 +1,7 @@
 """The ledger role of a store: reservations, limits, settlements and stored answers.
 
-A task *reserves* before its provider is called: one request of this minute, one concurrent task, tokens of
-this minute, and its maximum cost in credits; all of them or nothing. It ends once. To *settle* it charges the
+A task *reserves* before its provider is called: its part of every limit, as counters, and its maximum cost in
+credits; all of them or nothing. It ends once. To *settle* it charges the
 actual cost, releases the rest and writes the usage record in one step. To *void* it releases everything. If
 its process dies, the store *recovers* it: it charges the cost that was last *noted*.
 
@@ -10,22 +10,19 @@ The engine decides what a task costs and which limits apply; a store only counts
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.usage import UsageRecord
 
-WINDOW = 60.0
-"""Length of a rate limit window in seconds. A window starts with the first request in it."""
-
 REPLAY_SECONDS = 24 * 3600.0
 """How long an answer is stored for its Idempotency-Key."""
 
 DEFAULT_SHARES = 20
-"""The number of tasks that share a wallet if its plan has no concurrency limit."""
+"""The number of tasks that share a wallet if no limit says how many may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,38 +33,57 @@ class IdempotencyKey:
     fingerprint: bytes
 
 
+class Counter(NamedTuple):
+    """A count of a wallet, and what one task adds to it.
+
+    `name` identifies it within the wallet: a lower-case word, which is not granted, spent or held, and after
+    it optionally a colon and a scope, as in "requests" or "tokens:gpt-4". The task takes `amount`, at least
+    0; it is refused if the count would exceed `limit`. A limit of None, or an amount of 0, refuses nothing.
+
+    With a `window`, in seconds, the count starts at 0 with the first task after the last window has ended.
+    Without one, it is what running tasks have taken: the amount is returned when the task ends.
+    """
+
+    name: str
+    amount: int = 1
+    limit: int | None = None
+    window: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ReserveRequest:
-    """What a task needs. `draft` is its record so far, with a cost of 0.
+    """What a task needs. `draft` is its record so far, with a cost of 0. Each of its `counters` has another
+    name; the first one whose limit would be exceeded refuses the task.
 
     The task reserves `maximum` microcredits, or all that is available if that is at least `minimum`. If
     `sufficient` is set, it leaves credits to other tasks: it reserves its share (the available credits
     divided by the number of tasks that may still start), but at least `sufficient` if that much is available.
-    A limit of None does not apply. `tokens` count against `tokens_limit` of the draft's model in its wallet.
+    That number is what is left of the limit of the counter named `shares`; without a limit, DEFAULT_SHARES.
     """
 
     draft: UsageRecord
     minimum: int
     maximum: int
-    requests_limit: int | None = None
-    concurrency_limit: int | None = None
-    tokens: int = 0
-    tokens_limit: int | None = None
+    counters: tuple[Counter, ...] = ()
     idempotency_key: IdempotencyKey | None = None
     sufficient: int = 0
+    shares: str = ""
+
+
+class Count(NamedTuple):
+    """How much of a counter is used, and the seconds until its window ends (0: no window is open)."""
+
+    used: int = 0
+    reset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class LimitStatus:
-    """A wallet's use of its limits at one moment: the credits that can be reserved, the requests and tokens
-    counted in the open windows, the seconds until each window ends (0: no window is open), running tasks."""
+    """A wallet at one moment: the credits that can be reserved, and the counts of the counters that the call
+    named, by name."""
 
     available: int
-    requests: int = 0
-    requests_reset: float = 0.0
-    concurrency: int = 0
-    tokens: int = 0
-    tokens_reset: float = 0.0
+    counts: Mapping[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +97,12 @@ class Reserved:
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Nothing was reserved. `code` is the first of these that applies: idempotency_mismatch,
-    idempotency_conflict, rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded,
-    insufficient_credits."""
+    idempotency_conflict, limit_exceeded, insufficient_credits. `counter` is the name of the counter whose
+    limit would be exceeded."""
 
     limit_status: LimitStatus
     code: str
+    counter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +117,12 @@ class ReplayedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """The end of a task. `record.cost` is its price, `record.uncollected` is 0. `tokens` replace the reserved
-    ones in their window if it is still open. `answer` is stored under the Idempotency-Key; None frees the
-    key."""
+    """The end of a task. `record.cost` is its price, `record.uncollected` is 0. The amounts of `counters`
+    replace the reserved ones in their windows, if these are still open; counters that are not named keep
+    theirs. `answer` is stored under the Idempotency-Key; None frees the key."""
 
     record: UsageRecord
-    tokens: int = 0
+    counters: tuple[Counter, ...] = ()
     answer: bytes | None = None
 
 
@@ -130,9 +147,9 @@ class UnknownOutcomeError(PomeloError):
 
 @dataclass(frozen=True, slots=True)
 class OpenReservation:
-    """The reservation of a task that has not ended: `amount` microcredits and one concurrent task. `record`
-    is its record so far: `cost` is the last noted cost, `at` the time of the reservation or of the last note.
-    `own`: this process made it."""
+    """The reservation of a task that has not ended, of `amount` microcredits. `record` is its record so far:
+    `cost` is the last noted cost, `at` the time of the reservation or of the last note. `own`: this process
+    made it."""
 
     record: UsageRecord
     amount: int
@@ -165,8 +182,8 @@ class LedgerStore(Protocol):
         ...
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
-        """Releases a task's reservation without a charge. `refund` also returns the request and tokens that
-        it counted in the open windows. Without a reservation, does nothing."""
+        """Releases a task's reservation without a charge. `refund` also returns what it counted in windows
+        that are still open. Without a reservation, does nothing."""
         ...
 
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
@@ -174,8 +191,9 @@ class LedgerStore(Protocol):
         reservation."""
         ...
 
-    async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
-        """A wallet's current use of its limits; the tokens are those of `model`."""
+    async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
+        """A wallet's available credits, and its counts of these counters, whose amounts and limits don't
+        matter."""
         ...
 
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:

@@ -163,5 +163,40 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX keys_of_account ON keys (account, created, key_id)",
     ),
     _add_usage_columns(2),
+    # wallets.counters are by name [count, start of the window, its end], or [count, null, null] without a
+    # window. holds.counted is what a reservation counts, by name [amount, start of the window or null]. Times
+    # keep all their digits.
+    (
+        "ALTER TABLE wallets ADD COLUMN counters TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE holds ADD COLUMN counted TEXT NOT NULL DEFAULT '{}'",
+        """
+        UPDATE wallets SET counters = (
+            SELECT json_group_object(name, json(count)) FROM (
+                SELECT 'requests' AS name,
+                    printf('[%d,%!.17g,%!.17g]', window_requests, window_start, window_start + 60.0) AS count
+                WHERE window_start > 0.0
+                UNION ALL SELECT 'concurrency', printf('[%d,null,null]', slots) WHERE slots > 0
+                UNION ALL SELECT 'tokens:' || model, printf('[%d,%!.17g,%!.17g]', tokens, start, start + 60.0)
+                FROM token_windows AS t WHERE t.account = wallets.account AND t.live = wallets.live
+            )
+        )
+        """,
+        """
+        UPDATE holds SET counted = (
+            SELECT json_group_object(name, json(count)) FROM (
+                SELECT 'requests' AS name, printf('[1,%!.17g]', window_start) AS count
+                UNION ALL SELECT 'concurrency', '[1,null]'
+                UNION ALL SELECT 'tokens:' || model, printf('[%d,%!.17g]', tokens, token_start)
+                WHERE token_start IS NOT NULL
+            )
+        )
+        """,
+        "DROP TABLE token_windows",
+        *(f"ALTER TABLE wallets DROP COLUMN {name}" for name in ("slots", "window_start", "window_requests")),
+        *(
+            f"ALTER TABLE holds DROP COLUMN {name}"
+            for name in ("window_start", "model", "token_start", "tokens")
+        ),
+    ),
 )
 """The tables of the store. Step n, counted from 1, leads to version n."""

@@ -18,15 +18,27 @@ from redis import Redis
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import LostReservationError, Reserved, ReserveRequest, Settled, Settlement
+from pomelo.stores.ledger import (
+    IdempotencyKey,
+    LostReservationError,
+    Refused,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
+    Settled,
+    Settlement,
+)
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.usage import UsageRecord, WalletState
+from tests.limits import counters
 from tests.redis_server import any_server
 
 MODEL = "gpt-4"
 WALLET = Wallet("acme", True)
 """The default wallet of the tasks. The fixture `rig` gives it 1,000 microcredits."""
+
+KEY = IdempotencyKey("order-7", b"\x00digest")
 
 
 class Clock:
@@ -51,10 +63,14 @@ class Clock:
 
 
 class Rig(Protocol):
-    """A store under test. `clock` is None if it can't be set."""
+    """A store under test, and its clock."""
 
     store: Store
-    clock: Clock | None
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of the store."""
+        ...
 
     async def open(self) -> None:
         """Opens the store, new or as `close` left it."""
@@ -71,6 +87,8 @@ class Rig(Protocol):
 
 class SqliteRig:
     """A file in a folder. After a crash the rig uses copies of its files, with the log not yet read."""
+
+    store: Store
 
     def __init__(self, folder: Path) -> None:
         self.clock = Clock()
@@ -123,6 +141,8 @@ class RedisClock(Clock):
 class RedisRig:
     """The server of all tests, emptied."""
 
+    store: Store
+
     def __init__(self, folder: Path) -> None:
         self.url = any_server()
         self.clock = RedisClock(self.url)
@@ -139,7 +159,7 @@ class RedisRig:
             now=lambda: self.clock.wall,
             server_time=lambda: self.clock.wall,
         )
-        self.store: Any = await self._stack.enter_async_context(opened)
+        self.store = await self._stack.enter_async_context(opened)
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -178,8 +198,6 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
 @pytest.fixture
 def clock(rig: Rig) -> Clock:
     """The clock of the rig."""
-    if rig.clock is None:
-        pytest.skip("this store's clock can't be set")
     return rig.clock
 
 
@@ -197,28 +215,39 @@ def record(task_id: str, **changes: Any) -> UsageRecord:
     return UsageRecord(task_id, **(values | changes))
 
 
-def request(task_id: str, minimum: int = 10, maximum: int | None = None, **changes: Any) -> ReserveRequest:
-    """A task's request. `changes` are fields of the request or of its draft."""
-    own = {name: changes.pop(name) for name in _REQUEST_FIELDS if name in changes}
+def request(
+    task_id: str,
+    minimum: int = 10,
+    maximum: int | None = None,
+    *,
+    requests_limit: int | None = None,
+    concurrency_limit: int | None = None,
+    tokens: int = 0,
+    tokens_limit: int | None = None,
+    idempotency_key: IdempotencyKey | None = None,
+    sufficient: int = 0,
+    **changes: Any,
+) -> ReserveRequest:
+    """A task's request. `changes` are fields of its draft. Without tokens and their limit it counts none."""
     draft = record(task_id, **changes)
-    return ReserveRequest(draft, minimum, minimum if maximum is None else maximum, **own)
-
-
-_REQUEST_FIELDS = (
-    "requests_limit",
-    "concurrency_limit",
-    "tokens",
-    "tokens_limit",
-    "idempotency_key",
-    "sufficient",
-)
+    taken = counters(requests_limit, concurrency_limit, tokens, tokens_limit, draft.model)
+    return ReserveRequest(
+        draft,
+        minimum,
+        minimum if maximum is None else maximum,
+        taken if tokens or tokens_limit is not None else taken[:2],
+        idempotency_key,
+        sufficient,
+        "concurrency",
+    )
 
 
 def settlement(
     task_id: str, cost: int = 10, tokens: int = 0, answer: bytes | None = None, **changes: Any
 ) -> Settlement:
     """A task's settlement."""
-    return Settlement(record(task_id, cost=cost, **changes), tokens, answer)
+    ended = record(task_id, cost=cost, **changes)
+    return Settlement(ended, counters(tokens=tokens, model=ended.model), answer)
 
 
 async def run_task(store: Store, task_id: str, cost: int = 10, **changes: Any) -> Settled:
@@ -227,12 +256,19 @@ async def run_task(store: Store, task_id: str, cost: int = 10, **changes: Any) -
     return await store.settle(settlement(task_id, cost, **changes))
 
 
-async def refusal_code(reserving: Awaitable[Any]) -> str:
-    """The code of a refused request."""
+async def amount(reserving: Awaitable[Reserved | Refused | ReplayedAnswer]) -> int:
+    """The credits that a request reserved."""
     answer = await reserving
-    assert hasattr(answer, "code"), answer
-    code: str = answer.code
-    return code
+    assert isinstance(answer, Reserved)
+    return answer.amount
+
+
+async def refusal(reserving: Awaitable[Any]) -> str:
+    """Why a request was refused: the counter whose limit would be exceeded, or another code."""
+    answer = await reserving
+    assert isinstance(answer, Refused), answer
+    assert (answer.code == "limit_exceeded") == bool(answer.counter)
+    return answer.counter or answer.code
 
 
 async def error_code(call: Awaitable[Any]) -> str:
@@ -249,6 +285,13 @@ async def is_lost(call: Awaitable[Any]) -> bool:
     except LostReservationError:
         return True
     return False
+
+
+async def balance(rig: Rig, wallet: Wallet = WALLET) -> tuple[int, int, int]:
+    """What is spent, held and available."""
+    found = await rig.store.balance(wallet)
+    assert found.granted == found.spent + found.held + found.available
+    return found.spent, found.held, found.available
 
 
 async def wallets(store: Store) -> list[Wallet]:

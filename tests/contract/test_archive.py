@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -14,7 +16,7 @@ from pomelo.stores.archive import open_archive
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.usage import UsageQuery
+from pomelo.stores.usage import UsageQuery, UsageTotal
 from tests.contract.ledger_rig import WALLET, record, request, settlement, wallets
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer, programs, user
@@ -35,7 +37,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture(params=ARCHIVES)
-async def url(request: pytest.FixtureRequest, tmp_path) -> str:
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:{tmp_path / 'usage.db'}"
     server: PostgresServer = request.getfixturevalue("postgres")
@@ -53,7 +55,7 @@ async def archive(url: str) -> AsyncIterator[Archive]:
         yield opened
 
 
-async def test_a_record_is_read_back_unchanged(archive):
+async def test_a_record_is_read_back_unchanged(archive: Archive) -> None:
     original = record(
         "a", cost=2**53, uncollected=1, input_tokens=7, output_tokens=2**40, characters=3, images=4, pixels=5,
         audio_ms=6, provider_micros=11, processing_ms=8, first_byte_ms=9, output_bytes=10, prices="image=5", price_version="2026-11",
@@ -65,7 +67,7 @@ async def test_a_record_is_read_back_unchanged(archive):
     assert await archive.get("b") is None
 
 
-async def test_a_record_added_repeatedly_is_stored_once_per_task(url):
+async def test_a_record_added_repeatedly_is_stored_once_per_task(url: str) -> None:
     async with open_archive(url) as one, open_archive(url) as two:
         batches = [[record(f"t{n}", cost=n) for n in range(k, k + 50)] for k in range(0, 100, 10)]
         await asyncio.gather(*[(one, two)[n % 2].add(batch) for n, batch in enumerate(batches)])
@@ -77,7 +79,7 @@ async def test_a_record_added_repeatedly_is_stored_once_per_task(url):
         )
 
 
-async def test_pages_are_newest_first_and_do_not_shift(archive):
+async def test_pages_are_newest_first_and_do_not_shift(archive: Archive) -> None:
     await archive.add([record(f"t{n}", at=float(n // 2)) for n in range(10)])
     found, after = [], ""
     for turn in range(4):
@@ -91,7 +93,7 @@ async def test_pages_are_newest_first_and_do_not_shift(archive):
             await archive.list_usage(ALL, 3, wrong)
 
 
-async def test_records_match_every_filter_of_a_query(archive):
+async def test_records_match_every_filter_of_a_query(archive: Archive) -> None:
     await archive.add([
         record("a", at=10.0),
         record("b", at=20.0, live=False),
@@ -110,7 +112,7 @@ async def test_records_match_every_filter_of_a_query(archive):
         assert "".join(each.task_id for each in found) == expected
 
 
-async def test_sums_are_by_model_key_day_or_account(archive):
+async def test_sums_are_by_model_key_day_or_account(archive: Archive) -> None:
     day = 86_400.0
     await archive.add([
         record("a", at=day - 0.001, cost=1, input_tokens=2, output_bytes=3),
@@ -124,7 +126,8 @@ async def test_sums_are_by_model_key_day_or_account(archive):
     assert await costs("day") == {"1970-01-01": 1, "1970-01-02": 110}
     assert list((await costs("model")).items()) == [("Claude", 10), ("gpt-4", 101)]
     assert await costs("account") == {"acme": 11, "other": 100}
-    found, after = [], ""
+    found: list[UsageTotal] = []
+    after = ""
     while page := await archive.sum_usage(ALL, "account", limit=1, after=after):
         assert len(page) == 1
         found, after = found + page, page[-1].group
@@ -134,7 +137,7 @@ async def test_sums_are_by_model_key_day_or_account(archive):
     assert await archive.sum_usage(UsageQuery(account="nobody"), "day") == []
 
 
-async def test_settled_records_are_moved_from_redis_to_the_archive_once(url):
+async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str) -> None:
     with Redis.from_url(any_server()) as server:
         server.flushdb()
         async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
@@ -149,7 +152,7 @@ async def test_settled_records_are_moved_from_redis_to_the_archive_once(url):
         assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
 
 
-async def test_settlements_continue_while_the_database_is_down(postgres, url):
+async def test_settlements_continue_while_the_database_is_down(postgres: Any, url: str) -> None:
     if url != postgres.url:
         pytest.skip("only for Postgres")
     with Redis.from_url(any_server()) as server:
@@ -169,7 +172,7 @@ async def test_settlements_continue_while_the_database_is_down(postgres, url):
         assert sorted(found.task_id for found in stored) == sorted(f"t{n}" for n in range(20))
 
 
-async def test_a_table_of_an_earlier_version_is_extended_once(postgres, url):
+async def test_a_table_of_an_earlier_version_is_extended_once(postgres: Any, url: str) -> None:
     if url != postgres.url:
         pytest.skip("files: see test_migrations.py")
     import asyncpg
@@ -196,7 +199,7 @@ async def test_a_table_of_an_earlier_version_is_extended_once(postgres, url):
     await connection.close()
 
 
-async def test_the_error_for_an_unusable_archive_does_not_contain_the_password(tmp_path):
+async def test_the_error_for_an_unusable_archive_does_not_contain_the_password(tmp_path: Path) -> None:
     for wrong in (f"postgresql://ada:secret@127.0.0.1:{free_port()}/none", "postgresql://[", "mysql://x", ""):
         with pytest.raises(StoreError) as caught:
             async with open_archive(wrong):

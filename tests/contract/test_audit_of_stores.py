@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 from redis import Redis
 
@@ -11,6 +12,7 @@ from pomelo.accounts.audit import audit
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.ledger import Settlement
+from pomelo.stores.usage import UsageRecord
 from tests.contract.ledger_rig import RedisRig, Rig, rig
 from tests.unit.accounts.audited_store import ACME, PRICES, draft, reserve, run
 
@@ -35,13 +37,13 @@ async def run_tasks(rig: Rig) -> None:
         await store.note([delivered(f"lost {name}", wallet)])
 
 
-def delivered(task_id: str, wallet: Wallet, **changes):
+def delivered(task_id: str, wallet: Wallet, **changes: Any) -> UsageRecord:
     """The record of a task that has delivered output."""
     counts = {"input_tokens": 100, "output_tokens": 7}
     return draft(task_id, wallet, **counts, cost=cost(Usage(**counts), PRICES), **changes)
 
 
-async def test_the_audit_finds_no_difference_while_tasks_run_and_after_a_crash(rig):
+async def test_the_audit_finds_no_difference_while_tasks_run_and_after_a_crash(rig: Rig) -> None:
     await run_tasks(rig)
     found = await audit(rig.store, page_size=7)
     assert not found.findings, found
@@ -53,9 +55,9 @@ async def test_the_audit_finds_no_difference_while_tasks_run_and_after_a_crash(r
     assert found.uncollected_micros == 0
 
 
-async def test_an_uncollected_cost_is_reported_but_is_no_difference(rig):
+async def test_an_uncollected_cost_is_reported_but_is_no_difference(rig: Rig) -> None:
     await reserve(rig.store, "greedy", maximum=1_000)
-    counts = {"input_tokens": 10**6, "output_tokens": 10**6}
+    counts: dict[str, Any] = {"input_tokens": 10**6, "output_tokens": 10**6}
     record = replace(draft("greedy"), **counts, cost=cost(Usage(**counts), PRICES))
     settled = await rig.store.settle(Settlement(record))
     found = await audit(rig.store)
@@ -63,7 +65,7 @@ async def test_an_uncollected_cost_is_reported_but_is_no_difference(rig):
     assert found.uncollected_micros == settled.record.uncollected > 0
 
 
-async def test_damage_in_redis_is_found(rig):
+async def test_damage_in_redis_is_found(rig: Rig) -> None:
     if not isinstance(rig, RedisRig):
         return  # damage of a file is tested in tests/faults/test_damage.py
     await run_tasks(rig)

@@ -3,62 +3,63 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, ReplayedAnswer, Reserved
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import (
+    KEY,
     WALLET,
+    Clock,
+    Rig,
+    balance,
     clock,
-    refusal_code,
+    refusal,
     request,
     rig,
     settlement,
 )
+from tests.limits import used
 
 __all__ = ["clock", "rig"]
 
-KEY = IdempotencyKey("order-7", b"\x00digest")
 ALL = UsageQuery()
 
 
-async def balance(rig, wallet=WALLET) -> tuple[int, int, int]:
-    found = await rig.store.balance(wallet)
-    assert found.granted == found.spent + found.held + found.available
-    return found.spent, found.held, found.available
-
-
-async def test_the_same_request_while_the_first_is_running_is_a_conflict(rig):
+async def test_the_same_request_while_the_first_is_running_is_a_conflict(rig: Rig) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
-    assert await refusal_code(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
+    assert await refusal(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
     assert await balance(rig) == (0, 10, 990)
 
 
-async def test_a_key_of_another_request_is_a_mismatch_before_and_after_its_end(rig):
+async def test_a_key_of_another_request_is_a_mismatch_before_and_after_its_end(rig: Rig) -> None:
     other = IdempotencyKey(KEY.key, b"other")
     await rig.store.reserve(request("a", idempotency_key=KEY))
-    assert (
-        await refusal_code(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
-    )
+    assert await refusal(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
     await rig.store.settle(settlement("a", answer=b"hello"))
-    assert (
-        await refusal_code(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
-    )
+    assert await refusal(rig.store.reserve(request("b", idempotency_key=other))) == "idempotency_mismatch"
 
 
-async def test_an_answer_is_replayed_even_if_every_limit_is_exceeded(rig):
+async def test_an_answer_is_replayed_even_if_every_limit_is_exceeded(rig: Rig) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     settled = await rig.store.settle(settlement("a", 10, answer=b"\x00\xffanswer", at=5.5))
-    limits = {"requests_limit": 0, "concurrency_limit": 0, "tokens": 1, "tokens_limit": 0, "minimum": 10**9}
+    needs: dict[str, Any] = {
+        "requests_limit": 0,
+        "concurrency_limit": 0,
+        "tokens": 1,
+        "tokens_limit": 0,
+        "minimum": 10**9,
+    }
     for task in ("b", "a"):
-        answer = await rig.store.reserve(request(task, idempotency_key=KEY, **limits))
+        answer = await rig.store.reserve(request(task, idempotency_key=KEY, **needs))
         assert isinstance(answer, ReplayedAnswer)
         assert (answer.record, answer.answer) == (settled.record, b"\x00\xffanswer")
-        assert (answer.limit_status.requests, answer.limit_status.available) == (1, 990)
+        assert (used(answer).requests, used(answer).available) == (1, 990)
     assert await balance(rig) == (10, 0, 990)
 
 
-async def test_an_empty_answer_is_replayed(rig):
+async def test_an_empty_answer_is_replayed(rig: Rig) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     await rig.store.settle(settlement("a", answer=b""))
     answer = await rig.store.reserve(request("b", idempotency_key=KEY))
@@ -66,7 +67,7 @@ async def test_an_empty_answer_is_replayed(rig):
     assert answer.answer == b""
 
 
-async def test_a_settlement_without_answer_or_a_void_frees_the_key(rig):
+async def test_a_settlement_without_answer_or_a_void_frees_the_key(rig: Rig) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     await rig.store.settle(settlement("a"))
     await rig.store.reserve(request("b", idempotency_key=IdempotencyKey(KEY.key, b"second")))
@@ -76,19 +77,19 @@ async def test_a_settlement_without_answer_or_a_void_frees_the_key(rig):
     )
 
 
-async def test_an_answer_without_a_key_is_not_stored(rig):
+async def test_an_answer_without_a_key_is_not_stored(rig: Rig) -> None:
     await rig.store.reserve(request("a"))
     await rig.store.settle(settlement("a", answer=b"hello"))
     assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), Reserved)
 
 
-async def test_each_wallet_has_its_own_keys(rig):
+async def test_each_wallet_has_its_own_keys(rig: Rig) -> None:
     await rig.store.grant(Grant("test", Wallet("acme", False), 50, 1.0))
     await rig.store.reserve(request("a", idempotency_key=KEY))
     assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY, live=False)), Reserved)
 
 
-async def test_one_of_many_concurrent_requests_with_one_key_runs(rig):
+async def test_one_of_many_concurrent_requests_with_one_key_runs(rig: Rig) -> None:
     answers = await asyncio.gather(
         *(rig.store.reserve(request(f"t{n}", idempotency_key=KEY)) for n in range(100))
     )
@@ -96,7 +97,7 @@ async def test_one_of_many_concurrent_requests_with_one_key_runs(rig):
     assert await balance(rig) == (0, 10, 990)
 
 
-async def test_an_answer_is_stored_for_24_hours(rig, clock):
+async def test_an_answer_is_stored_for_24_hours(rig: Rig, clock: Clock) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     clock.passes(100)
     await rig.store.settle(settlement("a", answer=b"hello"))
@@ -105,16 +106,16 @@ async def test_an_answer_is_stored_for_24_hours(rig, clock):
     clock.passes(0.5)
     reserved = await rig.store.reserve(request("b", idempotency_key=IdempotencyKey(KEY.key, b"other")))
     assert isinstance(reserved, Reserved)
-    assert await refusal_code(rig.store.reserve(request("c", idempotency_key=KEY))) == "idempotency_mismatch"
+    assert await refusal(rig.store.reserve(request("c", idempotency_key=KEY))) == "idempotency_mismatch"
 
 
-async def test_the_key_of_a_task_that_runs_longer_than_24_hours_is_not_free(rig, clock):
+async def test_the_key_of_a_task_that_runs_longer_than_24_hours_is_not_free(rig: Rig, clock: Clock) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     clock.passes(REPLAY_SECONDS * 2)
-    assert await refusal_code(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
+    assert await refusal(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
 
 
-async def test_an_answer_survives_a_restart(rig):
+async def test_an_answer_survives_a_restart(rig: Rig) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     await rig.store.settle(settlement("a", answer=b"hello"))
     await rig.close()

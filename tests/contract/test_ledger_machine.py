@@ -9,7 +9,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,15 +20,15 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
 
-from pomelo.stores.accounts import Balance, Grant, Wallet
+from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     REPLAY_SECONDS,
-    WINDOW,
+    Counter,
     IdempotencyKey,
     LimitStatus,
     LostReservationError,
@@ -38,84 +38,26 @@ from pomelo.stores.ledger import (
     ReserveRequest,
     Settlement,
 )
-from pomelo.stores.usage import UsageQuery, UsageRecord
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_model import (
+    ALL_COUNTERS,
+    COUNTERS,
+    REQUESTS,
+    WALLETS,
+    Running,
+    StoredAnswer,
+    WalletModel,
+    drawn_counters,
+)
 from tests.contract.ledger_rig import STORES, Rig, record, wallets
 
 STEPS = int(os.environ.get("POMELO_LEDGER_STEPS", "1000"))
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """A folder in memory, which is faster than a disk."""
 
-WALLETS = (Wallet("acme", True), Wallet("acme", False))
-MODELS = ("gpt-4", "claude")
 ALL = UsageQuery()
 
 T = TypeVar("T")
-
-
-REQUESTS: dict[str, Any] = {
-    "wallet": st.sampled_from((*WALLETS, WALLETS[0])),
-    "model": st.sampled_from(MODELS),
-    "minimum": st.integers(0, 60),
-    "more": st.integers(0, 100),
-    "requests": st.sampled_from([None, None, None, 0, 1, 3, 5]),
-    "concurrency": st.sampled_from([None, None, None, 1, 2, 4]),
-    "tokens": st.integers(0, 40),
-    "limit": st.sampled_from([None, None, 40, 100]),
-    "sufficient": st.sampled_from([0, 0, 1, 20, 70, 300]),
-    "key": st.sampled_from([None, None, None, ("k", b"1"), ("k", b"2"), ("l", b"1")]),
-}
-
-# --- the model
-
-
-@dataclass
-class Window:
-    """A count since a start time."""
-
-    start: float
-    count: int = 0
-
-
-@dataclass
-class Running:
-    """A running task."""
-
-    request: ReserveRequest
-    amount: int
-    requests: Window
-    tokens: Window | None
-    noted: UsageRecord
-
-
-@dataclass
-class WalletModel:
-    """A wallet."""
-
-    granted: int = 0
-    requests: Window | None = None
-    tokens: dict[str, Window] = field(default_factory=dict)
-    running: dict[str, Running] = field(default_factory=dict)
-    records: dict[str, UsageRecord] = field(default_factory=dict)
-    answers: dict[str, tuple[bytes, str, bytes, float]] = field(default_factory=dict)
-    expired: dict[str, float] = field(default_factory=dict)
-    uncertain: set[str] = field(default_factory=set)
-    touched: bool = False
-
-    @property
-    def spent(self) -> int:
-        return sum(stored.cost for stored in self.records.values())
-
-    @property
-    def held(self) -> int:
-        return sum(task.amount for task in self.running.values())
-
-    @property
-    def available(self) -> int:
-        return self.granted - self.spent - self.held
-
-
-def open_window(window: Window | None, now: float) -> Window | None:
-    return window if window is not None and 0 <= now - window.start < WINDOW else None
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -140,7 +82,7 @@ class LedgerMachine(RuleBasedStateMachine):
         type(self).steps += 1
 
     @property
-    def store(self) -> Any:
+    def store(self) -> Store:
         return self.rig.store
 
     def some_task(self) -> st.SearchStrategy[str]:
@@ -169,34 +111,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def state_of(self, wallet: Wallet) -> WalletModel:
         """The model of a wallet, without expired answers."""
         state = self.wallets[wallet]
-        for key in [key for key, stored in state.answers.items() if stored[3] <= self.now]:
-            state.expired[key] = state.answers.pop(key)[3]
+        state.expire_answers(self.now)
         return state
 
-    def requests(self, state: WalletModel) -> Window | None:
-        """The open window. An ended one may be open again after the clock was set back."""
-        return open_window(state.requests, self.now)
-
-    def tokens(self, state: WalletModel, model: str) -> Window | None:
-        return open_window(state.tokens.get(model), self.now)
-
-    def limit_status(self, wallet: Wallet, model: str) -> LimitStatus:
-        state = self.state_of(wallet)
-        requests, tokens = self.requests(state), self.tokens(state, model)
-        return LimitStatus(
-            state.available,
-            requests.count if requests else 0,
-            requests.start + WINDOW - self.now if requests else 0.0,
-            len(state.running),
-            tokens.count if tokens else 0,
-            tokens.start + WINDOW - self.now if tokens else 0.0,
-        )
-
-    def compare(self, found: LimitStatus, wallet: Wallet, model: str) -> None:
-        expected = self.limit_status(wallet, model)
-        if self.rig.clock is None:
-            expected = replace(expected, requests_reset=found.requests_reset, tokens_reset=found.tokens_reset)
-        assert found == expected
+    def compare(self, found: LimitStatus, wallet: Wallet, counters: tuple[Counter, ...]) -> None:
+        assert found == self.state_of(wallet).limit_status(counters, self.now)
 
     # --- rules
 
@@ -210,48 +129,47 @@ class LedgerMachine(RuleBasedStateMachine):
             self.wallets[wallet].granted += amount
             self.wallets[wallet].touched = True
         state = self.state_of(wallet)
-        assert self.do(self.store.grant(given)) == Balance(state.granted, state.spent, state.held)
+        assert self.do(self.store.grant(given)) == state.balance
 
     def do_reserve(
-        self, wallet, model, minimum, more, requests, concurrency, tokens, limit, sufficient, key
-    ) -> None:  # type: ignore[no-untyped-def]
+        self,
+        wallet: Wallet,
+        minimum: int,
+        more: int,
+        counters: tuple[Counter, ...],
+        sufficient: int,
+        shares: str,
+        key: tuple[str, bytes] | None,
+    ) -> None:
         self.count()
         self.number += 1
-        draft = record(f"t{self.number:04}", account=wallet.account, live=wallet.live, model=model)
+        draft = record(f"t{self.number:04}", account=wallet.account, live=wallet.live)
         state = self.state_of(wallet)
         idempotency_key = IdempotencyKey(*key) if key and key[0] not in state.uncertain else None
         request = ReserveRequest(
-            draft, minimum, minimum + more, requests, concurrency, tokens, limit, idempotency_key, sufficient
+            draft, minimum, minimum + more, counters, idempotency_key, sufficient, shares
         )
         answer = self.do(self.store.reserve(request))
-        expected = self.predicted(state, request)
-        if expected == "replayed":
+        code, refusing = state.answer_of(request), ""
+        if not code:
+            code, refusing = state.refusal(request, self.now)
+        if code == "replayed":
             assert isinstance(answer, ReplayedAnswer)
             assert idempotency_key is not None
-            _, first, stored, _ = state.answers[idempotency_key.key]
-            assert (answer.record, answer.answer) == (state.records[first], stored)
-        elif expected is not None:
+            stored = state.answers[idempotency_key.key]
+            assert (answer.record, answer.answer) == (state.records[stored.task_id], stored.answer)
+        elif code:
             assert isinstance(answer, Refused)
-            assert answer.code == expected
+            assert (answer.code, answer.counter) == (code, refusing)
         else:
             assert isinstance(answer, Reserved)
-            amount = min(request.maximum, state.available)
-            if sufficient:
-                share = state.available // (20 if concurrency is None else concurrency - len(state.running))
-                amount = min(amount, max(share, sufficient, minimum))
-            assert answer.amount == amount
+            assert answer.amount == state.reservable(request, self.now)
             assert request.minimum <= answer.amount
-            state.requests = self.requests(state) or Window(self.now)
-            state.requests.count += 1
-            if requests is not None:
-                assert state.requests.count <= requests
-            window = None
-            if tokens or limit is not None:
-                window = state.tokens[model] = self.tokens(state, model) or Window(self.now)
-                window.count += tokens
-            state.running[draft.task_id] = Running(request, answer.amount, state.requests, window, draft)
-            state.touched = True
-        self.compare(answer.limit_status, wallet, model)
+            state.reserve(request, answer.amount, self.now)
+            for each in counters:
+                if each.limit is not None and each.amount:
+                    assert state.count(each, self.now).used <= each.limit
+        self.compare(answer.limit_status, wallet, counters)
 
     @rule(**REQUESTS)
     def reserve(self, **drawn: Any) -> None:
@@ -266,30 +184,6 @@ class LedgerMachine(RuleBasedStateMachine):
     def reserve_another(self, **drawn: Any) -> None:
         self.do_reserve(**drawn)
 
-    def predicted(self, state: WalletModel, request: ReserveRequest) -> str | None:
-        """The result that the contract requires; None: reserved."""
-        if request.idempotency_key is not None:
-            key, fingerprint = request.idempotency_key.key, request.idempotency_key.fingerprint
-            runs = [
-                t.request.idempotency_key
-                for t in state.running.values()
-                if t.request.idempotency_key is not None
-            ]
-            known = {r.key: r.fingerprint for r in runs} | {k: a[0] for k, a in state.answers.items()}
-            if key in known:
-                if known[key] != fingerprint:
-                    return "idempotency_mismatch"
-                return "replayed" if key in state.answers else "idempotency_conflict"
-        requests = self.requests(state) or Window(0.0)
-        if request.requests_limit is not None and requests.count >= request.requests_limit:
-            return "rate_limit_exceeded"
-        if request.concurrency_limit is not None and len(state.running) >= request.concurrency_limit:
-            return "concurrency_limit_exceeded"
-        window = self.tokens(state, request.draft.model) or Window(0.0)
-        if request.tokens_limit is not None and window.count + request.tokens > request.tokens_limit:
-            return "token_limit_exceeded"
-        return "insufficient_credits" if state.available < request.minimum else None
-
     @rule(data=st.data())
     def repeat_reserve(self, data: st.DataObject) -> None:
         self.count()
@@ -300,7 +194,7 @@ class LedgerMachine(RuleBasedStateMachine):
         answer = self.do(self.store.reserve(task.request))
         assert isinstance(answer, Reserved)
         assert answer.amount == task.amount
-        self.compare(answer.limit_status, task.request.draft.wallet, task.request.draft.model)
+        self.compare(answer.limit_status, task.request.draft.wallet, task.request.counters)
 
     @rule(data=st.data(), used=st.integers(0, 90))
     def note(self, data: st.DataObject, used: int) -> None:
@@ -328,26 +222,19 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         cost=st.one_of(st.integers(0, 100), st.integers(0, 1_000)),
-        tokens=st.integers(0, 90),
+        counters=drawn_counters(),
         answer=st.sampled_from([None, b"", b"answer"]),
     )
-    def settle(self, data: st.DataObject, cost: int, tokens: int, answer: bytes | None) -> None:
+    def settle(
+        self, data: st.DataObject, cost: int, counters: tuple[Counter, ...], answer: bytes | None
+    ) -> None:
         self.count()
         task_id = data.draw(self.some_task())
         wallet, task = self.found(task_id)
         state = self.state_of(wallet)
         first = state.records.get(task_id)
-        model = task.request.draft.model if task else first.model if first else MODELS[0]
-        ended = record(
-            task_id,
-            account=wallet.account,
-            live=wallet.live,
-            model=model,
-            cost=cost,
-            output_tokens=tokens,
-            at=self.now,
-        )
-        settling = self.store.settle(Settlement(ended, tokens, answer))
+        ended = record(task_id, account=wallet.account, live=wallet.live, cost=cost, at=self.now)
+        settling = self.store.settle(Settlement(ended, counters, answer))
         if task is None and (first is None or first.source == "recovered"):
             with pytest.raises(LostReservationError):
                 self.do(settling)
@@ -356,16 +243,15 @@ class LedgerMachine(RuleBasedStateMachine):
         if task is None:
             assert settled.record == first
         else:
-            charged = min(cost, task.amount + state.available)
+            charged = min(cost, task.amount + state.balance.available)
             assert settled.record == replace(ended, cost=charged, uncollected=cost - charged)
-            del state.running[task_id]
+            state.end(task_id, self.now, {each.name: each.amount for each in counters})
             state.records[task_id] = settled.record
-            if task.tokens is not None and open_window(task.tokens, self.now):
-                task.tokens.count += tokens - task.request.tokens
-            if task.request.idempotency_key is not None and answer is not None:
-                key = task.request.idempotency_key
-                state.answers[key.key] = (key.fingerprint, task_id, answer, self.now + REPLAY_SECONDS)
-        self.compare(settled.limit_status, wallet, model)
+            key = task.request.idempotency_key
+            if key is not None and answer is not None:
+                until = self.now + REPLAY_SECONDS
+                state.answers[key.key] = StoredAnswer(key.fingerprint, task_id, answer, until)
+        self.compare(settled.limit_status, wallet, counters)
 
     @rule(data=st.data(), refund=st.booleans())
     def void(self, data: st.DataObject, refund: bool) -> None:
@@ -374,13 +260,8 @@ class LedgerMachine(RuleBasedStateMachine):
         wallet, task = self.found(task_id)
         for _ in range(2):  # the second call changes nothing
             self.do(self.store.void(wallet, task_id, refund=refund))
-        if task is None:
-            return
-        del self.wallets[wallet].running[task_id]
-        if refund and open_window(task.requests, self.now):
-            task.requests.count -= 1
-        if refund and task.tokens is not None and open_window(task.tokens, self.now):
-            task.tokens.count -= task.request.tokens
+        if task is not None:
+            self.wallets[wallet].end(task_id, self.now, dict.fromkeys(COUNTERS, 0) if refund else {})
 
     @rule(data=st.data(), now=st.sampled_from([False, False, True]))
     def recover(self, data: st.DataObject, now: bool) -> None:
@@ -394,8 +275,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if task is None:
             return
         state = self.state_of(wallet)
-        noted, available = task.noted, state.available
-        del state.running[task_id]
+        noted, available = task.noted, state.balance.available
+        state.end(task_id, self.now, {})
         if noted.cost > 0:
             stored = {found.task_id: found for found in self.do(self.store.list_usage(ALL, limit=10_000))[0]}
             charged = min(noted.cost, task.amount + available)
@@ -408,14 +289,12 @@ class LedgerMachine(RuleBasedStateMachine):
                 at=stored[task_id].at,
             )
 
-    @precondition(lambda self: self.rig.clock is not None)
     @rule(seconds=st.sampled_from([0.5, 10.0, 29.5, 59.5, 60.0, REPLAY_SECONDS]))
     def time_passes(self, seconds: float) -> None:
         self.count()
         self.rig.clock.passes(seconds)
         self.now += seconds
 
-    @precondition(lambda self: self.rig.clock is not None)
     @rule(seconds=st.sampled_from([-100_000.0, -60.0, -0.5, 30.0, 100_000.0]))
     def the_clock_jumps(self, seconds: float) -> None:
         self.count()
@@ -435,7 +314,8 @@ class LedgerMachine(RuleBasedStateMachine):
             state = self.state_of(wallet)
             # After the clock was set back, a store may or may not still have an expired answer.
             state.uncertain |= {key for key, until in state.expired.items() if until > self.now}
-            for task_id, task in state.running.items():
+            for task_id, task in list(state.running.items()):
+                state.end(task_id, self.now, {})
                 if task.noted.cost == 0:
                     assert task_id not in stored
                     continue
@@ -445,13 +325,11 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert replace(found, cost=found.cost + found.uncollected, uncollected=0) == complete
                 assert found.cost >= min(task.noted.cost, task.amount)
                 state.records[task_id] = found
-            state.running.clear()
 
-    @rule(data=st.data())
-    def check_limit_status(self, data: st.DataObject) -> None:
+    @rule(wallet=st.sampled_from(WALLETS))
+    def check_limit_status(self, wallet: Wallet) -> None:
         self.count()
-        wallet, model = data.draw(st.sampled_from(WALLETS)), data.draw(st.sampled_from(MODELS))
-        self.compare(self.do(self.store.limit_status(wallet, model)), wallet, model)
+        self.compare(self.do(self.store.limit_status(wallet, ALL_COUNTERS)), wallet, ALL_COUNTERS)
 
     # --- invariants
 
@@ -461,7 +339,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         for wallet, state in self.wallets.items():
             found = self.do(self.store.balance(wallet))
-            assert found == Balance(state.granted, state.spent, state.held)
+            assert found == state.balance
             assert min(found.granted, found.spent, found.held, found.available) >= 0
             given = self.do(self.store.list_grants(wallet))
             assert given == [g for g in self.grants.values() if g.wallet == wallet]
@@ -493,10 +371,12 @@ async def _awaited(call: Awaitable[T]) -> T:
 @pytest.mark.timeout(0 if STEPS > 10_000 else 300)
 @pytest.mark.parametrize("store", STORES)
 def test_the_store_behaves_like_the_model(store: str) -> None:
-    machine = type("Machine", (LedgerMachine,), {"make": staticmethod(STORES[store]), "steps": 0})
-    while machine.steps < STEPS:
+    class Machine(LedgerMachine):
+        make = staticmethod(STORES[store])
+
+    while Machine.steps < STEPS:
         run_state_machine_as_test(
-            machine,
+            Machine,
             settings=settings(
                 max_examples=min(200, max(1, STEPS // 50)),
                 stateful_step_count=50,
@@ -505,4 +385,4 @@ def test_the_store_behaves_like_the_model(store: str) -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )
-    print(f"{store}: {machine.steps} steps")  # noqa: T201
+    print(f"{store}: {Machine.steps} steps")  # noqa: T201

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,21 @@ from pomelo.stores.accounts import AccountRecord, Balance, Wallet
 from pomelo.stores.archive import open_archive
 from pomelo.stores.base import Store, StoreError
 from pomelo.stores.keys import KeyRecord
-from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, ReserveRequest, Settlement
+from pomelo.stores.ledger import (
+    Count,
+    Counter,
+    IdempotencyKey,
+    Refused,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
+    Settlement,
+)
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS, MIGRATIONS
-from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite import ledger, open_sqlite
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from tests.contract.ledger_rig import wallets
+from tests.limits import counters
 
 # Recorded from version 1, not created with MIGRATIONS: released migrations must not change.
 VERSION_1 = """
@@ -60,7 +71,7 @@ async def store(path: Path) -> AsyncIterator[Store]:
         yield opened
 
 
-async def test_a_file_of_version_1_keeps_its_keys(store):
+async def test_a_file_of_version_1_keeps_its_keys(store: Store) -> None:
     assert await store.list_keys() == [
         KeyRecord("k1", "default", True, b"\x00\xff", ("gpt-4",), 1790000001.5),
         KeyRecord("k2", "default", False, b"\x01", (), 1790000002.5, 1890000000.5, 1790000003.5),
@@ -68,13 +79,13 @@ async def test_a_file_of_version_1_keeps_its_keys(store):
     ]
 
 
-async def test_accounts_of_version_1_get_the_plan_with_their_former_limits(store):
+async def test_accounts_of_version_1_get_the_plan_with_their_former_limits(store: Store) -> None:
     accounts = await store.list_accounts()
     assert [(account.name, account.plan) for account in accounts] == [("acme", "pro"), ("default", "pro")]
     assert all(account.created > 1.7e9 for account in accounts)
 
 
-async def test_the_default_account_of_version_1_gets_test_credits_once(path):
+async def test_the_default_account_of_version_1_gets_test_credits_once(path: Path) -> None:
     for _ in range(2):
         async with open_sqlite(path) as store:
             assert await store.balance(Wallet("default", False)) == Balance(100_000_000)
@@ -83,12 +94,12 @@ async def test_the_default_account_of_version_1_gets_test_credits_once(path):
             assert await wallets(store) == [Wallet("default", False)]
 
 
-async def test_an_account_can_be_added_to_a_file_of_version_1(store):
+async def test_an_account_can_be_added_to_a_file_of_version_1(store: Store) -> None:
     assert await store.add_account("bee", "free", 2.0)
     assert await store.get_account("bee") == AccountRecord("bee", "free", 2.0)
 
 
-async def test_a_failed_migration_leaves_the_file_unchanged(path):
+async def test_a_failed_migration_leaves_the_file_unchanged(path: Path) -> None:
     with closing(sqlite3.connect(path)) as old:
         old.execute("CREATE TABLE usage (mine TEXT)")
         before = list(old.iterdump())
@@ -99,7 +110,7 @@ async def test_a_failed_migration_leaves_the_file_unchanged(path):
         assert list(old.iterdump()) == before
 
 
-async def test_a_migrated_file_has_the_tables_of_a_new_file(path, tmp_path):
+async def test_a_migrated_file_has_the_tables_of_a_new_file(path: Path, tmp_path: Path) -> None:
     async with open_sqlite(path), open_sqlite(tmp_path / "new" / "pomelo.db"):
         pass
     tables = []
@@ -113,9 +124,10 @@ async def test_a_migrated_file_has_the_tables_of_a_new_file(path, tmp_path):
     assert [t for t in tables[0] if t[0] != "migrations"] == [t for t in tables[1] if t[0] != "migrations"]
 
 
-def test_released_migrations_do_not_change():
+def test_released_migrations_do_not_change() -> None:
     for released, digest in (
         (MIGRATIONS[:4], "9e5717589fb83e16"),
+        (MIGRATIONS[:5], "c6c9f490a583131c"),
         (ARCHIVE_MIGRATIONS[:2], "0207ce59b24e213c"),
     ):
         statements = [" ".join(statement.split()) for step in released for statement in step]
@@ -144,7 +156,7 @@ def record(task_id: str, **changes: Any) -> UsageRecord:
     return UsageRecord(task_id, "req", "acme", True, "k1", "rest", "gpt-4", "text", **changes)
 
 
-async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3):
+async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3: Path) -> None:
     for _ in range(2):
         async with open_sqlite(version_3) as store:
             found = await audit(store)
@@ -157,7 +169,7 @@ async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3
             assert (total.input_tokens, total.cached_input_tokens) == (510_000, 0)
 
 
-async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version_3):
+async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version_3: Path) -> None:
     async with open_sqlite(version_3) as store:
         again = ReserveRequest(record("task_9"), 0, 0, idempotency_key=IdempotencyKey("again", b"f"))
         assert isinstance(await store.reserve(again), ReplayedAnswer)
@@ -170,7 +182,7 @@ async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version
         assert (total.cached_input_tokens, total.cache_write_input_tokens) == (5, 3)
 
 
-async def test_a_file_of_version_3_stores_costs_reported_by_providers(version_3):
+async def test_a_file_of_version_3_stores_costs_reported_by_providers(version_3: Path) -> None:
     ended = record("task_3", provider_micros=70, prices="image=40000,provider_dollar=1100000", cost=77)
     async with open_sqlite(version_3) as store:
         await store.reserve(ReserveRequest(ended, 0, 0))
@@ -182,7 +194,109 @@ async def test_a_file_of_version_3_stores_costs_reported_by_providers(version_3)
         assert not (await audit(store)).findings
 
 
-async def test_an_archive_of_the_first_version_is_read_and_extended(tmp_path):
+# --- version 4: limits in columns of their own
+
+
+AT_4 = 1_795_663_008.1435897
+"""When version 4 ended: four tasks of acme run, and a minute has begun 30 s earlier."""
+
+COUNTERS_4 = (*counters(), Counter('tokens:claude-"3"', 0, None, 60.0))
+
+
+@pytest.fixture
+def migrated() -> Iterator[sqlite3.Connection]:
+    """A file as version 4 left it when its process died, with the new tables; nothing is recovered yet."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.executescript(Path(__file__).with_name("version_4.sql").read_text())
+        for statement in [statement for step in MIGRATIONS[4:] for statement in step]:
+            connection.execute(statement)
+        yield connection
+
+
+def counts_4(connection: sqlite3.Connection) -> list[int]:
+    """What acme has used of COUNTERS_4."""
+    counts = ledger.limit_status(connection, AT_4, ACME, COUNTERS_4).counts
+    return [counts[counter.name].used for counter in COUNTERS_4]
+
+
+def test_open_windows_and_running_tasks_of_version_4_still_count(migrated: sqlite3.Connection) -> None:
+    status = ledger.limit_status(migrated, AT_4, ACME, COUNTERS_4)
+    assert status.available == 1_000_000 - 320 - 365_000
+    assert counts_4(migrated) == [4, 4, 332, 50]
+    starts = (1795662978.1435897, 1795662978.1435897, 1795662987.8935897)
+    windowed = [status.counts[counter.name] for counter in COUNTERS_4 if counter.window]
+    assert [count.reset for count in windowed] == [start + 60.0 - AT_4 for start in starts]
+    other = ledger.limit_status(migrated, AT_4, Wallet("acme", False), COUNTERS_4)
+    assert set(other.counts.values()) == {Count()}  # its windows have ended
+
+
+@pytest.mark.parametrize(
+    ("limits", "refused"),
+    [
+        ((5, 5, 1, 333), None),
+        ((4, 4, 1, 332), "requests"),
+        ((5, 4, 1, 332), "concurrency"),
+        ((5, 5, 1, 332), "tokens:gpt-4"),
+    ],
+)
+def test_new_tasks_count_in_the_windows_of_version_4(
+    migrated: sqlite3.Connection, limits: tuple[int, int, int, int], refused: str | None
+) -> None:
+    answer = ledger.reserve(migrated, AT_4, ReserveRequest(record("new"), 0, 0, counters(*limits)))
+    if refused is None:
+        assert isinstance(answer, Reserved)
+        assert counts_4(migrated) == [5, 5, 333, 50]
+    else:
+        assert isinstance(answer, Refused)
+        assert answer.counter == refused
+
+
+@pytest.mark.parametrize(
+    ("task_id", "amount", "settled", "refunded"),
+    [
+        ("task_1", 5_000, [4, 3, 332, 50], [4, 3, 332, 50]),  # its minute has ended
+        ("task_2", 300_000, [4, 3, 332 - 300 + 9, 50], [3, 3, 32, 50]),
+        ("task_3", 40_000, [4, 3, 332, 50], [3, 3, 332, 50]),
+        ("task_4", 20_000, [4, 3, 332, 9], [3, 3, 332, 0]),
+    ],
+)
+def test_tasks_of_version_4_are_settled_voided_and_refunded(
+    migrated: sqlite3.Connection, task_id: str, amount: int, settled: list[int], refunded: list[int]
+) -> None:
+    migrated.execute("BEGIN")
+    actual = tuple(Counter(counter.name, 9, None, 60.0) for counter in COUNTERS_4[2:])
+    end = ledger.settle(migrated, AT_4, Settlement(record(task_id, cost=7), actual))
+    assert end.limit_status.available == 1_000_000 - 320 - 365_000 + amount - 7
+    assert counts_4(migrated) == settled
+    for refund, expected in ((False, [4, 3, 332, 50]), (True, refunded)):
+        migrated.execute("ROLLBACK")
+        migrated.execute("BEGIN")
+        ledger.void(migrated, AT_4, ACME, task_id, refund)
+        assert counts_4(migrated) == expected
+
+
+async def test_tasks_of_version_4_are_recovered_and_its_minute_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "four" / "pomelo.db"
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("PRAGMA journal_mode = WAL")
+        old.executescript(Path(__file__).with_name("version_4.sql").read_text())
+    for _ in range(2):
+        async with open_sqlite(path, now=lambda: AT_4, monotonic=lambda: 5.0) as store:
+            assert await store.reservations() == []
+            assert await store.balance(ACME) == Balance(1_000_000, 320 + 25, 0)
+            found = await store.limit_status(ACME, COUNTERS_4)
+            assert [found.counts[counter.name].used for counter in COUNTERS_4] == [4, 0, 332, 50]
+            assert not (await audit(store)).findings
+    async with open_sqlite(path, now=lambda: AT_4 + 60, monotonic=lambda: 5.0) as store:
+        key = IdempotencyKey("order-7", b"other")
+        await store.reserve(ReserveRequest(record("new"), 0, 0, counters(tokens=3), key))
+    with closing(sqlite3.connect(path)) as left:  # ended windows are not kept
+        (stored,) = left.execute("SELECT counters FROM wallets WHERE account = 'acme' AND live").fetchone()
+        assert set(json.loads(stored)) == {"requests", "concurrency", "tokens:gpt-4"}
+
+
+async def test_an_archive_of_the_first_version_is_read_and_extended(tmp_path: Path) -> None:
     path = tmp_path / "usage.db"
     with closing(sqlite3.connect(path)) as old, old:
         for statement in ARCHIVE_MIGRATIONS[0]:

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +65,11 @@ def uses_key(suffix: str) -> Callable[[tuple[Any, ...]], bool]:
     return lambda command: any(isinstance(part, str) and part.endswith(suffix) for part in command)
 
 
+def hits_nth(commands: Iterator[int], number: int, command: tuple[Any, ...]) -> bool:
+    """Whether it is the command of that number."""
+    return next(commands) == number
+
+
 async def own_tasks(store: Any) -> list[str]:
     return [one.record.task_id for one in await store.reservations(own=True)]
 
@@ -77,7 +84,7 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_each_process_lists_its_own_reservations(server, tmp_path):
+async def test_each_process_lists_its_own_reservations(server: RedisServer, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
         for number in range(4):
@@ -98,7 +105,7 @@ async def test_each_process_lists_its_own_reservations(server, tmp_path):
             await stores[0].settle(settlement("t2", 5))
 
 
-async def test_idle_wallets_are_not_checked_forever(server, tmp_path):
+async def test_idle_wallets_are_not_checked_forever(server: RedisServer, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a"))
@@ -112,7 +119,9 @@ async def test_idle_wallets_are_not_checked_forever(server, tmp_path):
         assert await own_tasks(store) == ["b"]
 
 
-async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(server, tmp_path, monkeypatch):
+async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.1)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
@@ -133,7 +142,9 @@ async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(server, t
         assert (await store.balance(WALLET)).held == 0
 
 
-async def test_a_task_that_the_store_is_about_to_end_is_not_listed(server, tmp_path):
+async def test_a_task_that_the_store_is_about_to_end_is_not_listed(
+    server: RedisServer, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a"))
@@ -161,7 +172,9 @@ AFTER = pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 
 @ANY_ERROR
 @AFTER
-async def test_any_error_of_the_client_is_store_unavailable_for_every_method(server, tmp_path, error, after):
+async def test_any_error_of_the_client_is_store_unavailable_for_every_method(
+    server: RedisServer, tmp_path: Path, error: str, after: bool
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         faults = FaultyClient(store, 0.05)
@@ -198,14 +211,16 @@ async def test_any_error_of_the_client_is_store_unavailable_for_every_method(ser
 
 @ANY_ERROR
 @AFTER
-async def test_a_single_error_at_any_command_is_retried(server, tmp_path, error, after):
+async def test_a_single_error_at_any_command_is_retried(
+    server: RedisServer, tmp_path: Path, error: str, after: bool
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         faults = FaultyClient(store)
         faults.error, faults.after = ERRORS[error], after
         for number in range(8):
             commands = iter(range(100))
-            faults.hits = lambda command, at=number, commands=commands: next(commands) == at
+            faults.hits = partial(hits_nth, commands, number)
             assert isinstance(await store.reserve(request(f"t{number}", 20)), Reserved)
             assert await store.note([record(f"t{number}", cost=3)]) == []
             assert (await store.settle(settlement(f"t{number}", 7))).record.cost == 7
@@ -213,7 +228,7 @@ async def test_a_single_error_at_any_command_is_retried(server, tmp_path, error,
         assert (await store.balance(WALLET)).spent == 8 * 7
 
 
-async def test_repeated_settlements_do_not_pile_up(server, tmp_path):
+async def test_repeated_settlements_do_not_pile_up(server: RedisServer, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a"))
@@ -228,7 +243,9 @@ async def test_repeated_settlements_do_not_pile_up(server, tmp_path):
         assert (await store.settle(settlement("a"))).record.cost == 10
 
 
-async def test_undoing_a_reserve_with_unknown_outcome_is_not_retried_forever(server, tmp_path, monkeypatch):
+async def test_undoing_a_reserve_with_unknown_outcome_is_not_retried_forever(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.2)
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
@@ -240,7 +257,9 @@ async def test_undoing_a_reserve_with_unknown_outcome_is_not_retried_forever(ser
         await until(lambda: not store._operations._all)
 
 
-async def test_the_background_loops_survive_any_error(server, tmp_path, caplog):
+async def test_the_background_loops_survive_any_error(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.ERROR)
     async with AsyncExitStack() as stack:
         quick = {"heartbeat": 0.02, "dead_after": 2.0, "drain": 0.02}
@@ -264,8 +283,8 @@ async def test_the_background_loops_survive_any_error(server, tmp_path, caplog):
 
 
 async def test_an_archive_that_fails_with_an_unexpected_error_gets_the_records_later(
-    server, tmp_path, monkeypatch
-):
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, drain=0.02)
         archive = store._usage._archive
@@ -288,7 +307,9 @@ async def test_an_archive_that_fails_with_an_unexpected_error_gets_the_records_l
         assert [one.task_id for one in (await store.list_usage(UsageQuery(), limit=9))[0]] == ["a"]
 
 
-async def test_a_reservation_that_can_not_be_recovered_does_not_block_others(server, tmp_path, caplog):
+async def test_a_reservation_that_can_not_be_recovered_does_not_block_others(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with AsyncExitStack() as stack:
         quick = {"heartbeat": 0.02, "dead_after": 0.2}
         dying = await open_with_credits(stack, server, tmp_path, **quick)

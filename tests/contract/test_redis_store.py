@@ -7,20 +7,25 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from redis.cluster import key_slot
+from redis.crc import key_slot
 
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import IdempotencyKey, LostReservationError, Refused, ReplayedAnswer, Reserved
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import names
+from pomelo.stores.redis.store import RedisStore
 from pomelo.stores.usage import UsageQuery
-from tests.contract.ledger_rig import WALLET, record, request, settlement
+from tests.contract.ledger_rig import WALLET, record, refusal, request, settlement
 from tests.contract.redis_rig import emptied, open_with_credits, server
+from tests.limits import limits
+from tests.redis_server import RedisServer
 
 __all__ = ["emptied", "server"]
 
@@ -31,7 +36,7 @@ ALL = UsageQuery()
 # --- its keys
 
 
-def test_all_keys_of_a_wallet_share_a_slot_and_belong_to_no_other_wallet():
+def test_all_keys_of_a_wallet_share_a_slot_and_belong_to_no_other_wallet() -> None:
     accounts = ("acme", "a/b", "{", "}", "{}", "}{", "ü", "a}b", "live", "")
     for account in accounts:
         for live in (False, True):
@@ -42,7 +47,7 @@ def test_all_keys_of_a_wallet_share_a_slot_and_belong_to_no_other_wallet():
     assert len({names(Wallet(account, live)).wallet for account in accounts for live in (False, True)}) == 20
 
 
-async def test_a_script_uses_only_the_keys_that_are_passed_to_it(server, tmp_path):
+async def test_a_script_uses_only_the_keys_that_are_passed_to_it(server: RedisServer, tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "pomelo" / "stores" / "redis" / "lua"
     calls = re.compile(r"redis\.call\('(\w+)'(?:, ([^,)]+))?")
     for script in folder.glob("*.lua"):
@@ -54,7 +59,9 @@ async def test_a_script_uses_only_the_keys_that_are_passed_to_it(server, tmp_pat
             )
 
 
-async def test_accounts_and_keys_of_a_pomelo_without_orders_are_sorted(server, tmp_path):
+async def test_accounts_and_keys_of_a_pomelo_without_orders_are_sorted(
+    server: RedisServer, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         for n in range(5):
@@ -72,7 +79,7 @@ async def test_accounts_and_keys_of_a_pomelo_without_orders_are_sorted(server, t
 # --- several processes
 
 
-async def test_two_processes_share_the_credits_of_a_wallet(server, tmp_path):
+async def test_two_processes_share_the_credits_of_a_wallet(server: RedisServer, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
         calls = [stores[n % 2].reserve(request(f"t{n}", 10)) for n in range(1_000)]
@@ -83,19 +90,22 @@ async def test_two_processes_share_the_credits_of_a_wallet(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limit", "code"),
-    [("requests_limit", "rate_limit_exceeded"), ("concurrency_limit", "concurrency_limit_exceeded")],
+    ("limit", "counter"),
+    [("requests_limit", "requests"), ("concurrency_limit", "concurrency")],
 )
-async def test_two_processes_share_a_limit(server, tmp_path, limit, code):
+async def test_two_processes_share_a_limit(
+    server: RedisServer, tmp_path: Path, limit: str, counter: str
+) -> None:
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        calls = [stores[n % 2].reserve(request(f"t{n}", 1, **{limit: 20})) for n in range(200)]
+        full: dict[str, Any] = {limit: 20}
+        calls = [stores[n % 2].reserve(request(f"t{n}", 1, **full)) for n in range(200)]
         answers = await asyncio.gather(*calls)
         assert sum(isinstance(answer, Reserved) for answer in answers) == 20
-        assert {answer.code for answer in answers if isinstance(answer, Refused)} == {code}
+        assert {answer.counter for answer in answers if isinstance(answer, Refused)} == {counter}
 
 
-async def test_fifty_concurrent_requests_with_one_key_run_once(server, tmp_path):
+async def test_fifty_concurrent_requests_with_one_key_run_once(server: RedisServer, tmp_path: Path) -> None:
     key = IdempotencyKey("order", b"digest")
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
@@ -111,7 +121,9 @@ async def test_fifty_concurrent_requests_with_one_key_run_once(server, tmp_path)
         assert again.answer == b"\x00answer"
 
 
-async def test_a_record_settled_by_one_process_is_immediately_visible_to_another(server, tmp_path):
+async def test_a_record_settled_by_one_process_is_immediately_visible_to_another(
+    server: RedisServer, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         stores = [await open_with_credits(stack, server, tmp_path, drain=0.01) for _ in range(2)]
 
@@ -144,7 +156,9 @@ asyncio.run(main())
 """
 
 
-async def test_the_tasks_of_a_killed_process_are_recovered_by_another(server, tmp_path):
+async def test_the_tasks_of_a_killed_process_are_recovered_by_another(
+    server: RedisServer, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, heartbeat=0.1, dead_after=1.0)
         process = await asyncio.create_subprocess_exec(
@@ -158,7 +172,7 @@ async def test_the_tasks_of_a_killed_process_are_recovered_by_another(server, tm
         process.send_signal(signal.SIGKILL)
         await process.wait()
         async with asyncio.timeout(20):
-            while (await store.limit_status(WALLET)).concurrency > 1:  # noqa: ASYNC110
+            while (await limits(store, WALLET)).concurrency > 1:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         [stored], _ = await store.list_usage(ALL, limit=9)
         assert (stored.task_id, stored.cost, stored.output_tokens, stored.source) == (
@@ -176,7 +190,9 @@ async def test_the_tasks_of_a_killed_process_are_recovered_by_another(server, tm
         assert (found.spent, found.held) == (80, 0)
 
 
-async def test_a_silent_worker_is_not_marked_dead_if_no_worker_was_watching(server, tmp_path):
+async def test_a_silent_worker_is_not_marked_dead_if_no_worker_was_watching(
+    server: RedisServer, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         clock = [0.0]
         store = await open_with_credits(stack, server, tmp_path, heartbeat=0.02, dead_after=1_000.0)
@@ -191,6 +207,7 @@ async def test_a_silent_worker_is_not_marked_dead_if_no_worker_was_watching(serv
         await store._worker.stop()
 
         async def check() -> None:
+            assert isinstance(watcher, RedisStore)
             await watcher._worker._check_workers()
 
         await check()
@@ -205,7 +222,7 @@ async def test_a_silent_worker_is_not_marked_dead_if_no_worker_was_watching(serv
         await store.note([record("a")])
 
 
-async def test_a_reserve_that_arrives_after_its_void_is_not_done(server, tmp_path):
+async def test_a_reserve_that_arrives_after_its_void_is_not_done(server: RedisServer, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store._void(WALLET, "late", True, "call-1")
@@ -214,24 +231,27 @@ async def test_a_reserve_that_arrives_after_its_void_is_not_done(server, tmp_pat
         assert isinstance(await store._reserve(request("late"), "call-2"), Reserved)
 
 
-async def test_an_idempotency_key_without_an_answer_leaves_nothing_in_the_server(server, tmp_path):
+async def test_an_idempotency_key_without_an_answer_leaves_nothing_in_the_server(
+    server: RedisServer, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         answer = names(WALLET).answer("order-7")
-        for number, end in enumerate(
-            (
-                lambda task: store.settle(settlement(task)),
-                lambda task: store.void(WALLET, task),
-                lambda task: store.recover(WALLET, task),
-            )
-        ):
+        ends: tuple[Callable[[str], Awaitable[object]], ...] = (
+            lambda task: store.settle(settlement(task)),
+            lambda task: store.void(WALLET, task),
+            lambda task: store.recover(WALLET, task),
+        )
+        for number, end in enumerate(ends):
             await store.reserve(request(f"t{number}", idempotency_key=IdempotencyKey("order-7", b"digest")))
             assert server.do("EXISTS", answer) == 1
             await end(f"t{number}")
             assert server.do("EXISTS", answer) == 0
 
 
-async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(server, tmp_path):
+async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(
+    server: RedisServer, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a", 100))
@@ -239,17 +259,19 @@ async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(server, tm
         assert (await store.settle(settlement("a", 60))).record.cost == 60
 
 
-async def test_setting_the_server_clock_back_makes_no_window_longer(server, tmp_path):
+async def test_setting_the_server_clock_back_makes_no_window_longer(
+    server: RedisServer, tmp_path: Path
+) -> None:
     wall = [1_800_000_000.0]
     opening = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
     async with opening as store:
         await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
         await store.reserve(request("a", 1, account="default", tokens=1))
         wall[0] -= 86_400
-        full = {"account": "default", "requests_limit": 1}
-        assert (await store.reserve(request("b", 1, **full))).code == "rate_limit_exceeded"
+        full: dict[str, Any] = {"account": "default", "requests_limit": 1}
+        assert await refusal(store.reserve(request("b", 1, **full))) == "requests"
         await store.reserve(request("c", 1, account="default", tokens=1))
         wall[0] += 59.5
-        assert (await store.reserve(request("d", 1, **full))).code == "rate_limit_exceeded"
+        assert await refusal(store.reserve(request("d", 1, **full))) == "requests"
         wall[0] += 0.5
         assert isinstance(await store.reserve(request("e", 1, **full)), Reserved)

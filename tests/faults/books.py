@@ -11,6 +11,7 @@ from pomelo.accounts.audit import audit
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery, UsageRecord
+from tests.limits import limits
 
 LIVE = Wallet("default", True)
 
@@ -36,7 +37,7 @@ async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
         "balance": asdict(balance) | {"available": balance.available},
         "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), "account")),
         "held": [draft.task_id for draft in await store.drafts()],
-        "slots": (await store.limit_status(LIVE)).concurrency,
+        "slots": (await limits(store, LIVE)).concurrency,
         "records": [asdict(record) for record in records],
     }
 

@@ -125,7 +125,7 @@ class CrashingConnection(sqlite3.Connection):
         if sql.startswith("SAVEPOINT"):
             self.task_id = ""
         elif "AS task_id) AS q" in sql:
-            self.task_id = parameters[3]
+            self.task_id = parameters[2]
         elif sql.startswith("INSERT INTO holds"):
             self.points.reach("in_reserve", self.task_id)
         elif sql.startswith("UPDATE wallets SET spent"):

@@ -20,6 +20,7 @@ import pytest
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.usage import UsageQuery
+from tests.limits import limits
 
 WALLET = Wallet("default", False)
 
@@ -28,7 +29,7 @@ import asyncio, json, resource, signal, sys
 from pathlib import Path
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Wallet
-from pomelo.stores.ledger import ReserveRequest, Settlement
+from pomelo.stores.ledger import Counter, ReserveRequest, Settlement
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.stores.sqlite import open_sqlite
 
@@ -37,13 +38,16 @@ WALLET = Wallet("default", False)
 def record(task, **changes):
     return UsageRecord(task, "r" * 400, "default", False, "k", "rest", "gpt-4", "text", **changes)
 
+def counters(tokens):
+    return (Counter("requests", window=60.0), Counter("concurrency"), Counter("tokens:gpt-4", tokens, None, 60.0))
+
 def report(**values):
     print(json.dumps(values), flush=True)
 
 async def run_task(store, task):
     try:
-        await store.reserve(ReserveRequest(record(task), 1, 10, tokens=5))
-        await store.settle(Settlement(record(task, cost=3), 4))
+        await store.reserve(ReserveRequest(record(task), 1, 10, counters(5)))
+        await store.settle(Settlement(record(task, cost=3), counters(4)))
     except PomeloError as error:
         return error.code
     report(kept=task)
@@ -104,7 +108,7 @@ async def check_file(path: Path) -> set[str]:
         found, _ = await store.list_usage(UsageQuery(), limit=10**6)
         assert balance.held == 0
         assert balance.spent == sum(record.cost for record in found) == 3 * len(found)
-        assert (await store.limit_status(WALLET)).concurrency == 0
+        assert (await limits(store, WALLET)).concurrency == 0
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     return {record.task_id for record in found}

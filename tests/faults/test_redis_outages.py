@@ -25,6 +25,7 @@ from pomelo.stores.redis.key_names import WORKERS
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from tests.faults.tcp_proxy import TcpProxy
 from tests.faults.waiting import first, until
+from tests.limits import counters, limits
 from tests.redis_server import RedisServer
 
 SETTLES = int(os.environ.get("POMELO_REDIS_SETTLES", "2000"))
@@ -42,11 +43,11 @@ def record(task_id: str, cost: int = 0, at: float = 0.0) -> UsageRecord:
 
 
 def request(task_id: str) -> ReserveRequest:
-    return ReserveRequest(record(task_id), 10, 10, tokens=5)
+    return ReserveRequest(record(task_id), 10, 10, counters(tokens=5))
 
 
 def settlement(task_id: str, cost: int = 7) -> Settlement:
-    return Settlement(record(task_id, cost=cost, at=5.0), 5)
+    return Settlement(record(task_id, cost=cost, at=5.0), counters(tokens=5))
 
 
 async def run(store: Store, task_id: str, cost: int = 7) -> None:
@@ -103,7 +104,7 @@ async def audit(store: Store, tasks: set[str], cost: int = 7) -> None:
     found = await store.balance(WALLET)
     assert (found.granted, found.spent, found.held) == (CREDITS, sum(r.cost for r in kept), 0)
     assert found.spent == cost * len(tasks)
-    assert (await store.limit_status(WALLET)).concurrency == 0
+    assert (await limits(store, WALLET)).concurrency == 0
 
 
 def restart(server: RedisServer) -> None:

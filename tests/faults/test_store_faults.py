@@ -38,6 +38,7 @@ from tests.faults.books import LIVE, state
 from tests.faults.drivers import ChunkCounter, Driver, Outcome, open_drivers
 from tests.faults.vendor import WORDS, Vendor, text
 from tests.faults.waiting import first
+from tests.limits import limits
 from tests.redis_server import RedisServer
 
 FULL = os.environ.get("CRASH") == "full"
@@ -214,7 +215,7 @@ class FaultyApp:
         """Returns when no reservation and no concurrent task is left."""
         store = self.app.store
         await first(lambda: store.balance(LIVE), lambda balance: not balance.held, RELEASED_WITHIN)
-        await first(lambda: store.limit_status(LIVE), lambda status: not status.concurrency, RELEASED_WITHIN)
+        await first(lambda: limits(store, LIVE), lambda status: not status.concurrency, RELEASED_WITHIN)
 
     async def audit(self) -> pb.AuditResponse:
         async with grpc.aio.insecure_channel(f"unix:{self.app.settings.admin_socket}") as channel:

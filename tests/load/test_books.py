@@ -78,9 +78,7 @@ async def test_the_audit_finds_no_difference_after_tasks_of_all_types_and_outcom
 
         results = await asyncio.gather(*[run(number) for number in range(TASKS)])
         await app.server.draining.idle()
-        await app.server.store.limit_status(
-            (await app.records(caller))[0].wallet
-        )  # runs after all queued writes
+        await app.server.store.limit_status((await app.records(caller))[0].wallet)  # after all queued writes
         report = await audit(app.server.store)
         assert not report.findings
         assert (report.difference_micros, report.uncollected_micros, report.holds) == (0, 0, 0)

@@ -16,8 +16,11 @@ from pomelo.errors import TABLE, PomeloError
 from pomelo.status import (
     DETAILS_KEY,
     HEADER_NAMES,
+    OPEN_KEY,
+    REFUSED_KEY,
     details_metadata,
     from_rpc_error,
+    header_name,
     retry_metadata,
     status_code,
     to_status,
@@ -213,4 +216,11 @@ def test_every_response_header_is_sent() -> None:
 def test_header_names_are_those_of_the_documentation() -> None:
     for lower, name in HEADER_NAMES.items():
         assert lower == name.lower()
+        assert header_name(lower) == name
         assert re.fullmatch(r"[A-Z][a-z]*(-[A-Z][A-Za-z]+)*", name)
+
+
+def test_headers_of_unknown_limits_have_names_and_other_metadata_has_none() -> None:
+    assert header_name("x-ratelimit-reset-images") == "X-RateLimit-Reset-Images"
+    for key in ("x-ratelimit", "x-other", "", DETAILS_KEY, OPEN_KEY, REFUSED_KEY):
+        assert header_name(key) is None

@@ -25,7 +25,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.origin import GatewayProof
 from pomelo.process import is_cancelled
 from pomelo.server.remote.watch import ServerWatch
-from pomelo.status import HEADER_NAMES, OPEN_KEY, from_rpc_error
+from pomelo.status import OPEN_KEY, from_rpc_error, header_name
 from pomelo.turns import Turn
 
 MAX_MESSAGE = 64 * 1024 * 1024
@@ -293,7 +293,7 @@ async def until_deadline(call: Call) -> AsyncIterator[None]:
 
 def _fill(call: Call, metadata: Iterable[tuple[str, Any]] | None) -> None:
     for key, value in metadata or ():
-        name = HEADER_NAMES.get(key)
+        name = header_name(key)
         if name is not None:
             call.response_headers[name] = value
 

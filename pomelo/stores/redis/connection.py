@@ -21,7 +21,7 @@ from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
 from pomelo.stores.accounts import PAGE
 from pomelo.stores.base import DECLARED_ERRORS
-from pomelo.stores.ledger import REPLAY_SECONDS, WINDOW, UnknownOutcomeError
+from pomelo.stores.ledger import REPLAY_SECONDS, UnknownOutcomeError
 from pomelo.stores.redis.scripts import Script
 
 log = logging.getLogger("pomelo.stores")
@@ -37,8 +37,7 @@ class Timing:
     """All intervals of the store, in seconds. `timeout` limits all attempts of one call, `attempt_timeout`
     each attempt. A worker sends a heartbeat every `heartbeat`, and is considered dead after `dead_after`
     without one. Usage records are moved to the archive every `drain`. Closing waits up to `close` for running
-    work. `window` is the length of a rate limit window. `answer_ttl` and `tombstone_ttl` are how long an
-    answer and the end of a task are remembered."""
+    work. `answer_ttl` and `tombstone_ttl` are how long an answer and the end of a task are remembered."""
 
     timeout: float = 0.9
     attempt_timeout: float = 0.3
@@ -46,7 +45,6 @@ class Timing:
     dead_after: float = 20.0
     drain: float = 1.0
     close: float = 5.0
-    window: float = WINDOW
     answer_ttl: float = REPLAY_SECONDS
     tombstone_ttl: float = 24 * 3600.0
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from pomelo.errors import PomeloError
@@ -14,6 +16,8 @@ from pomelo.stores import records
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     DEFAULT_SHARES,
+    Count,
+    Counter,
     LimitStatus,
     LostReservationError,
     OpenReservation,
@@ -34,6 +38,7 @@ from pomelo.stores.redis.wallet_index import WalletIndex
 from pomelo.stores.redis.workers import Worker
 from pomelo.stores.usage import RECOVERED, UsageRecord
 
+_COUNTER_NAME = re.compile(r"(?!(granted|spent|held)(:|\Z))[a-z]+(:|\Z)")
 _MAX_NOTED = 100
 _BACKOFF = 0.2
 _CHECKS = 3
@@ -60,7 +65,6 @@ class Ledger:
         """Wallets whose last reserve had an unknown outcome, and the time of the next attempt."""
         self._checks: dict[Wallet, int] = {}
         """Wallets that may have reservations of this process, and the number of checks that are left."""
-        self._window_micros = round(connection.timing.window * 1e6)
         self._tombstone_ttl = round(connection.timing.tombstone_ttl)
 
     async def finish(self) -> None:
@@ -104,10 +108,11 @@ class Ledger:
         return [record.task_id for record in noted if (record.wallet, record.task_id) in lost]
 
     @translated_errors
-    async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
+    async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
         keys = names(wallet)
-        args: list[Argument] = [model, self._window_micros]
-        return _limit_status(await self._connection.run(LIMIT_STATUS, [keys.wallet, keys.holds], args))
+        args = _format_counters(counters)
+        status = await self._connection.run(LIMIT_STATUS, [keys.wallet, keys.holds], args)
+        return _limit_status(status, counters)
 
     @translated_errors
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
@@ -162,18 +167,14 @@ class Ledger:
                     worker,
                     request.minimum,
                     request.maximum,
-                    _format_limit(request.requests_limit),
-                    _format_limit(request.concurrency_limit),
-                    request.tokens,
-                    _format_limit(request.tokens_limit),
-                    draft.model,
                     records.encode_record(draft),
-                    self._window_micros,
                     key,
                     b"" if idempotency_key is None else idempotency_key.fingerprint,
                     call,
                     request.sufficient,
+                    request.shares,
                     DEFAULT_SHARES,
+                    *_format_counters(request.counters),
                 ],
             )
         except UnknownOutcomeError:
@@ -181,17 +182,19 @@ class Ledger:
             self._backoff[draft.wallet] = asyncio.get_running_loop().time() + _BACKOFF
             raise
         self._backoff.pop(draft.wallet, None)
+        if reply[0] == b"ended":
+            raise LostReservationError(draft.task_id)
+        status = _limit_status(reply[1], request.counters)
         match reply:
-            case [b"reserved", status, amount]:
+            case [b"reserved", _, amount]:
                 if key:
                     self._keys[draft.task_id] = key
-                return Reserved(_limit_status(status), amount)
-            case [b"refused", status, code]:
-                return Refused(_limit_status(status), code.decode())
-            case [b"replayed", status, text, cost, uncollected, answer]:
-                record = replace(records.decode_record(text), cost=int(cost), uncollected=int(uncollected))
-                return ReplayedAnswer(_limit_status(status), record, answer)
-        raise LostReservationError(draft.task_id)
+                return Reserved(status, amount)
+            case [b"refused", _, *reason]:
+                return Refused(status, *[text.decode() for text in reason])
+        _, _, text, cost, uncollected, answer = reply
+        record = replace(records.decode_record(text), cost=int(cost), uncollected=int(uncollected))
+        return ReplayedAnswer(status, record, answer)
 
     def _check_backoff(self, wallet: Wallet) -> None:
         """After an unknown outcome, lets one reserve at a time try whether the server answers again: each one
@@ -223,16 +226,14 @@ class Ledger:
                 [
                     record.task_id,
                     record.cost,
-                    settlement.tokens,
-                    record.model,
                     text,
                     digest,
                     "" if answer is None else "1",
                     answer or b"",
                     key,
-                    self._window_micros,
                     self._tombstone_ttl,
                     round(self._connection.timing.answer_ttl),
+                    *_format_counters(settlement.counters),
                 ],
             )
 
@@ -244,12 +245,12 @@ class Ledger:
         self._usage.expect(record.wallet)
         if reply[0] == b"settled" and reply[4].decode() == digest:
             record = replace(record, cost=int(reply[2]), uncollected=int(reply[3]))
-            return Settled(_limit_status(reply[1]), record)
+            return Settled(_limit_status(reply[1], settlement.counters), record)
         # It has ended otherwise, or so long ago that its tombstone has expired.
         first = await self._usage.get(record.wallet, record.task_id)
         if first is None or first.source == RECOVERED:
             raise LostReservationError(record.task_id)
-        return Settled(await self.limit_status(record.wallet, record.model), first)
+        return Settled(await self.limit_status(record.wallet, settlement.counters), first)
 
     @one_deadline
     async def _void(self, wallet: Wallet, task_id: str, refund: bool, call: str = "") -> None:
@@ -261,7 +262,7 @@ class Ledger:
             return await self._connection.run(
                 VOID,
                 [keys.wallet, keys.holds, keys.drafts, tombstone, answer_key],
-                [task_id, "1" if refund else "", key, self._window_micros, call, self._tombstone_ttl],
+                [task_id, "1" if refund else "", key, call, self._tombstone_ttl],
             )
 
         reply = await run(self._keys.get(task_id, ""))
@@ -271,10 +272,29 @@ class Ledger:
         self._backoff.pop(wallet, None)
 
 
-def _format_limit(limit: int | None) -> Argument:
-    return "" if limit is None else limit
+def _format_counters(counters: Sequence[Counter]) -> list[Argument]:
+    args: list[Argument] = []
+    for name, amount, limit, window in counters:
+        args += (
+            _checked(name),
+            amount,
+            "" if limit is None else limit,
+            0 if window is None else round(window * 1e6),
+        )
+    return args
 
 
-def _limit_status(reply: Any) -> LimitStatus:
-    available, requests, requests_left, concurrency, tokens, tokens_left = reply
-    return LimitStatus(available, requests, requests_left / 1e6, concurrency, tokens, tokens_left / 1e6)
+@lru_cache(10_000)
+def _checked(name: str) -> str:
+    """The name of a counter, which can't be that of another field of the wallet."""
+    if not _COUNTER_NAME.match(name):
+        raise ValueError(f"not the name of a counter: {name}")
+    return name
+
+
+def _limit_status(reply: Any, counters: Sequence[Counter]) -> LimitStatus:
+    counts = {
+        counter.name: Count(used, left / 1e6)
+        for counter, used, left in zip(counters, reply[1::2], reply[2::2], strict=True)
+    }
+    return LimitStatus(reply[0], counts)

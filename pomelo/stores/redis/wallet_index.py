@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from pydantic_core import from_json
+
 from pomelo.stores import records
 from pomelo.stores.accounts import PAGE, Wallet
 from pomelo.stores.redis.connection import REPORT_TIMEOUT, Connection, RefusedError
@@ -132,14 +134,17 @@ class WalletIndex:
 
 
 def _parse(wallet: Wallet, task_id: str, text: str) -> StoredReservation:
-    """Parses a reservation as wallet.lua formats it.
+    """Parses a reservation as wallet.lua formats it, or did before there were counters.
 
     Raises:
         ValueError: the text has another format.
     """
-    worker, _, amount, *_, length, rest = text.split(" ", 8)
-    # The length is in bytes, as Lua counts.
-    key = rest.encode()[int(length) :].decode()
+    worker, _, amount, _, rest = text.split(" ", 4)
+    if rest.startswith("["):
+        key = from_json(rest)[0]
+    else:
+        *_, length, names = rest.split(" ", 4)
+        key = names.encode()[int(length) :].decode()  # the length is in bytes, as Lua counts
     return StoredReservation(wallet, task_id, worker, int(amount), key)
 
 

@@ -183,7 +183,6 @@ class Worker:
                 reservation.task_id,
                 reservation.worker,
                 reservation.key,
-                round(self._timing.window * 1e6),
                 round(self._timing.tombstone_ttl),
             ],
         )

@@ -24,7 +24,7 @@ CHECK_SECONDS = 2.0
 REMEDY = "Stop Pomelo, keep a copy of the file, and restore a backup: docs/operations.md, Backups"
 
 _MAX_FINDINGS = 20
-_TABLES_WITH_REFERENCES = ("keys", "holds", "token_windows")
+_TABLES_WITH_REFERENCES = ("keys", "holds")
 _AUDITED = frozenset(f"CHECK constraint failed in {table}" for table in ("wallets", "grants", "usage"))
 """Ignored here: the audit recomputes the numbers in these tables."""
 

@@ -1,22 +1,25 @@
 """The statements of the ledger role. Each function is part of a transaction of the writer thread.
 
-A wallet's row has the sum and number of its reservations, so that reserving reads one row however many tasks
-run. The table of reservations is named `holds`, that of Idempotency-Keys `repeats`.
+A wallet's row has the sum of its reservations and all its counts, so that reserving reads one row however
+many tasks run. The table of reservations is named `holds`, that of Idempotency-Keys `repeats`.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json, to_json
 
 from pomelo.stores import records
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     DEFAULT_SHARES,
     REPLAY_SECONDS,
-    WINDOW,
+    Count,
+    Counter,
     IdempotencyKey,
     LimitStatus,
     LostReservationError,
@@ -32,91 +35,79 @@ from pomelo.stores.sqlite.usage import find_record, insert_record
 from pomelo.stores.usage import RECOVERED, UsageRecord
 
 _STATE = """
-    SELECT w.granted, w.spent, w.held, w.slots, w.window_start, w.window_requests, t.start, t.tokens,
-        h.amount, h.window_start, h.token_start, h.tokens, h.repeat_key{}
-    FROM (SELECT ?1 AS account, ?2 AS live, ?3 AS model, ?4 AS task_id) AS q
+    SELECT w.granted, w.spent, w.held, w.counters, h.amount, h.counted, h.repeat_key{}
+    FROM (SELECT ?1 AS account, ?2 AS live, ?3 AS task_id) AS q
     LEFT JOIN wallets AS w ON w.account = q.account AND w.live = q.live
-    LEFT JOIN token_windows AS t ON t.account = q.account AND t.live = q.live AND t.model = q.model
     LEFT JOIN holds AS h ON h.task_id = q.task_id AND h.account = q.account AND h.live = q.live
 """
 _STATE_OF_RUNNING_TASK = _STATE.format("")
 _STATE_OF_NEW_TASK = _STATE.format(", EXISTS (SELECT 1 FROM usage AS u WHERE u.task_id = q.task_id)")
 
-_UPSERT_TOKENS = """
-    INSERT INTO token_windows (account, live, model, start, tokens) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (account, live, model) DO UPDATE SET start = excluded.start, tokens = excluded.tokens
-"""
+
+_UNUSED = (0, None, None)
 
 
 class _Reservation(NamedTuple):
     amount: int
-    window_start: float
-    token_start: float | None
-    tokens: int
+    counted: dict[str, tuple[int, float | None]]
+    """What it counted, by the names of the counters: the amount, and the start of the window or None."""
     idempotency_key: str | None
 
 
 class _State:
-    """A wallet, its tokens of one model, and the reservation of one of its tasks, at one moment.
+    """A wallet and the reservation of one of its tasks, at one moment.
 
-    Without an open window, `start` or `token_start` is None and the count is 0. `ended` (the task has its
-    usage record) is only read with _STATE_OF_NEW_TASK.
+    `counts` have for each counter with a count or an open window: the count, and the start and end of the
+    window, or None without one. `ended` (the task has its usage record) is only read with _STATE_OF_NEW_TASK.
     """
 
-    __slots__ = (
-        "concurrency", "ended", "exists", "granted", "held", "model", "now", "requests", "reservation",
-        "spent", "start", "token_start", "tokens", "wallet",
-    )  # fmt: skip
+    __slots__ = ("counts", "ended", "exists", "granted", "held", "now", "reservation", "spent", "wallet")
 
     def __init__(
         self,
         connection: sqlite3.Connection,
         now: float,
         wallet: Wallet,
-        model: str,
         task_id: str = "",
         sql: str = _STATE_OF_RUNNING_TASK,
     ) -> None:
-        row = connection.execute(sql, (wallet.account, wallet.live, model, task_id)).fetchone()
-        self.wallet, self.model, self.now = wallet, model, now
+        row = connection.execute(sql, (wallet.account, wallet.live, task_id)).fetchone()
+        self.wallet, self.now = wallet, now
         self.exists = row[0] is not None
         self.granted: int = row[0] or 0
         self.spent: int = row[1] or 0
         self.held: int = row[2] or 0
-        self.concurrency: int = row[3] or 0
-        self.start: float | None = None
-        self.requests = 0
-        if _is_open(row[4], now):
-            self.start, self.requests = row[4], row[5]
-        self.token_start: float | None = None
-        self.tokens = 0
-        if _is_open(row[6], now):
-            self.token_start, self.tokens = row[6], row[7]
-        self.reservation = None if row[8] is None else _Reservation(*row[8:13])
-        self.ended = sql is _STATE_OF_NEW_TASK and bool(row[13])
+        self.counts: dict[str, list[Any]] = {}
+        if self.exists:
+            # A start in the future is no open window: the clock may have been set back while no process ran.
+            self.counts = {
+                name: count
+                for name, count in from_json(row[3]).items()
+                if count[1] is None or count[1] <= now < count[2]
+            }
+        self.reservation = None if row[4] is None else _Reservation(row[4], from_json(row[5]), row[6])
+        self.ended = sql is _STATE_OF_NEW_TASK and bool(row[7])
 
     @property
     def available(self) -> int:
         return self.granted - self.spent - self.held
 
-    def limit_status(self) -> LimitStatus:
-        return LimitStatus(
-            self.available,
-            self.requests,
-            0.0 if self.start is None else self.start + WINDOW - self.now,
-            self.concurrency,
-            self.tokens,
-            0.0 if self.token_start is None else self.token_start + WINDOW - self.now,
-        )
+    def used(self, name: str) -> int:
+        count = self.counts.get(name)
+        return 0 if count is None else count[0]
+
+    def limit_status(self, counters: Sequence[Counter]) -> LimitStatus:
+        counts = {}
+        for counter in counters:
+            used, _, end = self.counts.get(counter.name, _UNUSED)
+            counts[counter.name] = Count(used, 0.0 if end is None else end - self.now)
+        return LimitStatus(self.available, counts)
 
 
-def _is_open(start: float | None, now: float) -> bool:
-    # A start in the future is no open window: the clock may have been set back while no process ran.
-    return start is not None and start <= now < start + WINDOW
-
-
-def limit_status(connection: sqlite3.Connection, now: float, wallet: Wallet, model: str) -> LimitStatus:
-    return _State(connection, now, wallet, model).limit_status()
+def limit_status(
+    connection: sqlite3.Connection, now: float, wallet: Wallet, counters: Sequence[Counter]
+) -> LimitStatus:
+    return _State(connection, now, wallet).limit_status(counters)
 
 
 # --- reserving
@@ -125,36 +116,30 @@ def limit_status(connection: sqlite3.Connection, now: float, wallet: Wallet, mod
 def reserve(
     connection: sqlite3.Connection, now: float, request: ReserveRequest
 ) -> Reserved | Refused | ReplayedAnswer:
-    draft, key = request.draft, request.idempotency_key
-    state = _State(connection, now, draft.wallet, draft.model, draft.task_id, _STATE_OF_NEW_TASK)
+    draft, key, counters = request.draft, request.idempotency_key, request.counters
+    state = _State(connection, now, draft.wallet, draft.task_id, _STATE_OF_NEW_TASK)
     if state.reservation is not None:
-        return Reserved(state.limit_status(), state.reservation.amount)
-    if key is not None and (answer := _check_idempotency_key(connection, state, key)) is not None:
+        return Reserved(state.limit_status(counters), state.reservation.amount)
+    if key is not None and (answer := _check_idempotency_key(connection, state, key, counters)) is not None:
         return answer
     if state.ended:
         raise LostReservationError(draft.task_id)
-    if code := _refusal_code(state, request):
-        return Refused(state.limit_status(), code)
+    if (refused := _refusal(state, request)) is not None:
+        return refused
     amount = min(request.maximum, state.available)
     if request.sufficient:
-        limit = request.concurrency_limit
-        shares = DEFAULT_SHARES if limit is None else limit - state.concurrency
-        amount = min(amount, max(state.available // shares, request.sufficient, request.minimum))
-    # A task without tokens and token limit is counted in no window, even if one is open.
-    counts_tokens = bool(request.tokens) or request.tokens_limit is not None
-    _count(connection, state, request.tokens if counts_tokens else None, amount)
+        share = state.available // _shares(state, request)
+        amount = min(amount, max(share, request.sufficient, request.minimum))
+    counted = _count(connection, state, counters, amount)
     connection.execute(
-        "INSERT INTO holds (task_id, account, live, amount, window_start, model, token_start, tokens,"
-        " repeat_key, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO holds (task_id, account, live, amount, counted, repeat_key, record)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
             draft.task_id,
             draft.account,
             draft.live,
             amount,
-            state.start,
-            draft.model,
-            state.token_start if counts_tokens else None,
-            request.tokens,
+            _encode(counted),
             None if key is None else key.key,
             records.encode_record(draft),
         ),
@@ -164,11 +149,11 @@ def reserve(
             "INSERT INTO repeats (account, live, key, fingerprint, task_id) VALUES (?, ?, ?, ?, ?)",
             (draft.account, draft.live, key.key, key.fingerprint, draft.task_id),
         )
-    return Reserved(state.limit_status(), amount)
+    return Reserved(state.limit_status(counters), amount)
 
 
 def _check_idempotency_key(
-    connection: sqlite3.Connection, state: _State, key: IdempotencyKey
+    connection: sqlite3.Connection, state: _State, key: IdempotencyKey, counters: Sequence[Counter]
 ) -> Refused | ReplayedAnswer | None:
     """The answer for a known Idempotency-Key. None: the key is new or has expired."""
     row_key = (state.wallet.account, state.wallet.live, key.key)
@@ -184,71 +169,73 @@ def _check_idempotency_key(
         connection.execute("DELETE FROM repeats WHERE account = ? AND live = ? AND key = ?", row_key)
         return None
     if fingerprint != key.fingerprint:
-        return Refused(state.limit_status(), "idempotency_mismatch")
+        return Refused(state.limit_status(counters), "idempotency_mismatch")
     if expires is None:
-        return Refused(state.limit_status(), "idempotency_conflict")
+        return Refused(state.limit_status(counters), "idempotency_conflict")
     record = find_record(connection, task_id)
     assert record is not None  # written in the same transaction as the answer
-    return ReplayedAnswer(state.limit_status(), record, answer)
+    return ReplayedAnswer(state.limit_status(counters), record, answer)
 
 
-def _refusal_code(state: _State, request: ReserveRequest) -> str | None:
-    if request.requests_limit is not None and state.requests >= request.requests_limit:
-        return "rate_limit_exceeded"
-    if request.concurrency_limit is not None and state.concurrency >= request.concurrency_limit:
-        return "concurrency_limit_exceeded"
-    if request.tokens_limit is not None and state.tokens + request.tokens > request.tokens_limit:
-        return "token_limit_exceeded"
+def _refusal(state: _State, request: ReserveRequest) -> Refused | None:
+    for name, amount, limit, _ in request.counters:
+        if limit is not None and amount and state.used(name) + amount > limit:
+            return Refused(state.limit_status(request.counters), "limit_exceeded", name)
     if state.available < request.minimum:
-        return "insufficient_credits"
+        return Refused(state.limit_status(request.counters), "insufficient_credits")
     return None
 
 
-def _count(connection: sqlite3.Connection, state: _State, tokens: int | None, amount: int) -> None:
-    """Counts one more task, in the tables and in the state. `tokens` of None are counted in no window."""
-    account, live = state.wallet.account, state.wallet.live
-    if state.start is None:
-        state.start = state.now
-    state.requests += 1
-    state.concurrency += 1
+def _shares(state: _State, request: ReserveRequest) -> int:
+    """The number of tasks that the available credits are for."""
+    for counter in request.counters:
+        if counter.name == request.shares and counter.limit is not None:
+            return max(1, counter.limit - state.used(counter.name))
+    return DEFAULT_SHARES
+
+
+def _count(
+    connection: sqlite3.Connection, state: _State, counters: Sequence[Counter], amount: int
+) -> dict[str, tuple[int, float | None]]:
+    """Counts one more task, in the table and in the state. Returns what its reservation records of that."""
+    counted = {}
+    for name, taken, _, window in counters:
+        count = state.counts.get(name)
+        if count is None:
+            times = (None, None) if window is None else (state.now, state.now + window)
+            count = state.counts[name] = [0, *times]
+        count[0] += taken
+        counted[name] = (taken, count[1])
     state.held += amount
-    values = (state.held, state.concurrency, state.start, state.requests, account, live)
+    values = (state.held, _encode(state.counts), state.wallet.account, state.wallet.live)
     if state.exists:
-        connection.execute(
-            "UPDATE wallets SET held = ?, slots = ?, window_start = ?, window_requests = ?"
-            " WHERE account = ? AND live = ?",
-            values,
-        )
+        connection.execute("UPDATE wallets SET held = ?, counters = ? WHERE account = ? AND live = ?", values)
     else:
-        connection.execute(
-            "INSERT INTO wallets (held, slots, window_start, window_requests, account, live)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            values,
-        )
-    if tokens is not None:
-        if state.token_start is None:
-            state.token_start = state.now
-        state.tokens += tokens
-        connection.execute(_UPSERT_TOKENS, (account, live, state.model, state.token_start, state.tokens))
+        connection.execute("INSERT INTO wallets (held, counters, account, live) VALUES (?, ?, ?, ?)", values)
+    return counted
+
+
+def _encode(counts: Mapping[str, Sequence[Any]]) -> str:
+    return to_json(counts).decode()
 
 
 # --- settling and voiding
 
 
 def settle(connection: sqlite3.Connection, now: float, settlement: Settlement) -> Settled:
-    record = settlement.record
-    state = _State(connection, now, record.wallet, record.model, record.task_id)
+    record, counters = settlement.record, settlement.counters
+    state = _State(connection, now, record.wallet, record.task_id)
     reservation = state.reservation
     if reservation is None:
         first = find_record(connection, record.task_id)
         if first is None or first.source == RECOVERED:
             raise LostReservationError(record.task_id)
-        return Settled(state.limit_status(), first)
-    _replace_tokens(connection, state, reservation, settlement.tokens)
+        return Settled(state.limit_status(counters), first)
+    _change_counts(state, reservation, {counter.name: counter.amount for counter in counters})
     record = _charge(connection, state, reservation, record)
     if reservation.idempotency_key is not None:
         _store_answer(connection, state, reservation.idempotency_key, settlement.answer)
-    return Settled(state.limit_status(), record)
+    return Settled(state.limit_status(counters), record)
 
 
 def _charge(
@@ -264,24 +251,20 @@ def _charge(
 
 
 def void(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: str, refund: bool) -> None:
-    row = connection.execute("SELECT model FROM holds WHERE task_id = ?", (task_id,)).fetchone()
-    if row is None:
-        return
-    state = _State(connection, now, wallet, row[0], task_id)
-    reservation = state.reservation
-    if reservation is None:
-        return  # the task belongs to another wallet
-    requests = state.requests
-    if refund:
-        _replace_tokens(connection, state, reservation, 0)
-        if state.start == reservation.window_start:
-            requests -= 1
-    _release_unpaid(connection, state, reservation, task_id)
-    if requests != state.requests:
-        connection.execute(
-            "UPDATE wallets SET window_requests = ? WHERE account = ? AND live = ?",
-            (requests, wallet.account, wallet.live),
-        )
+    state = _State(connection, now, wallet, task_id)
+    if state.reservation is not None:
+        if refund:
+            _change_counts(state, state.reservation, dict.fromkeys(state.reservation.counted, 0))
+        _release_unpaid(connection, state, state.reservation, task_id)
+
+
+def _change_counts(state: _State, reservation: _Reservation, amounts: Mapping[str, int]) -> None:
+    """Counts `amounts`, by counter, in place of what was reserved in windows that are still open."""
+    for name, amount in amounts.items():
+        reserved, start = reservation.counted.get(name, (0, None))
+        count = state.counts.get(name)
+        if start is not None and count is not None and count[1] == start:
+            count[0] += amount - reserved
 
 
 def _release_unpaid(
@@ -298,27 +281,17 @@ def _release(
 ) -> None:
     state.spent += charged
     state.held -= reservation.amount
-    state.concurrency -= 1
+    for name, (amount, start) in reservation.counted.items():
+        count = state.counts.get(name)
+        if start is None and count is not None:
+            count[0] -= amount
+            if not count[0]:
+                del state.counts[name]
     connection.execute(
-        "UPDATE wallets SET spent = ?, held = ?, slots = ? WHERE account = ? AND live = ?",
-        (state.spent, state.held, state.concurrency, state.wallet.account, state.wallet.live),
+        "UPDATE wallets SET spent = ?, held = ?, counters = ? WHERE account = ? AND live = ?",
+        (state.spent, state.held, _encode(state.counts), state.wallet.account, state.wallet.live),
     )
     connection.execute("DELETE FROM holds WHERE task_id = ?", (task_id,))
-
-
-def _replace_tokens(
-    connection: sqlite3.Connection, state: _State, reservation: _Reservation, tokens: int
-) -> None:
-    """Counts `tokens` in place of the reserved ones, if their window is still open."""
-    if state.token_start is None or state.token_start != reservation.token_start:
-        return
-    if tokens == reservation.tokens:
-        return
-    state.tokens += tokens - reservation.tokens
-    connection.execute(
-        "UPDATE token_windows SET tokens = ? WHERE account = ? AND live = ? AND model = ?",
-        (state.tokens, state.wallet.account, state.wallet.live, state.model),
-    )
 
 
 def _store_answer(connection: sqlite3.Connection, state: _State, key: str, answer: bytes | None) -> None:
@@ -362,14 +335,13 @@ def reservations(connection: sqlite3.Connection) -> list[OpenReservation]:
 
 def recover(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: str) -> None:
     row = connection.execute(
-        "SELECT model, record FROM holds WHERE task_id = ? AND account = ? AND live = ?",
+        "SELECT record FROM holds WHERE task_id = ? AND account = ? AND live = ?",
         (task_id, wallet.account, wallet.live),
     ).fetchone()
     if row is None:
         return
-    model, text = row
-    record = records.decode_record(text)
-    state = _State(connection, now, wallet, model, task_id)
+    record = records.decode_record(row[0])
+    state = _State(connection, now, wallet, task_id)
     reservation = state.reservation
     assert reservation is not None
     if record.cost == 0:

@@ -21,6 +21,7 @@ from pomelo.stores.accounts import PAGE, AccountRecord, AccountSummary, Balance,
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import (
+    Counter,
     LimitStatus,
     OpenReservation,
     Refused,
@@ -155,9 +156,9 @@ class SqliteStore:
         noted = tuple(records)
         return await self._writer.do(lambda c: ledger.note(c, noted))
 
-    async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
+    async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
         return await self._writer.do(
-            lambda c: ledger.limit_status(c, self._clock(), wallet, model), reads=True
+            lambda c: ledger.limit_status(c, self._clock(), wallet, counters), reads=True
         )
 
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:

@@ -18,11 +18,11 @@ from pomelo.gen.v1.task_pb2 import Task
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.providers.base import Provider
 from pomelo.stores.accounts import Balance, Grant, Wallet
-from pomelo.stores.ledger import LimitStatus
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.app import app_settings
 from tests.calls import call_of
+from tests.limits import Used, limits
 from tests.tasks import to_task
 
 CREDITS = 10**9
@@ -130,14 +130,14 @@ class EngineApp:
         """Returns the account's credits."""
         return await self.app.store.balance(account.wallet)
 
-    async def limit_status(self, account: Account, model: str = "") -> LimitStatus:
-        """Returns what the account has used of its limits; the tokens are those of `model`."""
-        return await self.app.store.limit_status(account.wallet, model)
+    async def used(self, account: Account) -> Used:
+        """Returns what the account has used of its limits; the tokens are those of gpt-4."""
+        return await limits(self.app.store, account.wallet)
 
     async def settled(self, account: Account) -> None:
         """Returns when no task of the account has a reservation."""
         async with asyncio.timeout(10):
-            while (await self.limit_status(account)).concurrency:
+            while (await self.used(account)).concurrency:
                 pass
 
     async def records(self, account: Account) -> list[UsageRecord]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,6 +17,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
+    Counter,
     LimitStatus,
     LostReservationError,
     OpenReservation,
@@ -35,6 +36,9 @@ CALLER = Principal("default", "key", True)
 PRICES = Prices({PriceUnit.PRICE_UNIT_IMAGE: 40_000})
 
 
+T = TypeVar("T")
+
+
 class FailingStore:
     """A ledger store that fails on request and records its calls in `calls`. `errors` maps the name of a
     method, or the name and a task's id, to the error that it raises; names passed to the constructor
@@ -51,7 +55,7 @@ class FailingStore:
         """Whether a call takes effect before its error is raised."""
         self.concurrent = self.max_concurrent = 0
 
-    async def _do(self, name: str, task_id: str, value: Any, work: Callable[[], Any]) -> Any:
+    async def _do(self, name: str, task_id: str, value: T, work: Callable[[], object]) -> T:
         self.concurrent += 1
         self.max_concurrent = max(self.max_concurrent, self.concurrent)
         try:
@@ -100,7 +104,7 @@ class FailingStore:
         self.noted.set()
         return await self._do("note", "", [], lambda: None)
 
-    async def limit_status(self, wallet: Wallet, model: str = "") -> LimitStatus:
+    async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
         return await self._do("limit_status", "", LimitStatus(0), lambda: None)
 
 
@@ -116,13 +120,15 @@ class Clock:
 
 def open_ledger(store: FailingStore, **options: Any) -> Ledger:
     """Returns a ledger on the store."""
-    return Ledger(store, BUILTIN, **options)  # type: ignore[arg-type]
+    return Ledger(store, BUILTIN, **options)
 
 
 async def reserve(ledger: Ledger, task_id: str) -> Any:
     """Reserves an image task."""
     job = accepted_job(task_id, MODEL, Usage(images=1), CALLER, prices=PRICES)
-    return await ledger.reserve(job, BUILTIN["unlimited"], Call.from_headers({}.get, protocol="rest"))
+    return await ledger.reserve(
+        job, BUILTIN["unlimited"], Call.from_headers(lambda name: None, protocol="rest")
+    )
 
 
 class FixedUsage(ImageCollector):

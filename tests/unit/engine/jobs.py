@@ -21,8 +21,9 @@ def accepted_job(
     *,
     exact: bool = False,
     prices: Prices | None = None,
+    tokens: int = 0,
 ) -> AcceptedJob:
-    """A job over REST that uses `usage`, at the model's prices or others."""
+    """A job over REST that uses `usage` and likely `tokens`, at the model's prices or others."""
     given: Any = None
     return AcceptedJob(
         job=Job(
@@ -38,7 +39,7 @@ def accepted_job(
         protocol="rest",
         definition=TASK_TYPES[model.task_type],
         candidates=(),
-        estimate=Estimate(usage, usage, exact=exact),
+        estimate=Estimate(usage, usage, tokens=tokens, exact=exact),
         prices=model.prices if prices is None else prices,
         price_version="",
         idempotency_key=None,

@@ -3,77 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 
 from pomelo.engine.circuit_breaker import (
     MINIMUM_CALLS,
-    PROBE_TIMEOUT,
     PROBE_WAIT,
     PROBE_WAIT_MAX,
     CircuitBreaker,
     State,
 )
-
-DOWN = "provider_unavailable"
-
-
-@dataclass
-class Traffic:
-    """Calls of accounts at a vendor, in steps of 10 ms; `healthy` says whether the vendor serves an account."""
-
-    breaker: CircuitBreaker = field(default_factory=lambda: CircuitBreaker("acme", "large"))
-    healthy: Callable[[str], bool] = lambda account: True
-    now: float = 1000.0
-    passed: dict[str, int] = field(default_factory=dict)
-    refused: dict[str, int] = field(default_factory=dict)
-    last_call: float = 0.0
-
-    def call(self, account: str) -> bool:
-        """Makes one call; returns whether it was served."""
-        attempt = self.breaker.acquire(account, self.now)
-        if attempt is None:
-            self.refused[account] = self.refused.get(account, 0) + 1
-            return False
-        self.passed[account] = self.passed.get(account, 0) + 1
-        self.last_call = self.now
-        served = self.healthy(account)
-        if served:
-            self.breaker.succeeded(attempt, self.now)
-        else:
-            self.breaker.failed(attempt, self.now, DOWN)
-        self.breaker.release(attempt, self.now)
-        return served
-
-    def run(self, seconds: float, rates: dict[str, float]) -> None:
-        """Makes calls of each account at its rate per second."""
-        steps = round(seconds * 100)
-        for step in range(steps):
-            for account, rate in rates.items():
-                for _ in range(int((step + 1) * rate / 100) - int(step * rate / 100)):
-                    self.call(account)
-            self.now += 0.01
-
-    def share(self, account: str) -> float:
-        """Returns the share of an account's calls that passed."""
-        passed, refused = self.passed.get(account, 0), self.refused.get(account, 0)
-        return passed / (passed + refused)
-
-    def reset_counts(self) -> None:
-        """Resets the counts."""
-        self.passed, self.refused = {}, {}
-
-
-def open_route(*accounts: str, **options: float) -> Traffic:
-    """Returns traffic to a vendor that is down, after calls of these accounts opened its route."""
-    traffic = Traffic(CircuitBreaker("acme", "large", **options), lambda account: False)  # type: ignore[arg-type]
-    while traffic.breaker.state is State.CLOSED:
-        for account in accounts:
-            traffic.call(account)
-        traffic.now += 0.05
-    return traffic
+from tests.unit.engine.traffic import DOWN, Traffic, open_route
 
 
 @pytest.mark.parametrize("poison", [1.0, 20.0, 500.0])
@@ -90,17 +30,7 @@ def test_a_single_failure_beside_those_of_one_account_does_not_open_the_route() 
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(2, {"poison": 100})
     traffic.call("other")
-    assert traffic.breaker.state is State.CLOSED
-
-
-def test_the_only_account_of_a_vendor_that_is_down_is_blocked_and_probes() -> None:
-    traffic = Traffic(healthy=lambda account: False)
-    traffic.run(60, {"only": 100})
-    assert traffic.passed["only"] <= MINIMUM_CALLS + 5 + 60 / PROBE_WAIT_MAX
-    assert traffic.now - traffic.last_call <= PROBE_WAIT_MAX
-    traffic.healthy = lambda account: True
-    traffic.run(PROBE_WAIT_MAX + 0.1, {"only": 100})
-    assert traffic.breaker.account_state("only") is State.CLOSED
+    assert traffic.state() is State.CLOSED
 
 
 @pytest.mark.parametrize(
@@ -116,13 +46,13 @@ def test_a_vendor_that_goes_down_is_blocked_within_two_seconds_and_used_again_la
     assert not traffic.refused
     traffic.healthy = lambda account: False
     traffic.run(2, rates)
-    assert traffic.breaker.state is not State.CLOSED
+    assert traffic.state() is not State.CLOSED
     traffic.reset_counts()
     traffic.run(60, rates)
     assert sum(traffic.passed.values()) <= 60 / PROBE_WAIT + 1
     traffic.healthy = lambda account: True
     traffic.run(PROBE_WAIT_MAX + 1, rates)
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
     traffic.reset_counts()
     traffic.run(5, rates)
     assert not traffic.refused, "the first success admits every account that was served before"
@@ -155,7 +85,7 @@ def test_several_failing_accounts_do_not_outvote_those_that_succeed() -> None:
 def test_accounts_that_open_the_route_do_not_keep_it_open() -> None:
     traffic = Traffic(healthy=lambda account: account == "good")
     traffic.run(10, {"poison 1": 50.0, "poison 2": 50.0})
-    assert traffic.breaker.state is not State.CLOSED
+    assert traffic.state() is not State.CLOSED
     traffic.run(10, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
     traffic.reset_counts()
     traffic.run(60, {"poison 1": 50.0, "poison 2": 50.0, "good": 2.0})
@@ -186,39 +116,7 @@ def test_an_account_that_was_dropped_does_not_vote_twice() -> None:
     traffic = Traffic(CircuitBreaker(max_accounts=1, failure_rate=0.5), lambda account: account == "good")
     for account in ("poison", "poison", "good") * 10:
         traffic.call(account)
-    assert traffic.breaker.state is State.CLOSED
-
-
-def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_others_are_not() -> None:
-    traffic = Traffic()
-    traffic.call("served")
-    traffic.now += 120
-    traffic.call("good")
-    traffic.healthy = lambda account: False
-    for account in ("served", "never served"):
-        for _ in range(MINIMUM_CALLS):
-            traffic.call(account)
-        assert traffic.breaker.account_state(account) is State.OPEN
-    assert traffic.breaker.state is State.CLOSED, "two of three accounts are not enough"
-    for account in ("third", "fourth"):
-        traffic.call(account)
-        traffic.call(account)
-    assert traffic.breaker.state is State.OPEN
-    traffic.now += PROBE_WAIT_MAX
-    traffic.healthy = lambda account: account == "prober"
-    assert traffic.call("prober")
-    assert traffic.breaker.account_state("served") is State.CLOSED
-    assert traffic.breaker.account_state("never served") is State.OPEN
-
-    # It was admitted once without a probe; not served since, it needs its own probe next time.
-    for account in ("served", "third", "fourth", "fifth"):
-        for _ in range(MINIMUM_CALLS):
-            traffic.call(account)
-    assert traffic.breaker.account_state("served") is State.OPEN
-    assert traffic.breaker.state is State.OPEN
-    traffic.now += PROBE_WAIT_MAX
-    assert traffic.call("prober")
-    assert traffic.breaker.account_state("served") is State.OPEN
+    assert traffic.state() is State.CLOSED
 
 
 def test_a_route_that_closes_starts_without_old_outcomes() -> None:
@@ -226,55 +124,13 @@ def test_a_route_that_closes_starts_without_old_outcomes() -> None:
     for account, calls in {"good": 1, "a": MINIMUM_CALLS - 1, "b": 2, "c": 2, "d": 2}.items():
         for _ in range(calls):
             traffic.call(account)
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
     traffic.now += PROBE_WAIT
     assert traffic.call("good")
     for account in ("a", "b"):
         traffic.call(account)
-        assert traffic.breaker.state is State.CLOSED
+        assert traffic.state() is State.CLOSED
         assert traffic.breaker.account_state(account) is State.CLOSED
-
-
-def test_a_probe_that_succeeds_resets_the_wait_of_its_account() -> None:
-    traffic = Traffic(healthy=lambda account: False)
-    traffic.run(30, {"only": 100.0})
-    assert traffic.breaker.retry_after("only", traffic.last_call) == PROBE_WAIT_MAX
-    assert traffic.breaker.account_state("only") is State.OPEN
-    traffic.healthy = lambda account: True
-    traffic.run(PROBE_WAIT_MAX + 0.1, {"only": 100.0})
-    traffic.now += 120
-    traffic.healthy = lambda account: False
-    for _ in range(MINIMUM_CALLS):
-        traffic.call("only")
-    assert traffic.breaker.retry_after("only", traffic.now) == PROBE_WAIT
-    assert not traffic.call("only")
-
-
-def test_failures_before_a_probe_that_succeeded_no_longer_count() -> None:
-    traffic = Traffic(healthy=lambda account: False)
-    for _ in range(MINIMUM_CALLS):
-        traffic.call("only")
-    traffic.now += PROBE_WAIT
-    traffic.healthy = lambda account: True
-    assert traffic.call("only")
-    traffic.healthy = lambda account: False
-    for _ in range(MINIMUM_CALLS - 2):
-        traffic.call("only")
-        assert traffic.breaker.account_state("only") is State.CLOSED
-    traffic.call("only")
-    assert traffic.breaker.account_state("only") is State.OPEN
-
-
-def test_an_account_whose_probe_succeeded_can_probe_the_next_time_the_route_opens() -> None:
-    traffic = open_route("a", "b")
-    traffic.now += PROBE_WAIT
-    traffic.healthy = lambda account: account == "c"
-    assert traffic.call("c")
-    for account in ("a", "b", "d", "e"):
-        traffic.call(account)
-        traffic.call(account)
-    assert traffic.breaker.state is State.OPEN
-    assert traffic.breaker.retry_after("c", traffic.now) == PROBE_WAIT
 
 
 def test_calls_that_were_running_when_an_accounts_circuit_opened_change_nothing(
@@ -290,104 +146,13 @@ def test_calls_that_were_running_when_an_accounts_circuit_opened_change_nothing(
     assert traffic.breaker.retry_after("a", traffic.now) == PROBE_WAIT
 
 
-def test_an_open_route_admits_one_probe_at_a_time() -> None:
-    traffic = open_route("a", "b")
-    traffic.now += PROBE_WAIT_MAX
-    first = traffic.breaker.acquire("c", traffic.now)
-    assert first is not None
-    assert traffic.breaker.state is State.HALF_OPEN
-    assert traffic.breaker.acquire("d", traffic.now) is None
-    assert traffic.breaker.retry_after("d", traffic.now) == PROBE_TIMEOUT
-    traffic.breaker.succeeded(first, traffic.now)
-    assert traffic.breaker.state is State.CLOSED
-    assert traffic.breaker.acquire("d", traffic.now) is not None
-
-
-def test_a_failed_probe_reopens_the_route() -> None:
-    traffic = open_route("a", "b")
-    traffic.now += PROBE_WAIT_MAX
-    assert not traffic.call("c")
-    assert traffic.passed["c"] == 1
-    assert traffic.breaker.state is State.OPEN
-    assert traffic.breaker.acquire("d", traffic.now) is None
-    assert 0 < traffic.breaker.retry_after("d", traffic.now) <= PROBE_WAIT_MAX
-
-
-def test_a_probe_whose_caller_disconnects_allows_a_probe_of_another_account() -> None:
-    traffic = open_route("a", "b")
-    traffic.now += PROBE_WAIT_MAX
-    probe = traffic.breaker.acquire("c", traffic.now)
-    assert probe is not None
-    traffic.breaker.release(probe, traffic.now)
-    assert traffic.breaker.state is State.OPEN
-    assert traffic.breaker.acquire("c", traffic.now) is None, (
-        "a caller that disconnects waits for its next probe"
-    )
-    assert traffic.breaker.acquire("d", traffic.now) is not None
-
-
-def test_a_caller_that_aborts_every_probe_does_not_probe_forever() -> None:
-    traffic = open_route("a", "b")
-    probes = 0
-    for _ in range(6000):
-        attempt = traffic.breaker.acquire("a", traffic.now)
-        if attempt is not None:
-            probes += 1
-            traffic.breaker.release(attempt, traffic.now)
-        traffic.now += 0.01
-    assert 60 / PROBE_WAIT_MAX - 1 <= probes <= 60 / PROBE_WAIT_MAX + 5
-
-
-@pytest.mark.parametrize("accounts", [("a",), ("a", "b")], ids=["the account's circuit", "the route's"])
-def test_a_probe_that_never_ends_does_not_block_others_forever(accounts: tuple[str, ...]) -> None:
-    traffic = Traffic(healthy=lambda account: False)
-    traffic.run(3, dict.fromkeys(accounts, 20.0))
-    traffic.now += PROBE_WAIT_MAX
-    hanging = traffic.breaker.acquire("a", traffic.now)
-    assert hanging is not None
-    traffic.healthy = lambda account: True
-    traffic.reset_counts()
-    began = traffic.now
-    while not traffic.passed:
-        traffic.run(0.01, dict.fromkeys(accounts, 100.0))
-    assert PROBE_TIMEOUT <= traffic.last_call - began <= 15
-    traffic.run(PROBE_WAIT_MAX, dict.fromkeys(accounts, 100.0))
-    assert traffic.breaker.state is State.CLOSED
-    assert traffic.breaker.account_state("a") is State.CLOSED
-    traffic.breaker.failed(hanging, traffic.now, DOWN)
-    traffic.breaker.release(hanging, traffic.now)
-    traffic.reset_counts()
-    traffic.run(1, dict.fromkeys(accounts, 20.0))
-    assert not traffic.refused, "an expired probe has no effect"
-
-
-def test_after_a_probe_hangs_another_account_probes_next() -> None:
-    traffic = open_route("a", "b")
-    traffic.now += PROBE_WAIT_MAX
-    assert traffic.breaker.acquire("hanging", traffic.now) is not None
-    traffic.now += PROBE_TIMEOUT
-    assert traffic.breaker.acquire("hanging", traffic.now) is None
-    assert traffic.breaker.acquire("other", traffic.now) is not None
-
-
-def test_a_hanging_probe_that_succeeds_late_closes_the_route() -> None:
-    traffic = open_route("a", "b")
-    traffic.now += PROBE_WAIT_MAX
-    late = traffic.breaker.acquire("a", traffic.now)
-    assert late is not None
-    traffic.now += PROBE_TIMEOUT + PROBE_WAIT_MAX
-    assert traffic.breaker.acquire("b", traffic.now) is not None
-    traffic.breaker.succeeded(late, traffic.now)
-    assert traffic.breaker.state is State.CLOSED
-
-
 def test_failures_of_calls_that_started_earlier_do_not_change_an_open_route() -> None:
     traffic = Traffic()
     traffic.run(5, {"a": 20.0, "b": 20.0})
     before = [traffic.breaker.acquire(account, traffic.now) for account in ("a", "b") * 20]
     traffic.healthy = lambda account: False
     traffic.run(2, {"a": 20.0, "b": 20.0})
-    assert traffic.breaker.state is not State.CLOSED
+    assert traffic.state() is not State.CLOSED
     traffic.now += PROBE_WAIT_MAX
     traffic.healthy = lambda account: True
     probe = traffic.breaker.acquire("c", traffic.now)
@@ -395,9 +160,9 @@ def test_failures_of_calls_that_started_earlier_do_not_change_an_open_route() ->
     for attempt in before:
         assert attempt is not None
         traffic.breaker.failed(attempt, traffic.now, DOWN)
-    assert traffic.breaker.state is State.HALF_OPEN
+    assert traffic.state() is State.HALF_OPEN
     traffic.breaker.succeeded(probe, traffic.now)
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
     assert traffic.call("a")
     assert traffic.call("b")
 
@@ -431,7 +196,7 @@ def test_fewer_calls_than_the_minimum_open_no_circuit() -> None:
     for _ in range(4):
         traffic.call("a")
         traffic.call("b")
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
 
 
 def test_a_circuit_opens_at_exactly_the_failure_rate() -> None:
@@ -447,9 +212,9 @@ def test_a_route_opens_at_exactly_the_minimum_of_calls() -> None:
     traffic = Traffic(CircuitBreaker(minimum_calls=5), lambda account: False)
     for account in "abab":
         traffic.call(account)
-        assert traffic.breaker.state is State.CLOSED
+        assert traffic.state() is State.CLOSED
     traffic.call("a")
-    assert traffic.breaker.state is State.OPEN
+    assert traffic.state() is State.OPEN
 
 
 def test_recent_failures_count_however_old_the_first_call_of_their_bucket_is() -> None:
@@ -472,10 +237,10 @@ def test_tracked_accounts_are_limited_and_open_circuits_are_not_dropped() -> Non
         traffic.now += 0.01
     assert traffic.breaker.accounts == 100
     assert traffic.passed["poison"] <= MINIMUM_CALLS + 5 + 50 / PROBE_WAIT_MAX
-    assert traffic.breaker.state is State.CLOSED
+    assert traffic.state() is State.CLOSED
     traffic.healthy = lambda account: False
     traffic.run(2, {f"account {number}": 2.0 for number in range(200)})
-    assert traffic.breaker.state is not State.CLOSED, "dropped accounts have no vote"
+    assert traffic.state() is not State.CLOSED, "dropped accounts have no vote"
 
 
 def test_tracked_accounts_are_limited_even_if_all_their_circuits_are_open() -> None:

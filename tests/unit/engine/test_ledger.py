@@ -59,7 +59,7 @@ async def test_any_error_of_reading_limits_is_store_unavailable(error: str) -> N
     store = FailingStore()
     store.errors["limit_status"] = UNEXPECTED_ERRORS[error]()
     with pytest.raises(PomeloError) as raised:
-        await open_ledger(store).limit_status(Wallet("default", True), "")
+        await open_ledger(store).limit_status(Wallet("default", True), ())
     assert raised.value.code == "store_unavailable"
 
 

@@ -2,71 +2,120 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from pomelo.accounts.plans import Plan
-from pomelo.engine.limits import limit_headers, refusal
-from pomelo.stores.ledger import LimitStatus, Refused, ReserveRequest
-from pomelo.stores.usage import UsageRecord
+from pomelo.call import Principal
+from pomelo.catalog.catalog import Catalog
+from pomelo.catalog.pricing import Usage
+from pomelo.engine.limits import CallLimits, LimitedCall
+from pomelo.stores.ledger import Count, Counter, LimitStatus, Refused
+from tests.unit.engine.jobs import accepted_job
 
 PLAN = Plan("all", requests=20, concurrent=3, tokens=1_000)
 NOW = 1_700_000_000.25
+CALLER = Principal("ann", "key", True)
+MODELS = Catalog.load().models
+UNUSED = Count()
 
 
-def reported(counts_tokens: bool = True, plan: Plan = PLAN, **status: Any) -> dict[str, str]:
+def limits(plan: Plan = PLAN, model: str = "gpt-4", tokens: int | None = None) -> CallLimits:
+    """The limits of a call; with `tokens`, a task that is likely to use so many."""
+    job = None
+    if tokens is not None:
+        job = accepted_job("task_1", MODELS[model], Usage(), CALLER, tokens=tokens)
+    return CallLimits(LimitedCall(plan, CALLER, MODELS[model], job))
+
+
+def status(requests: Count, concurrency: int, tokens: Count, available: int = 5_000_000) -> LimitStatus:
+    """The use of the limits of gpt-4."""
+    counts = {"requests": requests, "concurrency": Count(concurrency), "tokens:gpt-4": tokens}
+    return LimitStatus(available, counts)
+
+
+def reported(
+    requests: Count = UNUSED, concurrency: int = 0, tokens: Count = UNUSED, plan: Plan = PLAN
+) -> dict[str, str]:
     """The headers at NOW, without the prefix of the limit headers."""
-    headers = limit_headers(
-        plan, LimitStatus(**{"available": 5_000_000, **status}), NOW, tokens=counts_tokens
-    )
+    headers = limits(plan).headers(status(requests, concurrency, tokens), NOW)
     return {name.removeprefix("X-RateLimit-"): value for name, value in headers.items()}
 
 
-def error(code: str, tokens: int = 0, **status: Any) -> tuple[str, int | None]:
-    """The message and the proposed wait of a refusal at NOW."""
-    record = UsageRecord("task_1", "req_1", "ann", True, "key", "rest", "gpt-4", "text")
-    take = ReserveRequest(record, minimum=1, maximum=1, tokens=tokens, tokens_limit=PLAN.tokens)
-    raised = refusal(Refused(LimitStatus(0, **status), code), take, NOW)
-    assert raised.code == code
-    return raised.message, raised.retry_after
+def error(
+    counter: str, tokens: int = 0, requests_reset: float = 0.0, tokens_reset: float = 0.0
+) -> tuple[str, str, int | None]:
+    """The code, the message and the proposed wait of a refusal at NOW."""
+    found = status(Count(20, requests_reset), 3, Count(990, tokens_reset), 0)
+    raised = limits(tokens=tokens).refusal(Refused(found, "limit_exceeded", counter), NOW)
+    return raised.code, raised.message, raised.retry_after
 
 
 def test_every_limit_has_its_own_count_and_its_own_reset() -> None:
-    assert reported(requests=7, requests_reset=30.5, concurrency=1, tokens=400, tokens_reset=12.5) == {
-        "Limit": "20",
-        "Remaining": "13",
-        "Reset": "1700000031",
-        "Limit-Tokens": "1000",
-        "Remaining-Tokens": "600",
-        "Reset-Tokens": "1700000013",
-        "Limit-Concurrent": "3",
-        "Remaining-Concurrent": "2",
-        "X-Credits-Remaining": "5",
-    }
+    found = reported(Count(7, 30.5), 1, Count(400, 12.5))
+    assert list(found.items()) == [
+        ("Limit", "20"),
+        ("Remaining", "13"),
+        ("Reset", "1700000031"),
+        ("Limit-Tokens", "1000"),
+        ("Remaining-Tokens", "600"),
+        ("Reset-Tokens", "1700000013"),
+        ("Limit-Concurrent", "3"),
+        ("Remaining-Concurrent", "2"),
+        ("X-Credits-Remaining", "5"),
+    ]
 
 
 def test_a_limit_that_is_reached_or_was_lowered_has_zero_remaining() -> None:
     for above in (0, 1, 500):
-        headers = reported(requests=20 + above, concurrency=3 + above, tokens=1_000 + above)
+        headers = reported(Count(20 + above), 3 + above, Count(1_000 + above))
         assert [headers[f"Remaining{of}"] for of in ("", "-Concurrent", "-Tokens")] == ["0"] * 3
 
 
 def test_a_reset_is_never_reported_before_the_window_ends() -> None:
     for left in (0.5, 0.75, 0.8, 59.75):
-        headers = reported(requests_reset=left, tokens_reset=left)
+        headers = reported(Count(1, left), 0, Count(1, left))
         assert int(headers["Reset"]) == int(headers["Reset-Tokens"])
         assert NOW + left <= int(headers["Reset"]) < NOW + left + 1
 
 
 def test_only_limits_that_apply_have_headers() -> None:
     assert reported(plan=Plan("unlimited")) == {"X-Credits-Remaining": "5"}
-    assert not [name for name in reported(counts_tokens=False) if "Tokens" in name]
+    assert [counter.name for counter in limits(model="flux-1-pro").counters] == ["requests", "concurrency"]
     assert set(reported(plan=Plan("few", concurrent=0))) == {
         "Limit-Concurrent",
         "Remaining-Concurrent",
         "X-Credits-Remaining",
     }
+
+
+def test_limits_are_checked_in_the_order_requests_concurrency_tokens() -> None:
+    assert limits(tokens=7).counters == (
+        Counter("requests", 1, 20, 60.0),
+        Counter("concurrency", 1, 3),
+        Counter("tokens:gpt-4", 7, 1_000, 60.0),
+    )
+
+
+def test_a_call_without_a_task_takes_a_request_and_nothing_else() -> None:
+    assert [counter.amount for counter in limits().counters] == [1, 0, 0]
+    assert [each.name for each in CallLimits(LimitedCall(PLAN, CALLER)).counters] == [
+        "requests",
+        "concurrency",
+    ]
+
+
+def test_usage_without_a_limit_is_counted() -> None:
+    assert [(counter.amount, counter.limit) for counter in limits(Plan("unlimited"), tokens=7).counters] == [
+        (1, None),
+        (1, None),
+        (7, None),
+    ]
+
+
+def test_at_the_end_the_real_number_of_tokens_counts() -> None:
+    taken = limits(tokens=7)
+    actual = taken.actual_counters(Usage(input_tokens=30, output_tokens=12, images=5))
+    assert actual == (*taken.counters[:2], Counter("tokens:gpt-4", 42, 1_000, 60.0))
 
 
 @pytest.mark.parametrize(
@@ -80,26 +129,39 @@ def test_only_limits_that_apply_have_headers() -> None:
     ],
 )
 def test_the_proposed_wait_and_the_reset_are_rounded_up(left: float, wait: int, reset: str) -> None:
-    assert error("rate_limit_exceeded", requests_reset=left, tokens_reset=7) == (
+    assert error("requests", requests_reset=left, tokens_reset=7) == (
+        "rate_limit_exceeded",
         f"Rate limit exceeded. Reset at {reset}",
         wait,
     )
-    assert error("token_limit_exceeded", tokens_reset=left, requests_reset=7) == (
+    assert error("tokens:gpt-4", tokens_reset=left, requests_reset=7) == (
+        "token_limit_exceeded",
         f"Token limit of the model exceeded. Reset at {reset}",
         wait,
     )
 
 
 def test_only_a_task_that_exceeds_the_whole_limit_is_refused_as_too_long() -> None:
-    message, wait = error("token_limit_exceeded", tokens=1_000, tokens_reset=10)
-    assert (message[:30], wait) == ("Token limit of the model excee", 10)
-    message, wait = error("token_limit_exceeded", tokens=1_001, tokens_reset=10)
-    assert "Shorten messages" in message
-    assert "1,001 tokens" in message
-    assert "1,000 a minute" in message
-    assert wait == 60
+    code, message, wait = error("tokens:gpt-4", tokens=1_000, tokens_reset=10)
+    assert (code, message[:30], wait) == ("token_limit_exceeded", "Token limit of the model excee", 10)
+    assert error("tokens:gpt-4", tokens=1_001, tokens_reset=10) == (
+        "token_limit_exceeded",
+        "About 1,001 tokens are asked for, and the plan has 1,000 a minute for the model. "
+        "Shorten messages, or lower max_tokens",
+        60,
+    )
 
 
 def test_a_full_plan_proposes_the_wait_of_its_own_error() -> None:
-    assert error("concurrency_limit_exceeded", requests_reset=40)[1] == 1
-    assert error("insufficient_credits", requests_reset=40)[1] is None
+    assert error("concurrency", requests_reset=40) == (
+        "concurrency_limit_exceeded",
+        "Too many concurrent requests. Wait for one to end",
+        1,
+    )
+
+
+@pytest.mark.parametrize("code", ["insufficient_credits", "idempotency_conflict", "idempotency_mismatch"])
+def test_another_refusal_has_its_own_error(code: str) -> None:
+    raised = limits().refusal(Refused(LimitStatus(0), code), NOW)
+    assert raised.code == code
+    assert raised.retry_after == (1 if code == "idempotency_conflict" else None)

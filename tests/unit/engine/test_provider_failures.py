@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.gen.v1.text_pb2 import TextDelta, TextInput
 from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.connections import NoConnectionError
@@ -27,7 +27,7 @@ class Failing:
         self.words: tuple[str, ...] = ()
         self.error: Exception = PomeloError("provider_failed")
 
-    async def text(self, job: Job) -> AsyncIterator[Event]:
+    async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
         for word in self.words:
             yield Event(text_delta=TextDelta(content=word))
         raise self.error
@@ -65,8 +65,8 @@ async def test_the_request_of_a_task_that_was_never_sent_is_refunded(
     assert answer.code == "overloaded"
     assert answer.call.response_headers["X-RateLimit-Remaining"] == "5"
     assert "X-Credits-Charged" not in answer.call.response_headers
-    standing = await engine.limit_status(account, "gpt-4")
-    assert (standing.requests, standing.concurrency, standing.tokens) == (0, 0, 0)
+    used = await engine.used(account)
+    assert (used.requests, used.concurrency, used.tokens) == (0, 0, 0)
 
 
 @STREAM
@@ -77,8 +77,8 @@ async def test_a_failed_task_that_was_sent_counts_as_a_request(
     for error in (PomeloError("provider_failed"), TimeoutError(), KeyError("a bug")):
         provider.error = error
         assert (await engine.ask(account, TEXT, stream=stream)).code == "provider_failed"
-    standing = await engine.limit_status(account)
-    assert (standing.requests, standing.concurrency) == (3, 0)
+    used = await engine.used(account)
+    assert (used.requests, used.concurrency) == (3, 0)
     assert not await engine.records(account)
 
 
@@ -93,7 +93,7 @@ async def test_output_delivered_before_a_failure_is_charged(
     (record,) = await engine.records(account)
     assert (record.complete, record.output_tokens) == (False, 2)
     assert (await engine.balance(account)).spent == record.cost > 0
-    assert (await engine.limit_status(account)).requests == 1
+    assert (await engine.used(account)).requests == 1
     charged = answer.call.response_trailers["X-Credits-Charged"]
     assert round(float(charged) * 10**6) == record.cost
 

@@ -25,8 +25,8 @@ async def test_a_body_that_can_not_be_read_counts_as_a_request_until_the_limit(e
         assert (await visit.refuse(PomeloError("payload_too_large"))).code == "payload_too_large"
         visit.close()
         assert call.response_headers["X-RateLimit-Remaining"] == str(left)
-        standing = await engine.limit_status(account)
-        assert (standing.requests, standing.concurrency) == (5 - left, 0)
+        used = await engine.used(account)
+        assert (used.requests, used.concurrency) == (5 - left, 0)
     call = call_of(account.key)
     visit = await engine.app.services.access.admit(call)
     error = await visit.refuse(PomeloError("payload_too_large"))
@@ -34,7 +34,7 @@ async def test_a_body_that_can_not_be_read_counts_as_a_request_until_the_limit(e
     assert error.code == "rate_limit_exceeded"
     assert 0 < (error.retry_after or 0) <= 60
     assert call.response_headers["X-RateLimit-Remaining"] == "0"
-    assert (await engine.limit_status(account)).requests == 5
+    assert (await engine.used(account)).requests == 5
     assert (await engine.balance(account)).held == 0
     assert not await engine.records(account)
 
@@ -46,4 +46,4 @@ async def test_a_small_task_with_a_wrong_field_does_not_count(engine: EngineApp)
     error = await visit.refuse_task(invalid("temperature", "a number from 0 to 2"))
     visit.close()
     assert (error.code, error.field) == ("invalid_parameter", "temperature")
-    assert (await engine.limit_status(account)).requests == 0
+    assert (await engine.used(account)).requests == 0

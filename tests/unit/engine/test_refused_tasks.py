@@ -38,8 +38,8 @@ async def test_a_task_without_a_provider_takes_nothing_and_reports_no_charge(
     assert reply["X-Credits-Remaining"] == "1000"
     assert reply["X-RateLimit-Remaining"] == "5"
     assert reply["X-RateLimit-Remaining-Concurrent"] == "2"
-    standing = await engine.limit_status(account)
-    assert (standing.requests, standing.concurrency, standing.available) == (0, 0, 10**9)
+    used = await engine.used(account)
+    assert (used.requests, used.concurrency, used.available) == (0, 0, 10**9)
     assert not await engine.records(account)
 
 

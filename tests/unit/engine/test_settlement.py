@@ -50,8 +50,8 @@ async def test_a_finished_task_is_charged_recorded_and_reported(engine: EngineAp
     assert record.request_id == answer.call.request_id
     assert record.output_bytes == len("größe über alles".encode())
     assert 0 <= record.first_byte_ms <= record.processing_ms < 10_000
-    standing = await engine.limit_status(account, "gpt-4")
-    assert (standing.requests, standing.concurrency, standing.tokens) == (1, 0, 107)
+    used = await engine.used(account)
+    assert (used.requests, used.concurrency, used.tokens) == (1, 0, 107)
     balance = await engine.balance(account)
     assert (balance.spent, balance.held) == (COST, 0)
     for reported in (answer.call.response_headers, answer.call.response_trailers):
@@ -88,8 +88,8 @@ async def test_a_task_that_fails_before_any_output_costs_nothing(engine: EngineA
     engine.upstream.when("forbidden", openai_error(400, code="content_policy_violation"))
     answer = await engine.ask(account, text_task("forbidden"), stream=stream)
     assert answer.code == "content_policy_violation"
-    standing = await engine.limit_status(account, "gpt-4")
-    assert (standing.requests, standing.concurrency) == (1, 0)
+    used = await engine.used(account)
+    assert (used.requests, used.concurrency) == (1, 0)
     assert not await engine.records(account)
     assert (await engine.balance(account)).available == 10**9
     for reported in (answer.call.response_headers, answer.call.response_trailers):
@@ -115,8 +115,8 @@ async def test_a_cancelled_stream_costs_its_input_and_its_delivered_output(
     assert (record.complete, record.source, record.output_tokens) == (False, "estimated", 2)
     assert record.output_bytes == len("one two")
     assert record.cost == record.input_tokens * 4 + 2 * 20
-    standing = await engine.limit_status(account, "gpt-4")
-    assert standing.tokens == record.input_tokens + 2
+    used = await engine.used(account)
+    assert used.tokens == record.input_tokens + 2
     assert (await engine.balance(account)).spent == record.cost
 
 
@@ -124,7 +124,7 @@ async def test_a_task_that_is_cancelled_before_any_output_costs_nothing(engine: 
     account = await engine.account("limited")
     engine.upstream.when("left early", Words("one", before=(Gate(),)))
     async with engine.app.services.tasks.stream_task(to_task(text_task("left early")), call_of(account.key)):
-        assert (await engine.limit_status(account)).concurrency == 1
+        assert (await engine.used(account)).concurrency == 1
     await engine.settled(account)
     assert not await engine.records(account)
     assert (await engine.balance(account)).available == 10**9

@@ -124,7 +124,7 @@ async def test_an_answer_that_must_be_stored_is_refused_without_storage_space(
     assert bool(engine.upstream.requests) != stored
     if stored:
         assert "X-Credits-Charged" not in answer.call.response_headers
-        assert (await engine.limit_status(account)).requests == 0
+        assert (await engine.used(account)).requests == 0
 
 
 # --- routes
@@ -188,7 +188,7 @@ async def test_without_max_tokens_a_task_reserves_its_share_of_the_balance(engin
     gate = Gate()
     engine.upstream.when("share", Words("Hello", before=(gate,)))
     async with engine.app.services.tasks.stream_task(to_task(text_task("share")), call_of(account.key)):
-        status = await engine.limit_status(account)
+        status = await engine.used(account)
         assert (status.concurrency, status.available) == (1, 100_000)
     await engine.settled(account)
 
@@ -197,5 +197,5 @@ async def test_a_small_balance_is_not_shared(engine: EngineApp) -> None:
     account = await engine.account("limited", micros=10_000)
     engine.upstream.when("all", Words("Hello", before=(Gate(),)))
     async with engine.app.services.tasks.stream_task(to_task(text_task("all")), call_of(account.key)):
-        assert (await engine.limit_status(account)).available == 0
+        assert (await engine.used(account)).available == 0
     await engine.settled(account)

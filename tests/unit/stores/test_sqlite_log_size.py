@@ -15,6 +15,7 @@ import pytest
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
 from pomelo.stores.sqlite import log_size, open_sqlite, usage
+from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageQuery
 from tests.many_accounts import fill_sqlite
 from tests.unit.accounts.audited_store import ACME, add_account, draft
@@ -61,7 +62,9 @@ async def task(store: Store, number: int) -> float:
     return max(reserved - began, time.perf_counter() - reserved)
 
 
-async def test_the_log_stays_small_while_sums_are_read_back_to_back(store, path, monkeypatch):
+async def test_the_log_stays_small_while_sums_are_read_back_to_back(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(usage, "STEP", 100)
     numbers, ended, largest, longest, sums = itertools.count(), 0, 0, 0.0, 0
 
@@ -92,7 +95,9 @@ async def test_the_log_stays_small_while_sums_are_read_back_to_back(store, path,
     assert longest < 1.0
 
 
-async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(store, path, monkeypatch):
+async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log_size, "LARGE", 10**12)
     for number in range(80):
         await task(store, number)
@@ -106,7 +111,9 @@ async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(sto
     assert (await store.balance(ACME)).spent == 82
 
 
-async def test_commits_do_not_wait_for_another_program_that_reads(store, path, monkeypatch):
+async def test_commits_do_not_wait_for_another_program_that_reads(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log_size, "BUSY_PAUSE", 0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN")
@@ -122,8 +129,11 @@ async def test_commits_do_not_wait_for_another_program_that_reads(store, path, m
             await task(store, next(number))
 
 
-async def test_commits_do_not_wait_for_a_long_step_of_a_report(store, path, monkeypatch):
+async def test_commits_do_not_wait_for_a_long_step_of_a_report(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log_size, "STEP_PAUSE", 0.1)
+    assert isinstance(store, SqliteStore)
     reading = store._log_size.reading()
     await asyncio.get_running_loop().run_in_executor(None, reading.__enter__)
     try:
@@ -138,7 +148,9 @@ async def test_commits_do_not_wait_for_a_long_step_of_a_report(store, path, monk
             await task(store, next(number))
 
 
-async def test_a_large_log_left_by_a_crash_is_emptied(store, path, tmp_path, monkeypatch):
+async def test_a_large_log_left_by_a_crash_is_emptied(
+    store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log_size, "LARGE", 10**12)
     for number in range(80):
         await task(store, number)

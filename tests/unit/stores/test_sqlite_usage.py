@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,9 @@ def matches(query: UsageQuery, record: UsageRecord) -> bool:
 
 
 @pytest.mark.parametrize("step", [1, 3, 50, 20_000])
-async def test_pages_with_any_step_size_are_the_records_in_order(step, store, records, monkeypatch):
+async def test_pages_with_any_step_size_are_the_records_in_order(
+    step: int, store: Store, records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(usage, "STEP", step)
     ordered = sorted(enumerate(records), key=lambda each: (each[1].at, each[0]), reverse=True)
     for query in QUERIES:
@@ -97,7 +100,9 @@ async def test_pages_with_any_step_size_are_the_records_in_order(step, store, re
 
 
 @pytest.mark.parametrize("step", [1, 3, 50, 20_000])
-async def test_sums_with_any_step_size_are_the_sums_of_the_records(step, store, records, monkeypatch):
+async def test_sums_with_any_step_size_are_the_sums_of_the_records(
+    step: int, store: Store, records: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(usage, "STEP", step)
     for query in QUERIES:
         for by in GROUPS:
@@ -109,7 +114,9 @@ async def test_sums_with_any_step_size_are_the_sums_of_the_records(step, store, 
                 assert [total.group for total in totals] == sorted({record.key_id for record in matching})
 
 
-async def test_a_sum_is_a_snapshot_even_if_tasks_end_concurrently(store, records, tmp_path, monkeypatch):
+async def test_a_sum_is_a_snapshot_even_if_tasks_end_concurrently(
+    store: Store, records: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(usage, "STEP", 10)
     with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
         sums = usage.UsageSum(UsageQuery(), "account")
@@ -122,7 +129,7 @@ async def test_a_sum_is_a_snapshot_even_if_tasks_end_concurrently(store, records
     assert sum(total.tasks for total in totals) == len(records)
 
 
-async def test_reports_and_tasks_run_concurrently(store, monkeypatch):
+async def test_reports_and_tasks_run_concurrently(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "STEP", 5)
     done = 0
 
@@ -144,7 +151,9 @@ async def test_reports_and_tasks_run_concurrently(store, monkeypatch):
     await running
 
 
-def test_a_sum_does_not_collect_more_groups_than_its_page_needs(tmp_path, monkeypatch):
+def test_a_sum_does_not_collect_more_groups_than_its_page_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(usage, "STEP", 100)
     monkeypatch.setattr(usage, "PAGE", 10)
     with closing(sqlite3.connect(":memory:")) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,39 +15,49 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import UnknownAccountError, Wallet
+from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     IdempotencyKey,
     LostReservationError,
     Reserved,
+    ReserveRequest,
     Settlement,
     UnknownOutcomeError,
 )
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import SqliteRig, record, request, settlement
+from tests.limits import limits
 
 WALLET = Wallet("default", False)
 
 
 @pytest.fixture
-async def rig(tmp_path: Path):
+async def rig(tmp_path: Path) -> AsyncIterator[SqliteRig]:
     created = SqliteRig(tmp_path)
     await created.open()
     yield created
     await created.close()
 
 
-def own_request(task_id: str, **changes):
+def inner(rig: SqliteRig) -> SqliteStore:
+    """The store behind its interface."""
+    assert isinstance(rig.store, SqliteStore)
+    return rig.store
+
+
+def own_request(task_id: str, **changes: Any) -> ReserveRequest:
     return request(task_id, account="default", live=False, **changes)
 
 
-async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig):
+async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig: SqliteRig) -> None:
     async def fail_halfway() -> None:
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT INTO accounts (name) VALUES ('half')")
             connection.execute("INSERT INTO accounts (name) VALUES ('default')")
 
-        await rig.store._writer.do(work)
+        await inner(rig)._writer.do(work)
 
     outcomes = await asyncio.gather(
         rig.store.reserve(own_request("a")),
@@ -63,7 +73,7 @@ async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig
     assert outcomes[2].code == "store_unavailable"
     assert isinstance(outcomes[3], Reserved)
     assert outcomes[4] is None
-    assert (await rig.store.limit_status(WALLET)).concurrency == 2
+    assert (await limits(rig.store, WALLET)).concurrency == 2
 
 
 class Failing(sqlite3.Connection):
@@ -81,7 +91,7 @@ class Failing(sqlite3.Connection):
 
 
 @pytest.fixture
-async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
     """A store whose connections are Failing."""
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
     Failing.fails, Failing.error = ("", 0), RuntimeError
@@ -93,7 +103,9 @@ async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "start", ["BEGIN", "SAVEPOINT", "SELECT w.granted", "INSERT INTO holds", "RELEASE", "COMMIT"]
 )
-async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_continues(failing, start, error):
+async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_continues(
+    failing: Store, start: str, error: type[Exception]
+) -> None:
     Failing.error = error
     Failing.fails = (start, 3)
     outcomes = await asyncio.gather(
@@ -101,19 +113,22 @@ async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_cont
         failing.reserve(own_request("b", minimum=0)),
         return_exceptions=True,
     )
-    assert all(isinstance(one, Reserved) or one.code == "store_unavailable" for one in outcomes)
+    assert all(
+        isinstance(one, Reserved) or getattr(one, "code", "") == "store_unavailable" for one in outcomes
+    )
     Failing.fails = ("", 0)
     for task_id in ("a", "b"):
         assert isinstance(await failing.reserve(own_request(task_id, minimum=0)), Reserved)
-    assert (await failing.limit_status(WALLET)).concurrency == 2
+    assert (await limits(failing, WALLET)).concurrency == 2
 
 
-async def test_a_failed_rollback_is_repeated(failing):
+async def test_a_failed_rollback_is_repeated(failing: Store) -> None:
     def work(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO accounts (name) VALUES ('half')")
         Failing.fails = ("ROLLBACK", 3)
         raise KeyError
 
+    assert isinstance(failing, SqliteStore)
     with pytest.raises(PomeloError):
         await failing._writer.do(work)
     # The transaction is still open; the next operation must not be part of it.
@@ -125,7 +140,7 @@ async def test_a_failed_rollback_is_repeated(failing):
     assert await failing.get_account("half") is None
 
 
-async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_others(failing):
+async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_others(failing: Store) -> None:
     errors = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
     for start in ("INSERT INTO holds", "COMMIT"):
         for error, unknown in errors:
@@ -133,10 +148,12 @@ async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_othe
             with pytest.raises(PomeloError) as caught:
                 await failing.reserve(own_request("a", minimum=0))
             assert isinstance(caught.value, UnknownOutcomeError) == unknown
-            assert (await failing.limit_status(WALLET)).concurrency == 0
+            assert (await limits(failing, WALLET)).concurrency == 0
 
 
-async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(rig, caplog):
+async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(
+    rig: SqliteRig, caplog: pytest.LogCaptureFixture
+) -> None:
     def raising(error: Exception) -> Callable[[sqlite3.Connection], None]:
         def work(connection: sqlite3.Connection) -> None:
             raise error
@@ -146,21 +163,21 @@ async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(r
     for declared in (LostReservationError("a"), UnknownAccountError("b"), PomeloError("invalid_parameter")):
         for reads in (False, True):
             with pytest.raises(type(declared)):
-                await rig.store._writer.do(raising(declared), reads=reads)
+                await inner(rig)._writer.do(raising(declared), reads=reads)
     with caplog.at_level(logging.ERROR, "pomelo.stores"):
         for _ in range(5):
             for reads in (False, True):
                 with pytest.raises(UnknownOutcomeError):
-                    await rig.store._writer.do(raising(KeyError("secret")), reads=reads)
+                    await inner(rig)._writer.do(raising(KeyError("secret")), reads=reads)
             with pytest.raises(PomeloError):
-                await rig.store._report(raising(KeyError("secret")))
+                await inner(rig)._report(raising(KeyError("secret")))
     logged = [one.getMessage() for one in caplog.records]
     assert len(logged) == 1, "once, however often it happened"
     assert "builtins.KeyError" in logged[0]
     assert "secret" not in logged[0]
 
 
-async def test_a_settled_task_can_not_reserve_again(rig):
+async def test_a_settled_task_can_not_reserve_again(rig: SqliteRig) -> None:
     await rig.store.reserve(own_request("a"))
     await rig.store.settle(Settlement(record("a", account="default", live=False, cost=3)))
     with pytest.raises(LostReservationError):
@@ -168,9 +185,9 @@ async def test_a_settled_task_can_not_reserve_again(rig):
     assert (await rig.store.balance(WALLET)).held == 0
 
 
-async def test_reservations_do_not_wait_for_reports(rig):
+async def test_reservations_do_not_wait_for_reports(rig: SqliteRig) -> None:
     endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    report = asyncio.ensure_future(rig.store._report(lambda c: c.execute(endless).fetchone()))
+    report = asyncio.ensure_future(inner(rig)._report(lambda c: c.execute(endless).fetchone()))
     for number in range(50):
         await rig.store.reserve(own_request(f"t{number}"))
     assert not report.done()
@@ -181,14 +198,16 @@ async def test_reservations_do_not_wait_for_reports(rig):
     await rig.open()
 
 
-async def test_reports_can_not_write(rig):
+async def test_reports_can_not_write(rig: SqliteRig) -> None:
     with pytest.raises(PomeloError):
-        await rig.store._report(lambda c: c.execute("INSERT INTO accounts (name) VALUES ('x')"))
-    settings = await rig.store._report(lambda c: c.execute("PRAGMA wal_autocheckpoint").fetchone())
+        await inner(rig)._report(lambda c: c.execute("INSERT INTO accounts (name) VALUES ('x')"))
+    settings = await inner(rig)._report(lambda c: c.execute("PRAGMA wal_autocheckpoint").fetchone())
     assert settings == (0,)
 
 
-async def test_recovered_tasks_are_logged_in_one_line(rig, caplog):
+async def test_recovered_tasks_are_logged_in_one_line(
+    rig: SqliteRig, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(3):
         await rig.store.reserve(own_request(f"t{number}"))
     with caplog.at_level(logging.INFO, "pomelo.stores"):
@@ -199,10 +218,10 @@ async def test_recovered_tasks_are_logged_in_one_line(rig, caplog):
     ]
 
 
-async def test_expired_answers_are_deleted(rig):
+async def test_expired_answers_are_deleted(rig: SqliteRig) -> None:
     def stored_answers() -> int:
         with closing(sqlite3.connect(rig.path)) as connection:
-            return connection.execute("SELECT count(*) FROM repeats").fetchone()[0]
+            return int(connection.execute("SELECT count(*) FROM repeats").fetchone()[0])
 
     async def run_tasks(first: int, last: int) -> None:
         for number in range(first, last):
@@ -222,7 +241,7 @@ async def test_expired_answers_are_deleted(rig):
     assert stored_answers() == 0
 
 
-async def test_a_cancelled_opening_releases_the_file(tmp_path):
+async def test_a_cancelled_opening_releases_the_file(tmp_path: Path) -> None:
     path = tmp_path / "pomelo.db"
 
     async def opening() -> None:

@@ -1,5 +1,5 @@
 -- Gives credits, once per id. KEYS: wallet, holds, grants. ARGV: id, amount, grant.
-local wallet = read_wallet('', 1, clock())
+local wallet = read_wallet(clock(), {}, {})
 local amount = whole(ARGV[2])
 if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 0 then
   if wallet.granted + amount > MAX_INTEGER then return {'full'} end

@@ -1,2 +1,2 @@
--- Returns a wallet's use of its limits. KEYS: wallet, reservations. ARGV: model, window in microseconds.
-return limit_status(read_wallet(ARGV[1], whole(ARGV[2]), clock()))
+-- Returns a wallet's use of its limits. KEYS: wallet, reservations. ARGV: counters.
+return limit_status(read_wallet(clock(), read_counters(1), {}))

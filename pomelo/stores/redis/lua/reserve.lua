@@ -1,17 +1,14 @@
 -- Reserves all that a task needs, or nothing.
 -- KEYS: wallet, reservations, drafts, the task's tombstone, the answer of its Idempotency-Key (or the tombstone
 --       again).
--- ARGV: task, worker, minimum, maximum, requests limit, concurrency limit, tokens, tokens limit ('': no limit),
---       model, draft, window in microseconds, '=' and Idempotency-Key or '', fingerprint, call, sufficient,
---       shares
-local task, worker, minimum, maximum = ARGV[1], ARGV[2], whole(ARGV[3]), whole(ARGV[4])
-local requests_limit, concurrency_limit = tonumber(ARGV[5]), tonumber(ARGV[6])
-local tokens, tokens_limit, model, draft = whole(ARGV[7]), tonumber(ARGV[8]), ARGV[9], ARGV[10]
-local span, key, fingerprint, call = whole(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
-local sufficient, shares = whole(ARGV[15]), whole(ARGV[16])
+-- ARGV: task, worker, minimum, maximum, draft, '=' and Idempotency-Key or '', fingerprint, call, sufficient, the
+--       counter of the shares or '', shares without its limit, counters
+local task, worker, minimum, maximum, draft = ARGV[1], ARGV[2], whole(ARGV[3]), whole(ARGV[4]), ARGV[5]
+local key, fingerprint, call, sufficient = ARGV[6], ARGV[7], ARGV[8], whole(ARGV[9])
+local shares, counters = whole(ARGV[11]), read_counters(12)
 
 local now = clock()
-local wallet = read_wallet(model, span, now)
+local wallet = read_wallet(now, counters, {})
 local reservation = read_reservation(task)
 local tombstone = redis.call('GET', KEYS[4])
 if reservation then return {'reserved', limit_status(wallet), reservation.amount} end
@@ -29,55 +26,43 @@ if tombstone and (string.match(tombstone, '^(%S+)') ~= 'void' or string.sub(tomb
   return {'ended'}
 end
 
-if requests_limit and wallet.requests >= requests_limit then
-  return {'refused', limit_status(wallet), 'rate_limit_exceeded'}
-end
-if concurrency_limit and wallet.running >= concurrency_limit then
-  return {'refused', limit_status(wallet), 'concurrency_limit_exceeded'}
-end
-if tokens_limit and wallet.tokens + tokens > tokens_limit then
-  return {'refused', limit_status(wallet), 'token_limit_exceeded'}
+for at = 1, #counters do
+  local counter = counters[at]
+  local used, limit = counter.used, counter.limit
+  if limit and counter.amount > 0 and used + counter.amount > limit then
+    return {'refused', limit_status(wallet), 'limit_exceeded', counter.name}
+  end
+  if limit and counter.name == ARGV[10] then shares = math.max(1, limit - used) end
 end
 if wallet.available < minimum then return {'refused', limit_status(wallet), 'insufficient_credits'} end
 local amount = math.min(maximum, wallet.available)
 if sufficient > 0 then
-  local tasks = concurrency_limit and concurrency_limit - wallet.running or shares
-  amount = math.min(amount, math.max(math.floor(wallet.available / tasks), sufficient, minimum))
+  amount = math.min(amount, math.max(math.floor(wallet.available / shares), sufficient, minimum))
 end
 
-local changed = {}
-if wallet.requests_left == 0 then
-  wallet.requests_window, wallet.requests_left = wallet.requests_window + 1, span
-  changed = {'requests', '0', 'requests_at', digits(now), 'requests_window', digits(wallet.requests_window)}
-elseif wallet.requests_left == span then
-  changed = {'requests_at', digits(now)}
+local changed = {'held', digits(wallet.held + amount)}
+for at = 1, #counters do
+  local counter = counters[at]
+  -- A new window starts now. So does one with a start in the future.
+  if counter.span > 0 and (counter.left == 0 or counter.left == counter.span) then
+    local start, number = window_fields(counter.name)
+    if counter.left == 0 then counter.number = counter.number + 1 end
+    counter.left = counter.span
+    changed[#changed + 1], changed[#changed + 2] = start, digits(now)
+    changed[#changed + 1], changed[#changed + 2] = number, digits(counter.number)
+  end
+  counter.used = counter.used + counter.amount
+  changed[#changed + 1], changed[#changed + 2] = counter.name, digits(counter.used)
 end
-local counted = tokens > 0 or tokens_limit
-if not counted then
-  wallet.tokens_window = 0
-elseif wallet.tokens_left == 0 then
-  wallet.tokens_window, wallet.tokens_left = wallet.tokens_window + 1, span
-  for _, text in ipairs({'tokens:' .. model, '0', 'tokens_at:' .. model, digits(now),
-    'tokens_window:' .. model, digits(wallet.tokens_window)}) do changed[#changed + 1] = text end
-elseif wallet.tokens_left == span then
-  changed[#changed + 1] = 'tokens_at:' .. model
-  changed[#changed + 1] = digits(now)
-end
-reservation = {worker = worker, call = call, amount = amount, cost = 0, requests_window = wallet.requests_window,
-  tokens = tokens, tokens_window = wallet.tokens_window, model = model, key = key}
+reservation = {worker = worker, call = call, amount = amount, cost = 0, rest = format_counted(key, counters)}
 
 redis.call('HSET', KEYS[2], task, format_reservation(reservation))
 redis.call('HSET', KEYS[3], task, draft)
-if #changed > 0 then redis.call('HSET', KEYS[1], unpack(changed)) end
-redis.call('HINCRBY', KEYS[1], 'requests', 1)
-if counted then redis.call('HINCRBY', KEYS[1], 'tokens:' .. model, digits(tokens)) end
-redis.call('HINCRBY', KEYS[1], 'held', digits(amount))
+redis.call('HSET', KEYS[1], unpack(changed))
 if tombstone then redis.call('DEL', KEYS[4]) end
 if key ~= '' then
   redis.call('DEL', KEYS[5])
   redis.call('HSET', KEYS[5], 'fingerprint', fingerprint, 'task', task)
 end
-wallet.requests, wallet.running = wallet.requests + 1, wallet.running + 1
-wallet.tokens = wallet.tokens + tokens
 wallet.available = wallet.available - amount
 return {'reserved', limit_status(wallet), amount}

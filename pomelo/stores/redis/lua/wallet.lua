@@ -34,48 +34,118 @@ local function left(at, span, now)
   return math.max(0, math.min(span, at + span - now))
 end
 
--- All that a wallet counts; `tokens` are those of `model`.
-local function read_wallet(model, span, now)
-  local found = redis.call('HMGET', KEYS[1], 'granted', 'spent', 'held', 'requests', 'requests_at',
-    'requests_window', 'tokens:' .. model, 'tokens_at:' .. model, 'tokens_window:' .. model)
-  local wallet = {granted = whole(found[1]), spent = whole(found[2]), held = whole(found[3])}
+-- The counters in ARGV, from `first` on: name, amount, limit ('': none) and window in microseconds (0: none). Each
+-- remembers where it was.
+local function read_counters(first)
+  local counters = {}
+  for at = first, #ARGV - 1, 4 do
+    counters[#counters + 1] = {name = ARGV[at], amount = tonumber(ARGV[at + 1]), limit = tonumber(ARGV[at + 2]),
+      span = tonumber(ARGV[at + 3]), used = 0, left = 0, number = 0, first = at}
+  end
+  return counters
+end
+
+-- The fields of a wallet in which a counter has the start of its window and its number: tokens_at:gpt-4 and
+-- tokens_window:gpt-4 of tokens:gpt-4, which has the count.
+local function window_fields(name)
+  local colon = string.find(name, ':', 1, true)
+  if not colon then return name .. '_at', name .. '_window' end
+  local word, scope = string.sub(name, 1, colon - 1), string.sub(name, colon)
+  return word .. '_at' .. scope, word .. '_window' .. scope
+end
+
+-- A wallet's balance and its counts by name: of `counters`, those of the status that the script returns, and of
+-- `taken`, those of a reservation. Sets what each has `used` and, with a window, what is `left` of it and its
+-- `number`.
+local function read_wallet(now, counters, taken)
+  local fields, counts, all = {'granted', 'spent', 'held'}, {}, {}
+  for at = 1, #counters + #taken do
+    local counter = counters[at] or taken[at - #counters]
+    if not counts[counter.name] then
+      counts[counter.name], all[#all + 1] = counter, counter
+      fields[#fields + 1] = counter.name
+      if counter.span > 0 then
+        local size = #fields
+        fields[size + 1], fields[size + 2] = window_fields(counter.name)
+      end
+    end
+  end
+  local found = redis.call('HMGET', KEYS[1], unpack(fields))
+  local running, field = redis.call('HLEN', KEYS[2]) > 0, 4
+  for at = 1, #all do
+    local counter, is_open = all[at], running
+    local used = whole(found[field])
+    field = field + 1
+    if counter.span > 0 then
+      counter.left, counter.number = left(whole(found[field]), counter.span, now), whole(found[field + 1])
+      is_open, field = counter.left > 0, field + 2
+    end
+    -- What only running tasks take is 0 without any: no error that lost a release can last.
+    counter.used = is_open and used or 0
+  end
+  local wallet = {granted = whole(found[1]), spent = whole(found[2]), held = whole(found[3]), counts = counts,
+    counters = counters, available = 0}
   wallet.available = wallet.granted - wallet.spent - wallet.held
-  wallet.requests_window = whole(found[6])
-  wallet.requests_left = left(whole(found[5]), span, now)
-  wallet.requests = wallet.requests_left > 0 and whole(found[4]) or 0
-  wallet.tokens_window = whole(found[9])
-  wallet.tokens_left = left(whole(found[8]), span, now)
-  wallet.tokens = wallet.tokens_left > 0 and whole(found[7]) or 0
-  wallet.running = redis.call('HLEN', KEYS[2])
   return wallet
 end
 
--- The use of the limits, in the form that all scripts return it.
+-- The use of the limits, in the form that all scripts return it: what is available, and of each counter the
+-- count and what is left of its window.
 local function limit_status(wallet)
-  return {wallet.available, wallet.requests, wallet.requests_left, wallet.running, wallet.tokens,
-    wallet.tokens_left}
+  local status = {wallet.available}
+  for at = 1, #wallet.counters do
+    status[2 * at], status[2 * at + 1] = wallet.counters[at].used, wallet.counters[at].left
+  end
+  return status
 end
 
--- The text of a reservation. `call` distinguishes repeated reserve calls of one task. If tokens_window is 0,
--- its tokens were not counted. The model is preceded by its length in bytes, an Idempotency-Key by '='.
+-- The text of a reservation. `call` distinguishes repeated reserve calls of one task. The rest is JSON: the
+-- Idempotency-Key, and of each counter the name, what was counted, the number of the window and its length in
+-- microseconds (0: no window).
 local function format_reservation(reservation)
-  return string.format('%s %s %.0f %.0f %.0f %.0f %.0f %d %s%s', reservation.worker, reservation.call,
-    reservation.amount, reservation.cost, reservation.requests_window, reservation.tokens,
-    reservation.tokens_window, #reservation.model, reservation.model, reservation.key)
+  return string.format('%s %s %.0f %.0f %s', reservation.worker, reservation.call, reservation.amount,
+    reservation.cost, reservation.rest)
 end
 
--- The reservation of a task, or nil.
+local function format_counted(key, counters)
+  local counted = {}
+  for at = 1, #counters do
+    local counter = counters[at]
+    counted[at] = {counter.name, ARGV[counter.first + 1], counter.number, ARGV[counter.first + 3]}
+  end
+  return cjson.encode({key, counted})
+end
+
+-- The rest of a reservation that a version before counters made: number of the window of requests, tokens, number
+-- of their window (0: not counted), length of the model in bytes, model and Idempotency-Key. It takes no
+-- concurrency.
+local function read_old_counted(rest)
+  local requests_window, tokens, tokens_window, length, names = string.match(rest, '^(%d+) (%d+) (%d+) (%d+) (.*)$')
+  if not requests_window then return nil end
+  local counted = {{'requests', 1, requests_window, 60000000}}
+  if tokens_window ~= '0' then
+    counted[2] = {'tokens:' .. string.sub(names, 1, length), tokens, tokens_window, 60000000}
+  end
+  return {string.sub(names, length + 1), counted}
+end
+
+-- The reservation of a task, or nil. Its counters counted in the `window` of that number.
 local function read_reservation(task)
   local text = redis.call('HGET', KEYS[2], task)
   redis.call('HLEN', KEYS[3])
   if not text then return nil end
-  local worker, call, amount, cost, requests_window, tokens, tokens_window, length, rest =
-    string.match(text, '^(%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
-  if not worker then error('not a reservation: ' .. task) end
-  length = tonumber(length)
-  return {worker = worker, call = call, amount = whole(amount), cost = whole(cost),
-    requests_window = whole(requests_window), tokens = whole(tokens), tokens_window = whole(tokens_window),
-    model = string.sub(rest, 1, length), key = string.sub(rest, length + 1)}
+  local worker, call, amount, cost, rest = string.match(text, '^(%S+) (%S+) (%d+) (%d+) (.*)$')
+  local parts
+  if worker then parts = string.sub(rest, 1, 1) == '[' and cjson.decode(rest) or read_old_counted(rest) end
+  if not parts then error('not a reservation: ' .. task) end
+  local counters = {}
+  for at = 1, #parts[2] do
+    local counted = parts[2][at]
+    counters[at] = {name = counted[1], amount = whole(counted[2]), window = whole(counted[3]),
+      span = whole(counted[4]), used = 0, left = 0, number = 0}
+  end
+  return {worker = worker, call = call, amount = whole(amount), cost = whole(cost), rest = rest, key = parts[1],
+    counters = counters}
 end
 
 -- Whether the Idempotency-Key of an answer belongs to `task`.
@@ -83,19 +153,30 @@ local function has_key(answer_key, task, key)
   return key ~= '' and redis.call('HGET', answer_key, 'task') == task
 end
 
--- Releases a reservation. The first write of every script that ends a task: no server refuses it for memory.
-local function release(task, reservation)
+-- Releases a reservation, charges `charged`, and counts `amounts`, by counter, in place of what was reserved in
+-- windows that are still open. The first write of every script that ends a task: no server refuses it for memory.
+local function release(task, reservation, wallet, amounts, charged)
   redis.call('HDEL', KEYS[2], task)
   redis.call('HDEL', KEYS[3], task)
-  if reservation.amount > 0 then redis.call('HINCRBY', KEYS[1], 'held', digits(-reservation.amount)) end
-end
-
--- Counts `tokens` in place of the reserved ones, if their window is still open.
-local function replace_tokens(wallet, reservation, tokens)
-  if wallet.tokens_left == 0 or wallet.tokens_window ~= reservation.tokens_window then return end
-  local change = math.max(-wallet.tokens, tokens - reservation.tokens)
-  wallet.tokens = wallet.tokens + change
-  if change ~= 0 then redis.call('HINCRBY', KEYS[1], 'tokens:' .. reservation.model, digits(change)) end
+  local changed = {'held', digits(wallet.held - reservation.amount), 'spent', digits(wallet.spent + charged)}
+  for at = 1, #reservation.counters do
+    local counter = reservation.counters[at]
+    local count, change = wallet.counts[counter.name], 0
+    if counter.span == 0 then
+      change = -counter.amount
+    elseif amounts[counter.name] and count.left > 0 and count.number == counter.window then
+      change = amounts[counter.name] - counter.amount
+    end
+    if change ~= 0 then
+      count.used = math.max(0, count.used + change)
+      if count.used == 0 and counter.span == 0 then
+        redis.call('HDEL', KEYS[1], counter.name)
+      else
+        changed[#changed + 1], changed[#changed + 2] = counter.name, digits(count.used)
+      end
+    end
+  end
+  redis.call('HSET', KEYS[1], unpack(changed))
 end
 
 -- Splits a cost into the part that can be charged and the part that can't.
