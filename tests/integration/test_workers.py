@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import aiohttp
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from tests.integration.commands import free_addresses, pomelo

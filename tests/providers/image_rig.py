@@ -6,7 +6,7 @@ import socket
 from contextlib import aclosing
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from pomelo.catalog.catalog import Limits, Route
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput

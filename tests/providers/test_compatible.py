@@ -14,7 +14,6 @@ from pomelo.catalog.catalog import Route
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
 from pomelo.providers.base import fit_job
-from pomelo.providers.chat.chat import fit
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
@@ -107,7 +106,9 @@ async def test_what_a_host_or_a_route_fixes_is_reported_as_adjusted() -> None:
     fixed = host("ahost", {"extra": {"temperature": 1, "top_p": 0.5}})
     route = Route("ahost", "m", options={"extra": {"top_p": 0.25}})
     text_job = COMPATIBLE.job(hi(temperature=0, top_p=1), stream=False, route=route)
-    fitted = fit_job(text_job, lambda fitting: fit(fitting, fixed))
+    async with Http() as http:
+        provider = Compatible(Credentials("", "http://ahost"), http, profile=fixed)
+        fitted = fit_job(text_job, provider.fit_text)
     assert [(change.field, change.used) for change in fitted.adjustments] == [
         ("temperature", "1"),
         ("top_p", "0.25"),

@@ -10,7 +10,6 @@ import pytest
 
 from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
-from pomelo.providers.anthropic import fit
 from pomelo.providers.base import fit_job
 from pomelo.testing import FaultUpstream, Gate, Reply, Stop
 from pomelo.testing.anthropic_protocol import PING, Answer, error_event, error_reply, event, words
@@ -149,9 +148,9 @@ async def test_a_blank_system_message_is_not_sent(upstream: FaultUpstream) -> No
     assert body["system"] == "Be brief."
 
 
-def test_parameters_that_the_api_lacks_are_reported_as_dropped() -> None:
+async def test_parameters_that_the_api_lacks_are_reported_as_dropped(rig: Rig) -> None:
     text_job = ANTHROPIC.job(hi(seed=1, presence_penalty=1, frequency_penalty=1), stream=False)
-    adjustments = fit_job(text_job, fit).adjustments
+    adjustments = fit_job(text_job, rig.provider.fit_text).adjustments
     assert [adjustment.field for adjustment in adjustments] == [
         "seed",
         "presence_penalty",

@@ -7,7 +7,7 @@ import os
 from hashlib import sha256
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 from yarl import URL
 

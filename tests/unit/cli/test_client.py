@@ -1,4 +1,4 @@
-"""Channels of the command line: the addresses that it can reach, and its key."""
+"""The client of the command line: the addresses that it can reach, and its key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.cli.client import NobodyError, bearer, server
+from pomelo.cli.client import NobodyError, find_key, new_call, open_server
 from pomelo.cli.terminal import FailureError
 from pomelo.settings import Settings
 from tests.ports import free_port
@@ -20,30 +20,33 @@ from tests.ports import free_port
         ("127.0.0.1:1", "nowhere", "--target "),
     ],
 )
-def test_an_address_without_a_host_or_port_is_refused(address: str, target: str | None, message: str) -> None:
-    with pytest.raises(FailureError, match=message), server(Settings(grpc=address), target):
-        raise AssertionError("a channel was opened")
+async def test_an_address_without_a_host_or_port_is_refused(
+    address: str, target: str | None, message: str
+) -> None:
+    with pytest.raises(FailureError, match=message):
+        async with open_server(Settings(grpc=address), target):
+            raise AssertionError("a channel was opened")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
-def test_a_server_on_every_address_is_looked_for_on_loopback(host: str) -> None:
+async def test_a_server_on_every_address_is_looked_for_on_loopback(host: str) -> None:
     port = free_port()
     settings = Settings(grpc=f"{host}:{port}", insecure=True)
-    with pytest.raises(NobodyError, match=f"No server answers at 127.0.0.1:{port}"):  # noqa: SIM117
-        with server(settings, None) as channel:
-            channel.unary_unary("/pomelo.v1.ModelService/ListModels")(b"")
+    with pytest.raises(NobodyError, match=f"No server answers at 127.0.0.1:{port}"):
+        async with open_server(settings, None) as services:
+            await services.models.list_models(new_call("pml_test_any"))
 
 
 def test_the_key_is_the_given_one_or_that_of_the_data_folder_without_its_line_end(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     with pytest.raises(FailureError, match="set POMELO_KEY or --key"):
-        bearer(settings, None)
+        find_key(settings, None)
     settings.key_file.write_text("pml_test_development\n")
-    assert bearer(settings, None) == [("authorization", "Bearer pml_test_development")]
-    assert bearer(settings, "pml_test_given") == [("authorization", "Bearer pml_test_given")]
+    assert find_key(settings, None) == "pml_test_development"
+    assert find_key(settings, "pml_test_given") == "pml_test_given"
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "pml\ntest", "pml\x00test"])
 def test_a_key_with_other_characters_than_a_header_has_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(FailureError, match="characters that no key has"):
-        bearer(Settings(data=tmp_path), key)
+        find_key(Settings(data=tmp_path), key)
