@@ -177,26 +177,24 @@ class Engine:
         deadline = asyncio.timeout_at(reservation.job.deadline)
         reservation.on_lost = partial(_expire, deadline)
         try:
-            async with deadline:
-                yield deadline
+            try:
+                async with deadline:
+                    yield deadline
+            finally:
+                collector.close()
         except TimeoutError as error:
-            collector.close()
             await reservation.fail()
             if not deadline.expired():
                 raise  # an error of the same name from elsewhere
             raise PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded") from error
         except Exception as error:
-            collector.close()
             if _not_begun(error) and not reservation.output_bytes:
                 await reservation.refuse()
             else:
                 await reservation.fail()
             raise
         finally:
-            try:
-                collector.close()
-            finally:
-                reservation.release()
+            reservation.release()
 
     def _events(self, reservation: Reservation) -> AsyncGenerator[StreamTaskResponse, None]:
         accepted = reservation.accepted

@@ -37,15 +37,8 @@ class ReplayedTask:
 
     def __init__(self, answer: bytes, accepted: AcceptedJob, media: MediaStore) -> None:
         self._accepted = accepted
-        self._audio: Path | None = None
         wanted, owner = requested_format(accepted.job.input), accepted.principal.owner
-        self.result = restore_answer(answer, wanted, owner, media, stream=accepted.job.stream)
-        if accepted.job.stream and self.result.HasField("speech"):
-            media_id = TaskResult.FromString(answer).speech.media.media_id
-            try:
-                self._audio, _ = media.find(media_id, owner)
-            except PomeloError as error:
-                raise _gone() from error
+        self.result, self._file = restore_answer(answer, wanted, owner, media, stream=accepted.job.stream)
 
     def check_strict(self) -> None:
         """Refuses an answer whose input was adjusted.
@@ -65,7 +58,7 @@ class ReplayedTask:
         started = TaskStarted(id=result.id, model=result.model, adjustments=result.adjustments)
         started.created.CopyFrom(result.created)
         yield StreamTaskResponse(started=started)
-        for event in self._accepted.definition.replay(result, self._audio):
+        for event in self._accepted.definition.replay(result, self._file):
             yield event
 
 
@@ -123,13 +116,15 @@ def store_answer(
 
 def restore_answer(
     answer: bytes, wanted: ResponseFormat.ValueType, owner: str, media: MediaStore, *, stream: bool
-) -> TaskResult:
-    """The result of a stored answer, with new links, and with the bytes that are returned inline.
+) -> tuple[TaskResult, Path | None]:
+    """The result of a stored answer, with new links and with the bytes that are returned inline; and the file
+    of its last media, None without media.
 
     Raises:
         PomeloError: store_unavailable; a file of it is gone.
     """
     result = TaskResult.FromString(answer)
+    path = None
     for part in _media(result):
         try:
             path, stored = media.find(part.media.media_id, owner)
@@ -143,7 +138,7 @@ def restore_answer(
             raise _gone() from error
         if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and (inline or stream):
             part.ClearField("media")
-    return result
+    return result, path
 
 
 def _media(result: TaskResult) -> list[GeneratedImage | SpeechOutput]:

@@ -55,7 +55,7 @@ def test_a_stored_answer_is_replayed_only_to_its_owner(tmp_path: Path) -> None:
     media = MediaStore(tmp_path / "media", b"s" * 32)
     stored = idempotency.store_answer(answer(media), UNSPECIFIED, media, stream=False)
     assert (
-        idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False).speech.data
+        idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.data
         == b"ID3 some audio"
     )
     for other in ("ann/test", "bob/live"):
@@ -78,7 +78,8 @@ def test_a_large_image_is_replayed_in_a_stream_as_a_link(
         writer.write(image.data)
         image.media.CopyFrom(writer.commit())
     stored = idempotency.store_answer(result, UNSPECIFIED, media, stream=stream)
-    (image,) = idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=stream).image.images
+    replayed, _ = idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=stream)
+    (image,) = replayed.image.images
     assert (len(image.data), bool(image.media.url)) == (size if inline else 0, True)
 
 
@@ -151,7 +152,7 @@ def test_an_unrequested_link_is_omitted_if_the_bytes_are_inline(
     if not data:
         result.speech.ClearField("data")
     stored = idempotency.store_answer(result, requested, media, stream=stream)
-    replayed = idempotency.restore_answer(stored, requested, "ann/live", media, stream=stream)
+    replayed, _ = idempotency.restore_answer(stored, requested, "ann/live", media, stream=stream)
     for speech_result in (result, replayed):
         assert speech_result.speech.HasField("media") == linked
         assert len(speech_result.speech.data) == (size if data else 0)
@@ -161,7 +162,7 @@ def test_a_replayed_answer_has_a_link_that_is_valid_as_long_as_its_media(tmp_pat
     media = MediaStore(tmp_path / "media", b"s" * 32)
     result = answer(media)
     stored = idempotency.store_answer(result, UNSPECIFIED, media, stream=False)
-    link = idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False).speech.media
+    link = idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.media
     assert link.expire_time.seconds > result.speech.media.expire_time.seconds + REPLAY_SECONDS / 2
     media.check_link(link.media_id, link.url.partition("?")[2])
 
