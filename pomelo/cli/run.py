@@ -101,9 +101,8 @@ def _make_task(
     from pomelo.gen.v1.task_pb2 import Task
     from pomelo.gen.v1.text_pb2 import ROLE_USER
 
-    task_type = task_type_name(model.task_type)
     task = Task(model=model.name)
-    task_input = getattr(task, task_type.replace("-", "_"))
+    task_input = getattr(task, task_type_name(model.task_type).replace("-", "_"))
     task_input.SetInParent()
     large_audio: AudioInput | None = None
     fields = task_input.DESCRIPTOR.fields_by_name
@@ -120,13 +119,10 @@ def _make_task(
             large_audio = task_input.audio
     else:
         text = _read_text(text, file, model.name)
-        match task_type:
-            case "text":
-                task_input.messages.add(role=ROLE_USER, content=text)
-            case "image":
-                task_input.prompt = text
-            case _:
-                task_input.text = text
+        if "messages" in fields:
+            task_input.messages.add(role=ROLE_USER, content=text)
+        else:
+            setattr(task_input, "prompt" if "prompt" in fields else "text", text)
     for param in params:
         name, equals, value = param.partition("=")
         if not equals:
@@ -241,7 +237,8 @@ async def _stream(events: AsyncIterator[StreamTaskResponse], out: str | None, pr
 
 def _write_result(result: TaskResult, out: str | None, progress: Progress) -> None:
     progress.clear()
-    match result.WhichOneof("output"):
+    output = result.WhichOneof("output")
+    match output:
         case "text":
             _write_output(result.text.content, _text_sink(out))
             _note_finish_reason(result.text.finish_reason)
@@ -251,6 +248,8 @@ def _write_result(result: TaskResult, out: str | None, progress: Progress) -> No
             _write_media(result.image.images[0], result.id, out)
         case "speech":
             _write_media(result.speech, result.id, out)
+        case str():
+            _write_output(str(getattr(result, output)), _text_sink(out))
     _note_adjustments(result.adjustments)
 
 

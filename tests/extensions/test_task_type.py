@@ -64,13 +64,12 @@ ADDITIONS = (
     ),
     (
         "pomelo/providers/chat/openai.py",
-        "super().__init__(credentials.api_key, url, PROFILE, http)",
-        """\
-        self._moderations = URL(credentials.base_url.rstrip("/") + "/moderations")
-
+        'probe = Probe("/models")',
+        """
     async def moderation(self, job: Job[ModerationInput]) -> AsyncGenerator[Event, None]:
         body = to_json({"input": job.input.text, "model": job.route.model})
-        answer = await self._http.request_json(self._moderations, self._headers, body, self._error_mapping)
+        url = self._url.parent.parent / "moderations"
+        answer = await self._http.request_json(url, self._headers, body, self._error_mapping)
         event = Event()
         event.result.moderation.flagged = answer["results"][0]["flagged"]
         yield event""",
@@ -80,7 +79,6 @@ ADDITIONS = (
         "from __future__ import annotations",
         """
 from pydantic_core import to_json
-from yarl import URL
 
 from pomelo.providers.base import Event""",
     ),
@@ -108,7 +106,7 @@ def test_an_added_task_type_works_over_every_protocol(tmp_path: Path) -> None:
         "gateway/types/moderation.py": "new",
         "pomelo/catalog/task_types.py": 7,
         "pomelo/fields.py": 3,
-        "pomelo/providers/chat/openai.py": 13,
+        "pomelo/providers/chat/openai.py": 12,
         "pomelo/providers/sandbox/provider.py": 5,
         "pomelo/tasks/__init__.py": 2,
         "pomelo/tasks/moderation.py": "new",

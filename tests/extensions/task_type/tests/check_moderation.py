@@ -16,6 +16,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.app import RunningApp, run_app
 from tests.calls import bearer
+from tests.integration.commands import pomelo
 
 CATALOGUE = """
 [models.moderator]
@@ -91,6 +92,15 @@ async def test_every_protocol_answers_and_charges_the_same(
     records = await running.records(account)
     assert [record.cost for record in records] == [6_000] * 6
     assert {record.task_type for record in records} == {"moderation"}
+
+
+async def test_the_command_line_prints_its_output(running: RunningApp, tmp_path: Path) -> None:
+    account = await running.account()
+    assert running.server.grpc is not None
+    target = ("--target", running.server.grpc, "--key", account.test)
+    for stream in ((), ("--stream",)):
+        result = await pomelo(tmp_path, "run", "a bomb", "--model", "moderator", *target, *stream)
+        assert (result.status, result.out.split()) == (0, ["flagged:", "true"])
 
 
 @pytest.mark.parametrize(
