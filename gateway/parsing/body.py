@@ -33,9 +33,9 @@ _MIN_CHUNK = 64
 
 
 def charset_of(content_type: str) -> str:
-    """Returns the first charset of a Content-Type in lower case, empty if it names none."""
-    match = _CHARSET.search(content_type)
-    return match[1].lower() if match is not None else ""
+    """Returns the charset of a Content-Type in lower case, empty if it names none; several ones are joined by
+    commas, which no charset has."""
+    return ",".join(dict.fromkeys(_CHARSET.findall(content_type.lower())))
 
 
 def too_large(subject: str, limit: int) -> PomeloError:

@@ -34,7 +34,7 @@ MAX_PADDING = 1024
 """Bytes before the first part, and after the last."""
 
 _BOUNDARY = re.compile(
-    r""";\s*boundary=(?:"([!#-\[\]-~ ]{0,69}[!#-\[\]-~])"|([!#-:<-\[\]-~]{1,70}))\s*(?:;|$)""", re.IGNORECASE
+    r""";\s*boundary=(?:"([!#-\[\]-~ ]{0,69}[!#-\[\]-~])"|([!#-:<-\[\]-~]{1,70}))\s*(?=;|$)""", re.IGNORECASE
 )
 _DISPOSITION = re.compile(r"\s*form-data\s*(?=;|$)", re.IGNORECASE)
 _PARAMETER = re.compile(r';\s*([\w!#$&+.^`|~-]+\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"\s]*)', re.ASCII)
@@ -66,16 +66,16 @@ class FormParts:
     buffers at most two of its pieces.
 
     Raises:
-        PomeloError: invalid_body: there is no usable boundary.
+        PomeloError: invalid_body: there is no usable boundary, or more than one.
     """
 
     __slots__ = ("_buffer", "_count", "_delimiter", "_found", "_in_part", "_searched", "_source")
 
     def __init__(self, content_type: str, source: Source) -> None:
-        match = _BOUNDARY.search(content_type)
-        if match is None:
+        boundaries = _BOUNDARY.findall(content_type)
+        if len(boundaries) != 1:
             raise _malformed()
-        self._delimiter = b"\r\n--" + (match[1] or match[2]).encode()
+        self._delimiter = b"\r\n--" + "".join(boundaries[0]).encode()
         # A line end before the body, so that the first boundary looks like every other.
         self._buffer = bytearray(b"\r\n")
         self._source = source
@@ -201,11 +201,9 @@ def _parse_part_headers(head: bytes) -> Part:
     start = _DISPOSITION.match(disposition)
     if start is None:
         raise _malformed()
-    parameters = {
-        key.lower(): value[1:-1] if value.startswith('"') else value
-        for key, value in _PARAMETER.findall(disposition, start.end())
-    }
-    if "name" not in parameters:
+    found = _PARAMETER.findall(disposition, start.end())
+    parameters = {key.lower(): value[1:-1] if value.startswith('"') else value for key, value in found}
+    if "name" not in parameters or len(parameters) < len(found):
         raise _malformed()
     return Part(parameters["name"], parameters.get("filename", parameters.get("filename*")), content_type)
 

@@ -132,8 +132,8 @@ def _parse_form_text(field: Field, text: str) -> Any:
 
 
 def _is_form(request: web.Request) -> bool:
-    encoding = request.headers.get("Content-Encoding")
-    if encoding is not None and encoding.strip().lower() != "identity":
+    encodings = request.headers.getall("Content-Encoding", ())
+    if any(encoding.strip().lower() != "identity" for encoding in encodings):
         raise PomeloError("unsupported_media_type", "Send the body without Content-Encoding")
     content_type = request.headers.get("Content-Type", "")
     if content_type == "application/json":

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -136,8 +137,8 @@ def _read_text(text: str | None, file: Path | None, model: str) -> str:
         raise FailureError(f"{model} takes a text: give one of TEXT, - for stdin, or --file")
     try:
         if file is not None:
-            return file.read_text()
-        return sys.stdin.read() if text == "-" else text or ""
+            return file.read_text("utf-8-sig")
+        return TextIOWrapper(sys.stdin.buffer, "utf-8-sig").read() if text == "-" else text or ""
     except UnicodeDecodeError:
         raise FailureError(f"{file or 'stdin'} is not text, and {model} takes only text") from None
 
@@ -156,7 +157,9 @@ def set_field(message: Any, name: str, text: str) -> None:
     """
     from google.protobuf.json_format import ParseDict, ParseError
 
-    fields = message.DESCRIPTOR.fields_by_name
+    fields = dict(
+        message.DESCRIPTOR.fields_by_name
+    )  # protobuf's own mapping fails for text that is not UTF-8
     field = fields.get(name)
     if field is None:
         raise FailureError(f"--param {name}: there is no such field. Fields: {', '.join(sorted(fields))}")

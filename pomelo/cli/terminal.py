@@ -78,6 +78,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         prefix = f"{error.filename}: " if error.filename else ""
         return prefix + (error.strerror or str(error))
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        return f"{error.object[:100]} is not UTF-8 text"  # an argument: protobuf takes no other text
     return None
 
 

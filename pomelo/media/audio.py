@@ -131,8 +131,10 @@ def wav_data(file: BinaryIO, size: int) -> WavData | None:
         name, length = struct.unpack_from("<4sI", chunk)
         position += 8
         if name == b"fmt " and len(chunk) == 24:
-            per_second = int.from_bytes(chunk[16:20], "little")
-            width = int.from_bytes(chunk[22:24], "little") // 8
+            channels, rate, declared, _, bits = struct.unpack_from("<HIIHH", chunk, 10)
+            width = bits // 8
+            # Decoders ignore the declared bytes per second. Only compressed samples have no other.
+            per_second = rate * channels * width or declared
         elif name == b"data":
             return WavData(position, min(length, size - position), per_second, width)
         position += length + length % 2

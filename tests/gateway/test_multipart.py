@@ -159,6 +159,8 @@ async def test_a_file_part_of_a_text_field_is_its_text(gateway: GatewayApp) -> N
         (b"--B\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
         (b"--B\r\nContent-Disposition: attachment; name=model\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
         (b"--B\r\nContent-Disposition: form-data\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
+        (form(('name="model"; name="user"', b"gpt-4")), "invalid_body"),
+        (form(('name="user"; Name="model"', b"gpt-4")), "invalid_body"),
         (b"--B\r\nno colon here\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
         (b"--B\r\nA: " + b"x" * 20_000 + b"\r\n\r\nx\r\n--B--\r\n", "invalid_body"),
         (b"--B\r\n" + b"A: b\r\n" * 40 + b"\r\nx\r\n--B--\r\n", "invalid_body"),
@@ -196,6 +198,8 @@ async def test_a_malformed_form_is_refused(gateway: GatewayApp, body: bytes, cod
         "multipart/form-data; boundary=" + "x" * 71,
         'multipart/form-data; boundary="unclosed',
         "multipart/form-data; boundary=\u00e9",
+        "multipart/form-data; boundary=B; boundary=C",
+        'multipart/form-data; boundary="C"; boundary=B',
     ],
 )
 async def test_a_form_without_a_usable_boundary_is_refused(gateway: GatewayApp, content_type: str) -> None:

@@ -304,6 +304,13 @@ async def test_a_body_with_identity_encoding_is_accepted(gateway: GatewayApp) ->
     assert await code_of(gateway.post_task(data=BODY, headers=headers)) == (200, "")
 
 
+async def test_every_content_encoding_of_a_body_is_checked(gateway: GatewayApp) -> None:
+    request = raw_task(HI, "Content-Encoding: identity", "Content-Encoding: gzip")
+    async with gateway.connect(request) as (reader, _):
+        status, _, body = await read_response(reader)
+    assert (status, b'"code":"unsupported_media_type"' in body) == (415, True)
+
+
 # --- what a large body counts as
 
 

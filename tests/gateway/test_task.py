@@ -130,6 +130,7 @@ async def test_the_key_is_checked_first_then_the_body_the_model_and_the_fields(
         {"Content-Type": ""},
         {"Content-Type": "application/jsonx"},
         {"Content-Type": "application/json; charset=latin-1"},
+        {"Content-Type": "application/json; charset=utf-8; charset=latin-1"},
         {"Content-Type": "application/json", "Content-Encoding": "gzip"},
     ],
 )

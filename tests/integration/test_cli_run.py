@@ -51,6 +51,16 @@ async def test_text_is_read_from_a_file_or_stdin_and_written_to_a_file(
     assert "From stdin" in (await command("run", "-", stdin="From stdin")).out
 
 
+async def test_text_is_read_as_utf_8_in_every_locale_and_without_its_byte_order_mark(
+    command: Command, folder: Path
+) -> None:
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    (folder / "question.txt").write_text("\ufeffLöwe", "utf-8")
+    for given in (("-f", "question.txt"), ("-",)):
+        result = await command("run", *given, stdin="\ufeffLöwe", **locale)
+        assert (result.status, '"Löwe"' in result.out) == (0, True)
+
+
 async def test_truncated_text_is_noted_on_stderr(command: Command) -> None:
     result = await command("run", "Hello", "-p", "max_tokens=2", "--stream")
     assert "max_tokens" in result.error
@@ -115,6 +125,11 @@ async def test_a_link_is_printed_on_request(served: Served, command: Command, fo
         (("run", "x", "--key", "pml_test_wrong"), "invalid_api_key: "),
         (("run", "[[error:rate_limit_exceeded]]"), "rate_limit_exceeded: Rate limit exceeded. Reset at"),
         (("models", "--key", "pml_test_wrong"), "invalid_api_key: "),
+        (("run", "\udcff"), "\\udcff is not UTF-8 text"),
+        (("run", "x", "-m", "\udcff"), "\\udcff is not UTF-8 text"),
+        (("run", "x", "-p", "\udcff=1"), "--param \\udcff: there is no such field"),
+        (("run", "x", "-p", "user=\udcff"), "is no value of this field"),
+        (("accounts", "show", "\udcff"), "\\udcff is not UTF-8 text"),
     ],
 )
 async def test_an_error_is_one_line_on_stderr_and_status_1(

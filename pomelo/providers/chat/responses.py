@@ -100,11 +100,17 @@ class ChunkStream(StreamState):
         raise malformed_response("a chunk that can't be read")
 
     def _count(self, usage: TokenUsage | None) -> None:
-        """Replace the count, unless the new one is smaller: some hosts send an empty one at the end."""
-        if usage is not None and (self.usage is None or usage.prompt_tokens >= self.usage.prompt_tokens):
+        """Replace each count by a later one; null and 0 replace nothing. A count with a smaller prompt is
+        ignored."""
+        if usage is None:
+            return
+        if self.usage is None:
             self.usage = usage
-            if usage.prompt_tokens:
-                self.prompt = usage
+        elif not usage.prompt_tokens or usage.prompt_tokens >= self.usage.prompt_tokens:
+            self.usage.MergeFrom(usage)
+            self.usage.total_tokens = self.usage.prompt_tokens + self.usage.completion_tokens
+        if usage.prompt_tokens:
+            self.prompt = self.usage
 
 
 def reported_cost(usage: Any) -> Any:

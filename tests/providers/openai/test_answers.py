@@ -143,6 +143,38 @@ async def test_cached_tokens_are_a_part_of_the_prompt(
     assert (usage.cached_prompt_tokens, usage.cache_write_prompt_tokens) == (cached, written)
 
 
+CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}}
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "counts"),
+    [
+        ({"prompt_tokens": 9, "completion_tokens": 0}, {"completion_tokens": 7}, (9, 7, 0, 0)),
+        ({"prompt_tokens": 9}, {"prompt_tokens": 0, "completion_tokens": 7}, (9, 7, 0, 0)),
+        ({"completion_tokens": 7}, {"prompt_tokens": 9, "completion_tokens": 0}, (9, 7, 0, 0)),
+        (USAGE | CACHED, {"prompt_tokens": 0, "completion_tokens": 0}, (9, 7, 6, 2)),
+        ({"prompt_tokens": 9} | CACHED, USAGE, (9, 7, 6, 2)),
+        ({"prompt_tokens": 9}, USAGE | CACHED, (9, 7, 6, 2)),
+        (USAGE | CACHED, {"prompt_tokens": 8, "completion_tokens": 5}, (9, 7, 6, 2)),
+        ({"prompt_tokens": 8, "completion_tokens": 5}, USAGE | CACHED, (9, 7, 6, 2)),
+    ],
+)
+async def test_the_counts_of_a_stream_may_come_in_several_chunks(
+    rig: Rig, first: dict[str, Any], last: dict[str, Any], counts: tuple[int, int, int, int]
+) -> None:
+    steps = (
+        chunk({"content": "Hi"}, usage=first),
+        chunk({}, finish_reason="stop", usage=last),
+        b"data: [DONE]\n\n",
+    )
+    rig.script(Reply(steps=steps))
+    answer = await deltas(rig.provider, OPENAI.job(stream=True))
+    prompt, completion, cached, written = counts
+    check_last(answer, prompt, completion, STOP)
+    usage = answer[-1].usage
+    assert (usage.cached_prompt_tokens, usage.cache_write_prompt_tokens) == (cached, written)
+
+
 async def test_the_sum_is_our_own(rig: Rig) -> None:
     rig.script(Answer(usage=USAGE | {"total_tokens": 99}))
     check_last(await deltas(rig.provider, OPENAI.job(stream=False)), 9, 7, STOP)

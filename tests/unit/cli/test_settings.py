@@ -75,6 +75,12 @@ def test_the_option_of_workers_overrides_the_file_and_the_variable(tmp_path: Pat
     assert load(config, environ, workers=4).workers == 4
 
 
+def test_the_byte_order_mark_of_a_file_is_skipped(tmp_path: Path) -> None:
+    config = tmp_path / "p.toml"
+    config.write_text("\ufeffgrace = 3\n", "utf-8")
+    assert load(config, {}).grace == 3
+
+
 def test_the_paths_of_a_file_are_relative_to_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "etc"
     folder.mkdir()

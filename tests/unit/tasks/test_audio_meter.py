@@ -14,6 +14,7 @@ import pytest
 from pomelo.fields import AUDIO_FORMATS
 from pomelo.tasks.audio_meter import AudioMeter
 from pomelo.testing.audio import packets
+from tests.unit.media import corpus
 
 WEBM = b"\x1aE\xdf\xa3" + bytes(5000)
 
@@ -91,6 +92,11 @@ def test_the_sample_rate_of_the_content_type_is_used() -> None:
 def test_audio_that_cannot_be_measured_has_no_length(output_format: str) -> None:
     assert measured(WEBM, "audio/webm", output_format) is None
     assert measured(bytes(5000), "audio/mpeg", output_format) is None
+
+
+@pytest.mark.parametrize("declared", [0, 1, 0xFFFFFFFF])
+def test_the_declared_bytes_per_second_of_a_wav_file_do_not_change_its_length(declared: int) -> None:
+    assert measured(corpus.wav(3, per_second=declared), "audio/wav", "wav_16000") == 3000
 
 
 def test_samples_that_begin_like_a_frame_are_measured_as_samples() -> None:
