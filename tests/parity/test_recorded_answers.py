@@ -1,0 +1,145 @@
+"""REST answers, byte for byte as they were recorded: status, headers and body.
+
+A change of the engine or of the protobuf contract must not change them. After an intended change of REST,
+record them again with RECORD_REST=1, and read the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import AsyncIterator
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.app import RunningApp, run_app
+from tests.parity.test_parity import CASES, Case
+
+RECORDED = Path(__file__).with_name("recorded_answers.txt")
+NOW = 1_800_000_000.0
+_LONGEST = 600
+"""Bytes of a body above which its length and digest are recorded."""
+
+_VARIABLE = (
+    (re.compile(r"\b(task|img|speech|req|media|page)_[\w-]+(\.\w+)?"), r"\1_…"),
+    (re.compile(r"http://127\.0\.0\.1:\d+"), "http://HOST"),
+    (re.compile(r"&sig=[\w-]+"), "&sig=…"),
+    (re.compile(r'"(processing_ms|first_byte_ms)":\d+'), r'"\1":…'),
+    (re.compile(r"account-\d+"), "ACCOUNT"),
+    (re.compile(r"Reset at [\d:TZ-]+"), "Reset at …"),
+    # Encoders may differ by version and processor; other tests compare their output.
+    (re.compile(r'("b64_json":"[\w+/]{8})[\w+/=]{100,}"'), r'\1…"'),
+    (re.compile(r'"key_id":"\w+"'), '"key_id":"…"'),
+)
+_VARIABLE_HEADERS = {"Date", "X-RateLimit-Reset", "X-RateLimit-Reset-Tokens"}
+_OTHER_REQUESTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("models", "GET /api/v1/models", {}),
+    ("one model", "GET /api/v1/models/gpt-4", {}),
+    ("an unknown model", "GET /api/v1/models/nothing", {}),
+    ("account", "GET /api/v1/account", {}),
+    ("usage", "GET /api/v1/usage", {}),
+    ("usage with an unknown parameter", "GET /api/v1/usage?colour=red", {}),
+    ("the OpenAPI description", "GET /openapi.json", {}),
+    ("health", "GET /healthz", {}),
+    ("an unknown path", "GET /api/v1/nothing", {}),
+    ("another method", "GET /api/v1/task", {}),
+    ("no JSON", "POST /api/v1/task", {"data": b"{", "headers": {"Content-Type": "application/json"}}),
+    ("another content type", "POST /api/v1/task", {"data": b"a=1", "headers": {"Content-Type": "text/plain"}}),
+    ("raw image", "POST /api/v1/task", {"json": {"model": "flux-1-pro", "prompt": "A kite", "width": 96, "height": 64}, "headers": {"Accept": "image/*"}}),
+    ("raw speech", "POST /api/v1/task", {"json": {"model": "eleven-labs-tts", "text": "Hello", "voice": "adam", "output_format": "wav_16000"}, "headers": {"Accept": "audio/*"}}),
+    ("a strict request", "POST /api/v1/task", {"json": {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "stop": "x"}, "headers": {"Prefer": "handling=strict"}}),
+)  # fmt: skip
+
+
+def normalize(text: str) -> str:
+    """Replaces what differs in each run."""
+    for pattern, replacement in _VARIABLE:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+async def describe(answer: aiohttp.ClientResponse) -> str:
+    """A response as text: status, sorted headers, and the body or its digest."""
+    body = await answer.read()
+    has_media = answer.content_type.startswith(("image/", "audio/"))
+    text = normalize("media" if has_media else body.decode())
+    variable = _VARIABLE_HEADERS | ({"Content-Length"} if has_media or '…"' in text else set())
+    headers = sorted(
+        f"{name}: {'…' if name in variable else value}" for name, value in answer.headers.items()
+    )
+    if len(text) > _LONGEST:
+        text = f"{len(text)} characters {hashlib.sha256(text.encode()).hexdigest()}"
+    return normalize("\n".join([f"{answer.status} {answer.reason}", *headers])) + f"\n\n{text.strip()}\n"
+
+
+@pytest.fixture(scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path_factory.mktemp("recorded"), now=lambda: NOW) as opened:
+        yield opened
+
+
+def recorded() -> dict[str, str]:
+    """The recorded answers, by the names of their requests."""
+    parts = re.split(r"^=== (.+)\n", RECORDED.read_text(), flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+async def ask(running: RunningApp, protocol: str, method_and_path: str, **options: Any) -> str:
+    """The answer to a request with a new account's key."""
+    method, path = method_and_path.split(" ")
+    headers = options.pop("headers", {})
+    key = options.pop("key", None) or (await running.account("all")).test
+    if key:
+        headers = {"Authorization": f"Bearer {key}", **headers}
+    url = running.urls[protocol] + path
+    async with running.session.request(method, url, headers=headers, **options) as answer:
+        return await describe(answer)
+
+
+async def ask_case(running: RunningApp, protocol: str, case: Case) -> str:
+    """The answer to a request of the parity cases."""
+    account = await running.account("all", models=("claude-3-haiku",) if case.key == "only_haiku" else ())
+    key = {"none": "", "junk": "pml_test_junk", "live": account.live}.get(case.key, account.test)
+    headers = {"X-Request-Timeout": str(case.timeout)} if case.timeout is not None else {}
+    if case.request_id:
+        headers["X-Request-Id"] = case.request_id
+    body = {**case.body, "stream": True} if case.stream else case.body
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    async with running.session.post(
+        f"{running.urls[protocol]}/api/v1/task", json=body, headers=headers
+    ) as answer:
+        return await describe(answer)
+
+
+async def answers(running: RunningApp, protocol: str) -> dict[str, str]:
+    """The answers to all requests, by their names."""
+    found = {
+        case.name: await ask_case(running, protocol, case) for case in CASES if case.key not in _MADE_KEYS
+    }
+    for name, request, options in _OTHER_REQUESTS:
+        found[name] = await ask(running, protocol, request, **options)
+    return found
+
+
+_MADE_KEYS = {"revoked", "expired"}
+
+
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_every_answer_is_the_recorded_one(running: RunningApp, protocol: str) -> None:
+    found = await answers(running, protocol)
+    if os.environ.get("RECORD_REST") and protocol == "rest":
+        RECORDED.write_text("".join(f"=== {name}\n{answer}\n" for name, answer in found.items()))
+    expected = {name: answer.strip() for name, answer in recorded().items()}
+    assert found.keys() == expected.keys()
+    different = [
+        line
+        for name, answer in found.items()
+        for line in unified_diff(expected[name].splitlines(), answer.strip().splitlines(), name, name, n=0)
+    ]
+    assert different == [], "\n".join(different)
