@@ -12,6 +12,12 @@ from pomelo.server.call_limits import NewestFirst, Pool
 from tests.unit.loop import iterations
 
 
+async def take(limiter: NewestFirst) -> None:
+    """Takes a slot and releases it."""
+    async with limiter.slot():
+        pass
+
+
 def test_a_pool_refuses_calls_above_its_limit() -> None:
     pool = Pool(1)
     with pool.slot():
@@ -135,18 +141,36 @@ async def test_a_waiter_that_is_cancelled_with_its_slot_passes_it_on() -> None:
     assert newer.cancelled() or not newer.done()
 
 
-async def test_200_calls_can_wait() -> None:
+async def test_a_slot_passes_by_a_waiter_that_is_cancelled_before_its_release() -> None:
     limiter = NewestFirst(1, patience=10)
-
-    async def wait() -> None:
-        async with limiter.slot():
-            pass
-
     async with limiter.slot():
-        waiting = [asyncio.ensure_future(wait()) for _ in range(200)]
+        older, newer = [asyncio.ensure_future(take(limiter)) for _ in range(2)]
+        await iterations()
+        newer.cancel()  # it has not seen its cancellation when the slot is released
+    async with asyncio.timeout(5):
+        await older
+    assert newer.cancelled()
+
+
+async def test_200_calls_can_wait_while_the_oldest_is_cancelled() -> None:
+    limiter = NewestFirst(1, patience=10)
+    async with limiter.slot():
+        waiting = [asyncio.ensure_future(take(limiter)) for _ in range(200)]
         await iterations()
         assert not any(future.done() for future in waiting)
-    await asyncio.gather(*waiting)
+        waiting.append(asyncio.ensure_future(take(limiter)))
+        waiting[0].cancel()  # it has not seen its cancellation when the new call begins to wait
+        await iterations()
+        assert [future.done() for future in waiting] == [True] + [False] * 200
+    await asyncio.gather(*waiting[1:])
+
+
+async def test_a_timeout_of_a_call_itself_is_not_reported_as_overloaded() -> None:
+    limiter = NewestFirst(1)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with limiter.slot():
+                raise TimeoutError
 
 
 def test_a_slot_of_a_pool_is_released_after_a_failure() -> None:
