@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
@@ -183,6 +184,21 @@ def test_a_message_of_exactly_the_limit_is_accepted() -> None:
     check(flood(MAX_FIELDS - around), RunTaskRequest.DESCRIPTOR)
     with refused("invalid_parameter", "messages", "Too many messages"):
         check(flood(MAX_FIELDS - around + 1), RunTaskRequest.DESCRIPTOR)
+
+
+def test_the_fields_of_a_small_message_are_not_counted() -> None:
+    values = SMALL_MESSAGE - 4  # after a tag and a length
+    check(Packed(f1=[1] * values).SerializeToString(), Packed.DESCRIPTOR)
+    with refused("invalid_parameter", "f1"):
+        check(Packed(f1=[1] * (values + 1)).SerializeToString(), Packed.DESCRIPTOR)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(b"\xff" * 9 + b"\x01", "messages"), (b"\xff" * 10 + b"\x01", None)]
+)
+def test_numbers_have_up_to_ten_bytes(number: bytes, name: str | None) -> None:
+    data = b"\x98\x06" + number + b"\x0a\x00" * 10
+    assert excess_field(data, text_pb2.TextInput.DESCRIPTOR, 5) == name
 
 
 def test_a_field_within_a_repeated_one_is_named_by_it() -> None:
