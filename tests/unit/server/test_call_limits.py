@@ -8,7 +8,8 @@ import time
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.server.call_limits import NewestFirst, Pool
+from pomelo.in_flight import FairSemaphore
+from pomelo.server.call_limits import CallLimits, NewestFirst, Pool, Running, ServerState
 from tests.unit.loop import iterations
 
 
@@ -201,3 +202,60 @@ async def test_the_patience_of_a_call_begins_with_its_slot() -> None:
         with pytest.raises(PomeloError):
             await newer
         await older
+
+
+async def capacity(limit: Pool | NewestFirst | FairSemaphore) -> int:
+    """Returns how many of twenty calls get a slot immediately."""
+    inside = 0
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        nonlocal inside
+        if isinstance(limit, FairSemaphore):
+            await limit.acquire("owner")
+            inside += 1
+        elif isinstance(limit, Pool):
+            with limit.slot():
+                inside += 1
+                await leave.wait()
+        else:
+            async with limit.slot():
+                inside += 1
+                await leave.wait()
+
+    calls = [asyncio.ensure_future(hold()) for _ in range(20)]
+    await iterations()
+    entered = inside
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    return entered
+
+
+async def test_each_kind_of_calls_has_its_own_limit() -> None:
+    limits = CallLimits(
+        unauthenticated=2, unauthenticated_reads=3, health_reads=4, lookups=5, forwarded=6, reads=7, uploads=8
+    )
+    state = ServerState(limits=limits)
+    assert [
+        await capacity(state.unauthenticated),
+        await capacity(state.unauthenticated_reads),
+        await capacity(state.health_reads),
+        await capacity(state.lookups),
+        await capacity(state.forwarded),
+        await capacity(state.reads),
+        await capacity(state.uploads),
+    ] == [2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_idle_waits_for_a_handler_that_begins_as_the_last_one_ends() -> None:
+    running = Running()
+    with running:
+        idle = asyncio.create_task(running.idle())
+        await iterations()
+    with running:
+        await iterations()
+        assert not idle.done()
+    async with asyncio.timeout(5):
+        await idle
+    await running.idle()

@@ -259,7 +259,8 @@ async def test_a_log_line_counts_the_connections_that_were_closed_since_the_last
     guarded.guard.reset(ended.peer)
     with monkeypatch.context() as patch:  # its caller leaves before it is closed
         patch.setattr(guarded.kernel, "disconnect", lambda connection: False)
-        guarded.scan(10.0)
+        guarded.scan(0.0)
+    guarded.scan(10.0)
     flood(guarded, "192.0.2.3")
     guarded.scan(10.0)
     assert [record.getMessage() for record in caplog.records] == [
