@@ -84,3 +84,13 @@ async def test_a_running_call_may_end_within_the_grace_of_the_socket(
                 await recorder.called.wait()
             asyncio.get_running_loop().call_later(0.1, recorder.answer.set)
         assert await running == admin_pb.AuditResponse()
+
+
+async def test_the_path_of_a_socket_may_have_107_bytes(recorder: Recorder) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        longest = Path(folder, "x" * (106 - len(folder)))
+        async with open_operator_socket(cast(Operator, recorder), longest):
+            pass
+        with pytest.raises(OSError, match="shorter path"):
+            async with open_operator_socket(cast(Operator, recorder), longest.with_name(longest.name + "x")):
+                pytest.fail("it was opened")
