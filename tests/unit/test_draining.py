@@ -1,18 +1,28 @@
-"""Draining counts calls, refuses new ones and ends the running ones."""
+"""A draining server counts the calls of all services, refuses new ones and ends the running ones."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, cast
 
 import pytest
 
 from pomelo.draining import Draining
 from pomelo.service import Services
+from tests.unit.loop import iterations
 from tests.unit.refusals import refused
+
+METHODS = (
+    ("tasks", "run_task"),
+    ("models", "list_models"),
+    ("models", "get_model"),
+    ("media", "upload_media"),
+    ("accounts", "get_account"),
+    ("accounts", "list_usage"),
+)
+CONTEXTS = (("tasks", "stream_task"), ("media", "download_media"))
 
 
 async def echo(value: int) -> int:
@@ -92,32 +102,104 @@ async def test_a_cancelled_call_is_not_reported_as_a_shutdown() -> None:
     assert draining.running == 0
 
 
-async def test_every_call_of_guarded_services_is_counted_and_refused_while_draining() -> None:
-    draining = Draining()
-    methods = ["run_task", "list_models", "get_model", "upload_media", "get_account", "list_usage", "admit"]
-    contexts = ["stream_task", "download_media"]
-    service: Any = SimpleNamespace(**dict.fromkeys(methods, echo), **dict.fromkeys(contexts, numbers))
-    guarded = draining.guard(Services(service, service, service, service, service))
-    calls: list[Any] = [
-        *(guarded.tasks.run_task, guarded.models.list_models, guarded.models.get_model),
-        *(guarded.media.upload_media, guarded.accounts.get_account, guarded.accounts.list_usage),
-    ]
-    opened: list[Any] = [guarded.tasks.stream_task, guarded.media.download_media]
-    admit: Any = guarded.access.admit
-    for call in calls:
-        running = asyncio.create_task(call(7))
-        await asyncio.sleep(0)
-        assert draining.running == 1
-        assert await running == 7
-    for context in opened:
-        async with context(2):
-            assert draining.running == 1
-    assert await admit(7) == 7
+class Waiting:
+    """A service whose calls wait until `end` is set."""
+
+    def __init__(self) -> None:
+        self.end = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return self.stream if name in ("stream_task", "download_media") else self.call
+
+    async def call(self, *arguments: object) -> object:
+        await self.end.wait()
+        return arguments
+
+    @asynccontextmanager
+    async def stream(self, *arguments: object) -> AsyncIterator[object]:
+        yield arguments
+
+
+def guarded(draining: Draining, inner: Waiting) -> Services:
+    return draining.guard(Services(*[cast(Any, inner)] * 5))
+
+
+@pytest.mark.parametrize(("service", "method"), METHODS)
+async def test_every_call_is_counted_and_refused_after_a_drain(service: str, method: str) -> None:
+    draining, inner = Draining(), Waiting()
+    call = getattr(getattr(guarded(draining, inner), service), method)
+    running = asyncio.create_task(call("first", "second"))
+    await asyncio.sleep(0)
+    assert draining.running == 1
     draining.drain()
-    for call in (*calls, admit):
+    with refused("shutting_down"):
+        await call("first", "second")
+    inner.end.set()
+    assert await running == ("first", "second")
+    assert draining.running == 0
+
+
+@pytest.mark.parametrize(("service", "method"), CONTEXTS)
+async def test_every_stream_is_counted_and_refused_after_a_drain(service: str, method: str) -> None:
+    draining = Draining()
+    open_stream = getattr(getattr(guarded(draining, Waiting()), service), method)
+    async with open_stream("first", "second") as value:
+        assert value == ("first", "second")
+        assert draining.running == 1
+        draining.drain()
         with refused("shutting_down"):
-            await call(7)
-    for context in opened:
-        with refused("shutting_down"):
-            async with context(2):
+            async with open_stream("first", "second"):
                 pytest.fail("it was opened")
+    assert draining.running == 0
+
+
+async def test_the_admission_of_a_call_is_not_counted_but_refused_after_a_drain() -> None:
+    draining, inner = Draining(), Waiting()
+    admit = cast(Any, guarded(draining, inner).access.admit)
+    admitting = asyncio.create_task(admit("call"))
+    await asyncio.sleep(0)
+    assert draining.running == 0
+    inner.end.set()
+    assert await admitting == ("call",)
+    draining.drain()
+    with refused("shutting_down"):
+        await admit("call")
+
+
+async def test_a_stop_refuses_new_calls_and_may_be_repeated_while_a_call_ends() -> None:
+    draining, ending, end = Draining(), asyncio.Event(), asyncio.Event()
+
+    async def end_slowly() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            async with asyncio.timeout(10):
+                await end.wait()
+
+    running = asyncio.create_task(draining.counted(end_slowly)())
+    await asyncio.sleep(0)
+    draining.stop()
+    await ending.wait()
+    draining.stop()
+    with refused("shutting_down"):
+        await draining.counted(asyncio.sleep)(0)
+    end.set()
+    with refused("shutting_down"):
+        await running
+
+
+async def test_idle_waits_for_a_call_that_begins_as_the_last_one_ends() -> None:
+    draining = Draining()
+    async with AsyncExitStack() as stack:
+        inner = Waiting()
+        first = draining.counted_context(inner.stream)()
+        await first.__aenter__()
+        idle = asyncio.create_task(draining.idle())
+        await asyncio.sleep(0)
+        await first.__aexit__(None, None, None)
+        await stack.enter_async_context(draining.counted_context(inner.stream)())
+        await iterations(2)
+        assert not idle.done()
+    async with asyncio.timeout(5):
+        await idle

@@ -98,7 +98,8 @@ def test_the_error_of_a_field_names_it() -> None:
         assert "model" in error.message
 
 
-def test_an_error_has_the_default_message_unless_it_sets_one() -> None:
+def test_an_error_has_the_default_message_and_wait_unless_it_sets_them() -> None:
     assert PomeloError("insufficient_credits").message == "Insufficient credits for this operation"
     error = PomeloError("provider_unavailable", "Busy", retry_after=9)
     assert (str(error), error.message, error.retry_after) == ("Busy", "Busy", 9)
+    assert PomeloError("provider_unavailable", retry_after=0).retry_after == 0

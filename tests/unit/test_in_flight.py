@@ -1,4 +1,4 @@
-"""Calls and buffered bytes are limited per owner and in total."""
+"""Calls, buffered bytes and slots are limited per owner, and calls and bytes also in total."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import asyncio
 
 import pytest
 
-from pomelo.errors import PomeloError
-from pomelo.in_flight import FairSemaphore, InFlight, InFlightLimits
+from pomelo.in_flight import MIB, FairSemaphore, InFlight, InFlightLimits
 from tests.unit.loop import iterations
+from tests.unit.refusals import refused
 
 SMALL = InFlightLimits(calls=5, account_calls=3, bytes=100, account_bytes=60)
-
-
-def refused(work: object, *args: object) -> str:
-    with pytest.raises(PomeloError) as caught:
-        work(*args)  # type: ignore[operator]
-    return caught.value.code
 
 
 def test_an_owner_can_not_use_the_calls_of_others() -> None:
     flight = InFlight(SMALL)
     mine = [flight.enter("a") for _ in range(3)]
-    assert refused(flight.enter, "a") == "overloaded"
+    with refused("overloaded"):
+        flight.enter("a")
     others = [flight.enter("b") for _ in range(2)]
-    assert refused(flight.enter, "b") == "overloaded", "all five are taken"
+    with refused("overloaded"):  # all five are taken
+        flight.enter("b")
     mine[0].close()
     mine[0].close()
     others[0].close()
@@ -45,18 +41,22 @@ def test_no_state_is_kept_of_an_owner_without_calls() -> None:
 def test_a_plan_s_concurrency_limit_bounds_its_calls_in_flight() -> None:
     flight = InFlight(InFlightLimits())
     tickets = [flight.enter("small", 2) for _ in range(64)]
-    assert refused(flight.enter, "small", 2) == "concurrency_limit_exceeded"
+    with refused("concurrency_limit_exceeded"):
+        flight.enter("small", 2)
     tickets += [flight.enter("large", 200) for _ in range(800)]
-    assert refused(flight.enter, "large", 200) == "concurrency_limit_exceeded"
+    with refused("concurrency_limit_exceeded"):
+        flight.enter("large", 200)
     tickets += [flight.enter("none") for _ in range(1000)]
-    assert refused(flight.enter, "none") == "overloaded"
+    with refused("overloaded"):
+        flight.enter("none")
 
 
 def test_one_plan_can_not_use_all_calls_of_a_small_server() -> None:
     flight = InFlight(SMALL)
     for _ in range(3):
         flight.enter("a", 2)
-    assert refused(flight.enter, "a", 2) == "concurrency_limit_exceeded"
+    with refused("concurrency_limit_exceeded"):
+        flight.enter("a", 2)
 
 
 def test_a_call_that_is_closed_twice_counts_once() -> None:
@@ -68,13 +68,15 @@ def test_a_call_that_is_closed_twice_counts_once() -> None:
     first.close()
     assert (flight.calls, flight.bytes) == (1, 20)
     second.reserve(40)
-    assert refused(second.reserve, 1) == "overloaded"
+    with refused("overloaded"):
+        second.reserve(1)
 
 
 def test_a_refused_reservation_counts_nothing() -> None:
     flight = InFlight(SMALL)
     ticket = flight.enter("a")
-    assert refused(ticket.reserve, 61) == "overloaded"
+    with refused("overloaded"):
+        ticket.reserve(61)
     assert (ticket.size, flight.bytes) == (0, 0)
     ticket.reserve(60)
 
@@ -83,13 +85,37 @@ def test_buffered_bytes_are_limited_and_released() -> None:
     flight = InFlight(SMALL)
     first, second, other = flight.enter("a"), flight.enter("a"), flight.enter("b")
     first.reserve(60)
-    assert refused(second.reserve, 1) == "overloaded"
+    with refused("overloaded"):
+        second.reserve(1)
     other.reserve(40)
-    assert refused(other.reserve, 1) == "overloaded", "of all together"
+    for ticket in (first, other):
+        with refused("overloaded"):
+            ticket.reserve(1)
+    assert flight.bytes == 100, "all are taken"
     first.close()
     assert (flight.bytes, flight.calls) == (40, 2)
     second.reserve(60)
     assert flight.bytes == 100
+
+
+def test_a_closed_ticket_releases_all_its_reservations() -> None:
+    flight = InFlight()
+    other = flight.enter("one")
+    other.reserve(1)
+    ticket = flight.enter("one")
+    ticket.reserve(10)
+    ticket.reserve(20)
+    assert (ticket.size, flight.bytes) == (30, 31)
+    ticket.close()
+    assert (flight.calls, flight.bytes) == (1, 1)
+    other.close()
+    assert (flight.calls, flight.bytes) == (0, 0)
+
+
+def test_by_default_an_account_has_a_quarter_of_the_bytes_and_half_of_the_calls() -> None:
+    limits = InFlight().limits
+    assert (limits.bytes, limits.account_bytes) == (512 * MIB, 128 * MIB)
+    assert (limits.calls, limits.account_calls) == (2_000, 1_000)
 
 
 async def test_slots_are_granted_in_order_and_separately_to_each_owner() -> None:
@@ -131,3 +157,44 @@ async def test_a_cancelled_waiter_blocks_no_other() -> None:
     await waiting[2]
     semaphore.release("a")
     assert semaphore._owners == {}
+
+
+async def waiting(semaphore: FairSemaphore, count: int) -> list[asyncio.Task[None]]:
+    """Takes the only slot, and starts waiters."""
+    await semaphore.acquire("a")
+    waiters = [asyncio.create_task(semaphore.acquire("a")) for _ in range(count)]
+    await asyncio.sleep(0)
+    return waiters
+
+
+async def test_a_slot_passes_by_a_waiter_that_is_cancelled_before_its_release() -> None:
+    semaphore = FairSemaphore(1)
+    cancelled, next_one = await waiting(semaphore, 2)
+    cancelled.cancel()
+    semaphore.release("a")  # the waiter has not seen its cancellation yet
+    async with asyncio.timeout(5):
+        await next_one
+    assert cancelled.cancelled()
+    assert semaphore.full("a")
+
+
+async def test_a_slot_is_free_after_its_only_waiter_was_cancelled() -> None:
+    semaphore = FairSemaphore(1)
+    (cancelled,) = await waiting(semaphore, 1)
+    cancelled.cancel()
+    semaphore.release("a")
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert not semaphore.full("a")
+    async with asyncio.timeout(5):
+        await semaphore.acquire("a")
+    assert semaphore.full("a")
+
+
+async def test_a_cancelled_waiter_is_not_kept_in_the_queue() -> None:
+    semaphore = FairSemaphore(1)
+    (cancelled,) = await waiting(semaphore, 1)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert not semaphore._owners["a"].waiters

@@ -1,12 +1,22 @@
-"""The origin of a gRPC call: a gateway's metadata is accepted only with its proof."""
+"""The origin of a gRPC call, whose gateway is recognised by its proof, and the network of an address."""
 
 from __future__ import annotations
 
 import logging
+from ipaddress import ip_network
 
 import pytest
 
-from pomelo.origin import ADDRESS_KEY, PROOF_KEY, PROTOCOL_KEY, GatewayProof, Origin, peer_address
+from pomelo.origin import (
+    ADDRESS_KEY,
+    PROOF_KEY,
+    PROTOCOL_KEY,
+    GatewayProof,
+    Origin,
+    is_within,
+    network,
+    peer_address,
+)
 
 PEER = "ipv4:192.0.2.7:5000"
 OURS = GatewayProof(b"k" * 32)
@@ -95,3 +105,38 @@ def test_a_gateway_without_the_secret_claims_no_address_and_is_not_logged(
 )
 def test_the_address_of_a_peer_is_read_as_grpc_writes_it(peer: str, address: str) -> None:
     assert peer_address(peer) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("::1", "::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("", ""),
+        ("unix", "unix"),
+        ("x" * 65, "x" * 64),
+    ],
+)
+def test_an_ipv4_address_and_the_first_half_of_an_ipv6_one_are_one_network(
+    address: str, expected: str
+) -> None:
+    assert network(address) == expected
+
+
+def test_an_address_is_within_any_of_several_networks() -> None:
+    networks = [ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")]
+    assert is_within("10.1.2.3", networks)
+    assert is_within("2001:db8::1", networks)
+    assert not is_within("11.0.0.1", networks)
+    assert not is_within("2001:db9::1", networks)
+    assert not is_within("10.1.2.3", [])
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("rest", "rest"), ("grpc", "grpc"), ("other", "grpc")])
+def test_any_protocol_of_a_proven_gateway_but_rest_counts_as_grpc(protocol: str, expected: str) -> None:
+    origin = OURS.origin(gateway_metadata(protocol, "192.0.2.1"), PEER)
+    assert (origin.proven, origin.protocol, origin.address) == (True, expected, "192.0.2.1")

@@ -1,17 +1,30 @@
-"""Periodic work: no exception ends it, but cancellation does."""
+"""Periodic work, cancellation of tasks, and the limit of file descriptors."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import subprocess
+import sys
 
 import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
-from pomelo.process import periodically
+from pomelo.process import is_cancelled, periodically, uncancel
+from tests.unit.loop import iterations
 
 log = logging.getLogger("tests.periodic")
+
+PROGRAM = """
+import json, resource, sys
+from pomelo import process
+soft, hard, process._MAX_DESCRIPTORS = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+before = process.descriptor_limit()
+print(json.dumps([before, process.raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE)]))
+"""
 
 ERRORS = [PomeloError("store_unavailable"), RuntimeError("secret"), OSError(), asyncio.CancelledError()]
 
@@ -62,33 +75,74 @@ async def test_cancellation_ends_periodic_work() -> None:
     assert task.cancelled()
 
 
-def test_an_error_is_logged_once_a_minute_per_line_of_code(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    now = [0.0]
-    unforeseen = UnexpectedErrors(log, clock=lambda: now[0])
+@pytest.mark.parametrize(("immediately", "rounds"), [(False, 0), (True, 1)])
+async def test_the_first_round_waits_unless_it_is_immediate(immediately: bool, rounds: int) -> None:
+    done = 0
 
-    def fail(error_type: type[Exception]) -> None:
+    async def work() -> None:
+        nonlocal done
+        done += 1
+
+    task = asyncio.create_task(
+        periodically(work, 3600.0, "It failed", UnexpectedErrors(log), immediately=immediately)
+    )
+    await iterations(10)
+    assert done == rounds
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_cancelled_future_does_not_cancel_the_task_that_awaits_it() -> None:
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await future
+    assert not is_cancelled()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_cancellation_of_the_task_is_seen_and_reverted(times: int) -> None:
+    seen = []
+
+    async def work() -> None:
         try:
-            raise error_type
-        except Exception as error:
-            unforeseen.log("It failed", error)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append(is_cancelled())
+            uncancel()
+            seen.append(is_cancelled())
 
-    def fail_elsewhere() -> None:
-        try:
-            raise KeyError
-        except KeyError as error:
-            unforeseen.log("It failed", error)
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    for _ in range(times):
+        task.cancel()
+    await task
+    assert seen == [True, False]
 
-    with caplog.at_level(logging.ERROR, "tests.periodic"):
-        for _ in range(10):
-            fail(KeyError)
-            fail(ValueError)
-            fail_elsewhere()
-        assert len(caplog.records) == 3
-        now[0] = 59.9
-        fail(KeyError)
-        assert len(caplog.records) == 3
-        now[0] = 60.0
-        fail(KeyError)
-        assert len(caplog.records) == 4
+
+def test_outside_a_task_everything_counts_as_cancelled() -> None:
+    seen: list[bool] = []
+    loop = asyncio.new_event_loop()
+
+    def work() -> None:
+        uncancel()
+        seen.append(is_cancelled())
+        loop.stop()
+
+    try:
+        loop.call_soon(work)
+        loop.run_forever()
+    finally:
+        loop.close()
+    assert seen == [True]
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "maximum", "raised"),
+    [(300, 500, 1_000, 500), (500, 500, 1_000, 500), (300, 500, 400, 400), (450, 500, 400, 450)],
+)
+def test_the_soft_limit_is_raised_and_never_lowered(soft: int, hard: int, maximum: int, raised: int) -> None:
+    command = [sys.executable, "-c", PROGRAM, *map(str, (soft, hard, maximum))]
+    printed = subprocess.run(command, capture_output=True, check=True).stdout
+    assert json.loads(printed) == [soft, raised, raised, hard]

@@ -1,4 +1,4 @@
-"""Turns of streams on the event loop, measured by a clock that only the tests' work advances."""
+"""Turns of streams on the event loop, on clocks that only the tests advance."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from pomelo.turns import BUDGET, MAX_BUDGET, QUANTUM, Turns, in_turns
+from tests.unit.clock import Clock
 from tests.unit.loop import iterations
 
 CHUNK = 0.00002
@@ -53,6 +54,11 @@ class Loop:
         """Returns the maximum seconds of streams' work in one iteration, without the first `but` with
         work."""
         return max([busy for _, busy in sorted(self.busy_time.items())[but:]], default=0) / 1e9
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 @asynccontextmanager
@@ -241,3 +247,82 @@ async def test_the_first_chunk_does_not_wait() -> None:
         assert turn.over()
         await iterations(20)
         assert not late.over()
+
+
+async def test_a_stream_that_waits_alone_gets_the_whole_budget(clock: Clock) -> None:
+    turns = Turns(clock=clock)
+    assert await turns.next(fresh=True) == clock.now + BUDGET
+    clock.now += BUDGET
+    assert await turns.next(fresh=False) == clock.now + BUDGET
+
+
+async def spend_budget(turns: Turns, clock: Clock) -> None:
+    """Uses the budget of this iteration up, so that streams that start in it must wait."""
+    await turns.next(fresh=True)
+    clock.now += BUDGET
+
+
+async def test_streams_that_wait_together_get_a_quantum_each_within_the_budget(clock: Clock) -> None:
+    turns = Turns(clock=clock)
+    lengths = []
+
+    async def stream() -> None:
+        lengths.append(await turns.next(fresh=False) - clock.now)
+        clock.now += 0.8 * BUDGET
+
+    await asyncio.gather(spend_budget(turns, clock), stream(), stream())
+    # The second turn ends with the budget of the round.
+    assert lengths == [pytest.approx(QUANTUM), pytest.approx(0.2 * BUDGET)]
+
+
+@pytest.mark.parametrize(
+    ("cost", "count", "rounds"),
+    [
+        # At most twice as many as before, and one per MIN_COST.
+        (0.0, 44, [2, 4, 8, 15, 15]),
+        # At least one.
+        (10 * MAX_BUDGET, 4, [2, 1, 1]),
+    ],
+)
+async def test_cheap_turns_are_granted_in_growing_numbers_and_expensive_ones_one_by_one(
+    clock: Clock, cost: float, count: int, rounds: list[int]
+) -> None:
+    turns = Turns(clock=clock)
+    granted: Counter[int] = Counter()
+
+    async def stream() -> None:
+        await turns.next(fresh=False)
+        granted[turns.iteration] += 1
+        clock.now += cost
+
+    async with asyncio.timeout(5):
+        await asyncio.gather(spend_budget(turns, clock), *[stream() for _ in range(count)])
+    assert list(granted.values()) == rounds
+
+
+async def test_a_turn_is_over_once_the_stream_has_yielded_even_with_time_left(clock: Clock) -> None:
+    turns = Turns(clock=clock)
+    turn = turns.stream()
+    assert not turn.over(), "the first chunk never waits"
+    await turn.next()
+    assert not turn.over()
+    await iterations(2)
+    assert turn.over()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_a_cancelled_waiter_between_two_others_takes_no_turn(clock: Clock, fresh: bool) -> None:
+    turns = Turns(clock=clock)
+    rounds: list[int] = []
+
+    async def stream() -> None:
+        await turns.next(fresh=fresh)
+        rounds.append(turns.iteration)
+
+    spending = asyncio.create_task(spend_budget(turns, clock))
+    first, cancelled, last = [asyncio.create_task(stream()) for _ in range(3)]
+    asyncio.get_running_loop().call_soon(cancelled.cancel)
+    async with asyncio.timeout(5):
+        await asyncio.gather(spending, first, last)
+    assert cancelled.cancelled()
+    assert len(set(rounds)) == 1

@@ -7,9 +7,11 @@ import errno
 import logging
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,36 @@ async def test_a_scan_counts_files_stored_and_deleted_during_the_scan(tmp_path: 
     assert store.quota.stored(store.ids.owner_tag("ann")) == expected
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["before_the_files_are_listed", "after_it"])
+async def test_a_file_stored_or_deleted_during_a_scan_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    store = limited(tmp_path, account=MIB)
+    deleted, _ = store_file(store, "ann", 20 * KIB), store_file(store, "ann", 40 * KIB)
+    paused, resumed = threading.Event(), threading.Event()
+    scandir = os.scandir
+
+    def pause() -> Iterator[os.DirEntry[str]]:
+        paused.set()
+        assert resumed.wait(10)
+        yield from ()
+
+    @contextmanager
+    def paused_scandir(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with scandir(folder) as entries:
+            yield chain(entries, pause()) if listed else chain(pause(), entries)
+
+    monkeypatch.setattr(os, "scandir", paused_scandir)
+    scanning = asyncio.create_task(store.refresh())
+    assert await asyncio.to_thread(paused.wait, 10)
+    store.delete(deleted, "ann")
+    store_file(store, "ann", 80 * KIB)
+    store.delete(store_file(store, "ann", 160 * KIB), "ann")
+    resumed.set()
+    assert await scanning == 0
+    assert store.quota.stored(store.ids.owner_tag("ann")) == (40 + 80) * KIB
+
+
 async def test_partial_files_without_a_writer_are_deleted(tmp_path: Path, clock: Clock) -> None:
     store = limited(tmp_path, clock)
     (store.folder / f".part_{'0' * 42}").write_bytes(b"left by a process that died")
@@ -172,6 +204,16 @@ async def test_partial_files_without_a_writer_are_deleted(tmp_path: Path, clock:
         clock.ahead = 10_000
         assert await store.refresh() == 1
         assert writer.commit().media_id in names(store)
+        assert store.partial == {}
+
+
+async def test_a_link_to_a_missing_file_is_deleted_when_it_expires(tmp_path: Path, clock: Clock) -> None:
+    store = limited(tmp_path, clock)
+    (store.folder / f"media_{'0' * 42}.png").symlink_to("missing")
+    assert await store.refresh() == 0
+    clock.ahead = 61
+    assert await store.refresh() == 1
+    assert names(store) == []
 
 
 async def test_a_file_that_cannot_be_deleted_does_not_stop_the_scan(tmp_path: Path, clock: Clock) -> None:

@@ -8,8 +8,15 @@ import time
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.server.call_limits import NewestFirst, Pool
+from pomelo.in_flight import FairSemaphore
+from pomelo.server.call_limits import CallLimits, NewestFirst, Pool, Running, ServerState
 from tests.unit.loop import iterations
+
+
+async def take(limiter: NewestFirst) -> None:
+    """Takes a slot and releases it."""
+    async with limiter.slot():
+        pass
 
 
 def test_a_pool_refuses_calls_above_its_limit() -> None:
@@ -135,18 +142,36 @@ async def test_a_waiter_that_is_cancelled_with_its_slot_passes_it_on() -> None:
     assert newer.cancelled() or not newer.done()
 
 
-async def test_200_calls_can_wait() -> None:
+async def test_a_slot_passes_by_a_waiter_that_is_cancelled_before_its_release() -> None:
     limiter = NewestFirst(1, patience=10)
-
-    async def wait() -> None:
-        async with limiter.slot():
-            pass
-
     async with limiter.slot():
-        waiting = [asyncio.ensure_future(wait()) for _ in range(200)]
+        older, newer = [asyncio.ensure_future(take(limiter)) for _ in range(2)]
+        await iterations()
+        newer.cancel()  # it has not seen its cancellation when the slot is released
+    async with asyncio.timeout(5):
+        await older
+    assert newer.cancelled()
+
+
+async def test_200_calls_can_wait_while_the_oldest_is_cancelled() -> None:
+    limiter = NewestFirst(1, patience=10)
+    async with limiter.slot():
+        waiting = [asyncio.ensure_future(take(limiter)) for _ in range(200)]
         await iterations()
         assert not any(future.done() for future in waiting)
-    await asyncio.gather(*waiting)
+        waiting.append(asyncio.ensure_future(take(limiter)))
+        waiting[0].cancel()  # it has not seen its cancellation when the new call begins to wait
+        await iterations()
+        assert [future.done() for future in waiting] == [True] + [False] * 200
+    await asyncio.gather(*waiting[1:])
+
+
+async def test_a_timeout_of_a_call_itself_is_not_reported_as_overloaded() -> None:
+    limiter = NewestFirst(1)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with limiter.slot():
+                raise TimeoutError
 
 
 def test_a_slot_of_a_pool_is_released_after_a_failure() -> None:
@@ -177,3 +202,60 @@ async def test_the_patience_of_a_call_begins_with_its_slot() -> None:
         with pytest.raises(PomeloError):
             await newer
         await older
+
+
+async def capacity(limit: Pool | NewestFirst | FairSemaphore) -> int:
+    """Returns how many of twenty calls get a slot immediately."""
+    inside = 0
+    leave = asyncio.Event()
+
+    async def hold() -> None:
+        nonlocal inside
+        if isinstance(limit, FairSemaphore):
+            await limit.acquire("owner")
+            inside += 1
+        elif isinstance(limit, Pool):
+            with limit.slot():
+                inside += 1
+                await leave.wait()
+        else:
+            async with limit.slot():
+                inside += 1
+                await leave.wait()
+
+    calls = [asyncio.ensure_future(hold()) for _ in range(20)]
+    await iterations()
+    entered = inside
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    return entered
+
+
+async def test_each_kind_of_calls_has_its_own_limit() -> None:
+    limits = CallLimits(
+        unauthenticated=2, unauthenticated_reads=3, health_reads=4, lookups=5, forwarded=6, reads=7, uploads=8
+    )
+    state = ServerState(limits=limits)
+    assert [
+        await capacity(state.unauthenticated),
+        await capacity(state.unauthenticated_reads),
+        await capacity(state.health_reads),
+        await capacity(state.lookups),
+        await capacity(state.forwarded),
+        await capacity(state.reads),
+        await capacity(state.uploads),
+    ] == [2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_idle_waits_for_a_handler_that_begins_as_the_last_one_ends() -> None:
+    running = Running()
+    with running:
+        idle = asyncio.create_task(running.idle())
+        await iterations()
+    with running:
+        await iterations()
+        assert not idle.done()
+    async with asyncio.timeout(5):
+        await idle
+    await running.idle()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pomelo.gen.v1 import text_pb2
@@ -37,6 +38,10 @@ def packed_type() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("packed.Packed"))
 
 
+ALPHABET = "aé€😀"
+"""A character of each length in UTF-8. Hypothesis would take seconds to list all of Unicode for the first time,
+which its health check refuses."""
+
 Packed = packed_type()
 TYPES = [RunTaskRequest, StreamTaskRequest, ListUsageRequest, UploadMediaRequest, struct_pb2.Struct,
          descriptor_pb2.FileDescriptorProto, Packed]  # fmt: skip
@@ -63,7 +68,9 @@ def fields_of(message: Message) -> int:
 def scalar(draw: Any, field: FieldDescriptor) -> Any:
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING:
-            return draw(st.binary(max_size=9) if field.type == field.TYPE_BYTES else st.text(max_size=9))
+            return draw(
+                st.binary(max_size=9) if field.type == field.TYPE_BYTES else st.text(ALPHABET, max_size=9)
+            )
         case FieldDescriptor.CPPTYPE_BOOL:
             return draw(st.booleans())
         case FieldDescriptor.CPPTYPE_ENUM:
@@ -78,7 +85,7 @@ def fill(draw: Any, message: Any, depth: int = 0) -> None:
     fields = list(message.DESCRIPTOR.fields)
     for field in draw(st.lists(st.sampled_from(fields), max_size=4)) if fields else ():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for key in draw(st.lists(st.text(max_size=5), max_size=3)):
+            for key in draw(st.lists(st.text(ALPHABET, max_size=5), max_size=3)):
                 getattr(message, field.name)[key].number_value = 1
         elif field.message_type is not None:
             if depth < 4:
@@ -101,6 +108,7 @@ def messages(draw: Any) -> Any:
     return message
 
 
+@settings(deadline=None)
 @given(messages())
 def test_the_count_equals_the_fields_of_the_parsed_message(message: Any) -> None:
     data, fields = message.SerializePartialToString(), fields_of(message)
@@ -109,6 +117,7 @@ def test_the_count_equals_the_fields_of_the_parsed_message(message: Any) -> None
         assert excess_field(data, message.DESCRIPTOR, fields - 1) is not None
 
 
+@settings(deadline=None)
 @given(messages(), st.integers(0, 30), st.integers(0, 400), st.integers(0, 3), st.binary(max_size=12))
 def test_damaged_messages_within_the_limit_have_no_more_fields_than_allowed(
     message: Any, max_fields: int, position: int, cut: int, noise: bytes
@@ -130,6 +139,7 @@ def grouped(number: int, inner: bytes) -> bytes:
     return bytes((number << 3 | 3,)) + inner + bytes((number << 3 | 4,))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(TYPES), st.integers(0, 20))
 @example(b"\x80" * 300, RunTaskRequest, 5)
 @example(b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", RunTaskRequest, 5)
@@ -174,6 +184,21 @@ def test_a_message_of_exactly_the_limit_is_accepted() -> None:
     check(flood(MAX_FIELDS - around), RunTaskRequest.DESCRIPTOR)
     with refused("invalid_parameter", "messages", "Too many messages"):
         check(flood(MAX_FIELDS - around + 1), RunTaskRequest.DESCRIPTOR)
+
+
+def test_the_fields_of_a_small_message_are_not_counted() -> None:
+    values = SMALL_MESSAGE - 4  # after a tag and a length
+    check(Packed(f1=[1] * values).SerializeToString(), Packed.DESCRIPTOR)
+    with refused("invalid_parameter", "f1"):
+        check(Packed(f1=[1] * (values + 1)).SerializeToString(), Packed.DESCRIPTOR)
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(b"\xff" * 9 + b"\x01", "messages"), (b"\xff" * 10 + b"\x01", None)]
+)
+def test_numbers_have_up_to_ten_bytes(number: bytes, name: str | None) -> None:
+    data = b"\x98\x06" + number + b"\x0a\x00" * 10
+    assert excess_field(data, text_pb2.TextInput.DESCRIPTOR, 5) == name
 
 
 def test_a_field_within_a_repeated_one_is_named_by_it() -> None:

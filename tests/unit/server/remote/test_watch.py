@@ -9,7 +9,7 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, Metadata
 
 from pomelo.errors import TABLE, PomeloError
-from pomelo.server.remote.watch import ServerWatch
+from pomelo.server.remote.watch import RECOVERY_TIME, ServerWatch
 from pomelo.status import from_rpc_error
 from tests.unit.clock import Clock
 
@@ -56,6 +56,16 @@ def test_one_line_is_logged_when_the_server_is_lost_and_one_when_it_is_reconnect
     first, second = [record.getMessage() for record in caplog.records]
     assert first.startswith("The server at server.example:50051 is lost: it refuses connections.")
     assert second == "The server at server.example:50051 is back after 12 s"
+
+
+@pytest.mark.parametrize(("pause", "lines"), [(RECOVERY_TIME - 0.1, 1), (RECOVERY_TIME, 2)])
+def test_the_server_is_back_from_exactly_the_recovery_time(
+    watch: ServerWatch, clock: Clock, caplog: pytest.LogCaptureFixture, pause: float, lines: int
+) -> None:
+    watch.call_ended(unavailable(REFUSED))
+    clock.now += pause
+    watch.call_ended(None)
+    assert len(caplog.records) == lines
 
 
 def test_intermittent_failures_do_not_fill_the_log(

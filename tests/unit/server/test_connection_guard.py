@@ -1,0 +1,285 @@
+"""The guard of connections, scan by scan, with connections that the test lists in place of the kernel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from pomelo.server import connection_guard
+from pomelo.server.accepted_sockets import AcceptedSocket
+from pomelo.server.connection_guard import ConnectionGuard
+from pomelo.server.connection_limits import ConnectionLimits
+
+MESSAGE = 1_000
+"""Maximum bytes of a message."""
+
+
+class Kernel:
+    """Lists connections, and records those that are disconnected; they stay listed, as gRPC has not closed
+    them yet."""
+
+    def __init__(self) -> None:
+        self.sockets: list[AcceptedSocket] = []
+        self.disconnected: list[AcceptedSocket] = []
+
+    def list(self) -> Iterator[AcceptedSocket]:
+        return iter(self.sockets)
+
+    def disconnect(self, connection: AcceptedSocket) -> bool:
+        self.disconnected.append(connection)
+        return True
+
+
+class Guarded:
+    """A guard, its connections, and a clock that only scans advance. No other scan runs while a test does not
+    wait."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.guard = ConnectionGuard(ConnectionLimits(), MESSAGE)
+        self.now = time.monotonic()
+
+    def limit(self, **limits: float) -> None:
+        self.guard.limits = replace(self.guard.limits, **limits)  # type: ignore[arg-type]
+
+    def connect(self, host: str = "192.0.2.1", *, calls: int | None = None) -> AcceptedSocket:
+        """Opens a connection that is scanned once; with `calls`, a call with a key has ended on it, and so
+        many run."""
+        number = len(self.kernel.sockets) + 1
+        connection = AcceptedSocket(number, number, (host, number, 0, 0))
+        self.kernel.sockets.append(connection)
+        for _ in range(0 if calls is None else calls + 1):
+            self.guard.authenticated(connection.peer)
+        if calls is not None:
+            self.guard.ended(connection.peer)
+        self.scan(0.0)
+        return connection
+
+    def scan(self, seconds: float = 0.25) -> float:
+        """Scans after so many seconds, and returns the time until the next scan."""
+        self.now += seconds
+        return self.guard.scan(self.now)
+
+    @property
+    def closed(self) -> list[AcceptedSocket]:
+        return self.kernel.disconnected
+
+
+@pytest.fixture
+async def guarded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guarded]:
+    kernel = Kernel()
+    monkeypatch.setattr(connection_guard, "AcceptedSockets", lambda ports: kernel)
+    guarded = Guarded(kernel)
+    async with guarded.guard.watch([1]):
+        yield guarded
+
+
+# --- received bytes
+
+
+def send(guarded: Guarded, connection: AcceptedSocket) -> None:
+    """Sends data to the caller, who acknowledges them."""
+    connection.sent += 800
+
+
+def receive(guarded: Guarded, connection: AcceptedSocket) -> None:
+    """Receives a message."""
+    guarded.guard.received(connection.peer, 800)
+
+
+def call(guarded: Guarded, connection: AcceptedSocket) -> None:
+    """Runs a call."""
+    guarded.guard.authenticated(connection.peer)
+    guarded.guard.ended(connection.peer)
+
+
+@pytest.mark.parametrize(
+    ("work", "explained"),
+    [
+        (send, 800 // 8),
+        (receive, 800 + 800 // 8 + 256),
+        (call, 72 * 1024),
+    ],
+)
+async def test_calls_messages_and_sent_data_explain_received_bytes(
+    guarded: Guarded, work: Callable[[Guarded, AcceptedSocket], None], explained: int
+) -> None:
+    guarded.limit(unexplained=1_000, unexplained_rate=0, idle_bytes=10**6)
+    connection = guarded.connect(calls=0)
+    work(guarded, connection)
+    connection.received += explained + 1_000
+    guarded.scan()
+    assert not guarded.closed
+    connection.received += 1
+    guarded.scan()
+    assert guarded.closed == [connection]
+
+
+async def test_unexplained_bytes_are_forgotten_at_their_rate(guarded: Guarded) -> None:
+    guarded.limit(unexplained=1_000, unexplained_rate=100, idle_bytes=10**6)
+    connection = guarded.connect(calls=0)
+    connection.received += 1_000
+    guarded.scan(0.0)
+    guarded.scan(1.0)
+    connection.received += 100
+    guarded.scan(0.0)
+    assert not guarded.closed
+    connection.received += 1
+    guarded.scan(0.0)
+    assert guarded.closed == [connection]
+
+
+async def test_resets_are_forgotten_within_their_window(guarded: Guarded) -> None:
+    guarded.limit(resets=10, reset_window=5.0)
+    connection = guarded.connect(calls=0)
+    for count in (10, 2):
+        for _ in range(count):
+            guarded.guard.reset(connection.peer)
+        guarded.scan(0.0)
+        guarded.scan(1.0)
+    assert not guarded.closed
+    for _ in range(3):
+        guarded.guard.reset(connection.peer)
+    guarded.scan(0.0)
+    assert guarded.closed == [connection]
+
+
+async def test_messages_being_received_allow_bytes_up_to_a_limit(guarded: Guarded) -> None:
+    guarded.limit(unexplained=1_000, unexplained_rate=0, call_bytes=0, reading_bytes=5 * MESSAGE)
+    connection = guarded.connect(calls=6)
+    connection.received += 1_000 + 5 * MESSAGE
+    guarded.scan()
+    assert not guarded.closed
+    connection.received += 1
+    guarded.scan()
+    assert guarded.closed == [connection]
+
+
+async def test_a_connection_without_a_key_is_closed_at_the_second_scan_with_too_many_bytes(
+    guarded: Guarded,
+) -> None:
+    guarded.limit(unauthenticated_bytes=1_000)
+    connection = guarded.connect()
+    connection.received = 1_001
+    guarded.scan()
+    assert not guarded.closed
+    guarded.scan()
+    assert guarded.closed == [connection]
+
+
+# --- look-ups and floods
+
+
+def flood(guarded: Guarded, host: str) -> None:
+    """Makes the guard close a connection of an address for flooding."""
+    connection = guarded.connect(host)
+    guarded.guard.reset(connection.peer)
+    guarded.scan(0.0)
+    assert guarded.closed.pop() is connection
+
+
+@pytest.mark.parametrize("flooding", [False, True])
+async def test_a_look_up_protects_a_connection_unless_its_address_has_flooded(
+    guarded: Guarded, flooding: bool
+) -> None:
+    guarded.limit(unauthenticated_bytes=1_000, unauthenticated_resets=0, floods=1)
+    if flooding:
+        flood(guarded, "192.0.2.1")
+    connection = guarded.connect()
+    guarded.guard.checked(connection.peer)  # of a look-up that began before the guard
+    guarded.guard.checking(connection.peer)
+    connection.received = 1_001
+    guarded.scan()
+    guarded.scan()
+    assert guarded.closed == [connection] * flooding
+
+
+async def test_a_limited_number_of_flooding_addresses_is_remembered(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_guard, "_MAX_FLOODING", 2)
+    guarded.limit(unauthenticated_resets=0)
+    for host in ("192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3"):
+        flood(guarded, host)
+    assert list(guarded.guard._floods) == ["192.0.2.1", "192.0.2.3"]
+
+
+# --- shares and totals
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::2"])
+async def test_the_older_connection_above_the_share_of_a_network_is_closed_after_the_grace(
+    guarded: Guarded, host: str
+) -> None:
+    guarded.limit(per_address=1, grace=3.0)
+    older = guarded.connect("192.0.2.1" if host == "192.0.2.1" else "2001:db8::1")
+    guarded.scan(1.0)
+    guarded.connect(host)
+    guarded.scan(2.0)
+    assert (guarded.closed, guarded.guard.count) == ([], 2)
+    guarded.scan(0.1)
+    assert (guarded.closed, guarded.guard.count) == ([older], 1)
+
+
+async def test_the_next_scan_is_early_when_there_are_many_connections(guarded: Guarded) -> None:
+    guarded.limit(per_address=1, connections=3)
+    guarded.connect(calls=0)
+    guarded.connect()
+    assert guarded.scan() == 1.0
+    guarded.connect()
+    assert guarded.scan() == 0.25, "one address has more than its share"
+    guarded.connect()
+    guarded.limit(connections=2)
+    assert guarded.scan() == 0.05, "there were too many in all"
+    guarded.limit(per_address=4, key_timeout=0.0)
+    assert guarded.scan() == 0.25, "connections were closed"
+    assert guarded.scan() == 1.0
+
+
+async def test_every_64_resets_of_a_connection_start_the_next_scan(guarded: Guarded) -> None:
+    connection = guarded.connect()
+    for count in range(1, 65):
+        guarded.guard.reset(connection.peer)
+        assert guarded.guard._wake.is_set() == (count == 64)
+
+
+# --- the log, and the end
+
+
+async def test_a_log_line_counts_the_connections_that_were_closed_since_the_last_one(
+    guarded: Guarded, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded.limit(unauthenticated_resets=0)
+    for _ in range(2):
+        flood(guarded, "192.0.2.1")
+    ended = guarded.connect("192.0.2.2")
+    guarded.guard.reset(ended.peer)
+    with monkeypatch.context() as patch:  # its caller leaves before it is closed
+        patch.setattr(guarded.kernel, "disconnect", lambda connection: False)
+        guarded.scan(0.0)
+    guarded.scan(10.0)
+    flood(guarded, "192.0.2.3")
+    guarded.scan(10.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 gRPC connections were closed: 1 flooding. The most from one address, 1, from 192.0.2.1",
+        "1 gRPC connections were closed: 1 flooding. The most from one address, 1, from 192.0.2.1",
+        "1 gRPC connections were closed: 1 flooding. The most from one address, 1, from 192.0.2.3",
+    ]
+
+
+async def test_nothing_is_counted_before_a_guard_watches_and_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection_guard, "AcceptedSockets", lambda ports: Kernel())
+    guard = ConnectionGuard(ConnectionLimits(), MESSAGE)
+    guard.authenticated("ipv4:192.0.2.1:1")
+    assert not guard._calls
+    async with guard.watch([1]):
+        guard.authenticated("ipv4:192.0.2.1:1")
+        assert guard._calls
+    for report in (guard.authenticated, guard.checking, guard.reset):
+        report("ipv4:192.0.2.1:1")
+    assert not guard._calls
