@@ -91,8 +91,8 @@ class Compatible(Chat):
     """A host as a provider of text. Its base URL is what comes before /chat/completions, often with /v1."""
 
     def __init__(self, credentials: Credentials, http: Http, profile: Profile) -> None:
-        base = credentials.base_url.rstrip("/")
-        super().__init__(credentials.api_key, base and base + "/chat/completions", profile, http)
+        self.profile = profile
+        super().__init__(credentials, http)
 
 
 def host(name: str, row: Mapping[str, Any]) -> Profile:

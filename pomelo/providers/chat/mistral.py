@@ -7,21 +7,8 @@ vendor accepts `stream_options` is uncertain, so they are sent only if a route h
 
 from __future__ import annotations
 
-from pomelo.providers import Credentials
 from pomelo.providers.base import Probe
 from pomelo.providers.chat.chat import Chat, Profile
-from pomelo.providers.http.client import Http
-
-PROFILE = Profile(
-    "mistral",
-    seed_field="random_seed",
-    user_field="none",
-    stream_usage="always",
-    # Zero is refused. A tiny value has the same effect: only the most likely token is left.
-    minimums={"top_p": 1e-6},
-    system_first=True,
-    meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
-)
 
 
 class Mistral(Chat):
@@ -29,7 +16,14 @@ class Mistral(Chat):
 
     base_url = "https://api.mistral.ai"
     probe = Probe("/v1/models")
-
-    def __init__(self, credentials: Credentials, http: Http) -> None:
-        url = credentials.base_url.rstrip("/") + "/v1/chat/completions"
-        super().__init__(credentials.api_key, url, PROFILE, http)
+    path = "/v1/chat/completions"
+    profile = Profile(
+        "mistral",
+        seed_field="random_seed",
+        user_field="none",
+        stream_usage="always",
+        # Zero is refused. A tiny value has the same effect: only the most likely token is left.
+        minimums={"top_p": 1e-6},
+        system_first=True,
+        meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
+    )
