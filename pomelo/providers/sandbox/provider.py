@@ -15,24 +15,18 @@ from typing import Any, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.fields import DEFAULT_IMAGE_SIDE
-from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageOutput, ImageProgress
+from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason
 from pomelo.providers.base import AudioSource, Event, Job
+from pomelo.providers.images import FORMATS
 from pomelo.providers.sandbox import text
-from pomelo.providers.sandbox.image import CONTENT_TYPES, draw
+from pomelo.providers.sandbox.image import draw
 from pomelo.providers.sandbox.recognition import Recognition, recognize, speech_seconds
 from pomelo.providers.sandbox.speech import Speech
 from pomelo.providers.sandbox.transcript import transcribe
 from pomelo.providers.sandbox.triggers import NO_TRIGGERS, Triggers, failure, parse
-
-_FORMATS = {
-    ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png",
-    ImageFormat.IMAGE_FORMAT_PNG: "png",
-    ImageFormat.IMAGE_FORMAT_JPEG: "jpeg",
-    ImageFormat.IMAGE_FORMAT_WEBP: "webp",
-}
 
 _THREADS = 2
 
@@ -101,7 +95,7 @@ class Sandbox:
         """
         given = job.input
         triggers = await self._begin(given.prompt, job, "prompt")
-        file_format = _FORMATS.get(given.output_format, "png")
+        file_format = FORMATS.get(given.output_format, "png")
         steps = draw(
             f"{job.model.name}\n{_seed(job)}\n{given.prompt}",
             given.width or DEFAULT_IMAGE_SIDE,
@@ -118,7 +112,7 @@ class Sandbox:
                 if triggers.stops_halfway and done >= 0.5:
                     await self._stop_halfway(triggers)
                 if isinstance(step, bytes):
-                    image = GeneratedImage(data=step, content_type=CONTENT_TYPES[file_format])
+                    image = GeneratedImage(data=step, content_type=f"image/{file_format}")
                     yield Event(result=TaskResult(image=ImageOutput(images=[image])))
 
     async def text_to_speech(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
@@ -127,12 +121,9 @@ class Sandbox:
         Raises:
             PomeloError: provider_not_configured, the format needs PyAV; the error of a trigger.
         """
-        given = job.input
-        triggers = await self._begin(given.text, job, "text")
-        speed = given.voice_settings.speed if given.voice_settings.HasField("speed") else 1.0
-        seconds = speech_seconds(given.text, speed)
-        speech = Speech.of(given.output_format, given.text, _voice(job), seconds)
-        async with aclosing(self._stream(speech, triggers)) as events:
+        triggers = await self._begin(job.input.text, job, "text")
+        seconds = speech_seconds(job.input.text, _speed(job))
+        async with aclosing(self._speak(job, job.input.text, seconds, triggers)) as events:
             async for event in events:
                 yield event
 
@@ -145,11 +136,8 @@ class Sandbox:
         """
         recognized = await self._recognize(job)
         triggers = await self._begin(recognized.text, job, "audio")
-        settings = job.input.voice_settings
-        speed = settings.speed if settings.HasField("speed") else 1.0
-        seconds = recognized.seconds / speed
-        speech = Speech.of(job.input.output_format, recognized.text, _voice(job), seconds)
-        async with aclosing(self._stream(speech, triggers)) as events:
+        seconds = recognized.seconds / _speed(job)
+        async with aclosing(self._speak(job, recognized.text, seconds, triggers)) as events:
             async for event in events:
                 yield event
 
@@ -192,7 +180,12 @@ class Sandbox:
             raise PomeloError("provider_failed")
         await asyncio.get_running_loop().create_future()
 
-    async def _stream(self, speech: Speech, triggers: Triggers) -> AsyncGenerator[Event, None]:
+    async def _speak(
+        self, job: Job[Any], content: str, seconds: float, triggers: Triggers
+    ) -> AsyncGenerator[Event, None]:
+        # All that the tones of a word depend on.
+        voice = f"{job.input.voice.lower()}\n{_seed(job)}\n{job.model.name}"
+        speech = Speech.of(job.input.output_format, content, voice, seconds)
         content_type = speech.content_type
         async with aclosing(self._in_thread(speech.chunks(half=triggers.stops_halfway))) as chunks:
             async for chunk in chunks:
@@ -230,6 +223,6 @@ def _seed(job: Job[Any]) -> str:
     return str(job.input.seed) if job.input.HasField("seed") else ""
 
 
-def _voice(job: Job[Any]) -> str:
-    """All that the tones of a word depend on."""
-    return f"{job.input.voice.lower()}\n{_seed(job)}\n{job.model.name}"
+def _speed(job: Job[Any]) -> float:
+    settings = job.input.voice_settings
+    return settings.speed if settings.HasField("speed") else 1.0
