@@ -18,12 +18,7 @@ from yarl import URL
 
 from pomelo.catalog.languages import iso_language
 from pomelo.fields import DEFAULT_AUDIO_FORMAT
-from pomelo.gen.v1.speech_pb2 import (
-    SpeechToSpeechInput,
-    SpeechToTextInput,
-    TextToSpeechInput,
-    Timestamps,
-)
+from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Timestamps
 from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Event, Job, Options, Probe
 from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, PathNotFound

@@ -25,20 +25,9 @@ from yarl import URL
 from pomelo.providers.base import CALLER
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.providers.http.errors import (
-    ErrorMapping,
-    from_connect_error,
-    malformed_response,
-    refused,
-)
+from pomelo.providers.http.errors import ErrorMapping, from_connect_error, malformed_response, refused
 from pomelo.providers.http.parsing import parse
-from pomelo.providers.http.responses import (
-    CHUNK_BYTES,
-    CLIENT_ERRORS,
-    ByteStream,
-    ResponseBody,
-    SseStream,
-)
+from pomelo.providers.http.responses import CHUNK_BYTES, CLIENT_ERRORS, ByteStream, ResponseBody, SseStream
 from pomelo.providers.http.sessions import Body, Sessions
 from pomelo.turns import Turns
 

@@ -26,7 +26,7 @@ from pomelo.providers.sandbox.image import draw
 from pomelo.providers.sandbox.recognition import Recognition, recognize, speech_seconds
 from pomelo.providers.sandbox.speech import Speech
 from pomelo.providers.sandbox.transcript import transcribe
-from pomelo.providers.sandbox.triggers import NO_TRIGGERS, Triggers, failure, parse
+from pomelo.providers.sandbox.triggers import Triggers, failure, parse
 
 _THREADS = 2
 
@@ -161,8 +161,6 @@ class Sandbox:
         Raises:
             PomeloError: of `[[error:CODE]]`.
         """
-        if "[[" not in content:
-            return NO_TRIGGERS
         triggers = parse(content)
         if triggers.delay:
             await self._sleep(triggers.delay)
