@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pomelo.providers.credentials import Credentials
 
 if TYPE_CHECKING:
     from pomelo.providers.base import Provider
@@ -35,14 +36,6 @@ BUILTIN: Mapping[str, str] = {
     "elevenlabs": "pomelo.providers.elevenlabs.elevenlabs:ElevenLabs",
 }
 """Name in the routes of the catalogue -> "module:Class". A class is called with (credentials, http)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """How to call a vendor: its API key, or None, and the base URL of its API, empty for the vendor's own."""
-
-    api_key: str | None = field(repr=False)
-    base_url: str = ""
 
 
 @asynccontextmanager

@@ -23,8 +23,9 @@ from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
-from pomelo.providers.http.parsing import parse, well_formed
-from pomelo.providers.text import StreamState, credible, stream_text, token_usage
+from pomelo.providers.http.parsing import parse, pick, pick_text, well_formed
+from pomelo.providers.http.vendor import Vendor
+from pomelo.providers.text import StreamState, credible, finish_reason, stream_text, token_usage
 
 _VERSION = "2023-06-01"
 """The later version refuses temperature and top_p for every model."""
@@ -37,14 +38,11 @@ _DEFAULT_MAX_TOKENS = 4096
 """max_tokens, which the API requires, if neither the caller nor the catalogue sets it."""
 
 _FINISHES = {
-    "end_turn": FinishReason.FINISH_REASON_STOP,
-    "stop_sequence": FinishReason.FINISH_REASON_STOP,
     "max_tokens": FinishReason.FINISH_REASON_LENGTH,
     "model_context_window_exceeded": FinishReason.FINISH_REASON_LENGTH,
     "compaction": FinishReason.FINISH_REASON_LENGTH,
     "refusal": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
-"""Any other reason is a stop: no tool was offered, and a new reason is not a failure."""
 
 _MEANINGS = {
     "prompt_too_long": "context_length_exceeded",
@@ -80,26 +78,22 @@ _NAMES = {
 }
 """The contract's name of a parameter -> the vendor's."""
 
-_FIELDS = {"messages": "messages", "system": "messages"} | {theirs: ours for ours, theirs in _NAMES.items()}
+_CONTRACT_NAMES = {vendor_name: name for name, vendor_name in _NAMES.items()} | {
+    "messages": "messages",
+    "system": "messages",
+}
 """The vendor's name of a parameter -> the contract's."""
 
 _FIELD = pattern(r"([a-z_]+)[.\w]*: ")
 
 
 def _read_error_body(body: Any) -> ErrorBody:
-    error = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(error, dict):
-        return ErrorBody()
-    details = error.get("details")
-    codes = [details.get("error_code") if isinstance(details, dict) else None]
-    name = None
-    message = error.get("message")
-    if isinstance(message, str):
-        codes += [code for text, code in _MESSAGES if text.match(message)]
-        name = _FIELD.match(message)
-    codes.append(error.get("type"))
-    known = tuple(code for code in codes if isinstance(code, str))
-    return ErrorBody(known, _FIELDS.get(name[1]) if name else None)
+    error = pick(body, "error")
+    message = pick_text(error, "message")
+    known = [code for text, code in _MESSAGES if text.match(message)]
+    codes = (pick_text(error, "details", "error_code"), *known, pick_text(error, "type"))
+    name = _FIELD.match(message)
+    return ErrorBody(codes, _CONTRACT_NAMES.get(name[1]) if name else None)
 
 
 ERROR_MAPPING = ErrorMapping("anthropic", _read_error_body, _MEANINGS)
@@ -110,24 +104,16 @@ class AnthropicOptions(Options):
     extra: dict[str, Any] | None = None
 
 
-class Anthropic:
+class Anthropic(Vendor):
+    """Anthropic as a provider of text."""
+
     base_url = "https://api.anthropic.com"
     options = AnthropicOptions
     probe = Probe("/v1/models", "x-api-key", "", {"anthropic-version": _VERSION})
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
-        key = (credentials.api_key or "").strip()
-        self.configured = bool(key)
-        self._http = http
-        self._url = URL(credentials.base_url.rstrip("/") + "/v1/messages")
-        self._headers = {
-            "x-api-key": key,
-            "anthropic-version": _VERSION,
-            "Content-Type": "application/json",
-        }
-
-    async def aclose(self) -> None:
-        pass  # the HTTP client is shared
+        super().__init__(credentials, http)
+        self._url = URL(self._base + "/v1/messages")
 
     def fit_text(self, fitting: Fitting) -> None:
         """Adjust an input to what the API accepts, and to the fields that the operator has fixed."""
@@ -153,16 +139,15 @@ class Anthropic:
         return self._collect(job) if _max_tokens(job) > _MAX_WHOLE_TOKENS else self._request(job)
 
     async def _request(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
-        body = to_json(request(job, stream=False))
         message = await self._http.request_json(
-            self._url, self._headers, body, ERROR_MAPPING, surrogates=True
+            self._url, self._json_headers, to_json(request(job, stream=False)), ERROR_MAPPING, surrogates=True
         )
         yield Event(text_delta=_parse_message(message))
 
     def _stream(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         return stream_text(
             lambda: self._http.stream_events(
-                self._url, self._headers, to_json(request(job, stream=True)), ERROR_MAPPING
+                self._url, self._json_headers, to_json(request(job, stream=True)), ERROR_MAPPING
             ),
             _MessageStream(),
         )
@@ -273,17 +258,11 @@ def _parse_message(message: Any) -> TextDelta:
             raise from_error_body(message, ERROR_MAPPING)
         texts = [block["text"] for block in message["content"] if block["type"] == "text"]
         content = well_formed("".join(texts))
-        finish = _finish_reason(message["stop_reason"])
+        finish = finish_reason(message["stop_reason"], _FINISHES)
         return TextDelta(content=content, finish_reason=finish, usage=_usage(message.get("usage")))
     except (AttributeError, KeyError, TypeError):
         pass
     raise malformed_response("a response of another shape")
-
-
-def _finish_reason(reason: Any) -> FinishReason.ValueType:
-    if not isinstance(reason, str):
-        raise malformed_response("an invalid stop_reason")
-    return _FINISHES.get(reason, FinishReason.FINISH_REASON_STOP)
 
 
 def _usage(usage: Any) -> TokenUsage | None:
@@ -293,11 +272,8 @@ def _usage(usage: Any) -> TokenUsage | None:
     prompt = credible(usage.get("input_tokens"))
     cached = credible(usage.get("cache_read_input_tokens") or 0)
     written = credible(usage.get("cache_creation_input_tokens") or 0)
-    parts = usage.get("cache_creation")
-    if not isinstance(parts, dict):
-        parts = {}
-    written_5m = credible(parts.get("ephemeral_5m_input_tokens") or 0)
-    written_1h = credible(parts.get("ephemeral_1h_input_tokens") or 0)
+    written_5m = credible(pick(usage, "cache_creation", "ephemeral_5m_input_tokens") or 0)
+    written_1h = credible(pick(usage, "cache_creation", "ephemeral_1h_input_tokens") or 0)
     counts = (prompt, cached, written, written_5m, written_1h)
     if None in counts:
         return token_usage(None, usage.get("output_tokens"))
@@ -342,7 +318,7 @@ class _MessageStream(StreamState):
                 self._count(event.get("usage"))
                 reason = event["delta"].get("stop_reason")
                 if reason is not None:
-                    self.finish = _finish_reason(reason)
+                    self.finish = finish_reason(reason, _FINISHES)
             elif event_type == "message_stop":
                 self.ended = True
             elif event.get("error"):

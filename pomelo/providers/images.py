@@ -1,18 +1,32 @@
-"""Events, sizes and checks that providers of images share."""
+"""What providers of images share: sizes, formats, events, and the way from an order to a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic_core import to_json
+from yarl import URL
 
 from pomelo.catalog.catalog import Route
 from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.media.content_types import image_type
-from pomelo.providers.base import Event
-from pomelo.providers.http.errors import malformed_response
+from pomelo.providers.base import Event, Job
+from pomelo.providers.credentials import Credentials
+from pomelo.providers.errors import never_retried
+from pomelo.providers.http.client import Http
+from pomelo.providers.http.downloads import Downloader
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
+from pomelo.providers.http.parsing import pick, pick_text
+from pomelo.providers.http.polling import UNKNOWN, poll
+from pomelo.providers.http.vendor import Vendor
 
 FORMATS: Mapping[ImageFormat.ValueType, str] = {
     ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png",
@@ -22,13 +36,17 @@ FORMATS: Mapping[ImageFormat.ValueType, str] = {
 }
 """The contract's formats -> the names that most vendors use."""
 
+DELIVERY_ERRORS = ErrorMapping("delivery of an image", lambda body: ErrorBody())
+"""Errors of downloads."""
+
 
 class ProgressEvents:
-    """Makes the progress events of an image: from 0 to 1, never falling."""
+    """Makes the progress events of an image: from 0 to 1, never falling; none unless it is streamed."""
 
-    __slots__ = ("_reported",)
+    __slots__ = ("_reported", "_stream")
 
-    def __init__(self) -> None:
+    def __init__(self, stream: bool) -> None:
+        self._stream = stream
         self._reported = -1.0
 
     def event(self, progress: Any) -> Event | None:
@@ -37,10 +55,109 @@ class ProgressEvents:
         if type(progress) not in (int, float) or (type(progress) is float and not isfinite(progress)):
             return None
         progress = min(max(progress, 0.0), 1.0)
-        if progress <= self._reported:
+        if not self._stream or progress <= self._reported:
             return None
         self._reported = progress
         return Event(image_progress=ImageProgress(progress=progress))
+
+
+class OrderedImages(Vendor, ABC):
+    """A vendor whose images are ordered, polled for, and downloaded before their link expires.
+
+    `interval` is the number of seconds between two polls of a task; for `grace` seconds after the order, the
+    vendor may not know the task yet.
+    """
+
+    domain: ClassVar[str]
+    """Hosts below it belong to the vendor."""
+    errors: ClassVar[ErrorMapping]
+    """Errors of the order, the one request that is charged. The `meanings` of polls have the states of a task
+    that ended without an image."""
+    ready: ClassVar[str]
+    """The state of a finished task. In an unknown state it is still running."""
+
+    def __init__(
+        self, credentials: Credentials, http: Http, *, interval: float = 0.5, grace: float = 5.0
+    ) -> None:
+        super().__init__(credentials, http)
+        self._interval = interval
+        self._grace = grace
+        self._downloader = Downloader(
+            http, self._base, self.domain, waits=(interval, interval * 2, interval * 4)
+        )
+        self._poll_errors = replace(
+            self.errors,
+            meanings={**self.errors.meanings, UNKNOWN: "not_found"},
+            statuses={404: "not_found"},
+            replays=True,
+        )
+
+    async def aclose(self) -> None:
+        await self._downloader.aclose()
+
+    @abstractmethod
+    def _order(self, job: Job[ImageInput]) -> tuple[str, Mapping[str, str], dict[str, Any]]:
+        """Return the path below the base URL, the headers and the body of an order."""
+
+    @abstractmethod
+    def _polling_url(self, order: Any, job: Job[ImageInput]) -> URL | None:
+        """Return the URL to poll from the response to an order; None if that is the finished task."""
+
+    @abstractmethod
+    def _image_link(self, task: dict[str, Any]) -> object:
+        """Return the link to the image of a finished task."""
+
+    async def image(self, job: Job[ImageInput]) -> AsyncGenerator[Event, None]:
+        """Generate an image.
+
+        Raises:
+            UpstreamError: by the error map; without a retry once the vendor has accepted the order.
+        """
+        path, headers, body = self._order(job)
+        task = await self._http.request_json(URL(self._base + path), headers, to_json(body), self.errors)
+        with never_retried():
+            progress = ProgressEvents(job.stream)
+            url = self._polling_url(task, job)
+            if url is not None:
+                if event := progress.event(0):
+                    yield event
+                async with aclosing(self._states(url)) as states:
+                    async for task in states:
+                        finished = self._finished(task)
+                        if event := progress.event(task.get("progress")):
+                            yield event
+                        if finished:
+                            break
+            result = image_result(await self._downloader.fetch(self._image_link(task), DELIVERY_ERRORS))
+            if event := progress.event(1):
+                yield event
+            yield result
+
+    async def _states(self, url: URL) -> AsyncGenerator[Any, None]:
+        """The states of a task that the vendor knows."""
+        clock = asyncio.get_running_loop().time
+        grace_ends = clock() + self._grace
+        polls = poll(self._http, url, self._headers, self._poll_errors, interval=self._interval)
+        async with aclosing(polls) as states:
+            async for state in states:
+                if pick_text(state, "status").lower() != UNKNOWN:
+                    yield state
+                elif clock() >= grace_ends:
+                    raise malformed_response("a task that the vendor has lost")
+
+    def _finished(self, task: Any) -> bool:
+        """Return whether a task has finished.
+
+        Raises:
+            UpstreamError: content_policy_violation, provider_failed; it has ended without an image.
+        """
+        status = pick(task, "status")
+        if not isinstance(status, str):
+            raise malformed_response("a task without a status")
+        status = status.lower()
+        if status in self.errors.meanings:
+            raise from_error_body(task, self.errors)
+        return status == self.ready
 
 
 def image_size(image: ImageInput, route: Route) -> dict[str, int]:
@@ -60,8 +177,8 @@ def renamed_fields(image: ImageInput, names: Mapping[str, str]) -> dict[str, Any
 
 
 def contract_names(names: Mapping[str, str]) -> dict[str, str]:
-    """Return the vendor's name of each parameter -> ours. `names` maps ours to the vendor's where they
-    differ."""
+    """Return the contract's names by the vendor's, for error bodies: those in `names`, and those that are the
+    same."""
     same = ("prompt", "width", "height", "output_format")
     return {name: name for name in same} | {vendor_name: name for name, vendor_name in names.items()}
 

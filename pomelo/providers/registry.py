@@ -27,8 +27,6 @@ from pomelo.providers.base import Probe, Provider
 from pomelo.providers.chat.compatible import Compatible, HostRow, host
 from pomelo.providers.http.client import Http
 
-_HOST_PROBE = Probe("/models")
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -210,7 +208,7 @@ def _host(name: str, row: dict[str, Any]) -> Entry:
         base_url=base_url,
         account=account,
         key_needed=profile.key_needed,
-        probe=_HOST_PROBE,
+        probe=Compatible.probe,
         options=Compatible.options,
         task_types=_task_types(Compatible),
     )

@@ -6,39 +6,20 @@ the nearest ones are requested.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from math import log
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog.catalog import Route
 from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import ImageInput
-from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Options, Probe
-from pomelo.providers.errors import never_retried
+from pomelo.providers.base import Job, Options, Probe
 from pomelo.providers.fitting import Fitting
-from pomelo.providers.http.client import Http
-from pomelo.providers.http.downloads import Downloader
-from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
-from pomelo.providers.http.polling import UNKNOWN, poll
-from pomelo.providers.images import (
-    FORMATS,
-    ProgressEvents,
-    contract_names,
-    image_result,
-    image_size,
-    renamed_fields,
-)
-
-_Choice = TypeVar("_Choice")
-
-DOMAIN = "replicate.com"
-"""Hosts below it belong to the vendor; images are delivered from others."""
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping
+from pomelo.providers.http.parsing import pick_list, pick_text
+from pomelo.providers.images import FORMATS, OrderedImages, contract_names, image_size, renamed_fields
 
 _ASPECT_SIZES = {
     "1:1": (1024, 1024),
@@ -61,8 +42,6 @@ _SIZES = {size: (text, "1") for text, size in _ASPECT_SIZES.items()} | {
 """Every size in pixels that the models generate -> the aspect ratio and megapixels to request."""
 
 _ASPECTS = {text: int(text.partition(":")[0]) / int(text.partition(":")[2]) for text in _ASPECT_SIZES}
-_AREAS = {1: 1.0, 2: 0.25}
-"""Divisor of the sides -> megapixels."""
 
 _EXPECTED_SIZE = "one side of " + ", ".join(f"{width}x{height}" for width, height in _SIZES)
 
@@ -73,7 +52,7 @@ _MEANINGS = {
     "canceled": "provider_failed",
     "aborted": "provider_failed",
 }
-"""The states of a prediction that ended without an image. In an unknown state it is still running."""
+"""The states of a prediction that ended without an image."""
 
 _MODERATION_WORDS = ("nsfw", "sensitive", "content policy", "(e005)")
 """Words in the text of an error about a refused image: the vendor has no code for it."""
@@ -81,55 +60,29 @@ _MODERATION_WORDS = ("nsfw", "sensitive", "content policy", "(e005)")
 _NAMES = {"num_inference_steps": "num_inference_steps", "guidance_scale": "guidance", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
 
-_FIELDS = contract_names(_NAMES) | {"aspect_ratio": "width", "megapixels": "width"}
+_CONTRACT_NAMES = contract_names(_NAMES) | {"aspect_ratio": "width", "megapixels": "width"}
 
 
 def _read_error_body(body: Any) -> ErrorBody:
     """A prediction has a `status` and an `error`; a refusal has the `invalid_fields`, if any."""
-    if not isinstance(body, dict):
-        return ErrorBody()
-    status, error = body.get("status"), body.get("error")
-    if isinstance(error, str) and any(word in error.lower() for word in _MODERATION_WORDS):
+    error = pick_text(body, "error").lower()
+    if any(word in error for word in _MODERATION_WORDS):
         return ErrorBody((_MODERATED,))
-    codes = (status,) if isinstance(status, str) else ()
-    invalid_fields = body.get("invalid_fields")
-    for field in invalid_fields if isinstance(invalid_fields, list) else ():
-        name = field.get("field") if isinstance(field, dict) else None
-        if isinstance(name, str):
-            return ErrorBody(codes, _FIELDS.get(name.removeprefix("input.")))
-    return ErrorBody(codes)
+    names = (pick_text(field, "field") for field in pick_list(body, "invalid_fields"))
+    name = next(filter(None, names), "").removeprefix("input.")
+    return ErrorBody((pick_text(body, "status"),), _CONTRACT_NAMES.get(name))
 
 
-ORDER_ERRORS = ErrorMapping("replicate", _read_error_body, _MEANINGS, replays=False)
-POLL_ERRORS = ErrorMapping("replicate", _read_error_body, _MEANINGS, statuses={404: "not_found"})
-DELIVERY_ERRORS = ErrorMapping("replicate delivery", lambda body: ErrorBody())
-
-
-class Replicate:
-    """Replicate as a provider of images.
-
-    `interval` is the number of seconds between two polls of a prediction that was not finished in the first
-    response; for `grace` seconds after the order, the vendor may not know the prediction yet.
-    """
+class Replicate(OrderedImages):
+    """Replicate as a provider of images. The vendor reports no progress, so only 0 and 1 are; a prediction
+    that was finished in the first response is not polled."""
 
     base_url = "https://api.replicate.com"
+    domain = "replicate.com"  # images are delivered from others
     options = Options
     probe = Probe("/v1/account")
-
-    def __init__(
-        self, credentials: Credentials, http: Http, *, interval: float = 0.5, grace: float = 5.0
-    ) -> None:
-        key = (credentials.api_key or "").strip()
-        self.configured = bool(key)
-        self._http = http
-        self._interval = interval
-        self._grace = grace
-        self._base = credentials.base_url.rstrip("/")
-        self._downloader = Downloader(http, self._base, DOMAIN, waits=(interval, interval * 2, interval * 4))
-        self._headers = {"Authorization": f"Bearer {key}"}
-
-    async def aclose(self) -> None:
-        await self._downloader.aclose()
+    errors = ErrorMapping("replicate", _read_error_body, _MEANINGS, replays=False)
+    ready = "succeeded"
 
     def fit_image(self, fitting: Fitting) -> None:
         """Replace a size that the models don't generate by the size with the nearest aspect ratio and
@@ -139,47 +92,16 @@ class Replicate:
             fitting.replace("width", width, _EXPECTED_SIZE)
             fitting.replace("height", height, _EXPECTED_SIZE)
 
-    async def image(self, job: Job[ImageInput]) -> AsyncGenerator[Event, None]:
-        """Generate an image. The vendor reports no progress, so only 0 and 1 are.
+    def _order(self, job: Job[ImageInput]) -> tuple[str, Mapping[str, str], dict[str, Any]]:
+        path = f"/v1/models/{job.route.model}/predictions"
+        return path, self._json_headers | {"Prefer": "wait"}, {"input": request(job)}
 
-        Raises:
-            UpstreamError: by the error map; without a retry once the vendor has accepted the order.
-        """
-        url = URL(f"{self._base}/v1/models/{job.route.model}/predictions")
-        headers = self._headers | {"Content-Type": "application/json", "Prefer": "wait"}
-        prediction = await self._http.request_json(
-            url, headers, to_json({"input": request(job)}), ORDER_ERRORS
-        )
-        with never_retried():
-            async with aclosing(self._wait_for_image(prediction, job.stream)) as events:
-                async for event in events:
-                    yield event
+    def _polling_url(self, order: Any, job: Job[ImageInput]) -> URL | None:
+        return None if self._finished(order) else self._downloader.api_url(pick_text(order, "urls", "get"))
 
-    async def _wait_for_image(self, prediction: Any, stream: bool) -> AsyncGenerator[Event, None]:
-        """The events of a prediction that the vendor has accepted."""
-        progress = ProgressEvents()
-        output = _output(prediction)
-        if output is None:
-            if stream and (event := progress.event(0)):
-                yield event
-            url = self._downloader.api_url(_polling_link(prediction))
-            clock = asyncio.get_running_loop().time
-            grace_ends = clock() + self._grace
-            polls = poll(self._http, url, self._headers, POLL_ERRORS, interval=self._interval)
-            async with aclosing(polls) as states:
-                async for state in states:
-                    if state is UNKNOWN:
-                        if clock() >= grace_ends:
-                            raise malformed_response("a prediction that the vendor has lost")
-                        continue
-                    output = _output(state)
-                    if output is not None:
-                        break
-        link = output[0] if isinstance(output, list) and output else output
-        result = image_result(await self._downloader.fetch(link, DELIVERY_ERRORS))
-        if stream and (event := progress.event(1)):
-            yield event
-        yield result
+    def _image_link(self, task: dict[str, Any]) -> object:
+        output = task.get("output")
+        return output[0] if isinstance(output, list) and output else output
 
 
 def request(job: Job[ImageInput]) -> dict[str, Any]:
@@ -207,35 +129,7 @@ def _size(image: ImageInput, route: Route) -> tuple[int, int]:
     width, height = size.get("width", DEFAULT_IMAGE_SIDE), size.get("height", DEFAULT_IMAGE_SIDE)
     if (width, height) in _SIZES:
         return width, height
-    aspect = _nearest(_ASPECTS, width / height)
-    divisor = _nearest(_AREAS, width * height / 1_000_000)
+    ratio = width / height
+    aspect = min(_ASPECTS, key=lambda aspect: abs(log(_ASPECTS[aspect] / ratio)))
+    divisor = 1 if width * height >= 500_000 else 2  # half way, as a ratio, from a quarter to one megapixel
     return _ASPECT_SIZES[aspect][0] // divisor, _ASPECT_SIZES[aspect][1] // divisor
-
-
-def _nearest(choices: Mapping[_Choice, float], value: float) -> _Choice:
-    """The choice with the smallest ratio to `value`."""
-    return min(choices, key=lambda choice: abs(log(choices[choice] / value)))
-
-
-def _output(prediction: Any) -> Any:
-    """The output of a prediction that has succeeded; None if it is still running.
-
-    Raises:
-        UpstreamError: content_policy_violation, provider_failed.
-    """
-    status = prediction.get("status") if isinstance(prediction, dict) else None
-    if not isinstance(status, str):
-        raise malformed_response("a prediction without a status")
-    if status in ("failed", "canceled", "aborted"):
-        raise from_error_body(prediction, POLL_ERRORS)
-    if status != "succeeded":
-        return None
-    output = prediction.get("output")
-    if output is None:
-        raise malformed_response("a prediction without an output")
-    return output
-
-
-def _polling_link(prediction: dict[str, Any]) -> Any:
-    urls = prediction.get("urls")
-    return urls.get("get") if isinstance(urls, dict) else None

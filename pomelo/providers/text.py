@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
@@ -117,6 +117,18 @@ async def stream_text(
         event.text_delta.content = well_formed(half)
         yield event
     yield Event(text_delta=state.last_delta())
+
+
+def finish_reason(reason: Any, reasons: Mapping[str, FinishReason.ValueType]) -> FinishReason.ValueType:
+    """Return a vendor's finish reason as ours. One that is not in `reasons` is a stop: no tool was offered,
+    and a new reason is not a failure.
+
+    Raises:
+        UpstreamError: provider_failed; it is not text.
+    """
+    if not isinstance(reason, str):
+        raise malformed_response("an invalid finish reason")
+    return reasons.get(reason, FinishReason.FINISH_REASON_STOP)
 
 
 def token_usage(

@@ -16,7 +16,10 @@ from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.downloads import MAX_FILE_BYTES, Downloader, from_base64
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
+from pomelo.providers.http.parsing import pick, pick_text
+from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.images import (
+    DELIVERY_ERRORS,
     FORMATS,
     ProgressEvents,
     contract_names,
@@ -28,12 +31,10 @@ from pomelo.providers.images import (
 MAX_RESPONSE_BYTES = MAX_FILE_BYTES * 4 // 3 + 64 * 1024
 """The largest image as base64, and the JSON around it."""
 
-DOMAIN = "together.ai"
-
 _NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed"}
 """The contract's name of a parameter -> the vendor's."""
 
-_FIELDS = contract_names(_NAMES)
+_CONTRACT_NAMES = contract_names(_NAMES)
 
 _MEANINGS = {
     "content_policy_violation": "content_policy_violation",
@@ -47,33 +48,26 @@ _MEANINGS = {
 
 
 def _read_error_body(body: Any) -> ErrorBody:
-    error = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(error, dict):
-        return ErrorBody()
-    codes = tuple(word for key in ("code", "type") if isinstance(word := error.get(key), str))
-    param = error.get("param")
-    return ErrorBody(codes, _FIELDS.get(param) if isinstance(param, str) else None)
+    error = pick(body, "error")
+    codes = (pick_text(error, "code"), pick_text(error, "type"))
+    return ErrorBody(codes, _CONTRACT_NAMES.get(pick_text(error, "param")))
 
 
 ERROR_MAPPING = ErrorMapping("together", _read_error_body, _MEANINGS, replays=False)
-DELIVERY_ERRORS = ErrorMapping("together delivery", lambda body: ErrorBody())
 
 
-class Together:
+class Together(Vendor):
+    """Together as a provider of images."""
+
     base_url = "https://api.together.ai/v1"
     options = Options
     probe = Probe("/models")
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
-        key = (credentials.api_key or "").strip()
-        self.configured = bool(key)
-        self._http = http
-        base = credentials.base_url.rstrip("/").removesuffix(
-            "/v1"
-        )  # the vendor's own tools accept both forms
+        super().__init__(credentials, http)
+        base = self._base.removesuffix("/v1")  # the vendor's own tools accept both forms
         self._url = URL(base + "/v1/images/generations")
-        self._downloader = Downloader(http, base, DOMAIN)
-        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._downloader = Downloader(http, base, "together.ai")
 
     async def aclose(self) -> None:
         await self._downloader.aclose()
@@ -89,13 +83,16 @@ class Together:
         Raises:
             UpstreamError: by the error map; without a retry once the vendor has responded.
         """
-        body = to_json(request(job))
         response = await self._http.request_json(
-            self._url, self._headers, body, ERROR_MAPPING, max_bytes=MAX_RESPONSE_BYTES
+            self._url,
+            self._json_headers,
+            to_json(request(job)),
+            ERROR_MAPPING,
+            max_bytes=MAX_RESPONSE_BYTES,
         )
         with never_retried():
             result = image_result(await self._image(response))
-        if job.stream and (event := ProgressEvents().event(1)):
+        if event := ProgressEvents(job.stream).event(1):
             yield event
         yield result
 

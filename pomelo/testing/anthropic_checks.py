@@ -10,17 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pomelo.testing.checks import (
-    Check,
-    Problem,
-    conversation,
-    declared,
-    flag,
-    number,
-    one_of,
-    text,
-    whole,
-)
+from pomelo.testing.checks import Check, Problem, conversation, declared, flag, number, one_of, text, whole
 
 SAMPLING_VERSION = "2023-06-01"
 """The version of the API that takes sampling parameters."""
@@ -151,17 +141,7 @@ _FIELDS: Mapping[str, Check] = {
     "speed": one_of("standard", "fast"),
 }
 
-_OTHERS = frozenset(
-    (
-        "cache_control",
-        "container",
-        "diagnostics",
-        "inference_geo",
-        "output_config",
-        "thinking",
-        "tool_choice",
-        "tools",
-        "user_profile_id",
-        "workspace_id",
-    )
-)
+_OTHERS = frozenset((
+    "cache_control", "container", "diagnostics", "inference_geo", "output_config", "thinking", "tool_choice",
+    "tools", "user_profile_id", "workspace_id",
+))  # fmt: skip

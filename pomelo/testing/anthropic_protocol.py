@@ -11,8 +11,8 @@ from typing import Any
 from pomelo.testing.anthropic_checks import VERSIONS, check
 from pomelo.testing.broken import BODY
 from pomelo.testing.checks import Problem, access_refusal
-from pomelo.testing.reply import Received, Reply, VendorProtocol
-from pomelo.testing.text_answer import COUNTED, JSON, TextAnswer, text_faults
+from pomelo.testing.reply import Received, Reply, VendorProtocol, json_reply
+from pomelo.testing.text_answer import TextAnswer, text_faults
 
 PATH = "/v1/messages"
 
@@ -40,12 +40,12 @@ class Answer(TextAnswer):
         if self.thinking is not None:
             blocks.insert(0, {"type": "thinking", "thinking": self.thinking, "signature": "c2lnbmVk"})
         message = _message(received, blocks) | {"stop_reason": self.finish_reason}
-        return message | self._usage_field(self._usage(received))
+        return message | self.usage_field(received)
 
     def beginning(self, received: Received) -> list[bytes]:
-        usage = self._usage(received)
-        first = usage | {"output_tokens": 1} if isinstance(usage, dict) else usage
-        message = _message(received, []) | self._usage_field(first)
+        message = _message(received, []) | self.usage_field(received)
+        if isinstance(usage := message.get("usage"), dict):
+            message["usage"] = usage | {"output_tokens": 1}
         index = 0
         events = [event("message_start", message=message)]
         if self.thinking is not None:
@@ -63,13 +63,13 @@ class Answer(TextAnswer):
         return words(word, index=self._index)
 
     def ending(self, received: Received) -> list[bytes]:
-        usage = self._usage(received)
-        if isinstance(usage, dict) and "output_tokens" in usage:
-            usage = {"output_tokens": usage["output_tokens"]}
+        counts = self.usage_field(received)
+        if isinstance(usage := counts.get("usage"), dict) and "output_tokens" in usage:
+            counts["usage"] = {"output_tokens": usage["output_tokens"]}
         delta = {"stop_reason": self.finish_reason, "stop_sequence": None}
         events = [
             event("content_block_stop", index=self._index),
-            event("message_delta", delta=delta, **self._usage_field(usage)),
+            event("message_delta", delta=delta, **counts),
         ]
         return [*events, event("message_stop")] if self.done else events
 
@@ -77,22 +77,14 @@ class Answer(TextAnswer):
     def _index(self) -> int:
         return 0 if self.thinking is None else 1
 
-    def _usage(self, received: Received) -> Any:
-        if self.usage is not COUNTED:
-            return self.usage
-        prompt, completion = self.counts(received)
-        prompt += len(str(received.body.get("system") or "").split())
+    def true_usage(self, received: Received, prompt: int, completion: int) -> dict[str, Any]:
         return {
-            "input_tokens": prompt,
+            "input_tokens": prompt + len(str(received.body.get("system") or "").split()),
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": completion,
             "service_tier": "standard",
         }
-
-    @staticmethod
-    def _usage_field(usage: Any) -> dict[str, Any]:
-        return {} if usage is None else {"usage": usage}
 
 
 def event(name: str, **fields: Any) -> bytes:
@@ -132,11 +124,7 @@ def error_reply(
 ) -> Reply:
     """Return a refusal with the vendor's error body: its `type`, and its detailed error_code."""
     body = {"type": "error", "error": _error(error_type, code, message), "request_id": "req_test0001"}
-    return Reply(
-        status=status,
-        headers={**JSON, "request-id": "req_test0001", **(headers or {})},
-        steps=(json.dumps(body).encode(),),
-    )
+    return json_reply(body, status, {"request-id": "req_test0001", **(headers or {})})
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:

@@ -9,6 +9,9 @@ import hashlib
 import struct
 from collections.abc import Iterator
 
+from pomelo.providers.sandbox.ogg import Writer
+from pomelo.providers.sandbox.speech import wav_header
+
 _LOW = bytes(byte & 0x7F for byte in range(256))
 _MP3_KBITS = {
     1: {32: 1, 40: 2, 48: 3, 56: 4, 64: 5, 80: 6, 96: 7, 112: 8, 128: 9, 160: 10, 192: 11},
@@ -43,7 +46,7 @@ def packets(output_format: str, size: int, seed: str, packet: int = 16 * 1024) -
     faint[::2] = _bytes(seed, packet // 2)
     size += size % 2
     if codec == "wav":
-        return [_wav_head(int(rate), size - 44), *_repeated(bytes(faint), size - 44)]
+        return [wav_header(int(rate), size - 44), *_repeated(bytes(faint), size - 44)]
     return _repeated(bytes(faint), size)
 
 
@@ -69,47 +72,12 @@ def _mp3(rate: int, kbits: int, seed: str, packet: int) -> tuple[bytes, int]:
     return b"".join(head + side + noise[at : at + loose] for at in range(0, count * loose, loose)), size
 
 
-def _wav_head(rate: int, size: int) -> bytes:
-    form = (16, 1, 1, rate, rate * 2, 2, 16)
-    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", size + 36, b"WAVE", b"fmt ", *form, b"data", size)
-
-
 def _opus(kbits: int, size: int, seed: str) -> Iterator[bytes]:
-    serial = int.from_bytes(_bytes(seed, 4), "little")
-    noise = _bytes(seed, kbits * 1000 // 8 // 50)
     # A packet of one frame, marked as silence; players skip the rest of it.
-    one = b"\xf8\xff\xfe" + noise[3:]
-    head = b"OpusHead" + struct.pack("<BBHIhB", 1, 1, 312, _OPUS_RATE, 0, 0)
-    tags = b"OpusTags" + struct.pack("<I4sI", 4, b"test", 0)
-    yield _page(2, 0, serial, 0, [head]) + _page(0, 0, serial, 1, [tags])
-    pages = max(1, -(-size // (len(one) * _OPUS_PAGE)))
+    packet = b"\xf8\xff\xfe" + _bytes(seed, kbits * 1000 // 8 // 50)[3:]
+    writer = Writer()
+    yield writer.head(b"OpusHead" + struct.pack("<BBHIhB", 1, 1, 312, _OPUS_RATE, 0, 0), "")
+    pages = max(1, -(-size // (len(packet) * _OPUS_PAGE)))
     for number in range(1, pages + 1):
-        last = 4 if number == pages else 0
-        yield _page(last, number * _OPUS_PAGE * _OPUS_PACKET, serial, number + 1, [one] * _OPUS_PAGE)
-
-
-def _page(flags: int, position: int, serial: int, number: int, parts: list[bytes]) -> bytes:
-    lacing = b"".join(b"\xff" * (len(part) // 255) + bytes((len(part) % 255,)) for part in parts)
-    head = struct.pack("<4sBBQII", b"OggS", 0, flags, position, serial, number)
-    body = bytes((len(lacing),)) + lacing + b"".join(parts)
-    return head + struct.pack("<I", _checksum(head + bytes(4) + body)) + body
-
-
-def _table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = (value << 1 ^ (0x04C11DB7 if value & 0x80000000 else 0)) & 0xFFFFFFFF
-        table.append(value)
-    return table
-
-
-_CHECKSUMS = _table()
-
-
-def _checksum(data: bytes) -> int:
-    value = 0
-    for byte in data:
-        value = (value << 8 & 0xFFFFFFFF) ^ _CHECKSUMS[value >> 24 ^ byte]
-    return value
+        end = number * _OPUS_PAGE * _OPUS_PACKET
+        yield writer.page([packet] * _OPUS_PAGE, end, last=number == pages)

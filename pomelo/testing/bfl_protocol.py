@@ -6,16 +6,15 @@ It is strict: it refuses a field that a model does not have, and a key that is s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 from pomelo.testing.broken import BODY, forbidden_link
-from pomelo.testing.checks import Check, flag, number, one_of, text, whole
-from pomelo.testing.images import CONTENT_TYPES, make_image
-from pomelo.testing.reply import Received, Reply, Script, Step, Stop, VendorFaults, VendorProtocol
+from pomelo.testing.checks import Check, declared, flag, number, one_of, text, whole
+from pomelo.testing.images import make_image
+from pomelo.testing.reply import Received, Reply, Script, Step, Stop, VendorFaults, VendorProtocol, json_reply
 
 PREFIX = "/bfl"
 ORDERS = PREFIX + "/v1/"
@@ -34,8 +33,7 @@ def status(
     def script(received: Received) -> Reply:
         task = received.query.get("id", "0f3c-0")
         body = {"id": task, "status": word, "progress": progress}
-        reply = _json({**_STATE, **body, **more}, http)
-        return Reply(reply.status, reply.headers, reply.steps, before)
+        return replace(json_reply({**_STATE, **body, **more}, http), before=before)
 
     return script
 
@@ -54,16 +52,12 @@ def error_reply(
     code: int, detail: Any = "It can't be done", headers: Mapping[str, str] | None = None
 ) -> Reply:
     """Return a refusal with the vendor's error body."""
-    return _json({"detail": detail}, code, headers)
+    return json_reply({"detail": detail}, code, {"x-request-id": "bfl-test-1", **(headers or {})})
 
 
 def invalid(name: str, message: str = "It can't be taken") -> Reply:
     """Return the refusal of one field of an order."""
     return error_reply(422, [{"loc": ["body", name], "msg": message, "type": "value_error"}])
-
-
-def _missing(part: str, name: str) -> Reply:
-    return error_reply(422, [{"loc": [part, name], "msg": "Field required", "type": "missing"}])
 
 
 def delivered(data: bytes, content_type: str = "image/png") -> Reply:
@@ -98,7 +92,7 @@ class Drawing:
         polls = list(self.polls)
         if self.done:
             polls.append(ready(base + file if self.sample is None else self.sample))
-        files = self.delivery or (delivered(make_image(file_format), CONTENT_TYPES[file_format]),)
+        files = self.delivery or (delivered(make_image(file_format), f"image/{file_format}"),)
         answer: dict[str, Any] = {
             "id": task,
             "polling_url": base + result if self.polling_url is None else self.polling_url,
@@ -106,8 +100,7 @@ class Drawing:
             "input_mp": 0.0,
             "output_mp": 0.79,
         }
-        accepted = _json(answer | dict(self.order))
-        return Reply(accepted.status, accepted.headers, accepted.steps, follow={result: polls, file: files})
+        return replace(json_reply(answer | dict(self.order)), follow={result: polls, file: files})
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
@@ -125,7 +118,9 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if received.path == RESULT:
         if received.method != "GET":
             return error_reply(405, "Method Not Allowed")
-        return None if received.query.get("id") else _missing("query", "id")
+        if not received.query.get("id"):
+            return error_reply(422, [{"loc": ["query", "id"], "msg": "Field required", "type": "missing"}])
+        return None
     fields = _MODELS.get(received.path.removeprefix(ORDERS))
     if fields is None:
         return error_reply(404, "Not Found")
@@ -139,26 +134,16 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
 
 
 def _check_fields(body: Mapping[str, Any], fields: Mapping[str, Check]) -> Reply | None:
-    if not body.get("prompt"):
-        return invalid("prompt", "Field required")
-    for name, value in body.items():
-        check = fields.get(name)
-        if check is None:
-            return invalid(name, "Extra inputs are not permitted")
-        if value is not None and (problem := check(name, value)) is not None:
-            return invalid(name, problem.message)
-        if name in ("width", "height") and value is not None and value % 32:
+    if (problem := declared(body, fields, (), required=("prompt",))) is not None:
+        return invalid(problem.param or "", problem.message)
+    for name in ("width", "height"):
+        if (body.get(name) or 0) % 32:
             return invalid(name, "It must be a multiple of 32")
     return None
 
 
-def _json(body: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
-    head = {"Content-Type": "application/json", "x-request-id": "bfl-test-1", **(headers or {})}
-    return Reply(code, head, (json.dumps(body).encode(),))
-
-
 _COMMON: Mapping[str, Check] = {
-    "prompt": text(),
+    "prompt": text(1),
     "image_prompt": text(),
     "width": whole(256, 1440),
     "height": whole(256, 1440),

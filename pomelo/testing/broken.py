@@ -24,6 +24,7 @@ _BOMB_BYTES = 64 * 1024 * 1024
 _MEBIBYTE = b"x" * (1024 * 1024)
 _OVERSIZE_MEBIBYTES = 72
 _FLOOD_PACKETS = 1024
+_LATE_CHUNKS = 3000
 _HEAD = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -33,6 +34,15 @@ def forbidden_link(received: Received) -> str:
     return f"http://localhost:{port}{FORBIDDEN_PATH}"
 
 
+def changed(change: Callable[[Reply], Reply]) -> FaultMaker:
+    """The reply that `change` makes from a valid one; also a decorator."""
+
+    def make(protocol: VendorProtocol, valid: Script) -> Script:
+        return lambda received: change(_reply(valid, received))
+
+    return make
+
+
 def instead(make: Callable[[Received], Reply]) -> FaultMaker:
     """Another reply in place of the valid one."""
     return lambda protocol, valid: make
@@ -40,17 +50,17 @@ def instead(make: Callable[[Received], Reply]) -> FaultMaker:
 
 def before_head(*steps: Step) -> FaultMaker:
     """Steps before the head of a valid response."""
-    return _changed(lambda reply: replace(reply, before=steps))
+    return changed(lambda reply: replace(reply, before=steps))
 
 
 def before_body(*steps: Step) -> FaultMaker:
     """Steps between the head and the body of a valid response."""
-    return _changed(lambda reply: replace(reply, steps=(*steps, *reply.steps)))
+    return changed(lambda reply: replace(reply, steps=(*steps, *reply.steps)))
 
 
 def half_way(*steps: Step) -> FaultMaker:
     """The first half of the body of a valid response, and then these steps."""
-    return _changed(lambda reply: replace(reply, steps=(*halves(reply.steps)[0], *steps)))
+    return changed(lambda reply: replace(reply, steps=(*halves(reply.steps)[0], *steps)))
 
 
 def held_half_way(gate: Gate) -> FaultMaker:
@@ -60,27 +70,22 @@ def held_half_way(gate: Gate) -> FaultMaker:
         start, rest = halves(reply.steps)
         return replace(reply, steps=(*start, gate, *rest))
 
-    return _changed(change)
+    return changed(change)
 
 
-def body(data: Callable[[bool], bytes]) -> FaultMaker:
-    """The head of a valid response with another body; `data` is called with whether it is a stream of
-    events."""
-
-    def change(reply: Reply) -> Reply:
-        return replace(reply, steps=(data(_has_events(reply)),))
-
-    return _changed(change)
+def body(whole: bytes, events: bytes) -> FaultMaker:
+    """The head of a valid response with another body, for a whole response and for a stream of events."""
+    return changed(lambda reply: replace(reply, steps=(events if _has_events(reply) else whole,)))
 
 
 def status(code: int, **headers: str) -> FaultMaker:
     """The vendor's refusal, which repeats the caller's key and prompt."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
 
     def make(protocol: VendorProtocol, valid: Script) -> Script:
         def refuse(received: Received) -> Reply:
             key = " ".join(value for value in received.headers.values() if "key" in value)
             reply = protocol.refusal(code, f"{BODY} {key} {received.prompt}")
-            names = {name.replace("_", "-"): value for name, value in headers.items()}
             return replace(reply, headers={**reply.headers, **names})
 
         return refuse
@@ -93,14 +98,11 @@ def raw(*packets: bytes) -> FaultMaker:
     return instead(lambda received: Reply(before=(*packets, Stop.CLOSE)))
 
 
-def dripping() -> FaultMaker:
+@changed
+def dripping(reply: Reply) -> Reply:
     """A valid response whose second half arrives a byte at a time, without content."""
-
-    def change(reply: Reply) -> Reply:
-        drop = b":\n" if _has_events(reply) else b" "
-        return replace(reply, steps=(*halves(reply.steps)[0], *_drips(drop)))
-
-    return _changed(change)
+    drop = b":\n" if _has_events(reply) else b" "
+    return replace(reply, steps=(*halves(reply.steps)[0], *_drips(drop)))
 
 
 def dripping_head(packet: bytes, beginning: bytes = b"") -> FaultMaker:
@@ -108,32 +110,17 @@ def dripping_head(packet: bytes, beginning: bytes = b"") -> FaultMaker:
     return instead(lambda received: Reply(before=(beginning, *_drips(packet))))
 
 
-def half_character() -> FaultMaker:
+@changed
+def half_character(reply: Reply) -> Reply:
     """A valid response whose first text is cut within a character: it is not UTF-8, in otherwise valid
     JSON."""
-
-    def change(reply: Reply) -> Reply:
-        data = b"".join(step for step in reply.steps if isinstance(step, bytes))
-        return replace(
-            reply, headers=_without_length(reply), steps=(data.replace(b'": "', b'": "caf\xc3', 1),)
-        )
-
-    return _changed(change)
+    return _with_body(reply, _body(reply).replace(b'": "', b'": "caf\xc3', 1))
 
 
-def unfinished_event() -> FaultMaker:
+@changed
+def unfinished_event(reply: Reply) -> Reply:
     """A valid response whose last event has no line ends."""
-
-    def change(reply: Reply) -> Reply:
-        data = b"".join(step for step in reply.steps if isinstance(step, bytes))
-        return replace(reply, headers=_without_length(reply), steps=(data.rstrip(b"\n"),))
-
-    return _changed(change)
-
-
-def broken_json() -> FaultMaker:
-    """JSON that ends within a text, in a body or an event that ends correctly."""
-    return body(lambda events: b'data: {"id": "\n\n' if events else b'{"id": "')
+    return _with_body(reply, _body(reply).rstrip(b"\n"))
 
 
 def page(code: int = 200) -> FaultMaker:
@@ -143,92 +130,60 @@ def page(code: int = 200) -> FaultMaker:
     return instead(lambda received: Reply(code, head, (html,)))
 
 
-def redirect() -> FaultMaker:
-    """A redirect to a forbidden link."""
-    return instead(lambda received: Reply(307, {"Location": forbidden_link(received)}))
+redirect = instead(lambda received: Reply(307, {"Location": forbidden_link(received)}))
+"""A redirect to a forbidden link."""
 
 
-def oversize() -> FaultMaker:
-    """More JSON than a client should read."""
-    steps = (b'{"id": "', *(_MEBIBYTE,) * _OVERSIZE_MEBIBYTES, b'"}')
-    return instead(lambda received: Reply(headers={"Content-Type": "application/json"}, steps=steps))
+oversize = instead(
+    lambda received: Reply(
+        headers={"Content-Type": "application/json"},
+        steps=(b'{"id": "', *(_MEBIBYTE,) * _OVERSIZE_MEBIBYTES, b'"}'),
+    )
+)
+"""More JSON than a client should read."""
 
 
-def huge_line(size: int = 1_000_000) -> FaultMaker:
-    """A body, or an event, in one long line."""
-    return body(lambda events: (b"data: " if events else b"") + b"x" * size + b"\n\n")
-
-
-def bomb() -> FaultMaker:
+@changed
+def bomb(reply: Reply) -> Reply:
     """A compressed body that is huge when it is decompressed. The request did not ask for compression."""
-
-    def change(reply: Reply) -> Reply:
-        headers = {**_without_length(reply), "Content-Encoding": "gzip"}
-        return replace(reply, headers=headers, steps=(_bomb(),))
-
-    return _changed(change)
+    return replace(_with_body(reply, _bomb()), headers=_without_length(reply) | {"Content-Encoding": "gzip"})
 
 
-def many_headers(number: int = 100_000) -> FaultMaker:
-    """A head of very many lines."""
-    return raw(_HEAD, b"X-Filler: x\r\n" * number, b"Content-Length: 2\r\n\r\n{}")
-
-
-def huge_header(size: int = 1024 * 1024) -> FaultMaker:
-    """A head with one very long line."""
-    return raw(_HEAD, b"X-Filler: " + b"x" * size + b"\r\nContent-Length: 2\r\n\r\n{}")
-
-
-def one_too_many() -> FaultMaker:
+@changed
+def one_too_many(reply: Reply) -> Reply:
     """A valid response and, a moment later on the same connection, one without a request."""
-
-    def change(reply: Reply) -> Reply:
-        data = b"".join(step for step in reply.steps if isinstance(step, bytes))
-        answer = _head({**_without_length(reply), "Content-Length": str(len(data))}) + data
-        unrequested = json.dumps({"id": BODY}).encode()
-        return replace(
-            reply,
-            headers={"Content-Type": "application/json"},
-            before=(answer, _DRIP_WAIT),
-            steps=(unrequested,),
-        )
-
-    return _changed(change)
+    data = _body(reply)
+    answer = _head(reply, {"Content-Length": str(len(data))}) + data
+    unrequested = json.dumps({"id": BODY}).encode()
+    head = {"Content-Type": "application/json"}
+    return replace(reply, headers=head, before=(answer, _DRIP_WAIT), steps=(unrequested,))
 
 
-def late_chunk(chunks: int = 3000) -> FaultMaker:
+@changed
+def late_chunk(reply: Reply) -> Reply:
     """A valid response that continues in many small chunks, and ends with an invalid one after more data than
     a client reads ahead."""
-
-    def change(reply: Reply) -> Reply:
-        filler = (b":" if _has_events(reply) else b" ") * 99 + b"\n"
-        data = b"".join(step for step in halves(reply.steps)[0] if isinstance(step, bytes))
-        packets = [packet for packet in (data, *(filler,) * chunks) if packet]
-        body = b"".join(b"%x\r\n%s\r\n" % (len(packet), packet) for packet in packets)
-        headers = {**_without_length(reply), "Transfer-Encoding": "chunked"}
-        return replace(reply, before=(_head(headers) + body + b"no chunk\r\n", Stop.SILENCE), steps=())
-
-    return _changed(change)
+    filler = (b":" if _has_events(reply) else b" ") * 99 + b"\n"
+    data = b"".join(step for step in halves(reply.steps)[0] if isinstance(step, bytes))
+    packets = [packet for packet in (data, *(filler,) * _LATE_CHUNKS) if packet]
+    body = b"".join(b"%x\r\n%s\r\n" % (len(packet), packet) for packet in packets)
+    head = _head(reply, {"Transfer-Encoding": "chunked"})
+    return replace(reply, before=(head + body + b"no chunk\r\n", Stop.SILENCE), steps=())
 
 
-def flooding() -> FaultMaker:
+@changed
+def flooding(reply: Reply) -> Reply:
     """A valid response whose last packet is repeated as fast as possible."""
-
-    def change(reply: Reply) -> Reply:
-        packet = next((step for step in reversed(reply.steps) if isinstance(step, bytes)), b"x")
-        flood = packet * (len(_MEBIBYTE) // len(packet) + 1)
-        return replace(
-            reply, headers=_without_length(reply), steps=(*reply.steps, *(flood,) * _FLOOD_PACKETS)
-        )
-
-    return _changed(change)
+    packet = next((step for step in reversed(reply.steps) if isinstance(step, bytes)), b"x")
+    flood = packet * (len(_MEBIBYTE) // len(packet) + 1)
+    return _with_body(reply, *reply.steps, *(flood,) * _FLOOD_PACKETS)
 
 
 def without_end(valid: Script) -> Script:
     """A complete response whose connection stays open."""
 
     def script(received: Received) -> Reply:
-        reply = valid if isinstance(valid, Reply) else valid(received)
+        reply = _reply(valid, received)
         return replace(reply, steps=(*reply.steps, Stop.SILENCE))
 
     return script
@@ -254,14 +209,8 @@ def halves(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[Step, ...]]
     return (*steps[:index], Token(packet[:half])), (packet[half:], *steps[index + 1 :])
 
 
-def _changed(change: Callable[[Reply], Reply]) -> FaultMaker:
-    def make(protocol: VendorProtocol, valid: Script) -> Script:
-        def script(received: Received) -> Reply:
-            return change(valid if isinstance(valid, Reply) else valid(received))
-
-        return script
-
-    return make
+def _reply(script: Script, received: Received) -> Reply:
+    return script if isinstance(script, Reply) else script(received)
 
 
 def _has_events(reply: Reply) -> bool:
@@ -272,9 +221,17 @@ def _without_length(reply: Reply) -> dict[str, str]:
     return {name: value for name, value in reply.headers.items() if name != "Content-Length"}
 
 
-def _head(headers: dict[str, str]) -> bytes:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return _HEAD + lines.encode() + b"\r\n"
+def _body(reply: Reply) -> bytes:
+    return b"".join(step for step in reply.steps if isinstance(step, bytes))
+
+
+def _with_body(reply: Reply, *steps: Step) -> Reply:
+    return replace(reply, headers=_without_length(reply), steps=steps)
+
+
+def _head(reply: Reply, framing: dict[str, str]) -> bytes:
+    headers = _without_length(reply) | framing
+    return _HEAD + "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode() + b"\r\n"
 
 
 def _drips(packet: bytes) -> tuple[Step, ...]:

@@ -55,29 +55,22 @@ def access_refusal(received: Received, path: str, api_key: str | None, *, header
 
 def whole(minimum: int, maximum: int) -> Check:
     """Return a check for a whole number within bounds."""
-
-    def check(name: str, value: Any) -> Problem | None:
-        if type(value) is not int:
-            return Problem("invalid_type", name, f"{name} must be a whole number")
-        if value < minimum:
-            return Problem("integer_below_min_value", name, f"{name} must be at least {minimum}")
-        if value > maximum:
-            return Problem("integer_above_max_value", name, f"{name} must be at most {maximum}")
-        return None
-
-    return check
+    return _bounded((int,), "integer", "a whole number", minimum, maximum)
 
 
 def number(minimum: float, maximum: float) -> Check:
     """Return a check for a number within bounds."""
+    return _bounded((int, float), "decimal", "a number", minimum, maximum)
 
+
+def _bounded(types: tuple[type, ...], code: str, noun: str, minimum: float, maximum: float) -> Check:
     def check(name: str, value: Any) -> Problem | None:
-        if type(value) not in (int, float):
-            return Problem("invalid_type", name, f"{name} must be a number")
+        if type(value) not in types:
+            return Problem("invalid_type", name, f"{name} must be {noun}")
         if value < minimum:
-            return Problem("decimal_below_min_value", name, f"{name} must be at least {minimum}")
+            return Problem(f"{code}_below_min_value", name, f"{name} must be at least {minimum}")
         if value > maximum:
-            return Problem("decimal_above_max_value", name, f"{name} must be at most {maximum}")
+            return Problem(f"{code}_above_max_value", name, f"{name} must be at most {maximum}")
         return None
 
     return check

@@ -40,7 +40,7 @@ def find_problems(received: Received, api: str, stream: bool) -> list[Problem]:
         if not isinstance(received.body, dict):
             return [*found, problem("json_invalid", "body", message="JSON is needed")]
         return found + _fields(received.body, _TTS, _TTS_OTHERS, ("text",))
-    known, others, file = (_STS, _STS_OTHERS, "audio") if api == "sts" else (_STT, _STT_OTHERS, "file")
+    known, others, file = (_STS, frozenset[str](), "audio") if api == "sts" else (_STT, _STT_OTHERS, "file")
     return found + _form(received, known, others, file)
 
 
@@ -223,7 +223,6 @@ _STS: Mapping[str, Check] = {
     "remove_background_noise": _flag_text,
     "file_format": _one_of("pcm_s16le_16", "other"),
 }
-_STS_OTHERS: frozenset[str] = frozenset()
 _STT: Mapping[str, Check] = {
     "model_id": _one_of("scribe_v1", "scribe_v2", "scribe_v2_medical", "scribe_v3"),
     "language_code": _language(2, 3),
@@ -237,29 +236,18 @@ _STT: Mapping[str, Check] = {
     "seed": _whole_text(0, 2**31 - 1),
     "no_verbatim": _flag_text,
 }
-_STT_OTHERS = frozenset(
-    (
-        "additional_formats",
-        "cloud_storage_url",
-        "detect_speaker_roles",
-        "entity_detection",
-        "entity_redaction",
-        "entity_redaction_mode",
-        "keyterms",
-        "multichannel_output_style",
-        "numbers_format",
-        "secondary_language_codes",
-        "source_url",
-        "transcript_edit",
-        "use_multi_channel",
-        "use_speaker_library",
-        "webhook",
-        "webhook_id",
-        "webhook_metadata",
-    )
-)
+_STT_OTHERS = frozenset((
+    "additional_formats", "cloud_storage_url", "detect_speaker_roles", "entity_detection", "entity_redaction",
+    "entity_redaction_mode", "keyterms", "multichannel_output_style", "numbers_format",
+    "secondary_language_codes", "source_url", "transcript_edit", "use_multi_channel", "use_speaker_library",
+    "webhook", "webhook_id", "webhook_metadata",
+))  # fmt: skip
 _OLD_VOICES: Mapping[str, Check] = {"show_legacy": _flag_text}
 """The first version of the list, which has no pages."""
+_VOICE_FILTERS = (
+    "accent", "age", "category", "collection_id", "fine_tuning_state", "gender", "language",
+    "next_page_token", "search", "sort", "use_cases", "voice_ids", "voice_type",
+)  # fmt: skip
 _VOICES: Mapping[str, Check] = {
     "page_size": _whole_text(1, 100),
     "include_total_count": _flag_text,
@@ -267,18 +255,6 @@ _VOICES: Mapping[str, Check] = {
     "include_custom_rates": _flag_text,
     "include_live_moderated": _flag_text,
     "min_notice_period_days": _whole_text(0, 2**31 - 1),
-    "accent": _anything,
-    "age": _anything,
-    "category": _anything,
-    "collection_id": _anything,
-    "fine_tuning_state": _anything,
-    "gender": _anything,
-    "language": _anything,
-    "next_page_token": _anything,
-    "search": _anything,
-    "sort": _anything,
     "sort_direction": _one_of("asc", "desc"),
-    "use_cases": _anything,
-    "voice_ids": _anything,
-    "voice_type": _anything,
+    **dict.fromkeys(_VOICE_FILTERS, _anything),
 }

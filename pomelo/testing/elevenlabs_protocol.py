@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pomelo.testing.audio import packets, rate_of
-from pomelo.testing.broken import BODY
+from pomelo.testing.broken import BODY, halves
 from pomelo.testing.elevenlabs_checks import find_problems, problem
 from pomelo.testing.form import Part
-from pomelo.testing.reply import Received, Reply, Script, Step, Token, VendorFaults, VendorProtocol
+from pomelo.testing.reply import Received, Reply, Script, Step, VendorFaults, VendorProtocol, json_reply
 from pomelo.testing.text_answer import as_steps
 
 PREFIX = "/elevenlabs"
 
-_JSON = {"Content-Type": "application/json"}
 _ID = re.compile(r"[A-Za-z0-9]{20}")
 _PATHS = re.compile(
     r"/v1/(?P<path>text-to-speech|speech-to-speech|voice-changer)/(?P<voice>[^/]+)(?P<stream>/stream)?"
@@ -100,15 +98,10 @@ class Transcript:
     """Fields of the body to replace."""
 
     def __call__(self, received: Received) -> Reply:
-        body = json.dumps({**self._body(received), **self.more}, ensure_ascii=False).encode()
-        half = len(body) // 2
-        steps = (
-            *as_steps(self.at.get(0, ())),
-            Token(body[:half]),
-            *as_steps(self.at.get(1, ())),
-            body[half:],
-        )
-        return Reply(headers=_JSON, before=self.before, steps=steps)
+        reply = json_reply({**self._body(received), **self.more})
+        (start,), (rest,) = halves(reply.steps)
+        steps = (*as_steps(self.at.get(0, ())), start, *as_steps(self.at.get(1, ())), rest)
+        return replace(reply, before=self.before, steps=steps)
 
     def _body(self, received: Received) -> dict[str, Any]:
         form = {part.name: part for part in received.form or ()}
@@ -173,7 +166,7 @@ class VoiceList:
             more = end < len(self.voices)
             body |= {"has_more": more, "total_count": len(self.voices)}
             body["next_page_token"] = str(end) if more else None
-        return Reply(headers=_JSON, before=self.before, steps=(json.dumps(body).encode(),))
+        return replace(json_reply(body), before=self.before)
 
 
 def error_reply(
@@ -200,12 +193,12 @@ def error_reply(
         detail = {"status": detail["status"], "message": message}
     elif shape == "text":
         detail = message
-    return _detail(status, detail, headers)
+    return json_reply({"detail": detail}, status, headers)
 
 
 def validation_reply(*problems: Mapping[str, Any]) -> Reply:
     """Return a refusal with the vendor's list of problems."""
-    return _detail(422, list(problems), None)
+    return json_reply({"detail": problems}, 422)
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
@@ -253,10 +246,6 @@ def _default(received: Received) -> Reply:
     return (Transcript() if received.path.endswith("/speech-to-text") else Speech())(received)
 
 
-def _serves(received: Received) -> bool:
-    return received.path.startswith(PREFIX + "/")
-
-
 def _text(received: Received) -> str:
     """The text of a request, or the digest of its audio."""
     if isinstance(received.body, dict):
@@ -278,11 +267,6 @@ def _word(text: str, start: float, length: float, word_type: str, speaker: str |
         "speaker_id": speaker,
         "logprob": -0.01,
     }
-
-
-def _detail(status: int, detail: Any, headers: Mapping[str, str] | None) -> Reply:
-    body = json.dumps({"detail": detail}).encode()
-    return Reply(status=status, headers={**_JSON, **(headers or {})}, steps=(body,))
 
 
 _FAULTS: Mapping[str, Script] = {
@@ -312,7 +296,7 @@ _NO_TEXT = {**_NO_POLICY, "too long": "audio has no characters; too much of it i
 
 PROTOCOL = VendorProtocol(
     "elevenlabs",
-    _serves,
+    lambda received: received.path.startswith(PREFIX + "/"),
     refused,
     _default,
     lambda status, message: error_reply(status, message=message),

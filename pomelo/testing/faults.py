@@ -96,6 +96,7 @@ _TEXT_ONLY = _only(("text",), "only text has tokens")
 _NEXT = "the next request of the same task may be waiting for its response by then"
 _IMAGE_ONLY = _only(("image",), "only images are ordered and downloaded")
 _AUDIO_ONLY = _only(_SPEECH, "the response is not audio")
+_MEGABYTE = b"x" * 1_000_000 + b"\n\n"
 _VOICE_ONLY = _only(_SPEECH, "the request has no voice")
 
 FAULTS: tuple[Fault, ...] = (
@@ -119,14 +120,16 @@ FAULTS: tuple[Fault, ...] = (
           broken.dripping_head(b"X-Filler: x\r\n", b"HTTP/1.1 200 OK\r\n"), endless=True),
     Fault("interim heads without end", "102 again and again", TIMEOUT, TIMEOUT,
           broken.dripping_head(b"HTTP/1.1 102 Processing\r\n\r\n"), endless=True),
-    Fault("100,000 headers", "a head of very many lines", breaks=broken.many_headers()),
-    Fault("a huge header", "a header of 1 MiB", breaks=broken.huge_header()),
+    Fault("100,000 headers", "a head of very many lines", breaks=broken.raw(
+        b"HTTP/1.1 200 OK\r\n", b"X-Filler: x\r\n" * 100_000, b"Content-Length: 2\r\n\r\n{}")),
+    Fault("a huge header", "a header of 1 MiB", breaks=broken.raw(
+        b"HTTP/1.1 200 OK\r\nX-Filler: ", b"x" * 1024 * 1024, b"\r\nContent-Length: 2\r\n\r\n{}")),
     Fault("an invalid length", "Content-Length: -1",
           breaks=broken.raw(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")),
     Fault("invalid chunks", "chunked, but a chunk has no length",
           breaks=broken.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n")),
     Fault("a late invalid chunk", "the same, after more data than a client reads ahead",
-          breaks=broken.late_chunk(), keeps=True),
+          breaks=broken.late_chunk, keeps=True),
     # Half a response.
     Fault("closed after the head", "FIN before the body", breaks=broken.before_body(Stop.CLOSE)),
     Fault("reset after the head", "RST before the body", breaks=broken.before_body(Stop.RESET)),
@@ -139,7 +142,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("silence half way", "the body stops in its middle", TIMEOUT, TIMEOUT, broken.half_way(Stop.SILENCE),
           stalls=True, keeps=True),
     Fault("drips forever", "the second half of the body arrives a byte at a time, without content", TIMEOUT,
-          TIMEOUT, broken.dripping(), endless=True, keeps=True),
+          TIMEOUT, broken.dripping, endless=True, keeps=True),
     # Statuses, with the vendor's error body.
     *(
         Fault(str(code), "the status", outcome, outcome, broken.status(code))
@@ -157,24 +160,25 @@ FAULTS: tuple[Fault, ...] = (
           broken.error_without_body(503), stalls=True),
     Fault("503 as a page", "an HTML page with an error status", UNAVAILABLE, UNAVAILABLE,
           broken.page(503)),
-    Fault("a redirect", "307, to an address that must not be requested", breaks=broken.redirect()),
+    Fault("a redirect", "307, to an address that must not be requested", breaks=broken.redirect),
     # Bodies.
     Fault("a page", "an HTML page, with 200", breaks=broken.page()),
-    Fault("nothing", "an empty body, with 200", breaks=broken.body(lambda events: b"")),
-    Fault("an empty object", "JSON of another shape", breaks=broken.body(
-        lambda events: b"data: {}\n\n" if events else b"{}  ")),
-    Fault("broken JSON", "JSON that ends within a text", breaks=broken.broken_json()),
+    Fault("nothing", "an empty body, with 200", breaks=broken.body(b"", b"")),
+    Fault("an empty object", "JSON of another shape", breaks=broken.body(b"{}  ", b"data: {}\n\n")),
+    Fault("broken JSON", "JSON that ends within a text",
+          breaks=broken.body(b'{"id": "', b'data: {"id": "\n\n')),
     Fault("half a character", "text that is not UTF-8, in otherwise valid JSON",
-          breaks=broken.half_character(), unsupported=_LINES),
+          breaks=broken.half_character, unsupported=_LINES),
     Fault("an unfinished event", "the last event lacks its line ends", stream=OK,
-          breaks=broken.unfinished_event(), unsupported=_EVENTS_ONLY),
-    Fault("a huge line", "1 MB without a line end", breaks=broken.huge_line(), unsupported=_LINES),
-    Fault("oversize", "72 MiB of JSON", breaks=broken.oversize()),
-    Fault("audio without end", "1 GiB of audio", breaks=broken.flooding(), unsupported=_AUDIO_ONLY),
+          breaks=broken.unfinished_event, unsupported=_EVENTS_ONLY),
+    Fault("a huge line", "1 MB without a line end", breaks=broken.body(_MEGABYTE, b"data: " + _MEGABYTE),
+          unsupported=_LINES),
+    Fault("oversize", "72 MiB of JSON", breaks=broken.oversize),
+    Fault("audio without end", "1 GiB of audio", breaks=broken.flooding, unsupported=_AUDIO_ONLY),
     Fault("a bomb", "64 MiB of zeros as 64 KiB of gzip, without a request for compression",
-          breaks=broken.bomb()),
+          breaks=broken.bomb),
     Fault("one response too many", "a valid response, and an unrequested one, which must not reach the next"
-          " caller", OK, OK, broken.one_too_many(), unsupported={"image": _NEXT}),
+          " caller", OK, OK, broken.one_too_many, unsupported={"image": _NEXT}),
     # Specific to the vendor: streams and counts.
     Fault("no end marker", "a stream that ends correctly, but without its end marker", keeps=True,
           unsupported=_EVENTS_ONLY),

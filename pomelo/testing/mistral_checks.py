@@ -9,17 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pomelo.testing.checks import (
-    Check,
-    Problem,
-    conversation,
-    declared,
-    flag,
-    number,
-    one_of,
-    text,
-    whole,
-)
+from pomelo.testing.checks import Check, Problem, conversation, declared, flag, number, one_of, text, whole
 
 
 def check(body: Mapping[str, Any]) -> Problem | None:
@@ -116,21 +106,7 @@ _FIELDS: Mapping[str, Check] = {
     "prompt_cache_key": text(),
 }
 
-_OTHERS = frozenset(
-    (
-        "guardrails",
-        "logprobs",
-        "metadata",
-        "min_tokens",
-        "prediction",
-        "prompt_logprobs",
-        "repetition_penalty",
-        "response_format",
-        "service_tier",
-        "tool_choice",
-        "tools",
-        "top_k",
-        "top_logprobs",
-        "top_prompt_logprobs",
-    )
-)
+_OTHERS = frozenset((
+    "guardrails", "logprobs", "metadata", "min_tokens", "prediction", "prompt_logprobs", "repetition_penalty",
+    "response_format", "service_tier", "tool_choice", "tools", "top_k", "top_logprobs", "top_prompt_logprobs",
+))  # fmt: skip

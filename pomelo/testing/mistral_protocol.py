@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,11 @@ from typing import Any
 from pomelo.testing.broken import BODY
 from pomelo.testing.checks import Problem, access_refusal
 from pomelo.testing.mistral_checks import MESSAGE_ORDER, check
-from pomelo.testing.reply import Received, Reply, VendorProtocol
-from pomelo.testing.text_answer import COUNTED, JSON, TextAnswer, text_faults
+from pomelo.testing.reply import Received, Reply, VendorProtocol, json_reply
+from pomelo.testing.text_answer import DONE, TextAnswer, data_event, text_faults, token_counts
 
 PREFIX = "/mistral"
 PATH = f"{PREFIX}/v1/chat/completions"
-
-DONE = b"data: [DONE]\n\n"
 
 _ID = "cmpl-test0001"
 _CREATED = 1_790_000_000
@@ -40,15 +37,14 @@ class Answer(TextAnswer):
         if self.thinking is not None:
             content = [_thinking_chunk(self.thinking), {"type": "text", "text": self.text}]
         message = {"role": "assistant", "content": content, "tool_calls": None}
-        answer = {
+        return {
             "id": _ID,
             "object": "chat.completion",
             "created": _CREATED,
             "model": received.body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": self.finish_reason}],
+            **self.usage_field(received),
         }
-        usage = self._usage(received)
-        return answer if usage is None else answer | {"usage": usage}
 
     def beginning(self, received: Received) -> list[bytes]:
         model = received.body["model"]
@@ -62,21 +58,12 @@ class Answer(TextAnswer):
         return chunk({"content": content}, model=received.body["model"])
 
     def ending(self, received: Received) -> list[bytes]:
-        more = {} if (usage := self._usage(received)) is None else {"usage": usage}
-        model = received.body["model"]
-        last = chunk({"content": ""}, finish_reason=self.finish_reason, model=model, **more)
+        more = {"model": received.body["model"], **self.usage_field(received)}
+        last = chunk({"content": ""}, finish_reason=self.finish_reason, **more)
         return [last, DONE] if self.done else [last]
 
-    def _usage(self, received: Received) -> Any:
-        if self.usage is not COUNTED:
-            return self.usage
-        prompt, completion = self.counts(received)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "num_cached_tokens": 0,
-        }
+    def true_usage(self, received: Received, prompt: int, completion: int) -> dict[str, Any]:
+        return token_counts(prompt, completion) | {"num_cached_tokens": 0}
 
 
 def chunk(
@@ -94,14 +81,14 @@ def chunk(
         "model": model,
         "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
     }
-    return b"data: " + json.dumps(body | more, ensure_ascii=False).encode() + b"\n\n"
+    return data_event(body | more)
 
 
 def error_event(
     error_type: str = "internal_error", code: str | None = None, message: str = "It broke"
 ) -> bytes:
     """Return an error event for `at` of an Answer; only Stop.END should follow."""
-    return b"data: " + json.dumps(_error(error_type, code, message)).encode() + b"\n\n"
+    return data_event(_error(error_type, code, message))
 
 
 def half_character() -> bytes:
@@ -122,18 +109,18 @@ def error_reply(
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
     """Return a refusal with the vendor's flat error body; `error_type` is its `type`."""
-    return _reply(status, _error(error_type, code, message), headers)
+    return json_reply(_error(error_type, code, message), status, headers)
 
 
 def fields_reply(path: Sequence[str | int], error_type: str, message: str = "It can't be taken") -> Reply:
     """Return the refusal of the field at a path of the body."""
     detail = {"type": error_type, "loc": ["body", *path], "msg": message, "input": None}
-    return _reply(422, {"detail": [detail]})
+    return json_reply({"detail": [detail]}, 422)
 
 
 def gateway_reply(status: int, message: str = "Unauthorized") -> Reply:
     """Return a refusal of the vendor's own gateway: only a message and a request id."""
-    return _reply(status, {"message": message, "request_id": "req-test0001"})
+    return json_reply({"message": message, "request_id": "req-test0001"}, status)
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
@@ -146,10 +133,6 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if problem is not None and problem.code == MESSAGE_ORDER:
         return error_reply(400, "invalid_request_message_order", "3230", problem.message)
     return None if problem is None else fields_reply(_path(problem), _error_type(problem), problem.message)
-
-
-def _reply(status: int, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Reply:
-    return Reply(status=status, headers={**JSON, **(headers or {})}, steps=(json.dumps(body).encode(),))
 
 
 def _error(error_type: str, code: str | None, message: str) -> dict[str, Any]:
@@ -171,11 +154,7 @@ def _error_type(problem: Problem) -> str:
 
 _TEXT = text_faults(
     Answer(),
-    lambda prompt, completion: {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    },
+    token_counts,
     error_event("rate_limited", "1300", message=BODY),
     error_event("strange", message=BODY),
     {

@@ -9,17 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pomelo.testing.checks import (
-    Check,
-    Problem,
-    conversation,
-    declared,
-    flag,
-    number,
-    one_of,
-    text,
-    whole,
-)
+from pomelo.testing.checks import Check, Problem, conversation, declared, flag, number, one_of, text, whole
 
 
 def check(body: Mapping[str, Any]) -> Problem | None:
@@ -131,22 +121,8 @@ _FIELDS: Mapping[str, Check] = {
     "parallel_tool_calls": flag,
 }
 
-_OTHERS = frozenset(
-    (
-        "audio",
-        "function_call",
-        "functions",
-        "logit_bias",
-        "metadata",
-        "modalities",
-        "moderation",
-        "prediction",
-        "prompt_cache_options",
-        "prompt_cache_retention",
-        "response_format",
-        "tool_choice",
-        "tools",
-        "verbosity",
-        "web_search_options",
-    )
-)
+_OTHERS = frozenset((
+    "audio", "function_call", "functions", "logit_bias", "metadata", "modalities", "moderation", "prediction",
+    "prompt_cache_options", "prompt_cache_retention", "response_format", "tool_choice", "tools", "verbosity",
+    "web_search_options",
+))  # fmt: skip

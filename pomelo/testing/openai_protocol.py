@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,10 @@ from typing import Any
 from pomelo.testing.broken import BODY
 from pomelo.testing.checks import access_refusal
 from pomelo.testing.openai_checks import check
-from pomelo.testing.reply import Received, Reply, VendorProtocol
-from pomelo.testing.text_answer import COUNTED, JSON, TextAnswer, text_faults
+from pomelo.testing.reply import Received, Reply, VendorProtocol, json_reply
+from pomelo.testing.text_answer import DONE, TextAnswer, data_event, text_faults, token_counts
 
 PATH = "/v1/chat/completions"
-
-DONE = b"data: [DONE]\n\n"
 
 _ID = "chatcmpl-test0001"
 _CREATED = 1_790_000_000
@@ -39,7 +36,7 @@ class Answer(TextAnswer):
         message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
         if self.refusal is not None:
             message["content"] = None
-        answer: dict[str, Any] = {
+        return {
             "id": _ID,
             "object": "chat.completion",
             "created": _CREATED,
@@ -49,11 +46,8 @@ class Answer(TextAnswer):
             ],
             "service_tier": "default",
             "system_fingerprint": None,
+            **self.usage_field(received),
         }
-        usage = self._usage(received)
-        if usage is not None:
-            answer["usage"] = usage
-        return answer
 
     def beginning(self, received: Received) -> list[bytes]:
         role = {"role": "assistant", "content": "", "refusal": None}
@@ -70,19 +64,12 @@ class Answer(TextAnswer):
         events = []
         if self.finish_reason is not None:
             events.append(chunk({}, finish_reason=self.finish_reason, model=model))
-        usage = self._usage(received)
-        if _options(received).get("include_usage") and usage is not None:
-            events.append(chunk(None, usage=usage, model=model))
+        if _options(received).get("include_usage") and (usage := self.usage_field(received)):
+            events.append(chunk(None, model=model, **usage))
         return [*events, DONE] if self.done else events
 
-    def _usage(self, received: Received) -> Any:
-        if self.usage is not COUNTED:
-            return self.usage
-        prompt, completion = self.counts(received)
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
+    def true_usage(self, received: Received, prompt: int, completion: int) -> dict[str, Any]:
+        return token_counts(prompt, completion) | {
             "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
         }
@@ -108,14 +95,14 @@ def chunk(
         "choices": [] if delta is None else [choice],
         "usage": usage,
     }
-    return b"data: " + json.dumps(body | more, ensure_ascii=False).encode() + b"\n\n"
+    return data_event(body | more)
 
 
 def error_event(
     error_type: str = "server_error", code: str | None = None, message: str = "It broke"
 ) -> bytes:
     """Return an error event for `at` of an Answer; only Stop.END should follow."""
-    return b"data: " + json.dumps(_error(message, error_type, None, code)).encode() + b"\n\n"
+    return data_event(_error(message, error_type, None, code))
 
 
 def broken_json() -> bytes:
@@ -142,10 +129,8 @@ def error_reply(
     headers: Mapping[str, str] | None = None,
 ) -> Reply:
     """Return a refusal with the vendor's error body; `error_type` is its `type`."""
-    body = json.dumps(_error(message, error_type, param, code)).encode()
-    return Reply(
-        status=status, headers={**JSON, "x-request-id": "req_test0001", **(headers or {})}, steps=(body,)
-    )
+    head = {"x-request-id": "req_test0001", **(headers or {})}
+    return json_reply(_error(message, error_type, param, code), status, head)
 
 
 def page(status: int = 200) -> Reply:
@@ -174,11 +159,6 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     return None
 
 
-def counts(prompt: int, completion: int) -> dict[str, int]:
-    """Return the usage of chat completions with these counts."""
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
 def _error(message: str, error_type: str, param: str | None, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
@@ -189,7 +169,7 @@ def _options(received: Received) -> Mapping[str, Any]:
 
 _TEXT = text_faults(
     Answer(),
-    counts,
+    token_counts,
     error_event("server_error", message=BODY),
     error_event("strange", message=BODY),
     {

@@ -6,18 +6,17 @@ It is strict: it refuses a field that the schema does not have, and a key that i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 from pomelo.testing.bfl_protocol import DELIVERY_FAULTS, delivered
 from pomelo.testing.broken import BODY, forbidden_link
-from pomelo.testing.checks import Check, flag, one_of, text, whole
-from pomelo.testing.images import CONTENT_TYPES, make_image
-from pomelo.testing.reply import Received, Reply, Script, VendorFaults, VendorProtocol
+from pomelo.testing.checks import Check, declared, flag, one_of, text, whole
+from pomelo.testing.images import make_image
+from pomelo.testing.reply import Received, Reply, Script, VendorFaults, VendorProtocol, json_reply
 
 PREFIX = "/replicate"
 MODEL = "black-forest-labs/flux-schnell"
@@ -35,7 +34,7 @@ def prediction(state: str, *, http: int = 200, **more: Any) -> Script:
     def script(received: Received) -> Reply:
         task = received.path.removeprefix(PREDICTIONS) if received.method == "GET" else "p0"
         urls = {"get": f"http://{received.headers['Host']}{PREDICTIONS}{task}"}
-        return _json({**_body(state, task), "urls": urls, **more}, http)
+        return json_reply({**_body(state, task), "urls": urls, **more}, http)
 
     return script
 
@@ -53,7 +52,7 @@ def error_reply(
             {"type": "invalid", "field": f"input.{name}", "description": "It can't be taken"}
             for name in fields
         ]
-    return _json(body, code, headers)
+    return json_reply(body, code, headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +82,11 @@ class Prediction:
         urls = {"get": f"{base}{PREDICTIONS}{task}", "cancel": f"{base}{PREDICTIONS}{task}/cancel"}
         output = [base + file] if self.output is None else self.output
         finished = _body("succeeded", task) | {"output": output, "urls": urls}
-        polls = [*self.polls, *((_json(finished),) if self.done else ())]
-        files = self.delivery or (delivered(make_image(file_format), CONTENT_TYPES[file_format]),)
+        polls = [*self.polls, *((json_reply(finished),) if self.done else ())]
+        files = self.delivery or (delivered(make_image(file_format), f"image/{file_format}"),)
         answer = _body("starting", task) | {"urls": urls} if self.polls else finished
-        accepted = _json(answer | dict(self.order), 201)
         follow = {PREDICTIONS + task: polls, file: files}
-        return Reply(accepted.status, accepted.headers, accepted.steps, follow=follow)
+        return replace(json_reply(answer | dict(self.order), 201), follow=follow)
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
@@ -113,14 +111,8 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
         return error_reply(422, "input is required", ("",))
     if set(received.body) - {"input", "webhook", "webhook_events_filter", "stream"}:
         return error_reply(422, "There is another field than input")
-    model_input = received.body["input"]
-    if not model_input.get("prompt"):
-        return error_reply(422, "prompt is required", ("prompt",))
-    for name, value in model_input.items():
-        check = _FIELDS.get(name)
-        if check is None or check(name, value) is not None:
-            return error_reply(422, f"{name} can't be taken", (name,))
-    return None
+    problem = declared(received.body["input"], _FIELDS, (), required=("prompt",))
+    return None if problem is None else error_reply(422, problem.message, (problem.param or "",))
 
 
 def _body(status: str, task: str = "p0") -> dict[str, Any]:
@@ -138,11 +130,6 @@ def _body(status: str, task: str = "p0") -> dict[str, Any]:
         "metrics": {},
         "urls": {},
     }
-
-
-def _json(body: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
-    head = {"Content-Type": "application/json", **(headers or {})}
-    return Reply(code, head, (json.dumps(body).encode(),))
 
 
 _FIELDS: Mapping[str, Check] = {

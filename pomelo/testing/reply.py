@@ -128,10 +128,15 @@ Script = Reply | Callable[[Received], Reply]
 """A reply, or a function that returns the reply to a request."""
 
 
+def json_reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    """Return a reply with a JSON body."""
+    head = {"Content-Type": "application/json", **(headers or {})}
+    return Reply(status, head, (json.dumps(body, ensure_ascii=False).encode(),))
+
+
 def plain_refusal(status: int, message: str) -> Reply:
     """Return a refusal whose body is a JSON object with a message."""
-    body = json.dumps({"message": message}).encode()
-    return Reply(status, {"Content-Type": "application/json"}, (body,))
+    return json_reply({"message": message}, status)
 
 
 @dataclass(frozen=True, slots=True)

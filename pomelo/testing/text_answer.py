@@ -51,6 +51,10 @@ class TextAnswer(ABC):
         return Reply(headers=JSON, before=self.before, steps=tuple(self._whole(received)))
 
     @abstractmethod
+    def true_usage(self, received: Received, prompt: int, completion: int) -> dict[str, Any]:
+        """The usage of an answer with these counts, in words."""
+
+    @abstractmethod
     def body(self, received: Received) -> dict[str, Any]:
         """The whole answer."""
 
@@ -75,12 +79,19 @@ class TextAnswer(ABC):
         prompt = sum(len(str(message.get("content") or "").split()) for message in received.body["messages"])
         return prompt, len(self.output().split())
 
+    def usage_field(self, received: Received) -> dict[str, Any]:
+        """The field `usage`, or no field."""
+        usage = self.usage
+        if usage is COUNTED:
+            usage = self.true_usage(received, *self.counts(received))
+        return {} if usage is None else {"usage": usage}
+
     def _whole(self, received: Received) -> list[Step]:
         body = json.dumps(self.body(received), ensure_ascii=False).encode()
         middle = [step for number, steps in self.at.items() if number for step in as_steps(steps)]
         half = len(body) // 2 if middle else len(body)
-        packets: list[Step] = [Token(body[:half])]
-        return [*as_steps(self.at.get(0, ())), *packets, *middle, *([body[half:]] if middle else [])]
+        start: list[Step] = [*as_steps(self.at.get(0, ())), Token(body[:half])]
+        return [*start, *middle, body[half:]] if middle else start
 
     def _streamed(self, received: Received) -> list[Step]:
         steps: list[Step] = [*self.beginning(received), *as_steps(self.at.get(0, ()))]
@@ -104,6 +115,20 @@ class TextAnswer(ABC):
             else:
                 packed.append(type(step)(packet))
         return packed
+
+
+DONE = b"data: [DONE]\n\n"
+"""The end marker of chat completions."""
+
+
+def data_event(body: Any) -> bytes:
+    """Return an event without a name."""
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def token_counts(prompt: int, completion: int) -> dict[str, int]:
+    """Return the usage of chat completions with these counts."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def text_faults(

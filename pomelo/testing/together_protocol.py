@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pomelo.testing.broken import BODY
-from pomelo.testing.checks import Check, Problem, flag, number, one_of, text, whole
+from pomelo.testing.checks import Check, Problem, access_refusal, declared, flag, number, one_of, text, whole
 from pomelo.testing.images import make_image
-from pomelo.testing.reply import Received, Reply, Step, VendorFaults, VendorProtocol
+from pomelo.testing.reply import Received, Reply, Step, VendorFaults, VendorProtocol, json_reply
 
 PREFIX = "/together"
 PATH = PREFIX + "/v1/images/generations"
@@ -55,34 +55,16 @@ def error_reply(
 ) -> Reply:
     """Return a refusal with the vendor's error body; `error_type` is its `type`."""
     error = {"message": message, "type": error_type, "param": param, "code": code}
-    head = {"Content-Type": "application/json", **(headers or {})}
-    return Reply(status, head, (json.dumps({"id": "o-T1", "error": error}).encode(),))
+    return json_reply({"id": "o-T1", "error": error}, status, headers)
 
 
 def refused(received: Received, api_key: str | None) -> Reply | None:
     """Return the vendor's refusal of an invalid request; None for a valid one. Without `api_key`, any key is
     valid."""
-    if received.path != PATH:
-        return error_reply(404, message="Not found")
-    if received.method != "POST":
-        return error_reply(405, message="Only POST is allowed here")
-    scheme, _, key = received.headers.get("Authorization", "").partition(" ")
-    if scheme != "Bearer" or not key or (api_key is not None and key != api_key):
-        return error_reply(401, code="invalid_api_key", message="The key is unknown")
-    if received.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
-        return error_reply(415, message="Send JSON")
-    if not isinstance(received.body, dict):
-        return error_reply(400, message="The body is not a JSON object")
-    for name in ("model", "prompt"):
-        if not received.body.get(name):
-            return error_reply(400, param=name, message=f"{name} is required")
-    for name, value in received.body.items():
-        check = _FIELDS.get(name)
-        if check is None:
-            return error_reply(400, param=name, message=f"Nothing is called {name}")
-        problem = check(name, value)
-        if problem is not None:
-            return error_reply(400, param=name, message=problem.message)
+    if (refusal := access_refusal(received, PATH, api_key)) is not None:
+        return error_reply(refusal.status, code=refusal.code, message=refusal.message)
+    if (problem := declared(received.body, _FIELDS, (), required=("model", "prompt"))) is not None:
+        return error_reply(400, param=problem.param, message=problem.message)
     if "schnell" in received.body["model"] and received.body.get("steps", 1) > 4:
         return error_reply(400, param="steps", message="This model takes 1 to 4 steps")
     return None
@@ -111,6 +93,10 @@ _FIELDS: Mapping[str, Check] = {
 }
 
 _NO_ORDER = "the image is in the response: nothing is ordered, polled for or downloaded"
+_WITHOUT_ORDERS = (
+    "failed afterwards", "lost", "failing polls", "a private link", "a foreign polling link",
+    "an invalid link", "not delivered", "delivered in part", "delivered oversize",
+)  # fmt: skip
 _IMAGE = VendorFaults(
     {
         "an error with 200": error_reply(200, "strange", message=BODY),
@@ -122,18 +108,7 @@ _IMAGE = VendorFaults(
         "an invalid value": error_reply(400, param="steps", message=BODY),
         "not an image": Image(f"<html>{BODY}</html>".encode()),
     },
-    {
-        "too long": "the vendor documents no maximum length",
-        "failed afterwards": _NO_ORDER,
-        "lost": _NO_ORDER,
-        "failing polls": _NO_ORDER,
-        "a private link": _NO_ORDER,
-        "a foreign polling link": _NO_ORDER,
-        "an invalid link": _NO_ORDER,
-        "not delivered": _NO_ORDER,
-        "delivered in part": _NO_ORDER,
-        "delivered oversize": _NO_ORDER,
-    },
+    {"too long": "the vendor documents no maximum length", **dict.fromkeys(_WITHOUT_ORDERS, _NO_ORDER)},
 )
 
 PROTOCOL = VendorProtocol(

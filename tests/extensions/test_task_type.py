@@ -64,12 +64,12 @@ ADDITIONS = (
     ),
     (
         "pomelo/providers/chat/openai.py",
-        'probe = Probe("/models")',
+        'base_url = "https://api.openai.com/v1"',
         """
     async def moderation(self, job: Job[ModerationInput]) -> AsyncGenerator[Event, None]:
         body = to_json({"input": job.input.text, "model": job.route.model})
         url = self._url.parent.parent / "moderations"
-        answer = await self._http.request_json(url, self._headers, body, self._error_mapping)
+        answer = await self._http.request_json(url, self._json_headers, body, self._error_mapping)
         event = Event()
         event.result.moderation.flagged = answer["results"][0]["flagged"]
         yield event""",

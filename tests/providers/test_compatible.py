@@ -17,7 +17,7 @@ from pomelo.providers.base import fit_job
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
-from pomelo.testing.openai_protocol import DONE
+from pomelo.testing.text_answer import DONE
 from tests.providers.rig import KEY, SECRETS, check_no_secrets
 from tests.providers.text_rig import (
     COMPATIBLE,

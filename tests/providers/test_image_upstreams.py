@@ -9,14 +9,14 @@ import pytest
 
 from pomelo.testing import FaultUpstream
 from pomelo.testing.bfl_protocol import Drawing, moderated, status
-from pomelo.testing.images import CONTENT_TYPES, make_image
+from pomelo.testing.images import make_image
 from pomelo.testing.replicate_protocol import Prediction, prediction
 from pomelo.testing.replicate_protocol import error_reply as replicate_error
 from pomelo.testing.together_protocol import error_reply as together_error
 from tests.providers.rig import KEY, ask
 
 
-@pytest.mark.parametrize("name", CONTENT_TYPES)
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
 def test_images_are_valid(name: str) -> None:
     import io
 

@@ -21,12 +21,13 @@ from pomelo.catalog.catalog import Route
 from pomelo.catalog.rows import Name
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Options
+from pomelo.providers.base import Event, Job, Options, Probe
 from pomelo.providers.chat.errors import MEANINGS, read_error_body
 from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
+from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.text import stream_text
 
 _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
@@ -87,40 +88,34 @@ class Profile:
     system_first: bool = False
 
 
-class Chat:
-    """A host of chat completions as a provider of text."""
+class Chat(Vendor):
+    """A host of chat completions as a provider of text: the endpoint is at `path` below its base URL."""
 
     options = ChatOptions
-
+    probe = Probe("/models")
     path = "/chat/completions"
-    """Of the endpoint, below the base URL."""
+    profile: Profile
 
-    def __init__(self, credentials: Credentials, http: Http, profile: Profile) -> None:
-        key, base = (credentials.api_key or "").strip(), credentials.base_url.rstrip("/")
-        self.configured = bool(base) and (bool(key) or not profile.key_needed)
-        self._http = http
-        self._url = URL(base + self.path)
-        self._profile = profile
+    def __init__(self, credentials: Credentials, http: Http) -> None:
+        super().__init__(credentials, http)
+        profile = self.profile
+        self.configured = bool(self._base) and (self.configured or not profile.key_needed)
+        self._url = URL(self._base + self.path)
+        self._json_headers = {**profile.headers, **self._json_headers}
         self._error_mapping = ErrorMapping(profile.vendor, read_error_body, {**MEANINGS, **profile.meanings})
-        self._headers = {**profile.headers, "Content-Type": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
-
-    async def aclose(self) -> None:
-        pass  # the HTTP client is shared
 
     def fit_text(self, fitting: Fitting) -> None:
         """Adjust an input to what a host accepts for every model, and to the fields that the operator has
         fixed."""
-        names = _names(fitting.route, self._profile)
+        names = _names(fitting.route, self.profile)
         for name, host_name in names.items():
-            if host_name == "none" or name in self._profile.drop:
+            if host_name == "none" or name in self.profile.drop:
                 fitting.drop(name)
-        for name, minimum in self._profile.minimums.items():
+        for name, minimum in self.profile.minimums.items():
             value = fitting.get(name)
             if value is not None and value < minimum:
                 fitting.replace(name, minimum, f"at least {minimum:g}")
-        fitting.override(names, {**self._profile.extra, **fitting.route.options.get("extra", {})})
+        fitting.override(names, {**self.profile.extra, **fitting.route.options.get("extra", {})})
 
     def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         """Answer a conversation. A complete response without a credible count of tokens has no usage.
@@ -132,22 +127,26 @@ class Chat:
             return self._request(job)
         return stream_text(
             lambda: self._http.stream_events(
-                self._url, self._headers, self._body(job), self._error_mapping, patient=self._profile.patient
+                self._url,
+                self._json_headers,
+                self._body(job),
+                self._error_mapping,
+                patient=self.profile.patient,
             ),
-            ChunkStream(self._error_mapping, job.report if self._profile.reports_cost else None),
+            ChunkStream(self._error_mapping, job.report if self.profile.reports_cost else None),
         )
 
     async def _request(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         completion = await self._http.request_json(
-            self._url, self._headers, self._body(job), self._error_mapping, surrogates=True
+            self._url, self._json_headers, self._body(job), self._error_mapping, surrogates=True
         )
         delta = parse_completion(completion, self._error_mapping)
-        if self._profile.reports_cost:
+        if self.profile.reports_cost:
             job.report.cost = reported_cost(completion.get("usage"))
         yield Event(text_delta=delta)
 
     def _body(self, job: Job[TextInput]) -> bytes:
-        return to_json(request(job, self._profile))
+        return to_json(request(job, self.profile))
 
 
 def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:

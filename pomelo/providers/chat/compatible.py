@@ -11,8 +11,10 @@ from pydantic import AfterValidator, Field
 
 from pomelo.catalog.rows import Name, Row, suggest, wrong_values
 from pomelo.catalog.toml_file import dotted
+from pomelo.providers import Credentials
 from pomelo.providers.chat.chat import Chat, Profile, StreamUsage, TokensField
 from pomelo.providers.errors import CODES
+from pomelo.providers.http.client import Http
 
 PARAMETERS = frozenset(
     ("max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "user")
@@ -87,6 +89,10 @@ class HostRow(Row):
 
 class Compatible(Chat):
     """A host as a provider of text. Its base URL is what comes before /chat/completions, often with /v1."""
+
+    def __init__(self, credentials: Credentials, http: Http, profile: Profile) -> None:
+        self.profile = profile
+        super().__init__(credentials, http)
 
 
 def host(name: str, row: Mapping[str, Any]) -> Profile:

@@ -11,6 +11,7 @@ from re import compile as pattern
 from typing import Any
 
 from pomelo.providers.http.errors import ErrorBody
+from pomelo.providers.http.parsing import pick, pick_list, pick_text
 
 MEANINGS = {
     "context_length_exceeded": "context_length_exceeded",
@@ -82,25 +83,17 @@ _MAX_MESSAGE_CHARS = 1000  # only these are searched
 
 def read_error_body(body: Any) -> ErrorBody:
     """Read an error body of any shape: `{"error": {…}}`, flat, or a list of invalid fields."""
-    if not isinstance(body, dict):
-        return ErrorBody()
-    error = body.get("error")
-    if not isinstance(error, dict):
-        error = body
-    codes = [str(word) for key in ("code", "type") if type(word := error.get(key)) in (str, int)]
-    param = error.get("param")
-    message = error.get("message")
-    details = message.get("detail") if isinstance(message, dict) else body.get("detail")
-    if isinstance(details, list) and details and isinstance(details[0], dict):
-        code, path = details[0].get("type"), details[0].get("loc")
-        if isinstance(code, str):
-            codes.append(code)
-        if isinstance(path, list):
-            param = next((name for name in path[1:] if isinstance(name, str)), None)
+    error = body["error"] if isinstance(pick(body, "error"), dict) else body
+    codes = [str(word) for key in ("code", "type") if type(word := pick(error, key)) in (str, int)]
+    param = pick_text(error, "param")
+    message = pick(error, "message")
+    details = pick(message if isinstance(message, dict) else body, "detail")
+    codes.append(pick_text(details, 0, "type"))
+    if path := pick_list(details, 0, "loc"):
+        param = next((name for name in path[1:] if isinstance(name, str)), "")
     if isinstance(message, str) and _TOO_LONG.search(message[:_MAX_MESSAGE_CHARS]):
         codes.append("context_length_exceeded")
-    metadata = error.get("metadata")
-    if isinstance(metadata, dict) and metadata.get("reasons"):
+    if pick(error, "metadata", "reasons"):
         codes.append("content_policy_violation")  # OpenRouter's own filter: 403 with reasons
-    name = _PARAM.match(param) if isinstance(param, str) else None
+    name = _PARAM.match(param)
     return ErrorBody(tuple(codes), _FIELDS.get(name[0]) if name else None)

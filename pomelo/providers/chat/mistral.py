@@ -7,27 +7,21 @@ vendor accepts `stream_options` is uncertain, so they are sent only if a route h
 
 from __future__ import annotations
 
-from pomelo.providers import Credentials
 from pomelo.providers.base import Probe
 from pomelo.providers.chat.chat import Chat, Profile
-from pomelo.providers.http.client import Http
-
-PROFILE = Profile(
-    "mistral",
-    seed_field="random_seed",
-    user_field="none",
-    stream_usage="always",
-    # Zero is refused. A tiny value has the same effect: only the most likely token is left.
-    minimums={"top_p": 1e-6},
-    system_first=True,
-    meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
-)
 
 
 class Mistral(Chat):
     base_url = "https://api.mistral.ai"
     probe = Probe("/v1/models")
     path = "/v1/chat/completions"
-
-    def __init__(self, credentials: Credentials, http: Http) -> None:
-        super().__init__(credentials, http, PROFILE)
+    profile = Profile(
+        "mistral",
+        seed_field="random_seed",
+        user_field="none",
+        stream_usage="always",
+        # Zero is refused. A tiny value has the same effect: only the most likely token is left.
+        minimums={"top_p": 1e-6},
+        system_first=True,
+        meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
+    )

@@ -11,16 +11,14 @@ from typing import Any
 from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
-from pomelo.providers.http.parsing import parse, well_formed
-from pomelo.providers.text import StreamState, token_usage
+from pomelo.providers.http.parsing import parse, pick, well_formed
+from pomelo.providers.text import StreamState, finish_reason, token_usage
 
 _FINISHES = {
-    "stop": FinishReason.FINISH_REASON_STOP,
     "length": FinishReason.FINISH_REASON_LENGTH,
     "model_length": FinishReason.FINISH_REASON_LENGTH,
     "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
-"""Any other reason is a stop: no tool was offered, and a new reason is not a failure."""
 
 _END_MARKER = b"[DONE]"
 
@@ -131,20 +129,18 @@ def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> Finis
     reason = choice["finish_reason"]
     if reason == "error" and choice.get("error"):
         raise from_error_body(choice, error_mapping)
-    if reason == "error" or not isinstance(reason, str):
+    if reason == "error":
         raise malformed_response("an invalid finish_reason")
-    return _FINISHES.get(reason, FinishReason.FINISH_REASON_STOP)
+    return finish_reason(reason, _FINISHES)
 
 
 def _usage(usage: Any) -> TokenUsage | None:
     if not isinstance(usage, dict):
         return None
-    details = usage.get("prompt_tokens_details")
-    if not isinstance(details, dict):
-        details = {}
     return token_usage(
         usage.get("prompt_tokens"),
         usage.get("completion_tokens"),
-        cached=details.get("cached_tokens") or usage.get("num_cached_tokens"),  # the latter is Mistral's
-        written=details.get("cache_write_tokens"),
+        # The latter is Mistral's.
+        cached=pick(usage, "prompt_tokens_details", "cached_tokens") or usage.get("num_cached_tokens"),
+        written=pick(usage, "prompt_tokens_details", "cache_write_tokens"),
     )

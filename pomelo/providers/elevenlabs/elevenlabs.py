@@ -18,12 +18,7 @@ from yarl import URL
 
 from pomelo.catalog.languages import iso_language
 from pomelo.fields import DEFAULT_AUDIO_FORMAT
-from pomelo.gen.v1.speech_pb2 import (
-    SpeechToSpeechInput,
-    SpeechToTextInput,
-    TextToSpeechInput,
-    Timestamps,
-)
+from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Timestamps
 from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Event, Job, Options, Probe
 from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, PathNotFound
@@ -36,6 +31,7 @@ from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping, malformed_response
 from pomelo.providers.http.responses import CHUNK_BYTES
 from pomelo.providers.http.sessions import Body
+from pomelo.providers.http.vendor import Vendor
 from pomelo.times import today_utc
 
 VoicedT = TypeVar("VoicedT", TextToSpeechInput, SpeechToSpeechInput)
@@ -68,7 +64,7 @@ class ElevenLabsOptions(Options):
     sts_path: Literal["speech-to-speech", "voice-changer"] = "speech-to-speech"
 
 
-class ElevenLabs:
+class ElevenLabs(Vendor):
     """ElevenLabs as a provider of speech and transcripts.
 
     `max_audio_bytes` limits an audio file; `today` returns the date in UTC.
@@ -86,19 +82,11 @@ class ElevenLabs:
         max_audio_bytes: int = MAX_AUDIO_BYTES,
         today: Callable[[], date] = today_utc,
     ) -> None:
-        key = (credentials.api_key or "").strip()
-        self.configured = bool(key)
-        self._http = http
+        super().__init__(credentials, http)
         self._max_audio_bytes = max_audio_bytes
-        self._base = credentials.base_url.rstrip("/")
-        self._headers = {"xi-api-key": key}
-        self._json_headers = {"xi-api-key": key, "Content-Type": "application/json"}
         self._voices = Voices(self._list_voices, today=today)
         self._moved: set[str] = set()
         """Paths of speech to speech that were not found while the other path was."""
-
-    async def aclose(self) -> None:
-        pass  # the HTTP client is shared
 
     def fit_text_to_speech(self, fitting: Fitting) -> None:
         """Drop a language that the API does not accept; it also detects the language of the text."""
@@ -119,11 +107,16 @@ class ElevenLabs:
         return self._with_voice(job, self._speak)
 
     def _speak(self, job: Job[TextToSpeechInput], voice: str) -> AsyncGenerator[Event, None]:
-        output_format = job.input.output_format or DEFAULT_AUDIO_FORMAT
-        live = _is_live(job, output_format)
-        url = self._audio_url("text-to-speech", voice, output_format, live)
         body = to_json(text_to_speech_request(job))
-        return self._stream_audio(url, self._json_headers, body, CHARGED_MAPPING, output_format, live)
+        return self._stream_audio(job, f"text-to-speech/{voice}", self._json_headers, body, CHARGED_MAPPING)
+
+    def speech_to_speech(self, job: Job[SpeechToSpeechInput]) -> AsyncGenerator[Event, None]:
+        """Speak the audio in another voice. The upload is read from its file while it is sent.
+
+        Raises:
+            UpstreamError: by the error map. PomeloError: invalid_parameter for an unknown voice.
+        """
+        return self._with_voice(job, self._change_voice)
 
     async def _with_voice(
         self, job: Job[VoicedT], speak: Callable[[Job[VoicedT], str], AsyncGenerator[Event, None]]
@@ -146,17 +139,7 @@ class ElevenLabs:
             else:
                 return
 
-    def speech_to_speech(self, job: Job[SpeechToSpeechInput]) -> AsyncGenerator[Event, None]:
-        """Speak the audio in another voice. The upload is read from its file while it is sent.
-
-        Raises:
-            UpstreamError: by the error map. PomeloError: invalid_parameter for an unknown voice.
-        """
-        return self._with_voice(job, self._change_voice)
-
     async def _change_voice(self, job: Job[SpeechToSpeechInput], voice: str) -> AsyncGenerator[Event, None]:
-        output_format = job.input.output_format or DEFAULT_AUDIO_FORMAT
-        live = _is_live(job, output_format)
         first = str(job.route.options.get("sts_path", _STS_PATH))
         second = _STS_PATHS.get(first)
         if second is not None and first in self._moved:
@@ -164,10 +147,9 @@ class ElevenLabs:
         not_found = PathNotFound()
         error_mapping = replace(CHARGED_MAPPING, read=not_found.read)
         for path in (first, second):
-            url = self._audio_url(str(path), voice, output_format, live)
             try:
                 with form("audio", _audio(job), speech_to_speech_fields(job)) as body:
-                    audio = self._stream_audio(url, self._headers, body, error_mapping, output_format, live)
+                    audio = self._stream_audio(job, f"{path}/{voice}", self._headers, body, error_mapping)
                     async with aclosing(audio) as events:
                         async for event in events:
                             if path != first:
@@ -199,19 +181,19 @@ class ElevenLabs:
         event.result.transcription.CopyFrom(transcript)
         yield event
 
-    def _audio_url(self, path: str, voice: str, output_format: str, live: bool) -> URL:
-        suffix = "/stream" if live else ""
-        return URL(f"{self._base}/v1/{path}/{voice}{suffix}").with_query(output_format=output_format)
-
     async def _stream_audio(
         self,
-        url: URL,
+        job: Job[Any],
+        path: str,
         headers: Mapping[str, str],
         body: Body,
         error_mapping: ErrorMapping,
-        output_format: str,
-        live: bool,
     ) -> AsyncGenerator[Event, None]:
+        output_format = job.input.output_format or DEFAULT_AUDIO_FORMAT
+        live = job.stream and not output_format.startswith("wav_")  # the streaming endpoint has no WAV
+        url = URL(f"{self._base}/v1/{path}{'/stream' if live else ''}").with_query(
+            output_format=output_format
+        )
         async with self._http.stream_bytes(url, headers, body, error_mapping, patient=not live) as stream:
             audio = AudioStream(output_format, stream.headers, self._max_audio_bytes)
             while chunk := await stream.read(CHUNK_BYTES):
@@ -282,11 +264,6 @@ def speech_to_text_fields(job: Job[SpeechToTextInput]) -> dict[str, str]:
 def _voice_settings(speech: TextToSpeechInput | SpeechToSpeechInput) -> dict[str, Any]:
     """The voice settings that are set; the vendor has the same names."""
     return {field.name: value for field, value in speech.voice_settings.ListFields()}
-
-
-def _is_live(job: Job[Any], output_format: str) -> bool:
-    """Whether to use the vendor's streaming endpoint, which has no WAV."""
-    return job.stream and not output_format.startswith("wav_")
 
 
 def _audio(job: Job[Any]) -> AudioSource:

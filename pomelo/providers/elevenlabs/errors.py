@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
+from pomelo.providers.http.parsing import pick, pick_list, pick_text
 
 _MEANINGS = {
     "voice_not_found": "invalid_parameter",
@@ -63,19 +64,13 @@ def _field_of(names: list[Any]) -> str | None:
 
 
 def _read_error_body(body: Any) -> ErrorBody:
-    detail = body.get("detail") if isinstance(body, dict) else None
+    detail = pick(body, "detail")
     if isinstance(detail, list):
         # Only the first: a request of ours has at most one invalid field.
-        first = detail[0] if detail else None
-        path = first.get("loc") if isinstance(first, dict) else None
-        return ErrorBody((), _field_of(path) if isinstance(path, list) else None)
-    if not isinstance(detail, dict):
-        return ErrorBody()
-    codes = tuple(word for key in ("code", "status", "type") if isinstance(word := detail.get(key), str))
-    if "voice_not_found" in codes:
-        return ErrorBody(codes, "voice")
-    param = detail.get("param")
-    return ErrorBody(codes, _field_of(param.split(".")) if isinstance(param, str) else None)
+        return ErrorBody((), _field_of(pick_list(detail, 0, "loc")))
+    codes = (pick_text(detail, "code"), pick_text(detail, "status"), pick_text(detail, "type"))
+    path = "voice_id" if "voice_not_found" in codes else pick_text(detail, "param")
+    return ErrorBody(codes, _field_of(path.split(".")))
 
 
 ERROR_MAPPING = ErrorMapping("elevenlabs", _read_error_body, _MEANINGS)
@@ -91,8 +86,7 @@ class PathNotFound:
 
     def read(self, body: Any) -> ErrorBody:
         error_body = _read_error_body(body)
-        detail = body.get("detail") if isinstance(body, dict) else None
-        self.seen = detail == "Not Found" or (
+        self.seen = pick(body, "detail") == "Not Found" or (
             "not_found" in error_body.codes and not any(code in _MEANINGS for code in error_body.codes)
         )
         return error_body

@@ -35,6 +35,28 @@ def parse(data: bytes, *, surrogates: bool = False) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def pick(value: Any, *path: str | int) -> Any:
+    """Return what is at a path of keys and indexes in parsed JSON; None if nothing is there."""
+    for step in path:
+        if isinstance(step, str):
+            value = value.get(step) if isinstance(value, dict) else None
+        else:
+            value = value[step] if isinstance(value, list) and step < len(value) else None
+    return value
+
+
+def pick_text(value: Any, *path: str | int) -> str:
+    """Return the text at a path in parsed JSON; empty if there is none."""
+    found = pick(value, *path)
+    return found if isinstance(found, str) else ""
+
+
+def pick_list(value: Any, *path: str | int) -> list[Any]:
+    """Return the list at a path in parsed JSON; empty if there is none."""
+    found = pick(value, *path)
+    return found if isinstance(found, list) else []
+
+
 def well_formed(text: str) -> str:
     """Return the text with its surrogate pairs joined, and U+FFFD in place of each half without its other."""
     if text.isascii():

@@ -18,8 +18,8 @@ POLL_TIMEOUT = 30.0
 MAX_FAILURES = 3
 """Requests in a row that may fail."""
 
-UNKNOWN: Final = object()
-"""In place of a response: the vendor does not know the task."""
+UNKNOWN: Final = "task not found"
+"""The status of a task that the vendor does not know."""
 
 _TRANSIENT = frozenset(("provider_unavailable", "provider_failed", "deadline_exceeded"))
 
@@ -32,8 +32,8 @@ async def poll(
     *,
     interval: float,
 ) -> AsyncGenerator[Any, None]:
-    """GET `url` repeatedly and yield each response as parsed JSON, or UNKNOWN for an error that
-    `error_mapping` maps to `not_found`. Closing the generator closes the connection immediately.
+    """GET `url` repeatedly and yield each response as parsed JSON, or `{"status": UNKNOWN}` for an error
+    that `error_mapping` maps to `not_found`. Closing the generator closes the connection immediately.
 
     The first request is sent after `interval` seconds, later ones up to twice as far apart. The vendor works
     on the task meanwhile and may charge for it, so up to MAX_FAILURES failures in a row are retried, with
@@ -60,7 +60,7 @@ async def poll(
             yield response
             continue
         if failure.code == "not_found":
-            yield UNKNOWN
+            yield {"status": UNKNOWN}
             continue
         if failure.code == "overloaded":
             continue

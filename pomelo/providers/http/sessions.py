@@ -65,7 +65,7 @@ class Sessions:
         """
         if body is not None and not (replays and isinstance(body, bytes)):
             return await _send(self._single_use, url, headers, body, timeout)
-        trace = _Trace()
+        trace = SimpleNamespace(reused=False)  # whether the connection had served another request
         try:
             return await _send(self._keepalive, url, headers, body, timeout, trace)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
@@ -75,22 +75,13 @@ class Sessions:
         return await _send(self._single_use, url, headers, body, timeout)
 
 
-class _Trace:
-    """Whether a request was sent on a connection that had served another request."""
-
-    __slots__ = ("reused",)
-
-    def __init__(self) -> None:
-        self.reused = False
-
-
 async def _send(
     session: aiohttp.ClientSession,
     url: URL,
     headers: Mapping[str, str],
     body: Body,
     timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - of sockets, applied by aiohttp
-    trace: _Trace | None = None,
+    trace: SimpleNamespace | None = None,
 ) -> aiohttp.ClientResponse:
     data: Any = body
     if isinstance(body, bytes) and len(body) > _MAX_WRITE_BYTES:

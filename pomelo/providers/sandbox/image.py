@@ -9,11 +9,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from hashlib import shake_256
 from itertools import islice
-from types import ModuleType
 
 from pomelo.providers.sandbox.pyav import load_av
-
-CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 _ENCODERS = {
     "jpeg": ("mjpeg", "yuvj420p", {"qmin": "2", "qmax": "3"}),
@@ -25,19 +22,20 @@ _CIRCLES = 8
 def draw(subject: str, width: int, height: int, file_format: str) -> Iterator[float | bytes]:
     """Draws the image of a subject; the same arguments always give the same file.
 
-    Yields the progress (0, 0.25, 0.5, 0.75), then the file. `file_format` is a key of CONTENT_TYPES; sizes
-    are in pixels, from 1.
+    Yields the progress (0, 0.25, 0.5, 0.75), then the file. `file_format` is png, jpeg or webp; sizes are in
+    pixels, from 1.
 
     Raises:
         PomeloError: provider_not_configured, the format needs PyAV, which is not installed.
     """
-    av = None if file_format == "png" else load_av(file_format, "png")
+    if file_format != "png":
+        load_av(file_format, "png")
     rows: list[bytes] = []
     remaining = _rows(shake_256(subject.encode()).digest(6 + 6 * _CIRCLES), width, height)
     for quarter in range(4):
         yield quarter / 4
         rows += islice(remaining, height * (quarter + 1) // 4 - len(rows))
-    yield _encode(av, rows, width, height, file_format) if av else _png(rows, width, height)
+    yield encode(rows, width, height, file_format)
 
 
 def _rows(digest: bytes, width: int, height: int) -> Iterator[bytes]:
@@ -56,17 +54,15 @@ def _rows(digest: bytes, width: int, height: int) -> Iterator[bytes]:
         yield bytes(row)
 
 
-def _png(rows: list[bytes], width: int, height: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" + b"\0".join(rows), 1)
-    chunks = (
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        for name, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+def encode(rows: list[bytes], width: int, height: int, file_format: str) -> bytes:
+    """Encodes rows of 3 bytes a pixel as png, jpeg or webp.
 
-
-def _encode(av: ModuleType, rows: list[bytes], width: int, height: int, file_format: str) -> bytes:
+    Raises:
+        PomeloError: provider_not_configured, the format needs PyAV, which is not installed.
+    """
+    if file_format == "png":
+        return _png(rows, width, height)
+    av = load_av(file_format, "png")
     name, pixel_format, options = _ENCODERS[file_format]
     frame = av.VideoFrame(width, height, "rgb24")
     padding = bytes(frame.planes[0].line_size - width * 3)
@@ -76,3 +72,13 @@ def _encode(av: ModuleType, rows: list[bytes], width: int, height: int, file_for
     codec.framerate, codec.thread_count, codec.options = Fraction(1), 1, options
     packets = (*codec.encode(frame.reformat(format=pixel_format)), *codec.encode(None))
     return b"".join(map(bytes, packets))
+
+
+def _png(rows: list[bytes], width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + b"\0".join(rows), 1)
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -22,11 +22,11 @@ from pomelo.gen.v1.text_pb2 import FinishReason
 from pomelo.providers.base import AudioSource, Event, Job
 from pomelo.providers.images import FORMATS
 from pomelo.providers.sandbox import text
-from pomelo.providers.sandbox.image import CONTENT_TYPES, draw
+from pomelo.providers.sandbox.image import draw
 from pomelo.providers.sandbox.recognition import Recognition, recognize, speech_seconds
 from pomelo.providers.sandbox.speech import Speech
 from pomelo.providers.sandbox.transcript import transcribe
-from pomelo.providers.sandbox.triggers import NO_TRIGGERS, Triggers, failure, parse
+from pomelo.providers.sandbox.triggers import Triggers, failure, parse
 
 _THREADS = 2
 
@@ -108,7 +108,7 @@ class Sandbox:
                 if triggers.stops_halfway and done >= 0.5:
                     await self._stop_halfway(triggers)
                 if isinstance(step, bytes):
-                    image = GeneratedImage(data=step, content_type=CONTENT_TYPES[file_format])
+                    image = GeneratedImage(data=step, content_type=f"image/{file_format}")
                     yield Event(result=TaskResult(image=ImageOutput(images=[image])))
 
     def text_to_speech(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
@@ -153,8 +153,6 @@ class Sandbox:
         Raises:
             PomeloError: of `[[error:CODE]]`.
         """
-        if "[[" not in content:
-            return NO_TRIGGERS
         triggers = parse(content)
         if triggers.delay:
             await self._sleep(triggers.delay)
@@ -176,7 +174,9 @@ class Sandbox:
         self, job: Job[Any], content: str, seconds: float, field: str
     ) -> AsyncGenerator[Event, None]:
         triggers = await self._begin(content, job, field)
-        speech = Speech.of(job.input.output_format, content, _voice(job), seconds)
+        # All that the tones of a word depend on.
+        voice = f"{job.input.voice.lower()}\n{_seed(job)}\n{job.model.name}"
+        speech = Speech.of(job.input.output_format, content, voice, seconds)
         content_type = speech.content_type
         async with aclosing(self._in_thread(speech.chunks(half=triggers.stops_halfway))) as chunks:
             async for chunk in chunks:
@@ -217,8 +217,3 @@ def _seed(job: Job[Any]) -> str:
 def _speed(job: Job[Any]) -> float:
     settings = job.input.voice_settings
     return settings.speed if settings.HasField("speed") else 1.0
-
-
-def _voice(job: Job[Any]) -> str:
-    """All that the tones of a word depend on."""
-    return f"{job.input.voice.lower()}\n{_seed(job)}\n{job.model.name}"

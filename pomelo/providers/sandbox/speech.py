@@ -103,7 +103,7 @@ class Speech:
         count = max(1, round(self.seconds * self.rate))
         width = len(_CODECS[self.codec][1]([0]))
         embedder = samples.TextEmbedder(text, self.rate, count, width)
-        header = _wav_header(self.rate, count * width) if self.codec == "wav" else b""
+        header = wav_header(self.rate, count * width) if self.codec == "wav" else b""
         end = count // divisor * width
         size = self.rate // _CHUNKS * width
         for start, block in zip(range(0, end, size), self._blocks(count, size), strict=False):
@@ -161,7 +161,7 @@ def _packets(encoder: Any, frames: Iterable[bytes]) -> Iterator[bytes]:
     yield from map(bytes, encoder.encode(None))
 
 
-def _wav_header(rate: int, size: int) -> bytes:
+def wav_header(rate: int, size: int) -> bytes:
     """The 44 bytes before `size` bytes of 16-bit samples."""
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",

@@ -10,11 +10,12 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
-from pomelo.providers.bfl import BFL, DELIVERY_ERRORS
+from pomelo.providers.bfl import BFL
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.downloads import MAX_FILE_BYTES, Downloader
+from pomelo.providers.images import DELIVERY_ERRORS
 from pomelo.testing import FaultUpstream, Gate, Reply, Script, Stop, page, redirect
 from pomelo.testing.bfl_protocol import Drawing, delivered, error_reply, invalid, moderated, status
 from pomelo.testing.images import make_image

@@ -11,7 +11,6 @@ from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.testing import Reply
 from pomelo.testing.mistral_protocol import (
-    DONE,
     Answer,
     chunk,
     error_event,
@@ -19,6 +18,7 @@ from pomelo.testing.mistral_protocol import (
     fields_reply,
     gateway_reply,
 )
+from pomelo.testing.text_answer import DONE
 from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_rig
 from tests.providers.text_rig import (
     LENGTH,
