@@ -275,3 +275,20 @@ async def test_setting_the_server_clock_back_makes_no_window_longer(
         assert await refusal(store.reserve(request("d", 1, **full))) == "requests"
         wall[0] += 0.5
         assert isinstance(await store.reserve(request("e", 1, **full)), Reserved)
+
+
+async def test_setting_the_server_clock_back_blocks_no_account_for_longer_than_a_window(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    wall = [1_800_000_000.0]
+    opening = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
+    async with opening as store:
+        await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
+        full: dict[str, Any] = {"account": "default", "requests_limit": 1, "tokens": 1}
+        await store.reserve(request("a", 1, **full))
+        wall[0] -= 86_400
+        for seconds in (0, 30, 29.5):
+            wall[0] += seconds
+            assert await refusal(store.reserve(request("b", 1, **full))) == "requests"
+        wall[0] += 0.5
+        assert isinstance(await store.reserve(request("c", 1, **full)), Reserved)
