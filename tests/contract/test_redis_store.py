@@ -249,6 +249,18 @@ async def test_an_idempotency_key_without_an_answer_leaves_nothing_in_the_server
             assert server.do("EXISTS", answer) == 0
 
 
+async def test_no_answer_is_stored_under_a_key_that_the_task_no_longer_has(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        answer = names(WALLET).answer("order-7")
+        await store.reserve(request("a", idempotency_key=IdempotencyKey("order-7", b"digest")))
+        server.do("DEL", answer)
+        await store.settle(settlement("a", answer=b"hello"))
+        assert server.do("EXISTS", answer) == 0
+
+
 async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(
     server: RedisServer, tmp_path: Path
 ) -> None:
