@@ -270,6 +270,9 @@ async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(
         for _ in range(2):  # before and after its end
             await store._void(WALLET, "a", True, "another-call")
             assert (await store.settle(settlement("a", 60))).record.cost == 60
+        await store._void(WALLET, "a", True, "another-call")
+        with pytest.raises(LostReservationError):
+            await store.reserve(request("a", 100))
 
 
 async def test_setting_the_server_clock_back_makes_no_window_longer(
