@@ -143,3 +143,11 @@ async def test_recovering_without_a_reservation_does_nothing(rig: Rig) -> None:
     assert await balance(rig) == (70, 10, 920)
     assert (await rig.store.settle(settlement("done", 70))).record.cost == 70
     assert (await rig.store.settle(settlement("a", 10))).record.cost == 10
+
+
+async def test_only_a_task_that_was_recovered_without_a_charge_can_be_reserved_again(rig: Rig) -> None:
+    for task, cost in (("a", 0), ("b", 5)):
+        await rig.store.reserve(request(task))
+        await rig.store.note([record(task, cost=cost)])
+        await rig.store.recover(WALLET, task)
+        assert await is_lost(rig.store.reserve(request(task))) == (cost > 0)

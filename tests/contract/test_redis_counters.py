@@ -71,6 +71,19 @@ async def test_a_count_of_running_tasks_is_deleted_with_the_last_of_them(
     assert "concurrency" not in fields(server)
 
 
+async def test_a_count_of_which_a_task_took_0_leaves_no_field(store: Any, server: RedisServer) -> None:
+    streams = Counter("streams:key_1", 0, 1)
+    ends: dict[str, Callable[[], Awaitable[object]]] = {
+        "a": lambda: store.settle(Settlement(record("a"), (streams,))),
+        "b": lambda: store.void(WALLET, "b"),
+        "c": lambda: store.recover(WALLET, "c"),
+    }
+    for task, end in ends.items():
+        await store.reserve(ReserveRequest(record(task), 10, 10, (streams,)))
+        await end()
+        assert "streams:key_1" not in fields(server)
+
+
 async def test_a_count_that_outlived_its_tasks_is_0(store: Any, server: RedisServer) -> None:
     server.do("HSET", KEYS.wallet, "concurrency", 5)
     assert (await limits(store, WALLET)).concurrency == 0

@@ -249,14 +249,30 @@ async def test_an_idempotency_key_without_an_answer_leaves_nothing_in_the_server
             assert server.do("EXISTS", answer) == 0
 
 
+async def test_no_answer_is_stored_under_a_key_that_the_task_no_longer_has(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        answer = names(WALLET).answer("order-7")
+        await store.reserve(request("a", idempotency_key=IdempotencyKey("order-7", b"digest")))
+        server.do("DEL", answer)
+        await store.settle(settlement("a", answer=b"hello"))
+        assert server.do("EXISTS", answer) == 0
+
+
 async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(
     server: RedisServer, tmp_path: Path
 ) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path)
         await store.reserve(request("a", 100))
+        for _ in range(2):  # before and after its end
+            await store._void(WALLET, "a", True, "another-call")
+            assert (await store.settle(settlement("a", 60))).record.cost == 60
         await store._void(WALLET, "a", True, "another-call")
-        assert (await store.settle(settlement("a", 60))).record.cost == 60
+        with pytest.raises(LostReservationError):
+            await store.reserve(request("a", 100))
 
 
 async def test_setting_the_server_clock_back_makes_no_window_longer(
@@ -275,3 +291,20 @@ async def test_setting_the_server_clock_back_makes_no_window_longer(
         assert await refusal(store.reserve(request("d", 1, **full))) == "requests"
         wall[0] += 0.5
         assert isinstance(await store.reserve(request("e", 1, **full)), Reserved)
+
+
+async def test_setting_the_server_clock_back_blocks_no_account_for_longer_than_a_window(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    wall = [1_800_000_000.0]
+    opening = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
+    async with opening as store:
+        await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
+        full: dict[str, Any] = {"account": "default", "requests_limit": 1, "tokens": 1}
+        await store.reserve(request("a", 1, **full))
+        wall[0] -= 86_400
+        for seconds in (0, 30, 29.5):
+            wall[0] += seconds
+            assert await refusal(store.reserve(request("b", 1, **full))) == "requests"
+        wall[0] += 0.5
+        assert isinstance(await store.reserve(request("c", 1, **full)), Reserved)

@@ -15,6 +15,7 @@ from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import damage, usage
+from pomelo.stores.sqlite.transaction import transaction
 from pomelo.stores.usage import UsageQuery, UsageRecord, UsageTotal
 
 _APPLICATION_ID = 0x504D4C41
@@ -55,15 +56,9 @@ class _SqliteArchive:
         def write(connection: sqlite3.Connection) -> None:
             if connection.in_transaction:  # of an earlier call that could not be rolled back
                 connection.execute("ROLLBACK")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(connection):
                 for record in records:
                     usage.insert_record(connection, record, once=True)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
 
         await self._run(write)
 
@@ -126,13 +121,12 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    for statements in ARCHIVE_MIGRATIONS:
-        for statement in statements:
-            connection.execute(statement)
-    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {len(ARCHIVE_MIGRATIONS) - 1}")
-    connection.execute("COMMIT")
+    with transaction(connection):
+        for statements in ARCHIVE_MIGRATIONS:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {len(ARCHIVE_MIGRATIONS) - 1}")
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
@@ -149,17 +143,11 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Runs the missing migrations in one transaction; another process may have run some meanwhile."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         for number in range(_version(connection, path) + 1, len(ARCHIVE_MIGRATIONS)):
             for statement in ARCHIVE_MIGRATIONS[number]:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number}")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

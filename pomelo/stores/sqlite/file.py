@@ -18,6 +18,7 @@ from pomelo.stores.base import StoreError
 from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
 from pomelo.stores.sqlite import damage
 from pomelo.stores.sqlite.log_size import LogSize
+from pomelo.stores.sqlite.transaction import transaction
 
 _MIN_SQLITE = (3, 37, 0)
 
@@ -158,18 +159,12 @@ def _migrate(
     begin: Callable[[sqlite3.Connection], None] = lambda connection: None,
 ) -> None:
     """Runs the missing migrations and `begin` in one transaction."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         _run_migrations(connection, path)
         try:
             begin(connection)
         except (ValueError, TypeError, LookupError, AssertionError) as error:
             raise damage.damaged(path, "its reservations can't be read") from error
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:

@@ -21,6 +21,7 @@ from pomelo.stores.ledger import (
     LimitStatus,
     LostReservationError,
     OpenReservation,
+    Refused,
     Reserved,
     ReserveRequest,
     Settled,
@@ -51,6 +52,8 @@ class FailingStore:
         self.noted = asyncio.Event()
         self.reserved: dict[str, UsageRecord] = {}
         self.waits: dict[str, asyncio.Event] = {}
+        self.refused = False
+        """Whether each reserve is refused for lack of credits."""
         self.takes_effect = False
         """Whether a call takes effect before its error is raised."""
         self.concurrent = self.max_concurrent = 0
@@ -78,6 +81,9 @@ class FailingStore:
     def reserve(self, request: ReserveRequest) -> Awaitable[Any]:
         self.calls.append("reserve")
         draft = request.draft
+        if self.refused:
+            refused = Refused(LimitStatus(0), "insufficient_credits")
+            return self._do("reserve", draft.task_id, refused, lambda: None)
         work = lambda: self.reserved.__setitem__(draft.task_id, draft)  # noqa: E731
         return self._do("reserve", draft.task_id, Reserved(LimitStatus(0), request.maximum), work)
 

@@ -6,13 +6,18 @@ import asyncio
 
 import pytest
 
-from pomelo.catalog.pricing import Usage
+from pomelo.accounts.plans import BUILTIN
+from pomelo.catalog.pricing import Prices, Usage
 from pomelo.engine import ledger as ledgers
 from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Wallet
+from tests.calls import call_of
 from tests.unit.engine.failing_store import (
     ANY_ERROR,
+    CALLER,
+    MODEL,
     UNEXPECTED_ERRORS,
     FailingStore,
     FixedUsage,
@@ -21,6 +26,7 @@ from tests.unit.engine.failing_store import (
     usage_record,
     wait_until,
 )
+from tests.unit.engine.jobs import accepted_job
 
 
 async def test_progress_is_saved_while_a_void_is_pending() -> None:
@@ -61,6 +67,38 @@ async def test_any_error_of_reading_limits_is_store_unavailable(error: str) -> N
     with pytest.raises(PomeloError) as raised:
         await open_ledger(store).limit_status(Wallet("default", True), ())
     assert raised.value.code == "store_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("exact", "unit", "charged"),
+    [
+        (True, PriceUnit.PRICE_UNIT_IMAGE, "0.04"),
+        (False, PriceUnit.PRICE_UNIT_IMAGE, None),
+        (True, PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR, None),
+    ],
+)
+async def test_only_an_exact_cost_is_reported_before_the_task_runs(
+    exact: bool, unit: PriceUnit.ValueType, charged: str | None
+) -> None:
+    call = call_of("")
+    usage, prices = Usage(images=1, provider_micros=1), Prices({unit: 40_000})
+    job = accepted_job("img_1", MODEL, usage, CALLER, exact=exact, prices=prices)
+    await open_ledger(FailingStore()).reserve(job, BUILTIN["unlimited"], call)
+    assert call.response_headers.get("X-Credits-Charged") == charged
+
+
+async def test_a_refused_caller_that_has_left_has_nothing_to_void() -> None:
+    store = FailingStore()
+    store.refused = True
+    store.waits["reserve"] = asyncio.Event()
+    ledger = open_ledger(store)
+    reserving = asyncio.create_task(reserve(ledger, "img_1"))
+    await wait_until(lambda: store.calls == ["reserve"])
+    reserving.cancel()
+    await asyncio.wait([reserving])
+    store.waits["reserve"].set()
+    await ledger.operations.idle()
+    assert store.calls == ["reserve"]
 
 
 async def reconcile(ledger: Ledger, checks: int) -> None:

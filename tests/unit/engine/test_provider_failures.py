@@ -82,6 +82,16 @@ async def test_a_failed_task_that_was_sent_counts_as_a_request(
     assert not await engine.records(account)
 
 
+async def test_a_task_that_may_have_been_sent_counts_as_a_request(
+    engine: EngineApp, provider: Failing
+) -> None:
+    provider.error = no_connection(RetryPolicy.NEVER)
+    account = await engine.account("limited")
+    answer = await engine.ask(account, TEXT)
+    assert (answer.code, answer.call.response_headers["X-Credits-Charged"]) == ("overloaded", "0")
+    assert (await engine.used(account)).requests == 1
+
+
 @pytest.mark.parametrize("error", [no_connection(RetryPolicy.SAME_ROUTE), PomeloError("provider_failed")])
 async def test_output_delivered_before_a_failure_is_charged(
     engine: EngineApp, provider: Failing, error: PomeloError

@@ -43,6 +43,16 @@ async def test_a_task_without_a_provider_takes_nothing_and_reports_no_charge(
     assert not await engine.records(account)
 
 
+async def test_a_refused_task_reports_the_limits_of_its_model(engine: EngineApp) -> None:
+    account = await engine.account("limited")
+    answer = await engine.ask(account, {**TEXT, "max_tokens": 0})
+    assert answer.code == "invalid_parameter"
+    assert answer.call.response_headers["X-RateLimit-Remaining-Tokens"] == "100000"
+    answer = await engine.ask(account, {**IMAGE, "width": 5})
+    assert answer.code == "invalid_parameter"
+    assert "X-RateLimit-Remaining-Tokens" not in answer.call.response_headers
+
+
 async def exhausted(engine: EngineApp) -> Account:
     """An account that has used all requests of this minute."""
     account = await engine.account("one request")

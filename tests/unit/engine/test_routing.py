@@ -204,6 +204,26 @@ async def test_a_call_that_fails_before_its_first_event_is_retried_as_its_error_
     assert rig.request_counts() == (0, 0 if retry == RetryPolicy.NEVER else 1)
 
 
+async def test_the_cost_that_a_failed_attempt_reported_is_forgotten(rig: Rig) -> None:
+    class Reporting(FailingProvider):
+        """Reports a cost with its first call alone."""
+
+        async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
+            self.calls += 1
+            if self.calls == 1:
+                job.report.cost = 1.5
+                raise UpstreamError("provider_unavailable", retry=RetryPolicy.SAME_ROUTE)
+            yield Event(text_delta=TextDelta(content="Hello"))
+
+    rig.providers["one"] = Reporting()
+    router = rig.router()
+    candidates = router.candidates(MODEL, "text", live=True)
+    job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
+    async with aclosing(router.events(job, candidates)) as events:
+        assert [event.text_delta.content async for event in events] == ["Hello"]
+    assert job.report.cost is None
+
+
 async def test_an_error_without_a_retry_policy_is_never_retried(rig: Rig) -> None:
     failing = rig.providers["one"] = FailingProvider(PomeloError("provider_unavailable"))
     assert (await rig.fail(rig.router())).code == "provider_unavailable"

@@ -148,6 +148,26 @@ async def test_commits_do_not_wait_for_a_long_step_of_a_report(
             await task(store, next(number))
 
 
+def test_after_a_long_step_of_a_report_the_log_is_not_emptied_until_a_pause_is_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.with_name("pomelo.db-wal").write_bytes(bytes(log_size.LARGE))
+    now = 100.0
+    monkeypatch.setattr("pomelo.stores.sqlite.log_size.time.monotonic", lambda: now)
+    log = log_size.LogSize(path)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        statements: list[str] = []
+        connection.set_trace_callback(statements.append)
+        with log.reading():
+            log.keep_small(connection)
+        now += log_size.STEP_PAUSE - 0.01
+        log.keep_small(connection)
+        assert statements == []
+        now += 0.01
+        log.keep_small(connection)
+        assert "PRAGMA wal_checkpoint(TRUNCATE)" in statements
+
+
 async def test_a_large_log_left_by_a_crash_is_emptied(
     store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,10 @@ for at = 1, #counters do
   local counter = counters[at]
   local used, limit = counter.used, counter.limit
   if limit and counter.amount > 0 and used + counter.amount > limit then
+    -- A window with a start in the future starts now, also if nothing can be counted: it must end in one span.
+    if counter.span > 0 and counter.left == counter.span then
+      redis.call('HSET', KEYS[1], window_fields(counter.name), digits(now))
+    end
     return {'refused', limit_status(wallet), 'limit_exceeded', counter.name}
   end
   if limit and counter.name == ARGV[10] then shares = math.max(1, limit - used) end

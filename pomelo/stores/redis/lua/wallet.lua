@@ -161,19 +161,17 @@ local function release(task, reservation, wallet, amounts, charged)
   local changed = {'held', digits(wallet.held - reservation.amount), 'spent', digits(wallet.spent + charged)}
   for at = 1, #reservation.counters do
     local counter = reservation.counters[at]
-    local count, change = wallet.counts[counter.name], 0
-    if counter.span == 0 then
+    local count, running, change = wallet.counts[counter.name], counter.span == 0, 0
+    if running then
       change = -counter.amount
     elseif amounts[counter.name] and count.left > 0 and count.number == counter.window then
       change = amounts[counter.name] - counter.amount
     end
-    if change ~= 0 then
-      count.used = math.max(0, count.used + change)
-      if count.used == 0 and counter.span == 0 then
-        redis.call('HDEL', KEYS[1], counter.name)
-      else
-        changed[#changed + 1], changed[#changed + 2] = counter.name, digits(count.used)
-      end
+    count.used = math.max(0, count.used + change)
+    if running and count.used == 0 then
+      redis.call('HDEL', KEYS[1], counter.name)  -- also if the task took 0 of it
+    elseif change ~= 0 then
+      changed[#changed + 1], changed[#changed + 2] = counter.name, digits(count.used)
     end
   end
   redis.call('HSET', KEYS[1], unpack(changed))

@@ -1,4 +1,4 @@
-"""A new limit is one function and one row: each test adds a row, and asks over all protocols."""
+"""The added limits over all protocols, on every store: run in the copy by test_limit.py."""
 
 from __future__ import annotations
 
@@ -9,57 +9,28 @@ from datetime import datetime
 
 import pytest
 
-from pomelo.engine.limits import LIMITS, Limit, LimitedCall
-from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.stores.ledger import Counter
 from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOL, PROTOCOLS, STREAM
+from tests.redis_server import any_server
 from tests.tasks import TASK_BODIES, text_body
 
 DAY = 86_400
 
 
-def images_a_day(call: LimitedCall) -> Counter | None:
-    if call.model is None or call.model.task_type != TaskType.TASK_TYPE_IMAGE:
-        return None
-    amount = 0 if call.accepted is None else call.accepted.estimate.maximum.images
-    return Counter("images", amount, 2, float(DAY))
-
-
-def streams_of_a_key(call: LimitedCall) -> Counter:
-    amount = int(call.accepted is not None and call.accepted.job.stream)
-    return Counter(f"streams:{call.principal.key_id}", amount, 1)
-
-
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("limits")) as opened:
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+async def app(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[RunningApp]:
+    folder = tmp_path_factory.mktemp("limits")
+    settings = {}
+    if request.param == "redis":
+        settings = {"store": f"{any_server()}?persistence=none", "archive": f"sqlite:{folder / 'usage.db'}"}
+    async with run_app(folder, settings=settings) as opened:
         yield opened
 
 
-@pytest.fixture
-def images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit of two images a day."""
-    limit = Limit(
-        images_a_day,
-        "-Images",
-        "rate_limit_exceeded",
-        message="Too many images today",
-        actual=lambda usage: usage.images,
-    )
-    monkeypatch.setattr("pomelo.engine.limits.LIMITS", [*LIMITS, limit])
-
-
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit of one stream at a time of each key."""
-    limit = Limit(streams_of_a_key, "-Streams", "concurrency_limit_exceeded", message="Too many streams")
-    monkeypatch.setattr("pomelo.engine.limits.LIMITS", [*LIMITS, limit])
-
-
 @PROTOCOL
-@pytest.mark.usefixtures("images")
 async def test_a_limit_a_day_is_reported_and_refuses_with_its_own_message(
     app: RunningApp, protocol: str
 ) -> None:
@@ -80,6 +51,7 @@ async def test_a_limit_a_day_is_reported_and_refuses_with_its_own_message(
     assert refused.message.startswith(start)
     assert datetime.fromisoformat(refused.message.removeprefix(start)).timestamp() == reset
     assert DAY - 60 < int(refused.headers["retry-after"]) <= DAY
+    assert refused.headers["x-ratelimit-limit-images"] == "2"
     assert refused.headers["x-ratelimit-remaining-images"] == "0"
     assert refused.headers["x-ratelimit-remaining"] == "3", "a refused task takes nothing"
     text = await app.ask(protocol, account.test, text_body())
@@ -90,7 +62,6 @@ async def test_a_limit_a_day_is_reported_and_refuses_with_its_own_message(
     assert (invalid.code, invalid.headers["x-ratelimit-remaining-images"]) == ("invalid_parameter", "0")
 
 
-@pytest.mark.usefixtures("images")
 async def test_all_protocols_share_a_new_limit_and_each_mode_has_its_own(app: RunningApp) -> None:
     account = await app.account()
     outcomes = [await app.ask(protocol, account.test, TASK_BODIES["image"]) for protocol in PROTOCOLS]
@@ -101,7 +72,6 @@ async def test_all_protocols_share_a_new_limit_and_each_mode_has_its_own(app: Ru
 
 @PROTOCOL
 @STREAM
-@pytest.mark.usefixtures("streams")
 async def test_a_limit_on_running_tasks_is_released_when_the_task_ends(
     app: RunningApp, protocol: str, stream: bool
 ) -> None:
