@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.errors import error_body, log_unexpected
+from gateway.errors import error_body, is_closing, log_unexpected
 from gateway.responses import response_headers
 from gateway.types import EVENT_RENDERERS, render_result
 from gateway.types.base import Link, StreamObjects
@@ -179,9 +179,9 @@ async def stream_task(
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:
         failure = error
-    except ConnectionError:
-        raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and is_closing(request):
+            raise
         failure = log_unexpected(call)
     finally:
         sse.stop()
