@@ -243,6 +243,8 @@ class Connection(web.RequestHandler):
                 if self._head_size > MAX_HEAD:
                     self._refuse_head()
                     return
+                if not pipelined:
+                    self.slot.waiting = False  # its client has yet to send the rest
                 self._connections.mark_request_started(self.slot)
                 if self._head_timer is None:
                     self._head_timer = self._loop.call_later(
