@@ -94,7 +94,8 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
                     writer.write(b"x" * 100_000)  # later bytes do not discard the response
             for _ in range(3):
                 async with gateway.connect(HEALTH) as (reader, _):
-                    status, _, body = await read_response(reader)
+                    status, headers, body = await read_response(reader)
+                    assert headers["connection"] == "close"
                     assert (status, body) == (200, b'{"status":"ok"}')
 
 
@@ -140,10 +141,10 @@ async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_
         while not await gateway.is_healthy():
             pass
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        waiting = socket.create_connection((gateway.host, gateway.port))
+        waiting = [socket.create_connection((gateway.host, gateway.port)) for _ in range(4)]
         sockets: list[socket.socket] = []
         try:
-            number = waiting.fileno()
+            number = waiting[-1].fileno()
             resource.setrlimit(resource.RLIMIT_NOFILE, (number + 1, before[1]))
             with suppress(OSError):
                 while True:
@@ -152,12 +153,12 @@ async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_
                 while "Raise the limit of open files" not in caplog.text:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert await is_overloaded(untrusted)
+            await asyncio.sleep(0.5)  # several further attempts to accept
             assert caplog.text.count("Raise the limit of open files") == 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-            for each in sockets:
+            for each in (*sockets, *waiting):
                 each.close()
-            waiting.close()
     assert await gateway.is_healthy()
 
 
