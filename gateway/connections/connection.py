@@ -345,6 +345,7 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """Sends a response; closes after `MAX_UNAUTHENTICATED` requests in a row without a valid key."""
+        self._current_request = request  # aiohttp forgets it before the response is sent
         self.slot.waiting = False
         self._unauthenticated_count = 0 if self._authenticated else self._unauthenticated_count + 1
         surplus = self.slot.surplus and not self._authenticated
