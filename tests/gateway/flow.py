@@ -97,16 +97,21 @@ class Clients:
     _server: web.Server
     _options: GatewayOptions
 
+    def accept(self, transport_type: type[ClientTransport] = ClientTransport) -> ClientTransport:
+        """Returns the transport of a new client, whose connection has yet to be made."""
+        slot = self.connections.open("192.0.2.1", lambda _: None)
+        return transport_type(
+            Connection(self._server, self.connections, StartQueues(), self._options, None, slot)
+        )
+
     async def connect(
         self, data: bytes, transport_type: type[ClientTransport] = ClientTransport
     ) -> ClientTransport:
         """Returns the transport of a new client, which has sent `data`."""
-        slot = self.connections.open("192.0.2.1", lambda _: None)
-        connection = Connection(self._server, self.connections, StartQueues(), self._options, None, slot)
-        transport = transport_type(connection)
-        connection.connection_made(transport)
+        transport = self.accept(transport_type)
+        transport.connection.connection_made(transport)
         await asyncio.sleep(0)
-        connection.data_received(data)
+        transport.connection.data_received(data)
         return transport
 
 

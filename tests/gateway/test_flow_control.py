@@ -66,6 +66,24 @@ async def test_each_stall_is_timed_from_its_beginning(gateway: GatewayApp) -> No
         assert loop.time() - begin > 0.4
 
 
+@pytest.mark.parametrize("data", [b"GET /", raw_get("/healthz"), ACCOUNT], ids=["head", "health", "account"])
+async def test_a_lost_connection_frees_its_slot(gateway: GatewayApp, data: bytes) -> None:
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(data)
+        await until(lambda: client.unread or data == b"GET /")
+        assert len(clients.connections) == 1
+        client.abort()
+        await until(lambda: not len(clients.connections))
+
+
+async def test_a_connection_that_is_evicted_while_it_starts_is_aborted(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services) as clients:
+        client = clients.accept()
+        clients.connections.close(client.connection.slot)
+        client.connection.connection_made(client)
+        assert client.is_aborted
+
+
 async def test_an_evicted_caller_may_read_its_response_to_the_end(gateway: GatewayApp) -> None:
     async with open_clients(gateway.services) as clients:
         client = await clients.connect(ACCOUNT)
