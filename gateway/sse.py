@@ -130,7 +130,6 @@ class SseResponse:
             # A client that has not read what was sent needs no comment.
             if transport is not None and not transport.get_write_buffer_size():
                 self._commenting = self._loop.create_task(self._comment())
-            self._last_sent = now
             due = now + self._keep_alive
         self._timer = self._loop.call_at(due, self._on_timer)
 
