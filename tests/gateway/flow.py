@@ -12,7 +12,7 @@ from aiohttp import web
 
 from gateway.app import make_app
 from gateway.connections.connection import Connection
-from gateway.connections.limits import ConnectionLimits, Connections, StartQueues
+from gateway.connections.limits import ConnectionLimits, Connections, Slot, StartQueues
 from gateway.options import GatewayOptions
 from pomelo.service import Services
 
@@ -30,6 +30,7 @@ class ClientTransport(asyncio.Transport):
         self.closed = asyncio.Event()
         self._high, self._low = 64 * 1024, 16 * 1024
         self._paused = False
+        self._reading = True
         self._closing = False
         self._on_write: Callable[[], None] = lambda: None
 
@@ -66,10 +67,13 @@ class ClientTransport(asyncio.Transport):
         self._high, self._low = high or 0, low or 0
 
     def pause_reading(self) -> None:
-        pass
+        self._reading = False
 
     def resume_reading(self) -> None:
-        pass
+        self._reading = True
+
+    def is_reading(self) -> bool:
+        return self._reading
 
     def is_closing(self) -> bool:
         return self._closing
@@ -97,12 +101,13 @@ class Clients:
     _server: web.Server
     _options: GatewayOptions
 
+    def connection(self, slot: Slot) -> Connection:
+        """Returns a new connection that occupies `slot`."""
+        return Connection(self._server, self.connections, StartQueues(), self._options, None, slot)
+
     def accept(self, transport_type: type[ClientTransport] = ClientTransport) -> ClientTransport:
         """Returns the transport of a new client, whose connection has yet to be made."""
-        slot = self.connections.open("192.0.2.1", lambda _: None)
-        return transport_type(
-            Connection(self._server, self.connections, StartQueues(), self._options, None, slot)
-        )
+        return transport_type(self.connection(self.connections.open("192.0.2.1", lambda _: None)))
 
     async def connect(
         self, data: bytes, transport_type: type[ClientTransport] = ClientTransport
@@ -124,7 +129,8 @@ async def open_clients(services: Services, **options: Any) -> AsyncIterator[Clie
     )
     await runner.setup()
     assert runner.server is not None
-    connections = Connections(ConnectionLimits(max_connections=given.max_connections))
+    limits = ConnectionLimits(max_connections=given.max_connections, lifetime=given.untrusted_timeout)
+    connections = Connections(limits)
     try:
         yield Clients(connections, runner.server, given)
     finally:

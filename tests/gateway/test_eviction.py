@@ -18,6 +18,7 @@ from tests.gateway.requests import (
     GOOD,
     HEALTH,
     HI,
+    raw_get,
     raw_task,
     read_response,
     read_status,
@@ -77,6 +78,23 @@ async def test_the_connection_that_is_idle_the_longest_is_evicted(open_gateway: 
                 assert await read_until_closed(second) == b""
                 asks.write(ACCOUNT)
                 assert await read_status(first) == 200
+
+
+async def test_callers_by_links_are_told_apart_by_their_address(open_gateway: OpenApp) -> None:
+    async with open_gateway(max_connections=3) as gateway, AsyncExitStack() as stack:
+        link = raw_get((await gateway.link()).removeprefix(gateway.url))
+        await gateway.http.close()
+        idle = []
+        for address in ("127.0.0.2", "127.0.0.1", "127.0.0.1"):
+            reader, writer = await stack.enter_async_context(gateway.connect(link, local_addr=(address, 0)))
+            assert await read_status(reader) == 200
+            idle.append((reader, writer))
+        async with gateway.connect(ACCOUNT) as (new, _):  # evicts one of the address that has the most
+            assert await read_status(new) == 200
+            assert await read_until_closed(idle[1][0]) == b""
+        reader, writer = idle[0]
+        writer.write(link)
+        assert await read_status(reader) == 200
 
 
 async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_health_checks_are_served(

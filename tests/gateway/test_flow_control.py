@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from gateway.connections.connection import MAX_HEAD
+from pomelo.call import Call, Principal
 from pomelo.service import Services
 from tests.gateway.flow import ClientTransport, open_clients, until
-from tests.gateway.gateway_app import GatewayApp
+from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import ACCOUNT, HI, raw_get, raw_task
 from tests.gateway.scripts import STARTED, ScriptedTasks, Step, word
 
-STREAM = raw_task({**HI, "stream": True})
+STREAM = raw_task({**HI, "stream": True}, close=False)
 LONG_HEAD = b"GET / HTTP/1.1\r\n" + (b"A: " + b"x" * 1000 + b"\r\n") * (MAX_HEAD // 1000 + 1)
 
 
@@ -118,34 +119,75 @@ async def test_an_eighth_of_the_connections_may_linger(gateway: GatewayApp) -> N
     async with open_clients(gateway.services, max_connections=16) as clients:
         refused = [await clients.connect(LONG_HEAD) for _ in range(3)]
         assert [client.is_closing() for client in refused] == [False, False, True]
+        assert len(clients.connections) == 0
         refused[0].abort()
         await asyncio.sleep(0)
         assert not (await clients.connect(LONG_HEAD)).is_closing()
 
 
+async def test_a_refused_request_is_cancelled_before_its_connection_ends(open_gateway: OpenApp) -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(call: Call) -> Principal:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async with open_gateway(authenticate=wait) as gateway, open_clients(gateway.services) as clients:
+        client = await clients.connect(ACCOUNT)
+        await asyncio.wait_for(started.wait(), 5)
+        client.connection.end(send_refusal=True)
+        assert client.unread.startswith(b"HTTP/1.1 503 ")
+        await asyncio.wait_for(ended.wait(), 5)
+        assert not client.closed.is_set()
+
+
+@pytest.mark.parametrize(("ahead", "reads"), [(1, True), (5, False)])
+async def test_few_requests_are_read_ahead_while_one_is_handled(
+    gateway: GatewayApp, ahead: int, reads: bool
+) -> None:
+    async with open_clients(playing(gateway, word(), asyncio.Event().wait)) as clients:
+        client = await clients.connect(STREAM + ACCOUNT * ahead)
+        await until(lambda: client.unread)
+        assert client.is_reading() is reads
+
+
 async def test_a_comment_for_a_client_that_leaves_fails_silently(
     gateway: GatewayApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_clients(playing(gateway, word(), asyncio.Event().wait), keep_alive=0.05) as clients:
-        client = await clients.connect(STREAM)
+    class LeavingTransport(ClientTransport):
+        """A client that leaves when the server is about to send a comment."""
+
+        def get_write_buffer_size(self) -> int:
+            if b"one" in self.received:
+                self.abort()
+            return len(self.unread)
+
+    services = playing(gateway, word(), asyncio.Event().wait)
+    async with open_clients(services, keep_alive=0.05) as clients:
+        client = await clients.connect(STREAM, LeavingTransport)
         client.read_everything()
-        await until(lambda: b"one" in client.received)
-        client.stop_reading()
-        await until(lambda: b"keep-alive" in client.unread)
-        client.abort()
+        await asyncio.wait_for(client.closed.wait(), 5)
         await asyncio.sleep(0.05)
     gc.collect()  # a failure in the background is logged when it is freed
     assert not caplog.records
 
 
-async def test_buffered_events_of_a_client_that_leaves_are_dropped_silently(
-    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "after",
+    [asyncio.Event().wait, word("x" * 20_000)],
+    ids=["nothing", "an event that is too long to buffer"],
+)
+async def test_the_events_of_a_client_that_leaves_are_dropped_silently(
+    gateway: GatewayApp, after: Step, caplog: pytest.LogCaptureFixture
 ) -> None:
     def leave() -> None:
         client.abort()
 
-    steps = (word("one"), word("two"), leave, asyncio.Event().wait)
-    async with open_clients(playing(gateway, *steps)) as clients:
+    async with open_clients(playing(gateway, word("one"), word("two"), leave, after)) as clients:
         client = await clients.connect(STREAM)
         client.read_everything()
         await asyncio.wait_for(client.closed.wait(), 5)

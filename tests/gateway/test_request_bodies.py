@@ -15,6 +15,7 @@ import pytest
 from gateway.app import GATEWAY, make_app
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
+from gateway.state import account_of
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model
@@ -372,3 +373,7 @@ async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: Gatewa
         await state.task_type(f"m{number}", call)
     assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE
     assert asked.count("first") == 2
+
+
+def test_calls_of_an_unknown_account_are_counted_by_their_key() -> None:
+    assert account_of(call_of("one")) == account_of(call_of("one")) != account_of(call_of("other"))
