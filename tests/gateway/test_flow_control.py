@@ -162,7 +162,7 @@ async def test_a_comment_for_a_client_that_leaves_fails_silently(
         """A client that leaves when the server is about to send a comment."""
 
         def get_write_buffer_size(self) -> int:
-            if b"one" in self.received:
+            if b'"one"' in self.received:
                 self.abort()
             return len(self.unread)
 
@@ -192,6 +192,6 @@ async def test_the_events_of_a_client_that_leaves_are_dropped_silently(
         client.read_everything()
         await asyncio.wait_for(client.closed.wait(), 5)
         await asyncio.sleep(0.05)
-    assert b"one" in client.received
-    assert b"two" not in client.received
+    assert b'"one"' in client.received
+    assert b'"two"' not in client.received
     assert not caplog.records
