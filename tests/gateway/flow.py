@@ -39,10 +39,6 @@ class ClientTransport(asyncio.Transport):
         self._on_write = lambda: self.read(len(self.unread))
         self._on_write()
 
-    def stop_reading(self) -> None:
-        """Makes the client read only by `read`."""
-        self._on_write = lambda: None
-
     def read(self, size: int) -> None:
         """Makes the client read the next `size` bytes."""
         self.received += self.unread[:size]
