@@ -107,11 +107,11 @@ async def error_middleware(
         return error_response(PomeloError("not_found"), call)
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
-            if _is_closing(request):
+            if is_closing(request):
                 raise
             uncancel()  # something within the request cancelled it, and the client still waits
-        if isinstance(error, ConnectionError) and _is_closing(request):
-            raise  # the client has left or its connection was reset
+        if isinstance(error, ConnectionError) and is_closing(request):
+            raise
         internal_error = log_unexpected(call)
         if request.writer.output_size:
             raise reset_connection(request) from None
@@ -120,5 +120,6 @@ async def error_middleware(
         call.end()
 
 
-def _is_closing(request: web.Request) -> bool:
+def is_closing(request: web.Request) -> bool:
+    """Returns whether the client has left or its connection was reset."""
     return request.transport is None or request.transport.is_closing()

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.errors import error_body, log_unexpected
+from gateway.errors import error_body, is_closing, log_unexpected
 from gateway.responses import response_headers
 from gateway.types import EVENT_RENDERERS, render_result
 from gateway.types.base import Link, StreamObjects
@@ -130,7 +130,6 @@ class SseResponse:
             # A client that has not read what was sent needs no comment.
             if transport is not None and not transport.get_write_buffer_size():
                 self._commenting = self._loop.create_task(self._comment())
-            self._last_sent = now
             due = now + self._keep_alive
         self._timer = self._loop.call_at(due, self._on_timer)
 
@@ -179,9 +178,9 @@ async def stream_task(
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:
         failure = error
-    except ConnectionError:
-        raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and is_closing(request):
+            raise
         failure = log_unexpected(call)
     finally:
         sse.stop()

@@ -243,6 +243,8 @@ class Connection(web.RequestHandler):
                 if self._head_size > MAX_HEAD:
                     self._refuse_head()
                     return
+                if not pipelined:
+                    self.slot.waiting = False  # its client has yet to send the rest
                 self._connections.mark_request_started(self.slot)
                 if self._head_timer is None:
                     self._head_timer = self._loop.call_later(
@@ -343,6 +345,7 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
         """Sends a response; closes after `MAX_UNAUTHENTICATED` requests in a row without a valid key."""
+        self._current_request = request  # aiohttp forgets it before the response is sent
         self.slot.waiting = False
         self._unauthenticated_count = 0 if self._authenticated else self._unauthenticated_count + 1
         surplus = self.slot.surplus and not self._authenticated

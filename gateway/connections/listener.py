@@ -163,11 +163,11 @@ class Listener:
             self._connections.close(pending.slot)
             pending.drop(False)
             return True
+        pending.slot.waiting = True
         if first == HEALTH_REQUEST and self._health_checks_left:
             self._health_checks_left -= 1
             self._start(pending)
         else:
-            pending.slot.waiting = True
             self._ready.append(pending)
         if not self._scheduled:
             self._scheduled = True
@@ -194,8 +194,9 @@ class Listener:
 
     def _start(self, pending: _PendingConnection) -> None:
         slot = pending.slot
-        slot.waiting = False
-        self._connections.mark_request_started(slot)
+        if self._tls is not None:  # otherwise the client waits until its first bytes are read
+            slot.waiting = False
+            self._connections.mark_request_started(slot)
         task = self._loop.create_task(self._open(pending))
         self._starting.add(task)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 
+from tests.certificates import make_certificate
 from tests.gateway.gateway_app import GatewayApp, OpenApp, run_gateway
 
 
@@ -33,3 +35,13 @@ def gateway(_gateway: GatewayApp) -> GatewayApp:
     _gateway.provider.script = None
     _gateway.provider.jobs.clear()
     return _gateway
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """A TLS server context for loopback."""
+    made = tmp_path_factory.mktemp("certificate")
+    make_certificate(made, "cert", "localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(made / "cert.pem", made / "cert.key")
+    return context

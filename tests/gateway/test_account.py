@@ -290,7 +290,7 @@ def test_the_name_of_an_unknown_parameter_is_shown_up_to_100_characters() -> Non
 
 async def test_an_account_has_no_query_parameters(gateway: GatewayApp) -> None:
     async with gateway.get("/api/v1/account?model=gpt-4") as response:
-        assert "There are none here" in (await response.json())["error"]["message"]
+        assert "This path takes no parameters" in (await response.json())["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])

@@ -264,8 +264,9 @@ async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(o
 
 
 async def test_a_client_that_reads_slowly_receives_everything(open_gateway: OpenApp) -> None:
-    count = 300
-    async with open_gateway(write_timeout=0.2) as gateway:
+    # In every period, the client must read enough to make room in the kernel's buffers, about 1 MB.
+    count = 1200
+    async with open_gateway(write_timeout=1.0) as gateway:
         gateway.provider.script = play(*[audio(AUDIO)] * count)
         async with gateway.connect(RAW_AUDIO, limit=4096) as (reader, _):
             size = 0
@@ -347,3 +348,19 @@ async def test_a_refused_body_of_unknown_length_ends_its_connection(
     async with gateway.connect(sent) as (reader, _):
         status, headers, _ = await read_response(reader)
     assert (status, headers.get("connection") == "close") == (415, ends)
+
+
+async def test_the_rest_of_a_refused_body_is_discarded_up_to_a_limit(open_gateway: OpenApp) -> None:
+    async with (
+        open_gateway(linger_timeout=60.0, untrusted_timeout=60.0) as gateway,
+        gateway.connect(raw_task(b"", key="bad", framing="Content-Length: 900000000")) as (reader, writer),
+    ):
+        sent = 0
+        with pytest.raises(ConnectionError):  # noqa: PT012 - the test counts what was sent
+            while sent < 256 * 2**20:
+                writer.write(bytes(2**20))
+                sent += 2**20
+                await writer.drain()
+                if sent == 32 * 2**20:  # more than the kernel buffers
+                    assert await read_status(reader) == 401
+        assert sent > 60 * 2**20

@@ -110,6 +110,21 @@ async def test_an_untrusted_connection_is_closed_after_its_lifetime_and_a_truste
     await connections.wait_until(lambda: caller in connections.ended)
 
 
+async def test_each_lifetime_starts_when_its_connection_becomes_untrusted() -> None:
+    connections = ConnectionSet(ConnectionLimits(lifetime=0.6))
+    loop = asyncio.get_running_loop()
+    first, caller = connections.open(), connections.open(owner="acme")
+    await connections.wait_until(lambda: first in connections.ended)
+    begin = loop.time()
+    later = connections.open()
+    connections.table.distrust(caller)
+    assert len(connections.table) == 2
+    await connections.wait_until(lambda: later in connections.ended or caller in connections.ended)
+    assert loop.time() - begin > 0.5
+    await connections.wait_until(lambda: connections.ended.keys() >= {later, caller})
+    assert len(connections.table) == 0
+
+
 async def test_slow_requests_beyond_the_share_of_an_address_are_evicted_and_silent_ones_only_when_full() -> (
     None
 ):

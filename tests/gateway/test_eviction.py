@@ -18,6 +18,7 @@ from tests.gateway.requests import (
     GOOD,
     HEALTH,
     HI,
+    raw_get,
     raw_task,
     read_response,
     read_status,
@@ -79,6 +80,23 @@ async def test_the_connection_that_is_idle_the_longest_is_evicted(open_gateway: 
                 assert await read_status(first) == 200
 
 
+async def test_callers_by_links_are_told_apart_by_their_address(open_gateway: OpenApp) -> None:
+    async with open_gateway(max_connections=3) as gateway, AsyncExitStack() as stack:
+        link = raw_get((await gateway.link()).removeprefix(gateway.url))
+        await gateway.http.close()
+        idle = []
+        for address in ("127.0.0.2", "127.0.0.1", "127.0.0.1"):
+            reader, writer = await stack.enter_async_context(gateway.connect(link, local_addr=(address, 0)))
+            assert await read_status(reader) == 200
+            idle.append((reader, writer))
+        async with gateway.connect(ACCOUNT) as (new, _):  # evicts one of the address that has the most
+            assert await read_status(new) == 200
+            assert await read_until_closed(idle[1][0]) == b""
+        reader, writer = idle[0]
+        writer.write(link)
+        assert await read_status(reader) == 200
+
+
 async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_health_checks_are_served(
     open_gateway: OpenApp,
 ) -> None:
@@ -94,7 +112,8 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
                     writer.write(b"x" * 100_000)  # later bytes do not discard the response
             for _ in range(3):
                 async with gateway.connect(HEALTH) as (reader, _):
-                    status, _, body = await read_response(reader)
+                    status, headers, body = await read_response(reader)
+                    assert headers["connection"] == "close"
                     assert (status, body) == (200, b'{"status":"ok"}')
 
 
@@ -140,10 +159,10 @@ async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_
         while not await gateway.is_healthy():
             pass
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        waiting = socket.create_connection((gateway.host, gateway.port))
+        waiting = [socket.create_connection((gateway.host, gateway.port)) for _ in range(4)]
         sockets: list[socket.socket] = []
         try:
-            number = waiting.fileno()
+            number = waiting[-1].fileno()
             resource.setrlimit(resource.RLIMIT_NOFILE, (number + 1, before[1]))
             with suppress(OSError):
                 while True:
@@ -152,12 +171,12 @@ async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_
                 while "Raise the limit of open files" not in caplog.text:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert await is_overloaded(untrusted)
+            await asyncio.sleep(0.5)  # several further attempts to accept
             assert caplog.text.count("Raise the limit of open files") == 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
-            for each in sockets:
+            for each in (*sockets, *waiting):
                 each.close()
-            waiting.close()
     assert await gateway.is_healthy()
 
 

@@ -4,32 +4,88 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import select
 import socket
+import time
+from pathlib import Path
 
 import aiohttp
 import pytest
 
 from gateway.app import open_rest
-from tests.gateway.gateway_app import GatewayApp, OpenApp
-from tests.gateway.requests import HEALTH, HI, raw_get, raw_task, read_status, read_until_closed
+from gateway.connections.listener import bind
+from pomelo.call import Call, Principal
+from tests.gateway.gateway_app import GatewayApp, OpenApp, authenticate
+from tests.gateway.requests import ACCOUNT, HEALTH, HI, raw_get, raw_task, read_status, read_until_closed
 from tests.gateway.scripts import play, word
 
 
-async def test_health_checks_are_answered_before_the_requests_of_a_crowd(gateway: GatewayApp) -> None:
-    # All of them wait in the kernel's queue when the server accepts the first one.
+async def crowd_ahead_of_health(gateway: GatewayApp, begin: bytes) -> int:
+    """Returns how many of 200 requests are answered before a health check that was sent after all of them.
+    The server has read `begin` of each before the rest is sent."""
     sockets = [socket.create_connection((gateway.host, gateway.port)) for _ in range(201)]
     *crowd, health = sockets
+    if begin:
+        for each in sockets:
+            each.sendall(begin)
+        assert await gateway.status_of(ACCOUNT) == 200  # it waits behind all of them
     for each in crowd:
-        each.sendall(raw_get("/nowhere"))
-    health.sendall(HEALTH)
+        each.sendall(raw_get("/nowhere").removeprefix(begin))
+    health.sendall(HEALTH.removeprefix(begin))
     health.setblocking(False)
     received = await asyncio.get_running_loop().sock_recv(health, 1000)
     answered, _, _ = select.select(crowd, [], [], 0)
     for each in sockets:
         each.close()
     assert received.startswith(b"HTTP/1.1 200 ")
-    assert len(answered) < 100
+    return len(answered)
+
+
+@pytest.mark.parametrize(
+    ("begin", "most"), [(b"", 100), (b"GET /", 150)], ids=["new connections", "started requests"]
+)
+async def test_health_checks_are_answered_before_the_requests_of_a_crowd(
+    gateway: GatewayApp, begin: bytes, most: int
+) -> None:
+    for _ in range(10):
+        assert await gateway.is_healthy()
+    assert await crowd_ahead_of_health(gateway, begin) < most
+
+
+@pytest.mark.parametrize("most", [4096, 100], ids=["few connections", "nearly full"])
+async def test_a_delay_of_the_server_does_not_count_against_clients_that_wait(
+    open_gateway: OpenApp, most: int
+) -> None:
+    delays = [0.6]  # longer than the grace and the time between two checks
+
+    async def block(call: Call) -> Principal:
+        if delays:
+            time.sleep(delays.pop())  # noqa: ASYNC251 - the event loop is blocked on purpose
+        return await authenticate(call)
+
+    options = {"max_connections": most, "max_untrusted": 5, "untrusted_grace": 0.1}
+    async with open_gateway(authenticate=block, **options) as gateway:
+        sockets = [socket.create_connection((gateway.host, gateway.port)) for _ in range(100)]
+        for each in sockets:
+            each.sendall(ACCOUNT)
+        for each in sockets:
+            reader, writer = await asyncio.open_connection(sock=each)
+            assert await read_status(reader) == 200
+            writer.close()
+
+
+def open_files() -> int:
+    """The number of open files of this process."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_an_address_that_can_not_be_used_leaves_no_socket_open(gateway: GatewayApp) -> None:
+    before = open_files()
+    with pytest.raises(OSError, match="in use") as caught:
+        await bind(gateway.host, gateway.port, reuse_port=False)
+    assert open_files() == before
+    assert caught.value.errno == errno.EADDRINUSE  # its traceback keeps the sockets alive until here
 
 
 async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open_gateway: OpenApp) -> None:

@@ -117,7 +117,7 @@ def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
             parse_query({"page_size": str(size + (1 if bound == "maximum" else -1))})
     with pytest.raises(PomeloError) as caught:
         parse_query({"x": "1"})
-    assert caught.value.message == f"Unknown query parameter: x. There are {', '.join(schemas)}"
+    assert caught.value.message == f"Unknown query parameter: x. Valid: {', '.join(schemas)}"
 
 
 # --- objects in responses

@@ -15,6 +15,7 @@ import pytest
 from gateway.app import GATEWAY, make_app
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
+from gateway.state import account_of
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model
@@ -299,8 +300,9 @@ async def test_a_body_that_is_refused_after_100_continue_gets_a_response(gateway
     assert (status, b'"code":"invalid_body"' in body) == (400, True)
 
 
-async def test_a_body_with_identity_encoding_is_accepted(gateway: GatewayApp) -> None:
-    headers = {**HEADERS, "Content-Encoding": "Identity"}
+@pytest.mark.parametrize("encoding", ["Identity", "identity"])
+async def test_a_body_with_identity_encoding_is_accepted(gateway: GatewayApp, encoding: str) -> None:
+    headers = {**HEADERS, "Content-Encoding": encoding}
     assert await code_of(gateway.post_task(data=BODY, headers=headers)) == (200, "")
 
 
@@ -346,9 +348,10 @@ async def test_a_large_task_that_its_provider_refuses_counts_once(
 
 @pytest.mark.parametrize("content_type", [JSON, FORM])
 async def test_after_a_large_body_its_account_waits_before_the_next_one(
-    gateway: GatewayApp, content_type: str
+    gateway: GatewayApp, content_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = b"x" * 8_000_000
+    monkeypatch.setattr(ParseQueue, "RATE", 80_000)  # slower than any machine reads and parses a body
+    text = b"x" * 80_000
     body = b'{"model":"gpt-4","user":"%b"}' % text
     if content_type == FORM:
         body = b'--B\r\nContent-Disposition: form-data; name="user"\r\n\r\n%b\r\n--B--' % text
@@ -377,3 +380,7 @@ async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: Gatewa
         await state.task_type(f"m{number}", call)
     assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE
     assert asked.count("first") == 2
+
+
+def test_calls_of_an_unknown_account_are_counted_by_their_key() -> None:
+    assert account_of(call_of("one")) == account_of(call_of("one")) != account_of(call_of("other"))

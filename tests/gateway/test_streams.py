@@ -133,6 +133,20 @@ async def test_an_internal_error_in_a_stream_is_an_error_event_and_logged_once(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(), BrokenPipeError(), ZeroDivisionError()], ids=repr)
+async def test_a_task_service_that_fails_unexpectedly_while_the_client_stays_is_an_internal_error(
+    gateway: GatewayApp, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with gateway.over(tasks=ScriptedTasks(STARTED, word(), error)) as scripted:
+        received = await events_of(scripted.post_task(STREAM))
+    assert [name for name, _ in received] == ["message", "error"]
+    assert received[-1][1]["error"]["code"] == "internal_error"
+    assert len(caplog.records) == 1
+    async with gateway.over(tasks=ScriptedTasks(STARTED, error)) as scripted:
+        assert await code_of(scripted.post_task(STREAM)) == (500, "internal_error")
+    assert len(caplog.records) == 2
+
+
 @pytest.mark.parametrize(
     ("body", "first"),
     [(HI, word()), (TTS, audio(b"one")), (FLUX, progress(0.5))],

@@ -8,19 +8,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.certificates import make_certificate
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import TTS, read_until_closed
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
-    """A TLS server context for loopback."""
-    made = tmp_path_factory.mktemp("certificate")
-    make_certificate(made, "cert", "localhost")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(made / "cert.pem", made / "cert.key")
-    return context
 
 
 @pytest.fixture(scope="module")

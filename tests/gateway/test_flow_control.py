@@ -1,0 +1,175 @@
+"""Clients that read slowly or not at all, to the byte."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.connections.connection import MAX_HEAD
+from pomelo.call import Call, Principal
+from pomelo.service import Services
+from tests.gateway.flow import ClientTransport, open_clients, until
+from tests.gateway.gateway_app import GatewayApp, OpenApp
+from tests.gateway.requests import ACCOUNT, HI, raw_get, raw_task
+from tests.gateway.scripts import STARTED, ScriptedTasks, Step, word
+
+STREAM = raw_task({**HI, "stream": True}, close=False)
+LONG_HEAD = b"GET / HTTP/1.1\r\n" + (b"A: " + b"x" * 1000 + b"\r\n") * (MAX_HEAD // 1000 + 1)
+
+
+def playing(gateway: GatewayApp, *steps: Step) -> Services:
+    """The services of a gateway, whose streams play `steps`."""
+    tasks: Any = ScriptedTasks(STARTED, *steps)
+    return replace(gateway.services, tasks=tasks)
+
+
+@pytest.mark.parametrize("left", [1, 100])
+async def test_a_client_that_leaves_bytes_unread_is_disconnected(gateway: GatewayApp, left: int) -> None:
+    async with open_clients(gateway.services, write_timeout=0.1) as clients:
+        client = await clients.connect(ACCOUNT)
+        await until(lambda: client.unread)
+        client.read(len(client.unread) - left)
+        await asyncio.wait_for(client.closed.wait(), 5)
+        assert client.is_aborted
+
+
+@pytest.mark.parametrize(("step", "survives"), [(99, False), (103, True)], ids=["too slow", "in time"])
+async def test_a_client_must_read_at_the_minimum_rate(gateway: GatewayApp, step: int, survives: bool) -> None:
+    class SteadyTransport(ClientTransport):
+        """A client that has read `step` more bytes at each check, however late the check is."""
+
+        def get_write_buffer_size(self) -> int:
+            if not self.is_closing():
+                self.read(step)
+            return len(self.unread)
+
+    async with open_clients(gateway.services, write_timeout=0.1) as clients:  # 1,024 bytes a second
+        client = await clients.connect(ACCOUNT, SteadyTransport)
+        await until(lambda: client.closed.is_set() or client.received.endswith(b"}}"))
+        assert client.is_aborted is not survives
+
+
+async def test_each_stall_is_timed_from_its_beginning(gateway: GatewayApp) -> None:
+    loop = asyncio.get_running_loop()
+    async with open_clients(gateway.services, write_timeout=0.5) as clients:
+        client = await clients.connect(ACCOUNT)
+        await until(lambda: client.unread)
+        client.read(len(client.unread))
+        await asyncio.sleep(0.3)
+        client.connection.data_received(ACCOUNT)
+        await until(lambda: client.unread)
+        begin = loop.time()
+        await asyncio.wait_for(client.closed.wait(), 5)
+        assert loop.time() - begin > 0.4
+
+
+@pytest.mark.parametrize("data", [b"GET /", raw_get("/healthz"), ACCOUNT], ids=["head", "health", "account"])
+async def test_a_lost_connection_frees_its_slot(gateway: GatewayApp, data: bytes) -> None:
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(data)
+        await until(lambda: client.unread or data == b"GET /")
+        assert len(clients.connections) == 1
+        client.abort()
+        await until(lambda: not len(clients.connections))
+
+
+async def test_a_connection_that_is_evicted_while_it_starts_is_aborted(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services) as clients:
+        client = clients.accept()
+        clients.connections.close(client.connection.slot)
+        client.connection.connection_made(client)
+        assert client.is_aborted
+
+
+async def test_an_evicted_caller_may_read_its_response_to_the_end(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(ACCOUNT)
+        await until(lambda: client.unread)
+        client.connection.end(send_refusal=False)
+        assert not client.closed.is_set()
+        client.read_everything()
+        assert client.received.endswith(b"}}")
+        assert client.closed.is_set()
+        assert not client.is_aborted
+
+
+async def test_a_refusal_is_not_written_into_a_response_that_has_begun(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(raw_get("/openapi.json"))
+        await until(lambda: client.unread)
+        client.connection.end(send_refusal=True)
+        assert client.is_aborted
+        assert client.unread.count(b"HTTP/1.1 ") == 1
+
+
+async def test_a_refused_client_that_reads_nothing_is_disconnected(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services, write_timeout=0.1) as clients:
+        clients.connections.lingering = clients.connections.limits.max_connections
+        client = await clients.connect(LONG_HEAD)
+        assert client.unread.startswith(b"HTTP/1.1 400 ")
+        await asyncio.wait_for(client.closed.wait(), 5)
+        assert client.is_aborted
+
+
+async def test_an_eighth_of_the_connections_may_linger(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services, max_connections=16) as clients:
+        refused = [await clients.connect(LONG_HEAD) for _ in range(3)]
+        assert [client.is_closing() for client in refused] == [False, False, True]
+        assert len(clients.connections) == 0
+        refused[0].abort()
+        await asyncio.sleep(0)
+        assert not (await clients.connect(LONG_HEAD)).is_closing()
+
+
+async def test_a_refused_request_is_cancelled_before_its_connection_ends(open_gateway: OpenApp) -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def wait(call: Call) -> Principal:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async with open_gateway(authenticate=wait) as gateway, open_clients(gateway.services) as clients:
+        client = await clients.connect(ACCOUNT)
+        await asyncio.wait_for(started.wait(), 5)
+        client.connection.end(send_refusal=True)
+        assert client.unread.startswith(b"HTTP/1.1 503 ")
+        await asyncio.wait_for(ended.wait(), 5)
+        assert not client.closed.is_set()
+
+
+@pytest.mark.parametrize(("ahead", "reads"), [(1, True), (5, False)])
+async def test_few_requests_are_read_ahead_while_one_is_handled(
+    gateway: GatewayApp, ahead: int, reads: bool
+) -> None:
+    async with open_clients(playing(gateway, word(), asyncio.Event().wait)) as clients:
+        client = await clients.connect(STREAM + ACCOUNT * ahead)
+        await until(lambda: client.unread)
+        assert client.is_reading() is reads
+
+
+@pytest.mark.parametrize(
+    "after",
+    [asyncio.Event().wait, word("x" * 20_000)],
+    ids=["nothing", "an event that is too long to buffer"],
+)
+async def test_the_events_of_a_client_that_leaves_are_dropped_silently(
+    gateway: GatewayApp, after: Step, caplog: pytest.LogCaptureFixture
+) -> None:
+    def leave() -> None:
+        client.abort()
+
+    async with open_clients(playing(gateway, word("one"), word("two"), leave, after)) as clients:
+        client = await clients.connect(STREAM)
+        client.read_everything()
+        await asyncio.wait_for(client.closed.wait(), 5)
+        await asyncio.sleep(0.05)
+    assert b'"one"' in client.received
+    assert b'"two"' not in client.received
+    assert not caplog.records

@@ -1,0 +1,62 @@
+"""Accepting connections: what their slots and the listening sockets go through."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+
+import pytest
+
+from gateway.connections.limits import ConnectionLimits, Connections
+from gateway.connections.listener import Listener, bind
+from tests.gateway.flow import open_clients, until
+from tests.gateway.gateway_app import GatewayApp
+
+
+@pytest.mark.parametrize("over_tls", [False, True], ids=["says nothing", "no handshake"])
+async def test_a_client_that_leaves_before_its_connection_is_made_frees_its_slot(
+    gateway: GatewayApp, certificate: ssl.SSLContext, over_tls: bool
+) -> None:
+    async with open_clients(gateway.services, untrusted_timeout=60.0) as clients:
+        (listening,) = await bind("127.0.0.1", 0, reuse_port=False)
+        tls = certificate if over_tls else None
+        connections = clients.connections
+        listener = Listener([listening], clients.connection, connections, tls=tls, handshake_timeout=60.0)
+        listener.start()
+        try:
+            with socket.create_connection(listening.getsockname()) as client:
+                await until(lambda: len(connections) == 1)
+                if over_tls:
+                    client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            await until(lambda: len(connections) == 0)
+        finally:
+            listener.close()
+
+
+async def test_without_descriptors_accepting_is_retried_ten_times_a_second_and_logged_once(
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = 0
+
+    class ExhaustedSocket(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            nonlocal attempts
+            attempts += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async with open_clients(gateway.services) as clients:
+        listening = ExhaustedSocket()
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        connections = Connections(ConnectionLimits())
+        listener = Listener([listening], clients.connection, connections, tls=None, handshake_timeout=1.0)
+        listener.start()
+        try:
+            with socket.create_connection(listening.getsockname()):
+                await asyncio.sleep(0.35)
+        finally:
+            listener.close()
+    assert 2 <= attempts <= 4
+    assert len(caplog.records) == 1
