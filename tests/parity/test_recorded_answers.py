@@ -68,7 +68,8 @@ async def describe(answer: aiohttp.ClientResponse) -> str:
     body = await answer.read()
     has_media = answer.content_type.startswith(("image/", "audio/"))
     text = normalize("media" if has_media else body.decode())
-    variable = _VARIABLE_HEADERS | ({"Content-Length"} if has_media or '…"' in text else set())
+    has_variable_length = has_media or '…"' in text or "ACCOUNT" in text
+    variable = _VARIABLE_HEADERS | ({"Content-Length"} if has_variable_length else set())
     headers = sorted(
         f"{name}: {'…' if name in variable else value}" for name, value in answer.headers.items()
     )
