@@ -34,8 +34,7 @@ MAX_FRAMING = 512 * 1024
 requests after it."""
 
 MAX_DISCARDED = 64 * 1024 * 1024
-"""Bytes of a refused body that are discarded so that its sender can read the error response. Every upload
-within the limits is smaller."""
+"""Bytes of a refused body that are discarded so that its sender can read the error. No upload is larger."""
 
 MAX_UNAUTHENTICATED = 4
 """Consecutive requests without a valid key after which a connection is closed."""
@@ -243,8 +242,7 @@ class Connection(web.RequestHandler):
                 if self._head_size > MAX_HEAD:
                     self._refuse_head()
                     return
-                if not pipelined:
-                    self.slot.waiting = False  # its client has yet to send the rest
+                self.slot.waiting &= pipelined  # the client has yet to send the rest of its request
                 self._connections.mark_request_started(self.slot)
                 if self._head_timer is None:
                     self._head_timer = self._loop.call_later(
