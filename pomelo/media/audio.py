@@ -40,6 +40,9 @@ _UNSUPPORTED_SAMPLES = re.compile(r"audio/(?:x-)?(?:l\d+|lpcm|linear\d*|raw|pcm[
 BIG_ENDIAN_TYPES = {rate: f"{_BIG_ENDIAN};rate={rate}" for rate in SAMPLE_RATES}
 """Sample rate -> the canonical media type of big-endian samples (RFC 2586)."""
 
+_WAV_ENCODINGS = {_PCM: 1, _BIG_ENDIAN: 1, _A_LAW: 6, _MU_LAW: 7}
+"""Canonical name of a media type -> the encoding of its samples in a WAV file."""
+
 _MAX_CHUNKS = 1000
 
 
@@ -95,6 +98,25 @@ def little_endian(content_type: str) -> str:
     """The media type of samples after `Swapper` has swapped their bytes; other media types are unchanged."""
     name, semicolon, rest = content_type.partition(";")
     return _PCM + semicolon + rest if name == _BIG_ENDIAN else content_type
+
+
+def wav_header(content_type: str, size: int) -> bytes:
+    """The header of a WAV file with `size` bytes of samples of a canonical media type, swapped if they are
+    big-endian.
+
+    Raises:
+        ValueError: the media type is not one of bare samples.
+    """
+    samples = sample_format(content_type)
+    if samples is None:
+        raise ValueError(f"not bare samples: {content_type}")
+    rate, width = samples
+    encoding = _WAV_ENCODINGS[content_type.partition(";")[0]]
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, encoding, 1, rate, rate * width, width, 8 * width),
+        *(b"data", size),
+    )
 
 
 class Swapper:

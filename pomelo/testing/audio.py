@@ -9,8 +9,8 @@ import hashlib
 import struct
 from collections.abc import Iterator
 
+from pomelo.media.audio import wav_header
 from pomelo.providers.sandbox.ogg import Writer
-from pomelo.providers.sandbox.speech import wav_header
 
 _LOW = bytes(byte & 0x7F for byte in range(256))
 _MP3_KBITS = {
@@ -46,7 +46,7 @@ def packets(output_format: str, size: int, seed: str, packet: int = 16 * 1024) -
     faint[::2] = _bytes(seed, packet // 2)
     size += size % 2
     if codec == "wav":
-        return [wav_header(int(rate), size - 44), *_repeated(bytes(faint), size - 44)]
+        return [wav_header(f"audio/pcm;rate={rate}", size - 44), *_repeated(bytes(faint), size - 44)]
     return _repeated(bytes(faint), size)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import random
 from collections.abc import AsyncIterator, Callable
+from hashlib import sha256
 
 import aiohttp
 import grpc
@@ -21,6 +22,7 @@ from tests.calls import bearer, reason_of
 from tests.driver import PROTOCOL
 from tests.tasks import task_type_of, to_task
 from tests.unit.media import corpus
+from tests.wav import A_LAW, MU_LAW, PCM, wav_file
 
 TRANSPORTS = ("inline", "upload", "form", "data URI", "form through a gateway", "data URI through a gateway")
 TRANSCRIPT = {"model": "eleven-labs-stt"}
@@ -79,18 +81,18 @@ async def _ask_grpc(
 
 SAMPLES = b"\0\1" * 32_000
 VALID_LABELS = {
-    "audio/pcm": "audio/pcm;rate=16000",
-    "audio/pcm;": "audio/pcm;rate=16000",
-    "audio/pcm;rate=16000;": "audio/pcm;rate=16000",
-    'audio/pcm;rate="16000"': "audio/pcm;rate=16000",
-    'Audio/PCM ; ; Channels="1" ; RATE = "16000"': "audio/pcm;rate=16000",
-    'audio/pcm;rate="1\\6000"': "audio/pcm;rate=16000",
-    "audio/pcm;rate=48000;charset=binary;name=a.raw": "audio/pcm;rate=48000",
-    "audio/x-pcm;rate=8000": "audio/pcm;rate=8000",
-    "audio/PCMU": "audio/basic",
-    "audio/PCMA;rate=8000": "audio/x-alaw-basic",
+    "audio/pcm": SAMPLES,
+    "audio/pcm;": SAMPLES,
+    "audio/pcm;rate=16000;": SAMPLES,
+    'audio/pcm;rate="16000"': SAMPLES,
+    'Audio/PCM ; ; Channels="1" ; RATE = "16000"': SAMPLES,
+    'audio/pcm;rate="1\\6000"': SAMPLES,
+    "audio/pcm;rate=48000;charset=binary;name=a.raw": wav_file(PCM, 48_000, 2, SAMPLES),
+    "audio/x-pcm;rate=8000": wav_file(PCM, 8_000, 2, SAMPLES),
+    "audio/PCMU": wav_file(MU_LAW, 8_000, 1, SAMPLES),
+    "audio/PCMA;rate=8000": wav_file(A_LAW, 8_000, 1, SAMPLES),
 }
-"""Labels of bare samples -> the media type that the vendor gets."""
+"""Labels of bare samples -> the bytes that the vendor gets."""
 
 UNSUPPORTED_LABELS = (
     "audio/pcm;rate=",
@@ -119,10 +121,12 @@ def vendor_audio(app: RunningApp) -> tuple[str, str]:
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_media_type_of_samples_is_accepted_in_any_spelling(transport: str, app: RunningApp) -> None:
     caller = await app.account()
-    for label, media_type in VALID_LABELS.items():
+    for label, expected in VALID_LABELS.items():
         assert await ask(app, transport, caller.live, TRANSCRIPT, label, SAMPLES) == ("ok", ""), label
-        expected = (media_type, "pcm_s16le_16" if media_type == "audio/pcm;rate=16000" else "")
-        assert vendor_audio(app) == expected, label
+        kind = ("audio/pcm;rate=16000", "pcm_s16le_16") if expected == SAMPLES else ("audio/wav", "")
+        assert vendor_audio(app) == kind, label
+        (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
+        assert part.sha256 == sha256(expected).hexdigest(), label
     assert len(await app.records(caller)) == len(VALID_LABELS)
 
 

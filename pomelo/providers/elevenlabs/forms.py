@@ -18,7 +18,7 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 
 from pomelo.errors import PomeloError
-from pomelo.media.audio import Swapper, little_endian
+from pomelo.media.audio import Swapper, little_endian, sample_format, wav_header
 from pomelo.providers.base import AudioSource
 
 _EXTENSIONS = {
@@ -36,7 +36,7 @@ _CHUNK_BYTES = 64 * 1024
 """Bytes of a file that are in memory at a time, because there may be hundreds of concurrent uploads."""
 
 _RAW = "audio/pcm;rate=16000"
-"""The only raw samples that the vendor takes, with a field that says so."""
+"""The only raw samples that the vendor takes, with a field that says so. Others are sent as a WAV file."""
 
 
 @contextmanager
@@ -54,8 +54,11 @@ def form(name: str, audio: AudioSource, fields: Mapping[str, str]) -> Iterator[a
         raw = {"file_format": "pcm_s16le_16"} if content_type == _RAW else {}
         for field, value in {**fields, **raw}.items():
             writer.append(value).set_content_disposition("form-data", name=field)
+        wav = not raw and sample_format(source_type) is not None
+        if wav:
+            content_type = "audio/wav"
         content_type = content_type if _MEDIA_TYPE.fullmatch(content_type) else "application/octet-stream"
-        part = writer.append_payload(_File(file, content_type, Swapper(source_type)))
+        part = writer.append_payload(_File(file, content_type, source_type, wav=wav))
         extension = _EXTENSIONS.get(content_type.partition(";")[0], "bin")
         part.set_content_disposition("form-data", name=name, filename=f"audio.{extension}")
         yield writer
@@ -73,15 +76,17 @@ def _open(audio: AudioSource) -> BinaryIO:
 
 
 class _File(aiohttp.Payload):
-    """A file as a part of a form, its bytes swapped by `swapper`. Unlike aiohttp's own payload, it is read in
-    small chunks."""
+    """A file of the media type `source_type` as a part of a form. Big-endian samples are swapped; with `wav`,
+    samples are preceded by a header. Unlike aiohttp's own payload, it is read in small chunks."""
 
     _value: BinaryIO
 
-    def __init__(self, file: BinaryIO, content_type: str, swapper: Swapper) -> None:
+    def __init__(self, file: BinaryIO, content_type: str, source_type: str, *, wav: bool) -> None:
         super().__init__(file, content_type=content_type)
-        self._swapper = swapper
-        self._size = swapper.size(file.seek(0, os.SEEK_END))
+        self._swapper = Swapper(source_type)
+        self._left = self._swapper.size(file.seek(0, os.SEEK_END))
+        self._header = wav_header(source_type, self._left) if wav else b""
+        self._size = len(self._header) + self._left
         file.seek(0)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -89,7 +94,9 @@ class _File(aiohttp.Payload):
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        left = self._size or 0
+        left = self._left
+        if self._header:
+            await writer.write(self._header)
         while left:
             chunk = await loop.run_in_executor(None, self._value.read, min(left, _CHUNK_BYTES))
             if not chunk:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fractions import Fraction
 from itertools import chain, islice, repeat
 from typing import Any
 
+from pomelo.media.audio import wav_header
 from pomelo.providers.sandbox import mp3, ogg, samples
 from pomelo.providers.sandbox.pyav import load_av
 
@@ -103,7 +103,7 @@ class Speech:
         count = max(1, round(self.seconds * self.rate))
         width = len(_CODECS[self.codec][1]([0]))
         embedder = samples.TextEmbedder(text, self.rate, count, width)
-        header = wav_header(self.rate, count * width) if self.codec == "wav" else b""
+        header = wav_header(f"audio/pcm;rate={self.rate}", count * width) if self.codec == "wav" else b""
         end = count // divisor * width
         size = self.rate // _CHUNKS * width
         for start, block in zip(range(0, end, size), self._blocks(count, size), strict=False):
@@ -159,11 +159,3 @@ def _packets(encoder: Any, frames: Iterable[bytes]) -> Iterator[bytes]:
         frame.pts = index * encoder.frame_size
         yield from map(bytes, encoder.encode(frame))
     yield from map(bytes, encoder.encode(None))
-
-
-def wav_header(rate: int, size: int) -> bytes:
-    """The 44 bytes before `size` bytes of 16-bit samples."""
-    return struct.pack(
-        "<4sI4s4sIHHIIHH4sI",
-        *(b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16, b"data", size),
-    )

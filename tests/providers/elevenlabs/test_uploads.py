@@ -32,6 +32,7 @@ from tests.providers.elevenlabs.rig import (
     transcript,
 )
 from tests.providers.rig import KEY, Rig
+from tests.wav import A_LAW, MU_LAW, PCM, wav_file
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,6 @@ from tests.providers.rig import KEY, Rig
         ("application/octet-stream", "application/octet-stream", "audio.bin"),
         ("", "application/octet-stream", "audio.bin"),
         ('audio/x"\r\nX-Evil: 1', "application/octet-stream", "audio.bin"),
-        ("audio/pcm;rate=44100", "audio/pcm;rate=44100", "audio.bin"),
     ],
 )
 async def test_an_uploads_name_and_type_are_our_own(
@@ -71,6 +71,26 @@ async def test_big_endian_samples_are_sent_as_the_little_endian_ones_that_the_ve
     fields = form_fields(await rig.received())
     assert fields["file_format"] == "pcm_s16le_16"
     assert fields["file"] == sha256(b"\x01\x00\x03\x02").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("media_type", "data", "wav"),
+    [
+        ("audio/pcm;rate=44100", bytes(range(200)), (PCM, 44_100, 2, bytes(range(200)))),
+        ("audio/L16;rate=8000", b"\x00\x01\x02\x03\x04", (PCM, 8_000, 2, b"\x01\x00\x03\x02")),
+        ("audio/basic", b"\xff\x7f\x00", (MU_LAW, 8_000, 1, b"\xff\x7f\x00")),
+        ("audio/x-alaw-basic", b"\xd5\x55", (A_LAW, 8_000, 1, b"\xd5\x55")),
+    ],
+)
+async def test_raw_samples_that_the_vendor_does_not_take_are_sent_as_a_wav_file(
+    rig: Rig, media_type: str, data: bytes, wav: tuple[int, int, int, bytes]
+) -> None:
+    await transcript(rig.provider, job(SpeechToTextInput(), audio=inline(data, media_type)))
+    received = await rig.received()
+    assert received.form is not None
+    assert (received.form[-1].filename, received.form[-1].content_type) == ("audio.wav", "audio/wav")
+    assert received.form[-1].sha256 == sha256(wav_file(*wav)).hexdigest()
+    assert "file_format" not in form_fields(received)
 
 
 async def test_audio_that_is_no_longer_stored_is_refused_without_its_path(rig: Rig, tmp_path: Path) -> None:
