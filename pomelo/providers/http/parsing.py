@@ -46,13 +46,13 @@ def pick(value: Any, *path: str | int) -> Any:
 
 
 def pick_text(value: Any, *path: str | int) -> str:
-    """Return the text at a path in parsed JSON; empty if there is none."""
+    """Return the text at a path in parsed JSON; empty without one."""
     found = pick(value, *path)
     return found if isinstance(found, str) else ""
 
 
 def pick_list(value: Any, *path: str | int) -> list[Any]:
-    """Return the list at a path in parsed JSON; empty if there is none."""
+    """Return the list at a path in parsed JSON; empty without one."""
     found = pick(value, *path)
     return found if isinstance(found, list) else []
 
