@@ -83,7 +83,9 @@ async def open_server(
             raise _nobody(address) from None
         if name is not None:
             options["grpc.ssl_target_name_override"] = name
-    logging.getLogger("pomelo.gateway").setLevel(logging.ERROR)  # a lost server is reported below
+    log = logging.getLogger("pomelo.gateway")
+    level = log.level
+    log.setLevel(logging.ERROR)  # a lost server is reported below
     try:
         async with open_remote(address, tls=tls, options=options) as services:
             yield services
@@ -92,6 +94,8 @@ async def open_server(
             raise
         reason = trust.diagnose(host, port, context)
         raise (_nobody(address) if reason is None else FailureError(f"{address}: {reason}")) from error
+    finally:
+        log.setLevel(level)
 
 
 def new_call(key: str | None, timeout: float | None = None) -> Call:

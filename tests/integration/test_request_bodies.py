@@ -62,7 +62,7 @@ INVALID_IMAGES: dict[str, tuple[str, str]] = {
     "html labelled png": ("data:image/png;base64," + b64(b"<!doctype html>"), "PNG"),
     "audio": ("data:image/png;base64," + b64(MP3), "PNG"),
     "nothing": ("data:image/png;base64,", "PNG"),
-    "not base64": ("data:image/png;base64," + b64(PNG) + "!", "'!'"),
+    "not base64": ("data:image/png;base64," + b64(PNG).rstrip("=") + "!", "'!'"),
     "incomplete base64": ("data:image/png;base64," + "A" * 5, "missing"),
     "a truncated png": ("data:image/png;base64," + b64(PNG)[:-3].rstrip("="), "missing"),
     "not marked as base64": ("data:image/svg+xml,%3Csvg/%3E", "';base64,'"),
