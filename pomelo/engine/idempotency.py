@@ -135,7 +135,7 @@ def restore_answer(
             if inline:
                 part.data = path.read_bytes()
         except (OSError, PomeloError) as error:
-            raise _gone() from error
+            raise PomeloError("store_unavailable", "The stored answer's file is gone") from error
         if wanted == ResponseFormat.RESPONSE_FORMAT_B64_JSON and (inline or stream):
             part.ClearField("media")
     return result, path
@@ -156,7 +156,3 @@ def _digest(audio: AudioSource) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise PomeloError("store_unavailable") from error
-
-
-def _gone() -> PomeloError:
-    return PomeloError("store_unavailable", "The stored answer's file is gone")

@@ -57,7 +57,7 @@ async def wait_closed(pid: int, port: int, left: int, seconds: float) -> None:
 
 @asynccontextmanager
 async def silent_connections(port: int, count: int, *sent: bytes) -> AsyncIterator[None]:
-    """Opens connections to a port of loopback, each of which sends one of `sent` and then nothing."""
+    """Opens one connection to a port of loopback for each of `sent`. It sends that and then nothing."""
     with ExitStack() as stack:
         for number in range(count):
             with suppress(ConnectionError):

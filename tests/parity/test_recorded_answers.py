@@ -90,13 +90,10 @@ def recorded() -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-async def ask(running: RunningApp, protocol: str, method_and_path: str, **options: Any) -> str:
-    """The answer to a request with a new account's key."""
+async def ask(running: RunningApp, protocol: str, method_and_path: str, key: str, **options: Any) -> str:
+    """The answer to a request with an API key (empty: without one)."""
     method, path = method_and_path.split(" ")
-    headers = options.pop("headers", {})
-    key = options.pop("key", None) or (await running.account("all")).test
-    if key:
-        headers = {"Authorization": f"Bearer {key}", **headers}
+    headers = options.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {})
     url = running.urls[protocol] + path
     async with running.session.request(method, url, headers=headers, **options) as answer:
         return await describe(answer)
@@ -110,25 +107,17 @@ async def ask_case(running: RunningApp, protocol: str, case: Case) -> str:
     if case.request_id:
         headers["X-Request-Id"] = case.request_id
     body = {**case.body, "stream": True} if case.stream else case.body
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    async with running.session.post(
-        f"{running.urls[protocol]}/api/v1/task", json=body, headers=headers
-    ) as answer:
-        return await describe(answer)
+    return await ask(running, protocol, "POST /api/v1/task", key, json=body, headers=headers)
 
 
 async def answers(running: RunningApp, protocol: str) -> dict[str, str]:
-    """The answers to all requests, by their names."""
-    found = {
-        case.name: await ask_case(running, protocol, case) for case in CASES if case.key not in _MADE_KEYS
-    }
+    """The answers to all requests, by their names. A revoked and an expired key are those of the session's app."""
+    cases = [case for case in CASES if case.key not in ("revoked", "expired")]
+    found = {case.name: await ask_case(running, protocol, case) for case in cases}
     for name, request, options in _OTHER_REQUESTS:
-        found[name] = await ask(running, protocol, request, **options)
+        key = (await running.account("all")).test
+        found[name] = await ask(running, protocol, request, key, **options)
     return found
-
-
-_MADE_KEYS = {"revoked", "expired"}
 
 
 @pytest.mark.parametrize("protocol", ["rest", "remote"])

@@ -34,14 +34,18 @@ async def test_a_closed_generator_closes_the_connection_immediately(rig: Rig) ->
     assert rig.requests[0].tokens_sent == 1
 
 
-FAST = [
-    (OPENAI.make, "openai", OPENAI.job(stream=True), Answer(("x" * 1000 + " ") * 40_000)),
-    (elevenlabs.MAKE, "elevenlabs", elevenlabs.job(stream=True), Speech(size=40_000_000)),
-]
+FAST = pytest.mark.parametrize(
+    ("make", "vendor", "job", "script"),
+    [
+        (OPENAI.make, "openai", OPENAI.job(stream=True), Answer(("x" * 1000 + " ") * 40_000)),
+        (elevenlabs.MAKE, "elevenlabs", elevenlabs.job(stream=True), Speech(size=40_000_000)),
+    ],
+    ids=["openai", "elevenlabs"],
+)
 """A provider, its vendor, a job, and an answer of 40 MB."""
 
 
-@pytest.mark.parametrize(("make", "vendor", "job", "script"), FAST, ids=["openai", "elevenlabs"])
+@FAST
 async def test_cancelling_stops_a_vendor_that_sends_as_fast_as_it_can(
     make: Any, vendor: str, job: Job[Any], script: Script
 ) -> None:
@@ -53,7 +57,7 @@ async def test_cancelling_stops_a_vendor_that_sends_as_fast_as_it_can(
         assert rig.requests[0].bytes_sent < 40_000_000
 
 
-@pytest.mark.parametrize(("make", "vendor", "job", "script"), FAST, ids=["openai", "elevenlabs"])
+@FAST
 async def test_a_reader_that_is_slow_slows_the_vendor_down(
     make: Any, vendor: str, job: Job[Any], script: Script
 ) -> None:

@@ -16,7 +16,7 @@ unexpected = logging.getLogger("tests.unexpected")
 
 
 class LineHandler(logging.Handler):
-    """Stores the lines that it receives, each of which sets `received`, and what else is called."""
+    """Stores the lines that it receives, and what else is called. Each line sets `received`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -84,9 +84,9 @@ class _File(aiohttp.Payload):
     def __init__(self, file: BinaryIO, content_type: str, source_type: str, *, wav: bool) -> None:
         super().__init__(file, content_type=content_type)
         self._swapper = Swapper(source_type)
-        self._left = self._swapper.size(file.seek(0, os.SEEK_END))
-        self._header = wav_header(source_type, self._left) if wav else b""
-        self._size = len(self._header) + self._left
+        self._file_size = self._swapper.size(file.seek(0, os.SEEK_END))
+        self._header = wav_header(source_type, self._file_size) if wav else b""
+        self._size = len(self._header) + self._file_size
         file.seek(0)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -94,7 +94,7 @@ class _File(aiohttp.Payload):
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         loop = asyncio.get_running_loop()
-        left = self._left
+        left = self._file_size
         if self._header:
             await writer.write(self._header)
         while left:

@@ -45,6 +45,7 @@ _STATE_OF_NEW_TASK = _STATE.format(", EXISTS (SELECT 1 FROM usage AS u WHERE u.t
 
 
 _UNUSED = (0, None, None)
+"""The count, and the start and end of the window, of a counter that is not in use."""
 
 
 class _Reservation(NamedTuple):
