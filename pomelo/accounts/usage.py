@@ -45,8 +45,8 @@ _SOURCES = {
 }
 
 
-def _equal_names(row: type, message: type[Message], *but: str) -> list[str]:
-    names = {field.name for field in fields(row)}.difference(but)
+def _equal_names(row: type, message: type[Message], *excluded: str) -> list[str]:
+    names = {field.name for field in fields(row)}.difference(excluded)
     return [name for name in message.DESCRIPTOR.fields_by_name if name in names]
 
 

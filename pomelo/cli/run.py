@@ -157,9 +157,8 @@ def set_field(message: Any, name: str, text: str) -> None:
     """
     from google.protobuf.json_format import ParseDict, ParseError
 
-    fields = dict(
-        message.DESCRIPTOR.fields_by_name
-    )  # protobuf's own mapping fails for text that is not UTF-8
+    # A copy, because protobuf's own mapping fails for text that is not UTF-8.
+    fields = dict(message.DESCRIPTOR.fields_by_name)
     field = fields.get(name)
     if field is None:
         raise FailureError(f"--param {name}: there is no such field. Fields: {', '.join(sorted(fields))}")
