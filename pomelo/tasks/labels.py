@@ -27,7 +27,9 @@ def check_labels(spec: TaskSpec) -> None:
         raise invalid("metadata", f"at most {MAX_PAIRS} pairs")
     for key, value in spec.metadata.items():
         if not 0 < len(key) <= MAX_KEY_CHARACTERS or "\0" in key:
-            raise invalid("metadata", f"pairs whose keys have 1 to {MAX_KEY_CHARACTERS} characters, without NUL")
+            raise invalid(
+                "metadata", f"pairs whose keys have 1 to {MAX_KEY_CHARACTERS} characters, without NUL"
+            )
         if len(value) > MAX_VALUE_CHARACTERS or "\0" in value:
             raise invalid(
                 f"metadata.{key}", f"text of at most {MAX_VALUE_CHARACTERS} characters, without NUL"

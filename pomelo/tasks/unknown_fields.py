@@ -9,7 +9,6 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from pomelo.errors import PomeloError
 
-
 _COPIED = 64 * 1024
 """Bytes up to which comparing a message with a copy is faster than a search."""
 
@@ -37,8 +36,9 @@ def check_no_unknown_fields(message: Message, size: int) -> None:
 
 def _unknown_fields(message: Message, path: str) -> Iterator[tuple[str, int]]:
     """The path and the number of each unknown field."""
-    for unknown in UnknownFieldSet(message):
-        yield path, unknown.field_number
+    unknown = UnknownFieldSet(message)
+    for index in range(len(unknown)):
+        yield path, unknown[index].field_number
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue
