@@ -223,7 +223,7 @@ class _ImageFiles:
         if self._left < 0:
             raise PomeloError(
                 "payload_too_large",
-                f"The files of all images have more than {MAX_IMAGE_FILES:,} bytes. Send fewer or smaller ones",
+                f"The images' files have more than {MAX_IMAGE_FILES:,} bytes in all. Send smaller ones",
                 field=field,
             )
         try:

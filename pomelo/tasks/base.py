@@ -161,7 +161,7 @@ def replay_result(result: TaskResult, audio: Path | None) -> Iterator[TaskEvent]
 
 
 ReadMedia = Callable[[str, str], bytes]
-"""Returns the bytes of a stored file of the caller, by its id; the second argument is the field that names it.
+"""Returns the bytes of a stored file of the caller, by its id. The second argument is the field that has it.
 
 Raises:
     PomeloError: invalid_parameter; payload_too_large if a task's files are too large; store_unavailable.
@@ -173,10 +173,10 @@ class TaskDefinition:
     """A task type, and what differs between task types.
 
     `name` is the field of TaskSpec.input and the name of the providers' method. `check` raises `PomeloError`
-    for an input that the model can't take, and replaces images by `data:` URIs. `estimate` estimates the usage of an input that is fitted to a route.
-    `collector` creates the collector of a task. `output_size` returns the bytes of a result's output, or of
-    the file that it links to. `replay` yields the events of a stored result after the first; `audio` is the
-    file of its audio. `counts_tokens`: the tokens-per-minute limit applies. `limit_output` returns the
+    for an input that the model can't take, and replaces images by `data:` URIs. `estimate` estimates the
+    usage of an input that is fitted to a route. `collector` creates the collector of a task. `output_size`
+    returns the bytes of a result's output, or of the file that it links to. `replay` yields the events of a
+    stored result after the first; `audio` is the file of its audio. `counts_tokens`: the tokens-per-minute limit applies. `limit_output` returns the
     maximum output of an input when the reservation pays for that many tokens, None if the model's own maximum
     applies; for task types whose output can be shortened. `audio`: the input contains audio. `media_size`
     estimates the maximum bytes of media in the answer.

@@ -1,4 +1,4 @@
-"""Refuses fields that this version does not know: ignoring one, such as a limit of the cost, could cost money."""
+"""Refuses fields that this version does not know: ignoring one, such as a limit of cost, may cost money."""
 
 from __future__ import annotations
 
