@@ -152,7 +152,7 @@ class Acceptance:
         )
         return AcceptedJob(
             job=job,
-            user=spec.user,
+            user=spec.user.replace("\0", "\ufffd"),  # which Postgres does not store
             metadata=encode_metadata(spec),
             delivery=options.delivery,
             principal=principal,

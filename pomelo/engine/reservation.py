@@ -208,6 +208,7 @@ class Reservation:
             cache_write_input_tokens=usage.cache_write_input_tokens,
             cache_write_1h_input_tokens=usage.cache_write_1h_input_tokens,
             output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
             characters=usage.characters,
             images=usage.images,
             pixels=usage.pixels,

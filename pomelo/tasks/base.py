@@ -176,10 +176,10 @@ class TaskDefinition:
     for an input that the model can't take, and replaces images by `data:` URIs. `estimate` estimates the
     usage of an input that is fitted to a route. `collector` creates the collector of a task. `output_size`
     returns the bytes of a result's output, or of the file that it links to. `replay` yields the events of a
-    stored result after the first; `audio` is the file of its audio. `counts_tokens`: the tokens-per-minute limit applies. `limit_output` returns the
-    maximum output of an input when the reservation pays for that many tokens, None if the model's own maximum
-    applies; for task types whose output can be shortened. `audio`: the input contains audio. `media_size`
-    estimates the maximum bytes of media in the answer.
+    stored result after the first; `audio` is the file of its audio. `counts_tokens`: the tokens-per-minute
+    limit applies. `limit_output` returns the maximum output of an input when the reservation pays for that
+    many tokens, None if the model's own maximum applies; for task types whose output can be shortened.
+    `audio`: the input contains audio. `media_size` estimates the maximum bytes of media in the answer.
     """
 
     name: str
