@@ -18,8 +18,8 @@ from pomelo.gen.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1.account_service_pb2 import Account, ListUsageRequest, ListUsageResponse
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.model_service_pb2 import Model
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 
 
 class Visit(Protocol):
@@ -68,8 +68,8 @@ class AccessService(Protocol):
 class TaskService(Protocol):
     """Runs tasks."""
 
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """Runs `task` and returns its result. Cancelling closes the request to the provider.
+    async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
+        """Runs a task and returns its result. Cancelling closes the request to the provider.
 
         Raises:
             PomeloError: any code; nothing was delivered.
@@ -77,9 +77,9 @@ class TaskService(Protocol):
         ...
 
     def stream_task(
-        self, task: Task, call: Call
-    ) -> AbstractAsyncContextManager[AsyncIterator[StreamTaskResponse]]:
-        """Runs `task` and yields its events, in the order that the contract defines.
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent]]:
+        """Runs a task and yields its events, in the order that the contract defines.
 
         Entering does all checks that come before the provider's call, and completes `call.response_headers`.
         Leaving in any way closes the request to the provider. The deadline bounds the body of the

@@ -289,7 +289,7 @@ async def _check_spent(
     wallet, later = state.wallet, state.balance.spent
     if earlier != later:  # tasks ended in the meantime: sum this wallet's records alone, between two balances
         earlier = later
-        sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), "account")
+        sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), ("account",))
         spent = sum(total.cost for total in sums)
         later = (await store.balance(wallet)).spent
     difference = _outside(spent, earlier, later)

@@ -17,7 +17,7 @@ from pomelo.errors import invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.secrets import derive_key
-from pomelo.stores.usage import UsageQuery, UsageRecord, UsageStore, UsageTotal
+from pomelo.stores.usage import Dimension, UsageQuery, UsageRecord, UsageStore, UsageTotal
 
 PAGE_SIZE = 100
 """Records in a page by default."""
@@ -31,7 +31,7 @@ SUMS_PAGE_SIZE = 10_000
 _SIGNATURE_BYTES = 16
 """The length of a page token's signature."""
 
-_GROUPS = {
+_GROUPS: dict[int, Dimension] = {
     pb.USAGE_GROUP_MODEL: "model",
     pb.USAGE_GROUP_KEY: "key",
     pb.USAGE_GROUP_DAY: "day",
@@ -88,13 +88,13 @@ class UsageReader:
             raise invalid("group_by", "model, key, day or account")
         return await self._sums(query, by, request.page_size or SUMS_PAGE_SIZE, request.page_token)
 
-    async def _sums(self, query: UsageQuery, by: str, size: int, token: str) -> pb.ListUsageResponse:
-        after = self._read_token(token, query, by) if token else ""
-        totals = await self._store.sum_usage(query, by, limit=size + 1, after=after)
+    async def _sums(self, query: UsageQuery, by: Dimension, size: int, token: str) -> pb.ListUsageResponse:
+        after = (self._read_token(token, query, by),) if token else None
+        totals = await self._store.sum_usage(query, (by,), limit=size + 1, after=after)
         more = len(totals) > size
         return pb.ListUsageResponse(
             totals=[_total(row) for row in totals[:size]],
-            next_page_token=self._make_token(totals[size - 1].group, query, by) if more else "",
+            next_page_token=self._make_token(totals[size - 1].groups[0], query, by) if more else "",
         )
 
     async def _page(self, query: UsageQuery, size: int, token: str) -> pb.ListUsageResponse:
@@ -140,7 +140,9 @@ def _record(record: UsageRecord) -> pb.UsageRecord:
 
 def _total(row: UsageTotal) -> pb.UsageTotal:
     equal = {name: getattr(row, name) for name in _TOTAL_FIELDS}
-    return pb.UsageTotal(**equal, audio_seconds=row.audio_ms / 1000, cost_micros=row.cost)
+    return pb.UsageTotal(
+        **equal, group=row.groups[0], audio_seconds=row.audio_ms / 1000, cost_micros=row.cost
+    )
 
 
 def _task_type(name: str) -> Any:

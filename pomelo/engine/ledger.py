@@ -156,6 +156,8 @@ class Ledger:
             wire=accepted.protocol,
             model=job.model.name,
             task_type=accepted.definition.name,
+            user=accepted.user,
+            metadata=accepted.metadata,
             prices=encode_prices(prices),
             price_version=accepted.price_version,
             at=self.now(),

@@ -1,4 +1,4 @@
-"""Decodes base64 and `data:` URIs of audio and images, in all spellings of browsers and libraries.
+"""Encodes `data:` URIs, and decodes them and base64 in all spellings of browsers and libraries.
 
 Accepted: white space and line breaks anywhere, missing padding, the URL-safe alphabet, percent-encoding,
 capitals, and parameters in any order. Everything else that is not base64 is refused. Decoding takes linear
@@ -8,7 +8,7 @@ time and works in small steps.
 from __future__ import annotations
 
 import re
-from binascii import a2b_base64, a2b_qp
+from binascii import a2b_base64, a2b_qp, b2a_base64
 from collections.abc import Iterator
 
 from pomelo.errors import PomeloError
@@ -78,6 +78,11 @@ def canonical(text: str, start: int, media_type: str, field: str) -> str:
     for quads in _quads(text, start, field):
         uri += quads
     return uri.decode("ascii")
+
+
+def encode(data: bytes, media_type: str) -> str:
+    """The `data:` URI of these bytes, in the form of `canonical`."""
+    return f"data:{media_type};base64,{b2a_base64(data, newline=False).decode()}"
 
 
 def _quads(text: str, start: int, field: str) -> Iterator[bytes]:

@@ -70,7 +70,7 @@ class LocalMedia:
                 return writer.commit()
             # It belongs to one request: no other can refer to it, and none can after its deadline.
             media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _UPLOAD_GRACE_SECONDS)
-            call.at_end.append(partial(self._store.delete, media.media_id, owner))
+            call.at_end.append(partial(self._store.delete, media.id, owner))
             return media
 
     @asynccontextmanager

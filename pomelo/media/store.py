@@ -276,7 +276,7 @@ class MediaStore:
     def describe(self, media_id: str, content_type: str, size: int, expires: float) -> Media:
         """The description of a file, with a link that lasts as long as the file."""
         media = Media(
-            media_id=media_id,
+            id=media_id,
             url=self.public_url + self._links.path(media_id, expires),
             content_type=content_type,
             size_bytes=size,

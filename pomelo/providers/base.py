@@ -30,6 +30,7 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called, or "". Connections are shared fairly between accounts. It is a
 context variable so that providers need not pass it on."""
 
+
 @dataclass(frozen=True, slots=True)
 class Job(Generic[InputT]):
     """One task for one provider.

@@ -16,7 +16,12 @@ from pomelo.errors import invalid, missing
 from pomelo.gen.v1 import account_service_pb2 as account_pb
 from pomelo.gen.v1 import media_service_pb2 as media_pb
 from pomelo.gen.v1 import model_service_pb2 as model_pb
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2 import (
+    RunTaskRequest,
+    RunTaskResponse,
+    StreamTaskRequest,
+    StreamTaskResponse,
+)
 from pomelo.server.calls import keyless
 from pomelo.server.rpc import Rpc
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
@@ -30,22 +35,23 @@ class TaskServicer:
         self._tasks = tasks
 
     async def RunTask(self, request: RunTaskRequest, rpc: Rpc) -> RunTaskResponse:
-        rpc.model = request.task.model
+        rpc.model = request.spec.model
         if rpc.refused_body:
             raise rpc.forwarded_refusal()
-        return RunTaskResponse(result=await self._tasks.run_task(request.task, rpc.call))
+        result = await self._tasks.run_task(request.spec, request.options, rpc.call)
+        return RunTaskResponse(result=result)
 
     # A coroutine that writes, not a generator: if the caller left during a write, the garbage collector would
     # close a generator, and with it the task, some time later.
     async def StreamTask(self, request: StreamTaskRequest, rpc: Rpc) -> None:
-        rpc.model = request.task.model
-        async with self._tasks.stream_task(request.task, rpc.call) as events:
+        rpc.model = request.spec.model
+        async with self._tasks.stream_task(request.spec, request.options, rpc.call) as events:
             if rpc.gateway:
                 await rpc.open()
             async for event in events:
                 # Not before the first event: clients retry only calls that fail without initial metadata.
                 await rpc.open()
-                await rpc.write(event)
+                await rpc.write(StreamTaskResponse(event=event))
 
 
 class ModelServicer:

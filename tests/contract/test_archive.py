@@ -16,7 +16,7 @@ from pomelo.stores.archive import open_archive
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.usage import UsageQuery, UsageTotal
+from pomelo.stores.usage import Dimension, UsageQuery, UsageTotal
 from tests.contract.ledger_rig import WALLET, record, request, settlement, wallets
 from tests.ports import free_port
 from tests.postgres_server import PostgresServer, programs, user
@@ -120,21 +120,21 @@ async def test_sums_are_by_model_key_day_or_account(archive: Archive) -> None:
         record("c", at=day + 1, cost=100, account="other", uncollected=7),
     ])  # fmt: skip
 
-    async def costs(by: str) -> dict[str, int]:
-        return {total.group: total.cost for total in await archive.sum_usage(ALL, by)}
+    async def costs(by: Dimension) -> dict[str, int]:
+        return {total.groups[0]: total.cost for total in await archive.sum_usage(ALL, (by,))}
 
     assert await costs("day") == {"1970-01-01": 1, "1970-01-02": 110}
     assert list((await costs("model")).items()) == [("Claude", 10), ("gpt-4", 101)]
     assert await costs("account") == {"acme": 11, "other": 100}
     found: list[UsageTotal] = []
-    after = ""
-    while page := await archive.sum_usage(ALL, "account", limit=1, after=after):
+    after = None
+    while page := await archive.sum_usage(ALL, ("account",), limit=1, after=after):
         assert len(page) == 1
-        found, after = found + page, page[-1].group
-    assert found == await archive.sum_usage(ALL, "account")
-    [total] = await archive.sum_usage(UsageQuery(until=day), "key")
+        found, after = found + page, page[-1].groups
+    assert found == await archive.sum_usage(ALL, ("account",))
+    [total] = await archive.sum_usage(UsageQuery(until=day), ("key",))
     assert (total.tasks, total.input_tokens, total.output_bytes, total.cost) == (1, 2, 3, 1)
-    assert await archive.sum_usage(UsageQuery(account="nobody"), "day") == []
+    assert await archive.sum_usage(UsageQuery(account="nobody"), ("day",)) == []
 
 
 async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str) -> None:
@@ -147,7 +147,7 @@ async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str
                 await store.reserve(request(f"t{n}", 10))
                 await store.settle(settlement(f"t{n}", 10))
                 assert len((await store.list_usage(ALL, limit=99))[0]) == n + 1
-            assert (await store.sum_usage(ALL, "account"))[0].cost == 200
+            assert (await store.sum_usage(ALL, ("account",)))[0].cost == 200
             assert await wallets(store) == [WALLET, Wallet("default", False)]
         assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
 

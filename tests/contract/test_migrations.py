@@ -165,7 +165,7 @@ async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3
             (second, first), _ = await store.list_usage(UsageQuery(account="acme"), limit=9)
             assert (first.input_tokens, first.cached_input_tokens, first.cost) == (10_000, 0, 40_200)
             assert second.prices == "million_input_tokens=4000000,million_output_tokens=20000000"
-            (total,) = await store.sum_usage(UsageQuery(), "model")
+            (total,) = await store.sum_usage(UsageQuery(), ("model",))
             assert (total.input_tokens, total.cached_input_tokens) == (510_000, 0)
 
 
@@ -178,7 +178,7 @@ async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version
         await store.settle(Settlement(ended))
         (newest, *_), _ = await store.list_usage(UsageQuery(), limit=9)
         assert newest.task_id == "task_1"
-        (total,) = await store.sum_usage(UsageQuery(), "model")
+        (total,) = await store.sum_usage(UsageQuery(), ("model",))
         assert (total.cached_input_tokens, total.cache_write_input_tokens) == (5, 3)
 
 

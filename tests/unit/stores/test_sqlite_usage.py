@@ -16,7 +16,7 @@ import pytest
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.sqlite import open_sqlite, usage
-from pomelo.stores.usage import GROUPS, UsageQuery, UsageRecord
+from pomelo.stores.usage import DIMENSIONS, UsageQuery, UsageRecord
 from tests.unit.accounts.audited_store import ACME, add_account, run
 
 QUERIES = [
@@ -105,13 +105,13 @@ async def test_sums_with_any_step_size_are_the_sums_of_the_records(
 ) -> None:
     monkeypatch.setattr(usage, "STEP", step)
     for query in QUERIES:
-        for by in GROUPS:
-            totals = await store.sum_usage(query, by)
+        for by in DIMENSIONS:
+            totals = await store.sum_usage(query, (by,))
             matching = [record for record in records if matches(query, record)]
             assert sum(total.tasks for total in totals) == len(matching)
             assert sum(total.cost for total in totals) == sum(record.cost for record in matching)
             if by == "key":
-                assert [total.group for total in totals] == sorted({record.key_id for record in matching})
+                assert [total.groups for total in totals] == sorted({(record.key_id,) for record in matching})
 
 
 async def test_a_sum_is_a_snapshot_even_if_tasks_end_concurrently(
@@ -119,7 +119,7 @@ async def test_a_sum_is_a_snapshot_even_if_tasks_end_concurrently(
 ) -> None:
     monkeypatch.setattr(usage, "STEP", 10)
     with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
-        sums = usage.UsageSum(UsageQuery(), "account")
+        sums = usage.UsageSum(UsageQuery(), ("account",))
         steps = 0
         while (totals := sums.step(reading)) is None:
             # Tasks with old and new times: those settled during the report do not count.
@@ -143,7 +143,7 @@ async def test_reports_and_tasks_run_concurrently(store: Store, monkeypatch: pyt
     seen = 300
     while not running.done():
         before = done
-        everything = await store.sum_usage(UsageQuery(), "account")
+        everything = await store.sum_usage(UsageQuery(), ("account",))
         count = sum(total.tasks for total in everything)
         assert 300 + before <= count <= 300 + done + 1
         assert count >= seen
@@ -159,19 +159,20 @@ def test_a_sum_does_not_collect_more_groups_than_its_page_needs(
     with closing(sqlite3.connect(":memory:")) as file:
         file.execute(
             "CREATE TABLE usage (account, live, model, key_id, at, input_tokens, output_tokens, characters,"
-            " images, audio_ms, output_bytes, cost, uncollected, cached_input_tokens, cache_write_input_tokens)"
+            " images, audio_ms, output_bytes, cost, uncollected, cached_input_tokens, cache_write_input_tokens,"
+            " cache_write_1h_input_tokens, reasoning_tokens)"
         )
         file.execute("CREATE INDEX usage_by_time ON usage (at)")
         order = list(range(2_000)) * 3
         random.Random(3).shuffle(order)
         file.executemany(
-            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0)",
+            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0)",
             [(n, float(place)) for place, n in enumerate(order)],
         )
-        sums = usage.UsageSum(UsageQuery(), "account", limit=20, after="a00099")
+        sums = usage.UsageSum(UsageQuery(), ("account",), limit=20, after=("a00099",))
         largest = 0
         while (totals := sums.step(file)) is None:
             largest = max(largest, len(sums._totals))
-    assert [total.group for total in totals] == [f"a{n:05d}" for n in range(100, 120)]
+    assert [total.groups for total in totals] == [(f"a{n:05d}",) for n in range(100, 120)]
     assert {(total.tasks, total.cost) for total in totals} == {(3, 15)}
     assert largest < 200
