@@ -1,5 +1,5 @@
-"""Serializes a response of one message without copying the message into it: to copy a chunk of 64 KiB of audio
-takes a hundred times as long as to serialize it."""
+"""Serializes a response of one message without copying the message into it: copying 64 KiB of audio takes a
+hundred times as long as serializing it."""
 
 from __future__ import annotations
 
