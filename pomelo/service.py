@@ -79,8 +79,7 @@ class TaskService(Protocol):
     def stream_task(
         self, spec: TaskSpec, options: TaskOptions, call: Call
     ) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent]]:
-        """Runs a task and yields its events, in the order that the contract defines. For a REST call,
-        `completed` may contain the end of a text, which is in no event before.
+        """Runs a task and yields its events, in the order that the contract defines.
 
         Entering does all checks that come before the provider's call, and completes `call.response_headers`.
         Leaving in any way closes the request to the provider. The deadline bounds the body of the

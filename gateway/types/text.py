@@ -123,16 +123,14 @@ def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
 
 
 def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
-    """Returns the last `task.completion.chunk`, with finish_reason, usage and the rest of the text."""
-    text = result.text
-    rest = _text_of(text.message)
-    has_content = rest or objects.is_first
+    """Returns the last `task.completion.chunk`, with finish_reason and usage."""
+    has_text = not objects.is_first
     return b"".join(
         (
             _open_chunk(objects),
-            b'"content":' + to_json(rest) if has_content else b"",
+            b"" if has_text else b'"content":""',
             b'},"finish_reason":',
-            to_json(_FINISH_REASONS.get(text.finish_reason)),
+            to_json(_FINISH_REASONS.get(result.text.finish_reason)),
             b'}],"usage":',
             to_json(_render_usage(result.usage)),
             b"}",

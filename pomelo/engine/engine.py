@@ -241,8 +241,7 @@ class Engine:
             number = 1
             report_adjustments(call, reservation.job.adjustments)
             yield _numbered(started_event(result), 1)
-        # The gateway sends the end of a text in one object with the end of the stream.
-        rest = collector.end_stream(result, separate=call.protocol != "rest")
+        rest = collector.end_stream(result)
         if rest is not None:
             number += 1
             yield _numbered(rest, number)

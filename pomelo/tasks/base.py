@@ -132,9 +132,9 @@ class Collector(ABC):
             PomeloError: provider_failed: the output is incomplete; store_unavailable, payload_too_large.
         """
 
-    def end_stream(self, result: TaskResult, *, separate: bool) -> TaskEvent | None:
-        """Removes from a stream's result what its events have contained. Output that none has contained
-        stays in it; with `separate`, text is returned as an event instead, which precedes the last one."""
+    def end_stream(self, result: TaskResult) -> TaskEvent | None:
+        """Removes from a stream's result what its events have contained. Returns an event with the output
+        that none has contained, if there is any, to be sent before the last one."""
         return None
 
     @abstractmethod

@@ -247,12 +247,9 @@ class TextCollector(Collector):
         if self._joins:
             _write_text(result.text, self._text.decode() + self._rest)
 
-    def end_stream(self, result: TaskResult, *, separate: bool) -> TaskEvent | None:
+    def end_stream(self, result: TaskResult) -> TaskEvent | None:
         result.text.ClearField("message")
         if not self._rest:
-            return None
-        if not separate:
-            _write_text(result.text, self._rest)
             return None
         event = TaskEvent()
         event.text_delta.text = self._rest
