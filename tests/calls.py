@@ -68,9 +68,11 @@ async def refusal(awaitable: Awaitable[Any]) -> PomeloError:
     return caught.value
 
 
-def error_parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
+def error_parts(
+    error: PomeloError,
+) -> tuple[str, str, str | None, int | None, frozenset[tuple[str, str]]]:
     """Returns all attributes of an error, to compare it."""
-    return error.code, error.message, error.field, error.retry_after
+    return error.code, error.message, error.field, error.retry_after, frozenset(error.values.items())
 
 
 async def end(call: Any) -> None:

@@ -20,7 +20,7 @@ from pomelo.catalog.catalog import Model
 from pomelo.engine import idempotency
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.routing import Candidate, Router
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import ResponseFormat
 from pomelo.gen.v1.speech_pb2 import AudioInput
 from pomelo.gen.v1.task_pb2 import Task
@@ -79,7 +79,7 @@ class Acceptance:
         if call.header_error is not None:
             raise call.header_error
         if not task.model:
-            raise PomeloError("missing_parameter", "Missing required field: model", field="model")
+            raise missing("model")
         model = self._access.model(task.model, principal)
         call.response_headers |= retirement.headers(model)
         definition = TASK_TYPES[model.task_type]
@@ -89,6 +89,7 @@ class Acceptance:
                 "invalid_parameter",
                 f"Invalid input: {task.model} takes {definition.name}, not {which}",
                 field=which,
+                values={"model": task.model, "taskType": definition.name},
             )
         given = getattr(task, definition.name)
         large = task.ByteSize() > LARGE
@@ -110,7 +111,8 @@ class Acceptance:
             audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
             info = AudioInfo(audio.size, audio.ms)
             if info.exceeds(model):
-                raise invalid("audio", f"audio of at most {model.limits.max_audio_seconds} seconds")
+                most = model.limits.max_audio_seconds
+                raise invalid("audio", f"audio of at most {most} seconds", maximum=most)
         estimate = await _examine(large, definition.estimate, billed.input, model, billed.route, info)
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
@@ -193,6 +195,7 @@ class Acceptance:
                 "payload_too_large",
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
                 field="audio",
+                values={"maxBytes": self._inline_limit},
             )
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
 

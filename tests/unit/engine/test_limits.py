@@ -46,7 +46,7 @@ def error(
 ) -> tuple[str, str, int | None]:
     """The code, the message and the proposed wait of a refusal at NOW."""
     found = status(Count(20, requests_reset), 3, Count(990, tokens_reset), 0)
-    raised = limits(tokens=tokens).refusal(Refused(found, "limit_exceeded", counter), NOW)
+    raised = limits(tokens=tokens).refusal(Refused(found, "limit_exceeded", counter), 0, NOW)
     return raised.code, raised.message, raised.retry_after
 
 
@@ -162,6 +162,6 @@ def test_a_full_plan_proposes_the_wait_of_its_own_error() -> None:
 
 @pytest.mark.parametrize("code", ["insufficient_credits", "idempotency_conflict", "idempotency_mismatch"])
 def test_another_refusal_has_its_own_error(code: str) -> None:
-    raised = limits().refusal(Refused(LimitStatus(0), code), NOW)
+    raised = limits().refusal(Refused(LimitStatus(0), code), 0, NOW)
     assert raised.code == code
     assert raised.retry_after == (1 if code == "idempotency_conflict" else None)
