@@ -85,8 +85,8 @@ def to_status(error: PomeloError) -> status_pb2.Status:
     status = status_pb2.Status(code=_CODES[error.code].value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.row.reason, domain=DOMAIN)
     field = None if error.field is None else _truncate(error.field, _MAX_FIELD_BYTES)
-    for key, value in error.values.items():
-        info.metadata[key] = _truncate(value, _MAX_VALUE_BYTES)
+    values = {key: _truncate(value, _MAX_VALUE_BYTES) for key, value in error.values.items()}
+    info.metadata.update(values)
     if field is not None:
         info.metadata["field"] = field
     status.details.add().Pack(info)
@@ -99,7 +99,7 @@ def to_status(error: PomeloError) -> status_pb2.Status:
         bad.field_violations.add(field=field, description=message, reason=error.row.reason)
         status.details.add().Pack(bad)
     if error.row.type == "rate_limit_error":
-        status.details.add().Pack(_quota_failure(error.values, message))
+        status.details.add().Pack(_quota_failure(values, message))
     return status
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.app import gateway_proof
 from pomelo.errors import TABLE, PomeloError
@@ -31,7 +30,7 @@ from pomelo.server.remote import open_remote
 from pomelo.service import Services
 from pomelo.testing import Answer, Gate
 from tests.app import Account, RunningApp, run_app
-from tests.calls import bearer, call_of, failure, refusal
+from tests.calls import bearer, call_of, details_of, failure, refusal
 from tests.driver import METHOD
 from tests.tasks import text_body, to_task
 
@@ -57,20 +56,9 @@ async def remote(app: RunningApp) -> AsyncIterator[Services]:
         yield services
 
 
-def details(error: grpc.aio.AioRpcError) -> dict[str, Any]:
-    """Returns the details of an error, by the names of their types."""
-    status = status_pb2.Status.FromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
-    found = {}
-    for packed in status.details:
-        detail = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
-        assert packed.Unpack(detail)
-        found[type(detail).__name__] = detail
-    return found
-
-
 def values_of(error: grpc.aio.AioRpcError) -> dict[str, str]:
     """Returns the metadata of an error's ErrorInfo, which have every number and time that its message names."""
-    values = dict(details(error)["ErrorInfo"].metadata)
+    values = dict(details_of(error)["ErrorInfo"].metadata)
     text = " ".join(value.replace(",", "") for value in values.values())
     for named in NAMED.findall(error.details() or ""):
         assert re.search(rf"(?<!\d){named.replace(',', '')}(?!\d)", text), named
@@ -193,7 +181,7 @@ async def test_the_metadata_of_a_refused_task_name_all_values(
     case = REFUSED_TASKS[name]
     account = await case.account(app)
     error, received = await refused_task(app, remote, method, case.task, account.test)
-    assert details(error)["ErrorInfo"].reason == case.code.upper()
+    assert details_of(error)["ErrorInfo"].reason == case.code.upper()
     assert values_of(error) == case.values
     assert (received.code, received.message) == (case.code, error.details())
     assert (received.field, received.values) == with_field(case.values)
@@ -206,11 +194,11 @@ async def test_the_metadata_of_every_provoked_error_are_those_of_a_remote_gatewa
     account = await app.account()
     trigger = text_with(f"[[error:{code}]]")
     error, received = await refused_task(app, remote, "RunTask", trigger, account.test)
-    assert details(error)["ErrorInfo"].reason == code.upper()
-    values = dict(details(error)["ErrorInfo"].metadata)
+    assert details_of(error)["ErrorInfo"].reason == code.upper()
+    values = dict(details_of(error)["ErrorInfo"].metadata)
     if code != "rate_limit_exceeded":  # it names the time
         assert with_field(values) == (received.field, received.values)
-    assert ("QuotaFailure" in details(error)) == (TABLE[code].http == 429)
+    assert ("QuotaFailure" in details_of(error)) == (TABLE[code].http == 429)
 
 
 async def test_a_model_that_is_looked_up_is_not_found_and_one_that_a_task_names_is_not_supported(
@@ -225,7 +213,7 @@ async def test_a_model_that_is_looked_up_is_not_found_and_one_that_a_task_names_
             f"There is no model '{shown}'. See ListModels",
         )
         assert values_of(error) == {"model": shown}
-        assert set(details(error)) == {"ErrorInfo"}
+        assert set(details_of(error)) == {"ErrorInfo"}
         received = await refusal(remote.models.get_model(name, call_of(key)))
         assert (received.code, received.values) == ("model_not_found", {"model": shown})
     for protocol in ("rest", "remote"):
@@ -299,7 +287,7 @@ async def test_the_metadata_of_refused_media_name_all_values(app: RunningApp, re
 
 def quota_of(error: grpc.aio.AioRpcError) -> tuple[str, str, str, dict[str, str], int]:
     """Returns the only violation of an error's QuotaFailure."""
-    (violation,) = details(error)["QuotaFailure"].violations
+    (violation,) = details_of(error)["QuotaFailure"].violations
     assert violation.description == error.details()
     return (
         violation.subject,
