@@ -10,7 +10,7 @@ INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) 
 MEASURING := tests/load tests/faults/test_floods.py tests/faults/test_unauthenticated.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: serve test lint proto breaking unit browser load crash gen lock clean
+.PHONY: serve test lint proto breaking unit browser generators load crash gen lock clean
 
 serve: .venv/.serve
 	@exec pomelo serve
@@ -33,13 +33,17 @@ breaking: .venv/.dev
 	  echo "buf breaking --against $$tag"; buf breaking --against ".git#tag=$$tag"; fi
 
 # Three test processes, because many tests wait. The tests that measure times and memory then run on their own.
-unit: .venv/.dev browser
+unit: .venv/.dev browser generators
 	pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
 	pytest $(MEASURING)
 
 # Installs Chromium where there is no browser and this user is root.
 browser:
 	@tests/browser/install.sh
+
+# Installs Debian's protoc and its plugins for Go where they are missing and this user is root.
+generators:
+	@tests/protobuf/install.sh
 
 # The full size of what `unit` does small: about 450 crashes, for some 30 minutes, errors at every call of a store, and
 # 10,000 random steps of each ledger beside its model.
