@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pkgutil import extend_path
 
-# Stubs that a caller generated from the protobuf files are `pomelo.v1`, in a folder `pomelo` elsewhere on sys.path.
+# Callers' stubs of the protobuf files are modules `pomelo.v1`, in a folder `pomelo` elsewhere on sys.path.
 __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
