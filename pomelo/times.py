@@ -48,6 +48,15 @@ def to_duration(seconds: float) -> Duration | None:
     return Duration(seconds=sign * whole, nanos=sign * fraction)
 
 
+def is_duration(length: Duration) -> bool:
+    """Whether a Duration is valid: in range, and with both parts of one sign."""
+    return (
+        abs(length.seconds) <= MAX_DURATION
+        and abs(length.nanos) < 1_000_000_000
+        and length.seconds * length.nanos >= 0
+    )
+
+
 def from_duration(length: Duration) -> float:
     """Returns the seconds of a Duration: the nearest float, which prints as it was written."""
     return (length.seconds * 1_000_000_000 + length.nanos) / 1_000_000_000

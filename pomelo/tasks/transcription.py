@@ -16,7 +16,7 @@ from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Tr
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
 from pomelo.tasks.speech import check_audio, check_language
-from pomelo.times import from_duration
+from pomelo.times import from_duration, is_duration
 
 log = logging.getLogger("pomelo.tasks")
 
@@ -93,12 +93,13 @@ class TranscriptionCollector(Collector):
 
 
 def _complete_times(output: Transcription) -> None:
-    """Sets missing offsets: a word begins with the end of the previous one, and ends where it begins."""
+    """Sets offsets that are missing or no valid Duration: a word begins with the end of the previous one, and
+    ends where it begins."""
     last = Duration()
     for word in output.words:
-        if not word.HasField("start_offset"):
+        if not (word.HasField("start_offset") and is_duration(word.start_offset)):
             word.start_offset.CopyFrom(last)
-        if not word.HasField("end_offset"):
+        if not (word.HasField("end_offset") and is_duration(word.end_offset)):
             word.end_offset.CopyFrom(word.start_offset)
         last = word.end_offset
 

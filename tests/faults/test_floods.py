@@ -80,7 +80,7 @@ async def test_many_connections_and_calls_of_a_caller_are_no_flood(served: Serve
             async def cancel_streams() -> None:
                 task = text_task("x" * 2_000)
                 for _ in range(40):
-                    call = tasks.StreamTask(StreamTaskRequest(task=task), metadata=metadata)
+                    call = tasks.StreamTask(StreamTaskRequest(spec=task), metadata=metadata)
                     assert await call.read() is not grpc.aio.EOF
                     call.cancel()
                     await asyncio.sleep(0.05)

@@ -51,7 +51,7 @@ from tests.faults.leak_markers import (
 from tests.faults.leak_requests import HELLO, SECRETS, WORD, invalid_fields, invalid_posts, malformed_requests
 from tests.integration.commands import live_key
 from tests.serving import serve
-from tests.tasks import to_task
+from tests.tasks import to_options, to_task
 
 VERBOSE = "import logging\nlogging.basicConfig(level=logging.DEBUG)\n"
 """A sitecustomize.py that sets the root logger to DEBUG before any other import."""
@@ -122,13 +122,14 @@ class Driver:
         """Runs a task over gRPC; `mode` is whole or stream."""
         body = {"model": model, **TASKS[model]}
         if mode == "stream":
-            request = StreamTaskRequest(task=to_task(body))
+            request = StreamTaskRequest(spec=to_task(body), options=to_options(body, stream=True))
             await self.record(self._tasks.StreamTask(request, metadata=self.metadata, timeout=seconds))
         else:
             await self.run_task(body, metadata=self.metadata, timeout=seconds)
 
     async def run_task(self, body: Mapping[str, Any], **options: Any) -> None:
-        await self.record(self._tasks.RunTask(RunTaskRequest(task=to_task(body)), **options))
+        request = RunTaskRequest(spec=to_task(body), options=to_options(body))
+        await self.record(self._tasks.RunTask(request, **options))
 
     async def record(self, call: Any) -> None:
         """Waits for the end of a gRPC call, and records what was received."""

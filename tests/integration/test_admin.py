@@ -151,7 +151,7 @@ async def test_usage_is_of_all_accounts_or_of_one_mode_of_an_account(
 ) -> None:
     await admin.CreateAccount(pb.CreateAccountRequest(name="busy", plan="pro"))
     key = (await admin.CreateKey(pb.CreateKeyRequest(account="busy"))).secret
-    request = RunTaskRequest(task=text_task())
+    request = RunTaskRequest(spec=text_task())
     response = await TaskServiceStub(channel).RunTask(request, metadata=bearer(key))
     report = await admin.QueryUsage(pb.QueryUsageRequest(account="busy"))
     assert [record.id for record in report.usage.records] == [response.result.id]

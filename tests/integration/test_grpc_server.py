@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pomelo.app import App
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
@@ -181,12 +181,14 @@ async def test_a_message_above_the_limit_is_refused(app: App, keys: Keys) -> Non
     async with both_ends(app.services, limits=CallLimits(message=10_000)) as (server, services):
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             async with grpc.aio.insecure_channel(server.address, compression=compression) as channel:
-                request = RunTaskRequest(task=text_task("x" * 11_000))
+                request = RunTaskRequest(spec=text_task("x" * 11_000))
                 error = await failure(TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.test)))
             assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert reason_of(error) == "payload_too_large"
             assert "10,000 bytes" in (error.details() or "")
-        refused = await refusal(services.tasks.run_task(text_task("x" * 11_000), call_of(keys.test)))
+        refused = await refusal(
+            services.tasks.run_task(text_task("x" * 11_000), TaskOptions(), call_of(keys.test))
+        )
         assert refused.code == "payload_too_large"
         assert "larger than 10,000 bytes" in refused.message
 
@@ -223,13 +225,13 @@ async def test_a_running_call_may_end_within_the_grace(app: App, keys: Keys, ups
         opened = open_server(app.services, ServerOptions("127.0.0.1:0", grace=10))
         server = await opened.__aenter__()
         async with grpc.aio.insecure_channel(server.address) as channel:
-            request = RunTaskRequest(task=text_task("ends within the grace"))
+            request = RunTaskRequest(spec=text_task("ends within the grace"))
             call = TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.live))
             await gate.reached.wait()
             leaving = asyncio.ensure_future(opened.__aexit__(None, None, None))
             await refused_now(server.address, keys)
             gate.open()
-            assert (await call).result.text.content == "one two"
+            assert (await call).result.text.message.content[0].text == "one two"
             await leaving
 
 
@@ -254,12 +256,12 @@ async def test_calls_are_cancelled_after_the_grace_and_their_handlers_end_before
     async with asyncio.timeout(15):
         async with open_server(app.services, ServerOptions("127.0.0.1:0", grace=0)) as server:
             channel = grpc.aio.insecure_channel(server.address)
-            request = StreamTaskRequest(task=text_task("longer than the grace"))
+            request = StreamTaskRequest(spec=text_task("longer than the grace"))
             calls = [
                 TaskServiceStub(channel).StreamTask(request, metadata=bearer(keys.live)) for _ in range(count)
             ]
             for call in calls:
-                assert (await anext(aiter(call))).WhichOneof("event") == "started"
+                assert (await anext(aiter(call))).event.WhichOneof("event") == "started"
             assert server.running.count == count
         assert server.running.count == 0
         for call in calls:

@@ -35,7 +35,7 @@ async def test_an_upload_with_an_invalid_header_does_not_begin() -> None:
 
 
 async def test_slots_of_uploads_and_messages_are_released() -> None:
-    one = RunTaskRequest(task=text_task()).SerializeToString()
+    one = RunTaskRequest(spec=text_task()).SerializeToString()
     async with serve_scripted(reads=1, uploads=1, message=1000) as opened:
         for _ in range(3):
             pieces = [UploadMediaRequest(chunk=b"x")] * 3
@@ -159,12 +159,12 @@ async def test_downloads_that_gateways_forward_have_a_separate_limit() -> None:
 
     async with serve_scripted(ScriptedServices(download=wait), forwarded=1, unauthenticated=1) as opened:
         first = opened.media.DownloadMedia(request, metadata=metadata)
-        assert (await first.read()).media.media_id == "media_1"
+        assert (await first.read()).media.id == "media_1"
         assert (
             reason_of(await failure(opened.media.DownloadMedia(request, metadata=metadata))) == "overloaded"
         )
         direct = opened.media.DownloadMedia(request)
-        assert (await direct.read()).media.media_id == "media_1"
+        assert (await direct.read()).media.id == "media_1"
         go_on.set()
         assert (await first.read()).chunk == (await direct.read()).chunk == b"abc"
         assert await first.read() is await direct.read() is grpc.aio.EOF

@@ -31,7 +31,7 @@ from tests.unit.providers.sandbox.sandbox_jobs import (
     user_input,
 )
 
-FRONT_END_ERRORS = {"unsupported_media_type", "not_found", "method_not_allowed"}
+FRONT_END_ERRORS = {"unsupported_media_type", "not_found", "method_not_allowed", "model_not_found"}
 CODES = sorted(set(TABLE) - FRONT_END_ERRORS)
 TASK_TYPES: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     "text": ("gpt-4", "messages", user_input),
