@@ -78,7 +78,7 @@ class Acme:
 
     def asked(self, job: Job[Any]) -> tuple[URL, dict[str, str], bytes, ErrorMapping]:
         """The request."""
-        body = {"text": job.input.messages[-1].content, "stream": job.stream}
+        body = {"text": job.input.messages[-1].content[0].text, "stream": job.stream}
         headers = {"acme-key": self.key, "Content-Type": "application/json"}
         return self.url, headers, json.dumps(body).encode(), self.error_mapping
 

@@ -31,6 +31,7 @@ from tests.providers.text_rig import (
     finish_reason,
     largest_input,
     message,
+    reported_usage,
     sent,
     text,
     texts,
@@ -121,6 +122,13 @@ async def test_without_a_credible_count_an_answer_ends_without_one(
     answer_text = await read_all(rig.provider, vendor.job(text_input, stream=False))
     assert text(answer_text) == "one two three"
     check_no_usage(answer_text)
+
+
+async def test_the_output_includes_the_tokens_of_reasoning(vendor: Vendor, rig: Rig, stream: bool) -> None:
+    rig.script(vendor.protocol.Answer("one two", reasoning_tokens=3))
+    answer = await read_all(rig.provider, vendor.job(stream=stream))
+    check_last(answer, 3, 5)
+    assert reported_usage(answer).reasoning_tokens == (0 if vendor is MISTRAL else 3)
 
 
 async def test_a_connection_serves_one_answer_after_another(vendor: Vendor, rig: Rig, stream: bool) -> None:

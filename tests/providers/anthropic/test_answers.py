@@ -240,6 +240,35 @@ async def test_tokens_cached_for_an_hour_are_counted_separately(rig: Rig, stream
     assert reported_usage(answer).cache_write_1h_input_tokens == 12
 
 
+@pytest.mark.parametrize(
+    ("details", "reasoning"),
+    [
+        ({"thinking_tokens": 4}, 4),
+        ({"thinking_tokens": 8}, 0),
+        ({"thinking_tokens": -1}, 0),
+        ([4], 0),
+        (None, 0),
+    ],
+)
+async def test_the_tokens_of_thinking_are_a_part_of_the_output(
+    rig: Rig, details: Any, reasoning: int, stream: bool
+) -> None:
+    rig.script(Answer(usage=ANTHROPIC.usage(9, 7) | {"output_tokens_details": details}))
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
+    check_last(answer, 9, 7)
+    assert reported_usage(answer).reasoning_tokens == reasoning
+
+
+async def test_the_output_is_not_counted_at_the_beginning_of_a_stream(rig: Rig) -> None:
+    usage = {"input_tokens": 9, "output_tokens": 3, "output_tokens_details": {"thinking_tokens": 2}}
+    rig.script(Reply(steps=(event("message_start", message={"usage": usage}), words("Hi"), END, OVER)))
+    text_job = ANTHROPIC.job(stream=True)
+    answer = await read_all(rig.provider, text_job)
+    check_last(answer, 9, 7)
+    assert reported_usage(answer).reasoning_tokens == 0
+    assert text_job.report.usage == Usage(input_tokens=9)
+
+
 async def test_the_input_is_counted_before_the_first_words(rig: Rig) -> None:
     end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)
     rig.script(Reply(steps=(START, words("Hi"), end, OVER)))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pomelo.testing import Answer, Gate, Reply, Stop, chunk
+from pomelo.testing import Answer, Gate, Reply, Stop, chunk, error_event
+from pomelo.testing.text_answer import DONE
 from tests.providers.rig import Rig, read_all
 from tests.providers.text_rig import (
     FILTERED,
@@ -16,6 +17,7 @@ from tests.providers.text_rig import (
     OPENAI,
     STOP,
     check_last,
+    failure,
     finish_reason,
     reported_usage,
     text,
@@ -23,6 +25,7 @@ from tests.providers.text_rig import (
 )
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
+CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,64 @@ async def test_cached_tokens_are_a_part_of_the_prompt(
     assert (counts.cached_input_tokens, counts.cache_write_input_tokens) == (cached, written)
 
 
-CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}}
+@pytest.mark.parametrize(
+    ("details", "reasoning"),
+    [
+        ({"reasoning_tokens": 5}, 5),
+        ({"reasoning_tokens": 7.0}, 7),
+        ({"reasoning_tokens": 0}, 0),
+        ({"reasoning_tokens": 8}, 0),
+        ({"reasoning_tokens": -1}, 0),
+        ({"reasoning_tokens": 1.5}, 0),
+        ({"reasoning_tokens": "5"}, 0),
+        ({"reasoning_tokens": True}, 0),
+        ({"reasoning_tokens": None}, 0),
+        ({"reasoning_tokens": 10**30}, 0),
+        ([5], 0),
+        (None, 0),
+    ],
+)
+async def test_reasoning_tokens_are_a_part_of_the_output(
+    rig: Rig, details: Any, reasoning: int, stream: bool
+) -> None:
+    rig.script(Answer("one two", usage=USAGE | CACHED | {"completion_tokens_details": details}))
+    answer = await read_all(rig.provider, OPENAI.job(stream=stream))
+    check_last(answer, 9, 7, STOP)
+    received = reported_usage(answer)
+    assert received.reasoning_tokens == reasoning
+    assert (received.cached_input_tokens, received.cache_write_input_tokens) == (6, 2)
+
+
+REASONING = {"completion_tokens_details": {"reasoning_tokens": 5}}
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "output", "reasoning"),
+    [
+        (USAGE | REASONING, USAGE, 7, 5),
+        (USAGE | REASONING, {"completion_tokens": 9}, 9, 5),
+        (USAGE | REASONING, {"completion_tokens": 3}, 3, 0),
+        ({"prompt_tokens": 9}, {"completion_tokens": 7} | REASONING, 7, 5),
+    ],
+)
+async def test_reasoning_tokens_may_come_before_the_last_count(
+    rig: Rig, first: dict[str, Any], last: dict[str, Any], output: int, reasoning: int
+) -> None:
+    steps = (chunk({"content": "Hi"}, usage=first), chunk({}, finish_reason="stop", usage=last), DONE)
+    rig.script(Reply(steps=steps))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    check_last(answer, 9, output, STOP)
+    assert reported_usage(answer).reasoning_tokens == reasoning
+
+
+async def test_the_input_is_reported_as_soon_as_it_is_counted(rig: Rig) -> None:
+    """A stream that ends early is billed for it."""
+    steps = (chunk({"content": "Hi"}, usage=USAGE), error_event())
+    rig.script(Reply(steps=steps))
+    text_job = OPENAI.job(stream=True)
+    await failure(rig.provider, text_job)
+    assert text_job.report.usage is not None
+    assert text_job.report.usage.input_tokens == 9
 
 
 @pytest.mark.parametrize(
