@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from tests.tasks import to_task
 from tests.unit.engine.apps import CREDITS, Account, EngineApp, open_engine
 
@@ -60,7 +60,7 @@ async def exhausted(engine: EngineApp) -> Account:
     return account
 
 
-def transcription(media_id: str, **fields: Any) -> Task:
+def transcription(media_id: str, **fields: Any) -> TaskSpec:
     """A task that refers to an upload."""
     task = to_task({"model": "eleven-labs-stt", **fields})
     task.speech_to_text.audio.media_id = media_id

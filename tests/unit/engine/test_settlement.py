@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, Speech, Transcript
 from pomelo.testing import error_reply as openai_error
@@ -59,7 +60,7 @@ async def test_a_finished_task_is_charged_recorded_and_reported(engine: EngineAp
         assert reported["X-Credits-Remaining"] == "999.99946"
         assert reported["X-RateLimit-Remaining-Tokens"] == str(100_000 - 107)
         assert reported["X-RateLimit-Remaining-Concurrent"] == "2"
-    created = answer.events[0].started.created if stream else answer.events[0].created
+    created = answer.events[0].started.create_time if stream else answer.events[0].create_time
     assert time.time() - 60 < created.seconds <= time.time()
 
 
@@ -105,9 +106,11 @@ async def test_a_cancelled_stream_costs_its_input_and_its_delivered_output(
     gate = Gate()
     engine.upstream.when("to be left", Words("one two three", at={2: gate}))
     call, words = call_of(account.key), 0
-    async with engine.app.services.tasks.stream_task(to_task(text_task("to be left")), call) as events:
+    async with engine.app.services.tasks.stream_task(
+        to_task(text_task("to be left")), TaskOptions(), call
+    ) as events:
         async for event in events:
-            words += bool(event.text_delta.content)
+            words += bool(event.text_delta.text)
             if words == 2:
                 break
     await engine.settled(account)
@@ -123,7 +126,9 @@ async def test_a_cancelled_stream_costs_its_input_and_its_delivered_output(
 async def test_a_task_that_is_cancelled_before_any_output_costs_nothing(engine: EngineApp) -> None:
     account = await engine.account("limited")
     engine.upstream.when("left early", Words("one", before=(Gate(),)))
-    async with engine.app.services.tasks.stream_task(to_task(text_task("left early")), call_of(account.key)):
+    async with engine.app.services.tasks.stream_task(
+        to_task(text_task("left early")), TaskOptions(), call_of(account.key)
+    ):
         assert (await engine.used(account)).concurrency == 1
     await engine.settled(account)
     assert not await engine.records(account)
@@ -138,7 +143,7 @@ async def test_a_cost_that_is_known_before_is_reported_before_the_first_event(en
         (text_task("anything"), None),
     ):
         call = call_of(account.key)
-        async with engine.app.services.tasks.stream_task(to_task(body, stream=True), call):
+        async with engine.app.services.tasks.stream_task(to_task(body), TaskOptions(), call):
             assert call.response_headers.get("X-Credits-Charged") == charged
 
 
@@ -199,7 +204,7 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
 async def test_the_upload_of_a_repeated_request_is_deleted(engine: EngineApp) -> None:
     account = await engine.account()
     for _ in range(2):
-        task = Task(model="eleven-labs-stt")
+        task = TaskSpec(model="eleven-labs-stt")
         task.speech_to_text.audio.media_id = await engine.upload(account, AUDIO)
         before = engine.media()
         assert task.speech_to_text.audio.media_id in before

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, mistral_protocol
 from tests.calls import call_of
@@ -65,7 +66,7 @@ async def test_a_test_key_uses_test_credits_and_calls_no_provider(engine: Engine
 
 async def test_another_accounts_upload_is_not_used(engine: EngineApp) -> None:
     owner, other = await engine.account(), await engine.account()
-    task = Task(model="eleven-labs-stt")
+    task = TaskSpec(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = await engine.upload(owner, b"OggS" + b"audio" * 100)
     answer = await engine.ask(other, task)
     assert (answer.code, answer.error and answer.error.field) == ("invalid_parameter", "audio")
@@ -74,7 +75,7 @@ async def test_another_accounts_upload_is_not_used(engine: EngineApp) -> None:
 
 async def test_an_upload_over_grpc_can_be_used_by_several_tasks(engine: EngineApp) -> None:
     account = await engine.account()
-    task = Task(model="eleven-labs-stt")
+    task = TaskSpec(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"audio" * 100)
     for _ in range(2):
         assert (await engine.ask(account, task, protocol="grpc")).code == "ok"
@@ -90,7 +91,7 @@ async def test_audio_up_to_the_maximum_of_the_model_is_accepted(
         audio.setparams((1, 1, 8_000, 0, "NONE", ""))
         audio.writeframes(bytes(int(seconds * 8_000)))
     account = await engine.account()
-    task = Task(model="eleven-labs-sts")
+    task = TaskSpec(model="eleven-labs-sts")
     task.speech_to_speech.audio.media_id = await engine.upload(account, file.getvalue())
     task.speech_to_speech.voice = "adam"
     assert (await engine.ask(account, task, protocol="grpc")).code == code
@@ -99,7 +100,7 @@ async def test_audio_up_to_the_maximum_of_the_model_is_accepted(
 
 async def test_an_unreadable_upload_is_reported_as_store_unavailable(engine: EngineApp) -> None:
     account = await engine.account()
-    task = Task(model="eleven-labs-stt")
+    task = TaskSpec(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"audio" * 100)
     path = engine.app.settings.data / "media" / task.speech_to_text.audio.media_id
     path.unlink()
@@ -187,7 +188,9 @@ async def test_without_max_tokens_a_task_reserves_its_share_of_the_balance(engin
     account = await engine.account("limited", micros=200_000)
     gate = Gate()
     engine.upstream.when("share", Words("Hello", before=(gate,)))
-    async with engine.app.services.tasks.stream_task(to_task(text_task("share")), call_of(account.key)):
+    async with engine.app.services.tasks.stream_task(
+        to_task(text_task("share")), TaskOptions(), call_of(account.key)
+    ):
         status = await engine.used(account)
         assert (status.concurrency, status.available) == (1, 100_000)
     await engine.settled(account)
@@ -196,6 +199,8 @@ async def test_without_max_tokens_a_task_reserves_its_share_of_the_balance(engin
 async def test_a_small_balance_is_not_shared(engine: EngineApp) -> None:
     account = await engine.account("limited", micros=10_000)
     engine.upstream.when("all", Words("Hello", before=(Gate(),)))
-    async with engine.app.services.tasks.stream_task(to_task(text_task("all")), call_of(account.key)):
+    async with engine.app.services.tasks.stream_task(
+        to_task(text_task("all")), TaskOptions(), call_of(account.key)
+    ):
         assert (await engine.used(account)).available == 0
     await engine.settled(account)

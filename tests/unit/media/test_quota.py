@@ -38,7 +38,7 @@ def store_file(store: MediaStore, owner: str, size: int, chunk: int = 10_000) ->
     with store.writer(owner, "audio/mpeg") as writer:
         for at in range(0, size, chunk):
             writer.write(b"x" * min(chunk, size - at))
-        return writer.commit().media_id
+        return writer.commit().id
 
 
 def on_disk(store: MediaStore) -> int:
@@ -154,7 +154,7 @@ async def test_a_scan_counts_files_stored_and_deleted_during_the_scan(tmp_path: 
         with store.writer("ann", "audio/mpeg") as writer:
             writer.write(b"x" * 100_000)
             await asyncio.sleep(0)
-            media_ids.append(writer.commit().media_id)
+            media_ids.append(writer.commit().id)
         store.delete(media_ids.pop(number % len(media_ids)), "ann")
         await asyncio.sleep(0)
     active = False
@@ -204,7 +204,7 @@ async def test_partial_files_without_a_writer_are_deleted(tmp_path: Path, clock:
         writer.write(b"x" * 100_000)
         clock.ahead = 10_000
         assert await store.refresh() == 1
-        assert writer.commit().media_id in names(store)
+        assert writer.commit().id in names(store)
         assert store.partial == {}
 
 
