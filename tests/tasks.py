@@ -106,7 +106,7 @@ def _set_text(text: text_pb2.TextInput, fields: dict[str, Any]) -> None:
         if "role" in message:
             sent.role = text_pb2.Role.Value(f"ROLE_{message['role'].upper()}")
         content = message.get("content")
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         for part in parts:
             if part["type"] == "text":
                 sent.content.add(text=part["text"])

@@ -107,9 +107,10 @@ def _image_url(label: str, value: Any) -> str:
 
 def render_result(result: TaskResult, link: Link) -> bytes:
     text = result.text
+    content = "".join([part.text for part in text.message.content])
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": _text_of(text.message)},
+        "message": {"role": "assistant", "content": content},
         "finish_reason": _FINISH_REASONS.get(text.finish_reason),
     }
     usage = _render_usage(result.usage)
@@ -136,10 +137,6 @@ def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
             b"}",
         )
     )
-
-
-def _text_of(message: Message) -> str:
-    return "".join([part.text for part in message.content])
 
 
 def _open_chunk(objects: StreamObjects) -> bytes:

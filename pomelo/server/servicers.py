@@ -23,6 +23,7 @@ from pomelo.gen.v1.task_service_pb2 import (
     StreamTaskResponse,
 )
 from pomelo.server.calls import keyless
+from pomelo.server.envelope import envelope
 from pomelo.server.rpc import Rpc
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
 
@@ -30,16 +31,19 @@ MAX_CHUNK = 1024 * 1024
 """Maximum bytes of an upload's chunk."""
 
 
+_run_response = envelope(RunTaskResponse)
+_stream_response = envelope(StreamTaskResponse)
+
+
 class TaskServicer:
     def __init__(self, tasks: TaskService) -> None:
         self._tasks = tasks
 
-    async def RunTask(self, request: RunTaskRequest, rpc: Rpc) -> RunTaskResponse:
+    async def RunTask(self, request: RunTaskRequest, rpc: Rpc) -> bytes:
         rpc.model = request.spec.model
         if rpc.refused_body:
             raise rpc.forwarded_refusal()
-        result = await self._tasks.run_task(request.spec, request.options, rpc.call)
-        return RunTaskResponse(result=result)
+        return _run_response(await self._tasks.run_task(request.spec, request.options, rpc.call))
 
     # A coroutine that writes, not a generator: if the caller left during a write, the garbage collector would
     # close a generator, and with it the task, some time later.
@@ -51,7 +55,7 @@ class TaskServicer:
             async for event in events:
                 # Not before the first event: clients retry only calls that fail without initial metadata.
                 await rpc.open()
-                await rpc.write(StreamTaskResponse(event=event))
+                await rpc.write(_stream_response(event))
 
 
 class ModelServicer:
