@@ -20,7 +20,7 @@ from pomelo import money
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
-from pomelo.service import Visit
+from pomelo.service import Visit, get_task_model
 
 Handler = Callable[[Gateway, web.Request, Call, Visit], Awaitable[web.StreamResponse]]
 OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamResponse]]
@@ -38,7 +38,9 @@ async def get_model(gateway: Gateway, request: web.Request, call: Call, visit: V
         name.encode()
     except UnicodeEncodeError:
         raise await visit.refuse(PomeloError("unsupported_model", field="model")) from None
-    return json_response(call, to_json(render_model(await gateway.services.models.get_model(name, call))))
+    # Over REST an unknown model has one error, whether it is looked up or named by a task.
+    model = await get_task_model(gateway.services.models, name, call)
+    return json_response(call, to_json(render_model(model)))
 
 
 async def get_openapi(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:

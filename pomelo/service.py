@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pomelo.call import Call
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, unsupported_model
 from pomelo.gen.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1.account_service_pb2 import Account, ListUsageRequest, ListUsageResponse
 from pomelo.gen.v1.media_pb2 import Media
@@ -107,10 +107,24 @@ class ModelService(Protocol):
         """Returns one model.
 
         Raises:
-            PomeloError: invalid_api_key, unsupported_model, model_not_allowed (checked in this order), or
+            PomeloError: invalid_api_key, model_not_found, model_not_allowed (checked in this order), or
                 store_unavailable.
         """
         ...
+
+
+async def get_task_model(models: ModelService, name: str, call: Call) -> Model:
+    """Returns the model of a task.
+
+    Raises:
+        PomeloError: as `ModelService.get_model`, but unsupported_model in place of model_not_found.
+    """
+    try:
+        return await models.get_model(name, call)
+    except PomeloError as error:
+        if error.code != "model_not_found":
+            raise
+        raise unsupported_model(name) from None
 
 
 class MediaBytes(Protocol):

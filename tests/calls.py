@@ -35,14 +35,28 @@ def as_dict(metadata: Any) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata or ()}
 
 
+def details_of(error: Any) -> dict[str, Any]:
+    """Returns the details of an AioRpcError, by the names of their types."""
+    packed = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+    return unpack(status_pb2.Status.FromString(packed))
+
+
+def unpack(status: status_pb2.Status) -> dict[str, Any]:
+    """Returns the details of a status, by the names of their types."""
+    details = {}
+    for packed in status.details:
+        detail = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
+        assert packed.Unpack(detail)
+        details[type(detail).__name__] = detail
+    return details
+
+
 def reason_of(error: Any) -> str:
     """Returns the code in the details of an AioRpcError; empty without one."""
-    status = status_pb2.Status()
-    info = error_details_pb2.ErrorInfo()
-    status.ParseFromString(dict(error.trailing_metadata()).get("grpc-status-details-bin", b""))
-    for detail in status.details:
-        if detail.Unpack(info):
-            assert info.domain == "pomelo"
+    info = details_of(error).get("ErrorInfo")
+    if info is None:
+        return ""
+    assert info.domain == "pomelo"
     return str(info.reason).lower()
 
 
@@ -68,9 +82,11 @@ async def refusal(awaitable: Awaitable[Any]) -> PomeloError:
     return caught.value
 
 
-def error_parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
+def error_parts(
+    error: PomeloError,
+) -> tuple[str, str, str | None, int | None, frozenset[tuple[str, str]]]:
     """Returns all attributes of an error, to compare it."""
-    return error.code, error.message, error.field, error.retry_after
+    return error.code, error.message, error.field, error.retry_after, frozenset(error.values.items())
 
 
 async def end(call: Any) -> None:

@@ -21,6 +21,8 @@ from pomelo.stores.accounts import AccountRecord, AccountStore, Balance, Grant, 
 
 MAX_NOTE = 200
 
+_MAX_MICROS = MAX_CREDITS * MICROS
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _NAMES = "1 to 64 letters, digits, dots, dashes or underscores"
 
@@ -81,8 +83,8 @@ class AccountAdmin:
             raise invalid("name", _NAMES)
         plan = plan or NEW_ACCOUNTS
         self._check_plan(plan)
-        if not 0 <= live_micros <= MAX_CREDITS * MICROS:
-            raise invalid("live_micros", f"0 to {MAX_CREDITS * MICROS:,}")
+        if not 0 <= live_micros <= _MAX_MICROS:
+            raise invalid("live_micros", f"0 to {_MAX_MICROS:,}", minimum=0, maximum=_MAX_MICROS)
         if not await self._store.add_account(name, plan, self._now()):
             raise invalid("name", f"new. The account {name!r} exists already")
         # Ids from callers have no colon, and names are unique, so these grant ids are free.
@@ -126,10 +128,10 @@ class AccountAdmin:
             PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
         """
         await self._found(name)
-        if not 0 < amount <= MAX_CREDITS * MICROS:
-            raise invalid("amount_micros", f"1 to {MAX_CREDITS * MICROS:,}")
+        if not 0 < amount <= _MAX_MICROS:
+            raise invalid("amount_micros", f"1 to {_MAX_MICROS:,}", minimum=1, maximum=_MAX_MICROS)
         if len(note) > MAX_NOTE:
-            raise invalid("note", f"up to {MAX_NOTE} characters")
+            raise invalid("note", f"up to {MAX_NOTE} characters", maximum=MAX_NOTE)
         if grant_id and not _NAME.fullmatch(grant_id):
             raise invalid("grant_id", _NAMES)
         wallet = Wallet(name, live)
@@ -191,9 +193,9 @@ class AccountAdmin:
 
 def unknown_account(name: str, field: str = "name") -> PomeloError:
     """The error of an account that does not exist; `field` is the field with its name."""
-    return PomeloError(
-        "not_found", f"There is no account {name[:100]!r}. See: pomelo accounts list", field=field
-    )
+    shown = name[:100]
+    message = f"There is no account {shown!r}. See: pomelo accounts list"
+    return PomeloError("not_found", message, field=field, values={"account": shown})
 
 
 def _limits(plan: Plan) -> pb.PlanLimits:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.call import Call, Principal
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
 from pomelo.secrets import derive_key
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountStore
 from pomelo.stores.keys import KeyRecord, KeyStore
@@ -138,6 +138,7 @@ class Keyring:
             "rate_limit_exceeded",
             f"{message}. Your address sent too many requests without a valid key: retry in {wait} s",
             retry_after=wait,
+            values={"quota": FAILED_KEYS_QUOTA, "retryAfter": wait},
         )
 
     async def create(
@@ -251,4 +252,6 @@ class Keyring:
 
 
 def _unknown(key_id: str) -> PomeloError:
-    return PomeloError("not_found", f"There is no key {key_id[:40]!r}. See: pomelo keys list", field="key_id")
+    shown = key_id[:40]
+    message = f"There is no key {shown!r}. See: pomelo keys list"
+    return PomeloError("not_found", message, field="key_id", values={"keyId": shown})

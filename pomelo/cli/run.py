@@ -65,6 +65,7 @@ def run(
 ) -> None:
     """Run one task; text is printed, media go to a file."""
     from pomelo.cli.client import find_key, new_call, open_server
+    from pomelo.service import get_task_model
     from pomelo.settings import load
 
     settings = load(config)
@@ -76,7 +77,7 @@ def run(
     async def run_task() -> None:
         async with open_server(settings, target, ca) as services:
             with Progress() as progress:
-                found = await services.models.get_model(model, new_call(api_key))
+                found = await get_task_model(services.models, model, new_call(api_key))
                 spec, options, large_audio = _make_task(found, text, file, voice, param or [])
                 if large_audio is not None and file is not None:
                     media = await services.media.upload_media("", _chunks(file), new_call(api_key))

@@ -21,7 +21,7 @@ from pomelo.catalog.catalog import Model
 from pomelo.engine import idempotency
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.routing import Candidate, Router
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import check_enum
 from pomelo.gen.v1.media_pb2 import Media, MediaDelivery, MediaSource
 from pomelo.gen.v1.task_pb2 import TaskSpec
@@ -88,7 +88,7 @@ class Acceptance:
         if call.header_error is not None:
             raise call.header_error
         if not spec.model:
-            raise PomeloError("missing_parameter", "Missing required field: model", field="model")
+            raise missing("model")
         model = self._access.model(spec.model, principal)
         call.response_headers |= retirement.headers(model)
         definition = TASK_TYPES[model.task_type]
@@ -98,6 +98,7 @@ class Acceptance:
                 "invalid_parameter",
                 f"Invalid input: {spec.model} takes {definition.name}, not {which}",
                 field=which,
+                values={"model": spec.model, "taskType": definition.name},
             )
         size = spec.ByteSize()
         large = size > LARGE
@@ -125,7 +126,8 @@ class Acceptance:
             audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
             info = AudioInfo(audio.size, audio.ms)
             if info.exceeds(model):
-                raise invalid("audio", f"audio of at most {model.limits.max_audio_seconds} seconds")
+                most = model.limits.max_audio_seconds
+                raise invalid("audio", f"audio of at most {most} seconds", maximum=most)
         estimate = await _examine(large, definition.estimate, billed.input, model, billed.route, info)
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
@@ -205,6 +207,7 @@ class Acceptance:
                 "payload_too_large",
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
                 field="audio",
+                values={"maxBytes": self._inline_limit},
             )
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
 

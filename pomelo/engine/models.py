@@ -12,7 +12,7 @@ from pomelo.catalog.catalog import Catalog, Model
 from pomelo.catalog.pricing import UnitPrices
 from pomelo.catalog.retirement import start_of
 from pomelo.engine.routing import Router
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, model_not_found
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.tasks import TASK_TYPES
 
@@ -35,6 +35,8 @@ class LocalModels:
 
     async def get_model(self, name: str, call: Call) -> model_pb.Model:
         principal = await self._access.identify(call, name)
+        if name not in self._catalog.models:
+            raise model_not_found(name)
         return self._describe(self._access.model(name, principal), principal)
 
     def _describe(self, model: Model, principal: Principal) -> model_pb.Model:

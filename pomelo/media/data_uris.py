@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from binascii import a2b_base64, a2b_qp, b2a_base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pomelo.errors import PomeloError
 
@@ -49,7 +49,8 @@ def head(text: str, field: str) -> tuple[str, int]:
         return "", 0
     match = _HEAD.match(start)
     if match is None:
-        raise _refusal(field, f"no ';base64,' in the first {MAX_HEAD:,} characters of the data: URI")
+        problem = f"no ';base64,' in the first {MAX_HEAD:,} characters of the data: URI"
+        raise _refusal(field, problem, {"maxCharacters": MAX_HEAD})
     return (match[1] + match[2] + match[3]).strip(), match.end()
 
 
@@ -133,8 +134,9 @@ def _unescape(data: bytes, field: str) -> bytes:
 
 
 def _invalid_character(field: str, character: str) -> PomeloError:
-    return _refusal(field, f"it is not base64: it contains the character {character!a}")
+    problem = f"it is not base64: it contains the character {character!a}"
+    return _refusal(field, problem, {"character": character})
 
 
-def _refusal(field: str, problem: str) -> PomeloError:
-    return PomeloError("invalid_parameter", f"Invalid {field}: {problem}", field=field)
+def _refusal(field: str, problem: str, values: Mapping[str, object] | None = None) -> PomeloError:
+    return PomeloError("invalid_parameter", f"Invalid {field}: {problem}", field=field, values=values)

@@ -82,7 +82,9 @@ class MediaWriter:
         size = self.size + len(data)
         if self._limit is not None and size > self._limit:
             raise PomeloError(
-                "payload_too_large", f"The file is larger than {self._limit:,} bytes. Send less"
+                "payload_too_large",
+                f"The file is larger than {self._limit:,} bytes. Send less",
+                values={"maxBytes": self._limit},
             )
         more = disk_size(size) - self.counted
         self._store.quota.add(self.owner_tag, more)

@@ -119,7 +119,7 @@ class FrontEnd(ServerState):
             return without_traceback(error)
         except TimeoutError as error:
             if rpc.scope.expired():
-                return PomeloError(*rpc.timeout_error)
+                return rpc.timeout_error.error()
             return _unexpected_error(rpc.call, error)
         except asyncio.CancelledError:
             if is_cancelled():

@@ -169,7 +169,7 @@ def _chunk(message: media_pb.UploadMediaRequest) -> bytes:
         case "chunk":
             chunk = message.chunk  # a copy each time
             if not 0 < len(chunk) <= MAX_CHUNK:
-                raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes")
+                raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes", minimum=1, maximum=MAX_CHUNK)
             return chunk
         case "content_type":
             raise invalid("content_type", "in the first message only")

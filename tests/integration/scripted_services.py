@@ -127,7 +127,7 @@ class ScriptedServices:
     async def get_model(self, name: str, call: Call) -> Model:
         """Returns the model m, and refuses others."""
         if name != "m":
-            raise PomeloError("unsupported_model")
+            raise PomeloError("model_not_found")
         return Model(name="m")
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:

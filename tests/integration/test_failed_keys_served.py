@@ -17,7 +17,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.origin import GatewayProof
 from pomelo.server.remote import open_remote
 from pomelo.settings import Settings
-from tests.calls import bearer, call_of, reason_of
+from tests.calls import bearer, call_of, details_of, reason_of
 from tests.driver import RestDriver
 
 
@@ -60,6 +60,9 @@ async def test_both_protocols_share_the_limit_of_an_address(
     assert error is not None
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert reason_of(error) == "rate_limit_exceeded"
+    (violation,) = details_of(error)["QuotaFailure"].violations
+    assert (violation.subject, violation.quota_id) == ("address", "failed_keys_per_minute")
+    assert (violation.quota_metric, violation.quota_value) == ("failed_keys", 0)
     allowed = await rest.get("/api/v1/models", good)
     assert (allowed.status, allowed.code) == (200, "ok")
     assert await by_grpc(fresh_app, good) is None

@@ -25,7 +25,7 @@ from pomelo.in_flight import InFlightLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
-from tests.calls import as_dict, bearer, failure, reason_of
+from tests.calls import as_dict, bearer, details_of, failure, reason_of
 from tests.conftest import Keys
 from tests.faults import frames, http2
 from tests.integration.server_under_test import (
@@ -69,6 +69,7 @@ async def test_a_watch_without_a_key_is_ended_with_a_reason_and_one_with_a_key_c
             watch = health.Watch(HealthCheckRequest(), metadata=metadata)
             error = await refusal(watch, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
             assert "0.3 seconds" in (error.details() or "")
+            assert details_of(error)["ErrorInfo"].metadata == {"timeoutSeconds": "0.3"}
         assert opened.in_flight.calls == 1
         opened.server.drain()
         assert (await stays.read()).status == HealthCheckResponse.NOT_SERVING
@@ -123,10 +124,12 @@ async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, ke
         for path, data in ((RUN_TASK, b""), (RUN_TASK, head), (UPLOAD, b""), (UPLOAD, head)):
             call = await exchange(connection, path, bearer(keys.test), data)
             assert 0.25 < call.lasted < 2.5
-        silent = opened.channel.stream_unary(RUN_TASK)(metadata=bearer(keys.test))
-        error = await refusal(silent, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
-        assert "0.3 seconds" in (error.details() or "")
-        assert as_dict(error.trailing_metadata())["x-credits-remaining"]
+        for path in (RUN_TASK, UPLOAD):
+            silent = opened.channel.stream_unary(path)(metadata=bearer(keys.test))
+            error = await refusal(silent, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
+            assert "0.3 seconds" in (error.details() or "")
+            assert details_of(error)["ErrorInfo"].metadata == {"timeoutSeconds": "0.3"}
+            assert as_dict(error.trailing_metadata())["x-credits-remaining"]
         await opened.server.running.idle()
         assert opened.in_flight.calls == 0
 

@@ -93,7 +93,7 @@ async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
         await end(call)
     except grpc.aio.AioRpcError as error:
         reason = reason_of(error)
-    assert reason in (None, "missing_parameter", "invalid_parameter", "unsupported_model", "not_found")
+    assert reason in (None, "missing_parameter", "invalid_parameter", "model_not_found", "not_found")
 
 
 async def test_an_unknown_method_gets_the_documented_error(plain: ServerUnderTest, keys: Keys) -> None:

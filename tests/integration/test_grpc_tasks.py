@@ -204,7 +204,7 @@ async def test_models_are_listed_and_described(channel: grpc.aio.Channel, keys: 
     one = await models.GetModel(GetModelRequest(name="gpt-4"), metadata=bearer(keys.test))
     assert one.model == listed.models[names.index("gpt-4")]
     error = await failure(models.GetModel(GetModelRequest(name="nope"), metadata=bearer(keys.test)))
-    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "unsupported_model")
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "model_not_found")
     error = await failure(models.ListModels(ListModelsRequest(), metadata=bearer("junk")))
     assert reason_of(error) == "invalid_api_key"
     assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")

@@ -36,7 +36,7 @@ SPEECH_FORMATS = (
 VOICE_SETTINGS = {
     "stability": 0.5, "similarity_boost": 0.5, "style": 0.1, "use_speaker_boost": True, "speed": 1.1,
 }  # fmt: skip
-NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed"}
+NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed", "model_not_found"}
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class ModelServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
     """Lists the models that the caller's key may use, by name."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
-    """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
+    """Returns a model. MODEL_NOT_FOUND if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -46,7 +46,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that the caller's key may use, by name."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
+    """Returns a model. MODEL_NOT_FOUND if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """The models. Metadata as in TaskService."""
@@ -65,6 +65,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelResponse, _abc.Awaitable[_model_service_pb2.GetModelResponse]]:
-        """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
+        """Returns a model. MODEL_NOT_FOUND if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,7 +11,7 @@ from pomelo.errors import TABLE, PomeloError, invalid, missing
 _TRIGGER = re.compile(r"\[\[([a-z]+)(?::([a-z0-9_.]{1,40}))?\]\]")
 _SECONDS = re.compile(r"\d{1,4}(?:\.\d{1,6})?")
 _WORDS = re.compile(r"[1-9]\d{0,8}")
-_BEFORE_TASKS = {"unsupported_media_type", "not_found", "method_not_allowed"}
+_BEFORE_TASKS = {"unsupported_media_type", "not_found", "method_not_allowed", "model_not_found"}
 ERRORS = frozenset(TABLE) - _BEFORE_TASKS
 """The codes that `[[error:CODE]]` accepts: all but those that a front end returns before there is a task."""
 

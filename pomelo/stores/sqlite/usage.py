@@ -29,6 +29,9 @@ from pomelo.stores.usage import (
 STEP = 20_000
 """Records that one step reads: about 20 ms."""
 
+METADATA_STEP = 2_000
+"""Records that one step reads with their metadata: 2 ms, or 35 ms if each has 8 kB of it."""
+
 _DIMENSIONS = {**records.DIMENSIONS, "day": "date(at, 'unixepoch')"}
 _METADATA = "coalesce((SELECT value FROM json_each(nullif(metadata, '')) WHERE key = ?), '')"
 _SUMS = ", ".join(["count(*)", *(f"sum({column})" for column in records.SUMMED)])
@@ -65,7 +68,7 @@ class UsagePage:
         start = (math.inf if query.until is None else query.until, -1)
         if after:
             start = min(start, records.decode_position(after))
-        self._walks = [_Walk(query, live, start, newest_first=True) for live in _modes(query)]
+        self._walks = [_Walk(query, live, start, STEP, newest_first=True) for live in _modes(query)]
         self._found: list[list[tuple[_Position, UsageRecord]]] = [[] for _ in self._walks]
 
     def step(self, connection: sqlite3.Connection) -> tuple[list[UsageRecord], str] | None:
@@ -120,10 +123,9 @@ class UsageSum:
         self._limit = limit
         self._after = after
         self._last_row: int | None = None
-        self._walks = [
-            _Walk(query, live, (-math.inf if query.since is None else query.since, -1), newest_first=False)
-            for live in _modes(query)
-        ]
+        start = (-math.inf if query.since is None else query.since, -1)
+        step = METADATA_STEP if self._keys else STEP
+        self._walks = [_Walk(query, live, start, step, newest_first=False) for live in _modes(query)]
         self._totals: dict[tuple[str, ...], list[int]] = {}
         self._last: tuple[str, ...] | None = None
         """The last groups that can be on the page, once known. Later ones are skipped."""
@@ -171,11 +173,14 @@ def _modes(query: UsageQuery) -> list[bool | None]:
 
 
 class _Walk:
-    """Iterates over the records of one mode, or of all, in order of (at, rowid), STEP at a time."""
+    """Iterates over the records of one mode, or of all, in order of (at, rowid), `step` at a time."""
 
-    def __init__(self, query: UsageQuery, live: bool | None, start: _Position, *, newest_first: bool) -> None:
+    def __init__(
+        self, query: UsageQuery, live: bool | None, start: _Position, step: int, *, newest_first: bool
+    ) -> None:
         self.ended = False
         self._start = start
+        self._step = step
         self._newest_first = newest_first
         self._limit = query.since if newest_first else query.until
         filters: dict[str, Any] = {"model = ?": query.model, "key_id = ?": query.key_id}
@@ -188,7 +193,7 @@ class _Walk:
         self._filters = {condition: value for condition, value in filters.items() if value is not None}
 
     def advance(self, connection: sqlite3.Connection) -> tuple[str, list[Any]]:
-        """Moves to the next STEP records. Returns the conditions that select them, and their values."""
+        """Moves to the next records. Returns the conditions that select them, and their values."""
         direction = "DESC" if self._newest_first else "ASC"
         conditions = [*self._scope, f"(at, rowid) {'<' if self._newest_first else '>'} (?, ?)"]
         values = [*self._scope_values, *self._start]
@@ -200,7 +205,7 @@ class _Walk:
         end = connection.execute(
             f"SELECT at, rowid FROM usage WHERE {' AND '.join([*conditions, *limit])}"  # noqa: S608
             f" ORDER BY at {direction}, rowid {direction} LIMIT 1 OFFSET ?",
-            (*values, *limits, STEP - 1),
+            (*values, *limits, self._step - 1),
         ).fetchone()
         if end is None:
             self.ended = True

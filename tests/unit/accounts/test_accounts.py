@@ -13,6 +13,7 @@ from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.ledger import Ledger
+from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
@@ -137,6 +138,27 @@ async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admi
         await admin.grant("default", 10**15, live=True)
     with refused("invalid_parameter", "amount_micros"):
         await admin.grant("default", 1, live=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "note", "values"),
+    [
+        ("nobody", 1, "", {"account": "nobody"}),
+        (
+            "default",
+            0,
+            "",
+            {"expected": "1 to 1,000,000,000,000,000", "minimum": "1", "maximum": "1000000000000000"},
+        ),
+        ("default", 1, "n" * 201, {"expected": "up to 200 characters", "maximum": "200"}),
+    ],
+)
+async def test_the_values_of_a_refused_grant_are_those_that_its_message_names(
+    admin: AccountAdmin, name: str, amount: int, note: str, values: dict[str, str]
+) -> None:
+    with pytest.raises(PomeloError) as caught:
+        await admin.grant(name, amount, live=True, note=note)
+    assert caught.value.values == values
 
 
 async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(

@@ -50,8 +50,9 @@ def test_an_owner_can_store_exactly_its_limit(tmp_path: Path, chunk: int) -> Non
     store = limited(tmp_path, account=MIB)
     for _ in range(4):
         store_file(store, "ann", MIB // 4, chunk)
-    with refused("payload_too_large", match="1,048,576"):
+    with refused("payload_too_large", match="1,048,576") as error:
         store_file(store, "ann", 1, chunk)
+    assert error.value.values == {"usedBytes": "1048576", "maxBytes": "1048576"}
     assert on_disk(store) == MIB
     assert store_file(store, "bob", MIB, chunk)
 
