@@ -228,6 +228,7 @@ class _ImageFiles:
                 "payload_too_large",
                 f"The images' files have more than {MAX_IMAGE_FILES:,} bytes in all. Send smaller ones",
                 field=field,
+                values={"maxBytes": MAX_IMAGE_FILES},
             )
         try:
             return path.read_bytes()

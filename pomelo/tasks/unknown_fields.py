@@ -31,6 +31,7 @@ def check_no_unknown_fields(message: Message, size: int) -> None:
             f"Unknown field {number} of {path or 'the task'}: this server does not have it. "
             "Leave it out, or use the server's version of the contract",
             field=path or None,
+            values={"fieldNumber": number},
         )
 
 

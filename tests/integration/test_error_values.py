@@ -22,8 +22,8 @@ from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaReq
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.providers.sandbox.triggers import ERRORS
 from pomelo.server.remote import open_remote
@@ -65,24 +65,24 @@ def values_of(error: grpc.aio.AioRpcError) -> dict[str, str]:
     return values
 
 
-def start(app: RunningApp, method: str, task: Task, key: str) -> Any:
-    request = {"RunTask": RunTaskRequest, "StreamTask": StreamTaskRequest}[method](task=task)
+def start(app: RunningApp, method: str, task: TaskSpec, key: str) -> Any:
+    request = {"RunTask": RunTaskRequest, "StreamTask": StreamTaskRequest}[method](spec=task)
     return getattr(TaskServiceStub(app.channel), method)(request, metadata=bearer(key))
 
 
 async def refused_task(
-    app: RunningApp, remote: Services, method: str, task: Task, key: str
+    app: RunningApp, remote: Services, method: str, task: TaskSpec, key: str
 ) -> tuple[grpc.aio.AioRpcError, PomeloError]:
     """Runs a task over the channel and through a remote gateway; returns both errors."""
     error = await failure(start(app, method, task, key))
     call = call_of(key)
     if method == "RunTask":
-        return error, await refusal(remote.tasks.run_task(task, call))
+        return error, await refusal(remote.tasks.run_task(task, TaskOptions(), call))
     return error, await refusal(first_event(remote, task, key))
 
 
-async def first_event(services: Services, task: Task, key: str) -> object:
-    async with services.tasks.stream_task(task, call_of(key)) as events:
+async def first_event(services: Services, task: TaskSpec, key: str) -> object:
+    async with services.tasks.stream_task(task, TaskOptions(), call_of(key)) as events:
         return await anext(events)
 
 
@@ -92,12 +92,24 @@ def with_field(values: dict[str, str]) -> tuple[str | None, dict[str, str]]:
     return rest.pop("field", None), rest
 
 
-def image(prompt: str = "A kite", **fields: int) -> Task:
+def image(prompt: str = "A kite", **fields: int) -> TaskSpec:
     return to_task({"model": "flux-1-pro", "prompt": prompt, **fields})
 
 
-def text_with(text: str = "Hello", **fields: Any) -> Task:
+def text_with(text: str = "Hello", **fields: Any) -> TaskSpec:
     return to_task(text_body(text, **fields))
+
+
+def with_unknown(task: TaskSpec) -> TaskSpec:
+    """Adds field 1023 to the first message of a text task."""
+    task.text.messages[0].MergeFromString(b"\xf8\x3f\x01")
+    return task
+
+
+def with_metadata(**pairs: str) -> TaskSpec:
+    task = text_with()
+    task.metadata.update(pairs)
+    return task
 
 
 Prepare = Callable[[RunningApp], Awaitable[Account]]
@@ -108,7 +120,7 @@ class Case:
     """A task that is refused, the metadata of its error, and the account that runs it."""
 
     code: str
-    task: Task
+    task: TaskSpec
     values: dict[str, str]
     account: Prepare = lambda app: app.account()
 
@@ -149,8 +161,39 @@ REFUSED_TASKS = {
     ),
     "another input": Case(
         "invalid_parameter",
-        Task(model="gpt-4", image=ImageInput(prompt="A kite")),
+        TaskSpec(model="gpt-4", image=ImageInput(prompt="A kite")),
         {"field": "image", "model": "gpt-4", "taskType": "text"},
+    ),
+    "unknown field": Case(
+        "invalid_parameter",
+        with_unknown(text_with()),
+        {"field": "text.messages[0]", "fieldNumber": "1023"},
+    ),
+    "user": Case(
+        "invalid_parameter",
+        text_with(user="u" * 257),
+        {"field": "user", **bounds("at most 256 characters", maximum="256")},
+    ),
+    "metadata": Case(
+        "invalid_parameter",
+        with_metadata(**{str(number): "" for number in range(17)}),
+        {"field": "metadata", **bounds("at most 16 pairs", maximum="16")},
+    ),
+    "key of metadata": Case(
+        "invalid_parameter",
+        with_metadata(**{"k" * 65: ""}),
+        {
+            "field": "metadata",
+            **bounds("pairs whose keys have 1 to 64 characters, without NUL", minimum="1", maximum="64"),
+        },
+    ),
+    "value of metadata": Case(
+        "invalid_parameter",
+        with_metadata(project="v" * 513),
+        {
+            "field": "metadata.project",
+            **bounds("text of at most 512 characters, without NUL", maximum="512"),
+        },
     ),
     "unsupported_model": Case(
         "unsupported_model", text_with(model="gpt-99"), {"field": "model", "model": "gpt-99"}
@@ -312,7 +355,7 @@ async def test_an_exceeded_limit_of_requests_has_a_quota_failure(
     account = await app.account("five")
     for _ in range(5):
         await TaskServiceStub(app.channel).RunTask(
-            RunTaskRequest(task=text_with()), metadata=bearer(account.test)
+            RunTaskRequest(spec=text_with()), metadata=bearer(account.test)
         )
     error, received = await refused_task(app, remote, method, text_with(), account.test)
     values = values_of(error)
@@ -328,7 +371,7 @@ async def test_an_exceeded_limit_of_tokens_has_a_quota_failure_with_the_model(
     account = await app.account("wide")
     app.upstream.when("many tokens", Answer("word " * 900))
     task = text_with("many tokens")
-    await TaskServiceStub(app.channel).RunTask(RunTaskRequest(task=task), metadata=bearer(account.live))
+    await TaskServiceStub(app.channel).RunTask(RunTaskRequest(spec=task), metadata=bearer(account.live))
     error, received = await refused_task(app, remote, "RunTask", text_with(max_tokens=100), account.live)
     values = values_of(error)
     assert received.values == values

@@ -18,7 +18,7 @@ from pomelo.stores.usage import decode_metadata
 from pomelo.testing import Answer
 from pomelo.testing.images import make_image
 from tests.app import Account, RunningApp, app_fixture
-from tests.calls import as_dict, bearer, end, failure, reason_of, upload_messages
+from tests.calls import as_dict, bearer, details_of, end, failure, reason_of, upload_messages
 from tests.driver import METHOD
 from tests.tasks import TASK_TYPES, small_task, text_task
 
@@ -165,6 +165,7 @@ async def test_the_files_of_a_task_s_images_have_a_maximum_size(
     error = await failure(start(app, method, account.test, question(large, large, small)))
     assert reason_of(error) == "payload_too_large"
     assert "8,388,608 bytes" in (error.details() or "")
+    assert details_of(error)["ErrorInfo"].metadata["maxBytes"] == "8388608"
 
 
 # --- labels

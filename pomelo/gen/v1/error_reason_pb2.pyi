@@ -45,7 +45,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_INVALID_PARAMETER: _ErrorReason.ValueType  # 5
     """A field of a wrong type, range or name. INVALID_ARGUMENT, HTTP 400; BadRequest names the field.
-    Metadata: character, expected, field, maxCharacters, maxFields, maximum, minimum, model, taskType.
+    Metadata: character, expected, field, fieldNumber, maxCharacters, maxFields, maximum, minimum, model, taskType.
     Example: a temperature of 3.
     """
     ERROR_REASON_UNSUPPORTED_MODEL: _ErrorReason.ValueType  # 6
@@ -168,6 +168,7 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     - `character`: the character that is not allowed.
     - `expected`: what the field must be, in English, as in the message.
     - `field`: the field or header at fault, such as `messages[0].role`.
+    - `fieldNumber`: the number of the field that the server does not know.
     - `limit`: the most that `quota` allows, such as 20 (requests a minute).
     - `maxBytes`, `maxCharacters`: the most bytes or characters that are accepted.
     - `maxFields`: the most fields that a message may have, with those of the messages in it.
@@ -212,7 +213,7 @@ Example: a text task without messages.
 """
 ERROR_REASON_INVALID_PARAMETER: ErrorReason.ValueType  # 5
 """A field of a wrong type, range or name. INVALID_ARGUMENT, HTTP 400; BadRequest names the field.
-Metadata: character, expected, field, maxCharacters, maxFields, maximum, minimum, model, taskType.
+Metadata: character, expected, field, fieldNumber, maxCharacters, maxFields, maximum, minimum, model, taskType.
 Example: a temperature of 3.
 """
 ERROR_REASON_UNSUPPORTED_MODEL: ErrorReason.ValueType  # 6
