@@ -79,6 +79,14 @@ def run(
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
 
 
+def test_the_documented_command_generates_modules_and_their_types(stubs: Path) -> None:
+    stems = [
+        str(path.relative_to(ROOT / "proto").with_suffix("")) for path in (ROOT / "proto").rglob("*.proto")
+    ]
+    generated = {str(path.relative_to(stubs)) for path in stubs.rglob("*") if path.is_file()}
+    assert generated == {f"{stem}{end}" for stem in stems for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")}
+
+
 def modules(folder: Path) -> list[str]:
     """Returns the generated modules of a folder on sys.path."""
     paths = sorted(path.relative_to(folder).with_suffix("") for path in folder.glob("pomelo/**/*_pb2*.py"))
