@@ -132,11 +132,14 @@ class EventChecker:
         self.delivered += sum(len(image.data) for image in images)
 
     def _usage(self, usage: Usage) -> None:
-        counts = [count for _, count in usage.ListFields()]
-        cached = usage.cached_input_tokens + usage.cache_write_input_tokens
-        if not all(0 <= count <= MAX_TOKENS for count in counts):
+        parts_and_wholes = (
+            (usage.cached_input_tokens + usage.cache_write_input_tokens, usage.input_tokens),
+            (usage.cache_write_1h_input_tokens, usage.cache_write_input_tokens),
+            (usage.reasoning_tokens, usage.output_tokens),
+        )
+        if not all(0 <= count <= MAX_TOKENS for _, count in usage.ListFields()):
             self._report("an impossible count of tokens is passed on")
-        elif cached > usage.input_tokens or usage.reasoning_tokens > usage.output_tokens:
+        elif any(part > whole for part, whole in parts_and_wholes):
             self._report("the usage does not add up")
 
     def _expect(self, actual: str | None, expected: str) -> None:
