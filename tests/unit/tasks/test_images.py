@@ -72,8 +72,13 @@ def test_an_image_becomes_the_same_uri_from_bytes_from_a_file_and_from_any_spell
 @pytest.mark.parametrize("content_type", ["", "image/png"])
 def test_bytes_that_are_no_image_are_refused_wherever_they_are(data: bytes, content_type: str) -> None:
     encoded = base64.b64encode(data).decode()
-    for source in ({"data": data}, {"media_id": "m"}, {"url": f"data:image/png;base64,{encoded}"}):
-        given = conversation(MediaSource(content_type=content_type, **source))  # type: ignore[arg-type]
+    sources: list[dict[str, Any]] = [
+        {"data": data},
+        {"media_id": "m"},
+        {"url": f"data:image/png;base64,{encoded}"},
+    ]
+    for source in sources:
+        given = conversation(MediaSource(content_type=content_type, **source))
         with refused("invalid_parameter", FIELD, match="a PNG, JPEG, WebP or GIF image"):
             text.check(given, MODELS["gpt-4"], lambda media_id, field: data)
 
@@ -81,7 +86,7 @@ def test_bytes_that_are_no_image_are_refused_wherever_they_are(data: bytes, cont
 @pytest.mark.parametrize(
     "source", [{}, {"content_type": "image/png"}, {"url": ""}, {"url": "https://example.org/a.png"}]
 )
-def test_an_image_without_its_bytes_is_refused(source: dict[str, str]) -> None:
+def test_an_image_without_its_bytes_is_refused(source: dict[str, Any]) -> None:
     given = conversation(MediaSource(**source))
     assert refusal("gpt-4", given) == f"invalid_parameter {FIELD}"
 

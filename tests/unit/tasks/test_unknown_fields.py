@@ -130,12 +130,18 @@ def test_a_pair_of_metadata_with_an_unknown_field_is_refused(size: int) -> None:
         assert refused is None or refused[1].startswith(str(found))
 
 
-def test_a_long_conversation_of_short_messages_is_examined_quickly() -> None:
+def test_a_long_conversation_of_short_messages_is_examined_by_a_copy() -> None:
     spec = TaskSpec(model="gpt-4")
     for _ in range(10_000):
         spec.text.messages.add(role=2).content.add(text="Hello, world")
     spec = TaskSpec.FromString(spec.SerializeToString())
-    assert 64 * 1024 < spec.ByteSize() < 256 * 1024
-    began = time.process_time()
-    check_no_unknown_fields(spec, spec.ByteSize())
-    assert time.process_time() - began < 0.04
+    size = spec.ByteSize()
+    assert 64 * 1024 < size < 256 * 1024
+
+    def cpu_seconds(size: int) -> float:
+        began = time.process_time()
+        check_no_unknown_fields(spec, size)
+        return time.process_time() - began
+
+    # A message that is said to be larger is searched.
+    assert 3 * min(cpu_seconds(size) for _ in range(3)) < min(cpu_seconds(2**30) for _ in range(3))
