@@ -33,9 +33,10 @@ from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
 from pomelo.providers.fitting import Fitting, Given
+from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
-from pomelo.tasks.labels import check_labels, encode_metadata
+from pomelo.tasks.labels import check_labels
 from pomelo.tasks.unknown_fields import check_no_unknown_fields
 
 T = TypeVar("T")
@@ -153,7 +154,7 @@ class Acceptance:
         return AcceptedJob(
             job=job,
             user=spec.user.replace("\0", "\ufffd"),  # which Postgres does not store
-            metadata=encode_metadata(spec),
+            metadata=encode_metadata(spec.metadata),
             delivery=options.delivery,
             principal=principal,
             protocol=call.protocol,
