@@ -33,9 +33,10 @@ from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
 from pomelo.providers.fitting import Fitting, Given
+from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
-from pomelo.tasks.labels import check_labels, encode_metadata
+from pomelo.tasks.labels import check_labels
 from pomelo.tasks.unknown_fields import check_no_unknown_fields
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Acceptance:
         await _examine(large, check_no_unknown_fields, spec, size)
         check_no_unknown_fields(options, options.ByteSize())
         task_input = getattr(spec, definition.name)
-        await _examine(large, definition.check, task_input, model, _ImageFiles(self._media, principal).read)
+        large = await self._check(task_input, model, definition, principal, large)
         check_labels(spec)
         check_enum(options, "delivery", MediaDelivery)
         given = Given(task_input, spec.user)
@@ -155,7 +156,7 @@ class Acceptance:
         return AcceptedJob(
             job=job,
             user=spec.user.replace("\0", "\ufffd"),  # which Postgres does not store
-            metadata=encode_metadata(spec),
+            metadata=encode_metadata(spec.metadata),
             delivery=options.delivery,
             principal=principal,
             protocol=call.protocol,
@@ -168,6 +169,22 @@ class Acceptance:
             media_bytes=media_bytes,
             created=int(self._now()),
         )
+
+    async def _check(
+        self, task_input: Any, model: Model, definition: TaskDefinition, principal: Principal, large: bool
+    ) -> bool:
+        """Refuses an input that the model can't take. Returns whether it is large, with its files.
+
+        Raises:
+            PomeloError: what is wrong with the input, or with a file.
+        """
+        if not large:
+            with suppress(_FileNeededError):
+                definition.check(task_input, model, _need_file)
+                return False
+        files = _ImageFiles(self._media, principal)
+        await asyncio.to_thread(definition.check, task_input, model, files.read)
+        return True
 
     async def _fit(
         self,
@@ -210,6 +227,14 @@ class Acceptance:
                 values={"maxBytes": self._inline_limit},
             )
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+
+
+class _FileNeededError(Exception):
+    """An image of a task is a file: it is read in a thread, so that it does not block the event loop."""
+
+
+def _need_file(media_id: str, field: str) -> bytes:
+    raise _FileNeededError
 
 
 class _ImageFiles:

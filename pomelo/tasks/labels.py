@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic_core import to_json
-
 from pomelo.errors import invalid
 from pomelo.fields import MAX_USER_CHARACTERS
 from pomelo.gen.v1.task_pb2 import TaskSpec
@@ -39,8 +37,3 @@ def check_labels(spec: TaskSpec) -> None:
                 f"text of at most {MAX_VALUE_CHARACTERS} characters, without NUL",
                 maximum=MAX_VALUE_CHARACTERS,
             )
-
-
-def encode_metadata(spec: TaskSpec) -> str:
-    """The metadata as a usage record has it: a JSON object with sorted keys; without metadata, ""."""
-    return to_json(dict(sorted(spec.metadata.items()))).decode() if spec.metadata else ""

@@ -9,8 +9,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from pomelo.errors import PomeloError
 
-_COPIED = 64 * 1024
-"""Bytes up to which comparing a message with a copy is faster than a search."""
+_COPIED = 256 * 1024
+"""Bytes up to which a message is compared with a copy. For many small messages, that takes a tenth of the
+time of a search; a search copies no large texts and media."""
 
 
 def check_no_unknown_fields(message: Message, size: int) -> None:

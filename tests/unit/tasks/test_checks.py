@@ -12,7 +12,7 @@ from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.tasks import text
 from tests.unit.refusals import refused
-from tests.unit.tasks.collectors import MODELS, PIXEL, no_files, refusal, task_input
+from tests.unit.tasks.collectors import MODELS, PIXEL, definition_of, no_files, refusal, task_input
 
 
 def conversation(content: Any, role: str = "user") -> text_pb2.TextInput:
@@ -96,3 +96,14 @@ def test_audio_has_bytes_or_is_an_upload(model: str) -> None:
     given = task_input(model)
     given.audio.CopyFrom(MediaSource(media_id="media_1"))
     assert refusal(model, given) == ""
+
+
+@pytest.mark.parametrize("model", ["eleven-labs-sts", "eleven-labs-stt"])
+def test_audio_at_a_url_is_refused(model: str) -> None:
+    given = task_input(model)
+    for url in ("https://example.org/a.mp3", "data:audio/mpeg;base64,SUQz"):
+        given.audio.CopyFrom(MediaSource(url=url))
+        with refused("invalid_parameter", "audio", match="bytes, or the media_id of an upload"):
+            definition_of(model).check(given, MODELS[model], no_files)
+    given.audio.CopyFrom(MediaSource(url=""))
+    assert refusal(model, given) == "missing_parameter audio"
