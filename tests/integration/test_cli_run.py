@@ -105,7 +105,7 @@ async def test_audio_too_large_for_a_message_is_uploaded_first(command: Command,
 
 
 async def test_a_link_is_printed_on_request(served: Served, command: Command, folder: Path) -> None:
-    result = await command("run", "a tree", "-m", "flux-1-dev", "-p", "response_format=url")
+    result = await command("run", "a tree", "-m", "flux-1-dev", "-p", "delivery=link")
     assert result.out.startswith(f"{served.url}/")
     assert names(folder) == []
 
