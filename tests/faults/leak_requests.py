@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tests.faults.leak_markers import MARKER, NAME_MARKER, TASKS
+from tests.faults.leak_markers import LABEL_MARKER, MARKER, NAME_MARKER, TASKS
 
 WORD = f"{MARKER}-value"
 HELLO = {"model": "gpt-4", **TASKS["gpt-4"]}
@@ -16,8 +16,10 @@ SECRETS = (f"pml_live_{MARKER}_{MARKER}", WORD, f"{WORD}é", WORD * 300)
 def invalid_fields(model: str) -> list[dict[str, Any]]:
     body = {"model": model, **TASKS[model]}
     names = (*TASKS[model], "temperature", "seed", "max_tokens", "width", "output_format", "stream")
-    values = (WORD, [WORD], {WORD: WORD}, -1, None)
-    bodies = [{**body, name: value} for name in names for value in values]
+    bodies = []
+    for name in names:
+        word = f"{LABEL_MARKER}-value" if name == "user" else WORD  # any text is a valid user
+        bodies += [{**body, name: value} for value in (word, [word], {word: word}, -1, None)]
     return [*bodies, {**body, f"{NAME_MARKER}-field": WORD}]
 
 
