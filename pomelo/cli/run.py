@@ -102,7 +102,7 @@ def _make_task(
     from pomelo.gen.v1.task_pb2 import Task
     from pomelo.gen.v1.text_pb2 import ROLE_USER
 
-    task = Task(model=model.name)
+    task = Task(model=model.id)
     task_input = getattr(task, task_type_name(model.task_type).replace("-", "_"))
     task_input.SetInParent()
     large_audio: AudioInput | None = None
@@ -113,13 +113,13 @@ def _make_task(
         task_input.voice = voice
     if "audio" in fields:
         if file is None or text is not None:
-            raise FailureError(f"{model.name} takes audio: give --file and no text")
+            raise FailureError(f"{model.id} takes audio: give --file and no text")
         if file.stat().st_size <= _MAX_INLINE_AUDIO:
             task_input.audio.data = file.read_bytes()
         else:
             large_audio = task_input.audio
     else:
-        text = _read_text(text, file, model.name)
+        text = _read_text(text, file, model.id)
         if "messages" in fields:
             task_input.messages.add(role=ROLE_USER, content=text)
         else:

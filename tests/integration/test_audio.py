@@ -11,7 +11,7 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.speech_pb2 import AudioInput
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
@@ -68,7 +68,7 @@ async def _ask_grpc(
 ) -> None:
     audio = AudioInput(data=data, content_type=label)
     if transport == "upload":
-        messages = [UploadMediaRequest(content_type=label)] if label else []
+        messages = [UploadMediaRequest(header=UploadMediaHeader(content_type=label))] if label else []
         messages += [UploadMediaRequest(chunk=data[at : at + 2**20]) for at in range(0, len(data), 2**20)]
         uploaded = await MediaServiceStub(app.channel).UploadMedia(iter(messages), metadata=bearer(key))
         audio = AudioInput(media_id=uploaded.media.media_id)
