@@ -283,7 +283,7 @@ async def test_a_revoked_or_expired_key_can_not_be_rotated(keyring: Keyring, clo
     await keyring.revoke(revoked.key_id)
     expired, _ = await keyring.create(expires=clock.now)
     for record in (revoked, expired):
-        with refused("invalid_parameter", "key_id"):
+        with refused("invalid_parameter", "id"):
             await keyring.rotate(record.key_id)
     assert len(await keyring.list()) == 2
 
