@@ -290,7 +290,7 @@ async def test_a_revoked_or_expired_key_can_not_be_rotated(keyring: Keyring, clo
 
 async def test_an_unknown_key_can_not_be_rotated_or_revoked(keyring: Keyring) -> None:
     for attempt in (keyring.rotate("nothing"), keyring.revoke("nothing")):
-        with refused("not_found", "key_id", "There is no key 'nothing'") as error:
+        with refused("not_found", "id", "There is no key 'nothing'") as error:
             await attempt
         assert error.value.values == {"keyId": "nothing"}
 
