@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic_core import from_json
 
+from pomelo.engine.results import write_usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -121,6 +122,37 @@ async def test_a_result_has_the_counts_that_are_billed_in_place_of_impossible_on
     (record,) = await engine.records(account)
     assert (record.input_tokens, record.output_tokens) == billed
     assert record.source == ("provider" if billed == (prompt, completion) else "estimated")
+
+
+def test_every_count_of_a_record_is_in_its_result() -> None:
+    counts: dict[str, Any] = {
+        "input_tokens": 90,
+        "output_tokens": 80,
+        "cached_input_tokens": 30,
+        "cache_write_input_tokens": 20,
+        "cache_write_1h_input_tokens": 10,
+        "reasoning_tokens": 40,
+        "characters": 50,
+        "images": 60,
+    }
+    record = UsageRecord(
+        "task_1", "req_1", "ann", True, "k", "rest", "gpt-4", "text", audio_ms=1_501, cost=70, **counts
+    )
+    result = TaskResult()
+    write_usage(result, record)
+    assert result.usage == Usage(**counts, audio_seconds=1.501)
+    assert {field.name for field, _ in result.usage.ListFields()} == {
+        field.name for field in Usage.DESCRIPTOR.fields
+    }
+    assert result.cost_micros == 70
+
+
+def test_a_result_that_used_and_cost_nothing_says_so() -> None:
+    result = TaskResult()
+    write_usage(result, UsageRecord("task_1", "req_1", "ann", True, "k", "rest", "gpt-4", "text"))
+    assert result.HasField("usage")
+    assert result.HasField("cost_micros")
+    assert (result.usage, result.cost_micros) == (Usage(), 0)
 
 
 # --- user and metadata
