@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 
 
 def bearer(key: str, **headers: str) -> list[tuple[str, str]]:
@@ -64,7 +64,11 @@ def upload_messages(
     data: bytes, content_type: str | None = None, size: int = 65_536
 ) -> list[UploadMediaRequest]:
     """Returns the messages of an upload, with chunks of `size` bytes."""
-    head = [] if content_type is None else [UploadMediaRequest(content_type=content_type)]
+    head = (
+        []
+        if content_type is None
+        else [UploadMediaRequest(header=UploadMediaHeader(content_type=content_type))]
+    )
     return head + [UploadMediaRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
 
 

@@ -171,12 +171,12 @@ class Keyring:
             raise _unknown(key_id)
         now = self._clock()
         if old.expires is not None and old.expires <= now:
-            raise invalid("key_id", "a key that has not expired. Create a new one")
+            raise invalid("id", "a key that has not expired. Create a new one")
         record, key = self._new(old.account, old.live, old.models, old.expires)
         replaced = await self._store.replace_key(key_id, record, now)
         self._forget(key_id)
         if not replaced:
-            raise invalid("key_id", "a key that is not revoked. Create a new one")
+            raise invalid("id", "a key that is not revoked. Create a new one")
         return record, key
 
     async def revoke(self, key_id: str) -> KeyRecord:
@@ -254,4 +254,4 @@ class Keyring:
 def _unknown(key_id: str) -> PomeloError:
     shown = key_id[:40]
     message = f"There is no key {shown!r}. See: pomelo keys list"
-    return PomeloError("not_found", message, field="key_id", values={"keyId": shown})
+    return PomeloError("not_found", message, field="id", values={"keyId": shown})

@@ -105,7 +105,7 @@ def _make_task(
     from pomelo.gen.v1.task_service_pb2 import TaskOptions
     from pomelo.gen.v1.text_pb2 import ROLE_USER
 
-    spec, options = TaskSpec(model=model.name), TaskOptions(delivery=MEDIA_DELIVERY_INLINE)
+    spec, options = TaskSpec(model=model.id), TaskOptions(delivery=MEDIA_DELIVERY_INLINE)
     task_input = getattr(spec, task_type_name(model.task_type).replace("-", "_"))
     task_input.SetInParent()
     large_audio: MediaSource | None = None
@@ -115,13 +115,13 @@ def _make_task(
         task_input.voice = voice
     if "audio" in fields:
         if file is None or text is not None:
-            raise FailureError(f"{model.name} takes audio: give --file and no text")
+            raise FailureError(f"{model.id} takes audio: give --file and no text")
         if file.stat().st_size <= _MAX_INLINE_AUDIO:
             task_input.audio.data = file.read_bytes()
         else:
             large_audio = task_input.audio
     else:
-        text = _read_text(text, file, model.name)
+        text = _read_text(text, file, model.id)
         if "messages" in fields:
             task_input.messages.add(role=ROLE_USER).content.add(text=text)
         else:

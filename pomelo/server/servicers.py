@@ -63,10 +63,10 @@ class ModelServicer:
         self._models = models
 
     async def ListModels(self, request: model_pb.ListModelsRequest, rpc: Rpc) -> model_pb.ListModelsResponse:
-        return model_pb.ListModelsResponse(models=await self._models.list_models(rpc.call))
+        return await self._models.list_models(request, rpc.call)
 
     async def GetModel(self, request: model_pb.GetModelRequest, rpc: Rpc) -> model_pb.GetModelResponse:
-        return model_pb.GetModelResponse(model=await self._models.get_model(request.name, rpc.call))
+        return model_pb.GetModelResponse(model=await self._models.get_model(request.id, rpc.call))
 
 
 class AccountServicer:
@@ -81,6 +81,9 @@ class AccountServicer:
     async def ListUsage(self, request: account_pb.ListUsageRequest, rpc: Rpc) -> account_pb.ListUsageResponse:
         return await self._accounts.list_usage(request, rpc.call)
 
+    async def SumUsage(self, request: account_pb.SumUsageRequest, rpc: Rpc) -> account_pb.SumUsageResponse:
+        return await self._accounts.sum_usage(request, rpc.call)
+
 
 class MediaServicer:
     def __init__(self, media: MediaService) -> None:
@@ -92,8 +95,8 @@ class MediaServicer:
         first = await rpc.next_message(media_pb.UploadMediaRequest)
         content_type, buffered = "", []
         if first is not None:
-            content_type = first.content_type
-            if first.WhichOneof("data") != "content_type":
+            content_type = first.header.content_type
+            if first.WhichOneof("data") != "header":
                 buffered.append(first)
         del first
         media = await self._media.upload_media(content_type, _chunks(buffered, rpc), rpc.call)
@@ -171,6 +174,6 @@ def _chunk(message: media_pb.UploadMediaRequest) -> bytes:
             if not 0 < len(chunk) <= MAX_CHUNK:
                 raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes", minimum=1, maximum=MAX_CHUNK)
             return chunk
-        case "content_type":
-            raise invalid("content_type", "in the first message only")
+        case "header":
+            raise invalid("header", "in the first message only")
     raise missing("chunk")

@@ -26,7 +26,7 @@ import grpc
 import pytest
 
 from pomelo.app import open_app
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
@@ -230,7 +230,9 @@ class Driver:
             await self.record(garbage(b"\xff\xff" + WORD.encode(), metadata=self.metadata))
         media = MediaServiceStub(self._channel)
         for chunks in ([], [b""], [AUDIO, b""]):
-            messages = [UploadMediaRequest(content_type=WORD)] + [UploadMediaRequest(chunk=c) for c in chunks]
+            messages = [UploadMediaRequest(header=UploadMediaHeader(content_type=WORD))] + [
+                UploadMediaRequest(chunk=c) for c in chunks
+            ]
             await self.record(media.UploadMedia(iter(messages), metadata=self.metadata))
 
     async def send_malformed(self, host: str, port: int) -> None:

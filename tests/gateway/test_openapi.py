@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from gateway.account import parse_query, render_account, render_usage
+from gateway.account import parse_query, render_account, render_records, render_sums
 from gateway.errors import error_body
 from gateway.openapi.document import document
 from gateway.openapi.schema import RESPONSE_HEADERS
@@ -20,6 +20,7 @@ from pomelo.fields import FIELD_RULES, FieldRule
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.usage_pb2 import Mode
 
 REST_CODES = [code for code in TABLE if code not in GRPC_ERRORS]
 
@@ -112,7 +113,9 @@ def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
     (operation,) = DOCUMENT["paths"]["/api/v1/usage"].values()
     schemas = {each["name"]: each["schema"] for each in operation["parameters"]}
     for group in schemas["group_by"]["enum"]:
-        assert parse_query({"group_by": group}).group_by
+        request = parse_query({"group_by": group})
+        assert isinstance(request, pb.SumUsageRequest)
+        assert request.group_by[0].dimension
     for bound in ("minimum", "maximum"):
         size = schemas["page_size"][bound]
         assert parse_query({"page_size": str(size)}).page_size == size
@@ -142,20 +145,22 @@ def test_the_body_of_every_error_is_described(code: str) -> None:
 def test_every_record_and_total_of_usage_is_described(
     source: pb.UsageSource.ValueType, task_type: TaskType.ValueType
 ) -> None:
-    record = pb.UsageRecord(source=source, task_type=task_type, wire="grpc", cost_micros=1)
-    page = pb.ListUsageResponse(records=[record], totals=[pb.UsageTotal()])
-    listed = json.loads(render_usage(page))
-    assert is_described("UsageList", listed)
-    row, total = listed["data"]
-    assert is_described("UsageRecord", row)
-    assert is_described("UsageTotal", total)
+    record = pb.UsageRecord(
+        mode=Mode.MODE_TEST, source=source, task_type=task_type, wire="grpc", cost_micros=1
+    )
+    records = json.loads(render_records(pb.ListUsageResponse(records=[record])))
+    sums = json.loads(render_sums(pb.SumUsageResponse(sums=[pb.UsageSum(groups=["gpt-4"])])))
+    for listed, name in ((records, "UsageRecord"), (sums, "UsageTotal")):
+        assert is_described("UsageList", listed)
+        (row,) = listed["data"]
+        assert is_described(name, row)
 
 
 def test_an_account_and_a_model_are_described() -> None:
-    assert is_described("Account", json.loads(render_account(pb.Account(live=True))))
-    model = Model(name="m", task_type=TaskType.TASK_TYPE_TEXT)
+    assert is_described("Account", json.loads(render_account(pb.Account(mode=Mode.MODE_LIVE))))
+    model = Model(id="m", task_type=TaskType.TASK_TYPE_TEXT)
     model.prices.add(unit=PriceUnit.PRICE_UNIT_IMAGE, amount_micros=1_500_000)
-    model.price_tiers.add(from_input_tokens=5, prices=model.prices)
+    model.price_tiers.add(min_input_tokens=5, prices=model.prices)
     value = render_model(model)
     assert is_described("Model", value)
     assert set(SCHEMAS["Model"]["properties"]["price_tiers"]["items"]["required"]) == set(

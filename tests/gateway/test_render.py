@@ -98,7 +98,7 @@ def test_each_finish_reason_has_its_own_name(reason: FinishReason.ValueType, sho
 
 
 def test_a_model_is_rendered_with_null_for_missing_dates() -> None:
-    model = Model(name="m", price_version="v1", available=True)
+    model = Model(id="m", price_version="v1", available=True)
     value = render_model(model)
     assert (value["id"], value["type"], value["price_version"]) == ("m", "unknown", "v1")
     assert (value["available"], value["deprecated"], value["retires"]) == (True, None, None)
@@ -191,7 +191,7 @@ def test_the_first_chunk_of_a_text_has_role_and_content(texts: list[str]) -> Non
 def test_every_task_type_and_price_unit_has_a_public_name() -> None:
     task_types = [v for v in TaskType.values() if v]
     assert set(TASK_FORMATS) == set(task_types)
-    model = Model(name="m", task_type=TaskType.TASK_TYPE_IMAGE)
+    model = Model(id="m", task_type=TaskType.TASK_TYPE_IMAGE)
     for unit in PriceUnit.values():
         if unit:
             model.prices.add(unit=unit, amount_micros=1_234_500 if unit == 3 else 3_000_000)
@@ -223,7 +223,7 @@ def test_an_error_that_quotes_invalid_unicode_is_still_rendered() -> None:
 
 
 def test_a_price_unit_that_is_newer_than_the_gateway_has_its_number() -> None:
-    model = Model.FromString(Model(name="m").SerializeToString())
+    model = Model.FromString(Model(id="m").SerializeToString())
     price = model.prices.add(amount_micros=1_000_000)
     price.MergeFromString(b"\x08\x63")  # the unit 99
     assert render_model(model)["price"] == {"unit_99": "1"}

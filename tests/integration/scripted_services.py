@@ -15,7 +15,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.model_service_pb2 import Model
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest, ListModelsResponse, Model
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec, TaskStarted
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
@@ -120,15 +120,15 @@ class ScriptedServices:
 
         yield produce()
 
-    async def list_models(self, call: Call) -> list[Model]:
+    async def list_models(self, request: ListModelsRequest, call: Call) -> ListModelsResponse:
         """Returns one model."""
-        return [Model(name="m")]
+        return ListModelsResponse(models=[Model(id="m")])
 
-    async def get_model(self, name: str, call: Call) -> Model:
+    async def get_model(self, model_id: str, call: Call) -> Model:
         """Returns the model m, and refuses others."""
-        if name != "m":
+        if model_id != "m":
             raise PomeloError("model_not_found")
-        return Model(name="m")
+        return Model(id="m")
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """Awaits `upload` if it is set, and reads the rest."""

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from pomelo.gen.v1.media_pb2 import MediaSource
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
@@ -68,7 +68,7 @@ async def _ask_grpc(
 ) -> None:
     audio = MediaSource(data=data, content_type=label)
     if transport == "upload":
-        messages = [UploadMediaRequest(content_type=label)] if label else []
+        messages = [UploadMediaRequest(header=UploadMediaHeader(content_type=label))] if label else []
         messages += [UploadMediaRequest(chunk=data[at : at + 2**20]) for at in range(0, len(data), 2**20)]
         uploaded = await MediaServiceStub(app.channel).UploadMedia(iter(messages), metadata=bearer(key))
         audio = MediaSource(media_id=uploaded.media.id)

@@ -250,7 +250,7 @@ async def test_a_model_that_is_looked_up_is_not_found_and_one_that_a_task_names_
     key = (await app.account()).test
     models = ModelServiceStub(app.channel)
     for name, shown in (("gpt-99", "gpt-99"), ("", ""), ("x" * 500, "x" * 100 + "…")):
-        error = await failure(models.GetModel(GetModelRequest(name=name), metadata=bearer(key)))
+        error = await failure(models.GetModel(GetModelRequest(id=name), metadata=bearer(key)))
         assert (error.code(), error.details()) == (
             grpc.StatusCode.NOT_FOUND,
             f"There is no model '{shown}'. See ListModels",
@@ -271,7 +271,7 @@ async def test_a_model_that_is_looked_up_is_not_found_and_one_that_a_task_names_
 async def test_a_key_may_look_up_only_its_models(app: RunningApp) -> None:
     account = await app.account(models=("flux-1-pro",))
     models = ModelServiceStub(app.channel)
-    error = await failure(models.GetModel(GetModelRequest(name="gpt-4"), metadata=bearer(account.test)))
+    error = await failure(models.GetModel(GetModelRequest(id="gpt-4"), metadata=bearer(account.test)))
     assert error.code() == grpc.StatusCode.PERMISSION_DENIED
     assert values_of(error) == {"field": "model", "model": "gpt-4"}
 

@@ -16,6 +16,7 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.origin import GatewayProof
 from pomelo.server.remote import open_remote
+from pomelo.service import list_all_models
 from pomelo.settings import Settings
 from tests.calls import bearer, call_of, details_of, reason_of
 from tests.driver import RestDriver
@@ -73,7 +74,7 @@ async def code_of(remote: Any, key: str, address: str) -> str:
     call = call_of(key)
     call.address = address
     with pytest.raises(PomeloError) as caught:
-        await remote.models.list_models(call)
+        await list_all_models(remote.models, call)
     return caught.value.code
 
 
@@ -93,4 +94,4 @@ async def test_an_untrusted_gateway_cannot_choose_the_address_that_is_counted(fr
         async with open_remote(fresh_app.grpc, proof=proof) as remote:
             codes = [await code_of(remote, "bad", f"203.0.113.{number}") for number in range(25)]
             assert codes[20:] == ["rate_limit_exceeded"] * 5
-            assert await remote.models.list_models(call_of(good))
+            assert await list_all_models(remote.models, call_of(good))

@@ -15,7 +15,7 @@ import pytest
 from pomelo.app import App, gateway_proof, open_gateway
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
@@ -74,7 +74,10 @@ async def test_a_grpc_caller_can_not_have_an_upload_deleted_with_its_task(
     claim: list[tuple[str, str]], channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     metadata = [*bearer(keys.test), *claim]
-    pieces = [UploadMediaRequest(content_type="audio/ogg"), UploadMediaRequest(chunk=AUDIO)]
+    pieces = [
+        UploadMediaRequest(header=UploadMediaHeader(content_type="audio/ogg")),
+        UploadMediaRequest(chunk=AUDIO),
+    ]
     uploaded = await MediaServiceStub(channel).UploadMedia(iter(pieces), metadata=metadata)
     task = TaskSpec(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = uploaded.media.id

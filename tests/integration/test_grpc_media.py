@@ -13,7 +13,7 @@ import pytest
 
 from pomelo.app import App
 from pomelo.gen.v1.media_pb2 import Media, MediaSource
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import TaskSpec
@@ -163,10 +163,10 @@ async def test_a_chunk_of_1_mib_is_accepted_and_a_larger_one_is_refused(
 @pytest.mark.parametrize(
     ("messages", "reason", "field"),
     [
-        ([UploadMediaRequest(chunk=b"x"), UploadMediaRequest(content_type="audio/wav")], "invalid_parameter", "content_type"),
-        ([UploadMediaRequest(content_type="audio/wav")] * 2, "invalid_parameter", "content_type"),
+        ([UploadMediaRequest(chunk=b"x"), UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav"))], "invalid_parameter", "header"),
+        ([UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav"))] * 2, "invalid_parameter", "header"),
         ([UploadMediaRequest(chunk=b"x"), UploadMediaRequest(chunk=b"")], "invalid_parameter", "chunk"),
-        ([UploadMediaRequest(content_type="audio/wav"), UploadMediaRequest()], "missing_parameter", "chunk"),
+        ([UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav")), UploadMediaRequest()], "missing_parameter", "chunk"),
         ([UploadMediaRequest()], "missing_parameter", "chunk"),
     ],
 )  # fmt: skip
@@ -216,7 +216,7 @@ async def test_a_cancelled_upload_leaves_no_file(keys: Keys, app: App) -> None:
     ):
         for size in (10, 100_000, CHUNK) * 20:  # it is cancelled at different points
             call = MediaServiceStub(channel).UploadMedia(metadata=bearer(keys.test))
-            await call.write(UploadMediaRequest(content_type="audio/mpeg"))
+            await call.write(UploadMediaRequest(header=UploadMediaHeader(content_type="audio/mpeg")))
             for _ in range(4):  # the larger ones exceed the windows, so the server has read a part
                 await call.write(UploadMediaRequest(chunk=b"x" * size))
             assert size < CHUNK or any(name.startswith(".part_") for name in stored(app))

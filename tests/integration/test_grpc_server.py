@@ -24,6 +24,7 @@ from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_server
+from pomelo.service import list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import bearer, call_of, failure, reason_of, refusal
 from tests.certificates import make_certificate
@@ -305,9 +306,9 @@ async def test_a_gateway_reaches_a_server_with_tls(app: App, keys: Keys, certifi
         open_remote(address, tls=Tls(ca=certificates / "ca.pem")) as services,
         open_remote(address) as plain,
     ):
-        assert await services.models.list_models(call_of(keys.test))
+        assert await list_all_models(services.models, call_of(keys.test))
         with pytest.raises(Exception, match="can't reach the server"):
-            await plain.models.list_models(call_of(keys.test))
+            await list_all_models(plain.models, call_of(keys.test))
 
 
 async def test_a_server_with_a_client_authority_accepts_only_its_clients(
@@ -320,6 +321,6 @@ async def test_a_server_with_a_client_authority_accepts_only_its_clients(
         open_remote(address, tls=known) as services,
         open_remote(address, tls=Tls(ca=ca)) as unauthenticated,
     ):
-        assert await services.models.list_models(call_of(keys.test))
+        assert await list_all_models(services.models, call_of(keys.test))
         with pytest.raises(Exception, match="can't reach the server"):
-            await unauthenticated.models.list_models(call_of(keys.test))
+            await list_all_models(unauthenticated.models, call_of(keys.test))

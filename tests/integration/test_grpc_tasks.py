@@ -198,12 +198,12 @@ async def test_inline_audio_of_exactly_the_limit_is_accepted(method: str, tasks:
 async def test_models_are_listed_and_described(channel: grpc.aio.Channel, keys: Keys) -> None:
     models = ModelServiceStub(channel)
     listed = await models.ListModels(ListModelsRequest(), metadata=bearer(keys.test))
-    names = [model.name for model in listed.models]
+    names = [model.id for model in listed.models]
     assert len(names) == 14
     assert names == sorted(names)
-    one = await models.GetModel(GetModelRequest(name="gpt-4"), metadata=bearer(keys.test))
+    one = await models.GetModel(GetModelRequest(id="gpt-4"), metadata=bearer(keys.test))
     assert one.model == listed.models[names.index("gpt-4")]
-    error = await failure(models.GetModel(GetModelRequest(name="nope"), metadata=bearer(keys.test)))
+    error = await failure(models.GetModel(GetModelRequest(id="nope"), metadata=bearer(keys.test)))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "model_not_found")
     error = await failure(models.ListModels(ListModelsRequest(), metadata=bearer("junk")))
     assert reason_of(error) == "invalid_api_key"

@@ -10,7 +10,7 @@ import pytest
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from tests.calls import bearer, end, failure, reason_of
 from tests.driver import METHOD
@@ -80,7 +80,7 @@ async def test_an_upload_without_chunks_ends() -> None:
 @pytest.mark.parametrize(
     ("first", "content_type", "size"),
     [
-        ([UploadMediaRequest(content_type="audio/wav")], "audio/wav", 1),
+        ([UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav"))], "audio/wav", 1),
         ([UploadMediaRequest(chunk=b"ab")], "", 3),
         ([], "", 1),
     ],

@@ -16,13 +16,13 @@ import pytest
 from pomelo.app import App, gateway_proof
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
-from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
+from pomelo.gen.v1.account_service_pb2 import ListUsageRequest, SumUsageRequest
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.providers.sandbox.triggers import ERRORS
 from pomelo.server.remote import open_remote
 from pomelo.server.server import ServerOptions, open_server
-from pomelo.service import Services, TaskService
+from pomelo.service import Services, TaskService, list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
@@ -97,19 +97,6 @@ async def test_an_error_equals_that_of_the_local_services(
     assert headers[0] == headers[1]
 
 
-async def test_models_are_the_same_as_from_the_local_services(remote: Services, app: App, keys: Keys) -> None:
-    local = await app.services.models.list_models(call_of(keys.live))
-    assert await remote.models.list_models(call_of(keys.live)) == local
-    listed = await remote.models.list_models(call_of(keys.test))
-    assert await remote.models.get_model("flux-1-pro", call_of(keys.test)) in listed
-    for name, key, code in [
-        ("nope", keys.test, "model_not_found"),
-        ("gpt-4", keys.only_haiku, "model_not_allowed"),
-        ("nope", keys.revoked, "invalid_api_key"),
-    ]:
-        assert (await refusal(remote.models.get_model(name, call_of(key)))).code == code
-
-
 @pytest.mark.parametrize("key", [None, "junk", "schlüssel", "\udcff\udcfe", "x" * 7000, "tab\there"])
 async def test_no_invalid_key_breaks_the_channel(
     key: str | None, remote: Services, app: App, keys: Keys
@@ -141,10 +128,11 @@ def _every_way(services: Services) -> list[Callable[[Call], Any]]:
     return [
         lambda call: services.tasks.run_task(bad, TaskOptions(), call),
         lambda call: events_of(services, bad, call),
-        lambda call: services.models.list_models(call),
+        lambda call: list_all_models(services.models, call),
         lambda call: services.models.get_model("nope", call),
         lambda call: services.accounts.get_account(call),
         lambda call: services.accounts.list_usage(ListUsageRequest(page_size=-1), call),
+        lambda call: services.accounts.sum_usage(SumUsageRequest(page_size=-1), call),
     ]
 
 
@@ -303,7 +291,7 @@ async def test_an_unavailable_server_is_reported_as_such() -> None:
         assert TABLE["server_unavailable"].http == 503
         for run in (run_task, events_of):
             assert error_parts(await refusal(run(remote, text_task(), call_of("any")))) == expected
-        assert error_parts(await refusal(remote.models.list_models(call_of("any")))) == expected
+        assert error_parts(await refusal(list_all_models(remote.models, call_of("any")))) == expected
 
 
 async def test_a_restarted_server_is_reconnected(app: App, keys: Keys) -> None:
@@ -311,12 +299,12 @@ async def test_a_restarted_server_is_reconnected(app: App, keys: Keys) -> None:
         address = server.address
         opened = open_remote(address)
         remote = await opened.__aenter__()
-        assert await remote.models.list_models(call_of(keys.test))
-    assert (await refusal(remote.models.list_models(call_of(keys.test)))).code == "server_unavailable"
+        assert await list_all_models(remote.models, call_of(keys.test))
+    assert (await refusal(list_all_models(remote.models, call_of(keys.test)))).code == "server_unavailable"
     async with asyncio.timeout(10), open_server(app.services, ServerOptions(address)):
         while True:
             try:
-                assert await remote.models.list_models(call_of(keys.test))
+                assert await list_all_models(remote.models, call_of(keys.test))
             except PomeloError:
                 continue
             break
@@ -335,7 +323,9 @@ async def test_a_server_that_stops_and_returns_is_logged_once_each_time(
         address = server.address
     async with open_remote(address) as remote:
         for _ in range(3):
-            assert (await refusal(remote.models.list_models(call_of(keys.test)))).code == "server_unavailable"
+            assert (
+                await refusal(list_all_models(remote.models, call_of(keys.test)))
+            ).code == "server_unavailable"
             assert (await refusal(events_of(remote, text_task(), call_of(keys.test)))).code
         (lost,) = lines()
         assert lost[0] == "WARNING"
@@ -343,7 +333,7 @@ async def test_a_server_that_stops_and_returns_is_logged_once_each_time(
         async with asyncio.timeout(20), open_server(app.services, ServerOptions(address)):
             while len(lines()) < 2:
                 with suppress(PomeloError):
-                    await remote.models.list_models(call_of(keys.test))
+                    await list_all_models(remote.models, call_of(keys.test))
                 await asyncio.sleep(0.01)
         assert lines()[1][0] == "INFO"
         assert f"The server at {address} is back after " in lines()[1][1]

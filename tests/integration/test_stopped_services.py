@@ -8,6 +8,7 @@ from pomelo.app import App
 from pomelo.draining import Draining
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.service import list_all_models
 from tests.calls import call_of, refusal
 from tests.conftest import Keys
 from tests.tasks import text_task
@@ -22,7 +23,7 @@ async def test_every_call_is_refused_while_draining(app: App, keys: Keys) -> Non
         services.access.admit(call),
         services.tasks.run_task(text_task(), TaskOptions(), call),
         services.tasks.stream_task(text_task(), TaskOptions(), call).__aenter__(),
-        services.models.list_models(call),
+        list_all_models(services.models, call),
         services.models.get_model("gpt-4", call),
         services.media.download_media("media_x", "", call).__aenter__(),
         services.accounts.get_account(call),

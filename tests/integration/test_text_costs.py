@@ -114,7 +114,7 @@ async def test_cached_and_cache_write_tokens_are_reported(app: RunningApp) -> No
             assert row["prompt_tokens_details"] == {name: n * times for name, n in parts.items()}
     listed = await AccountServiceStub(app.channel).ListUsage(ListUsageRequest(), metadata=metadata)
     record = listed.records[0]
-    assert (record.cached_input_tokens, record.cache_write_input_tokens) == (4_000, 5_000)
+    assert (record.usage.cached_input_tokens, record.usage.cache_write_input_tokens) == (4_000, 5_000)
 
 
 IMPOSSIBLE = {

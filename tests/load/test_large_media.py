@@ -31,7 +31,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
@@ -126,7 +126,7 @@ async def upload_over_grpc(server: Server, run: str, number: int) -> None:
     channel = server.channels[number % CHANNELS]
 
     async def requests() -> AsyncIterator[UploadMediaRequest]:
-        yield UploadMediaRequest(content_type="application/octet-stream")
+        yield UploadMediaRequest(header=UploadMediaHeader(content_type="application/octet-stream"))
         async for chunk in hashed_upload(run, number, digest):
             yield UploadMediaRequest(chunk=chunk)
 

@@ -52,7 +52,7 @@ class ModelServiceServicer:
     """
 
     def ListModels(self, request, context):
-        """Lists the models that the caller's key may use, by name.
+        """Lists the models that the caller's key may use, in pages, ordered by id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -15,7 +15,12 @@ import grpc
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, DownloadMediaResponse, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import (
+    DownloadMediaRequest,
+    DownloadMediaResponse,
+    UploadMediaHeader,
+    UploadMediaRequest,
+)
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
@@ -134,7 +139,7 @@ async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> li
     try:
         async with sending:
             rpc.add_done_callback(call_done)
-            await rpc.write(UploadMediaRequest(content_type=content_type))
+            await rpc.write(UploadMediaRequest(header=UploadMediaHeader(content_type=content_type)))
             async for chunk in chunks:
                 for start in range(0, len(chunk), _MESSAGE_BYTES):
                     await rpc.write(UploadMediaRequest(chunk=chunk[start : start + _MESSAGE_BYTES]))

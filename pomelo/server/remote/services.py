@@ -9,8 +9,15 @@ from contextlib import asynccontextmanager
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, ListUsageRequest, ListUsageResponse
-from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
+from pomelo.gen.v1.account_service_pb2 import (
+    Account,
+    GetAccountRequest,
+    ListUsageRequest,
+    ListUsageResponse,
+    SumUsageRequest,
+    SumUsageResponse,
+)
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, ListModelsResponse, Model
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import (
     RunTaskRequest,
@@ -36,12 +43,14 @@ class RemoteModels:
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
 
-    async def list_models(self, call: Call) -> list[Model]:
-        response = await self._pool.unary(lambda stubs: stubs.models.ListModels, ListModelsRequest(), call)
-        return list(response.models)
+    async def list_models(self, request: ListModelsRequest, call: Call) -> ListModelsResponse:
+        response: ListModelsResponse = await self._pool.unary(
+            lambda stubs: stubs.models.ListModels, request, call
+        )
+        return response
 
-    async def get_model(self, name: str, call: Call) -> Model:
-        request = GetModelRequest(name=name)
+    async def get_model(self, model_id: str, call: Call) -> Model:
+        request = GetModelRequest(id=model_id)
         response = await self._pool.unary(lambda stubs: stubs.models.GetModel, request, call)
         model: Model = response.model
         return model
@@ -166,5 +175,11 @@ class RemoteAccounts:
     async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
         response: ListUsageResponse = await self._pool.unary(
             lambda stubs: stubs.accounts.ListUsage, request, call
+        )
+        return response
+
+    async def sum_usage(self, request: SumUsageRequest, call: Call) -> SumUsageResponse:
+        response: SumUsageResponse = await self._pool.unary(
+            lambda stubs: stubs.accounts.SumUsage, request, call
         )
         return response

@@ -259,6 +259,12 @@ async def test_the_tokens_of_thinking_are_a_part_of_the_output(
     assert reported_usage(answer).reasoning_tokens == reasoning
 
 
+async def test_the_output_counts_without_a_credible_count_of_the_input(rig: Rig, stream: bool) -> None:
+    rig.script(Answer(usage=ANTHROPIC.usage("9", 7) | {"output_tokens_details": {"thinking_tokens": 4}}))
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
+    assert reported_usage(answer) == Usage(output_tokens=7, reasoning_tokens=4)
+
+
 async def test_the_output_is_not_counted_at_the_beginning_of_a_stream(rig: Rig) -> None:
     usage = {"input_tokens": 9, "output_tokens": 3, "output_tokens_details": {"thinking_tokens": 2}}
     rig.script(Reply(steps=(event("message_start", message={"usage": usage}), words("Hi"), END, OVER)))

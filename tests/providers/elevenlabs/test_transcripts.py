@@ -58,6 +58,12 @@ async def test_a_transcript_has_words_times_and_speakers(rig: Rig) -> None:
     assert words(result) == [("Hi", 0.1, 0.32, "speaker_0"), ("there.", 0.36, 0.7, "speaker_1")]
 
 
+@pytest.mark.parametrize("language", [None, "", {}])
+async def test_an_unknown_language_is_absent(rig: Rig, language: Any) -> None:
+    rig.script(reported(language_code=language))
+    assert not (await transcript(rig.provider, job(SpeechToTextInput()))).HasField("language_code")
+
+
 async def test_without_diarize_no_speaker_is_named(rig: Rig) -> None:
     rig.script(reported())
     result = await transcript(rig.provider, job(SpeechToTextInput()))

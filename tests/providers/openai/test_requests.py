@@ -11,7 +11,7 @@ from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.testing import FaultUpstream
 from tests.providers.rig import KEY
-from tests.providers.text_rig import OPENAI, PNG, USER, hi, image, largest_input, sent
+from tests.providers.text_rig import OPENAI, PNG, USER, hi, image, largest_input, message, sent
 
 MESSAGES = [
     {"role": "system", "content": "Be brief. Ünïcödé 🍊"},
@@ -117,6 +117,14 @@ async def test_an_end_user_id_that_is_too_long_is_sent_as_a_digest(upstream: Fau
     assert body["safety_identifier"] == sha256(("ü" * 65).encode()).hexdigest()
     assert len(body["safety_identifier"]) == 64
     assert "user" not in body
+
+
+async def test_an_empty_part_of_a_message_is_sent_as_a_text(upstream: FaultUpstream) -> None:
+    received = await sent(OPENAI, upstream, TextInput(messages=[message(Role.ROLE_USER, "", "Hi")]))
+    assert received.body["messages"][0]["content"] == [
+        {"type": "text", "text": ""},
+        {"type": "text", "text": "Hi"},
+    ]
 
 
 @pytest.mark.filterwarnings("error::ResourceWarning")

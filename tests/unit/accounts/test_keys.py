@@ -283,14 +283,14 @@ async def test_a_revoked_or_expired_key_can_not_be_rotated(keyring: Keyring, clo
     await keyring.revoke(revoked.key_id)
     expired, _ = await keyring.create(expires=clock.now)
     for record in (revoked, expired):
-        with refused("invalid_parameter", "key_id"):
+        with refused("invalid_parameter", "id"):
             await keyring.rotate(record.key_id)
     assert len(await keyring.list()) == 2
 
 
 async def test_an_unknown_key_can_not_be_rotated_or_revoked(keyring: Keyring) -> None:
     for attempt in (keyring.rotate("nothing"), keyring.revoke("nothing")):
-        with refused("not_found", "key_id", "There is no key 'nothing'") as error:
+        with refused("not_found", "id", "There is no key 'nothing'") as error:
             await attempt
         assert error.value.values == {"keyId": "nothing"}
 

@@ -16,14 +16,15 @@ from pomelo.engine import idempotency
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.speech_pb2 import TextToSpeechInput
-from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
+from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
 from pomelo.providers.chunks import MAX_AUDIO_BYTES
 from pomelo.stores.ledger import REPLAY_SECONDS, LimitStatus, ReplayedAnswer
 from pomelo.stores.usage import UsageRecord
 from pomelo.tasks.base import MAX_INLINE
-from tests.tasks import to_task
+from tests.tasks import TASK_TYPES, small_task, to_task
 from tests.unit.engine.jobs import accepted_job
 
 MODELS = Catalog.load().models
@@ -105,6 +106,33 @@ async def test_the_response_format_does_not_change_the_fingerprint() -> None:
     assert len({await digest(SPEECH | one) for one in formats}) == 1
     for change in ({"text": "Ho"}, {"voice": "eve"}, {"output_format": "pcm_16000"}, {"seed": 1}):
         assert await digest(SPEECH | change) != await digest(SPEECH)
+
+
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+async def test_the_user_and_the_metadata_change_the_fingerprint(task_type: str) -> None:
+    spec = small_task(task_type)
+    audio = AudioSource("audio/mpeg", 3, data=b"ID3") if task_type.startswith("speech") else None
+    digests = [await idempotency.fingerprint(spec, audio)]
+    for labels in (
+        TaskSpec(user="ann"),
+        TaskSpec(user="bob"),
+        TaskSpec(metadata={"a": "1", "b": "2"}),
+        TaskSpec(metadata={"a": "2", "b": "1"}),
+        TaskSpec(metadata={"a": "1"}),
+        TaskSpec(metadata={"a": "1", "b": ""}),
+    ):
+        labelled = TaskSpec()
+        labelled.CopyFrom(spec)
+        labelled.MergeFrom(labels)
+        digests.append(await idempotency.fingerprint(labelled, audio))
+    assert len(set(digests)) == 7
+    for order in ("abcdefgh", "hgfedcba"):
+        spec.metadata.clear()
+        for key in order:
+            spec.metadata[key] = key.upper()
+        digests.append(await idempotency.fingerprint(spec, audio))
+    assert digests[-1] == digests[-2]
+    assert len(set(digests)) == 8
 
 
 async def test_the_fingerprint_of_audio_depends_only_on_its_bytes(tmp_path: Path) -> None:
@@ -193,3 +221,5 @@ async def test_a_replayed_stream_has_the_order_of_the_first_one(tmp_path: Path) 
     assert b"".join(chunk.audio_chunk.data for chunk in chunks) == data
     assert [chunk.audio_chunk.content_type for chunk in chunks] == ["audio/mpeg", "", "", ""]
     assert last.completed == replayed.result
+    assert (last.completed.usage, last.completed.cost_micros) == (UsageCounts(characters=2), 160)
+    assert [event.sequence_number for event in (started, *chunks, last)] == list(range(1, 7))

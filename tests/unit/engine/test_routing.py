@@ -14,6 +14,7 @@ import pytest
 from pomelo.engine.routing import ATTEMPTS, WAIT_MAX, Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, TextDelta, TextInput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers import Credentials
 from pomelo.providers.base import CALLER, Event, Job
 from pomelo.providers.chat.openai import OpenAI
@@ -204,14 +205,14 @@ async def test_a_call_that_fails_before_its_first_event_is_retried_as_its_error_
     assert rig.request_counts() == (0, 0 if retry == RetryPolicy.NEVER else 1)
 
 
-async def test_the_cost_that_a_failed_attempt_reported_is_forgotten(rig: Rig) -> None:
+async def test_what_a_failed_attempt_reported_is_forgotten(rig: Rig) -> None:
     class Reporting(FailingProvider):
-        """Reports a cost with its first call alone."""
+        """Reports a cost and a count with its first call alone."""
 
         async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
             self.calls += 1
             if self.calls == 1:
-                job.report.cost = 1.5
+                job.report.cost, job.report.usage = 1.5, Usage(input_tokens=7)
                 raise UpstreamError("provider_unavailable", retry=RetryPolicy.SAME_ROUTE)
             yield Event(text_delta=TextDelta(text="Hello"))
 
@@ -222,6 +223,7 @@ async def test_the_cost_that_a_failed_attempt_reported_is_forgotten(rig: Rig) ->
     async with aclosing(router.events(job, candidates)) as events:
         assert [event.text_delta.text async for event in events] == ["Hello"]
     assert job.report.cost is None
+    assert job.report.usage is None
 
 
 async def test_an_error_without_a_retry_policy_is_never_retried(rig: Rig) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
+from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, Speech, Transcript
 from pomelo.testing import error_reply as openai_error
 from tests.calls import call_of
-from tests.tasks import to_task
-from tests.unit.engine.apps import EngineApp, open_engine
+from tests.tasks import small_task, to_task
+from tests.unit.engine.apps import Answer, EngineApp, open_engine
 
 INLINE_LIMIT = 5_000
 AUDIO = b"OggS" + b"some audio" * 100
@@ -198,6 +199,35 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
     else:
         assert second.events == first.events
     assert (await engine.balance(account)).spent == COST
+    assert len(await engine.records(account)) == 1
+
+
+@STREAM
+async def test_a_repeated_request_may_ask_for_another_delivery_but_not_for_another_user_or_metadata(
+    engine: EngineApp, stream: bool
+) -> None:
+    account = await engine.account()
+    key = {"idempotency-key": "labels"}
+
+    async def ask(delivery: MediaDelivery.ValueType, user: str, **metadata: str) -> Answer:
+        spec = small_task("image")
+        spec.user = user
+        spec.metadata.update(metadata)
+        options = TaskOptions(delivery=delivery)
+        return await engine.ask(account, spec, options=options, stream=stream, headers=key)
+
+    for delivery in MediaDelivery.values():
+        answer = await ask(delivery, "ann", a="1", b="2")
+        assert answer.code == "ok"
+        replayed = answer.call.response_headers.get("Idempotent-Replayed")
+        assert replayed == (None if delivery == MediaDelivery.MEDIA_DELIVERY_UNSPECIFIED else "true")
+        result = answer.events[-1].completed if stream else answer.events[0]
+        (image,) = result.image.images
+        assert bool(image.data) == (delivery != MediaDelivery.MEDIA_DELIVERY_LINK)
+        assert image.HasField("media") == (delivery != MediaDelivery.MEDIA_DELIVERY_INLINE)
+    assert (await ask(MediaDelivery.MEDIA_DELIVERY_BOTH, "ann", b="2", a="1")).code == "ok"
+    for user, metadata in (("bob", {"a": "1", "b": "2"}), ("ann", {"a": "1"}), ("", {})):
+        assert (await ask(MediaDelivery.MEDIA_DELIVERY_BOTH, user, **metadata)).code == "idempotency_mismatch"
     assert len(await engine.records(account)) == 1
 
 

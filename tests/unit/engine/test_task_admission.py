@@ -11,18 +11,20 @@ from typing import Any
 
 import pytest
 
+from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, mistral_protocol
 from tests.calls import call_of
-from tests.tasks import to_task
+from tests.tasks import TASK_TYPES, small_task, to_task
 from tests.unit.engine.apps import EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 LIMIT = 4 * 1024 * 1024
 """Bytes of media that an account may store."""
 
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 STRICT = {"prefer": "handling=strict"}
 REVOKED = mistral_protocol.error_reply(401)
 """A reply that makes the router use the second route of a Mixtral model."""
@@ -128,6 +130,27 @@ async def test_an_answer_that_must_be_stored_is_refused_without_storage_space(
         assert (await engine.used(account)).requests == 0
 
 
+@STREAM
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+@pytest.mark.parametrize("delivery", [*MediaDelivery.values(), 4, 99])
+async def test_a_delivery_is_one_of_its_values(
+    engine: EngineApp, task_type: str, delivery: Any, protocol: str, stream: bool
+) -> None:
+    account = await engine.account(live=False)
+    answer = await engine.ask(
+        account,
+        small_task(task_type),
+        options=TaskOptions(delivery=delivery),
+        protocol=protocol,
+        stream=stream,
+    )
+    known = delivery in MediaDelivery.values()
+    assert answer.code == ("ok" if known else "invalid_parameter")
+    assert (answer.error is None) == known
+    assert answer.error is None or answer.error.field == "delivery"
+
+
 # --- routes
 
 
@@ -143,7 +166,7 @@ async def test_a_task_costs_the_price_of_its_first_configured_route(tmp_path: Pa
     assert "540000" in record.prices
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@STREAM
 async def test_a_route_that_takes_over_reports_its_own_adjustments(engine: EngineApp, stream: bool) -> None:
     account = await engine.account()
     engine.upstream.script(REVOKED, Words("Hello"))
