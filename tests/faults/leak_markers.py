@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pomelo.testing import (
+    FaultUpstream,
     Gate,
     Received,
     Reply,
@@ -30,6 +31,7 @@ NAME_MARKER = "Namely7c2e"
 """The marker in names of fields and models: an error may repeat it to the caller, but no log and no file."""
 LABEL_MARKER = "Labelled3a9f"
 """The marker in a task's user and metadata: only the usage record may have it."""
+MARKERS = (MARKER, NAME_MARKER, LABEL_MARKER)
 
 VENDORS = ("openai", "anthropic", "mistral", "bfl", "together", "replicate", "elevenlabs")
 
@@ -41,7 +43,7 @@ def _forms(word: str) -> tuple[bytes, ...]:
     return (word.lower().encode(), word[::-1].lower().encode(), *(code.lower() for code in inner))
 
 
-_FORMS = {word: _forms(word) for word in (MARKER, NAME_MARKER, LABEL_MARKER)}
+_FORMS = {word: _forms(word) for word in MARKERS}
 
 
 def count_markers(data: bytes | str, *markers: str) -> int:
@@ -53,6 +55,11 @@ def count_markers(data: bytes | str, *markers: str) -> int:
 def keys() -> dict[str, str]:
     """The environment variables of all vendors' keys; each key contains a marker."""
     return {f"{vendor.upper()}_API_KEY": f"{MARKER}-key-of-{vendor}" for vendor in VENDORS}
+
+
+def base_urls(upstream: FaultUpstream) -> dict[str, str]:
+    """The environment variables of all vendors' base URLs."""
+    return {f"{vendor.upper()}_BASE_URL": getattr(upstream, f"{vendor}_base_url") for vendor in VENDORS}
 
 
 AUDIO = f"OggS{MARKER}-audio ".encode() * 2000

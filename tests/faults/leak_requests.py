@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from tests.faults.leak_markers import LABEL_MARKER, MARKER, NAME_MARKER, TASKS
+from tests.tasks import to_task
 
 WORD = f"{MARKER}-value"
 HELLO = {"model": "gpt-4", **TASKS["gpt-4"]}
 SECRETS = (f"pml_live_{MARKER}_{MARKER}", WORD, f"{WORD}é", WORD * 300)
 """Keys that don't exist."""
+
+
+def labelled(body: Mapping[str, Any]) -> TaskSpec:
+    """Returns the task of a REST body, with a user and metadata."""
+    spec = to_task(body)
+    spec.user = f"{LABEL_MARKER}-user"
+    spec.metadata[f"{LABEL_MARKER}-key"] = f"{LABEL_MARKER}-value"
+    return spec
 
 
 def invalid_fields(model: str) -> list[dict[str, Any]]:

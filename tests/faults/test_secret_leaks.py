@@ -28,7 +28,6 @@ import pytest
 from pomelo.app import open_app
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextInput
@@ -43,34 +42,33 @@ from tests.faults.leak_markers import (
     FAULTS,
     LABEL_MARKER,
     MARKER,
+    MARKERS,
     NAME_MARKER,
     TASKS,
-    VENDORS,
     Fault,
     answers,
+    base_urls,
     count_markers,
     keys,
 )
-from tests.faults.leak_requests import HELLO, SECRETS, WORD, invalid_fields, invalid_posts, malformed_requests
+from tests.faults.leak_requests import (
+    HELLO,
+    SECRETS,
+    WORD,
+    invalid_fields,
+    invalid_posts,
+    labelled,
+    malformed_requests,
+)
 from tests.integration.commands import live_key
 from tests.serving import serve
-from tests.tasks import to_options, to_task
+from tests.tasks import to_options
 
 VERBOSE = "import logging\nlogging.basicConfig(level=logging.DEBUG)\n"
 """A sitecustomize.py that sets the root logger to DEBUG before any other import."""
 
-MARKERS = (MARKER, NAME_MARKER, LABEL_MARKER)
-
 MODES = ("whole", "stream", "raw", "form", "grpc whole", "grpc stream")
 RAW = frozenset(("eleven-labs-tts", "eleven-labs-sts", "flux-1-pro"))
-
-
-def labelled(body: Mapping[str, Any]) -> TaskSpec:
-    """Returns the task of a REST body, with a user and metadata."""
-    spec = to_task(body)
-    spec.user = f"{LABEL_MARKER}-user"
-    spec.metadata[f"{LABEL_MARKER}-key"] = f"{LABEL_MARKER}-value"
-    return spec
 
 
 class Driver:
@@ -247,11 +245,6 @@ class Driver:
             writer.close()
 
 
-def base_urls(upstream: FaultUpstream) -> dict[str, str]:
-    """The environment variables of all vendors' base URLs."""
-    return {f"{vendor.upper()}_BASE_URL": getattr(upstream, f"{vendor}_base_url") for vendor in VENDORS}
-
-
 @pytest.fixture
 async def own_upstream() -> AsyncIterator[FaultUpstream]:
     """A fault upstream of this test's own."""
@@ -300,19 +293,19 @@ async def test_the_log_files_and_errors_of_a_server_leak_nothing(
     assert b"DEBUG" in log, "the log is at level DEBUG"
     assert len(lines) > 20
 
-    media = served.data / "media"
     media_markers = labels = 0
     files = [path for path in served.data.rglob("*") if path.is_file()]
     for path in files:
         assert not count_markers(path.name, *MARKERS)
-        if path.parent == media:
-            media_markers += count_markers(path.read_bytes())
-        else:
-            data = path.read_bytes()
-            assert not count_markers(data, MARKER, NAME_MARKER), path.name
-            labels += count_markers(data, LABEL_MARKER) if path.name.startswith(DATABASE) else 0
-            assert path.name.startswith(DATABASE) or not count_markers(data, LABEL_MARKER), path.name
-            assert secret not in data, path.name
+        data = path.read_bytes()
+        if path.parent == served.data / "media":
+            media_markers += count_markers(data)
+            continue
+        found = count_markers(data, LABEL_MARKER)
+        assert not found or path.name.startswith(DATABASE), path.name
+        labels += found
+        assert not count_markers(data, MARKER, NAME_MARKER), path.name
+        assert secret not in data, path.name
     assert media_markers, "the media folder has the audio itself"
     assert labels, "the usage records have the labels"
     logging.getLogger(__name__).info(
