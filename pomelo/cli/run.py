@@ -109,7 +109,8 @@ def _make_task(
     task_input = getattr(spec, task_type_name(model.task_type).replace("-", "_"))
     task_input.SetInParent()
     large_audio: MediaSource | None = None
-    fields = task_input.DESCRIPTOR.fields_by_name
+    # A copy, because protobuf's own mapping fails for text that is not UTF-8.
+    fields = dict(task_input.DESCRIPTOR.fields_by_name)
     if "voice" in fields:
         task_input.voice = voice
     if "audio" in fields:
@@ -125,11 +126,14 @@ def _make_task(
             task_input.messages.add(role=ROLE_USER).content.add(text=text)
         else:
             setattr(task_input, "prompt" if "prompt" in fields else "text", text)
+    owners = dict.fromkeys(fields, task_input) | {"user": spec, "metadata": spec, "delivery": options}
     for param in params:
         name, equals, value = param.partition("=")
         if not equals:
             raise FailureError(f"--param {param}: write NAME=VALUE")
-        set_field({"user": spec, "metadata": spec, "delivery": options}.get(name, task_input), name, value)
+        if name not in owners:
+            raise FailureError(f"--param {name}: there is no such field. Fields: {', '.join(sorted(owners))}")
+        _set_field(owners[name], name, value)
     return spec, options, large_audio
 
 
@@ -150,26 +154,22 @@ async def _chunks(file: Path) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def set_field(message: Any, name: str, text: str) -> None:
-    """Sets a field of a task's input from text, the short name of an enum value, or JSON.
+def _set_field(message: Any, name: str, text: str) -> None:
+    """Sets a field from text, the short name of an enum value, or JSON.
 
     Raises:
-        FailureError: the field does not exist, or the value is not one of its type.
+        FailureError: the value is not one of the field's type.
     """
     from google.protobuf.json_format import ParseDict, ParseError
 
-    # A copy, because protobuf's own mapping fails for text that is not UTF-8.
-    fields = dict(message.DESCRIPTOR.fields_by_name)
-    field = fields.get(name)
-    if field is None:
-        raise FailureError(f"--param {name}: there is no such field. Fields: {', '.join(sorted(fields))}")
+    field = message.DESCRIPTOR.fields_by_name[name]
     value: Any = text
     if field.enum_type is not None:
         value = _enum_name(field, text)
     elif field.type != field.TYPE_STRING or field.is_repeated:
         with suppress(ValueError):  # text, for a list of texts; other types are refused below
             value = json.loads(text)
-        if field.is_repeated and not isinstance(value, list):
+        if field.is_repeated and not isinstance(value, list | dict):
             value = [value]
     message.ClearField(name)
     try:

@@ -125,7 +125,7 @@ def buf(address: str, method: str, body: Any, key: str) -> list[Any]:
     return messages
 
 
-TEXT_TASK = {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": "Hello"}]}}
+TEXT_TASK = {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": [{"text": "Hello"}]}]}}
 SPEECH_TASK = {"model": "eleven-labs-tts", "textToSpeech": {"text": "Good morning", "voice": "adam"}}
 AUDIO = {"data": "c29tZSBzb3VuZCBzb21lIHNvdW5k"}
 
@@ -145,7 +145,7 @@ async def test_buf_curl_runs_every_task_type_by_reflection(
 ) -> None:
     assert app.grpc is not None
     method = "pomelo.v1.TaskService/RunTask"
-    (answer,) = await asyncio.to_thread(buf, app.grpc, method, {"task": task}, keys.test)
+    (answer,) = await asyncio.to_thread(buf, app.grpc, method, {"spec": task}, keys.test)
     assert output in answer["result"]
 
 
@@ -153,9 +153,9 @@ async def test_buf_curl_runs_every_task_type_by_reflection(
 async def test_buf_curl_streams_by_reflection(task: Any, event: str, app: App, keys: Keys) -> None:
     assert app.grpc is not None
     method = "pomelo.v1.TaskService/StreamTask"
-    events = await asyncio.to_thread(buf, app.grpc, method, {"task": task}, keys.test)
-    assert "started" in events[0]
-    assert event in events[1]
+    events = await asyncio.to_thread(buf, app.grpc, method, {"spec": task}, keys.test)
+    assert "started" in events[0]["event"]
+    assert event in events[1]["event"]
 
 
 # --- addresses and limits
