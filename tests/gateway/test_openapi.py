@@ -34,6 +34,8 @@ def test_every_route_every_field_and_every_error_of_a_task_is_described() -> Non
     described_codes = {code for response in answers.values() for code in response["description"].split(", ")}
     assert described_codes >= set(REST_CODES) - {"not_found", "method_not_allowed"}
     assert not described_codes & GRPC_ERRORS
+    error = described["components"]["schemas"]["Error"]["properties"]["error"]
+    assert error["properties"]["code"]["enum"] == REST_CODES
     form = described["components"]["schemas"]["Form"]["properties"]
     assert set(form) == {"model", "stream", "audio"}.union(*(each.fields for each in TASK_FORMATS.values()))
 

@@ -32,7 +32,7 @@ from pomelo.testing import Answer, Gate
 from tests.app import Account, RunningApp, run_app
 from tests.calls import bearer, call_of, details_of, failure, refusal
 from tests.driver import METHOD
-from tests.tasks import text_body, to_task
+from tests.tasks import TASK_BODIES, text_body, to_task
 
 NAMED = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+Z|\d[\d,]*\d|\d")
 """Times and numbers in a message."""
@@ -274,6 +274,9 @@ async def test_a_key_may_look_up_only_its_models(app: RunningApp) -> None:
     error = await failure(models.GetModel(GetModelRequest(id="gpt-4"), metadata=bearer(account.test)))
     assert error.code() == grpc.StatusCode.PERMISSION_DENIED
     assert values_of(error) == {"field": "model", "model": "gpt-4"}
+    for protocol in ("rest", "remote"):
+        answer = await app.get(protocol, account.test, "/api/v1/models/gpt-4")
+        assert (answer.status, answer.code) == (403, "model_not_allowed")
 
 
 @pytest.mark.parametrize(
@@ -299,6 +302,14 @@ async def test_inline_audio_that_is_too_large_has_its_limit(app: RunningApp) -> 
     task = to_task({"model": "eleven-labs-stt", "audio": audio})
     error = await failure(start(app, "RunTask", task, (await app.account()).test))
     assert values_of(error) == {"field": "audio", "maxBytes": "4194304"}
+
+
+async def test_audio_that_is_too_long_has_the_limit_of_its_model(app: RunningApp) -> None:
+    task = to_task({**TASK_BODIES["sts"], "audio": base64.b64encode(bytes(301 * 8_000)).decode()})
+    task.speech_to_speech.audio.content_type = "audio/basic"
+    error = await failure(start(app, "RunTask", task, (await app.account()).test))
+    expected = {"expected": "audio of at most 300 seconds", "maximum": "300"}
+    assert values_of(error) == {"field": "audio", **expected}
 
 
 async def test_a_message_of_too_many_fields_names_the_repeated_one(app: RunningApp) -> None:

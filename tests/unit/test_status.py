@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.openapi.schema import RESPONSE_HEADERS
-from pomelo.errors import TABLE, PomeloError
+from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, PomeloError
 from pomelo.status import (
     DETAILS_KEY,
     HEADER_NAMES,
@@ -98,6 +98,12 @@ def test_an_exceeded_limit_has_its_name_its_value_and_its_model() -> None:
     assert (violation.quota_id, violation.quota_metric) == ("tokens_per_minute", "tokens")
     assert (violation.quota_value, dict(violation.quota_dimensions)) == (40_000, {"model": "gpt-4"})
     assert violation.subject == "account"
+
+
+def test_the_limit_of_failed_keys_is_that_of_an_address() -> None:
+    error = PomeloError("rate_limit_exceeded", values={"quota": FAILED_KEYS_QUOTA, "retryAfter": 9})
+    (violation,) = details_of(error)["QuotaFailure"].violations
+    assert (violation.subject, violation.quota_metric, violation.quota_value) == ("address", "failed_keys", 0)
 
 
 @pytest.mark.parametrize("letter", ["x", "é"])
