@@ -241,6 +241,11 @@ def test_a_missing_limit_of_a_plan_is_null() -> None:
     }
 
 
+def test_an_empty_set_of_models_is_not_shown_as_all_models() -> None:
+    account = pb.Account(limits=pb.PlanLimits(models=pb.ModelSet()))
+    assert parse_exact(render_account(account))["limits"]["models"] == []
+
+
 def test_a_time_is_exact_to_the_microsecond() -> None:
     moment = parse_query({"from": "2026-11-24T00:00:00.1234567Z"}).filter.start_time
     assert (moment.seconds, moment.nanos) == (1_795_478_400, 123_456_000)

@@ -73,6 +73,10 @@ async def test_an_invalid_key_is_refused_and_not_created(
     assert not (await operator.list_keys(pb.ListKeysRequest())).keys
 
 
+async def test_a_new_key_is_a_test_key_by_default(operator: LocalOperator) -> None:
+    assert (await operator.create_key(pb.CreateKeyRequest())).key.mode == Mode.MODE_TEST
+
+
 async def test_a_missing_key_id_is_refused(operator: LocalOperator) -> None:
     with refused("missing_parameter", "id"):
         await operator.rotate_key(pb.RotateKeyRequest())
