@@ -123,6 +123,25 @@ async def test_sums_are_by_model_key_day_or_account(archive: Archive) -> None:
     assert await archive.sum_usage(UsageQuery(account="nobody"), ("day",)) == []
 
 
+async def test_sums_are_in_order_of_code_points_whatever_the_collation_of_postgres(
+    postgres: Any, url: str
+) -> None:
+    if url != postgres.url:
+        pytest.skip("only for Postgres")
+    import asyncpg
+
+    async with open_archive(url) as archive:
+        await archive.add([record(user, user=user) for user in ("a", "B", "ä", "b")])
+        connection = await asyncpg.connect(url)
+        await connection.execute('ALTER TABLE pomelo_usage ALTER COLUMN "user" TYPE TEXT COLLATE "en-x-icu"')
+        rows = await connection.fetch('SELECT "user" FROM pomelo_usage ORDER BY "user"')
+        assert [row[0] for row in rows] == ["a", "ä", "b", "B"]
+        await connection.close()
+        totals = await archive.sum_usage(ALL, ("user", "model"))
+        assert [total.groups[0] for total in totals] == ["B", "a", "b", "ä"]
+        assert await archive.sum_usage(ALL, ("user", "model"), after=totals[1].groups) == totals[2:]
+
+
 async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str) -> None:
     with Redis.from_url(any_server()) as server:
         server.flushdb()

@@ -146,11 +146,11 @@ class _PostgresArchive:
         after: tuple[str, ...] | None = None,
     ) -> list[UsageTotal]:
         check_sum(by, after)
-        if not by and after is not None:
+        if after == ():  # the only total
             return []
         filters = _Filters(query)
         groups = [f'{filters.expression(each)} COLLATE "C"' for each in by]
-        if after is not None:
+        if after:
             filters.add(f"({', '.join(groups)}) > ({', '.join(['{}'] * len(by))})", *after)
         sums = ", ".join(f"sum({name})::bigint" for name in SUMMED)
         columns = ", ".join(str(n + 1) for n in range(len(by)))

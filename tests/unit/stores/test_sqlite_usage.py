@@ -160,11 +160,26 @@ async def test_reports_and_tasks_run_concurrently(store: Store, monkeypatch: pyt
     await running
 
 
+@pytest.mark.parametrize(("by", "steps"), [((), 7), (("model",), 7), ((TEAM,), 31), (("model", TEAM), 31)])
+def test_metadata_is_read_in_smaller_steps(
+    by: tuple[Grouping, ...], steps: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "STEP", 50)
+    monkeypatch.setattr(usage, "METADATA_STEP", 10)
+    with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
+        sums = usage.UsageSum(UsageQuery(), by)
+        taken = 1
+        while sums.step(reading) is None:
+            taken += 1
+    assert taken == steps
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.parametrize(
     ("by", "before"), [(("account",), ()), (("mode", "account"), ("live",)), ((TEAM, "account"), ("",))]
 )
 def test_a_sum_does_not_collect_more_groups_than_its_page_needs(
-    by: tuple[Grouping, ...], before: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    by: tuple[Grouping, ...], before: tuple[str, ...], shuffled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "STEP", 100)
     monkeypatch.setattr(usage, "METADATA_STEP", 100)
@@ -177,7 +192,8 @@ def test_a_sum_does_not_collect_more_groups_than_its_page_needs(
         )
         file.execute("CREATE INDEX usage_by_time ON usage (at)")
         order = list(range(2_000)) * 3
-        random.Random(3).shuffle(order)
+        if shuffled:
+            random.Random(3).shuffle(order)
         file.executemany(
             "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, '')",
             [(n, float(place)) for place, n in enumerate(order)],
