@@ -210,7 +210,7 @@ def _render_record(row: pb.UsageRecord) -> bytes:
         "request_id": row.request_id,
         "key_id": row.key_id,
         "mode": _mode_name(row.mode),
-        "wire": row.wire,
+        "wire": row.protocol,
         "model": row.model,
         "type": type_name(row.task_type),
         "provider": row.provider,

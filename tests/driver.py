@@ -197,7 +197,7 @@ class GrpcDriver:
             outcome.output["inline"] = digest(output.data)
         if media.id:
             signature = media.url.partition("?")[2]
-            request = DownloadMediaRequest(media_id=media.id, signature=signature)
+            request = DownloadMediaRequest(id=media.id, signature=signature)
             head, *rest = [message async for message in self._media.DownloadMedia(request)]
             assert head.media.content_type == output.content_type
             data = b"".join(message.chunk for message in rest)

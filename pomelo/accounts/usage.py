@@ -50,6 +50,7 @@ _DIMENSIONS: dict[int, Dimension] = {
     pb.USAGE_DIMENSION_USER: "user",
     pb.USAGE_DIMENSION_TASK_TYPE: "task_type",
     pb.USAGE_DIMENSION_PROVIDER: "provider",
+    pb.USAGE_DIMENSION_PROTOCOL: "protocol",
 }
 _OPERATOR_DIMENSIONS: dict[int, Dimension] = {
     admin_pb.OPERATOR_DIMENSION_ACCOUNT: "account",
@@ -141,6 +142,7 @@ def _record(record: UsageRecord) -> pb.UsageRecord:
         **{name: getattr(record, name) for name in _RECORD_FIELDS},
         id=record.task_id,
         account_id=record.account,
+        protocol=record.wire,
         mode=to_mode(record.live),
         task_type=_task_type(record.task_type),
         metadata=decode_metadata(record.metadata),

@@ -140,7 +140,7 @@ def _record(row: UsageRecord) -> dict[str, Any]:
         "account": row.account_id,
         "key_id": row.key_id,
         "mode": mode_name(row.mode),
-        "wire": row.wire,
+        "wire": row.protocol,
         "model": row.model,
         "type": task_type_name(row.task_type),
         "provider": row.provider,

@@ -109,7 +109,7 @@ class MediaServicer:
             request = await rpc.small_message(media_pb.DownloadMediaRequest)
             if refusal is not None and not request.signature:
                 raise refusal
-            async with self._media.download_media(request.media_id, request.signature, rpc.call) as (
+            async with self._media.download_media(request.id, request.signature, rpc.call) as (
                 media,
                 chunks,
             ):

@@ -70,7 +70,7 @@ def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
     if not messages:
         raise missing("messages")
     if len(messages) > MAX_MESSAGES:
-        raise invalid("messages", f"at most {MAX_MESSAGES:,} messages")
+        raise invalid("messages", f"at most {MAX_MESSAGES:,} messages", maximum=MAX_MESSAGES)
     characters = parts = 0
     for index, message in enumerate(messages):
         if message.role not in _ROLES:
@@ -82,11 +82,12 @@ def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
         else:
             parts += len(content)
             if parts > MAX_TOTAL_PARTS:
-                raise invalid("messages", f"at most {MAX_TOTAL_PARTS:,} parts in all messages together")
+                expected = f"at most {MAX_TOTAL_PARTS:,} parts in all messages together"
+                raise invalid("messages", expected, maximum=MAX_TOTAL_PARTS)
             characters += _check_parts(message, f"messages[{index}].content", read_media)
     check_numbers(task_input, TEXT_FIELDS)
     if task_input.stop and (len(task_input.stop) > MAX_STOPS or not all(task_input.stop)):
-        raise invalid("stop", f"at most {MAX_STOPS} strings, none of them empty")
+        raise invalid("stop", f"at most {MAX_STOPS} strings, none of them empty", maximum=MAX_STOPS)
     # Every tokenizer makes more tokens than words. Counting words is slow, so it is done only if necessary.
     max_input = model.limits.max_input_tokens
     if characters > max_input and _count_words(task_input) > max_input:
@@ -94,6 +95,7 @@ def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
             "context_length_exceeded",
             f"The prompt is longer than the {max_input:,} tokens that the model takes. Shorten messages",
             field="messages",
+            values={"maxTokens": max_input},
         )
 
 
@@ -102,7 +104,7 @@ def _check_parts(message: Message, name: str, read_media: ReadMedia) -> int:
     if not parts:
         raise missing(name)
     if len(parts) > MAX_PARTS:
-        raise invalid(name, f"at most {MAX_PARTS} parts")
+        raise invalid(name, f"at most {MAX_PARTS} parts", maximum=MAX_PARTS)
     characters = 0
     for index, part in enumerate(parts):
         part_type = part.WhichOneof("part")

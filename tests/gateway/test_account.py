@@ -150,7 +150,7 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
         end_time=Timestamp(seconds=12, nanos=900_000_000),
         request_id="r",
         key_id="k",
-        wire="grpc",
+        protocol="grpc",
         model='a"b',
         task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
         provider="p",

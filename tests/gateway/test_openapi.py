@@ -148,7 +148,7 @@ def test_every_record_and_total_of_usage_is_described(
     source: pb.UsageSource.ValueType, task_type: TaskType.ValueType
 ) -> None:
     record = pb.UsageRecord(
-        mode=Mode.MODE_TEST, source=source, task_type=task_type, wire="grpc", cost_micros=1
+        mode=Mode.MODE_TEST, source=source, task_type=task_type, protocol="grpc", cost_micros=1
     )
     records = json.loads(render_records(pb.ListUsageResponse(records=[record])))
     sums = json.loads(render_sums(pb.SumUsageResponse(sums=[pb.UsageSum(groups=["gpt-4"])])))

@@ -332,7 +332,7 @@ async def test_the_metadata_of_refused_media_name_all_values(app: RunningApp, re
     large = [UploadMediaRequest(chunk=b"x" * 2**20)] * 51
     error = await failure(media.UploadMedia(iter(large), metadata=bearer(key)))
     assert values_of(error) == {"maxBytes": str(50 * 2**20)}
-    error = await failure(media.DownloadMedia(DownloadMediaRequest(media_id="x"), metadata=bearer(key)))
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id="x"), metadata=bearer(key)))
     assert values_of(error) == {}
 
 

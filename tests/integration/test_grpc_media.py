@@ -72,9 +72,7 @@ async def test_an_upload_can_be_downloaded_and_used(
     uploaded = await upload(media, keys.test, upload_messages(audio, "audio/wav"))
     assert uploaded.content_type == "audio/wav"
     assert uploaded.size_bytes == len(audio)
-    metadata, chunks = await download(
-        media, DownloadMediaRequest(media_id=uploaded.id), metadata=bearer(keys.test)
-    )
+    metadata, chunks = await download(media, DownloadMediaRequest(id=uploaded.id), metadata=bearer(keys.test))
     assert metadata.id == uploaded.id
     assert b"".join(chunks) == audio
     assert max(map(len, chunks)) <= 256 * 1024
@@ -100,9 +98,7 @@ async def test_another_account_or_mode_can_not_read_or_use_an_upload(
     else:
         other = keys.test if live else keys.live
     uploaded = await upload(media, owner, upload_messages(silent_wav(), "audio/wav"))
-    error = await failure(
-        media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.id), metadata=bearer(other))
-    )
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id=uploaded.id), metadata=bearer(other)))
     assert reason_of(error) == "not_found"
     audio = MediaSource(media_id=uploaded.id)
     tasks = TaskServiceStub(channel)
@@ -124,7 +120,7 @@ async def test_the_other_mode_can_not_read_the_media_of_a_task(
     owner, other = (keys.live, keys.test) if live else (keys.test, keys.live)
     task = TaskSpec(model="eleven-labs-tts", text_to_speech=TextToSpeechInput(text="Hello.", voice="adam"))
     response = await TaskServiceStub(channel).RunTask(RunTaskRequest(spec=task), metadata=bearer(owner))
-    request = DownloadMediaRequest(media_id=response.result.speech.media.id)
+    request = DownloadMediaRequest(id=response.result.speech.media.id)
     _, chunks = await download(media, request, metadata=bearer(owner))
     assert chunks
     error = await failure(media.DownloadMedia(request, metadata=bearer(other)))
@@ -134,13 +130,11 @@ async def test_the_other_mode_can_not_read_the_media_of_a_task(
 async def test_a_signed_link_needs_no_key(media: Any, keys: Keys) -> None:
     uploaded = await upload(media, keys.test, upload_messages(silent_wav()))
     query = uploaded.url.partition("?")[2]
-    _, chunks = await download(media, DownloadMediaRequest(media_id=uploaded.id, signature=query))
+    _, chunks = await download(media, DownloadMediaRequest(id=uploaded.id, signature=query))
     assert b"".join(chunks) == silent_wav()
-    error = await failure(
-        media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.id, signature=query + "x"))
-    )
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id=uploaded.id, signature=query + "x")))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "not_found")
-    error = await failure(media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.id)))
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id=uploaded.id)))
     assert reason_of(error) == "invalid_api_key"
 
 
@@ -227,7 +221,5 @@ async def test_a_cancelled_upload_leaves_no_file(keys: Keys, app: App) -> None:
 
 @pytest.mark.parametrize("media_id", ["", "nope", "../../etc/passwd", "media_" + "0" * 42 + ".wav"])
 async def test_an_unknown_media_id_is_not_found(media_id: str, media: Any, keys: Keys) -> None:
-    error = await failure(
-        media.DownloadMedia(DownloadMediaRequest(media_id=media_id), metadata=bearer(keys.test))
-    )
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id=media_id), metadata=bearer(keys.test)))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "not_found")

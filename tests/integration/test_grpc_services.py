@@ -266,7 +266,7 @@ async def test_the_end_of_every_look_up_and_call_is_reported() -> None:
         await end(opened.task("StreamTask"))
         await failure(opened.task("RunTask", metadata=bearer("nope")))
         await ModelServiceStub(opened.channel).ListModels(ListModelsRequest(), metadata=bearer(KEY))
-        link = DownloadMediaRequest(media_id="media_1", signature="s")
+        link = DownloadMediaRequest(id="media_1", signature="s")
         await end(opened.media.DownloadMedia(link))
         await opened.server.running.idle()
     assert counted.reports == {"checking": 4, "checked": 4, "authenticated": 4, "ended": 4}

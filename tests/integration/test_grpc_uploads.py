@@ -144,7 +144,7 @@ async def test_a_download_by_a_signed_link_may_take_longer_than_an_unauthenticat
         await asyncio.sleep(0.5)
 
     async with serve_scripted(ScriptedServices(download=slow), unauthenticated_time=0.2) as opened:
-        request = DownloadMediaRequest(media_id="media_1", signature="s")
+        request = DownloadMediaRequest(id="media_1", signature="s")
         messages = [message async for message in opened.media.DownloadMedia(request)]
     assert [message.chunk for message in messages] == [b"", b"abc"]
 
@@ -152,7 +152,7 @@ async def test_a_download_by_a_signed_link_may_take_longer_than_an_unauthenticat
 async def test_downloads_that_gateways_forward_have_a_separate_limit() -> None:
     go_on = asyncio.Event()
     metadata = PROOF.metadata("rest", "192.0.2.7", "")
-    request = DownloadMediaRequest(media_id="media_1", signature="s")
+    request = DownloadMediaRequest(id="media_1", signature="s")
 
     async def wait() -> None:
         await go_on.wait()

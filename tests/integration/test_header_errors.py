@@ -72,7 +72,7 @@ METHODS: dict[str, Any] = {
     "ListUsage": lambda channel, **call: AccountServiceStub(channel).ListUsage(ListUsageRequest(), **call),
     "SumUsage": lambda channel, **call: AccountServiceStub(channel).SumUsage(SumUsageRequest(), **call),
     "DownloadMedia": lambda channel, **call: MediaServiceStub(channel).DownloadMedia(
-        DownloadMediaRequest(media_id="med_none"), **call
+        DownloadMediaRequest(id="med_none"), **call
     ),
     "UploadMedia": lambda channel, **call: MediaServiceStub(channel).UploadMedia(
         iter(upload_messages(b"ID3", "audio/mpeg")), **call

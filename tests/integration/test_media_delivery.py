@@ -66,7 +66,7 @@ async def linked(app: RunningApp, output: Output) -> bytes:
     if not output.HasField("media"):
         return b""
     signature = output.media.url.partition("?")[2]
-    request = DownloadMediaRequest(media_id=output.media.id, signature=signature)
+    request = DownloadMediaRequest(id=output.media.id, signature=signature)
     head, *rest = [message async for message in MediaServiceStub(app.channel).DownloadMedia(request)]
     data = b"".join(message.chunk for message in rest)
     assert (head.media.content_type, head.media.size_bytes) == (output.content_type, len(data))

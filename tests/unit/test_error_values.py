@@ -28,6 +28,8 @@ COMPUTED: dict[str, dict[str, set[str]]] = {
     "providers/sandbox/triggers.py": {
         "context_length_exceeded": {"field"},
         "content_policy_violation": {"field"},
+        "model_not_allowed": {"field", "model"},
+        "rate_limit_exceeded": {"resetTime"},
     },
     "server/rpc.py": {"deadline_exceeded": {"timeoutSeconds"}},
     # They pass on errors that were raised elsewhere.

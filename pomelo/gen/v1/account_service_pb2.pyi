@@ -70,6 +70,8 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     """The task type, such as text-to-speech."""
     USAGE_DIMENSION_PROVIDER: _UsageDimension.ValueType  # 6
     """The provider that answered."""
+    USAGE_DIMENSION_PROTOCOL: _UsageDimension.ValueType  # 7
+    """The protocol of the request: grpc or rest."""
 
 class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
     """A property of usage records by which they can be summed."""
@@ -88,6 +90,8 @@ USAGE_DIMENSION_TASK_TYPE: UsageDimension.ValueType  # 5
 """The task type, such as text-to-speech."""
 USAGE_DIMENSION_PROVIDER: UsageDimension.ValueType  # 6
 """The provider that answered."""
+USAGE_DIMENSION_PROTOCOL: UsageDimension.ValueType  # 7
+"""The protocol of the request: grpc or rest."""
 Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
 
 @_typing.final
@@ -311,7 +315,7 @@ class UsageRecord(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
-    WIRE_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     PROVIDER_MODEL_FIELD_NUMBER: _builtins.int
@@ -338,7 +342,7 @@ class UsageRecord(_message.Message):
     """The id of the key."""
     mode: _usage_pb2.Mode.ValueType
     """The mode of the key."""
-    wire: _builtins.str
+    protocol: _builtins.str
     """The protocol of the request: grpc or rest."""
     model: _builtins.str
     """The requested model."""
@@ -388,7 +392,7 @@ class UsageRecord(_message.Message):
         account_id: _builtins.str = ...,
         key_id: _builtins.str = ...,
         mode: _usage_pb2.Mode.ValueType = ...,
-        wire: _builtins.str = ...,
+        protocol: _builtins.str = ...,
         model: _builtins.str = ...,
         provider: _builtins.str = ...,
         provider_model: _builtins.str = ...,
@@ -408,7 +412,7 @@ class UsageRecord(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros", "end_time", b"end_time", "provider_cost_micros", b"provider_cost_micros", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros", "account_id", b"account_id", "complete", b"complete", "cost_micros", b"cost_micros", "end_time", b"end_time", "first_byte_ms", b"first_byte_ms", "id", b"id", "key_id", b"key_id", "metadata", b"metadata", "mode", b"mode", "model", b"model", "output_bytes", b"output_bytes", "price_version", b"price_version", "processing_ms", b"processing_ms", "provider", b"provider", "provider_cost_micros", b"provider_cost_micros", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "usage", b"usage", "user", b"user", "wire", b"wire"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros", "account_id", b"account_id", "complete", b"complete", "cost_micros", b"cost_micros", "end_time", b"end_time", "first_byte_ms", b"first_byte_ms", "id", b"id", "key_id", b"key_id", "metadata", b"metadata", "mode", b"mode", "model", b"model", "output_bytes", b"output_bytes", "price_version", b"price_version", "processing_ms", b"processing_ms", "protocol", b"protocol", "provider", b"provider", "provider_cost_micros", b"provider_cost_micros", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "usage", b"usage", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__provider_cost_micros: _TypeAlias = _typing.Literal["provider_cost_micros"]  # noqa: Y015
     _WhichOneofArgType__provider_cost_micros: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros"]  # noqa: Y015

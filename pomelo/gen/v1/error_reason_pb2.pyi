@@ -55,7 +55,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: _ErrorReason.ValueType  # 7
     """The prompt is longer than the model takes. INVALID_ARGUMENT, HTTP 400.
-    Metadata: field, maxCharacters.
+    Metadata: field, maxCharacters, maxTokens, tokens.
     Example: a novel sent to a model of 8,192 tokens.
     """
     ERROR_REASON_CONTENT_POLICY_VIOLATION: _ErrorReason.ValueType  # 8
@@ -171,6 +171,7 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     - `fieldNumber`: the number of the field that the server does not know.
     - `limit`: the most that `quota` allows, such as 20 (requests a minute).
     - `maxBytes`, `maxCharacters`: the most bytes or characters that are accepted.
+    - `maxTokens`, `tokens`: the most tokens that the model takes, and those of the prompt.
     - `maxFields`: the most fields that a message may have, with those of the messages in it.
     - `maximum`, `minimum`: the bounds of the field's value, or of its length or number of items, inclusive.
     - `messageType`: the protobuf message that the method takes.
@@ -223,7 +224,7 @@ Example: model "invalid-model".
 """
 ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: ErrorReason.ValueType  # 7
 """The prompt is longer than the model takes. INVALID_ARGUMENT, HTTP 400.
-Metadata: field, maxCharacters.
+Metadata: field, maxCharacters, maxTokens, tokens.
 Example: a novel sent to a model of 8,192 tokens.
 """
 ERROR_REASON_CONTENT_POLICY_VIOLATION: ErrorReason.ValueType  # 8

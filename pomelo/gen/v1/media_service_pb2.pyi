@@ -99,21 +99,21 @@ class DownloadMediaRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
-    media_id: _builtins.str
+    id: _builtins.str
     """Its id. Required."""
     signature: _builtins.str
     """The query string of its signed link; with it, no key is needed. Default: none."""
     def __init__(
         self,
         *,
-        media_id: _builtins.str = ...,
+        id: _builtins.str = ...,
         signature: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_id", b"media_id", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

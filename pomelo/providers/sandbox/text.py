@@ -59,6 +59,7 @@ def check_length(tokens: int, limit: int) -> None:
             "context_length_exceeded",
             f"The prompt has {tokens:,} tokens, the model takes {limit:,}. Shorten messages",
             field="messages",
+            values={"tokens": tokens, "maxTokens": limit},
         )
 
 

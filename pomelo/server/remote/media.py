@@ -88,7 +88,7 @@ class RemoteMedia:
     ) -> AsyncIterator[tuple[Media, MediaBytes]]:
         if not signature:
             await self._pool.check_headers(call)
-        request = DownloadMediaRequest(media_id=media_id, signature=signature)
+        request = DownloadMediaRequest(id=media_id, signature=signature)
         with self._pool.pick() as connection:
             rpc = connection.media.DownloadMedia(request, **connection.arguments(call))
             messages: Messages[DownloadMediaResponse] = Messages(rpc, call, self._turns.stream())

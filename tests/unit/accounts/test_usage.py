@@ -96,7 +96,7 @@ async def test_a_record_is_returned_with_all_its_fields(reader: UsageReader) -> 
         account_id="acme",
         key_id="key0",
         mode=Mode.MODE_LIVE,
-        wire="rest",
+        protocol="rest",
         model="gpt-4",
         provider="openai",
         provider_model="gpt-4.1",
