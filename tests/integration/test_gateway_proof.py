@@ -44,7 +44,7 @@ def protocol_of(channel: grpc.aio.Channel, keys: Keys) -> Callable[[str], Awaita
     async def find(request_id: str) -> str:
         usage = AccountServiceStub(channel)
         listed = await usage.ListUsage(ListUsageRequest(page_size=20), metadata=bearer(keys.test))
-        (protocol,) = [record.wire for record in listed.records if record.request_id == request_id]
+        (protocol,) = [record.protocol for record in listed.records if record.request_id == request_id]
         return str(protocol)
 
     return find

@@ -113,11 +113,12 @@ def _usage(response: pb.ListUsageResponse | pb.SumUsageResponse) -> dict[str, An
             for row in response.sums
         ]
         return {"object": "list", "data": rows, "next_page_token": response.next_page_token or None}
-    excluded = ("account_id", "mode", "task_type", "source", "end_time", "user", "metadata")
+    excluded = ("account_id", "mode", "task_type", "source", "end_time", "user", "metadata", "protocol")
     rows = [
         {
             "object": "usage.record",
             "mode": MODES[row.mode],
+            "wire": row.protocol,
             "type": TaskType.Name(row.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-"),
             "source": pb.UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
             "time": row.end_time.seconds,
