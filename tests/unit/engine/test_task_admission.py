@@ -227,3 +227,40 @@ async def test_a_small_balance_is_not_shared(engine: EngineApp) -> None:
     ):
         assert (await engine.used(account)).available == 0
     await engine.settled(account)
+
+
+# --- the end user's id
+
+
+@STREAM
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+async def test_the_users_id_is_sent_to_a_provider_of_text_that_takes_one(
+    engine: EngineApp, protocol: str, stream: bool
+) -> None:
+    account = await engine.account()
+    spec = to_task(text_task())
+    spec.user = "ann"
+    answer = await engine.ask(account, spec, stream=stream, protocol=protocol)
+    assert "X-Pomelo-Adjusted" not in answer.call.response_headers
+    (request,) = engine.upstream.requests
+    assert "ann" in request.body.values()
+    drawing = small_task("image")
+    drawing.user = "ann"
+    answer = await engine.ask(account, drawing, stream=stream, protocol=protocol)
+    assert "user" not in answer.call.response_headers.get("X-Pomelo-Adjusted", "")
+    assert not any("ann" in one.body.values() for one in engine.upstream.requests[1:] if one.body)
+
+
+@STREAM
+async def test_a_route_that_takes_over_gets_the_users_id_that_the_first_does_not_take(
+    engine: EngineApp, stream: bool
+) -> None:
+    account = await engine.account()
+    engine.upstream.script(REVOKED, Words("Hello"))
+    spec = to_task(text_task(model="mixtral-8x7b"))
+    spec.user = "ann"
+    answer = await engine.ask(account, spec, stream=stream)
+    first, second = engine.upstream.requests
+    assert ("ann" in first.body.values(), "ann" in second.body.values()) == (False, True)
+    assert "X-Pomelo-Adjusted" not in answer.call.response_headers
+    assert (await engine.records(account))[0].user == "ann"

@@ -208,6 +208,29 @@ def test_a_plausible_count_is_used_beside_an_impossible_one(
     assert result.text.finish_reason == FINISH_REASON_STOP
 
 
+@pytest.mark.parametrize(
+    ("counts", "billed"),
+    [
+        ((9, 5, 0), Usage(9, 5)),
+        ((9, 5, 5), Usage(9, 5, reasoning_tokens=5)),
+        ((9, 5, 6), Usage(9, 5)),
+        ((9, 5, -1), Usage(9, 5)),
+        ((0, 5, 4), Usage(3, 5, reasoning_tokens=4)),  # the input is estimated
+        ((9, 128_001, 4), Usage(9, 1)),  # the output is
+        ((0, 128_001, 4), Usage(3, 1)),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_is_a_part_of_the_output_that_was_counted(
+    counts: tuple[int, int, int], billed: Usage, stream: bool
+) -> None:
+    collected = collector("gpt-4", stream=stream)
+    collected.add(delta("Yes"))
+    collected.add(text_end(input_tokens=counts[0], output_tokens=counts[1], reasoning_tokens=counts[2]))
+    finish(collected)
+    assert collected.usage()[0] == billed
+
+
 def test_an_answer_without_text_may_have_no_tokens() -> None:
     collected = collector("gpt-4")
     collected.add(text_end(input_tokens=5))
