@@ -121,7 +121,12 @@ async def test_an_image_reaches_the_vendor_in_one_form(
 
 async def test_an_image_is_the_same_request_in_every_form(app: RunningApp, account: Account) -> None:
     media_id = await upload(app, account.test, PNG)
-    forms = (MediaSource(data=PNG), MediaSource(media_id=media_id), MediaSource(url=PNG_URI))
+    forms = (
+        MediaSource(data=PNG),
+        MediaSource(data=PNG, content_type="image/webp"),
+        MediaSource(media_id=media_id),
+        MediaSource(url=PNG_URI),
+    )
     results = [await run(app, account.test, question(form), idempotency_key="an-image") for form in forms]
     assert len({result.id for result in results}) == 1
     assert len(await app.records(account)) == 1

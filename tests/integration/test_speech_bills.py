@@ -267,7 +267,7 @@ class _InvalidNumbers:
         transcription = Transcription(text="Hi you", audio_seconds=self.seconds)
         for text, start, end in (
             ("Hi", Duration(nanos=500_000_000), Duration(seconds=1)),
-            ("you", Duration(seconds=2**60), Duration(nanos=10**9)),
+            ("you", Duration(seconds=2**60), Duration(seconds=7, nanos=10**9)),
             ("all", Duration(seconds=-1, nanos=1), None),
         ):
             transcription.words.add(text=text, start_offset=start, end_offset=end)
