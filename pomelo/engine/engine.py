@@ -236,6 +236,8 @@ class Engine:
                     yield _numbered(passed, number)
         result = new_result(reservation.job, created)
         collector.finish(result)
+        if collector.output_bytes > reservation.output_bytes:
+            reservation.record_output(collector.output_bytes)
         await self._settle(reservation, collector, result, deadline)
         if not number:
             number = 1

@@ -246,6 +246,7 @@ class TextCollector(Collector):
         self._rest = _read_text(last.text)
         self._usage = self._complete_usage(last)
         result.text.finish_reason = last.text.finish_reason
+        self.output_bytes += _size(self._rest)
         if self._joins:
             _write_text(result.text, self._text.decode() + self._rest)
 

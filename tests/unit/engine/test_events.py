@@ -222,3 +222,4 @@ async def test_a_stream_is_whole_whether_its_text_comes_in_deltas_or_with_its_en
         records = await engine.records(account)
         assert len(records) == (1 if headers else 2)
         assert {record.output_tokens for record in records} == {int(bool(text))}
+        assert {record.output_bytes for record in records} == {len(text.encode())}
