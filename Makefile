@@ -7,11 +7,10 @@ BIN := .venv/bin
 PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) && \
 	$(PIP) --no-build-isolation --editable .
-BASE ?= main
 MEASURING := tests/load tests/faults/test_floods.py tests/faults/test_unauthenticated.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: serve test lint proto unit browser load crash gen lock clean
+.PHONY: serve test lint proto breaking unit browser generators load crash gen lock clean
 
 serve: .venv/.serve
 	@exec pomelo serve
@@ -24,19 +23,27 @@ lint: .venv/.dev
 	mypy
 	lint-imports
 
-proto: .venv/.dev
+proto: .venv/.dev breaking
 	buf lint
 	buf format --diff --exit-code
-	@if git cat-file -e "$(BASE):buf.yaml" 2>/dev/null; then buf breaking --against '.git#ref=$(BASE)'; fi
+
+# Compares the protobuf files with the last release, the last tag v*. Before the first one they may change.
+breaking: .venv/.dev
+	@if tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); then \
+	  echo "buf breaking --against $$tag"; buf breaking --against ".git#tag=$$tag"; fi
 
 # Three test processes, because many tests wait. The tests that measure times and memory then run on their own.
-unit: .venv/.dev browser
+unit: .venv/.dev browser generators
 	pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
 	pytest $(MEASURING)
 
 # Installs Chromium where there is no browser and this user is root.
 browser:
 	@tests/browser/install.sh
+
+# Installs Debian's protoc and its plugins for Go where they are missing and this user is root.
+generators:
+	@tests/protobuf/install.sh
 
 # The full size of what `unit` does small: about 450 crashes, for some 30 minutes, errors at every call of a store, and
 # 10,000 random steps of each ledger beside its model.

@@ -28,7 +28,7 @@ import aiohttp
 import grpc
 from aiohttp import web
 
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.integration.commands import live_key
@@ -156,16 +156,16 @@ def by_events(session: aiohttp.ClientSession, url: str, **headers: str) -> Ask:
 
 def by_grpc(channel: Any, key: str) -> Ask:
     """Asks by StreamTask."""
-    task = Task(model=BODY["model"])
+    task = TaskSpec(model=BODY["model"])
     task.text_to_speech.text, task.text_to_speech.voice = BODY["text"], VOICE
     stub = TaskServiceStub(channel)
 
     async def ask() -> float:
         late = 0.0
-        call = stub.StreamTask(StreamTaskRequest(task=task), metadata=[("authorization", f"Bearer {key}")])
-        async for event in call:
-            if not late and event.audio_chunk.data:
-                late = since(event.audio_chunk.data)
+        call = stub.StreamTask(StreamTaskRequest(spec=task), metadata=[("authorization", f"Bearer {key}")])
+        async for response in call:
+            if not late and response.event.audio_chunk.data:
+                late = since(response.event.audio_chunk.data)
         return late
 
     return ask

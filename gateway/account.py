@@ -6,7 +6,7 @@ Amounts are formatted as exact decimals of credits: a float would not be exact.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from pomelo import money
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
+from pomelo.gen.v1.usage_pb2 import Mode, Usage
 from pomelo.service import Visit
 
 _PAGE_SIZE = re.compile(r"[0-9]{1,4}")
@@ -32,7 +33,11 @@ _TIME = re.compile(
 _TIME_FORMATS = "a date such as 2026-11-24, or a time such as 2026-11-24T12:00:00Z (RFC 3339)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN_TIME, _MAX_TIME = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
-_GROUPS = {"model": pb.USAGE_GROUP_MODEL, "key": pb.USAGE_GROUP_KEY, "day": pb.USAGE_GROUP_DAY}
+_DIMENSIONS = {
+    "model": pb.USAGE_DIMENSION_MODEL,
+    "key": pb.USAGE_DIMENSION_KEY,
+    "day": pb.USAGE_DIMENSION_DAY,
+}
 _SOURCES = {
     pb.USAGE_SOURCE_PROVIDER: "provider",
     pb.USAGE_SOURCE_ESTIMATED: "estimated",
@@ -49,23 +54,33 @@ async def get_account(gateway: Gateway, request: web.Request, call: Call, visit:
 
 
 async def list_usage(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
+    """Responds with usage records, or with their sums if the query has `group_by`."""
     try:
         query = parse_query(request.query)
     except PomeloError as error:
         raise await visit.refuse(error) from None
-    return json_response(call, render_usage(await gateway.services.accounts.list_usage(query, call)))
+    accounts = gateway.services.accounts
+    if isinstance(query, pb.SumUsageRequest):
+        return json_response(call, render_sums(await accounts.sum_usage(query, call)))
+    return json_response(call, render_records(await accounts.list_usage(query, call)))
 
 
 # --- query parameters
 
 
-def parse_query(parameters: Mapping[str, str]) -> pb.ListUsageRequest:
+def parse_query(parameters: Mapping[str, str]) -> pb.ListUsageRequest | pb.SumUsageRequest:
     """Parses the query parameters of the usage route.
 
     Raises:
         PomeloError: invalid_parameter.
     """
-    return pb.ListUsageRequest(**_parse(parameters, _PARAMETERS))
+    values = _parse(parameters, _PARAMETERS)
+    dimension = values.pop("group_by", None)
+    page = {name: values.pop(name) for name in ("page_size", "page_token") if name in values}
+    usage_filter = pb.UsageFilter(**values) if values else None
+    if dimension is None:
+        return pb.ListUsageRequest(filter=usage_filter, **page)
+    return pb.SumUsageRequest(filter=usage_filter, group_by=[pb.UsageGrouping(dimension=dimension)], **page)
 
 
 def _parse(parameters: Mapping[str, str], known: Mapping[str, tuple[str, _Parser]]) -> dict[str, Any]:
@@ -104,9 +119,9 @@ def _page_size(name: str, text: str) -> int:
 
 
 def _group(name: str, text: str) -> Any:
-    if text not in _GROUPS:
+    if text not in _DIMENSIONS:
         raise invalid(name, "model, key or day")
-    return _GROUPS[text]
+    return _DIMENSIONS[text]
 
 
 def _time(name: str, text: str) -> Timestamp:
@@ -132,13 +147,13 @@ def _time(name: str, text: str) -> Timestamp:
 _PARAMETERS: Mapping[str, tuple[str, _Parser]] = {
     "page_size": ("page_size", _page_size),
     "page_token": ("page_token", _text),
-    "from": ("from_time", _time),
-    "to": ("to_time", _time),
+    "from": ("start_time", _time),
+    "to": ("end_time", _time),
     "model": ("model", _text),
     "key_id": ("key_id", _text),
     "group_by": ("group_by", _group),
 }
-"""The field of the request that each parameter sets, and its parser."""
+"""The field of a request, or of its filter, that each parameter sets, and its parser."""
 
 
 # --- JSON
@@ -146,16 +161,17 @@ _PARAMETERS: Mapping[str, tuple[str, _Parser]] = {
 
 def render_account(account: pb.Account) -> bytes:
     limits = account.limits
+    given = {field.name: value for field, value in limits.ListFields()}
     fields = {
-        "id": account.name,
+        "id": account.id,
         "object": "account",
-        "mode": "live" if account.live else "test",
+        "mode": _mode_name(account.mode),
         "plan": account.plan,
         "limits": {
-            "requests_per_minute": limits.requests_per_minute or None,
-            "concurrent_requests": limits.concurrent_requests or None,
-            "tokens_per_minute": limits.tokens_per_minute or None,
-            "models": list(limits.models) or None,
+            "requests_per_minute": given.get("requests_per_minute"),
+            "concurrent_requests": given.get("concurrent_requests"),
+            "tokens_per_minute": given.get("tokens_per_minute"),
+            "models": list(limits.models.models) if limits.HasField("models") else None,
         },
     }
     balance = account.balance
@@ -168,13 +184,20 @@ def render_account(account: pb.Account) -> bytes:
     return to_json(fields)[:-1] + b',"credits":{' + amounts + b"}}"
 
 
-def render_usage(page: pb.ListUsageResponse) -> bytes:
-    rows = [*map(_render_record, page.records), *map(_render_total, page.totals)]
+def render_records(page: pb.ListUsageResponse) -> bytes:
+    return _render_list(map(_render_record, page.records), page.next_page_token)
+
+
+def render_sums(page: pb.SumUsageResponse) -> bytes:
+    return _render_list(map(_render_sum, page.sums), page.next_page_token)
+
+
+def _render_list(rows: Iterable[bytes], next_page_token: str) -> bytes:
     return (
         b'{"object":"list","data":['
         + b",".join(rows)
         + b'],"next_page_token":'
-        + to_json(page.next_page_token or None)
+        + to_json(next_page_token or None)
         + b"}"
     )
 
@@ -183,16 +206,17 @@ def _render_record(row: pb.UsageRecord) -> bytes:
     fields = {
         "id": row.id,
         "object": "usage.record",
-        "time": row.time.seconds,
+        "time": row.end_time.seconds,
         "request_id": row.request_id,
         "key_id": row.key_id,
-        "mode": "live" if row.live else "test",
-        "wire": row.wire,
+        "mode": _mode_name(row.mode),
+        "wire": row.protocol,
         "model": row.model,
         "type": type_name(row.task_type),
         "provider": row.provider,
         "provider_model": row.provider_model,
-        **_counts(row),
+        **_counts(row.usage),
+        "output_bytes": row.output_bytes,
         "processing_ms": row.processing_ms,
         "first_byte_ms": row.first_byte_ms,
         "source": _SOURCES.get(row.source, "unknown"),
@@ -202,29 +226,33 @@ def _render_record(row: pb.UsageRecord) -> bytes:
     return _with_amounts(fields, provider_cost=row.provider_cost_micros, cost=row.cost_micros)
 
 
-def _render_total(row: pb.UsageTotal) -> bytes:
+def _render_sum(row: pb.UsageSum) -> bytes:
     fields = {
         "object": "usage.total",
-        "group": row.group,
+        "group": row.groups[0],
         "tasks": row.tasks,
-        **_counts(row),
+        **_counts(row.usage),
+        "output_bytes": row.output_bytes,
     }
     return _with_amounts(fields, cost=row.cost_micros)
 
 
-def _counts(row: pb.UsageRecord | pb.UsageTotal) -> dict[str, Any]:
+def _counts(usage: Usage) -> dict[str, Any]:
     return {
-        "input_tokens": row.input_tokens,
+        "input_tokens": usage.input_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": row.cached_input_tokens,
-            "cache_write_tokens": row.cache_write_input_tokens,
+            "cached_tokens": usage.cached_input_tokens,
+            "cache_write_tokens": usage.cache_write_input_tokens,
         },
-        "output_tokens": row.output_tokens,
-        "characters": row.characters,
-        "images": row.images,
-        "audio_seconds": row.audio_seconds,
-        "output_bytes": row.output_bytes,
+        "output_tokens": usage.output_tokens,
+        "characters": usage.characters,
+        "images": usage.images,
+        "audio_seconds": usage.audio_seconds,
     }
+
+
+def _mode_name(mode: Mode.ValueType) -> str:
+    return Mode.Name(mode).removeprefix("MODE_").lower()
 
 
 def _with_amounts(fields: dict[str, Any], **micros: int) -> bytes:

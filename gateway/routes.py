@@ -20,7 +20,7 @@ from pomelo import money
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
-from pomelo.service import Visit
+from pomelo.service import Visit, get_task_model, list_all_models
 
 Handler = Callable[[Gateway, web.Request, Call, Visit], Awaitable[web.StreamResponse]]
 OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamResponse]]
@@ -28,7 +28,7 @@ OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamRespons
 
 
 async def list_models(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    models = await gateway.services.models.list_models(call)
+    models = await list_all_models(gateway.services.models, call)
     return json_response(call, to_json({"object": "list", "data": [render_model(model) for model in models]}))
 
 
@@ -38,7 +38,9 @@ async def get_model(gateway: Gateway, request: web.Request, call: Call, visit: V
         name.encode()
     except UnicodeEncodeError:
         raise await visit.refuse(PomeloError("unsupported_model", field="model")) from None
-    return json_response(call, to_json(render_model(await gateway.services.models.get_model(name, call))))
+    # Over REST an unknown model has one error, whether it is looked up or named by a task.
+    model = await get_task_model(gateway.services.models, name, call)
+    return json_response(call, to_json(render_model(model)))
 
 
 async def get_openapi(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
@@ -60,7 +62,7 @@ def render_model(model: Model) -> dict[str, Any]:
     """Returns a model as a JSON object, with prices in credits as decimal text."""
     limits = {f.name: value for f, value in model.limits.ListFields()}
     members = {
-        "id": model.name,
+        "id": model.id,
         "object": "model",
         "type": type_name(model.task_type),
         "limits": limits,
@@ -72,7 +74,7 @@ def render_model(model: Model) -> dict[str, Any]:
     }
     if model.price_tiers:
         members["price_tiers"] = [
-            {"from_input_tokens": tier.from_input_tokens, "price": _prices(tier.prices)}
+            {"from_input_tokens": tier.min_input_tokens, "price": _prices(tier.prices)}
             for tier in model.price_tiers
         ]
     return members

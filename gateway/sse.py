@@ -15,12 +15,12 @@ from aiohttp import web
 
 from gateway.errors import error_body, is_closing, log_unexpected
 from gateway.responses import response_headers
-from gateway.types import EVENT_RENDERERS, render_result
+from gateway.types import EVENT_RENDERERS, render_last
 from gateway.types.base import Link, StreamObjects
 from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import TaskStarted
+from pomelo.gen.v1.task_pb2 import TaskSpec, TaskStarted
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.service import TaskService
 
 _DONE = b"data: [DONE]\n\n"
@@ -145,12 +145,13 @@ async def stream_task(
     request: web.Request,
     call: Call,
     tasks: TaskService,
-    task: Task,
+    spec: TaskSpec,
+    options: TaskOptions,
     *,
     link: Link,
     keep_alive: float,
 ) -> web.StreamResponse:
-    """Runs `task` and sends its events as they arrive. The last event is sent once the task is settled, so
+    """Runs a task and sends its events as they arrive. The last event is sent once the task is settled, so
     that nothing can fail after it.
 
     Raises:
@@ -159,9 +160,10 @@ async def stream_task(
     """
     sse = SseResponse(request, call, keep_alive)
     objects = StreamObjects(TaskStarted())
+    last = b""
     failure: PomeloError | None = None
     try:
-        async with tasks.stream_task(task, call) as events:
+        async with tasks.stream_task(spec, options, call) as events:
             sse.start()
             async for event in events:
                 event_type: str = event.WhichOneof("event") or ""
@@ -169,12 +171,12 @@ async def stream_task(
                 if renderer is not None:
                     for data in renderer(objects, getattr(event, event_type)):
                         await sse.send(encode_event(data))
-                elif event_type == "result":
-                    objects.last = render_result(event.result, link)
+                elif event_type == "completed":
+                    last = render_last(objects, event.completed, link)
                 elif event_type == "started":
                     objects = StreamObjects(event.started)
                     report_adjustments(call, event.started.adjustments)
-        if not objects.last:
+        if not last:
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:
         failure = error
@@ -185,7 +187,7 @@ async def stream_task(
     finally:
         sse.stop()
     if failure is None:
-        return await sse.finish(encode_event(objects.last) + _DONE)
+        return await sse.finish(encode_event(last) + _DONE)
     if sse.response is None:
         raise failure
     return await sse.finish(b"event: error\n" + encode_event(error_body(failure)))

@@ -13,7 +13,7 @@ from gateway.parsing.body import ParseQueue
 from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.in_flight import InFlight
-from pomelo.service import Services, Visit
+from pomelo.service import Services, Visit, get_task_model
 
 _MAX_CACHED_TYPES = 1024
 
@@ -59,7 +59,7 @@ class Gateway:
     async def fetch_task_type(self, model: str, call: Call) -> int:
         """Returns the task type of a model that the key may use. Raises as `task_type`."""
         # From the service, not a catalogue: a remote server may know models that this gateway does not.
-        task_type = (await self.services.models.get_model(model, call)).task_type
+        task_type = (await get_task_model(self.services.models, model, call)).task_type
         if len(self._task_types) >= _MAX_CACHED_TYPES:
             self._task_types.clear()
         self._task_types[model] = task_type

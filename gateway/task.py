@@ -14,7 +14,7 @@ from gateway.types import render_result
 from gateway.types.base import TaskFormat
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.service import TaskService, Visit
 
 _JSON_RANGES = frozenset({"*/*", "application/*", "application/json"})
@@ -35,7 +35,8 @@ async def run_task(gateway: Gateway, request: web.Request, call: Call, visit: Vi
                 request,
                 call,
                 tasks,
-                parsed.task,
+                parsed.spec,
+                parsed.options,
                 link=gateway.link,
                 keep_alive=gateway.options.keep_alive,
             )
@@ -43,7 +44,8 @@ async def run_task(gateway: Gateway, request: web.Request, call: Call, visit: Vi
         media_range = raw_media_range(accept, parsed.task_format) if accept is not None else None
         if media_range is not None:
             return await _send_raw(request, call, tasks, parsed, media_range)
-        return json_response(call, render_result(await tasks.run_task(parsed.task, call), gateway.link))
+        result = await tasks.run_task(parsed.spec, parsed.options, call)
+        return json_response(call, render_result(result, gateway.link))
     except PomeloError as error:
         raise await visit.refuse_task(error) from None
 
@@ -77,15 +79,15 @@ async def _send_raw(
     Raises:
         PomeloError: any error of the table, also after the first byte.
     """
-    task_format, message = parsed.task_format, parsed.input
-    message.response_format = ResponseFormat.RESPONSE_FORMAT_B64_JSON
+    task_format, task_input = parsed.task_format, parsed.input
+    parsed.options.delivery = MediaDelivery.MEDIA_DELIVERY_INLINE
     output_format = task_format.output_formats.get(media_range)
-    if output_format is not None and not message.output_format:
-        message.output_format = output_format
+    if output_format is not None and not task_input.output_format:
+        task_input.output_format = output_format
     response: web.StreamResponse | None = None
     media = None
     done = False
-    async with tasks.stream_task(parsed.task, call) as events:
+    async with tasks.stream_task(parsed.spec, parsed.options, call) as events:
         async for event in events:
             event_type = event.WhichOneof("event")
             if event_type == "audio_chunk":
@@ -95,12 +97,12 @@ async def _send_raw(
                     response = web.StreamResponse(headers=headers)
                     await response.prepare(request)
                 await response.write(chunk.data)
-            elif event_type == "result":
+            elif event_type == "completed":
                 done = True
                 if task_format.raw_media is not None:
-                    media = task_format.raw_media(event.result)
+                    media = task_format.raw_media(event.completed)
     if not done:
-        raise ValueError("the stream ended without a result")
+        raise ValueError("the stream ended without its last event")
     if media is not None:
         return web.Response(body=media.data, headers=response_headers(call, Content_Type=media.content_type))
     if response is None:

@@ -5,6 +5,11 @@ Importing the package loads nothing else; `pomelo.app` starts a server.
 
 from __future__ import annotations
 
+from pkgutil import extend_path
+
+# Callers' stubs of the protobuf files are modules `pomelo.v1`, in a folder `pomelo` elsewhere on sys.path.
+__path__ = extend_path(__path__, __name__)
+
 __version__ = "0.1.0"
 
 

@@ -157,3 +157,4 @@ class _Accounts:
     def __init__(self, accounts: AccountService, draining: Draining) -> None:
         self.get_account = draining.counted(accounts.get_account)
         self.list_usage = draining.counted(accounts.list_usage)
+        self.sum_usage = draining.counted(accounts.sum_usage)

@@ -6,7 +6,9 @@ to an error body.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 
@@ -44,6 +46,7 @@ _ROWS = (
     ErrorRow("missing_parameter", 400, "INVALID_ARGUMENT", _REQUEST, "A required field is missing"),
     ErrorRow("invalid_parameter", 400, "INVALID_ARGUMENT", _REQUEST, "A field has a wrong value"),
     ErrorRow("unsupported_model", 400, "INVALID_ARGUMENT", _REQUEST, "Unsupported task type"),
+    ErrorRow("model_not_found", 404, "NOT_FOUND", _REQUEST, "There is no such model. See ListModels"),
     ErrorRow("context_length_exceeded", 400, "INVALID_ARGUMENT", _REQUEST,
              "The prompt is longer than the model takes. Shorten messages"),
     ErrorRow("content_policy_violation", 400, "INVALID_ARGUMENT", _REQUEST,
@@ -91,8 +94,20 @@ TABLE: dict[str, ErrorRow] = {row.code: row for row in _ROWS}
 RETRY_AFTER = frozenset({409, 429, 503})
 """HTTP statuses that have a Retry-After header; other statuses don't report a wait."""
 
+GRPC_ERRORS = frozenset({"model_not_found"})
+"""Codes that are never sent over REST."""
+
 BODY_ERRORS = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
 """Codes of a body or message that was not read, so the task in it is unknown."""
+
+FAILED_KEYS_QUOTA = "failed_keys_per_minute"
+"""The value `quota` of errors for the limit of failed keys of an address. All other limits are those of an
+account and mode."""
+
+_NO_VALUES: Mapping[str, str] = MappingProxyType({})
+
+_MAX_NAME_CHARACTERS = 100
+"""Characters of a model's name that an error repeats."""
 
 
 class PomeloError(Exception):
@@ -101,15 +116,28 @@ class PomeloError(Exception):
     Its message says what to do and names the field; it never contains a key, a provider's raw body, a path
     or a stack trace. `field` is the request field at fault, or None. `retry_after` is the wait in whole
     seconds to propose, or None if a retry is pointless.
+
+    `values` are all other values that the message names, as text, for programs: numbers without separators,
+    times as RFC 3339. Their keys are in lowerCamelCase, and error_reason.proto lists them by code. gRPC sends
+    them, REST does not.
     """
 
     def __init__(
-        self, code: str, message: str = "", *, field: str | None = None, retry_after: int | None = None
+        self,
+        code: str,
+        message: str = "",
+        *,
+        field: str | None = None,
+        retry_after: int | None = None,
+        values: Mapping[str, object] | None = None,
     ) -> None:
         self.row: Final = TABLE[code]
         self.message: Final = message or self.row.message
         self.field: Final = field
         self.retry_after: Final = self.row.retry_after if retry_after is None else retry_after
+        self.values: Final = (
+            MappingProxyType({key: str(value) for key, value in values.items()}) if values else _NO_VALUES
+        )
         super().__init__(self.message)
 
     @property
@@ -123,6 +151,34 @@ def missing(field: str) -> PomeloError:
     return PomeloError("missing_parameter", f"Missing required field: {field}", field=field)
 
 
-def invalid(field: str, expected: str) -> PomeloError:
-    """Return the error for an invalid field. `expected` says what it must be: "a number from 0 to 2"."""
-    return PomeloError("invalid_parameter", f"Invalid {field}: must be {expected}", field=field)
+def invalid(
+    field: str, expected: str, *, minimum: float | None = None, maximum: float | None = None
+) -> PomeloError:
+    """Return the error for an invalid field. `expected` says what it must be: "a number from 0 to 2".
+    `minimum` and `maximum` are the bounds in it, of the field's value, length or number of items."""
+    values: dict[str, object] = {"expected": expected}
+    if minimum is not None:
+        values["minimum"] = minimum
+    if maximum is not None:
+        values["maximum"] = maximum
+    return PomeloError(
+        "invalid_parameter", f"Invalid {field}: must be {expected}", field=field, values=values
+    )
+
+
+def unsupported_model(name: str) -> PomeloError:
+    """Return the error for a task whose model does not exist."""
+    shown = _shorten(name)
+    message = f"Unsupported task type: {shown}"
+    return PomeloError("unsupported_model", message, field="model", values={"model": shown})
+
+
+def model_not_found(name: str) -> PomeloError:
+    """Return the error for a look-up of a model that does not exist."""
+    shown = _shorten(name)
+    message = f"There is no model {shown!r}. See ListModels"
+    return PomeloError("model_not_found", message, values={"model": shown})
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= _MAX_NAME_CHARACTERS else name[:_MAX_NAME_CHARACTERS] + "…"

@@ -156,7 +156,7 @@ def check_numbers(message: Any, rules: Rules, prefix: str = "") -> None:
             expected = f"a whole number from {rule.minimum:,}"
             if rule.maximum is not None:
                 expected = f"a number from {rule.minimum:,} to {rule.maximum:,}"
-            raise invalid(prefix + field, expected)
+            raise invalid(prefix + field, expected, minimum=rule.minimum, maximum=rule.maximum)
 
 
 def check_enum(message: Any, field: str, enum: Any) -> None:
@@ -183,4 +183,5 @@ def check_required_text(message: Any, field: str, max_length: int) -> None:
             "context_length_exceeded",
             f"{field} is longer than the {max_length:,} characters that the model takes. Shorten it",
             field=field,
+            values={"maxCharacters": max_length},
         )

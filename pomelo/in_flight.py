@@ -56,8 +56,12 @@ class InFlight:
         limits = self.limits
         used = self._owners.get(owner)
         if used is not None:
-            if concurrent is not None and used.calls >= min(limits.account_calls, max(64, 4 * concurrent)):
-                raise PomeloError("concurrency_limit_exceeded")
+            if concurrent is not None:
+                most = min(limits.account_calls, max(64, 4 * concurrent))
+                if used.calls >= most:
+                    raise PomeloError(
+                        "concurrency_limit_exceeded", values={"quota": "calls_in_flight", "limit": most}
+                    )
             if used.calls >= limits.account_calls:
                 raise PomeloError("overloaded")
         if self.calls >= limits.calls:

@@ -13,13 +13,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pomelo.call import Call
-from pomelo.errors import PomeloError
-from pomelo.gen.v1 import admin_service_pb2 as admin_pb
-from pomelo.gen.v1.account_service_pb2 import Account, ListUsageRequest, ListUsageResponse
+from pomelo.errors import PomeloError, unsupported_model
+from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
+from pomelo.gen.v1.account_service_pb2 import (
+    Account,
+    ListUsageRequest,
+    ListUsageResponse,
+    SumUsageRequest,
+    SumUsageResponse,
+)
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.gen.v1.model_service_pb2 import Model
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest, ListModelsResponse, Model
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 
 
 class Visit(Protocol):
@@ -68,8 +74,8 @@ class AccessService(Protocol):
 class TaskService(Protocol):
     """Runs tasks."""
 
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
-        """Runs `task` and returns its result. Cancelling closes the request to the provider.
+    async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
+        """Runs a task and returns its result. Cancelling closes the request to the provider.
 
         Raises:
             PomeloError: any code; nothing was delivered.
@@ -77,9 +83,9 @@ class TaskService(Protocol):
         ...
 
     def stream_task(
-        self, task: Task, call: Call
-    ) -> AbstractAsyncContextManager[AsyncIterator[StreamTaskResponse]]:
-        """Runs `task` and yields its events, in the order that the contract defines.
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AbstractAsyncContextManager[AsyncIterator[TaskEvent]]:
+        """Runs a task and yields its events, in the order that the contract defines.
 
         Entering does all checks that come before the provider's call, and completes `call.response_headers`.
         Leaving in any way closes the request to the provider. The deadline bounds the body of the
@@ -95,22 +101,52 @@ class TaskService(Protocol):
 class ModelService(Protocol):
     """Lists the models."""
 
-    async def list_models(self, call: Call) -> list[Model]:
-        """Returns the models that the caller's key may use, sorted by name.
+    async def list_models(self, request: ListModelsRequest, call: Call) -> ListModelsResponse:
+        """Returns a page of the models that the caller's key may use, sorted by id.
 
         Raises:
-            PomeloError: invalid_api_key, store_unavailable.
+            PomeloError: invalid_api_key, invalid_parameter, store_unavailable.
         """
         ...
 
-    async def get_model(self, name: str, call: Call) -> Model:
+    async def get_model(self, model_id: str, call: Call) -> Model:
         """Returns one model.
 
         Raises:
-            PomeloError: invalid_api_key, unsupported_model, model_not_allowed (checked in this order), or
+            PomeloError: invalid_api_key, model_not_found, model_not_allowed (checked in this order), or
                 store_unavailable.
         """
         ...
+
+
+async def get_task_model(models: ModelService, name: str, call: Call) -> Model:
+    """Returns the model of a task.
+
+    Raises:
+        PomeloError: as `ModelService.get_model`, but unsupported_model in place of model_not_found.
+    """
+    try:
+        return await models.get_model(name, call)
+    except PomeloError as error:
+        if error.code != "model_not_found":
+            raise
+        raise unsupported_model(name) from None
+
+
+async def list_all_models(models: ModelService, call: Call) -> list[Model]:
+    """Returns all models that the caller's key may use, sorted by id, from as many pages as they have.
+
+    Raises:
+        PomeloError: invalid_api_key, store_unavailable.
+    """
+    found: list[Model] = []
+    request = ListModelsRequest(page_size=1_000)
+    while True:
+        page = await models.list_models(request, call)
+        found += page.models
+        if not page.next_page_token:
+            return found
+        request.page_token = page.next_page_token
 
 
 class MediaBytes(Protocol):
@@ -165,10 +201,18 @@ class AccountService(Protocol):
         ...
 
     async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
-        """Returns a page of usage records, newest first, or a page of their sums.
+        """Returns a page of usage records, newest first.
 
         Raises:
             PomeloError: invalid_api_key, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def sum_usage(self, request: SumUsageRequest, call: Call) -> SumUsageResponse:
+        """Returns a page of sums of usage records, ordered by their groups.
+
+        Raises:
+            PomeloError: invalid_api_key, missing_parameter, invalid_parameter, store_unavailable.
         """
         ...
 
@@ -217,14 +261,14 @@ class Operator(Protocol):
         ...
 
     async def list_accounts(self, request: admin_pb.ListAccountsRequest) -> admin_pb.ListAccountsResponse:
-        """Returns a page of accounts, sorted by name.
+        """Returns a page of accounts, sorted by id.
 
         Raises:
             PomeloError: invalid_parameter, store_unavailable.
         """
         ...
 
-    async def show_account(self, request: admin_pb.ShowAccountRequest) -> admin_pb.ShowAccountResponse:
+    async def get_account(self, request: admin_pb.GetAccountRequest) -> admin_pb.GetAccountResponse:
         """Returns one account.
 
         Raises:
@@ -240,7 +284,9 @@ class Operator(Protocol):
         """
         ...
 
-    async def set_plan(self, request: admin_pb.SetPlanRequest) -> admin_pb.SetPlanResponse:
+    async def set_account_plan(
+        self, request: admin_pb.SetAccountPlanRequest
+    ) -> admin_pb.SetAccountPlanResponse:
         """Changes the plan of an account.
 
         Raises:
@@ -248,15 +294,23 @@ class Operator(Protocol):
         """
         ...
 
-    async def query_usage(self, request: admin_pb.QueryUsageRequest) -> admin_pb.QueryUsageResponse:
-        """Returns a page of the usage records, or of their sums, of one account or of all.
+    async def list_usage(self, request: admin_pb.ListUsageRequest) -> admin_pb.ListUsageResponse:
+        """Returns a page of the usage records of one account or of all, newest first.
 
         Raises:
             PomeloError: not_found, invalid_parameter, store_unavailable.
         """
         ...
 
-    async def audit(self, request: admin_pb.AuditRequest) -> admin_pb.AuditResponse:
+    async def sum_usage(self, request: admin_pb.SumUsageRequest) -> admin_pb.SumUsageResponse:
+        """Returns a page of sums of the usage records of one account or of all, ordered by their groups.
+
+        Raises:
+            PomeloError: not_found, missing_parameter, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def audit_ledger(self, request: admin_pb.AuditLedgerRequest) -> admin_pb.AuditLedgerResponse:
         """Recomputes every balance and bill from the records, and returns the differences.
 
         Raises:

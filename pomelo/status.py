@@ -3,14 +3,14 @@ channel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from pomelo.errors import RETRY_AFTER, TABLE, PomeloError
+from pomelo.errors import FAILED_KEYS_QUOTA, RETRY_AFTER, TABLE, PomeloError
 
 DOMAIN = "pomelo"
 """The `domain` of google.rpc.ErrorInfo."""
@@ -59,6 +59,9 @@ beside the headers, and clients accept 8 KiB."""
 
 _MAX_FIELD_BYTES = 128
 
+_MAX_VALUE_BYTES = 256
+"""Maximum UTF-8 bytes of one of an error's values. No error has more than two that can be so long."""
+
 _CODES = {code: grpc.StatusCode[row.status] for code, row in TABLE.items()}
 
 
@@ -77,11 +80,13 @@ def status_code(error: PomeloError) -> Any:
 
 def to_status(error: PomeloError) -> status_pb2.Status:
     """Returns the google.rpc.Status of an error, with ErrorInfo and, as they apply, RetryInfo, BadRequest and
-    QuotaFailure."""
+    QuotaFailure. The metadata of ErrorInfo are the error's field and values."""
     message = _truncate(error.message, _MAX_MESSAGE_BYTES)
     status = status_pb2.Status(code=_CODES[error.code].value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.row.reason, domain=DOMAIN)
     field = None if error.field is None else _truncate(error.field, _MAX_FIELD_BYTES)
+    values = {key: _truncate(value, _MAX_VALUE_BYTES) for key, value in error.values.items()}
+    info.metadata.update(values)
     if field is not None:
         info.metadata["field"] = field
     status.details.add().Pack(info)
@@ -94,10 +99,24 @@ def to_status(error: PomeloError) -> status_pb2.Status:
         bad.field_violations.add(field=field, description=message, reason=error.row.reason)
         status.details.add().Pack(bad)
     if error.row.type == "rate_limit_error":
-        quota = error_details_pb2.QuotaFailure()
-        quota.violations.add(subject="account", description=message)
-        status.details.add().Pack(quota)
+        status.details.add().Pack(_quota_failure(values, message))
     return status
+
+
+def _quota_failure(values: Mapping[str, str], message: str) -> error_details_pb2.QuotaFailure:
+    quota = values.get("quota", "")
+    failure = error_details_pb2.QuotaFailure()
+    violation = failure.violations.add(
+        subject="address" if quota == FAILED_KEYS_QUOTA else "account",
+        description=message,
+        quota_metric=quota.partition("_per_")[0],
+        quota_id=quota,
+    )
+    if "model" in values:
+        violation.quota_dimensions["model"] = values["model"]
+    if "limit" in values:
+        violation.quota_value = int(values["limit"])
+    return failure
 
 
 def details_metadata(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]:
@@ -119,8 +138,8 @@ def retry_metadata(error: PomeloError) -> list[tuple[str, str]]:
 def from_rpc_error(error: Any) -> PomeloError:
     """Returns the error of a failed call (a grpc.RpcError).
 
-    An error of another Pomelo keeps its code, message, field and retry_after. An error of the channel or of a
-    proxy is derived from the status code.
+    An error of another Pomelo keeps its code, message, field, retry_after and values. An error of the channel
+    or of a proxy is derived from the status code.
     """
     return _from_metadata(error.trailing_metadata() or ()) or _from_code(error.code(), error.details() or "")
 
@@ -145,7 +164,9 @@ def _from_metadata(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
     code = info.reason.lower()
     if info.domain != DOMAIN or code not in TABLE:
         return None
-    return PomeloError(code, status.message, field=info.metadata.get("field"), retry_after=retry_after)
+    values = dict(info.metadata)
+    field = values.pop("field", None)
+    return PomeloError(code, status.message, field=field, retry_after=retry_after, values=values)
 
 
 def _from_code(code: Any, details: str) -> PomeloError:

@@ -1,6 +1,6 @@
-"""Generates pomelo/gen/v1 from proto/ (`make gen`); a test compares the two.
+"""Generates pomelo/gen from proto/ (`make gen`); a test compares the two.
 
-protoc writes absolute imports of the proto package (`pomelo.v1`), which are rewritten to the Python package
+protoc writes absolute imports of the proto packages (`pomelo.v1`), which are rewritten to the Python packages
 (`pomelo.gen.v1`).
 """
 
@@ -16,11 +16,12 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "pomelo" / "gen" / "v1"
+TARGET = ROOT / "pomelo" / "gen"
+_IMPORT = re.compile(r"\bpomelo\.((?:\w+\.)*v\d+)(?= import|\.\w+_pb2)")
 
 
 def generate(target: Path) -> None:
-    """Writes the generated modules and their type stubs into `target`, which it replaces.
+    """Writes the generated packages, with their type stubs, into `target`, which it replaces.
 
     Raises:
         RuntimeError: protoc failed; its error is on stderr.
@@ -38,16 +39,20 @@ def generate(target: Path) -> None:
         if protoc.main(arguments) != 0:
             raise RuntimeError("protoc failed")
         shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        (target / "__init__.py").write_text("")
-        for source in sorted((Path(scratch) / "pomelo" / "v1").iterdir()):
+        generated = Path(scratch) / "pomelo"
+        for folder in (generated, *(path for path in generated.rglob("*") if path.is_dir())):
+            (folder / "__init__.py").touch()
+        for source in sorted(generated.rglob("*.py*")):
             text = source.read_text()
             if "_pb2_grpc.py" in source.name and "Stub" not in text:
                 continue  # a file without a service
-            text = re.sub(r"\bpomelo\.v1(?= import|\.\w+_pb2)", "pomelo.gen.v1", text)
-            (target / source.name).write_text(text)
+            path = target / source.relative_to(generated)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_IMPORT.sub(r"pomelo.gen.\1", text))
 
 
 if __name__ == "__main__":
     generate(TARGET)
-    sys.stdout.write(f"{TARGET.relative_to(ROOT)}: {len(list(TARGET.iterdir()))} files\n")
+    sys.stdout.write(
+        f"{TARGET.relative_to(ROOT)}: {sum(path.is_file() for path in TARGET.rglob('*'))} files\n"
+    )

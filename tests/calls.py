@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 
 
 def bearer(key: str, **headers: str) -> list[tuple[str, str]]:
@@ -35,14 +35,28 @@ def as_dict(metadata: Any) -> dict[str, str]:
     return {str(key): str(value) for key, value in metadata or ()}
 
 
+def details_of(error: Any) -> dict[str, Any]:
+    """Returns the details of an AioRpcError, by the names of their types."""
+    packed = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
+    return unpack(status_pb2.Status.FromString(packed))
+
+
+def unpack(status: status_pb2.Status) -> dict[str, Any]:
+    """Returns the details of a status, by the names of their types."""
+    details = {}
+    for packed in status.details:
+        detail = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
+        assert packed.Unpack(detail)
+        details[type(detail).__name__] = detail
+    return details
+
+
 def reason_of(error: Any) -> str:
     """Returns the code in the details of an AioRpcError; empty without one."""
-    status = status_pb2.Status()
-    info = error_details_pb2.ErrorInfo()
-    status.ParseFromString(dict(error.trailing_metadata()).get("grpc-status-details-bin", b""))
-    for detail in status.details:
-        if detail.Unpack(info):
-            assert info.domain == "pomelo"
+    info = details_of(error).get("ErrorInfo")
+    if info is None:
+        return ""
+    assert info.domain == "pomelo"
     return str(info.reason).lower()
 
 
@@ -50,7 +64,11 @@ def upload_messages(
     data: bytes, content_type: str | None = None, size: int = 65_536
 ) -> list[UploadMediaRequest]:
     """Returns the messages of an upload, with chunks of `size` bytes."""
-    head = [] if content_type is None else [UploadMediaRequest(content_type=content_type)]
+    head = (
+        []
+        if content_type is None
+        else [UploadMediaRequest(header=UploadMediaHeader(content_type=content_type))]
+    )
     return head + [UploadMediaRequest(chunk=data[at : at + size]) for at in range(0, len(data), size)]
 
 
@@ -68,9 +86,11 @@ async def refusal(awaitable: Awaitable[Any]) -> PomeloError:
     return caught.value
 
 
-def error_parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
+def error_parts(
+    error: PomeloError,
+) -> tuple[str, str, str | None, int | None, frozenset[tuple[str, str]]]:
     """Returns all attributes of an error, to compare it."""
-    return error.code, error.message, error.field, error.retry_after
+    return error.code, error.message, error.field, error.retry_after, frozenset(error.values.items())
 
 
 async def end(call: Any) -> None:

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from pomelo.gen.v1 import media_pb2, text_pb2
+from pomelo.gen.v1 import media_pb2
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
@@ -22,8 +22,9 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.gen.v1.text_pb2 import FinishReason
 from tests.calls import as_dict, bearer, reason_of
-from tests.tasks import to_task
+from tests.tasks import to_options, to_task
 
 PROTOCOLS = ("grpc", "rest", "remote")
 """gRPC, REST in the engine's process, and REST through a gateway that reaches the engine over gRPC."""
@@ -98,7 +99,7 @@ class GrpcDriver:
 
     async def __call__(self, request: TaskRequest) -> Outcome:
         """Runs a task to its end."""
-        task = to_task(request.body, stream=request.stream)
+        spec, task_options = to_task(request.body), to_options(request.body, stream=request.stream)
         outcome = Outcome()
         metadata = [("authorization", f"Bearer {request.key}")] if request.key else []
         metadata += [("x-request-id", request.request_id)] if request.request_id else []
@@ -106,10 +107,10 @@ class GrpcDriver:
         options: dict[str, Any] = {"metadata": metadata, "timeout": request.timeout}
         try:
             if request.stream:
-                call = self._tasks.StreamTask(StreamTaskRequest(task=task), **options)
+                call = self._tasks.StreamTask(StreamTaskRequest(spec=spec, options=task_options), **options)
                 await self._read_stream(call, outcome)
             else:
-                call = self._tasks.RunTask(RunTaskRequest(task=task), **options)
+                call = self._tasks.RunTask(RunTaskRequest(spec=spec, options=task_options), **options)
                 await self._read_result((await call).result, outcome)
         except grpc.aio.AioRpcError as error:
             _read_rpc_error(error, outcome)
@@ -126,30 +127,39 @@ class GrpcDriver:
         return Outcome(headers=_text_metadata(await call.trailing_metadata()))
 
     async def _read_stream(self, call: Any, outcome: Outcome) -> None:
-        text, audio, started = [], [], None
-        async for event in call:
+        text, audio, started, number = [], [], None, 0
+        async for message in call:
+            assert not outcome.done, "an event after `completed`"
+            event, number = message.event, number + 1
+            assert event.sequence_number == number
             which = event.WhichOneof("event")
             if started is None:
                 assert which == "started", which
                 started = event.started
                 outcome.id, outcome.adjustments = started.id, _adjustments(started)
             elif which == "text_delta":
-                text.append(event.text_delta.content)
+                text.append(event.text_delta.text)
                 outcome.output["text"] = "".join(text)
-                if event.text_delta.finish_reason:
-                    outcome.output |= _text_end(event.text_delta)
-                    assert started.id.startswith("task_")
             elif which == "audio_chunk":
                 audio.append(event.audio_chunk.data)
                 outcome.output["audio"] = digest(b"".join(audio))
             elif which == "image_progress":
                 outcome.output.setdefault("progress", []).append(event.image_progress.progress)
             else:
-                assert event.result.id == started.id
-                assert event.result.model == started.model
-                assert not event.result.speech.data
-                await self._read_result(event.result, outcome)
-        outcome.done = True
+                result = event.completed
+                assert (result.id, result.create_time, result.model) == (
+                    started.id,
+                    started.create_time,
+                    started.model,
+                )
+                assert not result.speech.data
+                assert not result.text.HasField("message")
+                if result.HasField("text"):
+                    assert started.id.startswith("task_")
+                    outcome.output |= {"text": "".join(text)} | _text_end(result)
+                else:
+                    await self._read_result(result, outcome)
+                outcome.done = True
 
     async def _read_result(self, result: TaskResult, outcome: Outcome) -> None:
         output = outcome.output
@@ -158,7 +168,8 @@ class GrpcDriver:
         match result.WhichOneof("output"):
             case "text":
                 assert result.id.startswith("task_")
-                output |= {"text": result.text.content} | _text_end(result.text)
+                (part,) = result.text.message.content
+                output |= {"text": part.text} | _text_end(result)
             case "image":
                 assert result.id.startswith("img_")
                 (image,) = result.image.images
@@ -169,12 +180,12 @@ class GrpcDriver:
             case _:
                 assert result.id.startswith("speech_")
                 transcription = result.transcription
-                output |= {"text": transcription.text, "language": transcription.language}
+                output |= {"text": transcription.text, "language": transcription.language_code}
                 output["words"] = [
                     {
                         "text": word.text,
-                        "start": round(word.start, 6),
-                        "end": round(word.end, 6),
+                        "start": round(word.start_offset.ToNanoseconds() / 10**9, 6),
+                        "end": round(word.end_offset.ToNanoseconds() / 10**9, 6),
                         "speaker": word.speaker or None,
                     }
                     for word in transcription.words
@@ -184,9 +195,9 @@ class GrpcDriver:
         media: media_pb2.Media = output.media
         if output.data:
             outcome.output["inline"] = digest(output.data)
-        if media.media_id:
+        if media.id:
             signature = media.url.partition("?")[2]
-            request = DownloadMediaRequest(media_id=media.media_id, signature=signature)
+            request = DownloadMediaRequest(id=media.id, signature=signature)
             head, *rest = [message async for message in self._media.DownloadMedia(request)]
             assert head.media.content_type == output.content_type
             data = b"".join(message.chunk for message in rest)
@@ -332,11 +343,11 @@ def _adjustments(message: Any) -> tuple[str, ...]:
     )
 
 
-def _text_end(text: text_pb2.TextOutput | text_pb2.TextDelta) -> dict[str, Any]:
-    usage = text.usage
+def _text_end(result: TaskResult) -> dict[str, Any]:
+    used, generated = result.usage.input_tokens, result.usage.output_tokens
     return {
-        "finish": text_pb2.FinishReason.Name(text.finish_reason).removeprefix("FINISH_REASON_").lower(),
-        "usage": [usage.prompt_tokens, usage.completion_tokens, usage.total_tokens],
+        "finish": FinishReason.Name(result.text.finish_reason).removeprefix("FINISH_REASON_").lower(),
+        "usage": [used, generated, used + generated],
     }
 
 

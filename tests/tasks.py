@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pomelo.gen.v1 import image_pb2, media_pb2, speech_pb2, text_pb2
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 
 TASK_TYPES = ("text", "image", "text_to_speech", "speech_to_speech", "speech_to_text")
 AUDIO = b"some audio " * 400
@@ -20,6 +21,12 @@ TASK_BODIES: dict[str, dict[str, Any]] = {
 }
 """The REST body of a small task of each type."""
 
+_DELIVERIES = {
+    "url": media_pb2.MEDIA_DELIVERY_LINK,
+    "b64_json": media_pb2.MEDIA_DELIVERY_INLINE,
+    "both": media_pb2.MEDIA_DELIVERY_BOTH,
+    "unspecified": media_pb2.MEDIA_DELIVERY_UNSPECIFIED,
+}
 _TASK_TYPE_OF_MODEL = {
     "flux": "image",
     "eleven-labs-tts": "text_to_speech",
@@ -33,27 +40,28 @@ def text_body(text: str = "Hello there", model: str = "gpt-4", **fields: Any) ->
     return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
 
 
-def text_task(prompt: str = "Hello, world!", model: str = "gpt-4") -> Task:
+def text_task(prompt: str = "Hello, world!", model: str = "gpt-4") -> TaskSpec:
     """Returns a text task with one message."""
-    message = text_pb2.Message(role=text_pb2.ROLE_USER, content=prompt)
-    return Task(model=model, text=text_pb2.TextInput(messages=[message]))
+    message = text_pb2.Message(role=text_pb2.ROLE_USER, content=[text_pb2.ContentPart(text=prompt)])
+    return TaskSpec(model=model, text=text_pb2.TextInput(messages=[message]))
 
 
-def small_task(task_type: str) -> Task:
+def small_task(task_type: str) -> TaskSpec:
     """Returns a small task of one of `TASK_TYPES`."""
-    audio = speech_pb2.AudioInput(data=AUDIO, content_type="audio/mpeg")
+    audio = media_pb2.MediaSource(data=AUDIO, content_type="audio/mpeg")
     match task_type:
         case "image":
-            return Task(model="flux-1-pro", image=image_pb2.ImageInput(prompt="A kite", width=64, height=64))
+            image = image_pb2.ImageInput(prompt="A kite", width=64, height=64)
+            return TaskSpec(model="flux-1-pro", image=image)
         case "text_to_speech":
             speech = speech_pb2.TextToSpeechInput(text="Good morning.", voice="adam")
-            speech.response_format = media_pb2.RESPONSE_FORMAT_BOTH
-            return Task(model="eleven-labs-tts", text_to_speech=speech)
+            return TaskSpec(model="eleven-labs-tts", text_to_speech=speech)
         case "speech_to_speech":
             conversion = speech_pb2.SpeechToSpeechInput(audio=audio, voice="adam")
-            return Task(model="eleven-labs-sts", speech_to_speech=conversion)
+            return TaskSpec(model="eleven-labs-sts", speech_to_speech=conversion)
         case "speech_to_text":
-            return Task(model="eleven-labs-stt", speech_to_text=speech_pb2.SpeechToTextInput(audio=audio))
+            transcription = speech_pb2.SpeechToTextInput(audio=audio)
+            return TaskSpec(model="eleven-labs-stt", speech_to_text=transcription)
     return text_task()
 
 
@@ -68,17 +76,24 @@ def task_type_of(model: object) -> str:
     return next((task_type for start, task_type in types if str(model).startswith(start)), "text")
 
 
-def to_task(body: Mapping[str, Any], *, stream: bool = False) -> Task:
-    """Returns the message that is equivalent to a REST body. Does not use the gateway's code."""
+def to_options(body: Mapping[str, Any], *, stream: bool = False) -> TaskOptions:
+    """Returns the options that are equivalent to a REST body. Does not use the gateway's code."""
+    has_media = task_type_of(body.get("model")) not in ("text", "speech_to_text")
+    default = "both" if has_media and not stream else "unspecified"
+    return TaskOptions(delivery=_DELIVERIES[body.get("response_format", default)])
+
+
+def to_task(body: Mapping[str, Any]) -> TaskSpec:
+    """Returns the task that is equivalent to a REST body. Does not use the gateway's code."""
     task_type = task_type_of(body.get("model"))
-    task = Task(model=body.get("model", ""))
-    fields = {name: value for name, value in body.items() if name != "model"}
+    task = TaskSpec(model=body.get("model", ""), user=body.get("user", ""))
+    fields = {name: value for name, value in body.items() if name not in ("model", "user")}
     task_input = getattr(task, task_type)
     task_input.SetInParent()
     if task_type == "text":
         _set_text(task_input, fields)
     else:
-        _set_media(task_input, task_type, fields, stream=stream)
+        _set_media(task_input, task_type, fields)
     for name, value in fields.items():
         if name in task_input.DESCRIPTOR.fields_by_name:
             setattr(task_input, name, value)
@@ -91,30 +106,24 @@ def _set_text(text: text_pb2.TextInput, fields: dict[str, Any]) -> None:
         if "role" in message:
             sent.role = text_pb2.Role.Value(f"ROLE_{message['role'].upper()}")
         content = message.get("content")
-        if isinstance(content, str):
-            sent.content = content
-        elif content is not None:
-            sent.parts.SetInParent()
-            for part in content:
-                if part["type"] == "text":
-                    sent.parts.parts.add(text=part["text"])
-                else:
-                    sent.parts.parts.add(image_url=text_pb2.ImageUrl(url=part["image_url"]["url"]))
+        parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        for part in parts:
+            if part["type"] == "text":
+                sent.content.add(text=part["text"])
+            else:
+                sent.content.add().image.source.url = part["image_url"]["url"]
     stop = fields.pop("stop", [])
     text.stop.extend([stop] if isinstance(stop, str) else stop)
 
 
-def _set_media(task_input: Any, task_type: str, fields: dict[str, Any], *, stream: bool) -> None:
+def _set_media(task_input: Any, task_type: str, fields: dict[str, Any]) -> None:
     audio = fields.pop("audio", None)
     if audio is not None and task_type != "text_to_speech":
         task_input.audio.data = base64.b64decode(audio)
     timestamps = fields.pop("timestamps", None)
     if timestamps is not None:
-        task_input.timestamps = speech_pb2.Timestamps.Value(f"TIMESTAMPS_{timestamps.upper()}")
-    response_format = fields.pop("response_format", "unspecified" if stream else "both")
-    if task_type != "speech_to_text":
-        name = f"RESPONSE_FORMAT_{response_format.upper()}"
-        task_input.response_format = media_pb2.ResponseFormat.Value(name)
+        name = f"TIMESTAMP_GRANULARITY_{timestamps.upper()}"
+        task_input.timestamps = speech_pb2.TimestampGranularity.Value(name)
     if task_type == "image" and "output_format" in fields:
         name = f"IMAGE_FORMAT_{fields.pop('output_format').upper()}"
         task_input.output_format = image_pb2.ImageFormat.Value(name)

@@ -20,7 +20,7 @@ from gateway.openapi.schema import (
 from gateway.types import TASK_FORMATS
 from gateway.types.base import TaskFormat
 from gateway.types.fields import describe
-from pomelo.errors import TABLE
+from pomelo.errors import GRPC_ERRORS, TABLE
 
 _AUDIO = {
     "minLength": 2,
@@ -28,7 +28,8 @@ _AUDIO = {
 }
 _DATE_OR_NULL = {"type": ["string", "null"], "format": "date"}
 _BINARY: Mapping[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-_TASK_ERRORS = tuple(code for code in TABLE if code not in ("not_found", "method_not_allowed"))
+_CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
+_TASK_ERRORS = tuple(code for code in _CODES if code not in ("not_found", "method_not_allowed"))
 
 
 def _task(task_format: TaskFormat) -> Schema:
@@ -95,7 +96,7 @@ def _error() -> Schema:
     error = {
         "message": {"type": "string"},
         "type": {"enum": sorted({row.type for row in TABLE.values()})},
-        "code": {"enum": list(TABLE)},
+        "code": {"enum": list(_CODES)},
     }
     body = {"error": object_of(error, error, additionalProperties=False)}
     return object_of(body, body, additionalProperties=False)

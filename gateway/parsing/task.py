@@ -1,4 +1,4 @@
-"""Reads the request of a task, JSON or a form, into a protobuf `Task`.
+"""Reads the request of a task, JSON or a form, into a protobuf `TaskSpec` and `TaskOptions`.
 
 Checks the names and types of fields; values and required fields are checked by the services.
 """
@@ -22,20 +22,22 @@ from gateway.types.base import TaskFormat
 from gateway.types.fields import Field, check_flag, check_text, parse_flag_text, unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
-from pomelo.gen.v1.media_pb2 import ResponseFormat
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media import data_uris
 from pomelo.service import Visit
 
 
 @dataclass(slots=True)
 class TaskRequest:
-    """A task as requested; `input` is the input message within `task`, `stream` whether events are sent."""
+    """A task as requested; `input` is the input message within `spec`, `stream` whether events are sent."""
 
-    task: Task
+    spec: TaskSpec
     input: Any
+    options: TaskOptions
     task_format: TaskFormat
-    stream: bool
+    stream: bool = False
 
 
 async def read_task(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> TaskRequest:
@@ -100,28 +102,29 @@ def build_task(model: str, task_type: int, values: Mapping[str, Any], *, form: b
         PomeloError: invalid_parameter, missing_parameter (parts of messages); unsupported_model if the
             task type is newer than this gateway.
     """
-    task = Task(model=model)
     task_format = TASK_FORMATS.get(task_type)
     if task_format is None:
         raise PomeloError("unsupported_model", f"Unsupported task type: {model}", field="model")
     fields = task_format.fields
-    message = getattr(task, task_format.input)
-    message.SetInParent()
+    spec = TaskSpec(model=model)
+    task_input = getattr(spec, task_format.input)
+    task_input.SetInParent()
+    parsed = TaskRequest(spec, task_input, TaskOptions(), task_format)
     for name, value in values.items():
         field = fields.get(name)
         if value is None or name in COMMON_FIELDS or (name == "audio" and task_format.takes_audio):
             continue
         if field is None:
             raise unknown_field(name, task_format.name)
-        field.assign(message, _parse_form_text(field, value) if form else value)
+        field.assign(getattr(parsed, field.target), _parse_form_text(field, value) if form else value)
     stream = values.get("stream")
     if form and stream is not None:
         stream = parse_flag_text(stream)
-    stream = stream is not None and check_flag("stream", stream)
-    if "response_format" in fields and not stream and not message.response_format:
+    parsed.stream = stream is not None and check_flag("stream", stream)
+    if "response_format" in fields and not parsed.stream and not parsed.options.delivery:
         # A stream keeps the default of the API, which makes its lines short enough for every client.
-        message.response_format = ResponseFormat.RESPONSE_FORMAT_BOTH
-    return TaskRequest(task, message, task_format, stream)
+        parsed.options.delivery = MediaDelivery.MEDIA_DELIVERY_BOTH
+    return parsed
 
 
 def _parse_form_text(field: Field, text: str) -> Any:
@@ -156,9 +159,9 @@ async def _add_audio(
         return
     audio = parsed.input.audio
     if file is not None:
-        if not file.media_id:
+        if not file.id:
             raise invalid("audio", "a file of at least one byte")
-        audio.media_id, audio.content_type = file.media_id, file.content_type
+        audio.media_id, audio.content_type = file.id, file.content_type
     elif value is not None:
         await _add_base64_audio(gateway, body, audio, value, call)
 
@@ -177,7 +180,7 @@ async def _add_base64_audio(gateway: Gateway, body: RequestBody, audio: Any, val
         if first:
             upload = _yield_between(first, pieces)
             stored = await gateway.services.media.upload_media(content_type, upload, call)
-            audio.media_id, content_type = stored.media_id, stored.content_type
+            audio.media_id, content_type = stored.id, stored.content_type
     if not audio.data and not audio.media_id:
         raise invalid("audio", "base64 of at least one byte")
     audio.content_type = content_type

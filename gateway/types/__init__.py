@@ -33,7 +33,7 @@ EVENT_RENDERERS: Mapping[str, Callable[[StreamObjects, Any], Iterable[bytes]]] =
 }
 """Renders the events of streams, by type of event."""
 
-_RESULT_RENDERERS = {each.output: each.render_result for each in TASK_FORMATS.values()}
+_FORMATS_BY_OUTPUT = {each.output: each for each in TASK_FORMATS.values()}
 
 
 def type_name(task_type: int) -> str:
@@ -44,7 +44,19 @@ def type_name(task_type: int) -> str:
 
 def render_result(result: TaskResult, link: Link) -> bytes:
     """Returns a result as the JSON object of its type."""
-    renderer = _RESULT_RENDERERS.get(result.WhichOneof("output") or "")
-    if renderer is None:
+    return _format_of(result).render_result(result, link)
+
+
+def render_last(objects: StreamObjects, result: TaskResult, link: Link) -> bytes:
+    """Returns the JSON object that ends a stream with `result`."""
+    task_format = _format_of(result)
+    if task_format.render_last is not None:
+        return task_format.render_last(objects, result)
+    return task_format.render_result(result, link)
+
+
+def _format_of(result: TaskResult) -> TaskFormat:
+    task_format = _FORMATS_BY_OUTPUT.get(result.WhichOneof("output") or "")
+    if task_format is None:
         raise ValueError("the result has no known output")
-    return renderer(result, link)
+    return task_format

@@ -14,8 +14,7 @@ from gateway.types.fields import Field
 from pomelo.fields import Rules
 from pomelo.gen.v1.image_pb2 import GeneratedImage
 from pomelo.gen.v1.speech_pb2 import SpeechOutput
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import TaskStarted
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
 
 Link = Callable[[str], str]
 """Maps a media link of the engine to the link that callers get."""
@@ -25,10 +24,11 @@ Link = Callable[[str], str]
 class TaskFormat:
     """How the REST API represents one task type.
 
-    `name` is its public name, `input` its field of `Task`, `output` its field of `TaskResult`. `rules` has a
-    rule for each of `fields`, and for `audio` if the type takes audio. If `ignores_audio_file`, a form may
-    have an audio file, which is not used. `render_event` returns the stream's objects for an event of the
-    type `event` (empty: the stream has none but its result).
+    `name` is its public name, `input` its field of `TaskSpec`, `output` its field of `TaskResult`. `rules`
+    has a rule for each of `fields`, and for `audio` if the type takes audio. If `ignores_audio_file`, a form
+    may have an audio file, which is not used. `render_event` returns the stream's objects for an event of the
+    type `event` (empty: the stream has none but its last). `render_last` returns the object that ends a
+    stream; None: the result.
 
     `schema_name` and `result_schema_name` name its OpenAPI schemas; `schemas` has the latter and those that
     it refers to.
@@ -50,6 +50,7 @@ class TaskFormat:
     schemas: Mapping[str, Schema] = field(default_factory=dict)
     event: str = ""
     render_event: Callable[[StreamObjects, Any], Iterable[bytes]] = lambda objects, event: ()
+    render_last: Callable[[StreamObjects, TaskResult], bytes] | None = None
     media_range: str = ""
     output_formats: Mapping[str, int] = field(default_factory=dict)
     raw_media: Callable[[TaskResult], Any] | None = None
@@ -67,19 +68,15 @@ class TaskFormat:
 
 
 class StreamObjects:
-    """The JSON objects of one task's stream; the members that they share are rendered once.
+    """The JSON objects of one task's stream; the members that they share are rendered once. `is_first` is
+    whether no object was rendered so far."""
 
-    `last` is the object that ends the stream, empty until it is known. `is_first` is whether no object was
-    rendered so far.
-    """
-
-    __slots__ = ("_prefixes", "_started", "is_first", "last")
+    __slots__ = ("_prefixes", "_started", "is_first")
 
     def __init__(self, started: TaskStarted) -> None:
         self._started = started
         self._prefixes: dict[str, bytes] = {}
         self.is_first = True
-        self.last = b""
 
     def prefix(self, object_type: str, members: bytes) -> bytes:
         """Returns the beginning of an object: the common members, then `members`, which must not vary."""
@@ -96,7 +93,7 @@ def open_object(source: TaskResult | TaskStarted, object_type: str, **members: A
     common = {
         "id": source.id,
         "object": object_type,
-        "created": source.created.seconds,
+        "created": source.create_time.seconds,
         "model": source.model,
     }
     return to_json({**common, **members})[:-1]

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 from jiter import from_json
 
 from gateway.openapi.schema import Schema
 from pomelo.errors import PomeloError, invalid
 from pomelo.fields import FieldRule
-from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+
+Target = Literal["input", "spec", "options"]
+"""The attribute of a `TaskRequest` with the message in which a field is set."""
 
 _MAX_NUMBER_LENGTH = 400
 """Characters; a float written out in full has some 330."""
@@ -25,15 +28,16 @@ _MAX_NUMBER_LENGTH = 400
 class Field:
     """One field of a task's body.
 
-    `assign` sets a JSON value in a protobuf message; it raises invalid_parameter or missing_parameter.
-    `parse_form` converts the text of a form field to the JSON value; it raises ValueError. `schema` is what
-    OpenAPI says about the field besides its rule.
+    `assign` sets a JSON value in the protobuf message `target`; it raises invalid_parameter or
+    missing_parameter. `parse_form` converts the text of a form field to the JSON value; it raises ValueError.
+    `schema` is what OpenAPI says about the field besides its rule.
     """
 
     name: str
     assign: Callable[[Any, Any], None]
     parse_form: Callable[[str], Any]
     schema: Schema
+    target: Target = "input"
 
     @property
     def is_json(self) -> bool:
@@ -84,11 +88,11 @@ def describe(rule: FieldRule, schema: Schema) -> Schema:
     return {key: value for key, value in described.items() if value is not None} | schema
 
 
-def text(name: str, **schema: Any) -> Field:
+def text(name: str, *, target: Target = "input", **schema: Any) -> Field:
     def assign(message: Any, value: Any) -> None:
         setattr(message, name, check_text(name, value))
 
-    return Field(name, assign, str, schema)
+    return Field(name, assign, str, schema, target)
 
 
 def integer(name: str, *, bits: int = 64, **schema: Any) -> Field:
@@ -129,17 +133,26 @@ def flag(name: str, *, label: str = "", **schema: Any) -> Field:
     return Field(name, assign, parse_flag_text, schema)
 
 
-def choice(name: str, values: Mapping[str, int], *, aliases: Collection[str] = (), **schema: Any) -> Field:
-    """Returns a field with an enum value for each of the texts `values`; errors do not name `aliases`."""
+def choice(
+    name: str,
+    values: Mapping[str, int],
+    *,
+    aliases: Collection[str] = (),
+    target: Target = "input",
+    attribute: str = "",
+    **schema: Any,
+) -> Field:
+    """Returns a field with an enum value for each of the texts `values`; errors do not name `aliases`.
+    `attribute` is its name in the protobuf message, by default `name`."""
     documented = [each for each in values if each not in aliases]
 
     def assign(message: Any, value: Any) -> None:
         enum_value = values.get(value) if type(value) is str else None
         if enum_value is None:
             raise invalid(name, f"one of {', '.join(documented)}")
-        setattr(message, name, enum_value)
+        setattr(message, attribute or name, enum_value)
 
-    return Field(name, assign, str, schema)
+    return Field(name, assign, str, schema, target)
 
 
 def by_name(*fields: Field) -> dict[str, Field]:
@@ -148,7 +161,9 @@ def by_name(*fields: Field) -> dict[str, Field]:
 
 RESPONSE_FORMAT = choice(
     "response_format",
-    {"url": ResponseFormat.RESPONSE_FORMAT_URL, "b64_json": ResponseFormat.RESPONSE_FORMAT_B64_JSON},
+    {"url": MediaDelivery.MEDIA_DELIVERY_LINK, "b64_json": MediaDelivery.MEDIA_DELIVERY_INLINE},
+    target="options",
+    attribute="delivery",
     description="A link or the bytes; both when absent, if they fit a stream's line.",
 )
 

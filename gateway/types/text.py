@@ -13,7 +13,8 @@ from gateway.types.base import Link, StreamObjects, TaskFormat, open_object, res
 from pomelo.errors import invalid, missing
 from pomelo.fields import MAX_PARTS, TEXT_FIELDS
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import ContentParts, FinishReason, Message, Role, TextDelta, TokenUsage
+from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role, TextDelta
+from pomelo.gen.v1.usage_pb2 import Usage
 
 _ROLES = {"system": Role.ROLE_SYSTEM, "user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
 
@@ -34,17 +35,19 @@ def _assign_stop(message: Any, value: Any) -> None:
         message.stop.append(fields.check_text(f"stop[{i}]", text))
 
 
-def _assign_messages(message: Any, value: Any) -> None:
+def _assign_messages(task_input: Any, value: Any) -> None:
     if type(value) is not list:
         raise invalid("messages", "a list of messages")
-    add = message.messages.add
+    add = task_input.messages.add
     for i, item in enumerate(value):
         if type(item) is dict and len(item) == 2:
             # A fast path for the common shape, with as few checks as possible.
             role, content = item.get("role"), item.get("content")
             number = _ROLES.get(role) if type(role) is str else None
             if number is not None and type(content) is str:
-                add(role=number, content=content)
+                message = add()
+                message.role = number
+                message.content.add().text = content
                 continue
         _fill_message(add(), f"messages[{i}]", item)
 
@@ -63,15 +66,14 @@ def _fill_message(message: Message, label: str, item: Any) -> None:
     if content is None:
         raise missing(f"{label}.content")
     if type(content) is list:
-        _fill_parts(message.parts, f"{label}.content", content)
+        _add_parts(message, f"{label}.content", content)
     elif type(content) is str:
-        message.content = fields.check_text(f"{label}.content", content)
+        message.content.add(text=content)
     else:
         raise invalid(f"{label}.content", "a text or a list of parts")
 
 
-def _fill_parts(parts: ContentParts, label: str, items: list[Any]) -> None:
-    parts.SetInParent()
+def _add_parts(message: Message, label: str, items: list[Any]) -> None:
     for i, item in enumerate(items):
         part_label = f"{label}[{i}]"
         if type(item) is not dict:
@@ -86,9 +88,9 @@ def _fill_parts(parts: ContentParts, label: str, items: list[Any]) -> None:
         if value is None:
             raise missing(f"{part_label}.{part_type}")
         if part_type == "text":
-            parts.parts.add(text=fields.check_text(f"{part_label}.text", value))
+            message.content.add(text=fields.check_text(f"{part_label}.text", value))
         else:
-            parts.parts.add().image_url.url = _image_url(f"{part_label}.image_url", value)
+            message.content.add().image.source.url = _image_url(f"{part_label}.image_url", value)
 
 
 def _image_url(label: str, value: Any) -> str:
@@ -105,35 +107,33 @@ def _image_url(label: str, value: Any) -> str:
 
 def render_result(result: TaskResult, link: Link) -> bytes:
     text = result.text
+    content = "".join([part.text for part in text.message.content])
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": text.content},
+        "message": {"role": "assistant", "content": content},
         "finish_reason": _FINISH_REASONS.get(text.finish_reason),
     }
-    usage = _render_usage(text.usage)
+    usage = _render_usage(result.usage)
     return open_object(result, "task.completion", choices=[choice], usage=usage) + b"}"
 
 
 def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
-    """Returns a `task.completion.chunk` of text; the last chunk becomes `objects.last` instead."""
-    if delta.finish_reason:
-        objects.last = render_last_delta(objects, delta)
-        return ()
+    """Returns a `task.completion.chunk` of text."""
     opening = _open_chunk(objects)
-    return (b"".join((opening, b'"content":', to_json(delta.content), b'},"finish_reason":null}]}')),)
+    return (b"".join((opening, b'"content":', to_json(delta.text), b'},"finish_reason":null}]}')),)
 
 
-def render_last_delta(objects: StreamObjects, delta: TextDelta) -> bytes:
+def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
     """Returns the last `task.completion.chunk`, with finish_reason and usage."""
-    has_content = delta.content or objects.is_first
+    has_text = not objects.is_first
     return b"".join(
         (
             _open_chunk(objects),
-            b'"content":' + to_json(delta.content) if has_content else b"",
+            b"" if has_text else b'"content":""',
             b'},"finish_reason":',
-            to_json(_FINISH_REASONS.get(delta.finish_reason)),
+            to_json(_FINISH_REASONS.get(result.text.finish_reason)),
             b'}],"usage":',
-            to_json(_render_usage(delta.usage)),
+            to_json(_render_usage(result.usage)),
             b"}",
         )
     )
@@ -145,14 +145,14 @@ def _open_chunk(objects: StreamObjects) -> bytes:
     return objects.prefix("task.completion.chunk", b',"choices":[{"index":0,"delta":{') + role
 
 
-def _render_usage(usage: TokenUsage) -> dict[str, Any]:
+def _render_usage(usage: Usage) -> dict[str, Any]:
     """Returns the token counts; those of the vendor's cache only if it was used."""
     counts: dict[str, Any] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
     }
-    cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
+    cached, written = usage.cached_input_tokens, usage.cache_write_input_tokens
     if cached or written:
         counts["prompt_tokens_details"] = {"cached_tokens": cached, "cache_write_tokens": written}
     return counts
@@ -236,9 +236,10 @@ FORMAT = TaskFormat(
         fields.integer("seed", description="For repeatable output."),
         fields.number("presence_penalty"),
         fields.number("frequency_penalty"),
-        fields.text("user", description="Your own name for the end user."),
+        fields.text("user", target="spec", description="Your own name for the end user."),
     ),
     render_result=render_result,
     event="text_delta",
     render_event=render_delta,
+    render_last=render_last,
 )

@@ -104,6 +104,7 @@ class Access:
             raise PomeloError(
                 "model_not_allowed",
                 f"The account's plan {principal.plan!r} does not exist any more. Ask the operator for one",
+                values={"plan": principal.plan},
             )
         return plan
 
@@ -126,7 +127,7 @@ class Access:
         """
         model = self._catalog.resolve(name)
         if not self.may_use(principal, name):
-            raise PomeloError("model_not_allowed", field="model")
+            raise PomeloError("model_not_allowed", field="model", values={"model": name})
         return model
 
     async def admit(self, call: Call) -> Visit:

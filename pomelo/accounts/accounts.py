@@ -9,20 +9,23 @@ from collections.abc import Callable, Mapping
 from pomelo import times
 from pomelo.accounts import pages
 from pomelo.accounts.access import Access
+from pomelo.accounts.modes import to_mode
 from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
-from pomelo.accounts.usage import UsageReader
+from pomelo.accounts.usage import UsageReader, read_filter, read_groupings
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
+from pomelo.gen.admin.v1.admin_service_pb2 import Account
 from pomelo.gen.v1 import account_service_pb2 as pb
-from pomelo.gen.v1.admin_service_pb2 import AccountDetail
 from pomelo.ids import new_id
 from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS
 from pomelo.stores.accounts import AccountRecord, AccountStore, Balance, Grant, UnknownAccountError, Wallet
 
 MAX_NOTE = 200
 
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_NAMES = "1 to 64 letters, digits, dots, dashes or underscores"
+_MAX_MICROS = MAX_CREDITS * MICROS
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_IDS = "1 to 64 letters, digits, dots, dashes or underscores"
 
 
 class LocalAccounts:
@@ -38,18 +41,25 @@ class LocalAccounts:
         plan = self._access.plan(principal)
         balance = await self._store.balance(Wallet(principal.account, principal.live))
         return pb.Account(
-            name=principal.account,
+            id=principal.account,
             plan=plan.name,
             limits=_limits(plan),
-            live=principal.live,
+            mode=to_mode(principal.live),
             balance=_balance(balance),
         )
 
     async def list_usage(self, request: pb.ListUsageRequest, call: Call) -> pb.ListUsageResponse:
         principal = await self._access.identify(call)
-        if request.group_by == pb.USAGE_GROUP_ACCOUNT:
-            raise invalid("group_by", "model, key or day")
-        return await self._usage.list(request, principal.account, principal.live)
+        query = read_filter(request.filter, principal.account, principal.live)
+        records, token = await self._usage.list_records(query, request.page_size, request.page_token)
+        return pb.ListUsageResponse(records=records, next_page_token=token)
+
+    async def sum_usage(self, request: pb.SumUsageRequest, call: Call) -> pb.SumUsageResponse:
+        principal = await self._access.identify(call)
+        query = read_filter(request.filter, principal.account, principal.live)
+        by = read_groupings(request.group_by)
+        sums, token = await self._usage.sum_records(query, by, request.page_size, request.page_token)
+        return pb.SumUsageResponse(sums=sums, next_page_token=token)
 
 
 class AccountAdmin:
@@ -69,30 +79,32 @@ class AccountAdmin:
         self._plan_changed = plan_changed
         self._now = now
 
-    async def create(self, name: str, plan: str, live_micros: int) -> AccountDetail:
+    async def create(self, account_id: str, plan: str, live_micros: int) -> Account:
         """Creates an account with initial test credits; an empty `plan` is the default one.
 
         Raises:
             PomeloError: missing_parameter, invalid_parameter, store_unavailable.
         """
-        if not name:
-            raise missing("name")
-        if not _NAME.fullmatch(name):
-            raise invalid("name", _NAMES)
+        if not account_id:
+            raise missing("id")
+        if not _ID.fullmatch(account_id):
+            raise invalid("id", _IDS)
         plan = plan or NEW_ACCOUNTS
         self._check_plan(plan)
-        if not 0 <= live_micros <= MAX_CREDITS * MICROS:
-            raise invalid("live_micros", f"0 to {MAX_CREDITS * MICROS:,}")
-        if not await self._store.add_account(name, plan, self._now()):
-            raise invalid("name", f"new. The account {name!r} exists already")
-        # Ids from callers have no colon, and names are unique, so these grant ids are free.
-        await self._give(f"test:{name}", Wallet(name, live=False), TEST_CREDITS, "to begin with")
+        if not 0 <= live_micros <= _MAX_MICROS:
+            raise invalid("live_micros", f"0 to {_MAX_MICROS:,}", minimum=0, maximum=_MAX_MICROS)
+        if not await self._store.add_account(account_id, plan, self._now()):
+            raise invalid("id", f"new. The account {account_id!r} exists already")
+        # Ids from callers have no colon, and those of accounts are unique, so these grant ids are free.
+        await self._give(f"test:{account_id}", Wallet(account_id, live=False), TEST_CREDITS, "to begin with")
         if live_micros:
-            await self._give(f"live:{name}", Wallet(name, live=True), live_micros, "to begin with")
-        return await self.show(name)
+            await self._give(
+                f"live:{account_id}", Wallet(account_id, live=True), live_micros, "to begin with"
+            )
+        return await self.get(account_id)
 
-    async def list(self, size: int, token: str) -> tuple[list[AccountDetail], str]:
-        """A page of accounts, ordered by name, and the token of the next page (empty: this was the last).
+    async def list(self, size: int, token: str) -> tuple[list[Account], str]:
+        """A page of accounts, ordered by id, and the token of the next page (empty: this was the last).
 
         Raises:
             PomeloError: invalid_parameter, store_unavailable.
@@ -105,62 +117,62 @@ class AccountAdmin:
         ]
         page = found[: min(size, pages.fitting(found))]
         more = len(page) < len(found)
-        return page, pages.make_token("accounts", page[-1].name) if more else ""
+        return page, pages.make_token("accounts", page[-1].id) if more else ""
 
-    async def show(self, name: str) -> AccountDetail:
-        """The account of that name.
+    async def get(self, account_id: str) -> Account:
+        """The account with that id.
 
         Raises:
             PomeloError: missing_parameter, not_found, store_unavailable.
         """
-        record = await self._found(name)
-        live, test = [await self._store.balance(Wallet(name, live)) for live in (True, False)]
+        record = await self._found(account_id, "id")
+        live, test = [await self._store.balance(Wallet(account_id, live)) for live in (True, False)]
         return self._detail(record, live, test)
 
     async def grant(
-        self, name: str, amount: int, *, live: bool, note: str = "", grant_id: str = ""
-    ) -> AccountDetail:
+        self, account_id: str, amount: int, *, live: bool, note: str = "", grant_id: str = ""
+    ) -> Account:
         """Grants credits, once for each `grant_id` (empty: a new one); returns the account after the grant.
 
         Raises:
             PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
         """
-        await self._found(name)
-        if not 0 < amount <= MAX_CREDITS * MICROS:
-            raise invalid("amount_micros", f"1 to {MAX_CREDITS * MICROS:,}")
+        await self._found(account_id, "account_id")
+        if not 0 < amount <= _MAX_MICROS:
+            raise invalid("amount_micros", f"1 to {_MAX_MICROS:,}", minimum=1, maximum=_MAX_MICROS)
         if len(note) > MAX_NOTE:
-            raise invalid("note", f"up to {MAX_NOTE} characters")
-        if grant_id and not _NAME.fullmatch(grant_id):
-            raise invalid("grant_id", _NAMES)
-        wallet = Wallet(name, live)
+            raise invalid("note", f"up to {MAX_NOTE} characters", maximum=MAX_NOTE)
+        if grant_id and not _ID.fullmatch(grant_id):
+            raise invalid("grant_id", _IDS)
+        wallet = Wallet(account_id, live)
         if (await self._store.balance(wallet)).granted + amount > MAX_TOTAL_CREDITS * MICROS:
             raise invalid(
                 "amount_micros", f"such that no more than {MAX_TOTAL_CREDITS:,} credits are given in all"
             )
         await self._give(grant_id or new_id("grant_"), wallet, amount, note)
-        return await self.show(name)
+        return await self.get(account_id)
 
-    async def set_plan(self, name: str, plan: str) -> AccountDetail:
+    async def set_plan(self, account_id: str, plan: str) -> Account:
         """Changes an account's plan; returns the account after the change.
 
         Raises:
             PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
         """
-        await self._found(name)
+        await self._found(account_id, "account_id")
         if not plan:
             raise missing("plan")
         self._check_plan(plan)
-        if not await self._store.set_plan(name, plan):
-            raise unknown_account(name)
-        self._plan_changed(name)
-        return await self.show(name)
+        if not await self._store.set_plan(account_id, plan):
+            raise unknown_account(account_id)
+        self._plan_changed(account_id)
+        return await self.get(account_id)
 
-    async def _found(self, name: str) -> AccountRecord:
-        if not name:
-            raise missing("name")
-        record = await self._store.get_account(name)
+    async def _found(self, account_id: str, field: str) -> AccountRecord:
+        if not account_id:
+            raise missing(field)
+        record = await self._store.get_account(account_id)
         if record is None:
-            raise unknown_account(name)
+            raise unknown_account(account_id, field)
         return record
 
     async def _give(self, grant_id: str, wallet: Wallet, amount: int, note: str) -> None:
@@ -177,10 +189,10 @@ class AccountAdmin:
         if plan not in self._plans:
             raise invalid("plan", f"one of {', '.join(sorted(self._plans))}")
 
-    def _detail(self, record: AccountRecord, live: Balance, test: Balance) -> AccountDetail:
+    def _detail(self, record: AccountRecord, live: Balance, test: Balance) -> Account:
         plan = self._plans.get(record.plan)
-        return AccountDetail(
-            name=record.name,
+        return Account(
+            id=record.name,
             plan=record.plan,
             limits=_limits(plan) if plan is not None else None,
             live=_balance(live),
@@ -189,19 +201,19 @@ class AccountAdmin:
         )
 
 
-def unknown_account(name: str, field: str = "name") -> PomeloError:
-    """The error of an account that does not exist; `field` is the field with its name."""
-    return PomeloError(
-        "not_found", f"There is no account {name[:100]!r}. See: pomelo accounts list", field=field
-    )
+def unknown_account(account_id: str, field: str = "account_id") -> PomeloError:
+    """The error of an account that does not exist; `field` is the field with its id."""
+    shown = account_id[:100]
+    message = f"There is no account {shown!r}. See: pomelo accounts list"
+    return PomeloError("not_found", message, field=field, values={"account": shown})
 
 
 def _limits(plan: Plan) -> pb.PlanLimits:
     return pb.PlanLimits(
-        requests_per_minute=plan.requests or 0,
-        concurrent_requests=plan.concurrent or 0,
-        tokens_per_minute=plan.tokens or 0,
-        models=sorted(plan.models or ()),
+        requests_per_minute=plan.requests,
+        concurrent_requests=plan.concurrent,
+        tokens_per_minute=plan.tokens,
+        models=None if plan.models is None else pb.ModelSet(models=sorted(plan.models)),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pomelo.call import DEFAULT_TIMEOUT
 from pomelo.catalog.pricing import Prices, Usage, cost, decode_prices
-from pomelo.gen.v1.admin_service_pb2 import AuditResponse
+from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerResponse
 from pomelo.stores.accounts import AccountStore, Balance, Wallet
 from pomelo.stores.ledger import LedgerStore, OpenReservation
 from pomelo.stores.usage import UsageQuery, UsageRecord, UsageStore, WalletState
@@ -41,7 +41,7 @@ class _Findings:
     """Collects findings into the response."""
 
     max_findings: int
-    response: AuditResponse = field(default_factory=AuditResponse)
+    response: AuditLedgerResponse = field(default_factory=AuditLedgerResponse)
 
     def add(self, check: str, subject: str, difference: int, detail: str) -> None:
         """Adds a finding; `difference` is the stored value minus the recomputed one, in microcredits."""
@@ -65,7 +65,7 @@ async def audit(
     max_findings: int = MAX_FINDINGS,
     runs: Callable[[str], bool] | None = None,
     now: Callable[[], float] | None = None,
-) -> AuditResponse:
+) -> AuditLedgerResponse:
     """Audits the whole store. Reads `page_size` records at a time, and lists at most `max_findings` findings.
 
     `runs` returns whether this process still runs a task that it admitted; `now` returns Unix time, to find
@@ -121,7 +121,7 @@ async def _recompute(
         _check_bill(findings, record, prices)
     # Read after the records: a task that had a record by then has no reservation any more.
     reserved = await store.drafts()
-    findings.response.holds = len(reserved)
+    findings.response.reservations = len(reserved)
     await _check_tasks(findings, store, page_size, task_ids, reserved)
     await _check_reservations(findings, store, runs, now)
     start = len(findings.response.findings)
@@ -289,7 +289,7 @@ async def _check_spent(
     wallet, later = state.wallet, state.balance.spent
     if earlier != later:  # tasks ended in the meantime: sum this wallet's records alone, between two balances
         earlier = later
-        sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), "account")
+        sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), ())
         spent = sum(total.cost for total in sums)
         later = (await store.balance(wallet)).spent
     difference = _outside(spent, earlier, later)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.call import Call, Principal
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
 from pomelo.secrets import derive_key
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountStore
 from pomelo.stores.keys import KeyRecord, KeyStore
@@ -138,6 +138,7 @@ class Keyring:
             "rate_limit_exceeded",
             f"{message}. Your address sent too many requests without a valid key: retry in {wait} s",
             retry_after=wait,
+            values={"quota": FAILED_KEYS_QUOTA, "retryAfter": wait},
         )
 
     async def create(
@@ -170,12 +171,12 @@ class Keyring:
             raise _unknown(key_id)
         now = self._clock()
         if old.expires is not None and old.expires <= now:
-            raise invalid("key_id", "a key that has not expired. Create a new one")
+            raise invalid("id", "a key that has not expired. Create a new one")
         record, key = self._new(old.account, old.live, old.models, old.expires)
         replaced = await self._store.replace_key(key_id, record, now)
         self._forget(key_id)
         if not replaced:
-            raise invalid("key_id", "a key that is not revoked. Create a new one")
+            raise invalid("id", "a key that is not revoked. Create a new one")
         return record, key
 
     async def revoke(self, key_id: str) -> KeyRecord:
@@ -251,4 +252,6 @@ class Keyring:
 
 
 def _unknown(key_id: str) -> PomeloError:
-    return PomeloError("not_found", f"There is no key {key_id[:40]!r}. See: pomelo keys list", field="key_id")
+    shown = key_id[:40]
+    message = f"There is no key {shown!r}. See: pomelo keys list"
+    return PomeloError("not_found", message, field="id", values={"keyId": shown})

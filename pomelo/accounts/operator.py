@@ -10,12 +10,15 @@ from pomelo.accounts import pages
 from pomelo.accounts.accounts import AccountAdmin, unknown_account
 from pomelo.accounts.audit import audit
 from pomelo.accounts.keys import Keyring
-from pomelo.accounts.usage import UsageReader, read_time
+from pomelo.accounts.modes import is_live, to_mode
+from pomelo.accounts.usage import UsageReader, read_filter, read_groupings, read_time
 from pomelo.errors import invalid, missing
-from pomelo.gen.v1 import admin_service_pb2 as pb
+from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+from pomelo.gen.v1.account_service_pb2 import ModelSet
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, UnknownAccountError
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
+from pomelo.stores.usage import UsageQuery
 
 
 class LocalOperator:
@@ -45,31 +48,27 @@ class LocalOperator:
         self._runs = runs
 
     async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse:
-        _check_mode(request.mode)
-        for name in request.models:
-            if name not in self._models:
-                raise invalid(
-                    "models", f"names of models, and {name[:100]!r} is not a model. See: pomelo models"
-                )
-        account = request.account or DEFAULT_ACCOUNT
+        live = is_live(request.mode, default=False)
+        models = self._read_models(request)
+        account = request.account_id or DEFAULT_ACCOUNT
         try:
             record, secret = await self._keyring.create(
                 account,
-                live=request.mode == pb.KEY_MODE_LIVE,
-                models=dict.fromkeys(request.models),
+                live=live,
+                models=models,
                 expires=self._expires(request),
             )
         except UnknownAccountError as error:
-            raise unknown_account(account, "account") from error
+            raise unknown_account(account) from error
         return pb.CreateKeyResponse(key=_key(record), secret=secret)
 
     async def list_keys(self, request: pb.ListKeysRequest) -> pb.ListKeysResponse:
-        size, list_name = pages.page_size(request.page_size), f"keys of {request.account}"
+        size, list_name = pages.page_size(request.page_size), f"keys of {request.account_id}"
         after: tuple[float, str] | None = None
         if request.page_token:
             created, key_id = pages.read_token(request.page_token, list_name, float, str)
             after = (created, key_id)
-        records = await self._keyring.list(request.account or None, limit=size + 1, after=after)
+        records = await self._keyring.list(request.account_id or None, limit=size + 1, after=after)
         keys = [_key(record) for record in records]
         count = min(size, pages.fitting(keys))
         token = ""
@@ -78,47 +77,69 @@ class LocalOperator:
         return pb.ListKeysResponse(keys=keys[:count], next_page_token=token)
 
     async def rotate_key(self, request: pb.RotateKeyRequest) -> pb.RotateKeyResponse:
-        record, secret = await self._keyring.rotate(_key_id(request.key_id))
+        record, secret = await self._keyring.rotate(_key_id(request.id))
         return pb.RotateKeyResponse(key=_key(record), secret=secret)
 
     async def revoke_key(self, request: pb.RevokeKeyRequest) -> pb.RevokeKeyResponse:
-        return pb.RevokeKeyResponse(key=_key(await self._keyring.revoke(_key_id(request.key_id))))
+        return pb.RevokeKeyResponse(key=_key(await self._keyring.revoke(_key_id(request.id))))
 
     async def create_account(self, request: pb.CreateAccountRequest) -> pb.CreateAccountResponse:
-        account = await self._accounts.create(request.name, request.plan, request.live_micros)
+        account = await self._accounts.create(request.id, request.plan, request.live_micros)
         return pb.CreateAccountResponse(account=account)
 
     async def list_accounts(self, request: pb.ListAccountsRequest) -> pb.ListAccountsResponse:
         accounts, token = await self._accounts.list(request.page_size, request.page_token)
         return pb.ListAccountsResponse(accounts=accounts, next_page_token=token)
 
-    async def show_account(self, request: pb.ShowAccountRequest) -> pb.ShowAccountResponse:
-        return pb.ShowAccountResponse(account=await self._accounts.show(request.name))
+    async def get_account(self, request: pb.GetAccountRequest) -> pb.GetAccountResponse:
+        return pb.GetAccountResponse(account=await self._accounts.get(request.id))
 
     async def grant_credits(self, request: pb.GrantCreditsRequest) -> pb.GrantCreditsResponse:
-        _check_mode(request.mode)
         account = await self._accounts.grant(
-            request.name,
+            request.account_id,
             request.amount_micros,
-            live=request.mode != pb.KEY_MODE_TEST,
+            live=is_live(request.mode, default=True),
             note=request.note,
             grant_id=request.grant_id,
         )
         return pb.GrantCreditsResponse(account=account)
 
-    async def set_plan(self, request: pb.SetPlanRequest) -> pb.SetPlanResponse:
-        return pb.SetPlanResponse(account=await self._accounts.set_plan(request.name, request.plan))
+    async def set_account_plan(self, request: pb.SetAccountPlanRequest) -> pb.SetAccountPlanResponse:
+        account = await self._accounts.set_plan(request.account_id, request.plan)
+        return pb.SetAccountPlanResponse(account=account)
 
-    async def query_usage(self, request: pb.QueryUsageRequest) -> pb.QueryUsageResponse:
-        _check_mode(request.mode)
-        if request.account and await self._store.get_account(request.account) is None:
-            raise unknown_account(request.account, "account")
-        live = None if request.mode == pb.KEY_MODE_UNSPECIFIED else request.mode == pb.KEY_MODE_LIVE
-        usage = await self._usage.list(request.query, request.account or None, live)
-        return pb.QueryUsageResponse(usage=usage)
+    async def list_usage(self, request: pb.ListUsageRequest) -> pb.ListUsageResponse:
+        query = await self._read_query(request)
+        records, token = await self._usage.list_records(query, request.page_size, request.page_token)
+        return pb.ListUsageResponse(records=records, next_page_token=token)
 
-    async def audit(self, request: pb.AuditRequest) -> pb.AuditResponse:
+    async def sum_usage(self, request: pb.SumUsageRequest) -> pb.SumUsageResponse:
+        query = await self._read_query(request)
+        by = read_groupings(request.group_by)
+        sums, token = await self._usage.sum_records(query, by, request.page_size, request.page_token)
+        return pb.SumUsageResponse(sums=sums, next_page_token=token)
+
+    async def audit_ledger(self, request: pb.AuditLedgerRequest) -> pb.AuditLedgerResponse:
         return await audit(self._store, runs=self._runs, now=self._now)
+
+    async def _read_query(self, request: pb.ListUsageRequest | pb.SumUsageRequest) -> UsageQuery:
+        live = is_live(request.mode, default=None)
+        if request.account_id and await self._store.get_account(request.account_id) is None:
+            raise unknown_account(request.account_id)
+        return read_filter(request.filter, request.account_id or None, live)
+
+    def _read_models(self, request: pb.CreateKeyRequest) -> list[str]:
+        """The models of a new key, each once; empty: all."""
+        if not request.HasField("models"):
+            return []
+        if not request.models.models:
+            raise invalid("models", "at least one model, or absent for all")
+        for name in request.models.models:
+            if name not in self._models:
+                raise invalid(
+                    "models", f"names of models, and {name[:100]!r} is not a model. See: pomelo models"
+                )
+        return list(dict.fromkeys(request.models.models))
 
     def _expires(self, request: pb.CreateKeyRequest) -> float | None:
         expires = read_time(request, "expire_time")
@@ -127,23 +148,18 @@ class LocalOperator:
         return expires
 
 
-def _check_mode(mode: int) -> None:
-    if mode not in pb.KeyMode.values():
-        raise invalid("mode", "KEY_MODE_TEST or KEY_MODE_LIVE")
-
-
 def _key_id(key_id: str) -> str:
     if not key_id:
-        raise missing("key_id")
+        raise missing("id")
     return key_id
 
 
 def _key(record: KeyRecord) -> pb.Key:
     return pb.Key(
-        key_id=record.key_id,
-        account=record.account,
-        mode=pb.KEY_MODE_LIVE if record.live else pb.KEY_MODE_TEST,
-        models=record.models,
+        id=record.key_id,
+        account_id=record.account,
+        mode=to_mode(record.live),
+        models=ModelSet(models=record.models) if record.models else None,
         create_time=times.to_timestamp(record.created),
         expire_time=None if record.expires is None else times.to_timestamp(record.expires),
         revoke_time=None if record.revoked is None else times.to_timestamp(record.revoked),

@@ -1,4 +1,4 @@
-"""Pages of the operator's lists: their sizes and page tokens.
+"""Pages of lists: their sizes and page tokens.
 
 A page is limited in entries and in bytes, so that every client accepts the message.
 """
@@ -21,10 +21,10 @@ MAX_PAGE_SIZE = 1_000
 """The maximum number of entries in a page; a larger page_size is reduced to it (AIP-158)."""
 
 MAX_PAGE_BYTES = 1024 * 1024
-"""The maximum size of a page, unless its first entry alone is larger."""
+"""The maximum size of a page by default, unless its first entry alone is larger."""
 
 
-def page_size(requested: int) -> int:
+def page_size(requested: int, default: int = PAGE_SIZE, maximum: int = MAX_PAGE_SIZE) -> int:
     """The maximum number of entries in a page; `requested` is the request's page_size.
 
     Raises:
@@ -32,15 +32,15 @@ def page_size(requested: int) -> int:
     """
     if requested < 0:
         raise invalid("page_size", "0 (the default) or more")
-    return min(requested or PAGE_SIZE, MAX_PAGE_SIZE)
+    return min(requested or default, maximum)
 
 
-def fitting(entries: Sequence[Message]) -> int:
+def fitting(entries: Sequence[Message], max_bytes: int = MAX_PAGE_BYTES) -> int:
     """How many of these entries fit into a page: at least one, unless `entries` is empty."""
     size = 0
     for count, entry in enumerate(entries):
         size += entry.ByteSize()
-        if count and size > MAX_PAGE_BYTES:
+        if count and size > max_bytes:
             return count
     return len(entries)
 

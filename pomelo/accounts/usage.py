@@ -6,36 +6,55 @@ Nothing here checks who may read what.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
 from google.protobuf.message import Message
+from pydantic_core import from_json, to_json
 
 from pomelo import times
 from pomelo.accounts import pages
-from pomelo.errors import invalid
+from pomelo.accounts.modes import to_mode
+from pomelo.errors import invalid, missing
+from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.secrets import derive_key
-from pomelo.stores.usage import UsageQuery, UsageRecord, UsageStore, UsageTotal
+from pomelo.stores.usage import (
+    MAX_GROUPINGS,
+    Dimension,
+    Grouping,
+    MetadataKey,
+    UsageQuery,
+    UsageRecord,
+    UsageStore,
+    UsageTotal,
+    decode_metadata,
+)
 
-PAGE_SIZE = 100
-"""Records in a page by default."""
+MAX_SUMS = 10_000
+"""The maximum number of sums in a page, and their number by default: more than most accounts have."""
 
-MAX_PAGE_SIZE = 1_000
-"""The largest number of records or sums that a request can ask for in a page."""
-
-SUMS_PAGE_SIZE = 10_000
-"""Sums in a page by default: as many as fit into a message of 4 MiB, more than most accounts have."""
+_MAX_SUMS_BYTES = 3 * 1024 * 1024
+"""The maximum size of a page of sums: a gRPC client takes 4 MiB by default."""
 
 _SIGNATURE_BYTES = 16
 """The length of a page token's signature."""
 
-_GROUPS = {
-    pb.USAGE_GROUP_MODEL: "model",
-    pb.USAGE_GROUP_KEY: "key",
-    pb.USAGE_GROUP_DAY: "day",
-    pb.USAGE_GROUP_ACCOUNT: "account",
+_DIMENSIONS: dict[int, Dimension] = {
+    pb.USAGE_DIMENSION_MODEL: "model",
+    pb.USAGE_DIMENSION_KEY: "key",
+    pb.USAGE_DIMENSION_DAY: "day",
+    pb.USAGE_DIMENSION_USER: "user",
+    pb.USAGE_DIMENSION_TASK_TYPE: "task_type",
+    pb.USAGE_DIMENSION_PROVIDER: "provider",
+    pb.USAGE_DIMENSION_PROTOCOL: "protocol",
+}
+_OPERATOR_DIMENSIONS: dict[int, Dimension] = {
+    admin_pb.OPERATOR_DIMENSION_ACCOUNT: "account",
+    admin_pb.OPERATOR_DIMENSION_MODE: "mode",
 }
 
 _SOURCES = {
@@ -50,8 +69,8 @@ def _equal_names(row: type, message: type[Message], *excluded: str) -> list[str]
     return [name for name in message.DESCRIPTOR.fields_by_name if name in names]
 
 
-_RECORD_FIELDS = _equal_names(UsageRecord, pb.UsageRecord, "task_type", "source")
-_TOTAL_FIELDS = _equal_names(UsageTotal, pb.UsageTotal)
+_RECORD_FIELDS = _equal_names(UsageRecord, pb.UsageRecord, "task_type", "source", "metadata")
+_COUNTS = _equal_names(UsageRecord, Usage)
 """The fields of a message that have the same names and values in the store's rows."""
 
 
@@ -63,84 +82,90 @@ class UsageReader:
         self._store = store
         self._signing_key = derive_key(root_secret, "usage-page")
 
-    async def list(
-        self, request: pb.ListUsageRequest, account: str | None, live: bool | None
-    ) -> pb.ListUsageResponse:
-        """The records or sums that `request` selects: of one account or all (None), in one mode or both.
+    async def list_records(
+        self, query: UsageQuery, page_size: int, page_token: str
+    ) -> tuple[list[pb.UsageRecord], str]:
+        """A page of records, newest first, and the token of the next page (empty: this was the last).
 
         Raises:
             PomeloError: invalid_parameter, store_unavailable.
         """
-        query = UsageQuery(
-            account=account,
-            live=live,
-            model=request.model or None,
-            key_id=request.key_id or None,
-            since=read_time(request, "from_time"),
-            until=read_time(request, "to_time"),
-        )
-        if not 0 <= request.page_size <= MAX_PAGE_SIZE:
-            raise invalid("page_size", f"1 to {MAX_PAGE_SIZE:,}")
-        if request.group_by == pb.USAGE_GROUP_UNSPECIFIED:
-            return await self._page(query, request.page_size or PAGE_SIZE, request.page_token)
-        by = _GROUPS.get(request.group_by)
-        if by is None:
-            raise invalid("group_by", "model, key, day or account")
-        return await self._sums(query, by, request.page_size or SUMS_PAGE_SIZE, request.page_token)
+        size = pages.page_size(page_size)
+        after = self._read_token(page_token, repr(query)).decode() if page_token else ""
+        while True:
+            try:
+                found, next_after = await self._store.list_usage(query, limit=size, after=after)
+            except ValueError as error:
+                raise pages.wrong_token() from error
+            records = [_record(record) for record in found]
+            size = pages.fitting(records)
+            if size == len(records):
+                token = self._make_token(next_after.encode(), repr(query)) if next_after else ""
+                return records, token
 
-    async def _sums(self, query: UsageQuery, by: str, size: int, token: str) -> pb.ListUsageResponse:
-        after = self._read_token(token, query, by) if token else ""
+    async def sum_records(
+        self, query: UsageQuery, by: Sequence[Grouping], page_size: int, page_token: str
+    ) -> tuple[list[pb.UsageSum], str]:
+        """A page of sums, in order of their groups, and the token of the next page (empty: this was the
+        last).
+
+        Raises:
+            PomeloError: invalid_parameter, store_unavailable.
+        """
+        size = pages.page_size(page_size, MAX_SUMS, MAX_SUMS)
+        list_name = f"{query} by {by}"
+        after = tuple(from_json(self._read_token(page_token, list_name))) if page_token else None
         totals = await self._store.sum_usage(query, by, limit=size + 1, after=after)
-        more = len(totals) > size
-        return pb.ListUsageResponse(
-            totals=[_total(row) for row in totals[:size]],
-            next_page_token=self._make_token(totals[size - 1].group, query, by) if more else "",
-        )
+        sums = [_sum(row) for row in totals]
+        count = min(size, pages.fitting(sums, _MAX_SUMS_BYTES))
+        more = count < len(sums)
+        return sums[:count], self._make_token(to_json(totals[count - 1].groups), list_name) if more else ""
 
-    async def _page(self, query: UsageQuery, size: int, token: str) -> pb.ListUsageResponse:
-        after = self._read_token(token, query) if token else ""
-        try:
-            records, next_after = await self._store.list_usage(query, limit=size, after=after)
-        except ValueError as error:
-            raise pages.wrong_token() from error
-        return pb.ListUsageResponse(
-            records=[_record(record) for record in records],
-            next_page_token=self._make_token(next_after, query) if next_after else "",
-        )
+    def _make_token(self, position: bytes, list_name: str) -> str:
+        """A token that is valid for this list only."""
+        return pages.encode(self._sign(position, list_name) + position)
 
-    def _make_token(self, after: str, query: UsageQuery, by: str = "") -> str:
-        """A token that is valid for this query only."""
-        position = after.encode()
-        return pages.encode(self._sign(position, query, by) + position)
-
-    def _read_token(self, token: str, query: UsageQuery, by: str = "") -> str:
+    def _read_token(self, token: str, list_name: str) -> bytes:
         data = pages.decode(token)
         signature, position = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._sign(position, query, by)):
+        if not hmac.compare_digest(signature, self._sign(position, list_name)):
             raise pages.wrong_token()
-        return position.decode()
+        return position
 
-    def _sign(self, position: bytes, query: UsageQuery, by: str) -> bytes:
-        text = repr(query) + (f" by {by}" if by else "")
-        return hmac.digest(self._signing_key, text.encode() + b"\0" + position, "sha256")[:_SIGNATURE_BYTES]
+    def _sign(self, position: bytes, list_name: str) -> bytes:
+        message = list_name.encode() + b"\0" + position
+        return hmac.digest(self._signing_key, message, "sha256")[:_SIGNATURE_BYTES]
 
 
 def _record(record: UsageRecord) -> pb.UsageRecord:
     return pb.UsageRecord(
         **{name: getattr(record, name) for name in _RECORD_FIELDS},
         id=record.task_id,
+        account_id=record.account,
+        protocol=record.wire,
+        mode=to_mode(record.live),
         task_type=_task_type(record.task_type),
-        audio_seconds=record.audio_ms / 1000,
-        cost_micros=record.cost,
+        metadata=decode_metadata(record.metadata),
+        usage=_usage(record),
         source=_SOURCES.get(record.source, pb.USAGE_SOURCE_UNSPECIFIED),
-        time=times.to_timestamp(record.at),
-        provider_cost_micros=record.provider_micros,
+        end_time=times.to_timestamp(record.at),
+        cost_micros=record.cost,
+        provider_cost_micros=record.provider_micros or None,
     )
 
 
-def _total(row: UsageTotal) -> pb.UsageTotal:
-    equal = {name: getattr(row, name) for name in _TOTAL_FIELDS}
-    return pb.UsageTotal(**equal, audio_seconds=row.audio_ms / 1000, cost_micros=row.cost)
+def _sum(row: UsageTotal) -> pb.UsageSum:
+    return pb.UsageSum(
+        groups=row.groups,
+        tasks=row.tasks,
+        usage=_usage(row),
+        output_bytes=row.output_bytes,
+        cost_micros=row.cost,
+    )
+
+
+def _usage(row: UsageRecord | UsageTotal) -> Usage:
+    return Usage(**{name: getattr(row, name) for name in _COUNTS}, audio_seconds=row.audio_ms / 1000)
 
 
 def _task_type(name: str) -> Any:
@@ -148,8 +173,61 @@ def _task_type(name: str) -> Any:
     return value.number if value is not None else TaskType.TASK_TYPE_UNSPECIFIED
 
 
-def read_time(request: Any, name: str) -> float | None:
-    """The Unix seconds of a time of a request; None if it has none.
+# --- requests
+
+
+def read_filter(usage_filter: pb.UsageFilter, account: str | None, live: bool | None) -> UsageQuery:
+    """The query for the records that a request selects: of one account or all (None), in one mode or both.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    return UsageQuery(
+        account=account,
+        live=live,
+        model=usage_filter.model or None,
+        key_id=usage_filter.key_id or None,
+        since=read_time(usage_filter, "start_time", "filter."),
+        until=read_time(usage_filter, "end_time", "filter."),
+    )
+
+
+def read_groupings(group_by: Iterable[pb.UsageGrouping | admin_pb.UsageGrouping]) -> tuple[Grouping, ...]:
+    """The groupings of a request.
+
+    Raises:
+        PomeloError: missing_parameter, invalid_parameter.
+    """
+    by = tuple([_grouping(grouping) for grouping in group_by])
+    if len(set(by)) < len(by):
+        raise invalid("group_by", "properties that differ from each other")
+    if len(by) > MAX_GROUPINGS:
+        raise invalid("group_by", f"up to {MAX_GROUPINGS} properties")
+    return by
+
+
+def _grouping(grouping: pb.UsageGrouping | admin_pb.UsageGrouping) -> Grouping:
+    found: Grouping | None = None
+    match grouping.WhichOneof("by"):
+        case None:
+            raise missing("group_by")
+        case "metadata_key":
+            try:
+                return MetadataKey(grouping.metadata_key)
+            except ValueError:
+                raise invalid("group_by", "a metadata_key without NUL") from None
+        case "dimension":
+            found = _DIMENSIONS.get(grouping.dimension)
+        case _:
+            assert isinstance(grouping, admin_pb.UsageGrouping)
+            found = _OPERATOR_DIMENSIONS.get(grouping.operator_dimension)
+    if found is None:
+        raise invalid("group_by", "a known dimension")
+    return found
+
+
+def read_time(request: Any, name: str, path: str = "") -> float | None:
+    """The Unix seconds of the time `name` of a request or of its message at `path`; None if it has none.
 
     Raises:
         PomeloError: invalid_parameter.
@@ -159,4 +237,4 @@ def read_time(request: Any, name: str) -> float | None:
     try:
         return times.from_timestamp(getattr(request, name))
     except ValueError as error:
-        raise invalid(name, str(error)) from None
+        raise invalid(path + name, str(error)) from None

@@ -20,7 +20,7 @@ from pomelo.catalog.pricing import Prices, UnitPrices, parse_unit
 from pomelo.catalog.rows import parse_date
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, TomlFile
-from pomelo.errors import PomeloError
+from pomelo.errors import unsupported_model
 from pomelo.gen.v1.task_pb2 import TaskType
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
@@ -166,8 +166,7 @@ class Catalog:
         """
         model = self.models.get(name)
         if model is None:
-            shown = name if len(name) <= 100 else name[:100] + "…"
-            raise PomeloError("unsupported_model", f"Unsupported task type: {shown}", field="model")
+            raise unsupported_model(name)
         return model
 
 

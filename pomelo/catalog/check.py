@@ -25,7 +25,7 @@ from pomelo.catalog.rows import (
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
 from pomelo.gen.v1.speech_pb2 import VoiceSettings
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 
 _REQUIRED = frozenset(("messages", "prompt", "text", "voice", "audio", "max_tokens"))
 """Parameters that no route can drop: a task needs them, or they limit its cost."""
@@ -241,11 +241,13 @@ def _is_after(one: Any, other: Any) -> bool:
 
 
 def parameters(task_type: str) -> Mapping[str, int]:
-    """The names of the input fields of a task type, including those of voice_settings, with their protobuf
-    C++ types."""
-    message = Task.DESCRIPTOR.fields_by_name[task_type].message_type
+    """The names of the input fields of a task type, including those of voice_settings and, for text, the end
+    user's id, with their protobuf C++ types."""
+    message = TaskSpec.DESCRIPTOR.fields_by_name[task_type].message_type
     assert message is not None
     types = {field.name: field.cpp_type for field in message.fields}
     if "voice_settings" in types:
         types |= {field.name: field.cpp_type for field in VoiceSettings.DESCRIPTOR.fields}
+    if task_type == "text":
+        types["user"] = TaskSpec.DESCRIPTOR.fields_by_name["user"].cpp_type
     return types

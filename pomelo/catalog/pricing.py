@@ -48,7 +48,8 @@ class Usage:
 
     `input_tokens` are all tokens of the input. `cached_input_tokens` of them were read from the vendor's
     cache, and `cache_write_input_tokens` written to it, `cache_write_1h_input_tokens` of those for an hour.
-    `provider_micros` is the cost that the provider reports, in microdollars; 0 if it reports none.
+    `reasoning_tokens` are part of `output_tokens`. `provider_micros` is the cost that the provider reports,
+    in microdollars; 0 if it reports none.
     """
 
     input_tokens: int = 0
@@ -60,6 +61,7 @@ class Usage:
     cached_input_tokens: int = 0
     cache_write_input_tokens: int = 0
     cache_write_1h_input_tokens: int = 0
+    reasoning_tokens: int = 0
     provider_micros: int = 0
 
 

@@ -13,6 +13,7 @@ from math import ceil
 from typing import Any
 
 from pomelo.catalog.pricing import Prices, Usage, cost
+from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.money import MAX_CREDITS, MICROS
 
 log = logging.getLogger("pomelo.catalog")
@@ -22,13 +23,19 @@ class Report:
     """What a provider reports about a task in addition to its events.
 
     `cost` is the vendor's cost of the task in US dollars: an int, a float or a Decimal; None or 0 if it is
-    not reported.
+    not reported. `usage` is the vendor's count of the input of a stream, which is charged if the stream ends
+    early; None until it is known.
     """
 
-    __slots__ = ("cost",)
+    __slots__ = ("cost", "usage")
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets what an earlier attempt reported."""
         self.cost: Any = None
+        self.usage: UsageCounts | None = None
 
 
 def microdollars(amount: Any) -> int:

@@ -12,7 +12,7 @@ class TaskTypeRow:
 
     `limits` are those that a model of the type must have; `price_units` are the units of its usage: a price
     in another unit would never be charged. `price_example` is a line of a catalogue. `events` are those that
-    a provider yields; `output` is the output of its `result`, empty if it yields none.
+    a provider yields; `output` is the output of its `completed`, empty if it yields none.
     """
 
     limits: tuple[str, ...]
@@ -33,13 +33,14 @@ TASK_TYPE_ROWS: Mapping[str, TaskTypeRow] = {
             "million_cache_write_1h_input_tokens",
         ),
         price_example='price = { million_input_tokens = "4", million_output_tokens = "20" }',
-        events=frozenset({"text_delta"}),
+        events=frozenset({"text_delta", "completed"}),
+        output="text",
     ),
     "image": TaskTypeRow(
         limits=("max_characters",),
         price_units=("image", "megapixel"),
         price_example='price = { image = "0.04" }',
-        events=frozenset({"image_progress", "result"}),
+        events=frozenset({"image_progress", "completed"}),
         output="image",
     ),
     "text_to_speech": TaskTypeRow(
@@ -58,8 +59,8 @@ TASK_TYPE_ROWS: Mapping[str, TaskTypeRow] = {
         limits=("max_audio_seconds",),
         price_units=("audio_minute",),
         price_example='price = { audio_minute = "0.12" }',
-        events=frozenset({"result"}),
+        events=frozenset({"completed"}),
         output="transcription",
     ),
 }
-"""The task types by their name, which is also the field of Task.input and the providers' method."""
+"""The task types by their name, which is also the field of TaskSpec.input and the providers' method."""

@@ -11,8 +11,8 @@ from pomelo.cli.terminal import Config, Json, format_time, print_array, print_js
 from pomelo.money import format_credits, parse_credits
 
 if TYPE_CHECKING:
+    from pomelo.gen.admin.v1.admin_service_pb2 import Account
     from pomelo.gen.v1.account_service_pb2 import Balance
-    from pomelo.gen.v1.admin_service_pb2 import AccountDetail
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An account, from pomelo accounts list.")]
 
@@ -45,17 +45,17 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create an account. It starts with 100 test credits."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.CreateAccountRequest(name=name, plan=plan, live_micros=_micros(credits, "--credits"))
+    request = pb.CreateAccountRequest(id=name, plan=plan, live_micros=_micros(credits, "--credits"))
     response = call_operator(load(config), lambda operator: operator.create_account(request), creates=True)
     _print(response.account, as_json)
 
 
 def list_accounts(config: Config = None, as_json: Json = False) -> None:
     """List accounts by name, with their available credits."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
     found = list_pages(
@@ -67,7 +67,7 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
     for page in found:
         rows = [
             (
-                account.name,
+                account.id,
                 _plan(account),
                 format_credits(account.live.available_micros),
                 format_credits(account.test.available_micros),
@@ -80,11 +80,11 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
 
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:
     """Show the plan, the limits and the credits of an account."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.ShowAccountRequest(name=name)
-    response = call_operator(load(config), lambda operator: operator.show_account(request))
+    request = pb.GetAccountRequest(id=name)
+    response = call_operator(load(config), lambda operator: operator.get_account(request))
     _print(response.account, as_json)
 
 
@@ -104,13 +104,14 @@ def grant(
     as_json: Json = False,
 ) -> None:
     """Grant credits to an account."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.gen.v1.usage_pb2 import Mode
     from pomelo.settings import load
 
     request = pb.GrantCreditsRequest(
-        name=name,
+        account_id=name,
         amount_micros=_micros(credits, "CREDITS"),
-        mode=pb.KEY_MODE_TEST if test else pb.KEY_MODE_LIVE,
+        mode=Mode.MODE_TEST if test else Mode.MODE_LIVE,
         note=note,
         grant_id=once,
     )
@@ -125,11 +126,11 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Change the plan of an account."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.SetPlanRequest(name=name, plan=plan)
-    response = call_operator(load(config), lambda operator: operator.set_plan(request))
+    request = pb.SetAccountPlanRequest(account_id=name, plan=plan)
+    response = call_operator(load(config), lambda operator: operator.set_account_plan(request))
     _print(response.account, as_json)
 
 
@@ -140,11 +141,11 @@ def _micros(text: str, hint: str) -> int:
         raise typer.BadParameter(str(error), param_hint=hint) from None
 
 
-def _print(account: AccountDetail, as_json: bool) -> None:
+def _print(account: Account, as_json: bool) -> None:
     if as_json:
         print_json(_json(account))
         return
-    print_line(f"account  {account.name}, created {format_time(account, 'create_time')}")
+    print_line(f"account  {account.id}, created {format_time(account, 'create_time')}")
     print_line(f"plan     {_plan(account)}{_format_limits(account)}")
     for name, balance in (("live", account.live), ("test", account.test)):
         print_line(
@@ -154,27 +155,29 @@ def _print(account: AccountDetail, as_json: bool) -> None:
         )
 
 
-def _plan(account: AccountDetail) -> str:
+def _plan(account: Account) -> str:
     return account.plan if account.HasField("limits") else f"{account.plan} (there is no such plan)"
 
 
-def _format_limits(account: AccountDetail) -> str:
+def _format_limits(account: Account) -> str:
     if not account.HasField("limits"):
         return ""
     limits = account.limits
-    parts = [f"{getattr(limits, field):,} {words}" for words, field in _LIMITS if getattr(limits, field)]
-    if limits.models:
-        parts.append(f"models {', '.join(limits.models)}")
+    given = {field.name: value for field, value in limits.ListFields()}
+    parts = [f"{given[name]:,} {words}" for words, name in _LIMITS if name in given]
+    if limits.HasField("models"):
+        parts.append(f"models {', '.join(limits.models.models)}")
     return f": {', '.join(parts) or 'no limits'}"
 
 
-def _json(account: AccountDetail) -> dict[str, Any]:
+def _json(account: Account) -> dict[str, Any]:
     limits: dict[str, Any] | None = None
     if account.HasField("limits"):
-        limits = {field: getattr(account.limits, field) or None for _, field in _LIMITS}
-        limits["models"] = list(account.limits.models) or None
+        given = {field.name: value for field, value in account.limits.ListFields()}
+        limits = {name: given.get(name) for _, name in _LIMITS}
+        limits["models"] = list(given["models"].models) if "models" in given else None
     return {
-        "name": account.name,
+        "name": account.id,
         "plan": account.plan,
         "limits": limits,
         "live": _credits(account.live),

@@ -17,10 +17,12 @@ def audit(config: Config = None, as_json: Json = False) -> None:
 
     Status 1 if there are any.
     """
-    from pomelo.gen.v1.admin_service_pb2 import AuditRequest
+    from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerRequest
     from pomelo.settings import load
 
-    report = call_operator(load(config), lambda operator: operator.audit(AuditRequest()), _TIMEOUT)
+    report = call_operator(
+        load(config), lambda operator: operator.audit_ledger(AuditLedgerRequest()), _TIMEOUT
+    )
     findings = [
         {
             "check": finding.check,
@@ -34,12 +36,12 @@ def audit(config: Config = None, as_json: Json = False) -> None:
         format_credits, (report.cost_micros, report.uncollected_micros, report.difference_micros)
     )
     if as_json:
-        counts = {"wallets": report.wallets, "records": report.records, "holds": report.holds}
+        counts = {"wallets": report.wallets, "records": report.records, "holds": report.reservations}
         amounts = {"cost": cost, "uncollected": uncollected, "difference": difference}
         print_json(counts | amounts | {"findings": findings})
     else:
         print_line(
-            f"{report.wallets} wallets, {report.records} records, {report.holds} running tasks; "
+            f"{report.wallets} wallets, {report.records} records, {report.reservations} running tasks; "
             f"{cost} credits charged, {uncollected} uncollected"
         )
         if findings:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import date
     from ssl import SSLContext
 
-    from pomelo.gen.v1.admin_service_pb2 import AccountDetail
+    from pomelo.gen.admin.v1.admin_service_pb2 import Account
     from pomelo.providers import Credentials
     from pomelo.providers.registry import Entry, Registry
     from pomelo.settings import Settings, SettingsError
@@ -130,7 +130,8 @@ def _data(settings: Settings) -> Finding:
 def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:
     from pomelo.cli.keys import state
     from pomelo.cli.operator import list_pages
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.gen.v1.usage_pb2 import Mode
 
     is_local = settings.store_url().startswith("sqlite:")
     if is_local and not served and not settings.database.exists():
@@ -157,28 +158,26 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
     name = "SQLite" if is_local else settings.store_url().partition(":")[0]
     yield Finding("store", "ok", f"{name}, {len(keys)} keys, {len(usable)} of them usable")
     yield _plans(settings, accounts)
-    yield _credits(accounts, {key.account for key in usable if key.mode == pb.KEY_MODE_LIVE})
+    yield _credits(accounts, {key.account_id for key in usable if key.mode == Mode.MODE_LIVE})
 
 
-def _plans(settings: Settings, accounts: Sequence[AccountDetail]) -> Finding:
+def _plans(settings: Settings, accounts: Sequence[Account]) -> Finding:
     blocked = [account for account in accounts if not account.HasField("limits")]
     if blocked:
-        name, plan = blocked[0].name, blocked[0].plan
+        name, plan = blocked[0].id, blocked[0].plan
         return Finding(
             "plans",
             "broken",
-            f"{_join(account.name for account in blocked)}: blocked, since there is no plan {plan}. "
+            f"{_join(account.id for account in blocked)}: blocked, since there is no plan {plan}. "
             f"Add [plans.{plan}] to pomelo.toml, or run: pomelo accounts plan {name} PLAN",
         )
     own = f", {len(settings.plans)} plans of pomelo.toml" if settings.plans else ""
     return Finding("plans", "ok", f"{len(accounts)} accounts, all on an existing plan{own}")
 
 
-def _credits(accounts: Sequence[AccountDetail], live: Collection[str]) -> Finding:
+def _credits(accounts: Sequence[Account], live: Collection[str]) -> Finding:
     """Reports accounts with live keys that can't pay. It is normal that an account has spent its credits."""
-    empty = [
-        account.name for account in accounts if account.name in live and account.live.available_micros <= 0
-    ]
+    empty = [account.id for account in accounts if account.id in live and account.live.available_micros <= 0]
     if empty:
         return Finding(
             "credits",
@@ -203,10 +202,11 @@ def _grpc(settings: Settings, served: bool) -> Finding:
     import asyncio
 
     from pomelo.cli.client import NobodyError, new_call, open_server
+    from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 
     async def list_models() -> None:
         async with open_server(settings, None) as services:
-            await services.models.list_models(new_call(None, _TIMEOUT))
+            await services.models.list_models(ListModelsRequest(), new_call(None, _TIMEOUT))
 
     try:
         asyncio.run(list_models())

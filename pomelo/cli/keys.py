@@ -13,6 +13,7 @@ from pomelo.cli.terminal import (
     Config,
     Json,
     format_time,
+    mode_name,
     parse_time,
     print_array,
     print_json,
@@ -21,7 +22,7 @@ from pomelo.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from pomelo.gen.v1.admin_service_pb2 import Key
+    from pomelo.gen.admin.v1.admin_service_pb2 import Key
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The id of a key, from pomelo keys list.")]
 
@@ -43,7 +44,9 @@ def create(
     live: Annotated[
         bool, typer.Option("--live", help="A live key, for the providers. Default: a test key.")
     ] = False,
-    models: Annotated[str, typer.Option(metavar="M,…", help="The models it may use. Default: all.")] = "",
+    models: Annotated[
+        str | None, typer.Option(metavar="M,…", help="The models it may use. Default: all.")
+    ] = None,
     expires: Annotated[
         str,
         typer.Option(metavar="WHEN", help="When it expires: 30d, 12h or 2027-01-31T12:00Z. Default: never."),
@@ -52,14 +55,14 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a key and print it, alone on the last line. It can't be shown again."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.gen.v1.usage_pb2 import Mode
     from pomelo.settings import load
 
-    request = pb.CreateKeyRequest(
-        account=account,
-        mode=pb.KEY_MODE_LIVE if live else pb.KEY_MODE_TEST,
-        models=[name.strip() for name in models.split(",") if name.strip()],
-    )
+    request = pb.CreateKeyRequest(account_id=account, mode=Mode.MODE_LIVE if live else Mode.MODE_TEST)
+    if models is not None:  # without a name, it is refused
+        request.models.models[:] = [name.strip() for name in models.split(",") if name.strip()]
+        request.models.SetInParent()
     if expires:
         request.expire_time.FromNanoseconds(int(parse_expiry(expires, time.time()) * 1000) * 1_000_000)
     response = call_operator(load(config), lambda operator: operator.create_key(request), creates=True)
@@ -72,10 +75,10 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """List keys, oldest first, without their secrets."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    query = pb.ListKeysRequest(account=account)
+    query = pb.ListKeysRequest(account_id=account)
     found = list_pages(load(config), query, lambda operator, query: operator.list_keys(query))
     if as_json:
         print_array(_json(key) for page in found for key in page.keys)
@@ -83,10 +86,10 @@ def list_keys(
     for page in found:
         rows = [
             (
-                key.key_id,
-                key.account,
-                _mode(key),
-                ",".join(key.models) or "all",
+                key.id,
+                key.account_id,
+                mode_name(key.mode),
+                ",".join(key.models.models) if key.HasField("models") else "all",
                 format_time(key, "create_time") or "",
                 format_time(key, "expire_time") or "never",
                 state(key),
@@ -98,24 +101,24 @@ def list_keys(
 
 def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     """Create a key with the same properties, print it alone on the last line, and revoke the old one."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.RotateKeyRequest(key_id=key_id)
+    request = pb.RotateKeyRequest(id=key_id)
     _print_new(call_operator(load(config), lambda operator: operator.rotate_key(request)), as_json)
 
 
 def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     """Revoke a key, immediately and permanently."""
-    from pomelo.gen.v1 import admin_service_pb2 as pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.RevokeKeyRequest(key_id=key_id)
+    request = pb.RevokeKeyRequest(id=key_id)
     key = call_operator(load(config), lambda operator: operator.revoke_key(request)).key
     if as_json:
         print_json(_json(key))
     else:
-        print_line(f"Revoked {key.key_id} of {key.account}")
+        print_line(f"Revoked {key.id} of {key.account_id}")
 
 
 def parse_expiry(text: str, now: float) -> float:
@@ -139,30 +142,24 @@ def _print_new(answer: Any, as_json: bool) -> None:
         print_json(_json(answer.key) | {"key": answer.secret})
         return
     key = answer.key
-    models = ", ".join(key.models) or "all models"
+    models = ", ".join(key.models.models) if key.HasField("models") else "all models"
     expires = format_time(key, "expire_time") or "never"
-    print_line(f"Created a {_mode(key)} key of {key.account} for {models}. Expires: {expires}.")
+    print_line(f"Created a {mode_name(key.mode)} key of {key.account_id} for {models}. Expires: {expires}.")
     print_line("Store it now: it can't be shown again.")
     print_line(answer.secret)
 
 
 def _json(key: Key) -> dict[str, Any]:
     return {
-        "key_id": key.key_id,
-        "account": key.account,
-        "mode": _mode(key),
-        "models": list(key.models),
+        "key_id": key.id,
+        "account": key.account_id,
+        "mode": mode_name(key.mode),
+        "models": list(key.models.models),
         "created": format_time(key, "create_time"),
         "expires": format_time(key, "expire_time"),
         "revoked": format_time(key, "revoke_time"),
         "state": state(key),
     }
-
-
-def _mode(key: Key) -> str:
-    from pomelo.gen.v1 import admin_service_pb2 as pb
-
-    return "live" if key.mode == pb.KEY_MODE_LIVE else "test"
 
 
 def state(key: Key) -> str:

@@ -32,13 +32,14 @@ def models(
 ) -> None:
     """List models and their prices, in credits."""
     from pomelo.cli.client import find_key, new_call, open_server
+    from pomelo.service import list_all_models
     from pomelo.settings import load
 
     settings = load(config)
 
     async def list_models() -> list[Model]:
         async with open_server(settings, target, ca) as services:
-            return await services.models.list_models(new_call(find_key(settings, key)))
+            return await list_all_models(services.models, new_call(find_key(settings, key)))
 
     found = asyncio.run(list_models())
     if as_json:
@@ -47,7 +48,7 @@ def models(
     header = ["MODEL", "TYPE", "PRICE", "AVAILABLE"]
     rows = [
         [
-            model.name,
+            model.id,
             task_type_name(model.task_type),
             _prices(model),
             "yes" if model.available else "no",
@@ -64,22 +65,17 @@ def models(
 
 
 def _json(model: Model) -> dict[str, Any]:
-    from google.protobuf.json_format import MessageToDict
-
-    value: dict[str, Any] = MessageToDict(model, preserving_proto_field_name=True)
-    for field in ("deprecate_time", "retire_time"):  # replaced by days below
-        value.pop(field, None)
-    limits = {field.name: amount for field, amount in model.limits.ListFields()}
-    tiers = [
-        {"from_input_tokens": tier.from_input_tokens, "prices": _price_list(tier.prices)}
-        for tier in model.price_tiers
-    ]
-    return value | {
+    return {
+        "name": model.id,
         "task_type": task_type_name(model.task_type),
-        "limits": limits,
+        "limits": {field.name: amount for field, amount in model.limits.ListFields()},
         "prices": _price_list(model.prices),
-        "price_tiers": tiers,
+        "price_version": model.price_version,
         "available": model.available,
+        "price_tiers": [
+            {"from_input_tokens": tier.min_input_tokens, "prices": _price_list(tier.prices)}
+            for tier in model.price_tiers
+        ],
         "deprecated": _day(model.deprecate_time),
         "retires": _day(model.retire_time),
     }
@@ -96,7 +92,7 @@ def _price_list(prices: Any) -> list[dict[str, Any]]:
 def _prices(model: Model) -> str:
     """Returns all prices of a model; those of a tier follow the number of tokens from which they apply."""
     tiers = [
-        f"; from {tier.from_input_tokens:,} input tokens: " + " + ".join(map(_price, tier.prices))
+        f"; from {tier.min_input_tokens:,} input tokens: " + " + ".join(map(_price, tier.prices))
         for tier in model.price_tiers
     ]
     return " + ".join(map(_price, model.prices)) + "".join(tiers)

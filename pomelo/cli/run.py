@@ -17,10 +17,10 @@ from pomelo.cli.safe_text import visible_lines
 from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, print_line, task_type_name
 
 if TYPE_CHECKING:
+    from pomelo.gen.v1.media_pb2 import MediaSource
     from pomelo.gen.v1.model_service_pb2 import Model
-    from pomelo.gen.v1.speech_pb2 import AudioInput
-    from pomelo.gen.v1.task_pb2 import Task, TaskResult
-    from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+    from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+    from pomelo.gen.v1.task_service_pb2 import TaskOptions
 
 _MAX_INLINE_AUDIO = 3 * 1024 * 1024
 """Bytes of audio that are sent in the task; larger audio is uploaded first."""
@@ -65,6 +65,7 @@ def run(
 ) -> None:
     """Run one task; text is printed, media go to a file."""
     from pomelo.cli.client import find_key, new_call, open_server
+    from pomelo.service import get_task_model
     from pomelo.settings import load
 
     settings = load(config)
@@ -76,17 +77,18 @@ def run(
     async def run_task() -> None:
         async with open_server(settings, target, ca) as services:
             with Progress() as progress:
-                found = await services.models.get_model(model, new_call(api_key))
-                task, large_audio = _make_task(found, text, file, voice, param or [])
+                found = await get_task_model(services.models, model, new_call(api_key))
+                spec, options, large_audio = _make_task(found, text, file, voice, param or [])
                 if large_audio is not None and file is not None:
                     media = await services.media.upload_media("", _chunks(file), new_call(api_key))
-                    large_audio.media_id = media.media_id
+                    large_audio.media_id = media.id
                 progress.show("Working …")
                 if stream:
-                    async with services.tasks.stream_task(task, new_call(api_key)) as events:
+                    async with services.tasks.stream_task(spec, options, new_call(api_key)) as events:
                         await _stream(events, out, progress)
                 else:
-                    _write_result(await services.tasks.run_task(task, new_call(api_key)), out, progress)
+                    result = await services.tasks.run_task(spec, options, new_call(api_key))
+                    _write_result(result, out, progress)
 
     asyncio.run(run_task())
 
@@ -96,40 +98,43 @@ def run(
 
 def _make_task(
     model: Model, text: str | None, file: Path | None, voice: str, params: list[str]
-) -> tuple[Task, AudioInput | None]:
-    """Returns the task, and its audio if that has to be uploaded."""
-    from pomelo.gen.v1.media_pb2 import RESPONSE_FORMAT_B64_JSON
-    from pomelo.gen.v1.task_pb2 import Task
+) -> tuple[TaskSpec, TaskOptions, MediaSource | None]:
+    """Returns the task, how to answer, and the task's audio if that has to be uploaded."""
+    from pomelo.gen.v1.media_pb2 import MEDIA_DELIVERY_INLINE
+    from pomelo.gen.v1.task_pb2 import TaskSpec
+    from pomelo.gen.v1.task_service_pb2 import TaskOptions
     from pomelo.gen.v1.text_pb2 import ROLE_USER
 
-    task = Task(model=model.name)
-    task_input = getattr(task, task_type_name(model.task_type).replace("-", "_"))
+    spec, options = TaskSpec(model=model.id), TaskOptions(delivery=MEDIA_DELIVERY_INLINE)
+    task_input = getattr(spec, task_type_name(model.task_type).replace("-", "_"))
     task_input.SetInParent()
-    large_audio: AudioInput | None = None
-    fields = task_input.DESCRIPTOR.fields_by_name
-    if "response_format" in fields:
-        task_input.response_format = RESPONSE_FORMAT_B64_JSON
+    large_audio: MediaSource | None = None
+    # A copy, because protobuf's own mapping fails for text that is not UTF-8.
+    fields = dict(task_input.DESCRIPTOR.fields_by_name)
     if "voice" in fields:
         task_input.voice = voice
     if "audio" in fields:
         if file is None or text is not None:
-            raise FailureError(f"{model.name} takes audio: give --file and no text")
+            raise FailureError(f"{model.id} takes audio: give --file and no text")
         if file.stat().st_size <= _MAX_INLINE_AUDIO:
             task_input.audio.data = file.read_bytes()
         else:
             large_audio = task_input.audio
     else:
-        text = _read_text(text, file, model.name)
+        text = _read_text(text, file, model.id)
         if "messages" in fields:
-            task_input.messages.add(role=ROLE_USER, content=text)
+            task_input.messages.add(role=ROLE_USER).content.add(text=text)
         else:
             setattr(task_input, "prompt" if "prompt" in fields else "text", text)
+    owners = dict.fromkeys(fields, task_input) | {"user": spec, "metadata": spec, "delivery": options}
     for param in params:
         name, equals, value = param.partition("=")
         if not equals:
             raise FailureError(f"--param {param}: write NAME=VALUE")
-        set_field(task_input, name, value)
-    return task, large_audio
+        if name not in owners:
+            raise FailureError(f"--param {name}: there is no such field. Fields: {', '.join(sorted(owners))}")
+        _set_field(owners[name], name, value)
+    return spec, options, large_audio
 
 
 def _read_text(text: str | None, file: Path | None, model: str) -> str:
@@ -149,26 +154,22 @@ async def _chunks(file: Path) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def set_field(message: Any, name: str, text: str) -> None:
-    """Sets a field of a task's input from text, the short name of an enum value, or JSON.
+def _set_field(message: Any, name: str, text: str) -> None:
+    """Sets a field from text, the short name of an enum value, or JSON.
 
     Raises:
-        FailureError: the field does not exist, or the value is not one of its type.
+        FailureError: the value is not one of the field's type.
     """
     from google.protobuf.json_format import ParseDict, ParseError
 
-    # A copy, because protobuf's own mapping fails for text that is not UTF-8.
-    fields = dict(message.DESCRIPTOR.fields_by_name)
-    field = fields.get(name)
-    if field is None:
-        raise FailureError(f"--param {name}: there is no such field. Fields: {', '.join(sorted(fields))}")
+    field = message.DESCRIPTOR.fields_by_name[name]
     value: Any = text
     if field.enum_type is not None:
         value = _enum_name(field, text)
     elif field.type != field.TYPE_STRING or field.is_repeated:
         with suppress(ValueError):  # text, for a list of texts; other types are refused below
             value = json.loads(text)
-        if field.is_repeated and not isinstance(value, list):
+        if field.is_repeated and not isinstance(value, list | dict):
             value = [value]
     message.ClearField(name)
     try:
@@ -201,11 +202,11 @@ def _check_out(out: str | None) -> None:
         raise FailureError(f"--out {out}: there is no directory {path.parent}")
 
 
-async def _stream(events: AsyncIterator[StreamTaskResponse], out: str | None, progress: Progress) -> None:
+async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: Progress) -> None:
     """Writes a stream as it arrives. A file gets its name at the end of the stream."""
     started: Any = None
     sink: _Sink | None = None
-    finish_reason = 0
+    completed: TaskResult | None = None
     try:
         async for event in events:
             match event.WhichOneof("event"):
@@ -215,8 +216,7 @@ async def _stream(events: AsyncIterator[StreamTaskResponse], out: str | None, pr
                     if sink is None:
                         progress.clear()
                         sink = _text_sink(out)
-                    sink.write_text(event.text_delta.content)
-                    finish_reason = event.text_delta.finish_reason
+                    sink.write_text(event.text_delta.text)
                 case "audio_chunk":
                     if sink is None:
                         sink = _Sink(_media_path(out, started.id, event.audio_chunk.content_type))
@@ -224,17 +224,22 @@ async def _stream(events: AsyncIterator[StreamTaskResponse], out: str | None, pr
                     progress.show(f"Received {sink.size:,} bytes")
                 case "image_progress":
                     progress.show(f"Generating … {event.image_progress.progress:.0%}")
-                case "result" if sink is None:
-                    _write_result(event.result, out, progress)
+                case "completed":
+                    completed = event.completed
     except BaseException:
         if sink is not None:
             sink.discard()
         raise
-    if sink is not None:
-        progress.clear()
-        sink.commit()
-        _note_finish_reason(finish_reason)
-        _note_adjustments(started.adjustments)
+    if completed is None:
+        if sink is not None:
+            sink.discard()
+        raise FailureError("The server ended the stream before the task was complete. Try again")
+    if sink is None:
+        _write_result(completed, out, progress)
+        return
+    progress.clear()
+    sink.commit()
+    _note_result(completed)
 
 
 def _write_result(result: TaskResult, out: str | None, progress: Progress) -> None:
@@ -242,8 +247,8 @@ def _write_result(result: TaskResult, out: str | None, progress: Progress) -> No
     output = result.WhichOneof("output")
     match output:
         case "text":
-            _write_output(result.text.content, _text_sink(out))
-            _note_finish_reason(result.text.finish_reason)
+            text = "".join([part.text for part in result.text.message.content])
+            _write_output(text, _text_sink(out))
         case "transcription":
             _write_output(result.transcription.text, _text_sink(out))
         case "image":
@@ -252,7 +257,7 @@ def _write_result(result: TaskResult, out: str | None, progress: Progress) -> No
             _write_media(result.speech, result.id, out)
         case str():
             _write_output(str(getattr(result, output)), _text_sink(out))
-    _note_adjustments(result.adjustments)
+    _note_result(result)
 
 
 def _write_media(output: Any, task_id: str, out: str | None) -> None:
@@ -286,6 +291,11 @@ def _media_path(out: str | None, task_id: str, content_type: str) -> Path | None
         return None if out == "-" else Path(out)
     extensions = {**EXTENSIONS, "audio/pcm": "pcm"}
     return Path(f"{task_id}.{extensions.get(content_type.partition(';')[0], 'bin')}")
+
+
+def _note_result(result: TaskResult) -> None:
+    _note_finish_reason(result.text.finish_reason)
+    _note_adjustments(result.adjustments)
 
 
 def _note_finish_reason(finish_reason: int) -> None:

@@ -15,6 +15,7 @@ from pomelo.cli.safe_text import visible, visible_json
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.task_pb2 import TaskType
+    from pomelo.gen.v1.usage_pb2 import Mode
 
 Config = Annotated[
     Path | None,
@@ -132,6 +133,13 @@ def task_type_name(task_type: TaskType.ValueType) -> str:
     from pomelo.gen.v1.task_pb2 import TaskType
 
     return TaskType.Name(task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
+
+
+def mode_name(mode: Mode.ValueType) -> str:
+    """Returns the name of a mode, such as live."""
+    from pomelo.gen.v1.usage_pb2 import Mode
+
+    return Mode.Name(mode).removeprefix("MODE_").lower()
 
 
 class Progress:

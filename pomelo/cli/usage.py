@@ -18,6 +18,7 @@ from pomelo.cli.terminal import (
     Config,
     Json,
     format_time,
+    mode_name,
     parse_time,
     print_array,
     print_table,
@@ -26,12 +27,14 @@ from pomelo.cli.terminal import (
 from pomelo.money import format_credits
 
 if TYPE_CHECKING:
-    from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageTotal
+    from pomelo.gen.admin.v1.admin_service_pb2 import UsageGrouping
+    from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageSum
+    from pomelo.gen.v1.usage_pb2 import Usage
 
 _PAGE_SIZE = 1_000
 _COUNTS = (
     *("input_tokens", "cached_input_tokens", "cache_write_input_tokens", "output_tokens"),
-    *("characters", "images", "audio_seconds", "output_bytes"),
+    *("characters", "images", "audio_seconds"),
 )
 _TIMEOUT = 600.0
 """Seconds: the command may read every record."""
@@ -69,24 +72,34 @@ def usage(
     as_json: Json = False,
 ) -> None:
     """List usage records, newest first, or their sums. Costs are in credits."""
-    from pomelo.gen.v1 import account_service_pb2 as pb
-    from pomelo.gen.v1 import admin_service_pb2 as admin_pb
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.gen.v1.usage_pb2 import Mode
 
-    query = pb.ListUsageRequest(page_size=_PAGE_SIZE, model=model, key_id=key)
-    for text, hint, field in ((since, "--from", query.from_time), (until, "--to", query.to_time)):
+    request: pb.ListUsageRequest | pb.SumUsageRequest
+    if by is None:
+        request = pb.ListUsageRequest(account_id=account, page_size=_PAGE_SIZE)
+    else:
+        request = pb.SumUsageRequest(account_id=account, group_by=[_grouping(by)])
+    if live is not None:
+        request.mode = Mode.MODE_LIVE if live else Mode.MODE_TEST
+    request.filter.model, request.filter.key_id = model, key
+    times = ((since, "--from", request.filter.start_time), (until, "--to", request.filter.end_time))
+    for text, hint, field in times:
         if text:
             field.FromNanoseconds(_nanoseconds(text, hint))
-    if by is not None:
-        query.page_size = 0
-        query.group_by = pb.UsageGroup.Value(f"USAGE_GROUP_{by.name.upper()}")
-    mode = admin_pb.KEY_MODE_UNSPECIFIED
-    if live is not None:
-        mode = admin_pb.KEY_MODE_LIVE if live else admin_pb.KEY_MODE_TEST
-    request = admin_pb.QueryUsageRequest(query=query, account=account, mode=mode)
-    pages = _pages(config, request, by.value if by is not None else None)
+    pages = _pages(config, request, by.value if by is not None else "")
     {Format.table: _print_tables, Format.json: _print_json, Format.csv: _print_csv}[
         Format.json if as_json else output_format
     ](pages)
+
+
+def _grouping(by: By) -> UsageGrouping:
+    from pomelo.gen.admin.v1.admin_service_pb2 import OPERATOR_DIMENSION_ACCOUNT, UsageGrouping
+    from pomelo.gen.v1.account_service_pb2 import UsageDimension
+
+    if by is By.account:
+        return UsageGrouping(operator_dimension=OPERATOR_DIMENSION_ACCOUNT)
+    return UsageGrouping(dimension=UsageDimension.Value(f"USAGE_DIMENSION_{by.name.upper()}"))
 
 
 def _nanoseconds(text: str, hint: str) -> int:
@@ -98,38 +111,42 @@ def _nanoseconds(text: str, hint: str) -> int:
     return int(seconds * 1000) * 1_000_000
 
 
-def _pages(config: Any, request: Any, by: str | None) -> Iterator[list[dict[str, Any]]]:
+def _pages(config: Any, request: Any, by: str) -> Iterator[list[dict[str, Any]]]:
     """Yields the rows of each page; at least one page, which may be empty."""
     from pomelo.settings import load
 
     settings = load(config)
     while True:
-        found = call_operator(settings, lambda operator: operator.query_usage(request), _TIMEOUT).usage
-        if by is not None:
-            yield [_total(row, by) for row in found.totals]
+        if by:
+            sums = call_operator(settings, lambda operator: operator.sum_usage(request), _TIMEOUT)
+            yield [_sum(row, by) for row in sums.sums]
+            token = sums.next_page_token
         else:
-            yield [_record(row) for row in found.records]
-        if not found.next_page_token:
+            listed = call_operator(settings, lambda operator: operator.list_usage(request), _TIMEOUT)
+            yield [_record(row) for row in listed.records]
+            token = listed.next_page_token
+        if not token:
             return
-        request.query.page_token = found.next_page_token
+        request.page_token = token
 
 
 def _record(row: UsageRecord) -> dict[str, Any]:
     from pomelo.gen.v1.account_service_pb2 import UsageSource
 
     return {
-        "time": format_time(row, "time"),
+        "time": format_time(row, "end_time"),
         "id": row.id,
         "request_id": row.request_id,
-        "account": row.account,
+        "account": row.account_id,
         "key_id": row.key_id,
-        "mode": "live" if row.live else "test",
-        "wire": row.wire,
+        "mode": mode_name(row.mode),
+        "wire": row.protocol,
         "model": row.model,
         "type": task_type_name(row.task_type),
         "provider": row.provider,
         "provider_model": row.provider_model,
-        **_counts(row),
+        **_counts(row.usage),
+        "output_bytes": row.output_bytes,
         "processing_ms": row.processing_ms,
         "first_byte_ms": row.first_byte_ms,
         "source": UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
@@ -140,12 +157,18 @@ def _record(row: UsageRecord) -> dict[str, Any]:
     }
 
 
-def _total(row: UsageTotal, by: str) -> dict[str, Any]:
-    return {by: row.group, "tasks": row.tasks, **_counts(row), "cost": format_credits(row.cost_micros)}
+def _sum(row: UsageSum, by: str) -> dict[str, Any]:
+    return {
+        by: row.groups[0],
+        "tasks": row.tasks,
+        **_counts(row.usage),
+        "output_bytes": row.output_bytes,
+        "cost": format_credits(row.cost_micros),
+    }
 
 
-def _counts(row: UsageRecord | UsageTotal) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _COUNTS}
+def _counts(usage: Usage) -> dict[str, Any]:
+    return {name: getattr(usage, name) for name in _COUNTS}
 
 
 # --- printing

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pomelo.accounts.access import Access
@@ -20,24 +21,31 @@ from pomelo.catalog.catalog import Model
 from pomelo.engine import idempotency
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.routing import Candidate, Router
-from pomelo.errors import PomeloError, invalid
-from pomelo.gen.v1.media_pb2 import ResponseFormat
-from pomelo.gen.v1.speech_pb2 import AudioInput
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.errors import PomeloError, invalid, missing
+from pomelo.fields import check_enum
+from pomelo.gen.v1.media_pb2 import Media, MediaDelivery, MediaSource
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.ids import new_id
 from pomelo.media.audio import AudioSource
 from pomelo.media.content_types import sniff
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
-from pomelo.providers.fitting import Fitting
+from pomelo.providers.fitting import Fitting, Given
+from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
+from pomelo.tasks.labels import check_labels
+from pomelo.tasks.unknown_fields import check_no_unknown_fields
 
 T = TypeVar("T")
 
 INLINE_LIMIT = 4 * 1024 * 1024
 """Bytes of audio that a gRPC caller may send inline in a task."""
+
+MAX_IMAGE_FILES = 8 * 1024 * 1024
+"""Bytes of all images of a task that are files, as many as the largest message has inline."""
 
 LARGE = 256 * 1024
 """Bytes above which a task is examined in a thread, so that it does not block the event loop."""
@@ -69,7 +77,9 @@ class Acceptance:
         self._now = now
         self._new_id = new_id
 
-    async def accept(self, task: Task, call: Call, principal: Principal, *, stream: bool) -> AcceptedJob:
+    async def accept(
+        self, spec: TaskSpec, options: TaskOptions, call: Call, principal: Principal, *, stream: bool
+    ) -> AcceptedJob:
         """The job of a valid task. Writes the headers about its model, and whether strict handling applies.
 
         Raises:
@@ -78,21 +88,28 @@ class Acceptance:
         """
         if call.header_error is not None:
             raise call.header_error
-        if not task.model:
-            raise PomeloError("missing_parameter", "Missing required field: model", field="model")
-        model = self._access.model(task.model, principal)
+        if not spec.model:
+            raise missing("model")
+        model = self._access.model(spec.model, principal)
         call.response_headers |= retirement.headers(model)
         definition = TASK_TYPES[model.task_type]
-        which = task.WhichOneof("input")
+        which = spec.WhichOneof("input")
         if which is not None and which != definition.name:
             raise PomeloError(
                 "invalid_parameter",
-                f"Invalid input: {task.model} takes {definition.name}, not {which}",
+                f"Invalid input: {spec.model} takes {definition.name}, not {which}",
                 field=which,
+                values={"model": spec.model, "taskType": definition.name},
             )
-        given = getattr(task, definition.name)
-        large = task.ByteSize() > LARGE
-        await _examine(large, definition.check, given, model)
+        size = spec.ByteSize()
+        large = size > LARGE
+        await _examine(large, check_no_unknown_fields, spec, size)
+        check_no_unknown_fields(options, options.ByteSize())
+        task_input = getattr(spec, definition.name)
+        large = await self._check(task_input, model, definition, principal, large)
+        check_labels(spec)
+        check_enum(options, "delivery", MediaDelivery)
+        given = Given(task_input, spec.user)
         candidates, fitted, billed = await self._fit(
             given, model, definition, principal, large, strict=call.strict
         )
@@ -100,22 +117,23 @@ class Acceptance:
             call.response_headers["Preference-Applied"] = STRICT
             if billed.adjustments:
                 raise billed.refusal()
-        audio = self._audio_source(given.audio, call, principal) if definition.audio else None
+        audio = self._audio_source(task_input.audio, call, principal) if definition.audio else None
         key = None
         if call.idempotency_key is not None:
-            key = await idempotency.idempotency_key(call.idempotency_key, task, audio)
+            key = await idempotency.idempotency_key(call.idempotency_key, spec, audio)
         info = AudioInfo()
         if audio is not None:
             measured = await self._measurer.measure(audio, principal.account)
             audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
             info = AudioInfo(audio.size, audio.ms)
             if info.exceeds(model):
-                raise invalid("audio", f"audio of at most {model.limits.max_audio_seconds} seconds")
+                most = model.limits.max_audio_seconds
+                raise invalid("audio", f"audio of at most {most} seconds", maximum=most)
         estimate = await _examine(large, definition.estimate, billed.input, model, billed.route, info)
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
         stores_media = definition.media_size is not no_media and (
-            key is not None or idempotency.requested_format(given) == ResponseFormat.RESPONSE_FORMAT_URL
+            key is not None or options.delivery == MediaDelivery.MEDIA_DELIVERY_LINK
         )
         if stores_media:
             output = estimate
@@ -131,11 +149,15 @@ class Acceptance:
             deadline=call.deadline,
             audio=audio,
             adjustments=billed.adjustments,
-            original_input=given,
+            user=fitted.user,
+            given=given,
             request_id=call.request_id,
         )
         return AcceptedJob(
             job=job,
+            user=spec.user.replace("\0", "\ufffd"),  # which Postgres does not store
+            metadata=encode_metadata(spec.metadata),
+            delivery=options.delivery,
             principal=principal,
             protocol=call.protocol,
             definition=definition,
@@ -148,9 +170,25 @@ class Acceptance:
             created=int(self._now()),
         )
 
+    async def _check(
+        self, task_input: Any, model: Model, definition: TaskDefinition, principal: Principal, large: bool
+    ) -> bool:
+        """Refuses an input that the model can't take. Returns whether it is large, with its files.
+
+        Raises:
+            PomeloError: what is wrong with the input, or with a file.
+        """
+        if not large:
+            with suppress(_FileNeededError):
+                definition.check(task_input, model, _need_file)
+                return False
+        files = _ImageFiles(self._media, principal)
+        await asyncio.to_thread(definition.check, task_input, model, files.read)
+        return True
+
     async def _fit(
         self,
-        given: Any,
+        given: Given[Any],
         model: Model,
         definition: TaskDefinition,
         principal: Principal,
@@ -175,16 +213,9 @@ class Acceptance:
                     routes.remove(other)
         return routes, fitted, fitted
 
-    def _audio_source(self, audio: AudioInput, call: Call, principal: Principal) -> AudioSource:
+    def _audio_source(self, audio: MediaSource, call: Call, principal: Principal) -> AudioSource:
         if audio.media_id:
-            try:
-                path, media = self._media.find(audio.media_id, principal.owner)
-            except PomeloError as error:
-                if error.code != "not_found":
-                    raise
-                raise invalid(
-                    "audio", "a file that this account uploaded in the same mode within the last hour"
-                ) from error
+            path, media = _find(self._media, audio.media_id, principal, "audio")
             return AudioSource(media.content_type, media.size_bytes, path=path)
         size = len(audio.data)
         # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
@@ -193,8 +224,52 @@ class Acceptance:
                 "payload_too_large",
                 f"audio is larger than the {self._inline_limit:,} bytes that may be inline. Upload it",
                 field="audio",
+                values={"maxBytes": self._inline_limit},
             )
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+
+
+class _FileNeededError(Exception):
+    """An image of a task is a file: it is read in a thread, so that it does not block the event loop."""
+
+
+def _need_file(media_id: str, field: str) -> bytes:
+    raise _FileNeededError
+
+
+class _ImageFiles:
+    """The files of one task that are images."""
+
+    def __init__(self, media: MediaStore, principal: Principal) -> None:
+        self._media = media
+        self._principal = principal
+        self._left = MAX_IMAGE_FILES
+
+    def read(self, media_id: str, field: str) -> bytes:
+        path, media = _find(self._media, media_id, self._principal, field)
+        self._left -= media.size_bytes
+        if self._left < 0:
+            raise PomeloError(
+                "payload_too_large",
+                f"The images' files have more than {MAX_IMAGE_FILES:,} bytes in all. Send smaller ones",
+                field=field,
+                values={"maxBytes": MAX_IMAGE_FILES},
+            )
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+
+
+def _find(media: MediaStore, media_id: str, principal: Principal, field: str) -> tuple[Path, Media]:
+    try:
+        return media.find(media_id, principal.owner)
+    except PomeloError as error:
+        if error.code != "not_found":
+            raise
+        raise invalid(
+            field, "a file that this account uploaded in the same mode within the last hour"
+        ) from error
 
 
 async def _examine(large: bool, look: Callable[..., T], *arguments: Any) -> T:

@@ -17,10 +17,11 @@ from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.ledger import Ledger
 from pomelo.engine.reservation import Reservation
+from pomelo.engine.results import new_result, started_event, write_usage
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse, TaskStarted
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
@@ -49,10 +50,10 @@ class Engine:
         self._media = media
         self._turns = turns
 
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
+    async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         principal = await self._access.authenticate(call)
         try:
-            accepted = await self._accept(task, call, principal, stream=False)
+            accepted = await self._accept(spec, options, call, principal, stream=False)
             reservation = await self._reserve(accepted, call)
             if isinstance(reservation, idempotency.ReplayedTask):
                 return reservation.result
@@ -64,42 +65,46 @@ class Engine:
                         if turn.over():
                             await turn.next()
                         collector.add(event)
-                result = _new_result(task, reservation)
+                result = new_result(reservation.job, accepted.created)
                 report_adjustments(call, result.adjustments)  # a later route may have taken over
                 collector.finish(result)
                 await self._settle(reservation, collector, result, deadline)
             return result
         finally:
-            self._delete_upload(task, call, principal)
+            self._delete_upload(spec, call, principal)
 
     @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
+    async def stream_task(
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         principal = await self._access.authenticate(call)
         try:
-            accepted = await self._accept(task, call, principal, stream=True)
+            accepted = await self._accept(spec, options, call, principal, stream=True)
             reservation = await self._reserve(accepted, call)
             if isinstance(reservation, idempotency.ReplayedTask):
-                self._delete_upload(task, call, principal)
+                self._delete_upload(spec, call, principal)
                 async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
                     yield events
                 return
             collector = self._collect(reservation)
             async with (
                 self._life(reservation, collector) as deadline,
-                aclosing(self._stream(task, call, reservation, collector, deadline)) as events,
+                aclosing(self._stream(call, reservation, collector, deadline)) as events,
             ):
                 yield events
         finally:
-            self._delete_upload(task, call, principal)
+            self._delete_upload(spec, call, principal)
 
     # --- accepted and reserved
 
-    async def _accept(self, task: Task, call: Call, principal: Principal, *, stream: bool) -> AcceptedJob:
+    async def _accept(
+        self, spec: TaskSpec, options: TaskOptions, call: Call, principal: Principal, *, stream: bool
+    ) -> AcceptedJob:
         """The job of a task, or its refusal with the limits in the response headers."""
         try:
-            return await self._acceptance.accept(task, call, principal, stream=stream)
+            return await self._acceptance.accept(spec, options, call, principal, stream=stream)
         except PomeloError:
-            await self._access.report_limits(call, principal, task.model)
+            await self._access.report_limits(call, principal, spec.model)
             raise
 
     async def _reserve(self, accepted: AcceptedJob, call: Call) -> Reservation | idempotency.ReplayedTask:
@@ -111,7 +116,7 @@ class Engine:
         """
         reserved = await self._ledger.reserve(accepted, self._access.plan(accepted.principal), call)
         if isinstance(reserved, ReplayedAnswer):
-            replayed = idempotency.ReplayedTask(reserved.answer, accepted, self._media)
+            replayed = idempotency.ReplayedTask(reserved, accepted, self._media)
             report_adjustments(call, replayed.result.adjustments)
             if call.strict:
                 replayed.check_strict()
@@ -139,12 +144,12 @@ class Engine:
                 return error
         return None
 
-    def _delete_upload(self, task: Task, call: Call, principal: Principal) -> None:
+    def _delete_upload(self, spec: TaskSpec, call: Call, principal: Principal) -> None:
         """Deletes an upload that came within a REST request: the caller doesn't know its id, so no other
         request can use it."""
         if call.protocol != "rest":
             return
-        given = getattr(task, task.WhichOneof("input") or "text")
+        given = getattr(spec, spec.WhichOneof("input") or "text")
         if "audio" in given.DESCRIPTOR.fields_by_name and given.audio.media_id:
             self._media.delete(given.audio.media_id, principal.owner)
 
@@ -159,6 +164,8 @@ class Engine:
                     job.model,
                     accepted.estimate,
                     job.stream,
+                    accepted.delivery,
+                    job.report,
                     partial(self._media.writer, accepted.principal.owner),
                     accepted.idempotency_key is not None,
                 )
@@ -196,7 +203,7 @@ class Engine:
         finally:
             reservation.release()
 
-    def _events(self, reservation: Reservation) -> AsyncGenerator[StreamTaskResponse, None]:
+    def _events(self, reservation: Reservation) -> AsyncGenerator[TaskEvent, None]:
         accepted = reservation.accepted
         return self._router.events(
             reservation.job,
@@ -206,17 +213,12 @@ class Engine:
         )
 
     async def _stream(
-        self,
-        task: Task,
-        call: Call,
-        reservation: Reservation,
-        collector: Collector,
-        deadline: asyncio.Timeout,
-    ) -> AsyncGenerator[StreamTaskResponse, None]:
-        """The events in the contract's order: `started` with the first one; the last event of the text, or
-        the result, at the end."""
+        self, call: Call, reservation: Reservation, collector: Collector, deadline: asyncio.Timeout
+    ) -> AsyncGenerator[TaskEvent, None]:
+        """The events in the contract's order, numbered: `started` with the first one, `completed` last."""
         reservation.bill_partially(collector)
-        started = False
+        created = reservation.accepted.created
+        number = 0
         turn = self._turns.stream()
         async with aclosing(self._events(reservation)) as events:
             async for event in events:
@@ -225,25 +227,33 @@ class Engine:
                 passed = collector.add(event)
                 if passed is not None:
                     reservation.record_output(collector.output_bytes)
-                    if not started:
-                        started = True
+                    if not number:
+                        number = 1
                         # A later route may have taken over, with adjustments of its own.
                         report_adjustments(call, reservation.job.adjustments)
-                        yield _started(task, reservation)
-                    yield passed
-        result = _new_result(task, reservation)
-        last = collector.finish(result)
+                        yield _numbered(started_event(new_result(reservation.job, created)), 1)
+                    number += 1
+                    yield _numbered(passed, number)
+        result = new_result(reservation.job, created)
+        collector.finish(result)
+        if collector.output_bytes > reservation.output_bytes:
+            reservation.record_output(collector.output_bytes)
         await self._settle(reservation, collector, result, deadline)
-        if not started:
+        if not number:
+            number = 1
             report_adjustments(call, reservation.job.adjustments)
-            yield _started(task, reservation)
-        yield StreamTaskResponse(result=result) if last is None else last
+            yield _numbered(started_event(result), 1)
+        rest = collector.end_stream(result)
+        if rest is not None:
+            number += 1
+            yield _numbered(rest, number)
+        yield TaskEvent(sequence_number=number + 1, completed=result)
 
     async def _settle(
         self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: asyncio.Timeout
     ) -> None:
-        """Charges a finished task, and stores its answer if it has an Idempotency-Key. The deadline no longer
-        applies: what is charged is delivered.
+        """Charges a finished task, writes its usage and cost into its result, and stores its answer if it has
+        an Idempotency-Key. The deadline no longer applies: what is charged is delivered.
 
         Raises:
             PomeloError: store_unavailable.
@@ -256,10 +266,11 @@ class Engine:
             reservation.record_output(accepted.definition.output_size(result))
         answer = None
         if accepted.idempotency_key is not None:
-            wanted = idempotency.requested_format(reservation.job.input)
-            answer = idempotency.store_answer(result, wanted, self._media, stream=reservation.job.stream)
+            answer = idempotency.store_answer(
+                result, accepted.delivery, self._media, stream=reservation.job.stream
+            )
         usage, counted = collector.usage()
-        await reservation.settle(usage, counted=counted, answer=answer)
+        write_usage(result, await reservation.settle(usage, counted=counted, answer=answer))
 
 
 def _limit_output(accepted: AcceptedJob, reserved: int) -> Job[Any]:
@@ -271,10 +282,11 @@ def _limit_output(accepted: AcceptedJob, reserved: int) -> Job[Any]:
     tokens = accepted.definition.limit_output(job.input, estimate, affordable)
     if tokens is None:
         return job
-    given = job.input
-    if given.max_tokens != tokens:
-        given = accepted.candidates[0].fit(job.original_input, job.model, tokens).input
-    return replace(job, input=given, max_tokens=tokens)
+    fitted = job.input
+    if fitted.max_tokens != tokens:
+        assert job.given is not None
+        fitted = accepted.candidates[0].fit(job.given, job.model, tokens).input
+    return replace(job, input=fitted, max_tokens=tokens)
 
 
 def _not_begun(error: Exception) -> bool:
@@ -289,15 +301,6 @@ def _expire(deadline: asyncio.Timeout) -> None:
         deadline.reschedule(0)
 
 
-def _started(task: Task, reservation: Reservation) -> StreamTaskResponse:
-    job = reservation.job
-    started = TaskStarted(id=job.task_id, model=task.model, adjustments=job.adjustments)
-    started.created.seconds = reservation.accepted.created
-    return StreamTaskResponse(started=started)
-
-
-def _new_result(task: Task, reservation: Reservation) -> TaskResult:
-    job = reservation.job
-    result = TaskResult(id=job.task_id, model=task.model, adjustments=job.adjustments)
-    result.created.seconds = reservation.accepted.created
-    return result
+def _numbered(event: TaskEvent, number: int) -> TaskEvent:
+    event.sequence_number = number
+    return event

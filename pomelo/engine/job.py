@@ -8,6 +8,7 @@ from typing import Any
 from pomelo.call import Principal
 from pomelo.catalog.pricing import Prices
 from pomelo.engine.routing import Candidate
+from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.providers.base import Job
 from pomelo.stores.ledger import IdempotencyKey
 from pomelo.tasks.base import Estimate, TaskDefinition
@@ -17,6 +18,7 @@ from pomelo.tasks.base import Estimate, TaskDefinition
 class AcceptedJob:
     """A task that only limits, credits and its provider can still refuse.
 
+    `user` and `metadata` are the caller's, for the usage record; `delivery` is how the result contains media.
     `job` is what the provider of the first route gets. `candidates` are the routes, tried in order; empty: no
     provider of the model is configured. `estimate` and `prices` are what is reserved and charged: for a test
     key those of the model's first route in live mode. `media_bytes` is the most that storing the output can
@@ -24,6 +26,9 @@ class AcceptedJob:
     """
 
     job: Job[Any]
+    user: str
+    metadata: str
+    delivery: MediaDelivery.ValueType
     principal: Principal
     protocol: str
     definition: TaskDefinition

@@ -118,7 +118,7 @@ class Ledger:
             if isinstance(outcome, Refused):
                 now = self.now()
                 call.response_headers |= limits.headers(outcome.limit_status, now)
-                raise limits.refusal(outcome, now)
+                raise limits.refusal(outcome, request.minimum, now)
             void = partial(self.store.void, draft.wallet, draft.task_id)
             voiding = self.operations.run_in_background(draft.task_id, void)
             await self.operations.outcome(lambda: asyncio.shield(voiding))
@@ -156,6 +156,8 @@ class Ledger:
             wire=accepted.protocol,
             model=job.model.name,
             task_type=accepted.definition.name,
+            user=accepted.user,
+            metadata=accepted.metadata,
             prices=encode_prices(prices),
             price_version=accepted.price_version,
             at=self.now(),
@@ -175,7 +177,7 @@ class Ledger:
             now = self.now()
             call.response_headers |= limits.headers(outcome.limit_status, now)
             if isinstance(outcome, Refused):
-                raise limits.refusal(outcome, now)
+                raise limits.refusal(outcome, request.minimum, now)
             if isinstance(outcome, ReplayedAnswer):
                 call.response_headers[CHARGED_HEADER] = money.format_credits(0)
                 call.response_headers["Idempotent-Replayed"] = "true"

@@ -61,7 +61,9 @@ class Limit:
     `counter` returns what a call counts, None if the limit does not concern it; at the end of the task,
     `actual` returns what it has used instead, if that is set. `suffix` ends the names of the X-RateLimit
     headers. `error` is the code of the refusal, `message` replaces the code's own; `too_large` is the message
-    for a task that exceeds even an unused limit, with {amount} and {limit}.
+    for a task that exceeds even an unused limit, with {amount} and {limit}. Errors name the limit `quota`, by
+    default like its counter; for a limit of a plan it is the field of PlanLimits. `scope` is what a counter
+    with a scope is of, such as model.
     """
 
     counter: Callable[[LimitedCall], Counter | None]
@@ -69,18 +71,22 @@ class Limit:
     error: str
     message: str = ""
     too_large: str = ""
+    quota: str = ""
+    scope: str = ""
     actual: Callable[[Usage], int] | None = None
 
 
 LIMITS: list[Limit] = [
-    Limit(_requests, "", "rate_limit_exceeded"),
-    Limit(_concurrency, "-Concurrent", "concurrency_limit_exceeded"),
+    Limit(_requests, "", "rate_limit_exceeded", quota="requests_per_minute"),
+    Limit(_concurrency, "-Concurrent", "concurrency_limit_exceeded", quota="concurrent_requests"),
     Limit(
         _tokens,
         "-Tokens",
         "token_limit_exceeded",
         too_large="About {amount:,} tokens are asked for, and the plan has {limit:,} a minute for the model. "
         "Shorten messages, or lower max_tokens",
+        quota="tokens_per_minute",
+        scope="model",
         actual=lambda usage: usage.input_tokens + usage.output_tokens,
     ),
 ]
@@ -123,12 +129,17 @@ class CallLimits:
         headers["X-Credits-Remaining"] = money.format_credits(status.available)
         return headers
 
-    def refusal(self, refused: Refused, now: float) -> PomeloError:
-        """The error for a task that could not be reserved. Its times agree with the headers at the same
-        `now`."""
+    def refusal(self, refused: Refused, required: int, now: float) -> PomeloError:
+        """The error for a task that could not be reserved; `required` are the microcredits that must be
+        available. Its times agree with the headers at the same `now`."""
         for limit, counter in self._limits:
             if counter.name == refused.counter:
                 return _limit_refusal(limit, counter, refused.limit_status, now)
+        if refused.code == "insufficient_credits":
+            available = refused.limit_status.available
+            return PomeloError(
+                "insufficient_credits", values={"requiredMicros": required, "availableMicros": available}
+            )
         return PomeloError(refused.code)
 
 
@@ -142,13 +153,19 @@ def _header_names(suffix: str) -> tuple[str, str, str]:
 
 
 def _limit_refusal(limit: Limit, counter: Counter, status: LimitStatus, now: float) -> PomeloError:
+    name, _, scope = counter.name.partition(":")
+    values: dict[str, object] = {"quota": limit.quota or name, "limit": counter.limit}
+    if limit.scope:
+        values[limit.scope] = scope
     if counter.window is None:
-        return PomeloError(limit.error, limit.message)
+        return PomeloError(limit.error, limit.message, values=values)
     if limit.too_large and counter.amount > (counter.limit or 0):
         message = limit.too_large.format(amount=counter.amount, limit=counter.limit)
-        return PomeloError(limit.error, message, retry_after=ceil(counter.window))
+        values["requested"] = counter.amount
+        return PomeloError(limit.error, message, retry_after=ceil(counter.window), values=values)
     reset = status.counts[counter.name].reset
     # RFC 3339 in UTC, rounded up to a second, so that the limit has been reset by then.
     at = datetime.fromtimestamp(ceil(now + reset), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     message = f"{limit.message or TABLE[limit.error].message}. Reset at {at}"
-    return PomeloError(limit.error, message, retry_after=max(1, ceil(reset)))
+    values["resetTime"] = at
+    return PomeloError(limit.error, message, retry_after=max(1, ceil(reset)), values=values)

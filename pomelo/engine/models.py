@@ -6,13 +6,14 @@ from datetime import date
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from pomelo.accounts import pages
 from pomelo.accounts.access import Access
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog, Model
 from pomelo.catalog.pricing import UnitPrices
 from pomelo.catalog.retirement import start_of
 from pomelo.engine.routing import Router
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, model_not_found
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.tasks import TASK_TYPES
 
@@ -25,17 +26,27 @@ class LocalModels:
         self._router = router
         self._access = access
 
-    async def list_models(self, call: Call) -> list[model_pb.Model]:
+    async def list_models(
+        self, request: model_pb.ListModelsRequest, call: Call
+    ) -> model_pb.ListModelsResponse:
         principal = await self._access.identify(call)
-        return [
+        size = pages.page_size(request.page_size)
+        (after,) = pages.read_token(request.page_token, "models", str) if request.page_token else ("",)
+        models = [
             self._describe(model, principal)
-            for model in self._catalog.models.values()
-            if self._access.may_use(principal, model.name)
+            for name, model in self._catalog.models.items()
+            if name > after and self._access.may_use(principal, name)
         ]
+        page = models[: min(size, pages.fitting(models))]
+        more = len(page) < len(models)
+        token = pages.make_token("models", page[-1].id) if more else ""
+        return model_pb.ListModelsResponse(models=page, next_page_token=token)
 
-    async def get_model(self, name: str, call: Call) -> model_pb.Model:
-        principal = await self._access.identify(call, name)
-        return self._describe(self._access.model(name, principal), principal)
+    async def get_model(self, model_id: str, call: Call) -> model_pb.Model:
+        principal = await self._access.identify(call, model_id)
+        if model_id not in self._catalog.models:
+            raise model_not_found(model_id)
+        return self._describe(self._access.model(model_id, principal), principal)
 
     def _describe(self, model: Model, principal: Principal) -> model_pb.Model:
         route = model.routes[0]
@@ -49,19 +60,19 @@ class LocalModels:
         limits = model.limits
         prices, price_version = model.prices_for(route)
         return model_pb.Model(
-            name=model.name,
+            id=model.name,
             task_type=model.task_type,
             limits=model_pb.ModelLimits(
-                max_input_tokens=limits.max_input_tokens,
-                max_output_tokens=limits.max_output_tokens,
-                max_characters=limits.max_characters,
-                max_audio_seconds=limits.max_audio_seconds,
+                max_input_tokens=limits.max_input_tokens or None,
+                max_output_tokens=limits.max_output_tokens or None,
+                max_characters=limits.max_characters or None,
+                max_audio_seconds=limits.max_audio_seconds or None,
             ),
             prices=_lines(prices.units),
             price_version=price_version,
             available=available,
             price_tiers=[
-                model_pb.PriceTier(from_input_tokens=least, prices=_lines(units))
+                model_pb.PriceTier(min_input_tokens=least, prices=_lines(units))
                 for least, units in prices.tiers
             ],
             deprecate_time=_time(model.deprecated),

@@ -96,9 +96,9 @@ class Reservation:
         self._saved_bytes = self.output_bytes
         return self._record(self._collector.partial_usage(self.job.input), "estimated", complete=False)
 
-    async def settle(self, usage: Usage, *, counted: bool, answer: bytes | None = None) -> None:
-        """Charges a completed task, writes its record, releases the rest, and reports what it cost. `counted`
-        is whether the provider counted the usage; `answer` is stored for its Idempotency-Key.
+    async def settle(self, usage: Usage, *, counted: bool, answer: bytes | None = None) -> UsageRecord:
+        """Charges a completed task, writes and returns its record, releases the rest, and reports what it
+        cost. `counted` is whether the provider counted the usage; `answer` is stored for its Idempotency-Key.
 
         If the settlement fails, the caller gets no result. If it is known to have had no effect, the task
         ends as by `release`; if its outcome is unknown, it is retried until it is known, because the record
@@ -119,6 +119,7 @@ class Reservation:
         except LostReservationError as error:
             raise PomeloError("store_unavailable") from error
         self._report_status(settled.limit_status, settled.record.cost)
+        return settled.record
 
     def release(self) -> None:
         """Charges what was delivered and releases the rest, in the background. Does nothing after the end."""
@@ -207,6 +208,7 @@ class Reservation:
             cache_write_input_tokens=usage.cache_write_input_tokens,
             cache_write_1h_input_tokens=usage.cache_write_1h_input_tokens,
             output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
             characters=usage.characters,
             images=usage.images,
             pixels=usage.pixels,

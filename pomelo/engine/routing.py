@@ -23,7 +23,7 @@ from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.errors import PomeloError
 from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, fit_hook, fit_job, job_method
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.providers.fitting import Fitting, Hook, fit
+from pomelo.providers.fitting import Fitting, Given, Hook, fit
 from pomelo.providers.guard import GuardedEvents
 from pomelo.times import today_utc
 
@@ -48,10 +48,10 @@ class Candidate:
     task_type: str
     hook: Hook | None
 
-    def fit(self, original: Any, model: Model, max_tokens: int | None = None) -> Fitting:
+    def fit(self, given: Given[Any], model: Model, max_tokens: int | None = None) -> Fitting:
         """Fit a valid input to the route. `max_tokens` are the tokens of output that are reserved; None: the
         model's own maximum."""
-        return fit(original, model, self.route, self.hook, max_tokens)
+        return fit(given, model, self.route, self.hook, max_tokens)
 
     def take_over(self, job: Job[Any]) -> Job[Any]:
         """Return a job of another route, fitted to this one."""
@@ -118,10 +118,10 @@ class Router:
             found = [one for one in found if not is_past(one.route.retires, today)] or found
         return found
 
-    def preview(self, model: Model, task_type: str, original: Any) -> Fitting:
+    def preview(self, model: Model, task_type: str, given: Given[Any]) -> Fitting:
         """Fit a valid input to the first route of a model, even if its provider is not configured."""
         route = model.routes[0]
-        return fit(original, model, route, fit_hook(self._providers.get(route.provider), task_type))
+        return fit(given, model, route, fit_hook(self._providers.get(route.provider), task_type))
 
     def _breaker(self, route: Route) -> CircuitBreaker:
         key = (route.provider, route.model)
@@ -174,7 +174,7 @@ class Router:
                 if not attempt_number:
                     on_route(routed)
                 started = False
-                routed.report.cost = None  # the cost of an earlier attempt is not billed
+                routed.report.reset()
                 try:
                     CALLER.set(account)
                     guarded = GuardedEvents(candidate.method, candidate.task_type, routed)

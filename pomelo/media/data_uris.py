@@ -1,4 +1,4 @@
-"""Decodes base64 and `data:` URIs of audio and images, in all spellings of browsers and libraries.
+"""Encodes `data:` URIs, and decodes them and base64 in all spellings of browsers and libraries.
 
 Accepted: white space and line breaks anywhere, missing padding, the URL-safe alphabet, percent-encoding,
 capitals, and parameters in any order. Everything else that is not base64 is refused. Decoding takes linear
@@ -8,8 +8,8 @@ time and works in small steps.
 from __future__ import annotations
 
 import re
-from binascii import a2b_base64, a2b_qp
-from collections.abc import Iterator
+from binascii import a2b_base64, a2b_qp, b2a_base64
+from collections.abc import Iterator, Mapping
 
 from pomelo.errors import PomeloError
 
@@ -49,7 +49,8 @@ def head(text: str, field: str) -> tuple[str, int]:
         return "", 0
     match = _HEAD.match(start)
     if match is None:
-        raise _refusal(field, f"no ';base64,' in the first {MAX_HEAD:,} characters of the data: URI")
+        problem = f"no ';base64,' in the first {MAX_HEAD:,} characters of the data: URI"
+        raise _refusal(field, problem, {"maxCharacters": MAX_HEAD})
     return (match[1] + match[2] + match[3]).strip(), match.end()
 
 
@@ -78,6 +79,11 @@ def canonical(text: str, start: int, media_type: str, field: str) -> str:
     for quads in _quads(text, start, field):
         uri += quads
     return uri.decode("ascii")
+
+
+def encode(data: bytes, media_type: str) -> str:
+    """The `data:` URI of these bytes, in the form of `canonical`."""
+    return f"data:{media_type};base64,{b2a_base64(data, newline=False).decode()}"
 
 
 def _quads(text: str, start: int, field: str) -> Iterator[bytes]:
@@ -128,8 +134,9 @@ def _unescape(data: bytes, field: str) -> bytes:
 
 
 def _invalid_character(field: str, character: str) -> PomeloError:
-    return _refusal(field, f"it is not base64: it contains the character {character!a}")
+    problem = f"it is not base64: it contains the character {character!a}"
+    return _refusal(field, problem, {"character": character})
 
 
-def _refusal(field: str, problem: str) -> PomeloError:
-    return PomeloError("invalid_parameter", f"Invalid {field}: {problem}", field=field)
+def _refusal(field: str, problem: str, values: Mapping[str, object] | None = None) -> PomeloError:
+    return PomeloError("invalid_parameter", f"Invalid {field}: {problem}", field=field, values=values)

@@ -65,12 +65,12 @@ class LocalMedia:
                     writer.write(chunk)
                     del chunk  # else it stays in memory until the next one arrives
             if not writer.size:
-                raise invalid("audio", "a file of at least one byte")
+                raise invalid("audio", "a file of at least one byte", minimum=1)
             if call.protocol != "rest":
                 return writer.commit()
             # It belongs to one request: no other can refer to it, and none can after its deadline.
             media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _UPLOAD_GRACE_SECONDS)
-            call.at_end.append(partial(self._store.delete, media.media_id, owner))
+            call.at_end.append(partial(self._store.delete, media.id, owner))
             return media
 
     @asynccontextmanager

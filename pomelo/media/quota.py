@@ -109,6 +109,7 @@ class Quota:
             raise PomeloError(
                 "payload_too_large",
                 f"The media of this account occupy {used:,} of {limits.account:,} bytes. {remedy}",
+                values={"usedBytes": used, "maxBytes": limits.account},
             )
         if self._total + total_size > limits.total:
             raise self._no_space(

@@ -82,7 +82,9 @@ class MediaWriter:
         size = self.size + len(data)
         if self._limit is not None and size > self._limit:
             raise PomeloError(
-                "payload_too_large", f"The file is larger than {self._limit:,} bytes. Send less"
+                "payload_too_large",
+                f"The file is larger than {self._limit:,} bytes. Send less",
+                values={"maxBytes": self._limit},
             )
         more = disk_size(size) - self.counted
         self._store.quota.add(self.owner_tag, more)
@@ -276,7 +278,7 @@ class MediaStore:
     def describe(self, media_id: str, content_type: str, size: int, expires: float) -> Media:
         """The description of a file, with a link that lasts as long as the file."""
         media = Media(
-            media_id=media_id,
+            id=media_id,
             url=self.public_url + self._links.path(media_id, expires),
             content_type=content_type,
             size_bytes=size,

@@ -16,7 +16,10 @@ from typing import Any, Literal
 from pydantic_core import to_json
 from yarl import URL
 
-from pomelo.gen.v1.text_pb2 import FinishReason, ImageUrl, Message, Role, TextDelta, TextInput, TokenUsage
+from pomelo.catalog.reported_cost import Report
+from pomelo.gen.v1.media_pb2 import MediaSource
+from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role, TextInput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
 from pomelo.providers.errors import UpstreamError
@@ -25,7 +28,15 @@ from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, pick, pick_text, well_formed
 from pomelo.providers.http.vendor import Vendor
-from pomelo.providers.text import StreamState, credible, finish_reason, stream_text, token_usage
+from pomelo.providers.text import (
+    StreamState,
+    completed_text,
+    credible,
+    finish_reason,
+    only_text,
+    stream_text,
+    token_usage,
+)
 
 _VERSION = "2023-06-01"
 """The later version refuses temperature and top_p for every model."""
@@ -142,32 +153,27 @@ class Anthropic(Vendor):
         message = await self._http.request_json(
             self._url, self._json_headers, to_json(request(job, stream=False)), ERROR_MAPPING, surrogates=True
         )
-        yield Event(text_delta=_parse_message(message))
+        yield _parse_message(message)
 
     def _stream(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         return stream_text(
             lambda: self._http.stream_events(
                 self._url, self._json_headers, to_json(request(job, stream=True)), ERROR_MAPPING
             ),
-            _MessageStream(),
+            _MessageStream(job.report),
         )
 
     async def _collect(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         text = bytearray()  # in a list, each chunk would take sixty bytes more
         turn = self._http.turns.stream()
-        usage = None
         async with aclosing(self._stream(job)) as events:
             async for event in events:
                 if turn.over():
                     await turn.next()
-                text += event.text_delta.content.encode()
-                if event.text_delta.HasField("usage"):
-                    usage = event.text_delta.usage
-                last = event
-        last.text_delta.content = text.decode()
-        if usage is not None:
-            last.text_delta.usage.CopyFrom(usage)
-        yield last
+                text += event.text_delta.text.encode()
+        result = event.completed
+        usage = result.usage if result.HasField("usage") else None
+        yield completed_text(text.decode(), result.text.finish_reason, usage)
 
 
 def request(job: Job[TextInput], *, stream: bool) -> dict[str, Any]:
@@ -184,7 +190,7 @@ def request(job: Job[TextInput], *, stream: bool) -> dict[str, Any]:
     turns: list[dict[str, Any]] = []
     for message in text.messages:
         if message.role == Role.ROLE_SYSTEM:
-            system += _system_texts(message)
+            system += [part.text for part in message.content if part.text.strip()]
         elif content := _content(message):
             turns.append(
                 {"role": "user" if message.role == Role.ROLE_USER else "assistant", "content": content}
@@ -203,9 +209,9 @@ def request(job: Job[TextInput], *, stream: bool) -> dict[str, Any]:
             body[name] = getattr(text, name)
     if text.stop:
         body["stop_sequences"] = list(text.stop)
-    if text.user:
+    if job.user:
         # The vendor requires an opaque id, and refuses e-mail addresses and phone numbers.
-        body["metadata"] = {"user_id": sha256(text.user.encode()).hexdigest()}
+        body["metadata"] = {"user_id": sha256(job.user.encode()).hexdigest()}
     if stream:
         body["stream"] = True
     if "extra" in route.options:
@@ -221,34 +227,29 @@ def _max_tokens(job: Job[TextInput]) -> int:
     return job.route.fit("max_tokens", limit) or limit
 
 
-def _system_texts(message: Message) -> list[str]:
-    if message.HasField("content"):
-        return [message.content] if message.content.strip() else []
-    return [part.text for part in message.parts.parts if part.text.strip()]
-
-
 def _content(message: Message) -> str | list[dict[str, Any]]:
     """A message's content; empty if it has none that the vendor would accept."""
-    if message.HasField("content"):
-        return message.content if message.content.strip() else ""
+    text = only_text(message)
+    if text is not None:
+        return text if text.strip() else ""
     blocks: list[dict[str, Any]] = []
-    for part in message.parts.parts:
-        if part.HasField("image_url"):
-            blocks.append({"type": "image", "source": _source(part.image_url)})
+    for part in message.content:
+        if part.HasField("image"):
+            blocks.append({"type": "image", "source": _source(part.image.source)})
         elif part.text.strip():
             blocks.append({"type": "text", "text": part.text})
     return blocks
 
 
-def _source(image: ImageUrl) -> dict[str, str]:
+def _source(image: MediaSource) -> dict[str, str]:
     head, _, data = image.url.partition(",")
     if not head.startswith("data:"):
         return {"type": "url", "url": image.url}
     return {"type": "base64", "media_type": head[5:].partition(";")[0], "data": data}
 
 
-def _parse_message(message: Any) -> TextDelta:
-    """The delta of a whole response.
+def _parse_message(message: Any) -> Event:
+    """The event of a whole response.
 
     Raises:
         UpstreamError: provider_failed if it can't be used; the mapped error of an `error` in it.
@@ -257,15 +258,14 @@ def _parse_message(message: Any) -> TextDelta:
         if message.get("error"):
             raise from_error_body(message, ERROR_MAPPING)
         texts = [block["text"] for block in message["content"] if block["type"] == "text"]
-        content = well_formed("".join(texts))
         finish = finish_reason(message["stop_reason"], _FINISHES)
-        return TextDelta(content=content, finish_reason=finish, usage=_usage(message.get("usage")))
+        return completed_text(well_formed("".join(texts)), finish, _usage(message.get("usage")))
     except (AttributeError, KeyError, TypeError):
         pass
     raise malformed_response("a response of another shape")
 
 
-def _usage(usage: Any) -> TokenUsage | None:
+def _usage(usage: Any) -> Usage | None:
     """The vendor's count. Its `input_tokens` do not include what was read from its cache or written to it."""
     if not isinstance(usage, dict):
         return None
@@ -274,9 +274,10 @@ def _usage(usage: Any) -> TokenUsage | None:
     written = credible(usage.get("cache_creation_input_tokens") or 0)
     written_5m = credible(pick(usage, "cache_creation", "ephemeral_5m_input_tokens") or 0)
     written_1h = credible(pick(usage, "cache_creation", "ephemeral_1h_input_tokens") or 0)
+    thinking = pick(usage, "output_tokens_details", "thinking_tokens")
     counts = (prompt, cached, written, written_5m, written_1h)
     if None in counts:
-        return token_usage(None, usage.get("output_tokens"))
+        return token_usage(None, usage.get("output_tokens"), reasoning=thinking)
     written = max(written, written_5m + written_1h)  # the parts may be there without their sum
     return token_usage(
         prompt + cached + written,
@@ -284,6 +285,7 @@ def _usage(usage: Any) -> TokenUsage | None:
         cached=cached,
         written=written,
         written_1h=written_1h,
+        reasoning=thinking,
     )
 
 
@@ -292,8 +294,8 @@ class _MessageStream(StreamState):
 
     __slots__ = ("_counts",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, report: Report) -> None:
+        super().__init__(report)
         self._counts: dict[str, Any] = {}
 
     def parse_event(self, data: bytes) -> str:
@@ -312,8 +314,8 @@ class _MessageStream(StreamState):
                 usage = event["message"].get("usage")
                 if isinstance(usage, dict):
                     # The first count of the output is meaningless; a later event has the real one.
-                    self._counts = {name: count for name, count in usage.items() if name != "output_tokens"}
-                    self.prompt = _usage(self._counts | {"output_tokens": 0})
+                    self._counts = {n: count for n, count in usage.items() if not n.startswith("output_")}
+                    self.report.usage = _usage(self._counts | {"output_tokens": 0})
             elif event_type == "message_delta":
                 self._count(event.get("usage"))
                 reason = event["delta"].get("stop_reason")

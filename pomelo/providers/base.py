@@ -10,27 +10,25 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.reported_cost import Report
 from pomelo.catalog.rows import Row
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Adjustment
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.logs import format_trace
 from pomelo.media.audio import AudioSource
-from pomelo.providers.fitting import Fitting, Hook, fit
+from pomelo.providers.fitting import Fitting, Given, Hook, InputT, fit
 
-__all__ = ["CALLER", "AudioSource", "Event", "Fitting", "Job", "Options", "Probe", "Provider"]
+__all__ = ["CALLER", "AudioSource", "Event", "Fitting", "Given", "Job", "Options", "Probe", "Provider"]
 
 log = logging.getLogger("pomelo.providers")
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called, or "". Connections are shared fairly between accounts. It is a
 context variable so that providers need not pass it on."""
-
-InputT = TypeVar("InputT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +37,13 @@ class Job(Generic[InputT]):
 
     `input` is the input message of the task type, such as TextInput: valid, and not to be changed. It is
     already fitted to the route: what the model or the provider can't take was clamped or dropped, and is
-    listed in `adjustments`. If `stream` is False, the provider makes one whole call to the vendor and yields
-    the result as one event. `deadline` is absolute, on the event loop's clock; the engine enforces it.
-    `request_id` is for log lines. If the vendor reports the cost of the task, the provider sets
-    `report.cost`, in US dollars, before its last event.
+    listed in `adjustments`. Images in it are `data:` URIs. `user` is the caller's id of the end user, or "".
+    If `stream` is False, the provider makes one whole call to the vendor and yields the result as one event.
+    `deadline` is absolute, on the event loop's clock; the engine enforces it. `request_id` is for log lines.
+    If the vendor reports the cost of the task, the provider sets `report.cost`, in US dollars, before its
+    last event; if it counts the input of a stream before its end, `report.usage`.
 
-    The router fits the input to another route from `original_input`, the caller's own (None: `input` is),
+    The router fits the input to another route from `given`, the caller's own (None: `input` and `user` are),
     and `max_tokens`, the tokens of output that are reserved (None: the model's maximum).
     """
 
@@ -56,7 +55,8 @@ class Job(Generic[InputT]):
     deadline: float
     audio: AudioSource | None = None
     adjustments: Sequence[Adjustment] = ()
-    original_input: InputT | None = None
+    user: str = ""
+    given: Given[InputT] | None = None
     max_tokens: int | None = None
     request_id: str = ""
     report: Report = field(default_factory=Report)
@@ -68,11 +68,14 @@ speech_to_speech, speech_to_text.
 
 It is an async generator. What it yields, by task type:
 
-* text: `text_delta` events. The last has finish_reason, and usage if the vendor reported a credible one. A
-  stream that ends without finish_reason has failed.
-* image: any number of `image_progress`, then `result` with `image.images[0].data` and `.content_type`.
+* text: any number of `text_delta`, then `completed` with `text.finish_reason`, with `usage` if the vendor
+  reported a credible one, and with a `text.message` of the text that no delta had: all of it without a
+  stream.
+* image: any number of `image_progress`, then `completed` with `image.images[0].data` and `.content_type`.
 * text_to_speech, speech_to_speech: `audio_chunk` events of at most 64 KiB; the first has content_type.
-* speech_to_text: one `result` with `transcription`.
+* speech_to_text: `completed` with `transcription`.
+
+Text, image and speech_to_text have failed if they end without `completed`. Sequence numbers are set later.
 
 Closing or cancelling it closes the connection to the vendor immediately. It raises only `PomeloError` with
 one of CODES, and what `Http` raises. Any other exception, and any other event (None, an event of another task
@@ -140,6 +143,6 @@ def _guarded(hook: Hook, fitting: Fitting) -> None:
 
 def fit_job(job: Job[InputT], hook: Hook | None) -> Job[InputT]:
     """Return the job with its input fitted to its route, and to the provider by its `hook`."""
-    original = job.input if job.original_input is None else job.original_input
-    fitting = fit(original, job.model, job.route, hook, job.max_tokens)
-    return replace(job, input=fitting.input, adjustments=fitting.adjustments)
+    given = Given(job.input, job.user) if job.given is None else job.given
+    fitting = fit(given, job.model, job.route, hook, job.max_tokens)
+    return replace(job, input=fitting.input, user=fitting.user, adjustments=fitting.adjustments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.task_pb2 import TaskEvent
 
 MAX_TEXT_CHARS = 8 * 1024
 """Characters of text in one event: at most 48 KiB of JSON, however they are escaped."""
@@ -13,28 +13,42 @@ MAX_AUDIO_BYTES = 64 * 1024
 """Bytes of audio in one event."""
 
 
-def split_text(event: StreamTaskResponse) -> Iterator[StreamTaskResponse]:
-    """Split a text into several events; the last has finish_reason and usage."""
-    text = event.text_delta.content
+def event_text(event: TaskEvent) -> str:
+    """Return the text of a text_delta, or of the message of a `completed`."""
+    if event.HasField("completed"):
+        return "".join([part.text for part in event.completed.text.message.content])
+    return event.text_delta.text
+
+
+def split_text(event: TaskEvent) -> Iterator[TaskEvent]:
+    """Split the text of an event into text deltas. The last part of a `completed` remains in it."""
+    text = event_text(event)
     last = (len(text) - 1) // MAX_TEXT_CHARS * MAX_TEXT_CHARS
     for start in range(0, last, MAX_TEXT_CHARS):
-        chunk = StreamTaskResponse()
-        chunk.text_delta.content = text[start : start + MAX_TEXT_CHARS]
-        yield chunk
-    rest = StreamTaskResponse()
-    rest.text_delta.content = text[last:]
-    rest.text_delta.finish_reason = event.text_delta.finish_reason
-    if event.text_delta.HasField("usage"):
-        rest.text_delta.usage.CopyFrom(event.text_delta.usage)
+        yield _text_delta(text[start : start + MAX_TEXT_CHARS])
+    if not event.HasField("completed"):
+        yield _text_delta(text[last:])
+        return
+    rest = TaskEvent()
+    rest.CopyFrom(event)
+    message = rest.completed.text.message
+    del message.content[1:]
+    message.content[0].text = text[last:]
     yield rest
 
 
-def split_audio(event: StreamTaskResponse) -> Iterator[StreamTaskResponse]:
+def _text_delta(text: str) -> TaskEvent:
+    event = TaskEvent()
+    event.text_delta.text = text
+    return event
+
+
+def split_audio(event: TaskEvent) -> Iterator[TaskEvent]:
     """Split audio into several events; the first has its content type."""
     data = memoryview(event.audio_chunk.data)
     content_type = event.audio_chunk.content_type
     for start in range(0, len(data), MAX_AUDIO_BYTES):
-        chunk = StreamTaskResponse()
+        chunk = TaskEvent()
         chunk.audio_chunk.data = bytes(data[start : start + MAX_AUDIO_BYTES])
         chunk.audio_chunk.content_type = content_type
         content_type = ""

@@ -10,23 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.errors import PomeloError, invalid
-from pomelo.gen.v1.task_pb2 import Adjustment
+from pomelo.gen.v1.task_pb2 import Adjustment, TaskSpec
 
-_CONTENT = frozenset(("messages", "prompt", "text", "voice", "audio", "response_format"))
+_CONTENT = frozenset(("messages", "prompt", "text", "voice", "audio"))
 """Fields that are not parameters of a model: never dropped or clamped."""
 
 _NOT_SUPPORTED = "left out: the model does not take it"
 
+InputT = TypeVar("InputT")
+
+
+@dataclass(frozen=True, slots=True)
+class Given(Generic[InputT]):
+    """What a caller gave: the input message of the task type, and the id of the end user, or ""."""
+
+    input: InputT
+    user: str = ""
+
 
 @dataclass(frozen=True, slots=True)
 class _Parameter:
-    """A field that may be adjusted. `outer` is the field of the input that contains it, if any."""
+    """A field that may be adjusted: of the input, of its field `outer`, or the end user's id."""
 
     descriptor: FieldDescriptor
     order: int
@@ -35,9 +45,17 @@ class _Parameter:
     number: bool
     has_presence: bool
 
-    def read(self, message: Any) -> Any:
-        """Its value in an input; None if it is not set."""
+    @property
+    def is_user(self) -> bool:
+        """Whether it is the end user's id, which is not part of the input."""
+        return self.descriptor is _USER
+
+    def read(self, given: Given[Any] | Fitting) -> Any:
+        """Its value; None if it is not set."""
+        if self.is_user:
+            return given.user or None
         name: str = self.descriptor.name
+        message = given.input
         if self.outer:
             if not message.HasField(self.outer):
                 return None
@@ -69,7 +87,12 @@ def _parameters(message_type: Descriptor, outer: str = "") -> dict[str, _Paramet
         parameters[field.name] = _Parameter(field, order, outer, label, number, field.has_presence)
         if field.message_type is not None:
             parameters |= _parameters(field.message_type, field.name)
+    if not outer:
+        parameters["user"] = _Parameter(_USER, len(parameters), "", "user", number=False, has_presence=False)
     return parameters
+
+
+_USER = TaskSpec.DESCRIPTOR.fields_by_name["user"]
 
 
 _NUMBERS = frozenset(
@@ -85,31 +108,35 @@ _NUMBERS = frozenset(
 class Fitting:
     """An input while it is fitted to a route.
 
-    `input` is the caller's own message until the first change, which makes a copy. Parameters have their
-    names in the catalogue, those of voice_settings their own names. A name that the input does not have is
-    ignored. The argument `expected` completes the sentence "it must be …".
+    `input` is the caller's own message until the first change, which makes a copy; `user` is the end user's
+    id, or "". Parameters have their names in the catalogue, those of voice_settings their own names. A name
+    that the input does not have is ignored. The argument `expected` completes the sentence "it must be …".
     """
 
-    __slots__ = ("_changes", "_original", "_parameters", "input", "route")
+    __slots__ = ("_changes", "_given", "_parameters", "input", "route", "user")
 
-    def __init__(self, original: Any, route: Route) -> None:
-        self.input = original
+    def __init__(self, given: Given[Any], route: Route) -> None:
+        self.input = given.input
+        self.user = given.user
         self.route = route
-        self._original = original
-        self._parameters = _parameters(original.DESCRIPTOR)
+        self._given = given
+        self._parameters = _parameters(given.input.DESCRIPTOR)
         self._changes: dict[str, tuple[tuple[bool, int, str], Adjustment, str]] = {}
 
     def get(self, name: str) -> Any:
         """Return a parameter's current value; None if it was not set, or was dropped."""
         parameter = self._parameters.get(name)
-        return None if parameter is None else parameter.read(self.input)
+        return None if parameter is None else parameter.read(self)
 
     def drop(self, name: str, expected: str = _NOT_SUPPORTED) -> None:
         """Leave a parameter out, if it is set."""
         if self.get(name) is None:
             return
         parameter = self._parameters[name]
-        self._message(parameter).ClearField(name)
+        if parameter.is_user:
+            self.user = ""
+        else:
+            self._message(parameter).ClearField(name)
         if parameter.descriptor.message_type is not None:  # changes inside it no longer count
             prefix = parameter.label + "."
             self._changes = {k: v for k, v in self._changes.items() if not k.startswith(prefix)}
@@ -135,7 +162,7 @@ class Fitting:
     def replace(self, name: str, value: Any, expected: str) -> None:
         """Set a parameter to another value. If the caller did not set it, that is not an adjustment."""
         parameter = self._parameters.get(name)
-        if parameter is not None and parameter.read(self.input) != value:
+        if parameter is not None and parameter.read(self) != value:
             setattr(self._message(parameter), name, value)
             self._record(parameter, value, expected)
 
@@ -174,14 +201,17 @@ class Fitting:
         return invalid(adjustment.field, expected)
 
     def _message(self, parameter: _Parameter) -> Any:
-        """The message that contains a parameter, in the copy that may be changed."""
-        if self.input is self._original:
-            self.input = type(self._original)()
-            self.input.CopyFrom(self._original)
+        """What contains a parameter: this, or a message in the copy of the input that may be changed."""
+        if parameter.is_user:
+            return self
+        original = self._given.input
+        if self.input is original:
+            self.input = type(original)()
+            self.input.CopyFrom(original)
         return getattr(self.input, parameter.outer) if parameter.outer else self.input
 
     def _record(self, parameter: _Parameter, value: Any, expected: str, label: str = "") -> None:
-        original = parameter.read(self._original)
+        original = parameter.read(self._given)
         if original is None:
             return
         label = label or parameter.label
@@ -201,11 +231,11 @@ Hook = Callable[[Fitting], None]
 
 
 def fit(
-    original: Any, model: Model, route: Route, hook: Hook | None = None, max_tokens: int | None = None
+    given: Given[Any], model: Model, route: Route, hook: Hook | None = None, max_tokens: int | None = None
 ) -> Fitting:
     """Fit a valid input to `route`. `max_tokens` are the tokens of output that are reserved; None: the
     model's own maximum."""
-    fitting = Fitting(original, route)
+    fitting = Fitting(given, route)
     _limit_tokens(fitting, model.limits.max_output_tokens, max_tokens)
     for name in route.drop:
         fitting.drop(name)

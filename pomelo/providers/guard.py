@@ -15,12 +15,13 @@ from typing import Any
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.speech_pb2 import AudioChunk
-from pomelo.gen.v1.text_pb2 import FinishReason
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextOutput
 from pomelo.logs import format_trace
 from pomelo.process import is_cancelled
 from pomelo.providers.base import Event, Job, JobMethod
 from pomelo.providers.cancellation import SelfCancelledError, StillRunningError, await_bounded
-from pomelo.providers.chunks import MAX_AUDIO_BYTES, MAX_TEXT_CHARS, split_audio, split_text
+from pomelo.providers.chunks import MAX_AUDIO_BYTES, MAX_TEXT_CHARS, event_text, split_audio, split_text
 from pomelo.providers.errors import CODES, RetryPolicy, UpstreamError
 from pomelo.providers.http.connections import NoConnectionError
 from pomelo.providers.http.errors import TruncatedError
@@ -78,7 +79,10 @@ class GuardedEvents:
             event = await self._next_event()
             which = self._check(event)
             if which == "text_delta":
-                if self._job.stream and len(event.text_delta.content) > MAX_TEXT_CHARS:
+                if self._job.stream and len(event.text_delta.text) > MAX_TEXT_CHARS:
+                    self._chunks = split_text(event)
+            elif which == "completed":
+                if self._job.stream and len(event_text(event)) > MAX_TEXT_CHARS:
                     self._chunks = split_text(event)
             elif which == "audio_chunk":
                 audio = event.audio_chunk
@@ -147,19 +151,9 @@ class GuardedEvents:
             raise self._failed(f"yielded {which or 'an empty event'} for a task of type {self._task_type}")
         if self._finished:
             raise self._failed("yielded an event after the last one")
-        if which == "text_delta":
-            finish = event.text_delta.finish_reason
-            if finish:
-                self._finished = True
-                if finish not in FinishReason.values():
-                    raise self._failed(f"yielded the unknown finish_reason {finish}")
-        elif which == "result":
+        if which == "completed":
             self._finished = True
-            output = event.result.WhichOneof("output")
-            if output != TASK_TYPE_ROWS[self._task_type].output:
-                raise self._failed(f"yielded a result with {output or 'no output'}")
-            for image in event.result.image.images:
-                self._check_content_type(image.content_type, "image/")
+            self._check_result(event.completed)
         elif which == "audio_chunk":
             if content_type := event.audio_chunk.content_type:
                 self._check_content_type(content_type, "audio/")
@@ -167,6 +161,29 @@ class GuardedEvents:
             elif not self._content_type:
                 raise self._failed("yielded audio without its content_type")
         return which
+
+    def _check_result(self, result: TaskResult) -> None:
+        """Refuse the output of another task type, and an invalid output."""
+        output = result.WhichOneof("output")
+        if output != TASK_TYPE_ROWS[self._task_type].output:
+            raise self._failed(f"yielded a result with {output or 'no output'}")
+        if output == "text":
+            self._check_text(result.text)
+        for image in result.image.images:
+            self._check_content_type(image.content_type, "image/")
+
+    def _check_text(self, text: TextOutput) -> None:
+        """Refuse a text without a known finish reason, and a message that is not a text of the assistant."""
+        finish, message = text.finish_reason, text.message
+        if not finish:
+            raise self._failed("yielded a text without its finish_reason")
+        if finish not in FinishReason.values():
+            raise self._failed(f"yielded the unknown finish_reason {finish}")
+        if text.HasField("message") and message.role != Role.ROLE_ASSISTANT:
+            raise self._failed(f"yielded a message of the role {message.role} instead of the assistant's")
+        for part in message.content:
+            if not part.HasField("text"):
+                raise self._failed(f"yielded a message with {part.WhichOneof('part') or 'an empty part'}")
 
     def _check_content_type(self, content_type: str, prefix: str) -> None:
         """Refuse a content type of other media, or with characters that a header can't have."""

@@ -193,4 +193,4 @@ def image_result(data: bytes) -> Event:
     if content_type is None or content_type == "image/gif":
         raise malformed_response("a file that is not an image")
     image = GeneratedImage(data=data, content_type=content_type)
-    return Event(result=TaskResult(image=ImageOutput(images=[image])))
+    return Event(completed=TaskResult(image=ImageOutput(images=[image])))

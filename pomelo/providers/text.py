@@ -7,8 +7,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
+from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.http.errors import malformed_response
@@ -24,16 +26,16 @@ _MAX_TOKENS = 10**9
 class StreamState:
     """The state of a stream of text, without the text. A subclass parses the events of a vendor."""
 
-    __slots__ = ("ended", "finish", "prompt", "usage")
+    __slots__ = ("ended", "finish", "report", "usage")
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        """The job's: a subclass sets its `usage` as soon as the vendor has counted the input."""
         self.ended = False
         """Whether the end marker has arrived."""
         self.finish: FinishReason.ValueType | None = None
-        self.usage: TokenUsage | None = None
+        self.usage: Usage | None = None
         """The vendor's count of tokens, once a credible one has arrived."""
-        self.prompt: TokenUsage | None = None
-        """The vendor's count of the input, once it has arrived, for a stream that ends early."""
 
     def parse_event(self, data: bytes) -> str:
         """Return the text that an event adds, often "". It may begin or end with half a surrogate pair.
@@ -43,15 +45,15 @@ class StreamState:
         """
         raise NotImplementedError
 
-    def last_delta(self) -> TextDelta:
-        """Return the last delta, without usage if the vendor reported no credible count.
+    def completed(self) -> Event:
+        """Return the last event, without usage if the vendor reported no credible count.
 
         Raises:
             UpstreamError: provider_failed; no finish reason has arrived.
         """
         if self.finish is None:
             raise malformed_response("a stream without its finish reason")
-        return TextDelta(finish_reason=self.finish, usage=self.usage)
+        return completed_text("", self.finish, self.usage)
 
 
 async def stream_text(
@@ -67,56 +69,66 @@ async def stream_text(
     """
     left = MAX_BODY_BYTES
     half = ""  # of a surrogate pair whose other half has not arrived
-    started = False
-    try:
-        async with connect() as stream:
-            while not state.ended:
-                try:
-                    events = await stream.read()
-                except PomeloError:
-                    # The connection may have been closed after an end marker without its line end.
-                    for _, data in stream.rest():
-                        with suppress(PomeloError):
-                            state.parse_event(data.strip())
-                    if not state.ended:
-                        raise
-                    break
-                if not events:
-                    raise malformed_response("a stream without its end marker")
-                for _, data in events:
-                    data = data.strip()
-                    if not data:
-                        continue  # a keep-alive
-                    content = state.parse_event(data)
-                    if content:
-                        left -= len(content)
-                        if left < 0:
-                            raise malformed_response("a text above the limit")
-                        event = Event()
-                        try:
-                            # Setting it costs a sixth of what the constructors cost.
-                            event.text_delta.content = half + content
-                            half = ""
-                        except UnicodeEncodeError:
-                            content, half = split_half(half + content)
-                            if not content:
-                                continue
-                            event.text_delta.content = well_formed(content)
-                        if state.prompt is not None:
-                            event.text_delta.usage.CopyFrom(state.prompt)
-                            state.prompt = None
-                        started = True
-                        yield event
-            await stream.drain()
-    except PomeloError:
-        if started and state.prompt is not None:  # a partial response is charged for its input, too
-            yield Event(text_delta=TextDelta(usage=state.prompt))
-        raise
+    async with connect() as stream:
+        while not state.ended:
+            try:
+                events = await stream.read()
+            except PomeloError:
+                # The connection may have been closed after an end marker without its line end.
+                for _, data in stream.rest():
+                    with suppress(PomeloError):
+                        state.parse_event(data.strip())
+                if not state.ended:
+                    raise
+                break
+            if not events:
+                raise malformed_response("a stream without its end marker")
+            for _, data in events:
+                data = data.strip()
+                if not data:
+                    continue  # a keep-alive
+                text = state.parse_event(data)
+                if text:
+                    left -= len(text)
+                    if left < 0:
+                        raise malformed_response("a text above the limit")
+                    event = Event()
+                    try:
+                        # Setting it costs a sixth of what the constructors cost.
+                        event.text_delta.text = half + text
+                        half = ""
+                    except UnicodeEncodeError:
+                        text, half = split_half(half + text)
+                        if not text:
+                            continue
+                        event.text_delta.text = well_formed(text)
+                    yield event
+        await stream.drain()
     if half:
         event = Event()
-        event.text_delta.content = well_formed(half)
+        event.text_delta.text = well_formed(half)
         yield event
-    yield Event(text_delta=state.last_delta())
+    yield state.completed()
+
+
+def completed_text(text: str, finish: FinishReason.ValueType, usage: Usage | None) -> Event:
+    """Return the last event of a text task. `text` is what no delta had: of a whole response all of it."""
+    event = Event()
+    output = event.completed.text
+    output.finish_reason = finish
+    if text:
+        output.message.role = Role.ROLE_ASSISTANT
+        output.message.content.add().text = text
+    if usage is not None:
+        event.completed.usage.CopyFrom(usage)
+    return event
+
+
+def only_text(message: Message) -> str | None:
+    """Return the text of a message that has one part, a text; None for any other message."""
+    if len(message.content) == 1 and message.content[0].HasField("text"):
+        return message.content[0].text
+    return None
 
 
 def finish_reason(reason: Any, reasons: Mapping[str, FinishReason.ValueType]) -> FinishReason.ValueType:
@@ -132,13 +144,20 @@ def finish_reason(reason: Any, reasons: Mapping[str, FinishReason.ValueType]) ->
 
 
 def token_usage(
-    prompt: Any, completion: Any, *, cached: Any = None, written: Any = None, written_1h: Any = None
-) -> TokenUsage | None:
+    prompt: Any,
+    completion: Any,
+    *,
+    cached: Any = None,
+    written: Any = None,
+    written_1h: Any = None,
+    reasoning: Any = None,
+) -> Usage | None:
     """Return a vendor's counts as usage, or None if neither `prompt` nor `completion` is credible. If only
     one is, the other is 0, which the engine replaces by an estimate.
 
     `prompt` includes the `cached` and the cache-`written` tokens, and `written` includes `written_1h`; absent
-    ones are 0. If they contradict each other, the whole prompt counts as ordinary input.
+    ones are 0. If they contradict each other, the whole prompt counts as ordinary input. `completion`
+    includes the tokens of `reasoning`, which are 0 if they are absent or impossible.
     """
     reported = prompt, completion
     prompt, completion = credible(prompt), credible(completion)
@@ -148,13 +167,16 @@ def token_usage(
         if not prompt and not completion:
             return None
         prompt, completion = prompt or 0, completion or 0
-    usage = TokenUsage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+    usage = Usage(input_tokens=prompt, output_tokens=completion)
     if cached or written or written_1h:
         parts = [credible(part or 0) for part in (cached, written, written_1h)]
         if None not in parts and parts[0] + parts[1] <= prompt and parts[2] <= parts[1]:
-            usage.cached_prompt_tokens = parts[0]
-            usage.cache_write_prompt_tokens = parts[1]
-            usage.cache_write_1h_prompt_tokens = parts[2]
+            usage.cached_input_tokens = parts[0]
+            usage.cache_write_input_tokens = parts[1]
+            usage.cache_write_1h_input_tokens = parts[2]
+    reasoning = credible(reasoning)
+    if reasoning is not None and reasoning <= completion:
+        usage.reasoning_tokens = reasoning
     return usage
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from pomelo.call import Call
@@ -41,9 +42,8 @@ class FrontEnd(ServerState):
         for method in service.methods:
             serve = _serve(method, getattr(servicer, method.name))
             if method.server_streaming:
-                serialize = GetMessageClass(method.output_type).SerializeToString
                 handler = grpc.stream_stream_rpc_method_handler(
-                    self._handler(serve), response_serializer=serialize
+                    self._handler(serve), response_serializer=_serialize
                 )
             else:
                 handler = grpc.stream_unary_rpc_method_handler(self._handler(serve))
@@ -119,7 +119,7 @@ class FrontEnd(ServerState):
             return without_traceback(error)
         except TimeoutError as error:
             if rpc.scope.expired():
-                return PomeloError(*rpc.timeout_error)
+                return rpc.timeout_error.error()
             return _unexpected_error(rpc.call, error)
         except asyncio.CancelledError:
             if is_cancelled():
@@ -188,9 +188,13 @@ def _serve(method: MethodDescriptor, function: Callable[..., Awaitable[Any]]) ->
         else:
             await rpc.admit()
             response = await function(await rpc.message(request_type), rpc)
-        return None if response is None else bytes(response.SerializeToString())
+        return None if response is None else _serialize(response)
 
     return serve
+
+
+def _serialize(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def _unexpected_error(call: Call, error: Exception) -> PomeloError:

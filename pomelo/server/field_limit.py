@@ -45,11 +45,16 @@ def check(data: bytes, message: Descriptor) -> None:
     if name is None:
         return
     if not name:
-        raise PomeloError("invalid_body", f"The message has more than {MAX_FIELDS:,} fields. Send fewer")
+        raise PomeloError(
+            "invalid_body",
+            f"The message has more than {MAX_FIELDS:,} fields. Send fewer",
+            values={"maxFields": MAX_FIELDS},
+        )
     raise PomeloError(
         "invalid_parameter",
         f"Too many {name}: a message may have {MAX_FIELDS:,} fields in all. Send fewer",
         field=name,
+        values={"maxFields": MAX_FIELDS},
     )
 
 

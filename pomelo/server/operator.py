@@ -1,4 +1,4 @@
-"""pomelo.v1.AdminService on both ends of the operator's unix socket: the handlers and the client."""
+"""pomelo.admin.v1.AdminService on both ends of the operator's unix socket: the handlers and the client."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from urllib.parse import quote
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
-from pomelo.gen.v1.admin_service_pb2 import DESCRIPTOR
-from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.gen.admin.v1.admin_service_pb2 import DESCRIPTOR
+from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.server.calls import FrontEnd
 from pomelo.server.remote.channel import CHANNEL_OPTIONS
 from pomelo.service import Operator

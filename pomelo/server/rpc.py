@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -27,11 +27,23 @@ _DISCARD_TIME = 1.0
 _RESET_TIME = 0.25
 """A call that is cancelled within so many seconds counts as a reset, even if its message was read."""
 
-TimeoutReason = tuple[str, str]
-"""Error code and message of a call whose time is over; an empty message means the default of the code."""
 
-_DEADLINE: TimeoutReason = ("deadline_exceeded", "")
-_TOO_MANY_MESSAGES: TimeoutReason = (
+class TimeoutReason(NamedTuple):
+    """What a call reports whose time is over: an error's code and message (empty: the default of the code),
+    and the limit in seconds that the message names."""
+
+    code: str
+    message: str = ""
+    seconds: float | None = None
+
+    def error(self) -> PomeloError:
+        """Returns the error."""
+        values = None if self.seconds is None else {"timeoutSeconds": f"{self.seconds:g}"}
+        return PomeloError(self.code, self.message, values=values)
+
+
+_DEADLINE = TimeoutReason("deadline_exceeded")
+_TOO_MANY_MESSAGES = TimeoutReason(
     "overloaded",
     "The account sends more messages at a time than the server accepts. Retry later",
 )
@@ -89,13 +101,13 @@ class Rpc:
         """The model that the message names, empty until the message was read."""
         self.visit: Visit | None = None
         """None until the call is admitted."""
-        self.timeout_error: TimeoutReason = _DEADLINE
+        self.timeout_error = _DEADLINE
         """The error of the call when `scope` expires."""
         seconds = front.limits.unauthenticated_time
         when = min(self.call.deadline, self._started + seconds)
         if when < self.call.deadline:
             message = f"A call without a key ends after {seconds:g} seconds. Send a key"
-            self.timeout_error = ("deadline_exceeded", message)
+            self.timeout_error = TimeoutReason("deadline_exceeded", message, seconds)
         self.scope = asyncio.timeout_at(when)
 
     # --- authentication
@@ -208,7 +220,8 @@ class Rpc:
         front = self._front
         seconds = front.limits.read_time
         message = f"The message did not arrive within {seconds:g} seconds. Send it faster"
-        await self._acquire(front.reads, self._started + seconds, ("deadline_exceeded", message))
+        reason = TimeoutReason("deadline_exceeded", message, seconds)
+        await self._acquire(front.reads, self._started + seconds, reason)
         try:
             data = await self._receive_first()
             self.visit.reserve(len(data))
@@ -266,7 +279,8 @@ class Rpc:
                 return await self._receive()
         seconds = front.limits.chunk_time
         message = f"No message arrived for {seconds:g} seconds. Send without such pauses"
-        until, reason = self._loop.time() + seconds, ("deadline_exceeded", message)
+        until = self._loop.time() + seconds
+        reason = TimeoutReason("deadline_exceeded", message, seconds)
         if self.trusted:  # a gateway's uploads are as slow as its callers', and its messages are small
             self._until(until, reason)
             data = await self._receive()
@@ -379,7 +393,11 @@ def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _check_size(data: bytes, limit: int = field_limit.SMALL_MESSAGE) -> bytes:
     if len(data) > limit:
-        raise PomeloError("payload_too_large", f"The message is larger than {limit:,} bytes. Send less")
+        raise PomeloError(
+            "payload_too_large",
+            f"The message is larger than {limit:,} bytes. Send less",
+            values={"maxBytes": limit},
+        )
     return data
 
 
@@ -393,6 +411,6 @@ def _parse(data: bytes, message_type: Any) -> Any:
     try:
         return message_type.FromString(data)
     except DecodeError:
-        raise PomeloError(
-            "invalid_body", f"The message can't be decoded. Send a {message_type.DESCRIPTOR.full_name}"
-        ) from None
+        name = message_type.DESCRIPTOR.full_name
+        message = f"The message can't be decoded. Send a {name}"
+        raise PomeloError("invalid_body", message, values={"messageType": name}) from None

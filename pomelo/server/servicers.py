@@ -16,8 +16,14 @@ from pomelo.errors import invalid, missing
 from pomelo.gen.v1 import account_service_pb2 as account_pb
 from pomelo.gen.v1 import media_service_pb2 as media_pb
 from pomelo.gen.v1 import model_service_pb2 as model_pb
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2 import (
+    RunTaskRequest,
+    RunTaskResponse,
+    StreamTaskRequest,
+    StreamTaskResponse,
+)
 from pomelo.server.calls import keyless
+from pomelo.server.envelope import envelope
 from pomelo.server.rpc import Rpc
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
 
@@ -25,27 +31,31 @@ MAX_CHUNK = 1024 * 1024
 """Maximum bytes of an upload's chunk."""
 
 
+_run_response = envelope(RunTaskResponse)
+_stream_response = envelope(StreamTaskResponse)
+
+
 class TaskServicer:
     def __init__(self, tasks: TaskService) -> None:
         self._tasks = tasks
 
-    async def RunTask(self, request: RunTaskRequest, rpc: Rpc) -> RunTaskResponse:
-        rpc.model = request.task.model
+    async def RunTask(self, request: RunTaskRequest, rpc: Rpc) -> bytes:
+        rpc.model = request.spec.model
         if rpc.refused_body:
             raise rpc.forwarded_refusal()
-        return RunTaskResponse(result=await self._tasks.run_task(request.task, rpc.call))
+        return _run_response(await self._tasks.run_task(request.spec, request.options, rpc.call))
 
     # A coroutine that writes, not a generator: if the caller left during a write, the garbage collector would
     # close a generator, and with it the task, some time later.
     async def StreamTask(self, request: StreamTaskRequest, rpc: Rpc) -> None:
-        rpc.model = request.task.model
-        async with self._tasks.stream_task(request.task, rpc.call) as events:
+        rpc.model = request.spec.model
+        async with self._tasks.stream_task(request.spec, request.options, rpc.call) as events:
             if rpc.gateway:
                 await rpc.open()
             async for event in events:
                 # Not before the first event: clients retry only calls that fail without initial metadata.
                 await rpc.open()
-                await rpc.write(event)
+                await rpc.write(_stream_response(event))
 
 
 class ModelServicer:
@@ -53,10 +63,10 @@ class ModelServicer:
         self._models = models
 
     async def ListModels(self, request: model_pb.ListModelsRequest, rpc: Rpc) -> model_pb.ListModelsResponse:
-        return model_pb.ListModelsResponse(models=await self._models.list_models(rpc.call))
+        return await self._models.list_models(request, rpc.call)
 
     async def GetModel(self, request: model_pb.GetModelRequest, rpc: Rpc) -> model_pb.GetModelResponse:
-        return model_pb.GetModelResponse(model=await self._models.get_model(request.name, rpc.call))
+        return model_pb.GetModelResponse(model=await self._models.get_model(request.id, rpc.call))
 
 
 class AccountServicer:
@@ -71,6 +81,9 @@ class AccountServicer:
     async def ListUsage(self, request: account_pb.ListUsageRequest, rpc: Rpc) -> account_pb.ListUsageResponse:
         return await self._accounts.list_usage(request, rpc.call)
 
+    async def SumUsage(self, request: account_pb.SumUsageRequest, rpc: Rpc) -> account_pb.SumUsageResponse:
+        return await self._accounts.sum_usage(request, rpc.call)
+
 
 class MediaServicer:
     def __init__(self, media: MediaService) -> None:
@@ -82,8 +95,8 @@ class MediaServicer:
         first = await rpc.next_message(media_pb.UploadMediaRequest)
         content_type, buffered = "", []
         if first is not None:
-            content_type = first.content_type
-            if first.WhichOneof("data") != "content_type":
+            content_type = first.header.content_type
+            if first.WhichOneof("data") != "header":
                 buffered.append(first)
         del first
         media = await self._media.upload_media(content_type, _chunks(buffered, rpc), rpc.call)
@@ -96,7 +109,7 @@ class MediaServicer:
             request = await rpc.small_message(media_pb.DownloadMediaRequest)
             if refusal is not None and not request.signature:
                 raise refusal
-            async with self._media.download_media(request.media_id, request.signature, rpc.call) as (
+            async with self._media.download_media(request.id, request.signature, rpc.call) as (
                 media,
                 chunks,
             ):
@@ -159,8 +172,8 @@ def _chunk(message: media_pb.UploadMediaRequest) -> bytes:
         case "chunk":
             chunk = message.chunk  # a copy each time
             if not 0 < len(chunk) <= MAX_CHUNK:
-                raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes")
+                raise invalid("chunk", f"1 to {MAX_CHUNK:,} bytes", minimum=1, maximum=MAX_CHUNK)
             return chunk
-        case "content_type":
-            raise invalid("content_type", "in the first message only")
+        case "header":
+            raise invalid("header", "in the first message only")
     raise missing("chunk")

@@ -11,20 +11,32 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from pomelo.stores.usage import UsageRecord, UsageTotal
+from pomelo.stores.usage import Dimension, UsageRecord, UsageTotal
 
 _NAMES = tuple(field.name for field in fields(UsageRecord))
 _BOOLEANS = tuple(field.name for field in fields(UsageRecord) if field.type == "bool")
 _POSITION = struct.Struct(">dq")
 
-COLUMNS = ", ".join(_NAMES)
-"""The columns of a usage table, in the order of `values` and `from_row`."""
+COLUMNS = ", ".join(f'"{name}"' for name in _NAMES)
+"""The columns of a usage table, in the order of `values` and `from_row`. Quoted: `user` is a word of SQL."""
 
 PLACEHOLDERS = ", ".join("?" * len(_NAMES))
 """A question mark for each of COLUMNS."""
 
 SUMMED = tuple(field.name for field in fields(UsageTotal))[2:]
 """The columns that a UsageTotal sums up, in its order."""
+
+DIMENSIONS: dict[Dimension, str] = {
+    "model": "model",
+    "key": "key_id",
+    "account": "account",
+    "user": '"user"',
+    "task_type": "task_type",
+    "provider": "provider",
+    "mode": "CASE WHEN live THEN 'live' ELSE 'test' END",
+    "protocol": "wire",
+}
+"""SQL expressions of the dimensions. Each database has its own of a day."""
 
 values = attrgetter(*_NAMES)
 """The values of a record, in the order of COLUMNS."""

@@ -34,7 +34,9 @@ def usage_columns(version: int, types: dict[str, str], constraints: dict[str, st
         if column.metadata.get("version", 1) == version:
             default = f" DEFAULT {column.default!r}" if version > 1 else ""
             constraint = constraints.get(column.name, "")
-            definition = f"{column.name} {types[str(column.type)]} NOT NULL{default} {constraint}"
+            # `user` is a word of SQL. The statements of the released versions have no quotes.
+            name = f'"{column.name}"' if version > 2 else column.name
+            definition = f"{name} {types[str(column.type)]} NOT NULL{default} {constraint}"
             definitions.append(definition.rstrip())
     return definitions
 
@@ -54,7 +56,7 @@ _USAGE = (
     "CREATE INDEX usage_by_time ON usage (at)",
 )
 
-ARCHIVE_MIGRATIONS = (_USAGE, _add_usage_columns(2))
+ARCHIVE_MIGRATIONS = (_USAGE, _add_usage_columns(2), _add_usage_columns(3))
 """The tables of a SQLite archive: only usage records. Step n, counted from 0, leads to version n."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -198,5 +200,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             for name in ("window_start", "model", "token_start", "tokens")
         ),
     ),
+    _add_usage_columns(3),
 )
 """The tables of the store. Step n, counted from 1, leads to version n."""

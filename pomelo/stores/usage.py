@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar, get_args
+
+from pydantic_core import from_json, to_json
 
 from pomelo.stores.accounts import Balance, Wallet
 
 RECOVERED = "recovered"
 """The source of a record that the store wrote for a task whose process had died."""
 
-GROUPS = ("model", "key", "day", "account")
+Dimension = Literal["model", "key", "day", "account", "user", "task_type", "provider", "mode", "protocol"]
+"""A property of records that sums can be grouped by. A day is written 2026-11-24, in UTC; a mode is "live" or
+"test"; a key is its id; a protocol is the record's `wire`."""
+
+DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+
+MAX_GROUPINGS = 4
+"""The largest number of groupings of one sum."""
+
+T = TypeVar("T")
 
 
-def _added(version: int) -> int:
-    """A count whose column was added by that version of the usage table; older records have 0."""
-    return field(default=0, metadata={"version": version})
+def _added(version: int, default: T) -> T:
+    """A field whose column was added by that version of the usage table; older records have the default."""
+    return field(default=default, metadata={"version": version})
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
     """What one task used and cost. A task that failed before it delivered anything leaves no record.
 
-    The fields are the columns of every usage table, and the members of its JSON form. Counts that don't apply
-    are 0. The cached and cache-written tokens are part of `input_tokens`, and the tokens written for an hour
-    are part of the cache-written ones. `provider_micros` are the microdollars that the provider reported as
-    the task's cost, if the task was billed by them. `cost` is what was charged, `uncollected` the rest of the
-    price if reservation and balance did not cover it. `prices` are encoded by `pomelo.catalog.pricing`;
-    applied to the counts they give cost + uncollected. `source` says who counted: "provider", "estimated" (by
-    Pomelo) or "recovered". `complete` is False if the answer was cut off or the caller left. `at` is the Unix
-    time of the settlement.
+    The fields are the columns of every usage table, and the members of its JSON form. Counts that don't
+    apply are 0. The cached and cache-written tokens are part of `input_tokens`, and the tokens written
+    for an hour are part of the cache-written ones. The reasoning tokens are part of `output_tokens`.
+    `provider_micros` are the microdollars that the provider reported as the task's cost, if the task was
+    billed by them. `cost` is what was charged, `uncollected` the rest of the price if reservation and
+    balance did not cover it. `prices` are encoded by `pomelo.catalog.pricing`; applied to the counts they
+    give cost + uncollected. `source` says who counted: "provider", "estimated" (by Pomelo) or
+    "recovered". `complete` is False if the answer was cut off or the caller left. `at` is the Unix time
+    of the settlement. `user` is the caller's own user, without NUL, or empty. `metadata` are the caller's
+    own pairs, encoded by `encode_metadata`.
     """
 
     task_id: str
@@ -44,15 +57,16 @@ class UsageRecord:
     provider: str = ""
     provider_model: str = ""
     input_tokens: int = 0
-    cached_input_tokens: int = _added(2)
-    cache_write_input_tokens: int = _added(2)
-    cache_write_1h_input_tokens: int = _added(2)
+    cached_input_tokens: int = _added(2, 0)
+    cache_write_input_tokens: int = _added(2, 0)
+    cache_write_1h_input_tokens: int = _added(2, 0)
     output_tokens: int = 0
+    reasoning_tokens: int = _added(3, 0)
     characters: int = 0
     images: int = 0
     pixels: int = 0
     audio_ms: int = 0
-    provider_micros: int = _added(2)
+    provider_micros: int = _added(2, 0)
     processing_ms: int = 0
     first_byte_ms: int = 0
     output_bytes: int = 0
@@ -63,11 +77,49 @@ class UsageRecord:
     source: str = "provider"
     complete: bool = True
     at: float = 0.0
+    user: str = _added(3, "")
+    metadata: str = _added(3, "")
 
     @property
     def wallet(self) -> Wallet:
         """The wallet that pays."""
         return Wallet(self.account, self.live)
+
+
+def encode_metadata(pairs: Mapping[str, str]) -> str:
+    """Pairs of strings as the `metadata` of a record: a JSON object in order of its keys, or empty without
+    pairs. Equal pairs give equal text.
+
+    Raises:
+        ValueError: a key or value has a NUL, which Postgres can't store, or half of a surrogate pair.
+    """
+    if any("\0" in text for pair in pairs.items() for text in pair):
+        raise ValueError("metadata can't have a NUL")
+    return to_json(dict(sorted(pairs.items()))).decode() if pairs else ""
+
+
+def decode_metadata(text: str) -> dict[str, str]:
+    """Reverses `encode_metadata`."""
+    pairs: dict[str, str] = from_json(text) if text else {}
+    return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataKey:
+    """Groups records by their values of this key of their metadata; those without the key by "".
+
+    Raises:
+        ValueError: no metadata can have the key: it has a NUL, or half of a surrogate pair.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        encode_metadata({self.name: ""})
+
+
+Grouping = Dimension | MetadataKey
+"""What sums are grouped by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +136,13 @@ class UsageQuery:
 
 @dataclass(frozen=True, slots=True)
 class UsageTotal:
-    """The sums of a group's records. `group` is a model, a key id, an account or a day (2026-11-24, in UTC).
+    """The sums of the records that are equal in every grouping. `groups` are what they are equal in, in the
+    order of the groupings.
 
     All fields after `tasks` are summed columns.
     """
 
-    group: str
+    groups: tuple[str, ...]
     tasks: int
     input_tokens: int
     output_tokens: int
@@ -101,6 +154,23 @@ class UsageTotal:
     uncollected: int
     cached_input_tokens: int = 0
     cache_write_input_tokens: int = 0
+    cache_write_1h_input_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+def check_sum(by: Sequence[Grouping], after: tuple[str, ...] | None) -> None:
+    """Checks the arguments of `UsageStore.sum_usage`.
+
+    Raises:
+        ValueError: as `sum_usage` does.
+    """
+    for grouping in by:
+        if not isinstance(grouping, MetadataKey) and grouping not in DIMENSIONS:
+            raise ValueError(f"by must be of {', '.join(DIMENSIONS)} and metadata keys")
+    if len(by) > MAX_GROUPINGS:
+        raise ValueError(f"by must be at most {MAX_GROUPINGS} groupings")
+    if after is not None and len(after) != len(by):
+        raise ValueError("after must be the groups of a total of an earlier page")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +200,19 @@ class UsageStore(Protocol):
         ...
 
     async def sum_usage(
-        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+        self,
+        query: UsageQuery,
+        by: Sequence[Grouping],
+        *,
+        limit: int | None = None,
+        after: tuple[str, ...] | None = None,
     ) -> list[UsageTotal]:
-        """Sums by one of GROUPS, in order of name: up to `limit` (None: all), starting after the name
-        `after`. All sums are of the same moment.
+        """Sums by up to MAX_GROUPINGS groupings, in order of the groups: up to `limit` (None: all), starting
+        after the groups `after` (None: with the first). Without groupings, one sum of all records, if there
+        are any. All sums are of the same moment.
 
         Raises:
-            ValueError: `by` is not one of GROUPS.
+            ValueError: `by` has an unknown or too many groupings, or `after` has another number of them.
         """
         ...
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from pomelo.catalog.catalog import ENCODER_PADDING_MS, Model, Route
 from pomelo.catalog.pricing import Usage
-from pomelo.gen.v1.media_pb2 import ResponseFormat
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.catalog.reported_cost import Report
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.media.store import MediaWriter
 
 MAX_INLINE_DEFAULT = 3 * 1024 * 1024
-"""Bytes of a media file that an answer contains inline if the caller requested no response_format."""
+"""Bytes of a media file that an answer contains inline if the caller asked for no MediaDelivery."""
 
 MAX_INLINE_STREAM_DEFAULT = 45 * 1024
 """The same for a stream: as base64 they make a line of less than 64 KiB, which every client can read."""
@@ -33,11 +33,11 @@ MAX_INLINE_FALLBACK = MAX_INLINE_DEFAULT
 every client accepts an answer of that size."""
 
 
-def max_inline(response_format: ResponseFormat.ValueType, *, stream: bool) -> int:
+def max_inline(delivery: MediaDelivery.ValueType, *, stream: bool) -> int:
     """The maximum bytes of a media file that an answer, or the last event of a stream, contains inline."""
-    if response_format == ResponseFormat.RESPONSE_FORMAT_URL:
+    if delivery == MediaDelivery.MEDIA_DELIVERY_LINK:
         return 0
-    if response_format:
+    if delivery:
         return MAX_INLINE
     return MAX_INLINE_STREAM_DEFAULT if stream else MAX_INLINE_DEFAULT
 
@@ -92,13 +92,16 @@ class Estimate:
 class CollectorContext:
     """The task that a collector serves: its input, model and estimate, and whether it is streamed.
 
-    `writer` opens a media file of a content type. `keep`: media are stored even if the caller wants no link.
+    `delivery` is how its result contains media, `report` what its provider reports beside the events, and
+    `writer` opens a media file of a content type. `keep`: the answer is stored, so that it can be repeated.
     """
 
     input: Any
     model: Model
     estimate: Estimate
     stream: bool
+    delivery: MediaDelivery.ValueType
+    report: Report
     writer: Callable[[str], MediaWriter]
     keep: bool = False
 
@@ -114,7 +117,7 @@ class Collector(ABC):
         too."""
 
     @abstractmethod
-    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
+    def add(self, event: TaskEvent) -> TaskEvent | None:
         """Adds an event; returns the event that a stream passes on now, None if it is kept until the end.
 
         Raises:
@@ -122,14 +125,17 @@ class Collector(ABC):
         """
 
     @abstractmethod
-    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
-        """Writes the output into `result`; returns the last event of a text stream.
-
-        Other task types return None, and their streams end with `result`.
+    def finish(self, result: TaskResult) -> None:
+        """Writes the output into `result`: in a stream without `keep` it may lack what events have contained.
 
         Raises:
             PomeloError: provider_failed: the output is incomplete; store_unavailable, payload_too_large.
         """
+
+    def end_stream(self, result: TaskResult) -> TaskEvent | None:
+        """Removes from a stream's result what its events have contained. Returns an event with the output
+        that none has contained, if there is any, to be sent before the last one."""
+        return None
 
     @abstractmethod
     def usage(self) -> tuple[Usage, bool]:
@@ -149,32 +155,40 @@ def no_media(task_input: Any, estimate: Estimate) -> int:
     return 0
 
 
-def replay_result(result: TaskResult, audio: Path | None) -> Iterator[StreamTaskResponse]:
+def replay_result(result: TaskResult, audio: Path | None) -> Iterator[TaskEvent]:
     """The events of an output that is one event."""
-    yield StreamTaskResponse(result=result)
+    yield TaskEvent(completed=result)
+
+
+ReadMedia = Callable[[str, str], bytes]
+"""Returns the bytes of a stored file of the caller, by its id. The second argument is the field that has it.
+
+Raises:
+    PomeloError: invalid_parameter; payload_too_large if a task's files are too large; store_unavailable.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskDefinition:
     """A task type, and what differs between task types.
 
-    `name` is the field of Task.input and the name of the providers' method. `check` raises `PomeloError` for
-    an input that the model can't take. `estimate` estimates the usage of an input that is fitted to a route.
-    `collector` creates the collector of a task. `output_size` returns the bytes of a result's output, or of
-    the file that it links to. `replay` yields the events of a stored result after the first; `audio` is the
-    file of its audio. `counts_tokens`: the tokens-per-minute limit applies. `limit_output` returns the
-    maximum output of an input when the reservation pays for that many tokens, None if the model's own maximum
-    applies; for task types whose output can be shortened. `audio`: the input contains audio. `media_size`
-    estimates the maximum bytes of media in the answer.
+    `name` is the field of TaskSpec.input and the name of the providers' method. `check` raises `PomeloError`
+    for an input that the model can't take, and replaces images by `data:` URIs. `estimate` estimates the
+    usage of an input that is fitted to a route. `collector` creates the collector of a task. `output_size`
+    returns the bytes of a result's output, or of the file that it links to. `replay` yields the events of a
+    stored result after the first; `audio` is the file of its audio. `counts_tokens`: the tokens-per-minute
+    limit applies. `limit_output` returns the maximum output of an input when the reservation pays for that
+    many tokens, None if the model's own maximum applies; for task types whose output can be shortened.
+    `audio`: the input contains audio. `media_size` estimates the maximum bytes of media in the answer.
     """
 
     name: str
     id_prefix: str
-    check: Callable[[Any, Model], None]
+    check: Callable[[Any, Model, ReadMedia], None]
     estimate: Callable[[Any, Model, Route, AudioInfo], Estimate]
     collector: Callable[[CollectorContext], Collector]
     output_size: Callable[[TaskResult], int]
-    replay: Callable[[TaskResult, Path | None], Iterator[StreamTaskResponse]] = replay_result
+    replay: Callable[[TaskResult, Path | None], Iterator[TaskEvent]] = replay_result
     counts_tokens: bool = False
     limit_output: Callable[[Any, Estimate, int], int | None] | None = None
     audio: bool = False

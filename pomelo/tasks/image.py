@@ -7,21 +7,21 @@ from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
 from pomelo.fields import DEFAULT_IMAGE_SIDE, IMAGE_FIELDS, check_enum, check_numbers, check_required_text
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput
-from pomelo.gen.v1.media_pb2 import ResponseFormat
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.tasks.base import (
     MAX_INLINE_FALLBACK,
     AudioInfo,
     Collector,
     CollectorContext,
     Estimate,
+    ReadMedia,
     TaskDefinition,
     max_inline,
 )
 
 
-def check(task_input: ImageInput, model: Model) -> None:
+def check(task_input: ImageInput, model: Model, read_media: ReadMedia) -> None:
     """Refuses an input that no image model takes.
 
     Raises:
@@ -30,7 +30,6 @@ def check(task_input: ImageInput, model: Model) -> None:
     check_required_text(task_input, "prompt", model.limits.max_characters)
     check_numbers(task_input, IMAGE_FIELDS)
     check_enum(task_input, "output_format", ImageFormat)
-    check_enum(task_input, "response_format", ResponseFormat)
 
 
 def estimate(task_input: ImageInput, model: Model, route: Route, audio: AudioInfo) -> Estimate:
@@ -55,23 +54,23 @@ class ImageCollector(Collector):
         self._context = context
         self._image: GeneratedImage | None = None
 
-    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
+    def add(self, event: TaskEvent) -> TaskEvent | None:
         if event.HasField("image_progress"):
             return event if self._context.stream else None
-        if event.result.image.images:
-            self._image = event.result.image.images[0]
+        if event.completed.image.images:
+            self._image = event.completed.image.images[0]
         return None
 
-    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
+    def finish(self, result: TaskResult) -> None:
         image = self._image
         if image is None or not image.data:
             raise PomeloError("provider_failed")
-        response_format = self._context.input.response_format
+        delivery = self._context.delivery
         output = result.image.images.add(content_type=image.content_type)
-        inline = len(image.data) <= max_inline(response_format, stream=self._context.stream)
+        inline = len(image.data) <= max_inline(delivery, stream=self._context.stream)
         if inline:
             output.data = image.data
-        if response_format != ResponseFormat.RESPONSE_FORMAT_B64_JSON or not inline or self._context.keep:
+        if delivery != MediaDelivery.MEDIA_DELIVERY_INLINE or not inline or self._context.keep:
             try:
                 with self._context.writer(image.content_type) as writer:
                     writer.write(image.data)
@@ -81,7 +80,6 @@ class ImageCollector(Collector):
                 if self._context.keep or len(image.data) > MAX_INLINE_FALLBACK:
                     raise
                 output.data = image.data
-        return None
 
     def usage(self) -> tuple[Usage, bool]:
         return self._context.estimate.maximum, True

@@ -16,14 +16,12 @@ from pomelo.fields import (
     DEFAULT_AUDIO_FORMAT,
     SPEECH_FIELDS,
     VOICE_SETTINGS_FIELDS,
-    check_enum,
     check_numbers,
     check_required_text,
 )
-from pomelo.gen.v1.media_pb2 import ResponseFormat
-from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, TextToSpeechInput
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.media_pb2 import MediaDelivery, MediaSource
+from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, TextToSpeechInput
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.media.store import MediaWriter
 from pomelo.providers.chunks import MAX_AUDIO_BYTES
 from pomelo.tasks.audio_meter import AudioMeter
@@ -33,6 +31,7 @@ from pomelo.tasks.base import (
     Collector,
     CollectorContext,
     Estimate,
+    ReadMedia,
     TaskDefinition,
     max_inline,
 )
@@ -44,7 +43,7 @@ LENGTH_TOLERANCE_MS = 1000
 """Milliseconds by which an answer may be longer or shorter than the input audio."""
 
 
-def check_text_to_speech(task_input: TextToSpeechInput, model: Model) -> None:
+def check_text_to_speech(task_input: TextToSpeechInput, model: Model, read_media: ReadMedia) -> None:
     """Refuses an input that no text-to-speech model takes.
 
     Raises:
@@ -55,7 +54,7 @@ def check_text_to_speech(task_input: TextToSpeechInput, model: Model) -> None:
     check_language(task_input.language_code)
 
 
-def check_speech_to_speech(task_input: SpeechToSpeechInput, model: Model) -> None:
+def check_speech_to_speech(task_input: SpeechToSpeechInput, model: Model, read_media: ReadMedia) -> None:
     """Refuses an input that no speech-to-speech model takes.
 
     Raises:
@@ -65,12 +64,14 @@ def check_speech_to_speech(task_input: SpeechToSpeechInput, model: Model) -> Non
     _check_voice(task_input)
 
 
-def check_audio(audio: AudioInput) -> None:
+def check_audio(audio: MediaSource) -> None:
     """Refuses missing audio: it must be inline or have a media_id.
 
     Raises:
-        PomeloError: missing_parameter.
+        PomeloError: missing_parameter, invalid_parameter.
     """
+    if audio.url:
+        raise invalid("audio", "bytes, or the media_id of an upload. URLs of audio are not read")
     if not audio.data and not audio.media_id:
         raise missing("audio")
 
@@ -97,7 +98,6 @@ def _check_voice(task_input: TextToSpeechInput | SpeechToSpeechInput) -> None:
     if task_input.output_format and task_input.output_format not in AUDIO_FORMATS:
         raise invalid("output_format", "a documented format, such as mp3_44100_128 or pcm_16000")
     check_numbers(task_input, SPEECH_FIELDS)
-    check_enum(task_input, "response_format", ResponseFormat)
 
 
 def estimate_text(task_input: TextToSpeechInput, model: Model, route: Route, audio: AudioInfo) -> Estimate:
@@ -167,16 +167,15 @@ class SpeechCollector(Collector):
         self._size = 0
         self._writer: MediaWriter | None = None
         self._chunks: list[bytes] = []
-        self._max_inline = 0 if context.stream else max_inline(context.input.response_format, stream=False)
+        self._max_inline = 0 if context.stream else max_inline(context.delivery, stream=False)
 
-    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
+    def add(self, event: TaskEvent) -> TaskEvent | None:
         data = event.audio_chunk.data
         if self._meter is None:
             self._content_type = event.audio_chunk.content_type
             output_format = self._context.input.output_format or DEFAULT_AUDIO_FORMAT
             self._meter = AudioMeter(self._content_type, output_format)
-            response_format = self._context.input.response_format
-            if response_format != ResponseFormat.RESPONSE_FORMAT_B64_JSON or self._context.keep:
+            if self._context.delivery != MediaDelivery.MEDIA_DELIVERY_INLINE or self._context.keep:
                 self._writer = self._context.writer(self._content_type)
         self._size += len(data)
         self._meter.add(data)
@@ -199,7 +198,7 @@ class SpeechCollector(Collector):
             self._writer.write(data)
         return None
 
-    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
+    def finish(self, result: TaskResult) -> None:
         if not self._size:
             raise PomeloError("provider_failed")
         output = result.speech
@@ -211,7 +210,6 @@ class SpeechCollector(Collector):
                 self._continue_without_store(error)
         if self._size <= self._max_inline:
             output.data = b"".join(self._chunks)
-        return None
 
     def _continue_without_store(self, error: PomeloError, last: bytes = b"") -> None:
         """Continues without the store, with all audio so far; the store refused the last bytes, `last`.
@@ -272,7 +270,7 @@ def output_size(result: TaskResult) -> int:
     return len(result.speech.data) or result.speech.media.size_bytes
 
 
-def replay(result: TaskResult, audio: Path | None) -> Iterator[StreamTaskResponse]:
+def replay(result: TaskResult, audio: Path | None) -> Iterator[TaskEvent]:
     """The chunks of stored audio, and the result.
 
     Raises:
@@ -283,14 +281,14 @@ def replay(result: TaskResult, audio: Path | None) -> Iterator[StreamTaskRespons
     try:
         with audio.open("rb") as file:
             while piece := file.read(MAX_AUDIO_BYTES):
-                event = StreamTaskResponse()
+                event = TaskEvent()
                 event.audio_chunk.data = piece
                 event.audio_chunk.content_type = content_type
                 content_type = ""
                 yield event
     except OSError as error:
         raise PomeloError("store_unavailable") from error
-    yield StreamTaskResponse(result=result)
+    yield TaskEvent(completed=result)
 
 
 TEXT_TO_SPEECH = TaskDefinition(

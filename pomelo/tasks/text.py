@@ -15,17 +15,17 @@ from pomelo.fields import (
     MAX_PARTS,
     MAX_STOPS,
     MAX_TOTAL_PARTS,
-    MAX_USER_CHARACTERS,
     TEXT_FIELDS,
     check_numbers,
 )
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TokenUsage
+from pomelo.gen.v1.media_pb2 import MediaSource
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TextOutput
+from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.media import data_uris
 from pomelo.media.content_types import image_type
 from pomelo.providers.chunks import split_text
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
 
 log = logging.getLogger("pomelo.tasks")
 
@@ -51,12 +51,17 @@ BYTES_PER_TOKEN = 8
 _SLICE = 16 * 1024
 """Characters of a text that are processed in one step, during which no other thread can run."""
 
+_IMAGE_HEAD = 16
+"""Bytes of an image that show its format."""
+
+_NOT_AN_IMAGE = "a PNG, JPEG, WebP or GIF image. The bytes decide, not the media type"
+
 _ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT))
 
 
-def check(task_input: TextInput, model: Model) -> None:
-    """Refuses a conversation or a parameter that no text model takes. Replaces the `data:` URI of each image
-    by its canonical form, which every vendor takes.
+def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
+    """Refuses a conversation or a parameter that no text model takes. Replaces each image by a `data:` URI in
+    its canonical form, which every vendor takes.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter, context_length_exceeded.
@@ -65,24 +70,24 @@ def check(task_input: TextInput, model: Model) -> None:
     if not messages:
         raise missing("messages")
     if len(messages) > MAX_MESSAGES:
-        raise invalid("messages", f"at most {MAX_MESSAGES:,} messages")
+        raise invalid("messages", f"at most {MAX_MESSAGES:,} messages", maximum=MAX_MESSAGES)
     characters = parts = 0
     for index, message in enumerate(messages):
         if message.role not in _ROLES:
             name = f"messages[{index}].role"
             raise invalid(name, "system, user or assistant") if message.role else missing(name)
-        if message.HasField("content"):
-            characters += len(message.content)
+        content = message.content
+        if len(content) == 1 and content[0].HasField("text"):
+            characters += len(content[0].text)
         else:
-            parts += len(message.parts.parts)
+            parts += len(content)
             if parts > MAX_TOTAL_PARTS:
-                raise invalid("messages", f"at most {MAX_TOTAL_PARTS:,} parts in all messages together")
-            characters += _check_parts(message, f"messages[{index}].content")
+                expected = f"at most {MAX_TOTAL_PARTS:,} parts in all messages together"
+                raise invalid("messages", expected, maximum=MAX_TOTAL_PARTS)
+            characters += _check_parts(message, f"messages[{index}].content", read_media)
     check_numbers(task_input, TEXT_FIELDS)
     if task_input.stop and (len(task_input.stop) > MAX_STOPS or not all(task_input.stop)):
-        raise invalid("stop", f"at most {MAX_STOPS} strings, none of them empty")
-    if len(task_input.user) > MAX_USER_CHARACTERS:
-        raise invalid("user", f"at most {MAX_USER_CHARACTERS} characters")
+        raise invalid("stop", f"at most {MAX_STOPS} strings, none of them empty", maximum=MAX_STOPS)
     # Every tokenizer makes more tokens than words. Counting words is slow, so it is done only if necessary.
     max_input = model.limits.max_input_tokens
     if characters > max_input and _count_words(task_input) > max_input:
@@ -90,15 +95,16 @@ def check(task_input: TextInput, model: Model) -> None:
             "context_length_exceeded",
             f"The prompt is longer than the {max_input:,} tokens that the model takes. Shorten messages",
             field="messages",
+            values={"maxTokens": max_input},
         )
 
 
-def _check_parts(message: Message, name: str) -> int:
-    parts = message.parts.parts
+def _check_parts(message: Message, name: str, read_media: ReadMedia) -> int:
+    parts = message.content
     if not parts:
         raise missing(name)
     if len(parts) > MAX_PARTS:
-        raise invalid(name, f"at most {MAX_PARTS} parts")
+        raise invalid(name, f"at most {MAX_PARTS} parts", maximum=MAX_PARTS)
     characters = 0
     for index, part in enumerate(parts):
         part_type = part.WhichOneof("part")
@@ -109,11 +115,30 @@ def _check_parts(message: Message, name: str) -> int:
         elif message.role != Role.ROLE_USER:
             raise invalid(f"{name}[{index}]", "a text; only messages of the role user can contain images")
         else:
-            url = part.image_url.url
-            canonical = _canonical_image(url, f"{name}[{index}].image_url")
-            if canonical is not url:
-                part.image_url.url = canonical
+            _make_canonical(part.image.source, f"{name}[{index}].image_url", read_media)
     return characters
+
+
+def _make_canonical(source: MediaSource, name: str, read_media: ReadMedia) -> None:
+    """Replaces an image by its canonical `data:` URI, wherever its bytes are."""
+    kind = source.WhichOneof("source")
+    if kind == "media_id":
+        source.url = _encode_image(read_media(source.media_id, name), name)
+    elif kind == "data":
+        source.url = _encode_image(source.data, name)
+    else:
+        url = source.url
+        canonical = _canonical_image(url, name)
+        if canonical is not url:
+            source.url = canonical
+    source.ClearField("content_type")
+
+
+def _encode_image(data: bytes, name: str) -> str:
+    media_type = image_type(data[:_IMAGE_HEAD])
+    if media_type is None:
+        raise invalid(name, _NOT_AN_IMAGE)
+    return data_uris.encode(data, media_type)
 
 
 def _canonical_image(url: str, name: str) -> str:
@@ -123,15 +148,14 @@ def _canonical_image(url: str, name: str) -> str:
         raise invalid(name, "a data: URI with a base64 PNG, JPEG, WebP or GIF; remote URLs are off")
     media_type = image_type(next(data_uris.decode(url, start, name), b""))
     if media_type is None:
-        raise invalid(name, "a PNG, JPEG, WebP or GIF image. The bytes decide, not the media type")
+        raise invalid(name, _NOT_AN_IMAGE)
     return data_uris.canonical(url, start, media_type, name)
 
 
 def _count_words(task_input: TextInput) -> int:
     count = 0
     for message in task_input.messages:
-        count += _count_words_in(message.content)
-        for part in message.parts.parts:
+        for part in message.content:
             count += _count_words_in(part.text)
     return count
 
@@ -152,10 +176,9 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
     max_tokens the output may be cut to what the account can pay."""
     size = images = 0
     for message in task_input.messages:
-        size += _size(message.content)
-        for part in message.parts.parts:
+        for part in message.content:
             size += _size(part.text)
-            images += part.HasField("image_url")
+            images += part.HasField("image")
     tokens = size + MAX_MESSAGE_TOKENS * (len(task_input.messages) + 1) + MAX_IMAGE_TOKENS * images
     limits = model.limits
     if limits.max_input_tokens:
@@ -187,13 +210,9 @@ def _size(text: str) -> int:
 
 
 class TextCollector(Collector):
-    """Joins deltas if the whole text is needed; otherwise only counts them.
+    """Joins deltas if the whole text is needed; otherwise only counts them."""
 
-    The last delta, which has finish_reason and usage, is kept until the task is settled. An earlier delta may
-    have the provider's count of the input, in case the answer ends early.
-    """
-
-    __slots__ = ("_context", "_counted", "_joins", "_last", "_pieces", "_reported", "_stream", "_text")
+    __slots__ = ("_context", "_counted", "_joins", "_last", "_pieces", "_rest", "_stream", "_text", "_usage")
 
     def __init__(self, context: CollectorContext) -> None:
         super().__init__()
@@ -202,80 +221,86 @@ class TextCollector(Collector):
         self._joins = not context.stream or context.keep
         self._text = bytearray()  # a list would need sixty more bytes per delta
         self._pieces = 0
-        self._reported: Usage | None = None
-        """The usage of the input, once the provider has reported it."""
+        self._last: TaskResult | None = None
+        self._rest = ""
+        """The text that came with the end, in no delta."""
+        self._usage = Usage()
         self._counted = True
-        self._last: StreamTaskResponse | None = None
 
-    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
-        delta = event.text_delta
-        if delta.finish_reason:
-            self._last = event
+    def add(self, event: TaskEvent) -> TaskEvent | None:
+        text = event.text_delta.text
+        if not text:
+            if event.HasField("completed"):
+                self._last = event.completed
             return None
-        if delta.HasField("usage"):
-            if self._is_valid_input(delta.usage):
-                self._reported = replace(_from_token_usage(delta.usage), output_tokens=0)
-            delta.ClearField("usage")
-            if not delta.content:
-                return None
-        self.output_bytes += _size(delta.content)
-        self._pieces += bool(delta.content)
+        self.output_bytes += _size(text)
+        self._pieces += 1
         if self._joins:
-            self._text += delta.content.encode()
+            self._text += text.encode()
         return event if self._stream else None
 
-    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
+    def finish(self, result: TaskResult) -> None:
         last = self._last
         if last is None:
             raise PomeloError("provider_failed")
-        delta = last.text_delta
-        valid_input, valid_output = (
-            self._validate_usage(delta.usage, delta.content) if delta.HasField("usage") else (False, False)
-        )
-        if not (valid_input and valid_output):
-            self._counted = False
-            # The whole answer may be one delta.
-            pieces = self._pieces + (0 if self._stream else len(delta.content.split()))
-            usage = self._estimated_usage(pieces, self.output_bytes + _size(delta.content))
-            if valid_input:
-                usage = replace(_from_token_usage(delta.usage), output_tokens=usage.output_tokens)
-            elif valid_output:
-                usage = replace(usage, output_tokens=delta.usage.completion_tokens)
-            delta.usage.CopyFrom(_to_token_usage(usage))
-        delta.usage.total_tokens = delta.usage.prompt_tokens + delta.usage.completion_tokens
+        self._rest = _read_text(last.text)
+        self._usage = self._complete_usage(last)
+        result.text.finish_reason = last.text.finish_reason
+        self.output_bytes += _size(self._rest)
         if self._joins:
-            output = result.text
-            output.content = self._text.decode() + delta.content
-            output.finish_reason = delta.finish_reason
-            output.usage.CopyFrom(delta.usage)
-        return last
+            _write_text(result.text, self._text.decode() + self._rest)
 
-    def _validate_usage(self, usage: TokenUsage, content: str) -> tuple[bool, bool]:
-        """Whether a provider's counts of input and of output are possible; impossible ones are logged.
-        `content` is the end of the text."""
-        min_output = 1 if self.output_bytes or content else 0
+    def end_stream(self, result: TaskResult) -> TaskEvent | None:
+        result.text.ClearField("message")
+        if not self._rest:
+            return None
+        event = TaskEvent()
+        event.text_delta.text = self._rest
+        return event
+
+    def _complete_usage(self, last: TaskResult) -> Usage:
+        """The provider's counts; the impossible or missing ones are estimated."""
+        usage = _from_counts(last.usage)
+        valid_input, valid_output = self._validate_usage(usage) if last.HasField("usage") else (False, False)
+        if valid_input and valid_output:
+            return usage
+        self._counted = False
+        # The whole answer may be one event.
+        pieces = self._pieces + (0 if self._stream else len(self._rest.split()))
+        estimated = self._estimated_usage(pieces, self.output_bytes + _size(self._rest))
+        if valid_input:
+            return replace(usage, output_tokens=estimated.output_tokens, reasoning_tokens=0)
+        if valid_output:
+            return replace(
+                estimated, output_tokens=usage.output_tokens, reasoning_tokens=usage.reasoning_tokens
+            )
+        return estimated
+
+    def _validate_usage(self, usage: Usage) -> tuple[bool, bool]:
+        """Whether a provider's counts of input and of output are possible; impossible ones are logged."""
+        min_output = 1 if self.output_bytes or self._rest else 0
         max_output = self._context.model.limits.max_output_tokens or MAX_TOKENS
         valid_input = self._is_valid_input(usage)
-        valid_output = min_output <= usage.completion_tokens <= max_output
+        valid_output = min_output <= usage.output_tokens <= max_output
         if not (valid_input and valid_output):
             log.warning(
                 "a provider of %s reported impossible counts, so they are estimated: %d tokens of input "
                 "(%d read from a cache, %d written to it), %d of output",
                 self._context.model.name,
-                usage.prompt_tokens,
-                usage.cached_prompt_tokens,
-                usage.cache_write_prompt_tokens,
-                usage.completion_tokens,
+                usage.input_tokens,
+                usage.cached_input_tokens,
+                usage.cache_write_input_tokens,
+                usage.output_tokens,
             )
         return valid_input, valid_output
 
-    def _is_valid_input(self, usage: TokenUsage) -> bool:
-        cached, written = usage.cached_prompt_tokens, usage.cache_write_prompt_tokens
+    def _is_valid_input(self, usage: Usage) -> bool:
+        cached, written = usage.cached_input_tokens, usage.cache_write_input_tokens
         return (
-            1 <= usage.prompt_tokens <= (self._context.model.limits.max_input_tokens or MAX_TOKENS)
+            1 <= usage.input_tokens <= (self._context.model.limits.max_input_tokens or MAX_TOKENS)
             and min(cached, written) >= 0
-            and cached + written <= usage.prompt_tokens
-            and 0 <= usage.cache_write_1h_prompt_tokens <= written
+            and cached + written <= usage.input_tokens
+            and 0 <= usage.cache_write_1h_input_tokens <= written
         )
 
     def partial_usage(self, task_input: TextInput) -> Usage:
@@ -285,51 +310,53 @@ class TextCollector(Collector):
         """The provider's count of the input if it has reported one, else Pomelo's: for text lower than that
         of any tokenizer, for images a typical one. Each piece of output has at least one token."""
         estimate = self._context.estimate
-        reported = self._reported or Usage(
-            input_tokens=min(estimate.input_tokens, estimate.maximum.input_tokens)
-        )
         tokens = min(max(pieces, size // BYTES_PER_TOKEN), estimate.maximum.output_tokens)
-        return replace(reported, output_tokens=tokens)
+        counts = self._context.report.usage
+        if counts is not None and self._is_valid_input(reported := _from_counts(counts)):
+            return replace(reported, output_tokens=tokens, reasoning_tokens=0)
+        return Usage(
+            input_tokens=min(estimate.input_tokens, estimate.maximum.input_tokens), output_tokens=tokens
+        )
 
     def usage(self) -> tuple[Usage, bool]:
-        usage = self._last.text_delta.usage if self._last is not None else TokenUsage()
-        return _from_token_usage(usage), self._counted
+        return self._usage, self._counted
 
 
-def _from_token_usage(usage: TokenUsage) -> Usage:
+def _from_counts(counts: UsageCounts) -> Usage:
+    reasoning = counts.reasoning_tokens
     return Usage(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens,
-        cached_input_tokens=usage.cached_prompt_tokens,
-        cache_write_input_tokens=usage.cache_write_prompt_tokens,
-        cache_write_1h_input_tokens=usage.cache_write_1h_prompt_tokens,
+        input_tokens=counts.input_tokens,
+        output_tokens=counts.output_tokens,
+        cached_input_tokens=counts.cached_input_tokens,
+        cache_write_input_tokens=counts.cache_write_input_tokens,
+        cache_write_1h_input_tokens=counts.cache_write_1h_input_tokens,
+        # It is part of a count that is charged, and is not charged itself.
+        reasoning_tokens=reasoning if 0 <= reasoning <= counts.output_tokens else 0,
     )
 
 
-def _to_token_usage(usage: Usage) -> TokenUsage:
-    return TokenUsage(
-        prompt_tokens=usage.input_tokens,
-        completion_tokens=usage.output_tokens,
-        total_tokens=usage.input_tokens + usage.output_tokens,
-        cached_prompt_tokens=usage.cached_input_tokens,
-        cache_write_prompt_tokens=usage.cache_write_input_tokens,
-        cache_write_1h_prompt_tokens=usage.cache_write_1h_input_tokens,
-    )
+def _write_text(output: TextOutput, text: str) -> None:
+    output.message.role = Role.ROLE_ASSISTANT
+    output.message.content.add(text=text)
+
+
+def _read_text(output: TextOutput) -> str:
+    return "".join([part.text for part in output.message.content])
 
 
 def output_size(result: TaskResult) -> int:
-    return len(result.text.content.encode())
+    return len(_read_text(result.text).encode())
 
 
-def replay(result: TaskResult, audio: Path | None) -> Iterator[StreamTaskResponse]:
-    """The deltas of a stored text."""
-    if result.text.content:
-        event = StreamTaskResponse()
-        event.text_delta.content = result.text.content
+def replay(result: TaskResult, audio: Path | None) -> Iterator[TaskEvent]:
+    """The deltas of a stored text, and the result without it."""
+    text = _read_text(result.text)
+    if text:
+        event = TaskEvent()
+        event.text_delta.text = text
         yield from split_text(event)
-    last = StreamTaskResponse()
-    last.text_delta.finish_reason = result.text.finish_reason
-    last.text_delta.usage.CopyFrom(result.text.usage)
+    last = TaskEvent(completed=result)
+    last.completed.text.ClearField("message")
     yield last
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from math import ceil, inf, isfinite
+from math import ceil, inf
+
+from google.protobuf.duration_pb2 import Duration
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.languages import iso_language
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
 from pomelo.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
-from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
 from pomelo.tasks.speech import check_audio, check_language
+from pomelo.times import from_duration, is_duration
 
 log = logging.getLogger("pomelo.tasks")
 
 
-def check(task_input: SpeechToTextInput, model: Model) -> None:
+def check(task_input: SpeechToTextInput, model: Model, read_media: ReadMedia) -> None:
     """Refuses an input that no speech-to-text model takes.
 
     Raises:
@@ -28,7 +30,7 @@ def check(task_input: SpeechToTextInput, model: Model) -> None:
     check_audio(task_input.audio)
     check_language(task_input.language_code)
     check_numbers(task_input, SPEECH_TO_TEXT_FIELDS)
-    check_enum(task_input, "timestamps", Timestamps)
+    check_enum(task_input, "timestamps", TimestampGranularity)
 
 
 def estimate(task_input: SpeechToTextInput, model: Model, route: Route, audio: AudioInfo) -> Estimate:
@@ -47,23 +49,25 @@ class TranscriptionCollector(Collector):
         self._context = context
         self._transcription: Transcription | None = None
 
-    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
-        if event.result.HasField("transcription"):
-            self._transcription = event.result.transcription
+    def add(self, event: TaskEvent) -> TaskEvent | None:
+        if event.completed.HasField("transcription"):
+            self._transcription = event.completed.transcription
         return None
 
-    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
+    def finish(self, result: TaskResult) -> None:
         if self._transcription is None:
             raise PomeloError("provider_failed")
         output = result.transcription
         output.CopyFrom(self._transcription)
-        output.language = iso_language(self._transcription.language)
-        _repair_times(output)
+        output.ClearField("language_code")
+        if language := iso_language(self._transcription.language_code):
+            output.language_code = language
+        _complete_times(output)
         estimate = self._context.estimate
         # If the length is unknown, the audio lasts at least until the end of its last word.
         ms = self._reported_ms() or min(estimate.input_audio_ms, estimate.maximum.audio_ms)
-        output.audio_seconds = ms / 1000 or max((word.end for word in output.words), default=0.0)
-        return None
+        ends = (from_duration(word.end_offset) for word in output.words)
+        output.audio_seconds = ms / 1000 or max(ends, default=0.0)
 
     def usage(self) -> tuple[Usage, bool]:
         estimate = self._context.estimate
@@ -88,15 +92,16 @@ class TranscriptionCollector(Collector):
         return ceil(seconds * 1000)
 
 
-def _repair_times(output: Transcription) -> None:
-    """Replaces times that are not finite, which JSON can't express, by the end of the previous word."""
-    last = 0.0
+def _complete_times(output: Transcription) -> None:
+    """Sets offsets that are missing or no valid Duration: a word begins with the end of the previous one, and
+    ends where it begins."""
+    last = Duration()
     for word in output.words:
-        if not isfinite(word.start):
-            word.start = last
-        if not isfinite(word.end):
-            word.end = word.start
-        last = word.end
+        if not (word.HasField("start_offset") and is_duration(word.start_offset)):
+            word.start_offset.CopyFrom(last)
+        if not (word.HasField("end_offset") and is_duration(word.end_offset)):
+            word.end_offset.CopyFrom(word.start_offset)
+        last = word.end_offset
 
 
 def output_size(result: TaskResult) -> int:

@@ -45,7 +45,7 @@ class Answer(TextAnswer):
     def beginning(self, received: Received) -> list[bytes]:
         message = _message(received, []) | self.usage_field(received)
         if isinstance(usage := message.get("usage"), dict):
-            message["usage"] = usage | {"output_tokens": 1}
+            message["usage"] = usage | {"output_tokens": 1, "output_tokens_details": None}
         index = 0
         events = [event("message_start", message=message)]
         if self.thinking is not None:
@@ -65,7 +65,7 @@ class Answer(TextAnswer):
     def ending(self, received: Received) -> list[bytes]:
         counts = self.usage_field(received)
         if isinstance(usage := counts.get("usage"), dict) and "output_tokens" in usage:
-            counts["usage"] = {"output_tokens": usage["output_tokens"]}
+            counts["usage"] = {name: usage[name] for name in usage if name.startswith("output_tokens")}
         delta = {"stop_reason": self.finish_reason, "stop_sequence": None}
         events = [
             event("content_block_stop", index=self._index),
@@ -83,6 +83,7 @@ class Answer(TextAnswer):
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
             "output_tokens": completion,
+            "output_tokens_details": {"thinking_tokens": self.reasoning_tokens},
             "service_tier": "standard",
         }
 

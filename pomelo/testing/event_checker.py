@@ -6,7 +6,10 @@ from decimal import Decimal
 from typing import Any
 
 from pomelo.catalog.reported_cost import microdollars
-from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.gen.v1.image_pb2 import ImageOutput
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import Role, TextOutput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 
 MAX_CHUNK_BYTES = 64 * 1024
@@ -35,17 +38,16 @@ class EventChecker:
             self._report("an event was yielded after the last one")
         self.events += 1
         which = event.WhichOneof("event")
-        if self._task_type == "text":
-            self._expect(which, "text_delta")
-            self._text(event.text_delta)
+        if self._task_type == "text" and which == "text_delta":
+            self._text_delta(event.text_delta.text)
         elif self._task_type in ("text_to_speech", "speech_to_speech"):
             self._expect(which, "audio_chunk")
             self._audio(event)
         elif self._task_type == "image" and which == "image_progress":
             self._image_progress(event.image_progress.progress)
         else:
-            self._expect(which, "result")
-            self._result(event)
+            self._expect(which, "completed")
+            self._completed(event.completed)
 
     def end(self) -> None:
         """Check the end of a response that did not fail."""
@@ -55,6 +57,11 @@ class EventChecker:
             self.complete = True
         elif not self.complete:
             self._report("the response ends without its last event, and without an error")
+
+    def check_early_usage(self, usage: Usage | None) -> None:
+        """Check the count of the input that a response reported before its end, if it did."""
+        if usage is not None:
+            self._usage(usage)
 
     def check_cost(self, cost: Any, expected: int | float | Decimal) -> None:
         """Check the cost in US dollars that a response reported."""
@@ -73,22 +80,10 @@ class EventChecker:
         if self.events and self._task_type in ("text", "speech_to_text") and not self._stream:
             self._report("a whole response yielded an event before it failed")
 
-    def _text(self, delta: TextDelta) -> None:
-        self.delivered += len(delta.content.encode())
-        if not self._stream and not delta.finish_reason:
+    def _text_delta(self, text: str) -> None:
+        self.delivered += len(text.encode())
+        if not self._stream:
             self._report("a whole response has more than one event")
-        if delta.finish_reason:
-            self.complete = True
-            usage = delta.usage
-            if not delta.HasField("usage"):
-                if self._needs_usage:
-                    self._report("the last delta has no usage")
-            elif not (0 <= usage.prompt_tokens <= MAX_TOKENS and 0 <= usage.completion_tokens <= MAX_TOKENS):
-                self._report("an impossible count of tokens is passed on")
-            elif usage.total_tokens != usage.prompt_tokens + usage.completion_tokens:
-                self._report("the usage does not add up")
-        elif delta.HasField("usage") and not self.delivered:
-            self._report("usage is reported before the first text")
 
     def _audio(self, event: Event) -> None:
         chunk = event.audio_chunk
@@ -105,17 +100,47 @@ class EventChecker:
             self._report("the progress does not grow, or is not between 0 and 1")
         self._progress = progress
 
-    def _result(self, event: Event) -> None:
+    def _completed(self, result: TaskResult) -> None:
         self.complete = True
-        output = "image" if self._task_type == "image" else "transcription"
-        self._expect(event.result.WhichOneof("output"), output)
-        if output == "transcription":
-            self.delivered += len(event.result.transcription.text.encode())
-            return
-        images = event.result.image.images
+        output = {"text": "text", "image": "image"}.get(self._task_type, "transcription")
+        self._expect(result.WhichOneof("output"), output)
+        if output == "text":
+            self._text(result.text)
+            if result.HasField("usage"):
+                self._usage(result.usage)
+            elif self._needs_usage:
+                self._report("the result has no usage")
+        elif output == "image":
+            self._images(result.image)
+        else:
+            self.delivered += len(result.transcription.text.encode())
+
+    def _text(self, text: TextOutput) -> None:
+        if not text.finish_reason:
+            self._report("the result has no finish_reason")
+        message = text.message
+        self.delivered += sum(len(part.text.encode()) for part in message.content)
+        if text.HasField("message") and message.role != Role.ROLE_ASSISTANT:
+            self._report("the message of the result must have the role assistant")
+        if not all(part.HasField("text") for part in message.content):
+            self._report("the message of the result must have nothing but text")
+
+    def _images(self, output: ImageOutput) -> None:
+        images = output.images
         if len(images) != 1 or not images[0].data or not images[0].content_type.startswith("image/"):
             self._report("a result must have one image, with data and content_type")
         self.delivered += sum(len(image.data) for image in images)
+
+    def _usage(self, usage: Usage) -> None:
+        parts_and_wholes = (
+            (usage.cached_input_tokens + usage.cache_write_input_tokens, usage.input_tokens),
+            (usage.cache_write_1h_input_tokens, usage.cache_write_input_tokens),
+            (usage.reasoning_tokens, usage.output_tokens),
+        )
+        if not all(0 <= count <= MAX_TOKENS for _, count in usage.ListFields()):
+            self._report("an impossible count of tokens is passed on")
+        elif any(part > whole for part, whole in parts_and_wholes):
+            self._report("the usage does not add up")
 
     def _expect(self, actual: str | None, expected: str) -> None:
         if actual != expected:

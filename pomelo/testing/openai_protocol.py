@@ -71,7 +71,7 @@ class Answer(TextAnswer):
     def true_usage(self, received: Received, prompt: int, completion: int) -> dict[str, Any]:
         return token_counts(prompt, completion) | {
             "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-            "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens, "audio_tokens": 0},
         }
 
 

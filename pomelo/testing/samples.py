@@ -11,14 +11,14 @@ from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, TextInput
 from pomelo.providers.base import AudioSource, Job
 
 PROMPT = "my canary prompt"
 AUDIO = b"\xff\xfb\x90\xc0" + b"a canary sound" * 100
 
 _INPUTS: Mapping[str, Callable[[], Any]] = {
-    "text": lambda: TextInput(messages=[Message(role=Role.ROLE_USER, content=PROMPT)]),
+    "text": lambda: TextInput(messages=[Message(role=Role.ROLE_USER, content=[ContentPart(text=PROMPT)])]),
     "image": lambda: ImageInput(prompt=PROMPT),
     "text_to_speech": lambda: TextToSpeechInput(text=PROMPT, voice="adam"),
     "speech_to_speech": lambda: SpeechToSpeechInput(voice="adam"),

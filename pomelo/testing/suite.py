@@ -151,6 +151,7 @@ class _Run:
                         await asyncio.sleep(0)  # sometimes the reader is faster than the vendor
                 await self._check_end(events)
             checker.end()
+            checker.check_early_usage(job.report.usage)
             code = OK
             if case.fault is None and case.subject.cost is not None:
                 checker.check_cost(job.report.cost, case.subject.cost)

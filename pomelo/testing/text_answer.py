@@ -31,8 +31,9 @@ class TextAnswer(ABC):
     before the head.
 
     `finish_reason` is the vendor's own value; None leaves it out, as `usage` None and `done` False leave out
-    the usage and the end marker. `packing` puts an event, everything up to the next other step, or a single
-    byte into each packet; `line_end` and `comments` change the form of the events.
+    the usage and the end marker. The true count of output includes `reasoning_tokens`. `packing` puts an
+    event, everything up to the next other step, or a single byte into each packet; `line_end` and `comments`
+    change the form of the events.
     """
 
     text: str = "Hello from the upstream."
@@ -44,6 +45,7 @@ class TextAnswer(ABC):
     packing: Literal["events", "together", "bytes"] = "events"
     line_end: bytes = b"\n"
     comments: bool = False
+    reasoning_tokens: int = 0
 
     def __call__(self, received: Received) -> Reply:
         if received.body.get("stream"):
@@ -75,9 +77,9 @@ class TextAnswer(ABC):
         return self.text
 
     def counts(self, received: Received) -> tuple[int, int]:
-        """The words of the conversation and those of the answer."""
+        """The words of the conversation, and those of the answer and its reasoning."""
         prompt = sum(len(str(message.get("content") or "").split()) for message in received.body["messages"])
-        return prompt, len(self.output().split())
+        return prompt, len(self.output().split()) + self.reasoning_tokens
 
     def usage_field(self, received: Received) -> dict[str, Any]:
         """The field `usage`, or no field."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,15 @@ from pomelo.stores.archive import open_archive
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.usage import UsageQuery, UsageTotal
+from pomelo.stores.usage import Dimension, MetadataKey, UsageQuery, UsageTotal, encode_metadata
+from tests.contract.archive_rig import postgres, url
 from tests.contract.ledger_rig import WALLET, record, request, settlement, wallets
 from tests.ports import free_port
-from tests.postgres_server import PostgresServer, programs, user
 from tests.redis_server import any_server
 
+__all__ = ["postgres", "url"]
+
 ALL = UsageQuery()
-ARCHIVES = ["sqlite", "postgres"]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    if programs() is None or user() is None:
-        pytest.skip("Postgres is not installed: apt-get install postgresql")
-    server = PostgresServer()
-    server.start()
-    yield server
-    server.close()
-
-
-@pytest.fixture(params=ARCHIVES)
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:{tmp_path / 'usage.db'}"
-    server: PostgresServer = request.getfixturevalue("postgres")
-    import asyncpg
-
-    connection = await asyncpg.connect(server.url)
-    await connection.execute("DROP TABLE IF EXISTS pomelo_usage")
-    await connection.close()
-    return server.url
 
 
 @pytest.fixture
@@ -60,6 +38,7 @@ async def test_a_record_is_read_back_unchanged(archive: Archive) -> None:
         "a", cost=2**53, uncollected=1, input_tokens=7, output_tokens=2**40, characters=3, images=4, pixels=5,
         audio_ms=6, provider_micros=11, processing_ms=8, first_byte_ms=9, output_bytes=10, prices="image=5", price_version="2026-11",
         provider="ünï", provider_model='"', source="recovered", complete=False, at=1_800_000_000.123456,
+        reasoning_tokens=12, user="ada's \U0001f600 \"x\"\n", metadata=encode_metadata({"é\U0001f600": "\\u0000 \x01", "": ""}),
     )  # fmt: skip
     await archive.add([original])
     assert await archive.get("a") == original
@@ -77,6 +56,13 @@ async def test_a_record_added_repeatedly_is_stored_once_per_task(url: str) -> No
         assert sorted((found.task_id, found.cost) for found in stored) == sorted(
             (f"t{n}", n) for n in range(140)
         )
+
+
+async def test_a_nul_in_a_text_does_not_keep_records_out_of_the_archive(archive: Archive) -> None:
+    await archive.add([record("a", user="x\0y"), record("b")])
+    found, _ = await archive.list_usage(ALL, 9, "")
+    assert [each.task_id for each in found] == ["b", "a"]
+    assert found[1].user in ("x\0y", "x\ufffdy")  # Postgres can't store it
 
 
 async def test_pages_are_newest_first_and_do_not_shift(archive: Archive) -> None:
@@ -120,21 +106,40 @@ async def test_sums_are_by_model_key_day_or_account(archive: Archive) -> None:
         record("c", at=day + 1, cost=100, account="other", uncollected=7),
     ])  # fmt: skip
 
-    async def costs(by: str) -> dict[str, int]:
-        return {total.group: total.cost for total in await archive.sum_usage(ALL, by)}
+    async def costs(by: Dimension) -> dict[str, int]:
+        return {total.groups[0]: total.cost for total in await archive.sum_usage(ALL, (by,))}
 
     assert await costs("day") == {"1970-01-01": 1, "1970-01-02": 110}
     assert list((await costs("model")).items()) == [("Claude", 10), ("gpt-4", 101)]
     assert await costs("account") == {"acme": 11, "other": 100}
     found: list[UsageTotal] = []
-    after = ""
-    while page := await archive.sum_usage(ALL, "account", limit=1, after=after):
+    after = None
+    while page := await archive.sum_usage(ALL, ("account",), limit=1, after=after):
         assert len(page) == 1
-        found, after = found + page, page[-1].group
-    assert found == await archive.sum_usage(ALL, "account")
-    [total] = await archive.sum_usage(UsageQuery(until=day), "key")
+        found, after = found + page, page[-1].groups
+    assert found == await archive.sum_usage(ALL, ("account",))
+    [total] = await archive.sum_usage(UsageQuery(until=day), ("key",))
     assert (total.tasks, total.input_tokens, total.output_bytes, total.cost) == (1, 2, 3, 1)
-    assert await archive.sum_usage(UsageQuery(account="nobody"), "day") == []
+    assert await archive.sum_usage(UsageQuery(account="nobody"), ("day",)) == []
+
+
+async def test_sums_are_in_order_of_code_points_whatever_the_collation_of_postgres(
+    postgres: Any, url: str
+) -> None:
+    if url != postgres.url:
+        pytest.skip("only for Postgres")
+    import asyncpg
+
+    async with open_archive(url) as archive:
+        await archive.add([record(user, user=user) for user in ("a", "B", "ä", "b")])
+        connection = await asyncpg.connect(url)
+        await connection.execute('ALTER TABLE pomelo_usage ALTER COLUMN "user" TYPE TEXT COLLATE "en-x-icu"')
+        rows = await connection.fetch('SELECT "user" FROM pomelo_usage ORDER BY "user"')
+        assert [row[0] for row in rows] == ["a", "ä", "b", "B"]
+        await connection.close()
+        totals = await archive.sum_usage(ALL, ("user", "model"))
+        assert [total.groups[0] for total in totals] == ["B", "a", "b", "ä"]
+        assert await archive.sum_usage(ALL, ("user", "model"), after=totals[1].groups) == totals[2:]
 
 
 async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str) -> None:
@@ -147,7 +152,7 @@ async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str
                 await store.reserve(request(f"t{n}", 10))
                 await store.settle(settlement(f"t{n}", 10))
                 assert len((await store.list_usage(ALL, limit=99))[0]) == n + 1
-            assert (await store.sum_usage(ALL, "account"))[0].cost == 200
+            assert (await store.sum_usage(ALL, ("account",)))[0].cost == 200
             assert await wallets(store) == [WALLET, Wallet("default", False)]
         assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
 
@@ -172,25 +177,36 @@ async def test_settlements_continue_while_the_database_is_down(postgres: Any, ur
         assert sorted(found.task_id for found in stored) == sorted(f"t{n}" for n in range(20))
 
 
-async def test_a_table_of_an_earlier_version_is_extended_once(postgres: Any, url: str) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_table_of_an_earlier_version_is_extended_once(postgres: Any, url: str, version: int) -> None:
     if url != postgres.url:
         pytest.skip("files: see test_migrations.py")
     import asyncpg
 
+    old = record("old", cost=5)
     async with open_archive(url) as archive:
-        await archive.add([record("old", cost=5)])
+        await archive.add([old])
     connection = await asyncpg.connect(url)
-    for column in (
-        "cached_input_tokens",
-        "cache_write_input_tokens",
-        "cache_write_1h_input_tokens",
-        "provider_micros",
-    ):
-        await connection.execute(f"ALTER TABLE pomelo_usage DROP COLUMN {column}")
-    new = record("new", at=99.0, cached_input_tokens=3, provider_micros=7)
+    added = {
+        1: (
+            "cached_input_tokens",
+            "cache_write_input_tokens",
+            "cache_write_1h_input_tokens",
+            "provider_micros",
+        ),
+        2: ("reasoning_tokens", "user", "metadata"),
+    }
+    for column in [column for before in range(version, 3) for column in added[before]]:
+        await connection.execute(f'ALTER TABLE pomelo_usage DROP COLUMN "{column}"')
+    new = record(
+        "new", at=99.0, cached_input_tokens=3, provider_micros=7, reasoning_tokens=2, user="ada",
+        metadata=encode_metadata({"team": "red"}),
+    )  # fmt: skip
     async with open_archive(url) as archive:
         await archive.add([new])
-        assert await archive.list_usage(ALL, 9, "") == ([new, record("old", cost=5)], "")
+        assert await archive.list_usage(ALL, 9, "") == ([new, old], "")
+        totals = await archive.sum_usage(ALL, ("user", MetadataKey("team")))
+        assert [total.groups for total in totals] == [("", ""), ("ada", "red")]
     # A running report locks the table: opening the archive must not wait for it.
     async with connection.transaction():
         await connection.fetch("SELECT * FROM pomelo_usage")

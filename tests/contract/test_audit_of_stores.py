@@ -47,11 +47,11 @@ async def test_the_audit_finds_no_difference_while_tasks_run_and_after_a_crash(r
     await run_tasks(rig)
     found = await audit(rig.store, page_size=7)
     assert not found.findings, found
-    assert (found.records, found.holds) == (42, 4)
+    assert (found.records, found.reservations) == (42, 4)
     await rig.crash()
     found = await audit(rig.store, page_size=7)
     assert not found.findings, found
-    assert (found.records, found.holds) == (44, 0)
+    assert (found.records, found.reservations) == (44, 0)
     assert found.uncollected_micros == 0
 
 

@@ -372,7 +372,7 @@ async def test_a_closed_store_is_unavailable(rig: Rig) -> None:
         store.grant(Grant("g", WALLET, 5, 1.0)),
         store.get_account("acme"),
         store.list_usage(ALL, limit=1),
-        store.sum_usage(ALL, "day"),
+        store.sum_usage(ALL, ("day",)),
         store.drafts(),
         wallets(store),
         store.reservations(),

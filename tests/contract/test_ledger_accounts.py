@@ -9,7 +9,7 @@ import pytest
 
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, AccountRecord, Balance, Grant, UnknownAccountError, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.usage import GROUPS, UsageQuery, UsageRecord, UsageTotal, WalletState
+from pomelo.stores.usage import DIMENSIONS, Dimension, UsageQuery, UsageRecord, UsageTotal, WalletState
 from tests.contract.ledger_rig import WALLET, Rig, held, record, request, rig, run_task, settlement, wallets
 
 __all__ = ["rig"]
@@ -135,7 +135,7 @@ async def test_large_amounts_are_exact(rig: Rig) -> None:
     await rig.store.grant(Grant("g", TEST, 2**52, 2.0))
     await run_task(rig.store, "a", 2**52 - 1, live=False, output_tokens=2**52 + 1)
     assert await rig.store.balance(TEST) == Balance(2**52, 2**52 - 1)
-    [total] = await rig.store.sum_usage(UsageQuery(live=False), "model")
+    [total] = await rig.store.sum_usage(UsageQuery(live=False), ("model",))
     assert (total.cost, total.output_tokens) == (2**52 - 1, 2**52 + 1)
 
 
@@ -198,7 +198,7 @@ async def test_a_query_finds_the_records_that_match_all_its_filters(
     store_with_usage: Store, query: UsageQuery, found: str
 ) -> None:
     assert ids(await store_with_usage.list_usage(query, limit=100)) == found
-    assert sum(total.tasks for total in await store_with_usage.sum_usage(query, "model")) == len(found)
+    assert sum(total.tasks for total in await store_with_usage.sum_usage(query, ("model",))) == len(found)
 
 
 async def test_a_page_continues_where_the_last_one_ended(store_with_usage: Store) -> None:
@@ -259,24 +259,24 @@ async def test_an_invalid_page_position_is_an_error(store_with_usage: Store, aft
     ],
 )
 async def test_sums_are_grouped_and_sorted(
-    store_with_usage: Store, by: str, tasks: dict[str, int], cost: dict[str, int]
+    store_with_usage: Store, by: Dimension, tasks: dict[str, int], cost: dict[str, int]
 ) -> None:
-    totals = await store_with_usage.sum_usage(ALL, by)
-    assert [total.group for total in totals] == sorted(tasks)
-    assert {total.group: total.tasks for total in totals} == tasks
-    assert {total.group: total.cost for total in totals} == cost
+    totals = await store_with_usage.sum_usage(ALL, (by,))
+    assert [total.groups for total in totals] == [(group,) for group in sorted(tasks)]
+    assert {total.groups[0]: total.tasks for total in totals} == tasks
+    assert {total.groups[0]: total.cost for total in totals} == cost
 
 
-@pytest.mark.parametrize("by", GROUPS)
-async def test_sums_are_returned_page_by_page(store_with_usage: Store, by: str) -> None:
+@pytest.mark.parametrize("by", DIMENSIONS)
+async def test_sums_are_returned_page_by_page(store_with_usage: Store, by: Dimension) -> None:
     for query in (ALL, UsageQuery(account="acme"), UsageQuery(account="acme", live=True, model="gpt-4")):
-        whole = await store_with_usage.sum_usage(query, by)
+        whole = await store_with_usage.sum_usage(query, (by,))
         for limit in range(1, 5):
-            found, after = [], ""
-            while page := await store_with_usage.sum_usage(query, by, limit=limit, after=after):
+            found, after = [], None
+            while page := await store_with_usage.sum_usage(query, (by,), limit=limit, after=after):
                 assert len(page) <= limit
                 found += page
-                after = page[-1].group
+                after = page[-1].groups
             assert found == whole
 
 
@@ -290,19 +290,19 @@ async def test_a_sum_has_every_count(rig: Rig) -> None:
         "audio_ms": 5,
     }
     await rig.store.settle(settlement("a", 1_100, **counts, output_bytes=6, at=MIDNIGHT))
-    assert await rig.store.sum_usage(ALL, "day") == [
-        UsageTotal("2026-11-24", 1, 1, 2, 3, 4, 5, 6, cost=1_000, uncollected=100)
+    assert await rig.store.sum_usage(ALL, ("day",)) == [
+        UsageTotal(("2026-11-24",), 1, 1, 2, 3, 4, 5, 6, cost=1_000, uncollected=100)
     ]
 
 
 async def test_without_records_there_are_no_sums(rig: Rig) -> None:
-    assert await rig.store.sum_usage(ALL, "model") == []
+    assert await rig.store.sum_usage(ALL, ("model",)) == []
     assert await rig.store.list_usage(ALL, limit=5) == ([], "")
 
 
 async def test_an_unknown_group_is_an_error(rig: Rig) -> None:
     with pytest.raises(ValueError, match="by"):
-        await rig.store.sum_usage(ALL, "wire")
+        await rig.store.sum_usage(ALL, ("wire",))  # type: ignore[arg-type]
 
 
 async def test_a_record_can_be_read_as_soon_as_its_settlement_was_awaited(rig: Rig) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.stores.accounts import AccountRecord, Balance, Wallet
-from pomelo.stores.archive import open_archive
 from pomelo.stores.base import Store, StoreError
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import (
@@ -22,14 +21,13 @@ from pomelo.stores.ledger import (
     Counter,
     IdempotencyKey,
     Refused,
-    ReplayedAnswer,
     Reserved,
     ReserveRequest,
     Settlement,
 )
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS, MIGRATIONS
 from pomelo.stores.sqlite import ledger, open_sqlite
-from pomelo.stores.usage import UsageQuery, UsageRecord
+from pomelo.stores.usage import UsageRecord
 from tests.contract.ledger_rig import wallets
 from tests.limits import counters
 
@@ -128,79 +126,28 @@ def test_released_migrations_do_not_change() -> None:
     for released, digest in (
         (MIGRATIONS[:4], "9e5717589fb83e16"),
         (MIGRATIONS[:5], "c6c9f490a583131c"),
+        (MIGRATIONS[:6], "728233f95050fc57"),
         (ARCHIVE_MIGRATIONS[:2], "0207ce59b24e213c"),
+        (ARCHIVE_MIGRATIONS[:3], "72af5fda90775567"),
     ):
         statements = [" ".join(statement.split()) for step in released for statement in step]
         assert hashlib.sha256("\n".join(statements).encode()).hexdigest().startswith(digest)
 
 
-# --- version 3: records without cache counts, prices without tiers
+# --- version 4: limits in columns of their own
 
 
 ACME = Wallet("acme", True)
-
-
-@pytest.fixture
-def version_3(tmp_path: Path) -> Path:
-    """A file as version 3 wrote it: two bills, one of them partly uncollected."""
-    path = tmp_path / "three" / "pomelo.db"
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as old:
-        old.execute("PRAGMA journal_mode = WAL")
-        old.executescript(Path(__file__).with_name("version_3.sql").read_text())
-    return path
-
-
-def record(task_id: str, **changes: Any) -> UsageRecord:
-    """A record of the account acme."""
-    return UsageRecord(task_id, "req", "acme", True, "k1", "rest", "gpt-4", "text", **changes)
-
-
-async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3: Path) -> None:
-    for _ in range(2):
-        async with open_sqlite(version_3) as store:
-            found = await audit(store)
-            assert not found.findings
-            assert (found.records, found.cost_micros, found.uncollected_micros) == (2, 1_000_000, 1_060_200)
-            (second, first), _ = await store.list_usage(UsageQuery(account="acme"), limit=9)
-            assert (first.input_tokens, first.cached_input_tokens, first.cost) == (10_000, 0, 40_200)
-            assert second.prices == "million_input_tokens=4000000,million_output_tokens=20000000"
-            (total,) = await store.sum_usage(UsageQuery(), "model")
-            assert (total.input_tokens, total.cached_input_tokens) == (510_000, 0)
-
-
-async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version_3: Path) -> None:
-    async with open_sqlite(version_3) as store:
-        again = ReserveRequest(record("task_9"), 0, 0, idempotency_key=IdempotencyKey("again", b"f"))
-        assert isinstance(await store.reserve(again), ReplayedAnswer)
-        ended = record("task_2", input_tokens=9, cached_input_tokens=5, cache_write_input_tokens=3)
-        await store.reserve(ReserveRequest(ended, 0, 0))
-        await store.settle(Settlement(ended))
-        (newest, *_), _ = await store.list_usage(UsageQuery(), limit=9)
-        assert newest.task_id == "task_1"
-        (total,) = await store.sum_usage(UsageQuery(), "model")
-        assert (total.cached_input_tokens, total.cache_write_input_tokens) == (5, 3)
-
-
-async def test_a_file_of_version_3_stores_costs_reported_by_providers(version_3: Path) -> None:
-    ended = record("task_3", provider_micros=70, prices="image=40000,provider_dollar=1100000", cost=77)
-    async with open_sqlite(version_3) as store:
-        await store.reserve(ReserveRequest(ended, 0, 0))
-        await store.settle(Settlement(ended))
-    async with open_sqlite(version_3) as store:
-        *old, new = (await store.list_usage(UsageQuery(), limit=9))[0]
-        assert [each.provider_micros for each in old] == [0, 0]
-        assert (new.task_id, new.provider_micros, new.uncollected) == ("task_3", 70, 77)
-        assert not (await audit(store)).findings
-
-
-# --- version 4: limits in columns of their own
-
 
 AT_4 = 1_795_663_008.1435897
 """When version 4 ended: four tasks of acme run, and a minute has begun 30 s earlier."""
 
 COUNTERS_4 = (*counters(), Counter('tokens:claude-"3"', 0, None, 60.0))
+
+
+def record(task_id: str, **changes: Any) -> UsageRecord:
+    """A record of the account acme."""
+    return UsageRecord(task_id, "req", "acme", True, "k1", "rest", "gpt-4", "text", **changes)
 
 
 @pytest.fixture
@@ -294,28 +241,3 @@ async def test_tasks_of_version_4_are_recovered_and_its_minute_goes_on(tmp_path:
     with closing(sqlite3.connect(path)) as left:  # ended windows are not kept
         (stored,) = left.execute("SELECT counters FROM wallets WHERE account = 'acme' AND live").fetchone()
         assert set(json.loads(stored)) == {"requests", "concurrency", "tokens:gpt-4"}
-
-
-async def test_an_archive_of_the_first_version_is_read_and_extended(tmp_path: Path) -> None:
-    path = tmp_path / "usage.db"
-    with closing(sqlite3.connect(path)) as old, old:
-        for statement in ARCHIVE_MIGRATIONS[0]:
-            old.execute(statement)
-        old.execute("PRAGMA application_id = 1347243073")
-        old.execute(
-            "INSERT INTO usage VALUES ('task_0', 'r', 'acme', 1, 'k', 'grpc', 'gpt-4', 'text', 'openai', 'm', 7, 3, 0,"
-            " 0, 0, 0, 1, 1, 1, 5, 0, 'image=5', '2026-11', 'provider', 1, 10.0)"
-        )
-    for number in (1, 2):
-        async with open_archive(f"sqlite:{path}") as one, open_archive(f"sqlite:{path}") as two:
-            changes = {"cached_input_tokens": 2, "provider_micros": 3, "at": 20.0 + number}
-            await one.add([record(f"task_{number}", **changes)])
-            stored, _ = await two.list_usage(UsageQuery(), 9, "")
-            assert [each.provider_micros for each in stored] == [3] * number + [0]
-            assert [each.cached_input_tokens for each in stored] == [2] * number + [0]
-            assert await one.damage() == []
-    with closing(sqlite3.connect(path)) as newer:
-        newer.execute(f"PRAGMA user_version = {len(ARCHIVE_MIGRATIONS)}")
-    with pytest.raises(StoreError, match="newer Pomelo"):
-        async with open_archive(f"sqlite:{path}"):
-            pass

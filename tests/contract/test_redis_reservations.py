@@ -197,7 +197,7 @@ async def test_any_error_of_the_client_is_store_unavailable_for_every_method(
             store.list_keys(),
             store.revoke_key("k", 1.0),
             store.list_usage(UsageQuery(), limit=1),
-            store.sum_usage(UsageQuery(), "day"),
+            store.sum_usage(UsageQuery(), ("day",)),
             store.drafts(),
             held(store, WALLET),
             wallets(store),

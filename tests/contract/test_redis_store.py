@@ -21,7 +21,7 @@ from pomelo.stores.ledger import IdempotencyKey, LostReservationError, Refused, 
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import names
 from pomelo.stores.redis.store import RedisStore
-from pomelo.stores.usage import UsageQuery
+from pomelo.stores.usage import MetadataKey, UsageQuery
 from tests.contract.ledger_rig import WALLET, record, refusal, request, settlement
 from tests.contract.redis_rig import emptied, open_with_credits, server
 from tests.limits import limits
@@ -74,6 +74,41 @@ async def test_accounts_and_keys_of_a_pomelo_without_orders_are_sorted(
         assert await store.list_keys("acct1") == [key for key in keys if key.account == "acct1"]
         assert await store.list_keys() == keys
         assert await store.list_accounts() == accounts
+
+
+async def test_records_of_a_pomelo_without_user_and_metadata_are_read(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    old = (
+        '{"task_id":"old","request_id":"req_1","account":"acme","live":true,"key_id":"k1","wire":"rest","model":"gpt-4",'
+        '"task_type":"text","provider":"openai","provider_model":"m","input_tokens":20,"cached_input_tokens":5,'
+        '"cache_write_input_tokens":0,"cache_write_1h_input_tokens":0,"output_tokens":3,"characters":0,"images":0,'
+        '"pixels":0,"audio_ms":0,"provider_micros":0,"processing_ms":0,"first_byte_ms":0,"output_bytes":0,"cost":7,'
+        '"uncollected":0,"prices":"","price_version":"","source":"provider","complete":true,"at":1795690000.25}'
+    )
+    read = record(
+        "old", request_id="req_1", key_id="k1", provider="openai", provider_model="m", input_tokens=20,
+        cached_input_tokens=5, output_tokens=3, cost=7, at=1795690000.25, reasoning_tokens=0, user="", metadata="",
+    )  # fmt: skip
+    keys = names(WALLET)
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path)
+        await store.reserve(request("old"))
+        server.do("HSET", keys.drafts, "old", old)
+        assert await store.drafts() == [read]
+        assert [each.record for each in await store.reservations()] == [read]
+        await store.void(WALLET, "old")
+        server.do("XADD", keys.usage, "*", "record", old, "cost", 7, "uncollected", 0)
+        assert await store.list_usage(ALL, limit=9) == ([read], "")
+        (total,) = await store.sum_usage(ALL, ("user", MetadataKey("team")))
+        assert (total.groups, total.tasks, total.cost) == (("", ""), 1, 7)
+        key = IdempotencyKey("order-7", b"f")
+        await store.reserve(request("new", idempotency_key=key))
+        await store.settle(settlement("new", answer=b"answer"))
+        server.do("HSET", keys.answer("order-7"), "record", old)
+        replayed = await store.reserve(request("again", idempotency_key=key))
+        assert isinstance(replayed, ReplayedAnswer)
+        assert (replayed.record.task_id, replayed.record.user, replayed.record.metadata) == ("old", "", "")
 
 
 # --- several processes

@@ -157,17 +157,19 @@ async def test_the_model_of_the_plug_in_answers_over_rest(
 
 
 async def test_the_model_of_the_plug_in_answers_over_grpc(served: Served, live: str) -> None:
-    task, metadata = text_task("Hi", "acme-large"), bearer(live)
+    spec, metadata = text_task("Hi", "acme-large"), bearer(live)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
         stub = TaskServiceStub(channel)
-        run = stub.RunTask(RunTaskRequest(task=task), metadata=metadata)
-        assert (await run).result.text.content == "Acme says"
-        stream = stub.StreamTask(StreamTaskRequest(task=task), metadata=metadata)
-        events = [event async for event in stream]
+        run = stub.RunTask(RunTaskRequest(spec=spec), metadata=metadata)
+        (part,) = (await run).result.text.message.content
+        assert part.text == "Acme says"
+        stream = stub.StreamTask(StreamTaskRequest(spec=spec), metadata=metadata)
+        events = [response.event async for response in stream]
         for call in (run, stream):
             assert dict(await call.trailing_metadata())["x-credits-charged"] == "0.000123"
-    assert "".join(event.text_delta.content for event in events) == "Acme says"
-    assert events[-1].text_delta.usage.total_tokens == 5
+    assert "".join(event.text_delta.text for event in events) == "Acme says"
+    usage = events[-1].completed.usage
+    assert (usage.input_tokens, usage.output_tokens) == (3, 2)
 
 
 async def test_with_a_test_key_the_sandbox_answers_for_the_plug_in(

@@ -12,10 +12,10 @@ def test_an_added_error_is_reported_over_every_protocol(tmp_path: Path) -> None:
     checkout.add_files("error")
     checkout.add_after(
         "proto/pomelo/v1/error_reason.proto",
-        "ERROR_REASON_SERVER_UNAVAILABLE = 27;",
+        "ERROR_REASON_MODEL_NOT_FOUND = 28;",
         "  // Nothing runs on a public holiday. UNAVAILABLE, HTTP 503, with RetryInfo.\n"
         "  // Example: a task on the first of January.\n"
-        "  ERROR_REASON_PUBLIC_HOLIDAY = 28;",
+        "  ERROR_REASON_PUBLIC_HOLIDAY = 29;",
     )
     checkout.add_after(
         "pomelo/errors.py",

@@ -30,7 +30,7 @@ def test_added_limits_are_reported_and_refuse_over_every_protocol(tmp_path: Path
     )
     checkout.add_after(
         MODULE,
-        'Limit(_concurrency, "-Concurrent", "concurrency_limit_exceeded"),',
+        'Limit(_concurrency, "-Concurrent", "concurrency_limit_exceeded", quota="concurrent_requests"),',
         """\
     Limit(
         _images,

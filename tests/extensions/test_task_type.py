@@ -28,7 +28,7 @@ ADDITIONS = (
         limits=("max_characters",),
         price_units=("thousand_characters",),
         price_example='price = { thousand_characters = "0.01" }',
-        events=frozenset({"result"}),
+        events=frozenset({"completed"}),
         output="moderation",
     ),""",
     ),
@@ -71,7 +71,7 @@ ADDITIONS = (
         url = self._url.parent.parent / "moderations"
         answer = await self._http.request_json(url, self._json_headers, body, self._error_mapping)
         event = Event()
-        event.result.moderation.flagged = answer["results"][0]["flagged"]
+        event.completed.moderation.flagged = answer["results"][0]["flagged"]
         yield event""",
     ),
     (
@@ -88,7 +88,7 @@ from pomelo.providers.base import Event""",
         """
     async def moderation(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         event = Event()
-        event.result.moderation.flagged = "bomb" in job.input.text
+        event.completed.moderation.flagged = "bomb" in job.input.text
         yield event""",
     ),
 )

@@ -35,7 +35,7 @@ async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
         },
         "granted": sum(grant.amount for grant in await store.list_grants(LIVE)),
         "balance": asdict(balance) | {"available": balance.available},
-        "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), "account")),
+        "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), ("account",))),
         "held": [draft.task_id for draft in await store.drafts()],
         "slots": (await limits(store, LIVE)).concurrency,
         "records": [asdict(record) for record in records],

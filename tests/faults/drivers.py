@@ -14,11 +14,11 @@ from typing import Any
 import aiohttp
 import grpc
 
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.gen.v1.text_pb2 import TokenUsage
 from tests.calls import as_dict, reason_of
-from tests.tasks import to_task
+from tests.tasks import to_options, to_task
 
 GONE = "gone"
 """The code of a call whose connection was lost without an answer."""
@@ -166,18 +166,19 @@ class GrpcDriver(Driver):
 
     async def _run(self, outcome: Outcome, headers: dict[str, str], stream: bool) -> None:
         stub, task, metadata = next(self._stubs), to_task(outcome.body), list(headers.items())
+        options = to_options(outcome.body, stream=stream)
         call: Any
         try:
             if stream:
-                call = stub.StreamTask(StreamTaskRequest(task=task), metadata=metadata)
-                async for event in call:
-                    self._read_event(event, outcome)
+                call = stub.StreamTask(StreamTaskRequest(spec=task, options=options), metadata=metadata)
+                async for response in call:
+                    self._read_event(response.event, outcome)
             else:
-                call = stub.RunTask(RunTaskRequest(task=task), metadata=metadata)
+                call = stub.RunTask(RunTaskRequest(spec=task, options=options), metadata=metadata)
                 result = (await call).result
                 outcome.task_id = result.id
                 if result.HasField("text"):
-                    self._read_usage(result.text.usage, outcome)
+                    self._read_usage(result, outcome)
             outcome.complete, outcome.code, outcome.status = True, "ok", grpc.StatusCode.OK
         except grpc.aio.AioRpcError as error:
             # An error without details is the client's own: the server sends an ErrorInfo with every error.
@@ -187,16 +188,16 @@ class GrpcDriver(Driver):
                 await call.trailing_metadata()
             )
 
-    def _read_event(self, event: StreamTaskResponse, outcome: Outcome) -> None:
+    def _read_event(self, event: TaskEvent, outcome: Outcome) -> None:
         if event.HasField("started"):
             outcome.task_id = event.started.id
-        if event.text_delta.finish_reason:
-            self._read_usage(event.text_delta.usage, outcome)
-        if event.text_delta.content or event.HasField("audio_chunk"):
+        if event.completed.HasField("text"):
+            self._read_usage(event.completed, outcome)
+        if event.text_delta.text or event.HasField("audio_chunk"):
             outcome.add_chunk()
 
-    def _read_usage(self, usage: TokenUsage, outcome: Outcome) -> None:
-        outcome.usage = (usage.prompt_tokens, usage.completion_tokens)
+    def _read_usage(self, result: TaskResult, outcome: Outcome) -> None:
+        outcome.usage = (result.usage.input_tokens, result.usage.output_tokens)
 
 
 @asynccontextmanager

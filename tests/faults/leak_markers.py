@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pomelo.testing import (
+    FaultUpstream,
     Gate,
     Received,
     Reply,
@@ -28,6 +29,9 @@ from pomelo.testing.upstream import PROTOCOLS
 MARKER = "Marker5d1f"
 NAME_MARKER = "Namely7c2e"
 """The marker in names of fields and models: an error may repeat it to the caller, but no log and no file."""
+LABEL_MARKER = "Labelled3a9f"
+"""The marker in a task's user and metadata: only the usage record may have it."""
+MARKERS = (MARKER, NAME_MARKER, LABEL_MARKER)
 
 VENDORS = ("openai", "anthropic", "mistral", "bfl", "together", "replicate", "elevenlabs")
 
@@ -39,18 +43,23 @@ def _forms(word: str) -> tuple[bytes, ...]:
     return (word.lower().encode(), word[::-1].lower().encode(), *(code.lower() for code in inner))
 
 
-_FORMS = {word: _forms(word) for word in (MARKER, NAME_MARKER)}
+_FORMS = {word: _forms(word) for word in MARKERS}
 
 
 def count_markers(data: bytes | str, *markers: str) -> int:
-    """Counts MARKER, or these `markers`, in the data: in any case, and within base64."""
+    """Counts MARKER and LABEL_MARKER, or these `markers`, in the data: in any case, and within base64."""
     content = (data.encode("utf-8", "replace") if isinstance(data, str) else data).lower()
-    return sum(content.count(form) for marker in markers or (MARKER,) for form in _FORMS[marker])
+    return sum(content.count(form) for marker in markers or (MARKER, LABEL_MARKER) for form in _FORMS[marker])
 
 
 def keys() -> dict[str, str]:
     """The environment variables of all vendors' keys; each key contains a marker."""
     return {f"{vendor.upper()}_API_KEY": f"{MARKER}-key-of-{vendor}" for vendor in VENDORS}
+
+
+def base_urls(upstream: FaultUpstream) -> dict[str, str]:
+    """The environment variables of all vendors' base URLs."""
+    return {f"{vendor.upper()}_BASE_URL": getattr(upstream, f"{vendor}_base_url") for vendor in VENDORS}
 
 
 AUDIO = f"OggS{MARKER}-audio ".encode() * 2000
@@ -73,9 +82,9 @@ _MESSAGES_WITH_IMAGE = [
 _AUDIO = base64.b64encode(AUDIO).decode()
 
 TASKS: Mapping[str, dict[str, Any]] = {
-    "gpt-4": {"messages": _MESSAGES, "user": f"{MARKER}-user", "stop": [f"{MARKER}-stop"]},
-    "claude-3-haiku": {"messages": _MESSAGES_WITH_IMAGE, "user": f"{MARKER}-user"},
-    "mixtral-8x7b": {"messages": _MESSAGES, "user": f"{MARKER}-user"},
+    "gpt-4": {"messages": _MESSAGES, "user": f"{LABEL_MARKER}-user", "stop": [f"{MARKER}-stop"]},
+    "claude-3-haiku": {"messages": _MESSAGES_WITH_IMAGE, "user": f"{LABEL_MARKER}-user"},
+    "mixtral-8x7b": {"messages": _MESSAGES, "user": f"{LABEL_MARKER}-user"},
     "flux-1-pro": {"prompt": f"{MARKER}-painting", "response_format": "b64_json"},
     "flux-1-schnell": {"prompt": f"{MARKER}-painting", "response_format": "b64_json"},
     "eleven-labs-tts": {"text": f"{MARKER}-text", "voice": _VOICE},

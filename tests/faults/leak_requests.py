@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tests.faults.leak_markers import MARKER, NAME_MARKER, TASKS
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from tests.faults.leak_markers import LABEL_MARKER, MARKER, NAME_MARKER, TASKS
+from tests.tasks import to_task
 
 WORD = f"{MARKER}-value"
 HELLO = {"model": "gpt-4", **TASKS["gpt-4"]}
@@ -13,11 +15,21 @@ SECRETS = (f"pml_live_{MARKER}_{MARKER}", WORD, f"{WORD}é", WORD * 300)
 """Keys that don't exist."""
 
 
+def labelled(body: Mapping[str, Any]) -> TaskSpec:
+    """Returns the task of a REST body, with a user and metadata."""
+    spec = to_task(body)
+    spec.user = f"{LABEL_MARKER}-user"
+    spec.metadata[f"{LABEL_MARKER}-key"] = f"{LABEL_MARKER}-value"
+    return spec
+
+
 def invalid_fields(model: str) -> list[dict[str, Any]]:
     body = {"model": model, **TASKS[model]}
     names = (*TASKS[model], "temperature", "seed", "max_tokens", "width", "output_format", "stream")
-    values = (WORD, [WORD], {WORD: WORD}, -1, None)
-    bodies = [{**body, name: value} for name in names for value in values]
+    bodies = []
+    for name in names:
+        word = f"{LABEL_MARKER}-value" if name == "user" else WORD  # any text is a valid user
+        bodies += [{**body, name: value} for value in (word, [word], {word: word}, -1, None)]
     return [*bodies, {**body, f"{NAME_MARKER}-field": WORD}]
 
 

@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from pomelo import process
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
@@ -71,7 +71,7 @@ async def test_many_connections_and_calls_of_a_caller_are_no_flood(served: Serve
 
             async def upload(size: int) -> None:
                 async def messages() -> AsyncIterator[UploadMediaRequest]:
-                    yield UploadMediaRequest(content_type="audio/wav")
+                    yield UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav"))
                     for _ in range(max(size // MIB, 1)):
                         yield UploadMediaRequest(chunk=bytes(min(size, MIB)))
 
@@ -80,7 +80,7 @@ async def test_many_connections_and_calls_of_a_caller_are_no_flood(served: Serve
             async def cancel_streams() -> None:
                 task = text_task("x" * 2_000)
                 for _ in range(40):
-                    call = tasks.StreamTask(StreamTaskRequest(task=task), metadata=metadata)
+                    call = tasks.StreamTask(StreamTaskRequest(spec=task), metadata=metadata)
                     assert await call.read() is not grpc.aio.EOF
                     call.cancel()
                     await asyncio.sleep(0.05)

@@ -26,12 +26,13 @@ import grpc
 import pytest
 
 from pomelo.app import open_app
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextInput
 from pomelo.providers.base import Event, Job, Provider
+from pomelo.secrets import DATABASE
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate, Reply
 from tests.app import endow
@@ -39,19 +40,29 @@ from tests.calls import bearer
 from tests.faults.leak_markers import (
     AUDIO,
     FAULTS,
+    LABEL_MARKER,
     MARKER,
+    MARKERS,
     NAME_MARKER,
     TASKS,
-    VENDORS,
     Fault,
     answers,
+    base_urls,
     count_markers,
     keys,
 )
-from tests.faults.leak_requests import HELLO, SECRETS, WORD, invalid_fields, invalid_posts, malformed_requests
+from tests.faults.leak_requests import (
+    HELLO,
+    SECRETS,
+    WORD,
+    invalid_fields,
+    invalid_posts,
+    labelled,
+    malformed_requests,
+)
 from tests.integration.commands import live_key
 from tests.serving import serve
-from tests.tasks import to_task
+from tests.tasks import to_options
 
 VERBOSE = "import logging\nlogging.basicConfig(level=logging.DEBUG)\n"
 """A sitecustomize.py that sets the root logger to DEBUG before any other import."""
@@ -122,13 +133,14 @@ class Driver:
         """Runs a task over gRPC; `mode` is whole or stream."""
         body = {"model": model, **TASKS[model]}
         if mode == "stream":
-            request = StreamTaskRequest(task=to_task(body))
+            request = StreamTaskRequest(spec=labelled(body), options=to_options(body, stream=True))
             await self.record(self._tasks.StreamTask(request, metadata=self.metadata, timeout=seconds))
         else:
             await self.run_task(body, metadata=self.metadata, timeout=seconds)
 
     async def run_task(self, body: Mapping[str, Any], **options: Any) -> None:
-        await self.record(self._tasks.RunTask(RunTaskRequest(task=to_task(body)), **options))
+        request = RunTaskRequest(spec=labelled(body), options=to_options(body))
+        await self.record(self._tasks.RunTask(request, **options))
 
     async def record(self, call: Any) -> None:
         """Waits for the end of a gRPC call, and records what was received."""
@@ -216,7 +228,9 @@ class Driver:
             await self.record(garbage(b"\xff\xff" + WORD.encode(), metadata=self.metadata))
         media = MediaServiceStub(self._channel)
         for chunks in ([], [b""], [AUDIO, b""]):
-            messages = [UploadMediaRequest(content_type=WORD)] + [UploadMediaRequest(chunk=c) for c in chunks]
+            messages = [UploadMediaRequest(header=UploadMediaHeader(content_type=WORD))] + [
+                UploadMediaRequest(chunk=c) for c in chunks
+            ]
             await self.record(media.UploadMedia(iter(messages), metadata=self.metadata))
 
     async def send_malformed(self, host: str, port: int) -> None:
@@ -229,11 +243,6 @@ class Driver:
                     self.errors.append(await reader.read())
             self.call_count += 1
             writer.close()
-
-
-def base_urls(upstream: FaultUpstream) -> dict[str, str]:
-    """The environment variables of all vendors' base URLs."""
-    return {f"{vendor.upper()}_BASE_URL": getattr(upstream, f"{vendor}_base_url") for vendor in VENDORS}
 
 
 @pytest.fixture
@@ -279,23 +288,26 @@ async def test_the_log_files_and_errors_of_a_server_leak_nothing(
 
     log, secret = served.output.read_bytes(), key.split("_")[-1].encode()
     lines = log.splitlines()
-    leaks = [line for line in lines if count_markers(line, MARKER, NAME_MARKER) or secret in line]
+    leaks = [line for line in lines if count_markers(line, *MARKERS) or secret in line]
     assert not leaks, leaks[:5]
     assert b"DEBUG" in log, "the log is at level DEBUG"
     assert len(lines) > 20
 
-    media = served.data / "media"
-    media_markers = 0
+    media_markers = labels = 0
     files = [path for path in served.data.rglob("*") if path.is_file()]
     for path in files:
-        assert not count_markers(path.name, MARKER, NAME_MARKER)
-        if path.parent == media:
-            media_markers += count_markers(path.read_bytes())
-        else:
-            data = path.read_bytes()
-            assert not count_markers(data, MARKER, NAME_MARKER), path.name
-            assert secret not in data, path.name
+        assert not count_markers(path.name, *MARKERS)
+        data = path.read_bytes()
+        if path.parent == served.data / "media":
+            media_markers += count_markers(data)
+            continue
+        found = count_markers(data, LABEL_MARKER)
+        assert not found or path.name.startswith(DATABASE), path.name
+        labels += found
+        assert not count_markers(data, MARKER, NAME_MARKER), path.name
+        assert secret not in data, path.name
     assert media_markers, "the media folder has the audio itself"
+    assert labels, "the usage records have the labels"
     logging.getLogger(__name__).info(
         "%d calls, %d failures, %d log lines, %d files",
         driver.call_count, driver.failure_count, len(lines), len(files),

@@ -26,8 +26,8 @@ from redis import exceptions as errors
 
 from pomelo.app import App, open_app
 from pomelo.engine import ledger
-from pomelo.gen.v1 import admin_service_pb2 as pb
-from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.stores.accounts import Grant
 from pomelo.stores.ledger import ReserveRequest
 from pomelo.stores.redis import scripts
@@ -217,9 +217,11 @@ class FaultyApp:
         await first(lambda: store.balance(LIVE), lambda balance: not balance.held, RELEASED_WITHIN)
         await first(lambda: limits(store, LIVE), lambda status: not status.concurrency, RELEASED_WITHIN)
 
-    async def audit(self) -> pb.AuditResponse:
+    async def audit(self) -> pb.AuditLedgerResponse:
         async with grpc.aio.insecure_channel(f"unix:{self.app.settings.admin_socket}") as channel:
-            report: pb.AuditResponse = await AdminServiceStub(channel).Audit(pb.AuditRequest())
+            report: pb.AuditLedgerResponse = await AdminServiceStub(channel).AuditLedger(
+                pb.AuditLedgerRequest()
+            )
             return report
 
     async def records(self) -> dict[str, list[bool]]:
@@ -331,7 +333,7 @@ async def check(faulty: FaultyApp) -> None:
             assert len(complete) == 1, request_id
     report = await faulty.audit()
     assert not report.findings, report
-    assert (report.holds, report.difference_micros) == (0, 0)
+    assert (report.reservations, report.difference_micros) == (0, 0)
 
 
 # --- reservations without a running task

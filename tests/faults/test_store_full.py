@@ -20,7 +20,7 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.testing import FaultUpstream
 from tests.calls import bearer, reason_of
@@ -333,7 +333,7 @@ async def form(
 
 async def upload(channel: grpc.aio.Channel, deployment: Deployment, size: int) -> str:
     """Uploads a file. Returns the status and the reason of the error; empty if it was stored."""
-    requests = [UploadMediaRequest(content_type="audio/ogg")]
+    requests = [UploadMediaRequest(header=UploadMediaHeader(content_type="audio/ogg"))]
     requests += [UploadMediaRequest(chunk=bytes(min(250_000, size - at))) for at in range(0, size, 250_000)]
     try:
         await MediaServiceStub(channel).UploadMedia(iter(requests), metadata=bearer(deployment.key))

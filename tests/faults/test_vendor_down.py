@@ -105,7 +105,7 @@ async def check_books(app: RunningApp, *callers: Account) -> None:
         await app.idle(caller, live=True)
     report = await audit(app.server.store)
     assert not report.findings
-    assert (report.difference_micros, report.holds) == (0, 0)
+    assert (report.difference_micros, report.reservations) == (0, 0)
 
 
 @pytest.mark.parametrize("failure", ["500", "silence"])

@@ -32,8 +32,8 @@ from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import speech_pb2
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from pomelo.in_flight import InFlightLimits
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
@@ -90,13 +90,13 @@ class ScriptedProvider:
         if input_type == "ImageInput":
             result = TaskResult()
             result.image.images.add(data=PNG, content_type="image/png")
-            return [progress(0.25), progress(1.0), Event(result=result)]
+            return [progress(0.25), progress(1.0), Event(completed=result)]
         if input_type == "SpeechToTextInput":
-            transcription = speech_pb2.Transcription(text="hi there", language="en", audio_seconds=1)
-            transcription.words.add(
-                text="hi", start=0.0, end=0.5, speaker="speaker_0" if job.input.diarize else ""
-            )
-            return [Event(result=TaskResult(transcription=transcription))]
+            transcription = speech_pb2.Transcription(text="hi there", language_code="en", audio_seconds=1)
+            word = transcription.words.add(text="hi", speaker="speaker_0" if job.input.diarize else None)
+            word.start_offset.FromMilliseconds(0)
+            word.end_offset.FromMilliseconds(500)
+            return [Event(completed=TaskResult(transcription=transcription))]
         half = len(AUDIO) // 2
         return [audio(AUDIO[:half]), Event(audio_chunk=speech_pb2.AudioChunk(data=AUDIO[half:]))]
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from pomelo.call import Call
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
-from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
-from pomelo.gen.v1.task_service_pb2 import TaskStarted
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec, TaskStarted
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Job
 
 Script = Callable[[Job[Any]], AsyncIterator[Event]]
@@ -42,23 +43,27 @@ class ScriptedTasks:
 
     def __init__(self, *steps: Step) -> None:
         self.steps = steps
-        self.tasks: list[Task] = []
+        self.tasks: list[TaskSpec] = []
+        self.options: list[TaskOptions] = []
 
     @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
-        self.tasks.append(task)
+    async def stream_task(
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        self.tasks.append(spec)
+        self.options.append(options)
         yield _play(self.steps)
 
 
 def text_events(*texts: str) -> list[Event]:
     """Returns the events of a text response; the last one ends it."""
-    usage = text_pb2.TokenUsage(prompt_tokens=3, completion_tokens=len(texts), total_tokens=3 + len(texts))
-    last = text_pb2.TextDelta(finish_reason=text_pb2.FinishReason.FINISH_REASON_STOP, usage=usage)
-    return [*map(word, texts), Event(text_delta=last)]
+    output = text_pb2.TextOutput(finish_reason=text_pb2.FinishReason.FINISH_REASON_STOP)
+    usage = Usage(input_tokens=3, output_tokens=len(texts))
+    return [*map(word, texts), Event(completed=TaskResult(text=output, usage=usage))]
 
 
 def word(text: str = "one") -> Event:
-    return Event(text_delta=text_pb2.TextDelta(content=text))
+    return Event(text_delta=text_pb2.TextDelta(text=text))
 
 
 def audio(data: bytes) -> Event:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.account import parse_query, render_account, render_usage
+from gateway.account import parse_query, render_account, render_records, render_sums
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.usage_pb2 import Mode, Usage
 from tests.gateway.gateway_app import GatewayApp
 from tests.gateway.requests import HAIKU_ONLY, code_of
 
@@ -22,26 +23,25 @@ def parse_exact(data: bytes) -> Any:
 
 
 def test_every_query_parameter_sets_its_field() -> None:
-    request = parse_query(
-        {
-            "page_size": "7",
-            "page_token": "abc",
-            "from": "2026-11-24",
-            "to": "2026-11-25T01:02:03.5+01:00",
-            "model": "gpt-4",
-            "key_id": "k",
-            "group_by": "day",
-        }
-    )
-    assert request == pb.ListUsageRequest(
-        page_size=7,
-        page_token="abc",
-        from_time=Timestamp(seconds=1_795_478_400),
-        to_time=Timestamp(seconds=1_795_564_923, nanos=500_000_000),
+    parameters = {
+        "page_size": "7",
+        "page_token": "abc",
+        "from": "2026-11-24",
+        "to": "2026-11-25T01:02:03.5+01:00",
+        "model": "gpt-4",
+        "key_id": "k",
+    }
+    usage_filter = pb.UsageFilter(
+        start_time=Timestamp(seconds=1_795_478_400),
+        end_time=Timestamp(seconds=1_795_564_923, nanos=500_000_000),
         model="gpt-4",
         key_id="k",
-        group_by=pb.USAGE_GROUP_DAY,
     )
+    records = pb.ListUsageRequest(filter=usage_filter, page_size=7, page_token="abc")
+    assert parse_query(parameters) == records
+    by_day = pb.UsageGrouping(dimension=pb.USAGE_DIMENSION_DAY)
+    sums = pb.SumUsageRequest(filter=usage_filter, group_by=[by_day], page_size=7, page_token="abc")
+    assert parse_query({**parameters, "group_by": "day"}) == sums
     assert parse_query({}) == pb.ListUsageRequest()
 
 
@@ -62,7 +62,7 @@ def test_every_query_parameter_sets_its_field() -> None:
     ],
 )
 def test_a_time_is_a_date_or_an_rfc_3339_time(text: str, seconds: int) -> None:
-    assert parse_query({"from": text}).from_time.seconds == seconds
+    assert parse_query({"from": text}).filter.start_time.seconds == seconds
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_an_invalid_or_unknown_query_parameter_is_named(name: str, value: str) -
 
 def test_an_account_is_rendered_with_exact_decimals() -> None:
     account = pb.Account(
-        name="acme",
+        id="acme",
         plan="team",
-        live=True,
-        limits=pb.PlanLimits(requests_per_minute=5, models=["gpt-4"]),
+        mode=Mode.MODE_LIVE,
+        limits=pb.PlanLimits(requests_per_minute=5, models=pb.ModelSet(models=["gpt-4"])),
         balance=pb.Balance(
             granted_micros=9_007_199_254_740_993, spent_micros=1, held_micros=0, available_micros=100_000
         ),
@@ -133,24 +133,24 @@ def test_an_account_is_rendered_with_exact_decimals() -> None:
 
 
 def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
-    numbers: dict[str, Any] = {
-        "input_tokens": 1,
-        "cached_input_tokens": 2,
-        "cache_write_input_tokens": 3,
-        "output_tokens": 4,
-        "characters": 5,
-        "images": 6,
-        "output_bytes": 7,
-        "audio_seconds": 1.5,
-        "cost_micros": 123,
-    }
+    usage = Usage(
+        input_tokens=1,
+        cached_input_tokens=2,
+        cache_write_input_tokens=3,
+        output_tokens=4,
+        characters=5,
+        images=6,
+        audio_seconds=1.5,
+    )
+    numbers: dict[str, Any] = {"usage": usage, "output_bytes": 7, "cost_micros": 123}
     record = pb.UsageRecord(
         **numbers,
         id="task_1",
-        time=Timestamp(seconds=12, nanos=900_000_000),
+        mode=Mode.MODE_TEST,
+        end_time=Timestamp(seconds=12, nanos=900_000_000),
         request_id="r",
         key_id="k",
-        wire="grpc",
+        protocol="grpc",
         model='a"b',
         task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
         provider="p",
@@ -161,7 +161,7 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
         price_version="v",
         provider_cost_micros=1_500_001,
     )
-    total = pb.UsageTotal(**numbers, group="g", tasks=12)
+    total = pb.UsageSum(**numbers, groups=["g"], tasks=12)
     rendered_numbers = {
         "input_tokens": 1,
         "prompt_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 3},
@@ -172,9 +172,12 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
         "audio_seconds": Decimal("1.5"),
         "cost": Decimal("0.000123"),
     }
-    page = pb.ListUsageResponse(records=[record, record], totals=[total], next_page_token="t")
-    first, second, last = (listed := parse_exact(render_usage(page)))["data"]
+    records = pb.ListUsageResponse(records=[record, record], next_page_token="t")
+    first, second = (listed := parse_exact(render_records(records)))["data"]
     assert (listed["object"], listed["next_page_token"]) == ("list", "t")
+    sums = pb.SumUsageResponse(sums=[total, pb.UsageSum(groups=["h"], tasks=2)], next_page_token="u")
+    last, free = (summed := parse_exact(render_sums(sums)))["data"]
+    assert (summed["object"], summed["next_page_token"]) == ("list", "u")
     assert (
         second
         == first
@@ -200,16 +203,14 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
         }
     )
     assert last == {**rendered_numbers, "object": "usage.total", "group": "g", "tasks": 12}
-    (free,) = parse_exact(render_usage(pb.ListUsageResponse(totals=[pb.UsageTotal(tasks=2)])))["data"]
-    assert (free["tasks"], free["cost"]) == (2, 0)
-    record.live = record.complete = True
-    (row,) = parse_exact(render_usage(pb.ListUsageResponse(records=[record])))["data"]
-    assert (row["mode"], row["complete"]) == ("live", True)
-    assert parse_exact(render_usage(pb.ListUsageResponse())) == {
-        "object": "list",
-        "data": [],
-        "next_page_token": None,
-    }
+    assert (free["group"], free["tasks"], free["cost"]) == ("h", 2, 0)
+    record.mode, record.complete = Mode.MODE_LIVE, True
+    record.ClearField("provider_cost_micros")
+    (row,) = parse_exact(render_records(pb.ListUsageResponse(records=[record])))["data"]
+    assert (row["mode"], row["complete"], row["provider_cost"]) == ("live", True, 0)
+    empty: dict[str, Any] = {"object": "list", "data": [], "next_page_token": None}
+    assert parse_exact(render_records(pb.ListUsageResponse())) == empty
+    assert parse_exact(render_sums(pb.SumUsageResponse())) == empty
 
 
 @pytest.mark.parametrize(
@@ -222,12 +223,12 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
     ],
 )
 def test_each_source_of_a_usage_record_has_its_own_name(source: pb.UsageSource.ValueType, shown: str) -> None:
-    page = parse_exact(render_usage(pb.ListUsageResponse(records=[pb.UsageRecord(source=source)])))
+    page = parse_exact(render_records(pb.ListUsageResponse(records=[pb.UsageRecord(source=source)])))
     assert page["data"][0]["source"] == shown
 
 
 def test_a_missing_limit_of_a_plan_is_null() -> None:
-    limits = parse_exact(render_account(pb.Account(name="acme")))["limits"]
+    limits = parse_exact(render_account(pb.Account(id="acme")))["limits"]
     assert limits == dict.fromkeys(
         ["requests_per_minute", "concurrent_requests", "tokens_per_minute", "models"]
     )
@@ -240,8 +241,13 @@ def test_a_missing_limit_of_a_plan_is_null() -> None:
     }
 
 
+def test_an_empty_set_of_models_is_not_shown_as_all_models() -> None:
+    account = pb.Account(limits=pb.PlanLimits(models=pb.ModelSet()))
+    assert parse_exact(render_account(account))["limits"]["models"] == []
+
+
 def test_a_time_is_exact_to_the_microsecond() -> None:
-    moment = parse_query({"from": "2026-11-24T00:00:00.1234567Z"}).from_time
+    moment = parse_query({"from": "2026-11-24T00:00:00.1234567Z"}).filter.start_time
     assert (moment.seconds, moment.nanos) == (1_795_478_400, 123_456_000)
 
 
@@ -251,11 +257,16 @@ def test_a_page_has_one_to_a_thousand_records(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "group"),
-    [("model", pb.USAGE_GROUP_MODEL), ("key", pb.USAGE_GROUP_KEY), ("day", pb.USAGE_GROUP_DAY)],
+    ("text", "dimension"),
+    [
+        ("model", pb.USAGE_DIMENSION_MODEL),
+        ("key", pb.USAGE_DIMENSION_KEY),
+        ("day", pb.USAGE_DIMENSION_DAY),
+    ],
 )
-def test_each_grouping_sets_its_enum_value(text: str, group: pb.UsageGroup.ValueType) -> None:
-    assert parse_query({"group_by": text}).group_by == group
+def test_each_grouping_sets_its_enum_value(text: str, dimension: pb.UsageDimension.ValueType) -> None:
+    request = parse_query({"group_by": text})
+    assert request == pb.SumUsageRequest(group_by=[pb.UsageGrouping(dimension=dimension)])
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.providers.base import Job
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
 from tests.gateway.requests import (

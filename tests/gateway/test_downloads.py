@@ -104,7 +104,7 @@ class TruncatedMedia:
         async def pieces() -> AsyncIterator[bytes]:
             yield b"abc"
 
-        yield Media(media_id=media_id, content_type="image/png", size_bytes=10), pieces()
+        yield Media(id=media_id, content_type="image/png", size_bytes=10), pieces()
 
 
 async def test_a_truncated_download_can_not_look_complete(gateway: GatewayApp) -> None:
@@ -131,7 +131,7 @@ class EndlessMedia:
                 self.sent += 65_536
                 yield bytes(65_536)
 
-        yield Media(media_id=media_id, content_type="image/png", size_bytes=10**9), pieces()
+        yield Media(id=media_id, content_type="image/png", size_bytes=10**9), pieces()
 
 
 async def test_little_is_buffered_for_a_client_that_does_not_read_its_download(gateway: GatewayApp) -> None:

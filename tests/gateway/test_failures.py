@@ -11,7 +11,8 @@ import pytest
 
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from tests.gateway.gateway_app import GatewayApp
 from tests.gateway.requests import HI
 
@@ -24,10 +25,10 @@ class WholeTasks:
     def __init__(self, during: Callable[[Call], Awaitable[None]]) -> None:
         self._during = during
 
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
+    async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         await self._during(call)
         result = TaskResult(id="task_7")
-        result.text.content = "done"
+        result.text.message.content.add(text="done")
         return result
 
 

@@ -13,18 +13,22 @@ from gateway.parsing.task import build_task, model_of
 from gateway.types import FIELD_NAMES, TASK_FORMATS
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import ImageFormat
-from pomelo.gen.v1.media_pb2 import ResponseFormat
-from pomelo.gen.v1.speech_pb2 import Timestamps
-from pomelo.gen.v1.task_pb2 import Task, TaskType
-from pomelo.gen.v1.text_pb2 import Role
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.speech_pb2 import TimestampGranularity
+from pomelo.gen.v1.task_pb2 import TaskSpec, TaskType
+from pomelo.gen.v1.text_pb2 import ContentPart, Role
 
 TEXT, IMAGE, TTS = TaskType.TASK_TYPE_TEXT, TaskType.TASK_TYPE_IMAGE, TaskType.TASK_TYPE_TEXT_TO_SPEECH
 STS, STT = TaskType.TASK_TYPE_SPEECH_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_TEXT
 HI = [{"role": "user", "content": "Hi"}]
 
 
-def build(task_type: int, values: dict[str, Any], *, form: bool = False) -> Task:
-    return build_task("m", task_type, values, form=form).task
+def build(task_type: int, values: dict[str, Any], *, form: bool = False) -> TaskSpec:
+    return build_task("m", task_type, values, form=form).spec
+
+
+def delivery(task_type: int, values: dict[str, Any]) -> int:
+    return build_task("m", task_type, values).options.delivery
 
 
 def refusal(task_type: int, values: dict[str, Any], *, form: bool = False) -> PomeloError:
@@ -45,9 +49,12 @@ def test_every_field_of_a_text_task_is_set_in_the_message() -> None:
         "frequency_penalty": 0.5,
         "user": "u",
     }
-    text = build(TEXT, values).text
-    assert {f.name for f, _ in text.ListFields()} == set(TASK_FORMATS[TEXT].fields)
-    assert (text.messages[0].role, text.messages[0].content) == (Role.ROLE_USER, "Hi")
+    task = build(TEXT, values)
+    text = task.text
+    assert {f.name for f, _ in text.ListFields()} | {"user"} == set(TASK_FORMATS[TEXT].fields)
+    assert task.user == "u"
+    (message,) = text.messages
+    assert (message.role, list(message.content)) == (Role.ROLE_USER, [ContentPart(text="Hi")])
     assert (text.max_tokens, text.temperature, text.top_p, list(text.stop)) == (100, 0.7, 1.0, ["a", "b"])
 
 
@@ -81,13 +88,27 @@ def test_every_field_of_the_other_task_types_is_set_in_the_message() -> None:
     ]
     for task_type, name, values in cases:
         message = getattr(build(task_type, values), name)
-        assert {f.name for f, _ in message.ListFields()} == set(TASK_FORMATS[task_type].fields) == set(values)
+        assert set(values) == set(TASK_FORMATS[task_type].fields)
+        assert {f.name for f, _ in message.ListFields()} == set(values) - {"response_format"}
+    assert [delivery(task_type, values) for task_type, _, values in cases] == [
+        MediaDelivery.MEDIA_DELIVERY_INLINE,
+        MediaDelivery.MEDIA_DELIVERY_LINK,
+        MediaDelivery.MEDIA_DELIVERY_LINK,
+        MediaDelivery.MEDIA_DELIVERY_UNSPECIFIED,
+    ]
     assert build(IMAGE, image).image.output_format == ImageFormat.IMAGE_FORMAT_JPEG
 
 
 def test_media_is_returned_as_link_and_base64_by_default() -> None:
-    assert build(IMAGE, {"prompt": "p"}).image.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
-    assert build(STS, {}).speech_to_speech.response_format == ResponseFormat.RESPONSE_FORMAT_BOTH
+    assert delivery(IMAGE, {"prompt": "p"}) == MediaDelivery.MEDIA_DELIVERY_BOTH
+    assert delivery(STS, {}) == MediaDelivery.MEDIA_DELIVERY_BOTH
+
+
+@pytest.mark.parametrize(("task_type", "stream"), [(IMAGE, True), (STS, True), (TEXT, False), (STT, False)])
+def test_a_stream_and_a_result_without_media_leave_the_delivery_to_the_server(
+    task_type: int, stream: bool
+) -> None:
+    assert delivery(task_type, {"stream": stream}) == MediaDelivery.MEDIA_DELIVERY_UNSPECIFIED
 
 
 def test_null_equals_an_absent_field() -> None:
@@ -96,6 +117,7 @@ def test_null_equals_an_absent_field() -> None:
         {"messages": HI, **dict.fromkeys(TASK_FORMATS[TEXT].fields.keys() - {"messages"}), "stream": None},
     )
     assert [f.name for f, _ in task.text.ListFields()] == ["messages"]
+    assert task.user == ""
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["json", "form"])
@@ -115,7 +137,8 @@ def test_null_is_ignored_in_every_field() -> None:
     part = {"type": "image_url", "text": None, "image_url": {"url": "data:", "detail": None}}
     response = {"role": "assistant", "content": "Hello", "refusal": None, "tool_calls": None}
     task = build(TEXT, {"messages": [response, {"role": "user", "name": None, "content": [part]}]})
-    assert [len(message.parts.parts) for message in task.text.messages] == [0, 1]
+    contents = [message.content for message in task.text.messages]
+    assert [[part.WhichOneof("part") for part in content] for content in contents] == [["text"], ["image"]]
     settings = build(TTS, {"voice_settings": {"pitch": None, "speed": 1}}).text_to_speech.voice_settings
     assert [f.name for f, _ in settings.ListFields()] == ["speed"]
 
@@ -188,8 +211,11 @@ def test_an_image_part_may_be_an_object_or_a_string() -> None:
         {"type": "image_url", "image_url": "data:image/png;base64,AQ=="},
     ]
     message = build(TEXT, {"messages": [{"role": "user", "content": parts}]}).text.messages[0]
-    assert message.parts.parts[0].text == "what is it?"
-    assert [p.image_url.url[-4:] for p in message.parts.parts[1:]] == ["AA==", "AQ=="]
+    assert message.content[0].text == "what is it?"
+    assert [part.image.source.url for part in message.content[1:]] == [
+        "data:image/png;base64,AA==",
+        "data:image/png;base64,AQ==",
+    ]
 
 
 def test_form_fields_equal_the_same_json_values() -> None:
@@ -248,17 +274,17 @@ def test_a_size_may_use_all_32_bits(value: int) -> None:
         (IMAGE, "output_format", "jpeg", ImageFormat.IMAGE_FORMAT_JPEG),
         (IMAGE, "output_format", "jpg", ImageFormat.IMAGE_FORMAT_JPEG),
         (IMAGE, "output_format", "webp", ImageFormat.IMAGE_FORMAT_WEBP),
-        (IMAGE, "response_format", "url", ResponseFormat.RESPONSE_FORMAT_URL),
-        (TTS, "response_format", "b64_json", ResponseFormat.RESPONSE_FORMAT_B64_JSON),
-        (STT, "timestamps", "none", Timestamps.TIMESTAMPS_NONE),
-        (STT, "timestamps", "word", Timestamps.TIMESTAMPS_WORD),
-        (STT, "timestamps", "character", Timestamps.TIMESTAMPS_CHARACTER),
+        (IMAGE, "response_format", "url", MediaDelivery.MEDIA_DELIVERY_LINK),
+        (TTS, "response_format", "b64_json", MediaDelivery.MEDIA_DELIVERY_INLINE),
+        (STT, "timestamps", "none", TimestampGranularity.TIMESTAMP_GRANULARITY_NONE),
+        (STT, "timestamps", "word", TimestampGranularity.TIMESTAMP_GRANULARITY_WORD),
+        (STT, "timestamps", "character", TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER),
     ],
 )
 def test_each_choice_sets_its_enum_value(task_type: int, field: str, value: str, meaning: int) -> None:
-    task = build(task_type, {field: value})
-    given = getattr(task, str(task.WhichOneof("input")))
-    assert getattr(given, field) == meaning
+    parsed = build_task("m", task_type, {field: value})
+    given = parsed.options.delivery if field == "response_format" else getattr(parsed.input, field)
+    assert given == meaning
 
 
 @pytest.mark.parametrize(
@@ -329,7 +355,7 @@ def test_any_json_results_in_a_task_or_a_400(task_type: int, values: dict[str, A
         status = error.row.http
     else:
         status = 200
-        assert Task.FromString(task.SerializeToString()) == task
+        assert TaskSpec.FromString(task.SerializeToString()) == task
     assert status in (200, 400)
 
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.providers.base import Job
 from tests.gateway.gateway_app import OpenApp
 from tests.gateway.requests import HI, events, raw_task

@@ -8,18 +8,21 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from gateway.account import parse_query, render_account, render_usage
+from gateway.account import parse_query, render_account, render_records, render_sums
 from gateway.errors import error_body
 from gateway.openapi.document import document
 from gateway.openapi.schema import RESPONSE_HEADERS
 from gateway.routes import OPEN_ROUTES, ROUTES, render_model
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import TaskFormat
-from pomelo.errors import TABLE, PomeloError
+from pomelo.errors import GRPC_ERRORS, TABLE, PomeloError
 from pomelo.fields import FIELD_RULES, FieldRule
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.usage_pb2 import Mode
+
+REST_CODES = [code for code in TABLE if code not in GRPC_ERRORS]
 
 
 def test_every_route_every_field_and_every_error_of_a_task_is_described() -> None:
@@ -29,7 +32,10 @@ def test_every_route_every_field_and_every_error_of_a_task_is_described() -> Non
     assert set(OPEN_ROUTES) == {"/media/{media_id}", "/openapi.json", "/healthz"}
     answers = described["paths"]["/api/v1/task"]["post"]["responses"]
     described_codes = {code for response in answers.values() for code in response["description"].split(", ")}
-    assert described_codes >= set(TABLE) - {"not_found", "method_not_allowed"}
+    assert described_codes >= set(REST_CODES) - {"not_found", "method_not_allowed"}
+    assert not described_codes & GRPC_ERRORS
+    error = described["components"]["schemas"]["Error"]["properties"]["error"]
+    assert error["properties"]["code"]["enum"] == REST_CODES
     form = described["components"]["schemas"]["Form"]["properties"]
     assert set(form) == {"model", "stream", "audio"}.union(*(each.fields for each in TASK_FORMATS.values()))
 
@@ -109,7 +115,9 @@ def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
     (operation,) = DOCUMENT["paths"]["/api/v1/usage"].values()
     schemas = {each["name"]: each["schema"] for each in operation["parameters"]}
     for group in schemas["group_by"]["enum"]:
-        assert parse_query({"group_by": group}).group_by
+        request = parse_query({"group_by": group})
+        assert isinstance(request, pb.SumUsageRequest)
+        assert request.group_by[0].dimension
     for bound in ("minimum", "maximum"):
         size = schemas["page_size"][bound]
         assert parse_query({"page_size": str(size)}).page_size == size
@@ -129,7 +137,7 @@ def is_described(name: str, value: Any) -> bool:
     return jsonschema_rs.validator_for(strict).is_valid(value)
 
 
-@pytest.mark.parametrize("code", TABLE)
+@pytest.mark.parametrize("code", REST_CODES)
 def test_the_body_of_every_error_is_described(code: str) -> None:
     assert is_described("Error", json.loads(error_body(PomeloError(code))))
 
@@ -139,20 +147,22 @@ def test_the_body_of_every_error_is_described(code: str) -> None:
 def test_every_record_and_total_of_usage_is_described(
     source: pb.UsageSource.ValueType, task_type: TaskType.ValueType
 ) -> None:
-    record = pb.UsageRecord(source=source, task_type=task_type, wire="grpc", cost_micros=1)
-    page = pb.ListUsageResponse(records=[record], totals=[pb.UsageTotal()])
-    listed = json.loads(render_usage(page))
-    assert is_described("UsageList", listed)
-    row, total = listed["data"]
-    assert is_described("UsageRecord", row)
-    assert is_described("UsageTotal", total)
+    record = pb.UsageRecord(
+        mode=Mode.MODE_TEST, source=source, task_type=task_type, protocol="grpc", cost_micros=1
+    )
+    records = json.loads(render_records(pb.ListUsageResponse(records=[record])))
+    sums = json.loads(render_sums(pb.SumUsageResponse(sums=[pb.UsageSum(groups=["gpt-4"])])))
+    for listed, name in ((records, "UsageRecord"), (sums, "UsageTotal")):
+        assert is_described("UsageList", listed)
+        (row,) = listed["data"]
+        assert is_described(name, row)
 
 
 def test_an_account_and_a_model_are_described() -> None:
-    assert is_described("Account", json.loads(render_account(pb.Account(live=True))))
-    model = Model(name="m", task_type=TaskType.TASK_TYPE_TEXT)
+    assert is_described("Account", json.loads(render_account(pb.Account(mode=Mode.MODE_LIVE))))
+    model = Model(id="m", task_type=TaskType.TASK_TYPE_TEXT)
     model.prices.add(unit=PriceUnit.PRICE_UNIT_IMAGE, amount_micros=1_500_000)
-    model.price_tiers.add(from_input_tokens=5, prices=model.prices)
+    model.price_tiers.add(min_input_tokens=5, prices=model.prices)
     value = render_model(model)
     assert is_described("Model", value)
     assert set(SCHEMAS["Model"]["properties"]["price_tiers"]["items"]["required"]) == set(

@@ -12,8 +12,9 @@ from gateway.task import raw_media_range
 from gateway.types import TASK_FORMATS
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import ImageFormat
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from tests.gateway.gateway_app import AUDIO, PNG, GatewayApp
 from tests.gateway.requests import FLUX, HI, TTS, code_of, raw_task
 from tests.gateway.scripts import STARTED, ScriptedTasks, Step, audio, play, progress
@@ -81,13 +82,14 @@ async def test_accept_decides_the_image_format_unless_the_task_names_one(
 ) -> None:
     result = TaskResult()
     result.image.images.add(data=b"image", content_type="image/x")
-    tasks = ScriptedTasks(STARTED, Event(result=result))
+    tasks = ScriptedTasks(STARTED, Event(completed=result))
     async with (
         gateway.over(tasks=tasks) as scripted,
         scripted.post_task({**FLUX, **given}, headers={"Accept": accept}) as response,
     ):
         assert (response.content_type, await response.read()) == ("image/x", b"image")
     assert tasks.tasks[0].image.output_format == used
+    assert tasks.options[0].delivery == MediaDelivery.MEDIA_DELIVERY_INLINE
 
 
 async def test_raw_audio_is_sent_while_it_is_generated(gateway: GatewayApp) -> None:
@@ -135,7 +137,7 @@ async def test_raw_audio_without_a_result_can_not_look_complete(
 
 
 async def test_empty_raw_audio_is_a_provider_failure(gateway: GatewayApp) -> None:
-    end = Event(result=TaskResult(id="speech_1"))
-    end.result.speech.SetInParent()
+    end = Event(completed=TaskResult(id="speech_1"))
+    end.completed.speech.SetInParent()
     async with gateway.over(tasks=ScriptedTasks(STARTED, end)) as scripted:
         assert await code_of(scripted.post_task(TTS, headers=AUDIO_ONLY)) == (502, "provider_failed")

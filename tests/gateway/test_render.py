@@ -7,25 +7,25 @@ import json
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from gateway.errors import error_body
 from gateway.media import public_links
 from gateway.routes import render_model
 from gateway.types import TASK_FORMATS, render_result
 from gateway.types.base import Link, StreamObjects
-from gateway.types.text import render_delta, render_last_delta
+from gateway.types.text import render_delta, render_last
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
-from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
-from pomelo.gen.v1.task_service_pb2 import TaskStarted
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted, TaskType
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TextOutput
 
 AWKWARD = 'quote " back\\slash \n \x01 \u2028 é 🍊 </script>'
 
 
 def result(**output: Any) -> TaskResult:
     task_result = TaskResult(id="x_1", model=AWKWARD)
-    task_result.created.seconds = 1234567890
+    task_result.create_time.seconds = 1234567890
     for name, value in output.items():
         getattr(task_result, name).MergeFrom(value)
     return task_result
@@ -40,10 +40,9 @@ def rendered(task_result: TaskResult, link: Link = str) -> dict[str, Any]:
 
 def test_a_completion_has_the_documented_shape() -> None:
     task_result = result()
-    task_result.text.content = AWKWARD
+    task_result.text.message.content.add(text=AWKWARD)
     task_result.text.finish_reason = FinishReason.FINISH_REASON_LENGTH
-    usage = TokenUsage(prompt_tokens=10, completion_tokens=25, total_tokens=35)
-    task_result.text.usage.CopyFrom(usage)
+    task_result.usage.input_tokens, task_result.usage.output_tokens = 10, 25
     assert rendered(task_result) == {
         "id": "x_1",
         "object": "task.completion",
@@ -60,11 +59,21 @@ def test_a_completion_has_the_documented_shape() -> None:
     }
 
 
+def test_the_parts_of_a_message_are_joined_to_its_content() -> None:
+    task_result = result()
+    task_result.text.SetInParent()
+    assert rendered(task_result)["choices"][0]["message"]["content"] == ""
+    for text in ("one ", "", "two"):
+        task_result.text.message.content.add(text=text)
+    assert rendered(task_result)["choices"][0]["message"]["content"] == "one two"
+
+
 @pytest.mark.parametrize(("cached", "written"), [(7, 0), (0, 5), (7, 5)])
 def test_cached_tokens_are_rendered_if_there_are_any(cached: int, written: int) -> None:
     task_result = result()
-    usage = task_result.text.usage
-    usage.cached_prompt_tokens, usage.cache_write_prompt_tokens = cached, written
+    task_result.text.SetInParent()
+    usage = task_result.usage
+    usage.cached_input_tokens, usage.cache_write_input_tokens = cached, written
     assert rendered(task_result)["usage"]["prompt_tokens_details"] == {
         "cached_tokens": cached,
         "cache_write_tokens": written,
@@ -84,12 +93,12 @@ def test_each_finish_reason_has_its_own_name(reason: FinishReason.ValueType, sho
     task_result = result()
     task_result.text.finish_reason = reason
     assert rendered(task_result)["choices"][0]["finish_reason"] == shown
-    last = json.loads(render_last_delta(StreamObjects(TaskStarted()), TextDelta(finish_reason=reason)))
+    last = json.loads(render_last(StreamObjects(TaskStarted()), task_result))
     assert last["choices"][0]["finish_reason"] == shown
 
 
 def test_a_model_is_rendered_with_null_for_missing_dates() -> None:
-    model = Model(name="m", price_version="v1", available=True)
+    model = Model(id="m", price_version="v1", available=True)
     value = render_model(model)
     assert (value["id"], value["type"], value["price_version"]) == ("m", "unknown", "v1")
     assert (value["available"], value["deprecated"], value["retires"]) == (True, None, None)
@@ -126,9 +135,10 @@ def test_media_is_rendered_with_the_link_and_the_bytes_of_the_result() -> None:
 def test_a_transcript_names_speakers_only_if_they_were_distinguished() -> None:
     task_result = result()
     task_result.transcription.text = AWKWARD
-    task_result.transcription.language = "en"
-    task_result.transcription.words.add(text="hi", start=0.5, end=1)
-    task_result.transcription.words.add(text="ho", start=1, end=2, speaker="speaker_1")
+    task_result.transcription.language_code = "en"
+    half, one, two = Duration(nanos=500_000_000), Duration(seconds=1), Duration(seconds=2)
+    task_result.transcription.words.add(text="hi", start_offset=half, end_offset=one)
+    task_result.transcription.words.add(text="ho", start_offset=one, end_offset=two, speaker="speaker_1")
     value = rendered(task_result)
     assert value["object"] == "speech.transcription"
     assert (value["text"], value["language"]) == (AWKWARD, "en")
@@ -138,13 +148,26 @@ def test_a_transcript_names_speakers_only_if_they_were_distinguished() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "shown"),
+    [(0, 79_000_000, 0.079), (0, 11_000_033, 0.011000033), (3, 688_845_559, 3.688845559)],
+)
+def test_the_times_of_words_are_rounded_once(seconds: int, nanos: int, shown: float) -> None:
+    task_result = result()
+    offset = Duration(seconds=seconds, nanos=nanos)
+    task_result.transcription.words.add(start_offset=offset, end_offset=offset)
+    value = rendered(task_result)
+    assert (value["words"][0]["start"], value["words"][0]["end"]) == (shown, shown)
+    assert value["language"] == ""
+
+
 def test_the_chunks_of_a_text_join_to_the_text_and_the_role_is_sent_once() -> None:
     started = TaskStarted(id="x_1", model=AWKWARD)
     objects = StreamObjects(started)
     texts = ["a", AWKWARD, ""]
-    chunks = [json.loads(one) for text in texts for one in render_delta(objects, TextDelta(content=text))]
-    assert render_delta(objects, TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP)) == ()
-    last = json.loads(objects.last)
+    chunks = [json.loads(one) for text in texts for one in render_delta(objects, TextDelta(text=text))]
+    output = TextOutput(finish_reason=FinishReason.FINISH_REASON_STOP)
+    last = json.loads(render_last(objects, TaskResult(text=output)))
     assert {chunk["object"] for chunk in [*chunks, last]} == {"task.completion.chunk"}
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas == [{"role": "assistant", "content": "a"}, {"content": AWKWARD}, {"content": ""}]
@@ -153,21 +176,22 @@ def test_the_chunks_of_a_text_join_to_the_text_and_the_role_is_sent_once() -> No
     assert set(last["usage"]) == {"prompt_tokens", "completion_tokens", "total_tokens"}
 
 
-@pytest.mark.parametrize("content", ["all", ""])
-def test_a_text_of_one_chunk_has_role_and_content(content: str) -> None:
-    delta = TextDelta(content=content, finish_reason=FinishReason.FINISH_REASON_CONTENT_FILTER)
+@pytest.mark.parametrize("texts", [["all"], []], ids=["a text", "no text"])
+def test_the_first_chunk_of_a_text_has_role_and_content(texts: list[str]) -> None:
     objects = StreamObjects(TaskStarted(id="x_1"))
-    assert render_delta(objects, delta) == ()
-    last = json.loads(objects.last)
-    assert last["choices"] == [
-        {"index": 0, "delta": {"role": "assistant", "content": content}, "finish_reason": "content_filter"}
-    ]
+    chunks = [one for text in texts for one in render_delta(objects, TextDelta(text=text))]
+    output = TextOutput(finish_reason=FinishReason.FINISH_REASON_CONTENT_FILTER)
+    chunks.append(render_last(objects, TaskResult(text=output)))
+    choices = [json.loads(chunk)["choices"] for chunk in chunks]
+    deltas = [choice["delta"] for (choice,) in choices]
+    assert deltas == [{"role": "assistant", "content": "".join(texts)}, *({} for _ in texts)]
+    assert (choices[-1][0]["index"], choices[-1][0]["finish_reason"]) == (0, "content_filter")
 
 
 def test_every_task_type_and_price_unit_has_a_public_name() -> None:
     task_types = [v for v in TaskType.values() if v]
     assert set(TASK_FORMATS) == set(task_types)
-    model = Model(name="m", task_type=TaskType.TASK_TYPE_IMAGE)
+    model = Model(id="m", task_type=TaskType.TASK_TYPE_IMAGE)
     for unit in PriceUnit.values():
         if unit:
             model.prices.add(unit=unit, amount_micros=1_234_500 if unit == 3 else 3_000_000)
@@ -199,7 +223,7 @@ def test_an_error_that_quotes_invalid_unicode_is_still_rendered() -> None:
 
 
 def test_a_price_unit_that_is_newer_than_the_gateway_has_its_number() -> None:
-    model = Model.FromString(Model(name="m").SerializeToString())
+    model = Model.FromString(Model(id="m").SerializeToString())
     price = model.prices.add(amount_micros=1_000_000)
     price.MergeFromString(b"\x08\x63")  # the unit 99
     assert render_model(model)["price"] == {"unit_99": "1"}

@@ -365,9 +365,9 @@ async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: Gatewa
     asked: list[str] = []
 
     class Models:
-        async def get_model(self, name: str, call: Call) -> Model:
-            asked.append(name)
-            return Model(name=name, task_type=TaskType.TASK_TYPE_IMAGE)
+        async def get_model(self, model_id: str, call: Call) -> Model:
+            asked.append(model_id)
+            return Model(id=model_id, task_type=TaskType.TASK_TYPE_IMAGE)
 
     models: Any = Models()
     services = replace(gateway.services, models=models)

@@ -9,8 +9,8 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import speech_pb2
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
 from tests.gateway.gateway_app import AUDIO, PNG, GatewayApp
 from tests.gateway.requests import FLUX, HI, STT, TTS, events_of
 from tests.gateway.scripts import audio, play, text_events, word
@@ -25,7 +25,7 @@ async def test_text_with_line_separators_is_one_line_for_every_client(
 ) -> None:
     *deltas, end = text_events("one", SEPARATORS)
     if last:
-        end.text_delta.content = SEPARATORS
+        end.completed.text.message.content.add(text=SEPARATORS)
     gateway.provider.script = play(*deltas, end)
     async with gateway.post_task({**HI, "stream": True}) as response:
         body = await response.read()
@@ -38,9 +38,9 @@ async def test_text_with_line_separators_is_one_line_for_every_client(
 
 
 async def test_transcripts_and_errors_in_streams_are_one_line_for_every_client(gateway: GatewayApp) -> None:
-    transcript = speech_pb2.Transcription(text=SEPARATORS, language="en", audio_seconds=1)
+    transcript = speech_pb2.Transcription(text=SEPARATORS, language_code="en", audio_seconds=1)
     transcript.words.add(text=SEPARATORS)
-    gateway.provider.script = play(Event(result=TaskResult(transcription=transcript)))
+    gateway.provider.script = play(Event(completed=TaskResult(transcription=transcript)))
     body = {**STT, "audio": base64.b64encode(AUDIO).decode(), "stream": True}
     async with gateway.post_task(body) as response:
         final, done = [line for line in (await response.read()).decode().splitlines() if line]
@@ -77,7 +77,7 @@ async def test_a_large_image_in_a_stream_is_a_link_unless_base64_is_requested(
     image = PNG[:8] + bytes(size - 8)
     result = TaskResult()
     result.image.images.add(data=image, content_type="image/png")
-    gateway.provider.script = play(Event(result=result))
+    gateway.provider.script = play(Event(completed=result))
     async with gateway.post_task({**FLUX, "stream": True}) as response:
         lines = [line async for line in response.content]  # aiohttp's own reader of lines
     assert max(map(len, lines)) < 64 * 1024

@@ -11,7 +11,7 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Adjustment
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.providers.base import Job
 from tests.gateway.gateway_app import AUDIO, PNG, GatewayApp
 from tests.gateway.requests import FLUX, HI, STT, TTS, code_of, events, events_of
@@ -82,7 +82,7 @@ async def test_a_transcript_stream_is_the_transcript(gateway: GatewayApp) -> Non
 async def test_every_chunk_has_the_task_id_and_adjustments_are_a_header(gateway: GatewayApp) -> None:
     started = Event()
     started.CopyFrom(STARTED)
-    started.started.created.seconds = 1234567890
+    started.started.create_time.seconds = 1234567890
     started.started.adjustments.append(Adjustment(field="stop"))
     started.started.adjustments.append(Adjustment(field="temperature", used="1"))
     async with (
@@ -95,6 +95,15 @@ async def test_every_chunk_has_the_task_id_and_adjustments_are_a_header(gateway:
     assert {(value["id"], value["created"], value["model"]) for value in chunks} == {
         ("task_7", 1234567890, "gpt-4")
     }
+
+
+async def test_an_event_that_is_newer_than_the_gateway_is_skipped(gateway: GatewayApp) -> None:
+    unknown = Event.FromString(b"\xfa\x07\x00")  # field 127
+    first, last = text_events("one")
+    async with gateway.over(tasks=ScriptedTasks(STARTED, unknown, first, unknown, last)) as scripted:
+        *chunks, done = [data for _, data in await events_of(scripted.post_task(STREAM))]
+    assert done == "[DONE]"
+    assert [chunk["choices"][0]["delta"] for chunk in chunks] == [{"role": "assistant", "content": "one"}, {}]
 
 
 # --- failures
@@ -175,7 +184,7 @@ async def test_a_deadline_before_the_first_event_is_a_504_and_after_it_an_error_
     gateway: GatewayApp,
 ) -> None:
     async def script(job: Job[Any]) -> AsyncIterator[Event]:
-        if job.input.user == "talks":
+        if job.user == "talks":
             yield word()
         await asyncio.Event().wait()
 

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TextOutput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
 from tests.app import RunningApp, app_fixture
 from tests.driver import PROTOCOLS, Outcome
 from tests.tasks import text_body
 
-WORD = Event(text_delta=TextDelta(content="Hello"))
+WORD = Event(text_delta=TextDelta(text="Hello"))
 LAST = Event(
-    text_delta=TextDelta(
-        finish_reason=FinishReason.FINISH_REASON_STOP,
-        usage=TokenUsage(prompt_tokens=1, completion_tokens=1, total_tokens=2),
+    completed=TaskResult(
+        text=TextOutput(finish_reason=FinishReason.FINISH_REASON_STOP),
+        usage=Usage(input_tokens=1, output_tokens=1),
     )
 )
 

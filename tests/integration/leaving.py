@@ -12,7 +12,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.app import RunningApp
 from tests.calls import bearer
-from tests.tasks import to_task
+from tests.tasks import to_options, to_task
 
 
 class LeavingClient:
@@ -47,14 +47,15 @@ class LeavingClient:
 
     async def _grpc(self) -> None:
         tasks = TaskServiceStub(self._app.channel)
-        task = to_task(self._body)
+        spec, options = to_task(self._body), to_options(self._body, stream=self._stream)
+        metadata = bearer(self._key)
         if not self._stream:
-            await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(self._key))
+            await tasks.RunTask(RunTaskRequest(spec=spec, options=options), metadata=metadata)
             return
-        call = tasks.StreamTask(StreamTaskRequest(task=task), metadata=bearer(self._key))
+        call = tasks.StreamTask(StreamTaskRequest(spec=spec, options=options), metadata=metadata)
         try:
-            async for event in call:
-                if event.text_delta.content or event.audio_chunk.data:
+            async for response in call:
+                if response.event.text_delta.text or response.event.audio_chunk.data:
                     await self._receive()
         finally:
             call.cancel()

@@ -15,9 +15,9 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.model_service_pb2 import Model
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse, TaskStarted
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest, ListModelsResponse, Model
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec, TaskStarted
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.origin import GatewayProof
@@ -33,9 +33,8 @@ KEY = "pml_test_services"
 PROOF = GatewayProof(b"p" * 32)
 UPLOAD = "/pomelo.v1.MediaService/UploadMedia"
 GATEWAY = PROOF.metadata("rest", "192.0.2.7", f"Bearer {KEY}")
-Event = StreamTaskResponse
-STARTED = Event(started=TaskStarted(id="task_7"))
-TEXT = Event(text_delta=TextDelta(content="one"))
+STARTED = TaskEvent(started=TaskStarted(id="task_7"))
+TEXT = TaskEvent(text_delta=TextDelta(text="one"))
 
 
 class RecordingVisit:
@@ -101,33 +100,35 @@ class ScriptedServices:
         self.visits.append(RecordingVisit(self.refusal))
         return self.visits[-1]
 
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
+    async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         """Awaits `before` and `during`, and returns a result."""
         await self.before(call)
         await self.during(call)
         return TaskResult(id="task_7")
 
     @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
+    async def stream_task(
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         """Awaits `before` and then `during`, and streams two events."""
         await self.before(call)
 
-        async def produce() -> AsyncIterator[Event]:
+        async def produce() -> AsyncIterator[TaskEvent]:
             await self.during(call)
             yield STARTED
             yield TEXT
 
         yield produce()
 
-    async def list_models(self, call: Call) -> list[Model]:
+    async def list_models(self, request: ListModelsRequest, call: Call) -> ListModelsResponse:
         """Returns one model."""
-        return [Model(name="m")]
+        return ListModelsResponse(models=[Model(id="m")])
 
-    async def get_model(self, name: str, call: Call) -> Model:
+    async def get_model(self, model_id: str, call: Call) -> Model:
         """Returns the model m, and refuses others."""
-        if name != "m":
-            raise PomeloError("unsupported_model")
-        return Model(name="m")
+        if model_id != "m":
+            raise PomeloError("model_not_found")
+        return Model(id="m")
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
         """Awaits `upload` if it is set, and reads the rest."""
@@ -135,7 +136,7 @@ class ScriptedServices:
         if self.upload is not None:
             await self.upload(chunks)
         size = sum([len(chunk) async for chunk in chunks])
-        return Media(media_id="media_1", size_bytes=size, content_type=content_type)
+        return Media(id="media_1", size_bytes=size, content_type=content_type)
 
     @asynccontextmanager
     async def download_media(
@@ -149,7 +150,7 @@ class ScriptedServices:
             for chunk in self.chunks:
                 yield chunk
 
-        yield Media(media_id=media_id, size_bytes=sum(map(len, self.chunks))), produce()
+        yield Media(id=media_id, size_bytes=sum(map(len, self.chunks))), produce()
 
 
 def raises(error: Exception) -> Callable[..., Awaitable[None]]:
@@ -183,7 +184,7 @@ class ScriptedServer:
         """Starts a call of RunTask or StreamTask."""
         request = RunTaskRequest if method == "RunTask" else StreamTaskRequest
         metadata = options.pop("metadata", bearer(KEY))
-        return getattr(self.tasks, method)(request(task=text_task(prompt)), metadata=metadata, **options)
+        return getattr(self.tasks, method)(request(spec=text_task(prompt)), metadata=metadata, **options)
 
     async def upload_seconds(self, *metadata: tuple[str, str]) -> float:
         """Returns the seconds until the server ends an upload of one message that its caller leaves open."""

@@ -17,7 +17,7 @@ from pomelo.app import App
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextInput
@@ -89,13 +89,13 @@ class ServerUnderTest:
         self.tasks, self.media = TaskServiceStub(channel), MediaServiceStub(channel)
         self.health = HealthStub(channel)
 
-    def run(self, key: str, task: Task, **options: Any) -> Any:
+    def run(self, key: str, spec: TaskSpec, **options: Any) -> Any:
         """Starts a call of RunTask."""
-        return self.tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(key), **options)
+        return self.tasks.RunTask(RunTaskRequest(spec=spec), metadata=bearer(key), **options)
 
-    def stream(self, key: str, task: Task) -> Any:
+    def stream(self, key: str, spec: TaskSpec) -> Any:
         """Starts a call of StreamTask."""
-        return self.tasks.StreamTask(StreamTaskRequest(task=task), metadata=bearer(key))
+        return self.tasks.StreamTask(StreamTaskRequest(spec=spec), metadata=bearer(key))
 
     async def list_models(self, key: str) -> Any:
         """Lists the models, which is free of charge."""
@@ -164,14 +164,14 @@ async def new_key(app: App, plan: str) -> str:
 
 def run_message(prompt: str = "Hello, world!") -> bytes:
     """Returns the bytes of a RunTask request."""
-    return RunTaskRequest(task=text_task(prompt)).SerializeToString()
+    return RunTaskRequest(spec=text_task(prompt)).SerializeToString()
 
 
 def flood(size: int) -> bytes:
     """Returns a RunTask request of that many bytes, which consists of empty messages."""
     text = TextInput.DESCRIPTOR.fields_by_name["messages"]
     messages = bytes((text.number << 3 | 2, 0)) * (size // 2)
-    head = RunTaskRequest(task=Task(model="gpt-4", text=TextInput())).SerializeToString()
+    head = RunTaskRequest(spec=TaskSpec(model="gpt-4", text=TextInput())).SerializeToString()
     assert head.endswith(b"\x12\x00")
 
     def nested(tag: int, inner: bytes) -> bytes:

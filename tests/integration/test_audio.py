@@ -11,16 +11,16 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_pb2 import MediaSource
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.speech_pb2 import AudioInput
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.app import RunningApp, run_app
 from tests.calls import bearer, reason_of
 from tests.driver import PROTOCOL
-from tests.tasks import task_type_of, to_task
+from tests.tasks import task_type_of, to_options, to_task
 from tests.unit.media import corpus
 from tests.wav import A_LAW, MU_LAW, PCM, wav_file
 
@@ -66,15 +66,17 @@ async def ask(
 async def _ask_grpc(
     app: RunningApp, transport: str, key: str, task: dict[str, str], label: str, data: bytes
 ) -> None:
-    audio = AudioInput(data=data, content_type=label)
+    audio = MediaSource(data=data, content_type=label)
     if transport == "upload":
-        messages = [UploadMediaRequest(content_type=label)] if label else []
+        messages = [UploadMediaRequest(header=UploadMediaHeader(content_type=label))] if label else []
         messages += [UploadMediaRequest(chunk=data[at : at + 2**20]) for at in range(0, len(data), 2**20)]
         uploaded = await MediaServiceStub(app.channel).UploadMedia(iter(messages), metadata=bearer(key))
-        audio = AudioInput(media_id=uploaded.media.media_id)
+        audio = MediaSource(media_id=uploaded.media.id)
     message = to_task(task)
     getattr(message, task_type_of(message.model)).audio.CopyFrom(audio)
-    await TaskServiceStub(app.channel).RunTask(RunTaskRequest(task=message), metadata=bearer(key))
+    await TaskServiceStub(app.channel).RunTask(
+        RunTaskRequest(spec=message, options=to_options(task)), metadata=bearer(key)
+    )
 
 
 # --- media types

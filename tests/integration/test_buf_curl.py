@@ -18,7 +18,7 @@ from tests.serving import Served
 BUF = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
 AUDIO = base64.b64encode(b"some audio " * 200).decode()
 TASKS: dict[str, dict[str, Any]] = {
-    "text": {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": "Hi"}]}},
+    "text": {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": [{"text": "Hi"}]}]}},
     "image": {"model": "flux-1-pro", "image": {"prompt": "A kite", "width": 64, "height": 64}},
     "speech": {"model": "eleven-labs-tts", "textToSpeech": {"text": "Hi", "voice": "adam"}},
     "voice": {"model": "eleven-labs-sts", "speechToSpeech": {"audio": {"data": AUDIO}, "voice": "adam"}},
@@ -50,7 +50,7 @@ async def curl(served: Served, method: str, request: dict[str, Any]) -> list[dic
 
 @pytest.mark.parametrize("task_type", TASKS)
 async def test_run_task_runs_every_task_type(task_type: str, served: Served) -> None:
-    (answer,) = await curl(served, "TaskService/RunTask", {"task": TASKS[task_type]})
+    (answer,) = await curl(served, "TaskService/RunTask", {"spec": TASKS[task_type]})
     result = answer["result"]
     assert result["model"] == TASKS[task_type]["model"]
     assert result[{"voice": "speech"}.get(task_type, task_type)]
@@ -58,13 +58,14 @@ async def test_run_task_runs_every_task_type(task_type: str, served: Served) -> 
 
 @pytest.mark.parametrize("task_type", ["text", "speech"])
 async def test_stream_task_sends_several_events(task_type: str, served: Served) -> None:
-    events = await curl(served, "TaskService/StreamTask", {"task": TASKS[task_type]})
+    responses = await curl(served, "TaskService/StreamTask", {"spec": TASKS[task_type]})
+    events = [response["event"] for response in responses]
     assert "started" in events[0]
     assert len(events) > 2
     if task_type == "text":
-        assert events[-1]["textDelta"]["finishReason"] == "FINISH_REASON_STOP"
+        assert events[-1]["completed"]["text"]["finishReason"] == "FINISH_REASON_STOP"
     else:
-        assert events[-1]["result"]["speech"]
+        assert events[-1]["completed"]["speech"]
 
 
 async def test_list_models_returns_all_fourteen_models(served: Served) -> None:

@@ -57,8 +57,8 @@ async def test_an_account_is_created_funded_moved_to_another_plan_and_shown(comm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("accounts create default", "pomelo: invalid_parameter: Invalid name: must be new"),
-        ("accounts create a\tb", "pomelo: invalid_parameter: Invalid name: "),
+        ("accounts create default", "pomelo: invalid_parameter: Invalid id: must be new"),
+        ("accounts create a\tb", "pomelo: invalid_parameter: Invalid id: "),
         ("accounts create x --plan no", "pomelo: invalid_parameter: Invalid plan: must be one of free, pro"),
         ("accounts show nobody", "pomelo: not_found: There is no account 'nobody'"),
         ("accounts plan nobody pro", "pomelo: not_found: There is no account 'nobody'"),

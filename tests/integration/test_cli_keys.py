@@ -15,7 +15,7 @@ import typer
 
 from pomelo.cli.keys import parse_expiry
 from pomelo.cli.operator import PAGE_SIZE, call_operator, list_pages
-from pomelo.gen.v1 import admin_service_pb2 as pb
+from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.service import Operator
 from pomelo.settings import Settings
 from tests.driver import RestDriver
@@ -56,6 +56,16 @@ async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path)
     assert secret not in table.out
 
 
+@pytest.mark.parametrize("models", ["", ",", " "])
+async def test_an_empty_list_of_models_creates_no_key(command_folder: Path, models: str) -> None:
+    await create_key(command_folder)
+    before = await pomelo_json(command_folder, "keys", "list")
+    refused = await pomelo(command_folder, "keys", "create", "--models", models)
+    assert refused.status == 1
+    assert "Invalid models: must be at least one model, or absent for all" in refused.error
+    assert await pomelo_json(command_folder, "keys", "list") == before
+
+
 def test_a_list_of_several_pages_opens_the_store_or_the_channel_once(
     command_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +100,7 @@ def test_a_list_of_several_pages_opens_the_store_or_the_channel_once(
     keys = list_pages(settings, pb.ListKeysRequest(), lambda operator, query: operator.list_keys(query))
     pages = list(keys)
     assert len(pages) == 2
-    assert len({key.key_id for page in pages for key in page.keys}) > PAGE_SIZE
+    assert len({key.id for page in pages for key in page.keys}) > PAGE_SIZE
     assert opened == opened_for_one_page
 
 

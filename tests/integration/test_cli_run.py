@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +18,7 @@ import av
 import pytest
 
 from pomelo.cli.run import _Sink
+from pomelo.secrets import DATABASE
 from tests.integration.commands import CommandResult, assert_refused, environment, names, pomelo
 from tests.serving import Served
 
@@ -105,9 +108,19 @@ async def test_audio_too_large_for_a_message_is_uploaded_first(command: Command,
 
 
 async def test_a_link_is_printed_on_request(served: Served, command: Command, folder: Path) -> None:
-    result = await command("run", "a tree", "-m", "flux-1-dev", "-p", "response_format=url")
+    result = await command("run", "a tree", "-m", "flux-1-dev", "-p", "delivery=link")
     assert result.out.startswith(f"{served.url}/")
     assert names(folder) == []
+
+
+@OPTION
+async def test_labels_are_kept_in_the_usage_record(served: Served, command: Command, option: str) -> None:
+    labels = ("-p", f"user=cli{option}", "-p", 'metadata={"project": "kites"}')
+    for model in ("gpt-4", "flux-1-dev"):
+        assert (await command("run", "Hello", "-m", model, option, *labels)).status == 0
+    with closing(sqlite3.connect(served.data / DATABASE)) as database:
+        kept = database.execute("SELECT metadata FROM usage WHERE user = ?", [f"cli{option}"]).fetchall()
+    assert [json.loads(metadata) for (metadata,) in kept] == [{"project": "kites"}] * 2
 
 
 @pytest.mark.parametrize(
@@ -116,6 +129,13 @@ async def test_a_link_is_printed_on_request(served: Served, command: Command, fo
         (("run", "x", "-m", "nothing"), "unsupported_model: Unsupported task type: nothing"),
         (("run", "x", "-p", "temperature=9"), "invalid_parameter: "),
         (("run", "x", "-p", "nothing=1"), "--param nothing: there is no such field"),
+        (
+            ("run", "x", "-p", "nothing=1"),
+            "Fields: delivery, frequency_penalty, max_tokens, messages, metadata, ",
+        ),
+        (("run", "x", "-p", "delivery=b64_json"), "not one of link, inline, both"),
+        (("run", "x", "-p", "metadata=kites"), "'kites' is no value of this field"),
+        (("run", "x", "-p", 'metadata={"project": 7}'), "is no value of this field"),
         (("run", "x", "-p", "max_tokens=many"), "--param max_tokens: 'many' is no value"),
         (("run", "x", "-p", "max_tokens"), "write NAME=VALUE"),
         (("run", "x", "-m", "flux-1-pro", "-p", "output_format=bmp"), "not one of png, jpeg, webp"),

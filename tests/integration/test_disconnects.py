@@ -202,7 +202,7 @@ async def test_a_broken_connection_counts_as_a_caller_who_left(app: RunningApp) 
     channel = grpc.aio.insecure_channel(app.server.grpc, options=[("grpc.use_local_subchannel_pool", 1)])
     task = to_task(text_body(prompt, max_tokens=20))
     stream = TaskServiceStub(channel).StreamTask
-    call = stream(StreamTaskRequest(task=task), metadata=bearer(account.live))
+    call = stream(StreamTaskRequest(spec=task), metadata=bearer(account.live))
     for _ in range(3):  # the start, and two words
         await call.read()
     await channel.close()

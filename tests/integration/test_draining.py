@@ -13,7 +13,7 @@ import pytest
 from pomelo.app import App, open_app, open_gateway
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
 from tests.calls import bearer, call_of
@@ -106,7 +106,7 @@ async def test_a_running_upload_completes_within_the_grace_and_a_new_one_is_refu
         async with grpc.aio.insecure_channel(app.grpc) as channel:
             media = MediaServiceStub(channel)
             upload = media.UploadMedia(metadata=bearer(key))
-            await upload.write(UploadMediaRequest(content_type="audio/mpeg"))
+            await upload.write(UploadMediaRequest(header=UploadMediaHeader(content_type="audio/mpeg")))
             await upload.write(UploadMediaRequest(chunk=b"ID3" * 100))
             await started(app, 1)
 

@@ -16,8 +16,9 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.origin import GatewayProof
 from pomelo.server.remote import open_remote
+from pomelo.service import list_all_models
 from pomelo.settings import Settings
-from tests.calls import bearer, call_of, reason_of
+from tests.calls import bearer, call_of, details_of, reason_of
 from tests.driver import RestDriver
 
 
@@ -60,6 +61,9 @@ async def test_both_protocols_share_the_limit_of_an_address(
     assert error is not None
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert reason_of(error) == "rate_limit_exceeded"
+    (violation,) = details_of(error)["QuotaFailure"].violations
+    assert (violation.subject, violation.quota_id) == ("address", "failed_keys_per_minute")
+    assert (violation.quota_metric, violation.quota_value) == ("failed_keys", 0)
     allowed = await rest.get("/api/v1/models", good)
     assert (allowed.status, allowed.code) == (200, "ok")
     assert await by_grpc(fresh_app, good) is None
@@ -70,7 +74,7 @@ async def code_of(remote: Any, key: str, address: str) -> str:
     call = call_of(key)
     call.address = address
     with pytest.raises(PomeloError) as caught:
-        await remote.models.list_models(call)
+        await list_all_models(remote.models, call)
     return caught.value.code
 
 
@@ -90,4 +94,4 @@ async def test_an_untrusted_gateway_cannot_choose_the_address_that_is_counted(fr
         async with open_remote(fresh_app.grpc, proof=proof) as remote:
             codes = [await code_of(remote, "bad", f"203.0.113.{number}") for number in range(25)]
             assert codes[20:] == ["rate_limit_exceeded"] * 5
-            assert await remote.models.list_models(call_of(good))
+            assert await list_all_models(remote.models, call_of(good))

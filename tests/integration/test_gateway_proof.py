@@ -15,9 +15,9 @@ import pytest
 from pomelo.app import App, gateway_proof, open_gateway
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
@@ -44,7 +44,7 @@ def protocol_of(channel: grpc.aio.Channel, keys: Keys) -> Callable[[str], Awaita
     async def find(request_id: str) -> str:
         usage = AccountServiceStub(channel)
         listed = await usage.ListUsage(ListUsageRequest(page_size=20), metadata=bearer(keys.test))
-        (protocol,) = [record.wire for record in listed.records if record.request_id == request_id]
+        (protocol,) = [record.protocol for record in listed.records if record.request_id == request_id]
         return str(protocol)
 
     return find
@@ -56,7 +56,7 @@ async def test_a_grpc_caller_can_not_forge_the_protocol_of_its_usage_record(
 ) -> None:
     request_id = f"forged-{len(claim)}-{claim[-1][1][:8]}"
     metadata = [*bearer(keys.test, x_request_id=request_id), *claim]
-    await TaskServiceStub(channel).RunTask(RunTaskRequest(task=text_task()), metadata=metadata)
+    await TaskServiceStub(channel).RunTask(RunTaskRequest(spec=text_task()), metadata=metadata)
     assert await protocol_of(request_id) == "grpc"
 
 
@@ -66,7 +66,7 @@ async def test_a_grpc_caller_can_not_replace_its_deadline_by_a_header(
 ) -> None:
     tasks = TaskServiceStub(channel)
     metadata = [*bearer(keys.test, x_request_timeout="0.001"), *claim]
-    await tasks.RunTask(RunTaskRequest(task=text_task("[[delay:0.1]]")), metadata=metadata, timeout=20)
+    await tasks.RunTask(RunTaskRequest(spec=text_task("[[delay:0.1]]")), metadata=metadata, timeout=20)
 
 
 @forging
@@ -74,12 +74,15 @@ async def test_a_grpc_caller_can_not_have_an_upload_deleted_with_its_task(
     claim: list[tuple[str, str]], channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     metadata = [*bearer(keys.test), *claim]
-    pieces = [UploadMediaRequest(content_type="audio/ogg"), UploadMediaRequest(chunk=AUDIO)]
+    pieces = [
+        UploadMediaRequest(header=UploadMediaHeader(content_type="audio/ogg")),
+        UploadMediaRequest(chunk=AUDIO),
+    ]
     uploaded = await MediaServiceStub(channel).UploadMedia(iter(pieces), metadata=metadata)
-    task = Task(model="eleven-labs-stt")
-    task.speech_to_text.audio.media_id = uploaded.media.media_id
+    task = TaskSpec(model="eleven-labs-stt")
+    task.speech_to_text.audio.media_id = uploaded.media.id
     for _ in range(2):
-        await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
+        await TaskServiceStub(channel).RunTask(RunTaskRequest(spec=task), metadata=metadata)
 
 
 async def test_a_gateway_with_the_root_secret_leaves_the_same_records_as_one_process(

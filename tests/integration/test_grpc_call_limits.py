@@ -18,14 +18,14 @@ from pomelo.errors import TABLE
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.in_flight import InFlightLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate
-from tests.calls import as_dict, bearer, failure, reason_of
+from tests.calls import as_dict, bearer, details_of, failure, reason_of
 from tests.conftest import Keys
 from tests.faults import frames, http2
 from tests.integration.server_under_test import (
@@ -69,6 +69,7 @@ async def test_a_watch_without_a_key_is_ended_with_a_reason_and_one_with_a_key_c
             watch = health.Watch(HealthCheckRequest(), metadata=metadata)
             error = await refusal(watch, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
             assert "0.3 seconds" in (error.details() or "")
+            assert details_of(error)["ErrorInfo"].metadata == {"timeoutSeconds": "0.3"}
         assert opened.in_flight.calls == 1
         opened.server.drain()
         assert (await stays.read()).status == HealthCheckResponse.NOT_SERVING
@@ -123,10 +124,12 @@ async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, ke
         for path, data in ((RUN_TASK, b""), (RUN_TASK, head), (UPLOAD, b""), (UPLOAD, head)):
             call = await exchange(connection, path, bearer(keys.test), data)
             assert 0.25 < call.lasted < 2.5
-        silent = opened.channel.stream_unary(RUN_TASK)(metadata=bearer(keys.test))
-        error = await refusal(silent, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
-        assert "0.3 seconds" in (error.details() or "")
-        assert as_dict(error.trailing_metadata())["x-credits-remaining"]
+        for path in (RUN_TASK, UPLOAD):
+            silent = opened.channel.stream_unary(path)(metadata=bearer(keys.test))
+            error = await refusal(silent, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
+            assert "0.3 seconds" in (error.details() or "")
+            assert details_of(error)["ErrorInfo"].metadata == {"timeoutSeconds": "0.3"}
+            assert as_dict(error.trailing_metadata())["x-credits-remaining"]
         await opened.server.running.idle()
         assert opened.in_flight.calls == 0
 
@@ -179,7 +182,7 @@ async def test_bytes_of_messages_are_counted_until_their_calls_end(
         assert opened.in_flight.bytes == len(run_message(prompt))
         await refusal(opened.run(keys.live, text_task(prompt)), StatusCode.UNAVAILABLE, "overloaded")
         gate.open()
-        assert (await first).result.text.content == "one two"
+        assert (await first).result.text.message.content[0].text == "one two"
         await opened.server.running.idle()
         assert (opened.in_flight.calls, opened.in_flight.bytes) == (0, 0)
 
@@ -204,7 +207,7 @@ async def test_a_call_above_the_limit_of_calls_is_refused_and_the_others_continu
             assert metadata["x-credits-remaining"]
         assert (await opened.health.Check(HealthCheckRequest())).status
         gate.open()
-        assert (await first).result.text.content == "one two"
+        assert (await first).result.text.message.content[0].text == "one two"
 
 
 async def test_the_101st_call_on_a_connection_does_not_wait(app: App, keys: Keys) -> None:
@@ -246,8 +249,8 @@ async def test_refused_messages_count_as_requests(app: App) -> None:
             (b"\xff", "invalid_body", True),
             (run_message("x" * 250_000), "payload_too_large", True),
             (flood(150_000), "invalid_parameter", True),
-            (RunTaskRequest(task=large).SerializeToString(), "invalid_parameter", True),
-            (RunTaskRequest(task=small).SerializeToString(), "invalid_parameter", False),
+            (RunTaskRequest(spec=large).SerializeToString(), "invalid_parameter", True),
+            (RunTaskRequest(spec=small).SerializeToString(), "invalid_parameter", False),
         ):
             error = await failure(opened.call(RUN_TASK, data, key))
             assert reason_of(error) == code
@@ -265,7 +268,7 @@ async def test_the_server_counts_and_reports_a_body_that_a_gateway_refused(app: 
 
         async def ask(refused: str, *more: tuple[str, str], model: str = "") -> tuple[str, str]:
             metadata = [*bearer(key), *more, ("x-pomelo-refused", refused)]
-            request = RunTaskRequest(task=Task(model=model))
+            request = RunTaskRequest(spec=TaskSpec(model=model))
             error = await failure(opened.tasks.RunTask(request, metadata=metadata))
             return reason_of(error), as_dict(error.trailing_metadata())["x-ratelimit-remaining"]
 
@@ -324,11 +327,11 @@ async def test_a_client_with_a_retry_policy_retries_after_the_pushback(
         async with grpc.aio.insecure_channel(opened.server.address, options) as channel:
             stub = TaskServiceStub(channel)
             began = time.monotonic()
-            retried = stub.RunTask(RunTaskRequest(task=text_task()), metadata=bearer(keys.test))
+            retried = stub.RunTask(RunTaskRequest(spec=text_task()), metadata=bearer(keys.test))
             await asyncio.sleep(0.3)
             gate.open()
-            assert (await first).result.text.content == "one two"
-            assert (await retried).result.text.content
+            assert (await first).result.text.message.content[0].text == "one two"
+            assert (await retried).result.text.message.content[0].text
             assert 0.9 < time.monotonic() - began < 10, "after the pushback, not after the policy's own 30 s"
             for task, key, code in (
                 (text_task(), keys.revoked, "invalid_api_key"),
@@ -337,7 +340,7 @@ async def test_a_client_with_a_retry_policy_retries_after_the_pushback(
                 (text_task("[[error:provider_failed]]"), keys.test, "provider_failed"),
             ):
                 began = time.monotonic()
-                call = stub.RunTask(RunTaskRequest(task=task), metadata=bearer(key))
+                call = stub.RunTask(RunTaskRequest(spec=task), metadata=bearer(key))
                 error = await failure(call)
                 assert reason_of(error) == code
                 assert "grpc-previous-rpc-attempts" not in as_dict(error.trailing_metadata())

@@ -228,9 +228,9 @@ async def test_a_download_by_a_signed_link_keeps_its_connection_open(app: App, k
             ("grpc.http2.lookahead_bytes", 65536),
         ]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=slow) as channel:
-            link = DownloadMediaRequest(media_id=media.media_id, signature=media.url.partition("?")[2])
+            link = DownloadMediaRequest(id=media.id, signature=media.url.partition("?")[2])
             call = aiter(MediaServiceStub(channel).DownloadMedia(link))
-            assert (await anext(call)).media.media_id == media.media_id
+            assert (await anext(call)).media.id == media.id
             async with connected(port) as later:
                 await later.closed()
             assert sum([len(part.chunk) async for part in call]) == size

@@ -12,11 +12,11 @@ import grpc
 import pytest
 
 from pomelo.app import App
-from pomelo.gen.v1.media_pb2 import Media
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_pb2 import Media, MediaSource
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.speech_pb2 import AudioInput, SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.server import ServerOptions, open_server
@@ -72,17 +72,15 @@ async def test_an_upload_can_be_downloaded_and_used(
     uploaded = await upload(media, keys.test, upload_messages(audio, "audio/wav"))
     assert uploaded.content_type == "audio/wav"
     assert uploaded.size_bytes == len(audio)
-    metadata, chunks = await download(
-        media, DownloadMediaRequest(media_id=uploaded.media_id), metadata=bearer(keys.test)
-    )
-    assert metadata.media_id == uploaded.media_id
+    metadata, chunks = await download(media, DownloadMediaRequest(id=uploaded.id), metadata=bearer(keys.test))
+    assert metadata.id == uploaded.id
     assert b"".join(chunks) == audio
     assert max(map(len, chunks)) <= 256 * 1024
-    task = Task(
+    task = TaskSpec(
         model="eleven-labs-stt",
-        speech_to_text=SpeechToTextInput(audio=AudioInput(media_id=uploaded.media_id)),
+        speech_to_text=SpeechToTextInput(audio=MediaSource(media_id=uploaded.id)),
     )
-    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=bearer(keys.test))
+    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(spec=task), metadata=bearer(keys.test))
     assert response.result.transcription.audio_seconds == pytest.approx(40, abs=0.1)
 
 
@@ -100,21 +98,19 @@ async def test_another_account_or_mode_can_not_read_or_use_an_upload(
     else:
         other = keys.test if live else keys.live
     uploaded = await upload(media, owner, upload_messages(silent_wav(), "audio/wav"))
-    error = await failure(
-        media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.media_id), metadata=bearer(other))
-    )
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id=uploaded.id), metadata=bearer(other)))
     assert reason_of(error) == "not_found"
-    audio = AudioInput(media_id=uploaded.media_id)
+    audio = MediaSource(media_id=uploaded.id)
     tasks = TaskServiceStub(channel)
     for task in (
-        Task(model="eleven-labs-stt", speech_to_text=SpeechToTextInput(audio=audio)),
-        Task(model="eleven-labs-sts", speech_to_speech=SpeechToSpeechInput(audio=audio, voice="adam")),
+        TaskSpec(model="eleven-labs-stt", speech_to_text=SpeechToTextInput(audio=audio)),
+        TaskSpec(model="eleven-labs-sts", speech_to_speech=SpeechToSpeechInput(audio=audio, voice="adam")),
     ):
-        error = await failure(tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(other)))
+        error = await failure(tasks.RunTask(RunTaskRequest(spec=task), metadata=bearer(other)))
         assert reason_of(error) == "invalid_parameter"
         assert "audio" in (error.details() or "")
-        assert uploaded.media_id in stored(app)
-        assert await tasks.RunTask(RunTaskRequest(task=task), metadata=bearer(owner))
+        assert uploaded.id in stored(app)
+        assert await tasks.RunTask(RunTaskRequest(spec=task), metadata=bearer(owner))
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "test"])
@@ -122,9 +118,9 @@ async def test_the_other_mode_can_not_read_the_media_of_a_task(
     live: bool, media: Any, channel: grpc.aio.Channel, keys: Keys
 ) -> None:
     owner, other = (keys.live, keys.test) if live else (keys.test, keys.live)
-    task = Task(model="eleven-labs-tts", text_to_speech=TextToSpeechInput(text="Hello.", voice="adam"))
-    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=bearer(owner))
-    request = DownloadMediaRequest(media_id=response.result.speech.media.media_id)
+    task = TaskSpec(model="eleven-labs-tts", text_to_speech=TextToSpeechInput(text="Hello.", voice="adam"))
+    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(spec=task), metadata=bearer(owner))
+    request = DownloadMediaRequest(id=response.result.speech.media.id)
     _, chunks = await download(media, request, metadata=bearer(owner))
     assert chunks
     error = await failure(media.DownloadMedia(request, metadata=bearer(other)))
@@ -134,13 +130,11 @@ async def test_the_other_mode_can_not_read_the_media_of_a_task(
 async def test_a_signed_link_needs_no_key(media: Any, keys: Keys) -> None:
     uploaded = await upload(media, keys.test, upload_messages(silent_wav()))
     query = uploaded.url.partition("?")[2]
-    _, chunks = await download(media, DownloadMediaRequest(media_id=uploaded.media_id, signature=query))
+    _, chunks = await download(media, DownloadMediaRequest(id=uploaded.id, signature=query))
     assert b"".join(chunks) == silent_wav()
-    error = await failure(
-        media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.media_id, signature=query + "x"))
-    )
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id=uploaded.id, signature=query + "x")))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "not_found")
-    error = await failure(media.DownloadMedia(DownloadMediaRequest(media_id=uploaded.media_id)))
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id=uploaded.id)))
     assert reason_of(error) == "invalid_api_key"
 
 
@@ -163,10 +157,10 @@ async def test_a_chunk_of_1_mib_is_accepted_and_a_larger_one_is_refused(
 @pytest.mark.parametrize(
     ("messages", "reason", "field"),
     [
-        ([UploadMediaRequest(chunk=b"x"), UploadMediaRequest(content_type="audio/wav")], "invalid_parameter", "content_type"),
-        ([UploadMediaRequest(content_type="audio/wav")] * 2, "invalid_parameter", "content_type"),
+        ([UploadMediaRequest(chunk=b"x"), UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav"))], "invalid_parameter", "header"),
+        ([UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav"))] * 2, "invalid_parameter", "header"),
         ([UploadMediaRequest(chunk=b"x"), UploadMediaRequest(chunk=b"")], "invalid_parameter", "chunk"),
-        ([UploadMediaRequest(content_type="audio/wav"), UploadMediaRequest()], "missing_parameter", "chunk"),
+        ([UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav")), UploadMediaRequest()], "missing_parameter", "chunk"),
         ([UploadMediaRequest()], "missing_parameter", "chunk"),
     ],
 )  # fmt: skip
@@ -216,7 +210,7 @@ async def test_a_cancelled_upload_leaves_no_file(keys: Keys, app: App) -> None:
     ):
         for size in (10, 100_000, CHUNK) * 20:  # it is cancelled at different points
             call = MediaServiceStub(channel).UploadMedia(metadata=bearer(keys.test))
-            await call.write(UploadMediaRequest(content_type="audio/mpeg"))
+            await call.write(UploadMediaRequest(header=UploadMediaHeader(content_type="audio/mpeg")))
             for _ in range(4):  # the larger ones exceed the windows, so the server has read a part
                 await call.write(UploadMediaRequest(chunk=b"x" * size))
             assert size < CHUNK or any(name.startswith(".part_") for name in stored(app))
@@ -227,7 +221,5 @@ async def test_a_cancelled_upload_leaves_no_file(keys: Keys, app: App) -> None:
 
 @pytest.mark.parametrize("media_id", ["", "nope", "../../etc/passwd", "media_" + "0" * 42 + ".wav"])
 async def test_an_unknown_media_id_is_not_found(media_id: str, media: Any, keys: Keys) -> None:
-    error = await failure(
-        media.DownloadMedia(DownloadMediaRequest(media_id=media_id), metadata=bearer(keys.test))
-    )
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(id=media_id), metadata=bearer(keys.test)))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "not_found")

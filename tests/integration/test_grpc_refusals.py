@@ -20,7 +20,7 @@ from pomelo.gen.v1 import account_service_pb2, media_service_pb2, model_service_
 from pomelo.gen.v1.account_service_pb2 import GetAccountRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.conftest import Keys
@@ -93,7 +93,7 @@ async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
         await end(call)
     except grpc.aio.AioRpcError as error:
         reason = reason_of(error)
-    assert reason in (None, "missing_parameter", "invalid_parameter", "unsupported_model", "not_found")
+    assert reason in (None, "missing_parameter", "invalid_parameter", "model_not_found", "not_found")
 
 
 async def test_an_unknown_method_gets_the_documented_error(plain: ServerUnderTest, keys: Keys) -> None:
@@ -123,10 +123,10 @@ async def test_a_call_without_a_valid_key_ends_before_its_message_is_read(
 
 @pytest.mark.parametrize("task", [text_task(model="nope"), text_task("[[error:insufficient_credits]]")])
 async def test_a_refusal_of_a_known_caller_is_a_trailers_only_response(
-    task: Task, plain: ServerUnderTest, keys: Keys
+    task: TaskSpec, plain: ServerUnderTest, keys: Keys
 ) -> None:
-    run = http2.prefixed(RunTaskRequest(task=task).SerializeToString())
-    stream = http2.prefixed(StreamTaskRequest(task=task).SerializeToString())
+    run = http2.prefixed(RunTaskRequest(spec=task).SerializeToString())
+    stream = http2.prefixed(StreamTaskRequest(spec=task).SerializeToString())
     for path, data in ((RUN_TASK, run), (STREAM_TASK, stream), (UPLOAD, b"")):
         async with plain.raw() as connection:
             call = await exchange(connection, path, bearer(keys.test), data, end=True)
@@ -233,8 +233,8 @@ async def test_repeated_metadata_is_refused_and_named(name: str, plain: ServerUn
     metadata = [*bearer(keys.test), (name, "5"), (name, "6")]
     chunks = iter([UploadMediaRequest(chunk=b"x")])
     for call in (
-        plain.tasks.RunTask(RunTaskRequest(task=text_task()), metadata=metadata),
-        plain.tasks.StreamTask(StreamTaskRequest(task=text_task()), metadata=metadata),
+        plain.tasks.RunTask(RunTaskRequest(spec=text_task()), metadata=metadata),
+        plain.tasks.StreamTask(StreamTaskRequest(spec=text_task()), metadata=metadata),
         plain.media.UploadMedia(chunks, metadata=metadata),
         AccountServiceStub(plain.channel).GetAccount(GetAccountRequest(), metadata=metadata),
     ):
@@ -245,7 +245,7 @@ async def test_repeated_metadata_is_refused_and_named(name: str, plain: ServerUn
 async def test_a_repeated_key_is_refused_whichever_is_valid(plain: ServerUnderTest, keys: Keys) -> None:
     good, bad = bearer(keys.test), bearer(keys.revoked)
     for metadata in (good + bad, bad + good, good + good):
-        call = plain.tasks.RunTask(RunTaskRequest(task=text_task()), metadata=metadata)
+        call = plain.tasks.RunTask(RunTaskRequest(spec=text_task()), metadata=metadata)
         error = await refusal(call, StatusCode.UNAUTHENTICATED, "invalid_api_key")
         assert "twice" in (error.details() or "")
 

@@ -26,8 +26,8 @@ from pomelo.call import Call
 from pomelo.draining import Draining
 from pomelo.engine.routing import ATTEMPTS as ROUTE_ATTEMPTS
 from pomelo.errors import TABLE, PomeloError
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
@@ -89,12 +89,14 @@ async def with_asyncio(address: str, key: str, config: str, calls: list[tuple[st
         content, began = "", time.monotonic()
         try:
             if method == "RunTask":
-                request = RunTaskRequest(task=text_task(prompt))
-                content = (await stub.RunTask(request, metadata=bearer(key))).result.text.content
+                request = RunTaskRequest(spec=text_task(prompt))
+                content = (
+                    (await stub.RunTask(request, metadata=bearer(key))).result.text.message.content[0].text
+                )
             else:
-                streamed = StreamTaskRequest(task=text_task(prompt))
-                async for event in stub.StreamTask(streamed, metadata=bearer(key)):
-                    content += event.text_delta.content
+                streamed = StreamTaskRequest(spec=text_task(prompt))
+                async for response in stub.StreamTask(streamed, metadata=bearer(key)):
+                    content += response.event.text_delta.text
         except grpc.aio.AioRpcError as error:
             return Result(error.code().name, reason_of(error), content, time.monotonic() - began)
         return Result("OK", "", content, time.monotonic() - began)
@@ -111,12 +113,12 @@ async def blocking(address: str, key: str, config: str, calls: list[tuple[str, s
         content, began = "", time.monotonic()
         try:
             if method == "RunTask":
-                request = RunTaskRequest(task=text_task(prompt))
-                content = stub.RunTask(request, metadata=bearer(key)).result.text.content
+                request = RunTaskRequest(spec=text_task(prompt))
+                content = stub.RunTask(request, metadata=bearer(key)).result.text.message.content[0].text
             else:
-                streamed = StreamTaskRequest(task=text_task(prompt))
-                for event in stub.StreamTask(streamed, metadata=bearer(key)):
-                    content += event.text_delta.content
+                streamed = StreamTaskRequest(spec=text_task(prompt))
+                for response in stub.StreamTask(streamed, metadata=bearer(key)):
+                    content += response.event.text_delta.text
         except grpc.RpcError as error:
             return Result(error.code().name, reason_of(error), content, time.monotonic() - began)
         return Result("OK", "", content, time.monotonic() - began)
@@ -175,8 +177,8 @@ class Failing:
         self._inner = inner
         self.attempts: Counter[str] = Counter()
 
-    def _fail(self, task: Task, current: str) -> None:
-        prompt = task.text.messages[0].content
+    def _fail(self, spec: TaskSpec, current: str) -> None:
+        prompt = spec.text.messages[0].content[0].text
         code, times, step = prompt.split()[:3]
         if step == current:
             self.attempts[prompt] += 1
@@ -184,20 +186,20 @@ class Failing:
                 wait = 1 if TABLE[code].retry_after is not None else None
                 raise PomeloError(code, retry_after=wait)
 
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
-        self._fail(task, "entering")
-        return await self._inner.run_task(task, call)
+    async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
+        self._fail(spec, "entering")
+        return await self._inner.run_task(spec, options, call)
 
     @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
-        self._fail(task, "entering")
-        async with self._inner.stream_task(task, call) as events:
-            yield self._events(task, events)
+    async def stream_task(
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
+        self._fail(spec, "entering")
+        async with self._inner.stream_task(spec, options, call) as events:
+            yield self._events(spec, events)
 
-    async def _events(
-        self, task: Task, events: AsyncIterator[StreamTaskResponse]
-    ) -> AsyncIterator[StreamTaskResponse]:
-        self._fail(task, "first")
+    async def _events(self, spec: TaskSpec, events: AsyncIterator[TaskEvent]) -> AsyncIterator[TaskEvent]:
+        self._fail(spec, "first")
         async for event in events:
             yield event
 
@@ -358,7 +360,7 @@ async def test_every_refusal_is_one_headers_frame_that_ends_the_stream(
     async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
         for _, prompt in calls_of(method, [code], times=1):
             call = connection.begin(f"/pomelo.v1.TaskService/{method}", bearer(keys.test))
-            data = request(task=text_task(prompt)).SerializeToString()
+            data = request(spec=text_task(prompt)).SerializeToString()
             await connection.send(call, http2.prefixed(data), end=True)
             await connection.over(call)
             assert call.frames == [(frames.HEADERS, frames.END_STREAM | frames.END_HEADERS)]

@@ -18,12 +18,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pomelo.app import App
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_server
+from pomelo.service import list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import bearer, call_of, failure, reason_of, refusal
 from tests.certificates import make_certificate
@@ -124,7 +125,7 @@ def buf(address: str, method: str, body: Any, key: str) -> list[Any]:
     return messages
 
 
-TEXT_TASK = {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": "Hello"}]}}
+TEXT_TASK = {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": [{"text": "Hello"}]}]}}
 SPEECH_TASK = {"model": "eleven-labs-tts", "textToSpeech": {"text": "Good morning", "voice": "adam"}}
 AUDIO = {"data": "c29tZSBzb3VuZCBzb21lIHNvdW5k"}
 
@@ -144,7 +145,7 @@ async def test_buf_curl_runs_every_task_type_by_reflection(
 ) -> None:
     assert app.grpc is not None
     method = "pomelo.v1.TaskService/RunTask"
-    (answer,) = await asyncio.to_thread(buf, app.grpc, method, {"task": task}, keys.test)
+    (answer,) = await asyncio.to_thread(buf, app.grpc, method, {"spec": task}, keys.test)
     assert output in answer["result"]
 
 
@@ -152,9 +153,9 @@ async def test_buf_curl_runs_every_task_type_by_reflection(
 async def test_buf_curl_streams_by_reflection(task: Any, event: str, app: App, keys: Keys) -> None:
     assert app.grpc is not None
     method = "pomelo.v1.TaskService/StreamTask"
-    events = await asyncio.to_thread(buf, app.grpc, method, {"task": task}, keys.test)
-    assert "started" in events[0]
-    assert event in events[1]
+    events = await asyncio.to_thread(buf, app.grpc, method, {"spec": task}, keys.test)
+    assert "started" in events[0]["event"]
+    assert event in events[1]["event"]
 
 
 # --- addresses and limits
@@ -181,12 +182,14 @@ async def test_a_message_above_the_limit_is_refused(app: App, keys: Keys) -> Non
     async with both_ends(app.services, limits=CallLimits(message=10_000)) as (server, services):
         for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
             async with grpc.aio.insecure_channel(server.address, compression=compression) as channel:
-                request = RunTaskRequest(task=text_task("x" * 11_000))
+                request = RunTaskRequest(spec=text_task("x" * 11_000))
                 error = await failure(TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.test)))
             assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert reason_of(error) == "payload_too_large"
             assert "10,000 bytes" in (error.details() or "")
-        refused = await refusal(services.tasks.run_task(text_task("x" * 11_000), call_of(keys.test)))
+        refused = await refusal(
+            services.tasks.run_task(text_task("x" * 11_000), TaskOptions(), call_of(keys.test))
+        )
         assert refused.code == "payload_too_large"
         assert "larger than 10,000 bytes" in refused.message
 
@@ -223,13 +226,13 @@ async def test_a_running_call_may_end_within_the_grace(app: App, keys: Keys, ups
         opened = open_server(app.services, ServerOptions("127.0.0.1:0", grace=10))
         server = await opened.__aenter__()
         async with grpc.aio.insecure_channel(server.address) as channel:
-            request = RunTaskRequest(task=text_task("ends within the grace"))
+            request = RunTaskRequest(spec=text_task("ends within the grace"))
             call = TaskServiceStub(channel).RunTask(request, metadata=bearer(keys.live))
             await gate.reached.wait()
             leaving = asyncio.ensure_future(opened.__aexit__(None, None, None))
             await refused_now(server.address, keys)
             gate.open()
-            assert (await call).result.text.content == "one two"
+            assert (await call).result.text.message.content[0].text == "one two"
             await leaving
 
 
@@ -254,12 +257,12 @@ async def test_calls_are_cancelled_after_the_grace_and_their_handlers_end_before
     async with asyncio.timeout(15):
         async with open_server(app.services, ServerOptions("127.0.0.1:0", grace=0)) as server:
             channel = grpc.aio.insecure_channel(server.address)
-            request = StreamTaskRequest(task=text_task("longer than the grace"))
+            request = StreamTaskRequest(spec=text_task("longer than the grace"))
             calls = [
                 TaskServiceStub(channel).StreamTask(request, metadata=bearer(keys.live)) for _ in range(count)
             ]
             for call in calls:
-                assert (await anext(aiter(call))).WhichOneof("event") == "started"
+                assert (await anext(aiter(call))).event.WhichOneof("event") == "started"
             assert server.running.count == count
         assert server.running.count == 0
         for call in calls:
@@ -303,9 +306,9 @@ async def test_a_gateway_reaches_a_server_with_tls(app: App, keys: Keys, certifi
         open_remote(address, tls=Tls(ca=certificates / "ca.pem")) as services,
         open_remote(address) as plain,
     ):
-        assert await services.models.list_models(call_of(keys.test))
+        assert await list_all_models(services.models, call_of(keys.test))
         with pytest.raises(Exception, match="can't reach the server"):
-            await plain.models.list_models(call_of(keys.test))
+            await list_all_models(plain.models, call_of(keys.test))
 
 
 async def test_a_server_with_a_client_authority_accepts_only_its_clients(
@@ -318,6 +321,6 @@ async def test_a_server_with_a_client_authority_accepts_only_its_clients(
         open_remote(address, tls=known) as services,
         open_remote(address, tls=Tls(ca=ca)) as unauthenticated,
     ):
-        assert await services.models.list_models(call_of(keys.test))
+        assert await list_all_models(services.models, call_of(keys.test))
         with pytest.raises(Exception, match="can't reach the server"):
-            await unauthenticated.models.list_models(call_of(keys.test))
+            await list_all_models(unauthenticated.models, call_of(keys.test))

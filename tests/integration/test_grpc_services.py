@@ -18,8 +18,8 @@ from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, TaskOptions
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.field_limit import SMALL_MESSAGE
 from tests.calls import as_dict, bearer, end, failure, reason_of
@@ -29,7 +29,6 @@ from tests.integration.scripted_services import (
     KEY,
     PROOF,
     STARTED,
-    Event,
     ScriptedServices,
     raises,
     serve_scripted,
@@ -61,8 +60,10 @@ async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails:
     scripted = ScriptedServices()
 
     @asynccontextmanager
-    async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
-        async def play() -> AsyncIterator[Event]:
+    async def stream_task(
+        spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
+        async def play() -> AsyncIterator[TaskEvent]:
             yield STARTED
             call.response_trailers["X-Credits-Charged"] = "0.5"
             if fails:
@@ -130,9 +131,9 @@ async def test_a_large_task_that_is_refused_is_counted_under_its_model(method: s
 async def test_a_task_is_large_from_one_byte_above_a_small_message(
     extra: int, counted: list[tuple[str, str]]
 ) -> None:
-    framing = RunTaskRequest(task=text_task(LARGE)).ByteSize() - len(LARGE)
+    framing = RunTaskRequest(spec=text_task(LARGE)).ByteSize() - len(LARGE)
     prompt = "x" * (SMALL_MESSAGE + extra - framing)
-    assert RunTaskRequest(task=text_task(prompt)).ByteSize() == SMALL_MESSAGE + extra
+    assert RunTaskRequest(spec=text_task(prompt)).ByteSize() == SMALL_MESSAGE + extra
     async with serve_scripted(ScriptedServices(before=raises(invalid("seed", "a number")))) as opened:
         assert reason_of(await failure(opened.task("RunTask", prompt))) == "invalid_parameter"
         (visit,) = opened.services.visits
@@ -167,13 +168,13 @@ async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(m
         assert reason_of(await failure(opened.task(method, metadata=bearer("nope")))) == "invalid_api_key"
         await opened.server.running.idle()
         (visit,) = opened.services.visits
-    assert visit.reserved == [RunTaskRequest(task=text_task("Hi")).ByteSize()]
+    assert visit.reserved == [RunTaskRequest(spec=text_task("Hi")).ByteSize()]
     assert visit.closed == 1
 
 
 @pytest.mark.parametrize("extra", [0, 1])
 async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
-    size = RunTaskRequest(task=text_task("Hi")).ByteSize()
+    size = RunTaskRequest(spec=text_task("Hi")).ByteSize()
     async with serve_scripted(message=size) as opened:
         call = opened.task("RunTask", "Hi" + "x" * extra)
         if extra:
@@ -225,7 +226,7 @@ async def test_a_gateway_is_informed_that_a_task_was_accepted_before_its_first_e
         assert initial["x-pomelo-open"] == "1"
         assert initial.items() >= LIMITS.items()
         go_on.set()
-        assert [event.WhichOneof("event") async for event in call] == ["started", "text_delta"]
+        assert [response.event.WhichOneof("event") async for response in call] == ["started", "text_delta"]
 
 
 # --- what is reported of connections, and health
@@ -265,7 +266,7 @@ async def test_the_end_of_every_look_up_and_call_is_reported() -> None:
         await end(opened.task("StreamTask"))
         await failure(opened.task("RunTask", metadata=bearer("nope")))
         await ModelServiceStub(opened.channel).ListModels(ListModelsRequest(), metadata=bearer(KEY))
-        link = DownloadMediaRequest(media_id="media_1", signature="s")
+        link = DownloadMediaRequest(id="media_1", signature="s")
         await end(opened.media.DownloadMedia(link))
         await opened.server.running.idle()
     assert counted.reports == {"checking": 4, "checked": 4, "authenticated": 4, "ended": 4}

@@ -14,11 +14,11 @@ import pytest
 from pomelo.errors import TABLE
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextDelta, TextInput
-from pomelo.providers.base import Job
+from pomelo.providers.base import Event, Job
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.app import RunningApp, app_fixture
 from tests.calls import as_dict, bearer, end, failure, reason_of
@@ -32,41 +32,42 @@ def tasks(channel: grpc.aio.Channel) -> Any:
     return TaskServiceStub(channel)
 
 
-def start(tasks: Any, method: str, task: Task, **more: Any) -> Any:
+def start(tasks: Any, method: str, spec: TaskSpec, **more: Any) -> Any:
     """Starts a call of either method."""
     if method == "RunTask":
-        return tasks.RunTask(RunTaskRequest(task=task), **more)
-    return tasks.StreamTask(StreamTaskRequest(task=task), **more)
+        return tasks.RunTask(RunTaskRequest(spec=spec), **more)
+    return tasks.StreamTask(StreamTaskRequest(spec=spec), **more)
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
 async def test_a_task_of_each_type_runs(kind: str, tasks: Any, keys: Keys) -> None:
-    response = await tasks.RunTask(RunTaskRequest(task=small_task(kind)), metadata=bearer(keys.test))
+    response = await tasks.RunTask(RunTaskRequest(spec=small_task(kind)), metadata=bearer(keys.test))
     assert response.result.WhichOneof("output") == output_field(kind)
     assert response.result.model == small_task(kind).model
-    assert abs(response.result.created.seconds - time.time()) < 30
+    assert abs(response.result.create_time.seconds - time.time()) < 30
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)
 async def test_a_task_of_each_type_streams_in_the_order_of_the_contract(
     kind: str, tasks: Any, keys: Keys
 ) -> None:
-    call = tasks.StreamTask(StreamTaskRequest(task=small_task(kind)), metadata=bearer(keys.test))
-    events = [event async for event in call]
+    call = tasks.StreamTask(StreamTaskRequest(spec=small_task(kind)), metadata=bearer(keys.test))
+    events = [response.event async for response in call]
     names = [event.WhichOneof("event") for event in events]
     assert names[0] == "started"
     assert names.count("started") == 1
+    assert names[-1] == "completed"
+    result = events[-1].completed
+    assert result.id == events[0].started.id
+    assert result.WhichOneof("output") == output_field(kind)
     if kind == "text":
-        assert set(names[1:]) == {"text_delta"}
-        assert events[-1].text_delta.finish_reason
-        assert events[-1].text_delta.usage.total_tokens > 0
-    else:
-        assert names[-1] == "result"
-        assert events[-1].result.id == events[0].started.id
-        assert events[-1].result.WhichOneof("output") == output_field(kind)
+        assert set(names[1:-1]) == {"text_delta"}
+        assert result.text.finish_reason
+        assert result.usage.input_tokens > 0
+        assert result.usage.output_tokens > 0
     if kind in ("text_to_speech", "speech_to_speech"):
         assert set(names[1:-1]) == {"audio_chunk"}
-        assert not events[-1].result.speech.data
+        assert not result.speech.data
 
 
 async def test_a_stream_has_its_headers_in_initial_metadata(tasks: Any, keys: Keys) -> None:
@@ -176,7 +177,7 @@ async def test_a_caller_that_leaves_closes_the_provider_s_connection_within_50_m
         await gate.reached.wait()
         received = next(r for r in upstream.requests if r.prompt == prompt)
         if reading is not None:
-            assert (await reading).WhichOneof("event") == "started"
+            assert (await reading).event.WhichOneof("event") == "started"
         left = asyncio.get_running_loop().time()
         call.cancel()
         await received.left.wait()
@@ -197,13 +198,13 @@ async def test_inline_audio_of_exactly_the_limit_is_accepted(method: str, tasks:
 async def test_models_are_listed_and_described(channel: grpc.aio.Channel, keys: Keys) -> None:
     models = ModelServiceStub(channel)
     listed = await models.ListModels(ListModelsRequest(), metadata=bearer(keys.test))
-    names = [model.name for model in listed.models]
+    names = [model.id for model in listed.models]
     assert len(names) == 14
     assert names == sorted(names)
-    one = await models.GetModel(GetModelRequest(name="gpt-4"), metadata=bearer(keys.test))
+    one = await models.GetModel(GetModelRequest(id="gpt-4"), metadata=bearer(keys.test))
     assert one.model == listed.models[names.index("gpt-4")]
-    error = await failure(models.GetModel(GetModelRequest(name="nope"), metadata=bearer(keys.test)))
-    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "unsupported_model")
+    error = await failure(models.GetModel(GetModelRequest(id="nope"), metadata=bearer(keys.test)))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "model_not_found")
     error = await failure(models.ListModels(ListModelsRequest(), metadata=bearer("junk")))
     assert reason_of(error) == "invalid_api_key"
     assert as_dict(error.trailing_metadata())["x-request-id"].startswith("req_")
@@ -221,9 +222,9 @@ class Broken:
         self.moved = asyncio.Event()
         self.closed = asyncio.Event()
 
-    async def text(self, job: Job[TextInput]) -> AsyncIterator[StreamTaskResponse]:
+    async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
         """Raises an unexpected error, or yields events without end."""
-        match job.input.messages[0].content:
+        match job.input.messages[0].content[0].text:
             case "cancel":
                 forever: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 forever.cancel()
@@ -232,7 +233,7 @@ class Broken:
                 raise ZeroDivisionError("secret words")
         try:
             while True:
-                yield StreamTaskResponse(text_delta=TextDelta(content="x" * 64_000))
+                yield Event(text_delta=TextDelta(text="x" * 64_000))
                 self.moved.set()
         finally:
             self.closed.set()
@@ -278,7 +279,7 @@ async def test_a_caller_that_stops_reading_and_leaves_closes_the_provider_immedi
     metadata = bearer((await broken.account()).test)
     async with asyncio.timeout(20):
         call = start(TaskServiceStub(broken.channel), "StreamTask", text_task("flood"), metadata=metadata)
-        assert (await call.read()).WhichOneof("event") == "started"
+        assert (await call.read()).event.WhichOneof("event") == "started"
         await BROKEN.stalled()
         assert not BROKEN.closed.is_set()
         left = time.monotonic()

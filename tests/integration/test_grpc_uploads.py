@@ -10,7 +10,7 @@ import pytest
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from tests.calls import bearer, end, failure, reason_of
 from tests.driver import METHOD
@@ -35,7 +35,7 @@ async def test_an_upload_with_an_invalid_header_does_not_begin() -> None:
 
 
 async def test_slots_of_uploads_and_messages_are_released() -> None:
-    one = RunTaskRequest(task=text_task()).SerializeToString()
+    one = RunTaskRequest(spec=text_task()).SerializeToString()
     async with serve_scripted(reads=1, uploads=1, message=1000) as opened:
         for _ in range(3):
             pieces = [UploadMediaRequest(chunk=b"x")] * 3
@@ -80,7 +80,7 @@ async def test_an_upload_without_chunks_ends() -> None:
 @pytest.mark.parametrize(
     ("first", "content_type", "size"),
     [
-        ([UploadMediaRequest(content_type="audio/wav")], "audio/wav", 1),
+        ([UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav"))], "audio/wav", 1),
         ([UploadMediaRequest(chunk=b"ab")], "", 3),
         ([], "", 1),
     ],
@@ -144,7 +144,7 @@ async def test_a_download_by_a_signed_link_may_take_longer_than_an_unauthenticat
         await asyncio.sleep(0.5)
 
     async with serve_scripted(ScriptedServices(download=slow), unauthenticated_time=0.2) as opened:
-        request = DownloadMediaRequest(media_id="media_1", signature="s")
+        request = DownloadMediaRequest(id="media_1", signature="s")
         messages = [message async for message in opened.media.DownloadMedia(request)]
     assert [message.chunk for message in messages] == [b"", b"abc"]
 
@@ -152,19 +152,19 @@ async def test_a_download_by_a_signed_link_may_take_longer_than_an_unauthenticat
 async def test_downloads_that_gateways_forward_have_a_separate_limit() -> None:
     go_on = asyncio.Event()
     metadata = PROOF.metadata("rest", "192.0.2.7", "")
-    request = DownloadMediaRequest(media_id="media_1", signature="s")
+    request = DownloadMediaRequest(id="media_1", signature="s")
 
     async def wait() -> None:
         await go_on.wait()
 
     async with serve_scripted(ScriptedServices(download=wait), forwarded=1, unauthenticated=1) as opened:
         first = opened.media.DownloadMedia(request, metadata=metadata)
-        assert (await first.read()).media.media_id == "media_1"
+        assert (await first.read()).media.id == "media_1"
         assert (
             reason_of(await failure(opened.media.DownloadMedia(request, metadata=metadata))) == "overloaded"
         )
         direct = opened.media.DownloadMedia(request)
-        assert (await direct.read()).media.media_id == "media_1"
+        assert (await direct.read()).media.id == "media_1"
         go_on.set()
         assert (await first.read()).chunk == (await direct.read()).chunk == b"abc"
         assert await first.read() is await direct.read() is grpc.aio.EOF

@@ -8,7 +8,7 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.gen.v1.account_service_pb2 import GetAccountRequest, ListUsageRequest
+from pomelo.gen.v1.account_service_pb2 import GetAccountRequest, ListUsageRequest, SumUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
@@ -66,12 +66,13 @@ async def test_a_wrong_header_takes_precedence_over_a_wrong_body_and_a_file(
 METHODS: dict[str, Any] = {
     "ListModels": lambda channel, **call: ModelServiceStub(channel).ListModels(ListModelsRequest(), **call),
     "GetModel": lambda channel, **call: ModelServiceStub(channel).GetModel(
-        GetModelRequest(name="gpt-4"), **call
+        GetModelRequest(id="gpt-4"), **call
     ),
     "GetAccount": lambda channel, **call: AccountServiceStub(channel).GetAccount(GetAccountRequest(), **call),
     "ListUsage": lambda channel, **call: AccountServiceStub(channel).ListUsage(ListUsageRequest(), **call),
+    "SumUsage": lambda channel, **call: AccountServiceStub(channel).SumUsage(SumUsageRequest(), **call),
     "DownloadMedia": lambda channel, **call: MediaServiceStub(channel).DownloadMedia(
-        DownloadMediaRequest(media_id="med_none"), **call
+        DownloadMediaRequest(id="med_none"), **call
     ),
     "UploadMedia": lambda channel, **call: MediaServiceStub(channel).UploadMedia(
         iter(upload_messages(b"ID3", "audio/mpeg")), **call

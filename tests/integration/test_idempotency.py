@@ -14,8 +14,8 @@ import pytest
 
 from pomelo.gen.v1 import media_pb2, speech_pb2
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import REPLAY_SECONDS
@@ -68,11 +68,11 @@ async def test_a_repeated_stream_of_a_long_text_has_short_events(app: RunningApp
     assert again.content == first.content == text
     await check_once(app, account, first, again, live=True)
     if protocol == "grpc":
-        request = StreamTaskRequest(task=to_task(text_body(prompt)))
+        request = StreamTaskRequest(spec=to_task(text_body(prompt)))
         metadata = bearer(account.live, idempotency_key=headers["Idempotency-Key"])
         events = [e async for e in TaskServiceStub(app.channel).StreamTask(request, metadata=metadata)]
         assert max(event.ByteSize() for event in events) < 64 * 1024
-        assert "".join(event.text_delta.content for event in events) == text
+        assert "".join(response.event.text_delta.text for response in events) == text
         return
     lines = await app.lines(protocol, account.live, text_body(prompt), headers)
     assert max(map(len, lines)) < 64 * 1024
@@ -272,13 +272,13 @@ async def test_audio_is_the_same_request_in_every_form(app: RunningApp) -> None:
     metadata = bearer(account.test, idempotency_key=headers["Idempotency-Key"])
     media = MediaServiceStub(app.channel)
     stored = (await media.UploadMedia(chunks, metadata=bearer(account.test))).media
-    speech = speech_pb2.SpeechToSpeechInput(
-        audio=speech_pb2.AudioInput(media_id=stored.media_id),
-        voice="adam",
-        response_format=media_pb2.RESPONSE_FORMAT_B64_JSON,
+    audio = media_pb2.MediaSource(media_id=stored.id)
+    speech = speech_pb2.SpeechToSpeechInput(audio=audio, voice="adam")
+    options = TaskOptions(delivery=media_pb2.MEDIA_DELIVERY_INLINE)
+    task = TaskSpec(model="eleven-labs-sts", speech_to_speech=speech)
+    by_id = await TaskServiceStub(app.channel).RunTask(
+        RunTaskRequest(spec=task, options=options), metadata=metadata
     )
-    task = Task(model="eleven-labs-sts", speech_to_speech=speech)
-    by_id = await TaskServiceStub(app.channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
     await check_once(app, account, first, form, inline)
     assert by_id.result.id == first.id
     assert digest(by_id.result.speech.data) == first.content

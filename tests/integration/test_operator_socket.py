@@ -11,14 +11,17 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from pomelo.accounts.accounts import AccountAdmin
 from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN
 from pomelo.accounts.usage import UsageReader
 from pomelo.app import App
-from pomelo.gen.v1.admin_service_pb2 import ListKeysRequest
-from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.gen.admin.v1.admin_service_pb2 import ListKeysRequest
+from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.calls import FrontEnd
 from pomelo.server.server import open_operator_socket
@@ -56,6 +59,28 @@ async def test_only_the_owner_can_open_the_operator_s_socket(
         assert await listed(path) >= 5
     assert not path.exists()
     assert os.umask(0) == 0, "the umask of the process is what it was"
+
+
+async def test_the_socket_describes_the_operator_s_service_and_the_files_that_it_imports(
+    operator: LocalOperator, folder: Path
+) -> None:
+    name = "pomelo.admin.v1.AdminService"
+    requests = (
+        ServerReflectionRequest(list_services=""),
+        ServerReflectionRequest(file_containing_symbol=name),
+    )
+    async with (
+        open_operator_socket(operator, folder / "admin.sock"),
+        grpc.aio.insecure_channel(f"unix:{folder / 'admin.sock'}") as channel,
+    ):
+        call = ServerReflectionStub(channel).ServerReflectionInfo(iter(requests))
+        services, files = [response async for response in call]
+    assert name in {service.name for service in services.list_services_response.service}
+    found = {
+        FileDescriptorProto.FromString(file).name
+        for file in files.file_descriptor_response.file_descriptor_proto
+    }
+    assert found >= {"pomelo/admin/v1/admin_service.proto", "pomelo/v1/account_service.proto"}
 
 
 async def test_the_operator_s_service_is_not_on_the_public_port(channel: grpc.aio.Channel) -> None:

@@ -16,7 +16,8 @@ from pomelo.catalog.catalog import BUILTIN, Catalog
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, Message, Role, TextDelta, TextOutput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.sandbox import Sandbox
@@ -53,17 +54,24 @@ TYPES = {
 """Name of a task in TASK_BODIES -> its type, limits and price by counts."""
 
 AUDIO = b"\xff\xfb\x90\xc0" + b"audio" * 200
-COUNTS = TokenUsage(prompt_tokens=30, completion_tokens=40, total_tokens=70)
-STOP = FinishReason.FINISH_REASON_STOP
+
+
+def completed_text(text: str) -> Event:
+    """The end of a text, with the text that no delta had."""
+    message = Message(role=Role.ROLE_ASSISTANT, content=[ContentPart(text=text)])
+    output = TextOutput(message=message, finish_reason=FinishReason.FINISH_REASON_STOP)
+    return Event(completed=TaskResult(text=output, usage=Usage(input_tokens=30, output_tokens=40)))
+
+
 EVENTS: dict[str, list[Event]] = {
     "text": [
-        Event(text_delta=TextDelta(content="one ")),
-        Event(text_delta=TextDelta(content="two", finish_reason=STOP, usage=COUNTS)),
+        Event(text_delta=TextDelta(text="one ")),
+        completed_text("two"),
     ],
     "image": [
         Event(image_progress=ImageProgress(progress=0.5)),
         Event(
-            result=TaskResult(
+            completed=TaskResult(
                 image=ImageOutput(images=[GeneratedImage(data=make_image("png"), content_type="image/png")])
             )
         ),
@@ -76,7 +84,7 @@ EVENTS: dict[str, list[Event]] = {
         Event(audio_chunk=AudioChunk(data=AUDIO, content_type="audio/mpeg")),
         Event(audio_chunk=AudioChunk(data=AUDIO)),
     ],
-    "stt": [Event(result=TaskResult(transcription=Transcription(text="Hello.", audio_seconds=1.5)))],
+    "stt": [Event(completed=TaskResult(transcription=Transcription(text="Hello.", audio_seconds=1.5)))],
 }
 
 
@@ -138,7 +146,7 @@ def answering(task_name: str, *costs: Any) -> Callable[[Job[Any]], AsyncIterator
     async def act(job: Job[Any]) -> AsyncIterator[Event]:
         events = EVENTS[task_name]
         if task_name == "text" and not job.stream:
-            events = [Event(text_delta=TextDelta(content="one two", finish_reason=STOP, usage=COUNTS))]
+            events = [completed_text("one two")]
         elif task_name == "image" and not job.stream:
             events = events[1:]
         for cost, event in zip((*costs, *[None] * len(events)), events, strict=False):
@@ -253,7 +261,7 @@ async def test_an_interrupted_stream_costs_the_cost_reported_so_far(plugged: Plu
 
     async def act(job: Job[Any]) -> AsyncIterator[Event]:
         job.report.cost = 0.0007
-        yield Event(text_delta=TextDelta(content="one "))
+        yield Event(text_delta=TextDelta(text="one "))
         await gate.pass_through()
 
     plugged.acme.act = act

@@ -14,7 +14,8 @@ from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextDelta, TextOutput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import CODES
 from pomelo.providers.sandbox import Sandbox
@@ -82,28 +83,28 @@ RAISED: dict[str, Callable[[], BaseException]] = {
 YIELDED: dict[str, tuple[Any, ...]] = {
     "None": (WORD, None, LAST),
     "text": ("Hello", LAST),
-    "a dict": ({"text_delta": {"content": "Hello"}}, LAST),
+    "a dict": ({"text_delta": {"text": "Hello"}}, LAST),
     "an empty event": (WORD, Event(), LAST),
     "audio": (WORD, CHUNK, LAST),
     "progress of an image": (PROGRESS, LAST),
-    "a result": (WORD, Event(result=TaskResult()), LAST),
+    "a result": (WORD, Event(completed=TaskResult()), LAST),
     "an event after the last": (WORD, LAST, WORD),
     "two last events": (WORD, LAST, LAST),
-    "an unknown finish_reason": (WORD, Event(text_delta=TextDelta(finish_reason=77))),  # type: ignore[arg-type]
+    "an unknown finish_reason": (WORD, Event(completed=TaskResult(text=TextOutput(finish_reason=77)))),  # type: ignore[arg-type]
     "nothing": (),
     "no last event": (WORD,),
 }
 
 RESULTS: dict[str, list[tuple[Any, ...]]] = {
-    "image": [(PROGRESS, WORD), (CHUNK,), (Event(result=TaskResult()),), (None,)],
+    "image": [(PROGRESS, WORD), (CHUNK,), (Event(completed=TaskResult()),), (None,)],
     "tts": [
         (Event(audio_chunk=AudioChunk(data=b"audio")),),
         (CHUNK, WORD),
         (CHUNK, None),
         (LAST,),
-        (Event(result=TaskResult()),),
+        (Event(completed=TaskResult()),),
     ],
-    "stt": [(WORD,), (CHUNK,), (Event(result=TaskResult()),), (None,)],
+    "stt": [(WORD,), (CHUNK,), (Event(completed=TaskResult()),), (None,)],
 }
 
 
@@ -183,7 +184,7 @@ async def test_an_invalid_content_type_is_provider_failed(
     FAULTY.act = yielding(Event(audio_chunk=AudioChunk(data=b"audio", content_type=content_type)))
     await check(app, caplog, TASK_BODIES["tts"], stream=stream)
     image = GeneratedImage(data=b"\x89PNG", content_type=content_type.replace("image", "audio"))
-    FAULTY.act = yielding(Event(result=TaskResult(image=ImageOutput(images=[image]))))
+    FAULTY.act = yielding(Event(completed=TaskResult(image=ImageOutput(images=[image]))))
     await check(app, caplog, TASK_BODIES["image"], stream=stream)
 
 
@@ -217,8 +218,9 @@ async def test_large_events_of_a_provider_are_split_for_every_protocol(
     text = "\u0001é語🍊\u2028" * 120_000
     last = Event()
     last.CopyFrom(LAST)
-    last.text_delta.content = text
-    FAULTY.act = yielding(WORD, Event(text_delta=TextDelta(content=text)), last)
+    last.completed.text.message.role = Role.ROLE_ASSISTANT
+    last.completed.text.message.content.add(text=text)
+    FAULTY.act = yielding(WORD, Event(text_delta=TextDelta(text=text)), last)
     if protocol != "grpc":
         lines = await app.lines(protocol, account.live, text_body())
         assert max(map(len, lines)) < 64 * 1024
@@ -229,9 +231,9 @@ async def test_large_events_of_a_provider_are_split_for_every_protocol(
 
 @PROTOCOL
 async def test_the_total_of_tokens_is_always_the_sum(app: RunningApp, protocol: str) -> None:
-    usage = TokenUsage(prompt_tokens=3, completion_tokens=4, total_tokens=-9)
-    last = Event(text_delta=TextDelta(finish_reason=FinishReason.FINISH_REASON_STOP, usage=usage))
-    FAULTY.act = yielding(WORD, last)
+    text = TextOutput(finish_reason=FinishReason.FINISH_REASON_STOP)
+    usage = Usage(input_tokens=3, output_tokens=4)
+    FAULTY.act = yielding(WORD, Event(completed=TaskResult(text=text, usage=usage)))
     for stream in (False, True):
         outcome = await ask(app, protocol, stream=stream)
         assert outcome.usage[:3] == (3, 4, 7)

@@ -39,13 +39,13 @@ async def test_media_are_uploaded_and_downloaded(remote: Services, keys: Keys) -
     assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
     assert (media.content_type, media.size_bytes) == ("audio/mpeg", sum(map(len, data)))
     call = call_of(keys.test, x_request_id="mine")
-    async with remote.media.download_media(media.media_id, "", call) as (metadata, chunks):
-        assert metadata.media_id == media.media_id
+    async with remote.media.download_media(media.id, "", call) as (metadata, chunks):
+        assert metadata.id == media.id
         assert call.response_headers["X-Request-Id"] == "mine"
         assert b"".join([chunk async for chunk in chunks]) == b"".join(data)
     signature = media.url.partition("?")[2]
-    assert await _download(remote, media.media_id, signature, call_of(None)) == b"".join(data)
-    assert (await refusal(_download(remote, media.media_id, "", call_of(None)))).code == "invalid_api_key"
+    assert await _download(remote, media.id, signature, call_of(None)) == b"".join(data)
+    assert (await refusal(_download(remote, media.id, "", call_of(None)))).code == "invalid_api_key"
     assert (await refusal(_download(remote, "media_x", "", call_of(keys.test)))).code == "not_found"
 
 
@@ -54,13 +54,13 @@ async def test_a_signed_link_is_valid_with_an_invalid_header(remote: Services, a
     for services in (app.services, remote):
         call = call_of(None, idempotency_key="two words")
         assert call.header_error is not None
-        assert await _download(services, media.media_id, media.url.partition("?")[2], call) == b"ID3"
+        assert await _download(services, media.id, media.url.partition("?")[2], call) == b"ID3"
 
 
 async def test_a_download_that_is_closed_early_ends(app: App, keys: Keys) -> None:
     async with both_ends(app.services) as (server, remote):
         media = await remote.media.upload_media("", _chunks([b"x" * (8 * CHUNK)]), call_of(keys.test))
-        async with remote.media.download_media(media.media_id, "", call_of(keys.test)) as (_, chunks):
+        async with remote.media.download_media(media.id, "", call_of(keys.test)) as (_, chunks):
             assert await anext(chunks)
         await server.running.idle()
 

@@ -13,18 +13,19 @@ import pytest
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.in_flight import InFlightLimits
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
-from pomelo.service import AccessService, Services, Visit
+from pomelo.service import AccessService, Services, Visit, list_all_models
 from tests.calls import call_of, refusal
 from tests.conftest import Keys
 from tests.driver import STREAM
 from tests.integration.both_ends import both_ends
-from tests.integration.scripted_services import KEY, PROOF, STARTED, Event, ScriptedServices
+from tests.integration.scripted_services import KEY, PROOF, STARTED, ScriptedServices
 from tests.tasks import small_task, text_task
 
 LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
@@ -76,10 +77,10 @@ async def test_the_caller_s_headers_reach_the_server(
     async with ends() as opened:
         call = call_of(KEY, 20.0, x_request_id="mine", **headers)
         if stream:
-            async with opened.services.tasks.stream_task(text_task(), call) as events:
+            async with opened.services.tasks.stream_task(text_task(), TaskOptions(), call) as events:
                 assert [event async for event in events]
         else:
-            await opened.services.tasks.run_task(text_task(), call)
+            await opened.services.tasks.run_task(text_task(), TaskOptions(), call)
         (seen,) = opened.scripted.calls
     assert (seen.idempotency_key, seen.strict) == (repeat_key, strict)
     assert (seen.request_id, seen.protocol) == ("mine", "rest")
@@ -100,8 +101,10 @@ async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: b
     scripted = ScriptedServices()
 
     @asynccontextmanager
-    async def stream_task(task: Task, call: Call) -> AsyncIterator[AsyncIterator[Event]]:
-        async def play() -> AsyncIterator[Event]:
+    async def stream_task(
+        spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
+        async def play() -> AsyncIterator[TaskEvent]:
             yield STARTED
             call.response_trailers["X-Credits-Charged"] = "0.5"
             if fails:
@@ -112,7 +115,7 @@ async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: b
     scripted.stream_task = stream_task  # type: ignore[method-assign]
     async with ends(scripted) as opened:
         call = call_of(KEY)
-        async with opened.services.tasks.stream_task(text_task(), call) as events:
+        async with opened.services.tasks.stream_task(text_task(), TaskOptions(), call) as events:
             assert call.response_headers.items() >= LIMITS.items()
             assert await anext(events) == STARTED
             assert "X-Credits-Charged" not in call.response_headers
@@ -128,9 +131,11 @@ async def test_consecutive_calls_share_a_connection() -> None:
         for number in range(250):  # more than a connection has at the same time
             call = call_of("bad" if number % 5 == 0 else KEY)
             if number % 5 == 0:
-                assert (await refusal(opened.services.models.list_models(call))).code == "invalid_api_key"
+                assert (
+                    await refusal(list_all_models(opened.services.models, call))
+                ).code == "invalid_api_key"
             else:
-                assert await opened.services.models.list_models(call)
+                assert await list_all_models(opened.services.models, call)
         assert len(opened.peers) == 1
 
 
@@ -140,10 +145,10 @@ async def test_a_connection_carries_200_concurrent_calls() -> None:
 
     async with ends(ScriptedServices(during=wait)) as opened, AsyncExitStack() as stack:
         for _ in range(200):
-            stream = opened.services.tasks.stream_task(text_task(), call_of(KEY))
+            stream = opened.services.tasks.stream_task(text_task(), TaskOptions(), call_of(KEY))
             await stack.enter_async_context(stream)
         assert len(opened.peers) == 1
-        await opened.services.models.list_models(call_of(KEY))
+        await list_all_models(opened.services.models, call_of(KEY))
         assert len(opened.peers) == 2
 
 
@@ -272,9 +277,9 @@ async def test_the_upload_of_a_task_is_deleted_by_the_server(stream: bool) -> No
         dropped = []
         call.at_end.append(lambda: dropped.append("media_1"))
         if stream:
-            async with opened.services.tasks.stream_task(task, call):
+            async with opened.services.tasks.stream_task(task, TaskOptions(), call):
                 pass
         else:
-            await opened.services.tasks.run_task(task, call)
+            await opened.services.tasks.run_task(task, TaskOptions(), call)
         call.end()
     assert dropped == []

@@ -203,6 +203,6 @@ async def test_reported_costs_and_their_price_are_listed(app: RunningApp) -> Non
     usage = await AccountServiceStub(app.channel).ListUsage(ListUsageRequest(), metadata=metadata)
     assert usage.records[0].provider_cost_micros == 12_346
     models = await ModelServiceStub(app.channel).ListModels(ListModelsRequest(), metadata=metadata)
-    (draw,) = [model for model in models.models if model.name == "flux-drawn"]
+    (draw,) = [model for model in models.models if model.id == "flux-drawn"]
     prices = {price.unit: price.amount_micros for price in draw.prices}
     assert prices[PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR] == 1_250_000

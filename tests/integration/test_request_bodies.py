@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 
 from pomelo.app import open_gateway
-from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1 import image_pb2, speech_pb2
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
@@ -22,7 +22,7 @@ from pomelo.testing.images import make_image
 from tests.app import Account, RunningApp, app_fixture, run_app
 from tests.calls import bearer, failure, reason_of
 from tests.driver import METHOD, PROTOCOL, PROTOCOLS, REST_PROTOCOL, STREAM
-from tests.tasks import TASK_BODIES, text_body
+from tests.tasks import TASK_BODIES, text_body, text_task
 
 PNG = make_image("png")
 JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0\xff\xd9"
@@ -288,14 +288,14 @@ async def test_grpc_refuses_the_input_of_another_task_type_and_names_it(
     method: str, app: RunningApp, account: Account
 ) -> None:
     tasks = TaskServiceStub(app.channel)
-    text = text_pb2.TextInput(messages=[text_pb2.Message(role=text_pb2.ROLE_USER, content="Hi")])
+    text = text_task("Hi").text
     for task, wrong, right in (
-        (Task(model="gpt-4", image=image_pb2.ImageInput(prompt="A kite")), "image", "text"),
-        (Task(model="flux-1-pro", text=text), "text", "image"),
-        (Task(model="eleven-labs-stt", text_to_speech=speech_pb2.TextToSpeechInput(text="Hi")),
+        (TaskSpec(model="gpt-4", image=image_pb2.ImageInput(prompt="A kite")), "image", "text"),
+        (TaskSpec(model="flux-1-pro", text=text), "text", "image"),
+        (TaskSpec(model="eleven-labs-stt", text_to_speech=speech_pb2.TextToSpeechInput(text="Hi")),
          "text_to_speech", "speech_to_text"),
     ):  # fmt: skip
-        request = RunTaskRequest(task=task) if method == "RunTask" else StreamTaskRequest(task=task)
+        request = RunTaskRequest(spec=task) if method == "RunTask" else StreamTaskRequest(spec=task)
         error = await failure(getattr(tasks, method)(request, metadata=bearer(account.test)))
         assert reason_of(error) == "invalid_parameter"
         assert f"takes {right}, not {wrong}" in (error.details() or "")

@@ -162,7 +162,7 @@ async def test_a_retired_route_is_skipped_if_another_route_can_serve(
 async def test_model_lists_have_the_retirement_dates(app: RunningApp) -> None:
     caller = await app.account()
     answer = await ModelServiceStub(app.channel).ListModels(ListModelsRequest(), metadata=bearer(caller.test))
-    models = {model.name: model for model in answer.models}
+    models = {model.id: model for model in answer.models}
     assert models["gpt-announced"].retire_time.ToDatetime(UTC) == datetime(2027, 1, 14, tzinfo=UTC)
     assert models["gpt-announced"].deprecate_time.ToDatetime(UTC) == datetime(2026, 4, 14, tzinfo=UTC)
     assert not models["gpt-4"].HasField("retire_time")

@@ -16,6 +16,7 @@ from typing import Any
 
 import av
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
@@ -25,6 +26,7 @@ from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.audio import packets
+from pomelo.times import from_duration
 from tests.app import Account, RunningApp, app_fixture, run_app
 from tests.calls import bearer
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS
@@ -256,23 +258,29 @@ async def test_a_transcript_of_unknown_length_costs_the_maximum_length_not_its_l
 
 
 class _InvalidNumbers:
-    """A plug-in that reports lengths and times that are not finite."""
+    """A plug-in that reports a length that is not finite, and offsets that are missing or no Durations."""
 
     configured = True
     seconds = 0.0
 
     async def speech_to_text(self, job: Job[SpeechToTextInput]) -> AsyncIterator[Event]:
         transcription = Transcription(text="Hi you", audio_seconds=self.seconds)
-        transcription.words.add(text="Hi", start=0.5, end=1)
-        transcription.words.add(text="you", start=math.nan, end=math.inf)
-        yield Event(result=TaskResult(transcription=transcription))
+        for text, start, end in (
+            ("Hi", Duration(nanos=500_000_000), Duration(seconds=1)),
+            ("you", Duration(seconds=2**60), Duration(seconds=7, nanos=10**9)),
+            ("all", Duration(seconds=-1, nanos=1), None),
+        ):
+            transcription.words.add(text=text, start_offset=start, end_offset=end)
+        yield Event(completed=TaskResult(transcription=transcription))
 
     async def aclose(self) -> None:
         pass
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, 1e308, -1.0, 0.0])
-async def test_lengths_and_times_that_are_not_finite_are_not_returned(tmp_path: Path, seconds: float) -> None:
+async def test_lengths_and_offsets_that_are_not_valid_are_not_returned(
+    tmp_path: Path, seconds: float
+) -> None:
     provider = _InvalidNumbers()
     provider.seconds = seconds
     providers: Any = {"sandbox": Sandbox(), "elevenlabs": provider}
@@ -285,10 +293,13 @@ async def test_lengths_and_times_that_are_not_finite_are_not_returned(tmp_path: 
                 assert (await app.only_record(caller)).audio_ms == 30_000
         metadata = bearer(caller.live)
         tasks = TaskServiceStub(app.channel)
-        result = (await tasks.RunTask(RunTaskRequest(task=to_task(STT)), metadata=metadata)).result
+        result = (await tasks.RunTask(RunTaskRequest(spec=to_task(STT)), metadata=metadata)).result
         assert result.transcription.audio_seconds == 30
-        expected_words = [(word.text, word.start, word.end) for word in result.transcription.words]
-        assert expected_words == [("Hi", 0.5, 1), ("you", 1, 1)]
+        expected_words = [
+            (word.text, from_duration(word.start_offset), from_duration(word.end_offset))
+            for word in result.transcription.words
+        ]
+        assert expected_words == [("Hi", 0.5, 1), ("you", 1, 1), ("all", 1, 1)]
         rest = await app.post("remote", caller.live, json=STT)
         words = json.loads(await rest.text(), parse_constant=_refuse_constant)["words"]
         assert [(word["text"], word["start"], word["end"]) for word in words] == expected_words

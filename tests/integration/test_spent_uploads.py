@@ -14,7 +14,7 @@ import pytest
 
 from pomelo.accounts.plans import Plan
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import Gate, Speech, Transcript
@@ -95,10 +95,10 @@ async def test_audio_uploaded_over_grpc_can_be_used_by_the_next_task(app: Runnin
     metadata = bearer((await app.account()).live)
     messages = upload_messages(AUDIO, "audio/ogg")
     uploaded = await MediaServiceStub(app.channel).UploadMedia(iter(messages), metadata=metadata)
-    task = Task(model="eleven-labs-stt")
-    task.speech_to_text.audio.media_id = uploaded.media.media_id
+    task = TaskSpec(model="eleven-labs-stt")
+    task.speech_to_text.audio.media_id = uploaded.media.id
     for _ in range(2):
-        await TaskServiceStub(app.channel).RunTask(RunTaskRequest(task=task), metadata=metadata)
+        await TaskServiceStub(app.channel).RunTask(RunTaskRequest(spec=task), metadata=metadata)
     assert len(app.media()) == 1
 
 

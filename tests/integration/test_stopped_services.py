@@ -7,6 +7,8 @@ import asyncio
 from pomelo.app import App
 from pomelo.draining import Draining
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.service import list_all_models
 from tests.calls import call_of, refusal
 from tests.conftest import Keys
 from tests.tasks import text_task
@@ -19,9 +21,9 @@ async def test_every_call_is_refused_while_draining(app: App, keys: Keys) -> Non
     call = call_of(keys.test)
     for awaitable in (
         services.access.admit(call),
-        services.tasks.run_task(text_task(), call),
-        services.tasks.stream_task(text_task(), call).__aenter__(),
-        services.models.list_models(call),
+        services.tasks.run_task(text_task(), TaskOptions(), call),
+        services.tasks.stream_task(text_task(), TaskOptions(), call).__aenter__(),
+        list_all_models(services.models, call),
         services.models.get_model("gpt-4", call),
         services.media.download_media("media_x", "", call).__aenter__(),
         services.accounts.get_account(call),

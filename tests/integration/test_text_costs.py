@@ -104,17 +104,17 @@ async def test_cached_and_cache_write_tokens_are_reported(app: RunningApp) -> No
     counts = {"prompt_tokens": 10_000, "completion_tokens": 10, "total_tokens": 10_010}
     assert (await answer.json())["usage"] == counts | {"prompt_tokens_details": parts}
     metadata = bearer(account.live)
-    request = RunTaskRequest(task=to_task(text_body("parts")))
+    request = RunTaskRequest(spec=to_task(text_body("parts")))
     run = await TaskServiceStub(app.channel).RunTask(request, metadata=metadata)
-    result = run.result.text.usage
-    assert (result.cached_prompt_tokens, result.cache_write_prompt_tokens) == (4_000, 5_000)
+    used = run.result.usage
+    assert (used.cached_input_tokens, used.cache_write_input_tokens) == (4_000, 5_000)
     for protocol in ("rest", "remote"):
         for query, times in (("", 1), ("?group_by=model", 2)):
             row = (await app.get_json(protocol, account.live, f"/api/v1/usage{query}"))["data"][0]
             assert row["prompt_tokens_details"] == {name: n * times for name, n in parts.items()}
     listed = await AccountServiceStub(app.channel).ListUsage(ListUsageRequest(), metadata=metadata)
     record = listed.records[0]
-    assert (record.cached_input_tokens, record.cache_write_input_tokens) == (4_000, 5_000)
+    assert (record.usage.cached_input_tokens, record.usage.cache_write_input_tokens) == (4_000, 5_000)
 
 
 IMPOSSIBLE = {

@@ -81,7 +81,7 @@ async def test_tasks_above_an_accounts_share_are_refused_and_another_account_is_
     assert left == 1_000 - SHARE - 1, "a refused call counts toward no limit"
     report = await audit(app.server.store)
     assert not report.findings
-    assert (report.difference_micros, report.holds) == (0, 0)
+    assert (report.difference_micros, report.reservations) == (0, 0)
 
 
 @PROTOCOL

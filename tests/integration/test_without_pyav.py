@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from pomelo.gen.v1.speech_pb2 import TextToSpeechInput
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import FaultUpstream
@@ -89,11 +89,13 @@ async def test_text_tasks_run_over_grpc(served: Served) -> None:
     metadata = bearer(served.key)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
         stub = TaskServiceStub(channel)
-        answer = await stub.RunTask(RunTaskRequest(task=task), metadata=metadata)
-        stream = stub.StreamTask(StreamTaskRequest(task=task), metadata=metadata)
+        answer = await stub.RunTask(RunTaskRequest(spec=task), metadata=metadata)
+        stream = stub.StreamTask(StreamTaskRequest(spec=task), metadata=metadata)
         events = [event async for event in stream]
-    assert "sandbox" in answer.result.text.content
-    assert answer.result.text.content == "".join(event.text_delta.content for event in events)
+    assert "sandbox" in answer.result.text.message.content[0].text
+    assert answer.result.text.message.content[0].text == "".join(
+        response.event.text_delta.text for response in events
+    )
 
 
 async def test_formats_without_an_encoder_are_generated(served: Served) -> None:
@@ -128,10 +130,10 @@ async def test_formats_with_an_encoder_are_refused_with_the_install_command(
 
 
 async def test_formats_with_an_encoder_are_refused_over_grpc(served: Served) -> None:
-    task = Task(model="eleven-labs-tts", text_to_speech=TextToSpeechInput(text="Hello", voice="adam"))
+    task = TaskSpec(model="eleven-labs-tts", text_to_speech=TextToSpeechInput(text="Hello", voice="adam"))
     metadata = bearer(served.key)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
-        error = await failure(TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=metadata))
+        error = await failure(TaskServiceStub(channel).RunTask(RunTaskRequest(spec=task), metadata=metadata))
     assert error.code() == grpc.StatusCode.UNAVAILABLE
     assert COMMAND in str(error.details())
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from pomelo.app import App, open_app
-from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse as Event
-from pomelo.gen.v1.text_pb2 import FinishReason, TextInput, TokenUsage
-from pomelo.providers.base import Job
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.gen.v1.text_pb2 import FinishReason, TextInput
+from pomelo.providers.base import Event, Job
 from pomelo.settings import Settings
 from tests.app import endow
 from tests.calls import call_of
@@ -63,11 +63,12 @@ class ImmediateProvider:
         for _ in range(CHUNKS):
             self._counter.count()
             event = Event()
-            event.text_delta.content = "word "
+            event.text_delta.text = "word "
             yield event
         last = Event()
-        last.text_delta.finish_reason = FinishReason.FINISH_REASON_STOP
-        last.text_delta.usage.CopyFrom(TokenUsage(prompt_tokens=1, completion_tokens=CHUNKS, total_tokens=1))
+        last.completed.text.finish_reason = FinishReason.FINISH_REASON_STOP
+        last.completed.usage.input_tokens = 1
+        last.completed.usage.output_tokens = CHUNKS
         yield last
 
     async def aclose(self) -> None:
@@ -75,13 +76,13 @@ class ImmediateProvider:
 
 
 async def stream(app: App, key: str, counter: ChunkCounter) -> None:
-    async with app.services.tasks.stream_task(text_task("Go"), call_of(key)) as events:
+    async with app.services.tasks.stream_task(text_task("Go"), TaskOptions(), call_of(key)) as events:
         assert len([event async for event in events]) == CHUNKS + 2
 
 
 async def run(app: App, key: str, counter: ChunkCounter) -> None:
-    result = await app.services.tasks.run_task(text_task("Go"), call_of(key))
-    assert result.text.content == "word " * CHUNKS
+    result = await app.services.tasks.run_task(text_task("Go"), TaskOptions(), call_of(key))
+    assert result.text.message.content[0].text == "word " * CHUNKS
 
 
 async def upload(app: App, key: str, counter: ChunkCounter) -> None:
@@ -99,7 +100,7 @@ async def download(app: App, key: str, counter: ChunkCounter) -> None:
         yield bytes(CHUNKS)
 
     media = await app.services.media.upload_media("audio/mpeg", chunks(), call_of(key))
-    async with app.services.media.download_media(media.media_id, "", call_of(key)) as (_, content):
+    async with app.services.media.download_media(media.id, "", call_of(key)) as (_, content):
         size = 0
         async for chunk in content:
             counter.count()
@@ -135,18 +136,18 @@ async def test_the_replay_of_long_audio_yields_to_other_calls(tmp_path: Path) ->
     async with open_app(settings) as app:
         await endow(app.store)
         _, key = await app.keyring.create()
-        speech = Task(model="eleven-labs-tts")
+        speech = TaskSpec(model="eleven-labs-tts")
         speech.text_to_speech.text = "hello, world " * 400
         speech.text_to_speech.voice = "adam"
         speech.text_to_speech.output_format = "wav_48000"
-        result = await app.services.tasks.run_task(speech, call_of(key, idempotency_key="one"))
+        result = await app.services.tasks.run_task(speech, TaskOptions(), call_of(key, idempotency_key="one"))
         assert result.speech.media.size_bytes > 20_000_000
         counter = ChunkCounter()
         counter.start()
         size = 0
         try:
             again = call_of(key, idempotency_key="one")
-            async with app.services.tasks.stream_task(speech, again) as events:
+            async with app.services.tasks.stream_task(speech, TaskOptions(), again) as events:
                 async for event in events:
                     counter.count()
                     size += len(event.audio_chunk.data)

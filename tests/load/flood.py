@@ -143,7 +143,7 @@ def by_rest(key: str, streams: int) -> list[bytes]:
 
 def by_grpc(key: str, streams: int) -> list[bytes]:
     """The bytes to send on each connection: HTTP/2 with the largest windows, and calls of StreamTask."""
-    message = StreamTaskRequest(task=text_task("Go")).SerializeToString()
+    message = StreamTaskRequest(spec=text_task("Go")).SerializeToString()
     authorization = ("authorization", f"Bearer {key}")
     preface = frames.wide_hello() + frames.frame(frames.SETTINGS, frames.ACK)
     connections = []

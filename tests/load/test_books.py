@@ -81,10 +81,10 @@ async def test_the_audit_finds_no_difference_after_tasks_of_all_types_and_outcom
         await app.server.store.limit_status((await app.records(caller))[0].wallet)  # after all queued writes
         report = await audit(app.server.store)
         assert not report.findings
-        assert (report.difference_micros, report.uncollected_micros, report.holds) == (0, 0, 0)
+        assert (report.difference_micros, report.uncollected_micros, report.reservations) == (0, 0, 0)
         balance = await app.balance(caller)
         assert balance.held == 0
-        (total,) = await app.server.store.sum_usage(UsageQuery(account=caller.name), "account")
+        (total,) = await app.server.store.sum_usage(UsageQuery(account=caller.name), ())
         assert total.cost == balance.spent == report.cost_micros
         counts = Counter(code for code, _ in results)
         assert (

@@ -74,9 +74,10 @@ class Ways:
                 yield chunk
 
     async def _grpc(self, body: Mapping[str, Any]) -> Chunks:
-        request = StreamTaskRequest(task=to_task(body))
-        async for event in self._tasks.StreamTask(request, metadata=bearer(self._key)):
-            yield event.audio_chunk.data or event.text_delta.content.encode()
+        request = StreamTaskRequest(spec=to_task(body))
+        async for response in self._tasks.StreamTask(request, metadata=bearer(self._key)):
+            event = response.event
+            yield event.audio_chunk.data or event.text_delta.text.encode()
 
     def _post(self, url: str, body: Mapping[str, Any], **headers: str) -> Any:
         headers = {"Authorization": f"Bearer {self._key}", **headers}

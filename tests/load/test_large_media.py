@@ -31,9 +31,9 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.audio import packets
@@ -126,15 +126,15 @@ async def upload_over_grpc(server: Server, run: str, number: int) -> None:
     channel = server.channels[number % CHANNELS]
 
     async def requests() -> AsyncIterator[UploadMediaRequest]:
-        yield UploadMediaRequest(content_type="application/octet-stream")
+        yield UploadMediaRequest(header=UploadMediaHeader(content_type="application/octet-stream"))
         async for chunk in hashed_upload(run, number, digest):
             yield UploadMediaRequest(chunk=chunk)
 
     uploaded = await MediaServiceStub(channel).UploadMedia(requests(), metadata=server.metadata)
     assert uploaded.media.size_bytes == UPLOAD
-    task = Task(model="eleven-labs-stt")
-    task.speech_to_text.audio.media_id = uploaded.media.media_id
-    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(task=task), metadata=server.metadata)
+    task = TaskSpec(model="eleven-labs-stt")
+    task.speech_to_text.audio.media_id = uploaded.media.id
+    response = await TaskServiceStub(channel).RunTask(RunTaskRequest(spec=task), metadata=server.metadata)
     check_transcript(response.result.transcription.text, digest)
 
 
@@ -169,10 +169,10 @@ async def raw_over_rest(server: Server, run: str, number: int) -> None:
 async def stream_over_grpc(server: Server, run: str, number: int) -> None:
     audio = hashlib.sha256()
     body = speech_body(run, number)
-    request = StreamTaskRequest(task=to_task(body, stream=True))
+    request = StreamTaskRequest(spec=to_task(body))
     stub = TaskServiceStub(server.channels[number % CHANNELS])
-    async for event in stub.StreamTask(request, metadata=server.metadata):
-        audio.update(event.audio_chunk.data)
+    async for response in stub.StreamTask(request, metadata=server.metadata):
+        audio.update(response.event.audio_chunk.data)
     assert audio.hexdigest() == speech_digest(body["text"])
 
 

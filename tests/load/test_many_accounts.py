@@ -20,9 +20,9 @@ import pytest
 from redis import Redis
 
 from pomelo.app import App, open_app
-from pomelo.gen.v1 import admin_service_pb2 as pb
-from pomelo.gen.v1.account_service_pb2 import USAGE_GROUP_ACCOUNT, USAGE_GROUP_KEY, ListUsageRequest
-from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.gen.v1.account_service_pb2 import USAGE_DIMENSION_KEY
 from pomelo.settings import Settings
 from pomelo.stores import open_store
 from pomelo.stores.usage import UsageQuery
@@ -119,16 +119,16 @@ async def test_the_operator_reads_very_many_accounts_without_delaying_other_call
             "accounts", read_pages(admin.ListAccounts, pb.ListAccountsRequest(page_size=1_000), "accounts")
         )
         keys = await timed("keys", read_pages(admin.ListKeys, pb.ListKeysRequest(page_size=5_000), "keys"))
-        one_key = await timed("keys of one", admin.ListKeys(pb.ListKeysRequest(account="acct-0000007")))
-        usage = await timed("usage of all", admin.QueryUsage(pb.QueryUsageRequest()))
-        audit = await timed("audit", admin.Audit(pb.AuditRequest()))
-    names = [account.name for account in accounts]
+        one_key = await timed("keys of one", admin.ListKeys(pb.ListKeysRequest(account_id="acct-0000007")))
+        usage = await timed("usage of all", admin.ListUsage(pb.ListUsageRequest()))
+        audit = await timed("audit", admin.AuditLedger(pb.AuditLedgerRequest()))
+    names = [account.id for account in accounts]
     assert names == sorted(names)
     assert len(names) == len(set(names)) == count + 1
-    assert {account.live.granted_micros for account in accounts if account.name != "default"} == {5_000_000}
-    assert len({key.key_id for key in keys}) == count + 1
-    assert [key.key_id for key in one_key.keys] == ["key000000007"]
-    assert not usage.usage.records
+    assert {account.live.granted_micros for account in accounts if account.id != "default"} == {5_000_000}
+    assert len({key.id for key in keys}) == count + 1
+    assert [key.id for key in one_key.keys] == ["key000000007"]
+    assert not usage.records
     assert (audit.wallets, list(audit.findings)) == (2 * count + 1, [])
     for name in durations:
         log.info("%d accounts, %s: %.2f s, others waited %.3f s", count, name, durations[name], waits[name])
@@ -146,17 +146,19 @@ async def test_sums_of_very_many_accounts_and_keys_are_in_bounded_pages(tmp_path
         grpc.aio.insecure_channel(f"unix:{app.settings.admin_socket}") as channel,
     ):
         admin = AdminServiceStub(channel)
-        for group, first in ((USAGE_GROUP_ACCOUNT, "acct-0000000"), (USAGE_GROUP_KEY, "key000000000")):
-            request = pb.QueryUsageRequest(query=ListUsageRequest(group_by=group))
-            totals: list[Any] = []
+        by_account = pb.UsageGrouping(operator_dimension=pb.OPERATOR_DIMENSION_ACCOUNT)
+        by_key = pb.UsageGrouping(dimension=USAGE_DIMENSION_KEY)
+        for grouping, first in ((by_account, "acct-0000000"), (by_key, "key000000000")):
+            request = pb.SumUsageRequest(group_by=[grouping])
+            sums: list[Any] = []
             while True:
-                page = await admin.QueryUsage(request)
+                page = await admin.SumUsage(request)
                 assert page.ByteSize() < 2**21
-                totals += page.usage.totals
-                if not page.usage.next_page_token:
+                sums += page.sums
+                if not page.next_page_token:
                     break
-                request.query.page_token = page.usage.next_page_token
-            assert totals[0].group == first
-            assert len({total.group for total in totals}) == len(totals) == count
-            assert {(total.tasks, total.cost_micros) for total in totals} == {(1, 3)}
+                request.page_token = page.next_page_token
+            assert list(sums[0].groups) == [first]
+            assert len({row.groups[0] for row in sums}) == len(sums) == count
+            assert {(row.tasks, row.cost_micros) for row in sums} == {(1, 3)}
         assert len((await app.store.list_usage(UsageQuery(), limit=9))[0]) == 9

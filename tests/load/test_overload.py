@@ -37,7 +37,7 @@ async def test_every_call_gets_a_documented_answer_and_health_answers_throughout
 
         async def run_task(channel: grpc.aio.Channel) -> str:
             call = TaskServiceStub(channel).RunTask(
-                RunTaskRequest(task=task), metadata=bearer(served.key), timeout=60
+                RunTaskRequest(spec=task), metadata=bearer(served.key), timeout=60
             )
             try:
                 await call

@@ -48,9 +48,9 @@ async def test_pings_every_10_s_do_not_close_a_busy_or_an_idle_connection(tmp_pa
                 closed.append(time.monotonic() - began)
 
             watching = asyncio.ensure_future(wait_closed())
-            request = RunTaskRequest(task=text_task("[[delay:130]] Hello"))
+            request = RunTaskRequest(spec=text_task("[[delay:130]] Hello"))
             answer = await TaskServiceStub(busy).RunTask(request, metadata=bearer(served.key), timeout=200)
-            assert answer.result.text.content
+            assert answer.result.text.message.content[0].text
             watching.cancel()
             assert not closed
             listed = await models.ListModels(ListModelsRequest(), metadata=bearer(served.key))

@@ -19,8 +19,8 @@ import pytest
 from grpc.aio import insecure_channel
 from redis import Redis
 
-from pomelo.gen.v1.admin_service_pb2 import AuditRequest
-from pomelo.gen.v1.admin_service_pb2_grpc import AdminServiceStub
+from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerRequest
+from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.stores.redis.key_names import names
 from pomelo.testing import Answer, FaultUpstream
 from tests.faults.books import LIVE, Books
@@ -119,7 +119,7 @@ async def test_resets_under_load_leave_no_reservation_and_one_usage_record_for_e
         await until(lambda: nothing_reserved(redis), RELEASED_WITHIN + 5)
         waited = time.monotonic() - last
         async with insecure_channel(f"unix:{deployment.data / 'admin.sock'}") as channel:
-            audited = await AdminServiceStub(channel).Audit(AuditRequest())
+            audited = await AdminServiceStub(channel).AuditLedger(AuditLedgerRequest())
         server.process.send_signal(signal.SIGTERM)
         assert await server.wait() == 0
         books = await deployment.books()
@@ -134,7 +134,7 @@ async def test_resets_under_load_leave_no_reservation_and_one_usage_record_for_e
         assert "Traceback" not in log
         assert "builtins." not in log, "an unexpected exception"
         assert not audited.findings, audited
-        assert audited.holds == 0
+        assert audited.reservations == 0
         books.check_idle()
         check_records(vendor, outcomes, books)
 

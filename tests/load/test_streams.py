@@ -66,7 +66,7 @@ class Ways:
 
     async def grpc(self) -> None:
         stub = TaskServiceStub(self.server.channels[0])
-        await stub.RunTask(RunTaskRequest(task=text_task("Hi")), metadata=self.server.metadata)
+        await stub.RunTask(RunTaskRequest(spec=text_task("Hi")), metadata=self.server.metadata)
 
     async def paced(self, url: str, events: int) -> list[float]:
         """Reads a paced stream; returns the seconds from the vendor to here for each event."""

@@ -25,18 +25,19 @@ function outcome(start, error, content) {
 function run({ method, prompt }) {
   const metadata = new grpc.Metadata();
   metadata.set('authorization', `Bearer ${options.key}`);
-  const request = { task: { model: 'gpt-4', text: { messages: [{ role: 'ROLE_USER', content: prompt }] } } };
+  const messages = [{ role: 'ROLE_USER', content: [{ text: prompt }] }];
+  const request = { spec: { model: 'gpt-4', text: { messages } } };
   const start = Date.now();
   return new Promise((resolve) => {
     if (method === 'RunTask') {
       client.RunTask(request, metadata, (error, response) => {
-        resolve(outcome(start, error, response ? response.result.text.content : ''));
+        resolve(outcome(start, error, response ? response.result.text.message.content[0].text : ''));
       });
       return;
     }
     let content = '';
     const call = client.StreamTask(request, metadata);
-    call.on('data', (event) => { content += event.text_delta?.content ?? ''; });
+    call.on('data', ({ event }) => { content += event.text_delta?.text ?? ''; });
     call.on('error', (error) => resolve(outcome(start, error, content)));
     call.on('end', () => setImmediate(() => resolve(outcome(start, null, content))));
   });

@@ -18,6 +18,7 @@ from pomelo.app import App
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.status import from_rpc_error
 from pomelo.stores.accounts import Grant, Wallet
 from tests.conftest import Keys
@@ -25,6 +26,7 @@ from tests.driver import TaskRequest
 from tests.parity.comparison import Driver
 
 PAGES = 3
+MODES = {Mode.MODE_LIVE: "live", Mode.MODE_TEST: "test"}
 
 
 @dataclass
@@ -70,8 +72,10 @@ class FrontEnds:
         metadata = [("authorization", f"Bearer {key}")] if key else []
         if path == "account":
             rpc = stub.GetAccount(pb.GetAccountRequest(), metadata=metadata)
+        elif isinstance(request := parse_query(query), pb.SumUsageRequest):
+            rpc = stub.SumUsage(request, metadata=metadata)
         else:
-            rpc = stub.ListUsage(parse_query(query), metadata=metadata)
+            rpc = stub.ListUsage(request, metadata=metadata)
         try:
             response = await rpc
         except grpc.aio.AioRpcError as failed:
@@ -85,15 +89,15 @@ class FrontEnds:
 def _account(account: pb.Account) -> dict[str, Any]:
     limits, balance = account.limits, account.balance
     return {
-        "id": account.name,
+        "id": account.id,
         "object": "account",
-        "mode": "live" if account.live else "test",
+        "mode": MODES[account.mode],
         "plan": account.plan,
         "limits": {
             "requests_per_minute": limits.requests_per_minute or None,
             "concurrent_requests": limits.concurrent_requests or None,
             "tokens_per_minute": limits.tokens_per_minute or None,
-            "models": list(limits.models) or None,
+            "models": list(limits.models.models) or None,
         },
         "credits": {
             name: Decimal(getattr(balance, f"{name}_micros")) / 10**6
@@ -102,29 +106,38 @@ def _account(account: pb.Account) -> dict[str, Any]:
     }
 
 
-def _usage(response: pb.ListUsageResponse) -> dict[str, Any]:
+def _usage(response: pb.ListUsageResponse | pb.SumUsageResponse) -> dict[str, Any]:
+    if isinstance(response, pb.SumUsageResponse):
+        rows = [
+            {"object": "usage.total", "group": row.groups[0], **_to_json(row, "groups")}
+            for row in response.sums
+        ]
+        return {"object": "list", "data": rows, "next_page_token": response.next_page_token or None}
+    excluded = ("account_id", "mode", "task_type", "source", "end_time", "user", "metadata", "protocol")
     rows = [
         {
             "object": "usage.record",
-            "mode": "live" if row.live else "test",
+            "mode": MODES[row.mode],
+            "wire": row.protocol,
             "type": TaskType.Name(row.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-"),
             "source": pb.UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
-            "time": row.time.seconds,
-            **_to_json(row, "account", "live", "task_type", "source", "time"),
+            "time": row.end_time.seconds,
+            **_to_json(row, *excluded),
         }
         for row in response.records
     ]
-    rows += [{"object": "usage.total", **_to_json(row)} for row in response.totals]
     return {"object": "list", "data": rows, "next_page_token": response.next_page_token or None}
 
 
 def _to_json(row: Any, *excluded: str) -> dict[str, Any]:
     fields = {f.name: getattr(row, f.name) for f in row.DESCRIPTOR.fields if f.name not in excluded}
+    usage = fields.pop("usage")
+    fields |= {f.name: getattr(usage, f.name) for f in usage.DESCRIPTOR.fields}
     fields["prompt_tokens_details"] = {
         "cached_tokens": fields.pop("cached_input_tokens"),
         "cache_write_tokens": fields.pop("cache_write_input_tokens"),
     }
-    fields.pop("cache_write_1h_input_tokens", None)
+    del fields["cache_write_1h_input_tokens"], fields["reasoning_tokens"]
     fields["audio_seconds"] = Decimal(str(fields["audio_seconds"]))
     for name in ("cost", "provider_cost"):
         if (micros := fields.pop(f"{name}_micros", None)) is not None:

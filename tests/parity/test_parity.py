@@ -16,8 +16,8 @@ from gateway.options import GatewayOptions
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import TABLE
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.service import TaskService
 from tests.conftest import Keys
 from tests.driver import RestDriver, TaskRequest
@@ -36,7 +36,7 @@ SPEECH_FORMATS = (
 VOICE_SETTINGS = {
     "stability": 0.5, "similarity_boost": 0.5, "style": 0.1, "use_speaker_boost": True, "speed": 1.1,
 }  # fmt: skip
-NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed"}
+NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed", "model_not_found"}
 
 
 @dataclass(frozen=True)
@@ -251,24 +251,24 @@ class FaultyTasks:
         self.inner = inner
         self.fault = fault
 
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
+    async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         if self.fault == "request id":
             call.response_headers["X-Request-Id"] = "another"
-        result = await self.inner.run_task(task, call)
+        result = await self.inner.run_task(spec, options, call)
         if self.fault == "output":
-            result.text.content += "!"
+            result.text.message.content[0].text += "!"
         return result
 
     @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
-        async with self.inner.stream_task(task, call) as events:
+    async def stream_task(
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
+        async with self.inner.stream_task(spec, options, call) as events:
             yield self._without_last(events) if self.fault == "last piece" else events
 
-    async def _without_last(
-        self, events: AsyncIterator[StreamTaskResponse]
-    ) -> AsyncIterator[StreamTaskResponse]:
+    async def _without_last(self, events: AsyncIterator[TaskEvent]) -> AsyncIterator[TaskEvent]:
         async for event in events:
-            if event.text_delta.content != "":
+            if event.text_delta.text != "":
                 continue
             yield event
 

@@ -12,11 +12,13 @@ from yarl import URL
 
 from pomelo.catalog.catalog import Route
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping, malformed_response
+from pomelo.providers.text import completed_text
 from pomelo.testing import Received, Reply, VendorFaults, VendorProtocol, plain_refusal
 from pomelo.testing.suite import Subject, sample
 
@@ -76,7 +78,7 @@ class Acme:
 
     def asked(self, job: Job[Any]) -> tuple[URL, dict[str, str], bytes, ErrorMapping]:
         """The request."""
-        body = {"text": job.input.messages[-1].content, "stream": job.stream}
+        body = {"text": job.input.messages[-1].content[0].text, "stream": job.stream}
         headers = {"acme-key": self.key, "Content-Type": "application/json"}
         return self.url, headers, json.dumps(body).encode(), self.error_mapping
 
@@ -84,18 +86,16 @@ class Acme:
         """Answers."""
         if not job.stream:
             response = await self.http.request_json(*self.asked(job))
-            yield Event(
-                text_delta=self.last(response, response.get("said") if isinstance(response, dict) else None)
-            )
+            yield self.last(response, response.get("said") if isinstance(response, dict) else None)
             return
         async with self.http.stream_events(*self.asked(job)) as stream:
             while events := await stream.read():
                 for _, data in events:
                     line = self.line(data)
                     if "end" in line:
-                        yield Event(text_delta=self.last(line, ""))
+                        yield self.last(line, "")
                         return
-                    yield Event(text_delta=TextDelta(content=line["said"]))
+                    yield Event(text_delta=TextDelta(text=line["said"]))
         raise malformed_response("no end")
 
     def line(self, data: bytes) -> dict[str, Any]:
@@ -108,16 +108,13 @@ class Acme:
             pass
         raise malformed_response("no line")
 
-    def last(self, response: Any, content: Any) -> TextDelta:
-        """The last delta; without usage if the vendor reports none."""
+    def last(self, response: Any, content: Any) -> Event:
+        """The last event; without usage if the vendor reports none."""
         try:
             words = response["words"]
             if isinstance(content, str):
-                usage = words and TokenUsage(
-                    prompt_tokens=words[0], completion_tokens=words[1], total_tokens=sum(words)
-                )
-                stop = FinishReason.FINISH_REASON_STOP
-                return TextDelta(content=content, finish_reason=stop, usage=usage)
+                usage = words and Usage(input_tokens=words[0], output_tokens=words[1])
+                return completed_text(content, FinishReason.FINISH_REASON_STOP, usage)
         except (KeyError, TypeError, ValueError):
             pass
         raise malformed_response("no answer")
@@ -132,7 +129,7 @@ class SwallowsCuts(Acme):
                 async for event in events:
                     yield event
         except PomeloError:
-            yield Event(text_delta=self.last({"words": (1, 1)}, ""))
+            yield self.last({"words": (1, 1)}, "")
 
 
 class ForgetsTheEndMarker(Acme):
@@ -148,8 +145,8 @@ class ForgetsTheEndMarker(Acme):
                 for _, data in events:
                     line = self.line(data)
                     if "end" not in line:
-                        yield Event(text_delta=TextDelta(content=line["said"]))
-        yield Event(text_delta=self.last({"words": (1, 1)}, ""))
+                        yield Event(text_delta=TextDelta(text=line["said"]))
+        yield self.last({"words": (1, 1)}, "")
 
 
 class LeaksAConnection(Acme):
@@ -167,9 +164,9 @@ class LeaksAConnection(Acme):
             for _, data in events:
                 line = self.line(data)
                 if "end" in line:
-                    yield Event(text_delta=self.last(line, ""))
+                    yield self.last(line, "")
                     return
-                yield Event(text_delta=TextDelta(content=line["said"]))
+                yield Event(text_delta=TextDelta(text=line["said"]))
         raise malformed_response("no end")
 
 
@@ -195,7 +192,7 @@ class ShowsThePromptInTheContext(Acme):
                     yield event
         except PomeloError as error:
             try:
-                raise ValueError(job.input.messages[-1].content)
+                raise ValueError(job.input.messages[-1].content[0].text)
             except ValueError:
                 raise PomeloError(error.code) from None
 
@@ -238,8 +235,9 @@ class AnswersInPieces(Acme):
         async with aclosing(super().text(job)) as events:
             async for event in events:
                 if not job.stream:
-                    yield Event(text_delta=TextDelta(content=event.text_delta.content))
-                    event.text_delta.content = ""
+                    message = event.completed.text.message
+                    yield Event(text_delta=TextDelta(text=message.content[0].text))
+                    event.completed.text.ClearField("message")
                 yield event
 
 
@@ -250,7 +248,7 @@ class GoesOn(Acme):
         async with aclosing(super().text(job)) as events:
             async for event in events:
                 yield event
-        yield Event(text_delta=TextDelta(content="And another thing"))
+        yield Event(text_delta=TextDelta(text="And another thing"))
 
 
 def subject(make: type[Acme]) -> Subject:

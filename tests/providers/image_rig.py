@@ -49,7 +49,7 @@ async def draw_image(provider: Any, image_job: Job[Any]) -> tuple[bytes, str]:
     *earlier, last = await read_all(provider, image_job)
     assert all(event.HasField("image_progress") for event in earlier)
     assert image_job.stream or not earlier
-    (image,) = last.result.image.images
+    (image,) = last.completed.image.images
     return image.data, image.content_type
 
 

@@ -15,18 +15,19 @@ from pomelo.catalog.catalog import Model
 from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.fields import MAX_SEED, MAX_SIDE, MAX_SPEAKERS, MAX_STOPS, MAX_USER_CHARACTERS, MIN_SIDE
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.speech_pb2 import (
-    AudioInput,
     SpeechToSpeechInput,
     SpeechToTextInput,
     TextToSpeechInput,
-    Timestamps,
+    TimestampGranularity,
     VoiceSettings,
 )
-from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import ContentPart, ImagePart, Message, Role, TextInput
 from pomelo.providers.base import AudioSource
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.tasks import TASK_TYPES
+from pomelo.tasks.base import TaskDefinition
 
 PICTURES = tuple(
     f"data:image/{kind};base64,{data}"
@@ -53,7 +54,12 @@ _NON_EMPTY_TEXTS = st.one_of(
 def given(model: Model) -> st.SearchStrategy[Any]:
     """Any valid input for a model of the catalogue; the model's check has passed each of them."""
     kind = TASK_TYPES[model.task_type]
-    return _INPUTS[kind.name].map(partial(_checked, model, kind.check))
+    return _INPUTS[kind.name].map(partial(_checked, model, kind))
+
+
+def users() -> st.SearchStrategy[str]:
+    """Any id of an end user that a caller can give, or none."""
+    return st.text(max_size=MAX_USER_CHARACTERS)
 
 
 def audio_sources() -> st.SearchStrategy[AudioSource]:
@@ -79,9 +85,13 @@ def audio_sources() -> st.SearchStrategy[AudioSource]:
     )
 
 
-def _checked(model: Model, check: Callable[[Any, Model], None], message: Any) -> Any:
-    check(message, model)
+def _checked(model: Model, kind: TaskDefinition, message: Any) -> Any:
+    kind.check(message, model, _read_no_media)
     return message
+
+
+def _read_no_media(media_id: str, field: str) -> bytes:
+    raise AssertionError("no image of an input is in a file")
 
 
 def _messages_of(
@@ -105,13 +115,12 @@ def _integer(minimum: int, maximum: int) -> st.SearchStrategy[int]:
 
 def _message(role: Role.ValueType) -> st.SearchStrategy[Message]:
     text = st.builds(lambda content: ContentPart(text=content), _TEXTS)
-    image = st.builds(lambda url: ContentPart(image_url=ImageUrl(url=url)), st.sampled_from(PICTURES))
+    source = st.sampled_from(PICTURES).map(lambda url: MediaSource(url=url))
+    image = source.map(lambda source: ContentPart(image=ImagePart(source=source)))
     part = st.one_of(text, image) if role == Role.ROLE_USER else text
-    parts = st.lists(part, min_size=1, max_size=4).map(lambda parts: ContentParts(parts=parts))
-    return st.one_of(
-        _TEXTS.map(lambda content: Message(role=role, content=content)),
-        parts.map(lambda parts: Message(role=role, parts=parts)),
-    )
+    # One text is the most frequent form, and has a form of its own in requests.
+    content = st.one_of(st.tuples(text), st.lists(part, min_size=1, max_size=4))
+    return content.map(lambda parts: Message(role=role, content=parts))
 
 
 _ROLES = (Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT)
@@ -135,7 +144,7 @@ _SPEECH: dict[str, Any] = {
     "output_format": st.sampled_from(["", *sorted(FORMATS)]),
     "seed": _integer(0, 2**32 - 1),
 }
-_AUDIO = st.just(AudioInput(media_id="media_1"))
+_AUDIO = st.just(MediaSource(media_id="media_1"))
 
 _INPUTS: dict[str, st.SearchStrategy[Any]] = {
     "text": _messages_of(
@@ -148,7 +157,6 @@ _INPUTS: dict[str, st.SearchStrategy[Any]] = {
         seed=_integer(0, MAX_SEED),
         presence_penalty=_number(-2, 2),
         frequency_penalty=_number(-2, 2),
-        user=st.text(max_size=MAX_USER_CHARACTERS),
     ),
     "image": _messages_of(
         ImageInput,
@@ -170,7 +178,7 @@ _INPUTS: dict[str, st.SearchStrategy[Any]] = {
         language_code=_LANGUAGES,
         diarize=st.booleans(),
         num_speakers=_integer(1, MAX_SPEAKERS),
-        timestamps=st.sampled_from(Timestamps.values()),
+        timestamps=st.sampled_from(TimestampGranularity.values()),
     ),
 }
 """By the kind's name."""

@@ -116,13 +116,13 @@ async def open_providers() -> AsyncIterator[Setup]:
 
 
 async def sent(
-    setup: Setup, case: Case, given: Any, stream: bool, audio: AudioSource | None = None
+    setup: Setup, case: Case, given: Any, stream: bool, audio: AudioSource | None = None, user: str = ""
 ) -> Received | None:
     """Runs a job; returns its single request, or None if the model does not accept the order of the roles in
     the conversation. No other refusal, by Pomelo or by the fake vendor, is accepted."""
     setup.upstream.reset()
     job_audio = audio if TASK_TYPES[case.model.task_type].audio else None
-    job = Job("task_1", case.model, case.route, given, stream, 1e12, job_audio)
+    job = Job("task_1", case.model, case.route, given, stream, 1e12, job_audio, user=user)
     try:
         provider = setup.providers[case.route.provider]
         await read_all(provider, job)

@@ -72,10 +72,11 @@ def make_job(
     stream: bool,
     limits: Limits | None = None,
     audio: AudioSource | None = None,
+    user: str = "",
 ) -> Job[Any]:
     """A job for a model with one route and no price."""
     model = Model("a-model", task_type, (route,), limits or Limits(), Prices(), "test")
-    return Job("task_1", model, route, task_input, stream, deadline=1e12, audio=audio)
+    return Job("task_1", model, route, task_input, stream, deadline=1e12, audio=audio, user=user)
 
 
 def run(provider: Any, job: Job[Any]) -> AsyncGenerator[Event, None]:

@@ -18,12 +18,12 @@ from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
 from pomelo.testing.text_answer import DONE
-from tests.providers.rig import KEY, SECRETS, check_no_secrets
+from tests.providers.rig import KEY, SECRETS, check_no_secrets, read_all
 from tests.providers.text_rig import (
     COMPATIBLE,
+    USER,
     check_last,
     check_no_usage,
-    deltas,
     failure,
     hi,
     largest_input,
@@ -45,10 +45,10 @@ async def body(
 ) -> Any:
     """Sends a job with every field to a host; returns the body of the request."""
     async with a_host(upstream, **row) as provider:
-        asked = COMPATIBLE.job(largest_input(), stream=stream, route=route)
+        asked = COMPATIBLE.job(largest_input(), stream=stream, route=route, user=USER)
         # The protocol that plays the host is OpenAI's, which has no such names as some of the rows.
         with contextlib.suppress(PomeloError):
-            await deltas(provider, asked)
+            await read_all(provider, asked)
     return (await upstream.received()).body
 
 
@@ -126,7 +126,7 @@ async def test_a_host_without_a_request_for_token_counts_can_omit_them(
     upstream: FaultUpstream, usage: str
 ) -> None:
     async with a_host(upstream, stream_usage=usage) as provider:
-        answer = await deltas(provider, COMPATIBLE.job(hi(), stream=True))
+        answer = await read_all(provider, COMPATIBLE.job(hi(), stream=True))
     assert "stream_options" not in (await upstream.received()).body
     check_no_usage(answer)
 
@@ -145,7 +145,7 @@ async def test_a_host_without_an_address_is_not_configured() -> None:
 
 async def test_a_host_can_require_its_own_headers(upstream: FaultUpstream) -> None:
     async with a_host(upstream, headers={"X-Title": "Pomelo"}) as provider:
-        await deltas(provider, COMPATIBLE.job(stream=False))
+        await read_all(provider, COMPATIBLE.job(stream=False))
     headers = (await upstream.received()).headers
     assert (headers["X-Title"], headers["Authorization"]) == ("Pomelo", f"Bearer {KEY}")
 
@@ -173,7 +173,7 @@ async def test_a_count_in_the_object_of_groq_is_used(upstream: FaultUpstream) ->
     first = chunk({"content": "Hi"}, x_groq={"id": "req"})
     upstream.script(Reply(steps=(first, last, DONE)))
     async with a_host(upstream) as provider:
-        answer = await deltas(provider, COMPATIBLE.job(stream=True))
+        answer = await read_all(provider, COMPATIBLE.job(stream=True))
     assert text(answer) == "Hi"
     check_last(answer, 9, 7)
 
@@ -194,7 +194,7 @@ async def test_a_cost_is_reported_if_the_row_declares_it_in_dollars(
     upstream.script(Answer("one two", usage=usage))
     job = COMPATIBLE.job(stream=stream)
     async with a_host(upstream, **knob) as provider:
-        await deltas(provider, job)
+        await read_all(provider, job)
     assert job.report.cost == (cost if knob.get("reports_cost") else None)
 
 
@@ -205,14 +205,14 @@ async def test_a_cost_in_an_earlier_chunk_is_kept_if_a_later_chunk_has_no_cost(
     upstream.script(Answer("one two", at={1: chunk(None, usage=usage | {"cost": 0.5})}, usage=usage))
     job = COMPATIBLE.job(stream=True)
     async with a_host(upstream, reports_cost=True) as provider:
-        await deltas(provider, job)
+        await read_all(provider, job)
     assert job.report.cost == 0.5
 
 
 async def test_keep_alive_comments_are_skipped(upstream: FaultUpstream) -> None:
     upstream.script(Answer("one two", at={0: (b": OPENROUTER PROCESSING\n\n",) * 50}))
     async with a_host(upstream) as provider:
-        assert text(await deltas(provider, COMPATIBLE.job(stream=True))) == "one two"
+        assert text(await read_all(provider, COMPATIBLE.job(stream=True))) == "one two"
 
 
 def routed(code: int, **more: Any) -> dict[str, Any]:

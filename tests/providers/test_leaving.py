@@ -26,7 +26,7 @@ async def test_a_closed_generator_closes_the_connection_immediately(rig: Rig) ->
     gate = Gate()
     rig.script(Answer("one two three", at={1: gate}))
     events = rig.provider.text(OPENAI.job(stream=True))
-    assert (await anext(events)).text_delta.content == "one"
+    assert (await anext(events)).text_delta.text == "one"
     await gate.reached.wait()
     since = asyncio.get_running_loop().time()
     await events.aclose()

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from replicate.client import Client as Replicate
 
+from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.speech_pb2 import (
-    AudioInput,
     SpeechToSpeechInput,
     SpeechToTextInput,
     TextToSpeechInput,
-    Timestamps,
+    TimestampGranularity,
     VoiceSettings,
 )
 from pomelo.providers.base import AudioSource
@@ -48,18 +48,18 @@ LARGEST: dict[str, Any] = {
         seed=2**32 - 1,
     ),
     "speech_to_speech": SpeechToSpeechInput(
-        audio=AudioInput(media_id="media_1"),
+        audio=MediaSource(media_id="media_1"),
         voice="Adam",
         voice_settings=_SETTINGS,
         output_format="pcm_48000",
         seed=2**32 - 1,
     ),
     "speech_to_text": SpeechToTextInput(
-        audio=AudioInput(media_id="media_1"),
+        audio=MediaSource(media_id="media_1"),
         language_code="DEU",
         diarize=True,
         num_speakers=32,
-        timestamps=Timestamps.TIMESTAMPS_CHARACTER,
+        timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER,
     ),
 }
 """An input of each task type with all fields."""
@@ -73,7 +73,7 @@ async def _house() -> AsyncIterator[Setup]:
 
 async def largest_input(setup: Setup, case: Case, stream: bool) -> Received:
     """The request that the richest input becomes."""
-    received = await sent(setup, case, LARGEST[case.kind], stream, SMALLEST)
+    received = await sent(setup, case, LARGEST[case.kind], stream, SMALLEST, text_rig.USER)
     assert received is not None
     return received
 
@@ -90,7 +90,8 @@ async def test_any_request_matches_the_published_api(
     setup: Setup, case: Case, data: Any, stream: bool
 ) -> None:
     asked = data.draw(inputs.given(case.model))
-    received = await sent(setup, case, asked, stream, data.draw(inputs.audio_sources()))
+    audio, user = data.draw(inputs.audio_sources()), data.draw(inputs.users())
+    received = await sent(setup, case, asked, stream, audio, user)
     if received is not None:
         await check(setup, case, received, stream)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop
-from tests.providers.rig import Rig, base_url, open_provider, open_rig
+from tests.providers.rig import Rig, base_url, open_provider, open_rig, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
     COMPATIBLE,
@@ -19,9 +19,9 @@ from tests.providers.text_rig import (
     VENDORS,
     Vendor,
     check_last,
-    deltas,
     failure,
     text,
+    texts,
 )
 
 HIGH, LOW = b"\\ud83d", b"\\ude00"
@@ -69,8 +69,8 @@ async def test_halves_of_a_surrogate_pair_in_a_stream_are_joined_or_replaced(
     sent, expected = PIECES[name]
     steps = tuple(refusal(vendor, piece) for piece in sent)
     rig.script(vendor.protocol.Answer("", at={0: steps}, usage=vendor.usage(9, 7)))
-    answer = await deltas(rig.provider, vendor.job(stream=True))
-    assert [delta.content for delta in answer] == [*expected, ""]
+    answer = await read_all(rig.provider, vendor.job(stream=True))
+    assert texts(answer) == [*expected, ""]
     check_last(answer, 9, 7)
 
 
@@ -80,8 +80,8 @@ async def test_surrogate_pairs_are_joined_in_a_long_unary_answer_to_a_stream_req
     steps = (refusal(LONG, b"a" + HIGH), refusal(LONG, LOW + b"b"), refusal(LONG, HIGH))
     upstream.script(LONG.protocol.Answer("", at={0: steps}))
     async with open_provider(LONG.make, base_url(upstream, LONG.server)) as provider:
-        answer = await deltas(provider, LONG.job(stream=False))
-    assert [delta.content for delta in answer] == ["a😀b\ufffd"]
+        answer = await read_all(provider, LONG.job(stream=False))
+    assert texts(answer) == ["a😀b\ufffd"]
 
 
 async def test_a_half_waits_during_comments_and_empty_events(vendor: Vendor, rig: Rig) -> None:
@@ -94,7 +94,7 @@ async def test_a_half_waits_during_comments_and_empty_events(vendor: Vendor, rig
     )
     steps = (refusal(vendor, HIGH), *between, refusal(vendor, LOW))
     rig.script(vendor.protocol.Answer("", at={0: steps}))
-    assert text(await deltas(rig.provider, vendor.job(stream=True))) == "😀"
+    assert text(await read_all(rig.provider, vendor.job(stream=True))) == "😀"
 
 
 async def test_text_before_a_half_does_not_wait_for_the_other_half(vendor: Vendor, rig: Rig) -> None:
@@ -103,9 +103,9 @@ async def test_text_before_a_half_does_not_wait_for_the_other_half(vendor: Vendo
         vendor.protocol.Answer("", at={0: (refusal(vendor, b"one" + HIGH), gate, refusal(vendor, LOW))})
     )
     events = rig.provider.text(vendor.job(stream=True))
-    assert (await anext(events)).text_delta.content == "one"
+    assert (await anext(events)).text_delta.text == "one"
     gate.open()
-    assert [event.text_delta.content async for event in events] == ["😀", ""]
+    assert texts([event async for event in events]) == ["😀", ""]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ async def test_a_lone_surrogate_in_a_unary_answer_is_replaced(
         return Reply(steps=(json.dumps(body).encode(),))
 
     rig.script(reply)
-    answer = await deltas(rig.provider, vendor.job(stream=False))
-    assert [delta.content for delta in answer] == [expected]
+    answer = await read_all(rig.provider, vendor.job(stream=False))
+    assert texts(answer) == [expected]
     check_last(answer, 9, 7)
 
 
@@ -148,7 +148,7 @@ async def test_a_surrogate_pair_in_two_parts_of_a_unary_answer_is_joined(upstrea
     for vendor in (ANTHROPIC, MISTRAL):
         upstream.script(reply)
         async with open_provider(vendor.make, base_url(upstream, vendor.server)) as provider:
-            assert text(await deltas(provider, vendor.job(stream=False))) == "a😀b\ufffd"
+            assert text(await read_all(provider, vendor.job(stream=False))) == "a😀b\ufffd"
 
 
 async def test_lone_surrogates_are_replaced_in_parts_refusals_and_the_last_chunk(
@@ -164,7 +164,7 @@ async def test_lone_surrogates_are_replaced_in_parts_refusals_and_the_last_chunk
     steps = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
     upstream.script(Reply(steps=(*steps, b"data: [DONE]\n\n")))
     async with open_provider(COMPATIBLE.make, base_url(upstream, COMPATIBLE.server)) as provider:
-        assert text(await deltas(provider, COMPATIBLE.job(stream=True))) == "a😀b😀😀!"
+        assert text(await read_all(provider, COMPATIBLE.job(stream=True))) == "a😀b😀😀!"
 
 
 async def test_a_half_in_an_error_body_does_not_hide_its_meaning(vendor: Vendor, rig: Rig) -> None:
@@ -215,8 +215,8 @@ async def test_an_end_marker_without_its_empty_line_ends_the_stream(
     rig.script(reply)
     answer = []
     async for event in rig.provider.text(vendor.job(stream=True)):
-        answer.append(event.text_delta)
-        if "".join(delta.content for delta in answer) == "one two":
+        answer.append(event)
+        if text(answer) == "one two":
             gate.open()
     assert text(answer) == "one two"
     check_last(answer, 9, 7)
@@ -251,7 +251,7 @@ async def test_unusual_but_valid_event_streams_are_parsed(vendor: Vendor, rig: R
         return Reply(steps=tuple(stream[at : at + 7] for at in range(0, len(stream), 7)))
 
     rig.script(reply)
-    answer = await deltas(rig.provider, vendor.job(stream=True))
+    answer = await read_all(rig.provider, vendor.job(stream=True))
     assert text(answer) == "one\u2028 two"
     check_last(answer, 9, 7)
 
@@ -261,7 +261,7 @@ async def test_unusual_but_valid_event_streams_are_parsed(vendor: Vendor, rig: R
 
 async def test_counts_written_as_floats_are_counts(vendor: Vendor, rig: Rig, stream: bool) -> None:
     rig.script(vendor.protocol.Answer("one two", usage=vendor.usage(9.0, 7.0)))
-    check_last(await deltas(rig.provider, vendor.job(stream=stream)), 9, 7, STOP)
+    check_last(await read_all(rig.provider, vendor.job(stream=stream)), 9, 7, STOP)
 
 
 @pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": None, "output_tokens": None}])
@@ -282,4 +282,4 @@ async def test_an_empty_count_at_the_end_does_not_replace_the_previous_one(
         return Reply(headers=whole.headers, steps=(*whole.steps, event, last_event(vendor)))
 
     rig.script(reply)
-    check_last(await deltas(rig.provider, vendor.job(stream=True)), 9, 7)
+    check_last(await read_all(rig.provider, vendor.job(stream=True)), 9, 7)

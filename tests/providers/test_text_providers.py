@@ -14,23 +14,27 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Catalog, Route
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import Role, TextInput
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop, broken_json, page
-from tests.providers.rig import Rig, base_url, check_no_secrets, open_provider, open_rig
+from tests.providers.rig import Rig, base_url, check_no_secrets, open_provider, open_rig, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
     MISTRAL,
     OPENAI,
     STOP,
+    USER,
     VENDORS,
     Vendor,
     check_last,
     check_no_usage,
-    deltas,
     failure,
+    finish_reason,
     largest_input,
+    message,
+    reported_usage,
     sent,
     text,
+    texts,
 )
 
 CATALOGUE = [
@@ -57,8 +61,8 @@ async def _rig(vendor: Vendor) -> AsyncIterator[Rig]:
 
 async def test_a_unary_answer_is_one_delta_with_all_fields(vendor: Vendor, rig: Rig) -> None:
     rig.script(vendor.protocol.Answer(TEXT, usage=vendor.usage(9, 7)))
-    answer = await deltas(rig.provider, vendor.job(stream=False))
-    assert [delta.content for delta in answer] == [TEXT]
+    answer = await read_all(rig.provider, vendor.job(stream=False))
+    assert texts(answer) == [TEXT]
     check_last(answer, 9, 7, STOP)
 
 
@@ -67,8 +71,8 @@ async def test_a_stream_has_a_delta_for_each_event_with_text_and_a_final_delta(
 ) -> None:
     rig.script(vendor.protocol.Answer("one two three", usage=vendor.usage(9, 7)))
     # OpenAI's protocol reports the token counts of a stream only on request, which the provider makes.
-    answer = await deltas(rig.provider, vendor.job(stream=True))
-    assert [delta.content for delta in answer] == ["one", " two", " three", ""]
+    answer = await read_all(rig.provider, vendor.job(stream=True))
+    assert texts(answer) == ["one", " two", " three", ""]
     check_last(answer, 9, 7, STOP)
 
 
@@ -80,7 +84,7 @@ async def test_a_stream_means_the_same_however_it_is_packed(
 ) -> None:
     form = {"packing": packing, "line_end": line_end, "comments": comments}
     rig.script(vendor.protocol.Answer(TEXT, usage=vendor.usage(9, 7), **form))
-    answer = await deltas(rig.provider, vendor.job(stream=True))
+    answer = await read_all(rig.provider, vendor.job(stream=True))
     assert text(answer) == TEXT
     check_last(answer, 9, 7, STOP)
 
@@ -89,15 +93,15 @@ async def test_text_arrives_while_the_vendor_still_sends(vendor: Vendor, rig: Ri
     gate = Gate()
     rig.script(vendor.protocol.Answer("one two three", at={1: gate}))
     async with aclosing(rig.provider.text(vendor.job(stream=True))) as events:
-        assert (await anext(events)).text_delta.content == "one"
+        assert (await anext(events)).text_delta.text == "one"
         gate.open()
-        assert [event.text_delta.content async for event in events] == [" two", " three", ""]
+        assert texts([event async for event in events]) == [" two", " three", ""]
 
 
 async def test_an_empty_answer_is_an_answer(vendor: Vendor, rig: Rig, stream: bool) -> None:
     rig.script(vendor.protocol.Answer("", usage=vendor.usage(9, 0)))
-    answer = await deltas(rig.provider, vendor.job(stream=stream))
-    assert [delta.content for delta in answer] == [""]
+    answer = await read_all(rig.provider, vendor.job(stream=stream))
+    assert texts(answer) == [""]
     check_last(answer, 9, 0, STOP)
 
 
@@ -111,18 +115,25 @@ async def test_without_a_credible_count_an_answer_ends_without_one(
     usage = dict(zip(vendor.counts, counts, strict=False)) if isinstance(counts, tuple) else counts
     answer = vendor.protocol.Answer("one two three", usage=usage)
     rig.script(answer, answer)
-    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content="count these four words")])
-    answer_text = await deltas(rig.provider, vendor.job(text_input, stream=True))
+    text_input = TextInput(messages=[message(Role.ROLE_USER, "count these four words")])
+    answer_text = await read_all(rig.provider, vendor.job(text_input, stream=True))
     assert text(answer_text) == "one two three"
     check_no_usage(answer_text)
-    answer_text = await deltas(rig.provider, vendor.job(text_input, stream=False))
+    answer_text = await read_all(rig.provider, vendor.job(text_input, stream=False))
     assert text(answer_text) == "one two three"
     check_no_usage(answer_text)
+
+
+async def test_the_output_includes_the_tokens_of_reasoning(vendor: Vendor, rig: Rig, stream: bool) -> None:
+    rig.script(vendor.protocol.Answer("one two", reasoning_tokens=3))
+    answer = await read_all(rig.provider, vendor.job(stream=stream))
+    check_last(answer, 3, 5)
+    assert reported_usage(answer).reasoning_tokens == (0 if vendor is MISTRAL else 3)
 
 
 async def test_a_connection_serves_one_answer_after_another(vendor: Vendor, rig: Rig, stream: bool) -> None:
     for _ in range(3):
-        await deltas(rig.provider, vendor.job(stream=stream))
+        await read_all(rig.provider, vendor.job(stream=stream))
     assert len({received.connection for received in rig.requests}) == 1
 
 
@@ -217,8 +228,8 @@ async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
     answer_text = ""
     with pytest.raises(Exception) as raised:  # noqa: PT011, PT012
         async for event in rig.provider.text(vendor.job(stream=True)):
-            assert not event.text_delta.finish_reason
-            answer_text += event.text_delta.content
+            assert event.WhichOneof("event") == "text_delta"
+            answer_text += event.text_delta.text
             if answer_text == "one two":
                 gate.open()
     assert answer_text == "one two"
@@ -247,7 +258,7 @@ async def test_without_a_key_it_is_not_configured(vendor: Vendor, rig: Rig, key:
 async def test_a_base_url_may_end_with_a_slash(vendor: Vendor, upstream: FaultUpstream) -> None:
     for end in ("", "/"):
         async with open_provider(vendor.make, base_url(upstream, vendor.server) + end) as provider:
-            assert (await deltas(provider, vendor.job(stream=False)))[-1].finish_reason
+            assert finish_reason(await read_all(provider, vendor.job(stream=False)))
     assert upstream.requests[0].path == upstream.requests[1].path
     assert "//" not in upstream.requests[0].path
 
@@ -256,9 +267,9 @@ async def test_concurrent_streams_do_not_mix(vendor: Vendor, rig: Rig) -> None:
     rig.default = lambda received: vendor.protocol.Answer(f"{received.prompt} " * 20)(received)
 
     async def ask(number: int) -> None:
-        text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=f"n{number}")])
+        text_input = TextInput(messages=[message(Role.ROLE_USER, f"n{number}")])
         assert (
-            text(await deltas(rig.provider, vendor.job(text_input, stream=number % 2 == 0)))
+            text(await read_all(rig.provider, vendor.job(text_input, stream=number % 2 == 0)))
             == f"n{number} " * 20
         )
 
@@ -278,14 +289,14 @@ async def test_a_response_that_is_compressed_without_a_request_is_not_decompress
         return Reply(headers=headers, steps=(gzip.compress(body) if headers else body,))
 
     rig.script(partial(reply, headers={}), partial(reply, headers={"Content-Encoding": "gzip"}))
-    assert text(await deltas(rig.provider, vendor.job(stream=False))) == "Hi"
+    assert text(await read_all(rig.provider, vendor.job(stream=False))) == "Hi"
     error, _ = await failure(rig.provider, vendor.job(stream=False))
     assert error.code == "provider_failed"
 
 
 async def test_the_input_is_not_changed(vendor: Vendor, upstream: FaultUpstream) -> None:
     text_input = largest_input()
-    await sent(replace(vendor, max_output_tokens=5), upstream, text_input)
+    await sent(replace(vendor, max_output_tokens=5), upstream, text_input, user=USER)
     assert text_input == largest_input()
 
 
@@ -295,5 +306,5 @@ async def test_the_input_is_not_changed(vendor: Vendor, upstream: FaultUpstream)
 async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_refuse(
     upstream: FaultUpstream, vendor: Vendor, route: Route, stream: bool
 ) -> None:
-    received = await sent(vendor, upstream, largest_input(), stream=stream, route=route)
+    received = await sent(vendor, upstream, largest_input(), stream=stream, route=route, user=USER)
     assert received.body["model"] == route.model

@@ -10,20 +10,13 @@ from typing import Any
 
 from pomelo.catalog.catalog import Limits, Route
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.gen.v1.text_pb2 import (
-    ContentPart,
-    ContentParts,
-    FinishReason,
-    ImageUrl,
-    Message,
-    Role,
-    TextDelta,
-    TextInput,
-)
+from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, ImagePart, Message, Role, TextInput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers import Credentials
 from pomelo.providers.anthropic import Anthropic
-from pomelo.providers.base import Job
+from pomelo.providers.base import Event, Job
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
 from pomelo.providers.chat.openai import OpenAI
@@ -34,6 +27,7 @@ from tests.providers.rig import PROMPT, base_url, make_job, open_provider, read_
 STOP = FinishReason.FINISH_REASON_STOP
 LENGTH = FinishReason.FINISH_REASON_LENGTH
 FILTERED = FinishReason.FINISH_REASON_CONTENT_FILTER
+USER = "alice@example.com"
 PNG = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -51,7 +45,12 @@ class Vendor:
     max_output_tokens: int = 0
 
     def job(
-        self, text_input: TextInput | None = None, *, stream: bool, route: Route | None = None
+        self,
+        text_input: TextInput | None = None,
+        *,
+        stream: bool,
+        route: Route | None = None,
+        user: str = "",
     ) -> Job[Any]:
         """A text job for this vendor; with the shortest input by default."""
         limits = Limits(max_output_tokens=self.max_output_tokens)
@@ -61,6 +60,7 @@ class Vendor:
             text_input or hi(PROMPT),
             stream=stream,
             limits=limits,
+            user=user,
         )
 
     def usage(self, prompt: Any, completion: Any) -> dict[str, Any]:
@@ -99,17 +99,12 @@ def largest_input() -> TextInput:
     """Returns a text input that sets every field."""
     return TextInput(
         messages=[
-            Message(role=Role.ROLE_SYSTEM, content="Be brief. Ünïcödé 🍊"),
-            Message(
-                role=Role.ROLE_USER,
-                parts=ContentParts(
-                    parts=[ContentPart(text="What is it?"), ContentPart(image_url=ImageUrl(url=PNG))]
-                ),
-            ),
-            Message(role=Role.ROLE_ASSISTANT, content=""),
-            Message(role=Role.ROLE_ASSISTANT, parts=ContentParts(parts=[ContentPart(text="A dot.")])),
-            Message(role=Role.ROLE_SYSTEM, parts=ContentParts(parts=[ContentPart(text="Be kind.")])),
-            Message(role=Role.ROLE_USER, content="Sure?"),
+            message(Role.ROLE_SYSTEM, "Be brief. Ünïcödé 🍊"),
+            Message(role=Role.ROLE_USER, content=[ContentPart(text="What is it?"), image(PNG)]),
+            message(Role.ROLE_ASSISTANT, ""),
+            message(Role.ROLE_ASSISTANT, "A dot.", " Or two."),
+            message(Role.ROLE_SYSTEM, "Be kind.", "Be quick."),
+            message(Role.ROLE_USER, "Sure?"),
         ],
         max_tokens=100,
         temperature=1.75,
@@ -118,13 +113,22 @@ def largest_input() -> TextInput:
         seed=2**53 - 1,
         presence_penalty=-2,
         frequency_penalty=0.5,
-        user="alice@example.com",
     )
 
 
 def hi(content: str = "Hi", **options: Any) -> TextInput:
     """The shortest input, with options."""
-    return TextInput(messages=[Message(role=Role.ROLE_USER, content=content)], **options)
+    return TextInput(messages=[message(Role.ROLE_USER, content)], **options)
+
+
+def message(role: Role.ValueType, *texts: str) -> Message:
+    """A message with a part for each text."""
+    return Message(role=role, content=[ContentPart(text=text) for text in texts])
+
+
+def image(url: str) -> ContentPart:
+    """An image in a message."""
+    return ContentPart(image=ImagePart(source=MediaSource(url=url)))
 
 
 async def sent(
@@ -134,17 +138,13 @@ async def sent(
     *,
     stream: bool = False,
     route: Route | None = None,
+    user: str = "",
 ) -> Received:
     """The request that a job became; it was taken and answered."""
     async with open_provider(vendor.make, base_url(upstream, vendor.server)) as provider:
-        answer = await deltas(provider, vendor.job(text_input, stream=stream, route=route))
-    assert answer[-1].finish_reason
+        answer = await read_all(provider, vendor.job(text_input, stream=stream, route=route, user=user))
+    assert finish_reason(answer)
     return await upstream.received()
-
-
-async def deltas(provider: Any, text_job: Job[Any]) -> list[TextDelta]:
-    """All events of the provider."""
-    return [event.text_delta for event in await read_all(provider, text_job)]
 
 
 async def failure(provider: Any, text_job: Job[Any]) -> tuple[PomeloError, str]:
@@ -153,33 +153,63 @@ async def failure(provider: Any, text_job: Job[Any]) -> tuple[PomeloError, str]:
     try:
         async with aclosing(run(provider, text_job)) as events:
             async for event in events:
-                answer += event.text_delta.content
-                assert not event.text_delta.finish_reason, "a failed answer looked complete"
+                answer += event.text_delta.text
+                assert event.WhichOneof("event") == "text_delta", "a failed answer looked complete"
     except PomeloError as error:
         return error, answer
     raise AssertionError(f"no failure; received {answer!r}")
 
 
-def text(answer: list[TextDelta]) -> str:
+def texts(answer: list[Event]) -> list[str]:
+    """The text of each event; of the last one, "" if the deltas before it had all of the text."""
+    return [_text(event) for event in answer]
+
+
+def text(answer: list[Event]) -> str:
     """The joined text."""
-    return "".join(delta.content for delta in answer)
+    return "".join(texts(answer))
+
+
+def finish_reason(answer: list[Event]) -> FinishReason.ValueType:
+    """The finish reason of the last event."""
+    return answer[-1].completed.text.finish_reason
+
+
+def reported_usage(answer: list[Event]) -> Usage:
+    """The usage of the last event."""
+    return answer[-1].completed.usage
 
 
 def check_last(
-    answer: list[TextDelta], prompt: int, completion: int, finish: FinishReason.ValueType | None = None
+    answer: list[Event], prompt: int, completion: int, finish: FinishReason.ValueType | None = None
 ) -> None:
-    """Only the last delta is a last one, and it has the count, and `finish` if that is given."""
-    *earlier, last = answer
-    assert not any(delta.finish_reason for delta in earlier)
-    assert not any(delta.HasField("usage") for delta in earlier if not delta.content)
-    assert last.finish_reason == finish if finish else last.finish_reason
-    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (prompt, completion)
-    assert last.usage.total_tokens == prompt + completion
+    """Only the last event is `completed`, and it has the count, and `finish` if that is given."""
+    _check_order(answer)
+    assert finish_reason(answer) == finish if finish else finish_reason(answer)
+    assert (reported_usage(answer).input_tokens, reported_usage(answer).output_tokens) == (prompt, completion)
 
 
-def check_no_usage(answer: list[TextDelta]) -> None:
-    """Only the last delta is a last one, and it has no count."""
+def check_no_usage(answer: list[Event]) -> None:
+    """Only the last event is `completed`, and it has no count."""
+    _check_order(answer)
+    assert finish_reason(answer)
+    assert not (reported_usage(answer).input_tokens and reported_usage(answer).output_tokens)
+
+
+def _text(event: Event) -> str:
+    if event.HasField("text_delta"):
+        return event.text_delta.text
+    output = event.completed.text
+    if output.HasField("message"):
+        (part,) = output.message.content
+        assert output.message.role == Role.ROLE_ASSISTANT
+        assert part.text, "an empty part"
+        return part.text
+    return ""
+
+
+def _check_order(answer: list[Event]) -> None:
     *earlier, last = answer
-    assert not any(delta.finish_reason for delta in earlier)
-    assert last.finish_reason
-    assert not (last.usage.prompt_tokens and last.usage.completion_tokens)
+    assert all(event.text_delta.text for event in earlier)
+    assert last.WhichOneof("event") == "completed"
+    assert last.completed.WhichOneof("output") == "text"

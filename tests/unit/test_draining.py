@@ -21,6 +21,7 @@ METHODS = (
     ("media", "upload_media"),
     ("accounts", "get_account"),
     ("accounts", "list_usage"),
+    ("accounts", "sum_usage"),
 )
 CONTEXTS = (("tasks", "stream_task"), ("media", "download_media"))
 

@@ -40,6 +40,7 @@ shutting_down               503 UNAVAILABLE         api_error
 internal_error              500 INTERNAL            api_error
 overloaded                  503 UNAVAILABLE         api_error
 server_unavailable          503 UNAVAILABLE         api_error
+model_not_found             404 NOT_FOUND           invalid_request_error
 """
 
 

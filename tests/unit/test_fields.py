@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor
 
+from pomelo.errors import PomeloError
 from pomelo.fields import FIELD_RULES, MAX_CHARACTERS, VOICE_SETTINGS_FIELDS, FieldRule, Rules
 from pomelo.gen.v1 import image_pb2, speech_pb2
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.tasks.labels import check_labels
 from tests.unit.tasks.collectors import BODIES, MODELS, definition_of, refusal, task_input
 
 TEXT, IMAGE, TTS, STS, STT = BODIES
@@ -64,7 +67,7 @@ def rule_of(model: str, field: str) -> FieldRule:
 
 
 def input_descriptor(model: str) -> Descriptor:
-    message = Task.DESCRIPTOR.fields_by_name[definition_of(model).name].message_type
+    message = TaskSpec.DESCRIPTOR.fields_by_name[definition_of(model).name].message_type
     assert message is not None
     return message
 
@@ -77,9 +80,20 @@ def refusal_of(model: str, field: str, value: float) -> str:
     return refusal(model, given)
 
 
+def refusal_of_user(user: str) -> str:
+    """What a task with this id of the end user is refused for."""
+    try:
+        check_labels(TaskSpec(user=user))
+    except PomeloError as error:
+        return f"{error.code} {error.field}"
+    return ""
+
+
 @EACH_TYPE
-def test_every_input_field_has_a_rule(model: str) -> None:
-    assert set(RULES[model]) == {field.name for field in input_descriptor(model).fields}
+def test_every_field_of_an_input_and_of_a_rest_body_has_a_rule(model: str) -> None:
+    # In a message, the user is part of the TaskSpec, and response_format is TaskOptions.delivery.
+    of_body = {TEXT: {"user"}, STT: set()}.get(model, {"response_format"})
+    assert set(RULES[model]) == {field.name for field in input_descriptor(model).fields} | of_body
     assert set(VOICE_SETTINGS_FIELDS) == {field.name for field in speech_pb2.VoiceSettings.DESCRIPTOR.fields}
 
 
@@ -123,8 +137,8 @@ def test_a_number_is_accepted_at_the_ends_of_its_range_and_refused_beyond(
 
 @EACH_TYPE
 def test_a_required_field_must_not_be_empty(model: str) -> None:
-    for name in RULES[model]:
-        given = task_input(model)
+    for field in input_descriptor(model).fields:
+        name, given = field.name, task_input(model)
         given.ClearField(name)
         assert refusal(model, given) == (f"missing_parameter {name}" if (model, name) in REQUIRED else "")
 
@@ -137,7 +151,10 @@ def test_a_text_or_a_list_has_at_most_its_maximum_length(
         value: Any = "ß" * count
         if field in ("messages", "stop"):
             value = [BODIES[TEXT]["messages"][0] if field == "messages" else "x"] * count
-        assert refusal(model, task_input(model, **{field: value})) == refused
+        if field == "user":
+            assert refusal_of_user(value) == refused
+        else:
+            assert refusal(model, task_input(model, **{field: value})) == refused
 
 
 def test_no_stop_sequence_is_empty() -> None:
@@ -157,16 +174,23 @@ def test_choices_of_enums_are_their_values(model: str) -> None:
             unspecified, *names = [value.name for value in field.enum_type.values]
             prefix = unspecified.removesuffix("UNSPECIFIED")
             values = [name.removeprefix(prefix).lower() for name in names]
-            # In JSON, an absent response_format means both.
-            assert list(RULES[model][field.name].choices) == [v for v in values if v != "both"]
+            assert list(RULES[model][field.name].choices) == values
+
+
+@pytest.mark.parametrize("model", [IMAGE, TTS, STS])
+def test_every_delivery_but_both_is_a_response_format(model: str) -> None:
+    assert MediaDelivery.keys() == [
+        f"MEDIA_DELIVERY_{name}" for name in ("UNSPECIFIED", "LINK", "INLINE", "BOTH")
+    ]
+    # In JSON, an absent response_format means both.
+    assert RULES[model]["response_format"].choices == ("url", "b64_json")
 
 
 @pytest.mark.parametrize(
     ("model", "field", "values"),
     [
         (IMAGE, "output_format", image_pb2.ImageFormat.values()),
-        *[(model, "response_format", [0, 1]) for model in (IMAGE, TTS, STS)],
-        (STT, "timestamps", speech_pb2.Timestamps.values()),
+        (STT, "timestamps", speech_pb2.TimestampGranularity.values()),
     ],
 )
 def test_an_enum_has_one_of_its_values(model: str, field: str, values: list[int]) -> None:

@@ -41,11 +41,13 @@ def test_no_state_is_kept_of_an_owner_without_calls() -> None:
 def test_a_plan_s_concurrency_limit_bounds_its_calls_in_flight() -> None:
     flight = InFlight(InFlightLimits())
     tickets = [flight.enter("small", 2) for _ in range(64)]
-    with refused("concurrency_limit_exceeded"):
+    with refused("concurrency_limit_exceeded") as error:
         flight.enter("small", 2)
+    assert error.value.values == {"quota": "calls_in_flight", "limit": "64"}
     tickets += [flight.enter("large", 200) for _ in range(800)]
-    with refused("concurrency_limit_exceeded"):
+    with refused("concurrency_limit_exceeded") as error:
         flight.enter("large", 200)
+    assert error.value.values["limit"] == "800"
     tickets += [flight.enter("none") for _ in range(1000)]
     with refused("overloaded"):
         flight.enter("none")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.openapi.schema import RESPONSE_HEADERS
-from pomelo.errors import TABLE, PomeloError
+from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, PomeloError
 from pomelo.status import (
     DETAILS_KEY,
     HEADER_NAMES,
@@ -25,6 +25,7 @@ from pomelo.status import (
     status_code,
     to_status,
 )
+from tests.calls import error_parts, unpack
 
 CODES = sorted(TABLE)
 NO_METADATA = grpc.aio.Metadata()
@@ -39,18 +40,9 @@ def travel(error: PomeloError) -> PomeloError:
     )
 
 
-def parts(error: PomeloError) -> tuple[str, str, str | None, int | None]:
-    return error.code, error.message, error.field, error.retry_after
-
-
 def details_of(error: PomeloError) -> dict[str, Any]:
     """Returns the details of an error's status, by their type names."""
-    details = {}
-    for packed in to_status(error).details:
-        detail = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])()
-        assert packed.Unpack(detail)
-        details[type(detail).__name__] = detail
-    return details
+    return unpack(to_status(error))
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -60,8 +52,10 @@ def test_every_error_is_received_as_it_was_raised(code: str) -> None:
         PomeloError(code, "Another message: ünïcödé 🦊", field="voice_settings.speed"),
         PomeloError(code, retry_after=17),
         PomeloError(code, field="", retry_after=0),
+        PomeloError(code, field="stop", values={"maximum": 4, "expected": "at most 4 strings, ünïcödé 🦊"}),
+        PomeloError(code, values={"maxBytes": 0, "character": ""}),
     ):
-        assert parts(travel(error)) == parts(error)
+        assert error_parts(travel(error)) == error_parts(error)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -98,6 +92,20 @@ def test_a_rate_limit_is_a_quota_failure_with_a_retry() -> None:
     assert details["RetryInfo"].retry_delay.seconds == 42
 
 
+def test_an_exceeded_limit_has_its_name_its_value_and_its_model() -> None:
+    values = {"quota": "tokens_per_minute", "limit": 40_000, "model": "gpt-4", "requested": 50_000}
+    (violation,) = details_of(PomeloError("token_limit_exceeded", values=values))["QuotaFailure"].violations
+    assert (violation.quota_id, violation.quota_metric) == ("tokens_per_minute", "tokens")
+    assert (violation.quota_value, dict(violation.quota_dimensions)) == (40_000, {"model": "gpt-4"})
+    assert violation.subject == "account"
+
+
+def test_the_limit_of_failed_keys_is_that_of_an_address() -> None:
+    error = PomeloError("rate_limit_exceeded", values={"quota": FAILED_KEYS_QUOTA, "retryAfter": 9})
+    (violation,) = details_of(error)["QuotaFailure"].violations
+    assert (violation.subject, violation.quota_metric, violation.quota_value) == ("address", "failed_keys", 0)
+
+
 @pytest.mark.parametrize("letter", ["x", "é"])
 def test_a_field_of_128_bytes_is_unchanged_and_a_longer_one_is_truncated_to_128(letter: str) -> None:
     whole = letter * (128 // len(letter.encode()))
@@ -127,10 +135,14 @@ def test_a_retry_policy_receives_the_delay_or_that_a_retry_is_pointless(code: st
         assert metadata == {"grpc-retry-pushback-ms": "-1"}
 
 
-@given(message=st.text(max_size=250), field=st.none() | st.text(max_size=30))
-def test_any_message_and_field_arrive(message: str, field: str | None) -> None:
-    error = PomeloError("invalid_parameter", message, field=field)
-    assert parts(travel(error)) == parts(error)
+@given(
+    message=st.text(max_size=250),
+    field=st.none() | st.text(max_size=30),
+    values=st.dictionaries(st.from_regex("[a-z]{1,4}", fullmatch=True), st.text(max_size=60), max_size=4),
+)
+def test_any_message_field_and_values_arrive(message: str, field: str | None, values: dict[str, str]) -> None:
+    error = PomeloError("invalid_parameter", message, field=field, values=values)
+    assert error_parts(travel(error)) == error_parts(error)
 
 
 def test_a_lone_surrogate_is_replaced_and_the_rest_arrives() -> None:
@@ -139,7 +151,10 @@ def test_a_lone_surrogate_is_replaced_and_the_rest_arrives() -> None:
 
 @pytest.mark.parametrize("letter", ["x", "é", "🦊"])
 def test_a_long_message_is_truncated_to_fit_into_metadata(letter: str) -> None:
-    error = PomeloError("rate_limit_exceeded", letter * 100_000, field=letter * 300, retry_after=1)
+    values = {"expected": letter * 300, "model": letter * 300, "limit": 2**53, "quota": "tokens_per_minute"}
+    error = PomeloError(
+        "rate_limit_exceeded", letter * 100_000, field=letter * 300, retry_after=1, values=values
+    )
     arrived = travel(error)
     assert arrived.message.endswith(letter + "…")
     status = to_status(error)
@@ -157,6 +172,15 @@ def test_a_message_of_768_bytes_is_unchanged_and_a_longer_one_is_truncated_to_76
     assert len(cut.encode()) <= 768
     assert whole.startswith(cut.removesuffix("…"))
     assert len(cut) >= len(whole) - 3
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "🦊"])
+def test_a_value_of_256_bytes_is_unchanged_and_a_longer_one_is_truncated_to_256(letter: str) -> None:
+    whole = letter * (256 // len(letter.encode()))
+    assert travel(PomeloError("invalid_parameter", values={"expected": whole})).values == {"expected": whole}
+    cut = travel(PomeloError("invalid_parameter", values={"expected": whole + letter})).values["expected"]
+    assert cut.endswith(letter + "…")
+    assert 248 < len(cut.encode()) <= 256
 
 
 @pytest.mark.parametrize(
@@ -197,7 +221,7 @@ def test_details_of_another_domain_or_an_unknown_reason_are_ignored() -> None:
         status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=domain))
         metadata = grpc.aio.Metadata((DETAILS_KEY, status.SerializeToString()))
         error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, NO_METADATA, metadata, details="theirs")
-        assert parts(from_rpc_error(error)) == parts(PomeloError("server_unavailable"))
+        assert error_parts(from_rpc_error(error)) == error_parts(PomeloError("server_unavailable"))
 
 
 @given(st.binary(max_size=200))

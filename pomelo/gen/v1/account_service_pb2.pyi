@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pomelo.gen.v1 import task_pb2 as _task_pb2
+from pomelo.gen.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -49,41 +50,77 @@ USAGE_SOURCE_RECOVERED: UsageSource.ValueType  # 3
 """Pomelo, from the progress that was saved last before a server died."""
 Global___UsageSource: _TypeAlias = UsageSource  # noqa: Y015
 
-class _UsageGroup:
+class _UsageDimension:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _UsageGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGroup.ValueType], _builtins.type):
+class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageDimension.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    USAGE_GROUP_UNSPECIFIED: _UsageGroup.ValueType  # 0
-    """Not at all: records are listed."""
-    USAGE_GROUP_MODEL: _UsageGroup.ValueType  # 1
-    """By the model that was asked for."""
-    USAGE_GROUP_KEY: _UsageGroup.ValueType  # 2
-    """By the id of the key."""
-    USAGE_GROUP_DAY: _UsageGroup.ValueType  # 3
-    """By the day, in UTC."""
-    USAGE_GROUP_ACCOUNT: _UsageGroup.ValueType  # 4
-    """By the account; only for the operator."""
+    USAGE_DIMENSION_UNSPECIFIED: _UsageDimension.ValueType  # 0
+    """Refused."""
+    USAGE_DIMENSION_MODEL: _UsageDimension.ValueType  # 1
+    """The model that was requested."""
+    USAGE_DIMENSION_KEY: _UsageDimension.ValueType  # 2
+    """The id of the key."""
+    USAGE_DIMENSION_DAY: _UsageDimension.ValueType  # 3
+    """The day on which the task ended, in UTC, such as 2026-11-24."""
+    USAGE_DIMENSION_USER: _UsageDimension.ValueType  # 4
+    """The task's user; empty for tasks without one."""
+    USAGE_DIMENSION_TASK_TYPE: _UsageDimension.ValueType  # 5
+    """The task type, such as text-to-speech."""
+    USAGE_DIMENSION_PROVIDER: _UsageDimension.ValueType  # 6
+    """The provider that answered."""
+    USAGE_DIMENSION_PROTOCOL: _UsageDimension.ValueType  # 7
+    """The protocol of the request: grpc or rest."""
 
-class UsageGroup(_UsageGroup, metaclass=_UsageGroupEnumTypeWrapper):
-    """How records are summed."""
+class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
+    """A property of usage records by which they can be summed."""
 
-USAGE_GROUP_UNSPECIFIED: UsageGroup.ValueType  # 0
-"""Not at all: records are listed."""
-USAGE_GROUP_MODEL: UsageGroup.ValueType  # 1
-"""By the model that was asked for."""
-USAGE_GROUP_KEY: UsageGroup.ValueType  # 2
-"""By the id of the key."""
-USAGE_GROUP_DAY: UsageGroup.ValueType  # 3
-"""By the day, in UTC."""
-USAGE_GROUP_ACCOUNT: UsageGroup.ValueType  # 4
-"""By the account; only for the operator."""
-Global___UsageGroup: _TypeAlias = UsageGroup  # noqa: Y015
+USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
+"""Refused."""
+USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 1
+"""The model that was requested."""
+USAGE_DIMENSION_KEY: UsageDimension.ValueType  # 2
+"""The id of the key."""
+USAGE_DIMENSION_DAY: UsageDimension.ValueType  # 3
+"""The day on which the task ended, in UTC, such as 2026-11-24."""
+USAGE_DIMENSION_USER: UsageDimension.ValueType  # 4
+"""The task's user; empty for tasks without one."""
+USAGE_DIMENSION_TASK_TYPE: UsageDimension.ValueType  # 5
+"""The task type, such as text-to-speech."""
+USAGE_DIMENSION_PROVIDER: UsageDimension.ValueType  # 6
+"""The provider that answered."""
+USAGE_DIMENSION_PROTOCOL: UsageDimension.ValueType  # 7
+"""The protocol of the request: grpc or rest."""
+Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
+
+@_typing.final
+class ModelSet(_message.Message):
+    """Names of models. A field of this type says what its absence means; an empty set contains no model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Public names, such as gpt-4."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelSet: _TypeAlias = ModelSet  # noqa: Y015
 
 @_typing.final
 class PlanLimits(_message.Message):
-    """What a plan allows in each mode of an account; 0: no limit."""
+    """What a plan allows in each mode of an account."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -92,28 +129,39 @@ class PlanLimits(_message.Message):
     TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     requests_per_minute: _builtins.int
-    """Requests in a minute, which begins with the first of them."""
+    """Requests in a minute, which begins with the first of them; absent: no limit."""
     concurrent_requests: _builtins.int
-    """Concurrent tasks."""
+    """Concurrent tasks; absent: no limit."""
     tokens_per_minute: _builtins.int
-    """Tokens per minute, for each text model."""
+    """Tokens per minute, for each text model; absent: no limit."""
     @_builtins.property
-    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The models that may be used; empty: all."""
+    def models(self) -> Global___ModelSet:
+        """The models that may be used; absent: all."""
 
     def __init__(
         self,
         *,
-        requests_per_minute: _builtins.int = ...,
-        concurrent_requests: _builtins.int = ...,
-        tokens_per_minute: _builtins.int = ...,
-        models: _abc.Iterable[_builtins.str] | None = ...,
+        requests_per_minute: _builtins.int | None = ...,
+        concurrent_requests: _builtins.int | None = ...,
+        tokens_per_minute: _builtins.int | None = ...,
+        models: Global___ModelSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests", "_requests_per_minute", b"_requests_per_minute", "_tokens_per_minute", b"_tokens_per_minute", "concurrent_requests", b"concurrent_requests", "models", b"models", "requests_per_minute", b"requests_per_minute", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrent_requests", b"concurrent_requests", "models", b"models", "requests_per_minute", b"requests_per_minute", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests", "_requests_per_minute", b"_requests_per_minute", "_tokens_per_minute", b"_tokens_per_minute", "concurrent_requests", b"concurrent_requests", "models", b"models", "requests_per_minute", b"requests_per_minute", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__concurrent_requests: _TypeAlias = _typing.Literal["concurrent_requests"]  # noqa: Y015
+    _WhichOneofArgType__concurrent_requests: _TypeAlias = _typing.Literal["_concurrent_requests", b"_concurrent_requests"]  # noqa: Y015
+    _WhichOneofReturnType__requests_per_minute: _TypeAlias = _typing.Literal["requests_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__requests_per_minute: _TypeAlias = _typing.Literal["_requests_per_minute", b"_requests_per_minute"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_minute: _TypeAlias = _typing.Literal["tokens_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_minute: _TypeAlias = _typing.Literal["_tokens_per_minute", b"_tokens_per_minute"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrent_requests) -> _WhichOneofReturnType__concurrent_requests | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_per_minute) -> _WhichOneofReturnType__requests_per_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_minute) -> _WhichOneofReturnType__tokens_per_minute | None: ...
 
 Global___PlanLimits: _TypeAlias = PlanLimits  # noqa: Y015
 
@@ -159,17 +207,17 @@ class Account(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
-    LIVE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     BALANCE_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Its name."""
+    id: _builtins.str
+    """Its id, which is its name."""
     plan: _builtins.str
     """The name of its plan."""
-    live: _builtins.bool
-    """Whether the mode is live."""
+    mode: _usage_pb2.Mode.ValueType
+    """The mode."""
     @_builtins.property
     def limits(self) -> Global___PlanLimits:
         """What the plan allows."""
@@ -181,15 +229,15 @@ class Account(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        id: _builtins.str = ...,
         plan: _builtins.str = ...,
         limits: Global___PlanLimits | None = ...,
-        live: _builtins.bool = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
         balance: Global___Balance | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "limits", b"limits", "live", b"live", "name", b"name", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "id", b"id", "limits", b"limits", "mode", b"mode", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -238,46 +286,63 @@ Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
 
 @_typing.final
 class UsageRecord(_message.Message):
-    """What one task used and cost. Counts that don't apply are 0."""
+    """What one task used and cost."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
-    WIRE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     PROVIDER_MODEL_FIELD_NUMBER: _builtins.int
     TASK_TYPE_FIELD_NUMBER: _builtins.int
-    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    CHARACTERS_FIELD_NUMBER: _builtins.int
-    IMAGES_FIELD_NUMBER: _builtins.int
-    AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     PROCESSING_MS_FIELD_NUMBER: _builtins.int
     FIRST_BYTE_MS_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
-    PRICE_VERSION_FIELD_NUMBER: _builtins.int
-    LIVE_FIELD_NUMBER: _builtins.int
-    SOURCE_FIELD_NUMBER: _builtins.int
-    COMPLETE_FIELD_NUMBER: _builtins.int
-    TIME_FIELD_NUMBER: _builtins.int
-    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHE_WRITE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHE_WRITE_1H_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     PROVIDER_COST_MICROS_FIELD_NUMBER: _builtins.int
+    PRICE_VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The task's id, as in its answer."""
     request_id: _builtins.str
     """The request's id, as in X-Request-Id."""
-    account: _builtins.str
-    """The account."""
+    account_id: _builtins.str
+    """The id of the account."""
     key_id: _builtins.str
     """The id of the key."""
-    wire: _builtins.str
+    mode: _usage_pb2.Mode.ValueType
+    """The mode of the key."""
+    protocol: _builtins.str
     """The protocol of the request: grpc or rest."""
     model: _builtins.str
     """The requested model."""
@@ -287,16 +352,12 @@ class UsageRecord(_message.Message):
     """The provider's own name of the model."""
     task_type: _task_pb2.TaskType.ValueType
     """The task type."""
-    input_tokens: _builtins.int
-    """Tokens of input."""
-    output_tokens: _builtins.int
-    """Tokens of output."""
-    characters: _builtins.int
-    """Characters of text to speak."""
-    images: _builtins.int
-    """Images."""
-    audio_seconds: _builtins.float
-    """Seconds of input audio."""
+    user: _builtins.str
+    """The task's user, as the caller named it; empty: none."""
+    source: Global___UsageSource.ValueType
+    """Who counted the usage."""
+    complete: _builtins.bool
+    """False for an interrupted answer; it costs what was delivered."""
     processing_ms: _builtins.int
     """Milliseconds from the task's reservation to its end."""
     first_byte_ms: _builtins.int
@@ -305,26 +366,22 @@ class UsageRecord(_message.Message):
     """Bytes of text, image or audio that were delivered."""
     cost_micros: _builtins.int
     """What was charged, in millionths of a credit."""
-    price_version: _builtins.str
-    """The date of the price, such as 2026-11-22."""
-    live: _builtins.bool
-    """Whether the key was live."""
-    source: Global___UsageSource.ValueType
-    """Who counted."""
-    complete: _builtins.bool
-    """False for an interrupted answer; it costs what was delivered."""
-    cached_input_tokens: _builtins.int
-    """Of input_tokens, those that the provider read from its cache."""
-    cache_write_input_tokens: _builtins.int
-    """Of input_tokens, those that the provider wrote to its cache."""
-    cache_write_1h_input_tokens: _builtins.int
-    """Of cache_write_input_tokens, those that it keeps for an hour."""
     provider_cost_micros: _builtins.int
-    """The cost that the provider reported and by which the task was billed, in millionths of a US dollar; 0: it was
+    """The cost that the provider reported and by which the task was billed, in millionths of a US dollar; absent: it was
     billed by its counts.
     """
+    price_version: _builtins.str
+    """The date of the price, such as 2026-11-22."""
     @_builtins.property
-    def time(self) -> _timestamp_pb2.Timestamp:
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The task's metadata, as the caller gave it."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What the task used."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
         """When the task ended."""
 
     def __init__(
@@ -332,149 +389,102 @@ class UsageRecord(_message.Message):
         *,
         id: _builtins.str = ...,
         request_id: _builtins.str = ...,
-        account: _builtins.str = ...,
+        account_id: _builtins.str = ...,
         key_id: _builtins.str = ...,
-        wire: _builtins.str = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
+        protocol: _builtins.str = ...,
         model: _builtins.str = ...,
         provider: _builtins.str = ...,
         provider_model: _builtins.str = ...,
         task_type: _task_pb2.TaskType.ValueType = ...,
-        input_tokens: _builtins.int = ...,
-        output_tokens: _builtins.int = ...,
-        characters: _builtins.int = ...,
-        images: _builtins.int = ...,
-        audio_seconds: _builtins.float = ...,
+        user: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        source: Global___UsageSource.ValueType = ...,
+        complete: _builtins.bool = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
         processing_ms: _builtins.int = ...,
         first_byte_ms: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
         cost_micros: _builtins.int = ...,
+        provider_cost_micros: _builtins.int | None = ...,
         price_version: _builtins.str = ...,
-        live: _builtins.bool = ...,
-        source: Global___UsageSource.ValueType = ...,
-        complete: _builtins.bool = ...,
-        time: _timestamp_pb2.Timestamp | None = ...,
-        cached_input_tokens: _builtins.int = ...,
-        cache_write_input_tokens: _builtins.int = ...,
-        cache_write_1h_input_tokens: _builtins.int = ...,
-        provider_cost_micros: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros", "end_time", b"end_time", "provider_cost_micros", b"provider_cost_micros", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "audio_seconds", b"audio_seconds", "cache_write_1h_input_tokens", b"cache_write_1h_input_tokens", "cache_write_input_tokens", b"cache_write_input_tokens", "cached_input_tokens", b"cached_input_tokens", "characters", b"characters", "complete", b"complete", "cost_micros", b"cost_micros", "first_byte_ms", b"first_byte_ms", "id", b"id", "images", b"images", "input_tokens", b"input_tokens", "key_id", b"key_id", "live", b"live", "model", b"model", "output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "price_version", b"price_version", "processing_ms", b"processing_ms", "provider", b"provider", "provider_cost_micros", b"provider_cost_micros", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "time", b"time", "wire", b"wire"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros", "account_id", b"account_id", "complete", b"complete", "cost_micros", b"cost_micros", "end_time", b"end_time", "first_byte_ms", b"first_byte_ms", "id", b"id", "key_id", b"key_id", "metadata", b"metadata", "mode", b"mode", "model", b"model", "output_bytes", b"output_bytes", "price_version", b"price_version", "processing_ms", b"processing_ms", "protocol", b"protocol", "provider", b"provider", "provider_cost_micros", b"provider_cost_micros", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "usage", b"usage", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__provider_cost_micros: _TypeAlias = _typing.Literal["provider_cost_micros"]  # noqa: Y015
+    _WhichOneofArgType__provider_cost_micros: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__provider_cost_micros) -> _WhichOneofReturnType__provider_cost_micros | None: ...
 
 Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015
 
 @_typing.final
-class UsageTotal(_message.Message):
-    """The sums of a group of records."""
+class UsageFilter(_message.Message):
+    """Selects usage records: those that match every field that is given."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    GROUP_FIELD_NUMBER: _builtins.int
-    TASKS_FIELD_NUMBER: _builtins.int
-    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    CHARACTERS_FIELD_NUMBER: _builtins.int
-    IMAGES_FIELD_NUMBER: _builtins.int
-    AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
-    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
-    COST_MICROS_FIELD_NUMBER: _builtins.int
-    CACHED_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHE_WRITE_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
-    group: _builtins.str
-    """The model, key id, day (2026-11-24) or account."""
-    tasks: _builtins.int
-    """How many tasks."""
-    input_tokens: _builtins.int
-    """Tokens of input."""
-    output_tokens: _builtins.int
-    """Tokens of output."""
-    characters: _builtins.int
-    """Characters of text to speak."""
-    images: _builtins.int
-    """Images."""
-    audio_seconds: _builtins.float
-    """Seconds of input audio."""
-    output_bytes: _builtins.int
-    """Bytes that were delivered."""
-    cost_micros: _builtins.int
-    """What was charged, in millionths of a credit."""
-    cached_input_tokens: _builtins.int
-    """Of input_tokens, those that providers read from their caches."""
-    cache_write_input_tokens: _builtins.int
-    """Of input_tokens, those that providers wrote to their caches."""
-    def __init__(
-        self,
-        *,
-        group: _builtins.str = ...,
-        tasks: _builtins.int = ...,
-        input_tokens: _builtins.int = ...,
-        output_tokens: _builtins.int = ...,
-        characters: _builtins.int = ...,
-        images: _builtins.int = ...,
-        audio_seconds: _builtins.float = ...,
-        output_bytes: _builtins.int = ...,
-        cost_micros: _builtins.int = ...,
-        cached_input_tokens: _builtins.int = ...,
-        cache_write_input_tokens: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_seconds", b"audio_seconds", "cache_write_input_tokens", b"cache_write_input_tokens", "cached_input_tokens", b"cached_input_tokens", "characters", b"characters", "cost_micros", b"cost_micros", "group", b"group", "images", b"images", "input_tokens", b"input_tokens", "output_bytes", b"output_bytes", "output_tokens", b"output_tokens", "tasks", b"tasks"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UsageTotal: _TypeAlias = UsageTotal  # noqa: Y015
-
-@_typing.final
-class ListUsageRequest(_message.Message):
-    """A page of usage. With page_token, all fields but page_size must be those of the first page."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    FROM_TIME_FIELD_NUMBER: _builtins.int
-    TO_TIME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
-    GROUP_BY_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    """Records or sums in a page, 1 to 1,000. Default: 100 records, or 10,000 sums."""
-    page_token: _builtins.str
-    """The next_page_token of the previous page. Default: the first page."""
     model: _builtins.str
-    """Only tasks of this model. Default: all."""
+    """Only tasks of this model, as it was requested. Default: all."""
     key_id: _builtins.str
-    """Only tasks of this key of the account. Default: all."""
-    group_by: Global___UsageGroup.ValueType
-    """Sums instead of records. All sums of a page are of the same moment. Default:
-    records.
-    """
+    """Only tasks of this key. Default: all."""
     @_builtins.property
-    def from_time(self) -> _timestamp_pb2.Timestamp:
+    def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only tasks that ended at this time or later. Default: no bound."""
 
     @_builtins.property
-    def to_time(self) -> _timestamp_pb2.Timestamp:
+    def end_time(self) -> _timestamp_pb2.Timestamp:
         """Only tasks that ended before this time. Default: until now."""
 
     def __init__(
         self,
         *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-        from_time: _timestamp_pb2.Timestamp | None = ...,
-        to_time: _timestamp_pb2.Timestamp | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
         model: _builtins.str = ...,
         key_id: _builtins.str = ...,
-        group_by: Global___UsageGroup.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "to_time", b"to_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_time", b"from_time", "group_by", b"group_by", "key_id", b"key_id", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "to_time", b"to_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "key_id", b"key_id", "model", b"model", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageFilter: _TypeAlias = UsageFilter  # noqa: Y015
+
+@_typing.final
+class ListUsageRequest(_message.Message):
+    """A page of usage records. With page_token, all fields but page_size must be those of the first page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most records in a page; values above 1,000 are reduced to 1,000. A page may have fewer. Default: 100."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page. Default: the first page."""
+    @_builtins.property
+    def filter(self) -> Global___UsageFilter:
+        """Which records. Default: all."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___UsageFilter | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -482,34 +492,164 @@ Global___ListUsageRequest: _TypeAlias = ListUsageRequest  # noqa: Y015
 
 @_typing.final
 class ListUsageResponse(_message.Message):
-    """Usage."""
+    """The records."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORDS_FIELD_NUMBER: _builtins.int
-    TOTALS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRecord]:
-        """The records, newest first; empty with group_by."""
-
-    @_builtins.property
-    def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageTotal]:
-        """The sums, by group; empty without group_by."""
+        """Newest first."""
 
     def __init__(
         self,
         *,
         records: _abc.Iterable[Global___UsageRecord] | None = ...,
-        totals: _abc.Iterable[Global___UsageTotal] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records", "totals", b"totals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListUsageResponse: _TypeAlias = ListUsageResponse  # noqa: Y015
+
+@_typing.final
+class UsageGrouping(_message.Message):
+    """One of the properties by which records are summed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    METADATA_KEY_FIELD_NUMBER: _builtins.int
+    dimension: Global___UsageDimension.ValueType
+    """A property that every record has."""
+    metadata_key: _builtins.str
+    """The value of this key in the task's metadata; empty for tasks without the key."""
+    def __init__(
+        self,
+        *,
+        dimension: Global___UsageDimension.ValueType = ...,
+        metadata_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "dimension", b"dimension", "metadata_key", b"metadata_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "dimension", b"dimension", "metadata_key", b"metadata_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_by: _TypeAlias = _typing.Literal["dimension", "metadata_key"]  # noqa: Y015
+    _WhichOneofArgType_by: _TypeAlias = _typing.Literal["by", b"by"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_by) -> _WhichOneofReturnType_by | None: ...
+
+Global___UsageGrouping: _TypeAlias = UsageGrouping  # noqa: Y015
+
+@_typing.final
+class UsageSum(_message.Message):
+    """The sums of the records that agree in every grouping of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
+    tasks: _builtins.int
+    """How many tasks."""
+    output_bytes: _builtins.int
+    """Bytes that were delivered."""
+    cost_micros: _builtins.int
+    """What was charged, in millionths of a credit."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The value of each grouping, in the order of group_by."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What they used together."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[_builtins.str] | None = ...,
+        tasks: _builtins.int = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        output_bytes: _builtins.int = ...,
+        cost_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micros", b"cost_micros", "groups", b"groups", "output_bytes", b"output_bytes", "tasks", b"tasks", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageSum: _TypeAlias = UsageSum  # noqa: Y015
+
+@_typing.final
+class SumUsageRequest(_message.Message):
+    """A page of sums. With page_token, all fields but page_size must be those of the first page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most sums in a page; values above 10,000 are reduced to 10,000. A page may have fewer. Default: 10,000."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page. Default: the first page."""
+    @_builtins.property
+    def filter(self) -> Global___UsageFilter:
+        """Which records. Default: all."""
+
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageGrouping]:
+        """By what they are summed: up to 4 properties, each once. Default: one sum of all records, if there are any."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___UsageFilter | None = ...,
+        group_by: _abc.Iterable[Global___UsageGrouping] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "group_by", b"group_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumUsageRequest: _TypeAlias = SumUsageRequest  # noqa: Y015
+
+@_typing.final
+class SumUsageResponse(_message.Message):
+    """The sums."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page; empty: this was the last page."""
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageSum]:
+        """Ordered by their groups. All sums of a page are of the same moment."""
+
+    def __init__(
+        self,
+        *,
+        sums: _abc.Iterable[Global___UsageSum] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumUsageResponse: _TypeAlias = SumUsageResponse  # noqa: Y015

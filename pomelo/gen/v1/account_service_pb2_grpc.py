@@ -46,6 +46,11 @@ class AccountServiceStub:
                 request_serializer=pomelo_dot_v1_dot_account__service__pb2.ListUsageRequest.SerializeToString,
                 response_deserializer=pomelo_dot_v1_dot_account__service__pb2.ListUsageResponse.FromString,
                 _registered_method=True)
+        self.SumUsage = channel.unary_unary(
+                '/pomelo.v1.AccountService/SumUsage',
+                request_serializer=pomelo_dot_v1_dot_account__service__pb2.SumUsageRequest.SerializeToString,
+                response_deserializer=pomelo_dot_v1_dot_account__service__pb2.SumUsageResponse.FromString,
+                _registered_method=True)
 
 
 class AccountServiceServicer:
@@ -61,7 +66,14 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUsage(self, request, context):
-        """Lists usage records, newest first; with group_by, their sums.
+        """Lists usage records in pages, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SumUsage(self, request, context):
+        """Sums usage records, by no, one or several properties, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +91,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.ListUsage,
                     request_deserializer=pomelo_dot_v1_dot_account__service__pb2.ListUsageRequest.FromString,
                     response_serializer=pomelo_dot_v1_dot_account__service__pb2.ListUsageResponse.SerializeToString,
+            ),
+            'SumUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SumUsage,
+                    request_deserializer=pomelo_dot_v1_dot_account__service__pb2.SumUsageRequest.FromString,
+                    response_serializer=pomelo_dot_v1_dot_account__service__pb2.SumUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +154,33 @@ class AccountService:
             '/pomelo.v1.AccountService/ListUsage',
             pomelo_dot_v1_dot_account__service__pb2.ListUsageRequest.SerializeToString,
             pomelo_dot_v1_dot_account__service__pb2.ListUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SumUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.v1.AccountService/SumUsage',
+            pomelo_dot_v1_dot_account__service__pb2.SumUsageRequest.SerializeToString,
+            pomelo_dot_v1_dot_account__service__pb2.SumUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

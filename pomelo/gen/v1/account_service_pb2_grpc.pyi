@@ -38,7 +38,9 @@ class AccountServiceStub:
     GetAccount: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.GetAccountRequest, _account_service_pb2.GetAccountResponse]
     """Returns the account: its plan, limits and credits."""
     ListUsage: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.ListUsageRequest, _account_service_pb2.ListUsageResponse]
-    """Lists usage records, newest first; with group_by, their sums."""
+    """Lists usage records in pages, newest first."""
+    SumUsage: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.SumUsageRequest, _account_service_pb2.SumUsageResponse]
+    """Sums usage records, by no, one or several properties, in pages."""
 
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
@@ -50,7 +52,9 @@ class AccountServiceAsyncStub(AccountServiceStub):
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_service_pb2.GetAccountRequest, _account_service_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Returns the account: its plan, limits and credits."""
     ListUsage: _aio.UnaryUnaryMultiCallable[_account_service_pb2.ListUsageRequest, _account_service_pb2.ListUsageResponse]  # type: ignore[assignment]
-    """Lists usage records, newest first; with group_by, their sums."""
+    """Lists usage records in pages, newest first."""
+    SumUsage: _aio.UnaryUnaryMultiCallable[_account_service_pb2.SumUsageRequest, _account_service_pb2.SumUsageResponse]  # type: ignore[assignment]
+    """Sums usage records, by no, one or several properties, in pages."""
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """The account of a key: its plan, credits and usage. A live key gets those of live mode, a test key those of test
@@ -71,6 +75,14 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_service_pb2.ListUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_service_pb2.ListUsageResponse, _abc.Awaitable[_account_service_pb2.ListUsageResponse]]:
-        """Lists usage records, newest first; with group_by, their sums."""
+        """Lists usage records in pages, newest first."""
+
+    @_abc_1.abstractmethod
+    def SumUsage(
+        self,
+        request: _account_service_pb2.SumUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_account_service_pb2.SumUsageResponse, _abc.Awaitable[_account_service_pb2.SumUsageResponse]]:
+        """Sums usage records, by no, one or several properties, in pages."""
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

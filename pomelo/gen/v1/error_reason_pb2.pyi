@@ -30,34 +30,42 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 2
     """The key may not use the model. PERMISSION_DENIED, HTTP 403.
+    Metadata: field, model, plan.
     Example: a key made with `--models gpt-4` asks for flux-1-pro.
     """
     ERROR_REASON_INVALID_BODY: _ErrorReason.ValueType  # 3
     """The body is not JSON or not multipart. INVALID_ARGUMENT, HTTP 400.
+    Metadata: maxFields, messageType.
     Example: `{"model": "gpt-4",`.
     """
     ERROR_REASON_MISSING_PARAMETER: _ErrorReason.ValueType  # 4
     """A required field is missing. INVALID_ARGUMENT, HTTP 400; the BadRequest detail names the field.
+    Metadata: field.
     Example: a text task without messages.
     """
     ERROR_REASON_INVALID_PARAMETER: _ErrorReason.ValueType  # 5
     """A field of a wrong type, range or name. INVALID_ARGUMENT, HTTP 400; BadRequest names the field.
+    Metadata: character, expected, field, fieldNumber, maxCharacters, maxFields, maximum, minimum, model, taskType.
     Example: a temperature of 3.
     """
     ERROR_REASON_UNSUPPORTED_MODEL: _ErrorReason.ValueType  # 6
     """No such model. INVALID_ARGUMENT, HTTP 400.
+    Metadata: field, model.
     Example: model "invalid-model".
     """
     ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: _ErrorReason.ValueType  # 7
     """The prompt is longer than the model takes. INVALID_ARGUMENT, HTTP 400.
+    Metadata: field, maxCharacters, maxTokens, tokens.
     Example: a novel sent to a model of 8,192 tokens.
     """
     ERROR_REASON_CONTENT_POLICY_VIOLATION: _ErrorReason.ValueType  # 8
     """The provider's content policy refused the input or the output. INVALID_ARGUMENT, HTTP 400.
+    Metadata: field.
     Example: an image that the provider's filter refuses.
     """
     ERROR_REASON_PAYLOAD_TOO_LARGE: _ErrorReason.ValueType  # 9
     """A body, an upload or inline audio is too large. RESOURCE_EXHAUSTED, HTTP 413.
+    Metadata: field, maxBytes, usedBytes.
     Example: an upload of 60 MiB where 50 MiB are allowed.
     """
     ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: _ErrorReason.ValueType  # 10
@@ -66,6 +74,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 11
     """The path, the file or the object does not exist. UNIMPLEMENTED or NOT_FOUND, HTTP 404.
+    Metadata: account, field, keyId.
     Example: `GET /api/v2/task`.
     """
     ERROR_REASON_METHOD_NOT_ALLOWED: _ErrorReason.ValueType  # 12
@@ -74,18 +83,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_RATE_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 13
     """Too many requests in the current minute. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
+    Metadata: limit, quota, resetTime, retryAfter.
     Example: the 21st request of a minute on a plan of 20.
     """
     ERROR_REASON_CONCURRENCY_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 14
     """Too many concurrent requests. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
+    Metadata: limit, quota.
     Example: a third request beside two running ones on a plan of 2.
     """
     ERROR_REASON_TOKEN_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 15
     """Too many tokens in the current minute for the model. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
+    Metadata: limit, model, quota, requested, resetTime.
     Example: 50,000 tokens in a minute on a plan of 40,000.
     """
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 16
     """The balance does not cover the task. FAILED_PRECONDITION, HTTP 402.
+    Metadata: availableMicros, requiredMicros.
     Example: an image that costs 0.05 credits, with 0.01 available.
     """
     ERROR_REASON_IDEMPOTENCY_CONFLICT: _ErrorReason.ValueType  # 17
@@ -98,6 +111,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_PROVIDER_NOT_CONFIGURED: _ErrorReason.ValueType  # 19
     """No provider that serves the model has credentials here. UNAVAILABLE, HTTP 503.
+    Metadata: field.
     Example: a live key asks for gpt-4 and no OpenAI key is set.
     """
     ERROR_REASON_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 20
@@ -110,6 +124,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 22
     """The deadline of the caller or of the server passed. DEADLINE_EXCEEDED, HTTP 504.
+    Metadata: timeoutSeconds.
     Example: `X-Request-Timeout: 2` and a task of five seconds.
     """
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 23
@@ -132,11 +147,48 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A gateway can't reach the server behind it. UNAVAILABLE, HTTP 503, with RetryInfo.
     Example: the server is being restarted.
     """
+    ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 28
+    """GetModel names no model. NOT_FOUND; never sent over REST. For a task of such a model it is UNSUPPORTED_MODEL.
+    Metadata: model.
+    Example: GetModel of "invalid-model".
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call was refused or failed. On gRPC the value, without its ERROR_REASON_ prefix, is the
     `reason` of the google.rpc.ErrorInfo in the status details (its domain is "pomelo"); over REST it is
     the `code` of the error body, in lower case.
+
+    The `metadata` of the ErrorInfo has every value that the message names, for programs. Each reason lists the
+    keys that its errors can have, after "Metadata:"; an error has those that its own message needs. Values are
+    text: numbers in decimal without separators, times as RFC 3339 in UTC. A value of more than 256 bytes, or a
+    field of more than 128, is truncated and then ends in "…". Ignore keys that you don't know.
+
+    - `account`, `keyId`, `plan`: the account, key or plan that does not exist.
+    - `availableMicros`: the credits that the account has available in this mode, in millionths of a credit.
+    - `character`: the character that is not allowed.
+    - `expected`: what the field must be, in English, as in the message.
+    - `field`: the field or header at fault, such as `messages[0].role`.
+    - `fieldNumber`: the number of the field that the server does not know.
+    - `limit`: the most that `quota` allows, such as 20 (requests a minute).
+    - `maxBytes`, `maxCharacters`: the most bytes or characters that are accepted.
+    - `maxTokens`, `tokens`: the most tokens that the model takes, and those of the prompt.
+    - `maxFields`: the most fields that a message may have, with those of the messages in it.
+    - `maximum`, `minimum`: the bounds of the field's value, or of its length or number of items, inclusive.
+    - `messageType`: the protobuf message that the method takes.
+    - `model`: the name of the model; shortened if it has more than 100 characters.
+    - `quota`: the limit that was reached: its field in PlanLimits (`requests_per_minute`, `concurrent_requests`,
+      `tokens_per_minute`), `calls_in_flight` (calls of any kind), or `failed_keys_per_minute` (of an address).
+    - `requested`: what the task would count toward the limit, if that is more than the limit itself.
+    - `requiredMicros`: the credits that must be available for the task to run, in millionths of a credit.
+    - `resetTime`: when the limit is reset.
+    - `retryAfter`: the seconds to wait.
+    - `taskType`: the task's input that the model takes, such as `text_to_speech`.
+    - `timeoutSeconds`: the seconds after which the call ended.
+    - `usedBytes`: the bytes that the account's media occupy.
+
+    Limits also have a QuotaFailure: `quota_id` is `quota`, `quota_metric` is what it counts (`requests`, `tokens`),
+    `quota_value` is `limit`, `quota_dimensions` has the `model` of a limit per model, and `subject` is "account" (the
+    caller's, in the mode of the key) or "address" (the caller's).
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -147,34 +199,42 @@ Example: a call without an `authorization` header.
 """
 ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 2
 """The key may not use the model. PERMISSION_DENIED, HTTP 403.
+Metadata: field, model, plan.
 Example: a key made with `--models gpt-4` asks for flux-1-pro.
 """
 ERROR_REASON_INVALID_BODY: ErrorReason.ValueType  # 3
 """The body is not JSON or not multipart. INVALID_ARGUMENT, HTTP 400.
+Metadata: maxFields, messageType.
 Example: `{"model": "gpt-4",`.
 """
 ERROR_REASON_MISSING_PARAMETER: ErrorReason.ValueType  # 4
 """A required field is missing. INVALID_ARGUMENT, HTTP 400; the BadRequest detail names the field.
+Metadata: field.
 Example: a text task without messages.
 """
 ERROR_REASON_INVALID_PARAMETER: ErrorReason.ValueType  # 5
 """A field of a wrong type, range or name. INVALID_ARGUMENT, HTTP 400; BadRequest names the field.
+Metadata: character, expected, field, fieldNumber, maxCharacters, maxFields, maximum, minimum, model, taskType.
 Example: a temperature of 3.
 """
 ERROR_REASON_UNSUPPORTED_MODEL: ErrorReason.ValueType  # 6
 """No such model. INVALID_ARGUMENT, HTTP 400.
+Metadata: field, model.
 Example: model "invalid-model".
 """
 ERROR_REASON_CONTEXT_LENGTH_EXCEEDED: ErrorReason.ValueType  # 7
 """The prompt is longer than the model takes. INVALID_ARGUMENT, HTTP 400.
+Metadata: field, maxCharacters, maxTokens, tokens.
 Example: a novel sent to a model of 8,192 tokens.
 """
 ERROR_REASON_CONTENT_POLICY_VIOLATION: ErrorReason.ValueType  # 8
 """The provider's content policy refused the input or the output. INVALID_ARGUMENT, HTTP 400.
+Metadata: field.
 Example: an image that the provider's filter refuses.
 """
 ERROR_REASON_PAYLOAD_TOO_LARGE: ErrorReason.ValueType  # 9
 """A body, an upload or inline audio is too large. RESOURCE_EXHAUSTED, HTTP 413.
+Metadata: field, maxBytes, usedBytes.
 Example: an upload of 60 MiB where 50 MiB are allowed.
 """
 ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: ErrorReason.ValueType  # 10
@@ -183,6 +243,7 @@ Example: `Content-Type: text/plain`.
 """
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 11
 """The path, the file or the object does not exist. UNIMPLEMENTED or NOT_FOUND, HTTP 404.
+Metadata: account, field, keyId.
 Example: `GET /api/v2/task`.
 """
 ERROR_REASON_METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 12
@@ -191,18 +252,22 @@ Example: `GET /api/v1/task`.
 """
 ERROR_REASON_RATE_LIMIT_EXCEEDED: ErrorReason.ValueType  # 13
 """Too many requests in the current minute. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
+Metadata: limit, quota, resetTime, retryAfter.
 Example: the 21st request of a minute on a plan of 20.
 """
 ERROR_REASON_CONCURRENCY_LIMIT_EXCEEDED: ErrorReason.ValueType  # 14
 """Too many concurrent requests. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
+Metadata: limit, quota.
 Example: a third request beside two running ones on a plan of 2.
 """
 ERROR_REASON_TOKEN_LIMIT_EXCEEDED: ErrorReason.ValueType  # 15
 """Too many tokens in the current minute for the model. RESOURCE_EXHAUSTED, HTTP 429, with RetryInfo.
+Metadata: limit, model, quota, requested, resetTime.
 Example: 50,000 tokens in a minute on a plan of 40,000.
 """
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 16
 """The balance does not cover the task. FAILED_PRECONDITION, HTTP 402.
+Metadata: availableMicros, requiredMicros.
 Example: an image that costs 0.05 credits, with 0.01 available.
 """
 ERROR_REASON_IDEMPOTENCY_CONFLICT: ErrorReason.ValueType  # 17
@@ -215,6 +280,7 @@ Example: the same key with another prompt.
 """
 ERROR_REASON_PROVIDER_NOT_CONFIGURED: ErrorReason.ValueType  # 19
 """No provider that serves the model has credentials here. UNAVAILABLE, HTTP 503.
+Metadata: field.
 Example: a live key asks for gpt-4 and no OpenAI key is set.
 """
 ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 20
@@ -227,6 +293,7 @@ Example: a stream that ended without its end marker.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 22
 """The deadline of the caller or of the server passed. DEADLINE_EXCEEDED, HTTP 504.
+Metadata: timeoutSeconds.
 Example: `X-Request-Timeout: 2` and a task of five seconds.
 """
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 23
@@ -248,5 +315,10 @@ Example: the 2,001st concurrent call.
 ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason.ValueType  # 27
 """A gateway can't reach the server behind it. UNAVAILABLE, HTTP 503, with RetryInfo.
 Example: the server is being restarted.
+"""
+ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 28
+"""GetModel names no model. NOT_FOUND; never sent over REST. For a task of such a model it is UNSUPPORTED_MODEL.
+Metadata: model.
+Example: GetModel of "invalid-model".
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

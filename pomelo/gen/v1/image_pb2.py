@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pomelo.gen.v1 import media_pb2 as pomelo_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pomelo/v1/image.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\"\xc3\x02\n\nImageInput\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\x05width\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06height\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x04\x88\x01\x01\x12-\n\routput_format\x18\x07 \x01(\x0e\x32\x16.pomelo.v1.ImageFormat\x12\x32\n\x0fresponse_format\x18\x08 \x01(\x0e\x32\x19.pomelo.v1.ResponseFormatB\x08\n\x06_widthB\t\n\x07_heightB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x07\n\x05_seed\"U\n\x0eGeneratedImage\x12\x1f\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Media\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\"8\n\x0bImageOutput\x12)\n\x06images\x18\x01 \x03(\x0b\x32\x19.pomelo.v1.GeneratedImage\"!\n\rImageProgress\x12\x10\n\x08progress\x18\x01 \x01(\x01*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pomelo/v1/image.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\"\x8f\x02\n\nImageInput\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\x05width\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06height\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x05 \x01(\x01H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x04\x88\x01\x01\x12-\n\routput_format\x18\x07 \x01(\x0e\x32\x16.pomelo.v1.ImageFormatB\x08\n\x06_widthB\t\n\x07_heightB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x07\n\x05_seed\"U\n\x0eGeneratedImage\x12\x1f\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Media\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\"8\n\x0bImageOutput\x12)\n\x06images\x18\x01 \x03(\x0b\x32\x19.pomelo.v1.GeneratedImage\"!\n\rImageProgress\x12\x10\n\x08progress\x18\x01 \x01(\x01*o\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.image_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_IMAGEFORMAT']._serialized_start=565
-  _globals['_IMAGEFORMAT']._serialized_end=676
+  _globals['_IMAGEFORMAT']._serialized_start=513
+  _globals['_IMAGEFORMAT']._serialized_end=624
   _globals['_IMAGEINPUT']._serialized_start=60
-  _globals['_IMAGEINPUT']._serialized_end=383
-  _globals['_GENERATEDIMAGE']._serialized_start=385
-  _globals['_GENERATEDIMAGE']._serialized_end=470
-  _globals['_IMAGEOUTPUT']._serialized_start=472
-  _globals['_IMAGEOUTPUT']._serialized_end=528
-  _globals['_IMAGEPROGRESS']._serialized_start=530
-  _globals['_IMAGEPROGRESS']._serialized_end=563
+  _globals['_IMAGEINPUT']._serialized_end=331
+  _globals['_GENERATEDIMAGE']._serialized_start=333
+  _globals['_GENERATEDIMAGE']._serialized_end=418
+  _globals['_IMAGEOUTPUT']._serialized_start=420
+  _globals['_IMAGEOUTPUT']._serialized_end=476
+  _globals['_IMAGEPROGRESS']._serialized_start=478
+  _globals['_IMAGEPROGRESS']._serialized_end=511
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ class _ImageFormat:
 class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageFormat.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     IMAGE_FORMAT_UNSPECIFIED: _ImageFormat.ValueType  # 0
-    """PNG."""
+    """Left to the server."""
     IMAGE_FORMAT_PNG: _ImageFormat.ValueType  # 1
     """image/png."""
     IMAGE_FORMAT_JPEG: _ImageFormat.ValueType  # 2
@@ -39,7 +39,7 @@ class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper):
     """The file format of an image."""
 
 IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
-"""PNG."""
+"""Left to the server."""
 IMAGE_FORMAT_PNG: ImageFormat.ValueType  # 1
 """image/png."""
 IMAGE_FORMAT_JPEG: ImageFormat.ValueType  # 2
@@ -61,7 +61,6 @@ class ImageInput(_message.Message):
     GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
-    RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """What to draw, 1 to 10,000 characters. Required."""
     width: _builtins.int
@@ -76,8 +75,6 @@ class ImageInput(_message.Message):
     """For a repeatable image, 0 to 2^53 - 1. Default: none."""
     output_format: Global___ImageFormat.ValueType
     """The file format. Default: PNG."""
-    response_format: _media_pb2.ResponseFormat.ValueType
-    """A link, the bytes or both. Default: both."""
     def __init__(
         self,
         *,
@@ -88,11 +85,10 @@ class ImageInput(_message.Message):
         guidance_scale: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
         output_format: Global___ImageFormat.ValueType = ...,
-        response_format: _media_pb2.ResponseFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "guidance_scale", b"guidance_scale", "height", b"height", "num_inference_steps", b"num_inference_steps", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "guidance_scale", b"guidance_scale", "height", b"height", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "prompt", b"prompt", "response_format", b"response_format", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale", "_height", b"_height", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_width", b"_width", "guidance_scale", b"guidance_scale", "height", b"height", "num_inference_steps", b"num_inference_steps", "output_format", b"output_format", "prompt", b"prompt", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
     _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
@@ -127,12 +123,12 @@ class GeneratedImage(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Its bytes; absent if response_format is URL (see there for UNSPECIFIED)."""
+    """Its bytes, as TaskOptions.delivery asks."""
     content_type: _builtins.str
     """Its media type, such as image/png."""
     @_builtins.property
     def media(self) -> _media_pb2.Media:
-        """The stored file; absent if response_format is B64_JSON."""
+        """The stored file, as TaskOptions.delivery asks."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pomelo/v1/media.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n\x05Media\x12\x10\n\x08media_id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x82\x01\n\x0eResponseFormat\x12\x1f\n\x1bRESPONSE_FORMAT_UNSPECIFIED\x10\x00\x12\x17\n\x13RESPONSE_FORMAT_URL\x10\x01\x12\x1c\n\x18RESPONSE_FORMAT_B64_JSON\x10\x02\x12\x18\n\x14RESPONSE_FORMAT_BOTH\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pomelo/v1/media.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x0bMediaSource\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x12\n\x08media_id\x18\x02 \x01(\tH\x00\x12\r\n\x03url\x18\x03 \x01(\tH\x00\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\tB\x08\n\x06source\"{\n\x05Media\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12/\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*|\n\rMediaDelivery\x12\x1e\n\x1aMEDIA_DELIVERY_UNSPECIFIED\x10\x00\x12\x17\n\x13MEDIA_DELIVERY_LINK\x10\x01\x12\x19\n\x15MEDIA_DELIVERY_INLINE\x10\x02\x12\x17\n\x13MEDIA_DELIVERY_BOTH\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.media_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_RESPONSEFORMAT']._serialized_start=202
-  _globals['_RESPONSEFORMAT']._serialized_end=332
-  _globals['_MEDIA']._serialized_start=70
-  _globals['_MEDIA']._serialized_end=199
+  _globals['_MEDIADELIVERY']._serialized_start=292
+  _globals['_MEDIADELIVERY']._serialized_end=416
+  _globals['_MEDIASOURCE']._serialized_start=69
+  _globals['_MEDIASOURCE']._serialized_end=165
+  _globals['_MEDIA']._serialized_start=167
+  _globals['_MEDIA']._serialized_end=290
 # @@protoc_insertion_point(module_scope)

@@ -18,37 +18,69 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _ResponseFormat:
+class _MediaDelivery:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _ResponseFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResponseFormat.ValueType], _builtins.type):
+class _MediaDeliveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaDelivery.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    RESPONSE_FORMAT_UNSPECIFIED: _ResponseFormat.ValueType  # 0
-    """A link, and the bytes too unless they are above 3 MiB (a gRPC client takes 4 MiB by default) or, at the end of a
-    stream, above 45 KiB. The default of streams over REST.
-    """
-    RESPONSE_FORMAT_URL: _ResponseFormat.ValueType  # 1
+    MEDIA_DELIVERY_UNSPECIFIED: _MediaDelivery.ValueType  # 0
+    """Left to the server."""
+    MEDIA_DELIVERY_LINK: _MediaDelivery.ValueType  # 1
     """Only a signed link."""
-    RESPONSE_FORMAT_B64_JSON: _ResponseFormat.ValueType  # 2
-    """Only the bytes (as base64 over REST), and nothing is stored; above 16 MiB a link instead."""
-    RESPONSE_FORMAT_BOTH: _ResponseFormat.ValueType  # 3
-    """A link, and the bytes unless they are above 16 MiB. The default of whole answers over REST."""
+    MEDIA_DELIVERY_INLINE: _MediaDelivery.ValueType  # 2
+    """Only the bytes, and nothing is stored; above 16 MiB a link instead."""
+    MEDIA_DELIVERY_BOTH: _MediaDelivery.ValueType  # 3
+    """A link, and the bytes unless they are above 16 MiB."""
 
-class ResponseFormat(_ResponseFormat, metaclass=_ResponseFormatEnumTypeWrapper):
-    """How generated media are returned."""
+class MediaDelivery(_MediaDelivery, metaclass=_MediaDeliveryEnumTypeWrapper):
+    """How a result contains generated media."""
 
-RESPONSE_FORMAT_UNSPECIFIED: ResponseFormat.ValueType  # 0
-"""A link, and the bytes too unless they are above 3 MiB (a gRPC client takes 4 MiB by default) or, at the end of a
-stream, above 45 KiB. The default of streams over REST.
-"""
-RESPONSE_FORMAT_URL: ResponseFormat.ValueType  # 1
+MEDIA_DELIVERY_UNSPECIFIED: MediaDelivery.ValueType  # 0
+"""Left to the server."""
+MEDIA_DELIVERY_LINK: MediaDelivery.ValueType  # 1
 """Only a signed link."""
-RESPONSE_FORMAT_B64_JSON: ResponseFormat.ValueType  # 2
-"""Only the bytes (as base64 over REST), and nothing is stored; above 16 MiB a link instead."""
-RESPONSE_FORMAT_BOTH: ResponseFormat.ValueType  # 3
-"""A link, and the bytes unless they are above 16 MiB. The default of whole answers over REST."""
-Global___ResponseFormat: _TypeAlias = ResponseFormat  # noqa: Y015
+MEDIA_DELIVERY_INLINE: MediaDelivery.ValueType  # 2
+"""Only the bytes, and nothing is stored; above 16 MiB a link instead."""
+MEDIA_DELIVERY_BOTH: MediaDelivery.ValueType  # 3
+"""A link, and the bytes unless they are above 16 MiB."""
+Global___MediaDelivery: _TypeAlias = MediaDelivery  # noqa: Y015
+
+@_typing.final
+class MediaSource(_message.Message):
+    """Audio or an image that a task takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Here."""
+    media_id: _builtins.str
+    """In a file that the account uploaded or generated: its id."""
+    url: _builtins.str
+    """At a URL: a `data:` URI. A remote URL is refused, unless the operator allows it."""
+    content_type: _builtins.str
+    """The media type, such as audio/mpeg. The bytes decide where they say what they are. Default: detected from the bytes."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        media_id: _builtins.str = ...,
+        url: _builtins.str = ...,
+        content_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "media_id", b"media_id", "source", b"source", "url", b"url"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "media_id", b"media_id", "source", b"source", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "media_id", "url"]  # noqa: Y015
+    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
+
+Global___MediaSource: _TypeAlias = MediaSource  # noqa: Y015
 
 @_typing.final
 class Media(_message.Message):
@@ -56,12 +88,12 @@ class Media(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     URL_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
-    media_id: _builtins.str
+    id: _builtins.str
     """Its id, `media_…`, with the file extension of its type. The account that owns it can use it as a task's input."""
     url: _builtins.str
     """A signed link that needs no key, until expire_time."""
@@ -76,7 +108,7 @@ class Media(_message.Message):
     def __init__(
         self,
         *,
-        media_id: _builtins.str = ...,
+        id: _builtins.str = ...,
         url: _builtins.str = ...,
         content_type: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
@@ -84,7 +116,7 @@ class Media(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "expire_time", b"expire_time", "media_id", b"media_id", "size_bytes", b"size_bytes", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "expire_time", b"expire_time", "id", b"id", "size_bytes", b"size_bytes", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

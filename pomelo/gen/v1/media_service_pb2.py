@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pomelo.gen.v1 import media_pb2 as pomelo_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpomelo/v1/media_service.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\"E\n\x12UploadMediaRequest\x12\x16\n\x0c\x63ontent_type\x18\x01 \x01(\tH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61ta\"6\n\x13UploadMediaResponse\x12\x1f\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Media\";\n\x14\x44ownloadMediaRequest\x12\x10\n\x08media_id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\t\"S\n\x15\x44ownloadMediaResponse\x12!\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.MediaH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61ta2\xb4\x01\n\x0cMediaService\x12N\n\x0bUploadMedia\x12\x1d.pomelo.v1.UploadMediaRequest\x1a\x1e.pomelo.v1.UploadMediaResponse(\x01\x12T\n\rDownloadMedia\x12\x1f.pomelo.v1.DownloadMediaRequest\x1a .pomelo.v1.DownloadMediaResponse0\x01\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpomelo/v1/media_service.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\")\n\x11UploadMediaHeader\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\"]\n\x12UploadMediaRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pomelo.v1.UploadMediaHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61ta\"6\n\x13UploadMediaResponse\x12\x1f\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Media\"5\n\x14\x44ownloadMediaRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\t\"S\n\x15\x44ownloadMediaResponse\x12!\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.MediaH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61ta2\xb4\x01\n\x0cMediaService\x12N\n\x0bUploadMedia\x12\x1d.pomelo.v1.UploadMediaRequest\x1a\x1e.pomelo.v1.UploadMediaResponse(\x01\x12T\n\rDownloadMedia\x12\x1f.pomelo.v1.DownloadMediaRequest\x1a .pomelo.v1.DownloadMediaResponse0\x01\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.media_service
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_UPLOADMEDIAREQUEST']._serialized_start=67
-  _globals['_UPLOADMEDIAREQUEST']._serialized_end=136
-  _globals['_UPLOADMEDIARESPONSE']._serialized_start=138
-  _globals['_UPLOADMEDIARESPONSE']._serialized_end=192
-  _globals['_DOWNLOADMEDIAREQUEST']._serialized_start=194
-  _globals['_DOWNLOADMEDIAREQUEST']._serialized_end=253
-  _globals['_DOWNLOADMEDIARESPONSE']._serialized_start=255
-  _globals['_DOWNLOADMEDIARESPONSE']._serialized_end=338
-  _globals['_MEDIASERVICE']._serialized_start=341
-  _globals['_MEDIASERVICE']._serialized_end=521
+  _globals['_UPLOADMEDIAHEADER']._serialized_start=67
+  _globals['_UPLOADMEDIAHEADER']._serialized_end=108
+  _globals['_UPLOADMEDIAREQUEST']._serialized_start=110
+  _globals['_UPLOADMEDIAREQUEST']._serialized_end=203
+  _globals['_UPLOADMEDIARESPONSE']._serialized_start=205
+  _globals['_UPLOADMEDIARESPONSE']._serialized_end=259
+  _globals['_DOWNLOADMEDIAREQUEST']._serialized_start=261
+  _globals['_DOWNLOADMEDIAREQUEST']._serialized_end=314
+  _globals['_DOWNLOADMEDIARESPONSE']._serialized_start=316
+  _globals['_DOWNLOADMEDIARESPONSE']._serialized_end=399
+  _globals['_MEDIASERVICE']._serialized_start=402
+  _globals['_MEDIASERVICE']._serialized_end=582
 # @@protoc_insertion_point(module_scope)

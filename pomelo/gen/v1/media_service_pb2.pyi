@@ -18,28 +18,52 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class UploadMediaRequest(_message.Message):
-    """A message of an upload: the content type first, then chunks."""
+class UploadMediaHeader(_message.Message):
+    """What is known of a file before its bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
-    CHUNK_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
-    """The media type, such as audio/mpeg; the first message. Empty: detected from the bytes."""
-    chunk: _builtins.bytes
-    """The next bytes, 1 byte to 1 MiB."""
+    """The media type, such as audio/mpeg. Default: detected from the bytes."""
     def __init__(
         self,
         *,
         content_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadMediaHeader: _TypeAlias = UploadMediaHeader  # noqa: Y015
+
+@_typing.final
+class UploadMediaRequest(_message.Message):
+    """A message of an upload: the header first, then chunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes, 1 byte to 1 MiB."""
+    @_builtins.property
+    def header(self) -> Global___UploadMediaHeader:
+        """The header; the first message. Default: that of a file of which nothing is known."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___UploadMediaHeader | None = ...,
         chunk: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content_type", b"content_type", "data", b"data"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "data", b"data", "header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "content_type", b"content_type", "data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "data", b"data", "header", b"header"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_data: _TypeAlias = _typing.Literal["content_type", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_data: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
     _WhichOneofArgType_data: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_data) -> _WhichOneofReturnType_data | None: ...
 
@@ -75,21 +99,21 @@ class DownloadMediaRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    MEDIA_ID_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
-    media_id: _builtins.str
+    id: _builtins.str
     """Its id. Required."""
     signature: _builtins.str
     """The query string of its signed link; with it, no key is needed. Default: none."""
     def __init__(
         self,
         *,
-        media_id: _builtins.str = ...,
+        id: _builtins.str = ...,
         signature: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["media_id", b"media_id", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

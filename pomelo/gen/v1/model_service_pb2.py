@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from pomelo.gen.v1 import task_pb2 as pomelo_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpomelo/v1/model_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14pomelo/v1/task.proto\"B\n\x05Price\x12\"\n\x04unit\x18\x01 \x01(\x0e\x32\x14.pomelo.v1.PriceUnit\x12\x15\n\ramount_micros\x18\x02 \x01(\x03\"H\n\tPriceTier\x12\x19\n\x11\x66rom_input_tokens\x18\x01 \x01(\x03\x12 \n\x06prices\x18\x02 \x03(\x0b\x32\x10.pomelo.v1.Price\"u\n\x0bModelLimits\x12\x18\n\x10max_input_tokens\x18\x01 \x01(\x03\x12\x19\n\x11max_output_tokens\x18\x02 \x01(\x03\x12\x16\n\x0emax_characters\x18\x03 \x01(\x03\x12\x19\n\x11max_audio_seconds\x18\x04 \x01(\x03\"\xc1\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\ttask_type\x18\x02 \x01(\x0e\x32\x13.pomelo.v1.TaskType\x12&\n\x06limits\x18\x03 \x01(\x0b\x32\x16.pomelo.v1.ModelLimits\x12 \n\x06prices\x18\x04 \x03(\x0b\x32\x10.pomelo.v1.Price\x12\x15\n\rprice_version\x18\x05 \x01(\t\x12\x11\n\tavailable\x18\x06 \x01(\x08\x12)\n\x0bprice_tiers\x18\x07 \x03(\x0b\x32\x14.pomelo.v1.PriceTier\x12\x32\n\x0e\x64\x65precate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bretire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.pomelo.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Model*\x94\x03\n\tPriceUnit\x12\x1a\n\x16PRICE_UNIT_UNSPECIFIED\x10\x00\x12#\n\x1fPRICE_UNIT_MILLION_INPUT_TOKENS\x10\x01\x12$\n PRICE_UNIT_MILLION_OUTPUT_TOKENS\x10\x02\x12\x14\n\x10PRICE_UNIT_IMAGE\x10\x03\x12\x18\n\x14PRICE_UNIT_MEGAPIXEL\x10\x04\x12\"\n\x1ePRICE_UNIT_THOUSAND_CHARACTERS\x10\x05\x12\x1b\n\x17PRICE_UNIT_AUDIO_MINUTE\x10\x06\x12*\n&PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS\x10\x07\x12/\n+PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS\x10\x08\x12\x32\n.PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS\x10\t\x12\x1e\n\x1aPRICE_UNIT_PROVIDER_DOLLAR\x10\n2\x9e\x01\n\x0cModelService\x12I\n\nListModels\x12\x1c.pomelo.v1.ListModelsRequest\x1a\x1d.pomelo.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.pomelo.v1.GetModelRequest\x1a\x1b.pomelo.v1.GetModelResponseB-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpomelo/v1/model_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14pomelo/v1/task.proto\"B\n\x05Price\x12\"\n\x04unit\x18\x01 \x01(\x0e\x32\x14.pomelo.v1.PriceUnit\x12\x15\n\ramount_micros\x18\x02 \x01(\x03\"G\n\tPriceTier\x12\x18\n\x10min_input_tokens\x18\x01 \x01(\x03\x12 \n\x06prices\x18\x02 \x03(\x0b\x32\x10.pomelo.v1.Price\"\xdd\x01\n\x0bModelLimits\x12\x1d\n\x10max_input_tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1b\n\x0emax_characters\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x1e\n\x11max_audio_seconds\x18\x04 \x01(\x03H\x03\x88\x01\x01\x42\x13\n\x11_max_input_tokensB\x14\n\x12_max_output_tokensB\x11\n\x0f_max_charactersB\x14\n\x12_max_audio_seconds\"\xbf\x02\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12&\n\ttask_type\x18\x02 \x01(\x0e\x32\x13.pomelo.v1.TaskType\x12&\n\x06limits\x18\x03 \x01(\x0b\x32\x16.pomelo.v1.ModelLimits\x12 \n\x06prices\x18\x04 \x03(\x0b\x32\x10.pomelo.v1.Price\x12\x15\n\rprice_version\x18\x05 \x01(\t\x12\x11\n\tavailable\x18\x06 \x01(\x08\x12)\n\x0bprice_tiers\x18\x07 \x03(\x0b\x32\x14.pomelo.v1.PriceTier\x12\x32\n\x0e\x64\x65precate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bretire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"O\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.pomelo.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Model*\x94\x03\n\tPriceUnit\x12\x1a\n\x16PRICE_UNIT_UNSPECIFIED\x10\x00\x12#\n\x1fPRICE_UNIT_MILLION_INPUT_TOKENS\x10\x01\x12$\n PRICE_UNIT_MILLION_OUTPUT_TOKENS\x10\x02\x12\x14\n\x10PRICE_UNIT_IMAGE\x10\x03\x12\x18\n\x14PRICE_UNIT_MEGAPIXEL\x10\x04\x12\"\n\x1ePRICE_UNIT_THOUSAND_CHARACTERS\x10\x05\x12\x1b\n\x17PRICE_UNIT_AUDIO_MINUTE\x10\x06\x12*\n&PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS\x10\x07\x12/\n+PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS\x10\x08\x12\x32\n.PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS\x10\t\x12\x1e\n\x1aPRICE_UNIT_PROVIDER_DOLLAR\x10\n2\x9e\x01\n\x0cModelService\x12I\n\nListModels\x12\x1c.pomelo.v1.ListModelsRequest\x1a\x1d.pomelo.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.pomelo.v1.GetModelRequest\x1a\x1b.pomelo.v1.GetModelResponseB-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +34,24 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.model_service
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_PRICEUNIT']._serialized_start=848
-  _globals['_PRICEUNIT']._serialized_end=1252
+  _globals['_PRICEUNIT']._serialized_start=1012
+  _globals['_PRICEUNIT']._serialized_end=1416
   _globals['_PRICE']._serialized_start=99
   _globals['_PRICE']._serialized_end=165
   _globals['_PRICETIER']._serialized_start=167
-  _globals['_PRICETIER']._serialized_end=239
+  _globals['_PRICETIER']._serialized_end=238
   _globals['_MODELLIMITS']._serialized_start=241
-  _globals['_MODELLIMITS']._serialized_end=358
-  _globals['_MODEL']._serialized_start=361
-  _globals['_MODEL']._serialized_end=682
-  _globals['_LISTMODELSREQUEST']._serialized_start=684
-  _globals['_LISTMODELSREQUEST']._serialized_end=703
-  _globals['_LISTMODELSRESPONSE']._serialized_start=705
-  _globals['_LISTMODELSRESPONSE']._serialized_end=759
-  _globals['_GETMODELREQUEST']._serialized_start=761
-  _globals['_GETMODELREQUEST']._serialized_end=792
-  _globals['_GETMODELRESPONSE']._serialized_start=794
-  _globals['_GETMODELRESPONSE']._serialized_end=845
-  _globals['_MODELSERVICE']._serialized_start=1255
-  _globals['_MODELSERVICE']._serialized_end=1413
+  _globals['_MODELLIMITS']._serialized_end=462
+  _globals['_MODEL']._serialized_start=465
+  _globals['_MODEL']._serialized_end=784
+  _globals['_LISTMODELSREQUEST']._serialized_start=786
+  _globals['_LISTMODELSREQUEST']._serialized_end=844
+  _globals['_LISTMODELSRESPONSE']._serialized_start=846
+  _globals['_LISTMODELSRESPONSE']._serialized_end=925
+  _globals['_GETMODELREQUEST']._serialized_start=927
+  _globals['_GETMODELREQUEST']._serialized_end=956
+  _globals['_GETMODELRESPONSE']._serialized_start=958
+  _globals['_GETMODELRESPONSE']._serialized_end=1009
+  _globals['_MODELSERVICE']._serialized_start=1419
+  _globals['_MODELSERVICE']._serialized_end=1577
 # @@protoc_insertion_point(module_scope)

@@ -121,14 +121,17 @@ Global___Price: _TypeAlias = Price  # noqa: Y015
 
 @_typing.final
 class PriceTier(_message.Message):
-    """Prices of tasks with a long input."""
+    """Prices of tasks with a long input. Of the tiers whose min_input_tokens a task reaches, the one with the greatest
+    applies, to all tokens of the task and not only to those above it: so it replaces the model's base prices, as the
+    providers bill.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    FROM_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MIN_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
     PRICES_FIELD_NUMBER: _builtins.int
-    from_input_tokens: _builtins.int
-    """The tokens of input from which these prices apply, to all that a task uses."""
+    min_input_tokens: _builtins.int
+    """The fewest tokens of input of a task with these prices."""
     @_builtins.property
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Price]:
         """The prices then: every line applies, and none of the model's other prices."""
@@ -136,12 +139,12 @@ class PriceTier(_message.Message):
     def __init__(
         self,
         *,
-        from_input_tokens: _builtins.int = ...,
+        min_input_tokens: _builtins.int = ...,
         prices: _abc.Iterable[Global___Price] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_input_tokens", b"from_input_tokens", "prices", b"prices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["min_input_tokens", b"min_input_tokens", "prices", b"prices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -158,26 +161,41 @@ class ModelLimits(_message.Message):
     MAX_CHARACTERS_FIELD_NUMBER: _builtins.int
     MAX_AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     max_input_tokens: _builtins.int
-    """The most tokens of input; 0 where tokens don't apply."""
+    """The most tokens of input; absent: tokens don't apply."""
     max_output_tokens: _builtins.int
-    """The most tokens of output; 0 where tokens don't apply."""
+    """The most tokens of output; absent: tokens don't apply."""
     max_characters: _builtins.int
-    """The most characters of text or prompt; 0 where they don't apply."""
+    """The most characters of text or prompt; absent: characters don't apply."""
     max_audio_seconds: _builtins.int
-    """The most seconds of input audio; 0 where audio doesn't apply."""
+    """The most seconds of input audio; absent: audio doesn't apply."""
     def __init__(
         self,
         *,
-        max_input_tokens: _builtins.int = ...,
-        max_output_tokens: _builtins.int = ...,
-        max_characters: _builtins.int = ...,
-        max_audio_seconds: _builtins.int = ...,
+        max_input_tokens: _builtins.int | None = ...,
+        max_output_tokens: _builtins.int | None = ...,
+        max_characters: _builtins.int | None = ...,
+        max_audio_seconds: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_audio_seconds", b"_max_audio_seconds", "_max_characters", b"_max_characters", "_max_input_tokens", b"_max_input_tokens", "_max_output_tokens", b"_max_output_tokens", "max_audio_seconds", b"max_audio_seconds", "max_characters", b"max_characters", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_audio_seconds", b"max_audio_seconds", "max_characters", b"max_characters", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_audio_seconds", b"_max_audio_seconds", "_max_characters", b"_max_characters", "_max_input_tokens", b"_max_input_tokens", "_max_output_tokens", b"_max_output_tokens", "max_audio_seconds", b"max_audio_seconds", "max_characters", b"max_characters", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_audio_seconds: _TypeAlias = _typing.Literal["max_audio_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_audio_seconds: _TypeAlias = _typing.Literal["_max_audio_seconds", b"_max_audio_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__max_characters: _TypeAlias = _typing.Literal["max_characters"]  # noqa: Y015
+    _WhichOneofArgType__max_characters: _TypeAlias = _typing.Literal["_max_characters", b"_max_characters"]  # noqa: Y015
+    _WhichOneofReturnType__max_input_tokens: _TypeAlias = _typing.Literal["max_input_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_input_tokens: _TypeAlias = _typing.Literal["_max_input_tokens", b"_max_input_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_audio_seconds) -> _WhichOneofReturnType__max_audio_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_characters) -> _WhichOneofReturnType__max_characters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_input_tokens) -> _WhichOneofReturnType__max_input_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_tokens) -> _WhichOneofReturnType__max_output_tokens | None: ...
 
 Global___ModelLimits: _TypeAlias = ModelLimits  # noqa: Y015
 
@@ -187,7 +205,7 @@ class Model(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     TASK_TYPE_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     PRICES_FIELD_NUMBER: _builtins.int
@@ -196,8 +214,8 @@ class Model(_message.Message):
     PRICE_TIERS_FIELD_NUMBER: _builtins.int
     DEPRECATE_TIME_FIELD_NUMBER: _builtins.int
     RETIRE_TIME_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Its public name, such as gpt-4."""
+    id: _builtins.str
+    """Its id: the public name that tasks request, such as gpt-4."""
     task_type: _task_pb2.TaskType.ValueType
     """The task type that it serves."""
     price_version: _builtins.str
@@ -216,7 +234,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def price_tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceTier]:
-        """The prices of tasks with a long input, by the tokens from which they apply; empty: the same prices."""
+        """The prices of tasks with a long input, by min_input_tokens; empty: the same prices."""
 
     @_builtins.property
     def deprecate_time(self) -> _timestamp_pb2.Timestamp:
@@ -233,7 +251,7 @@ class Model(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        id: _builtins.str = ...,
         task_type: _task_pb2.TaskType.ValueType = ...,
         limits: Global___ModelLimits | None = ...,
         prices: _abc.Iterable[Global___Price] | None = ...,
@@ -245,7 +263,7 @@ class Model(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deprecate_time", b"deprecate_time", "limits", b"limits", "retire_time", b"retire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "deprecate_time", b"deprecate_time", "limits", b"limits", "name", b"name", "price_tiers", b"price_tiers", "price_version", b"price_version", "prices", b"prices", "retire_time", b"retire_time", "task_type", b"task_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "deprecate_time", b"deprecate_time", "id", b"id", "limits", b"limits", "price_tiers", b"price_tiers", "price_version", b"price_version", "prices", b"prices", "retire_time", b"retire_time", "task_type", b"task_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,16 +271,25 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
-    """Lists all models."""
+    """A page of models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most models in a page; values above 1,000 are reduced to 1,000. A page may have fewer. Default: 100."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page. Default: the first page."""
     def __init__(
         self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -270,23 +297,27 @@ Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
 
 @_typing.final
 class ListModelsResponse(_message.Message):
-    """All models."""
+    """The models."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODELS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
-        """Sorted by name."""
+        """By id."""
 
     def __init__(
         self,
         *,
         models: _abc.Iterable[Global___Model] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,21 +325,21 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """A model's name."""
+    """A model to return."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Its public name, such as gpt-4. Required."""
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id, such as gpt-4. Required."""
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

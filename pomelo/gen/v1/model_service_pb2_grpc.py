@@ -52,14 +52,14 @@ class ModelServiceServicer:
     """
 
     def ListModels(self, request, context):
-        """Lists the models that the caller's key may use, by name.
+        """Lists the models that the caller's key may use, in pages, ordered by id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it.
+        """Returns a model. MODEL_NOT_FOUND if it does not exist, MODEL_NOT_ALLOWED if the key may not use it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,9 +34,9 @@ class ModelServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
-    """Lists the models that the caller's key may use, by name."""
+    """Lists the models that the caller's key may use, in pages, ordered by id."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
-    """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
+    """Returns a model. MODEL_NOT_FOUND if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -44,9 +44,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the models that the caller's key may use, by name."""
+    """Lists the models that the caller's key may use, in pages, ordered by id."""
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
+    """Returns a model. MODEL_NOT_FOUND if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """The models. Metadata as in TaskService."""
@@ -57,7 +57,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ListModelsResponse, _abc.Awaitable[_model_service_pb2.ListModelsResponse]]:
-        """Lists the models that the caller's key may use, by name."""
+        """Lists the models that the caller's key may use, in pages, ordered by id."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -65,6 +65,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.GetModelResponse, _abc.Awaitable[_model_service_pb2.GetModelResponse]]:
-        """Returns a model. UNSUPPORTED_MODEL if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
+        """Returns a model. MODEL_NOT_FOUND if it does not exist, MODEL_NOT_ALLOWED if the key may not use it."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

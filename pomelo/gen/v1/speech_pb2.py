@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from pomelo.gen.v1 import media_pb2 as pomelo_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pomelo/v1/speech.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\"P\n\nAudioInput\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\x12\n\x08media_id\x18\x02 \x01(\tH\x00\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\tB\x08\n\x06source\"\xdb\x01\n\rVoiceSettings\x12\x16\n\tstability\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10similarity_boost\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05style\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11use_speaker_boost\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x12\n\x05speed\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x0c\n\n_stabilityB\x13\n\x11_similarity_boostB\x08\n\x06_styleB\x14\n\x12_use_speaker_boostB\x08\n\x06_speed\"\xe0\x01\n\x11TextToSpeechInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05voice\x18\x02 \x01(\t\x12\x30\n\x0evoice_settings\x18\x03 \x01(\x0b\x32\x18.pomelo.v1.VoiceSettings\x12\x15\n\routput_format\x18\x04 \x01(\t\x12\x15\n\rlanguage_code\x18\x05 \x01(\t\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x32\n\x0fresponse_format\x18\x07 \x01(\x0e\x32\x19.pomelo.v1.ResponseFormatB\x07\n\x05_seed\"\xe3\x01\n\x13SpeechToSpeechInput\x12$\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x15.pomelo.v1.AudioInput\x12\r\n\x05voice\x18\x02 \x01(\t\x12\x30\n\x0evoice_settings\x18\x03 \x01(\x0b\x32\x18.pomelo.v1.VoiceSettings\x12\x15\n\routput_format\x18\x04 \x01(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x32\n\x0fresponse_format\x18\x06 \x01(\x0e\x32\x19.pomelo.v1.ResponseFormatB\x07\n\x05_seed\"\xb8\x01\n\x11SpeechToTextInput\x12$\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x15.pomelo.v1.AudioInput\x12\x15\n\rlanguage_code\x18\x02 \x01(\t\x12\x0f\n\x07\x64iarize\x18\x03 \x01(\x08\x12\x19\n\x0cnum_speakers\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12)\n\ntimestamps\x18\x05 \x01(\x0e\x32\x15.pomelo.v1.TimestampsB\x0f\n\r_num_speakers\"S\n\x0cSpeechOutput\x12\x1f\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Media\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\"0\n\nAudioChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\"A\n\x04Word\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\x01\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x01\x12\x0f\n\x07speaker\x18\x04 \x01(\t\"f\n\rTranscription\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08language\x18\x02 \x01(\t\x12\x1e\n\x05words\x18\x03 \x03(\x0b\x32\x0f.pomelo.v1.Word\x12\x15\n\raudio_seconds\x18\x04 \x01(\x01*l\n\nTimestamps\x12\x1a\n\x16TIMESTAMPS_UNSPECIFIED\x10\x00\x12\x13\n\x0fTIMESTAMPS_NONE\x10\x01\x12\x13\n\x0fTIMESTAMPS_WORD\x10\x02\x12\x18\n\x14TIMESTAMPS_CHARACTER\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pomelo/v1/speech.proto\x12\tpomelo.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15pomelo/v1/media.proto\"\xdb\x01\n\rVoiceSettings\x12\x16\n\tstability\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1d\n\x10similarity_boost\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05style\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1e\n\x11use_speaker_boost\x18\x04 \x01(\x08H\x03\x88\x01\x01\x12\x12\n\x05speed\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x0c\n\n_stabilityB\x13\n\x11_similarity_boostB\x08\n\x06_styleB\x14\n\x12_use_speaker_boostB\x08\n\x06_speed\"\xac\x01\n\x11TextToSpeechInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\r\n\x05voice\x18\x02 \x01(\t\x12\x30\n\x0evoice_settings\x18\x03 \x01(\x0b\x32\x18.pomelo.v1.VoiceSettings\x12\x15\n\routput_format\x18\x04 \x01(\t\x12\x15\n\rlanguage_code\x18\x05 \x01(\t\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xb0\x01\n\x13SpeechToSpeechInput\x12%\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.MediaSource\x12\r\n\x05voice\x18\x02 \x01(\t\x12\x30\n\x0evoice_settings\x18\x03 \x01(\x0b\x32\x18.pomelo.v1.VoiceSettings\x12\x15\n\routput_format\x18\x04 \x01(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_seed\"\xc3\x01\n\x11SpeechToTextInput\x12%\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.MediaSource\x12\x15\n\rlanguage_code\x18\x02 \x01(\t\x12\x0f\n\x07\x64iarize\x18\x03 \x01(\x08\x12\x19\n\x0cnum_speakers\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x33\n\ntimestamps\x18\x05 \x01(\x0e\x32\x1f.pomelo.v1.TimestampGranularityB\x0f\n\r_num_speakers\"S\n\x0cSpeechOutput\x12\x1f\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Media\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x03 \x01(\t\"0\n\nAudioChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x02 \x01(\t\"\x96\x01\n\x04Word\x12\x0c\n\x04text\x18\x01 \x01(\t\x12/\n\x0cstart_offset\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nend_offset\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x07speaker\x18\x04 \x01(\tH\x00\x88\x01\x01\x42\n\n\x08_speaker\"\x82\x01\n\rTranscription\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x1a\n\rlanguage_code\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x05words\x18\x03 \x03(\x0b\x32\x0f.pomelo.v1.Word\x12\x15\n\raudio_seconds\x18\x04 \x01(\x01\x42\x10\n\x0e_language_code*\xa2\x01\n\x14TimestampGranularity\x12%\n!TIMESTAMP_GRANULARITY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aTIMESTAMP_GRANULARITY_NONE\x10\x01\x12\x1e\n\x1aTIMESTAMP_GRANULARITY_WORD\x10\x02\x12#\n\x1fTIMESTAMP_GRANULARITY_CHARACTER\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,24 +34,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.speech_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_TIMESTAMPS']._serialized_start=1314
-  _globals['_TIMESTAMPS']._serialized_end=1422
-  _globals['_AUDIOINPUT']._serialized_start=60
-  _globals['_AUDIOINPUT']._serialized_end=140
-  _globals['_VOICESETTINGS']._serialized_start=143
-  _globals['_VOICESETTINGS']._serialized_end=362
-  _globals['_TEXTTOSPEECHINPUT']._serialized_start=365
-  _globals['_TEXTTOSPEECHINPUT']._serialized_end=589
-  _globals['_SPEECHTOSPEECHINPUT']._serialized_start=592
-  _globals['_SPEECHTOSPEECHINPUT']._serialized_end=819
-  _globals['_SPEECHTOTEXTINPUT']._serialized_start=822
-  _globals['_SPEECHTOTEXTINPUT']._serialized_end=1006
-  _globals['_SPEECHOUTPUT']._serialized_start=1008
-  _globals['_SPEECHOUTPUT']._serialized_end=1091
-  _globals['_AUDIOCHUNK']._serialized_start=1093
-  _globals['_AUDIOCHUNK']._serialized_end=1141
-  _globals['_WORD']._serialized_start=1143
-  _globals['_WORD']._serialized_end=1208
-  _globals['_TRANSCRIPTION']._serialized_start=1210
-  _globals['_TRANSCRIPTION']._serialized_end=1312
+  _globals['_TIMESTAMPGRANULARITY']._serialized_start=1288
+  _globals['_TIMESTAMPGRANULARITY']._serialized_end=1450
+  _globals['_VOICESETTINGS']._serialized_start=93
+  _globals['_VOICESETTINGS']._serialized_end=312
+  _globals['_TEXTTOSPEECHINPUT']._serialized_start=315
+  _globals['_TEXTTOSPEECHINPUT']._serialized_end=487
+  _globals['_SPEECHTOSPEECHINPUT']._serialized_start=490
+  _globals['_SPEECHTOSPEECHINPUT']._serialized_end=666
+  _globals['_SPEECHTOTEXTINPUT']._serialized_start=669
+  _globals['_SPEECHTOTEXTINPUT']._serialized_end=864
+  _globals['_SPEECHOUTPUT']._serialized_start=866
+  _globals['_SPEECHOUTPUT']._serialized_end=949
+  _globals['_AUDIOCHUNK']._serialized_start=951
+  _globals['_AUDIOCHUNK']._serialized_end=999
+  _globals['_WORD']._serialized_start=1002
+  _globals['_WORD']._serialized_end=1152
+  _globals['_TRANSCRIPTION']._serialized_start=1155
+  _globals['_TRANSCRIPTION']._serialized_end=1285
 # @@protoc_insertion_point(module_scope)

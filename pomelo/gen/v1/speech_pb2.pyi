@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -20,65 +21,33 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _Timestamps:
+class _TimestampGranularity:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _TimestampsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Timestamps.ValueType], _builtins.type):
+class _TimestampGranularityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TimestampGranularity.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    TIMESTAMPS_UNSPECIFIED: _Timestamps.ValueType  # 0
-    """By word."""
-    TIMESTAMPS_NONE: _Timestamps.ValueType  # 1
+    TIMESTAMP_GRANULARITY_UNSPECIFIED: _TimestampGranularity.ValueType  # 0
+    """Left to the server."""
+    TIMESTAMP_GRANULARITY_NONE: _TimestampGranularity.ValueType  # 1
     """None: the transcript has no list of words."""
-    TIMESTAMPS_WORD: _Timestamps.ValueType  # 2
-    """One for each word."""
-    TIMESTAMPS_CHARACTER: _Timestamps.ValueType  # 3
-    """One for each character."""
+    TIMESTAMP_GRANULARITY_WORD: _TimestampGranularity.ValueType  # 2
+    """Each word."""
+    TIMESTAMP_GRANULARITY_CHARACTER: _TimestampGranularity.ValueType  # 3
+    """Each character."""
 
-class Timestamps(_Timestamps, metaclass=_TimestampsEnumTypeWrapper):
-    """The timestamps of a transcript."""
+class TimestampGranularity(_TimestampGranularity, metaclass=_TimestampGranularityEnumTypeWrapper):
+    """What the timestamps of a transcript refer to."""
 
-TIMESTAMPS_UNSPECIFIED: Timestamps.ValueType  # 0
-"""By word."""
-TIMESTAMPS_NONE: Timestamps.ValueType  # 1
+TIMESTAMP_GRANULARITY_UNSPECIFIED: TimestampGranularity.ValueType  # 0
+"""Left to the server."""
+TIMESTAMP_GRANULARITY_NONE: TimestampGranularity.ValueType  # 1
 """None: the transcript has no list of words."""
-TIMESTAMPS_WORD: Timestamps.ValueType  # 2
-"""One for each word."""
-TIMESTAMPS_CHARACTER: Timestamps.ValueType  # 3
-"""One for each character."""
-Global___Timestamps: _TypeAlias = Timestamps  # noqa: Y015
-
-@_typing.final
-class AudioInput(_message.Message):
-    """Audio input."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DATA_FIELD_NUMBER: _builtins.int
-    MEDIA_ID_FIELD_NUMBER: _builtins.int
-    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
-    data: _builtins.bytes
-    """Inline, up to 4 MiB."""
-    media_id: _builtins.str
-    """The id of a file that the account uploaded or generated."""
-    content_type: _builtins.str
-    """Its media type, such as audio/mpeg. Default: detected from the bytes."""
-    def __init__(
-        self,
-        *,
-        data: _builtins.bytes = ...,
-        media_id: _builtins.str = ...,
-        content_type: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "media_id", b"media_id", "source", b"source"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "media_id", b"media_id", "source", b"source"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data", "media_id"]  # noqa: Y015
-    _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
-
-Global___AudioInput: _TypeAlias = AudioInput  # noqa: Y015
+TIMESTAMP_GRANULARITY_WORD: TimestampGranularity.ValueType  # 2
+"""Each word."""
+TIMESTAMP_GRANULARITY_CHARACTER: TimestampGranularity.ValueType  # 3
+"""Each character."""
+Global___TimestampGranularity: _TypeAlias = TimestampGranularity  # noqa: Y015
 
 @_typing.final
 class VoiceSettings(_message.Message):
@@ -149,7 +118,6 @@ class TextToSpeechInput(_message.Message):
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
     LANGUAGE_CODE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
-    RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """What to say, 1 character to the model's maximum. Required."""
     voice: _builtins.str
@@ -162,8 +130,6 @@ class TextToSpeechInput(_message.Message):
     """A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US. Default: detected from the text."""
     seed: _builtins.int
     """For repeatable output, best effort, 0 to 4,294,967,295. Default: none."""
-    response_format: _media_pb2.ResponseFormat.ValueType
-    """A link, the bytes or both. Default: both."""
     @_builtins.property
     def voice_settings(self) -> Global___VoiceSettings:
         """How the voice speaks. Default: the voice's own settings."""
@@ -177,11 +143,10 @@ class TextToSpeechInput(_message.Message):
         output_format: _builtins.str = ...,
         language_code: _builtins.str = ...,
         seed: _builtins.int | None = ...,
-        response_format: _media_pb2.ResponseFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed", "voice_settings", b"voice_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "language_code", b"language_code", "output_format", b"output_format", "response_format", b"response_format", "seed", b"seed", "text", b"text", "voice", b"voice", "voice_settings", b"voice_settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "language_code", b"language_code", "output_format", b"output_format", "seed", b"seed", "text", b"text", "voice", b"voice", "voice_settings", b"voice_settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -200,18 +165,15 @@ class SpeechToSpeechInput(_message.Message):
     VOICE_SETTINGS_FIELD_NUMBER: _builtins.int
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
-    RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     voice: _builtins.str
     """The new voice's name, such as adam, or its id. Required."""
     output_format: _builtins.str
     """As in TextToSpeechInput. Default: mp3_44100_128."""
     seed: _builtins.int
     """For repeatable output, best effort, 0 to 4,294,967,295. Default: none."""
-    response_format: _media_pb2.ResponseFormat.ValueType
-    """A link, the bytes or both. Default: both."""
     @_builtins.property
-    def audio(self) -> Global___AudioInput:
-        """What was said. Required."""
+    def audio(self) -> _media_pb2.MediaSource:
+        """What was said: up to 4 MiB of bytes, or a media_id. Required."""
 
     @_builtins.property
     def voice_settings(self) -> Global___VoiceSettings:
@@ -220,16 +182,15 @@ class SpeechToSpeechInput(_message.Message):
     def __init__(
         self,
         *,
-        audio: Global___AudioInput | None = ...,
+        audio: _media_pb2.MediaSource | None = ...,
         voice: _builtins.str = ...,
         voice_settings: Global___VoiceSettings | None = ...,
         output_format: _builtins.str = ...,
         seed: _builtins.int | None = ...,
-        response_format: _media_pb2.ResponseFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "audio", b"audio", "seed", b"seed", "voice_settings", b"voice_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "audio", b"audio", "output_format", b"output_format", "response_format", b"response_format", "seed", b"seed", "voice", b"voice", "voice_settings", b"voice_settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "audio", b"audio", "output_format", b"output_format", "seed", b"seed", "voice", b"voice", "voice_settings", b"voice_settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -254,20 +215,20 @@ class SpeechToTextInput(_message.Message):
     """Whether to distinguish speakers. Default: false."""
     num_speakers: _builtins.int
     """The most speakers to distinguish, 1 to 32. Default: the model's own."""
-    timestamps: Global___Timestamps.ValueType
-    """The timestamps of the transcript. Default: by word."""
+    timestamps: Global___TimestampGranularity.ValueType
+    """What has timestamps in the transcript. Default: each word."""
     @_builtins.property
-    def audio(self) -> Global___AudioInput:
-        """What was said. Required."""
+    def audio(self) -> _media_pb2.MediaSource:
+        """What was said: up to 4 MiB of bytes, or a media_id. Required."""
 
     def __init__(
         self,
         *,
-        audio: Global___AudioInput | None = ...,
+        audio: _media_pb2.MediaSource | None = ...,
         language_code: _builtins.str = ...,
         diarize: _builtins.bool = ...,
         num_speakers: _builtins.int | None = ...,
-        timestamps: Global___Timestamps.ValueType = ...,
+        timestamps: Global___TimestampGranularity.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_num_speakers", b"_num_speakers", "audio", b"audio", "num_speakers", b"num_speakers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -289,14 +250,12 @@ class SpeechOutput(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Its bytes; absent if response_format is URL (see there for UNSPECIFIED), and in a stream, whose chunks
-    contain them.
-    """
+    """Its bytes, as TaskOptions.delivery asks; absent in a stream, whose chunks contain them."""
     content_type: _builtins.str
     """Its media type, such as audio/mpeg."""
     @_builtins.property
     def media(self) -> _media_pb2.Media:
-        """The stored file; absent if response_format is B64_JSON."""
+        """The stored file, as TaskOptions.delivery asks."""
 
     def __init__(
         self,
@@ -346,30 +305,36 @@ class Word(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
-    START_FIELD_NUMBER: _builtins.int
-    END_FIELD_NUMBER: _builtins.int
+    START_OFFSET_FIELD_NUMBER: _builtins.int
+    END_OFFSET_FIELD_NUMBER: _builtins.int
     SPEAKER_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text."""
-    start: _builtins.float
-    """Its start, in seconds from the beginning of the audio."""
-    end: _builtins.float
-    """Its end, in seconds from the beginning of the audio."""
     speaker: _builtins.str
-    """The speaker, such as speaker_0; empty if speakers were not distinguished."""
+    """The speaker, such as speaker_0; absent if speakers were not distinguished."""
+    @_builtins.property
+    def start_offset(self) -> _duration_pb2.Duration:
+        """Its start, from the beginning of the audio."""
+
+    @_builtins.property
+    def end_offset(self) -> _duration_pb2.Duration:
+        """Its end, from the beginning of the audio."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
-        start: _builtins.float = ...,
-        end: _builtins.float = ...,
-        speaker: _builtins.str = ...,
+        start_offset: _duration_pb2.Duration | None = ...,
+        end_offset: _duration_pb2.Duration | None = ...,
+        speaker: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_speaker", b"_speaker", "end_offset", b"end_offset", "speaker", b"speaker", "start_offset", b"start_offset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "speaker", b"speaker", "start", b"start", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_speaker", b"_speaker", "end_offset", b"end_offset", "speaker", b"speaker", "start_offset", b"start_offset", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__speaker: _TypeAlias = _typing.Literal["speaker"]  # noqa: Y015
+    _WhichOneofArgType__speaker: _TypeAlias = _typing.Literal["_speaker", b"_speaker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speaker) -> _WhichOneofReturnType__speaker | None: ...
 
 Global___Word: _TypeAlias = Word  # noqa: Y015
 
@@ -380,15 +345,13 @@ class Transcription(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
-    LANGUAGE_FIELD_NUMBER: _builtins.int
+    LANGUAGE_CODE_FIELD_NUMBER: _builtins.int
     WORDS_FIELD_NUMBER: _builtins.int
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The whole text."""
-    language: _builtins.str
-    """The detected language: its ISO 639-1 code, such as en, or else its ISO 639-3 code, such as haw; empty if it
-    is unknown.
-    """
+    language_code: _builtins.str
+    """The detected language: its ISO 639-1 code, such as en, or else its ISO 639-3 code, such as haw. Absent: unknown."""
     audio_seconds: _builtins.float
     """The length of the audio in seconds."""
     @_builtins.property
@@ -399,14 +362,16 @@ class Transcription(_message.Message):
         self,
         *,
         text: _builtins.str = ...,
-        language: _builtins.str = ...,
+        language_code: _builtins.str | None = ...,
         words: _abc.Iterable[Global___Word] | None = ...,
         audio_seconds: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_language_code", b"_language_code", "language_code", b"language_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_seconds", b"audio_seconds", "language", b"language", "text", b"text", "words", b"words"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_language_code", b"_language_code", "audio_seconds", b"audio_seconds", "language_code", b"language_code", "text", b"text", "words", b"words"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__language_code: _TypeAlias = _typing.Literal["language_code"]  # noqa: Y015
+    _WhichOneofArgType__language_code: _TypeAlias = _typing.Literal["_language_code", b"_language_code"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__language_code) -> _WhichOneofReturnType__language_code | None: ...
 
 Global___Transcription: _TypeAlias = Transcription  # noqa: Y015

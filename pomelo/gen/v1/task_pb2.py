@@ -26,9 +26,10 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from pomelo.gen.v1 import image_pb2 as pomelo_dot_v1_dot_image__pb2
 from pomelo.gen.v1 import speech_pb2 as pomelo_dot_v1_dot_speech__pb2
 from pomelo.gen.v1 import text_pb2 as pomelo_dot_v1_dot_text__pb2
+from pomelo.gen.v1 import usage_pb2 as pomelo_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pomelo/v1/task.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pomelo/v1/image.proto\x1a\x16pomelo/v1/speech.proto\x1a\x14pomelo/v1/text.proto\"\x98\x02\n\x04Task\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x04text\x18\x02 \x01(\x0b\x32\x14.pomelo.v1.TextInputH\x00\x12&\n\x05image\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.ImageInputH\x00\x12\x36\n\x0etext_to_speech\x18\x04 \x01(\x0b\x32\x1c.pomelo.v1.TextToSpeechInputH\x00\x12:\n\x10speech_to_speech\x18\x05 \x01(\x0b\x32\x1e.pomelo.v1.SpeechToSpeechInputH\x00\x12\x36\n\x0espeech_to_text\x18\x06 \x01(\x0b\x32\x1c.pomelo.v1.SpeechToTextInputH\x00\x42\x07\n\x05input\"\x95\x01\n\nAdjustment\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.pomelo.v1.Adjustment.Kind\x12\x0c\n\x04used\x18\x03 \x01(\t\"@\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_CLAMPED\x10\x01\x12\x10\n\x0cKIND_DROPPED\x10\x02\"\xb8\x02\n\nTaskResult\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07\x63reated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x04text\x18\x04 \x01(\x0b\x32\x15.pomelo.v1.TextOutputH\x00\x12\'\n\x05image\x18\x05 \x01(\x0b\x32\x16.pomelo.v1.ImageOutputH\x00\x12)\n\x06speech\x18\x06 \x01(\x0b\x32\x17.pomelo.v1.SpeechOutputH\x00\x12\x31\n\rtranscription\x18\x07 \x01(\x0b\x32\x18.pomelo.v1.TranscriptionH\x00\x12*\n\x0b\x61\x64justments\x18\x0c \x03(\x0b\x32\x15.pomelo.v1.AdjustmentB\x08\n\x06output*\xaa\x01\n\x08TaskType\x12\x19\n\x15TASK_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eTASK_TYPE_TEXT\x10\x01\x12\x13\n\x0fTASK_TYPE_IMAGE\x10\x02\x12\x1c\n\x18TASK_TYPE_TEXT_TO_SPEECH\x10\x03\x12\x1e\n\x1aTASK_TYPE_SPEECH_TO_SPEECH\x10\x04\x12\x1c\n\x18TASK_TYPE_SPEECH_TO_TEXT\x10\x05\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pomelo/v1/task.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pomelo/v1/image.proto\x1a\x16pomelo/v1/speech.proto\x1a\x14pomelo/v1/text.proto\x1a\x15pomelo/v1/usage.proto\"\x90\x03\n\x08TaskSpec\x12\r\n\x05model\x18\x01 \x01(\t\x12$\n\x04text\x18\x02 \x01(\x0b\x32\x14.pomelo.v1.TextInputH\x00\x12&\n\x05image\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.ImageInputH\x00\x12\x36\n\x0etext_to_speech\x18\x04 \x01(\x0b\x32\x1c.pomelo.v1.TextToSpeechInputH\x00\x12:\n\x10speech_to_speech\x18\x05 \x01(\x0b\x32\x1e.pomelo.v1.SpeechToSpeechInputH\x00\x12\x36\n\x0espeech_to_text\x18\x06 \x01(\x0b\x32\x1c.pomelo.v1.SpeechToTextInputH\x00\x12\x0c\n\x04user\x18\n \x01(\t\x12\x33\n\x08metadata\x18\x0b \x03(\x0b\x32!.pomelo.v1.TaskSpec.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05input\"\x95\x01\n\nAdjustment\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.pomelo.v1.Adjustment.Kind\x12\x0c\n\x04used\x18\x03 \x01(\t\"@\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_CLAMPED\x10\x01\x12\x10\n\x0cKIND_DROPPED\x10\x02\"\x87\x03\n\nTaskResult\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x04text\x18\x04 \x01(\x0b\x32\x15.pomelo.v1.TextOutputH\x00\x12\'\n\x05image\x18\x05 \x01(\x0b\x32\x16.pomelo.v1.ImageOutputH\x00\x12)\n\x06speech\x18\x06 \x01(\x0b\x32\x17.pomelo.v1.SpeechOutputH\x00\x12\x31\n\rtranscription\x18\x07 \x01(\x0b\x32\x18.pomelo.v1.TranscriptionH\x00\x12\x1f\n\x05usage\x18\n \x01(\x0b\x32\x10.pomelo.v1.Usage\x12\x18\n\x0b\x63ost_micros\x18\x0b \x01(\x03H\x01\x88\x01\x01\x12*\n\x0b\x61\x64justments\x18\x0c \x03(\x0b\x32\x15.pomelo.v1.AdjustmentB\x08\n\x06outputB\x0e\n\x0c_cost_micros\"\x85\x01\n\x0bTaskStarted\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12*\n\x0b\x61\x64justments\x18\x04 \x03(\x0b\x32\x15.pomelo.v1.Adjustment\"\x92\x02\n\tTaskEvent\x12\x17\n\x0fsequence_number\x18\x01 \x01(\x03\x12)\n\x07started\x18\x02 \x01(\x0b\x32\x16.pomelo.v1.TaskStartedH\x00\x12*\n\ntext_delta\x18\x03 \x01(\x0b\x32\x14.pomelo.v1.TextDeltaH\x00\x12,\n\x0b\x61udio_chunk\x18\x04 \x01(\x0b\x32\x15.pomelo.v1.AudioChunkH\x00\x12\x32\n\x0eimage_progress\x18\x05 \x01(\x0b\x32\x18.pomelo.v1.ImageProgressH\x00\x12*\n\tcompleted\x18\x06 \x01(\x0b\x32\x15.pomelo.v1.TaskResultH\x00\x42\x07\n\x05\x65vent*\xaa\x01\n\x08TaskType\x12\x19\n\x15TASK_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0eTASK_TYPE_TEXT\x10\x01\x12\x13\n\x0fTASK_TYPE_IMAGE\x10\x02\x12\x1c\n\x18TASK_TYPE_TEXT_TO_SPEECH\x10\x03\x12\x1e\n\x1aTASK_TYPE_SPEECH_TO_SPEECH\x10\x04\x12\x1c\n\x18TASK_TYPE_SPEECH_TO_TEXT\x10\x05\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,14 +37,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.task_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_TASKTYPE']._serialized_start=888
-  _globals['_TASKTYPE']._serialized_end=1058
-  _globals['_TASK']._serialized_start=138
-  _globals['_TASK']._serialized_end=418
-  _globals['_ADJUSTMENT']._serialized_start=421
-  _globals['_ADJUSTMENT']._serialized_end=570
-  _globals['_ADJUSTMENT_KIND']._serialized_start=506
-  _globals['_ADJUSTMENT_KIND']._serialized_end=570
-  _globals['_TASKRESULT']._serialized_start=573
-  _globals['_TASKRESULT']._serialized_end=885
+  _globals['_TASKSPEC_METADATAENTRY']._loaded_options = None
+  _globals['_TASKSPEC_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_TASKTYPE']._serialized_start=1523
+  _globals['_TASKTYPE']._serialized_end=1693
+  _globals['_TASKSPEC']._serialized_start=161
+  _globals['_TASKSPEC']._serialized_end=561
+  _globals['_TASKSPEC_METADATAENTRY']._serialized_start=505
+  _globals['_TASKSPEC_METADATAENTRY']._serialized_end=552
+  _globals['_ADJUSTMENT']._serialized_start=564
+  _globals['_ADJUSTMENT']._serialized_end=713
+  _globals['_ADJUSTMENT_KIND']._serialized_start=649
+  _globals['_ADJUSTMENT_KIND']._serialized_end=713
+  _globals['_TASKRESULT']._serialized_start=716
+  _globals['_TASKRESULT']._serialized_end=1107
+  _globals['_TASKSTARTED']._serialized_start=1110
+  _globals['_TASKSTARTED']._serialized_end=1243
+  _globals['_TASKEVENT']._serialized_start=1246
+  _globals['_TASKEVENT']._serialized_end=1520
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pomelo.gen.v1 import image_pb2 as _image_pb2
 from pomelo.gen.v1 import speech_pb2 as _speech_pb2
 from pomelo.gen.v1 import text_pb2 as _text_pb2
+from pomelo.gen.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -60,10 +61,30 @@ TASK_TYPE_SPEECH_TO_TEXT: TaskType.ValueType  # 5
 Global___TaskType: _TypeAlias = TaskType  # noqa: Y015
 
 @_typing.final
-class Task(_message.Message):
-    """A task."""
+class TaskSpec(_message.Message):
+    """What a task is to do. Fields that the server does not know are refused, at any depth."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
@@ -71,8 +92,14 @@ class Task(_message.Message):
     TEXT_TO_SPEECH_FIELD_NUMBER: _builtins.int
     SPEECH_TO_SPEECH_FIELD_NUMBER: _builtins.int
     SPEECH_TO_TEXT_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The public name of a model, such as gpt-4; it determines the task type. Required."""
+    user: _builtins.str
+    """The caller's id of the end user, up to 256 characters; kept in the usage record, and passed on to providers of text
+    that take one. Default: none.
+    """
     @_builtins.property
     def text(self) -> _text_pb2.TextInput:
         """For text models."""
@@ -93,6 +120,12 @@ class Task(_message.Message):
     def speech_to_text(self) -> _speech_pb2.SpeechToTextInput:
         """For speech-to-text models."""
 
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's own data for the usage record, by which usage can be summed: up to 16 pairs, keys of 1 to 64 characters,
+        values of up to 512. Default: none.
+        """
+
     def __init__(
         self,
         *,
@@ -102,16 +135,18 @@ class Task(_message.Message):
         text_to_speech: _speech_pb2.TextToSpeechInput | None = ...,
         speech_to_speech: _speech_pb2.SpeechToSpeechInput | None = ...,
         speech_to_text: _speech_pb2.SpeechToTextInput | None = ...,
+        user: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "speech_to_speech", b"speech_to_speech", "speech_to_text", b"speech_to_text", "text", b"text", "text_to_speech", b"text_to_speech"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "model", b"model", "speech_to_speech", b"speech_to_speech", "speech_to_text", b"speech_to_text", "text", b"text", "text_to_speech", b"text_to_speech"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "input", b"input", "metadata", b"metadata", "model", b"model", "speech_to_speech", b"speech_to_speech", "speech_to_text", b"speech_to_text", "text", b"text", "text_to_speech", b"text_to_speech", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "image", "text_to_speech", "speech_to_speech", "speech_to_text"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
-Global___Task: _TypeAlias = Task  # noqa: Y015
+Global___TaskSpec: _TypeAlias = TaskSpec  # noqa: Y015
 
 @_typing.final
 class Adjustment(_message.Message):
@@ -175,19 +210,25 @@ class TaskResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
-    CREATED_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     SPEECH_FIELD_NUMBER: _builtins.int
     TRANSCRIPTION_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    COST_MICROS_FIELD_NUMBER: _builtins.int
     ADJUSTMENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """`task_…` for text, `img_…` for images, `speech_…` for the rest: unguessable, sorted by time."""
     model: _builtins.str
     """The model's name as it was requested."""
+    cost_micros: _builtins.int
+    """What the task costs, in millionths of a credit. A repeated answer has the cost of the first; the repetition costs
+    nothing. Absent: not known.
+    """
     @_builtins.property
-    def created(self) -> _timestamp_pb2.Timestamp:
+    def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the task was accepted; whole seconds."""
 
     @_builtins.property
@@ -207,6 +248,10 @@ class TaskResult(_message.Message):
         """Of speech-to-text models."""
 
     @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What the task used."""
+
+    @_builtins.property
     def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adjustment]:
         """What was changed in the input, or left out of it, for the provider that answered. For a test key: what would be
         changed for the model's first provider.
@@ -216,20 +261,121 @@ class TaskResult(_message.Message):
         self,
         *,
         id: _builtins.str = ...,
-        created: _timestamp_pb2.Timestamp | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
         model: _builtins.str = ...,
         text: _text_pb2.TextOutput | None = ...,
         image: _image_pb2.ImageOutput | None = ...,
         speech: _speech_pb2.SpeechOutput | None = ...,
         transcription: _speech_pb2.Transcription | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        cost_micros: _builtins.int | None = ...,
         adjustments: _abc.Iterable[Global___Adjustment] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "image", b"image", "output", b"output", "speech", b"speech", "text", b"text", "transcription", b"transcription"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "cost_micros", b"cost_micros", "create_time", b"create_time", "image", b"image", "output", b"output", "speech", b"speech", "text", b"text", "transcription", b"transcription", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "created", b"created", "id", b"id", "image", b"image", "model", b"model", "output", b"output", "speech", b"speech", "text", b"text", "transcription", b"transcription"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros", "adjustments", b"adjustments", "cost_micros", b"cost_micros", "create_time", b"create_time", "id", b"id", "image", b"image", "model", b"model", "output", b"output", "speech", b"speech", "text", b"text", "transcription", b"transcription", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_micros: _TypeAlias = _typing.Literal["cost_micros"]  # noqa: Y015
+    _WhichOneofArgType__cost_micros: _TypeAlias = _typing.Literal["_cost_micros", b"_cost_micros"]  # noqa: Y015
     _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["text", "image", "speech", "transcription"]  # noqa: Y015
     _WhichOneofArgType_output: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micros) -> _WhichOneofReturnType__cost_micros | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_output) -> _WhichOneofReturnType_output | None: ...
 
 Global___TaskResult: _TypeAlias = TaskResult  # noqa: Y015
+
+@_typing.final
+class TaskStarted(_message.Message):
+    """What is known of a task when its stream begins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """As in TaskResult."""
+    model: _builtins.str
+    """As in TaskResult."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """As in TaskResult."""
+
+    @_builtins.property
+    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adjustment]:
+        """As in TaskResult."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        model: _builtins.str = ...,
+        adjustments: _abc.Iterable[Global___Adjustment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "create_time", b"create_time", "id", b"id", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
+
+@_typing.final
+class TaskEvent(_message.Message):
+    """One event of a task: `started` first; then text deltas, audio chunks or image progress; `completed` last. A task
+    without `completed` is not complete, however its stream ends.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_NUMBER_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    TEXT_DELTA_FIELD_NUMBER: _builtins.int
+    AUDIO_CHUNK_FIELD_NUMBER: _builtins.int
+    IMAGE_PROGRESS_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    sequence_number: _builtins.int
+    """1, 2, 3 and so on, without gaps."""
+    @_builtins.property
+    def started(self) -> Global___TaskStarted:
+        """The first event of every task."""
+
+    @_builtins.property
+    def text_delta(self) -> _text_pb2.TextDelta:
+        """A piece of text."""
+
+    @_builtins.property
+    def audio_chunk(self) -> _speech_pb2.AudioChunk:
+        """A chunk of audio."""
+
+    @_builtins.property
+    def image_progress(self) -> _image_pb2.ImageProgress:
+        """The progress of an image."""
+
+    @_builtins.property
+    def completed(self) -> Global___TaskResult:
+        """The last event: the result, without the text or audio that the events before contain."""
+
+    def __init__(
+        self,
+        *,
+        sequence_number: _builtins.int = ...,
+        started: Global___TaskStarted | None = ...,
+        text_delta: _text_pb2.TextDelta | None = ...,
+        audio_chunk: _speech_pb2.AudioChunk | None = ...,
+        image_progress: _image_pb2.ImageProgress | None = ...,
+        completed: Global___TaskResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "completed", b"completed", "event", b"event", "image_progress", b"image_progress", "started", b"started", "text_delta", b"text_delta"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "completed", b"completed", "event", b"event", "image_progress", b"image_progress", "sequence_number", b"sequence_number", "started", b"started", "text_delta", b"text_delta"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text_delta", "audio_chunk", "image_progress", "completed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___TaskEvent: _TypeAlias = TaskEvent  # noqa: Y015

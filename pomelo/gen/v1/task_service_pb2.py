@@ -22,14 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
-from pomelo.gen.v1 import image_pb2 as pomelo_dot_v1_dot_image__pb2
-from pomelo.gen.v1 import speech_pb2 as pomelo_dot_v1_dot_speech__pb2
+from pomelo.gen.v1 import media_pb2 as pomelo_dot_v1_dot_media__pb2
 from pomelo.gen.v1 import task_pb2 as pomelo_dot_v1_dot_task__pb2
-from pomelo.gen.v1 import text_pb2 as pomelo_dot_v1_dot_text__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpomelo/v1/task_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pomelo/v1/image.proto\x1a\x16pomelo/v1/speech.proto\x1a\x14pomelo/v1/task.proto\x1a\x14pomelo/v1/text.proto\"/\n\x0eRunTaskRequest\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pomelo.v1.Task\"8\n\x0fRunTaskResponse\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.pomelo.v1.TaskResult\"2\n\x11StreamTaskRequest\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\x0f.pomelo.v1.Task\"\x81\x01\n\x0bTaskStarted\x12\n\n\x02id\x18\x01 \x01(\t\x12+\n\x07\x63reated\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12*\n\x0b\x61\x64justments\x18\x04 \x03(\x0b\x32\x15.pomelo.v1.Adjustment\"\xff\x01\n\x12StreamTaskResponse\x12)\n\x07started\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.TaskStartedH\x00\x12*\n\ntext_delta\x18\x02 \x01(\x0b\x32\x14.pomelo.v1.TextDeltaH\x00\x12,\n\x0b\x61udio_chunk\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.AudioChunkH\x00\x12\x32\n\x0eimage_progress\x18\x04 \x01(\x0b\x32\x18.pomelo.v1.ImageProgressH\x00\x12\'\n\x06result\x18\x05 \x01(\x0b\x32\x15.pomelo.v1.TaskResultH\x00\x42\x07\n\x05\x65vent2\x9c\x01\n\x0bTaskService\x12@\n\x07RunTask\x12\x19.pomelo.v1.RunTaskRequest\x1a\x1a.pomelo.v1.RunTaskResponse\x12K\n\nStreamTask\x12\x1c.pomelo.v1.StreamTaskRequest\x1a\x1d.pomelo.v1.StreamTaskResponse0\x01\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpomelo/v1/task_service.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\x1a\x14pomelo/v1/task.proto\"9\n\x0bTaskOptions\x12*\n\x08\x64\x65livery\x18\x01 \x01(\x0e\x32\x18.pomelo.v1.MediaDelivery\"\\\n\x0eRunTaskRequest\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.pomelo.v1.TaskSpec\x12\'\n\x07options\x18\x02 \x01(\x0b\x32\x16.pomelo.v1.TaskOptions\"8\n\x0fRunTaskResponse\x12%\n\x06result\x18\x01 \x01(\x0b\x32\x15.pomelo.v1.TaskResult\"_\n\x11StreamTaskRequest\x12!\n\x04spec\x18\x01 \x01(\x0b\x32\x13.pomelo.v1.TaskSpec\x12\'\n\x07options\x18\x02 \x01(\x0b\x32\x16.pomelo.v1.TaskOptions\"9\n\x12StreamTaskResponse\x12#\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x14.pomelo.v1.TaskEvent2\x9c\x01\n\x0bTaskService\x12@\n\x07RunTask\x12\x19.pomelo.v1.RunTaskRequest\x1a\x1a.pomelo.v1.RunTaskResponse\x12K\n\nStreamTask\x12\x1c.pomelo.v1.StreamTaskRequest\x1a\x1d.pomelo.v1.StreamTaskResponse0\x01\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,16 +34,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.task_service_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_RUNTASKREQUEST']._serialized_start=167
-  _globals['_RUNTASKREQUEST']._serialized_end=214
-  _globals['_RUNTASKRESPONSE']._serialized_start=216
-  _globals['_RUNTASKRESPONSE']._serialized_end=272
-  _globals['_STREAMTASKREQUEST']._serialized_start=274
-  _globals['_STREAMTASKREQUEST']._serialized_end=324
-  _globals['_TASKSTARTED']._serialized_start=327
-  _globals['_TASKSTARTED']._serialized_end=456
-  _globals['_STREAMTASKRESPONSE']._serialized_start=459
-  _globals['_STREAMTASKRESPONSE']._serialized_end=714
-  _globals['_TASKSERVICE']._serialized_start=717
-  _globals['_TASKSERVICE']._serialized_end=873
+  _globals['_TASKOPTIONS']._serialized_start=88
+  _globals['_TASKOPTIONS']._serialized_end=145
+  _globals['_RUNTASKREQUEST']._serialized_start=147
+  _globals['_RUNTASKREQUEST']._serialized_end=239
+  _globals['_RUNTASKRESPONSE']._serialized_start=241
+  _globals['_RUNTASKRESPONSE']._serialized_end=297
+  _globals['_STREAMTASKREQUEST']._serialized_start=299
+  _globals['_STREAMTASKREQUEST']._serialized_end=394
+  _globals['_STREAMTASKRESPONSE']._serialized_start=396
+  _globals['_STREAMTASKRESPONSE']._serialized_end=453
+  _globals['_TASKSERVICE']._serialized_start=456
+  _globals['_TASKSERVICE']._serialized_end=612
 # @@protoc_insertion_point(module_scope)

@@ -3,15 +3,10 @@
 isort:skip_file
 """
 
-from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf import timestamp_pb2 as _timestamp_pb2
-from google.protobuf.internal import containers as _containers
-from pomelo.gen.v1 import image_pb2 as _image_pb2
-from pomelo.gen.v1 import speech_pb2 as _speech_pb2
+from pomelo.gen.v1 import media_pb2 as _media_pb2
 from pomelo.gen.v1 import task_pb2 as _task_pb2
-from pomelo.gen.v1 import text_pb2 as _text_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -24,24 +19,56 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class TaskOptions(_message.Message):
+    """How a task is run and answered; what it does and costs does not depend on it. Fields that the server does not know are
+    refused.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    delivery: _media_pb2.MediaDelivery.ValueType
+    """How the result contains generated media. Default: a link, and the bytes too unless they are above 3 MiB (a gRPC client
+    takes 4 MiB by default) or, at the end of a stream, above 45 KiB.
+    """
+    def __init__(
+        self,
+        *,
+        delivery: _media_pb2.MediaDelivery.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskOptions: _TypeAlias = TaskOptions  # noqa: Y015
+
+@_typing.final
 class RunTaskRequest(_message.Message):
     """A task to run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TASK_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def task(self) -> _task_pb2.Task:
-        """The task. Required."""
+    def spec(self) -> _task_pb2.TaskSpec:
+        """What to do. Required."""
+
+    @_builtins.property
+    def options(self) -> Global___TaskOptions:
+        """How to answer. Default: each option has its own."""
 
     def __init__(
         self,
         *,
-        task: _task_pb2.Task | None = ...,
+        spec: _task_pb2.TaskSpec | None = ...,
+        options: Global___TaskOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -77,112 +104,50 @@ class StreamTaskRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TASK_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def task(self) -> _task_pb2.Task:
-        """The task. Required."""
+    def spec(self) -> _task_pb2.TaskSpec:
+        """What to do. Required."""
+
+    @_builtins.property
+    def options(self) -> Global___TaskOptions:
+        """How to answer. Default: each option has its own."""
 
     def __init__(
         self,
         *,
-        task: _task_pb2.Task | None = ...,
+        spec: _task_pb2.TaskSpec | None = ...,
+        options: Global___TaskOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamTaskRequest: _TypeAlias = StreamTaskRequest  # noqa: Y015
 
 @_typing.final
-class TaskStarted(_message.Message):
-    """What all events of a stream have in common."""
+class StreamTaskResponse(_message.Message):
+    """A message of a stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ID_FIELD_NUMBER: _builtins.int
-    CREATED_FIELD_NUMBER: _builtins.int
-    MODEL_FIELD_NUMBER: _builtins.int
-    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
-    """As in TaskResult."""
-    model: _builtins.str
-    """As in TaskResult."""
+    EVENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def created(self) -> _timestamp_pb2.Timestamp:
-        """As in TaskResult."""
-
-    @_builtins.property
-    def adjustments(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Adjustment]:
-        """As in TaskResult."""
+    def event(self) -> _task_pb2.TaskEvent:
+        """The next event of the task."""
 
     def __init__(
         self,
         *,
-        id: _builtins.str = ...,
-        created: _timestamp_pb2.Timestamp | None = ...,
-        model: _builtins.str = ...,
-        adjustments: _abc.Iterable[_task_pb2.Adjustment] | None = ...,
+        event: _task_pb2.TaskEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjustments", b"adjustments", "created", b"created", "id", b"id", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
-
-@_typing.final
-class StreamTaskResponse(_message.Message):
-    """One event of a stream: `started` first; then text deltas, audio chunks or image progress; then, for all
-    but text, the result.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    STARTED_FIELD_NUMBER: _builtins.int
-    TEXT_DELTA_FIELD_NUMBER: _builtins.int
-    AUDIO_CHUNK_FIELD_NUMBER: _builtins.int
-    IMAGE_PROGRESS_FIELD_NUMBER: _builtins.int
-    RESULT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def started(self) -> Global___TaskStarted:
-        """The first event of every stream."""
-
-    @_builtins.property
-    def text_delta(self) -> _text_pb2.TextDelta:
-        """A piece of text; the last one has finish_reason and usage, and ends the stream."""
-
-    @_builtins.property
-    def audio_chunk(self) -> _speech_pb2.AudioChunk:
-        """A chunk of audio."""
-
-    @_builtins.property
-    def image_progress(self) -> _image_pb2.ImageProgress:
-        """The progress of an image."""
-
-    @_builtins.property
-    def result(self) -> _task_pb2.TaskResult:
-        """The last event of image, speech and transcription streams. A speech result has no data; the chunks
-        contain it.
-        """
-
-    def __init__(
-        self,
-        *,
-        started: Global___TaskStarted | None = ...,
-        text_delta: _text_pb2.TextDelta | None = ...,
-        audio_chunk: _speech_pb2.AudioChunk | None = ...,
-        image_progress: _image_pb2.ImageProgress | None = ...,
-        result: _task_pb2.TaskResult | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "event", b"event", "image_progress", b"image_progress", "result", b"result", "started", b"started", "text_delta", b"text_delta"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "event", b"event", "image_progress", b"image_progress", "result", b"result", "started", b"started", "text_delta", b"text_delta"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text_delta", "audio_chunk", "image_progress", "result"]  # noqa: Y015
-    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamTaskResponse: _TypeAlias = StreamTaskResponse  # noqa: Y015

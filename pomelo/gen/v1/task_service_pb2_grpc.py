@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class TaskServiceStub:
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `idempotency-key` (the same key and TaskSpec within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
@@ -61,7 +61,7 @@ class TaskServiceStub:
 
 class TaskServiceServicer:
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `idempotency-key` (the same key and TaskSpec within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
@@ -83,7 +83,7 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamTask(self, request, context):
-        """Runs a task and streams its output. Only a stream that ends with OK is complete.
+        """Runs a task and streams its events. A stream is complete if it ended with the event `completed`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,7 +112,7 @@ def add_TaskServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class TaskService:
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `idempotency-key` (the same key and TaskSpec within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count

@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class TaskServiceStub:
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `idempotency-key` (the same key and TaskSpec within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
@@ -49,12 +49,12 @@ class TaskServiceStub:
     RunTask: _grpc.UnaryUnaryMultiCallable[_task_service_pb2.RunTaskRequest, _task_service_pb2.RunTaskResponse]
     """Runs a task and returns its result."""
     StreamTask: _grpc.UnaryStreamMultiCallable[_task_service_pb2.StreamTaskRequest, _task_service_pb2.StreamTaskResponse]
-    """Runs a task and streams its output. Only a stream that ends with OK is complete."""
+    """Runs a task and streams its events. A stream is complete if it ended with the event `completed`."""
 
 @_typing.type_check_only
 class TaskServiceAsyncStub(TaskServiceStub):
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `idempotency-key` (the same key and TaskSpec within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
@@ -72,11 +72,11 @@ class TaskServiceAsyncStub(TaskServiceStub):
     RunTask: _aio.UnaryUnaryMultiCallable[_task_service_pb2.RunTaskRequest, _task_service_pb2.RunTaskResponse]  # type: ignore[assignment]
     """Runs a task and returns its result."""
     StreamTask: _aio.UnaryStreamMultiCallable[_task_service_pb2.StreamTaskRequest, _task_service_pb2.StreamTaskResponse]  # type: ignore[assignment]
-    """Runs a task and streams its output. Only a stream that ends with OK is complete."""
+    """Runs a task and streams its events. A stream is complete if it ended with the event `completed`."""
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs tasks. Metadata in: `authorization: Bearer KEY` (required), `x-request-id`, `traceparent`,
-    `idempotency-key` (the same key and task within 24 hours gets the stored answer, and is charged once),
+    `idempotency-key` (the same key and TaskSpec within 24 hours gets the stored answer, and is charged once),
     `prefer: handling=strict` (RFC 7240: a field that would be adjusted is refused with INVALID_ARGUMENT).
     Metadata out, on answers to a known key: `x-request-id`, `x-pomelo-mode` (live or test);
     `x-ratelimit-limit`, `-remaining`, `-reset` (Unix seconds), each also with `-tokens` for models that count
@@ -104,6 +104,6 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_service_pb2.StreamTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_task_service_pb2.StreamTaskResponse], _abc.AsyncIterator[_task_service_pb2.StreamTaskResponse]]:
-        """Runs a task and streams its output. Only a stream that ends with OK is complete."""
+        """Runs a task and streams its events. A stream is complete if it ended with the event `completed`."""
 
 def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from pomelo.gen.v1 import media_pb2 as pomelo_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pomelo/v1/text.proto\x12\tpomelo.v1\"\x17\n\x08ImageUrl\x12\x0b\n\x03url\x18\x01 \x01(\t\"O\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\timage_url\x18\x02 \x01(\x0b\x32\x13.pomelo.v1.ImageUrlH\x00\x42\x06\n\x04part\"5\n\x0c\x43ontentParts\x12%\n\x05parts\x18\x01 \x03(\x0b\x32\x16.pomelo.v1.ContentPart\"m\n\x07Message\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.pomelo.v1.Role\x12\x11\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x12(\n\x05parts\x18\x03 \x01(\x0b\x32\x17.pomelo.v1.ContentPartsH\x00\x42\x06\n\x04\x62ody\"\xc3\x02\n\tTextInput\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.pomelo.v1.Message\x12\x17\n\nmax_tokens\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x0c\n\x04user\x18\t \x01(\tB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"\xbb\x01\n\nTokenUsage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\x03\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x04 \x01(\x03\x12!\n\x19\x63\x61\x63he_write_prompt_tokens\x18\x05 \x01(\x03\x12$\n\x1c\x63\x61\x63he_write_1h_prompt_tokens\x18\x06 \x01(\x03\"s\n\nTextOutput\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.pomelo.v1.FinishReason\x12$\n\x05usage\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.TokenUsage\"r\n\tTextDelta\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.pomelo.v1.FinishReason\x12$\n\x05usage\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.TokenUsage*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\x81\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pomelo/v1/text.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\"3\n\tImagePart\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.MediaSource\"L\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x14.pomelo.v1.ImagePartH\x00\x42\x06\n\x04part\"Q\n\x07Message\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.pomelo.v1.Role\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.pomelo.v1.ContentPart\"\xb5\x02\n\tTextInput\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.pomelo.v1.Message\x12\x17\n\nmax_tokens\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"a\n\nTextOutput\x12#\n\x07message\x18\x01 \x01(\x0b\x32\x12.pomelo.v1.Message\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.pomelo.v1.FinishReason\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\x81\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,24 +33,20 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.text_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_ROLE']._serialized_start=1056
-  _globals['_ROLE']._serialized_end=1136
-  _globals['_FINISHREASON']._serialized_start=1139
-  _globals['_FINISHREASON']._serialized_end=1268
-  _globals['_IMAGEURL']._serialized_start=35
-  _globals['_IMAGEURL']._serialized_end=58
-  _globals['_CONTENTPART']._serialized_start=60
-  _globals['_CONTENTPART']._serialized_end=139
-  _globals['_CONTENTPARTS']._serialized_start=141
-  _globals['_CONTENTPARTS']._serialized_end=194
-  _globals['_MESSAGE']._serialized_start=196
-  _globals['_MESSAGE']._serialized_end=305
-  _globals['_TEXTINPUT']._serialized_start=308
-  _globals['_TEXTINPUT']._serialized_end=631
-  _globals['_TOKENUSAGE']._serialized_start=634
-  _globals['_TOKENUSAGE']._serialized_end=821
-  _globals['_TEXTOUTPUT']._serialized_start=823
-  _globals['_TEXTOUTPUT']._serialized_end=938
-  _globals['_TEXTDELTA']._serialized_start=940
-  _globals['_TEXTDELTA']._serialized_end=1054
+  _globals['_ROLE']._serialized_start=710
+  _globals['_ROLE']._serialized_end=790
+  _globals['_FINISHREASON']._serialized_start=793
+  _globals['_FINISHREASON']._serialized_end=922
+  _globals['_IMAGEPART']._serialized_start=58
+  _globals['_IMAGEPART']._serialized_end=109
+  _globals['_CONTENTPART']._serialized_start=111
+  _globals['_CONTENTPART']._serialized_end=187
+  _globals['_MESSAGE']._serialized_start=189
+  _globals['_MESSAGE']._serialized_end=270
+  _globals['_TEXTINPUT']._serialized_start=273
+  _globals['_TEXTINPUT']._serialized_end=582
+  _globals['_TEXTOUTPUT']._serialized_start=584
+  _globals['_TEXTOUTPUT']._serialized_end=681
+  _globals['_TEXTDELTA']._serialized_start=683
+  _globals['_TEXTDELTA']._serialized_end=708
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from pomelo.gen.v1 import media_pb2 as _media_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -54,7 +55,7 @@ class _FinishReason:
 class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishReason.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     FINISH_REASON_UNSPECIFIED: _FinishReason.ValueType  # 0
-    """Not finished yet."""
+    """Never sent."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """The model finished, or generated a stop string."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
@@ -66,7 +67,7 @@ class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why the model stopped."""
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
-"""Not finished yet."""
+"""Never sent."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """The model finished, or generated a stop string."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
@@ -76,29 +77,30 @@ FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 3
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
-class ImageUrl(_message.Message):
+class ImagePart(_message.Message):
     """An image, for models that accept images."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    URL_FIELD_NUMBER: _builtins.int
-    url: _builtins.str
-    """A `data:` URI with a base64 PNG, JPEG, WebP or GIF image. The bytes decide what it is, not the media type.
-    White space, missing padding, the URL-safe alphabet and percent-encoding are accepted. A remote URL is
-    refused unless the operator allows it. Required.
-    """
+    SOURCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def source(self) -> _media_pb2.MediaSource:
+        """A PNG, JPEG, WebP or GIF image. Files up to 8 MiB in all may be named by their media_id. In a `data:` URI, white
+        space, missing padding, the URL-safe alphabet and percent-encoding are accepted. Required.
+        """
+
     def __init__(
         self,
         *,
-        url: _builtins.str = ...,
+        source: _media_pb2.MediaSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ImageUrl: _TypeAlias = ImageUrl  # noqa: Y015
+Global___ImagePart: _TypeAlias = ImagePart  # noqa: Y015
 
 @_typing.final
 class ContentPart(_message.Message):
@@ -107,52 +109,28 @@ class ContentPart(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
-    IMAGE_URL_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Plain text."""
     @_builtins.property
-    def image_url(self) -> Global___ImageUrl:
+    def image(self) -> Global___ImagePart:
         """An image; only in messages with the role user."""
 
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
-        image_url: Global___ImageUrl | None = ...,
+        image: Global___ImagePart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image_url", b"image_url", "part", b"part", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_url", b"image_url", "part", b"part", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "part", b"part", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image_url"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___ContentPart: _TypeAlias = ContentPart  # noqa: Y015
-
-@_typing.final
-class ContentParts(_message.Message):
-    """Content in parts."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PARTS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
-        """In reading order, 1 to 100."""
-
-    def __init__(
-        self,
-        *,
-        parts: _abc.Iterable[Global___ContentPart] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ContentParts: _TypeAlias = ContentParts  # noqa: Y015
 
 @_typing.final
 class Message(_message.Message):
@@ -162,29 +140,23 @@ class Message(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
-    PARTS_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """The author. Required."""
-    content: _builtins.str
-    """Text."""
     @_builtins.property
-    def parts(self) -> Global___ContentParts:
-        """Parts: text and images."""
+    def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
+        """The content in reading order, 1 to 100 parts. Required."""
 
     def __init__(
         self,
         *,
         role: Global___Role.ValueType = ...,
-        content: _builtins.str = ...,
-        parts: Global___ContentParts | None = ...,
+        content: _abc.Iterable[Global___ContentPart] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "content", b"content", "parts", b"parts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "content", b"content", "parts", b"parts", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["content", "parts"]  # noqa: Y015
-    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
 
@@ -204,7 +176,6 @@ class TextInput(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
-    USER_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """The most tokens to generate, from 1. Default: the model's own maximum; a larger value is clamped to it."""
     temperature: _builtins.float
@@ -217,8 +188,6 @@ class TextInput(_message.Message):
     """-2 to 2. Default: 0."""
     frequency_penalty: _builtins.float
     """-2 to 2. Default: 0."""
-    user: _builtins.str
-    """An identifier of the end user, up to 256 characters. Default: none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation, oldest first, 1 to 10,000. Required."""
@@ -238,11 +207,10 @@ class TextInput(_message.Message):
         seed: _builtins.int | None = ...,
         presence_penalty: _builtins.float | None = ...,
         frequency_penalty: _builtins.float | None = ...,
-        user: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_presence_penalty", b"_presence_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "presence_penalty", b"presence_penalty", "seed", b"seed", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_presence_penalty", b"_presence_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "messages", b"messages", "presence_penalty", b"presence_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_max_tokens", b"_max_tokens", "_presence_penalty", b"_presence_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_p", b"_top_p", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "messages", b"messages", "presence_penalty", b"presence_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
     _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
@@ -272,74 +240,30 @@ class TextInput(_message.Message):
 Global___TextInput: _TypeAlias = TextInput  # noqa: Y015
 
 @_typing.final
-class TokenUsage(_message.Message):
-    """Tokens, as counted by the provider."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
-    TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHE_WRITE_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    CACHE_WRITE_1H_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    prompt_tokens: _builtins.int
-    """Tokens of the messages, from 0."""
-    completion_tokens: _builtins.int
-    """Tokens generated, from 0."""
-    total_tokens: _builtins.int
-    """The sum of the two."""
-    cached_prompt_tokens: _builtins.int
-    """Of prompt_tokens, those that the provider read from its cache."""
-    cache_write_prompt_tokens: _builtins.int
-    """Of prompt_tokens, those that the provider wrote to its cache."""
-    cache_write_1h_prompt_tokens: _builtins.int
-    """Of cache_write_prompt_tokens, those that it keeps for an hour."""
-    def __init__(
-        self,
-        *,
-        prompt_tokens: _builtins.int = ...,
-        completion_tokens: _builtins.int = ...,
-        total_tokens: _builtins.int = ...,
-        cached_prompt_tokens: _builtins.int = ...,
-        cache_write_prompt_tokens: _builtins.int = ...,
-        cache_write_1h_prompt_tokens: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_write_1h_prompt_tokens", b"cache_write_1h_prompt_tokens", "cache_write_prompt_tokens", b"cache_write_prompt_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "total_tokens", b"total_tokens"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___TokenUsage: _TypeAlias = TokenUsage  # noqa: Y015
-
-@_typing.final
 class TextOutput(_message.Message):
     """The output of a text task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CONTENT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
-    USAGE_FIELD_NUMBER: _builtins.int
-    content: _builtins.str
-    """The text."""
     finish_reason: Global___FinishReason.ValueType
     """Why the model stopped."""
     @_builtins.property
-    def usage(self) -> Global___TokenUsage:
-        """The tokens used."""
+    def message(self) -> Global___Message:
+        """The model's message, with the role assistant; to continue the conversation, append it to the messages of the next
+        task. Absent in a stream, whose deltas contain it.
+        """
 
     def __init__(
         self,
         *,
-        content: _builtins.str = ...,
+        message: Global___Message | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
-        usage: Global___TokenUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "finish_reason", b"finish_reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,31 +271,21 @@ Global___TextOutput: _TypeAlias = TextOutput  # noqa: Y015
 
 @_typing.final
 class TextDelta(_message.Message):
-    """A piece of a text output. The last one of a stream has finish_reason and usage."""
+    """A piece of a text output; the pieces of a stream, joined, are the text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    CONTENT_FIELD_NUMBER: _builtins.int
-    FINISH_REASON_FIELD_NUMBER: _builtins.int
-    USAGE_FIELD_NUMBER: _builtins.int
-    content: _builtins.str
-    """Text to append; may be empty."""
-    finish_reason: Global___FinishReason.ValueType
-    """Set only on the last delta."""
-    @_builtins.property
-    def usage(self) -> Global___TokenUsage:
-        """Set only on the last delta."""
-
+    TEXT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Text to append."""
     def __init__(
         self,
         *,
-        content: _builtins.str = ...,
-        finish_reason: Global___FinishReason.ValueType = ...,
-        usage: Global___TokenUsage | None = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "finish_reason", b"finish_reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

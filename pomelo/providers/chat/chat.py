@@ -28,7 +28,7 @@ from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
 from pomelo.providers.http.vendor import Vendor
-from pomelo.providers.text import stream_text
+from pomelo.providers.text import only_text, stream_text
 
 _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
 
@@ -133,17 +133,17 @@ class Chat(Vendor):
                 self._error_mapping,
                 patient=self.profile.patient,
             ),
-            ChunkStream(self._error_mapping, job.report if self.profile.reports_cost else None),
+            ChunkStream(self._error_mapping, job.report, reports_cost=self.profile.reports_cost),
         )
 
     async def _request(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         completion = await self._http.request_json(
             self._url, self._json_headers, self._body(job), self._error_mapping, surrogates=True
         )
-        delta = parse_completion(completion, self._error_mapping)
+        event = parse_completion(completion, self._error_mapping)
         if self.profile.reports_cost:
             job.report.cost = reported_cost(completion.get("usage"))
-        yield Event(text_delta=delta)
+        yield event
 
     def _body(self, job: Job[TextInput]) -> bytes:
         return to_json(request(job, self.profile))
@@ -159,8 +159,8 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
             body[names[name]] = getattr(text, name)
     if text.stop:
         body["stop"] = list(text.stop)
-    if text.user:
-        body[names["user"]] = _user(text.user, profile.user_most)
+    if job.user:
+        body[names["user"]] = _user(job.user, profile.user_most)
     effort = options.get("reasoning_effort")
     if effort is not None:
         body["reasoning_effort"] = effort
@@ -205,12 +205,13 @@ def _messages(text: TextInput, profile: Profile) -> list[dict[str, Any]]:
 
 def _message(message: Message) -> dict[str, Any]:
     role = _ROLES[message.role]
-    if message.HasField("content"):
-        return {"role": role, "content": message.content}
+    text = only_text(message)
+    if text is not None:
+        return {"role": role, "content": text}
     parts: list[dict[str, Any]] = []
-    for part in message.parts.parts:
+    for part in message.content:
         if part.HasField("text"):
             parts.append({"type": "text", "text": part.text})
         else:
-            parts.append({"type": "image_url", "image_url": {"url": part.image_url.url}})
+            parts.append({"type": "image_url", "image_url": {"url": part.image.source.url}})
     return {"role": role, "content": parts}

@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from pomelo.catalog.reported_cost import Report
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TokenUsage
+from pomelo.gen.v1.text_pb2 import FinishReason
+from pomelo.gen.v1.usage_pb2 import Usage
+from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, pick, well_formed
-from pomelo.providers.text import StreamState, finish_reason, token_usage
+from pomelo.providers.text import StreamState, completed_text, finish_reason, token_usage
 
 _FINISHES = {
     "length": FinishReason.FINISH_REASON_LENGTH,
@@ -23,8 +25,8 @@ _FINISHES = {
 _END_MARKER = b"[DONE]"
 
 
-def parse_completion(completion: Any, error_mapping: ErrorMapping) -> TextDelta:
-    """Return the delta of a whole response.
+def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
+    """Return the event of a whole response.
 
     Raises:
         UpstreamError: provider_failed if it can't be used; the mapped error of an `error` in it.
@@ -38,22 +40,21 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> TextDelta:
         finish = _finish_reason(choice, error_mapping)
         if type(content) is list:
             content = _join_text(content)
-        usage = _usage(completion.get("usage"))
-        return TextDelta(content=well_formed(content), finish_reason=finish, usage=usage)
+        return completed_text(well_formed(content), finish, _usage(completion.get("usage")))
     except (AttributeError, IndexError, KeyError, TypeError):
         pass
     raise malformed_response("a response of another shape")
 
 
 class ChunkStream(StreamState):
-    """A stream of chunks. The cost that the host reports is written to `report`, if there is one."""
+    """A stream of chunks. With `reports_cost`, the host reports the cost of each response."""
 
-    __slots__ = ("_error_mapping", "_report")
+    __slots__ = ("_error_mapping", "_reports_cost")
 
-    def __init__(self, error_mapping: ErrorMapping, report: Report | None = None) -> None:
-        super().__init__()
+    def __init__(self, error_mapping: ErrorMapping, report: Report, *, reports_cost: bool) -> None:
+        super().__init__(report)
         self._error_mapping = error_mapping
-        self._report = report
+        self._reports_cost = reports_cost
 
     def parse_event(self, data: bytes) -> str:
         if self.ended:
@@ -73,8 +74,8 @@ class ChunkStream(StreamState):
                 usage = usage or groq.get("usage")
             if usage is not None:
                 self._count(_usage(usage))
-                if self._report is not None and (cost := reported_cost(usage)) is not None:
-                    self._report.cost = cost
+                if self._reports_cost and (cost := reported_cost(usage)) is not None:
+                    self.report.cost = cost
             choices = chunk.get("choices")
             if not choices:
                 if chunk.get("object") == "error":
@@ -97,18 +98,19 @@ class ChunkStream(StreamState):
             pass
         raise malformed_response("a chunk that can't be read")
 
-    def _count(self, usage: TokenUsage | None) -> None:
+    def _count(self, usage: Usage | None) -> None:
         """Replace each count by a later one; null and 0 replace nothing. A count with a smaller prompt is
         ignored."""
         if usage is None:
             return
         if self.usage is None:
             self.usage = usage
-        elif not usage.prompt_tokens or usage.prompt_tokens >= self.usage.prompt_tokens:
+        elif not usage.input_tokens or usage.input_tokens >= self.usage.input_tokens:
             self.usage.MergeFrom(usage)
-            self.usage.total_tokens = self.usage.prompt_tokens + self.usage.completion_tokens
-        if usage.prompt_tokens:
-            self.prompt = self.usage
+            if self.usage.reasoning_tokens > self.usage.output_tokens:
+                self.usage.ClearField("reasoning_tokens")
+        if usage.input_tokens:
+            self.report.usage = self.usage
 
 
 def reported_cost(usage: Any) -> Any:
@@ -134,7 +136,7 @@ def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> Finis
     return finish_reason(reason, _FINISHES)
 
 
-def _usage(usage: Any) -> TokenUsage | None:
+def _usage(usage: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     return token_usage(
@@ -143,4 +145,5 @@ def _usage(usage: Any) -> TokenUsage | None:
         # The latter is Mistral's.
         cached=pick(usage, "prompt_tokens_details", "cached_tokens") or usage.get("num_cached_tokens"),
         written=pick(usage, "prompt_tokens_details", "cache_write_tokens"),
+        reasoning=pick(usage, "completion_tokens_details", "reasoning_tokens"),
     )

@@ -18,7 +18,12 @@ from yarl import URL
 
 from pomelo.catalog.languages import iso_language
 from pomelo.fields import DEFAULT_AUDIO_FORMAT
-from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Timestamps
+from pomelo.gen.v1.speech_pb2 import (
+    SpeechToSpeechInput,
+    SpeechToTextInput,
+    TextToSpeechInput,
+    TimestampGranularity,
+)
 from pomelo.providers import Credentials
 from pomelo.providers.base import AudioSource, Event, Job, Options, Probe
 from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, PathNotFound
@@ -53,10 +58,10 @@ _STS_PATHS = {_STS_PATH: "voice-changer", "voice-changer": _STS_PATH}
 """The two paths of speech to speech -> the other one. Which of them serves an account may change."""
 
 _GRANULARITIES = {
-    Timestamps.TIMESTAMPS_UNSPECIFIED: "word",
-    Timestamps.TIMESTAMPS_NONE: "none",
-    Timestamps.TIMESTAMPS_WORD: "word",
-    Timestamps.TIMESTAMPS_CHARACTER: "character",
+    TimestampGranularity.TIMESTAMP_GRANULARITY_UNSPECIFIED: "word",
+    TimestampGranularity.TIMESTAMP_GRANULARITY_NONE: "none",
+    TimestampGranularity.TIMESTAMP_GRANULARITY_WORD: "word",
+    TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER: "character",
 }
 
 
@@ -178,7 +183,7 @@ class ElevenLabs(Vendor):
         else:
             transcript = await asyncio.to_thread(parse_transcript, response, job.input, ERROR_MAPPING)
         event = Event()
-        event.result.transcription.CopyFrom(transcript)
+        event.completed.transcription.CopyFrom(transcript)
         yield event
 
     async def _stream_audio(

@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
 from pomelo.media.content_types import sniff
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse
 from pomelo.providers.http.responses import CHUNK_BYTES
+from pomelo.providers.transcripts import add_word
 
 MAX_AUDIO_BYTES = 512 * 1024 * 1024
 """The largest audio file: more than an hour of the largest format."""
@@ -148,11 +149,13 @@ def parse_transcript(
         body = parse(response)
         if "text" not in body and "detail" in body:
             raise from_error_body(body, error_mapping)
-        transcript = Transcription(language=_string(body.get("language_code")))
+        transcript = Transcription()
         # Not in the constructor, which accepts None for a missing text.
         transcript.text = body["text"]
+        if language := _string(body.get("language_code")):
+            transcript.language_code = language
         transcript.audio_seconds = _seconds(body.get("audio_duration_secs"), 0.0)
-        if options.timestamps != Timestamps.TIMESTAMPS_NONE:
+        if options.timestamps != TimestampGranularity.TIMESTAMP_GRANULARITY_NONE:
             _add_words(transcript, _objects(body.get("words")), options)
         return transcript
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -163,7 +166,7 @@ def parse_transcript(
 def _add_words(
     transcript: Transcription, words: Iterable[dict[str, Any]], options: SpeechToTextInput
 ) -> None:
-    by_character = options.timestamps == Timestamps.TIMESTAMPS_CHARACTER
+    by_character = options.timestamps == TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER
     last = 0.0
     for word in words:
         start = _seconds(word.get("start"), last)
@@ -181,7 +184,7 @@ def _add_words(
             previous_end = max(_seconds(part.get("end"), part_start), part_start)
             text = part.get("text")
             if isinstance(text, str):
-                transcript.words.add(start=part_start, end=previous_end, speaker=speaker).text = text
+                add_word(transcript, text, part_start, previous_end, speaker)
 
 
 def _objects(values: Any) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import FinishReason
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import AudioSource, Event, Job
 from pomelo.providers.images import FORMATS
 from pomelo.providers.sandbox import text
@@ -27,6 +27,7 @@ from pomelo.providers.sandbox.recognition import Recognition, recognize, speech_
 from pomelo.providers.sandbox.speech import Speech
 from pomelo.providers.sandbox.transcript import transcribe
 from pomelo.providers.sandbox.triggers import Triggers, failure, parse
+from pomelo.providers.text import completed_text
 
 _THREADS = 2
 
@@ -72,7 +73,7 @@ class Sandbox:
             for index, word in enumerate(words[: len(words) // 2] if triggers.stops_halfway else words):
                 # Filling a new event in place takes a third of the time of building its parts first.
                 event = Event()
-                event.text_delta.content = " " + word if index else word
+                event.text_delta.text = " " + word if index else word
                 yield event
                 await self._sleep(triggers.pace)
             content = ""
@@ -81,7 +82,9 @@ class Sandbox:
             completion_tokens = text.count(content)
         if triggers.stops_halfway:
             await self._stop_halfway(triggers)
-        yield _last_delta(content, finish, prompt_tokens, completion_tokens)
+        yield completed_text(
+            content, finish, Usage(input_tokens=prompt_tokens, output_tokens=completion_tokens)
+        )
 
     async def image(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Draws an image that depends on prompt, seed and model.
@@ -109,7 +112,7 @@ class Sandbox:
                     await self._stop_halfway(triggers)
                 if isinstance(step, bytes):
                     image = GeneratedImage(data=step, content_type=f"image/{file_format}")
-                    yield Event(result=TaskResult(image=ImageOutput(images=[image])))
+                    yield Event(completed=TaskResult(image=ImageOutput(images=[image])))
 
     def text_to_speech(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Generates speech that contains the text, 60 ms a character at speed 1.
@@ -145,7 +148,7 @@ class Sandbox:
         if triggers.stops_halfway:
             await self._stop_halfway(triggers)
         transcription = transcribe(recognized.text, recognized.seconds, job.input)
-        yield Event(result=TaskResult(transcription=transcription))
+        yield Event(completed=TaskResult(transcription=transcription))
 
     async def _begin(self, content: str, job: Job[Any], field: str) -> Triggers:
         """Runs the triggers of `content` that come before an answer, and returns all of them.
@@ -197,17 +200,6 @@ class Sandbox:
         audio = job.audio or AudioSource("", 0)
         limit = job.model.limits.max_audio_seconds
         return await asyncio.get_running_loop().run_in_executor(self._threads, recognize, audio, limit)
-
-
-def _last_delta(content: str, finish: FinishReason.ValueType, prompt: int, completion: int) -> Event:
-    event = Event()
-    delta = event.text_delta
-    delta.content = content
-    delta.finish_reason = finish
-    delta.usage.prompt_tokens = prompt
-    delta.usage.completion_tokens = completion
-    delta.usage.total_tokens = prompt + completion
-    return event
 
 
 def _seed(job: Job[Any]) -> str:

@@ -51,7 +51,7 @@ def recognize(source: AudioSource, limit: int) -> Recognition:
         with source.path.open("rb") if source.path is not None else BytesIO(source.data) as file:
             text, seconds = _read(file, source)
             if limit and seconds * 1000 > limit * 1000 + ENCODER_PADDING_MS:
-                raise invalid("audio", f"audio of at most {limit} seconds")
+                raise invalid("audio", f"audio of at most {limit} seconds", maximum=limit)
             return Recognition(text or _invent(file, seconds), seconds)
     except OSError as error:
         raise PomeloError("store_unavailable") from error

@@ -40,13 +40,9 @@ def read_prompt(messages: Sequence[Message]) -> tuple[str, int]:
     tokens = 0
     last = ""
     for message in messages:
-        text = message.content
-        if text:
-            tokens += len(text.split())
-        elif message.HasField("parts"):
-            parts = message.parts.parts
-            text = "\n".join([part.text for part in parts if part.HasField("text")])
-            tokens += len(text.split()) + IMAGE_TOKENS * sum(part.HasField("image_url") for part in parts)
+        parts = message.content
+        text = "\n".join([part.text for part in parts if part.HasField("text")])
+        tokens += len(text.split()) + IMAGE_TOKENS * sum(part.HasField("image") for part in parts)
         if message.role == Role.ROLE_USER:
             last = text
     return last, tokens
@@ -63,6 +59,7 @@ def check_length(tokens: int, limit: int) -> None:
             "context_length_exceeded",
             f"The prompt has {tokens:,} tokens, the model takes {limit:,}. Shorten messages",
             field="messages",
+            values={"tokens": tokens, "maxTokens": limit},
         )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps, Transcription
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
+from pomelo.providers.transcripts import add_word
 
 _WORD = re.compile(r"\S+")
 _ENDS = (".", "!", "?", "…", "。", "\uff01", "\uff1f")
@@ -19,16 +20,16 @@ def transcribe(text: str, seconds: float, given: SpeechToTextInput) -> Transcrip
 
     Every character takes the same time. With diarization, the speakers alternate by sentence.
     """
-    transcription = Transcription(text=text, language=given.language_code or "en", audio_seconds=seconds)
-    if given.timestamps == Timestamps.TIMESTAMPS_NONE:
+    language = given.language_code or "en"
+    transcription = Transcription(text=text, language_code=language, audio_seconds=seconds)
+    if given.timestamps == TimestampGranularity.TIMESTAMP_GRANULARITY_NONE:
         return transcription
     each = seconds / len(text) if text else 0.0
-    by_character = given.timestamps == Timestamps.TIMESTAMPS_CHARACTER
+    by_character = given.timestamps == TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER
     speakers = 0
     if given.diarize:
         speakers = min(given.num_speakers, _SPEAKERS) if given.HasField("num_speakers") else _SPEAKERS
     sentence = 0
-    add = transcription.words.add
     position = 0
     for match in _WORD.finditer(text):
         start, end = match.span()
@@ -36,15 +37,10 @@ def transcribe(text: str, seconds: float, given: SpeechToTextInput) -> Transcrip
         if by_character:
             # The space before a word belongs to its speaker.
             for index in range(position, end):
-                add(
-                    text=text[index],
-                    start=_time(index * each),
-                    end=_time((index + 1) * each),
-                    speaker=speaker,
-                )
+                add_word(transcription, text[index], _time(index * each), _time((index + 1) * each), speaker)
             position = end
         else:
-            add(text=match[0], start=_time(start * each), end=_time(end * each), speaker=speaker)
+            add_word(transcription, match[0], _time(start * each), _time(end * each), speaker)
         if match[0].endswith(_ENDS):
             sentence += 1
     return transcription

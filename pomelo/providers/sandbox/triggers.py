@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pomelo.errors import TABLE, PomeloError, invalid, missing
+from pomelo.errors import TABLE, PomeloError, invalid, missing, unsupported_model
 
 _TRIGGER = re.compile(r"\[\[([a-z]+)(?::([a-z0-9_.]{1,40}))?\]\]")
 _SECONDS = re.compile(r"\d{1,4}(?:\.\d{1,6})?")
 _WORDS = re.compile(r"[1-9]\d{0,8}")
-_BEFORE_TASKS = {"unsupported_media_type", "not_found", "method_not_allowed"}
+_BEFORE_TASKS = {"unsupported_media_type", "not_found", "method_not_allowed", "model_not_found"}
 ERRORS = frozenset(TABLE) - _BEFORE_TASKS
 """The codes that `[[error:CODE]]` accepts: all but those that a front end returns before there is a task."""
 
@@ -64,13 +64,14 @@ def failure(code: str, *, field: str, model: str, now: float) -> PomeloError:
         case "invalid_parameter":
             return invalid(field, "something without [[error:invalid_parameter]]")
         case "unsupported_model":
-            return PomeloError(code, f"Unsupported task type: {model}", field="model")
+            return unsupported_model(model)
         case "rate_limit_exceeded":
             reset = datetime.fromtimestamp(int(now) + 60, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            return PomeloError(code, f"Rate limit exceeded. Reset at {reset}", retry_after=60)
+            message = f"Rate limit exceeded. Reset at {reset}"
+            return PomeloError(code, message, retry_after=60, values={"resetTime": reset})
         case "context_length_exceeded" | "content_policy_violation":
             return PomeloError(code, field=field)
         case "model_not_allowed":
-            return PomeloError(code, field="model")
+            return PomeloError(code, field="model", values={"model": model})
         case _:
             return PomeloError(code)

@@ -197,11 +197,11 @@ class ConnectionPool:
             PomeloError: the key is invalid, or the server does not respond.
         """
         try:
-            # No model has an empty name: the server refuses it after it has checked the key.
+            # No model has an empty name: the server does not find it, after it has checked the key.
             with self.pick() as connection:
                 await unary(connection.models.GetModel(GetModelRequest(), **connection.arguments(call)), call)
         except PomeloError as error:
-            if error.code != "unsupported_model":
+            if error.code != "model_not_found":
                 raise
 
 

@@ -15,8 +15,13 @@ import grpc
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, DownloadMediaResponse, UploadMediaRequest
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.media_service_pb2 import (
+    DownloadMediaRequest,
+    DownloadMediaResponse,
+    UploadMediaHeader,
+    UploadMediaRequest,
+)
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
 from pomelo.service import MediaBytes
@@ -53,7 +58,7 @@ class RemoteMedia:
                     with suppress(asyncio.CancelledError):
                         await rpc
         media: Media = response.media
-        call.at_end.append(partial(self._delete, media.media_id, call))
+        call.at_end.append(partial(self._delete, media.id, call))
         return media
 
     def _delete(self, media_id: str, call: Call) -> None:
@@ -65,8 +70,8 @@ class RemoteMedia:
     async def _request_deletion(self, media_id: str, call: Call) -> None:
         # The server refuses a task without a model, and deletes the upload of a refused REST task. If that
         # fails, the upload expires with the request's deadline.
-        task = Task()
-        task.speech_to_text.audio.media_id = media_id
+        spec = TaskSpec()
+        spec.speech_to_text.audio.media_id = media_id
         request = replace(
             call,
             deadline=time.monotonic() + _DELETE_TIMEOUT,
@@ -75,7 +80,7 @@ class RemoteMedia:
             at_end=[],
         )
         with suppress(PomeloError):
-            await self._pool.unary(lambda stubs: stubs.tasks.RunTask, RunTaskRequest(task=task), request)
+            await self._pool.unary(lambda stubs: stubs.tasks.RunTask, RunTaskRequest(spec=spec), request)
 
     @asynccontextmanager
     async def download_media(
@@ -83,7 +88,7 @@ class RemoteMedia:
     ) -> AsyncIterator[tuple[Media, MediaBytes]]:
         if not signature:
             await self._pool.check_headers(call)
-        request = DownloadMediaRequest(media_id=media_id, signature=signature)
+        request = DownloadMediaRequest(id=media_id, signature=signature)
         with self._pool.pick() as connection:
             rpc = connection.media.DownloadMedia(request, **connection.arguments(call))
             messages: Messages[DownloadMediaResponse] = Messages(rpc, call, self._turns.stream())
@@ -134,7 +139,7 @@ async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> li
     try:
         async with sending:
             rpc.add_done_callback(call_done)
-            await rpc.write(UploadMediaRequest(content_type=content_type))
+            await rpc.write(UploadMediaRequest(header=UploadMediaHeader(content_type=content_type)))
             async for chunk in chunks:
                 for start in range(0, len(chunk), _MESSAGE_BYTES):
                     await rpc.write(UploadMediaRequest(chunk=chunk[start : start + _MESSAGE_BYTES]))

@@ -9,10 +9,22 @@ from contextlib import asynccontextmanager
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, ListUsageRequest, ListUsageResponse
-from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, StreamTaskResponse
+from pomelo.gen.v1.account_service_pb2 import (
+    Account,
+    GetAccountRequest,
+    ListUsageRequest,
+    ListUsageResponse,
+    SumUsageRequest,
+    SumUsageResponse,
+)
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, ListModelsResponse, Model
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import (
+    RunTaskRequest,
+    StreamTaskRequest,
+    StreamTaskResponse,
+    TaskOptions,
+)
 from pomelo.in_flight import InFlight, InFlightLimits, Ticket
 from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
 from pomelo.status import REFUSED_KEY
@@ -31,12 +43,14 @@ class RemoteModels:
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
 
-    async def list_models(self, call: Call) -> list[Model]:
-        response = await self._pool.unary(lambda stubs: stubs.models.ListModels, ListModelsRequest(), call)
-        return list(response.models)
+    async def list_models(self, request: ListModelsRequest, call: Call) -> ListModelsResponse:
+        response: ListModelsResponse = await self._pool.unary(
+            lambda stubs: stubs.models.ListModels, request, call
+        )
+        return response
 
-    async def get_model(self, name: str, call: Call) -> Model:
-        request = GetModelRequest(name=name)
+    async def get_model(self, model_id: str, call: Call) -> Model:
+        request = GetModelRequest(id=model_id)
         response = await self._pool.unary(lambda stubs: stubs.models.GetModel, request, call)
         model: Model = response.model
         return model
@@ -85,7 +99,7 @@ class RemoteVisit:
             with self._pool.pick() as connection:
                 arguments = connection.arguments(self._call)
                 arguments["metadata"].append((REFUSED_KEY, f"{error.code} {self._ticket.size}"))
-                request = RunTaskRequest(task=Task(model=model))
+                request = RunTaskRequest(spec=TaskSpec(model=model))
                 await unary(connection.tasks.RunTask(request, **arguments), self._call)
         except PomeloError as refusal:
             # A header takes precedence over the model, which the server has checked without the header.
@@ -104,31 +118,45 @@ class RemoteTasks:
         self._pool = pool
         self._turns = turns
 
-    async def run_task(self, task: Task, call: Call) -> TaskResult:
+    async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         if call.header_error is None:
-            _keep_upload(task, call)
-        response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, RunTaskRequest(task=task), call)
+            _keep_upload(spec, call)
+        request = RunTaskRequest(spec=spec, options=options)
+        response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, request, call)
         result: TaskResult = response.result
         return result
 
     @asynccontextmanager
-    async def stream_task(self, task: Task, call: Call) -> AsyncIterator[AsyncIterator[StreamTaskResponse]]:
+    async def stream_task(
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         await self._pool.check_headers(call)
-        _keep_upload(task, call)
+        _keep_upload(spec, call)
+        request = StreamTaskRequest(spec=spec, options=options)
         with self._pool.pick() as connection:
-            rpc = connection.tasks.StreamTask(StreamTaskRequest(task=task), **connection.arguments(call))
-            events: Messages[StreamTaskResponse] = Messages(rpc, call, self._turns.stream())
+            rpc = connection.tasks.StreamTask(request, **connection.arguments(call))
+            messages: Messages[StreamTaskResponse] = Messages(rpc, call, self._turns.stream())
             try:
                 async with until_deadline(call):
-                    await events.accepted()
-                    yield events
+                    await messages.accepted()
+                    yield _Events(messages)
             finally:
                 rpc.cancel()
 
 
-def _keep_upload(task: Task, call: Call) -> None:
+class _Events(AsyncIterator[TaskEvent]):
+    """The events of the messages of a stream."""
+
+    def __init__(self, messages: Messages[StreamTaskResponse]) -> None:
+        self._next = messages.__anext__
+
+    async def __anext__(self) -> TaskEvent:
+        return (await self._next()).event
+
+
+def _keep_upload(spec: TaskSpec, call: Call) -> None:
     """Keeps the upload of a task: the server deletes it when the task ends or is refused."""
-    task_input = getattr(task, task.WhichOneof("input") or "text")
+    task_input = getattr(spec, spec.WhichOneof("input") or "text")
     if "audio" in task_input.DESCRIPTOR.fields_by_name and task_input.audio.media_id:
         call.at_end.clear()
 
@@ -147,5 +175,11 @@ class RemoteAccounts:
     async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
         response: ListUsageResponse = await self._pool.unary(
             lambda stubs: stubs.accounts.ListUsage, request, call
+        )
+        return response
+
+    async def sum_usage(self, request: SumUsageRequest, call: Call) -> SumUsageResponse:
+        response: SumUsageResponse = await self._pool.unary(
+            lambda stubs: stubs.accounts.SumUsage, request, call
         )
         return response

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from pomelo.stores.usage import UsageQuery, UsageRecord, UsageTotal
+from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal
 
 
 class Archive(Protocol):
@@ -30,10 +30,18 @@ class Archive(Protocol):
         ...
 
     async def sum_usage(
-        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+        self,
+        query: UsageQuery,
+        by: Sequence[Grouping],
+        *,
+        limit: int | None = None,
+        after: tuple[str, ...] | None = None,
     ) -> list[UsageTotal]:
-        """Sums by one of GROUPS, in order of name: up to `limit` (None: all), starting after the name
-        `after`."""
+        """Sums by groupings, as `UsageStore.sum_usage`.
+
+        Raises:
+            ValueError: as `UsageStore.sum_usage` does.
+        """
         ...
 
     async def damage(self) -> list[tuple[str, str]]:

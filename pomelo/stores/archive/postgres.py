@@ -13,6 +13,7 @@ from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.records import (
     COLUMNS,
+    DIMENSIONS,
     SUMMED,
     decode_position,
     encode_position,
@@ -20,7 +21,7 @@ from pomelo.stores.records import (
     values,
 )
 from pomelo.stores.schema import USAGE_VERSION, usage_columns
-from pomelo.stores.usage import UsageQuery, UsageRecord, UsageTotal
+from pomelo.stores.usage import Grouping, MetadataKey, UsageQuery, UsageRecord, UsageTotal, check_sum
 
 _TYPES = {"str": "TEXT", "int": "BIGINT", "bool": "BOOLEAN", "float": "DOUBLE PRECISION"}
 _CONSTRAINTS = {
@@ -50,12 +51,8 @@ _TABLE = f"""
 _LOCK = 0x504D4C41
 """An advisory lock that is held while the table is created: two processes that create it would conflict."""
 
-_GROUPS = {
-    "model": "model",
-    "key": "key_id",
-    "day": "to_char(to_timestamp(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
-    "account": "account",
-}
+_DIMENSIONS = {**DIMENSIONS, "day": "to_char(to_timestamp(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD')"}
+_METADATA = "coalesce(nullif(metadata, '')::jsonb ->> {}::text, '')"
 _MAX_CONNECTIONS = 4
 _TIMEOUT = 5.0
 """Seconds to wait for a connection or a reply."""
@@ -116,7 +113,7 @@ class _PostgresArchive:
 
         async def write(connection: Any) -> None:
             # executemany is one transaction, which is committed when it returns.
-            await connection.executemany(statement, [values(record) for record in records])
+            await connection.executemany(statement, [_storable(record) for record in records])
 
         await self._run(write)
 
@@ -141,18 +138,29 @@ class _PostgresArchive:
         return page, encode_position(page[-1].at, rows[limit - 1][0])
 
     async def sum_usage(
-        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+        self,
+        query: UsageQuery,
+        by: Sequence[Grouping],
+        *,
+        limit: int | None = None,
+        after: tuple[str, ...] | None = None,
     ) -> list[UsageTotal]:
+        check_sum(by, after)
+        if after == ():  # the only total
+            return []
         filters = _Filters(query)
-        group = f'{_GROUPS[by]} COLLATE "C"'
+        groups = [f'{filters.expression(each)} COLLATE "C"' for each in by]
         if after:
-            filters.add(f"{group} > {{}}", after)
+            filters.add(f"({', '.join(groups)}) > ({', '.join(['{}'] * len(by))})", *after)
         sums = ", ".join(f"sum({name})::bigint" for name in SUMMED)
+        columns = ", ".join(str(n + 1) for n in range(len(by)))
         statement = (
-            f"SELECT {group} AS part, count(*), {sums} FROM pomelo_usage"  # noqa: S608
-            f" WHERE {filters} GROUP BY part ORDER BY part LIMIT {'ALL' if limit is None else limit}"
+            f"SELECT {', '.join([*groups, 'count(*)', sums])} FROM pomelo_usage WHERE {filters}"  # noqa: S608
+            f" GROUP BY {columns or '()'} HAVING count(*) > 0"
+            f" ORDER BY {columns or 'count(*)'} LIMIT {'ALL' if limit is None else limit}"
         )
-        return [UsageTotal(*row) for row in await self._report(statement, filters)]
+        rows = await self._report(statement, filters)
+        return [UsageTotal(tuple(row)[: len(by)], *tuple(row)[len(by) :]) for row in rows]
 
     async def damage(self) -> list[tuple[str, str]]:
         return []
@@ -168,6 +176,11 @@ class _PostgresArchive:
                 return await work(connection)
         except _FAILURES as error:
             raise PomeloError("store_unavailable") from error
+
+
+def _storable(record: UsageRecord) -> list[Any]:
+    """The values of a record. Postgres can't store a NUL: the values have U+FFFD instead."""
+    return [value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in values(record)]
 
 
 class _Filters:
@@ -186,9 +199,18 @@ class _Filters:
 
     def add(self, condition: str, *parameters: Any) -> None:
         """Adds a condition with a pair of braces for each parameter."""
+        self._conditions.append(self._format(condition, *parameters))
+
+    def expression(self, grouping: Grouping) -> str:
+        """The SQL expression of a grouping. Adds its parameter, if it has one."""
+        if isinstance(grouping, MetadataKey):
+            return self._format(_METADATA, grouping.name)
+        return _DIMENSIONS[grouping]
+
+    def _format(self, text: str, *parameters: Any) -> str:
         start = len(self.values) + 1
         self.values += parameters
-        self._conditions.append(condition.format(*[f"${start + n}" for n in range(len(parameters))]))
+        return text.format(*[f"${start + n}" for n in range(len(parameters))])
 
     def __str__(self) -> str:
         return " AND ".join(self._conditions)

@@ -16,7 +16,7 @@ from pomelo.stores.base import StoreError
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import damage, usage
 from pomelo.stores.sqlite.transaction import transaction
-from pomelo.stores.usage import UsageQuery, UsageRecord, UsageTotal
+from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal
 
 _APPLICATION_ID = 0x504D4C41
 """Identifies a SQLite file as an archive of Pomelo."""
@@ -72,7 +72,12 @@ class _SqliteArchive:
         return result
 
     async def sum_usage(
-        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+        self,
+        query: UsageQuery,
+        by: Sequence[Grouping],
+        *,
+        limit: int | None = None,
+        after: tuple[str, ...] | None = None,
     ) -> list[UsageTotal]:
         sums = usage.UsageSum(query, by, limit, after)
         while (result := await self._run(sums.step)) is None:

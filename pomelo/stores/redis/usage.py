@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,7 +24,15 @@ from pomelo.stores.redis.connection import Connection, translated_errors
 from pomelo.stores.redis.key_names import key, names
 from pomelo.stores.redis.scripts import WALLET_STATES
 from pomelo.stores.redis.wallet_index import WalletIndex, for_each
-from pomelo.stores.usage import GROUPS, RECOVERED, UsageQuery, UsageRecord, UsageTotal, WalletState
+from pomelo.stores.usage import (
+    RECOVERED,
+    Grouping,
+    UsageQuery,
+    UsageRecord,
+    UsageTotal,
+    WalletState,
+    check_sum,
+)
 
 log = logging.getLogger("pomelo.stores")
 
@@ -90,12 +98,16 @@ class Usage:
             return await self._archive.list_usage(query, limit, after)
 
     async def sum_usage(
-        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+        self,
+        query: UsageQuery,
+        by: Sequence[Grouping],
+        *,
+        limit: int | None = None,
+        after: tuple[str, ...] | None = None,
     ) -> list[UsageTotal]:
-        if by not in GROUPS:
-            raise ValueError(f"by must be one of {', '.join(GROUPS)}")
+        check_sum(by, after)
         with self._connection.translated_errors():
-            if not after:
+            if after is None:
                 await self.drain(await self._wallets_of(query))
             return await self._archive.sum_usage(query, by, limit=limit, after=after)
 

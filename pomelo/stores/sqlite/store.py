@@ -36,7 +36,7 @@ from pomelo.stores.sqlite.damage import DamageMonitor, check_completely
 from pomelo.stores.sqlite.file import WritableFile, connect_read_only
 from pomelo.stores.sqlite.log_size import LogSize
 from pomelo.stores.sqlite.writer import Writer
-from pomelo.stores.usage import UsageQuery, UsageRecord, UsageTotal, WalletState
+from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal, WalletState
 
 LOCK_WAIT = 2.0
 """Seconds to wait for another process: commands of the CLI open the store only for a moment."""
@@ -202,7 +202,12 @@ class SqliteStore:
         return await self._run_report(usage.UsagePage(query, limit, after))
 
     async def sum_usage(
-        self, query: UsageQuery, by: str, *, limit: int | None = None, after: str = ""
+        self,
+        query: UsageQuery,
+        by: Sequence[Grouping],
+        *,
+        limit: int | None = None,
+        after: tuple[str, ...] | None = None,
     ) -> list[UsageTotal]:
         return await self._run_report(usage.UsageSum(query, by, limit, after))
 

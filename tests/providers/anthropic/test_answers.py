@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from hashlib import sha256
 from typing import Any
 
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, TextInput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import fit_job
 from pomelo.testing import FaultUpstream, Gate, Reply, Stop
 from pomelo.testing.anthropic_protocol import PING, Answer, error_event, error_reply, event, words
-from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_provider, open_rig
+from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_provider, open_rig, read_all, run
 from tests.providers.text_rig import (
     ANTHROPIC,
     FILTERED,
@@ -21,14 +23,19 @@ from tests.providers.text_rig import (
     LONG,
     PNG,
     STOP,
+    USER,
     check_last,
     check_no_usage,
-    deltas,
     failure,
+    finish_reason,
     hi,
+    image,
     largest_input,
+    message,
+    reported_usage,
     sent,
     text,
+    texts,
 )
 
 DATA = PNG.partition(",")[2]
@@ -44,11 +51,11 @@ async def _rig() -> AsyncIterator[Rig]:
 
 
 async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
-    received = await sent(ANTHROPIC, rig, largest_input(), stream=True)
+    received = await sent(ANTHROPIC, rig, largest_input(), user=USER, stream=True)
     assert received.body == {
         "model": "claude-haiku-4-5",
         "max_tokens": 100,
-        "system": "Be brief. Ünïcödé 🍊\n\nBe kind.",
+        "system": "Be brief. Ünïcödé 🍊\n\nBe kind.\n\nBe quick.",
         "messages": [
             {
                 "role": "user",
@@ -57,7 +64,10 @@ async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
                     {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": DATA}},
                 ],
             },
-            {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "A dot."}, {"type": "text", "text": " Or two."}],
+            },
             {"role": "user", "content": "Sure?"},
         ],
         "temperature": 1.0,
@@ -106,7 +116,7 @@ async def test_what_a_route_drops_is_not_sent_and_what_it_adds_is(rig: Rig) -> N
     drop = frozenset(("temperature", "top_p", "stop", "user", "max_tokens"))
     extra = {"thinking": {"type": "disabled"}}
     route = Route("anthropic", "claude-opus-4-8", drop=drop, options={"extra": extra})
-    body = (await sent(ANTHROPIC, rig, largest_input(), route=route)).body
+    body = (await sent(ANTHROPIC, rig, largest_input(), user=USER, route=route)).body
     assert body.keys() == {"model", "max_tokens", "system", "messages", "thinking"}
     assert body["max_tokens"] == 4096
     assert body["thinking"] == {"type": "disabled"}
@@ -134,16 +144,16 @@ async def test_max_tokens_are_the_callers_within_the_models(
 async def test_a_prefilled_answer_is_the_callers_fault_if_the_model_does_not_support_it(
     rig: Rig, stream: bool
 ) -> None:
-    begun = Message(role=Role.ROLE_ASSISTANT, content="The answer is")
+    begun = message(Role.ROLE_ASSISTANT, "The answer is")
     text_input = TextInput(messages=[*hi().messages, begun])
-    assert (await deltas(rig.provider, ANTHROPIC.job(text_input, stream=stream)))[-1].finish_reason
+    assert finish_reason(await read_all(rig.provider, ANTHROPIC.job(text_input, stream=stream)))
     route = Route("anthropic", "claude-opus-4-6")
     error, _ = await failure(rig.provider, ANTHROPIC.job(text_input, stream=stream, route=route))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
 
 
 async def test_a_blank_system_message_is_not_sent(upstream: FaultUpstream) -> None:
-    system = [Message(role=Role.ROLE_SYSTEM, content=content) for content in (" \n", "Be brief.")]
+    system = [message(Role.ROLE_SYSTEM, content) for content in (" \n", "Be brief.")]
     body = (await sent(ANTHROPIC, upstream, TextInput(messages=[*system, *hi().messages]))).body
     assert body["system"] == "Be brief."
 
@@ -160,17 +170,17 @@ async def test_parameters_that_the_api_lacks_are_reported_as_dropped(rig: Rig) -
 
 async def test_a_link_to_an_image_is_sent_as_a_link(rig: Rig) -> None:
     url = "https://example.com/a.png"
-    parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=url)), ContentPart(text=" ")])
-    text_input = TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)])
+    question = Message(role=Role.ROLE_USER, content=[image(url), ContentPart(text=" ")])
+    text_input = TextInput(messages=[question])
     body = (await sent(ANTHROPIC, rig, text_input)).body
     assert body["messages"][0]["content"] == [{"type": "image", "source": {"type": "url", "url": url}}]
 
 
-@pytest.mark.parametrize("blank", [[], [Message(role=Role.ROLE_USER, content=" \n")]])
+@pytest.mark.parametrize("blank", [[], [message(Role.ROLE_USER, " \n")]])
 async def test_a_conversation_with_nothing_to_answer_is_refused_and_not_sent(
     rig: Rig, blank: list[Message], stream: bool
 ) -> None:
-    text_input = TextInput(messages=[Message(role=Role.ROLE_SYSTEM, content="Be brief."), *blank])
+    text_input = TextInput(messages=[message(Role.ROLE_SYSTEM, "Be brief."), *blank])
     error, _ = await failure(rig.provider, ANTHROPIC.job(text_input, stream=stream))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
     assert rig.requests == []
@@ -192,12 +202,12 @@ async def test_a_conversation_with_nothing_to_answer_is_refused_and_not_sent(
 )
 async def test_stop_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
     rig.script(Answer(finish_reason=theirs))
-    assert (await deltas(rig.provider, ANTHROPIC.job(stream=stream)))[-1].finish_reason == ours
+    assert finish_reason(await read_all(rig.provider, ANTHROPIC.job(stream=stream))) == ours
 
 
 async def test_thinking_is_not_part_of_the_answer(rig: Rig, stream: bool) -> None:
     rig.script(Answer("one two", thinking="a canary thought"))
-    answer = await deltas(rig.provider, ANTHROPIC.job(stream=stream))
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
     assert text(answer) == "one two"
 
 
@@ -209,11 +219,11 @@ async def test_the_cache_counts_as_input(rig: Rig, stream: bool) -> None:
         "output_tokens": 7,
     }
     rig.script(Answer(usage=usage))
-    answer = await deltas(rig.provider, ANTHROPIC.job(stream=stream))
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
     check_last(answer, 123, 7)
-    counted = answer[-1].usage
-    assert (counted.cached_prompt_tokens, counted.cache_write_prompt_tokens) == (100, 20)
-    assert counted.cache_write_1h_prompt_tokens == 0
+    counted = reported_usage(answer)
+    assert (counted.cached_input_tokens, counted.cache_write_input_tokens) == (100, 20)
+    assert counted.cache_write_1h_input_tokens == 0
 
 
 async def test_tokens_cached_for_an_hour_are_counted_separately(rig: Rig, stream: bool) -> None:
@@ -224,26 +234,66 @@ async def test_tokens_cached_for_an_hour_are_counted_separately(rig: Rig, stream
         "output_tokens": 7,
     }
     rig.script(Answer(usage=usage))
-    answer = await deltas(rig.provider, ANTHROPIC.job(stream=stream))
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
     check_last(answer, 23, 7)
-    assert answer[-1].usage.cache_write_prompt_tokens == 20
-    assert answer[-1].usage.cache_write_1h_prompt_tokens == 12
+    assert reported_usage(answer).cache_write_input_tokens == 20
+    assert reported_usage(answer).cache_write_1h_input_tokens == 12
+
+
+@pytest.mark.parametrize(
+    ("details", "reasoning"),
+    [
+        ({"thinking_tokens": 4}, 4),
+        ({"thinking_tokens": 8}, 0),
+        ({"thinking_tokens": -1}, 0),
+        ([4], 0),
+        (None, 0),
+    ],
+)
+async def test_the_tokens_of_thinking_are_a_part_of_the_output(
+    rig: Rig, details: Any, reasoning: int, stream: bool
+) -> None:
+    rig.script(Answer(usage=ANTHROPIC.usage(9, 7) | {"output_tokens_details": details}))
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
+    check_last(answer, 9, 7)
+    assert reported_usage(answer).reasoning_tokens == reasoning
+
+
+async def test_the_output_counts_without_a_credible_count_of_the_input(rig: Rig, stream: bool) -> None:
+    rig.script(Answer(usage=ANTHROPIC.usage("9", 7) | {"output_tokens_details": {"thinking_tokens": 4}}))
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
+    assert reported_usage(answer) == Usage(output_tokens=7, reasoning_tokens=4)
+
+
+async def test_the_output_is_not_counted_at_the_beginning_of_a_stream(rig: Rig) -> None:
+    usage = {"input_tokens": 9, "output_tokens": 3, "output_tokens_details": {"thinking_tokens": 2}}
+    rig.script(Reply(steps=(event("message_start", message={"usage": usage}), words("Hi"), END, OVER)))
+    text_job = ANTHROPIC.job(stream=True)
+    answer = await read_all(rig.provider, text_job)
+    check_last(answer, 9, 7)
+    assert reported_usage(answer).reasoning_tokens == 0
+    assert text_job.report.usage == Usage(input_tokens=9)
 
 
 async def test_the_input_is_counted_before_the_first_words(rig: Rig) -> None:
     end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)
     rig.script(Reply(steps=(START, words("Hi"), end, OVER)))
-    answer = await deltas(rig.provider, ANTHROPIC.job(stream=True))
-    assert answer[0].content == "Hi"
-    assert answer[0].usage.prompt_tokens == 9
+    text_job = ANTHROPIC.job(stream=True)
+    async with aclosing(run(rig.provider, text_job)) as events:
+        answer = [await anext(events)]
+        assert text_job.report.usage == Usage(input_tokens=9)
+        answer += [event async for event in events]
+    assert texts(answer) == ["Hi", ""]
     check_no_usage(answer)
 
 
 async def test_a_long_unary_answer_keeps_the_count_of_the_input(rig: Rig) -> None:
     end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)
     rig.script(Reply(steps=(START, words("Hi"), end, OVER)))
-    (answer,) = await deltas(rig.provider, LONG.job(stream=False))
-    assert (answer.content, answer.usage.prompt_tokens) == ("Hi", 9)
+    text_job = LONG.job(stream=False)
+    answer = await read_all(rig.provider, text_job)
+    assert texts(answer) == ["Hi"]
+    assert text_job.report.usage == Usage(input_tokens=9)
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, "1", True, [1], 10**30])
@@ -251,14 +301,14 @@ async def test_a_count_of_the_cache_that_is_impossible_invalidates_the_count(
     rig: Rig, bad: Any, stream: bool
 ) -> None:
     rig.script(Answer("one two", usage=ANTHROPIC.usage(9, 7) | {"cache_read_input_tokens": bad}))
-    check_no_usage(await deltas(rig.provider, ANTHROPIC.job(stream=stream)))
+    check_no_usage(await read_all(rig.provider, ANTHROPIC.job(stream=stream)))
 
 
 async def test_counts_at_the_end_of_a_stream_replace_those_at_its_beginning(rig: Rig) -> None:
     usage = {"input_tokens": 50, "cache_read_input_tokens": None, "output_tokens": 7}
     end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
     rig.script(Reply(steps=(START, words("Hi"), end, OVER)))
-    check_last(await deltas(rig.provider, ANTHROPIC.job(stream=True)), 50, 7)
+    check_last(await read_all(rig.provider, ANTHROPIC.job(stream=True)), 50, 7)
 
 
 async def test_pings_unknown_events_and_other_blocks_are_skipped(rig: Rig) -> None:
@@ -281,8 +331,8 @@ async def test_pings_unknown_events_and_other_blocks_are_skipped(rig: Rig) -> No
         Gate(),
     )
     rig.script(Reply(steps=steps))
-    answer = await deltas(rig.provider, ANTHROPIC.job(stream=True))
-    assert [delta.content for delta in answer] == ["Hi", " there", ""]
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=True))
+    assert texts(answer) == ["Hi", " there", ""]
     check_last(answer, 9, 7)
 
 

@@ -149,7 +149,7 @@ async def test_a_stream_reports_progress_that_never_falls(rig: Rig) -> None:
     rig.script(Drawing(polls=polls))
     answer = await read_all(rig.provider, job(DEV, stream=True))
     assert progress(answer) == [0, 0.25, 0.5, 0.75, 1]
-    assert answer[-1].HasField("result")
+    assert answer[-1].HasField("completed")
     rig.script(Drawing(polls=polls))
     assert progress(await read_all(rig.provider, job(DEV, stream=False))) == []
 

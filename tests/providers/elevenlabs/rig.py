@@ -78,7 +78,7 @@ async def read_audio(provider: Any, speech_job: Job[Any]) -> tuple[bytes, str]:
 async def transcript(provider: Any, speech_job: Job[Any]) -> Transcription:
     """The transcript that the provider answers."""
     (event,) = await read_all(provider, speech_job)
-    result: Transcription = event.result.transcription
+    result: Transcription = event.completed.transcription
     return result
 
 
@@ -88,7 +88,7 @@ async def failure(provider: Any, speech_job: Job[Any]) -> tuple[PomeloError, byt
     try:
         async with aclosing(run(provider, speech_job)) as answer:
             async for event in answer:
-                assert not event.HasField("result"), "a failed answer looked complete"
+                assert not event.HasField("completed"), "a failed answer looked complete"
                 audio += event.audio_chunk.data
     except PomeloError as error:
         return error, audio

@@ -15,7 +15,7 @@ from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,
     TextToSpeechInput,
-    Timestamps,
+    TimestampGranularity,
     VoiceSettings,
 )
 from pomelo.providers.http.client import Timeouts
@@ -170,7 +170,10 @@ async def test_the_largest_speech_to_speech_is_exactly_this(rig: Rig, stream: bo
 
 async def test_the_largest_speech_to_text_is_exactly_this(rig: Rig) -> None:
     speech_input = SpeechToTextInput(
-        language_code="en", diarize=True, num_speakers=3, timestamps=Timestamps.TIMESTAMPS_CHARACTER
+        language_code="en",
+        diarize=True,
+        num_speakers=3,
+        timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER,
     )
     await transcript(rig.provider, job(speech_input))
     received = await rig.received()

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Timestamps
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity
 from pomelo.testing import Received, Reply, Transcript
+from pomelo.times import from_duration
 from tests.providers.elevenlabs.rig import MP3, job, transcript
 from tests.providers.rig import Rig
 
@@ -44,34 +45,49 @@ def reported(**changes: Any) -> Reply:
 
 def words(result: Any) -> list[tuple[str, float, float, str]]:
     """The words of a transcript."""
-    return [(word.text, word.start, word.end, word.speaker) for word in result.words]
+    return [
+        (word.text, from_duration(word.start_offset), from_duration(word.end_offset), word.speaker)
+        for word in result.words
+    ]
 
 
 async def test_a_transcript_has_words_times_and_speakers(rig: Rig) -> None:
     rig.script(reported())
     result = await transcript(rig.provider, job(SpeechToTextInput(diarize=True)))
-    assert (result.text, result.language, result.audio_seconds) == ("Hi there. (laughs)", "eng", 1.6)
+    assert (result.text, result.language_code, result.audio_seconds) == ("Hi there. (laughs)", "eng", 1.6)
     assert words(result) == [("Hi", 0.1, 0.32, "speaker_0"), ("there.", 0.36, 0.7, "speaker_1")]
+
+
+@pytest.mark.parametrize("language", [None, "", {}])
+async def test_an_unknown_language_is_absent(rig: Rig, language: Any) -> None:
+    rig.script(reported(language_code=language))
+    assert not (await transcript(rig.provider, job(SpeechToTextInput()))).HasField("language_code")
 
 
 async def test_without_diarize_no_speaker_is_named(rig: Rig) -> None:
     rig.script(reported())
     result = await transcript(rig.provider, job(SpeechToTextInput()))
-    assert [word.speaker for word in result.words] == ["", ""]
+    assert [word.HasField("speaker") for word in result.words] == [False, False]
 
 
 async def test_without_times_there_are_no_words(rig: Rig) -> None:
-    result = await transcript(rig.provider, job(SpeechToTextInput(timestamps=Timestamps.TIMESTAMPS_NONE)))
+    result = await transcript(
+        rig.provider, job(SpeechToTextInput(timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_NONE))
+    )
     assert result.text.endswith(sha256(MP3).hexdigest())
     assert (words(result), result.audio_seconds) == ([], 1.25)
     rig.script(reported())
-    result = await transcript(rig.provider, job(SpeechToTextInput(timestamps=Timestamps.TIMESTAMPS_NONE)))
+    result = await transcript(
+        rig.provider, job(SpeechToTextInput(timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_NONE))
+    )
     assert words(result) == []
 
 
 async def test_each_character_has_its_own_timestamps(rig: Rig) -> None:
     rig.script(Transcript("Hé yo"))
-    speech_input = SpeechToTextInput(timestamps=Timestamps.TIMESTAMPS_CHARACTER, diarize=True)
+    speech_input = SpeechToTextInput(
+        timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER, diarize=True
+    )
     result = await transcript(rig.provider, job(speech_input))
     assert words(result) == [
         ("H", 0.0, 0.1, "speaker_0"),
@@ -136,7 +152,10 @@ async def test_missing_invalid_and_unknown_fields_are_ignored(
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("timestamps", [Timestamps.TIMESTAMPS_WORD, Timestamps.TIMESTAMPS_CHARACTER])
+@pytest.mark.parametrize(
+    "timestamps",
+    [TimestampGranularity.TIMESTAMP_GRANULARITY_WORD, TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER],
+)
 @pytest.mark.parametrize(
     ("word", "received_audio"),
     [
@@ -168,7 +187,7 @@ async def test_an_invalid_word_is_repaired_or_left_out(
     result = await transcript(rig.provider, job(SpeechToTextInput(diarize=True, timestamps=timestamps)))
     assert result.text == TRANSCRIPT["text"]
     if isinstance(word, dict) and isinstance(word.get("characters"), list) and received_audio is None:
-        by_character = timestamps == Timestamps.TIMESTAMPS_CHARACTER
+        by_character = timestamps == TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER
         received_audio = ("b", 2.0, 3.0, "") if by_character else ("b", 1.0, 1.0, "")
     expected = [("a", 0.0, 1.0, ""), received_audio, ("c", 4.0, 5.0, "")]
     assert words(result) == [one for one in expected if one is not None]
@@ -220,7 +239,9 @@ async def test_half_a_surrogate_pair_in_a_transcript_is_replaced(rig: Rig, times
         return Reply(steps=(text.encode(),))
 
     rig.script(reply)
-    speech_input = SpeechToTextInput(timestamps=Timestamps.Value(f"TIMESTAMPS_{timestamps.upper()}"))
+    speech_input = SpeechToTextInput(
+        timestamps=TimestampGranularity.Value(f"TIMESTAMP_GRANULARITY_{timestamps.upper()}")
+    )
     received_audio = await transcript(rig.provider, job(speech_input))
     assert received_audio.text == "H😀 there\ufffd"
     assert "".join(word.text for word in received_audio.words) == (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import Role, TextInput
 from pomelo.testing import Reply
 from pomelo.testing.mistral_protocol import (
     Answer,
@@ -19,19 +19,22 @@ from pomelo.testing.mistral_protocol import (
     gateway_reply,
 )
 from pomelo.testing.text_answer import DONE
-from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_rig
+from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, open_rig, read_all
 from tests.providers.text_rig import (
     LENGTH,
     MISTRAL,
     PNG,
     STOP,
+    USER,
     check_last,
-    deltas,
     failure,
+    finish_reason,
     hi,
     largest_input,
+    message,
     sent,
     text,
+    texts,
 )
 
 
@@ -42,12 +45,15 @@ async def _rig() -> AsyncIterator[Rig]:
 
 
 async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
-    received = await sent(MISTRAL, rig, largest_input(), stream=True)
+    received = await sent(MISTRAL, rig, largest_input(), user=USER, stream=True)
     assert received.body == {
         "model": "mistral-small-latest",
         "messages": [
             {"role": "system", "content": "Be brief. Ünïcödé 🍊"},
-            {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
+            {
+                "role": "system",
+                "content": [{"type": "text", "text": "Be kind."}, {"type": "text", "text": "Be quick."}],
+            },
             {
                 "role": "user",
                 "content": [
@@ -55,7 +61,10 @@ async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
                     {"type": "image_url", "image_url": {"url": PNG}},
                 ],
             },
-            {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "A dot."}, {"type": "text", "text": " Or two."}],
+            },
             {"role": "user", "content": "Sure?"},
         ],
         "max_tokens": 100,
@@ -90,7 +99,7 @@ async def test_a_top_p_of_zero_which_the_vendor_refuses_is_the_minimum_that_it_t
     [[Role.ROLE_USER, Role.ROLE_ASSISTANT], [Role.ROLE_ASSISTANT], [Role.ROLE_SYSTEM, Role.ROLE_ASSISTANT]],
 )
 async def test_a_prefilled_answer_is_the_callers_fault(rig: Rig, roles: list[Any], stream: bool) -> None:
-    text_input = TextInput(messages=[Message(role=role, content="The answer is") for role in roles])
+    text_input = TextInput(messages=[message(role, "The answer is") for role in roles])
     error, _ = await failure(rig.provider, MISTRAL.job(text_input, stream=stream))
     assert (error.code, error.field) == ("invalid_parameter", "messages")
 
@@ -107,7 +116,7 @@ async def test_a_route_may_request_the_count_of_a_stream_and_the_closed_schema_r
 )
 async def test_finish_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
     rig.script(Answer(finish_reason=theirs))
-    assert (await deltas(rig.provider, MISTRAL.job(stream=stream)))[-1].finish_reason == ours
+    assert finish_reason(await read_all(rig.provider, MISTRAL.job(stream=stream))) == ours
 
 
 async def test_an_answer_that_ends_by_an_error_has_failed(rig: Rig, stream: bool) -> None:
@@ -119,7 +128,7 @@ async def test_an_answer_that_ends_by_an_error_has_failed(rig: Rig, stream: bool
 
 async def test_content_in_chunks_is_joined_without_the_thinking(rig: Rig, stream: bool) -> None:
     rig.script(Answer("one two", thinking="a canary thought"))
-    answer = await deltas(rig.provider, MISTRAL.job(stream=stream))
+    answer = await read_all(rig.provider, MISTRAL.job(stream=stream))
     assert text(answer) == "one two"
     check_last(answer, 3, 2)
 
@@ -133,8 +142,8 @@ async def test_content_of_another_shape_fails(rig: Rig, content: Any) -> None:
 async def test_the_usage_in_the_last_text_chunk_is_used(rig: Rig) -> None:
     last = chunk({"content": "!"}, finish_reason="stop", usage=MISTRAL.usage(9, 7))
     rig.script(Reply(steps=(chunk({"content": "Hi"}), last, DONE)))
-    answer = await deltas(rig.provider, MISTRAL.job(stream=True))
-    assert [delta.content for delta in answer] == ["Hi", "!", ""]
+    answer = await read_all(rig.provider, MISTRAL.job(stream=True))
+    assert texts(answer) == ["Hi", "!", ""]
     check_last(answer, 9, 7)
 
 

@@ -8,11 +8,24 @@ from typing import Any
 
 import pytest
 
-from pomelo.testing import Answer, Gate, Reply, Stop, chunk
-from tests.providers.rig import Rig
-from tests.providers.text_rig import FILTERED, LENGTH, OPENAI, STOP, check_last, deltas, text
+from pomelo.testing import Answer, Gate, Reply, Stop, chunk, error_event
+from pomelo.testing.text_answer import DONE
+from tests.providers.rig import Rig, read_all
+from tests.providers.text_rig import (
+    FILTERED,
+    LENGTH,
+    OPENAI,
+    STOP,
+    check_last,
+    failure,
+    finish_reason,
+    reported_usage,
+    text,
+    texts,
+)
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
+CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}}
 
 
 @pytest.mark.parametrize(
@@ -28,14 +41,14 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
 )
 async def test_finish_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
     rig.script(Answer(finish_reason=theirs))
-    assert (await deltas(rig.provider, OPENAI.job(stream=stream)))[-1].finish_reason == ours
+    assert finish_reason(await read_all(rig.provider, OPENAI.job(stream=stream))) == ours
 
 
 async def test_a_refusal_is_the_text(rig: Rig, stream: bool) -> None:
     rig.script(Answer(refusal="I can't help with that."))
-    answer = await deltas(rig.provider, OPENAI.job(stream=stream))
+    answer = await read_all(rig.provider, OPENAI.job(stream=stream))
     assert text(answer) == "I can't help with that."
-    assert answer[-1].finish_reason == STOP
+    assert finish_reason(answer) == STOP
 
 
 @pytest.mark.parametrize("content", ["", [], None])
@@ -48,15 +61,15 @@ async def test_a_refusal_with_empty_content_is_the_text(rig: Rig, content: Any, 
         kind = "application/json"
         body = json.dumps({"choices": [{"message": answer_text, "finish_reason": "stop"}]}).encode()
     rig.script(Reply(headers={"Content-Type": kind}, steps=(body,)))
-    assert text(await deltas(rig.provider, OPENAI.job(stream=stream))) == "I can't help with that."
+    assert text(await read_all(rig.provider, OPENAI.job(stream=stream))) == "I can't help with that."
 
 
 async def test_an_empty_answer_is_an_answer(rig: Rig, stream: bool) -> None:
     rig.script(Answer("", finish_reason="length", usage=USAGE | {"completion_tokens": 0}))
-    answer = await deltas(rig.provider, OPENAI.job(stream=stream))
+    answer = await read_all(rig.provider, OPENAI.job(stream=stream))
     assert text(answer) == ""
     assert len(answer) == 1
-    assert answer[-1].finish_reason == LENGTH
+    assert finish_reason(answer) == LENGTH
 
 
 async def test_null_content_is_empty(rig: Rig) -> None:
@@ -65,7 +78,7 @@ async def test_null_content_is_empty(rig: Rig) -> None:
         "usage": USAGE,
     }
     rig.script(Reply(steps=(json.dumps(body).encode(),)))
-    answer = await deltas(rig.provider, OPENAI.job(stream=False))
+    answer = await read_all(rig.provider, OPENAI.job(stream=False))
     assert text(answer) == ""
     check_last(answer, 9, 7, STOP)
 
@@ -74,7 +87,7 @@ async def test_an_answer_beside_an_error_is_an_answer(rig: Rig) -> None:
     choice = {"message": {"content": "Hi"}, "finish_reason": "stop"}
     body = {"choices": [choice], "usage": USAGE, "error": {"code": "server_error"}}
     rig.script(Reply(steps=(json.dumps(body).encode(),)))
-    answer = await deltas(rig.provider, OPENAI.job(stream=False))
+    answer = await read_all(rig.provider, OPENAI.job(stream=False))
     assert text(answer) == "Hi"
     check_last(answer, 9, 7, STOP)
 
@@ -89,16 +102,16 @@ async def test_unknown_fields_empty_choices_and_odd_chunks_are_skipped(rig: Rig)
         chunk({"content": None, "tool_calls": [{"index": 0}]}, obfuscation="xxxx"),
     )
     rig.script(Answer("one two", usage=USAGE, at={1: odd}))
-    answer = await deltas(rig.provider, OPENAI.job(stream=True))
-    assert [delta.content for delta in answer] == ["one", " two", ""]
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    assert texts(answer) == ["one", " two", ""]
     check_last(answer, 9, 7, STOP)
 
 
 async def test_usage_in_the_chunk_of_the_finish_reason_is_used(rig: Rig) -> None:
     steps = (chunk({"content": "Hi"}), chunk({"content": "!"}, finish_reason="stop", usage=USAGE))
     rig.script(Reply(steps=(*steps, b"data: [DONE]\n\n")))
-    answer = await deltas(rig.provider, OPENAI.job(stream=True))
-    assert [delta.content for delta in answer] == ["Hi", "!", ""]
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    assert texts(answer) == ["Hi", "!", ""]
     check_last(answer, 9, 7, STOP)
 
 
@@ -112,7 +125,7 @@ async def test_what_follows_the_end_marker_is_ignored(rig: Rig) -> None:
             )
         )
     )
-    answer = await deltas(rig.provider, OPENAI.job(stream=True))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
     assert text(answer) == "Hi"
     check_last(answer, 9, 7, STOP)
 
@@ -137,13 +150,70 @@ async def test_cached_tokens_are_a_part_of_the_prompt(
     rig: Rig, details: dict[str, Any], cached: int, written: int, stream: bool
 ) -> None:
     rig.script(Answer("one two", usage=USAGE | details))
-    answer = await deltas(rig.provider, OPENAI.job(stream=stream))
+    answer = await read_all(rig.provider, OPENAI.job(stream=stream))
     check_last(answer, 9, 7, STOP)
-    usage = answer[-1].usage
-    assert (usage.cached_prompt_tokens, usage.cache_write_prompt_tokens) == (cached, written)
+    counts = reported_usage(answer)
+    assert (counts.cached_input_tokens, counts.cache_write_input_tokens) == (cached, written)
 
 
-CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}}
+@pytest.mark.parametrize(
+    ("details", "reasoning"),
+    [
+        ({"reasoning_tokens": 5}, 5),
+        ({"reasoning_tokens": 7.0}, 7),
+        ({"reasoning_tokens": 0}, 0),
+        ({"reasoning_tokens": 8}, 0),
+        ({"reasoning_tokens": -1}, 0),
+        ({"reasoning_tokens": 1.5}, 0),
+        ({"reasoning_tokens": "5"}, 0),
+        ({"reasoning_tokens": True}, 0),
+        ({"reasoning_tokens": None}, 0),
+        ({"reasoning_tokens": 10**30}, 0),
+        ([5], 0),
+        (None, 0),
+    ],
+)
+async def test_reasoning_tokens_are_a_part_of_the_output(
+    rig: Rig, details: Any, reasoning: int, stream: bool
+) -> None:
+    rig.script(Answer("one two", usage=USAGE | CACHED | {"completion_tokens_details": details}))
+    answer = await read_all(rig.provider, OPENAI.job(stream=stream))
+    check_last(answer, 9, 7, STOP)
+    received = reported_usage(answer)
+    assert received.reasoning_tokens == reasoning
+    assert (received.cached_input_tokens, received.cache_write_input_tokens) == (6, 2)
+
+
+REASONING = {"completion_tokens_details": {"reasoning_tokens": 5}}
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "output", "reasoning"),
+    [
+        (USAGE | REASONING, USAGE, 7, 5),
+        (USAGE | REASONING, {"completion_tokens": 9}, 9, 5),
+        (USAGE | REASONING, {"completion_tokens": 3}, 3, 0),
+        ({"prompt_tokens": 9}, {"completion_tokens": 7} | REASONING, 7, 5),
+    ],
+)
+async def test_reasoning_tokens_may_come_before_the_last_count(
+    rig: Rig, first: dict[str, Any], last: dict[str, Any], output: int, reasoning: int
+) -> None:
+    steps = (chunk({"content": "Hi"}, usage=first), chunk({}, finish_reason="stop", usage=last), DONE)
+    rig.script(Reply(steps=steps))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    check_last(answer, 9, output, STOP)
+    assert reported_usage(answer).reasoning_tokens == reasoning
+
+
+async def test_the_input_is_reported_as_soon_as_it_is_counted(rig: Rig) -> None:
+    """A stream that ends early is billed for it."""
+    steps = (chunk({"content": "Hi"}, usage=USAGE), error_event())
+    rig.script(Reply(steps=steps))
+    text_job = OPENAI.job(stream=True)
+    await failure(rig.provider, text_job)
+    assert text_job.report.usage is not None
+    assert text_job.report.usage.input_tokens == 9
 
 
 @pytest.mark.parametrize(
@@ -168,29 +238,29 @@ async def test_the_counts_of_a_stream_may_come_in_several_chunks(
         b"data: [DONE]\n\n",
     )
     rig.script(Reply(steps=steps))
-    answer = await deltas(rig.provider, OPENAI.job(stream=True))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
     prompt, completion, cached, written = counts
     check_last(answer, prompt, completion, STOP)
-    usage = answer[-1].usage
-    assert (usage.cached_prompt_tokens, usage.cache_write_prompt_tokens) == (cached, written)
+    received = reported_usage(answer)
+    assert (received.cached_input_tokens, received.cache_write_input_tokens) == (cached, written)
 
 
 async def test_the_sum_is_our_own(rig: Rig) -> None:
     rig.script(Answer(usage=USAGE | {"total_tokens": 99}))
-    check_last(await deltas(rig.provider, OPENAI.job(stream=False)), 9, 7, STOP)
+    check_last(await read_all(rig.provider, OPENAI.job(stream=False)), 9, 7, STOP)
 
 
 async def test_a_vendor_that_does_not_close_a_finished_stream_delays_no_caller(rig: Rig) -> None:
     steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), b"data: [DONE]\n\n")
     rig.script(Reply(steps=(*steps, Gate())))
     async with asyncio.timeout(1):
-        check_last(await deltas(rig.provider, OPENAI.job(stream=True)), 9, 7, STOP)
+        check_last(await read_all(rig.provider, OPENAI.job(stream=True)), 9, 7, STOP)
         await rig.requests[0].left.wait()
 
 
 async def test_a_stream_cut_after_its_end_marker_is_complete(rig: Rig) -> None:
     steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), b"data: [DONE]\n\n")
     rig.script(Reply(steps=(b"".join(steps), Stop.CLOSE)))
-    answer = await deltas(rig.provider, OPENAI.job(stream=True))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
     assert text(answer) == "Hi"
     check_last(answer, 9, 7, STOP)

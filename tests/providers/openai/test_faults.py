@@ -8,8 +8,8 @@ import pytest
 
 from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, Gate, Reply, Stop, chunk, error_event, error_reply, page, redirect
-from tests.providers.rig import SECRETS, Rig, check_no_secrets, open_provider
-from tests.providers.text_rig import OPENAI, deltas, failure
+from tests.providers.rig import SECRETS, Rig, check_no_secrets, open_provider, read_all
+from tests.providers.text_rig import OPENAI, failure, finish_reason, text
 
 USAGE = OPENAI.usage(9, 7)
 
@@ -68,8 +68,8 @@ async def test_a_status_is_mapped_to_an_error(
     rig: Rig, reply: Reply, code: str, wait: int | None, stream: bool
 ) -> None:
     rig.script(reply)
-    error, text = await failure(rig.provider, OPENAI.job(stream=stream))
-    assert (error.code, error.retry_after, text) == (code, wait, "")
+    error, begun = await failure(rig.provider, OPENAI.job(stream=stream))
+    assert (error.code, error.retry_after, begun) == (code, wait, "")
     check_no_secrets(error)
     assert len(rig.requests) == 1, "it was sent twice"
 
@@ -131,9 +131,9 @@ async def test_an_error_within_a_stream_is_mapped_by_its_code(rig: Rig, step: by
 )
 async def test_a_stream_without_a_proper_end_never_looks_complete(rig: Rig, answer: Answer) -> None:
     rig.script(answer)
-    error, text = await failure(rig.provider, OPENAI.job(stream=True))
+    error, begun = await failure(rig.provider, OPENAI.job(stream=True))
     assert error.code == "provider_failed"
-    assert text == answer.text
+    assert begun == answer.text
 
 
 async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(rig: Rig) -> None:
@@ -154,7 +154,7 @@ async def test_a_unary_answer_above_the_size_limit_fails_and_reading_stops(rig: 
 async def test_a_proxy_in_the_environment_is_not_used(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert (await deltas(rig.provider, OPENAI.job(stream=False)))[-1].finish_reason
+    assert finish_reason(await read_all(rig.provider, OPENAI.job(stream=False)))
 
 
 async def test_a_cookie_is_not_sent_back(rig: Rig) -> None:
@@ -169,7 +169,7 @@ async def test_unary_answers_have_a_longer_timeout_than_the_silence_of_a_stream(
     async with open_provider(
         OPENAI.make, rig.openai_base_url, timeouts=Timeouts(silence=0.05, whole=5)
     ) as provider:
-        assert (await deltas(provider, OPENAI.job(stream=False)))[-1].finish_reason
+        assert finish_reason(await read_all(provider, OPENAI.job(stream=False)))
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/v1", "nonsense"])
@@ -181,12 +181,10 @@ async def test_an_invalid_address_is_provider_failed(url: str) -> None:
 
 async def test_a_stream_of_only_comments_continues_until_it_is_closed(rig: Rig) -> None:
     rig.script(Answer("one two", at={1: (b": wait\n\n",) * 100}))
-    assert (
-        "".join(delta.content for delta in await deltas(rig.provider, OPENAI.job(stream=True))) == "one two"
-    )
+    assert text(await read_all(rig.provider, OPENAI.job(stream=True))) == "one two"
 
 
 async def test_a_finished_chunk_that_is_never_marked_done_fails(rig: Rig) -> None:
     rig.script(Reply(steps=(chunk({"content": "Hi"}, finish_reason="stop", usage=USAGE),)))
-    error, text = await failure(rig.provider, OPENAI.job(stream=True))
-    assert (error.code, text) == ("provider_failed", "Hi")
+    error, begun = await failure(rig.provider, OPENAI.job(stream=True))
+    assert (error.code, begun) == ("provider_failed", "Hi")

@@ -8,10 +8,10 @@ from hashlib import sha256
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, ImageUrl, Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.testing import FaultUpstream
 from tests.providers.rig import KEY
-from tests.providers.text_rig import OPENAI, PNG, hi, largest_input, sent
+from tests.providers.text_rig import OPENAI, PNG, USER, hi, image, largest_input, message, sent
 
 MESSAGES = [
     {"role": "system", "content": "Be brief. Ünïcödé 🍊"},
@@ -23,14 +23,20 @@ MESSAGES = [
         ],
     },
     {"role": "assistant", "content": ""},
-    {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},
-    {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
+    {
+        "role": "assistant",
+        "content": [{"type": "text", "text": "A dot."}, {"type": "text", "text": " Or two."}],
+    },
+    {
+        "role": "system",
+        "content": [{"type": "text", "text": "Be kind."}, {"type": "text", "text": "Be quick."}],
+    },
     {"role": "user", "content": "Sure?"},
 ]
 
 
 async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> None:
-    received = await sent(OPENAI, upstream, largest_input(), stream=True)
+    received = await sent(OPENAI, upstream, largest_input(), user=USER, stream=True)
     assert received.body == {
         "model": "gpt-4.1",
         "messages": MESSAGES,
@@ -49,7 +55,7 @@ async def test_the_largest_request_is_exactly_this(upstream: FaultUpstream) -> N
 
 
 async def test_whole_numbers_stay_whole_in_the_request(upstream: FaultUpstream) -> None:
-    received = await sent(OPENAI, upstream, largest_input())
+    received = await sent(OPENAI, upstream, largest_input(), user=USER)
     assert b'"max_tokens":100,' in received.raw
     assert b'"seed":9007199254740991,' in received.raw
 
@@ -73,7 +79,7 @@ async def test_a_route_drops_clamps_and_renames(upstream: FaultUpstream) -> None
         clamp={"temperature": (0, 0.5, 0), "max_tokens": (16, 64, 0)},
         options={"max_tokens_field": "max_completion_tokens", "reasoning_effort": "none"},
     )
-    assert (await sent(OPENAI, upstream, largest_input(), route=route)).body == {
+    assert (await sent(OPENAI, upstream, largest_input(), user=USER, route=route)).body == {
         "model": "gpt-5.6-sol",
         "messages": MESSAGES,
         "max_completion_tokens": 64,
@@ -84,13 +90,13 @@ async def test_a_route_drops_clamps_and_renames(upstream: FaultUpstream) -> None
 
 
 async def test_max_tokens_above_the_models_limit_become_the_limit(upstream: FaultUpstream) -> None:
-    assert (await sent(replace(OPENAI, max_output_tokens=50), upstream, largest_input())).body[
+    assert (await sent(replace(OPENAI, max_output_tokens=50), upstream, largest_input(), user=USER)).body[
         "max_tokens"
     ] == 50
 
 
 async def test_only_our_own_headers_are_sent(upstream: FaultUpstream) -> None:
-    received = await sent(OPENAI, upstream, largest_input(), stream=True)
+    received = await sent(OPENAI, upstream, largest_input(), user=USER, stream=True)
     assert received.headers["Authorization"] == f"Bearer {KEY}"
     assert received.headers["Content-Type"] == "application/json"
     assert received.headers["Accept-Encoding"] == "identity"
@@ -101,21 +107,29 @@ async def test_only_our_own_headers_are_sent(upstream: FaultUpstream) -> None:
 
 @pytest.mark.parametrize("length", [1, 64])
 async def test_an_end_user_id_that_fits_is_sent_unchanged(upstream: FaultUpstream, length: int) -> None:
-    text_input = hi(user="ü" * length)
-    assert (await sent(OPENAI, upstream, text_input)).body["safety_identifier"] == "ü" * length
+    user = "ü" * length
+    assert (await sent(OPENAI, upstream, hi(), user=user)).body["safety_identifier"] == "ü" * length
 
 
 async def test_an_end_user_id_that_is_too_long_is_sent_as_a_digest(upstream: FaultUpstream) -> None:
-    text_input = hi(user="ü" * 65)
-    body = (await sent(OPENAI, upstream, text_input)).body
+    user = "ü" * 65
+    body = (await sent(OPENAI, upstream, hi(), user=user)).body
     assert body["safety_identifier"] == sha256(("ü" * 65).encode()).hexdigest()
     assert len(body["safety_identifier"]) == 64
     assert "user" not in body
 
 
+async def test_an_empty_part_of_a_message_is_sent_as_a_text(upstream: FaultUpstream) -> None:
+    received = await sent(OPENAI, upstream, TextInput(messages=[message(Role.ROLE_USER, "", "Hi")]))
+    assert received.body["messages"][0]["content"] == [
+        {"type": "text", "text": ""},
+        {"type": "text", "text": "Hi"},
+    ]
+
+
 @pytest.mark.filterwarnings("error::ResourceWarning")
 async def test_a_request_of_several_mebibytes_is_sent_completely(upstream: FaultUpstream) -> None:
     data_uri = "data:image/png;base64," + "A" * 3_000_000
-    parts = ContentParts(parts=[ContentPart(image_url=ImageUrl(url=data_uri))])
-    received = await sent(OPENAI, upstream, TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)]))
+    question = Message(role=Role.ROLE_USER, content=[image(data_uri)])
+    received = await sent(OPENAI, upstream, TextInput(messages=[question]))
     assert received.body["messages"][0]["content"][0]["image_url"]["url"] == data_uri

@@ -81,7 +81,7 @@ async def test_steps_are_clamped_and_guidance_is_dropped(rig: Rig) -> None:
 async def test_a_stream_reports_only_the_end(rig: Rig) -> None:
     reported, last = await read_all(rig.provider, job(SCHNELL, stream=True))
     assert reported.image_progress.progress == 1
-    assert last.result.image.images[0].data == make_image("png")
+    assert last.completed.image.images[0].data == make_image("png")
 
 
 def item(**what: Any) -> Reply:

@@ -13,7 +13,10 @@ from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.ledger import Ledger
+from pomelo.errors import PomeloError
+from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
+from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
 from tests.calls import call_of
@@ -21,6 +24,7 @@ from tests.unit.accounts.audited_store import reserve, run
 from tests.unit.refusals import refused
 
 CREDIT = 1_000_000
+MODES = {False: Mode.MODE_TEST, True: Mode.MODE_LIVE}
 
 
 @pytest.fixture
@@ -37,30 +41,32 @@ def admin(store: Store, changed: list[str]) -> AccountAdmin:
 
 async def test_a_new_account_is_free_and_has_test_credits_once(admin: AccountAdmin, store: Store) -> None:
     account = await admin.create("acme", "", 0)
-    assert (account.name, account.plan, account.create_time.ToMilliseconds()) == ("acme", "free", 1_234_500)
+    assert (account.id, account.plan, account.create_time.ToMilliseconds()) == ("acme", "free", 1_234_500)
     assert account.limits == pb.PlanLimits(
         requests_per_minute=20, concurrent_requests=2, tokens_per_minute=40_000
     )
     assert account.live == pb.Balance()
     assert account.test == pb.Balance(granted_micros=TEST_CREDITS, available_micros=TEST_CREDITS)
-    with refused("invalid_parameter", "name"):
+    with refused("invalid_parameter", "id"):
         await admin.create("acme", "pro", CREDIT)
-    assert await admin.show("acme") == account
+    assert await admin.get("acme") == account
     (grant,) = await store.list_grants(Wallet("acme", False))
     assert grant.amount == TEST_CREDITS
 
 
 async def test_a_new_account_has_the_requested_plan_and_credits(admin: AccountAdmin) -> None:
     account = await admin.create("acme", "team", 5 * CREDIT)
-    assert account.limits == pb.PlanLimits(concurrent_requests=3, models=["flux-1-pro", "gpt-4"])
+    assert account.limits == pb.PlanLimits(
+        concurrent_requests=3, models=pb.ModelSet(models=["flux-1-pro", "gpt-4"])
+    )
     assert account.live == pb.Balance(granted_micros=5 * CREDIT, available_micros=5 * CREDIT)
 
 
 @pytest.mark.parametrize(
     ("name", "plan", "micros", "code", "field"),
     [
-        ("", "", 0, "missing_parameter", "name"),
-        *[(name, "", 0, "invalid_parameter", "name") for name in ("a b", "a/b", "ä", "a\n", "n" * 65)],
+        ("", "", 0, "missing_parameter", "id"),
+        *[(name, "", 0, "invalid_parameter", "id") for name in ("a b", "a/b", "ä", "a\n", "n" * 65)],
         ("acme", "nothing", 0, "invalid_parameter", "plan"),
         *[("acme", "", micros, "invalid_parameter", "live_micros") for micros in (-1, 10**15 + 1, 2**62)],
     ],
@@ -70,7 +76,7 @@ async def test_an_invalid_account_is_refused_and_not_created(
 ) -> None:
     with refused(code, field):
         await admin.create(name, plan, micros)
-    assert [one.name for one in (await admin.list(0, ""))[0]] == ["default"]
+    assert [one.id for one in (await admin.list(0, ""))[0]] == ["default"]
 
 
 async def test_amounts_and_notes_may_have_their_maximum(admin: AccountAdmin, store: Store) -> None:
@@ -86,9 +92,9 @@ async def test_accounts_are_listed_in_pages_with_their_balances(admin: AccountAd
     await reserve(store, "task_1", Wallet("a", True), maximum=3)
     first, token = await admin.list(2, "")
     second, end = await admin.list(2, token)
-    assert [account.name for account in (*first, *second)] == ["a", "b", "c", "default"]
+    assert [account.id for account in (*first, *second)] == ["a", "b", "c", "default"]
     assert (len(first), end) == (2, "")
-    assert first[0] == await admin.show("a")
+    assert first[0] == await admin.get("a")
     assert first[0].live == pb.Balance(granted_micros=5, held_micros=3, available_micros=2)
 
 
@@ -115,8 +121,8 @@ async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin: 
 @pytest.mark.parametrize(
     ("name", "amount", "more", "code", "field"),
     [
-        ("", 1, {}, "missing_parameter", "name"),
-        ("nobody", 1, {}, "not_found", "name"),
+        ("", 1, {}, "missing_parameter", "account_id"),
+        ("nobody", 1, {}, "not_found", "account_id"),
         *[("default", n, {}, "invalid_parameter", "amount_micros") for n in (0, -1, 10**15 + 1, 2**60)],
         ("default", 1, {"note": "n" * 201}, "invalid_parameter", "note"),
         ("default", 1, {"grant_id": "g" * 65}, "invalid_parameter", "grant_id"),
@@ -139,6 +145,27 @@ async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admi
         await admin.grant("default", 1, live=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "amount", "note", "values"),
+    [
+        ("nobody", 1, "", {"account": "nobody"}),
+        (
+            "default",
+            0,
+            "",
+            {"expected": "1 to 1,000,000,000,000,000", "minimum": "1", "maximum": "1000000000000000"},
+        ),
+        ("default", 1, "n" * 201, {"expected": "up to 200 characters", "maximum": "200"}),
+    ],
+)
+async def test_the_values_of_a_refused_grant_are_those_that_its_message_names(
+    admin: AccountAdmin, name: str, amount: int, note: str, values: dict[str, str]
+) -> None:
+    with pytest.raises(PomeloError) as caught:
+        await admin.grant(name, amount, live=True, note=note)
+    assert caught.value.values == values
+
+
 async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(
     admin: AccountAdmin, changed: list[str]
 ) -> None:
@@ -147,7 +174,7 @@ async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(
     for name, plan, code, field in (
         ("default", "nothing", "invalid_parameter", "plan"),
         ("default", "", "missing_parameter", "plan"),
-        ("nobody", "pro", "not_found", "name"),
+        ("nobody", "pro", "not_found", "account_id"),
     ):
         with refused(code, field):
             await admin.set_plan(name, plan)
@@ -158,7 +185,7 @@ async def test_an_account_whose_plan_was_removed_is_shown_without_limits(
     store: Store, admin: AccountAdmin
 ) -> None:
     await store.set_plan("default", "old")
-    for account in (await admin.show("default"), ((await admin.list(0, ""))[0])[0]):
+    for account in (await admin.get("default"), ((await admin.list(0, ""))[0])[0]):
         assert account.plan == "old"
         assert not account.HasField("limits")
 
@@ -191,7 +218,7 @@ async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: Acco
     for live, task, granted in ((True, "task_live", CREDIT), (False, "task_test", TEST_CREDITS)):
         accounts = accounts_of(store, live)
         account = await accounts.get_account(call_of(None))
-        assert (account.name, account.plan, account.live) == ("default", "pro", live)
+        assert (account.id, account.plan, account.mode) == ("default", "pro", MODES[live])
         assert account.limits.requests_per_minute == 300
         spent = account.balance.spent_micros
         assert spent > 0
@@ -200,17 +227,22 @@ async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: Acco
         )
         usage = await accounts.list_usage(pb.ListUsageRequest(), call_of(None))
         assert [record.id for record in usage.records] == [task]
-        by_key = pb.ListUsageRequest(group_by=pb.USAGE_GROUP_KEY)
-        sums = await accounts.list_usage(by_key, call_of(None))
-        assert [total.tasks for total in sums.totals] == [1]
+        by_key = pb.SumUsageRequest(group_by=[pb.UsageGrouping(dimension=pb.USAGE_DIMENSION_KEY)])
+        sums = await accounts.sum_usage(by_key, call_of(None))
+        assert [row.tasks for row in sums.sums] == [1]
 
 
 async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(store: Store) -> None:
-    accounts, by_account = accounts_of(store, True), pb.ListUsageRequest(group_by=pb.USAGE_GROUP_ACCOUNT)
-    with refused("invalid_parameter", "group_by"):
-        await accounts.list_usage(by_account, call_of(None))
+    # The number of a field that only the operator's groupings have.
+    by_account = admin_pb.UsageGrouping(operator_dimension=admin_pb.OPERATOR_DIMENSION_ACCOUNT)
+    grouping = pb.UsageGrouping.FromString(by_account.SerializeToString())
+    accounts, sums = accounts_of(store, True), pb.SumUsageRequest(group_by=[grouping])
+    with refused("missing_parameter", "group_by"):
+        await accounts.sum_usage(sums, call_of(None))
     bad = call_of(None, x_request_timeout="soon")
     with refused("invalid_parameter", "X-Request-Timeout"):
         await accounts.get_account(bad)
     with refused("invalid_parameter", "X-Request-Timeout"):
-        await accounts.list_usage(by_account, bad)
+        await accounts.list_usage(pb.ListUsageRequest(page_size=-1), bad)
+    with refused("invalid_parameter", "X-Request-Timeout"):
+        await accounts.sum_usage(sums, bad)

@@ -13,7 +13,7 @@ import pytest
 from pomelo.accounts.audit import OVERDUE, audit
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.admin_service_pb2 import AuditResponse
+from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerResponse
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import OpenReservation, ReserveRequest, Settlement
@@ -52,7 +52,7 @@ async def _store(store: Store) -> Store:
     return store
 
 
-def findings_of(report: AuditResponse) -> list[tuple[str, str, int]]:
+def findings_of(report: AuditLedgerResponse) -> list[tuple[str, str, int]]:
     return sorted((one.check, one.subject, one.difference_micros) for one in report.findings)
 
 
@@ -61,7 +61,7 @@ async def test_an_undamaged_store_has_no_findings(store: Store, page_size: int) 
     report = await audit(store, page_size=page_size)
     assert not report.findings
     assert report.difference_micros == 0
-    assert (report.wallets, report.records, report.holds) == (5, 7, 0)
+    assert (report.wallets, report.records, report.reservations) == (5, 7, 0)
     assert (report.cost_micros, report.uncollected_micros) == (7 * COST, 0)
 
 
@@ -69,7 +69,7 @@ async def test_running_tasks_are_counted_and_are_no_finding(store: Store) -> Non
     await reserve(store, "task_running")
     await reserve(store, "task_running_too", ACME_TEST)
     report = await audit(store)
-    assert (report.holds, list(report.findings)) == (2, [])
+    assert (report.reservations, list(report.findings)) == (2, [])
 
 
 async def test_a_reservation_without_a_running_task_is_reported_with_its_full_amount(store: Store) -> None:

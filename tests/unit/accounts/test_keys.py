@@ -283,15 +283,16 @@ async def test_a_revoked_or_expired_key_can_not_be_rotated(keyring: Keyring, clo
     await keyring.revoke(revoked.key_id)
     expired, _ = await keyring.create(expires=clock.now)
     for record in (revoked, expired):
-        with refused("invalid_parameter", "key_id"):
+        with refused("invalid_parameter", "id"):
             await keyring.rotate(record.key_id)
     assert len(await keyring.list()) == 2
 
 
 async def test_an_unknown_key_can_not_be_rotated_or_revoked(keyring: Keyring) -> None:
     for attempt in (keyring.rotate("nothing"), keyring.revoke("nothing")):
-        with refused("not_found"):
+        with refused("not_found", "id", "There is no key 'nothing'") as error:
             await attempt
+        assert error.value.values == {"keyId": "nothing"}
 
 
 async def test_the_size_of_the_cache_is_limited(clock: Clock) -> None:
@@ -328,6 +329,7 @@ async def test_an_address_with_too_many_failed_keys_gets_rate_limit_exceeded(
     for key in bad:
         error = await refusal(keyring, key, ADDRESS)
         assert (error.code, error.retry_after) == ("rate_limit_exceeded", 45)
+        assert error.values == {"quota": "failed_keys_per_minute", "retryAfter": "45"}
         assert "API key" in error.message
         assert key is None or key not in error.message
         assert (await refusal(keyring, key, "192.0.2.2")).code == "invalid_api_key"

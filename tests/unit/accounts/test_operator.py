@@ -10,7 +10,9 @@ from pomelo.accounts.keys import Keyring
 from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN, TEST_CREDITS
 from pomelo.accounts.usage import UsageReader
-from pomelo.gen.v1 import admin_service_pb2 as pb
+from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+from pomelo.gen.v1.account_service_pb2 import ModelSet
+from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.stores.base import Store
 from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, reserve, run
 from tests.unit.clock import Clock
@@ -32,31 +34,32 @@ def operator(store: Store, clock: Clock) -> LocalOperator:
 
 
 async def test_a_key_is_created_listed_rotated_and_revoked(operator: LocalOperator, clock: Clock) -> None:
-    request = pb.CreateKeyRequest(mode=pb.KEY_MODE_LIVE, models=["gpt-4", "gpt-4"])
+    request = pb.CreateKeyRequest(mode=Mode.MODE_LIVE, models=ModelSet(models=["gpt-4", "gpt-4"]))
     request.expire_time.FromSeconds(1_001)
     created = await operator.create_key(request)
     key = created.key
-    assert created.secret.startswith(f"pml_live_{key.key_id}_")
+    assert created.secret.startswith(f"pml_live_{key.id}_")
     assert key == pb.Key(
-        key_id=key.key_id,
-        account="default",
-        mode=pb.KEY_MODE_LIVE,
-        models=["gpt-4"],
+        id=key.id,
+        account_id="default",
+        mode=Mode.MODE_LIVE,
+        models=ModelSet(models=["gpt-4"]),
         create_time=Timestamp(seconds=1_000),
         expire_time=Timestamp(seconds=1_001),
     )
     assert list((await operator.list_keys(pb.ListKeysRequest())).keys) == [key]
-    rotated = await operator.rotate_key(pb.RotateKeyRequest(key_id=key.key_id))
-    assert rotated.secret.startswith(f"pml_live_{rotated.key.key_id}_")
-    revoked = await operator.revoke_key(pb.RevokeKeyRequest(key_id=key.key_id))
+    rotated = await operator.rotate_key(pb.RotateKeyRequest(id=key.id))
+    assert rotated.secret.startswith(f"pml_live_{rotated.key.id}_")
+    revoked = await operator.revoke_key(pb.RevokeKeyRequest(id=key.id))
     assert revoked.key.revoke_time == Timestamp(seconds=1_000)
 
 
 @pytest.mark.parametrize(
     ("request_", "code", "field"),
     [
-        (pb.CreateKeyRequest(models=["gpt-5"]), "invalid_parameter", "models"),
-        (pb.CreateKeyRequest(account="nobody"), "not_found", "account"),
+        (pb.CreateKeyRequest(models=ModelSet(models=["gpt-5"])), "invalid_parameter", "models"),
+        (pb.CreateKeyRequest(models=ModelSet()), "invalid_parameter", "models"),
+        (pb.CreateKeyRequest(account_id="nobody"), "not_found", "account_id"),
         (pb.CreateKeyRequest(mode=9), "invalid_parameter", "mode"),  # type: ignore[arg-type]
         (pb.CreateKeyRequest(expire_time=Timestamp(seconds=1_000)), "invalid_parameter", "expire_time"),
         (pb.CreateKeyRequest(expire_time=Timestamp(nanos=-1)), "invalid_parameter", "expire_time"),
@@ -70,10 +73,14 @@ async def test_an_invalid_key_is_refused_and_not_created(
     assert not (await operator.list_keys(pb.ListKeysRequest())).keys
 
 
+async def test_a_new_key_is_a_test_key_by_default(operator: LocalOperator) -> None:
+    assert (await operator.create_key(pb.CreateKeyRequest())).key.mode == Mode.MODE_TEST
+
+
 async def test_a_missing_key_id_is_refused(operator: LocalOperator) -> None:
-    with refused("missing_parameter", "key_id"):
+    with refused("missing_parameter", "id"):
         await operator.rotate_key(pb.RotateKeyRequest())
-    with refused("missing_parameter", "key_id"):
+    with refused("missing_parameter", "id"):
         await operator.revoke_key(pb.RevokeKeyRequest())
 
 
@@ -84,42 +91,42 @@ async def test_keys_are_listed_in_pages_oldest_first(
     await add_account(store)
     ids = []
     for _ in range(count):
-        ids.append((await operator.create_key(pb.CreateKeyRequest(account="acme"))).key.key_id)
+        ids.append((await operator.create_key(pb.CreateKeyRequest(account_id="acme"))).key.id)
         await operator.create_key(pb.CreateKeyRequest())
         clock.now += 0.25
-    request, pages = pb.ListKeysRequest(account="acme", page_size=2), []
+    request, pages = pb.ListKeysRequest(account_id="acme", page_size=2), []
     while True:
         response = await operator.list_keys(request)
-        pages.append([key.key_id for key in response.keys])
+        pages.append([key.id for key in response.keys])
         request.page_token = response.next_page_token
         if not response.next_page_token:
             break
     assert pages == [ids[:2], ids[2:]] if count > 2 else [ids]
     with refused("invalid_parameter", "page_token"):
         first = await operator.list_keys(pb.ListKeysRequest(page_size=1))
-        await operator.list_keys(pb.ListKeysRequest(account="acme", page_token=first.next_page_token))
+        await operator.list_keys(pb.ListKeysRequest(account_id="acme", page_token=first.next_page_token))
 
 
 async def test_an_account_is_created_listed_shown_and_its_plan_set(operator: LocalOperator) -> None:
-    created = await operator.create_account(pb.CreateAccountRequest(name="acme", plan="pro", live_micros=7))
+    created = await operator.create_account(pb.CreateAccountRequest(id="acme", plan="pro", live_micros=7))
     assert (created.account.plan, created.account.live.granted_micros) == ("pro", 7)
     listed = await operator.list_accounts(pb.ListAccountsRequest(page_size=1))
-    assert [account.name for account in listed.accounts] == ["acme"]
+    assert [account.id for account in listed.accounts] == ["acme"]
     rest = await operator.list_accounts(pb.ListAccountsRequest(page_token=listed.next_page_token))
-    assert ([account.name for account in rest.accounts], rest.next_page_token) == (["default"], "")
-    changed = await operator.set_plan(pb.SetPlanRequest(name="acme", plan="scale"))
+    assert ([account.id for account in rest.accounts], rest.next_page_token) == (["default"], "")
+    changed = await operator.set_account_plan(pb.SetAccountPlanRequest(account_id="acme", plan="scale"))
     assert changed.account.plan == "scale"
-    assert (await operator.show_account(pb.ShowAccountRequest(name="acme"))).account == changed.account
+    assert (await operator.get_account(pb.GetAccountRequest(id="acme"))).account == changed.account
 
 
 @pytest.mark.parametrize(
     ("mode", "live", "test"),
-    [(pb.KEY_MODE_UNSPECIFIED, 5, 0), (pb.KEY_MODE_LIVE, 5, 0), (pb.KEY_MODE_TEST, 0, 5)],
+    [(Mode.MODE_UNSPECIFIED, 5, 0), (Mode.MODE_LIVE, 5, 0), (Mode.MODE_TEST, 0, 5)],
 )
 async def test_credits_are_granted_in_live_mode_unless_test_mode_is_requested(
-    operator: LocalOperator, mode: pb.KeyMode.ValueType, live: int, test: int
+    operator: LocalOperator, mode: Mode.ValueType, live: int, test: int
 ) -> None:
-    request = pb.GrantCreditsRequest(name="default", amount_micros=5, mode=mode)
+    request = pb.GrantCreditsRequest(account_id="default", amount_micros=5, mode=mode)
     account = (await operator.grant_credits(request)).account
     assert account.live.granted_micros == live
     assert account.test.granted_micros == TEST_CREDITS + test
@@ -128,21 +135,25 @@ async def test_credits_are_granted_in_live_mode_unless_test_mode_is_requested(
 @pytest.mark.parametrize(
     ("mode", "ids"),
     [
-        (pb.KEY_MODE_UNSPECIFIED, {"task_live", "task_test"}),
-        *[(pb.KEY_MODE_LIVE, {"task_live"}), (pb.KEY_MODE_TEST, {"task_test"})],
+        (Mode.MODE_UNSPECIFIED, {"task_live", "task_test"}),
+        *[(Mode.MODE_LIVE, {"task_live"}), (Mode.MODE_TEST, {"task_test"})],
     ],
 )
 async def test_usage_is_of_one_mode_or_of_both(
-    operator: LocalOperator, store: Store, mode: pb.KeyMode.ValueType, ids: set[str]
+    operator: LocalOperator, store: Store, mode: Mode.ValueType, ids: set[str]
 ) -> None:
     await add_account(store)
     await run(store, "task_live", ACME)
     await run(store, "task_test", ACME_TEST)
     for account in ("acme", ""):
-        usage = (await operator.query_usage(pb.QueryUsageRequest(account=account, mode=mode))).usage
-        assert {record.id for record in usage.records} == ids
-    with refused("not_found", "account"):
-        await operator.query_usage(pb.QueryUsageRequest(account="nobody", mode=mode))
+        listed = await operator.list_usage(pb.ListUsageRequest(account_id=account, mode=mode))
+        assert {record.id for record in listed.records} == ids
+        sums = await operator.sum_usage(pb.SumUsageRequest(account_id=account, mode=mode))
+        assert [row.tasks for row in sums.sums] == [len(ids)]
+    with refused("not_found", "account_id"):
+        await operator.list_usage(pb.ListUsageRequest(account_id="nobody", mode=mode))
+    with refused("not_found", "account_id"):
+        await operator.sum_usage(pb.SumUsageRequest(account_id="nobody", mode=mode))
 
 
 async def test_an_audit_knows_the_running_tasks_and_the_time(
@@ -151,7 +162,9 @@ async def test_an_audit_knows_the_running_tasks_and_the_time(
     await add_account(store)
     for task_id in ("task_1", "task_2"):
         await reserve(store, task_id)  # at 1,000 s
-    assert [one.subject for one in (await operator.audit(pb.AuditRequest())).findings] == ["task_2"]
+    assert [one.subject for one in (await operator.audit_ledger(pb.AuditLedgerRequest())).findings] == [
+        "task_2"
+    ]
     clock.now += 86_400.0
-    findings = (await operator.audit(pb.AuditRequest())).findings
+    findings = (await operator.audit_ledger(pb.AuditLedgerRequest())).findings
     assert {one.subject for one in findings} == {"task_1", "task_2"}

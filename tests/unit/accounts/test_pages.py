@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.accounts.pages import MAX_PAGE_BYTES, fitting, make_token, page_size, read_token
-from pomelo.gen.v1.admin_service_pb2 import Key
+from pomelo.gen.admin.v1.admin_service_pb2 import Key
 from tests.unit.refusals import refused
 
 
@@ -45,13 +45,13 @@ def test_a_token_of_another_list_and_a_malformed_one_are_refused(token: str) -> 
 
 
 def test_a_page_has_the_entries_that_fit_and_at_least_one() -> None:
-    small, large = Key(key_id="k"), Key(key_id="k" * MAX_PAGE_BYTES)
+    small, large = Key(id="k"), Key(id="k" * MAX_PAGE_BYTES)
     assert fitting([]) == 0
     assert fitting([small] * 1_000) == 1_000
     assert fitting([large, large]) == 1
     assert fitting([small, large, small]) == 1
-    exact = Key(key_id="k" * (MAX_PAGE_BYTES // 2 - 4))
+    exact = Key(id="k" * (MAX_PAGE_BYTES // 2 - 4))
     assert 2 * exact.ByteSize() == MAX_PAGE_BYTES
     assert fitting([exact, exact]) == 2
-    half = Key(key_id="k" * (MAX_PAGE_BYTES // 2 - 10))
+    half = Key(id="k" * (MAX_PAGE_BYTES // 2 - 10))
     assert fitting([half, half, half]) == 2

@@ -8,6 +8,7 @@ import pytest
 
 from pomelo.cli.client import NobodyError, find_key, new_call, open_server
 from pomelo.cli.terminal import FailureError
+from pomelo.service import list_all_models
 from pomelo.settings import Settings
 from tests.ports import free_port
 
@@ -34,7 +35,7 @@ async def test_a_server_on_every_address_is_looked_for_on_loopback(host: str) ->
     settings = Settings(grpc=f"{host}:{port}", insecure=True)
     with pytest.raises(NobodyError, match=f"No server answers at 127.0.0.1:{port}"):
         async with open_server(settings, None) as services:
-            await services.models.list_models(new_call("pml_test_any"))
+            await list_all_models(services.models, new_call("pml_test_any"))
 
 
 def test_the_key_is_the_given_one_or_that_of_the_data_folder_without_its_line_end(tmp_path: Path) -> None:

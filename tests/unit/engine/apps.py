@@ -14,16 +14,17 @@ from pomelo.accounts.plans import Plan
 from pomelo.app import App, open_app
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import Task
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.providers.base import Provider
+from pomelo.providers.chunks import event_text
 from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
 from tests.app import app_settings
 from tests.calls import call_of
 from tests.limits import Used, limits
-from tests.tasks import to_task
+from tests.tasks import to_options, to_task
 
 CREDITS = 10**9
 """Microcredits of a new account, unless a test says otherwise."""
@@ -62,8 +63,8 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The text of a stream."""
-        return "".join(event.text_delta.content for event in self.events)
+        """The text of a stream; for a REST call, its end may be in `completed`."""
+        return "".join(map(event_text, self.events))
 
 
 @dataclass(frozen=True)
@@ -92,27 +93,32 @@ class EngineApp:
     async def ask(
         self,
         account: Account,
-        task: Mapping[str, Any] | Task,
+        task: Mapping[str, Any] | TaskSpec,
         *,
         stream: bool = False,
+        options: TaskOptions | None = None,
         within: float = 20.0,
         protocol: str = "rest",
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Runs a task, a message or the body of a REST request, to its end. `within` is its timeout in seconds,
-        `protocol` is grpc or rest; names of `headers` are in lower case."""
+        """Runs a task, a message or the body of a REST request, to its end. `options` replace those of the
+        body. `within` is its timeout in seconds, `protocol` is grpc or rest; names of `headers` are in lower
+        case."""
         sent = {"authorization": f"Bearer {account.key}", **(headers or {})}
         answer = Answer(Call.from_headers(sent.get, protocol=protocol))
         answer.call.deadline = time.monotonic() + within
-        task = task if isinstance(task, Task) else to_task(task, stream=stream)
+        if isinstance(task, TaskSpec):
+            spec, options = task, options or TaskOptions()
+        else:
+            spec, options = to_task(task), options or to_options(task, stream=stream)
         tasks = self.app.services.tasks
         try:
             if stream:
-                async with tasks.stream_task(task, answer.call) as events:
+                async with tasks.stream_task(spec, options, answer.call) as events:
                     async for event in events:
                         answer.events.append(_copy(event))
             else:
-                answer.events.append(await tasks.run_task(task, answer.call))
+                answer.events.append(await tasks.run_task(spec, options, answer.call))
         except PomeloError as error:
             answer.error = error
         return answer
@@ -124,7 +130,7 @@ class EngineApp:
             yield data
 
         media = await self.app.services.media.upload_media("audio/ogg", chunks(), call_of(account.key))
-        return str(media.media_id)
+        return str(media.id)
 
     async def balance(self, account: Account) -> Balance:
         """Returns the account's credits."""
@@ -149,8 +155,8 @@ class EngineApp:
         return sorted(path.name for path in (self.app.settings.data / "media").iterdir())
 
 
-def _copy(event: StreamTaskResponse) -> StreamTaskResponse:
-    copied = StreamTaskResponse()
+def _copy(event: TaskEvent) -> TaskEvent:
+    copied = TaskEvent()
     copied.CopyFrom(event)
     return copied
 

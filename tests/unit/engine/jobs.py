@@ -8,6 +8,7 @@ from pomelo.call import Principal
 from pomelo.catalog.catalog import Model
 from pomelo.catalog.pricing import Prices, Usage
 from pomelo.engine.job import AcceptedJob
+from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.providers.base import Job
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import Estimate
@@ -35,6 +36,9 @@ def accepted_job(
             deadline=0.0,
             request_id="req_1",
         ),
+        user="",
+        metadata="",
+        delivery=MediaDelivery.MEDIA_DELIVERY_UNSPECIFIED,
         principal=principal,
         protocol="rest",
         definition=TASK_TYPES[model.task_type],

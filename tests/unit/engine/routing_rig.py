@@ -16,10 +16,11 @@ from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.gen.v1.text_pb2 import Message, Role, TextDelta, TextInput
+from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, TextDelta, TextInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import CALLER, Event, Job
 from pomelo.providers.chat.openai import OpenAI
+from pomelo.providers.chunks import event_text
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, error_reply
 
@@ -64,11 +65,11 @@ class Rig:
         model: Model = MODEL,
     ) -> str:
         """Runs a task; returns its text."""
-        text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=prompt)])
+        text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=[ContentPart(text=prompt)])])
         candidates = router.candidates(model, "text", live=True)
         job = Job("task_1", model, candidates[0].route, text_input, stream, deadline)
         async with aclosing(router.events(job, candidates, account=account)) as events:
-            return "".join([event.text_delta.content async for event in events])
+            return "".join([event_text(event) async for event in events])
 
     async def fail(self, router: Router, account: str = "", **options: Any) -> PomeloError:
         """Runs a task that fails; returns its error."""
@@ -117,7 +118,7 @@ class FailingProvider:
         self.calls += 1
         for word in self._words:
             self.callers.append(CALLER.get())
-            yield Event(text_delta=TextDelta(content=word))
+            yield Event(text_delta=TextDelta(text=word))
         raise self._error
 
     async def aclose(self) -> None:

@@ -14,21 +14,27 @@ from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
 from pomelo.engine import idempotency
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.media_pb2 import ResponseFormat
+from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.speech_pb2 import TextToSpeechInput
-from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
+from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
 from pomelo.providers.chunks import MAX_AUDIO_BYTES
-from pomelo.stores.ledger import REPLAY_SECONDS
+from pomelo.stores.ledger import REPLAY_SECONDS, LimitStatus, ReplayedAnswer
+from pomelo.stores.usage import UsageRecord
 from pomelo.tasks.base import MAX_INLINE
-from tests.tasks import to_task
+from tests.tasks import TASK_TYPES, small_task, to_task
 from tests.unit.engine.jobs import accepted_job
 
 MODELS = Catalog.load().models
 
-UNSPECIFIED = ResponseFormat.RESPONSE_FORMAT_UNSPECIFIED
-B64_JSON = ResponseFormat.RESPONSE_FORMAT_B64_JSON
+UNSPECIFIED = MediaDelivery.MEDIA_DELIVERY_UNSPECIFIED
+INLINE = MediaDelivery.MEDIA_DELIVERY_INLINE
+
+
+RECORD = UsageRecord("speech_1", "req_1", "ann", True, "k", "rest", "eleven-labs-tts", "text_to_speech",
+                     characters=2, cost=160)  # fmt: skip
 
 
 def answer(media: MediaStore, data: bytes = b"ID3 some audio") -> TaskResult:
@@ -46,7 +52,7 @@ def test_media_outlives_the_answer_that_it_belongs_to(tmp_path: Path) -> None:
     result = answer(media)
     idempotency.store_answer(result, UNSPECIFIED, media, stream=False)
     # The lifetime of the answer starts at its settlement, a little after this point.
-    path, _ = media.find(result.speech.media.media_id, "ann/live")
+    path, _ = media.find(result.speech.media.id, "ann/live")
     lifetime = path.stat().st_mtime + media.lifetime - time.time()
     assert REPLAY_SECONDS + 30 < lifetime <= REPLAY_SECONDS + 60
 
@@ -102,6 +108,33 @@ async def test_the_response_format_does_not_change_the_fingerprint() -> None:
         assert await digest(SPEECH | change) != await digest(SPEECH)
 
 
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+async def test_the_user_and_the_metadata_change_the_fingerprint(task_type: str) -> None:
+    spec = small_task(task_type)
+    audio = AudioSource("audio/mpeg", 3, data=b"ID3") if task_type.startswith("speech") else None
+    digests = [await idempotency.fingerprint(spec, audio)]
+    for labels in (
+        TaskSpec(user="ann"),
+        TaskSpec(user="bob"),
+        TaskSpec(metadata={"a": "1", "b": "2"}),
+        TaskSpec(metadata={"a": "2", "b": "1"}),
+        TaskSpec(metadata={"a": "1"}),
+        TaskSpec(metadata={"a": "1", "b": ""}),
+    ):
+        labelled = TaskSpec()
+        labelled.CopyFrom(spec)
+        labelled.MergeFrom(labels)
+        digests.append(await idempotency.fingerprint(labelled, audio))
+    assert len(set(digests)) == 7
+    for order in ("abcdefgh", "hgfedcba"):
+        spec.metadata.clear()
+        for key in order:
+            spec.metadata[key] = key.upper()
+        digests.append(await idempotency.fingerprint(spec, audio))
+    assert digests[-1] == digests[-2]
+    assert len(set(digests)) == 8
+
+
 async def test_the_fingerprint_of_audio_depends_only_on_its_bytes(tmp_path: Path) -> None:
     path = tmp_path / "audio"
     path.write_bytes(b"OggS audio")
@@ -138,9 +171,9 @@ def test_the_bytes_of_media_are_not_stored_in_the_answer(tmp_path: Path) -> None
     ("requested", "data", "stream", "linked"),
     [
         (UNSPECIFIED, True, False, True),
-        (B64_JSON, True, False, False),
-        (B64_JSON, False, False, True),  # too large to be inline
-        (B64_JSON, False, True, False),
+        (INLINE, True, False, False),
+        (INLINE, False, False, True),  # too large to be inline
+        (INLINE, False, True, False),
     ],
 )
 def test_an_unrequested_link_is_omitted_if_the_bytes_are_inline(
@@ -164,25 +197,29 @@ def test_a_replayed_answer_has_a_link_that_is_valid_as_long_as_its_media(tmp_pat
     stored = idempotency.store_answer(result, UNSPECIFIED, media, stream=False)
     link = idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.media
     assert link.expire_time.seconds > result.speech.media.expire_time.seconds + REPLAY_SECONDS / 2
-    media.check_link(link.media_id, link.url.partition("?")[2])
+    media.check_link(link.id, link.url.partition("?")[2])
 
 
 async def test_a_replayed_stream_has_the_order_of_the_first_one(tmp_path: Path) -> None:
     media = MediaStore(tmp_path / "media", b"s" * 32)
     data = b"ID3" + bytes(3 * MAX_AUDIO_BYTES)
     result = answer(media, data)
-    result.created.seconds = 1_700_000_000
+    result.create_time.seconds = 1_700_000_000
     result.speech.content_type = "audio/mpeg"
     result.adjustments.add(field="speed", used="1.2")
     stored = idempotency.store_answer(result, UNSPECIFIED, media, stream=True)
     accepted = accepted_job("speech_2", MODELS["eleven-labs-tts"], Usage(), Principal("ann", "k", True))
     job = replace(accepted.job, input=TextToSpeechInput(), stream=True)
-    replayed = idempotency.ReplayedTask(stored, replace(accepted, job=job), media)
+    replayed = idempotency.ReplayedTask(
+        ReplayedAnswer(LimitStatus(0), RECORD, stored), replace(accepted, job=job), media
+    )
     assert not replayed.result.speech.data
     started, *chunks, last = [event async for event in replayed.events()]
     assert (started.started.id, started.started.model) == ("speech_1", "eleven-labs-tts")
-    assert started.started.created.seconds == 1_700_000_000
+    assert started.started.create_time.seconds == 1_700_000_000
     assert list(started.started.adjustments) == list(result.adjustments)
     assert b"".join(chunk.audio_chunk.data for chunk in chunks) == data
     assert [chunk.audio_chunk.content_type for chunk in chunks] == ["audio/mpeg", "", "", ""]
-    assert last.result == replayed.result
+    assert last.completed == replayed.result
+    assert (last.completed.usage, last.completed.cost_micros) == (UsageCounts(characters=2), 160)
+    assert [event.sequence_number for event in (started, *chunks, last)] == list(range(1, 7))

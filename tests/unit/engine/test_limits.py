@@ -8,7 +8,7 @@ from pomelo.accounts.plans import Plan
 from pomelo.call import Principal
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
-from pomelo.engine.limits import CallLimits, LimitedCall
+from pomelo.engine.limits import CallLimits, Limit, LimitedCall
 from pomelo.stores.ledger import Count, Counter, LimitStatus, Refused
 from tests.unit.engine.jobs import accepted_job
 
@@ -46,7 +46,7 @@ def error(
 ) -> tuple[str, str, int | None]:
     """The code, the message and the proposed wait of a refusal at NOW."""
     found = status(Count(20, requests_reset), 3, Count(990, tokens_reset), 0)
-    raised = limits(tokens=tokens).refusal(Refused(found, "limit_exceeded", counter), NOW)
+    raised = limits(tokens=tokens).refusal(Refused(found, "limit_exceeded", counter), 0, NOW)
     return raised.code, raised.message, raised.retry_after
 
 
@@ -152,6 +152,56 @@ def test_only_a_task_that_exceeds_the_whole_limit_is_refused_as_too_long() -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("counter", "tokens", "values"),
+    [
+        ("requests", 0, {"quota": "requests_per_minute", "limit": "20", "resetTime": "2023-11-14T22:13:30Z"}),
+        ("concurrency", 0, {"quota": "concurrent_requests", "limit": "3"}),
+        (
+            "tokens:gpt-4",
+            1_000,
+            {
+                "quota": "tokens_per_minute",
+                "limit": "1000",
+                "model": "gpt-4",
+                "resetTime": "2023-11-14T22:13:40Z",
+            },
+        ),
+        (
+            "tokens:gpt-4",
+            1_001,
+            {"quota": "tokens_per_minute", "limit": "1000", "model": "gpt-4", "requested": "1001"},
+        ),
+    ],
+)
+def test_a_refusal_has_the_limit_and_what_its_message_names(
+    counter: str, tokens: int, values: dict[str, str]
+) -> None:
+    found = status(Count(20, 9.25), 3, Count(990, 19.25), 0)
+    raised = limits(tokens=tokens).refusal(Refused(found, "limit_exceeded", counter), 0, NOW)
+    assert raised.values == values
+
+
+def test_a_limit_without_a_name_is_called_like_its_counter() -> None:
+    extra = Limit(
+        lambda call: Counter("images:ann", 1, 2, 86_400.0),
+        "-Images",
+        "rate_limit_exceeded",
+        "Too many images",
+    )
+    found = LimitStatus(0, {"images:ann": Count(2, 9.25)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pomelo.engine.limits.LIMITS", [extra])
+        raised = limits().refusal(Refused(found, "limit_exceeded", "images:ann"), 0, NOW)
+    assert raised.values == {"quota": "images", "limit": "2", "resetTime": "2023-11-14T22:13:30Z"}
+
+
+def test_a_refusal_for_lack_of_credits_has_what_is_required_and_what_is_available() -> None:
+    raised = limits().refusal(Refused(LimitStatus(1_500_000), "insufficient_credits"), 2_000_000, NOW)
+    assert raised.values == {"requiredMicros": "2000000", "availableMicros": "1500000"}
+    assert raised.message == "Insufficient credits for this operation"
+
+
 def test_a_full_plan_proposes_the_wait_of_its_own_error() -> None:
     assert error("concurrency", requests_reset=40) == (
         "concurrency_limit_exceeded",
@@ -162,6 +212,6 @@ def test_a_full_plan_proposes_the_wait_of_its_own_error() -> None:
 
 @pytest.mark.parametrize("code", ["insufficient_credits", "idempotency_conflict", "idempotency_mismatch"])
 def test_another_refusal_has_its_own_error(code: str) -> None:
-    raised = limits().refusal(Refused(LimitStatus(0), code), NOW)
+    raised = limits().refusal(Refused(LimitStatus(0), code), 0, NOW)
     assert raised.code == code
     assert raised.retry_after == (1 if code == "idempotency_conflict" else None)

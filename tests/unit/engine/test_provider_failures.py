@@ -29,7 +29,7 @@ class Failing:
 
     async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
         for word in self.words:
-            yield Event(text_delta=TextDelta(content=word))
+            yield Event(text_delta=TextDelta(text=word))
         raise self.error
 
     async def aclose(self) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.task_pb2 import Task
-from tests.tasks import to_task
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from tests.tasks import TASK_TYPES, small_task, to_task
 from tests.unit.engine.apps import CREDITS, Account, EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 TEXT = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9}
 AUDIO = b"OggS" + b"some audio" * 100
+PROTOCOL = pytest.mark.parametrize("protocol", ["grpc", "rest"])
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
@@ -53,6 +55,26 @@ async def test_a_refused_task_reports_the_limits_of_its_model(engine: EngineApp)
     assert "X-RateLimit-Remaining-Tokens" not in answer.call.response_headers
 
 
+@STREAM
+@PROTOCOL
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+async def test_a_task_with_an_unknown_field_takes_nothing(
+    engine: EngineApp, task_type: str, protocol: str, stream: bool
+) -> None:
+    account = await engine.account("limited")
+    spec, unknown = small_task(task_type), b"\xba\x3e\x01x"
+    for options, field in ((TaskOptions(), task_type), (TaskOptions.FromString(unknown), None)):
+        if field is not None:
+            getattr(spec, task_type).MergeFromString(unknown)
+        else:
+            spec = small_task(task_type)
+        answer = await engine.ask(account, spec, options=options, protocol=protocol, stream=stream)
+        assert answer.error is not None
+        assert (answer.code, answer.error.field) == ("invalid_parameter", field)
+        assert "Unknown field 999" in answer.error.message
+    assert (await engine.used(account)).requests == 0
+
+
 async def exhausted(engine: EngineApp) -> Account:
     """An account that has used all requests of this minute."""
     account = await engine.account("one request")
@@ -60,7 +82,7 @@ async def exhausted(engine: EngineApp) -> Account:
     return account
 
 
-def transcription(media_id: str, **fields: Any) -> Task:
+def transcription(media_id: str, **fields: Any) -> TaskSpec:
     """A task that refers to an upload."""
     task = to_task({"model": "eleven-labs-stt", **fields})
     task.speech_to_text.audio.media_id = media_id

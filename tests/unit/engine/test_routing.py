@@ -13,7 +13,8 @@ import pytest
 
 from pomelo.engine.routing import ATTEMPTS, WAIT_MAX, Router
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import Message, Role, TextDelta, TextInput
+from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, TextDelta, TextInput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers import Credentials
 from pomelo.providers.base import CALLER, Event, Job
 from pomelo.providers.chat.openai import OpenAI
@@ -43,12 +44,12 @@ async def test_a_route_that_stays_busy_gives_way_to_the_next(rig: Rig) -> None:
 async def test_each_route_is_asked_for_its_own_model_and_announced_once(rig: Rig) -> None:
     rig.one.default = BUSY
     router = rig.router()
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, content="Hi")])
+    given = TextInput(messages=[Message(role=Role.ROLE_USER, content=[ContentPart(text="Hi")])])
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, given, True, 2000.0)
     announced: list[Job[TextInput]] = []
     async with aclosing(router.events(job, candidates, announced.append)) as events:
-        assert "".join([event.text_delta.content async for event in events]) == "from two"
+        assert "".join([event.text_delta.text async for event in events]) == "from two"
     assert [one.route for one in announced] == list(MODEL.routes)
     for server, model in ((rig.one, "a"), (rig.two, "b")):
         assert {request.body["model"] for request in server.requests} == {model}
@@ -157,7 +158,7 @@ class WaitingProvider:
 
     async def _events(self) -> AsyncIterator[Event]:
         try:
-            yield Event(text_delta=TextDelta(content="Hello"))
+            yield Event(text_delta=TextDelta(text="Hello"))
             await asyncio.Event().wait()
         finally:
             self.closed = True
@@ -204,24 +205,25 @@ async def test_a_call_that_fails_before_its_first_event_is_retried_as_its_error_
     assert rig.request_counts() == (0, 0 if retry == RetryPolicy.NEVER else 1)
 
 
-async def test_the_cost_that_a_failed_attempt_reported_is_forgotten(rig: Rig) -> None:
+async def test_what_a_failed_attempt_reported_is_forgotten(rig: Rig) -> None:
     class Reporting(FailingProvider):
-        """Reports a cost with its first call alone."""
+        """Reports a cost and a count with its first call alone."""
 
         async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
             self.calls += 1
             if self.calls == 1:
-                job.report.cost = 1.5
+                job.report.cost, job.report.usage = 1.5, Usage(input_tokens=7)
                 raise UpstreamError("provider_unavailable", retry=RetryPolicy.SAME_ROUTE)
-            yield Event(text_delta=TextDelta(content="Hello"))
+            yield Event(text_delta=TextDelta(text="Hello"))
 
     rig.providers["one"] = Reporting()
     router = rig.router()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
     async with aclosing(router.events(job, candidates)) as events:
-        assert [event.text_delta.content async for event in events] == ["Hello"]
+        assert [event.text_delta.text async for event in events] == ["Hello"]
     assert job.report.cost is None
+    assert job.report.usage is None
 
 
 async def test_an_error_without_a_retry_policy_is_never_retried(rig: Rig) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, Speech, Transcript
 from pomelo.testing import error_reply as openai_error
 from tests.calls import call_of
-from tests.tasks import to_task
-from tests.unit.engine.apps import EngineApp, open_engine
+from tests.tasks import small_task, to_task
+from tests.unit.engine.apps import Answer, EngineApp, open_engine
 
 INLINE_LIMIT = 5_000
 AUDIO = b"OggS" + b"some audio" * 100
@@ -59,7 +61,7 @@ async def test_a_finished_task_is_charged_recorded_and_reported(engine: EngineAp
         assert reported["X-Credits-Remaining"] == "999.99946"
         assert reported["X-RateLimit-Remaining-Tokens"] == str(100_000 - 107)
         assert reported["X-RateLimit-Remaining-Concurrent"] == "2"
-    created = answer.events[0].started.created if stream else answer.events[0].created
+    created = answer.events[0].started.create_time if stream else answer.events[0].create_time
     assert time.time() - 60 < created.seconds <= time.time()
 
 
@@ -105,9 +107,11 @@ async def test_a_cancelled_stream_costs_its_input_and_its_delivered_output(
     gate = Gate()
     engine.upstream.when("to be left", Words("one two three", at={2: gate}))
     call, words = call_of(account.key), 0
-    async with engine.app.services.tasks.stream_task(to_task(text_task("to be left")), call) as events:
+    async with engine.app.services.tasks.stream_task(
+        to_task(text_task("to be left")), TaskOptions(), call
+    ) as events:
         async for event in events:
-            words += bool(event.text_delta.content)
+            words += bool(event.text_delta.text)
             if words == 2:
                 break
     await engine.settled(account)
@@ -123,7 +127,9 @@ async def test_a_cancelled_stream_costs_its_input_and_its_delivered_output(
 async def test_a_task_that_is_cancelled_before_any_output_costs_nothing(engine: EngineApp) -> None:
     account = await engine.account("limited")
     engine.upstream.when("left early", Words("one", before=(Gate(),)))
-    async with engine.app.services.tasks.stream_task(to_task(text_task("left early")), call_of(account.key)):
+    async with engine.app.services.tasks.stream_task(
+        to_task(text_task("left early")), TaskOptions(), call_of(account.key)
+    ):
         assert (await engine.used(account)).concurrency == 1
     await engine.settled(account)
     assert not await engine.records(account)
@@ -138,7 +144,7 @@ async def test_a_cost_that_is_known_before_is_reported_before_the_first_event(en
         (text_task("anything"), None),
     ):
         call = call_of(account.key)
-        async with engine.app.services.tasks.stream_task(to_task(body, stream=True), call):
+        async with engine.app.services.tasks.stream_task(to_task(body), TaskOptions(), call):
             assert call.response_headers.get("X-Credits-Charged") == charged
 
 
@@ -196,10 +202,39 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
     assert len(await engine.records(account)) == 1
 
 
+@STREAM
+async def test_a_repeated_request_may_ask_for_another_delivery_but_not_for_another_user_or_metadata(
+    engine: EngineApp, stream: bool
+) -> None:
+    account = await engine.account()
+    key = {"idempotency-key": "labels"}
+
+    async def ask(delivery: MediaDelivery.ValueType, user: str, **metadata: str) -> Answer:
+        spec = small_task("image")
+        spec.user = user
+        spec.metadata.update(metadata)
+        options = TaskOptions(delivery=delivery)
+        return await engine.ask(account, spec, options=options, stream=stream, headers=key)
+
+    for delivery in MediaDelivery.values():
+        answer = await ask(delivery, "ann", a="1", b="2")
+        assert answer.code == "ok"
+        replayed = answer.call.response_headers.get("Idempotent-Replayed")
+        assert replayed == (None if delivery == MediaDelivery.MEDIA_DELIVERY_UNSPECIFIED else "true")
+        result = answer.events[-1].completed if stream else answer.events[0]
+        (image,) = result.image.images
+        assert bool(image.data) == (delivery != MediaDelivery.MEDIA_DELIVERY_LINK)
+        assert image.HasField("media") == (delivery != MediaDelivery.MEDIA_DELIVERY_INLINE)
+    assert (await ask(MediaDelivery.MEDIA_DELIVERY_BOTH, "ann", b="2", a="1")).code == "ok"
+    for user, metadata in (("bob", {"a": "1", "b": "2"}), ("ann", {"a": "1"}), ("", {})):
+        assert (await ask(MediaDelivery.MEDIA_DELIVERY_BOTH, user, **metadata)).code == "idempotency_mismatch"
+    assert len(await engine.records(account)) == 1
+
+
 async def test_the_upload_of_a_repeated_request_is_deleted(engine: EngineApp) -> None:
     account = await engine.account()
     for _ in range(2):
-        task = Task(model="eleven-labs-stt")
+        task = TaskSpec(model="eleven-labs-stt")
         task.speech_to_text.audio.media_id = await engine.upload(account, AUDIO)
         before = engine.media()
         assert task.speech_to_text.audio.media_id in before

@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, mistral_protocol
 from tests.calls import call_of
-from tests.tasks import to_task
+from tests.tasks import TASK_TYPES, small_task, to_task
 from tests.unit.engine.apps import EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 LIMIT = 4 * 1024 * 1024
 """Bytes of media that an account may store."""
 
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 STRICT = {"prefer": "handling=strict"}
 REVOKED = mistral_protocol.error_reply(401)
 """A reply that makes the router use the second route of a Mixtral model."""
@@ -65,7 +68,7 @@ async def test_a_test_key_uses_test_credits_and_calls_no_provider(engine: Engine
 
 async def test_another_accounts_upload_is_not_used(engine: EngineApp) -> None:
     owner, other = await engine.account(), await engine.account()
-    task = Task(model="eleven-labs-stt")
+    task = TaskSpec(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = await engine.upload(owner, b"OggS" + b"audio" * 100)
     answer = await engine.ask(other, task)
     assert (answer.code, answer.error and answer.error.field) == ("invalid_parameter", "audio")
@@ -74,7 +77,7 @@ async def test_another_accounts_upload_is_not_used(engine: EngineApp) -> None:
 
 async def test_an_upload_over_grpc_can_be_used_by_several_tasks(engine: EngineApp) -> None:
     account = await engine.account()
-    task = Task(model="eleven-labs-stt")
+    task = TaskSpec(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"audio" * 100)
     for _ in range(2):
         assert (await engine.ask(account, task, protocol="grpc")).code == "ok"
@@ -90,7 +93,7 @@ async def test_audio_up_to_the_maximum_of_the_model_is_accepted(
         audio.setparams((1, 1, 8_000, 0, "NONE", ""))
         audio.writeframes(bytes(int(seconds * 8_000)))
     account = await engine.account()
-    task = Task(model="eleven-labs-sts")
+    task = TaskSpec(model="eleven-labs-sts")
     task.speech_to_speech.audio.media_id = await engine.upload(account, file.getvalue())
     task.speech_to_speech.voice = "adam"
     assert (await engine.ask(account, task, protocol="grpc")).code == code
@@ -99,7 +102,7 @@ async def test_audio_up_to_the_maximum_of_the_model_is_accepted(
 
 async def test_an_unreadable_upload_is_reported_as_store_unavailable(engine: EngineApp) -> None:
     account = await engine.account()
-    task = Task(model="eleven-labs-stt")
+    task = TaskSpec(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = await engine.upload(account, b"OggS" + b"audio" * 100)
     path = engine.app.settings.data / "media" / task.speech_to_text.audio.media_id
     path.unlink()
@@ -127,6 +130,27 @@ async def test_an_answer_that_must_be_stored_is_refused_without_storage_space(
         assert (await engine.used(account)).requests == 0
 
 
+@STREAM
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@pytest.mark.parametrize("task_type", TASK_TYPES)
+@pytest.mark.parametrize("delivery", [*MediaDelivery.values(), 4, 99])
+async def test_a_delivery_is_one_of_its_values(
+    engine: EngineApp, task_type: str, delivery: Any, protocol: str, stream: bool
+) -> None:
+    account = await engine.account(live=False)
+    answer = await engine.ask(
+        account,
+        small_task(task_type),
+        options=TaskOptions(delivery=delivery),
+        protocol=protocol,
+        stream=stream,
+    )
+    known = delivery in MediaDelivery.values()
+    assert answer.code == ("ok" if known else "invalid_parameter")
+    assert (answer.error is None) == known
+    assert answer.error is None or answer.error.field == "delivery"
+
+
 # --- routes
 
 
@@ -142,7 +166,7 @@ async def test_a_task_costs_the_price_of_its_first_configured_route(tmp_path: Pa
     assert "540000" in record.prices
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@STREAM
 async def test_a_route_that_takes_over_reports_its_own_adjustments(engine: EngineApp, stream: bool) -> None:
     account = await engine.account()
     engine.upstream.script(REVOKED, Words("Hello"))
@@ -187,7 +211,9 @@ async def test_without_max_tokens_a_task_reserves_its_share_of_the_balance(engin
     account = await engine.account("limited", micros=200_000)
     gate = Gate()
     engine.upstream.when("share", Words("Hello", before=(gate,)))
-    async with engine.app.services.tasks.stream_task(to_task(text_task("share")), call_of(account.key)):
+    async with engine.app.services.tasks.stream_task(
+        to_task(text_task("share")), TaskOptions(), call_of(account.key)
+    ):
         status = await engine.used(account)
         assert (status.concurrency, status.available) == (1, 100_000)
     await engine.settled(account)
@@ -196,6 +222,45 @@ async def test_without_max_tokens_a_task_reserves_its_share_of_the_balance(engin
 async def test_a_small_balance_is_not_shared(engine: EngineApp) -> None:
     account = await engine.account("limited", micros=10_000)
     engine.upstream.when("all", Words("Hello", before=(Gate(),)))
-    async with engine.app.services.tasks.stream_task(to_task(text_task("all")), call_of(account.key)):
+    async with engine.app.services.tasks.stream_task(
+        to_task(text_task("all")), TaskOptions(), call_of(account.key)
+    ):
         assert (await engine.used(account)).available == 0
     await engine.settled(account)
+
+
+# --- the end user's id
+
+
+@STREAM
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+async def test_the_users_id_is_sent_to_a_provider_of_text_that_takes_one(
+    engine: EngineApp, protocol: str, stream: bool
+) -> None:
+    account = await engine.account()
+    spec = to_task(text_task())
+    spec.user = "ann"
+    answer = await engine.ask(account, spec, stream=stream, protocol=protocol)
+    assert "X-Pomelo-Adjusted" not in answer.call.response_headers
+    (request,) = engine.upstream.requests
+    assert "ann" in request.body.values()
+    drawing = small_task("image")
+    drawing.user = "ann"
+    answer = await engine.ask(account, drawing, stream=stream, protocol=protocol)
+    assert "user" not in answer.call.response_headers.get("X-Pomelo-Adjusted", "")
+    assert not any("ann" in one.body.values() for one in engine.upstream.requests[1:] if one.body)
+
+
+@STREAM
+async def test_a_route_that_takes_over_gets_the_users_id_that_the_first_does_not_take(
+    engine: EngineApp, stream: bool
+) -> None:
+    account = await engine.account()
+    engine.upstream.script(REVOKED, Words("Hello"))
+    spec = to_task(text_task(model="mixtral-8x7b"))
+    spec.user = "ann"
+    answer = await engine.ask(account, spec, stream=stream)
+    first, second = engine.upstream.requests
+    assert ("ann" in first.body.values(), "ann" in second.body.values()) == (False, True)
+    assert "X-Pomelo-Adjusted" not in answer.call.response_headers
+    assert (await engine.records(account))[0].user == "ann"

@@ -23,7 +23,7 @@ def put(store: MediaStore, owner: str = "ann", data: bytes = PNG) -> str:
     """Stores an image and returns its id."""
     with store.writer(owner, "image/png") as writer:
         writer.write(data)
-        return writer.commit().media_id
+        return writer.commit().id
 
 
 def names(store: MediaStore) -> list[str]:

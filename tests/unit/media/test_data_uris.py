@@ -107,6 +107,21 @@ def test_text_that_is_not_base64_is_refused_with_the_reason(text: str, excerpt: 
     assert excerpt in error_message(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("SUQ\u00e9", {"character": "\u00e9"}),
+        ("SUQ%zz", {"character": "%"}),
+        ("data:audio/mpeg,SUQz", {"maxCharacters": "1024"}),
+        ("S=QQ", {}),
+    ],
+)
+def test_the_values_of_a_refusal_are_those_that_its_message_names(text: str, values: dict[str, str]) -> None:
+    with refused("invalid_parameter", "audio") as caught:
+        decoded(text)
+    assert caught.value.values == values
+
+
 def test_empty_base64_is_decoded_to_no_bytes() -> None:
     for text in ("", " \r\n", "====", "data:audio/mpeg;base64,"):
         assert decoded(text)[1] == b""

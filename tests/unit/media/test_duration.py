@@ -217,5 +217,5 @@ def test_big_endian_samples_are_stored_unchanged(tmp_path: Path) -> None:
     with store.writer("ann", "audio/L16; rate=16000") as writer:
         writer.write(b"\0\1" * 100)
         media = writer.commit()
-    assert media.content_type == store.find(media.media_id, "ann")[1].content_type == "audio/l16;rate=16000"
-    assert (tmp_path / media.media_id).read_bytes() == b"\0\1" * 100
+    assert media.content_type == store.find(media.id, "ann")[1].content_type == "audio/l16;rate=16000"
+    assert (tmp_path / media.id).read_bytes() == b"\0\1" * 100

@@ -47,7 +47,7 @@ async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStor
         assert names(store) == []
     media = await service(store, 2_400_000).upload_media("audio/mpeg", three_chunks(800_000), call_of(None))
     assert media.size_bytes == 2_400_000
-    async with media_service.download_media(media.media_id, "", call_of(None)) as (found, chunks):
+    async with media_service.download_media(media.id, "", call_of(None)) as (found, chunks):
         assert found.size_bytes == sum([len(chunk) async for chunk in chunks])
 
 
@@ -61,7 +61,7 @@ async def test_media_are_downloaded_by_their_owner_or_with_a_link(store: MediaSt
     mine, other = put(store, "ann/test", b"0123456789"), put(store, "bob/test")
     signature = store.find(other, None)[1].url.partition("?")[2]
     async with service(store).download_media(other, signature, call_of(None)) as (found, chunks):
-        assert (found.media_id, b"".join([chunk async for chunk in chunks])) == (other, PNG)
+        assert (found.id, b"".join([chunk async for chunk in chunks])) == (other, PNG)
     for media_id, query in ((other, ""), (mine, signature), (other, f"{signature}0")):
         with refused("not_found"):
             async with service(store).download_media(media_id, query, call_of(None)):
@@ -90,7 +90,7 @@ async def test_a_rest_upload_ends_with_its_request_and_a_grpc_upload_does_not(
     call = Call.from_headers({"x-request-timeout": "20"}.get, protocol=protocol)
     media = await service(store).upload_media("audio/mpeg", three_chunks(10), call)
     assert min_seconds < media.expire_time.seconds - time.time() + 1 <= max_seconds + 1
-    path, found = store.find(media.media_id, "ann/test")
+    path, found = store.find(media.id, "ann/test")
     assert found.expire_time.seconds == media.expire_time.seconds
     call.end()
     assert path.exists() == (protocol == "grpc")

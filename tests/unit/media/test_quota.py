@@ -38,7 +38,7 @@ def store_file(store: MediaStore, owner: str, size: int, chunk: int = 10_000) ->
     with store.writer(owner, "audio/mpeg") as writer:
         for at in range(0, size, chunk):
             writer.write(b"x" * min(chunk, size - at))
-        return writer.commit().media_id
+        return writer.commit().id
 
 
 def on_disk(store: MediaStore) -> int:
@@ -50,8 +50,9 @@ def test_an_owner_can_store_exactly_its_limit(tmp_path: Path, chunk: int) -> Non
     store = limited(tmp_path, account=MIB)
     for _ in range(4):
         store_file(store, "ann", MIB // 4, chunk)
-    with refused("payload_too_large", match="1,048,576"):
+    with refused("payload_too_large", match="1,048,576") as error:
         store_file(store, "ann", 1, chunk)
+    assert error.value.values == {"usedBytes": "1048576", "maxBytes": "1048576"}
     assert on_disk(store) == MIB
     assert store_file(store, "bob", MIB, chunk)
 
@@ -153,7 +154,7 @@ async def test_a_scan_counts_files_stored_and_deleted_during_the_scan(tmp_path: 
         with store.writer("ann", "audio/mpeg") as writer:
             writer.write(b"x" * 100_000)
             await asyncio.sleep(0)
-            media_ids.append(writer.commit().media_id)
+            media_ids.append(writer.commit().id)
         store.delete(media_ids.pop(number % len(media_ids)), "ann")
         await asyncio.sleep(0)
     active = False
@@ -203,7 +204,7 @@ async def test_partial_files_without_a_writer_are_deleted(tmp_path: Path, clock:
         writer.write(b"x" * 100_000)
         clock.ahead = 10_000
         assert await store.refresh() == 1
-        assert writer.commit().media_id in names(store)
+        assert writer.commit().id in names(store)
         assert store.partial == {}
 
 

@@ -17,7 +17,8 @@ from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter, NoConnectionError
 from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_reply
-from tests.providers.text_rig import OPENAI, deltas
+from tests.providers.rig import read_all
+from tests.providers.text_rig import OPENAI
 
 HOST = "vendor:443"
 LONG_WAIT = 5.0
@@ -302,7 +303,7 @@ async def test_only_the_limiter_limits_connections() -> None:
         upstream.default = Answer(at={1: gate})
         provider = OpenAI(Credentials("sk-x", upstream.openai_base_url), http)
 
-        calls = [asyncio.create_task(deltas(provider, OPENAI.job(stream=True))) for _ in range(300)]
+        calls = [asyncio.create_task(read_all(provider, OPENAI.job(stream=True))) for _ in range(300)]
         async with asyncio.timeout(LONG_WAIT):
             for _ in calls:
                 await upstream.received()
@@ -322,7 +323,7 @@ async def test_a_call_that_fails_releases_its_connection(reply: Script) -> None:
         for _ in range(3):
             upstream.script(reply)
             with pytest.raises(PomeloError):
-                await deltas(provider, OPENAI.job(stream=True))
+                await read_all(provider, OPENAI.job(stream=True))
             assert idle(limiter)
 
 

@@ -13,10 +13,10 @@ from pomelo.catalog.pricing import Prices
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TextToSpeechInput, VoiceSettings
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
-from pomelo.providers.fitting import Fitting, Hook, fit
+from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, TextInput
+from pomelo.providers.fitting import Fitting, Given, Hook, fit
 
-MESSAGES = [Message(role=Role.ROLE_USER, content="Hi")]
+MESSAGES = [Message(role=Role.ROLE_USER, content=[ContentPart(text="Hi")])]
 
 
 def fit_input(
@@ -25,12 +25,14 @@ def fit_input(
     max_tokens: int | None = None,
     limit: int = 0,
     drop: Collection[str] = (),
+    user: str = "",
     **route: Any,
 ) -> Fitting:
-    """`original` on a route with such a row; `limit` is the model's maximum of tokens, `max_tokens` what is reserved."""
+    """`original` on a route with such a row; `limit` is the model's maximum of tokens, `max_tokens` what is reserved,
+    `user` the end user's id."""
     made = Route("p", "m", drop=frozenset(drop), **route)
     model = Model("x", TaskType.TASK_TYPE_TEXT, (made,), Limits(max_output_tokens=limit), Prices(), "test")
-    return fit(original, model, made, hook, max_tokens)
+    return fit(Given(original, user), model, made, hook, max_tokens)
 
 
 def test_an_input_that_fits_is_passed_on_without_a_copy() -> None:
@@ -41,10 +43,11 @@ def test_an_input_that_fits_is_passed_on_without_a_copy() -> None:
 
 
 def test_the_callers_input_is_not_changed() -> None:
-    original = TextInput(messages=MESSAGES, temperature=2, stop=["a"], user="me")
+    original = TextInput(messages=MESSAGES, temperature=2, stop=["a"])
     before = original.SerializeToString()
-    made = fit_input(original, drop=["stop", "user"], clamp={"temperature": (0, 1, 0)})
+    made = fit_input(original, drop=["stop", "user"], clamp={"temperature": (0, 1, 0)}, user="me")
     assert original.SerializeToString() == before
+    assert made.user == ""
     assert made.input == TextInput(messages=MESSAGES, temperature=1)
     assert adjusted_header(made.adjustments) == "stop; user; temperature=1"
 
@@ -146,8 +149,9 @@ def test_a_value_that_is_unchanged_in_the_end_is_not_an_adjustment() -> None:
     fixed = {"temperature": 2, "user": "ours"}
     names = {"temperature": "temperature", "user": "user", "top_p": "top_p"}
     made = fit_input(
-        TextInput(temperature=2, user="me", top_p=0.5),
+        TextInput(temperature=2, top_p=0.5),
         lambda fitting: fitting.override(names, fixed),
+        user="me",
         clamp={"temperature": (0, 1, 0)},
     )
     assert (adjusted_header(made.adjustments), made.get("temperature")) == ("user", 2)

@@ -12,10 +12,11 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pomelo.fields import MAX_MESSAGES
 from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
-from pomelo.gen.v1.task_pb2 import Task
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.server.field_limit import MAX_FIELDS, SMALL_MESSAGE, check, excess_field
 from tests.unit.refusals import refused
@@ -86,7 +87,11 @@ def fill(draw: Any, message: Any, depth: int = 0) -> None:
     for field in draw(st.lists(st.sampled_from(fields), max_size=4)) if fields else ():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             for key in draw(st.lists(st.text(ALPHABET, max_size=5), max_size=3)):
-                getattr(message, field.name)[key].number_value = 1
+                values = getattr(message, field.name)
+                if field.message_type.fields_by_name["value"].message_type is None:
+                    values[key] = "value"
+                else:
+                    values[key].number_value = 1
         elif field.message_type is not None:
             if depth < 4:
                 count = draw(st.integers(1, 3)) if field.is_repeated else 1
@@ -154,24 +159,24 @@ def test_counting_the_fields_of_malformed_bytes_never_fails(
 
 
 def test_fields_after_a_group_are_counted() -> None:
-    many = Task(text=text_pb2.TextInput(messages=[text_pb2.Message()] * 50)).SerializeToString()
+    many = TaskSpec(text=text_pb2.TextInput(messages=[text_pb2.Message()] * 50)).SerializeToString()
     # Inside the group, a field with the number of a message field has bytes that are not a message.
     data = grouped(9, b"\x12\x03\xff\xff\xff" + grouped(2, b"\x08\x01")) + many
-    assert fields_of(Task.FromString(data)) == 51
-    assert excess_field(data, Task.DESCRIPTOR, 51 + 6) is None
-    assert excess_field(data, Task.DESCRIPTOR, 51) == "messages"
+    assert fields_of(TaskSpec.FromString(data)) == 51
+    assert excess_field(data, TaskSpec.DESCRIPTOR, 51 + 6) is None
+    assert excess_field(data, TaskSpec.DESCRIPTOR, 51) == "messages"
 
 
 def flood(count: int) -> bytes:
-    task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[text_pb2.Message()] * 1000))
+    task = TaskSpec(model="gpt-4", text=text_pb2.TextInput(messages=[text_pb2.Message()] * 1000))
     task.text.MergeFromString(b"\x0a\x00" * (count - 1000))
-    return RunTaskRequest(task=task).SerializeToString()
+    return RunTaskRequest(spec=task).SerializeToString()
 
 
 def test_the_error_names_the_field_that_is_repeated_too_often() -> None:
     with refused("invalid_parameter", "messages", r"Too many messages: .*60,000 fields"):
         check(flood(70_000), RunTaskRequest.DESCRIPTOR)
-    stops = RunTaskRequest(task=Task(text=text_pb2.TextInput(stop=["one"] * 60_000)))
+    stops = RunTaskRequest(spec=TaskSpec(text=text_pb2.TextInput(stop=["one"] * 60_000)))
     with refused("invalid_parameter", "stop", "Too many stop"):
         check(stops.SerializeToString(), RunTaskRequest.DESCRIPTOR)
     unknown = b"\xf8\x06\x01" * 70_000
@@ -180,7 +185,7 @@ def test_the_error_names_the_field_that_is_repeated_too_often() -> None:
 
 
 def test_a_message_of_exactly_the_limit_is_accepted() -> None:
-    around = fields_of(RunTaskRequest(task=Task(model="gpt-4", text=text_pb2.TextInput())))
+    around = fields_of(RunTaskRequest(spec=TaskSpec(model="gpt-4", text=text_pb2.TextInput())))
     check(flood(MAX_FIELDS - around), RunTaskRequest.DESCRIPTOR)
     with refused("invalid_parameter", "messages", "Too many messages"):
         check(flood(MAX_FIELDS - around + 1), RunTaskRequest.DESCRIPTOR)
@@ -202,17 +207,20 @@ def test_numbers_have_up_to_ten_bytes(number: bytes, name: str | None) -> None:
 
 
 def test_a_field_within_a_repeated_one_is_named_by_it() -> None:
-    parts = text_pb2.ContentParts()
-    parts.MergeFromString(b"\xf8\x06\x01" * 100)  # unknown fields
-    message = text_pb2.Message(parts=parts)
-    data = RunTaskRequest(task=Task(text=text_pb2.TextInput(messages=[message]))).SerializeToString()
-    assert excess_field(data, RunTaskRequest.DESCRIPTOR, 50) == "messages"
+    unknown = b"\xf8\x06\x01" * 100
+    message = text_pb2.Message(content=[text_pb2.ContentPart(image=text_pb2.ImagePart())])
+    for inner, name in ((message, "messages"), (message.content[0].image, "content")):
+        inner.MergeFromString(unknown)
+        spec = TaskSpec(text=text_pb2.TextInput(messages=[message]))
+        data = RunTaskRequest(spec=spec).SerializeToString()
+        assert excess_field(data, RunTaskRequest.DESCRIPTOR, 50) == name
 
 
 def test_a_long_conversation_is_within_the_limit() -> None:
-    message = text_pb2.Message(role=text_pb2.ROLE_USER, content="x" * 1000)
-    task = Task(model="gpt-4", text=text_pb2.TextInput(messages=[message] * 6_000))
-    check(RunTaskRequest(task=task).SerializeToString(), RunTaskRequest.DESCRIPTOR)
+    message = text_pb2.Message(role=text_pb2.ROLE_USER)
+    message.content.add(text="x" * 900)
+    task = TaskSpec(model="gpt-4", text=text_pb2.TextInput(messages=[message] * MAX_MESSAGES))
+    check(RunTaskRequest(spec=task).SerializeToString(), RunTaskRequest.DESCRIPTOR)
     small = text_pb2.TextInput(messages=[text_pb2.Message()] * (SMALL_MESSAGE // 2)).SerializeToString()
     check(small, text_pb2.TextInput.DESCRIPTOR)
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from pomelo.gen.v1 import admin_service_pb2 as admin_pb
+from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.server.operator import ADMIN_SERVICE, open_operator
 from pomelo.server.server import open_operator_socket
 from pomelo.service import Operator
@@ -69,8 +69,8 @@ async def test_each_call_reaches_its_method(method: str, recorder: Recorder, pat
 async def test_a_call_ends_after_the_seconds_of_its_client(recorder: Recorder, path: Path) -> None:
     async with open_operator(path, 0.2) as operator, asyncio.timeout(10):
         with refused("deadline_exceeded"):
-            await operator.audit(admin_pb.AuditRequest())
-    assert recorder.calls == ["audit"]
+            await operator.audit_ledger(admin_pb.AuditLedgerRequest())
+    assert recorder.calls == ["audit_ledger"]
 
 
 async def test_a_running_call_may_end_within_the_grace_of_the_socket(
@@ -79,11 +79,11 @@ async def test_a_running_call_may_end_within_the_grace_of_the_socket(
     path = tmp_path / "operator.sock"
     async with open_operator(path, 10.0) as operator:
         async with open_operator_socket(cast(Operator, recorder), path, grace=10.0):
-            running = asyncio.ensure_future(operator.audit(admin_pb.AuditRequest()))
+            running = asyncio.ensure_future(operator.audit_ledger(admin_pb.AuditLedgerRequest()))
             async with asyncio.timeout(10):
                 await recorder.called.wait()
             asyncio.get_running_loop().call_later(0.1, recorder.answer.set)
-        assert await running == admin_pb.AuditResponse()
+        assert await running == admin_pb.AuditLedgerResponse()
 
 
 async def test_the_path_of_a_socket_may_have_107_bytes(recorder: Recorder) -> None:

@@ -80,7 +80,7 @@ async def test_the_log_stays_small_while_sums_are_read_back_to_back(
         seen = 0
         while ended < 400:
             before = ended
-            totals = await store.sum_usage(UsageQuery(), "key")
+            totals = await store.sum_usage(UsageQuery(), ("key",))
             count, cost = sum(total.tasks for total in totals), sum(total.cost for total in totals)
             new = count - 4_000
             assert before <= new <= ended + 8

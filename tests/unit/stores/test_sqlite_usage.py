@@ -6,6 +6,7 @@ import asyncio
 import random
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -16,9 +17,10 @@ import pytest
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.sqlite import open_sqlite, usage
-from pomelo.stores.usage import GROUPS, UsageQuery, UsageRecord
+from pomelo.stores.usage import DIMENSIONS, Grouping, MetadataKey, UsageQuery, UsageRecord
 from tests.unit.accounts.audited_store import ACME, add_account, run
 
+TEAM = MetadataKey("team")
 QUERIES = [
     UsageQuery(),
     UsageQuery(live=False),
@@ -104,14 +106,21 @@ async def test_sums_with_any_step_size_are_the_sums_of_the_records(
     step: int, store: Store, records: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "STEP", step)
+    monkeypatch.setattr(usage, "METADATA_STEP", step)
     for query in QUERIES:
-        for by in GROUPS:
-            totals = await store.sum_usage(query, by)
-            matching = [record for record in records if matches(query, record)]
+        matching = [record for record in records if matches(query, record)]
+        for by in DIMENSIONS:
+            totals = await store.sum_usage(query, (by,))
             assert sum(total.tasks for total in totals) == len(matching)
             assert sum(total.cost for total in totals) == sum(record.cost for record in matching)
             if by == "key":
-                assert [total.group for total in totals] == sorted({record.key_id for record in matching})
+                assert [total.groups for total in totals] == sorted({(record.key_id,) for record in matching})
+        tasks = Counter((record.key_id, record.model) for record in matching)
+        totals = await store.sum_usage(query, ("key", "model"))
+        assert [(total.groups, total.tasks) for total in totals] == sorted(tasks.items())
+        by_team = [(("", *groups), count) for groups, count in sorted(tasks.items())]
+        totals = await store.sum_usage(query, (TEAM, "key", "model"))
+        assert [(total.groups, total.tasks) for total in totals] == by_team
 
 
 async def test_a_sum_is_a_snapshot_even_if_tasks_end_concurrently(
@@ -119,7 +128,7 @@ async def test_a_sum_is_a_snapshot_even_if_tasks_end_concurrently(
 ) -> None:
     monkeypatch.setattr(usage, "STEP", 10)
     with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
-        sums = usage.UsageSum(UsageQuery(), "account")
+        sums = usage.UsageSum(UsageQuery(), ("account",))
         steps = 0
         while (totals := sums.step(reading)) is None:
             # Tasks with old and new times: those settled during the report do not count.
@@ -143,7 +152,7 @@ async def test_reports_and_tasks_run_concurrently(store: Store, monkeypatch: pyt
     seen = 300
     while not running.done():
         before = done
-        everything = await store.sum_usage(UsageQuery(), "account")
+        everything = await store.sum_usage(UsageQuery(), ("account",))
         count = sum(total.tasks for total in everything)
         assert 300 + before <= count <= 300 + done + 1
         assert count >= seen
@@ -151,27 +160,48 @@ async def test_reports_and_tasks_run_concurrently(store: Store, monkeypatch: pyt
     await running
 
 
+@pytest.mark.parametrize(("by", "steps"), [((), 7), (("model",), 7), ((TEAM,), 31), (("model", TEAM), 31)])
+def test_metadata_is_read_in_smaller_steps(
+    by: tuple[Grouping, ...], steps: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "STEP", 50)
+    monkeypatch.setattr(usage, "METADATA_STEP", 10)
+    with closing(sqlite3.connect(tmp_path / "pomelo.db")) as reading:
+        sums = usage.UsageSum(UsageQuery(), by)
+        taken = 1
+        while sums.step(reading) is None:
+            taken += 1
+    assert taken == steps
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+@pytest.mark.parametrize(
+    ("by", "before"), [(("account",), ()), (("mode", "account"), ("live",)), ((TEAM, "account"), ("",))]
+)
 def test_a_sum_does_not_collect_more_groups_than_its_page_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by: tuple[Grouping, ...], before: tuple[str, ...], shuffled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "STEP", 100)
+    monkeypatch.setattr(usage, "METADATA_STEP", 100)
     monkeypatch.setattr(usage, "PAGE", 10)
     with closing(sqlite3.connect(":memory:")) as file:
         file.execute(
             "CREATE TABLE usage (account, live, model, key_id, at, input_tokens, output_tokens, characters,"
-            " images, audio_ms, output_bytes, cost, uncollected, cached_input_tokens, cache_write_input_tokens)"
+            " images, audio_ms, output_bytes, cost, uncollected, cached_input_tokens, cache_write_input_tokens,"
+            " cache_write_1h_input_tokens, reasoning_tokens, metadata)"
         )
         file.execute("CREATE INDEX usage_by_time ON usage (at)")
         order = list(range(2_000)) * 3
-        random.Random(3).shuffle(order)
+        if shuffled:
+            random.Random(3).shuffle(order)
         file.executemany(
-            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0)",
+            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, '')",
             [(n, float(place)) for place, n in enumerate(order)],
         )
-        sums = usage.UsageSum(UsageQuery(), "account", limit=20, after="a00099")
+        sums = usage.UsageSum(UsageQuery(), by, limit=20, after=(*before, "a00099"))
         largest = 0
         while (totals := sums.step(file)) is None:
             largest = max(largest, len(sums._totals))
-    assert [total.group for total in totals] == [f"a{n:05d}" for n in range(100, 120)]
+    assert [total.groups for total in totals] == [(*before, f"a{n:05d}") for n in range(100, 120)]
     assert {(total.tasks, total.cost) for total in totals} == {(3, 15)}
     assert largest < 200

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pomelo.catalog.catalog import Catalog, Model
+from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT
 from pomelo.media.store import MediaStore
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
@@ -33,8 +33,7 @@ def definition_of(model: str) -> TaskDefinition:
 
 def task_input(model: str, **fields: Any) -> Any:
     """The input of a task with its required fields, and others of the REST body."""
-    body = {"model": model, "response_format": "unspecified", **BODIES[model], **fields}
-    return getattr(to_task(body), definition_of(model).name)
+    return getattr(to_task({"model": model, **BODIES[model], **fields}), definition_of(model).name)
 
 
 def estimate_of(model: str, given: Any, audio: AudioInfo | None = None) -> Estimate:
@@ -49,7 +48,9 @@ def collector(
     *,
     stream: bool = False,
     keep: bool = False,
+    delivery: MediaDelivery.ValueType = MediaDelivery.MEDIA_DELIVERY_UNSPECIFIED,
     estimate: Estimate | None = None,
+    report: Report | None = None,
     given: Any = None,
     **fields: Any,
 ) -> Collector:
@@ -59,32 +60,43 @@ def collector(
     writer: Any = store and (lambda content_type: store.writer("ann/live", content_type))
     estimate = estimate or estimate_of(model, given)
     return definition_of(model).collector(
-        CollectorContext(given, MODELS[model], estimate, stream, writer, keep)
+        CollectorContext(given, MODELS[model], estimate, stream, delivery, report or Report(), writer, keep)
     )
 
 
-def delta(
-    content: str = "", *, last: bool = False, usage: Mapping[str, int] | None = None
-) -> StreamTaskResponse:
-    """An event of a text, with the token counts that the provider reports."""
-    event = StreamTaskResponse()
-    event.text_delta.content = content
-    if last:
-        event.text_delta.finish_reason = FINISH_REASON_STOP
-    for name, count in (usage or {}).items():
-        setattr(event.text_delta.usage, name, count)
+def delta(text: str = "") -> TaskEvent:
+    event = TaskEvent()
+    event.text_delta.text = text
     return event
 
 
-def chunk(data: bytes, content_type: str = "audio/mpeg") -> StreamTaskResponse:
-    event = StreamTaskResponse()
+def text_end(text: str = "", /, **counts: int) -> TaskEvent:
+    """The last event of a text, with the text that no delta had, and the token counts that the provider
+    reports."""
+    event = TaskEvent()
+    event.completed.text.finish_reason = FINISH_REASON_STOP
+    if text:
+        event.completed.text.message.role = ROLE_ASSISTANT
+        event.completed.text.message.content.add(text=text)
+    for name, count in counts.items():
+        setattr(event.completed.usage, name, count)
+    return event
+
+
+def text_of(result: TaskResult) -> str:
+    """The text of a result's message; empty without one."""
+    return "".join(part.text for part in result.text.message.content)
+
+
+def chunk(data: bytes, content_type: str = "audio/mpeg") -> TaskEvent:
+    event = TaskEvent()
     event.audio_chunk.data, event.audio_chunk.content_type = data, content_type
     return event
 
 
-def image(data: bytes, content_type: str = "image/png") -> StreamTaskResponse:
-    event = StreamTaskResponse()
-    event.result.image.images.add(data=data, content_type=content_type)
+def image(data: bytes, content_type: str = "image/png") -> TaskEvent:
+    event = TaskEvent()
+    event.completed.image.images.add(data=data, content_type=content_type)
     return event
 
 
@@ -97,10 +109,15 @@ def finish(collected: Collector) -> TaskResult:
     return result
 
 
+def no_files(media_id: str, field: str) -> bytes:
+    """Reads the file of a task that has none."""
+    raise AssertionError(f"{field} is read from {media_id}")
+
+
 def refusal(model: str, given: Any) -> str:
     """The code and the field of what an input is refused for; empty if it is accepted."""
     try:
-        definition_of(model).check(given, MODELS[model])
+        definition_of(model).check(given, MODELS[model], no_files)
     except PomeloError as error:
         return f"{error.code} {error.field}"
     return ""

@@ -9,10 +9,10 @@ import pytest
 
 from pomelo.catalog.catalog import Limits
 from pomelo.gen.v1 import text_pb2
-from pomelo.gen.v1.speech_pb2 import AudioInput
+from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.tasks import text
 from tests.unit.refusals import refused
-from tests.unit.tasks.collectors import MODELS, PIXEL, refusal, task_input
+from tests.unit.tasks.collectors import MODELS, PIXEL, definition_of, no_files, refusal, task_input
 
 
 def conversation(content: Any, role: str = "user") -> text_pb2.TextInput:
@@ -30,12 +30,12 @@ TEXT_PART = {"type": "text", "text": "Hi"}
 def test_a_conversation_may_have_exactly_the_words_that_the_model_takes() -> None:
     model = replace(MODELS["gpt-4"], limits=Limits(max_input_tokens=100))
     for content in ("word " * 100, [{"type": "text", "text": "word " * 100}]):
-        text.check(conversation(content), model)
+        text.check(conversation(content), model, no_files)
     for content in ("word " * 101, [{"type": "text", "text": "word " * 101}]):
         with refused("context_length_exceeded", "messages"):
-            text.check(conversation(content), model)
+            text.check(conversation(content), model, no_files)
     # Long words are fewer than characters, and so are tokens.
-    text.check(conversation("x" * 1_000), model)
+    text.check(conversation("x" * 1_000), model, no_files)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_message_has_one_to_a_hundred_parts(count: int, found: str) -> None:
 
 def test_a_part_without_content_is_refused() -> None:
     given = task_input("gpt-4")
-    given.messages[0].parts.parts.append(text_pb2.ContentPart())
+    given.messages[0].content.insert(0, text_pb2.ContentPart())
     assert refusal("gpt-4", given) == "invalid_parameter messages[0].content[0]"
 
 
@@ -63,7 +63,7 @@ def test_only_a_users_message_has_images(role: str) -> None:
 def test_an_image_is_known_by_its_bytes(url: str) -> None:
     given = conversation([image_part(url)])
     assert refusal("gpt-4", given) == ""
-    assert given.messages[0].parts.parts[0].image_url.url == PIXEL
+    assert given.messages[0].content[0].image.source.url == PIXEL
 
 
 @pytest.mark.parametrize("url", ["https://example.org/a.png", "data:image/png;base64,PHN2Zz4="])
@@ -94,5 +94,16 @@ def test_an_unknown_language_is_refused(model: str, field: str, bad: str) -> Non
 def test_audio_has_bytes_or_is_an_upload(model: str) -> None:
     assert refusal(model, task_input(model, audio="")) == "missing_parameter audio"
     given = task_input(model)
-    given.audio.CopyFrom(AudioInput(media_id="media_1"))
+    given.audio.CopyFrom(MediaSource(media_id="media_1"))
     assert refusal(model, given) == ""
+
+
+@pytest.mark.parametrize("model", ["eleven-labs-sts", "eleven-labs-stt"])
+def test_audio_at_a_url_is_refused(model: str) -> None:
+    given = task_input(model)
+    for url in ("https://example.org/a.mp3", "data:audio/mpeg;base64,SUQz"):
+        given.audio.CopyFrom(MediaSource(url=url))
+        with refused("invalid_parameter", "audio", match="bytes, or the media_id of an upload"):
+            definition_of(model).check(given, MODELS[model], no_files)
+    given.audio.CopyFrom(MediaSource(url=""))
+    assert refusal(model, given) == "missing_parameter audio"

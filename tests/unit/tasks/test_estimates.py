@@ -23,7 +23,7 @@ from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, Collector, Estimate
-from tests.unit.tasks.collectors import MODELS, PIXEL, collector, finish
+from tests.unit.tasks.collectors import MODELS, PIXEL, collector, finish, no_files
 
 FIELDS = ("input_tokens", "output_tokens", "characters", "images", "pixels", "audio_ms")
 USER, ASSISTANT = text_pb2.ROLE_USER, text_pb2.ROLE_ASSISTANT
@@ -53,12 +53,10 @@ def conversations(draw: Any) -> text_pb2.TextInput:
     task_input = text_pb2.TextInput()
     for content in draw(st.lists(words, min_size=1, max_size=4)):
         message = task_input.messages.add(role=draw(st.sampled_from([USER, ASSISTANT])))
-        if message.role == USER and draw(st.booleans()):
-            message.parts.parts.add(text=content)
+        message.content.add(text=content)
+        if message.role == USER:
             for _ in range(draw(st.integers(0, 3))):
-                message.parts.parts.add(image_url=text_pb2.ImageUrl(url=PIXEL))
-        else:
-            message.content = content
+                message.content.add().image.source.url = PIXEL
     if draw(st.booleans()):
         task_input.max_tokens = draw(st.integers(1, 200_000))
     return task_input
@@ -69,7 +67,7 @@ async def answer(
 ) -> AsyncIterator[tuple[Estimate, Collector, Usage | None]]:
     """Runs a task: the estimate, the collector after each event, and at the end the usage."""
     definition = TASK_TYPES[model.task_type]
-    definition.check(task_input, model)
+    definition.check(task_input, model, no_files)
     route = Route("sandbox", model.name)
     audio_info = AudioInfo(audio.size, audio.ms) if audio else AudioInfo()
     estimate = definition.estimate(task_input, model, route, audio_info)

@@ -9,7 +9,8 @@ import pytest
 
 from pomelo.catalog.catalog import Route
 from pomelo.catalog.pricing import Usage
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from pomelo.tasks.base import AudioInfo, Estimate
@@ -26,6 +27,7 @@ from tests.unit.tasks.collectors import (
 )
 
 KIB, MIB = 1024, 1024 * 1024
+UNSPECIFIED, LINK, INLINE, BOTH = MediaDelivery.values()
 MEDIA = pytest.mark.parametrize("model", ["flux-1-pro", "eleven-labs-tts"])
 
 
@@ -51,22 +53,22 @@ def full(tmp_path: Path) -> MediaStore:
 
 @MEDIA
 @pytest.mark.parametrize(
-    ("response_format", "limit", "linked"),
-    [("unspecified", 3 * MIB, True), ("b64_json", 16 * MIB, False), ("both", 16 * MIB, True)],
+    ("delivery", "limit", "linked"),
+    [(UNSPECIFIED, 3 * MIB, True), (INLINE, 16 * MIB, False), (BOTH, 16 * MIB, True)],
 )
 def test_media_are_inline_up_to_exactly_the_limit_and_behind_a_link_above(
-    store: MediaStore, model: str, response_format: str, limit: int, linked: bool
+    store: MediaStore, model: str, delivery: MediaDelivery.ValueType, limit: int, linked: bool
 ) -> None:
-    assert media(model, limit, store, response_format=response_format) == (limit, limit if linked else 0)
-    assert media(model, limit + 1, store, response_format=response_format) == (0, limit + 1)
+    assert media(model, limit, store, delivery=delivery) == (limit, limit if linked else 0)
+    assert media(model, limit + 1, store, delivery=delivery) == (0, limit + 1)
 
 
-@pytest.mark.parametrize(("response_format", "limit"), [("unspecified", 45 * KIB), ("both", 16 * MIB)])
+@pytest.mark.parametrize(("delivery", "limit"), [(UNSPECIFIED, 45 * KIB), (BOTH, 16 * MIB)])
 def test_an_image_of_a_stream_is_inline_up_to_exactly_the_limit(
-    store: MediaStore, response_format: str, limit: int
+    store: MediaStore, delivery: MediaDelivery.ValueType, limit: int
 ) -> None:
     for size, inline in ((limit, limit), (limit + 1, 0)):
-        found = media("flux-1-pro", size, store, stream=True, response_format=response_format)
+        found = media("flux-1-pro", size, store, stream=True, delivery=delivery)
         assert found == (inline, size)
 
 
@@ -74,14 +76,14 @@ def test_an_image_of_a_stream_is_inline_up_to_exactly_the_limit(
 def test_an_answer_by_link_has_no_inline_bytes_and_an_idempotent_answer_is_stored(
     store: MediaStore, model: str
 ) -> None:
-    assert media(model, 10, store, response_format="url") == (0, 10)
-    assert media(model, 10, store, response_format="b64_json", keep=True) == (10, 10)
-    assert media(model, 10, store, response_format="b64_json") == (10, 0)
+    assert media(model, 10, store, delivery=LINK) == (0, 10)
+    assert media(model, 10, store, delivery=INLINE, keep=True) == (10, 10)
+    assert media(model, 10, store, delivery=INLINE) == (10, 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_only_a_stream_passes_the_progress_of_an_image_on(store: MediaStore, stream: bool) -> None:
-    collected, progress = collector("flux-1-pro", store, stream=stream), StreamTaskResponse()
+    collected, progress = collector("flux-1-pro", store, stream=stream), TaskEvent()
     progress.image_progress.progress = 0.5
     assert collected.add(progress) == (progress if stream else None)
     assert collected.add(image(b"\xff\xd8\xff", "image/jpeg")) is None
@@ -93,31 +95,31 @@ def test_speech_that_no_longer_fits_into_the_store_is_complete(
     full: MediaStore, sizes: tuple[int, ...]
 ) -> None:
     pieces = [bytes([index]) * size for index, size in enumerate(sizes)]
-    collected = collector("eleven-labs-tts", full, response_format="url")
+    collected = collector("eleven-labs-tts", full, delivery=LINK)
     for piece in pieces:
         assert collected.add(chunk(piece)) is None
     assert finish(collected).speech.data == b"".join(pieces)
 
 
 @MEDIA
-@pytest.mark.parametrize("response_format", ["unspecified", "url"])
+@pytest.mark.parametrize("delivery", [UNSPECIFIED, LINK])
 def test_without_room_an_answer_is_inline_up_to_exactly_its_limit(
-    full: MediaStore, model: str, response_format: str
+    full: MediaStore, model: str, delivery: MediaDelivery.ValueType
 ) -> None:
-    assert media(model, 3 * MIB, full, response_format=response_format) == (3 * MIB, 0)
+    assert media(model, 3 * MIB, full, delivery=delivery) == (3 * MIB, 0)
     with refused("payload_too_large", match="expire"):
-        media(model, 3 * MIB + 1, full, response_format=response_format)
+        media(model, 3 * MIB + 1, full, delivery=delivery)
     assert list(full.folder.iterdir()) == []
 
 
 @MEDIA
-@pytest.mark.parametrize("response_format", ["unspecified", "url", "b64_json"])
+@pytest.mark.parametrize("delivery", [UNSPECIFIED, LINK, INLINE])
 def test_an_answer_that_must_be_stored_fails_without_storage_space(
-    full: MediaStore, model: str, response_format: str
+    full: MediaStore, model: str, delivery: MediaDelivery.ValueType
 ) -> None:
     with refused("payload_too_large"):
-        media(model, 4 * KIB + 1, full, response_format=response_format, keep=True)
-    assert media(model, 4 * KIB, full, response_format="b64_json", keep=True) == (4 * KIB, 4 * KIB)
+        media(model, 4 * KIB + 1, full, delivery=delivery, keep=True)
+    assert media(model, 4 * KIB, full, delivery=INLINE, keep=True) == (4 * KIB, 4 * KIB)
 
 
 @pytest.mark.parametrize("model", ["flux-1-pro", "eleven-labs-tts", "eleven-labs-stt", "gpt-4"])

@@ -9,13 +9,15 @@ import pytest
 
 from pomelo.catalog.catalog import Route
 from pomelo.catalog.pricing import Usage
+from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
-from pomelo.providers.fitting import fit
+from pomelo.providers.fitting import Given, fit
 from pomelo.tasks.base import AudioInfo, Estimate
 from tests.unit.refusals import refused
 from tests.unit.tasks.collectors import MODELS, chunk, collector, definition_of, finish, task_input
 
+INLINE = MediaDelivery.MEDIA_DELIVERY_INLINE
 SAMPLES = "audio/pcm;rate=16000"
 ALL_1000 = Estimate(Usage(characters=1000), Usage(characters=1000), exact=True)
 
@@ -27,14 +29,13 @@ def speech(speed: float | None = None, output_format: str = "pcm_16000") -> Any:
         "eleven-labs-tts",
         text="x" * 1000,
         output_format=output_format,
-        response_format="b64_json",
         **settings,
     )
 
 
 def interrupted(estimate: Estimate, given: Any, size: int, content_type: str = SAMPLES) -> Usage:
     """The usage of streamed audio that ends early, after `size` bytes."""
-    collected = collector("eleven-labs-tts", stream=True, given=given, estimate=estimate)
+    collected = collector("eleven-labs-tts", stream=True, delivery=INLINE, given=given, estimate=estimate)
     if size:
         collected.add(chunk(bytes(size), content_type))
     return collected.partial_usage(given)
@@ -83,14 +84,14 @@ def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     route: Route, sent_speed: float
 ) -> None:
     model = MODELS["eleven-labs-tts"]
-    fitted = fit(speech(0.25), model, route).input
+    fitted = fit(Given(speech(0.25)), model, route).input
     estimate = definition_of(model.name).estimate(fitted, model, route, AudioInfo())
     ms = round(100 * 60 / sent_speed)
     assert 89 <= interrupted(estimate, fitted, ms * 32).characters <= 91
 
 
 def test_interrupted_audio_that_cannot_be_measured_costs_its_whole_input() -> None:
-    given = task_input("eleven-labs-sts", response_format="b64_json")
+    given = task_input("eleven-labs-sts")
     estimate = Estimate(Usage(audio_ms=1_020), Usage(audio_ms=1_020), input_audio_ms=1_000)
     unknown = "audio/flac"
     assert interrupted(estimate, given, 100, unknown) == Usage(audio_ms=1_000)
@@ -102,7 +103,7 @@ def test_interrupted_audio_that_cannot_be_measured_costs_its_whole_input() -> No
 def test_audio_that_could_not_be_stored_for_a_replay_is_not_billed(tmp_path: Path) -> None:
     store = MediaStore(tmp_path, b"x" * 32, limits=MediaLimits(10**9, 150_000, reserve=0))
     given = speech()
-    collected = collector("eleven-labs-tts", store, stream=True, keep=True, given=given)
+    collected = collector("eleven-labs-tts", store, stream=True, keep=True, delivery=INLINE, given=given)
     event = chunk(bytes(96_000), SAMPLES)
     collected.add(event)
     delivered = collected.partial_usage(given)
@@ -126,10 +127,10 @@ def test_an_answer_of_another_length_than_its_input_is_billed_by_its_length_up_t
 ) -> None:
     bound = Estimate(Usage(audio_ms=10_200), Usage(audio_ms=10_200), input_audio_ms=10_000)
     output_format = "pcm_16000" if answered else "opus_48000_32"
-    given = task_input("eleven-labs-sts", output_format=output_format, response_format="b64_json")
+    given = task_input("eleven-labs-sts", output_format=output_format)
     if speed is not None:
         given.voice_settings.speed = speed
-    collected = collector("eleven-labs-sts", stream=True, given=given, estimate=bound)
+    collected = collector("eleven-labs-sts", stream=True, delivery=INLINE, given=given, estimate=bound)
     if answered:
         collected.add(chunk(bytes(round(answered / (speed or 1)) * 32), SAMPLES))
     else:

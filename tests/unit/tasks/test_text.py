@@ -12,12 +12,25 @@ from hypothesis import strategies as st
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.pricing import Usage
+from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP
+from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.tasks import text
 from pomelo.tasks.base import AudioInfo, Estimate
 from tests.unit.refusals import refused
-from tests.unit.tasks.collectors import MODELS, PIXEL, collector, delta, estimate_of, finish, task_input
+from tests.unit.tasks.collectors import (
+    MODELS,
+    PIXEL,
+    collector,
+    delta,
+    estimate_of,
+    finish,
+    no_files,
+    task_input,
+    text_end,
+    text_of,
+)
 
 BLANKS = " \t\n\x0b\x0c\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000"
 
@@ -53,11 +66,22 @@ def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
     assert (used.input_tokens, used.output_tokens) == (500_000, 2)
 
 
-def test_the_number_of_parts_of_all_messages_is_limited() -> None:
+@pytest.mark.parametrize("last", [98, 99])
+def test_the_number_of_parts_of_all_messages_is_limited(last: int) -> None:
     part = {"type": "text", "text": "a"}
-    text.check(task_input("gpt-4", **conversation(*[[part] * 100] * 100)), MODELS["gpt-4"])
-    with refused("invalid_parameter", "messages", match="10,000 parts"):
-        text.check(task_input("gpt-4", **conversation(*[[part] * 100] * 100, [part])), MODELS["gpt-4"])
+    given = task_input("gpt-4", **conversation(*[[part] * 100] * 99, [part] * last, [part] * 2))
+    if last == 98:
+        text.check(given, MODELS["gpt-4"], no_files)
+    else:
+        with refused("invalid_parameter", "messages", match="10,000 parts"):
+            text.check(given, MODELS["gpt-4"], no_files)
+
+
+def test_messages_of_one_text_do_not_count_as_parts() -> None:
+    part = {"type": "text", "text": "a"}
+    given = task_input("gpt-4", **conversation(*[[part] * 100] * 100, *["a"] * 9_900))
+    text.check(given, MODELS["gpt-4"], no_files)
+    text.check(task_input("gpt-4", **conversation(*["a"] * 10_000)), MODELS["gpt-4"], no_files)
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -71,8 +95,8 @@ def test_the_text_of_a_stream_is_kept_only_for_an_idempotency_key(keep: bool) ->
         memory = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    collected.add(delta(last=True))
-    assert finish(collected).text.content == ("four" * 100_000 if keep else "")
+    collected.add(text_end())
+    assert text_of(finish(collected)) == ("four" * 100_000 if keep else "")
     # A stored text takes about its own bytes, not those of 100,000 pieces.
     assert memory < (1_000_000 if keep else 20_000)
     assert collected.usage()[0].output_tokens == 100_000
@@ -82,8 +106,8 @@ def test_a_stored_stream_has_its_complete_text() -> None:
     collected = collector("gpt-4", stream=True, keep=True)
     for piece in ("one", " two"):
         assert collected.add(delta(piece)) is not None
-    collected.add(delta(" three", last=True))
-    assert finish(collected).text.content == "one two three"
+    collected.add(text_end(" three"))
+    assert text_of(finish(collected)) == "one two three"
 
 
 # --- token counts
@@ -108,28 +132,26 @@ def test_a_stored_stream_has_its_complete_text() -> None:
     ],
 )
 def test_plausible_counts_of_a_provider_are_used(counts: tuple[int, ...], counted: bool) -> None:
-    names = ("prompt", "completion", "cached_prompt", "cache_write_prompt", "cache_write_1h_prompt")
+    names = ("input", "output", "cached_input", "cache_write_input", "cache_write_1h_input")
     collected = collector("gpt-4", stream=True)
     collected.add(delta("some words"))
     usage = {f"{name}_tokens": count for name, count in zip(names, counts, strict=False)}
-    collected.add(delta(last=True, usage=usage))
-    delivered = collected.finish(TaskResult())
+    collected.add(text_end(**usage))
+    collected.finish(TaskResult())
     used, by_provider = collected.usage()
     assert by_provider == counted
-    assert delivered is not None
-    reported = delivered.text_delta.usage
-    assert reported.total_tokens == reported.prompt_tokens + reported.completion_tokens
-    assert (reported.prompt_tokens, reported.completion_tokens) == (used.input_tokens, used.output_tokens)
     if counted:
-        assert (used.input_tokens, used.output_tokens) == counts[:2]
+        assert used == Usage(**usage)
+    assert used.input_tokens >= 1
+    assert used.output_tokens >= 1
 
 
-def test_an_early_count_of_the_input_is_billed_and_not_delivered() -> None:
-    collected = collector("gpt-4", stream=True)
-    passed = collected.add(delta("some words", usage={"prompt_tokens": 77}))
-    assert passed is not None
-    assert not passed.text_delta.HasField("usage")
-    collected.add(delta(last=True))
+def test_an_early_count_of_the_input_is_billed() -> None:
+    report = Report()
+    collected = collector("gpt-4", stream=True, report=report)
+    report.usage = UsageCounts(input_tokens=77)
+    assert collected.add(delta("some words")) == delta("some words")
+    collected.add(text_end())
     collected.finish(TaskResult())
     assert collected.usage()[0].input_tokens == 77
 
@@ -142,27 +164,29 @@ def test_a_unary_answer_without_reported_usage_is_not_free(pieces: tuple[str, ..
     collected = collector("gpt-4")
     for piece in pieces[:-1]:
         collected.add(delta(piece))
-    collected.add(delta(pieces[-1], last=True))
+    collected.add(text_end(pieces[-1]))
     result = finish(collected)
     used, counted = collected.usage()
     assert not counted
     assert used.input_tokens == 3
     assert 2 <= used.output_tokens <= 4
-    assert result.text.usage.completion_tokens == used.output_tokens
+    assert text_of(result) == "four words are here"
 
 
 def test_deltas_without_text_are_not_counted_as_tokens() -> None:
     collected = collector("gpt-4", stream=True)
     for piece in ("", "one", "", " two", ""):
         collected.add(delta(piece))
-    collected.add(delta(last=True))
+    collected.add(text_end())
     collected.finish(TaskResult())
     assert collected.usage()[0].output_tokens == 2
 
 
-def test_a_count_of_the_input_without_text_is_not_passed_on() -> None:
-    collected = collector("gpt-4", stream=True)
-    assert collected.add(delta(usage={"prompt_tokens": 77, "completion_tokens": 9})) is None
+def test_only_the_input_of_an_early_count_is_billed() -> None:
+    report = Report()
+    report.usage = UsageCounts(input_tokens=77, output_tokens=9, reasoning_tokens=4)
+    collected = collector("gpt-4", stream=True, report=report)
+    assert collected.add(delta()) is None
     assert collected.partial_usage(None) == Usage(input_tokens=77)
 
 
@@ -178,17 +202,38 @@ def test_a_plausible_count_is_used_beside_an_impossible_one(
     counts: tuple[int, int], billed: tuple[int, int], counted: bool
 ) -> None:
     collected = collector("gpt-4")
-    usage = {"prompt_tokens": counts[0], "completion_tokens": counts[1]}
-    collected.add(delta("Yes", last=True, usage=usage))
+    collected.add(text_end("Yes", input_tokens=counts[0], output_tokens=counts[1]))
     result = finish(collected)
     assert collected.usage() == (Usage(*billed), counted)
     assert result.text.finish_reason == FINISH_REASON_STOP
-    assert (result.text.usage.prompt_tokens, result.text.usage.completion_tokens) == billed
+
+
+@pytest.mark.parametrize(
+    ("counts", "billed"),
+    [
+        ((9, 5, 0), Usage(9, 5)),
+        ((9, 5, 5), Usage(9, 5, reasoning_tokens=5)),
+        ((9, 5, 6), Usage(9, 5)),
+        ((9, 5, -1), Usage(9, 5)),
+        ((0, 5, 4), Usage(3, 5, reasoning_tokens=4)),  # the input is estimated
+        ((9, 128_001, 4), Usage(9, 1)),  # the output is
+        ((0, 128_001, 4), Usage(3, 1)),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_is_a_part_of_the_output_that_was_counted(
+    counts: tuple[int, int, int], billed: Usage, stream: bool
+) -> None:
+    collected = collector("gpt-4", stream=stream)
+    collected.add(delta("Yes"))
+    collected.add(text_end(input_tokens=counts[0], output_tokens=counts[1], reasoning_tokens=counts[2]))
+    finish(collected)
+    assert collected.usage()[0] == billed
 
 
 def test_an_answer_without_text_may_have_no_tokens() -> None:
     collected = collector("gpt-4")
-    collected.add(delta(last=True, usage={"prompt_tokens": 5}))
+    collected.add(text_end(input_tokens=5))
     finish(collected)
     assert collected.usage() == (Usage(5, 0), True)
 

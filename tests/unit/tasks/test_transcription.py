@@ -8,22 +8,23 @@ import pytest
 
 from pomelo.catalog.pricing import Usage
 from pomelo.gen.v1.speech_pb2 import Transcription
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
+from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.tasks.base import Estimate
+from pomelo.times import from_duration, to_duration
 from tests.unit.tasks.collectors import collector, finish
 
 
 def transcript(
-    seconds: float, words: list[tuple[float, float]], input_audio_ms: int = 9_800
+    seconds: float, words: list[tuple[float, float]], input_audio_ms: int = 9_800, language: str = "eng"
 ) -> tuple[Transcription, Usage, bool]:
     """The result of a transcript of audio that has at most 10 s, and what is billed for it."""
     limit = Usage(audio_ms=10_000)
     collected = collector("eleven-labs-stt", estimate=Estimate(limit, limit, input_audio_ms=input_audio_ms))
-    event = StreamTaskResponse()
-    found = event.result.transcription
-    found.text, found.language, found.audio_seconds = "some words", "eng", seconds
+    event = TaskEvent()
+    found = event.completed.transcription
+    found.text, found.language_code, found.audio_seconds = "some words", language, seconds
     for start, end in words:
-        found.words.add(text="word", start=start, end=end)
+        found.words.add(text="word", start_offset=to_duration(start), end_offset=to_duration(end))
     collected.add(event)
     return finish(collected).transcription, *collected.usage()
 
@@ -50,9 +51,15 @@ def test_audio_of_unknown_length_is_billed_by_its_bound_and_lasts_to_its_last_wo
 
 def test_times_that_are_no_numbers_are_replaced_by_those_before() -> None:
     result, _, _ = transcript(5.0, [(0.5, 1.0), (nan, 2.0), (2.5, inf), (nan, nan)])
-    times = [(word.start, word.end) for word in result.words]
+    times = [(from_duration(word.start_offset), from_duration(word.end_offset)) for word in result.words]
     assert times == [(0.5, 1.0), (1.0, 2.0), (2.5, 2.5), (2.5, 2.5)]
 
 
-def test_the_language_is_reported_by_its_shortest_code() -> None:
-    assert transcript(5.0, [])[0].language == "en"
+@pytest.mark.parametrize(
+    ("reported", "language"), [("eng", "en"), ("en-US", "en"), ("haw", "haw"), ("nowhere", None), ("", None)]
+)
+def test_the_language_is_reported_by_its_shortest_code_if_it_is_known(
+    reported: str, language: str | None
+) -> None:
+    result = transcript(5.0, [], language=reported)[0]
+    assert (result.language_code if result.HasField("language_code") else None) == language

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from pomelo.gen.v1.moderation_pb2 import ModerationInput
-from pomelo.gen.v1.task_pb2 import Task, TaskResult
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.app import RunningApp, run_app
@@ -66,11 +66,12 @@ async def post(running: RunningApp, protocol: str, key: str, **body: Any) -> tup
 async def ask_grpc(running: RunningApp, key: str, text: str) -> list[TaskResult]:
     """The results of a unary and of a streamed call."""
     stub = TaskServiceStub(running.channel)
-    task = Task(model="moderator", moderation=ModerationInput(text=text))
-    whole = (await stub.RunTask(RunTaskRequest(task=task), metadata=bearer(key))).result
-    events = [e async for e in stub.StreamTask(StreamTaskRequest(task=task), metadata=bearer(key))]
-    assert [event.WhichOneof("event") for event in events] == ["started", "result"]
-    return [whole, events[-1].result]
+    task = TaskSpec(model="moderator", moderation=ModerationInput(text=text))
+    whole = (await stub.RunTask(RunTaskRequest(spec=task), metadata=bearer(key))).result
+    stream = stub.StreamTask(StreamTaskRequest(spec=task), metadata=bearer(key))
+    events = [response.event async for response in stream]
+    assert [event.WhichOneof("event") for event in events] == ["started", "completed"]
+    return [whole, events[-1].completed]
 
 
 @pytest.mark.parametrize("mode", ["test", "live"])

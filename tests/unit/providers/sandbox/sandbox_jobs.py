@@ -12,11 +12,19 @@ import av
 
 from pomelo.catalog.catalog import Catalog, Model, Route
 from pomelo.gen.v1.image_pb2 import ImageInput
-from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput, Transcription
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.gen.v1.speech_pb2 import (
+    SpeechToSpeechInput,
+    SpeechToTextInput,
+    TextToSpeechInput,
+    Transcription,
+    Word,
+)
+from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, Message, Role, TextInput
+from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.media import audio as audio_format
 from pomelo.media import demux
 from pomelo.providers.base import AudioSource, Event, Job
+from pomelo.times import from_duration
 
 CATALOG = Catalog.load()
 
@@ -34,14 +42,45 @@ async def gather(events: AsyncIterator[Event]) -> list[Event]:
 
 def user_input(prompt: str, **given: Any) -> TextInput:
     """Returns a text input with one user message."""
-    return TextInput(messages=[Message(role=Role.ROLE_USER, content=prompt)], **given)
+    return TextInput(messages=[message(Role.ROLE_USER, prompt)], **given)
+
+
+def message(role: Role.ValueType, text: str) -> Message:
+    """A message with a text."""
+    return Message(role=role, content=[ContentPart(text=text)])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An event of a text: what it adds, and, of the last one, the finish reason and the usage."""
+
+    content: str
+    finish_reason: FinishReason.ValueType
+    usage: Usage
 
 
 async def ask(
     sandbox: Any, given: TextInput, model: str | Model = "gpt-4", *, stream: bool = True
-) -> list[Any]:
-    """Returns the text deltas of an answer."""
-    return [event.text_delta for event in await gather(sandbox.text(job(model, given, stream=stream)))]
+) -> list[Piece]:
+    """Returns the events of an answer."""
+    *deltas, last = await gather(sandbox.text(job(model, given, stream=stream)))
+    assert all(event.HasField("text_delta") for event in deltas)
+    output = last.completed.text
+    rest = "".join(part.text for part in output.message.content)
+    return [
+        *(Piece(event.text_delta.text, FinishReason.FINISH_REASON_UNSPECIFIED, Usage()) for event in deltas),
+        Piece(rest, output.finish_reason, last.completed.usage),
+    ]
+
+
+def start(word: Word) -> float:
+    """Returns the second at which a word starts."""
+    return from_duration(word.start_offset)
+
+
+def end(word: Word) -> float:
+    """Returns the second at which a word ends."""
+    return from_duration(word.end_offset)
 
 
 async def generate_image(
@@ -49,7 +88,7 @@ async def generate_image(
 ) -> Any:
     """Returns the generated image."""
     events = await gather(sandbox.image(job(model, ImageInput(**given), stream=stream)))
-    return events[-1].result.image.images[0]
+    return events[-1].completed.image.images[0]
 
 
 @dataclass(frozen=True)
@@ -91,7 +130,7 @@ async def transcribe(sandbox: Any, audio: AudioSource, **given: Any) -> Transcri
     """Runs a speech-to-text task."""
     task = job("eleven-labs-stt", SpeechToTextInput(**given), stream=False, audio=audio)
     (event,) = await gather(sandbox.speech_to_text(task))
-    return event.result.transcription
+    return event.completed.transcription
 
 
 def source(data: bytes, content_type: str = "") -> AudioSource:

@@ -121,12 +121,12 @@ async def test_a_stream_reports_progress_and_then_the_image(sandbox: Sandbox) ->
     events = await gather(sandbox.image(job("flux-1-pro", ImageInput(prompt="a lake"), stream=True)))
     progress = [event.image_progress.progress for event in events[:-1]]
     assert progress == [0, 0.25, 0.5, 0.75, 1]
-    assert decode_image(events[-1].result.image.images[0].data)[1:3] == (1024, 1024)
+    assert decode_image(events[-1].completed.image.images[0].data)[1:3] == (1024, 1024)
 
 
 async def test_a_unary_answer_is_one_event(sandbox: Sandbox) -> None:
     (event,) = await gather(sandbox.image(job("flux-1-pro", ImageInput(prompt="a lake"), stream=False)))
-    assert len(event.result.image.images) == 1
+    assert len(event.completed.image.images) == 1
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

@@ -18,11 +18,19 @@ from hypothesis import strategies as st
 
 from pomelo.errors import PomeloError
 from pomelo.fields import AUDIO_FORMATS as FORMATS
-from pomelo.gen.v1.speech_pb2 import Timestamps, Transcription
+from pomelo.gen.v1.speech_pb2 import TimestampGranularity, Transcription
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import Sandbox
 from tests.unit.media import corpus
-from tests.unit.providers.sandbox.sandbox_jobs import convert, decode, source, synthesize, transcribe
+from tests.unit.providers.sandbox.sandbox_jobs import (
+    convert,
+    decode,
+    end,
+    source,
+    start,
+    synthesize,
+    transcribe,
+)
 
 FAMILIES = [
     "mp3_44100_128",
@@ -118,12 +126,12 @@ async def test_words_are_timed_from_the_beginning_to_the_end(sandbox: Sandbox) -
     speech = await synthesize(sandbox, TEXT, "wav_8000")
     recognized = await transcribe(sandbox, speech.source)
     assert [word.text for word in recognized.words] == TEXT.split()
-    assert recognized.words[0].start == 0
-    assert recognized.words[-1].end == pytest.approx(recognized.audio_seconds, abs=0.001)
+    assert start(recognized.words[0]) == 0
+    assert end(recognized.words[-1]) == pytest.approx(recognized.audio_seconds, abs=0.001)
     for word, following in zip(recognized.words, list(recognized.words)[1:], strict=False):
-        assert word.start < word.end <= following.start
-    assert recognized.words[0].end == pytest.approx(5 * 0.06, abs=0.001)
-    assert all(word.speaker == "" for word in recognized.words)
+        assert start(word) < end(word) <= start(following)
+    assert end(recognized.words[0]) == pytest.approx(5 * 0.06, abs=0.001)
+    assert not any(word.HasField("speaker") for word in recognized.words)
 
 
 async def test_a_word_is_timed_where_its_tone_is_audible(sandbox: Sandbox) -> None:
@@ -131,24 +139,28 @@ async def test_a_word_is_timed_where_its_tone_is_audible(sandbox: Sandbox) -> No
     recognized = await transcribe(sandbox, speech.source)
     samples = decode(speech.data).samples
     for word in recognized.words:
-        inside = samples[int(word.start * 8000) : int(word.end * 8000)]
+        inside = samples[int(start(word) * 8000) : int(end(word) * 8000)]
         assert max(map(abs, inside)) > 2000
-    rest = samples[int(recognized.words[0].end * 8000) + 1 : int(recognized.words[1].start * 8000) - 1]
+    rest = samples[int(end(recognized.words[0]) * 8000) + 1 : int(start(recognized.words[1]) * 8000) - 1]
     assert max(map(abs, rest)) <= 1
 
 
 async def test_characters_can_be_timed(sandbox: Sandbox) -> None:
     speech = await synthesize(sandbox, TEXT, "wav_8000")
-    recognized = await transcribe(sandbox, speech.source, timestamps=Timestamps.TIMESTAMPS_CHARACTER)
+    recognized = await transcribe(
+        sandbox, speech.source, timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER
+    )
     assert "".join(word.text for word in recognized.words) == TEXT
-    assert [word.start for word in recognized.words] == pytest.approx(
+    assert [start(word) for word in recognized.words] == pytest.approx(
         [0.06 * n for n in range(len(TEXT))], abs=0.001
     )
 
 
 async def test_without_timestamps_there_are_no_words(sandbox: Sandbox) -> None:
     speech = await synthesize(sandbox, TEXT)
-    recognized = await transcribe(sandbox, speech.source, timestamps=Timestamps.TIMESTAMPS_NONE)
+    recognized = await transcribe(
+        sandbox, speech.source, timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_NONE
+    )
     assert (recognized.text, len(recognized.words)) == (TEXT, 0)
 
 
@@ -170,8 +182,8 @@ async def test_speakers_take_turns_by_sentence(
 
 async def test_the_language_is_the_requested_one_and_english_by_default(sandbox: Sandbox) -> None:
     speech = await synthesize(sandbox, TEXT)
-    assert (await transcribe(sandbox, speech.source)).language == "en"
-    assert (await transcribe(sandbox, speech.source, language_code="deu")).language == "deu"
+    assert (await transcribe(sandbox, speech.source)).language_code == "en"
+    assert (await transcribe(sandbox, speech.source, language_code="deu")).language_code == "deu"
 
 
 # --- audio from other sources
@@ -346,10 +358,10 @@ async def test_words_of_converted_speech_are_timed_where_their_tones_are(sandbox
     converted = await convert(sandbox, source(foreign_wav(30)), "wav_8000")
     recognized = await transcribe(sandbox, converted.source)
     samples = decode(converted.data).samples
-    assert recognized.words[-1].end == pytest.approx(30, abs=0.01)
+    assert end(recognized.words[-1]) == pytest.approx(30, abs=0.01)
     for word, following in zip(recognized.words, list(recognized.words)[1:], strict=False):
-        assert max(map(abs, samples[int(word.start * 8000) : int(word.end * 8000)])) > 2000
-        assert max(map(abs, samples[int(word.end * 8000) + 8 : int(following.start * 8000) - 8])) <= 1
+        assert max(map(abs, samples[int(start(word) * 8000) : int(end(word) * 8000)])) > 2000
+        assert max(map(abs, samples[int(end(word) * 8000) + 8 : int(start(following) * 8000) - 8])) <= 1
 
 
 async def test_the_length_does_not_drift_over_many_conversions(sandbox: Sandbox) -> None:

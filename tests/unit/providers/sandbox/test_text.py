@@ -10,9 +10,10 @@ import pytest
 
 from pomelo.catalog.catalog import Limits
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import ContentPart, ContentParts, FinishReason, ImageUrl, Message, Role, TextInput
+from pomelo.gen.v1.media_pb2 import MediaSource
+from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, ImagePart, Message, Role, TextInput
 from pomelo.providers.sandbox import Sandbox
-from tests.unit.providers.sandbox.sandbox_jobs import CATALOG, ask, job, user_input
+from tests.unit.providers.sandbox.sandbox_jobs import CATALOG, ask, job, message, user_input
 
 STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
 PROMPT = "Explain quantum computing in simple terms."
@@ -23,8 +24,7 @@ async def test_a_stream_has_one_word_per_delta_and_the_usage_last(sandbox: Sandb
     assert all(word.content and word.content.count(" ") <= 1 and not word.finish_reason for word in words)
     assert [word.content[0] == " " for word in words] == [False] + [True] * (len(words) - 1)
     assert last.finish_reason == STOP
-    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (6, len(words))
-    assert last.usage.total_tokens == 6 + len(words)
+    assert (last.usage.input_tokens, last.usage.output_tokens) == (6, len(words))
     assert 20 <= len(words) <= 60
 
 
@@ -37,7 +37,7 @@ async def test_the_unary_answer_equals_the_joined_stream(sandbox: Sandbox, given
     assert answer.content == "".join(delta.content for delta in streamed)
     assert answer.usage == streamed[-1].usage
     assert answer.finish_reason == streamed[-1].finish_reason
-    assert answer.usage.completion_tokens == len(answer.content.split())
+    assert answer.usage.output_tokens == len(answer.content.split())
 
 
 async def test_an_answer_names_the_sandbox_and_the_model_and_echoes_the_prompt(sandbox: Sandbox) -> None:
@@ -64,29 +64,24 @@ async def test_equal_inputs_have_equal_answers_and_different_inputs_different_an
 async def test_the_last_message_of_a_user_is_answered(sandbox: Sandbox) -> None:
     given = TextInput(
         messages=[
-            Message(role=Role.ROLE_SYSTEM, content="Be brief."),
-            Message(role=Role.ROLE_USER, content="first question"),
-            Message(role=Role.ROLE_ASSISTANT, content="an answer"),
-            Message(role=Role.ROLE_USER, content="second question"),
-            Message(role=Role.ROLE_ASSISTANT, content="So:"),
+            message(Role.ROLE_SYSTEM, "Be brief."),
+            message(Role.ROLE_USER, "first question"),
+            message(Role.ROLE_ASSISTANT, "an answer"),
+            message(Role.ROLE_USER, "second question"),
+            message(Role.ROLE_ASSISTANT, "So:"),
         ]
     )
     (answer,) = await ask(sandbox, given, stream=False)
     assert '"second question"' in answer.content
-    assert answer.usage.prompt_tokens == 2 + 2 + 2 + 2 + 1
+    assert answer.usage.input_tokens == 2 + 2 + 2 + 2 + 1
 
 
 async def test_an_image_counts_as_85_tokens(sandbox: Sandbox) -> None:
-    parts = ContentParts(
-        parts=[
-            ContentPart(text="what is"),
-            ContentPart(image_url=ImageUrl(url="data:image/png;base64,AAAA")),
-            ContentPart(text="this"),
-        ]
-    )
-    given = TextInput(messages=[Message(role=Role.ROLE_USER, parts=parts)])
+    image = ImagePart(source=MediaSource(url="data:image/png;base64,AAAA"))
+    parts = [ContentPart(text="what is"), ContentPart(image=image), ContentPart(text="this")]
+    given = TextInput(messages=[Message(role=Role.ROLE_USER, content=parts)])
     (answer,) = await ask(sandbox, given, stream=False)
-    assert answer.usage.prompt_tokens == 85 + 3
+    assert answer.usage.input_tokens == 85 + 3
     assert '"what is this"' in answer.content
 
 
@@ -94,7 +89,7 @@ async def test_an_image_counts_as_85_tokens(sandbox: Sandbox) -> None:
 async def test_max_tokens_is_honoured_exactly(sandbox: Sandbox, max_tokens: int) -> None:
     (answer,) = await ask(sandbox, user_input("[[words:41]]", max_tokens=max_tokens), stream=False)
     assert (len(answer.content.split()), answer.finish_reason) == (max_tokens, LENGTH)
-    assert answer.usage.completion_tokens == max_tokens
+    assert answer.usage.output_tokens == max_tokens
 
 
 @pytest.mark.parametrize("max_tokens", [41, 42, 100_000])
@@ -108,7 +103,7 @@ async def test_an_answer_shorter_than_max_tokens_finishes_with_stop(
 async def test_an_answer_ends_at_the_models_output_limit(sandbox: Sandbox) -> None:
     model = replace(CATALOG.resolve("gpt-4"), limits=Limits(max_input_tokens=1000, max_output_tokens=50))
     (answer,) = await ask(sandbox, user_input("[[words:999999999]]", max_tokens=5000), model, stream=False)
-    assert (answer.usage.completion_tokens, answer.finish_reason) == (50, LENGTH)
+    assert (answer.usage.output_tokens, answer.finish_reason) == (50, LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +119,7 @@ async def test_an_answer_ends_before_a_stop_string(sandbox: Sandbox, stop: list[
     *words, last = await ask(sandbox, user_input(PROMPT, stop=stop))
     assert "".join(word.content for word in words) == expected
     assert last.finish_reason == STOP
-    assert last.usage.completion_tokens == len(expected.split())
+    assert last.usage.output_tokens == len(expected.split())
 
 
 async def test_a_stop_string_beyond_max_tokens_has_no_effect(sandbox: Sandbox) -> None:
@@ -143,13 +138,13 @@ async def test_a_prompt_above_the_models_input_limit_is_refused(sandbox: Sandbox
 
 async def test_a_trigger_sets_the_length_of_the_answer(sandbox: Sandbox) -> None:
     *words, last = await ask(sandbox, user_input("[[words:5000]] Tell me everything."))
-    assert len(words) == last.usage.completion_tokens == 5000
+    assert len(words) == last.usage.output_tokens == 5000
     text = "".join(word.content for word in words)
     assert "Tell me everything." in text
 
 
 async def test_a_prompt_without_text_is_answered(sandbox: Sandbox) -> None:
-    given = TextInput(messages=[Message(role=Role.ROLE_SYSTEM, content="x")])
+    given = TextInput(messages=[message(Role.ROLE_SYSTEM, "x")])
     (answer,) = await ask(sandbox, given, stream=False)
     assert answer.finish_reason == STOP
     assert answer.content
@@ -172,7 +167,7 @@ async def test_other_asyncio_tasks_run_between_the_words(sandbox: Sandbox) -> No
 
 async def test_a_stream_can_be_closed_after_any_word(sandbox: Sandbox) -> None:
     async with aclosing(sandbox.text(job("gpt-4", user_input("[[words:128000]]")))) as events:
-        assert (await anext(events)).text_delta.content == "This"
+        assert (await anext(events)).text_delta.text == "This"
     with pytest.raises(StopAsyncIteration):
         await anext(events)
 

@@ -7,12 +7,11 @@ from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
 from pomelo.fields import check_required_text
 from pomelo.gen.v1.moderation_pb2 import ModerationInput, ModerationOutput
-from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, TaskDefinition
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
+from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
 
 
-def check(task_input: ModerationInput, model: Model) -> None:
+def check(task_input: ModerationInput, model: Model, read_media: ReadMedia) -> None:
     """Refuses an input that no moderation model takes.
 
     Raises:
@@ -37,15 +36,14 @@ class ModerationCollector(Collector):
         self._context = context
         self._output: ModerationOutput | None = None
 
-    def add(self, event: StreamTaskResponse) -> StreamTaskResponse | None:
-        self._output = event.result.moderation
+    def add(self, event: TaskEvent) -> TaskEvent | None:
+        self._output = event.completed.moderation
         return None
 
-    def finish(self, result: TaskResult) -> StreamTaskResponse | None:
+    def finish(self, result: TaskResult) -> None:
         if self._output is None:
             raise PomeloError("provider_failed")
         result.moderation.CopyFrom(self._output)
-        return None
 
     def usage(self) -> tuple[Usage, bool]:
         return self._context.estimate.maximum, True

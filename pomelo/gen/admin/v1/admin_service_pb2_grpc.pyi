@@ -5,7 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from pomelo.gen.v1 import admin_service_pb2 as _admin_service_pb2
+from pomelo.gen.admin.v1 import admin_service_pb2 as _admin_service_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -44,18 +44,22 @@ class AdminServiceStub:
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]
     """Revokes a key, immediately and permanently."""
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]
-    """Creates an account with initial test credits. INVALID_ARGUMENT if the name is taken."""
-    ListAccounts: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]
-    """Lists accounts in pages, ordered by name."""
-    ShowAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ShowAccountRequest, _admin_service_pb2.ShowAccountResponse]
+    """Creates an account with initial test credits. INVALID_ARGUMENT if the id is taken."""
+    GetAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetAccountRequest, _admin_service_pb2.GetAccountResponse]
     """Returns an account. NOT_FOUND if it does not exist."""
+    ListAccounts: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]
+    """Lists accounts in pages, ordered by id."""
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]
-    """Grants credits to an account. NOT_FOUND as above."""
-    SetPlan: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetPlanRequest, _admin_service_pb2.SetPlanResponse]
-    """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND as above."""
-    QueryUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.QueryUsageRequest, _admin_service_pb2.QueryUsageResponse]
-    """Lists the usage of all accounts or one, as AccountService.ListUsage does."""
-    Audit: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AuditRequest, _admin_service_pb2.AuditResponse]
+    """Grants credits to an account. NOT_FOUND if it does not exist."""
+    SetAccountPlan: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetAccountPlanRequest, _admin_service_pb2.SetAccountPlanResponse]
+    """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND if the account does
+    not exist.
+    """
+    ListUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListUsageRequest, _admin_service_pb2.ListUsageResponse]
+    """Lists the usage records of all accounts or one, in pages, newest first. NOT_FOUND if the account does not exist."""
+    SumUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SumUsageRequest, _admin_service_pb2.SumUsageResponse]
+    """Sums the usage records of all accounts or one, in pages. NOT_FOUND if the account does not exist."""
+    AuditLedger: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AuditLedgerRequest, _admin_service_pb2.AuditLedgerResponse]
     """Recomputes every balance and bill from the records."""
 
 @_typing.type_check_only
@@ -74,18 +78,22 @@ class AdminServiceAsyncStub(AdminServiceStub):
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Revokes a key, immediately and permanently."""
     CreateAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]  # type: ignore[assignment]
-    """Creates an account with initial test credits. INVALID_ARGUMENT if the name is taken."""
-    ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
-    """Lists accounts in pages, ordered by name."""
-    ShowAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ShowAccountRequest, _admin_service_pb2.ShowAccountResponse]  # type: ignore[assignment]
+    """Creates an account with initial test credits. INVALID_ARGUMENT if the id is taken."""
+    GetAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetAccountRequest, _admin_service_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Returns an account. NOT_FOUND if it does not exist."""
+    ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListAccountsRequest, _admin_service_pb2.ListAccountsResponse]  # type: ignore[assignment]
+    """Lists accounts in pages, ordered by id."""
     GrantCredits: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
-    """Grants credits to an account. NOT_FOUND as above."""
-    SetPlan: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetPlanRequest, _admin_service_pb2.SetPlanResponse]  # type: ignore[assignment]
-    """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND as above."""
-    QueryUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.QueryUsageRequest, _admin_service_pb2.QueryUsageResponse]  # type: ignore[assignment]
-    """Lists the usage of all accounts or one, as AccountService.ListUsage does."""
-    Audit: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AuditRequest, _admin_service_pb2.AuditResponse]  # type: ignore[assignment]
+    """Grants credits to an account. NOT_FOUND if it does not exist."""
+    SetAccountPlan: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetAccountPlanRequest, _admin_service_pb2.SetAccountPlanResponse]  # type: ignore[assignment]
+    """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND if the account does
+    not exist.
+    """
+    ListUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListUsageRequest, _admin_service_pb2.ListUsageResponse]  # type: ignore[assignment]
+    """Lists the usage records of all accounts or one, in pages, newest first. NOT_FOUND if the account does not exist."""
+    SumUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SumUsageRequest, _admin_service_pb2.SumUsageResponse]  # type: ignore[assignment]
+    """Sums the usage records of all accounts or one, in pages. NOT_FOUND if the account does not exist."""
+    AuditLedger: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AuditLedgerRequest, _admin_service_pb2.AuditLedgerResponse]  # type: ignore[assignment]
     """Recomputes every balance and bill from the records."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -131,7 +139,15 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.CreateAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.CreateAccountResponse, _abc.Awaitable[_admin_service_pb2.CreateAccountResponse]]:
-        """Creates an account with initial test credits. INVALID_ARGUMENT if the name is taken."""
+        """Creates an account with initial test credits. INVALID_ARGUMENT if the id is taken."""
+
+    @_abc_1.abstractmethod
+    def GetAccount(
+        self,
+        request: _admin_service_pb2.GetAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetAccountResponse, _abc.Awaitable[_admin_service_pb2.GetAccountResponse]]:
+        """Returns an account. NOT_FOUND if it does not exist."""
 
     @_abc_1.abstractmethod
     def ListAccounts(
@@ -139,15 +155,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.ListAccountsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListAccountsResponse, _abc.Awaitable[_admin_service_pb2.ListAccountsResponse]]:
-        """Lists accounts in pages, ordered by name."""
-
-    @_abc_1.abstractmethod
-    def ShowAccount(
-        self,
-        request: _admin_service_pb2.ShowAccountRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.ShowAccountResponse, _abc.Awaitable[_admin_service_pb2.ShowAccountResponse]]:
-        """Returns an account. NOT_FOUND if it does not exist."""
+        """Lists accounts in pages, ordered by id."""
 
     @_abc_1.abstractmethod
     def GrantCredits(
@@ -155,30 +163,40 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.GrantCreditsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.GrantCreditsResponse, _abc.Awaitable[_admin_service_pb2.GrantCreditsResponse]]:
-        """Grants credits to an account. NOT_FOUND as above."""
+        """Grants credits to an account. NOT_FOUND if it does not exist."""
 
     @_abc_1.abstractmethod
-    def SetPlan(
+    def SetAccountPlan(
         self,
-        request: _admin_service_pb2.SetPlanRequest,
+        request: _admin_service_pb2.SetAccountPlanRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.SetPlanResponse, _abc.Awaitable[_admin_service_pb2.SetPlanResponse]]:
-        """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND as above."""
+    ) -> _typing.Union[_admin_service_pb2.SetAccountPlanResponse, _abc.Awaitable[_admin_service_pb2.SetAccountPlanResponse]]:
+        """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND if the account does
+        not exist.
+        """
 
     @_abc_1.abstractmethod
-    def QueryUsage(
+    def ListUsage(
         self,
-        request: _admin_service_pb2.QueryUsageRequest,
+        request: _admin_service_pb2.ListUsageRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.QueryUsageResponse, _abc.Awaitable[_admin_service_pb2.QueryUsageResponse]]:
-        """Lists the usage of all accounts or one, as AccountService.ListUsage does."""
+    ) -> _typing.Union[_admin_service_pb2.ListUsageResponse, _abc.Awaitable[_admin_service_pb2.ListUsageResponse]]:
+        """Lists the usage records of all accounts or one, in pages, newest first. NOT_FOUND if the account does not exist."""
 
     @_abc_1.abstractmethod
-    def Audit(
+    def SumUsage(
         self,
-        request: _admin_service_pb2.AuditRequest,
+        request: _admin_service_pb2.SumUsageRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_service_pb2.AuditResponse, _abc.Awaitable[_admin_service_pb2.AuditResponse]]:
+    ) -> _typing.Union[_admin_service_pb2.SumUsageResponse, _abc.Awaitable[_admin_service_pb2.SumUsageResponse]]:
+        """Sums the usage records of all accounts or one, in pages. NOT_FOUND if the account does not exist."""
+
+    @_abc_1.abstractmethod
+    def AuditLedger(
+        self,
+        request: _admin_service_pb2.AuditLedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.AuditLedgerResponse, _abc.Awaitable[_admin_service_pb2.AuditLedgerResponse]]:
         """Recomputes every balance and bill from the records."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

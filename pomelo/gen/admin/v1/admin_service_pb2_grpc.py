@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from pomelo.gen.v1 import admin_service_pb2 as pomelo_dot_v1_dot_admin__service__pb2
+from pomelo.gen.admin.v1 import admin_service_pb2 as pomelo_dot_admin_dot_v1_dot_admin__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in pomelo/v1/admin_service_pb2_grpc.py depends on'
+        + ' but the generated code in pomelo/admin/v1/admin_service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -37,59 +37,64 @@ class AdminServiceStub:
             channel: A grpc.Channel.
         """
         self.CreateKey = channel.unary_unary(
-                '/pomelo.v1.AdminService/CreateKey',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.CreateKeyRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.CreateKeyResponse.FromString,
+                '/pomelo.admin.v1.AdminService/CreateKey',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateKeyRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateKeyResponse.FromString,
                 _registered_method=True)
         self.ListKeys = channel.unary_unary(
-                '/pomelo.v1.AdminService/ListKeys',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.ListKeysRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ListKeysResponse.FromString,
+                '/pomelo.admin.v1.AdminService/ListKeys',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListKeysRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
         self.RotateKey = channel.unary_unary(
-                '/pomelo.v1.AdminService/RotateKey',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.RotateKeyRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.RotateKeyResponse.FromString,
+                '/pomelo.admin.v1.AdminService/RotateKey',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RotateKeyResponse.FromString,
                 _registered_method=True)
         self.RevokeKey = channel.unary_unary(
-                '/pomelo.v1.AdminService/RevokeKey',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.FromString,
+                '/pomelo.admin.v1.AdminService/RevokeKey',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
         self.CreateAccount = channel.unary_unary(
-                '/pomelo.v1.AdminService/CreateAccount',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.CreateAccountRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.CreateAccountResponse.FromString,
+                '/pomelo.admin.v1.AdminService/CreateAccount',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateAccountRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateAccountResponse.FromString,
+                _registered_method=True)
+        self.GetAccount = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/GetAccount',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetAccountRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetAccountResponse.FromString,
                 _registered_method=True)
         self.ListAccounts = channel.unary_unary(
-                '/pomelo.v1.AdminService/ListAccounts',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.ListAccountsRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ListAccountsResponse.FromString,
-                _registered_method=True)
-        self.ShowAccount = channel.unary_unary(
-                '/pomelo.v1.AdminService/ShowAccount',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.ShowAccountRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ShowAccountResponse.FromString,
+                '/pomelo.admin.v1.AdminService/ListAccounts',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListAccountsRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListAccountsResponse.FromString,
                 _registered_method=True)
         self.GrantCredits = channel.unary_unary(
-                '/pomelo.v1.AdminService/GrantCredits',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.FromString,
+                '/pomelo.admin.v1.AdminService/GrantCredits',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.FromString,
                 _registered_method=True)
-        self.SetPlan = channel.unary_unary(
-                '/pomelo.v1.AdminService/SetPlan',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.SetPlanRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.SetPlanResponse.FromString,
+        self.SetAccountPlan = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/SetAccountPlan',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanResponse.FromString,
                 _registered_method=True)
-        self.QueryUsage = channel.unary_unary(
-                '/pomelo.v1.AdminService/QueryUsage',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.QueryUsageRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.QueryUsageResponse.FromString,
+        self.ListUsage = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/ListUsage',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListUsageRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListUsageResponse.FromString,
                 _registered_method=True)
-        self.Audit = channel.unary_unary(
-                '/pomelo.v1.AdminService/Audit',
-                request_serializer=pomelo_dot_v1_dot_admin__service__pb2.AuditRequest.SerializeToString,
-                response_deserializer=pomelo_dot_v1_dot_admin__service__pb2.AuditResponse.FromString,
+        self.SumUsage = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/SumUsage',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SumUsageRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SumUsageResponse.FromString,
+                _registered_method=True)
+        self.AuditLedger = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/AuditLedger',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerResponse.FromString,
                 _registered_method=True)
 
 
@@ -127,48 +132,56 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateAccount(self, request, context):
-        """Creates an account with initial test credits. INVALID_ARGUMENT if the name is taken.
+        """Creates an account with initial test credits. INVALID_ARGUMENT if the id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListAccounts(self, request, context):
-        """Lists accounts in pages, ordered by name.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ShowAccount(self, request, context):
+    def GetAccount(self, request, context):
         """Returns an account. NOT_FOUND if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAccounts(self, request, context):
+        """Lists accounts in pages, ordered by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GrantCredits(self, request, context):
-        """Grants credits to an account. NOT_FOUND as above.
+        """Grants credits to an account. NOT_FOUND if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def SetPlan(self, request, context):
-        """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND as above.
+    def SetAccountPlan(self, request, context):
+        """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND if the account does
+        not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def QueryUsage(self, request, context):
-        """Lists the usage of all accounts or one, as AccountService.ListUsage does.
+    def ListUsage(self, request, context):
+        """Lists the usage records of all accounts or one, in pages, newest first. NOT_FOUND if the account does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Audit(self, request, context):
+    def SumUsage(self, request, context):
+        """Sums the usage records of all accounts or one, in pages. NOT_FOUND if the account does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AuditLedger(self, request, context):
         """Recomputes every balance and bill from the records.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -180,64 +193,69 @@ def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'CreateKey': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateKey,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.CreateKeyRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.CreateKeyResponse.SerializeToString,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateKeyRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateKeyResponse.SerializeToString,
             ),
             'ListKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ListKeys,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ListKeysRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.ListKeysResponse.SerializeToString,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListKeysRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListKeysResponse.SerializeToString,
             ),
             'RotateKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateKey,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.RotateKeyRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.RotateKeyResponse.SerializeToString,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RotateKeyRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RotateKeyResponse.SerializeToString,
             ),
             'RevokeKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeKey,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.SerializeToString,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.SerializeToString,
             ),
             'CreateAccount': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateAccount,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.CreateAccountRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.CreateAccountResponse.SerializeToString,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateAccountRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateAccountResponse.SerializeToString,
+            ),
+            'GetAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccount,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetAccountRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetAccountResponse.SerializeToString,
             ),
             'ListAccounts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAccounts,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ListAccountsRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.ListAccountsResponse.SerializeToString,
-            ),
-            'ShowAccount': grpc.unary_unary_rpc_method_handler(
-                    servicer.ShowAccount,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.ShowAccountRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.ShowAccountResponse.SerializeToString,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListAccountsRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListAccountsResponse.SerializeToString,
             ),
             'GrantCredits': grpc.unary_unary_rpc_method_handler(
                     servicer.GrantCredits,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.SerializeToString,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.SerializeToString,
             ),
-            'SetPlan': grpc.unary_unary_rpc_method_handler(
-                    servicer.SetPlan,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.SetPlanRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.SetPlanResponse.SerializeToString,
+            'SetAccountPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAccountPlan,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanResponse.SerializeToString,
             ),
-            'QueryUsage': grpc.unary_unary_rpc_method_handler(
-                    servicer.QueryUsage,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.QueryUsageRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.QueryUsageResponse.SerializeToString,
+            'ListUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsage,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListUsageRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListUsageResponse.SerializeToString,
             ),
-            'Audit': grpc.unary_unary_rpc_method_handler(
-                    servicer.Audit,
-                    request_deserializer=pomelo_dot_v1_dot_admin__service__pb2.AuditRequest.FromString,
-                    response_serializer=pomelo_dot_v1_dot_admin__service__pb2.AuditResponse.SerializeToString,
+            'SumUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SumUsage,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SumUsageRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SumUsageResponse.SerializeToString,
+            ),
+            'AuditLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuditLedger,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'pomelo.v1.AdminService', rpc_method_handlers)
+            'pomelo.admin.v1.AdminService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('pomelo.v1.AdminService', rpc_method_handlers)
+    server.add_registered_method_handlers('pomelo.admin.v1.AdminService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
@@ -260,9 +278,9 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/CreateKey',
-            pomelo_dot_v1_dot_admin__service__pb2.CreateKeyRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.CreateKeyResponse.FromString,
+            '/pomelo.admin.v1.AdminService/CreateKey',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateKeyRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -287,9 +305,9 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/ListKeys',
-            pomelo_dot_v1_dot_admin__service__pb2.ListKeysRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.ListKeysResponse.FromString,
+            '/pomelo.admin.v1.AdminService/ListKeys',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListKeysRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -314,9 +332,9 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/RotateKey',
-            pomelo_dot_v1_dot_admin__service__pb2.RotateKeyRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.RotateKeyResponse.FromString,
+            '/pomelo.admin.v1.AdminService/RotateKey',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RotateKeyRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RotateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -341,9 +359,9 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/RevokeKey',
-            pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.FromString,
+            '/pomelo.admin.v1.AdminService/RevokeKey',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -368,9 +386,36 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/CreateAccount',
-            pomelo_dot_v1_dot_admin__service__pb2.CreateAccountRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.CreateAccountResponse.FromString,
+            '/pomelo.admin.v1.AdminService/CreateAccount',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateAccountRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/GetAccount',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetAccountRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -395,36 +440,9 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/ListAccounts',
-            pomelo_dot_v1_dot_admin__service__pb2.ListAccountsRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.ListAccountsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ShowAccount(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/pomelo.v1.AdminService/ShowAccount',
-            pomelo_dot_v1_dot_admin__service__pb2.ShowAccountRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.ShowAccountResponse.FromString,
+            '/pomelo.admin.v1.AdminService/ListAccounts',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListAccountsRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListAccountsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -449,9 +467,9 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/GrantCredits',
-            pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.FromString,
+            '/pomelo.admin.v1.AdminService/GrantCredits',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -463,7 +481,7 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
-    def SetPlan(request,
+    def SetAccountPlan(request,
             target,
             options=(),
             channel_credentials=None,
@@ -476,9 +494,9 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/SetPlan',
-            pomelo_dot_v1_dot_admin__service__pb2.SetPlanRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.SetPlanResponse.FromString,
+            '/pomelo.admin.v1.AdminService/SetAccountPlan',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -490,7 +508,7 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
-    def QueryUsage(request,
+    def ListUsage(request,
             target,
             options=(),
             channel_credentials=None,
@@ -503,9 +521,9 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/QueryUsage',
-            pomelo_dot_v1_dot_admin__service__pb2.QueryUsageRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.QueryUsageResponse.FromString,
+            '/pomelo.admin.v1.AdminService/ListUsage',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListUsageRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -517,7 +535,7 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
-    def Audit(request,
+    def SumUsage(request,
             target,
             options=(),
             channel_credentials=None,
@@ -530,9 +548,36 @@ class AdminService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pomelo.v1.AdminService/Audit',
-            pomelo_dot_v1_dot_admin__service__pb2.AuditRequest.SerializeToString,
-            pomelo_dot_v1_dot_admin__service__pb2.AuditResponse.FromString,
+            '/pomelo.admin.v1.AdminService/SumUsage',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SumUsageRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SumUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuditLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/AuditLedger',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from pomelo.gen.v1 import account_service_pb2 as _account_service_pb2
+from pomelo.gen.v1 import usage_pb2 as _usage_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -21,29 +22,29 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _KeyMode:
+class _OperatorDimension:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _KeyModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KeyMode.ValueType], _builtins.type):
+class _OperatorDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OperatorDimension.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    KEY_MODE_UNSPECIFIED: _KeyMode.ValueType  # 0
-    """A test key."""
-    KEY_MODE_TEST: _KeyMode.ValueType  # 1
-    """Only the sandbox."""
-    KEY_MODE_LIVE: _KeyMode.ValueType  # 2
-    """Only the providers."""
+    OPERATOR_DIMENSION_UNSPECIFIED: _OperatorDimension.ValueType  # 0
+    """Refused."""
+    OPERATOR_DIMENSION_ACCOUNT: _OperatorDimension.ValueType  # 1
+    """The id of the account."""
+    OPERATOR_DIMENSION_MODE: _OperatorDimension.ValueType  # 2
+    """The mode: live or test."""
 
-class KeyMode(_KeyMode, metaclass=_KeyModeEnumTypeWrapper):
-    """Which providers a key reaches."""
+class OperatorDimension(_OperatorDimension, metaclass=_OperatorDimensionEnumTypeWrapper):
+    """A property of usage records in which those of one caller agree."""
 
-KEY_MODE_UNSPECIFIED: KeyMode.ValueType  # 0
-"""A test key."""
-KEY_MODE_TEST: KeyMode.ValueType  # 1
-"""Only the sandbox."""
-KEY_MODE_LIVE: KeyMode.ValueType  # 2
-"""Only the providers."""
-Global___KeyMode: _TypeAlias = KeyMode  # noqa: Y015
+OPERATOR_DIMENSION_UNSPECIFIED: OperatorDimension.ValueType  # 0
+"""Refused."""
+OPERATOR_DIMENSION_ACCOUNT: OperatorDimension.ValueType  # 1
+"""The id of the account."""
+OPERATOR_DIMENSION_MODE: OperatorDimension.ValueType  # 2
+"""The mode: live or test."""
+Global___OperatorDimension: _TypeAlias = OperatorDimension  # noqa: Y015
 
 @_typing.final
 class Key(_message.Message):
@@ -51,22 +52,22 @@ class Key(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_ID_FIELD_NUMBER: _builtins.int
-    ACCOUNT_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
-    key_id: _builtins.str
+    id: _builtins.str
     """Its public id: the 12 characters after pml_test_ or pml_live_."""
-    account: _builtins.str
-    """The account that it belongs to."""
-    mode: Global___KeyMode.ValueType
+    account_id: _builtins.str
+    """The id of the account that it belongs to."""
+    mode: _usage_pb2.Mode.ValueType
     """Its mode."""
     @_builtins.property
-    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The models it may use; empty: all."""
+    def models(self) -> _account_service_pb2.ModelSet:
+        """The models it may use; absent: all."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -83,17 +84,17 @@ class Key(_message.Message):
     def __init__(
         self,
         *,
-        key_id: _builtins.str = ...,
-        account: _builtins.str = ...,
-        mode: Global___KeyMode.ValueType = ...,
-        models: _abc.Iterable[_builtins.str] | None = ...,
+        id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
+        models: _account_service_pb2.ModelSet | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "revoke_time", b"revoke_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "models", b"models", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "mode", b"mode", "models", b"models", "revoke_time", b"revoke_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "mode", b"mode", "models", b"models", "revoke_time", b"revoke_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -105,17 +106,17 @@ class CreateKeyRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
-    account: _builtins.str
-    """An account's name. Default: default."""
-    mode: Global___KeyMode.ValueType
+    account_id: _builtins.str
+    """An account's id. Default: default."""
+    mode: _usage_pb2.Mode.ValueType
     """Its mode. Default: test."""
     @_builtins.property
-    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The models it may use. Default: all."""
+    def models(self) -> _account_service_pb2.ModelSet:
+        """The models it may use, at least one. Default: all."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
@@ -124,14 +125,14 @@ class CreateKeyRequest(_message.Message):
     def __init__(
         self,
         *,
-        account: _builtins.str = ...,
-        mode: Global___KeyMode.ValueType = ...,
-        models: _abc.Iterable[_builtins.str] | None = ...,
+        account_id: _builtins.str = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
+        models: _account_service_pb2.ModelSet | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "models", b"models"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "expire_time", b"expire_time", "mode", b"mode", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "expire_time", b"expire_time", "mode", b"mode", "models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,11 +172,11 @@ class ListKeysRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACCOUNT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    account: _builtins.str
-    """An account's name. Default: every account."""
+    account_id: _builtins.str
+    """An account's id. Default: every account."""
     page_size: _builtins.int
     """The most keys in a page; values above 1,000 are reduced to 1,000. A page may have fewer. Default: 100."""
     page_token: _builtins.str
@@ -183,13 +184,13 @@ class ListKeysRequest(_message.Message):
     def __init__(
         self,
         *,
-        account: _builtins.str = ...,
+        account_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,17 +230,17 @@ class RotateKeyRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_ID_FIELD_NUMBER: _builtins.int
-    key_id: _builtins.str
-    """The id of the key to replace. Required."""
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id. Required."""
     def __init__(
         self,
         *,
-        key_id: _builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,17 +280,17 @@ class RevokeKeyRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    KEY_ID_FIELD_NUMBER: _builtins.int
-    key_id: _builtins.str
-    """The id of the key to revoke. Required."""
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id. Required."""
     def __init__(
         self,
         *,
-        key_id: _builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,19 +321,19 @@ class RevokeKeyResponse(_message.Message):
 Global___RevokeKeyResponse: _TypeAlias = RevokeKeyResponse  # noqa: Y015
 
 @_typing.final
-class AccountDetail(_message.Message):
+class Account(_message.Message):
     """An account in both modes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Its name."""
+    id: _builtins.str
+    """Its id, which is its name."""
     plan: _builtins.str
     """The name of its plan."""
     @_builtins.property
@@ -354,7 +355,7 @@ class AccountDetail(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        id: _builtins.str = ...,
         plan: _builtins.str = ...,
         limits: _account_service_pb2.PlanLimits | None = ...,
         live: _account_service_pb2.Balance | None = ...,
@@ -363,11 +364,11 @@ class AccountDetail(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "live", b"live", "test", b"test"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "live", b"live", "name", b"name", "plan", b"plan", "test", b"test"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "limits", b"limits", "live", b"live", "plan", b"plan", "test", b"test"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AccountDetail: _TypeAlias = AccountDetail  # noqa: Y015
+Global___Account: _TypeAlias = Account  # noqa: Y015
 
 @_typing.final
 class CreateAccountRequest(_message.Message):
@@ -375,11 +376,11 @@ class CreateAccountRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     LIVE_MICROS_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Its name: 1 to 64 letters, digits, dots, dashes or underscores. Required."""
+    id: _builtins.str
+    """Its id: 1 to 64 letters, digits, dots, dashes or underscores. Required."""
     plan: _builtins.str
     """The name of its plan. Default: free."""
     live_micros: _builtins.int
@@ -387,13 +388,13 @@ class CreateAccountRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        id: _builtins.str = ...,
         plan: _builtins.str = ...,
         live_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["live_micros", b"live_micros", "name", b"name", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "live_micros", b"live_micros", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,13 +408,13 @@ class CreateAccountResponse(_message.Message):
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def account(self) -> Global___AccountDetail:
+    def account(self) -> Global___Account:
         """What was created."""
 
     def __init__(
         self,
         *,
-        account: Global___AccountDetail | None = ...,
+        account: Global___Account | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -422,6 +423,52 @@ class CreateAccountResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateAccountResponse: _TypeAlias = CreateAccountResponse  # noqa: Y015
+
+@_typing.final
+class GetAccountRequest(_message.Message):
+    """An account to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id. Required."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAccountRequest: _TypeAlias = GetAccountRequest  # noqa: Y015
+
+@_typing.final
+class GetAccountResponse(_message.Message):
+    """One account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
 
 @_typing.final
 class ListAccountsRequest(_message.Message):
@@ -460,13 +507,13 @@ class ListAccountsResponse(_message.Message):
     next_page_token: _builtins.str
     """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
-    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountDetail]:
-        """By name."""
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]:
+        """By id."""
 
     def __init__(
         self,
         *,
-        accounts: _abc.Iterable[Global___AccountDetail] | None = ...,
+        accounts: _abc.Iterable[Global___Account] | None = ...,
         next_page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
@@ -478,67 +525,21 @@ class ListAccountsResponse(_message.Message):
 Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
 
 @_typing.final
-class ShowAccountRequest(_message.Message):
-    """An account's name."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """Its name. Required."""
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ShowAccountRequest: _TypeAlias = ShowAccountRequest  # noqa: Y015
-
-@_typing.final
-class ShowAccountResponse(_message.Message):
-    """One account."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ACCOUNT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def account(self) -> Global___AccountDetail:
-        """The account."""
-
-    def __init__(
-        self,
-        *,
-        account: Global___AccountDetail | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ShowAccountResponse: _TypeAlias = ShowAccountResponse  # noqa: Y015
-
-@_typing.final
 class GrantCreditsRequest(_message.Message):
     """A grant."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     GRANT_ID_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """The account's name. Required."""
+    account_id: _builtins.str
+    """The account's id. Required."""
     amount_micros: _builtins.int
     """How much, in millionths of a credit, above 0. Required."""
-    mode: Global___KeyMode.ValueType
+    mode: _usage_pb2.Mode.ValueType
     """The mode in which the credits can be spent. Default: live."""
     note: _builtins.str
     """A note, up to 200 characters. Default: empty."""
@@ -549,15 +550,15 @@ class GrantCreditsRequest(_message.Message):
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        account_id: _builtins.str = ...,
         amount_micros: _builtins.int = ...,
-        mode: Global___KeyMode.ValueType = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
         note: _builtins.str = ...,
         grant_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros", "grant_id", b"grant_id", "mode", b"mode", "name", b"name", "note", b"note"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_micros", b"amount_micros", "grant_id", b"grant_id", "mode", b"mode", "note", b"note"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -571,13 +572,13 @@ class GrantCreditsResponse(_message.Message):
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def account(self) -> Global___AccountDetail:
+    def account(self) -> Global___Account:
         """The account."""
 
     def __init__(
         self,
         *,
-        account: Global___AccountDetail | None = ...,
+        account: Global___Account | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -588,46 +589,46 @@ class GrantCreditsResponse(_message.Message):
 Global___GrantCreditsResponse: _TypeAlias = GrantCreditsResponse  # noqa: Y015
 
 @_typing.final
-class SetPlanRequest(_message.Message):
+class SetAccountPlanRequest(_message.Message):
     """Changes a plan."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    """The account's name. Required."""
+    account_id: _builtins.str
+    """The account's id. Required."""
     plan: _builtins.str
     """The name of the plan. Required."""
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        account_id: _builtins.str = ...,
         plan: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SetPlanRequest: _TypeAlias = SetPlanRequest  # noqa: Y015
+Global___SetAccountPlanRequest: _TypeAlias = SetAccountPlanRequest  # noqa: Y015
 
 @_typing.final
-class SetPlanResponse(_message.Message):
+class SetAccountPlanResponse(_message.Message):
     """The account after the change."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def account(self) -> Global___AccountDetail:
+    def account(self) -> Global___Account:
         """The account."""
 
     def __init__(
         self,
         *,
-        account: Global___AccountDetail | None = ...,
+        account: Global___Account | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -635,66 +636,184 @@ class SetPlanResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SetPlanResponse: _TypeAlias = SetPlanResponse  # noqa: Y015
+Global___SetAccountPlanResponse: _TypeAlias = SetAccountPlanResponse  # noqa: Y015
 
 @_typing.final
-class QueryUsageRequest(_message.Message):
-    """Asks for usage."""
+class ListUsageRequest(_message.Message):
+    """A page of usage records. With page_token, all fields but page_size must be those of the first page."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    QUERY_FIELD_NUMBER: _builtins.int
-    ACCOUNT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
-    account: _builtins.str
-    """Only this account. Default: all accounts."""
-    mode: Global___KeyMode.ValueType
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Only tasks of the account with this id. Default: all accounts."""
+    mode: _usage_pb2.Mode.ValueType
     """Only tasks in this mode. Default: both modes."""
+    page_size: _builtins.int
+    """The most records in a page; values above 1,000 are reduced to 1,000. A page may have fewer. Default: 100."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page. Default: the first page."""
     @_builtins.property
-    def query(self) -> _account_service_pb2.ListUsageRequest:
-        """The query, as in AccountService."""
+    def filter(self) -> _account_service_pb2.UsageFilter:
+        """Which records. Default: all."""
 
     def __init__(
         self,
         *,
-        query: _account_service_pb2.ListUsageRequest | None = ...,
-        account: _builtins.str = ...,
-        mode: Global___KeyMode.ValueType = ...,
+        filter: _account_service_pb2.UsageFilter | None = ...,
+        account_id: _builtins.str = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "mode", b"mode", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "filter", b"filter", "mode", b"mode", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___QueryUsageRequest: _TypeAlias = QueryUsageRequest  # noqa: Y015
+Global___ListUsageRequest: _TypeAlias = ListUsageRequest  # noqa: Y015
 
 @_typing.final
-class QueryUsageResponse(_message.Message):
-    """Usage."""
+class ListUsageResponse(_message.Message):
+    """The records."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    USAGE_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
-    def usage(self) -> _account_service_pb2.ListUsageResponse:
-        """The page, as in AccountService."""
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_account_service_pb2.UsageRecord]:
+        """Newest first."""
 
     def __init__(
         self,
         *,
-        usage: _account_service_pb2.ListUsageResponse | None = ...,
+        records: _abc.Iterable[_account_service_pb2.UsageRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___QueryUsageResponse: _TypeAlias = QueryUsageResponse  # noqa: Y015
+Global___ListUsageResponse: _TypeAlias = ListUsageResponse  # noqa: Y015
 
 @_typing.final
-class AuditRequest(_message.Message):
+class UsageGrouping(_message.Message):
+    """One of the properties by which records are summed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    METADATA_KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_DIMENSION_FIELD_NUMBER: _builtins.int
+    dimension: _account_service_pb2.UsageDimension.ValueType
+    """A property by which callers can also sum their records."""
+    metadata_key: _builtins.str
+    """The value of this key in the task's metadata; empty for tasks without the key."""
+    operator_dimension: Global___OperatorDimension.ValueType
+    """A property by which only the operator can sum."""
+    def __init__(
+        self,
+        *,
+        dimension: _account_service_pb2.UsageDimension.ValueType = ...,
+        metadata_key: _builtins.str = ...,
+        operator_dimension: Global___OperatorDimension.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "dimension", b"dimension", "metadata_key", b"metadata_key", "operator_dimension", b"operator_dimension"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "dimension", b"dimension", "metadata_key", b"metadata_key", "operator_dimension", b"operator_dimension"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_by: _TypeAlias = _typing.Literal["dimension", "metadata_key", "operator_dimension"]  # noqa: Y015
+    _WhichOneofArgType_by: _TypeAlias = _typing.Literal["by", b"by"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_by) -> _WhichOneofReturnType_by | None: ...
+
+Global___UsageGrouping: _TypeAlias = UsageGrouping  # noqa: Y015
+
+@_typing.final
+class SumUsageRequest(_message.Message):
+    """A page of sums. With page_token, all fields but page_size must be those of the first page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Only tasks of the account with this id. Default: all accounts."""
+    mode: _usage_pb2.Mode.ValueType
+    """Only tasks in this mode. Default: both modes, summed together."""
+    page_size: _builtins.int
+    """The most sums in a page; values above 10,000 are reduced to 10,000. A page may have fewer. Default: 10,000."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page. Default: the first page."""
+    @_builtins.property
+    def filter(self) -> _account_service_pb2.UsageFilter:
+        """Which records. Default: all."""
+
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageGrouping]:
+        """By what they are summed: up to 4 properties, each once. Default: one sum of all records, if there are any."""
+
+    def __init__(
+        self,
+        *,
+        filter: _account_service_pb2.UsageFilter | None = ...,
+        account_id: _builtins.str = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
+        group_by: _abc.Iterable[Global___UsageGrouping] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "filter", b"filter", "group_by", b"group_by", "mode", b"mode", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumUsageRequest: _TypeAlias = SumUsageRequest  # noqa: Y015
+
+@_typing.final
+class SumUsageResponse(_message.Message):
+    """The sums."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page; empty: this was the last page."""
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedCompositeFieldContainer[_account_service_pb2.UsageSum]:
+        """Ordered by their groups. All sums of a page are of the same moment."""
+
+    def __init__(
+        self,
+        *,
+        sums: _abc.Iterable[_account_service_pb2.UsageSum] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumUsageResponse: _TypeAlias = SumUsageResponse  # noqa: Y015
+
+@_typing.final
+class AuditLedgerRequest(_message.Message):
     """An audit of the whole store."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -708,7 +827,7 @@ class AuditRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AuditRequest: _TypeAlias = AuditRequest  # noqa: Y015
+Global___AuditLedgerRequest: _TypeAlias = AuditLedgerRequest  # noqa: Y015
 
 @_typing.final
 class AuditFinding(_message.Message):
@@ -745,14 +864,14 @@ class AuditFinding(_message.Message):
 Global___AuditFinding: _TypeAlias = AuditFinding  # noqa: Y015
 
 @_typing.final
-class AuditResponse(_message.Message):
+class AuditLedgerResponse(_message.Message):
     """The result of an audit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WALLETS_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
-    HOLDS_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
     COST_MICROS_FIELD_NUMBER: _builtins.int
     UNCOLLECTED_MICROS_FIELD_NUMBER: _builtins.int
     DIFFERENCE_MICROS_FIELD_NUMBER: _builtins.int
@@ -761,7 +880,7 @@ class AuditResponse(_message.Message):
     """Checked wallets: accounts, each in live and in test mode."""
     records: _builtins.int
     """Recomputed usage records."""
-    holds: _builtins.int
+    reservations: _builtins.int
     """Tasks with a reservation."""
     cost_micros: _builtins.int
     """The sum of all charges, in millionths of a credit."""
@@ -778,7 +897,7 @@ class AuditResponse(_message.Message):
         *,
         wallets: _builtins.int = ...,
         records: _builtins.int = ...,
-        holds: _builtins.int = ...,
+        reservations: _builtins.int = ...,
         cost_micros: _builtins.int = ...,
         uncollected_micros: _builtins.int = ...,
         difference_micros: _builtins.int = ...,
@@ -786,8 +905,8 @@ class AuditResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micros", b"cost_micros", "difference_micros", b"difference_micros", "findings", b"findings", "holds", b"holds", "records", b"records", "uncollected_micros", b"uncollected_micros", "wallets", b"wallets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_micros", b"cost_micros", "difference_micros", b"difference_micros", "findings", b"findings", "records", b"records", "reservations", b"reservations", "uncollected_micros", b"uncollected_micros", "wallets", b"wallets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AuditResponse: _TypeAlias = AuditResponse  # noqa: Y015
+Global___AuditLedgerResponse: _TypeAlias = AuditLedgerResponse  # noqa: Y015

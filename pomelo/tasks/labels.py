@@ -1,0 +1,39 @@
+"""The labels of a task, which have no effect on its output: the end user's id, and the caller's metadata."""
+
+from __future__ import annotations
+
+from pomelo.errors import invalid
+from pomelo.fields import MAX_USER_CHARACTERS
+from pomelo.gen.v1.task_pb2 import TaskSpec
+
+MAX_PAIRS = 16
+MAX_KEY_CHARACTERS = 64
+MAX_VALUE_CHARACTERS = 512
+
+
+def check_labels(spec: TaskSpec) -> None:
+    """Refuses a user or metadata that are too long.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    if len(spec.user) > MAX_USER_CHARACTERS:
+        raise invalid("user", f"at most {MAX_USER_CHARACTERS} characters", maximum=MAX_USER_CHARACTERS)
+    if not spec.metadata:
+        return
+    if len(spec.metadata) > MAX_PAIRS:
+        raise invalid("metadata", f"at most {MAX_PAIRS} pairs", maximum=MAX_PAIRS)
+    for key, value in spec.metadata.items():
+        if not 0 < len(key) <= MAX_KEY_CHARACTERS or "\0" in key:
+            raise invalid(
+                "metadata",
+                f"pairs whose keys have 1 to {MAX_KEY_CHARACTERS} characters, without NUL",
+                minimum=1,
+                maximum=MAX_KEY_CHARACTERS,
+            )
+        if len(value) > MAX_VALUE_CHARACTERS or "\0" in value:
+            raise invalid(
+                f"metadata.{key}",
+                f"text of at most {MAX_VALUE_CHARACTERS} characters, without NUL",
+                maximum=MAX_VALUE_CHARACTERS,
+            )

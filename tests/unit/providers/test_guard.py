@@ -1,0 +1,126 @@
+"""The events that a provider may yield for each task type, and those for which its task fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pomelo.catalog.catalog import Route
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
+from pomelo.gen.v1.speech_pb2 import AudioChunk, Transcription
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskStarted
+from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, ImagePart, Message, Role, TextDelta, TextOutput
+from pomelo.providers.base import Job
+from pomelo.providers.chunks import MAX_TEXT_CHARS
+from pomelo.providers.guard import GuardedEvents
+from pomelo.providers.text import completed_text
+from pomelo.testing.samples import sample
+
+STOP = FinishReason.FINISH_REASON_STOP
+WORD = TaskEvent(text_delta=TextDelta(text="Hi"))
+TEXT = completed_text("", STOP, None)
+PROGRESS = TaskEvent(image_progress=ImageProgress(progress=0.5))
+IMAGE = TaskEvent(
+    completed=TaskResult(image=ImageOutput(images=[GeneratedImage(data=b"x", content_type="image/png")]))
+)
+TRANSCRIPT = TaskEvent(completed=TaskResult(transcription=Transcription(text="Hi")))
+AUDIO = TaskEvent(audio_chunk=AudioChunk(data=b"x", content_type="audio/mpeg"))
+AN_IMAGE = ContentPart(image=ImagePart())
+
+
+def message(*parts: ContentPart, role: Any = Role.ROLE_ASSISTANT) -> TaskEvent:
+    """A text whose last event has a message of these parts."""
+    output = TextOutput(message=Message(role=role, content=parts), finish_reason=STOP)
+    return TaskEvent(completed=TaskResult(text=output))
+
+
+async def guarded(task_type: str, *yielded: TaskEvent, stream: bool = True) -> list[TaskEvent]:
+    """The events that pass the guard."""
+
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        for event in yielded:
+            yield event
+
+    job = replace(sample(task_type, Route("acme", "large")), stream=stream)
+    return [event async for event in GuardedEvents(method, task_type, job)]
+
+
+@pytest.mark.parametrize(
+    ("task_type", "events"),
+    [
+        ("text", [WORD, WORD, TEXT]),
+        ("text", [TEXT]),
+        ("text", [WORD, message(ContentPart(text=" there"))]),
+        ("text", [message(ContentPart(text="a"), ContentPart(text="b"))]),
+        ("text", [message()]),
+        ("image", [PROGRESS, IMAGE]),
+        ("image", [IMAGE]),
+        ("speech_to_text", [TRANSCRIPT]),
+        ("text_to_speech", [AUDIO, AUDIO]),
+        ("speech_to_speech", [AUDIO]),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_events_of_a_task_type_are_passed_on_unchanged(
+    task_type: str, events: list[TaskEvent], stream: bool
+) -> None:
+    assert await guarded(task_type, *events, stream=stream) == events
+
+
+@pytest.mark.parametrize(
+    ("task_type", "events", "logged"),
+    [
+        ("text", [WORD, TEXT, WORD], "yielded an event after the last one"),
+        ("text", [TEXT, TEXT], "yielded an event after the last one"),
+        ("image", [IMAGE, PROGRESS], "yielded an event after the last one"),
+        ("speech_to_text", [TRANSCRIPT, TRANSCRIPT], "yielded an event after the last one"),
+        ("text", [WORD, TaskEvent()], "yielded an empty event for a task of type text"),
+        ("text", [TaskEvent(started=TaskStarted())], "yielded started for a task of type text"),
+        ("text", [AUDIO], "yielded audio_chunk for a task of type text"),
+        ("image", [WORD], "yielded text_delta for a task of type image"),
+        ("text_to_speech", [TEXT], "yielded completed for a task of type text_to_speech"),
+        ("speech_to_speech", [TRANSCRIPT], "yielded completed for a task of type speech_to_speech"),
+        ("text", [TaskEvent(completed=TaskResult())], "yielded a result with no output"),
+        ("text", [IMAGE], "yielded a result with image"),
+        ("image", [TRANSCRIPT], "yielded a result with transcription"),
+        ("speech_to_text", [TEXT], "yielded a result with text"),
+        (
+            "text",
+            [TaskEvent(completed=TaskResult(text=TextOutput()))],
+            "yielded a text without its finish_reason",
+        ),
+        ("text", [completed_text("", 77, None)], "yielded the unknown finish_reason 77"),  # type: ignore[arg-type]
+        (
+            "text",
+            [message(ContentPart(text="Hi"), role=Role.ROLE_USER)],
+            "yielded a message of the role 2 instead of the assistant's",
+        ),
+        ("text", [message(role=0)], "yielded a message of the role 0 instead of the assistant's"),
+        ("text", [message(ContentPart(text="Hi"), AN_IMAGE)], "yielded a message with image"),
+        ("text", [message(ContentPart())], "yielded a message with an empty part"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_any_other_event_is_logged_and_fails_the_task(
+    caplog: pytest.LogCaptureFixture, task_type: str, events: list[TaskEvent], logged: str, stream: bool
+) -> None:
+    with pytest.raises(PomeloError) as raised:
+        await guarded(task_type, *events, stream=stream)
+    assert raised.value.code == "provider_failed"
+    assert [record.getMessage() for record in caplog.records] == [f"request : the provider acme {logged}"]
+
+
+async def test_a_long_text_at_the_end_of_a_stream_is_split() -> None:
+    text = "x" * MAX_TEXT_CHARS + "y"
+    delta, last = await guarded("text", completed_text(text, STOP, None))
+    assert delta.text_delta.text == "x" * MAX_TEXT_CHARS
+    assert last == completed_text("y", STOP, None)
+
+
+async def test_a_long_text_of_a_whole_response_is_not_split() -> None:
+    event = completed_text("x" * (MAX_TEXT_CHARS + 1), STOP, None)
+    assert await guarded("text", event, stream=False) == [event]
