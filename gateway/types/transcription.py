@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from google.protobuf.duration_pb2 import Duration
-
 from gateway.openapi.schema import object_of
 from gateway.types import fields
 from gateway.types.base import Link, TaskFormat, open_object, result_schema
@@ -11,6 +9,7 @@ from gateway.types.speech import LANGUAGE_CODE
 from pomelo.fields import SPEECH_TO_TEXT_FIELDS
 from pomelo.gen.v1.speech_pb2 import TimestampGranularity
 from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.times import from_duration
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:
@@ -18,19 +17,14 @@ def render_result(result: TaskResult, link: Link) -> bytes:
     words = [
         {
             "text": word.text,
-            "start": _seconds(word.start_offset),
-            "end": _seconds(word.end_offset),
+            "start": from_duration(word.start_offset),
+            "end": from_duration(word.end_offset),
             "speaker": word.speaker or None,
         }
         for word in transcription.words
     ]
     members = {"text": transcription.text, "language": transcription.language_code, "words": words}
     return open_object(result, "speech.transcription", **members) + b"}"
-
-
-def _seconds(offset: Duration) -> float:
-    # One division of whole numbers: the sum of seconds and a fraction would be rounded twice.
-    return (offset.seconds * 10**9 + offset.nanos) / 10**9
 
 
 _WORD = {

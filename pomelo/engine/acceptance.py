@@ -103,8 +103,8 @@ class Acceptance:
             )
         size = spec.ByteSize()
         large = size > LARGE
-        await _examine(large, check_no_unknown_fields, spec, size)
-        check_no_unknown_fields(options, options.ByteSize())
+        await _examine(large, check_no_unknown_fields, spec, size, "the task")
+        check_no_unknown_fields(options, options.ByteSize(), "the options")
         task_input = getattr(spec, definition.name)
         large = await self._check(task_input, model, definition, principal, large)
         check_labels(spec)

@@ -23,6 +23,10 @@ from pomelo.media.store import MediaStore
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, ReplayedAnswer
 from pomelo.tasks.base import max_inline
 
+_ANSWER_FORM = b"2"
+"""Part of every fingerprint. It changes with the messages of stored answers, so that an answer of another
+form has another fingerprint, and is never read as one of this form."""
+
 MEDIA_GRACE_SECONDS = 60.0
 """Seconds that a file outlives the answer that it belongs to, which is settled a little later."""
 
@@ -79,7 +83,7 @@ async def fingerprint(spec: TaskSpec, audio: AudioSource | None) -> bytes:
     Raises:
         PomeloError: store_unavailable.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_ANSWER_FORM)
     if audio is not None:
         digest.update(await asyncio.to_thread(_digest, audio))
         without_audio = TaskSpec()

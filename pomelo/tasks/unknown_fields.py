@@ -14,12 +14,15 @@ _COPIED = 256 * 1024
 time of a search; a search copies no large texts and media."""
 
 
-def check_no_unknown_fields(message: Message, size: int) -> None:
-    """Refuses a message, of `size` bytes, with a field at any depth that its type does not have.
+def check_no_unknown_fields(message: Message, size: int, label: str) -> None:
+    """Refuses a message, of `size` bytes, with a field at any depth that its type does not have. The error
+    calls the message `label`.
 
     Raises:
         PomeloError: invalid_parameter, with the path of the message that contains it.
     """
+    if not size:
+        return
     if size <= _COPIED:
         known = type(message)()
         known.CopyFrom(message)
@@ -29,7 +32,7 @@ def check_no_unknown_fields(message: Message, size: int) -> None:
     for path, number in _unknown_fields(message, ""):
         raise PomeloError(
             "invalid_parameter",
-            f"Unknown field {number} of {path or 'the task'}: this server does not have it. "
+            f"Unknown field {number} of {path or label}: this server does not have it. "
             "Leave it out, or use the server's version of the contract",
             field=path or None,
             values={"fieldNumber": number},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,13 @@ async def digest(body: dict[str, Any], audio: AudioSource | None = None) -> byte
 
 SPEECH = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
 CHANGED = {"model": "eleven-labs-sts", "voice": "adam", "audio": "AAAA"}
+
+
+async def test_an_answer_of_the_previous_form_has_another_fingerprint() -> None:
+    # This serializes to the bytes whose digest was the fingerprint of the answers of the previous form.
+    spec = to_task({"model": "flux-1-pro", "prompt": "A kite"})
+    previous = hashlib.sha256(spec.SerializeToString(deterministic=True)).digest()
+    assert await idempotency.fingerprint(spec, None) != previous
 
 
 async def test_the_response_format_does_not_change_the_fingerprint() -> None:

@@ -36,7 +36,7 @@ def refusal(message: Message) -> tuple[str, str, str | None] | None:
     """The code, the message and the field of the refusal of a message that arrives; None if it is accepted."""
     data = message.SerializeToString()
     try:
-        check_no_unknown_fields(type(message).FromString(data), len(data))
+        check_no_unknown_fields(type(message).FromString(data), len(data), "the task")
     except PomeloError as error:
         return error.code, error.message, error.field
     return None
@@ -140,7 +140,7 @@ def test_a_long_conversation_of_short_messages_is_examined_by_a_copy() -> None:
 
     def cpu_seconds(size: int) -> float:
         began = time.process_time()
-        check_no_unknown_fields(spec, size)
+        check_no_unknown_fields(spec, size, "the task")
         return time.process_time() - began
 
     # A message that is said to be larger is searched.
