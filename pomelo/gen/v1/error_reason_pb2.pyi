@@ -29,7 +29,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: a call without an `authorization` header.
     """
     ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 2
-    """The key may not use the model. PERMISSION_DENIED, HTTP 403.
+    """The key or its account's plan may not use the model, or the plan no longer exists. PERMISSION_DENIED, HTTP 403.
     Metadata: field, model, plan.
     Example: a key made with `--models gpt-4` asks for flux-1-pro.
     """
@@ -200,7 +200,7 @@ ERROR_REASON_INVALID_API_KEY: ErrorReason.ValueType  # 1
 Example: a call without an `authorization` header.
 """
 ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 2
-"""The key may not use the model. PERMISSION_DENIED, HTTP 403.
+"""The key or its account's plan may not use the model, or the plan no longer exists. PERMISSION_DENIED, HTTP 403.
 Metadata: field, model, plan.
 Example: a key made with `--models gpt-4` asks for flux-1-pro.
 """
