@@ -107,7 +107,7 @@ class Media(_message.Message):
     """Its size in bytes."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is deleted."""
+        """The file is stored, and its link works, at least until this time."""
 
     def __init__(
         self,
