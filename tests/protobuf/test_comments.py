@@ -69,8 +69,10 @@ def test_a_comment_states_the_rule_of_its_field(message: str, field: str) -> Non
         assert re.findall(rf"from ({_NUMBER})", comment) == [str(rule.minimum)], comment
     if rule.max_items is not None:
         assert f"{rule.max_items:,}" in comment, comment
-    if type(rule.default) is int:
-        assert f"Default: {rule.default}." in comment, comment
+    defaults = re.findall(rf"Default: ({_NUMBER})\.", comment)
+    assert defaults == ([str(rule.default)] if type(rule.default) is int else []), comment
+    if rule.max_length is not None:
+        assert f"1 to {rule.max_length:,} " in comment, comment
 
 
 def test_the_comments_of_messages_and_labels_state_their_limits() -> None:
