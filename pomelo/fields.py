@@ -165,7 +165,8 @@ def check_enum(message: Any, field: str, enum: Any) -> None:
     Raises:
         PomeloError: invalid_parameter.
     """
-    if getattr(message, field) not in enum.values():
+    value = getattr(message, field)
+    if value and value not in enum.values():
         raise invalid(field, "one of the documented values")
 
 
