@@ -27,7 +27,7 @@ def new_result(job: Job[Any], create_time: int) -> TaskResult:
 
 def started_event(result: TaskResult) -> TaskEvent:
     """The first event of the stream that ends with `result`."""
-    event = TaskEvent()
+    event = TaskEvent(sequence_number=1)
     started = event.started
     started.id = result.id
     started.create_time.CopyFrom(result.create_time)
