@@ -440,7 +440,7 @@ class UsageFilter(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Only tasks that ended before this time. Default: until now."""
+        """Only tasks that ended before this time. Default: no bound."""
 
     def __init__(
         self,
@@ -638,7 +638,7 @@ class SumUsageResponse(_message.Message):
     """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def sums(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageSum]:
-        """Ordered by their groups. All sums of a page are of the same moment."""
+        """Ordered by their groups. All sums of a page were computed at the same moment."""
 
     def __init__(
         self,
