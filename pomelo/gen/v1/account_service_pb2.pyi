@@ -67,7 +67,7 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     USAGE_DIMENSION_USER: _UsageDimension.ValueType  # 4
     """The task's user; empty for tasks without one."""
     USAGE_DIMENSION_TASK_TYPE: _UsageDimension.ValueType  # 5
-    """The task type, such as text-to-speech."""
+    """The task type, by its field in TaskSpec, such as text_to_speech."""
     USAGE_DIMENSION_PROVIDER: _UsageDimension.ValueType  # 6
     """The provider that answered."""
     USAGE_DIMENSION_PROTOCOL: _UsageDimension.ValueType  # 7
@@ -87,7 +87,7 @@ USAGE_DIMENSION_DAY: UsageDimension.ValueType  # 3
 USAGE_DIMENSION_USER: UsageDimension.ValueType  # 4
 """The task's user; empty for tasks without one."""
 USAGE_DIMENSION_TASK_TYPE: UsageDimension.ValueType  # 5
-"""The task type, such as text-to-speech."""
+"""The task type, by its field in TaskSpec, such as text_to_speech."""
 USAGE_DIMENSION_PROVIDER: UsageDimension.ValueType  # 6
 """The provider that answered."""
 USAGE_DIMENSION_PROTOCOL: UsageDimension.ValueType  # 7
