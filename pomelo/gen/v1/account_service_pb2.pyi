@@ -357,7 +357,7 @@ class UsageRecord(_message.Message):
     source: Global___UsageSource.ValueType
     """Who counted the usage."""
     complete: _builtins.bool
-    """False for an interrupted answer; it costs what was delivered."""
+    """False for an interrupted answer; it costs what was delivered, and a text also its input."""
     processing_ms: _builtins.int
     """Milliseconds from the task's reservation to its end."""
     first_byte_ms: _builtins.int
