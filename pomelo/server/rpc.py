@@ -29,7 +29,7 @@ _RESET_TIME = 0.25
 
 
 class TimeoutReason(NamedTuple):
-    """What a call reports whose time is over: an error's code and message (empty: the default of the code),
+    """The error of a call whose time is over: its code and message (empty: the default of the code),
     and the limit in seconds that the message names."""
 
     code: str

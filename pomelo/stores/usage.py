@@ -138,8 +138,8 @@ class UsageQuery:
 
 @dataclass(frozen=True, slots=True)
 class UsageTotal:
-    """The sums of the records that are equal in every grouping. `groups` are what they are equal in, in the
-    order of the groupings.
+    """The sums of the records that are equal in every grouping. `groups` are the values of the groupings,
+    in the same order.
 
     All fields after `tasks` are summed columns.
     """

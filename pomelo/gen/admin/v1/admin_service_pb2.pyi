@@ -796,7 +796,7 @@ class SumUsageResponse(_message.Message):
     """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def sums(self) -> _containers.RepeatedCompositeFieldContainer[_account_service_pb2.UsageSum]:
-        """Ordered by their groups. All sums of a page are of the same moment."""
+        """Ordered by their groups. All sums of a page were computed at the same moment."""
 
     def __init__(
         self,
