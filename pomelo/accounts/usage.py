@@ -213,9 +213,11 @@ def _grouping(grouping: pb.UsageGrouping | admin_pb.UsageGrouping) -> Grouping:
             raise missing("group_by")
         case "metadata_key":
             try:
-                return MetadataKey(grouping.metadata_key)
+                if grouping.metadata_key:
+                    return MetadataKey(grouping.metadata_key)
             except ValueError:
-                raise invalid("group_by", "a metadata_key without NUL") from None
+                pass
+            raise invalid("group_by", "a metadata_key of at least one character, without NUL")
         case "dimension":
             found = _DIMENSIONS.get(grouping.dimension)
         case _:

@@ -179,9 +179,11 @@ class Acceptance:
             PomeloError: what is wrong with the input, or with a file.
         """
         if not large:
-            with suppress(_FileNeededError):
+            try:
                 definition.check(task_input, model, _need_file)
                 return False
+            except _FileNeededError:
+                pass
         files = _ImageFiles(self._media, principal)
         await asyncio.to_thread(definition.check, task_input, model, files.read)
         return True

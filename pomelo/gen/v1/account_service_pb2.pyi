@@ -529,7 +529,7 @@ class UsageGrouping(_message.Message):
     dimension: Global___UsageDimension.ValueType
     """A property that every record has."""
     metadata_key: _builtins.str
-    """The value of this key in the task's metadata; empty for tasks without the key."""
+    """The value of this key, of at least one character, in the task's metadata; empty for tasks without the key."""
     def __init__(
         self,
         *,

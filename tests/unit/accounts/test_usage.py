@@ -333,6 +333,7 @@ def test_each_grouping_of_a_request_is_one_of_the_store(
             "invalid_parameter",
         ),
         ([pb.UsageGrouping(metadata_key="a\0b")], "invalid_parameter"),
+        ([pb.UsageGrouping(metadata_key="")], "invalid_parameter"),
         ([pb.UsageGrouping(dimension=pb.USAGE_DIMENSION_KEY)] * 2, "invalid_parameter"),
         ([pb.UsageGrouping(metadata_key=name) for name in "abcde"], "invalid_parameter"),
     ],

@@ -718,7 +718,7 @@ class UsageGrouping(_message.Message):
     dimension: _account_service_pb2.UsageDimension.ValueType
     """A property by which callers can also sum their records."""
     metadata_key: _builtins.str
-    """The value of this key in the task's metadata; empty for tasks without the key."""
+    """The value of this key, of at least one character, in the task's metadata; empty for tasks without the key."""
     operator_dimension: Global___OperatorDimension.ValueType
     """A property by which callers can't sum."""
     def __init__(
