@@ -250,28 +250,37 @@ def _need_file(media_id: str, field: str) -> bytes:
 
 
 class _ImageFiles:
-    """The files of one task that are images."""
+    """The files of one task that are images. Each is read once, however many parts name it."""
 
     def __init__(self, media: MediaStore, principal: Principal) -> None:
         self._media = media
         self._principal = principal
+        self._contents: dict[str, bytes] = {}
         self.size = 0
-        """Bytes of the files that were read."""
+        """Bytes of the files, as often as they are named."""
 
     def read(self, media_id: str, field: str) -> bytes:
-        path, media = _find(self._media, media_id, self._principal, field)
-        if self.size + media.size_bytes > MAX_IMAGE_FILES:
+        data = self._contents.get(media_id)
+        if data is None:
+            path, media = _find(self._media, media_id, self._principal, field)
+            self._count(media.size_bytes, field)
+            try:
+                data = self._contents[media_id] = path.read_bytes()
+            except OSError as error:
+                raise PomeloError("store_unavailable") from error
+        else:
+            self._count(len(data), field)
+        return data
+
+    def _count(self, size: int, field: str) -> None:
+        if self.size + size > MAX_IMAGE_FILES:
             raise PomeloError(
                 "payload_too_large",
                 f"The images' files have more than {MAX_IMAGE_FILES:,} bytes in all. Send smaller ones",
                 field=field,
                 values={"maxBytes": MAX_IMAGE_FILES},
             )
-        self.size += media.size_bytes
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
+        self.size += size
 
 
 def _find(media: MediaStore, media_id: str, principal: Principal, field: str) -> tuple[Path, Media]:
