@@ -3,11 +3,13 @@ headers."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from pomelo.errors import PomeloError, invalid
@@ -158,6 +160,20 @@ class Call:
             key_error=key_error,
             response_headers={"X-Request-Id": request_id},
         )
+
+
+@asynccontextmanager
+async def before_deadline(call: Call) -> AsyncIterator[None]:
+    """Ends the body at the call's deadline.
+
+    Raises:
+        PomeloError: deadline_exceeded.
+    """
+    try:
+        async with asyncio.timeout_at(call.deadline):
+            yield
+    except TimeoutError as error:
+        raise PomeloError("deadline_exceeded") from error
 
 
 def _repeated_headers(names: Iterable[str]) -> set[str]:

@@ -13,7 +13,7 @@ from pomelo.accounts.access import Access
 from pomelo.accounts.modes import to_mode
 from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader, read_filter, read_groupings
-from pomelo.call import Call
+from pomelo.call import Call, before_deadline
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.admin.v1.admin_service_pb2 import Account
 from pomelo.gen.v1 import account_service_pb2 as pb
@@ -71,11 +71,12 @@ class LocalAccounts:
         """Waits for the turn of a report of usage. Yields the query of the caller's records."""
         principal = await self._access.identify(call)
         query = read_filter(usage_filter, principal.account, principal.live)
-        await self._reports.acquire(principal.account)
-        try:
-            yield query
-        finally:
-            self._reports.release(principal.account)
+        async with before_deadline(call):
+            await self._reports.acquire(principal.account)
+            try:
+                yield query
+            finally:
+                self._reports.release(principal.account)
 
 
 class AccountAdmin:

@@ -282,6 +282,9 @@ async def test_an_account_runs_two_reports_at_a_time_and_the_others_wait(store: 
         group.create_task(accounts.sum_usage(pb.SumUsageRequest(), call_of(None)))
         await until(lambda: "other" in started)
         assert started == ["default", "default", "other"]
+        keys._principal = Principal("default", "key", True, plan="pro")
+        with refused("deadline_exceeded"):
+            await accounts.sum_usage(pb.SumUsageRequest(), call_of(None, 0.05))
         for left in reports[8:]:
             left.cancel()
         go_on.set()
