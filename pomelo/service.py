@@ -204,7 +204,7 @@ class AccountService(Protocol):
         """Returns a page of usage records, newest first.
 
         Raises:
-            PomeloError: invalid_api_key, invalid_parameter, store_unavailable.
+            PomeloError: invalid_api_key, invalid_parameter, deadline_exceeded, store_unavailable.
         """
         ...
 
@@ -212,7 +212,8 @@ class AccountService(Protocol):
         """Returns a page of sums of usage records, ordered by their groups.
 
         Raises:
-            PomeloError: invalid_api_key, missing_parameter, invalid_parameter, store_unavailable.
+            PomeloError: invalid_api_key, missing_parameter, invalid_parameter, deadline_exceeded,
+                store_unavailable.
         """
         ...
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.fields import FIELD_RULES, MAX_PARTS, MAX_USER_CHARACTERS, FieldRule
+from pomelo.fields import FIELD_RULES, MAX_METADATA_VALUE, MAX_PARTS, MAX_USER_CHARACTERS, FieldRule
 from pomelo.gen.v1.task_pb2 import TaskSpec, TaskType
-from pomelo.tasks.labels import MAX_KEY_CHARACTERS, MAX_PAIRS, MAX_VALUE_CHARACTERS
+from pomelo.tasks.labels import MAX_KEY_CHARACTERS, MAX_PAIRS
 
 PROTO = Path(__file__).parents[2] / "proto" / "pomelo" / "v1"
 _FIELD = re.compile(r"((?:^ *// .*\n)+) *(?:optional |repeated )?[\w.<>, ]+ (\w+) = \d+;", re.MULTILINE)
@@ -80,6 +80,6 @@ def test_the_comments_of_messages_and_labels_state_their_limits() -> None:
     labels = comments("TaskSpec")
     assert f"up to {MAX_USER_CHARACTERS} characters" in labels["user"]
     assert (
-        f"up to {MAX_PAIRS} pairs, keys of 1 to {MAX_KEY_CHARACTERS} characters, values of up to {MAX_VALUE_CHARACTERS}"
+        f"up to {MAX_PAIRS} pairs, keys of 1 to {MAX_KEY_CHARACTERS} characters, values of up to {MAX_METADATA_VALUE}"
         in labels["metadata"]
     )
