@@ -225,7 +225,7 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description="When the first byte of a sound leaves.")
     parser.add_argument("--calls", type=int, default=500, help="calls of each way")
-    parser.add_argument("--at-once", type=int, default=1, help="how many of them at once")
+    parser.add_argument("--at-once", type=int, default=1, help="how many of them concurrently")
     parser.add_argument("--role", choices=("vendor", "relay"), help=argparse.SUPPRESS)
     parser.add_argument("--target", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -38,6 +38,7 @@ _DIMENSIONS = {
     "key": pb.USAGE_DIMENSION_KEY,
     "day": pb.USAGE_DIMENSION_DAY,
 }
+_MODES = {Mode.MODE_LIVE: "live", Mode.MODE_TEST: "test"}
 _SOURCES = {
     pb.USAGE_SOURCE_PROVIDER: "provider",
     pb.USAGE_SOURCE_ESTIMATED: "estimated",
@@ -252,7 +253,7 @@ def _counts(usage: Usage) -> dict[str, Any]:
 
 
 def _mode_name(mode: Mode.ValueType) -> str:
-    return Mode.Name(mode).removeprefix("MODE_").lower()
+    return _MODES.get(mode, "unknown")
 
 
 def _with_amounts(fields: dict[str, Any], **micros: int) -> bytes:

@@ -3,11 +3,13 @@ headers."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from pomelo.errors import PomeloError, invalid
@@ -80,7 +82,8 @@ class Call:
 
     `response_headers` has the headers of the response, named as in the documentation. It is complete before a
     task's first event and on every error. `response_trailers` has those that are known only at a stream's
-    end. `at_end` are the functions that `end` runs.
+    end. `at_end` are the functions that `end` runs. `reserve` counts more bytes as buffered by an admitted
+    call, as `pomelo.service.Visit.reserve` does.
     """
 
     api_key: str | None
@@ -97,6 +100,7 @@ class Call:
     response_headers: dict[str, str] = field(default_factory=dict)
     response_trailers: dict[str, str] = field(default_factory=dict)
     at_end: list[Callable[[], None]] = field(default_factory=list)
+    reserve: Callable[[int], None] = lambda size: None
 
     def end(self) -> None:
         """Deletes the uploads that belong to this call only. Idempotent."""
@@ -156,6 +160,20 @@ class Call:
             key_error=key_error,
             response_headers={"X-Request-Id": request_id},
         )
+
+
+@asynccontextmanager
+async def before_deadline(call: Call) -> AsyncIterator[None]:
+    """Ends the body at the call's deadline.
+
+    Raises:
+        PomeloError: deadline_exceeded.
+    """
+    try:
+        async with asyncio.timeout_at(call.deadline):
+            yield
+    except TimeoutError as error:
+        raise PomeloError("deadline_exceeded") from error
 
 
 def _repeated_headers(names: Iterable[str]) -> set[str]:

@@ -23,6 +23,9 @@ MAX_TOTAL_PARTS = 10_000
 
 MAX_STOPS = 4
 MAX_USER_CHARACTERS = 256
+MAX_METADATA_VALUE = 512
+"""Characters of a value of metadata."""
+
 MAX_SEED = 2**53 - 1
 MAX_SPEECH_SEED = 2**32 - 1
 MIN_SIDE, MAX_SIDE = 64, 2048
@@ -165,7 +168,8 @@ def check_enum(message: Any, field: str, enum: Any) -> None:
     Raises:
         PomeloError: invalid_parameter.
     """
-    if getattr(message, field) not in enum.values():
+    value = getattr(message, field)
+    if value and value not in enum.values():
         raise invalid(field, "one of the documented values")
 
 

@@ -113,8 +113,8 @@ class ModelService(Protocol):
         """Returns one model.
 
         Raises:
-            PomeloError: invalid_api_key, model_not_found, model_not_allowed (checked in this order), or
-                store_unavailable.
+            PomeloError: invalid_api_key, missing_parameter, model_not_found, model_not_allowed (checked in
+                this order), or store_unavailable.
         """
         ...
 
@@ -183,8 +183,8 @@ class MediaService(Protocol):
         `signature` is the query string of a signed link, which replaces the key; or empty.
 
         Raises:
-            PomeloError: on entering: invalid_api_key (without a signature or a valid key), not_found,
-                store_unavailable; later: provider_unavailable when the file is truncated.
+            PomeloError: on entering: invalid_api_key (without a signature or a valid key), missing_parameter,
+                not_found, store_unavailable; later: provider_unavailable when the file is truncated.
         """
         ...
 
@@ -204,7 +204,7 @@ class AccountService(Protocol):
         """Returns a page of usage records, newest first.
 
         Raises:
-            PomeloError: invalid_api_key, invalid_parameter, store_unavailable.
+            PomeloError: invalid_api_key, invalid_parameter, deadline_exceeded, store_unavailable.
         """
         ...
 
@@ -212,7 +212,8 @@ class AccountService(Protocol):
         """Returns a page of sums of usage records, ordered by their groups.
 
         Raises:
-            PomeloError: invalid_api_key, missing_parameter, invalid_parameter, store_unavailable.
+            PomeloError: invalid_api_key, missing_parameter, invalid_parameter, deadline_exceeded,
+                store_unavailable.
         """
         ...
 

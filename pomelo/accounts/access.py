@@ -140,6 +140,7 @@ class Access:
         except PomeloError:
             await self.report_limits(call, principal)
             raise
+        call.reserve = ticket.reserve
         return Visit(self, call, principal, ticket)
 
     async def check_refused(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from pomelo import times
 from pomelo.accounts import pages
@@ -12,15 +13,20 @@ from pomelo.accounts.access import Access
 from pomelo.accounts.modes import to_mode
 from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader, read_filter, read_groupings
-from pomelo.call import Call
+from pomelo.call import Call, before_deadline
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.admin.v1.admin_service_pb2 import Account
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.ids import new_id
+from pomelo.in_flight import FairSemaphore
 from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS
 from pomelo.stores.accounts import AccountRecord, AccountStore, Balance, Grant, UnknownAccountError, Wallet
+from pomelo.stores.usage import UsageQuery
 
 MAX_NOTE = 200
+
+_REPORTS = 2
+"""Reports of usage that run for an account at a time: one may read every record, and take 20 MiB."""
 
 _MAX_MICROS = MAX_CREDITS * MICROS
 
@@ -35,6 +41,7 @@ class LocalAccounts:
         self._store = store
         self._usage = usage
         self._access = access
+        self._reports = FairSemaphore(_REPORTS)
 
     async def get_account(self, call: Call) -> pb.Account:
         principal = await self._access.identify(call)
@@ -49,17 +56,27 @@ class LocalAccounts:
         )
 
     async def list_usage(self, request: pb.ListUsageRequest, call: Call) -> pb.ListUsageResponse:
-        principal = await self._access.identify(call)
-        query = read_filter(request.filter, principal.account, principal.live)
-        records, token = await self._usage.list_records(query, request.page_size, request.page_token)
+        async with self._report(request.filter, call) as query:
+            records, token = await self._usage.list_records(query, request.page_size, request.page_token)
         return pb.ListUsageResponse(records=records, next_page_token=token)
 
     async def sum_usage(self, request: pb.SumUsageRequest, call: Call) -> pb.SumUsageResponse:
-        principal = await self._access.identify(call)
-        query = read_filter(request.filter, principal.account, principal.live)
-        by = read_groupings(request.group_by)
-        sums, token = await self._usage.sum_records(query, by, request.page_size, request.page_token)
+        async with self._report(request.filter, call) as query:
+            by = read_groupings(request.group_by)
+            sums, token = await self._usage.sum_records(query, by, request.page_size, request.page_token)
         return pb.SumUsageResponse(sums=sums, next_page_token=token)
+
+    @asynccontextmanager
+    async def _report(self, usage_filter: pb.UsageFilter, call: Call) -> AsyncIterator[UsageQuery]:
+        """Waits for the turn of a report of usage. Yields the query of the caller's records."""
+        principal = await self._access.identify(call)
+        query = read_filter(usage_filter, principal.account, principal.live)
+        async with before_deadline(call):
+            await self._reports.acquire(principal.account)
+            try:
+                yield query
+            finally:
+                self._reports.release(principal.account)
 
 
 class AccountAdmin:

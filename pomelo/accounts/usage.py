@@ -17,6 +17,7 @@ from pomelo import times
 from pomelo.accounts import pages
 from pomelo.accounts.modes import to_mode
 from pomelo.errors import invalid, missing
+from pomelo.fields import MAX_METADATA_VALUE, MAX_USER_CHARACTERS
 from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -39,6 +40,12 @@ MAX_SUMS = 10_000
 
 _MAX_SUMS_BYTES = 3 * 1024 * 1024
 """The maximum size of a page of sums: a gRPC client takes 4 MiB by default."""
+
+_RECORDS_STEP = 100
+"""The records that are read at a time: with their metadata each may have 60 kB."""
+
+_MAX_GROUPS_BYTES = 8 * 1024 * 1024
+"""The maximum size of the groups of a page of sums while it is computed."""
 
 _SIGNATURE_BYTES = 16
 """The length of a page token's signature."""
@@ -92,16 +99,25 @@ class UsageReader:
         """
         size = pages.page_size(page_size)
         after = self._read_token(page_token, repr(query)).decode() if page_token else ""
+        records: list[pb.UsageRecord] = []
+        limit = _RECORDS_STEP
         while True:
             try:
-                found, next_after = await self._store.list_usage(query, limit=size, after=after)
+                found, next_after = await self._store.list_usage(
+                    query, limit=min(size - len(records), limit), after=after
+                )
             except ValueError as error:
                 raise pages.wrong_token() from error
-            records = [_record(record) for record in found]
-            size = pages.fitting(records)
-            if size == len(records):
-                token = self._make_token(next_after.encode(), repr(query)) if next_after else ""
-                return records, token
+            more = [_record(record) for record in found]
+            count = pages.fitting([*records, *more]) - len(records)
+            if 0 < count < len(more):  # read them again: the store knows where the next page begins
+                size, limit = len(records) + count, count
+                continue
+            if count == len(more):
+                records += more
+                after = next_after
+            if count < len(more) or len(records) == size or not after:
+                return records, self._make_token(after.encode(), repr(query)) if after else ""
 
     async def sum_records(
         self, query: UsageQuery, by: Sequence[Grouping], page_size: int, page_token: str
@@ -113,6 +129,7 @@ class UsageReader:
             PomeloError: invalid_parameter, store_unavailable.
         """
         size = pages.page_size(page_size, MAX_SUMS, MAX_SUMS)
+        size = min(size, _MAX_GROUPS_BYTES // (sum(map(_max_group_bytes, by)) or 1))
         list_name = f"{query} by {by}"
         after = tuple(from_json(self._read_token(page_token, list_name))) if page_token else None
         totals = await self._store.sum_usage(query, by, limit=size + 1, after=after)
@@ -135,6 +152,13 @@ class UsageReader:
     def _sign(self, position: bytes, list_name: str) -> bytes:
         message = list_name.encode() + b"\0" + position
         return hmac.digest(self._signing_key, message, "sha256")[:_SIGNATURE_BYTES]
+
+
+def _max_group_bytes(grouping: Grouping) -> int:
+    """The maximum size of a group. The values of other dimensions are not the caller's own, and short."""
+    if isinstance(grouping, MetadataKey):
+        return 4 * MAX_METADATA_VALUE
+    return 4 * MAX_USER_CHARACTERS if grouping == "user" else 64
 
 
 def _record(record: UsageRecord) -> pb.UsageRecord:
@@ -213,9 +237,11 @@ def _grouping(grouping: pb.UsageGrouping | admin_pb.UsageGrouping) -> Grouping:
             raise missing("group_by")
         case "metadata_key":
             try:
-                return MetadataKey(grouping.metadata_key)
+                if grouping.metadata_key:
+                    return MetadataKey(grouping.metadata_key)
             except ValueError:
-                raise invalid("group_by", "a metadata_key without NUL") from None
+                pass
+            raise invalid("group_by", "a metadata_key of at least one character, without NUL")
         case "dimension":
             found = _DIMENSIONS.get(grouping.dimension)
         case _:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pomelo.cli.terminal import Ca, Config, Json, Key, Target, print_json, print_table, task_type_name
+from pomelo.cli.terminal import (
+    Ca,
+    Config,
+    Json,
+    Key,
+    Target,
+    print_json,
+    print_table,
+    task_type_name,
+    value_name,
+)
 from pomelo.money import format_credits
 
 if TYPE_CHECKING:
@@ -99,9 +109,9 @@ def _prices(model: Model) -> str:
 
 
 def _unit(price: Any) -> str:
-    from pomelo.catalog.pricing import unit_name
+    from pomelo.gen.v1.model_service_pb2 import PriceUnit
 
-    return unit_name(price.unit)
+    return value_name(PriceUnit, price.unit)
 
 
 def _price(price: Any) -> str:

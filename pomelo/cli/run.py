@@ -106,7 +106,10 @@ def _make_task(
     from pomelo.gen.v1.text_pb2 import ROLE_USER
 
     spec, options = TaskSpec(model=model.id), TaskOptions(delivery=MEDIA_DELIVERY_INLINE)
-    task_input = getattr(spec, task_type_name(model.task_type).replace("-", "_"))
+    input_name = task_type_name(model.task_type).replace("-", "_")
+    if input_name not in spec.DESCRIPTOR.fields_by_name:
+        raise FailureError(f"{model.id} does tasks of a type that this command does not know. Upgrade Pomelo")
+    task_input = getattr(spec, input_name)
     task_input.SetInParent()
     large_audio: MediaSource | None = None
     # A copy, because protobuf's own mapping fails for text that is not UTF-8.

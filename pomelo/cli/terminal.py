@@ -132,14 +132,25 @@ def task_type_name(task_type: TaskType.ValueType) -> str:
     """Returns the name of a task type in the API, such as text-to-speech."""
     from pomelo.gen.v1.task_pb2 import TaskType
 
-    return TaskType.Name(task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-")
+    return value_name(TaskType, task_type).replace("_", "-")
 
 
 def mode_name(mode: Mode.ValueType) -> str:
     """Returns the name of a mode, such as live."""
     from pomelo.gen.v1.usage_pb2 import Mode
 
-    return Mode.Name(mode).removeprefix("MODE_").lower()
+    return value_name(Mode, mode)
+
+
+def value_name(enum: Any, value: int) -> str:
+    """Returns the short name of an enum's value, such as live; the number of one that is newer than this
+    command."""
+    values = enum.DESCRIPTOR.values_by_number
+    if value not in values:
+        return str(value)
+    prefix: str = values[0].name.removesuffix("UNSPECIFIED")
+    name: str = values[value].name
+    return name.removeprefix(prefix).lower()
 
 
 class Progress:

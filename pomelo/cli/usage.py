@@ -23,6 +23,7 @@ from pomelo.cli.terminal import (
     print_array,
     print_table,
     task_type_name,
+    value_name,
 )
 from pomelo.money import format_credits
 
@@ -149,7 +150,7 @@ def _record(row: UsageRecord) -> dict[str, Any]:
         "output_bytes": row.output_bytes,
         "processing_ms": row.processing_ms,
         "first_byte_ms": row.first_byte_ms,
-        "source": UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
+        "source": value_name(UsageSource, row.source),
         "complete": row.complete,
         "price_version": row.price_version,
         "provider_cost": format_credits(row.provider_cost_micros),

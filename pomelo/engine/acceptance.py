@@ -106,7 +106,7 @@ class Acceptance:
         await _examine(large, check_no_unknown_fields, spec, size, "the task")
         check_no_unknown_fields(options, options.ByteSize(), "the options")
         task_input = getattr(spec, definition.name)
-        large = await self._check(task_input, model, definition, principal, large)
+        large = await self._check(task_input, model, definition, call, principal, large)
         check_labels(spec)
         check_enum(options, "delivery", MediaDelivery)
         given = Given(task_input, spec.user)
@@ -171,19 +171,33 @@ class Acceptance:
         )
 
     async def _check(
-        self, task_input: Any, model: Model, definition: TaskDefinition, principal: Principal, large: bool
+        self,
+        task_input: Any,
+        model: Model,
+        definition: TaskDefinition,
+        call: Call,
+        principal: Principal,
+        large: bool,
     ) -> bool:
-        """Refuses an input that the model can't take. Returns whether it is large, with its files.
+        """Refuses an input that the model can't take. Returns whether it is large, with its files, which
+        count as if they were inline.
 
         Raises:
-            PomeloError: what is wrong with the input, or with a file.
+            PomeloError: what is wrong with the input, or with a file; overloaded.
         """
         if not large:
-            with suppress(_FileNeededError):
+            try:
                 definition.check(task_input, model, _need_file)
                 return False
+            except _FileNeededError:
+                pass
         files = _ImageFiles(self._media, principal)
-        await asyncio.to_thread(definition.check, task_input, model, files.read)
+        try:
+            await asyncio.to_thread(definition.check, task_input, model, files.read)
+        except PomeloError:
+            call.reserve(files.size)
+            raise
+        call.reserve(files.size)
         return True
 
     async def _fit(
@@ -238,27 +252,37 @@ def _need_file(media_id: str, field: str) -> bytes:
 
 
 class _ImageFiles:
-    """The files of one task that are images."""
+    """The files of one task that are images. Each is read once, however many parts name it."""
 
     def __init__(self, media: MediaStore, principal: Principal) -> None:
         self._media = media
         self._principal = principal
-        self._left = MAX_IMAGE_FILES
+        self._contents: dict[str, bytes] = {}
+        self.size = 0
+        """Bytes of the files, as often as they are named."""
 
     def read(self, media_id: str, field: str) -> bytes:
-        path, media = _find(self._media, media_id, self._principal, field)
-        self._left -= media.size_bytes
-        if self._left < 0:
+        data = self._contents.get(media_id)
+        if data is None:
+            path, media = _find(self._media, media_id, self._principal, field)
+            self._count(media.size_bytes, field)
+            try:
+                data = self._contents[media_id] = path.read_bytes()
+            except OSError as error:
+                raise PomeloError("store_unavailable") from error
+        else:
+            self._count(len(data), field)
+        return data
+
+    def _count(self, size: int, field: str) -> None:
+        if self.size + size > MAX_IMAGE_FILES:
             raise PomeloError(
                 "payload_too_large",
                 f"The images' files have more than {MAX_IMAGE_FILES:,} bytes in all. Send smaller ones",
                 field=field,
                 values={"maxBytes": MAX_IMAGE_FILES},
             )
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
+        self.size += size
 
 
 def _find(media: MediaStore, media_id: str, principal: Principal, field: str) -> tuple[Path, Media]:

@@ -231,9 +231,10 @@ class Engine:
                         number = 1
                         # A later route may have taken over, with adjustments of its own.
                         report_adjustments(call, reservation.job.adjustments)
-                        yield _numbered(started_event(new_result(reservation.job, created)), 1)
+                        yield started_event(new_result(reservation.job, created))
                     number += 1
-                    yield _numbered(passed, number)
+                    passed.sequence_number = number
+                    yield passed
         result = new_result(reservation.job, created)
         collector.finish(result)
         if collector.output_bytes > reservation.output_bytes:
@@ -242,11 +243,12 @@ class Engine:
         if not number:
             number = 1
             report_adjustments(call, reservation.job.adjustments)
-            yield _numbered(started_event(result), 1)
+            yield started_event(result)
         rest = collector.end_stream(result)
         if rest is not None:
             number += 1
-            yield _numbered(rest, number)
+            rest.sequence_number = number
+            yield rest
         yield TaskEvent(sequence_number=number + 1, completed=result)
 
     async def _settle(
@@ -299,8 +301,3 @@ def _not_begun(error: Exception) -> bool:
 def _expire(deadline: asyncio.Timeout) -> None:
     with suppress(RuntimeError):  # it is ending anyway
         deadline.reschedule(0)
-
-
-def _numbered(event: TaskEvent, number: int) -> TaskEvent:
-    event.sequence_number = number
-    return event

@@ -59,9 +59,7 @@ class ReplayedTask:
 
     async def events(self) -> AsyncGenerator[TaskEvent, None]:
         """The answer as a stream."""
-        first = started_event(self.result)
-        first.sequence_number = 1
-        yield first
+        yield started_event(self.result)
         for number, event in enumerate(self._accepted.definition.replay(self.result, self._file), 2):
             event.sequence_number = number
             yield event

@@ -13,7 +13,7 @@ from pomelo.catalog.catalog import Catalog, Model
 from pomelo.catalog.pricing import UnitPrices
 from pomelo.catalog.retirement import start_of
 from pomelo.engine.routing import Router
-from pomelo.errors import PomeloError, model_not_found
+from pomelo.errors import PomeloError, missing, model_not_found
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.tasks import TASK_TYPES
 
@@ -44,6 +44,8 @@ class LocalModels:
 
     async def get_model(self, model_id: str, call: Call) -> model_pb.Model:
         principal = await self._access.identify(call, model_id)
+        if not model_id:
+            raise missing("id")
         if model_id not in self._catalog.models:
             raise model_not_found(model_id)
         return self._describe(self._access.model(model_id, principal), principal)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
@@ -10,8 +9,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import BinaryIO, Protocol
 
-from pomelo.call import Call, Principal
-from pomelo.errors import PomeloError, invalid
+from pomelo.call import Call, Principal, before_deadline
+from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.media.store import MediaStore, no_such_media
 from pomelo.turns import Turn, Turns
@@ -58,7 +57,7 @@ class LocalMedia:
         owner = (await self._identify(call)).owner
         turn = self._turns.stream()
         with self._store.writer(owner, content_type, self._upload_limit) as writer:
-            async with _deadline(call):
+            async with before_deadline(call):
                 async for chunk in chunks:
                     if turn.over():
                         await turn.next()
@@ -82,6 +81,8 @@ class LocalMedia:
             owner = None
         else:
             owner = (await self._identify(call)).owner
+            if not media_id:
+                raise missing("id")
         path, media = self._store.find(media_id, owner)
         try:
             file = path.open("rb")
@@ -90,17 +91,8 @@ class LocalMedia:
         except OSError as error:
             raise PomeloError("store_unavailable") from error
         with file:
-            async with _deadline(call):
+            async with before_deadline(call):
                 yield media, _FileChunks(file, self._turns.stream())
-
-
-@asynccontextmanager
-async def _deadline(call: Call) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout_at(call.deadline):
-            yield
-    except TimeoutError as error:
-        raise PomeloError("deadline_exceeded") from error
 
 
 class _FileChunks(AsyncIterator[bytes]):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_LENGTH = 1024
-"""Characters of a media type; the parameters of a longer one are not read."""
+"""Characters of a media type that are read; the parameters of a longer one are not."""
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _VALUE = r'"(?:[^"\\]|\\.)*+"|[^;"]*+'
@@ -36,7 +36,7 @@ def parse(text: str) -> MediaType:
     are left out.
     """
     type_text, semicolon, _ = text.partition(";")
-    name = "".join(type_text.split()).lower()
+    name = "".join(type_text[:MAX_LENGTH].split()).lower()
     parameters: dict[str, str] = {}
     position = len(type_text)
     if len(text) > MAX_LENGTH and semicolon:

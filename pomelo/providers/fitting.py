@@ -36,7 +36,7 @@ class Given(Generic[InputT]):
 
 @dataclass(frozen=True, slots=True)
 class _Parameter:
-    """A field that may be adjusted: of the input, of its field `outer`, or the end user's id."""
+    """A field that may be adjusted: of the input, of its field `outer`, or (`is_user`) the end user's id."""
 
     descriptor: FieldDescriptor
     order: int
@@ -44,11 +44,7 @@ class _Parameter:
     label: str
     number: bool
     has_presence: bool
-
-    @property
-    def is_user(self) -> bool:
-        """Whether it is the end user's id, which is not part of the input."""
-        return self.descriptor is _USER
+    is_user: bool = False
 
     def read(self, given: Given[Any] | Fitting) -> Any:
         """Its value; None if it is not set."""
@@ -88,11 +84,9 @@ def _parameters(message_type: Descriptor, outer: str = "") -> dict[str, _Paramet
         if field.message_type is not None:
             parameters |= _parameters(field.message_type, field.name)
     if not outer:
-        parameters["user"] = _Parameter(_USER, len(parameters), "", "user", number=False, has_presence=False)
+        user = TaskSpec.DESCRIPTOR.fields_by_name["user"]
+        parameters["user"] = _Parameter(user, len(parameters), "", "user", False, False, is_user=True)
     return parameters
-
-
-_USER = TaskSpec.DESCRIPTOR.fields_by_name["user"]
 
 
 _NUMBERS = frozenset(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role
+from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, FinishReason, Message
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.http.client import MAX_BODY_BYTES
@@ -117,8 +117,9 @@ def completed_text(text: str, finish: FinishReason.ValueType, usage: Usage | Non
     output = event.completed.text
     output.finish_reason = finish
     if text:
-        output.message.role = Role.ROLE_ASSISTANT
-        output.message.content.add().text = text
+        message = output.message
+        message.role = ROLE_ASSISTANT
+        message.content.add().text = text
     if usage is not None:
         event.completed.usage.CopyFrom(usage)
     return event

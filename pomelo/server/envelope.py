@@ -8,6 +8,8 @@ from collections.abc import Callable
 from google.protobuf.message import Message
 
 _LENGTH_DELIMITED = 2
+_SHORT = [bytes((size,)) for size in range(0x80)]
+"""The encodings of lengths that take one byte, as those of most events do."""
 
 
 def envelope(response_type: type[Message]) -> Callable[[Message], bytes]:
@@ -17,14 +19,13 @@ def envelope(response_type: type[Message]) -> Callable[[Message], bytes]:
 
     def serialize(message: Message) -> bytes:
         data = message.SerializeToString()
-        return b"".join((tag, _varint(len(data)), data))
+        size = len(data)
+        return tag + (_SHORT[size] if size < len(_SHORT) else _varint(size)) + data
 
     return serialize
 
 
 def _varint(number: int) -> bytes:
-    if number < 0x80:
-        return bytes((number,))
     encoded = bytearray()
     while number >= 0x80:
         encoded.append(number & 0x7F | 0x80)

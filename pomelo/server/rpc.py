@@ -29,7 +29,7 @@ _RESET_TIME = 0.25
 
 
 class TimeoutReason(NamedTuple):
-    """What a call reports whose time is over: an error's code and message (empty: the default of the code),
+    """The error of a call whose time is over: its code and message (empty: the default of the code),
     and the limit in seconds that the message names."""
 
     code: str
@@ -364,14 +364,14 @@ class Rpc:
         self._served = False
         return PomeloError(code if code in TABLE else "invalid_body")
 
-    def refuses_body(self, error: PomeloError) -> bool:
-        """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
-        refuses a large message."""
-        if self._accepted or CHARGED_HEADER in self.call.response_headers:
-            return False  # the task was accepted and counted already
+    async def refused(self, error: PomeloError) -> PomeloError:
+        """Returns the error to report for one that ended the call. The visit reports and counts one that no
+        service has raised, or that refuses a large task."""
+        if self.visit is None or self._accepted or CHARGED_HEADER in self.call.response_headers:
+            return error  # an accepted task was counted already
         if not self._served or error.code in BODY_ERRORS:
-            return True
-        return self._size > field_limit.SMALL_MESSAGE and error.row.http == 400
+            return await self.visit.refuse(error, self.model)
+        return await self.visit.refuse_task(error)
 
     def end(self) -> None:
         """Ends the call, before its response is sent."""

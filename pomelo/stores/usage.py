@@ -93,9 +93,11 @@ def encode_metadata(pairs: Mapping[str, str]) -> str:
     Raises:
         ValueError: a key or value has a NUL, which Postgres can't store, or half of a surrogate pair.
     """
+    if not pairs:
+        return ""
     if any("\0" in text for pair in pairs.items() for text in pair):
         raise ValueError("metadata can't have a NUL")
-    return to_json(dict(sorted(pairs.items()))).decode() if pairs else ""
+    return to_json(dict(sorted(pairs.items()))).decode()
 
 
 def decode_metadata(text: str) -> dict[str, str]:
@@ -136,8 +138,8 @@ class UsageQuery:
 
 @dataclass(frozen=True, slots=True)
 class UsageTotal:
-    """The sums of the records that are equal in every grouping. `groups` are what they are equal in, in the
-    order of the groupings.
+    """The sums of the records that are equal in every grouping. `groups` are the values of the groupings,
+    in the same order.
 
     All fields after `tasks` are summed columns.
     """

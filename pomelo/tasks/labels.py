@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pomelo.errors import invalid
-from pomelo.fields import MAX_USER_CHARACTERS
+from pomelo.fields import MAX_METADATA_VALUE, MAX_USER_CHARACTERS
 from pomelo.gen.v1.task_pb2 import TaskSpec
 
 MAX_PAIRS = 16
 MAX_KEY_CHARACTERS = 64
-MAX_VALUE_CHARACTERS = 512
 
 
 def check_labels(spec: TaskSpec) -> None:
@@ -31,9 +30,9 @@ def check_labels(spec: TaskSpec) -> None:
                 minimum=1,
                 maximum=MAX_KEY_CHARACTERS,
             )
-        if len(value) > MAX_VALUE_CHARACTERS or "\0" in value:
+        if len(value) > MAX_METADATA_VALUE or "\0" in value:
             raise invalid(
                 f"metadata.{key}",
-                f"text of at most {MAX_VALUE_CHARACTERS} characters, without NUL",
-                maximum=MAX_VALUE_CHARACTERS,
+                f"text of at most {MAX_METADATA_VALUE} characters, without NUL",
+                maximum=MAX_METADATA_VALUE,
             )

@@ -20,7 +20,7 @@ from pomelo.fields import (
 )
 from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput, TextOutput
+from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, Message, Role, TextInput, TextOutput
 from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.media import data_uris
 from pomelo.media.content_types import image_type
@@ -77,8 +77,8 @@ def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
             name = f"messages[{index}].role"
             raise invalid(name, "system, user or assistant") if message.role else missing(name)
         content = message.content
-        if len(content) == 1 and content[0].HasField("text"):
-            characters += len(content[0].text)
+        if len(content) == 1 and (part := content[0]).HasField("text"):
+            characters += len(part.text)
         else:
             parts += len(content)
             if parts > MAX_TOTAL_PARTS:
@@ -336,12 +336,14 @@ def _from_counts(counts: UsageCounts) -> Usage:
 
 
 def _write_text(output: TextOutput, text: str) -> None:
-    output.message.role = Role.ROLE_ASSISTANT
-    output.message.content.add(text=text)
+    message = output.message
+    message.role = ROLE_ASSISTANT
+    message.content.add().text = text
 
 
 def _read_text(output: TextOutput) -> str:
-    return "".join([part.text for part in output.message.content])
+    parts = output.message.content
+    return parts[0].text if len(parts) == 1 else "".join([part.text for part in parts])
 
 
 def output_size(result: TaskResult) -> int:

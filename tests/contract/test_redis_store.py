@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import pytest
 from redis.crc import key_slot
 
 from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.archive.sqlite import _SqliteArchive
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import IdempotencyKey, LostReservationError, Refused, ReplayedAnswer, Reserved
-from pomelo.stores.redis import Timing, open_redis
+from pomelo.stores.redis import Timing, open_redis, usage
 from pomelo.stores.redis.key_names import names
 from pomelo.stores.redis.store import RedisStore
-from pomelo.stores.usage import MetadataKey, UsageQuery
-from tests.contract.ledger_rig import WALLET, record, refusal, request, settlement
+from pomelo.stores.usage import MetadataKey, UsageQuery, UsageRecord
+from tests.contract.ledger_rig import WALLET, record, refusal, request, run_task, settlement
 from tests.contract.redis_rig import emptied, open_with_credits, server
 from tests.limits import limits
 from tests.redis_server import RedisServer
@@ -174,9 +175,39 @@ async def test_a_record_settled_by_one_process_is_immediately_visible_to_another
         assert server.do("XLEN", names(WALLET).usage) == 0
 
 
+async def test_records_are_moved_to_the_archive_in_steps_of_few(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "_ENTRIES", 10)
+    monkeypatch.setattr(usage, "_WALLETS", 4)
+    steps: list[list[str]] = []
+    add = _SqliteArchive.add
+
+    async def noted(archive: _SqliteArchive, moved: Sequence[UsageRecord]) -> None:
+        steps.append([one.task_id for one in moved])
+        await add(archive, moved)
+
+    monkeypatch.setattr(_SqliteArchive, "add", noted)
+    counts = [23, 0, 1, 2, 3, 10, 11]
+    expected = [f"t{account}-{n}" for account, count in enumerate(counts) for n in range(count)]
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, drain=3600.0)
+        for account, count in enumerate(counts):
+            wallet = Wallet(f"account-{account}", True)
+            await store.add_account(wallet.account, "pro", 1.0)
+            await store.grant(Grant(wallet.account, wallet, 1_000, 1.0))
+            for n in range(count):
+                await run_task(store, f"t{account}-{n}", 1, account=wallet.account)
+        steps.clear()
+        (total,) = await store.sum_usage(ALL, ())
+        assert total.tasks == len(expected)
+        assert sorted(task_id for step in steps for task_id in step) == sorted(expected)
+        assert max(map(len, steps)) <= 10
+
+
 PROCESS = """
 import asyncio, sys
-from pomelo.stores.redis import Timing, open_redis
+from pomelo.stores.redis import Timing, open_redis, usage
 from tests.contract.ledger_rig import record, request
 
 async def main():

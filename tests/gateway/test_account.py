@@ -227,6 +227,14 @@ def test_each_source_of_a_usage_record_has_its_own_name(source: pb.UsageSource.V
     assert page["data"][0]["source"] == shown
 
 
+@pytest.mark.parametrize(
+    ("mode", "shown"), [(Mode.MODE_LIVE, "live"), (Mode.MODE_TEST, "test"), (99, "unknown")]
+)
+def test_a_mode_that_is_newer_than_the_gateway_is_unknown(mode: Any, shown: str) -> None:
+    page = parse_exact(render_records(pb.ListUsageResponse(records=[pb.UsageRecord(mode=mode)])))
+    assert page["data"][0]["mode"] == parse_exact(render_account(pb.Account(mode=mode)))["mode"] == shown
+
+
 def test_a_missing_limit_of_a_plan_is_null() -> None:
     limits = parse_exact(render_account(pb.Account(id="acme")))["limits"]
     assert limits == dict.fromkeys(

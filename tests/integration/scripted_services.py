@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from pomelo.call import Call, Principal
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, missing
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
@@ -126,6 +126,8 @@ class ScriptedServices:
 
     async def get_model(self, model_id: str, call: Call) -> Model:
         """Returns the model m, and refuses others."""
+        if not model_id:
+            raise missing("id")
         if model_id != "m":
             raise PomeloError("model_not_found")
         return Model(id="m")

@@ -93,7 +93,14 @@ async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
         await end(call)
     except grpc.aio.AioRpcError as error:
         reason = reason_of(error)
-    assert reason in (None, "missing_parameter", "invalid_parameter", "model_not_found", "not_found")
+    assert reason in (None, "missing_parameter", "invalid_parameter")
+
+
+@pytest.mark.parametrize("path", ["/pomelo.v1.ModelService/GetModel", DOWNLOAD])
+async def test_a_request_about_one_thing_needs_its_id(path: str, plain: ServerUnderTest, keys: Keys) -> None:
+    error = await refusal(plain.call(path, b"", keys.test), StatusCode.INVALID_ARGUMENT, "missing_parameter")
+    assert error.details() == "Missing required field: id"
+    await refusal(plain.call(path, b"", None), StatusCode.UNAUTHENTICATED, "invalid_api_key")
 
 
 async def test_an_unknown_method_gets_the_documented_error(plain: ServerUnderTest, keys: Keys) -> None:

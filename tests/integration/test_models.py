@@ -72,8 +72,10 @@ async def test_models_are_the_same_as_from_the_local_services(remote: Services, 
     listed = await list_all_models(remote.models, call_of(keys.test))
     assert await remote.models.get_model("flux-1-pro", call_of(keys.test)) in listed
     for name, key, code in [
+        ("", keys.test, "missing_parameter"),
         ("nope", keys.test, "model_not_found"),
         ("gpt-4", keys.only_haiku, "model_not_allowed"),
+        ("", keys.revoked, "invalid_api_key"),
         ("nope", keys.revoked, "invalid_api_key"),
     ]:
         assert (await refusal(remote.models.get_model(name, call_of(key)))).code == code

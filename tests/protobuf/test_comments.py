@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.fields import FIELD_RULES, MAX_PARTS, MAX_USER_CHARACTERS, FieldRule
+from pomelo.fields import FIELD_RULES, MAX_METADATA_VALUE, MAX_PARTS, MAX_USER_CHARACTERS, FieldRule
 from pomelo.gen.v1.task_pb2 import TaskSpec, TaskType
-from pomelo.tasks.labels import MAX_KEY_CHARACTERS, MAX_PAIRS, MAX_VALUE_CHARACTERS
+from pomelo.tasks.labels import MAX_KEY_CHARACTERS, MAX_PAIRS
 
 PROTO = Path(__file__).parents[2] / "proto" / "pomelo" / "v1"
 _FIELD = re.compile(r"((?:^ *// .*\n)+) *(?:optional |repeated )?[\w.<>, ]+ (\w+) = \d+;", re.MULTILINE)
@@ -69,8 +69,10 @@ def test_a_comment_states_the_rule_of_its_field(message: str, field: str) -> Non
         assert re.findall(rf"from ({_NUMBER})", comment) == [str(rule.minimum)], comment
     if rule.max_items is not None:
         assert f"{rule.max_items:,}" in comment, comment
-    if type(rule.default) is int:
-        assert f"Default: {rule.default}." in comment, comment
+    defaults = re.findall(rf"Default: ({_NUMBER})\.", comment)
+    assert defaults == ([str(rule.default)] if type(rule.default) is int else []), comment
+    if rule.max_length is not None:
+        assert f"1 to {rule.max_length:,} " in comment, comment
 
 
 def test_the_comments_of_messages_and_labels_state_their_limits() -> None:
@@ -78,6 +80,6 @@ def test_the_comments_of_messages_and_labels_state_their_limits() -> None:
     labels = comments("TaskSpec")
     assert f"up to {MAX_USER_CHARACTERS} characters" in labels["user"]
     assert (
-        f"up to {MAX_PAIRS} pairs, keys of 1 to {MAX_KEY_CHARACTERS} characters, values of up to {MAX_VALUE_CHARACTERS}"
+        f"up to {MAX_PAIRS} pairs, keys of 1 to {MAX_KEY_CHARACTERS} characters, values of up to {MAX_METADATA_VALUE}"
         in labels["metadata"]
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -28,3 +30,24 @@ def test_a_later_id_sorts_after_an_earlier_one(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(time, "time_ns", lambda ms=milliseconds: ms * 1_000_000)
         ids.append(new_id(""))
     assert ids == sorted(ids)
+
+
+def test_parent_and_child_of_a_fork_make_different_ids() -> None:
+    new_id("")  # from here on there are random numbers in store
+    here, there = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(there, "\n".join([new_id("")[10:] for _ in range(300)]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    of_child = os.read(here, 10_000).decode().split()
+    os.close(here)
+    os.close(there)
+    assert len(of_child) == 300
+    assert not {new_id("")[10:] for _ in range(300)} & set(of_child)
+
+
+def test_concurrent_threads_make_different_ids() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: [new_id("") for _ in range(2_000)], range(8)))
+    assert len({one for ids in made for one in ids}) == 16_000

@@ -67,7 +67,7 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     USAGE_DIMENSION_USER: _UsageDimension.ValueType  # 4
     """The task's user; empty for tasks without one."""
     USAGE_DIMENSION_TASK_TYPE: _UsageDimension.ValueType  # 5
-    """The task type, such as text-to-speech."""
+    """The task type, by its field in TaskSpec, such as text_to_speech."""
     USAGE_DIMENSION_PROVIDER: _UsageDimension.ValueType  # 6
     """The provider that answered."""
     USAGE_DIMENSION_PROTOCOL: _UsageDimension.ValueType  # 7
@@ -87,7 +87,7 @@ USAGE_DIMENSION_DAY: UsageDimension.ValueType  # 3
 USAGE_DIMENSION_USER: UsageDimension.ValueType  # 4
 """The task's user; empty for tasks without one."""
 USAGE_DIMENSION_TASK_TYPE: UsageDimension.ValueType  # 5
-"""The task type, such as text-to-speech."""
+"""The task type, by its field in TaskSpec, such as text_to_speech."""
 USAGE_DIMENSION_PROVIDER: UsageDimension.ValueType  # 6
 """The provider that answered."""
 USAGE_DIMENSION_PROTOCOL: UsageDimension.ValueType  # 7
@@ -357,7 +357,7 @@ class UsageRecord(_message.Message):
     source: Global___UsageSource.ValueType
     """Who counted the usage."""
     complete: _builtins.bool
-    """False for an interrupted answer; it costs what was delivered."""
+    """False for an interrupted answer; it costs what was delivered, and a text also its input."""
     processing_ms: _builtins.int
     """Milliseconds from the task's reservation to its end."""
     first_byte_ms: _builtins.int
@@ -440,7 +440,7 @@ class UsageFilter(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Only tasks that ended before this time. Default: until now."""
+        """Only tasks that ended before this time. Default: no bound."""
 
     def __init__(
         self,
@@ -529,7 +529,7 @@ class UsageGrouping(_message.Message):
     dimension: Global___UsageDimension.ValueType
     """A property that every record has."""
     metadata_key: _builtins.str
-    """The value of this key in the task's metadata; empty for tasks without the key."""
+    """The value of this key, of at least one character, in the task's metadata; empty for tasks without the key."""
     def __init__(
         self,
         *,
@@ -638,7 +638,7 @@ class SumUsageResponse(_message.Message):
     """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def sums(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageSum]:
-        """Ordered by their groups. All sums of a page are of the same moment."""
+        """Ordered by their groups. All sums of a page were computed at the same moment."""
 
     def __init__(
         self,

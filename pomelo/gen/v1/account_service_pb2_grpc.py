@@ -73,7 +73,7 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SumUsage(self, request, context):
-        """Sums usage records, by no, one or several properties, in pages.
+        """Sums usage records, all together or by up to 4 properties, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class AccountServiceStub:
     ListUsage: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.ListUsageRequest, _account_service_pb2.ListUsageResponse]
     """Lists usage records in pages, newest first."""
     SumUsage: _grpc.UnaryUnaryMultiCallable[_account_service_pb2.SumUsageRequest, _account_service_pb2.SumUsageResponse]
-    """Sums usage records, by no, one or several properties, in pages."""
+    """Sums usage records, all together or by up to 4 properties, in pages."""
 
 @_typing.type_check_only
 class AccountServiceAsyncStub(AccountServiceStub):
@@ -54,7 +54,7 @@ class AccountServiceAsyncStub(AccountServiceStub):
     ListUsage: _aio.UnaryUnaryMultiCallable[_account_service_pb2.ListUsageRequest, _account_service_pb2.ListUsageResponse]  # type: ignore[assignment]
     """Lists usage records in pages, newest first."""
     SumUsage: _aio.UnaryUnaryMultiCallable[_account_service_pb2.SumUsageRequest, _account_service_pb2.SumUsageResponse]  # type: ignore[assignment]
-    """Sums usage records, by no, one or several properties, in pages."""
+    """Sums usage records, all together or by up to 4 properties, in pages."""
 
 class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
     """The account of a key: its plan, credits and usage. A live key gets those of live mode, a test key those of test
@@ -83,6 +83,6 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_service_pb2.SumUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_account_service_pb2.SumUsageResponse, _abc.Awaitable[_account_service_pb2.SumUsageResponse]]:
-        """Sums usage records, by no, one or several properties, in pages."""
+        """Sums usage records, all together or by up to 4 properties, in pages."""
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

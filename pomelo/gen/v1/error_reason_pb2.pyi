@@ -29,12 +29,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: a call without an `authorization` header.
     """
     ERROR_REASON_MODEL_NOT_ALLOWED: _ErrorReason.ValueType  # 2
-    """The key may not use the model. PERMISSION_DENIED, HTTP 403.
+    """The key or its account's plan may not use the model, or the plan no longer exists. PERMISSION_DENIED, HTTP 403.
     Metadata: field, model, plan.
     Example: a key made with `--models gpt-4` asks for flux-1-pro.
     """
     ERROR_REASON_INVALID_BODY: _ErrorReason.ValueType  # 3
-    """The body is not JSON or not multipart. INVALID_ARGUMENT, HTTP 400.
+    """The body is not JSON or not multipart, or the message can't be decoded. INVALID_ARGUMENT, HTTP 400.
     Metadata: maxFields, messageType.
     Example: `{"model": "gpt-4",`.
     """
@@ -64,7 +64,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: an image that the provider's filter refuses.
     """
     ERROR_REASON_PAYLOAD_TOO_LARGE: _ErrorReason.ValueType  # 9
-    """A body, an upload or inline audio is too large. RESOURCE_EXHAUSTED, HTTP 413.
+    """A body, a message, an upload or inline audio is too large, or the account stores too much. RESOURCE_EXHAUSTED,
+    HTTP 413.
     Metadata: field, maxBytes, usedBytes.
     Example: an upload of 60 MiB where 50 MiB are allowed.
     """
@@ -78,7 +79,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: `GET /api/v2/task`.
     """
     ERROR_REASON_METHOD_NOT_ALLOWED: _ErrorReason.ValueType  # 12
-    """The path does not take the method. UNIMPLEMENTED, HTTP 405.
+    """The path does not take the method; on gRPC, no such method. UNIMPLEMENTED, HTTP 405.
     Example: `GET /api/v1/task`.
     """
     ERROR_REASON_RATE_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 13
@@ -148,7 +149,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: the server is being restarted.
     """
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 28
-    """GetModel names no model. NOT_FOUND; never sent over REST. For a task of such a model it is UNSUPPORTED_MODEL.
+    """GetModel was asked for a model that does not exist. NOT_FOUND; never sent over REST. A task of such a model gets
+    UNSUPPORTED_MODEL.
     Metadata: model.
     Example: GetModel of "invalid-model".
     """
@@ -167,7 +169,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     - `availableMicros`: the credits that the account has available in this mode, in millionths of a credit.
     - `character`: the character that is not allowed.
     - `expected`: what the field must be, in English, as in the message.
-    - `field`: the field or header at fault, such as `messages[0].role`.
+    - `field`: the field or header at fault, such as `messages[0].role`. The fields of a task have their names of REST,
+      so an image of a message is `image_url`; an unknown field is named by the message that has it.
     - `fieldNumber`: the number of the field that the server does not know.
     - `limit`: the most that `quota` allows, such as 20 (requests a minute).
     - `maxBytes`, `maxCharacters`: the most bytes or characters that are accepted.
@@ -198,12 +201,12 @@ ERROR_REASON_INVALID_API_KEY: ErrorReason.ValueType  # 1
 Example: a call without an `authorization` header.
 """
 ERROR_REASON_MODEL_NOT_ALLOWED: ErrorReason.ValueType  # 2
-"""The key may not use the model. PERMISSION_DENIED, HTTP 403.
+"""The key or its account's plan may not use the model, or the plan no longer exists. PERMISSION_DENIED, HTTP 403.
 Metadata: field, model, plan.
 Example: a key made with `--models gpt-4` asks for flux-1-pro.
 """
 ERROR_REASON_INVALID_BODY: ErrorReason.ValueType  # 3
-"""The body is not JSON or not multipart. INVALID_ARGUMENT, HTTP 400.
+"""The body is not JSON or not multipart, or the message can't be decoded. INVALID_ARGUMENT, HTTP 400.
 Metadata: maxFields, messageType.
 Example: `{"model": "gpt-4",`.
 """
@@ -233,7 +236,8 @@ Metadata: field.
 Example: an image that the provider's filter refuses.
 """
 ERROR_REASON_PAYLOAD_TOO_LARGE: ErrorReason.ValueType  # 9
-"""A body, an upload or inline audio is too large. RESOURCE_EXHAUSTED, HTTP 413.
+"""A body, a message, an upload or inline audio is too large, or the account stores too much. RESOURCE_EXHAUSTED,
+HTTP 413.
 Metadata: field, maxBytes, usedBytes.
 Example: an upload of 60 MiB where 50 MiB are allowed.
 """
@@ -247,7 +251,7 @@ Metadata: account, field, keyId.
 Example: `GET /api/v2/task`.
 """
 ERROR_REASON_METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 12
-"""The path does not take the method. UNIMPLEMENTED, HTTP 405.
+"""The path does not take the method; on gRPC, no such method. UNIMPLEMENTED, HTTP 405.
 Example: `GET /api/v1/task`.
 """
 ERROR_REASON_RATE_LIMIT_EXCEEDED: ErrorReason.ValueType  # 13
@@ -317,7 +321,8 @@ ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason.ValueType  # 27
 Example: the server is being restarted.
 """
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 28
-"""GetModel names no model. NOT_FOUND; never sent over REST. For a task of such a model it is UNSUPPORTED_MODEL.
+"""GetModel was asked for a model that does not exist. NOT_FOUND; never sent over REST. A task of such a model gets
+UNSUPPORTED_MODEL.
 Metadata: model.
 Example: GetModel of "invalid-model".
 """

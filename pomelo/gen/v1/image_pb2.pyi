@@ -62,7 +62,7 @@ class ImageInput(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """What to draw, 1 to 10,000 characters. Required."""
+    """What to draw, 1 to 10,000 characters; the model's own limit applies. Required."""
     width: _builtins.int
     """Width in pixels, 64 to 2048; clamped and rounded to what the model takes. Default: 1024."""
     height: _builtins.int

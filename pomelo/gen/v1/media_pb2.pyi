@@ -29,7 +29,7 @@ class _MediaDeliveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MediaDe
     MEDIA_DELIVERY_LINK: _MediaDelivery.ValueType  # 1
     """Only a signed link."""
     MEDIA_DELIVERY_INLINE: _MediaDelivery.ValueType  # 2
-    """Only the bytes, and nothing is stored; above 16 MiB a link instead."""
+    """Only the bytes; above 16 MiB a link instead. Nothing is stored, unless the call has an idempotency key."""
     MEDIA_DELIVERY_BOTH: _MediaDelivery.ValueType  # 3
     """A link, and the bytes unless they are above 16 MiB."""
 
@@ -41,14 +41,14 @@ MEDIA_DELIVERY_UNSPECIFIED: MediaDelivery.ValueType  # 0
 MEDIA_DELIVERY_LINK: MediaDelivery.ValueType  # 1
 """Only a signed link."""
 MEDIA_DELIVERY_INLINE: MediaDelivery.ValueType  # 2
-"""Only the bytes, and nothing is stored; above 16 MiB a link instead."""
+"""Only the bytes; above 16 MiB a link instead. Nothing is stored, unless the call has an idempotency key."""
 MEDIA_DELIVERY_BOTH: MediaDelivery.ValueType  # 3
 """A link, and the bytes unless they are above 16 MiB."""
 Global___MediaDelivery: _TypeAlias = MediaDelivery  # noqa: Y015
 
 @_typing.final
 class MediaSource(_message.Message):
-    """Audio or an image that a task takes."""
+    """The audio or an image of a task's input."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -57,13 +57,15 @@ class MediaSource(_message.Message):
     URL_FIELD_NUMBER: _builtins.int
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Here."""
+    """The bytes."""
     media_id: _builtins.str
-    """In a file that the account uploaded or generated: its id."""
+    """The id of a file that the account uploaded or generated in the same mode."""
     url: _builtins.str
-    """At a URL: a `data:` URI. A remote URL is refused, unless the operator allows it."""
+    """A `data:` URI; for images only. A remote URL is refused."""
     content_type: _builtins.str
-    """The media type, such as audio/mpeg. The bytes decide where they say what they are. Default: detected from the bytes."""
+    """The media type, such as audio/mpeg. Needed only for audio that the bytes do not identify, such as raw samples
+    (audio/pcm;rate=16000); otherwise the type of the bytes applies. Default: detected from the bytes.
+    """
     def __init__(
         self,
         *,
@@ -94,7 +96,9 @@ class Media(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Its id, `media_…`, with the file extension of its type. The account that owns it can use it as a task's input."""
+    """Its id, `media_…`, with the file extension of its type. The account that owns it can use it as a task's input, in
+    the same mode.
+    """
     url: _builtins.str
     """A signed link that needs no key, until expire_time."""
     content_type: _builtins.str
@@ -103,7 +107,7 @@ class Media(_message.Message):
     """Its size in bytes."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it is deleted."""
+        """The file is stored, and its link works, at least until this time."""
 
     def __init__(
         self,

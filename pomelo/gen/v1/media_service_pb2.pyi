@@ -51,7 +51,7 @@ class UploadMediaRequest(_message.Message):
     """The next bytes, 1 byte to 1 MiB."""
     @_builtins.property
     def header(self) -> Global___UploadMediaHeader:
-        """The header; the first message. Default: that of a file of which nothing is known."""
+        """The header; the first message. Default: an empty header."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MediaServiceStub:
-    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService.
+    """Uploads audio and images for tasks, and downloads the output of tasks. Metadata as in TaskService.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class MediaServiceStub:
 
 
 class MediaServiceServicer:
-    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService.
+    """Uploads audio and images for tasks, and downloads the output of tasks. Metadata as in TaskService.
     """
 
     def UploadMedia(self, request_iterator, context):
@@ -60,7 +60,7 @@ class MediaServiceServicer:
 
     def DownloadMedia(self, request, context):
         """Returns a file's bytes to the account that owns it, or to a caller with its signed link. NOT_FOUND if it does not
-        exist, has expired, or belongs to another account.
+        exist, has expired, or belongs to another account or mode.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,7 +88,7 @@ def add_MediaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MediaService:
-    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService.
+    """Uploads audio and images for tasks, and downloads the output of tasks. Metadata as in TaskService.
     """
 
     @staticmethod

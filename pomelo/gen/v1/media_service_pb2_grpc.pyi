@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MediaServiceStub:
-    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService."""
+    """Uploads audio and images for tasks, and downloads the output of tasks. Metadata as in TaskService."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,23 +37,23 @@ class MediaServiceStub:
     """Stores a file, up to 50 MiB, for one hour; a task then refers to it by media_id."""
     DownloadMedia: _grpc.UnaryStreamMultiCallable[_media_service_pb2.DownloadMediaRequest, _media_service_pb2.DownloadMediaResponse]
     """Returns a file's bytes to the account that owns it, or to a caller with its signed link. NOT_FOUND if it does not
-    exist, has expired, or belongs to another account.
+    exist, has expired, or belongs to another account or mode.
     """
 
 @_typing.type_check_only
 class MediaServiceAsyncStub(MediaServiceStub):
-    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService."""
+    """Uploads audio and images for tasks, and downloads the output of tasks. Metadata as in TaskService."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadMedia: _aio.StreamUnaryMultiCallable[_media_service_pb2.UploadMediaRequest, _media_service_pb2.UploadMediaResponse]  # type: ignore[assignment]
     """Stores a file, up to 50 MiB, for one hour; a task then refers to it by media_id."""
     DownloadMedia: _aio.UnaryStreamMultiCallable[_media_service_pb2.DownloadMediaRequest, _media_service_pb2.DownloadMediaResponse]  # type: ignore[assignment]
     """Returns a file's bytes to the account that owns it, or to a caller with its signed link. NOT_FOUND if it does not
-    exist, has expired, or belongs to another account.
+    exist, has expired, or belongs to another account or mode.
     """
 
 class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Uploads audio for tasks, and downloads the output of tasks. Metadata as in TaskService."""
+    """Uploads audio and images for tasks, and downloads the output of tasks. Metadata as in TaskService."""
 
     @_abc_1.abstractmethod
     def UploadMedia(
@@ -70,7 +70,7 @@ class MediaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_media_service_pb2.DownloadMediaResponse], _abc.AsyncIterator[_media_service_pb2.DownloadMediaResponse]]:
         """Returns a file's bytes to the account that owns it, or to a caller with its signed link. NOT_FOUND if it does not
-        exist, has expired, or belongs to another account.
+        exist, has expired, or belongs to another account or mode.
         """
 
 def add_MediaServiceServicer_to_server(servicer: MediaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -42,20 +42,20 @@ class _PriceUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriceUnit.V
     PRICE_UNIT_AUDIO_MINUTE: _PriceUnit.ValueType  # 6
     """A minute of audio."""
     PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS: _PriceUnit.ValueType  # 7
-    """A million tokens of input that the provider read from its cache. Without a price of their own they
-    cost what other input does.
+    """A million tokens of input that the provider read from its cache. Where a model has no such price, they cost what
+    other input does.
     """
     PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS: _PriceUnit.ValueType  # 8
     """A million tokens of input that the provider wrote to its cache. Where a model has no such price, they cost
     what other input does.
     """
     PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS: _PriceUnit.ValueType  # 9
-    """A million tokens of input that the provider wrote to its cache for an hour. Where a model has no such
-    price, they cost what others that are written do.
+    """A million tokens of input that the provider wrote to its cache for an hour. Where a model has no such price, they
+    cost what others that are written to the cache do.
     """
     PRICE_UNIT_PROVIDER_DOLLAR: _PriceUnit.ValueType  # 10
     """One US dollar that the provider reports as the cost of the task. Where a model has this price and the provider
-    reports a cost, the task costs that alone; else it costs what the other units say, which also bound it.
+    reports a cost, the task costs that, and at most its maximum by the other prices; otherwise the other prices apply.
     """
 
 class PriceUnit(_PriceUnit, metaclass=_PriceUnitEnumTypeWrapper):
@@ -76,20 +76,20 @@ PRICE_UNIT_THOUSAND_CHARACTERS: PriceUnit.ValueType  # 5
 PRICE_UNIT_AUDIO_MINUTE: PriceUnit.ValueType  # 6
 """A minute of audio."""
 PRICE_UNIT_MILLION_CACHED_INPUT_TOKENS: PriceUnit.ValueType  # 7
-"""A million tokens of input that the provider read from its cache. Without a price of their own they
-cost what other input does.
+"""A million tokens of input that the provider read from its cache. Where a model has no such price, they cost what
+other input does.
 """
 PRICE_UNIT_MILLION_CACHE_WRITE_INPUT_TOKENS: PriceUnit.ValueType  # 8
 """A million tokens of input that the provider wrote to its cache. Where a model has no such price, they cost
 what other input does.
 """
 PRICE_UNIT_MILLION_CACHE_WRITE_1H_INPUT_TOKENS: PriceUnit.ValueType  # 9
-"""A million tokens of input that the provider wrote to its cache for an hour. Where a model has no such
-price, they cost what others that are written do.
+"""A million tokens of input that the provider wrote to its cache for an hour. Where a model has no such price, they
+cost what others that are written to the cache do.
 """
 PRICE_UNIT_PROVIDER_DOLLAR: PriceUnit.ValueType  # 10
 """One US dollar that the provider reports as the cost of the task. Where a model has this price and the provider
-reports a cost, the task costs that alone; else it costs what the other units say, which also bound it.
+reports a cost, the task costs that, and at most its maximum by the other prices; otherwise the other prices apply.
 """
 Global___PriceUnit: _TypeAlias = PriceUnit  # noqa: Y015
 

@@ -69,7 +69,7 @@ class VoiceSettings(_message.Message):
     use_speaker_boost: _builtins.bool
     """Boost likeness to the speaker. Default: the voice's own."""
     speed: _builtins.float
-    """Speed as a factor, 0.25 to 4; clamped to what the model takes. Default: 1."""
+    """Speed as a factor, 0.25 to 4; clamped to what the model takes. Default: the voice's own."""
     def __init__(
         self,
         *,
@@ -119,12 +119,13 @@ class TextToSpeechInput(_message.Message):
     LANGUAGE_CODE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """What to say, 1 character to the model's maximum. Required."""
+    """What to say, 1 to 10,000 characters; the model's own limit applies. Required."""
     voice: _builtins.str
-    """A voice's name, such as adam, or its id. Required."""
+    """A voice's name, such as adam, or its id: 1 to 64 printable characters. Required."""
     output_format: _builtins.str
-    """Codec, sample rate and kbit/s, such as mp3_44100_128, pcm_16000, wav_44100, ulaw_8000, alaw_8000,
-    opus_48000_64. Default: mp3_44100_128.
+    """Codec, sample rate in Hz, and kbit/s: mp3_22050_32, mp3_24000_48, mp3_44100_{32,64,96,128,192},
+    opus_48000_{32,64,96,128,192}, ulaw_8000, alaw_8000, and pcm_ or wav_ with
+    {8000,16000,22050,24000,32000,44100,48000}. Default: mp3_44100_128.
     """
     language_code: _builtins.str
     """A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US. Default: detected from the text."""
@@ -166,7 +167,7 @@ class SpeechToSpeechInput(_message.Message):
     OUTPUT_FORMAT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     voice: _builtins.str
-    """The new voice's name, such as adam, or its id. Required."""
+    """The new voice's name, such as adam, or its id: 1 to 64 printable characters. Required."""
     output_format: _builtins.str
     """As in TextToSpeechInput. Default: mp3_44100_128."""
     seed: _builtins.int

@@ -122,8 +122,8 @@ class TaskSpec(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The caller's own data for the usage record, by which usage can be summed: up to 16 pairs, keys of 1 to 64 characters,
-        values of up to 512. Default: none.
+        """The caller's own data for the usage record, by which usage can be summed: up to 16 pairs, keys of 1 to 64
+        characters, values of up to 512; no NUL. Default: none.
         """
 
     def __init__(

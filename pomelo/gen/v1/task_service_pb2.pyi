@@ -20,16 +20,16 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TaskOptions(_message.Message):
-    """How a task is run and answered; what it does and costs does not depend on it. Fields that the server does not know are
-    refused.
+    """How a task is run and answered; what it does and costs does not depend on it. Fields that the server does not know
+    are refused.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DELIVERY_FIELD_NUMBER: _builtins.int
     delivery: _media_pb2.MediaDelivery.ValueType
-    """How the result contains generated media. Default: a link, and the bytes too unless they are above 3 MiB (a gRPC client
-    takes 4 MiB by default) or, at the end of a stream, above 45 KiB.
+    """How the result contains generated media. Default: a link, and the bytes too unless they are above 3 MiB (a gRPC
+    client accepts 4 MiB by default) or, for an image at the end of a stream, above 45 KiB.
     """
     def __init__(
         self,

@@ -85,8 +85,8 @@ class ImagePart(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def source(self) -> _media_pb2.MediaSource:
-        """A PNG, JPEG, WebP or GIF image. Files up to 8 MiB in all may be named by their media_id. In a `data:` URI, white
-        space, missing padding, the URL-safe alphabet and percent-encoding are accepted. Required.
+        """A PNG, JPEG, WebP or GIF image. The files that a task names by their media_id may have 8 MiB together. In a `data:`
+        URI, white space, missing padding, the URL-safe alphabet and percent-encoding are accepted. Required.
         """
 
     def __init__(
@@ -144,7 +144,7 @@ class Message(_message.Message):
     """The author. Required."""
     @_builtins.property
     def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
-        """The content in reading order, 1 to 100 parts. Required."""
+        """The content in reading order, 1 to 100 parts, and at most 10,000 in all messages together. Required."""
 
     def __init__(
         self,
@@ -185,9 +185,9 @@ class TextInput(_message.Message):
     seed: _builtins.int
     """For repeatable output, best effort, 0 to 2^53 - 1. Default: none."""
     presence_penalty: _builtins.float
-    """-2 to 2. Default: 0."""
+    """How strongly to avoid tokens that the text already has, -2 to 2. Default: the model's own."""
     frequency_penalty: _builtins.float
-    """-2 to 2. Default: 0."""
+    """The same in proportion to how often the text has them, -2 to 2. Default: the model's own."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """The conversation, oldest first, 1 to 10,000. Required."""

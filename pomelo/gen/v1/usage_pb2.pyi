@@ -69,7 +69,7 @@ class Usage(_message.Message):
     characters: _builtins.int
     """Characters of text to speak."""
     images: _builtins.int
-    """Images."""
+    """Generated images."""
     audio_seconds: _builtins.float
     """Seconds of input audio."""
     cache_write_1h_input_tokens: _builtins.int

@@ -64,8 +64,8 @@ class Sandbox:
         """
         given = job.input
         limits = job.model.limits
-        prompt, prompt_tokens = text.read_prompt(given.messages)
-        text.check_length(prompt_tokens, limits.max_input_tokens)
+        prompt, input_tokens = text.read_prompt(given.messages)
+        text.check_length(input_tokens, limits.max_input_tokens)
         triggers = await self._begin(prompt, job, "messages")
         content, finish = text.reply(prompt, given, job.model.name, triggers.words, limits.max_output_tokens)
         if job.stream:
@@ -77,14 +77,12 @@ class Sandbox:
                 yield event
                 await self._sleep(triggers.pace)
             content = ""
-            completion_tokens = len(words)
+            output_tokens = len(words)
         else:
-            completion_tokens = text.count(content)
+            output_tokens = text.count(content)
         if triggers.stops_halfway:
             await self._stop_halfway(triggers)
-        yield completed_text(
-            content, finish, Usage(input_tokens=prompt_tokens, output_tokens=completion_tokens)
-        )
+        yield completed_text(content, finish, Usage(input_tokens=input_tokens, output_tokens=output_tokens))
 
     async def image(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Draws an image that depends on prompt, seed and model.

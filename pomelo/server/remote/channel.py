@@ -197,11 +197,11 @@ class ConnectionPool:
             PomeloError: the key is invalid, or the server does not respond.
         """
         try:
-            # No model has an empty name: the server does not find it, after it has checked the key.
+            # The request has no id, which the server refuses after it has checked the key.
             with self.pick() as connection:
                 await unary(connection.models.GetModel(GetModelRequest(), **connection.arguments(call)), call)
         except PomeloError as error:
-            if error.code != "model_not_found":
+            if error.code != "missing_parameter":
                 raise
 
 

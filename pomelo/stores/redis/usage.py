@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from pomelo.errors import PomeloError
@@ -36,7 +37,12 @@ from pomelo.stores.usage import (
 
 log = logging.getLogger("pomelo.stores")
 
-_PAGE = 500
+_ENTRIES = 1_000
+"""Entries that are moved at a time: with its metadata one may take 100 kB of memory."""
+
+_WALLETS = 100
+"""Wallets whose entries are moved at a time."""
+
 _FULL_DRAIN = 60
 """Every so many drains of this process's records, all wallets are drained."""
 
@@ -146,15 +152,18 @@ class Usage:
         Raises:
             PomeloError: store_unavailable, of Redis or of the archive.
         """
+        everyone = list(dict.fromkeys(wallets))
+        for at in range(0, len(everyone), _WALLETS):
+            await self._drain_some(everyone[at : at + _WALLETS])
+
+    async def _drain_some(self, wallets: list[Wallet]) -> None:
         next_ids = dict.fromkeys(wallets, "-")
         while next_ids:
             entries: list[_Entry] = []
-            pages = await for_each(
-                next_ids,
-                lambda w: self._connection.send("XRANGE", names(w).usage, next_ids[w], "+", "COUNT", _PAGE),
-            )
+            limit = _ENTRIES // len(next_ids)
+            pages = await for_each(next_ids.items(), partial(self._read, limit))
             for wallet, page in zip(list(next_ids), pages, strict=True):
-                if len(page) == _PAGE:
+                if len(page) == limit:
                     next_ids[wallet] = "(" + page[-1][0].decode()
                 else:
                     del next_ids[wallet]
@@ -167,6 +176,14 @@ class Usage:
                 entries.sort(key=lambda entry: entry.number)
                 await self._archive.add([entry.record for entry in entries])
                 await self._delete(entries)
+
+    async def _read(self, limit: int, start: tuple[Wallet, str]) -> list[Any]:
+        """Up to `limit` entries of a wallet, from an id on."""
+        wallet, first_id = start
+        page: list[Any] = await self._connection.send(
+            "XRANGE", names(wallet).usage, first_id, "+", "COUNT", limit
+        )
+        return page
 
     async def _delete(self, entries: list[_Entry]) -> None:
         ids: dict[Wallet, list[bytes]] = {}

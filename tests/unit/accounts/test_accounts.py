@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
+from pomelo.stores.usage import UsageQuery
 from tests.calls import call_of
 from tests.unit.accounts.audited_store import reserve, run
 from tests.unit.refusals import refused
+from tests.waiting import until
 
 CREDIT = 1_000_000
 MODES = {False: Mode.MODE_TEST, True: Mode.MODE_LIVE}
@@ -246,3 +249,43 @@ async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(
         await accounts.list_usage(pb.ListUsageRequest(page_size=-1), bad)
     with refused("invalid_parameter", "X-Request-Timeout"):
         await accounts.sum_usage(sums, bad)
+
+
+async def test_an_account_runs_two_reports_at_a_time_and_the_others_wait(store: Store) -> None:
+    started: list[str | None] = []
+    go_on = asyncio.Event()
+
+    class Slow:
+        async def list_usage(self, query: UsageQuery, *, limit: int, after: str) -> tuple[list[Any], str]:
+            return await self.sum_usage(query), ""
+
+        async def sum_usage(self, query: UsageQuery, *_: object, **__: object) -> list[Any]:
+            started.append(query.account)
+            await go_on.wait()
+            return []
+
+    slow: Any = Slow()
+    keys: Any = OneKey(Principal("default", "key", True, plan="pro"))
+    access = Access(keys, BUILTIN, Catalog.load(), Ledger(store, BUILTIN))
+    accounts = LocalAccounts(store, UsageReader(slow, b"s" * 32), access)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        reports = [
+            group.create_task(report)
+            for _ in range(5)
+            for report in (
+                accounts.list_usage(pb.ListUsageRequest(), call_of(None)),
+                accounts.sum_usage(pb.SumUsageRequest(), call_of(None)),
+            )
+        ]
+        await until(lambda: len(started) == 2)
+        keys._principal = Principal("other", "key", True, plan="pro")
+        group.create_task(accounts.sum_usage(pb.SumUsageRequest(), call_of(None)))
+        await until(lambda: "other" in started)
+        assert started == ["default", "default", "other"]
+        keys._principal = Principal("default", "key", True, plan="pro")
+        with refused("deadline_exceeded"):
+            await accounts.sum_usage(pb.SumUsageRequest(), call_of(None, 0.05))
+        for left in reports[8:]:
+            left.cancel()
+        go_on.set()
+    assert started[3:] == ["default"] * 6  # who leaves gives up the turn

@@ -241,35 +241,6 @@ async def test_a_page_of_sums_has_more_than_a_page_of_records_by_default(store: 
 
 
 @pytest.mark.parametrize(
-    ("size", "records", "sums"),
-    [
-        (0, 100, 10_000),
-        (1_000, 1_000, 1_000),
-        (1_001, 1_000, 1_001),
-        (10_001, 1_000, 10_000),
-        (2**31 - 1, 1_000, 10_000),
-    ],
-)
-async def test_too_large_a_page_is_reduced_to_the_largest(size: int, records: int, sums: int) -> None:
-    asked: list[int] = []
-
-    class Recorder:
-        async def list_usage(self, query: UsageQuery, *, limit: int, after: str) -> tuple[list[Any], str]:
-            asked.append(limit)
-            return [], ""
-
-        async def sum_usage(self, query: UsageQuery, by: Any, *, limit: int, after: Any) -> list[Any]:
-            asked.append(limit)
-            return []
-
-    recorder: Any = Recorder()
-    reader = UsageReader(recorder, SECRET)
-    await reader.list_records(LIVE, size, "")
-    await reader.sum_records(LIVE, ("key",), size, "")
-    assert asked == [records, sums + 1]  # one more shows whether there is a next page
-
-
-@pytest.mark.parametrize(
     ("fields", "field"),
     [
         ({"page_size": -1}, "page_size"),
@@ -333,6 +304,7 @@ def test_each_grouping_of_a_request_is_one_of_the_store(
             "invalid_parameter",
         ),
         ([pb.UsageGrouping(metadata_key="a\0b")], "invalid_parameter"),
+        ([pb.UsageGrouping(metadata_key="")], "invalid_parameter"),
         ([pb.UsageGrouping(dimension=pb.USAGE_DIMENSION_KEY)] * 2, "invalid_parameter"),
         ([pb.UsageGrouping(metadata_key=name) for name in "abcde"], "invalid_parameter"),
     ],

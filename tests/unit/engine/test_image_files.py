@@ -167,6 +167,28 @@ async def test_the_files_of_a_task_have_up_to_eight_mebibytes_in_all(engine: Eng
         assert "8,388,608 bytes in all" in answer.error.message
 
 
+async def test_a_file_is_read_once_for_each_task_however_many_parts_name_it(
+    engine: EngineApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await engine.account()
+    media_id = await file(engine, account)
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    for times in (1, 2):
+        answer = await engine.ask(account, task(*[MediaSource(media_id=media_id)] * 50))
+        assert answer.code == "ok"
+        assert read == [path_of(engine, media_id)] * times
+    parts = engine.upstream.requests[-1].body["messages"][0]["content"]
+    assert len({part["image_url"]["url"] for part in parts[1:]}) == 1
+    assert len(parts) == 51
+
+
 async def test_a_file_can_be_used_by_several_tasks_and_stays(engine: EngineApp) -> None:
     account = await engine.account()
     media_id = await file(engine, account)

@@ -30,6 +30,8 @@ from pomelo.media.media_types import MAX_LENGTH, MediaType, parse
         ('a/b;x="1"2', "a/b", None),
         ('a/b;x=1"2', "a/b", None),
         ("a/b;x=" + "1" * MAX_LENGTH, "a/b", None),
+        ("a/b" + " " * MAX_LENGTH, "a/b", {}),
+        ("a/" + "b " * MAX_LENGTH, "a/" + "b" * (MAX_LENGTH // 2 - 1), {}),
         (";rate=8000", "", {"rate": "8000"}),
     ],
 )

@@ -36,7 +36,7 @@ class _OperatorDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ope
     """The mode: live or test."""
 
 class OperatorDimension(_OperatorDimension, metaclass=_OperatorDimensionEnumTypeWrapper):
-    """A property of usage records in which those of one caller agree."""
+    """A property of usage records by which only the operator can sum them."""
 
 OPERATOR_DIMENSION_UNSPECIFIED: OperatorDimension.ValueType  # 0
 """Refused."""
@@ -111,7 +111,7 @@ class CreateKeyRequest(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """An account's id. Default: default."""
+    """An account's id. Default: that of the account `default`."""
     mode: _usage_pb2.Mode.ValueType
     """Its mode. Default: test."""
     @_builtins.property
@@ -384,7 +384,7 @@ class CreateAccountRequest(_message.Message):
     plan: _builtins.str
     """The name of its plan. Default: free."""
     live_micros: _builtins.int
-    """Initial live credits, in millionths of a credit, from 0. Default: 0."""
+    """Initial live credits, in millionths of a credit, 0 to 10^15. Default: 0."""
     def __init__(
         self,
         *,
@@ -538,7 +538,7 @@ class GrantCreditsRequest(_message.Message):
     account_id: _builtins.str
     """The account's id. Required."""
     amount_micros: _builtins.int
-    """How much, in millionths of a credit, above 0. Required."""
+    """How much, in millionths of a credit, 1 to 10^15; all grants of a mode together at most 9 * 10^15. Required."""
     mode: _usage_pb2.Mode.ValueType
     """The mode in which the credits can be spent. Default: live."""
     note: _builtins.str
@@ -718,9 +718,9 @@ class UsageGrouping(_message.Message):
     dimension: _account_service_pb2.UsageDimension.ValueType
     """A property by which callers can also sum their records."""
     metadata_key: _builtins.str
-    """The value of this key in the task's metadata; empty for tasks without the key."""
+    """The value of this key, of at least one character, in the task's metadata; empty for tasks without the key."""
     operator_dimension: Global___OperatorDimension.ValueType
-    """A property by which only the operator can sum."""
+    """A property by which callers can't sum."""
     def __init__(
         self,
         *,
@@ -796,7 +796,7 @@ class SumUsageResponse(_message.Message):
     """The page_token of the next page; empty: this was the last page."""
     @_builtins.property
     def sums(self) -> _containers.RepeatedCompositeFieldContainer[_account_service_pb2.UsageSum]:
-        """Ordered by their groups. All sums of a page are of the same moment."""
+        """Ordered by their groups. All sums of a page were computed at the same moment."""
 
     def __init__(
         self,

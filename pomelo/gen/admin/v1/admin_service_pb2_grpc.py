@@ -118,14 +118,15 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateKey(self, request, context):
-        """Creates a key with the properties of an existing key, and revokes the existing one.
+        """Creates a key with the properties of an existing key, and revokes the existing one. NOT_FOUND if it does not exist,
+        INVALID_ARGUMENT if it is expired or revoked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeKey(self, request, context):
-        """Revokes a key, immediately and permanently.
+        """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

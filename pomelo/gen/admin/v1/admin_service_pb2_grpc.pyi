@@ -40,9 +40,11 @@ class AdminServiceStub:
     ListKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListKeysRequest, _admin_service_pb2.ListKeysResponse]
     """Lists keys in pages, oldest first; never their secrets."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]
-    """Creates a key with the properties of an existing key, and revokes the existing one."""
+    """Creates a key with the properties of an existing key, and revokes the existing one. NOT_FOUND if it does not exist,
+    INVALID_ARGUMENT if it is expired or revoked.
+    """
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]
-    """Revokes a key, immediately and permanently."""
+    """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist."""
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]
     """Creates an account with initial test credits. INVALID_ARGUMENT if the id is taken."""
     GetAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetAccountRequest, _admin_service_pb2.GetAccountResponse]
@@ -74,9 +76,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListKeysRequest, _admin_service_pb2.ListKeysResponse]  # type: ignore[assignment]
     """Lists keys in pages, oldest first; never their secrets."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
-    """Creates a key with the properties of an existing key, and revokes the existing one."""
+    """Creates a key with the properties of an existing key, and revokes the existing one. NOT_FOUND if it does not exist,
+    INVALID_ARGUMENT if it is expired or revoked.
+    """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
-    """Revokes a key, immediately and permanently."""
+    """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist."""
     CreateAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]  # type: ignore[assignment]
     """Creates an account with initial test credits. INVALID_ARGUMENT if the id is taken."""
     GetAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetAccountRequest, _admin_service_pb2.GetAccountResponse]  # type: ignore[assignment]
@@ -123,7 +127,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RotateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RotateKeyResponse, _abc.Awaitable[_admin_service_pb2.RotateKeyResponse]]:
-        """Creates a key with the properties of an existing key, and revokes the existing one."""
+        """Creates a key with the properties of an existing key, and revokes the existing one. NOT_FOUND if it does not exist,
+        INVALID_ARGUMENT if it is expired or revoked.
+        """
 
     @_abc_1.abstractmethod
     def RevokeKey(
@@ -131,7 +137,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RevokeKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeKeyResponse]]:
-        """Revokes a key, immediately and permanently."""
+        """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist."""
 
     @_abc_1.abstractmethod
     def CreateAccount(
