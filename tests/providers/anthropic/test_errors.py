@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from pomelo.testing import Reply, Stop
-from pomelo.testing.anthropic_protocol import Answer, error_event, error_reply, event
+from pomelo.testing.anthropic_protocol import Answer, error_event, error_reply
 from tests.providers.rig import SECRETS, Rig, check_no_secrets, open_provider
 from tests.providers.text_rig import ANTHROPIC, LONG, failure
-
-END = event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 7})
 
 
 def refusal(status: int, kind: str, code: str | None = None, message: str = SECRETS, **headers: str) -> Reply:
