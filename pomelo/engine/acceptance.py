@@ -37,7 +37,7 @@ from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
 from pomelo.tasks.labels import check_labels
-from pomelo.tasks.unknown_fields import check_no_unknown_fields
+from pomelo.unknown_fields import check_no_unknown_fields
 
 T = TypeVar("T")
 
