@@ -194,10 +194,9 @@ class Acceptance:
         files = _ImageFiles(self._media, principal)
         try:
             await asyncio.to_thread(definition.check, task_input, model, files.read)
-        except PomeloError:
+        finally:
+            call.file_bytes = files.size
             call.reserve(files.size)
-            raise
-        call.reserve(files.size)
         return True
 
     async def _fit(

@@ -12,6 +12,7 @@ import grpc
 from pomelo.call import CHARGED_HEADER, Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
+from pomelo.server import field_limit
 from pomelo.server.call_limits import ServerState
 from pomelo.server.messages import check_size, parse, parse_request
 from pomelo.service import Visit
@@ -363,14 +364,14 @@ class Rpc:
         self._served = False
         return PomeloError(code if code in TABLE else "invalid_body")
 
-    async def refused(self, error: PomeloError) -> PomeloError:
-        """Returns the error to report for one that ended the call. The visit reports and counts one that no
-        service has raised, or that refuses a large task."""
-        if self.visit is None or self._accepted or CHARGED_HEADER in self.call.response_headers:
-            return error  # an accepted task was counted already
+    def refuses_body(self, error: PomeloError) -> bool:
+        """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
+        refuses a large message."""
+        if self._accepted or CHARGED_HEADER in self.call.response_headers:
+            return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
-            return await self.visit.refuse(error, self.model)
-        return await self.visit.refuse_task(error)
+            return True
+        return self._size + self.call.file_bytes > field_limit.SMALL_MESSAGE and error.row.http == 400
 
     def end(self) -> None:
         """Ends the call, before its response is sent."""
