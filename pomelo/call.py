@@ -83,7 +83,7 @@ class Call:
     `response_headers` has the headers of the response, named as in the documentation. It is complete before a
     task's first event and on every error. `response_trailers` has those that are known only at a stream's
     end. `at_end` are the functions that `end` runs. `reserve` counts more bytes as buffered by an admitted
-    call, as `pomelo.service.Visit.reserve` does.
+    call, as `pomelo.service.Visit.reserve` does; `file_bytes` are those of files that its task names.
     """
 
     api_key: str | None
@@ -101,6 +101,7 @@ class Call:
     response_trailers: dict[str, str] = field(default_factory=dict)
     at_end: list[Callable[[], None]] = field(default_factory=list)
     reserve: Callable[[int], None] = lambda size: None
+    file_bytes: int = 0
 
     def end(self) -> None:
         """Deletes the uploads that belong to this call only. Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable
 from typing import Any
@@ -13,6 +14,9 @@ from google.rpc import error_details_pb2, status_pb2
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
+
+NAMED = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+Z|\d[\d,]*\d|\d")
+"""Times and numbers in a message."""
 
 
 def bearer(key: str, **headers: str) -> list[tuple[str, str]]:
@@ -39,6 +43,15 @@ def details_of(error: Any) -> dict[str, Any]:
     """Returns the details of an AioRpcError, by the names of their types."""
     packed = dict(error.trailing_metadata()).get("grpc-status-details-bin", b"")
     return unpack(status_pb2.Status.FromString(packed))
+
+
+def values_of(error: grpc.aio.AioRpcError) -> dict[str, str]:
+    """Returns the metadata of an error's ErrorInfo, which have every number and time that its message names."""
+    values = dict(details_of(error)["ErrorInfo"].metadata)
+    text = " ".join(value.replace(",", "") for value in values.values())
+    for named in NAMED.findall(error.details() or ""):
+        assert re.search(rf"(?<!\d){named.replace(',', '')}(?!\d)", text), named
+    return values
 
 
 def unpack(status: status_pb2.Status) -> dict[str, Any]:

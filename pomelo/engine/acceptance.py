@@ -37,7 +37,7 @@ from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
 from pomelo.tasks.labels import check_labels
-from pomelo.tasks.unknown_fields import check_no_unknown_fields
+from pomelo.unknown_fields import check_no_unknown_fields
 
 T = TypeVar("T")
 
@@ -194,10 +194,9 @@ class Acceptance:
         files = _ImageFiles(self._media, principal)
         try:
             await asyncio.to_thread(definition.check, task_input, model, files.read)
-        except PomeloError:
+        finally:
+            call.file_bytes = files.size
             call.reserve(files.size)
-            raise
-        call.reserve(files.size)
         return True
 
     async def _fit(

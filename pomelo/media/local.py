@@ -10,7 +10,7 @@ from functools import partial
 from typing import BinaryIO, Protocol
 
 from pomelo.call import Call, Principal, before_deadline
-from pomelo.errors import PomeloError, invalid, missing
+from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.media.store import MediaStore, no_such_media
 from pomelo.turns import Turn, Turns
@@ -81,8 +81,6 @@ class LocalMedia:
             owner = None
         else:
             owner = (await self._identify(call)).owner
-            if not media_id:
-                raise missing("id")
         path, media = self._store.find(media_id, owner)
         try:
             file = path.open("rb")

@@ -94,7 +94,9 @@ class FrontEnd(ServerState):
             if error is None:
                 rpc.close()
                 return rpc.response
-            return rpc.refusal(without_traceback(await rpc.refused(error)))
+            if rpc.visit is not None and rpc.refuses_body(error):
+                error = without_traceback(await rpc.visit.refuse(error, rpc.model))
+            return rpc.refusal(error)
         except asyncio.CancelledError:
             if rpc.visit is None or not await _was_reported(
                 rpc.call, context, rpc.refusal(PomeloError("internal_error"))

@@ -8,13 +8,13 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from pomelo.call import CHARGED_HEADER, Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
 from pomelo.server import field_limit
 from pomelo.server.call_limits import ServerState
+from pomelo.server.messages import check_size, parse, parse_request
 from pomelo.service import Visit
 from pomelo.status import OPEN_KEY, REFUSED_KEY, details_metadata, retry_metadata, status_code, to_status
 
@@ -225,12 +225,12 @@ class Rpc:
         try:
             data = await self._receive_first()
             self.visit.reserve(len(data))
-            _check_size(data, front.limits.message)
+            check_size(data, front.limits.message)
             await self._end_of_messages()
         finally:
             front.reads.release(self._owner)
         self.unlimit()
-        request = _parse(data, message_type)
+        request = parse_request(data, message_type)
         self._served = True
         return request
 
@@ -245,7 +245,7 @@ class Rpc:
         async with (front.health_reads if health else front.unauthenticated_reads).slot():
             data = await self._receive_first()
             await self._end_of_messages()
-        return _parse(_check_size(data), message_type)
+        return parse(check_size(data), message_type)
 
     async def next_message(self, message_type: Any) -> Any:
         """Receives and parses the next message of a stream; None at its end. Without a key it must be small.
@@ -256,7 +256,7 @@ class Rpc:
         data = await self._next()
         if data is None:
             return None
-        return _parse(_check_size(data) if self.visit is None else data, message_type)
+        return parse(check_size(data) if self.visit is None else data, message_type)
 
     async def discard_rest(self) -> None:
         """Receives and discards the messages of a refused upload, for a moment.
@@ -364,14 +364,14 @@ class Rpc:
         self._served = False
         return PomeloError(code if code in TABLE else "invalid_body")
 
-    async def refused(self, error: PomeloError) -> PomeloError:
-        """Returns the error to report for one that ended the call. The visit reports and counts one that no
-        service has raised, or that refuses a large task."""
-        if self.visit is None or self._accepted or CHARGED_HEADER in self.call.response_headers:
-            return error  # an accepted task was counted already
+    def refuses_body(self, error: PomeloError) -> bool:
+        """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
+        refuses a large message."""
+        if self._accepted or CHARGED_HEADER in self.call.response_headers:
+            return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
-            return await self.visit.refuse(error, self.model)
-        return await self.visit.refuse_task(error)
+            return True
+        return self._size + self.call.file_bytes > field_limit.SMALL_MESSAGE and error.row.http == 400
 
     def end(self) -> None:
         """Ends the call, before its response is sent."""
@@ -389,28 +389,3 @@ class Rpc:
 
 def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name.lower(), value) for name, value in headers.items()]
-
-
-def _check_size(data: bytes, limit: int = field_limit.SMALL_MESSAGE) -> bytes:
-    if len(data) > limit:
-        raise PomeloError(
-            "payload_too_large",
-            f"The message is larger than {limit:,} bytes. Send less",
-            values={"maxBytes": limit},
-        )
-    return data
-
-
-def _parse(data: bytes, message_type: Any) -> Any:
-    """Parses a message.
-
-    Raises:
-        PomeloError: invalid_body, invalid_parameter.
-    """
-    field_limit.check(data, message_type.DESCRIPTOR)
-    try:
-        return message_type.FromString(data)
-    except DecodeError:
-        name = message_type.DESCRIPTOR.full_name
-        message = f"The message can't be decoded. Send a {name}"
-        raise PomeloError("invalid_body", message, values={"messageType": name}) from None

@@ -20,7 +20,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.status import from_rpc_error
-from tests.calls import bearer
+from tests.calls import bearer, failure, reason_of
 from tests.tasks import text_task
 
 UNKNOWN: Any = 9
@@ -207,3 +207,11 @@ async def test_the_audit_of_the_running_app_finds_nothing(admin: AdminServiceStu
     report = await admin.AuditLedger(pb.AuditLedgerRequest())
     assert not report.findings
     assert report.wallets >= 2
+
+
+async def test_an_unknown_field_of_a_request_is_refused(admin: AdminServiceStub) -> None:
+    request = pb.CreateKeyRequest()
+    request.MergeFromString(b"\xf8\x3f\x01")  # field 1023
+    error = await failure(admin.CreateKey(request))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
+    assert (error.details() or "").startswith("Unknown field 1023 of the request:")

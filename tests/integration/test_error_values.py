@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -30,12 +29,9 @@ from pomelo.server.remote import open_remote
 from pomelo.service import Services
 from pomelo.testing import Answer, Gate
 from tests.app import Account, RunningApp, run_app
-from tests.calls import bearer, call_of, details_of, failure, refusal
+from tests.calls import bearer, call_of, details_of, failure, refusal, values_of
 from tests.driver import METHOD
 from tests.tasks import TASK_BODIES, text_body, to_task
-
-NAMED = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+Z|\d[\d,]*\d|\d")
-"""Times and numbers in a message."""
 
 RUN_TASK = "/pomelo.v1.TaskService/RunTask"
 
@@ -54,15 +50,6 @@ async def remote(app: RunningApp) -> AsyncIterator[Services]:
         app.server.grpc, proof=gateway_proof(app.server.settings.root_secret())
     ) as services:
         yield services
-
-
-def values_of(error: grpc.aio.AioRpcError) -> dict[str, str]:
-    """Returns the metadata of an error's ErrorInfo, which have every number and time that its message names."""
-    values = dict(details_of(error)["ErrorInfo"].metadata)
-    text = " ".join(value.replace(",", "") for value in values.values())
-    for named in NAMED.findall(error.details() or ""):
-        assert re.search(rf"(?<!\d){named.replace(',', '')}(?!\d)", text), named
-    return values
 
 
 def start(app: RunningApp, method: str, task: TaskSpec, key: str) -> Any:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
 from google.protobuf.message import Message
 
+from pomelo.gen.v1.account_service_pb2 import (
+    GetAccountRequest,
+    ListUsageRequest,
+    SumUsageRequest,
+    UsageGrouping,
+)
+from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest
+from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
@@ -16,6 +25,8 @@ from tests.app import Account, RunningApp, app_fixture
 from tests.calls import bearer, failure, reason_of
 from tests.driver import METHOD, PROTOCOL, REST_PROTOCOL, STREAM
 from tests.tasks import TASK_BODIES, small_task, text_task
+
+M = TypeVar("M", bound=Message)
 
 UNKNOWN = b"\xf8\x3f\x01"
 """Field 1023, with the number 1."""
@@ -32,14 +43,14 @@ def conversation() -> TaskSpec:
     return spec
 
 
-def with_unknown(spec: TaskSpec, path: str) -> TaskSpec:
+def with_unknown(whole: M, path: str) -> M:
     """Adds an unknown field to the message at a path, such as text.messages.1."""
-    message: Any = spec
+    message: Any = whole
     for step in path.split(".") if path else ():
         message = message[int(step)] if step.isdecimal() else getattr(message, step)
     assert isinstance(message, Message)
     message.MergeFromString(UNKNOWN)
-    return spec
+    return whole
 
 
 PLACES = [
@@ -113,3 +124,31 @@ async def test_a_task_with_every_known_field_is_accepted(app: RunningApp, protoc
     penalties = {"presence_penalty": 0, "frequency_penalty": 0}
     outcome = await app.ask(protocol, account.test, TASK_BODIES["text"] | fields | penalties)
     assert outcome.code == "ok"
+
+
+@pytest.mark.parametrize(
+    ("stub", "method", "request_", "path"),
+    [
+        (ModelServiceStub, "ListModels", ListModelsRequest(), ""),
+        (ModelServiceStub, "GetModel", GetModelRequest(id="gpt-4"), ""),
+        (AccountServiceStub, "GetAccount", GetAccountRequest(), ""),
+        (AccountServiceStub, "ListUsage", ListUsageRequest(), "filter"),
+        (
+            AccountServiceStub,
+            "SumUsage",
+            SumUsageRequest(group_by=[UsageGrouping(metadata_key="team")]),
+            "group_by.0",
+        ),
+        (TaskServiceStub, "RunTask", RunTaskRequest(spec=text_task()), ""),
+        (TaskServiceStub, "StreamTask", StreamTaskRequest(spec=text_task()), ""),
+    ],
+)
+async def test_an_unknown_field_of_any_request_is_refused(
+    app: RunningApp, stub: Any, method: str, request_: Message, path: str
+) -> None:
+    with_unknown(request_, path)
+    account = await app.account()
+    error = await failure(getattr(stub(app.channel), method)(request_, metadata=bearer(account.test)))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
+    place = {"": "the request", "group_by.0": "group_by[0]"}.get(path, path)
+    assert (error.details() or "").startswith(f"Unknown field 1023 of {place}:")

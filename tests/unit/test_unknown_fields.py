@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.tasks.unknown_fields import check_no_unknown_fields
+from pomelo.unknown_fields import check_no_unknown_fields
 from tests.unit.tasks.collectors import BODIES, PIXEL, task_input
 
 UNKNOWN = b"\xba\x3e\x01x"

@@ -30,13 +30,28 @@ def check_no_unknown_fields(message: Message, size: int, label: str) -> None:
         if known.ByteSize() == size:
             return
     for path, number in _unknown_fields(message, ""):
-        raise PomeloError(
-            "invalid_parameter",
-            f"Unknown field {number} of {path or label}: this server does not have it. "
-            "Leave it out, or use the server's version of the contract",
-            field=path or None,
-            values={"fieldNumber": number},
-        )
+        raise _refusal(number, path, label)
+
+
+def check_outer_fields(message: Message, label: str) -> None:
+    """As `check_no_unknown_fields`, but not of the messages in it.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise _refusal(unknown[0].field_number, "", label)
+
+
+def _refusal(number: int, path: str, label: str) -> PomeloError:
+    return PomeloError(
+        "invalid_parameter",
+        f"Unknown field {number} of {path or label}: this server does not have it. "
+        "Leave it out, or use the server's version of the contract",
+        field=path or None,
+        values={"fieldNumber": number},
+    )
 
 
 def _unknown_fields(message: Message, path: str) -> Iterator[tuple[str, int]]:

@@ -1,0 +1,67 @@
+"""Checks and parses serialized messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.server import field_limit
+from pomelo.unknown_fields import check_no_unknown_fields, check_outer_fields
+
+_LABEL = "the request"
+
+
+def check_size(data: bytes, limit: int = field_limit.SMALL_MESSAGE) -> bytes:
+    """Returns a message of at most `limit` bytes.
+
+    Raises:
+        PomeloError: payload_too_large.
+    """
+    if len(data) > limit:
+        raise PomeloError(
+            "payload_too_large",
+            f"The message is larger than {limit:,} bytes. Send less",
+            values={"maxBytes": limit},
+        )
+    return data
+
+
+def parse(data: bytes, message_type: Any) -> Any:
+    """Parses a message.
+
+    Raises:
+        PomeloError: invalid_body, invalid_parameter.
+    """
+    field_limit.check(data, message_type.DESCRIPTOR)
+    try:
+        return message_type.FromString(data)
+    except DecodeError:
+        name = message_type.DESCRIPTOR.full_name
+        message = f"The message can't be decoded. Send a {name}"
+        raise PomeloError("invalid_body", message, values={"messageType": name}) from None
+
+
+def parse_request(data: bytes, message_type: Any) -> Any:
+    """Parses the request of a method, and refuses fields that this version does not have.
+
+    Raises:
+        PomeloError: invalid_body, invalid_parameter.
+    """
+    return check_request(parse(data, message_type))
+
+
+def check_request(request: Any) -> Any:
+    """Returns a request without unknown fields.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    # The model of a task is checked before the fields of its spec.
+    if isinstance(request, (RunTaskRequest, StreamTaskRequest)):
+        check_outer_fields(request, _LABEL)
+    else:
+        check_no_unknown_fields(request, request.ByteSize(), _LABEL)
+    return request
