@@ -163,7 +163,7 @@ def attack(served: Served, name: str, *, with_key: bool) -> None:
 
 @pytest.mark.parametrize("name", FLOODS)
 async def test_a_flood_is_cut_off_with_a_key_and_without(served: Served, name: str) -> None:
-    used = []
+    used: list[float] = []
     # A busy machine can only delay the end of a flood: the lower of two measurements is nearer to the truth.
     while len(used) < 2 and not (used and used[0] < 2 * CPU_OF_A_FLOOD):
         async with other_callers(served, "rest", "grpc", "new_grpc") as callers:
