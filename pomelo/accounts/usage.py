@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.message import Message
@@ -79,6 +80,8 @@ def _equal_names(row: type, message: type[Message], *excluded: str) -> list[str]
 _RECORD_FIELDS = _equal_names(UsageRecord, pb.UsageRecord, "task_type", "source", "metadata")
 _COUNTS = _equal_names(UsageRecord, Usage)
 """The fields of a message that have the same names and values in the store's rows."""
+
+_read_counts = attrgetter(*_COUNTS)
 
 
 class UsageReader:
@@ -189,7 +192,18 @@ def _sum(row: UsageTotal) -> pb.UsageSum:
 
 
 def _usage(row: UsageRecord | UsageTotal) -> Usage:
-    return Usage(**{name: getattr(row, name) for name in _COUNTS}, audio_seconds=row.audio_ms / 1000)
+    usage = Usage()
+    write_counts(usage, row)
+    return usage
+
+
+def write_counts(usage: Usage, row: UsageRecord | UsageTotal) -> None:
+    """Sets what a record or a sum has counted in an empty message."""
+    for name, count in zip(_COUNTS, _read_counts(row), strict=True):
+        if count:
+            setattr(usage, name, count)
+    if row.audio_ms:
+        usage.audio_seconds = row.audio_ms / 1000
 
 
 def _task_type(name: str) -> Any:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from operator import attrgetter
 from typing import Any
 
+from pomelo.accounts.usage import write_counts
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
-from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Job
 from pomelo.stores.usage import UsageRecord
-
-_RECORD_NAMES = {field.name for field in fields(UsageRecord)}
-_COUNTS = tuple(field.name for field in Usage.DESCRIPTOR.fields if field.name in _RECORD_NAMES)
-"""The counts that a usage record and a result have by the same name."""
-
-_read_counts = attrgetter(*_COUNTS)
 
 
 def new_result(job: Job[Any], create_time: int) -> TaskResult:
@@ -38,11 +30,6 @@ def started_event(result: TaskResult) -> TaskEvent:
 
 def write_usage(result: TaskResult, record: UsageRecord) -> None:
     """Writes what a task used and cost into its result."""
-    usage = result.usage
-    usage.SetInParent()
-    for name, count in zip(_COUNTS, _read_counts(record), strict=True):
-        if count:
-            setattr(usage, name, count)
-    if record.audio_ms:
-        usage.audio_seconds = record.audio_ms / 1000
+    result.usage.SetInParent()
+    write_counts(result.usage, record)
     result.cost_micros = record.cost

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pomelo.gen.v1.task_pb2 import TaskEvent
+from pomelo.gen.v1.text_pb2 import TextOutput
 
 MAX_TEXT_CHARS = 8 * 1024
 """Characters of text in one event: at most 48 KiB of JSON, however they are escaped."""
@@ -16,8 +17,14 @@ MAX_AUDIO_BYTES = 64 * 1024
 def event_text(event: TaskEvent) -> str:
     """Return the text of a text_delta, or of the message of a `completed`."""
     if event.HasField("completed"):
-        return "".join([part.text for part in event.completed.text.message.content])
+        return output_text(event.completed.text)
     return event.text_delta.text
+
+
+def output_text(output: TextOutput) -> str:
+    """Return the text of an output's message."""
+    parts = output.message.content
+    return parts[0].text if len(parts) == 1 else "".join([part.text for part in parts])
 
 
 def split_text(event: TaskEvent) -> Iterator[TaskEvent]:

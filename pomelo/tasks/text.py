@@ -24,7 +24,7 @@ from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, Message, Role, TextInput, Tex
 from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.media import data_uris
 from pomelo.media.content_types import image_type
-from pomelo.providers.chunks import split_text
+from pomelo.providers.chunks import output_text, split_text
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
 
 log = logging.getLogger("pomelo.tasks")
@@ -243,7 +243,7 @@ class TextCollector(Collector):
         last = self._last
         if last is None:
             raise PomeloError("provider_failed")
-        self._rest = _read_text(last.text)
+        self._rest = output_text(last.text)
         self._usage = self._complete_usage(last)
         result.text.finish_reason = last.text.finish_reason
         self.output_bytes += _size(self._rest)
@@ -341,18 +341,13 @@ def _write_text(output: TextOutput, text: str) -> None:
     message.content.add().text = text
 
 
-def _read_text(output: TextOutput) -> str:
-    parts = output.message.content
-    return parts[0].text if len(parts) == 1 else "".join([part.text for part in parts])
-
-
 def output_size(result: TaskResult) -> int:
-    return len(_read_text(result.text).encode())
+    return len(output_text(result.text).encode())
 
 
 def replay(result: TaskResult, audio: Path | None) -> Iterator[TaskEvent]:
     """The deltas of a stored text, and the result without it."""
-    text = _read_text(result.text)
+    text = output_text(result.text)
     if text:
         event = TaskEvent()
         event.text_delta.text = text

@@ -35,7 +35,7 @@ app = app_fixture()
 
 
 def conversation() -> TaskSpec:
-    """Returns a text task of two messages, the second of which has a text and an image."""
+    """Returns a text task of two messages; the second one has a text and an image."""
     spec = text_task()
     parts = spec.text.messages.add(role="ROLE_USER").content
     parts.add(text="What is it?")
