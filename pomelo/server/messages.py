@@ -44,15 +44,6 @@ def parse(data: bytes, message_type: Any) -> Any:
         raise PomeloError("invalid_body", message, values={"messageType": name}) from None
 
 
-def parse_request(data: bytes, message_type: Any) -> Any:
-    """Parses the request of a method, and refuses fields that this version does not have.
-
-    Raises:
-        PomeloError: invalid_body, invalid_parameter.
-    """
-    return check_request(parse(data, message_type))
-
-
 def check_request(request: Any) -> Any:
     """Returns a request without unknown fields.
 

@@ -14,7 +14,7 @@ from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
 from pomelo.server import field_limit
 from pomelo.server.call_limits import ServerState
-from pomelo.server.messages import check_size, parse, parse_request
+from pomelo.server.messages import check_request, check_size, parse
 from pomelo.service import Visit
 from pomelo.status import OPEN_KEY, REFUSED_KEY, details_metadata, retry_metadata, status_code, to_status
 
@@ -230,7 +230,7 @@ class Rpc:
         finally:
             front.reads.release(self._owner)
         self.unlimit()
-        request = parse_request(data, message_type)
+        request = check_request(parse(data, message_type))
         self._served = True
         return request
 
