@@ -90,6 +90,7 @@ async def serve_app(settings: Settings, stop: asyncio.Event) -> None:
         except OSError as error:
             used = find_used_address(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc)
             raise used or error from error
+        process.defer_garbage_collection()
         print_greeting(settings, app.configured, app.rest, app.grpc, new_key)
         await wait_for_signal(stop, settings)
 
@@ -110,6 +111,7 @@ async def serve_gateway(
             address = await stack.enter_async_context(open_gateway(settings, target, tls=tls, ca=ca))
         except OSError as error:
             raise find_used_address(POMELO_REST=settings.rest) or error from error
+        process.defer_garbage_collection()
         _print(f"Pomelo {__version__}, a gateway")
         _print(f"  REST  {rest_url(settings, address)}")
         _print(f"  gRPC  asks {target}")

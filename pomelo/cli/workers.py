@@ -26,6 +26,7 @@ from pomelo.cli.process import (
 )
 from pomelo.cli.terminal import FailureError, explain
 from pomelo.logs import format_trace
+from pomelo.process import defer_garbage_collection
 from pomelo.settings import Settings
 
 START_TIMEOUT = 60.0
@@ -177,6 +178,7 @@ async def _serve(settings: Settings, number: int, pipe: Connection, stop: asynci
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:
         async with open_app(settings, worker=number) as app:
+            defer_garbage_collection()
             pipe.send(Ready(app.configured, app.rest, app.grpc))
             await stop.wait()
     except Exception as error:

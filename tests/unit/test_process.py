@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +147,25 @@ def test_the_soft_limit_is_raised_and_never_lowered(soft: int, hard: int, maximu
     command = [sys.executable, "-c", PROGRAM, *map(str, (soft, hard, maximum))]
     printed = subprocess.run(command, capture_output=True, check=True).stdout
     assert json.loads(printed) == [soft, raised, raised, hard]
+
+
+SERVING_PROGRAM = """
+import asyncio, gc, json, sys
+from pomelo.cli.process import serve_app, serve_gateway
+from pomelo.settings import Settings
+settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=sys.argv[1])
+stop = asyncio.Event()
+stop.set()
+serving = serve_gateway(settings, "127.0.0.1:1", False, None, stop) if sys.argv[2:] else serve_app(settings, stop)
+asyncio.run(serving)
+print(json.dumps([gc.get_freeze_count(), gc.get_threshold()]))
+"""
+
+
+@pytest.mark.parametrize("front_end", [(), ("gateway",)], ids=["server", "gateway"])
+def test_a_serving_process_does_not_collect_what_it_has_loaded(tmp_path: Path, front_end: tuple[str]) -> None:
+    command = [sys.executable, "-c", SERVING_PROGRAM, str(tmp_path), *front_end]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    frozen, thresholds = json.loads(done.stdout.splitlines()[-1])
+    assert frozen > 10_000
+    assert thresholds[0] > 700, "Python's own default"
