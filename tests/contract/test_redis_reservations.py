@@ -51,7 +51,10 @@ class FaultyClient:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    async def execute_command(self, *command: Any) -> Any:
+    def execute_command(self, *command: Any) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self._execute(command))
+
+    async def _execute(self, command: tuple[Any, ...]) -> Any:
         if not self.hits(command):
             return await self._client.execute_command(*command)
         self.failed.append(command)

@@ -116,7 +116,10 @@ class FaultyClient:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    async def execute_command(self, *command: Any) -> Any:
+    def execute_command(self, *command: Any) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self._execute(command))
+
+    async def _execute(self, command: tuple[Any, ...]) -> Any:
         of_task = command[0] in ("HGET", "SADD", "EVAL") or command[1] in _TASK_SCRIPTS
         with self._faults.next_call() if of_task else nullcontext():
             return await self._client.execute_command(*command)

@@ -57,14 +57,19 @@ _deadline: ContextVar[float] = ContextVar("_deadline", default=0.0)
 """When the current call must have ended; 0: no call has started."""
 
 
+class NotSentError(errors.ConnectionError):
+    """A command was not sent, because there is no connection."""
+
+
 class Client(Protocol):
-    """The part of redis-py that is used, for one server or a cluster. In a cluster, all keys of a command
-    have the same hash tag."""
+    """The connections to one server or a cluster. In a cluster, all keys of a command have the same hash
+    tag."""
 
     cluster: bool
 
-    async def execute_command(self, *command: Argument) -> Any:
-        """Sends a command and returns its reply."""
+    def execute_command(self, *command: Argument) -> asyncio.Future[Any]:
+        """Starts to send a command. The future gets its reply; once it is done otherwise, the reply is
+        dropped."""
         ...
 
     async def aclose(self) -> None:
@@ -93,6 +98,8 @@ may be many steps, and the server may be busy."""
 _WAIT_INITIAL = 0.02
 _WAIT_MAX = 0.15
 _LOG_INTERVAL = 5.0
+_TICK = 0.03
+"""Seconds by which a command may exceed its deadline: one timer checks the deadlines of all."""
 
 
 class Connection:
@@ -109,6 +116,9 @@ class Connection:
         self.cluster = client.cluster
         self.closed = False
         self._logged = -_LOG_INTERVAL
+        self._replies: list[tuple[float, asyncio.Future[Any]]] = []
+        """The replies of commands, with their deadlines. Those that are done stay until the next check."""
+        self._check: asyncio.TimerHandle | None = None
 
     @contextmanager
     def one_deadline(self, timeout: float = 0.0) -> Iterator[None]:
@@ -159,9 +169,7 @@ class Connection:
         unknown = False
         while not self.closed:
             try:
-                # The sockets have the timeout of an attempt: a queued command is no attempt yet.
-                async with asyncio.timeout_at(deadline):
-                    return await self._client.execute_command(*command)
+                return await self._attempt(command, deadline)
             except errors.NoScriptError:
                 command = with_text
                 continue
@@ -182,6 +190,25 @@ class Connection:
             await asyncio.sleep(wait)
             wait = min(2 * wait, _WAIT_MAX)
         raise _failure(unknown)
+
+    def _attempt(self, command: Sequence[Argument], deadline: float) -> asyncio.Future[Any]:
+        """Sends a command once. Its reply is a TimeoutError after the deadline."""
+        reply = self._client.execute_command(*command)
+        self._replies.append((deadline, reply))
+        if self._check is None:
+            self._check = asyncio.get_running_loop().call_later(_TICK, self._check_deadlines)
+        return reply
+
+    def _check_deadlines(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        waiting = [each for each in self._replies if not each[1].done()]
+        self._replies = [each for each in waiting if each[0] > now]
+        self._check = loop.call_later(_TICK, self._check_deadlines) if self._replies else None
+        if len(self._replies) < len(waiting):
+            for deadline, reply in waiting:
+                if deadline <= now:
+                    reply.set_exception(TimeoutError("Timeout waiting for the server"))
 
     def _log_outage(self, reason: Exception, now: float) -> None:
         # Every caller receives the error; the log needs it only once in a while.
@@ -252,6 +279,6 @@ def is_closed_transport(error: BaseException) -> bool:
 
 def _may_be_executed(error: Exception) -> bool:
     """Whether the server may have executed a command that failed with this error. In doubt, yes."""
-    if isinstance(error, (errors.BusyLoadingError, errors.ResponseError)):
+    if isinstance(error, (NotSentError, errors.BusyLoadingError, errors.ResponseError)):
         return False
     return "connecting to" not in str(error)
