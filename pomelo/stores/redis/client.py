@@ -53,7 +53,7 @@ class SingleServer:
 
     async def aclose(self) -> None:
         self._closed = True
-        self._fail_queue(errors.ConnectionError("closed"))
+        self._fail_queue(NotSentError("closed"))
         if self._connecting is not None:
             self._connecting.cancel()
             with suppress(asyncio.CancelledError):
@@ -66,7 +66,7 @@ class SingleServer:
         """Sends the queued commands, or connects first."""
         self._flushing = False
         if self._closed:
-            self._fail_queue(errors.ConnectionError("closed"))
+            self._fail_queue(NotSentError("closed"))
         elif self._link is not None and self._link.usable:
             queue, self._queue = self._queue, []
             # A caller whose deadline has passed needs no reply; the command will be repeated if needed.

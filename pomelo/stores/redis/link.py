@@ -44,9 +44,8 @@ class Login:
         return commands
 
 
-def pack(command: tuple[Argument, ...]) -> bytes:
-    """The bytes of a command in the protocol of Redis."""
-    return pack_command(command)  # type: ignore[arg-type, no-any-return]  # its stub knows one argument only
+pack = cast(Callable[[tuple[Argument, ...]], bytes], pack_command)
+"""Returns the bytes of a command in the protocol of Redis."""
 
 
 class Command(NamedTuple):

@@ -11,7 +11,7 @@ local wallet = read_wallet(clock(), counters, reservation and reservation.counte
 local tombstone = redis.call('GET', KEYS[4])
 if tombstone then
   local charged, uncollected, first = string.match(tombstone, '^settled (%d+) (%d+) (%S+)$')
-  if charged then return {'settled', limit_status(wallet), charged, uncollected, first} end
+  if first == digest then return {'settled', limit_status(wallet), whole(charged), whole(uncollected)} end
   return {'ended'}
 end
 if not reservation then return {'ended'} end
@@ -36,4 +36,4 @@ elseif owns_key then
   redis.call('DEL', KEYS[6])
 end
 wallet.available = wallet.available + reservation.amount - charged
-return {'settled', limit_status(wallet), digits(charged), digits(uncollected), digest}
+return {'settled', limit_status(wallet), charged, uncollected}
