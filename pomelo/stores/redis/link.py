@@ -18,13 +18,18 @@ from pomelo.stores.redis.connection import Argument
 
 _INCOMPLETE = object()
 
+_TICKS = 3
+"""How often the watchdog looks within the timeout. Looks are counted, not seconds: while the event loop of
+this process is late, replies may be waiting to be read."""
+
 Decoder = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
     """How a connection is set up: TLS, user, password and number of the database. `timeout` is how many
-    seconds it may take to connect, and how long the server may then be silent while it owes a reply."""
+    seconds it may take to connect, and how long the server may then be silent while it owes a reply (a third
+    longer at most)."""
 
     timeout: float
     tls: ssl.SSLContext | None = None
@@ -61,7 +66,7 @@ class Link(asyncio.Protocol):
 
     def __init__(self, timeout: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._timeout = timeout
+        self._tick = timeout / _TICKS
         self._reader = Reader(
             protocolError=errors.InvalidResponse,
             replyError=DefaultParser.parse_error,
@@ -71,8 +76,9 @@ class Link(asyncio.Protocol):
         """The commands without a reply, in order."""
         self._transport: asyncio.Transport | None = None
         self._retired = False
-        self._heard = 0.0
-        """When the server last sent something, or got a command while it owed no reply."""
+        self._silent = 0
+        """How often the watchdog has looked since the server sent something, or got a command while it owed
+        no reply."""
         self._watchdog: asyncio.TimerHandle | None = None
         self.lost = self._loop.create_future()
         """Done when the connection is closed."""
@@ -85,10 +91,10 @@ class Link(asyncio.Protocol):
     def send(self, commands: Iterable[Command]) -> None:
         """Sends commands in one write."""
         if not self._sent:
-            self._heard = self._loop.time()
+            self._silent = 0
         self._sent += commands
         if self._watchdog is None:
-            self._watchdog = self._loop.call_later(self._timeout, self._watch)
+            self._watchdog = self._loop.call_later(self._tick, self._watch)
         assert self._transport is not None
         try:
             self._transport.write(b"".join([command.packed for command in commands]))
@@ -112,7 +118,7 @@ class Link(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # of uvloop, it is no subclass
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._loop.time()
+        self._silent = 0
         reader, sent = self._reader, self._sent
         try:
             reader.feed(data)
@@ -143,11 +149,11 @@ class Link(asyncio.Protocol):
         self._watchdog = None
         if not self._sent:
             return
-        silent_at = self._heard + self._timeout
-        if self._loop.time() < silent_at:
-            self._watchdog = self._loop.call_at(silent_at, self._watch)
-        else:
+        self._silent += 1
+        if self._silent > _TICKS:
             self.close(errors.TimeoutError("Timeout reading from the server"))
+        else:
+            self._watchdog = self._loop.call_later(self._tick, self._watch)
 
 
 async def open_link(address: tuple[str, int], login: Login) -> Link:
