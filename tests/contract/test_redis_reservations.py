@@ -21,7 +21,7 @@ from pomelo.stores.redis.key_names import WORKERS, names
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, held, record, request, settlement, wallets
 from tests.contract.redis_rig import emptied, open_with_credits
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, reply_of
 
 __all__ = ["emptied"]
 
@@ -52,7 +52,7 @@ class FaultyClient:
         return getattr(self._client, name)
 
     def execute_command(self, *command: Any) -> asyncio.Future[Any]:
-        return asyncio.ensure_future(self._execute(command))
+        return reply_of(self._execute(command))
 
     async def _execute(self, command: tuple[Any, ...]) -> Any:
         if not self.hits(command):

@@ -39,7 +39,7 @@ from tests.faults.drivers import ChunkCounter, Driver, Outcome, open_drivers
 from tests.faults.vendor import WORDS, Vendor, text
 from tests.faults.waiting import first
 from tests.limits import limits
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, reply_of
 
 FULL = os.environ.get("CRASH") == "full"
 
@@ -117,7 +117,7 @@ class FaultyClient:
         return getattr(self._client, name)
 
     def execute_command(self, *command: Any) -> asyncio.Future[Any]:
-        return asyncio.ensure_future(self._execute(command))
+        return reply_of(self._execute(command))
 
     async def _execute(self, command: tuple[Any, ...]) -> Any:
         of_task = command[0] in ("HGET", "SADD", "EVAL") or command[1] in _TASK_SCRIPTS

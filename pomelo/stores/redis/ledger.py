@@ -183,12 +183,10 @@ class Ledger:
 
     def _start_reserve(self, request: ReserveRequest, wallet: Wallet, call: str) -> Attempt:
         draft, idempotency_key = request.draft, request.idempotency_key
-        keys = names(wallet)
-        tombstone = keys.tombstone(draft.task_id)
         key = "" if idempotency_key is None else "=" + idempotency_key.key
         return self._connection.start(
             RESERVE,
-            [keys.wallet, keys.holds, keys.drafts, tombstone, keys.answer(key[1:]) if key else tombstone],
+            names(wallet).of_task(draft.task_id, key),
             [
                 draft.task_id,
                 self._worker.id,
@@ -265,20 +263,12 @@ class Ledger:
     def _send_settle(self, settlement: Settlement, key: str | None = None) -> Attempt:
         record, answer = settlement.record, settlement.answer
         keys = names(record.wallet)
-        tombstone = keys.tombstone(record.task_id)
         text = records.encode_record(record)
         if key is None:
             key = self._keys.get(record.task_id, "")
         return self._connection.start(
             SETTLE,
-            [
-                keys.wallet,
-                keys.holds,
-                keys.drafts,
-                tombstone,
-                keys.usage,
-                keys.answer(key[1:]) if key else tombstone,
-            ],
+            [*keys.of_task(record.task_id, key), keys.usage],
             [
                 record.task_id,
                 record.cost,
@@ -329,13 +319,11 @@ class Ledger:
     def _send_void(
         self, wallet: Wallet, task_id: str, refund: bool, call: str = "", key: str | None = None
     ) -> Attempt:
-        keys = names(wallet)
-        tombstone = keys.tombstone(task_id)
         if key is None:
             key = self._keys.get(task_id, "")
         return self._connection.start(
             VOID,
-            [keys.wallet, keys.holds, keys.drafts, tombstone, keys.answer(key[1:]) if key else tombstone],
+            names(wallet).of_task(task_id, key),
             [task_id, "1" if refund else "", key, call, self._tombstone_ttl],
         )
 

@@ -77,8 +77,7 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._retired = False
         self._silent = 0
-        """How often the watchdog has looked since the server sent something, or got a command while it owed
-        no reply."""
+        """How often the watchdog has looked, while the server owed a reply, since it last sent something."""
         self._watchdog: asyncio.TimerHandle | None = None
         self.lost = self._loop.create_future()
         """Done when the connection is closed."""
@@ -90,8 +89,6 @@ class Link(asyncio.Protocol):
 
     def send(self, commands: Iterable[Command]) -> None:
         """Sends commands in one write."""
-        if not self._sent:
-            self._silent = 0
         self._sent += commands
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(self._tick, self._watch)

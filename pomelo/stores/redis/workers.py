@@ -178,11 +178,9 @@ class Worker:
 
     async def _recover(self, reservation: StoredReservation) -> None:
         keys = names(reservation.wallet)
-        tombstone = keys.tombstone(reservation.task_id)
-        answer = keys.answer(reservation.key[1:]) if reservation.key else tombstone
         await self._connection.run(
             RECOVER,
-            [keys.wallet, keys.holds, keys.drafts, tombstone, keys.usage, answer],
+            [*keys.of_task(reservation.task_id, reservation.key), keys.usage],
             [
                 reservation.task_id,
                 reservation.worker,

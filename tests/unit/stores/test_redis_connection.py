@@ -121,7 +121,7 @@ async def test_commands_in_flight_on_a_broken_connection_have_an_unknown_outcome
 
 
 async def test_commands_that_were_never_sent_are_known_to_have_failed() -> None:
-    async with connected(free_port(), seconds=0.1) as connection:
+    async with connected(free_port(), seconds=1.0) as connection:
         found = await asyncio.gather(*[connection.send("GET") for _ in range(20)], return_exceptions=True)
         assert {type(error) for error in found} == {PomeloError}
 
@@ -130,7 +130,7 @@ async def test_commands_that_were_never_sent_are_known_to_have_failed() -> None:
 async def test_commands_are_not_sent_if_the_login_fails(server: FakeServer, login: str) -> None:
     server.answer = lambda chunk: b"-ERR no\r\n" * chunk.count(login.encode())
     options = {"AUTH": {"password": "p"}, "SELECT": {"db": 3}}[login]
-    async with connected(server.port, seconds=0.1, **options) as connection:  # type: ignore[arg-type]
+    async with connected(server.port, seconds=1.0, **options) as connection:  # type: ignore[arg-type]
         with pytest.raises(PomeloError) as caught:
             await connection.send("GET")
         assert type(caught.value) is PomeloError
