@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Awaitable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -121,6 +123,26 @@ class RedisServer:
     def _send(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+def reply_of(command: Awaitable[Any]) -> asyncio.Future[Any]:
+    """A future of the result or error of a command, as the store's client returns it: the store may end the
+    future itself."""
+    reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def run() -> None:
+        try:
+            result = await command
+        except Exception as error:
+            if not reply.done():
+                reply.set_exception(error)
+        else:
+            if not reply.done():
+                reply.set_result(result)
+
+    running = asyncio.create_task(run())
+    reply.add_done_callback(lambda _: running)  # keeps the task alive
+    return reply
 
 
 @cache

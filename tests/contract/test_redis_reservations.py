@@ -21,7 +21,7 @@ from pomelo.stores.redis.key_names import WORKERS, names
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, held, record, request, settlement, wallets
 from tests.contract.redis_rig import emptied, open_with_credits
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, reply_of
 
 __all__ = ["emptied"]
 
@@ -51,7 +51,10 @@ class FaultyClient:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    async def execute_command(self, *command: Any) -> Any:
+    def execute_command(self, *command: Any) -> asyncio.Future[Any]:
+        return reply_of(self._execute(command))
+
+    async def _execute(self, command: tuple[Any, ...]) -> Any:
         if not self.hits(command):
             return await self._client.execute_command(*command)
         self.failed.append(command)

@@ -39,7 +39,7 @@ from tests.faults.drivers import ChunkCounter, Driver, Outcome, open_drivers
 from tests.faults.vendor import WORDS, Vendor, text
 from tests.faults.waiting import first
 from tests.limits import limits
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, reply_of
 
 FULL = os.environ.get("CRASH") == "full"
 
@@ -116,7 +116,10 @@ class FaultyClient:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    async def execute_command(self, *command: Any) -> Any:
+    def execute_command(self, *command: Any) -> asyncio.Future[Any]:
+        return reply_of(self._execute(command))
+
+    async def _execute(self, command: tuple[Any, ...]) -> Any:
         of_task = command[0] in ("HGET", "SADD", "EVAL") or command[1] in _TASK_SCRIPTS
         with self._faults.next_call() if of_task else nullcontext():
             return await self._client.execute_command(*command)

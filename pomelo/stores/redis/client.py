@@ -1,119 +1,95 @@
-"""redis-py as the store uses it: without retries of its own, and with the commands of many callers
-pipelined."""
+"""The servers as the store uses them: without retries, and with the commands of many callers in one write."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from redis import exceptions as errors
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from pomelo.stores.redis.connection import Argument
+from pomelo.stores.redis.connection import Argument, NotSentError
+from pomelo.stores.redis.link import Command, Decoder, Link, pack
 
-_MAX_SENDERS = 2
-"""Connections of one server: while one waits for its replies, commands gather for the other."""
-
-_MAX_PIPELINED = 64
-"""Maximum number of commands in one pipeline; in a cluster, of commands that run concurrently."""
+_MAX_CONCURRENT = 64
+"""Maximum number of commands that run concurrently in a cluster."""
 
 
 class SingleServer:
-    """A server, or the primary that Sentinels name. Commands that are sent concurrently share a round
-    trip."""
+    """A server, or the primary that Sentinels name. All commands share one connection, which `connect` opens;
+    those of one turn of the event loop are sent in one write."""
 
     cluster = False
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._queue: deque[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = deque()
-        self._senders: set[asyncio.Task[None]] = set()
-        self._busy = 0
+    def __init__(self, connect: Callable[[], Awaitable[Link]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connect = connect
+        self._decoders = cast(dict[Argument, Decoder], dict(Redis(protocol=2).response_callbacks))
+        self._link: Link | None = None
+        self._queue: list[Command] = []
+        self._flushing = False
+        self._connecting: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def execute_command(self, *command: Argument) -> Any:
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append((command, reply))
-        self._start_sender()
-        return await reply
+    def execute_command(self, *command: Argument) -> asyncio.Future[Any]:
+        reply: asyncio.Future[Any] = self._loop.create_future()
+        try:
+            packed = pack(command)
+        except Exception as error:
+            reply.set_exception(error)
+            return reply
+        self._queue.append(Command(packed, reply, self._decoders.get(command[0])))
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        return reply
 
     async def info(self) -> list[dict[str, Any]]:
         """The server's answer to INFO."""
-        return [await self._redis.info()]
+        return [await self.execute_command("INFO")]
 
     async def aclose(self) -> None:
         self._closed = True
-        for sender in list(self._senders):
-            sender.cancel()
-        _fail([reply for _, reply in self._queue])
-        await self._redis.aclose()
+        self._fail_queue(NotSentError("closed"))
+        if self._connecting is not None:
+            self._connecting.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._connecting
+        if self._link is not None:
+            self._link.close(errors.ConnectionError("closed"))
+            await self._link.lost
 
-    def _start_sender(self) -> None:
-        """Starts a sender if commands are queued and fewer than _MAX_SENDERS are busy."""
-        if self._queue and self._busy < _MAX_SENDERS and not self._closed:
-            self._busy += 1
-            sender = asyncio.create_task(self._send())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+    def _flush(self) -> None:
+        """Sends the queued commands, or connects first."""
+        self._flushing = False
+        if self._closed:
+            self._fail_queue(NotSentError("closed"))
+        elif self._link is not None and self._link.usable:
+            queue, self._queue = self._queue, []
+            # A caller whose deadline has passed needs no reply; the command will be repeated if needed.
+            self._link.send([command for command in queue if not command.reply.done()])
+        elif self._connecting is None:
+            self._connecting = self._loop.create_task(self._reconnect())
 
-    async def _send(self) -> None:
+    async def _reconnect(self) -> None:
         try:
-            while self._queue:
-                await self._send_batch()
-        finally:
-            # Here, not in a callback of the task: a command that is queued in between would wait.
-            self._busy -= 1
-            self._start_sender()  # after a failure, the queued commands must not wait for the next one
-
-    async def _send_batch(self) -> None:
-        batch = [self._queue.popleft() for _ in range(min(_MAX_PIPELINED, len(self._queue)))]
-        # A caller whose deadline has passed needs no reply; the command will be repeated if needed.
-        batch = [(command, reply) for command, reply in batch if not reply.done()]
-        if not batch:
-            return
-        try:
-            results = await self._execute([command for command, _ in batch])
+            self._link = await self._connect()
         except Exception as error:
-            results = [error] * len(batch)
-        except BaseException:
-            _fail([reply for _, reply in batch])
-            raise
-        for (_, reply), result in zip(batch, results, strict=True):
-            if reply.done():
-                continue
-            if isinstance(result, Exception):
-                reply.set_exception(result)
-            else:
-                reply.set_result(result)
-        if any(isinstance(result, Exception) and _needs_reconnect(result) for result in results):
-            with suppress(Exception):  # the next commands will report it
-                await self._redis.connection_pool.disconnect(inuse_connections=False)
+            self._fail_queue(NotSentError(str(error) or type(error).__name__), error)
+        finally:
+            self._connecting = None
+        if self._queue:
+            self._flush()
 
-    async def _execute(self, commands: list[tuple[Argument, ...]]) -> list[Any]:
-        """The reply or error of each command, in order."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        results: list[Any] = await pipeline.execute(raise_on_error=False)
-        if len(results) != len(commands):
-            raise errors.InvalidResponse(f"{len(results)} replies to {len(commands)} commands")
-        return results
-
-
-def _needs_reconnect(error: Exception) -> bool:
-    """Whether idle connections must be closed after this error: the server has become a replica and its name
-    may now lead to another server, or the error is unexpected and connections may hold leftover data."""
-    return isinstance(error, errors.ReadOnlyError) or not isinstance(error, (errors.RedisError, OSError))
-
-
-def _fail(replies: list[asyncio.Future[Any]]) -> None:
-    # An error, not a cancellation: the sender was cancelled, not the callers.
-    for reply in replies:
-        if not reply.done():
-            reply.set_exception(errors.ConnectionError("closed"))
+    def _fail_queue(self, error: Exception, cause: Exception | None = None) -> None:
+        error.__cause__ = cause
+        queue, self._queue = self._queue, []
+        for command in queue:
+            if not command.reply.done():
+                command.reply.set_exception(error)
 
 
 class Cluster:
@@ -123,11 +99,15 @@ class Cluster:
 
     def __init__(self, redis: RedisCluster) -> None:
         self._redis = redis
-        self._slots = asyncio.Semaphore(_MAX_PIPELINED)
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
+        self._running: set[asyncio.Task[None]] = set()
 
-    async def execute_command(self, *command: Argument) -> Any:
-        async with self._slots:
-            return await self._redis.execute_command(*command)
+    def execute_command(self, *command: Argument) -> asyncio.Future[Any]:
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        running = asyncio.create_task(self._execute(command, reply))
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
+        return reply
 
     async def info(self) -> list[dict[str, Any]]:
         """The primaries' answers to INFO."""
@@ -136,3 +116,16 @@ class Cluster:
 
     async def aclose(self) -> None:
         await self._redis.aclose()
+
+    async def _execute(self, command: tuple[Argument, ...], reply: asyncio.Future[Any]) -> None:
+        async with self._slots:
+            if reply.done():
+                return
+            try:
+                result = await self._redis.execute_command(*command)
+            except Exception as error:
+                if not reply.done():
+                    reply.set_exception(error)
+            else:
+                if not reply.done():
+                    reply.set_result(result)

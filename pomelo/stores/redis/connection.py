@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from redis import exceptions as errors
 
@@ -57,14 +57,28 @@ _deadline: ContextVar[float] = ContextVar("_deadline", default=0.0)
 """When the current call must have ended; 0: no call has started."""
 
 
+class Attempt(NamedTuple):
+    """A command that was sent once, and the reply. `script`: the command runs it."""
+
+    reply: asyncio.Future[Any]
+    deadline: float
+    command: tuple[Argument, ...]
+    script: Script | None = None
+
+
+class NotSentError(errors.ConnectionError):
+    """A command was not sent, because there is no connection."""
+
+
 class Client(Protocol):
-    """The part of redis-py that is used, for one server or a cluster. In a cluster, all keys of a command
-    have the same hash tag."""
+    """The connections to one server or a cluster. In a cluster, all keys of a command have the same hash
+    tag."""
 
     cluster: bool
 
-    async def execute_command(self, *command: Argument) -> Any:
-        """Sends a command and returns its reply."""
+    def execute_command(self, *command: Argument) -> asyncio.Future[Any]:
+        """Starts to send a command. The future gets its reply; once it is done otherwise, the reply is
+        dropped."""
         ...
 
     async def aclose(self) -> None:
@@ -93,6 +107,8 @@ may be many steps, and the server may be busy."""
 _WAIT_INITIAL = 0.02
 _WAIT_MAX = 0.15
 _LOG_INTERVAL = 5.0
+_TICK = 0.03
+"""Seconds by which a command may exceed its deadline: one timer checks the deadlines of all."""
 
 
 class Connection:
@@ -103,19 +119,24 @@ class Connection:
         self, client: Client, timing: Timing, server_time: Callable[[], float] | None = None
     ) -> None:
         self._client = client
+        self._loop = asyncio.get_running_loop()
         self._server_time = server_time
         self.timing = timing
         self.unexpected = UnexpectedErrors(log)
         self.cluster = client.cluster
         self.closed = False
         self._logged = -_LOG_INTERVAL
+        self._replies: list[tuple[float, asyncio.Future[Any]]] = []
+        """The replies of commands, with their deadlines. Those that are done stay until the next check."""
+        self._check: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def one_deadline(self, timeout: float = 0.0) -> Iterator[None]:
-        """All commands sent inside share one deadline: that of the enclosing call, or else `timeout` seconds
-        from now (0: the usual timeout)."""
+    def one_deadline(self, timeout: float = 0.0, attempt: Attempt | None = None) -> Iterator[None]:
+        """All commands sent inside share one deadline: that of the enclosing call or of `attempt`, or else
+        `timeout` seconds from now (0: the usual timeout)."""
+        deadline = _deadline.get() or (attempt.deadline if attempt is not None else 0.0)
         token = _deadline.set(
-            _deadline.get() or asyncio.get_running_loop().time() + (timeout or self.timing.timeout)
+            deadline or asyncio.get_running_loop().time() + (timeout or self.timing.timeout)
         )
         try:
             yield
@@ -133,16 +154,21 @@ class Connection:
             self.unexpected.log("The store on Redis failed", error)
             raise UnknownOutcomeError("store_unavailable") from error
 
+    def start(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Attempt:
+        """Sends a script at the end of this turn of the event loop. `finish` returns its reply."""
+        time: Argument = ""
+        if self._server_time is not None:
+            time = round(self._server_time() * 1e6)
+        tail = (time,) if script.timed else ()
+        return self._start(("EVALSHA", script.digest, len(keys), *keys, *args, *tail), script)
+
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        """Runs a script. Sends its text if the server does not know its digest.
+        """Runs a script.
 
         Raises:
             PomeloError: store_unavailable; UnknownOutcomeError if the script may have run.
         """
-        tail: tuple[Argument, ...] = (len(keys), *keys, *args)
-        if script.timed:
-            tail += ("" if self._server_time is None else round(self._server_time() * 1e6),)
-        return await self._execute(("EVALSHA", script.digest, *tail), ("EVAL", script.text, *tail))
+        return await self.finish(self.start(script, keys, args))
 
     async def send(self, *command: Argument) -> Any:
         """Sends a command. In a cluster it must have one key.
@@ -150,20 +176,26 @@ class Connection:
         Raises:
             PomeloError: store_unavailable; UnknownOutcomeError if the command may have been executed.
         """
-        return await self._execute(command, command)
+        return await self.finish(self._start(command))
 
-    async def _execute(self, command: Sequence[Argument], with_text: Sequence[Argument]) -> Any:
-        loop = asyncio.get_running_loop()
-        deadline = _deadline.get() or loop.time() + self.timing.timeout
+    async def finish(self, attempt: Attempt) -> Any:
+        """The reply to a command, which is sent again after most errors. Sends the text of a script whose
+        digest the server does not know.
+
+        Raises:
+            PomeloError: store_unavailable; UnknownOutcomeError if the command may have been executed.
+        """
+        loop = self._loop
+        reply, deadline, command, script = attempt
         wait = _WAIT_INITIAL
         unknown = False
-        while not self.closed:
+        while True:
             try:
-                # The sockets have the timeout of an attempt: a queued command is no attempt yet.
-                async with asyncio.timeout_at(deadline):
-                    return await self._client.execute_command(*command)
+                return await reply
             except errors.NoScriptError:
-                command = with_text
+                if script is not None:
+                    command = ("EVAL", script.text, *command[2:])
+                reply = self._send(command, deadline)
                 continue
             except _TRANSIENT as error:
                 reason: Exception = error
@@ -176,12 +208,36 @@ class Connection:
                     self.unexpected.log("The client of Redis failed", error)
                 reason = error
             unknown = unknown or _may_be_executed(reason)
+            if self.closed:
+                raise _failure(unknown) from reason
             if loop.time() + wait >= deadline:
                 self._log_outage(reason, loop.time())
                 raise _failure(unknown) from reason
             await asyncio.sleep(wait)
             wait = min(2 * wait, _WAIT_MAX)
-        raise _failure(unknown)
+            reply = self._send(command, deadline)
+
+    def _start(self, command: tuple[Argument, ...], script: Script | None = None) -> Attempt:
+        deadline = _deadline.get() or self._loop.time() + self.timing.timeout
+        return Attempt(self._send(command, deadline), deadline, command, script)
+
+    def _send(self, command: tuple[Argument, ...], deadline: float) -> asyncio.Future[Any]:
+        """Sends a command once. Its reply is a TimeoutError after the deadline."""
+        reply = self._client.execute_command(*command)
+        self._replies.append((deadline, reply))
+        if self._check is None:
+            self._check = self._loop.call_later(_TICK, self._check_deadlines)
+        return reply
+
+    def _check_deadlines(self) -> None:
+        now = self._loop.time()
+        waiting = [each for each in self._replies if not each[1].done()]
+        self._replies = [each for each in waiting if each[0] > now]
+        self._check = self._loop.call_later(_TICK, self._check_deadlines) if self._replies else None
+        if len(self._replies) < len(waiting):
+            for deadline, reply in waiting:
+                if deadline <= now:
+                    reply.set_exception(TimeoutError("Timeout waiting for the server"))
 
     def _log_outage(self, reason: Exception, now: float) -> None:
         # Every caller receives the error; the log needs it only once in a while.
@@ -252,6 +308,6 @@ def is_closed_transport(error: BaseException) -> bool:
 
 def _may_be_executed(error: Exception) -> bool:
     """Whether the server may have executed a command that failed with this error. In doubt, yes."""
-    if isinstance(error, (errors.BusyLoadingError, errors.ResponseError)):
+    if isinstance(error, (NotSentError, errors.BusyLoadingError, errors.ResponseError)):
         return False
     return "connecting to" not in str(error)

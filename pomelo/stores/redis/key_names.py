@@ -50,6 +50,12 @@ class Names(NamedTuple):
         """The task and the answer of an Idempotency-Key."""
         return f"{self.prefix}answer:{key}"
 
+    def of_task(self, task_id: str, key: str) -> list[str]:
+        """The keys that the scripts of a task start with: wallet, reservations, drafts, tombstone and answer.
+        `key` is '=' and the Idempotency-Key, or empty: then the tombstone is in place of the answer."""
+        tombstone = self.tombstone(task_id)
+        return [self.wallet, self.holds, self.drafts, tombstone, self.answer(key[1:]) if key else tombstone]
+
 
 @lru_cache(10_000)
 def names(wallet: Wallet) -> Names:

@@ -7,11 +7,12 @@ import hashlib
 import re
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import count
+from secrets import randbits
 from typing import Any
 
 from pomelo.errors import PomeloError
-from pomelo.ids import new_id
 from pomelo.stores import records
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
@@ -29,9 +30,9 @@ from pomelo.stores.ledger import (
     Settlement,
     UnknownOutcomeError,
 )
-from pomelo.stores.redis.connection import Argument, Connection, one_deadline, translated_errors
+from pomelo.stores.redis.connection import Argument, Attempt, Connection, one_deadline, translated_errors
 from pomelo.stores.redis.key_names import names
-from pomelo.stores.redis.ordered_tasks import OrderedTasks
+from pomelo.stores.redis.ordered_tasks import Operation, OrderedTasks
 from pomelo.stores.redis.scripts import LIMIT_STATUS, NOTE, RESERVE, SETTLE, VOID
 from pomelo.stores.redis.usage import Usage
 from pomelo.stores.redis.wallet_index import WalletIndex
@@ -61,33 +62,55 @@ class Ledger:
         self._keys: dict[str, str] = {}
         """The Idempotency-Keys of this process's tasks, as stored reservations have them. The server returns
         a missing one."""
+        self._calls = count(randbits(64))
+        """Distinguish the reserves of a task, whichever process made them."""
         self._backoff: dict[Wallet, float] = {}
         """Wallets whose last reserve had an unknown outcome, and the time of the next attempt."""
         self._checks: dict[Wallet, int] = {}
         """Wallets that may have reservations of this process, and the number of checks that are left."""
         self._tombstone_ttl = round(connection.timing.tombstone_ttl)
+        self._answer_ttl = round(connection.timing.answer_ttl)
 
     async def finish(self) -> None:
         """Waits for running operations. Later ones fail."""
         await self._operations.close(self._connection.timing.close)
 
     def reserve(self, request: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
-        task_id, wallet, call = request.draft.task_id, request.draft.wallet, new_id("")
-        self._checks[wallet] = max(_CHECKS, self._checks.get(wallet, 0))
-        # After an unknown outcome nobody will use the reservation: it must not stay, or arrive later.
+        task_id, wallet, call = request.draft.task_id, request.draft.wallet, str(next(self._calls))
+        if self._checks.get(wallet, 0) < _CHECKS:
+            self._checks[wallet] = _CHECKS
         return self._operations.start(
             task_id,
-            lambda: self._reserve(request, call),
+            Operation(
+                partial(self._send_reserve, request, wallet, call),
+                partial(self._reserved, request),
+                partial(self._reserve, request, call),
+            ),
+            # After an unknown outcome nobody will use the reservation: it must not stay, or arrive later.
             undo=lambda: self._void(wallet, task_id, True, call),
         )
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:
         return self._operations.start(
-            settlement.record.task_id, lambda: self._settle(settlement), ends_task=True
+            settlement.record.task_id,
+            Operation(
+                partial(self._send_settle, settlement),
+                partial(self._settled, settlement),
+                partial(self._settle, settlement),
+            ),
+            ends_task=True,
         )
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
-        return self._operations.start(task_id, lambda: self._void(wallet, task_id, refund), ends_task=True)
+        return self._operations.start(
+            task_id,
+            Operation(
+                partial(self._send_void, wallet, task_id, refund),
+                partial(self._voided, wallet, task_id),
+                partial(self._void, wallet, task_id, refund, ""),
+            ),
+            ends_task=True,
+        )
 
     @translated_errors
     async def note(self, noted: Sequence[UsageRecord]) -> list[str]:
@@ -149,52 +172,77 @@ class Ledger:
         self._keys.pop(task_id, None)
         self._usage.expect(wallet)
 
-    @one_deadline
-    async def _reserve(self, request: ReserveRequest, call: str) -> Reserved | Refused | ReplayedAnswer:
+    # --- reserve
+
+    def _send_reserve(self, request: ReserveRequest, wallet: Wallet, call: str) -> Attempt | None:
+        if self._backoff and wallet in self._backoff:
+            return None
+        if not self._wallet_index.has(wallet) or not self._worker.is_live:
+            return None
+        return self._start_reserve(request, wallet, call)
+
+    def _start_reserve(self, request: ReserveRequest, wallet: Wallet, call: str) -> Attempt:
         draft, idempotency_key = request.draft, request.idempotency_key
-        self._check_backoff(draft.wallet)
-        await self._wallet_index.add(draft.wallet)
-        worker = await self._worker.live_id()
-        keys = names(draft.wallet)
-        tombstone = keys.tombstone(draft.task_id)
         key = "" if idempotency_key is None else "=" + idempotency_key.key
-        try:
-            reply = await self._connection.run(
-                RESERVE,
-                [keys.wallet, keys.holds, keys.drafts, tombstone, keys.answer(key[1:]) if key else tombstone],
-                [
-                    draft.task_id,
-                    worker,
-                    request.minimum,
-                    request.maximum,
-                    records.encode_record(draft),
-                    key,
-                    b"" if idempotency_key is None else idempotency_key.fingerprint,
-                    call,
-                    request.sufficient,
-                    request.shares,
-                    DEFAULT_SHARES,
-                    *_format_counters(request.counters),
-                ],
-            )
-        except UnknownOutcomeError:
-            self._checks[draft.wallet] = _CHECKS_IF_UNKNOWN
-            self._backoff[draft.wallet] = asyncio.get_running_loop().time() + _BACKOFF
-            raise
-        self._backoff.pop(draft.wallet, None)
-        if reply[0] == b"ended":
+        return self._connection.start(
+            RESERVE,
+            names(wallet).of_task(draft.task_id, key),
+            [
+                draft.task_id,
+                self._worker.id,
+                request.minimum,
+                request.maximum,
+                records.encode_record(draft),
+                key,
+                b"" if idempotency_key is None else idempotency_key.fingerprint,
+                call,
+                request.sufficient,
+                request.shares,
+                DEFAULT_SHARES,
+                *_format_counters(request.counters),
+            ],
+        )
+
+    def _reserved(self, request: ReserveRequest, reply: Any) -> Reserved | Refused | ReplayedAnswer:
+        """The outcome of a reserve by its reply.
+
+        Raises:
+            LostReservationError: the task has already ended.
+        """
+        draft = request.draft
+        if self._backoff:
+            self._backoff.pop(draft.wallet, None)
+        result = reply[0]
+        if result == b"ended":
             raise LostReservationError(draft.task_id)
         status = _limit_status(reply[1], request.counters)
-        match reply:
-            case [b"reserved", _, amount]:
-                if key:
-                    self._keys[draft.task_id] = key
-                return Reserved(status, amount)
-            case [b"refused", _, *reason]:
-                return Refused(status, *[text.decode() for text in reason])
+        if result == b"reserved":
+            if request.idempotency_key is not None:
+                self._keys[draft.task_id] = "=" + request.idempotency_key.key
+            return Reserved(status, reply[2])
+        if result == b"refused":
+            return Refused(status, *[text.decode() for text in reply[2:]])
         _, _, text, cost, uncollected, answer = reply
         record = replace(records.decode_record(text), cost=int(cost), uncollected=int(uncollected))
         return ReplayedAnswer(status, record, answer)
+
+    async def _reserve(
+        self, request: ReserveRequest, call: str, attempt: Attempt | None = None
+    ) -> Reserved | Refused | ReplayedAnswer:
+        wallet = request.draft.wallet
+        with self._connection.one_deadline(attempt=attempt), self._connection.translated_errors():
+            if attempt is None:
+                self._check_backoff(wallet)
+                await self._wallet_index.add(wallet)
+                await self._worker.ensure_live()
+                attempt = self._start_reserve(request, wallet, call)
+            try:
+                reply = await self._connection.finish(attempt)
+            except UnknownOutcomeError:
+                self._checks[wallet] = _CHECKS_IF_UNKNOWN
+                self._backoff[wallet] = asyncio.get_running_loop().time() + _BACKOFF
+                raise
+            return self._reserved(request, reply)
 
     def _check_backoff(self, wallet: Wallet) -> None:
         """After an unknown outcome, lets one reserve at a time try whether the server answers again: each one
@@ -210,64 +258,97 @@ class Ledger:
                 raise PomeloError("store_unavailable")
             self._backoff[wallet] = now + self._connection.timing.timeout
 
-    @one_deadline
-    async def _settle(self, settlement: Settlement) -> Settled:
+    # --- settle and void
+
+    def _send_settle(self, settlement: Settlement, key: str | None = None) -> Attempt:
         record, answer = settlement.record, settlement.answer
         keys = names(record.wallet)
-        tombstone = keys.tombstone(record.task_id)
         text = records.encode_record(record)
-        digest = hashlib.blake2b(text, digest_size=8).hexdigest()
+        if key is None:
+            key = self._keys.get(record.task_id, "")
+        return self._connection.start(
+            SETTLE,
+            [*keys.of_task(record.task_id, key), keys.usage],
+            [
+                record.task_id,
+                record.cost,
+                text,
+                hashlib.blake2b(text, digest_size=8).hexdigest(),
+                "" if answer is None else "1",
+                answer or b"",
+                key,
+                self._tombstone_ttl,
+                self._answer_ttl,
+                *_format_counters(settlement.counters),
+            ],
+        )
 
-        async def run(key: str) -> Any:
-            answer_key = keys.answer(key[1:]) if key else tombstone
-            return await self._connection.run(
-                SETTLE,
-                [keys.wallet, keys.holds, keys.drafts, tombstone, keys.usage, answer_key],
-                [
-                    record.task_id,
-                    record.cost,
-                    text,
-                    digest,
-                    "" if answer is None else "1",
-                    answer or b"",
-                    key,
-                    self._tombstone_ttl,
-                    round(self._connection.timing.answer_ttl),
-                    *_format_counters(settlement.counters),
-                ],
-            )
+    def _settled(self, settlement: Settlement, reply: Any) -> Settled:
+        """The outcome of a settlement by its reply, if that says it.
 
-        reply = await run(self._keys.get(record.task_id, ""))
-        if reply[0] == b"key":
-            reply = await run(reply[1].decode())
-        self._keys.pop(record.task_id, None)
-        self._backoff.pop(record.wallet, None)
-        self._usage.expect(record.wallet)
-        if reply[0] == b"settled" and reply[4].decode() == digest:
-            record = replace(record, cost=int(reply[2]), uncollected=int(reply[3]))
-            return Settled(_limit_status(reply[1], settlement.counters), record)
-        # It has ended otherwise, or so long ago that its tombstone has expired.
-        first = await self._usage.get(record.wallet, record.task_id)
-        if first is None or first.source == RECOVERED:
-            raise LostReservationError(record.task_id)
-        return Settled(await self.limit_status(record.wallet, settlement.counters), first)
+        Raises:
+            LookupError: it does not.
+        """
+        record = settlement.record
+        if reply[0] != b"settled":
+            raise LookupError(record.task_id)
+        wallet = record.wallet
+        self._ended(wallet, record.task_id)
+        self._usage.expect(wallet)
+        _, status, cost, uncollected = reply
+        if cost != record.cost or uncollected != record.uncollected:
+            record = replace(record, cost=cost, uncollected=uncollected)
+        return Settled(_limit_status(status, settlement.counters), record)
 
-    @one_deadline
-    async def _void(self, wallet: Wallet, task_id: str, refund: bool, call: str = "") -> None:
-        keys = names(wallet)
-        tombstone = keys.tombstone(task_id)
+    async def _settle(self, settlement: Settlement, attempt: Attempt | None) -> Settled:
+        record = settlement.record
+        with self._connection.one_deadline(attempt=attempt), self._connection.translated_errors():
+            reply = await self._connection.finish(attempt or self._send_settle(settlement))
+            if reply[0] == b"key":
+                reply = await self._connection.finish(self._send_settle(settlement, reply[1].decode()))
+            if reply[0] == b"settled":
+                return self._settled(settlement, reply)
+            # It has ended otherwise, or so long ago that its tombstone has expired.
+            self._ended(record.wallet, record.task_id)
+            self._usage.expect(record.wallet)
+            first = await self._usage.get(record.wallet, record.task_id)
+            if first is None or first.source == RECOVERED:
+                raise LostReservationError(record.task_id)
+            return Settled(await self.limit_status(record.wallet, settlement.counters), first)
 
-        async def run(key: str) -> Any:
-            answer_key = keys.answer(key[1:]) if key else tombstone
-            return await self._connection.run(
-                VOID,
-                [keys.wallet, keys.holds, keys.drafts, tombstone, answer_key],
-                [task_id, "1" if refund else "", key, call, self._tombstone_ttl],
-            )
+    def _send_void(
+        self, wallet: Wallet, task_id: str, refund: bool, call: str = "", key: str | None = None
+    ) -> Attempt:
+        if key is None:
+            key = self._keys.get(task_id, "")
+        return self._connection.start(
+            VOID,
+            names(wallet).of_task(task_id, key),
+            [task_id, "1" if refund else "", key, call, self._tombstone_ttl],
+        )
 
-        reply = await run(self._keys.get(task_id, ""))
-        if reply[0] == b"key":
-            await run(reply[1].decode())
+    def _voided(self, wallet: Wallet, task_id: str, reply: Any) -> None:
+        """Notes that a task is void, if the reply says it.
+
+        Raises:
+            LookupError: it does not.
+        """
+        if reply[0] != b"void":
+            raise LookupError(task_id)
+        self._ended(wallet, task_id)
+
+    async def _void(
+        self, wallet: Wallet, task_id: str, refund: bool, call: str, attempt: Attempt | None = None
+    ) -> None:
+        with self._connection.one_deadline(attempt=attempt), self._connection.translated_errors():
+            attempt = attempt or self._send_void(wallet, task_id, refund, call)
+            reply = await self._connection.finish(attempt)
+            if reply[0] == b"key":
+                attempt = self._send_void(wallet, task_id, refund, call, reply[1].decode())
+                reply = await self._connection.finish(attempt)
+            self._ended(wallet, task_id)
+
+    def _ended(self, wallet: Wallet, task_id: str) -> None:
         self._keys.pop(task_id, None)
         self._backoff.pop(wallet, None)
 
@@ -293,8 +374,9 @@ def _checked(name: str) -> str:
 
 
 def _limit_status(reply: Any, counters: Sequence[Counter]) -> LimitStatus:
-    counts = {
-        counter.name: Count(used, left / 1e6)
-        for counter, used, left in zip(counters, reply[1::2], reply[2::2], strict=True)
-    }
+    counts = {}
+    at = 1
+    for counter in counters:
+        counts[counter.name] = Count(reply[at], reply[at + 1] / 1e6)
+        at += 2
     return LimitStatus(reply[0], counts)

@@ -1,15 +1,22 @@
-"""Store operations that start immediately and finish without their awaiter, in order for each task."""
+"""Store operations that start immediately and finish without their awaiter, in order for each task.
+
+Most operations are one command: it is sent when the operation is started, and its reply is the result. Only
+an operation that needs more (a retry, another command, the end of an earlier operation) gets a task of its
+own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
 from pomelo.stores.ledger import LostReservationError, UnknownOutcomeError
+from pomelo.stores.redis.connection import Attempt
 
 T = TypeVar("T")
 
@@ -20,19 +27,46 @@ _MAX_UNDO_TIME = 30.0
 running for each of them; `Ledger.reservations` finds the reservations that they left."""
 
 
-class Outcome(Generic[T]):
-    """The result of an operation. Cancelling an awaiter does not stop the operation."""
+class Operation(NamedTuple, Generic[T]):
+    """What an operation does.
 
-    def __init__(self, future: asyncio.Future[T]) -> None:
-        self._future = future
+    `send` sends its command, or returns None if something else must be done first. `decode` returns the
+    result from the reply, and raises any error if that reply is not the end. `complete` does the whole
+    operation with retries; it continues with the attempt that `send` has begun, if there is one.
+    """
 
-    def __await__(self) -> Generator[Any, None, T]:
-        return asyncio.shield(self._future).__await__()
+    send: Callable[[], Attempt | None]
+    decode: Callable[[Any], T]
+    complete: Callable[[Attempt | None], Awaitable[T]]
 
 
-class _Running(NamedTuple):
-    runner: asyncio.Task[None]
-    ends_task: bool
+class _Running(Generic[T]):
+    """A started operation. `outcome` is its caller's, who may cancel it; that does not stop the operation."""
+
+    __slots__ = ("ends_task", "finished", "operation", "outcome", "runner", "task_id", "undo")
+
+    def __init__(
+        self,
+        task_id: str,
+        operation: Operation[T],
+        outcome: asyncio.Future[T],
+        ends_task: bool,
+        undo: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        self.task_id = task_id
+        self.operation = operation
+        self.outcome = outcome
+        self.ends_task = ends_task
+        self.undo = undo
+        self.runner: asyncio.Task[None] | None = None
+        self.finished: asyncio.Future[None] | None = None
+        """Done when the operation has ended, if anything waits for that."""
+
+    def ending(self) -> asyncio.Future[None]:
+        """The future `finished`, while the operation runs."""
+        if self.finished is None:
+            self.finished = self.outcome.get_loop().create_future()
+        return self.finished
 
 
 class OrderedTasks:
@@ -46,8 +80,8 @@ class OrderedTasks:
         self._timeout = timeout
         self._unexpected = unexpected
         self._loop = asyncio.get_running_loop()
-        self._last: dict[str, _Running] = {}
-        self._all: set[asyncio.Task[None]] = set()
+        self._last: dict[str, _Running[Any]] = {}
+        self._all: set[_Running[Any]] = set()
         self._closed = False
 
     def is_busy(self, task_id: str) -> bool:
@@ -57,68 +91,101 @@ class OrderedTasks:
     def start(
         self,
         task_id: str,
-        operation: Callable[[], Awaitable[T]],
+        operation: Operation[T],
         *,
         ends_task: bool = False,
         undo: Callable[[], Awaitable[None]] | None = None,
-    ) -> Outcome[T]:
-        """Starts an operation. One that ends its task (`ends_task`) is retried after any error until its
-        outcome is known, and its awaiter receives store_unavailable after the first attempt; other operations
-        that would end the same task meanwhile are dropped. `undo` runs if the outcome of `operation` is
-        unknown."""
-        future: asyncio.Future[T] = self._loop.create_future()
+    ) -> asyncio.Future[T]:
+        """Starts an operation. Cancelling its future does not stop it.
+
+        One that ends its task (`ends_task`) is retried after any error until its outcome is known, and its
+        awaiter receives store_unavailable after the first attempt; other operations that would end the same
+        task meanwhile are dropped. `undo` runs if the outcome of `operation` is unknown.
+        """
+        outcome: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
-            _fail(future, PomeloError("store_unavailable"))
-            return Outcome(future)
+            _fail(outcome, PomeloError("store_unavailable"))
+            return outcome
+        running = _Running(task_id, operation, outcome, ends_task, undo)
+        self._all.add(running)
         before = self._last.get(task_id)
-        runner = self._loop.create_task(self._run(before, operation, future, ends_task, undo))
         if before is None or not before.ends_task:
-            self._last[task_id] = _Running(runner, ends_task)
-        self._all.add(runner)
-        runner.add_done_callback(self._all.discard)
-        runner.add_done_callback(lambda done: self._forget(task_id, done))
-        return Outcome(future)
+            self._last[task_id] = running
+        if before is not None:
+            self._run_in_task(running, before)
+        elif (attempt := _send(operation)) is not None:
+            attempt.reply.add_done_callback(partial(self._replied, running, attempt))
+        else:
+            self._run_in_task(running)
+        return outcome
 
     async def close(self, seconds: float) -> None:
         """Waits for all operations, and cancels those that are still running after that many seconds."""
         self._closed = True
         if self._all:
-            await asyncio.wait(self._all, timeout=seconds)
-        for runner in self._all:
-            runner.cancel()
-        if self._all:
-            await asyncio.wait(self._all)
+            await asyncio.wait([running.ending() for running in self._all], timeout=seconds)
+        runners = []
+        for running in list(self._all):
+            if running.runner is None:
+                _fail(running.outcome, PomeloError("store_unavailable"))
+                self._end(running)
+            else:
+                running.runner.cancel()
+                runners.append(running.runner)
+        if runners:
+            await asyncio.wait(runners)
 
-    def _forget(self, task_id: str, runner: asyncio.Task[None]) -> None:
-        last = self._last.get(task_id)
-        if last is not None and last.runner is runner:
-            del self._last[task_id]
+    def _replied(self, running: _Running[Any], attempt: Attempt, reply: asyncio.Future[Any]) -> None:
+        try:
+            result = running.operation.decode(reply.result())
+        except (Exception, asyncio.CancelledError):
+            if running in self._all:  # not closed meanwhile
+                self._run_in_task(running, attempt=attempt)
+            return
+        if not running.outcome.done():
+            running.outcome.set_result(result)
+        self._end(running)
+
+    def _run_in_task(
+        self, running: _Running[Any], before: _Running[Any] | None = None, attempt: Attempt | None = None
+    ) -> None:
+        earlier = None if before is None else before.ending()
+        ends_task = before is not None and before.ends_task
+        running.runner = self._loop.create_task(self._run(running, attempt, earlier, ends_task))
+        running.runner.add_done_callback(lambda _: self._end(running))
+
+    def _end(self, running: _Running[Any]) -> None:
+        self._all.discard(running)
+        if self._last.get(running.task_id) is running:
+            del self._last[running.task_id]
+        if running.finished is not None and not running.finished.done():
+            running.finished.set_result(None)
 
     async def _run(
         self,
-        before: _Running | None,
-        operation: Callable[[], Awaitable[T]],
-        future: asyncio.Future[T],
-        ends_task: bool,
-        undo: Callable[[], Awaitable[None]] | None,
+        running: _Running[T],
+        attempt: Attempt | None,
+        earlier: asyncio.Future[None] | None,
+        earlier_ends_task: bool,
     ) -> None:
+        operation, outcome = running.operation, running.outcome
         try:
-            if before is not None:
-                done, _ = await asyncio.wait({before.runner}, timeout=self._timeout)
+            if earlier is not None:
+                done, _ = await asyncio.wait({earlier}, timeout=self._timeout)
                 if not done:
-                    _fail(future, UnknownOutcomeError("store_unavailable"))
-                    if before.ends_task or not ends_task:
+                    _fail(outcome, UnknownOutcomeError("store_unavailable"))
+                    if earlier_ends_task or not running.ends_task:
                         return  # the task will be ended anyway, or nobody waits for this reserve any more
-                    await asyncio.wait({before.runner})
-            error = await self._attempt(operation, future)
+                    await asyncio.wait({earlier})
+            error = await self._attempt(partial(operation.complete, attempt), outcome)
             if error is None:
                 return
-            if ends_task:
-                await self._retry(operation)
-            elif undo is not None and isinstance(error, UnknownOutcomeError):
-                await self._retry(undo, self._loop.time() + _MAX_UNDO_TIME)
+            if running.ends_task:
+                await self._retry(partial(operation.complete, None))
+            elif running.undo is not None and isinstance(error, UnknownOutcomeError):
+                await self._retry(running.undo, self._loop.time() + _MAX_UNDO_TIME)
         except asyncio.CancelledError:
-            _fail(future, PomeloError("store_unavailable"))
+            _fail(outcome, PomeloError("store_unavailable"))
             raise
 
     async def _attempt(
@@ -151,6 +218,13 @@ class OrderedTasks:
             if await self._attempt(operation, self._loop.create_future()) is None:
                 return
             wait = min(2 * wait, _WAIT_MAX)
+
+
+def _send(operation: Operation[Any]) -> Attempt | None:
+    try:
+        return operation.send()
+    except Exception:
+        return None  # `complete` raises it again, and handles it
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from redis import exceptions as errors
-from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
@@ -16,7 +16,8 @@ from redis.backoff import NoBackoff
 
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis.client import Cluster, SingleServer
-from pomelo.stores.redis.connection import Timing, is_closed_transport
+from pomelo.stores.redis.connection import NotSentError, Timing, is_closed_transport
+from pomelo.stores.redis.link import Link, Login, open_link
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
@@ -115,40 +116,45 @@ async def connect(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
             await client.aclose()
         if isinstance(error, StoreError) or not (isinstance(error, _FAILURES) or is_closed_transport(error)):
             raise
-        raise _unusable(where, error) from error
+        reason = error.__cause__ if isinstance(error, NotSentError) else None
+        raise _unusable(where, reason or error) from error
     return client
 
 
 def _client(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
-    settings: dict[str, Any] = {
-        "username": url.user,
-        "password": url.password,
+    no_retry = Retry(NoBackoff(), 0)
+    timeouts: dict[str, Any] = {
         "socket_timeout": timing.attempt_timeout,
         "socket_connect_timeout": timing.attempt_timeout,
         "protocol": 2,
-        **url.tls,
+        "retry": no_retry,
     }
     if url.topology == "cluster":
         nodes = [ClusterNode(host, port) for host, port in url.hosts]
-        return Cluster(RedisCluster(startup_nodes=nodes, retry=Retry(NoBackoff(), 0), **settings))
-    no_retry = Retry(NoBackoff(), 0)
-    if url.topology == "sentinel":
-        sentinels = Sentinel(  # type: ignore[no-untyped-call]
-            url.hosts,
-            sentinel_kwargs={
-                "socket_timeout": timing.attempt_timeout,
-                "socket_connect_timeout": timing.attempt_timeout,
-                "protocol": 2,
-                "retry": no_retry,
-                **url.tls,
-            },
-            retry=no_retry,
-            db=url.db,
-            **settings,
+        return Cluster(
+            RedisCluster(startup_nodes=nodes, username=url.user, password=url.password, **timeouts, **url.tls)
         )
-        return SingleServer(sentinels.master_for(url.service))
-    host, port = url.hosts[0]
-    return SingleServer(Redis(host=host, port=port, db=url.db, retry=no_retry, **settings))
+    login = Login(timing.attempt_timeout, _tls_context(url.tls), url.user, url.password, url.db)
+    if url.topology == "sentinel":
+        sentinels = Sentinel(url.hosts, sentinel_kwargs=timeouts | url.tls)  # type: ignore[no-untyped-call]
+        return SingleServer(partial(_open_primary, sentinels, url.service, login))
+    return SingleServer(partial(open_link, url.hosts[0], login))
+
+
+async def _open_primary(sentinels: Sentinel, service: str, login: Login) -> Link:
+    """Connects to the server that the Sentinels report as the primary of a service."""
+    return await open_link(await sentinels.discover_master(service), login)
+
+
+def _tls_context(tls: dict[str, Any]) -> ssl.SSLContext | None:
+    if not tls:
+        return None
+    context = ssl.create_default_context()
+    if "ssl_certfile" in tls:
+        context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile"))
+    if "ssl_ca_certs" in tls:
+        context.load_verify_locations(tls["ssl_ca_certs"])
+    return context
 
 
 def _unusable(where: str, error: BaseException) -> StoreError:

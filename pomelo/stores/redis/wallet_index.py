@@ -41,6 +41,10 @@ class WalletIndex:
         self._connection = connection
         self._known: set[Wallet] = set()
 
+    def has(self, wallet: Wallet) -> bool:
+        """Whether this process has added a wallet."""
+        return wallet in self._known
+
     async def add(self, wallet: Wallet) -> None:
         """Adds a wallet; call it before the wallet gets data. Asks the server only once per wallet."""
         if wallet not in self._known:

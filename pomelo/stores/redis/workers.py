@@ -71,16 +71,20 @@ class Worker:
             )
         )
 
-    async def live_id(self) -> str:
-        """The id for a new reservation. After a long silence it sends a heartbeat first: the worker may have
-        been marked dead, and a new reservation must not be recovered along with the old ones.
+    @property
+    def is_live(self) -> bool:
+        """Whether new reservations may have its id. After a long silence, the worker may have been marked
+        dead, and a new reservation must not be recovered along with the old ones."""
+        return self._monotonic() - self._last_heartbeat <= self._timing.dead_after * _MAX_SILENCE
+
+    async def ensure_live(self) -> None:
+        """Sends a heartbeat if it is not live. It may have another id afterwards.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        if self._monotonic() - self._last_heartbeat > self._timing.dead_after * _MAX_SILENCE:
+        if not self.is_live:
             await self._send_heartbeat()
-        return self.id
 
     async def stop(self) -> None:
         """Stops heartbeats and watching, and nothing else: as if the process had died."""
@@ -160,7 +164,7 @@ class Worker:
         orphans = [each for each in await self._wallet_index.reservations() if each.worker in workers]
         failed: RefusedError | None = None
         for orphan in orphans:
-            await self.live_id()  # there may be many: this process must not be marked dead meanwhile
+            await self.ensure_live()  # there may be many: this process must not be marked dead meanwhile
             try:
                 await self._recover(orphan)
             except RefusedError as error:
@@ -174,11 +178,9 @@ class Worker:
 
     async def _recover(self, reservation: StoredReservation) -> None:
         keys = names(reservation.wallet)
-        tombstone = keys.tombstone(reservation.task_id)
-        answer = keys.answer(reservation.key[1:]) if reservation.key else tombstone
         await self._connection.run(
             RECOVER,
-            [keys.wallet, keys.holds, keys.drafts, tombstone, keys.usage, answer],
+            [*keys.of_task(reservation.task_id, reservation.key), keys.usage],
             [
                 reservation.task_id,
                 reservation.worker,

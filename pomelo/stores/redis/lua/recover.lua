@@ -1,7 +1,7 @@
 -- Recovers a task of a dead worker: charges its last noted cost, if any. The tombstone shows the worker, if it
 -- lives after all, that its reservation is gone.
--- KEYS: wallet, reservations, drafts, the task's tombstone, usage, the answer of its Idempotency-Key (or the
---       tombstone again).
+-- KEYS: wallet, reservations, drafts, the task's tombstone, the answer of its Idempotency-Key (or the tombstone
+--       again), usage.
 -- ARGV: task, worker, '=' and Idempotency-Key or '', TTL of the tombstone in seconds
 local task = ARGV[1]
 
@@ -12,15 +12,15 @@ local now = clock()
 local wallet = read_wallet(now, {}, reservation.counters)
 local draft = redis.call('HGET', KEYS[3], task)
 redis.call('GET', KEYS[4])
-redis.call('XLEN', KEYS[5])
-local owns_key = has_key(KEYS[6], task, reservation.key)
+redis.call('XLEN', KEYS[6])
+local owns_key = has_key(KEYS[5], task, reservation.key)
 local charged, uncollected = charge(wallet, reservation, reservation.cost)
 
 release(task, reservation, wallet, {}, charged)
 if reservation.cost > 0 and draft then
-  redis.call('XADD', KEYS[5], '*', 'record', draft, 'cost', digits(charged),
+  redis.call('XADD', KEYS[6], '*', 'record', draft, 'cost', digits(charged),
     'uncollected', digits(uncollected), 'recovered', string.format('%.6f', now / 1000000))
 end
 redis.call('SET', KEYS[4], reservation.cost > 0 and 'recovered' or 'void ' .. reservation.call, 'EX', ARGV[4])
-if owns_key then redis.call('DEL', KEYS[6]) end
+if owns_key then redis.call('DEL', KEYS[5]) end
 return {'recovered'}
