@@ -166,6 +166,7 @@ class Listener:
         pending.slot.waiting = True
         if first == HEALTH_REQUEST and self._health_checks_left:
             self._health_checks_left -= 1
+            self._connections.protect_health_check(pending.slot)
             self._start(pending)
         else:
             self._ready.append(pending)
