@@ -146,6 +146,13 @@ async def test_calls_fail_in_time_during_an_outage_and_a_running_task_is_settled
     await audit(store, {"before", "after"})
 
 
+async def test_a_server_that_is_busy_while_the_store_opens(server: RedisServer, tmp_path: Path) -> None:
+    server.do("CLIENT", "PAUSE", "1500", "WRITE")
+    async with open_on(server.url, tmp_path) as store:
+        await run(store, "after")
+        await audit(store, {"after"})
+
+
 async def test_a_server_that_became_a_replica(server: RedisServer, store: Store) -> None:
     await store.reserve(request("before"))
     server.do("REPLICAOF", "127.0.0.1", "1")
