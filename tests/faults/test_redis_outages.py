@@ -26,6 +26,7 @@ from pomelo.stores.usage import UsageQuery, UsageRecord
 from tests.faults.tcp_proxy import TcpProxy
 from tests.faults.waiting import first, until
 from tests.limits import counters, limits
+from tests.load.process_usage import queued_seconds
 from tests.redis_server import RedisServer
 
 SETTLES = int(os.environ.get("POMELO_REDIS_SETTLES", "2000"))
@@ -74,12 +75,17 @@ async def store(server: RedisServer, tmp_path: Path) -> AsyncIterator[Store]:
         yield opened
 
 
+def clock() -> float:
+    """Time that stands still while this process waits for a processor."""
+    return time.monotonic() - queued_seconds(os.getpid())
+
+
 async def fails_within_a_second(call: Awaitable[Any]) -> None:
-    begun = time.monotonic()
+    begun = clock()
     with pytest.raises(PomeloError) as caught:
         await call
     assert caught.value.code == "store_unavailable"
-    assert time.monotonic() - begun < 1.0 + LATE
+    assert clock() - begun < 1.0 + LATE
 
 
 async def wait_until_available(store: Store) -> None:
