@@ -143,6 +143,7 @@ class Connections:
         self._addresses = SlotGroups()
         self._crowded: set[Hashable] = set()
         self._surplus: dict[Slot, None] = {}
+        self._health_checks: set[Slot] = set()
         self._clock = 0.0  # does not advance while the event loop is blocked
         self._last_reading = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -157,7 +158,8 @@ class Connections:
             slot.surplus = True
             self._surplus[slot] = None
             if len(self._surplus) > self.limits.reserve:
-                self._end(next(iter(self._surplus)), send_refusal=True)
+                oldest = next(each for each in self._surplus if each not in self._health_checks)
+                self._end(oldest, send_refusal=True)
         else:
             self._addresses.add(slot)
         self._add_untrusted(slot)
@@ -171,7 +173,15 @@ class Connections:
         self._trusted.pop(slot, None)
         self._untrusted.pop(slot, None)
         self._surplus.pop(slot, None)
+        self._health_checks.discard(slot)
         self._addresses.discard(slot)
+
+    def protect_health_check(self, slot: Slot) -> None:
+        """Keeps an untrusted connection that begins with a health check from being evicted. Anyone can begin
+        like that: at most half of `reserve` connections are protected at a time, for their lifetime."""
+        if len(self._health_checks) < self.limits.reserve // 2:
+            self._health_checks.add(slot)
+            self._addresses.discard(slot)
 
     def mark_request_started(self, slot: Slot) -> None:
         """Records that a request has begun to arrive on the connection and is incomplete."""
@@ -182,6 +192,7 @@ class Connections:
         """Marks the connection as trusted: a request carried a valid key of `owner`."""
         if slot.owner is None and slot.open:
             self._untrusted.pop(slot, None)
+            self._health_checks.discard(slot)
             self._addresses.discard(slot)
             self._trusted[slot] = None
         slot.owner = owner

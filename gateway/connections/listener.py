@@ -166,6 +166,7 @@ class Listener:
         pending.slot.waiting = True
         if first == HEALTH_REQUEST and self._health_checks_left:
             self._health_checks_left -= 1
+            self._connections.protect_health_check(pending.slot)
             self._start(pending)
         else:
             self._ready.append(pending)
@@ -201,6 +202,8 @@ class Listener:
         self._starting.add(task)
 
         def end(send_refusal: bool) -> None:  # until the connection is made
+            if send_refusal:
+                pending.refuse()
             task.cancel()
 
         def started(_: asyncio.Task[None]) -> None:
@@ -275,11 +278,17 @@ class _PendingConnection:
         """Closes a connection that has not started. With `send_refusal` and without TLS, sends `overloaded`
         first."""
         self.stop_waiting()
-        if send_refusal and self._refusal is not None:
-            received = b""
-            with suppress(OSError):  # unread bytes would make the close a reset, and lose the response
-                received = self.socket.recv(_RECEIVE_SIZE)
-            with suppress(OSError):
-                self.socket.send(self._refusal(received))
-                self.socket.shutdown(socket.SHUT_WR)
+        if send_refusal:
+            self.refuse()
         self.socket.close()
+
+    def refuse(self) -> None:
+        """Sends `overloaded`, without TLS, on a connection from which nothing has been read."""
+        if self._refusal is None:
+            return
+        received = b""
+        with suppress(OSError):  # unread bytes would make the close a reset, and lose the response
+            received = self.socket.recv(_RECEIVE_SIZE)
+        with suppress(OSError):
+            self.socket.send(self._refusal(received))
+            self.socket.shutdown(socket.SHUT_WR)

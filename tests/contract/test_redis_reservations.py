@@ -40,13 +40,23 @@ class FaultyClient:
     def __init__(self, store: Any, timeout: float = 0.9) -> None:
         self._client = store._connection._client
         store._connection._client = self
+        self._store = store
+        self._usual_timeout = store._connection.timing.timeout
         # Not when opening the store, which may take longer on a busy machine.
-        store._connection.timing = replace(store._connection.timing, timeout=timeout)
-        store._operations._timeout = timeout
+        self._set_timeout(timeout)
         self.error: Callable[[], Exception] = lambda: RuntimeError("the handler is closed")
         self.hits: Callable[[tuple[Any, ...]], bool] = lambda command: False
         self.after = False
         self.failed: list[tuple[Any, ...]] = []
+
+    def _set_timeout(self, timeout: float) -> None:
+        self._store._connection.timing = replace(self._store._connection.timing, timeout=timeout)
+        self._store._operations._timeout = timeout
+
+    def end(self) -> None:
+        """Ends the errors. From now on a call has its usual timeout, which a busy machine may need."""
+        self.hits = lambda command: False
+        self._set_timeout(self._usual_timeout)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -135,7 +145,7 @@ async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(
         with pytest.raises(UnknownOutcomeError):
             await store.reserve(request("late"))
         await until(lambda: not store._operations.is_busy("late"))
-        faults.hits = lambda command: False
+        faults.end()
         for _ in range(10):
             assert await own_tasks(store) == []
         # The delayed command reaches the server only now.
@@ -157,7 +167,7 @@ async def test_a_task_that_the_store_is_about_to_end_is_not_listed(
             await store.settle(settlement("a"))
         assert await own_tasks(store) == []
         assert [(one.record.task_id, one.own) for one in await store.reservations()] == [("a", False)]
-        faults.hits = lambda command: False
+        faults.end()
         await until(lambda: not store._operations.is_busy("a"))
         assert (await store.settle(settlement("a"))).record.cost == 10
 
@@ -207,7 +217,7 @@ async def test_any_error_of_the_client_is_store_unavailable_for_every_method(
         ]
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert {getattr(one, "code", one) for one in found} == {"store_unavailable"}
-        faults.hits = lambda command: False
+        faults.end()
         await until(lambda: not store._operations._all)
         assert (await store.balance(WALLET)).held == 0
 
@@ -241,7 +251,7 @@ async def test_repeated_settlements_do_not_pile_up(server: RedisServer, tmp_path
             with pytest.raises(PomeloError):
                 await store.settle(settlement("a"))
         assert len(store._operations._all) <= 2
-        faults.hits = lambda command: False
+        faults.end()
         await until(lambda: not store._operations._all)
         assert (await store.settle(settlement("a"))).record.cost == 10
 
@@ -272,7 +282,7 @@ async def test_the_background_loops_survive_any_error(
         faults.error = lambda: KeyError("reply")
         faults.hits = lambda command: True
         await until(lambda: len(faults.failed) > 40)
-        faults.hits = lambda command: False
+        faults.end()
         before = server.do("HGETALL", WORKERS)[store._worker.id.encode()]
         await until(lambda: server.do("HGETALL", WORKERS)[store._worker.id.encode()] != before)
         # It is still a worker, and its records still go to the archive.

@@ -209,3 +209,27 @@ async def test_a_closed_surplus_connection_is_forgotten() -> None:
     assert len(connections.table) == 1
     assert connections.open().surplus
     assert connections.ended == {}
+
+
+@pytest.mark.parametrize("max_connections", [0, 8], ids=["surplus", "untrusted"])
+async def test_a_few_health_checks_are_not_evicted_until_their_lifetime_ends(max_connections: int) -> None:
+    limits = ConnectionLimits(max_connections=max_connections, reserve=8, lifetime=0.3)
+    connections = ConnectionSet(limits)
+    checks = [connections.open() for _ in range(6)]
+    for slot in checks:
+        connections.table.protect_health_check(slot)
+    others = [connections.open() for _ in range(20)]
+    assert set(connections.ended) == {*checks[4:], *others[: 20 - 4]}
+    await connections.wait_until(lambda: connections.ended.keys() >= set(checks))
+    assert len(connections.table) == 0
+
+
+async def test_a_connection_that_becomes_trusted_is_no_longer_protected_as_a_health_check() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=2, reserve=2))
+    moved = connections.open()
+    connections.table.protect_health_check(moved)
+    connections.table.trust(moved, "acme")
+    check = connections.open()
+    connections.table.protect_health_check(check)
+    connections.open()
+    assert set(connections.ended) == {moved}

@@ -117,6 +117,23 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
                     assert (status, body) == (200, b'{"status":"ok"}')
 
 
+@pytest.mark.parametrize("busy", [False, True], ids=["untrusted", "surplus"])
+async def test_a_health_check_is_not_evicted_by_later_connections(open_gateway: OpenApp, busy: bool) -> None:
+    started = asyncio.Event()
+    async with open_gateway(max_connections=2) as gateway, AsyncExitStack() as stack:
+        gateway.provider.script = play(started.set, asyncio.Event().wait)
+        if busy:
+            for _ in range(2):
+                started.clear()
+                await stack.enter_async_context(gateway.connect(KEPT))
+                await asyncio.wait_for(started.wait(), 5)
+        reader, writer = await stack.enter_async_context(gateway.connect(HEALTH[:20]))
+        others = [await stack.enter_async_context(gateway.connect(BAD[:20])) for _ in range(100)]
+        assert await is_overloaded(others[0][0])
+        writer.write(HEALTH[20:])
+        assert await read_status(reader) == 200
+
+
 async def test_slow_heads_of_one_address_are_limited_and_its_authenticated_callers_served(
     open_gateway: OpenApp,
 ) -> None:

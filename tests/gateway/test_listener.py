@@ -6,13 +6,16 @@ import asyncio
 import errno
 import socket
 import ssl
+from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.connections.limits import ConnectionLimits, Connections
+from gateway.connections.connection import Connection
+from gateway.connections.limits import ConnectionLimits, Connections, Slot
 from gateway.connections.listener import Listener, bind
 from tests.gateway.flow import open_clients, until
 from tests.gateway.gateway_app import GatewayApp
+from tests.gateway.requests import ACCOUNT, read_status
 
 
 @pytest.mark.parametrize("over_tls", [False, True], ids=["says nothing", "no handshake"])
@@ -33,6 +36,34 @@ async def test_a_client_that_leaves_before_its_connection_is_made_frees_its_slot
             await until(lambda: len(connections) == 0)
         finally:
             listener.close()
+
+
+async def test_connections_that_are_evicted_while_they_start_are_overloaded_and_not_reset(
+    gateway: GatewayApp,
+) -> None:
+    async with open_clients(gateway.services) as clients, AsyncExitStack() as stack:
+        (listening,) = await bind("127.0.0.1", 0, reuse_port=False)
+        connections = clients.connections
+
+        def connect(slot: Slot) -> Connection:
+            while (
+                connections.make_room()
+            ):  # evicts this connection, and one whose start has only been scheduled
+                pass
+            return clients.connection(slot)
+
+        listener = Listener([listening], connect, connections, tls=None, handshake_timeout=60.0)
+        stack.callback(listener.close)
+        readers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            stack.callback(writer.close)
+            writer.write(ACCOUNT)
+            readers.append(reader)
+        listener.start()
+        for reader in readers:
+            assert await read_status(reader) == 503
+            assert await reader.read() == b""
 
 
 async def test_without_descriptors_accepting_is_retried_ten_times_a_second_and_logged_once(

@@ -1,9 +1,10 @@
-"""More concurrent gRPC calls than the server accepts: each gets a documented answer, and health answers."""
+"""More concurrent calls than the server accepts: each gets a documented answer, and health answers."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import os
 from collections import Counter
@@ -17,13 +18,40 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import as_dict, bearer, reason_of
 from tests.faults.other_callers import other_callers
 from tests.faults.test_unauthenticated import command
+from tests.load.rest_attacks import head
 from tests.serving import serve
-from tests.tasks import text_task
+from tests.tasks import text_body, text_task
 
 log = logging.getLogger(__name__)
 
-CALLS = 1_600 if "LOAD_CALLS" in os.environ else 300
+FULL = "LOAD_CALLS" in os.environ
+CALLS = 1_600 if FULL else 300
 MAX_CALLS = CALLS * 5 // 4
+
+REQUESTS = 3_000 if FULL else 600
+MAX_CONNECTIONS = REQUESTS // 6
+
+
+async def test_every_connection_above_the_limit_is_refused_as_overloaded(tmp_path: Path) -> None:
+    async with serve(tmp_path, POMELO_MAX_CONNECTIONS=str(MAX_CONNECTIONS)) as served:
+        await command(served, "accounts", "plan", "default", "unlimited")
+        await command(served, "accounts", "grant", "default", "1000", "--test")
+        body = json.dumps(text_body("[[delay:1]] Hello", max_tokens=5)).encode()
+        request = head(served.key, len(body), Connection="close") + body
+
+        async def run_task() -> str:
+            reader, writer = await asyncio.open_connection(served.host, served.port)
+            writer.write(request)
+            answer_head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            if b" 200 " in answer_head.partition(b"\r\n")[0]:
+                return "ok"
+            assert b"\r\nRetry-After: 1\r\n" in answer_head
+            return str(json.loads(answer)["error"]["code"])
+
+        answers = Counter(await asyncio.gather(*[run_task() for _ in range(REQUESTS)]))
+    log.info("%s", answers)
+    assert set(answers) == {"ok", "overloaded"}
 
 
 async def test_every_call_gets_a_documented_answer_and_health_answers_throughout(tmp_path: Path) -> None:

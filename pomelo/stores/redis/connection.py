@@ -36,14 +36,16 @@ T = TypeVar("T")
 class Timing:
     """All intervals of the store, in seconds. `timeout` limits all attempts of one call, `attempt_timeout`
     each attempt. A worker sends a heartbeat every `heartbeat`, and is considered dead after `dead_after`
-    without one. Usage records are moved to the archive every `drain`. Closing waits up to `close` for running
-    work. `answer_ttl` and `tombstone_ttl` are how long an answer and the end of a task are remembered."""
+    without one. Usage records are moved to the archive every `drain`. Opening waits up to `open` for a busy
+    server, closing up to `close` for running work. `answer_ttl` and `tombstone_ttl` are how long an answer
+    and the end of a task are remembered."""
 
     timeout: float = 0.9
     attempt_timeout: float = 0.3
     heartbeat: float = 3.0
     dead_after: float = 20.0
     drain: float = 1.0
+    open: float = 10.0
     close: float = 5.0
     answer_ttl: float = REPLAY_SECONDS
     tombstone_ttl: float = 24 * 3600.0

@@ -58,7 +58,8 @@ async def open_redis(
             worker = Worker(connection, wallet_index, monotonic)
             store = RedisStore(connection, wallet_index, worker, usage)
             try:
-                await store.initialise(now())
+                with connection.one_deadline(timing.open):
+                    await store.initialise(now())
                 await worker.open()
             except PomeloError as error:
                 raise StoreError(

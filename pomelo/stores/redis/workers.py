@@ -59,7 +59,8 @@ class Worker:
         Raises:
             PomeloError: store_unavailable.
         """
-        await self._send_heartbeat()
+        with self._connection.one_deadline(self._timing.open):
+            await self._send_heartbeat()
         await self._register_unknown_workers()
         await self._check_workers()
         self._task = asyncio.create_task(
