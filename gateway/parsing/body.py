@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.options import GatewayOptions
+from gateway.request import Request
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.service import Visit
@@ -62,9 +63,9 @@ class RequestBody:
     )  # fmt: skip
 
     def __init__(
-        self, request: web.Request, call: Call, visit: Visit, limit: int, options: GatewayOptions
+        self, request: Request, call: Call, visit: Visit, limit: int, options: GatewayOptions
     ) -> None:
-        length = request.content_length
+        length = int(request.headers["Content-Length"]) if "Content-Length" in request.headers else None
         if length is not None and length > limit:
             raise too_large("The body", limit)
         self._request = request
@@ -139,9 +140,7 @@ class RequestBody:
         # Sent only when the body is read, so that a refusal comes before the upload and not after it.
         self._expects_continue = False
         if self._request.headers["Expect"].lower() == "100-continue":
-            writer = self._request.writer
-            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            writer.output_size = 0
+            self._request.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 class ParseQueue:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from aiohttp import web
-
 from gateway.parsing.body import UTF_8, RequestBody, charset_of
 from gateway.parsing.json import LARGE_BODY, parse_json, read_json
 from gateway.parsing.multipart import Form, read_form
+from gateway.request import Request
 from gateway.state import Gateway, account_of
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import TaskFormat
@@ -40,7 +39,7 @@ class TaskRequest:
     stream: bool = False
 
 
-async def read_task(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> TaskRequest:
+async def read_task(gateway: Gateway, request: Request, call: Call, visit: Visit) -> TaskRequest:
     """Reads the request, storing its audio if it is large.
 
     Raises:
@@ -134,7 +133,7 @@ def _parse_form_text(field: Field, text: str) -> Any:
         raise invalid(field.name, f"JSON text ({error})") from None
 
 
-def _is_form(request: web.Request) -> bool:
+def _is_form(request: Request) -> bool:
     encodings = request.headers.getall("Content-Encoding", ())
     if any(encoding.strip().lower() != "identity" for encoding in encodings):
         raise PomeloError("unsupported_media_type", "Send the body without Content-Encoding")
