@@ -102,7 +102,8 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
                 chunks.skip(start)
             at = start
             async for chunk in chunks:
-                await response.write(chunk[: end - at])
+                if response.push(chunk[: end - at]):
+                    await response.drain()
                 at += len(chunk)
                 if at >= end:
                     break

@@ -27,6 +27,7 @@ SAFE_HEADERS: Mapping[str, str] = {
 
 _JSON_HEADERS = {**SAFE_HEADERS, "Content-Type": "application/json"}
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_NO_CONTENT = HTTPStatus.NO_CONTENT.value
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -54,7 +55,7 @@ class Response:
             ValueError: a header contains a control character.
         """
         headers, body = self.headers, self.body
-        if self.status != HTTPStatus.NO_CONTENT:
+        if self.status != _NO_CONTENT:
             headers["Content-Length"] = str(len(body))
         head = request.encode_head(self.status, headers)
         if request.method == "HEAD":
@@ -110,11 +111,6 @@ class ResponseStream:
         self._undrained = 0
         await self._connection.drain()
 
-    async def write(self, data: bytes) -> None:
-        """Sends the next bytes, possibly none; waits for a client that reads slowly. Raises as `push`."""
-        if self.push(data):
-            await self.drain()
-
     async def finish(self, data: bytes = b"") -> None:
         """Sends the last bytes, possibly none, and waits until the client has read everything. Raises as
         `push`."""
@@ -135,8 +131,8 @@ def encode_head(version: tuple[int, int], status: int, headers: Mapping[str, str
     values = "".join(headers.values())
     if not values.isprintable() and _CONTROL_CHARACTERS.search(values):
         raise ValueError("a response header contains a control character")
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    return f"HTTP/{version[0]}.{version[1]} {status} {_PHRASES[status]}\r\n{lines}\r\n".encode()
+    lines = "\r\n".join(map(": ".join, headers.items()))
+    return f"HTTP/{version[0]}.{version[1]} {status} {_PHRASES[status]}\r\n{lines}\r\n\r\n".encode()
 
 
 def response_headers(call: Call, **extra: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ def encode_event(data: bytes) -> bytes:
     """Returns the event with the JSON text `data`, which every client reads as one line."""
     if not data.isascii():
         data = _LINE_BREAKS.sub(lambda match: _ESCAPES[match[0]], data)
-    return b"data: " + data + b"\n\n"
+    return b"data: %b\n\n" % data
 
 
 class SseResponse:
@@ -84,15 +84,18 @@ class SseResponse:
         return self._stream
 
     def send(self, data: bytes) -> bool:
-        """Sends an event. Returns whether the caller must `drain` before it sends the next one.
+        """Sends an event with the JSON text `data`. Returns whether the caller must `drain` before it sends
+        the next one.
 
         Raises:
             ConnectionError: the client has left.
         """
+        # Not by `encode_event`: there may be an event for each word.
+        data = b"data: %b\n\n" % data if data.isascii() else encode_event(data)
         if self._flushing is None:
             self._flushing = self._loop.call_soon(self._flush)
             self._last_sent = self._loop.time()
-            return self._open().push(data)
+            return (self._stream or self._open()).push(data)
         self._batch.append(data)
         self._size += len(data)
         return self._size >= _MAX_BATCH and self._open().push(self._take_batch())
@@ -164,7 +167,7 @@ async def stream_task(
                 renderer = EVENT_RENDERERS.get(event_type)
                 if renderer is not None:
                     for data in renderer(objects, getattr(event, event_type)):
-                        if sse.send(encode_event(data)):
+                        if sse.send(data):
                             await sse.drain()
                 elif event_type == "completed":
                     last = render_last(objects, event.completed, link)

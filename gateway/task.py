@@ -95,7 +95,8 @@ async def _send_raw(
                 if response is None:
                     headers = response_headers(call, Content_Type=chunk.content_type)
                     response = ResponseStream(request, headers)
-                await response.write(chunk.data)
+                if response.push(chunk.data):
+                    await response.drain()
             elif event_type == "completed":
                 done = True
                 if task_format.raw_media is not None:

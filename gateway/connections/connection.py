@@ -320,7 +320,8 @@ class Connection(HttpConnection):
                 for data in response.encode(request):
                     self.write(data)
                     request.answered = True
-                await self.drain()
+                if self._paused:
+                    await self.drain()
             return request.keep_alive
         finally:
             self._request = None
