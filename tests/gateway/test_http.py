@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.responses import encode_head
 from pomelo.gen.v1.task_pb2 import TaskResult
 from tests.gateway.flow import open_clients, until
 from tests.gateway.gateway_app import GatewayApp
@@ -81,6 +82,17 @@ async def test_a_client_of_http_1_0_may_keep_its_connection(gateway: GatewayApp)
 async def test_a_path_that_does_not_exist_is_refused_before_the_body_is_sent(gateway: GatewayApp) -> None:
     asked = raw_get("/nope", "Expect: 100-continue", "Content-Length: 1000000")
     assert (await gateway.exchange(asked)).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize("value", ["a\r\nB: c", "a\nb", "a\0", "\x7f"])
+def test_a_header_with_a_control_character_is_never_sent(value: str) -> None:
+    with pytest.raises(ValueError, match="control character"):
+        encode_head((1, 1), 200, {"Content-Type": value})
+
+
+def test_a_header_may_contain_tabs_and_every_script() -> None:
+    head = encode_head((1, 1), 200, {"A": "b\tc", "D": "é\u2028"})
+    assert head == "HTTP/1.1 200 OK\r\nA: b\tc\r\nD: é\u2028\r\n\r\n".encode()
 
 
 async def test_a_closing_gateway_answers_the_current_requests(gateway: GatewayApp) -> None:
