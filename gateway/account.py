@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from aiohttp import web
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import to_json
 
-from gateway.responses import json_response
+from gateway.request import Request
+from gateway.responses import Response, json_response
 from gateway.state import Gateway
 from gateway.types import type_name
 from pomelo import money
@@ -46,18 +46,18 @@ _SOURCES = {
 }
 
 
-async def get_account(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
+async def get_account(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response:
     try:
-        _parse(request.query, {})
+        _parse(request.url.query, {})
     except PomeloError as error:
         raise await visit.refuse(error) from None
     return json_response(call, render_account(await gateway.services.accounts.get_account(call)))
 
 
-async def list_usage(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
+async def list_usage(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response:
     """Responds with usage records, or with their sums if the query has `group_by`."""
     try:
-        query = parse_query(request.query)
+        query = parse_query(request.url.query)
     except PomeloError as error:
         raise await visit.refuse(error) from None
     accounts = gateway.services.accounts

@@ -1,42 +1,46 @@
-"""The REST gateway: an aiohttp application over the interfaces of `pomelo.service`."""
+"""The REST gateway: the responses to HTTP requests, over the interfaces of `pomelo.service`."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 
-from aiohttp import web
 from pydantic_core import to_json
 
-from gateway import routes
 from gateway.connections.connection import Connection
+from gateway.connections.http import HttpConnection
 from gateway.connections.limits import ConnectionLimits, Connections, StartQueues
 from gateway.connections.listener import Listener, bind
-from gateway.cors import Cors
-from gateway.errors import CALL, error_middleware
+from gateway.cors import Cors, is_preflight
+from gateway.errors import error_response, log_unexpected
 from gateway.media import public_links
 from gateway.openapi.document import document
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
+from gateway.request import Request
+from gateway.responses import Response, reset_connection
+from gateway.routes import find_route
 from gateway.state import Gateway
 from pomelo import process
 from pomelo.addresses import join_address
+from pomelo.call import Call
+from pomelo.errors import PomeloError
 from pomelo.in_flight import InFlight, InFlightLimits
-from pomelo.service import Services
-
-GATEWAY = web.AppKey("gateway", Gateway)
+from pomelo.process import is_cancelled, uncancel
+from pomelo.service import Services, Visit
 
 log = logging.getLogger("pomelo.gateway")
 
 
-def make_app(
+def make_gateway(
     services: Services, options: GatewayOptions, healthy: Callable[[], bool], cors: Cors | None = None
-) -> web.Application:
-    """Returns the application with all routes, backed by `services`. Requires a running event loop."""
-    gateway = Gateway(
+) -> Gateway:
+    """Returns what the request handlers share, backed by `services`. Requires a running event loop."""
+    return Gateway(
         services=services,
         options=options,
         link=public_links(options.public_url),
@@ -46,50 +50,48 @@ def make_app(
             InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))
         ),
         healthy=healthy,
+        cors=cors,
     )
-    app = web.Application(
-        middlewares=[error_middleware] if cors is None else [cors.preflight, error_middleware]
-    )
-    if cors is not None:
-        app.on_response_prepare.append(cors.add_headers)
-    app[GATEWAY] = gateway
-    for (method, path), handler in routes.ROUTES.items():
-        _add_route(app, method, path, _with_key(gateway, handler))
-    for path, open_handler in routes.OPEN_ROUTES.items():
-        _add_route(app, "GET", path, _without_key(gateway, open_handler))
-    return app
 
 
-_RequestHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+async def respond(gateway: Gateway, request: Request) -> Response | None:
+    """Returns the response to a request, also for every exception of its handler; None: it was sent.
 
+    Once a response has begun, its status can't change: the connection is reset instead.
 
-def _add_route(app: web.Application, method: str, path: str, handler: _RequestHandler) -> None:
-    app.router.add_route(method, path, handler, expect_handler=_ignore_expect)
-    if method == "GET":
-        app.router.add_route("HEAD", path, handler, expect_handler=_ignore_expect)
-
-
-def _with_key(gateway: Gateway, handler: routes.Handler) -> _RequestHandler:
-    async def handle(request: web.Request) -> web.StreamResponse:
-        call = request[CALL]
+    Raises:
+        ConnectionError: the response was truncated, or the client has left.
+        asyncio.CancelledError: the request was cancelled because the client has left.
+    """
+    if gateway.cors is not None and is_preflight(request):
+        return gateway.cors.preflight(request)
+    headers = request.headers
+    names = [name for name, _ in headers.items()] if len(set(headers)) < len(headers) else ()
+    call = Call.from_headers(headers.get, protocol="rest", address=request.connection.address, names=names)
+    visit: Visit | None = None
+    try:
+        handler, requires_key = find_route(request, call)
+        if not requires_key:
+            return await handler(gateway, request, call)
         visit = await gateway.admit(request, call)
-        try:
-            return await handler(gateway, request, call, visit)
-        finally:
+        return await handler(gateway, request, call, visit)
+    except PomeloError as error:
+        failure = error
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            if request.is_closing:
+                raise
+            uncancel()  # something within the request cancelled it, and the client still waits
+        if isinstance(error, ConnectionError) and request.is_closing:
+            raise
+        failure = log_unexpected(call)
+    finally:
+        if visit is not None:
             visit.close()
-
-    return handle
-
-
-def _without_key(gateway: Gateway, handler: routes.OpenHandler) -> _RequestHandler:
-    async def handle(request: web.Request) -> web.StreamResponse:
-        return await handler(gateway, request, request[CALL])
-
-    return handle
-
-
-async def _ignore_expect(request: web.Request) -> None:
-    """Leaves `Expect: 100-continue` to the reader of the body; other expectations are ignored."""
+        call.end()
+    if request.answered:
+        raise reset_connection(request)
+    return error_response(failure, call)
 
 
 @asynccontextmanager
@@ -113,40 +115,41 @@ async def open_rest(
     """
     options = options or GatewayOptions()
     cors = Cors(options.cors_origins) if options.cors_origins else None
-    app = make_app(services, options, healthy, cors)
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=options.drain_timeout)
-    await runner.setup()
+    gateway = make_gateway(services, options, healthy, cors)
+    live: set[HttpConnection] = set()
+    connections = Connections(
+        ConnectionLimits(
+            max_connections=fit_connections(options.max_connections),
+            per_address=options.max_untrusted,
+            grace=options.untrusted_grace * (1 if ssl_context is None else 3),
+            lifetime=options.untrusted_timeout,
+        )
+    )
+    sockets = await bind(host, port, reuse_port=reuse_port)
+    listener = Listener(
+        sockets,
+        partial(Connection, partial(respond, gateway), live, connections, StartQueues(), options, cors),
+        connections,
+        tls=ssl_context,
+        handshake_timeout=options.untrusted_timeout,
+        cors=cors,
+    )
     try:
-        server = runner.server
-        assert server is not None
-        connections = Connections(
-            ConnectionLimits(
-                max_connections=fit_connections(options.max_connections),
-                per_address=options.max_untrusted,
-                grace=options.untrusted_grace * (1 if ssl_context is None else 3),
-                lifetime=options.untrusted_timeout,
-            )
-        )
-        sockets = await bind(host, port, reuse_port=reuse_port)
-        listener = Listener(
-            sockets,
-            partial(Connection, server, connections, StartQueues(), options, cors),
-            connections,
-            tls=ssl_context,
-            handshake_timeout=options.untrusted_timeout,
-            cors=cors,
-        )
-        try:
-            bound: tuple[str, int] = sockets[0].getsockname()[:2]
-            if not options.public_url:
-                scheme = "http" if ssl_context is None else "https"
-                app[GATEWAY].link = public_links(f"{scheme}://{join_address(*bound)}")
-            listener.start()
-            yield bound
-        finally:
-            listener.close()
+        bound: tuple[str, int] = sockets[0].getsockname()[:2]
+        if not options.public_url:
+            scheme = "http" if ssl_context is None else "https"
+            gateway.link = public_links(f"{scheme}://{join_address(*bound)}")
+        listener.start()
+        yield bound
     finally:
-        await runner.cleanup()
+        listener.close()
+        await close_connections(live, options.drain_timeout)
+
+
+async def close_connections(live: Collection[HttpConnection], seconds: float) -> None:
+    """Closes connections, those with a request once it is answered. After `seconds` it is cancelled."""
+    await asyncio.sleep(0)  # what has arrived may start
+    await asyncio.gather(*[connection.shutdown(seconds) for connection in live])
 
 
 def fit_connections(count: int) -> int:

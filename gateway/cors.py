@@ -6,13 +6,13 @@ Credentials in the sense of CORS are not used: scripts set the API key in `Autho
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
-from aiohttp import hdrs, web
-from multidict import CIMultiDict
+from aiohttp import hdrs
 
 from gateway.openapi.schema import RESPONSE_HEADERS
-from gateway.responses import SAFE_HEADERS
+from gateway.request import Request
+from gateway.responses import SAFE_HEADERS, Response
 
 _MAX_AGE = 7200
 """Seconds for which a browser may keep the response to a preflight request; Chromium's maximum."""
@@ -42,7 +42,7 @@ _PREFLIGHT: Mapping[str, str] = {
 _ORIGIN = re.compile(rb"\r\norigin:([^\r\n]{1,300})\r\n", re.IGNORECASE)
 
 
-def is_preflight(request: web.BaseRequest) -> bool:
+def is_preflight(request: Request) -> bool:
     """Returns whether the request is a CORS preflight."""
     return request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
 
@@ -73,19 +73,10 @@ class Cors:
         match = _ORIGIN.search(head)
         return self.headers(match[1].strip().decode("latin-1") if match is not None else None)
 
-    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Adds the headers to a response; to be connected to aiohttp's `on_response_prepare`."""
-        response.headers.update(self.headers(request.headers.get(hdrs.ORIGIN)))
-
-    @web.middleware
-    async def preflight(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Responds to preflight requests, which have no key. All paths get the same response, so that a
-        script can read the 404 of a path that does not exist."""
-        if not is_preflight(request):
-            return await handler(request)
-        headers = CIMultiDict(SAFE_HEADERS)
+    def preflight(self, request: Request) -> Response:
+        """Returns the response to a preflight request, which has no key. All paths get the same one, so that
+        a script can read the 404 of a path that does not exist."""
+        headers = dict(SAFE_HEADERS)
         if hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self.headers(request.headers.get(hdrs.ORIGIN)):
             headers.update(_PREFLIGHT)
-        return web.Response(status=204, headers=headers)
+        return Response(headers, status=204)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import socket
 
-from aiohttp import web
-
-from gateway.responses import response_headers
-from gateway.state import Gateway, address_of, trust_connection
+from gateway.request import Request
+from gateway.responses import ResponseStream, response_headers
+from gateway.state import Gateway, address_of
 from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.errors import PomeloError
@@ -51,66 +50,63 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     return (start, end) if start < end else None
 
 
-async def get_media(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
+async def get_media(gateway: Gateway, request: Request, call: Call) -> None:
     """Sends a media file, or the part of it that a `Range` header selects.
 
     Raises:
         PomeloError: invalid_api_key, not_found, overloaded, store_unavailable; after the first
             byte, what interrupted the download.
     """
-    media_id = request.match_info["media_id"]
+    media_id = request.path_value
     if not _ID.fullmatch(media_id):
         raise PomeloError("not_found")
-    query = request.rel_url.raw_query_string
+    query = request.url.raw_query_string
     ticket = gateway.downloads.enter(address_of(request)) if query else await gateway.admit(request, call)
     try:
-        return await _send(gateway, request, call, media_id, query)
+        await _send(gateway, request, call, media_id, query)
     finally:
         ticket.close()
 
 
-def _limit_send_buffer(request: web.Request) -> None:
+def _limit_send_buffer(request: Request) -> None:
     """Keeps the kernel from buffering megabytes for a client without a key that may not read them."""
-    peer = request.transport.get_extra_info("socket") if request.transport is not None else None
+    transport = request.connection.transport
+    peer = transport.get_extra_info("socket") if transport is not None else None
     if peer is not None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
-async def _send(
-    gateway: Gateway, request: web.Request, call: Call, media_id: str, query: str
-) -> web.StreamResponse:
+async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, query: str) -> None:
     async with gateway.services.media.download_media(media_id, query, call) as (media, chunks):
         if query:
-            trust_connection(request, ("link", address_of(request)))
+            request.connection.trust(("link", address_of(request)))
             _limit_send_buffer(request)
         size = media.size_bytes
         selected = None if "If-Range" in request.headers else byte_range(request.headers.get("Range"), size)
         start, end = selected or (0, size)
-        response = web.StreamResponse(
-            status=200 if selected is None else 206,
-            headers=response_headers(
-                call,
-                Content_Type=media.content_type,
-                Content_Length=str(end - start),
-                Content_Disposition=f'inline; filename="{media_id}"',
-                Content_Security_Policy="sandbox; default-src 'none'",
-                Cache_Control="private",
-                Accept_Ranges="bytes",
-            ),
+        headers = response_headers(
+            call,
+            Content_Type=media.content_type,
+            Content_Length=str(end - start),
+            Content_Disposition=f'inline; filename="{media_id}"',
+            Content_Security_Policy="sandbox; default-src 'none'",
+            Cache_Control="private",
+            Accept_Ranges="bytes",
         )
         if selected is not None:
-            response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        await response.prepare(request)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        response = ResponseStream(request, headers, 200 if selected is None else 206)
+        response.push(b"")
         if request.method != "HEAD":
             if start:
                 chunks.skip(start)
             at = start
             async for chunk in chunks:
-                await response.write(chunk[: end - at])
+                if response.push(chunk[: end - at]):
+                    await response.drain()
                 at += len(chunk)
                 if at >= end:
                     break
             if at < end:
                 raise PomeloError("provider_unavailable")
-        await response.write_eof()
-        return response
+        await response.finish()

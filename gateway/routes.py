@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from aiohttp import web
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import to_json
 
 from gateway.account import get_account, list_usage
 from gateway.connections.connection import HEALTH_PATH
 from gateway.media import get_media
-from gateway.responses import json_response
+from gateway.request import Request
+from gateway.responses import Response, json_response
 from gateway.state import Gateway
 from gateway.task import run_task
 from gateway.types import type_name
@@ -22,18 +22,19 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.service import Visit, get_task_model, list_all_models
 
-Handler = Callable[[Gateway, web.Request, Call, Visit], Awaitable[web.StreamResponse]]
-OpenHandler = Callable[[Gateway, web.Request, Call], Awaitable[web.StreamResponse]]
-"""Handlers return the response to a request, or raise PomeloError; the visit is what admitted the call."""
+Handler = Callable[[Gateway, Request, Call, Visit], Awaitable[Response | None]]
+OpenHandler = Callable[[Gateway, Request, Call], Awaitable[Response | None]]
+"""Handlers return the response to a request, None if they sent it, or raise PomeloError. The visit is what
+admitted the call."""
 
 
-async def list_models(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
+async def list_models(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response:
     models = await list_all_models(gateway.services.models, call)
     return json_response(call, to_json({"object": "list", "data": [render_model(model) for model in models]}))
 
 
-async def get_model(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
-    name = request.match_info["name"]
+async def get_model(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response:
+    name = request.path_value
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -43,11 +44,11 @@ async def get_model(gateway: Gateway, request: web.Request, call: Call, visit: V
     return json_response(call, to_json(render_model(model)))
 
 
-async def get_openapi(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
+async def get_openapi(gateway: Gateway, request: Request, call: Call) -> Response:
     return json_response(call, gateway.openapi)
 
 
-async def get_health(gateway: Gateway, request: web.Request, call: Call) -> web.StreamResponse:
+async def get_health(gateway: Gateway, request: Request, call: Call) -> Response:
     """Responds with 200 if a load balancer should send requests here.
 
     Raises:
@@ -109,3 +110,55 @@ OPEN_ROUTES: Mapping[str, OpenHandler] = {
     HEALTH_PATH: get_health,
 }
 """The GET routes that require no key: they are cheap, or check their caller themselves."""
+
+
+class Route(NamedTuple):
+    """A route's handler: a `Handler` if it requires a key, else an `OpenHandler`."""
+
+    handler: Callable[..., Awaitable[Response | None]]
+    requires_key: bool
+
+
+def _by_path() -> dict[str, dict[str, Route]]:
+    """Returns the routes by path, without its variable part, and by method."""
+    routes = [(method, path, Route(handler, True)) for (method, path), handler in ROUTES.items()]
+    routes += [("GET", path, Route(handler, False)) for path, handler in OPEN_ROUTES.items()]
+    paths: dict[str, dict[str, Route]] = {}
+    for method, path, route in routes:
+        methods = ("GET", "HEAD") if method == "GET" else (method,)
+        paths.setdefault(path.partition("{")[0], {}).update(dict.fromkeys(methods, route))
+    return paths
+
+
+_BY_PATH = _by_path()
+_BY_TARGET = {
+    (method, path): route
+    for path, methods in _BY_PATH.items()
+    if not path.endswith("/")
+    for method, route in methods.items()
+}
+
+
+def find_route(request: Request, call: Call) -> Route:
+    """Returns the route of a request, and sets its `path_value`.
+
+    Raises:
+        PomeloError: not_found, method_not_allowed.
+    """
+    route = _BY_TARGET.get((request.method, request.target))
+    if route is not None:
+        return route  # the target is a path without a variable part, a query or escapes, as most are
+    path = request.url.path_safe
+    start = path.rfind("/") + 1
+    value = path[start:]
+    methods = None
+    if value and "{" not in value and "}" not in value:
+        methods = _BY_PATH.get(path) or _BY_PATH.get(path[:start])
+    if methods is None:
+        raise PomeloError("not_found")
+    if request.method not in methods:
+        allowed = call.response_headers["Allow"] = ", ".join(sorted(methods))
+        raise PomeloError("method_not_allowed", f"The path does not take this method. Use {allowed}")
+    # What a URL escapes so that it does not separate parts, or begin an escape.
+    request.path_value = value.replace("%2F", "/").replace("%25", "%")
+    return methods[request.method]

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
-from typing import Any
 
-from aiohttp import web
-
-from gateway.errors import error_body, is_closing, log_unexpected
-from gateway.responses import response_headers
+from gateway.errors import error_body, log_unexpected
+from gateway.request import Request
+from gateway.responses import ResponseStream, response_headers
 from gateway.types import EVENT_RENDERERS, render_last
 from gateway.types.base import Link, StreamObjects
 from pomelo.call import Call, report_adjustments
@@ -39,7 +37,7 @@ def encode_event(data: bytes) -> bytes:
     """Returns the event with the JSON text `data`, which every client reads as one line."""
     if not data.isascii():
         data = _LINE_BREAKS.sub(lambda match: _ESCAPES[match[0]], data)
-    return b"data: " + data + b"\n\n"
+    return b"data: %b\n\n" % data
 
 
 class SseResponse:
@@ -51,20 +49,20 @@ class SseResponse:
     """
 
     __slots__ = (
-        "_batch", "_call", "_commenting", "_flushing", "_keep_alive", "_last_sent", "_loop", "_request",
-        "_timer", "response",
+        "_batch", "_call", "_flushing", "_keep_alive", "_last_sent", "_loop", "_request", "_size",
+        "_stream", "_timer",
     )  # fmt: skip
 
-    def __init__(self, request: web.Request, call: Call, keep_alive: float) -> None:
-        self.response: web.StreamResponse | None = None
+    def __init__(self, request: Request, call: Call, keep_alive: float) -> None:
+        self._stream: ResponseStream | None = None
         self._request = request
         self._call = call
         self._keep_alive = keep_alive
         self._loop = asyncio.get_running_loop()
         self._last_sent = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._commenting: asyncio.Task[None] | None = None
-        self._batch = bytearray()
+        self._batch: list[bytes] = []
+        self._size = 0
         self._flushing: asyncio.Handle | None = None
 
     def start(self) -> None:
@@ -74,75 +72,74 @@ class SseResponse:
 
     def stop(self) -> None:
         """Stops comments and flushing; buffered events are sent by `finish`. Idempotent."""
-        for scheduled in (self._timer, self._commenting, self._flushing):
+        for scheduled in (self._timer, self._flushing):
             if scheduled is not None:
                 scheduled.cancel()
-        self._timer = self._commenting = self._flushing = None
+        self._timer = self._flushing = None
 
-    async def _open(self) -> web.StreamResponse:
-        response = self.response = web.StreamResponse(
-            headers=response_headers(self._call, Content_Type="text/event-stream", X_Accel_Buffering="no")
-        )
-        await response.prepare(self._request)
-        return response
+    def _open(self) -> ResponseStream:
+        if self._stream is None:
+            headers = response_headers(self._call, Content_Type="text/event-stream", X_Accel_Buffering="no")
+            self._stream = ResponseStream(self._request, headers)
+        return self._stream
 
-    async def send(self, data: bytes) -> None:
-        """Sends an event, the headers before the first; waits while the client does not read."""
-        self._last_sent = self._loop.time()
-        response = await self._open() if self.response is None else self.response
+    def send(self, data: bytes) -> bool:
+        """Sends an event with the JSON text `data`. Returns whether the caller must `drain` before it sends
+        the next one.
+
+        Raises:
+            ConnectionError: the client has left.
+        """
+        # Not by `encode_event`: there may be an event for each word.
+        data = b"data: %b\n\n" % data if data.isascii() else encode_event(data)
         if self._flushing is None:
             self._flushing = self._loop.call_soon(self._flush)
-            await response.write(data)
-            return
-        self._batch += data
-        if len(self._batch) >= _MAX_BATCH:
-            await response.write(self._take_batch())
+            self._last_sent = self._loop.time()
+            return (self._stream or self._open()).push(data)
+        self._batch.append(data)
+        self._size += len(data)
+        return self._size >= _MAX_BATCH and self._open().push(self._take_batch())
+
+    async def drain(self) -> None:
+        """Waits until the client has read what was sent. Raises as `send`."""
+        await self._open().drain()
 
     def _take_batch(self) -> bytes:
-        data = bytes(self._batch)
+        data = b"".join(self._batch)
         self._batch.clear()
+        self._size = 0
         return data
 
     def _flush(self) -> None:
         """Sends the events that were buffered after the first one of the last iteration."""
         self._flushing = None
         if self._batch:
-            writer: Any = self._request.writer
-            # A callback can't await the write; the next event's write waits for it.
-            writing = writer.write(self._take_batch(), drain=False)
-            with suppress(ConnectionError, StopIteration):  # the client has left, or everything is written
-                writing.send(None)
+            # A callback can't wait for the client; whoever sends the next event does.
+            with suppress(ConnectionError):  # the client has left, and its handler is being cancelled
+                self._open().push(self._take_batch())
 
-    async def finish(self, data: bytes) -> web.StreamResponse:
+    async def finish(self, data: bytes) -> None:
         """Sends the last events and ends the response.
 
         The connection stays open, as the headers announced; the client may have reused it already.
         """
-        response = await self._open() if self.response is None else self.response
-        await response.write_eof(self._take_batch() + data)
-        return response
+        await self._open().finish(self._take_batch() + data)
 
     def _on_timer(self) -> None:
         now = self._loop.time()
         due = self._last_sent + self._keep_alive
         if now >= due:
-            transport = self._request.transport
+            transport = self._request.connection.transport
             # A client that has not read what was sent needs no comment.
             if transport is not None and not transport.get_write_buffer_size():
-                self._commenting = self._loop.create_task(self._comment())
+                with suppress(ConnectionError):  # the client has left, and its handler is being cancelled
+                    self._open().push(_KEEP_ALIVE)
             due = now + self._keep_alive
         self._timer = self._loop.call_at(due, self._on_timer)
 
-    async def _comment(self) -> None:
-        try:
-            response = await self._open() if self.response is None else self.response
-            await response.write(_KEEP_ALIVE)
-        except ConnectionError:
-            pass  # the client has left, and its handler is being cancelled
-
 
 async def stream_task(
-    request: web.Request,
+    request: Request,
     call: Call,
     tasks: TaskService,
     spec: TaskSpec,
@@ -150,7 +147,7 @@ async def stream_task(
     *,
     link: Link,
     keep_alive: float,
-) -> web.StreamResponse:
+) -> None:
     """Runs a task and sends its events as they arrive. The last event is sent once the task is settled, so
     that nothing can fail after it.
 
@@ -170,7 +167,8 @@ async def stream_task(
                 renderer = EVENT_RENDERERS.get(event_type)
                 if renderer is not None:
                     for data in renderer(objects, getattr(event, event_type)):
-                        await sse.send(encode_event(data))
+                        if sse.send(data):
+                            await sse.drain()
                 elif event_type == "completed":
                     last = render_last(objects, event.completed, link)
                 elif event_type == "started":
@@ -181,13 +179,14 @@ async def stream_task(
     except PomeloError as error:
         failure = error
     except Exception as error:
-        if isinstance(error, ConnectionError) and is_closing(request):
+        if isinstance(error, ConnectionError) and request.is_closing:
             raise
         failure = log_unexpected(call)
     finally:
         sse.stop()
     if failure is None:
-        return await sse.finish(encode_event(last) + _DONE)
-    if sse.response is None:
+        await sse.finish(encode_event(last) + _DONE)
+    elif request.answered:
+        await sse.finish(b"event: error\n" + encode_event(error_body(failure)))
+    else:
         raise failure
-    return await sse.finish(b"event: error\n" + encode_event(error_body(failure)))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from aiohttp import web
-
-from gateway.connections.connection import Connection
+from gateway.cors import Cors
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
+from gateway.request import Request
 from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.in_flight import InFlight
@@ -24,7 +23,8 @@ class Gateway:
 
     `link` maps media links to the address by which callers reach this gateway. `openapi` is the OpenAPI
     description as JSON. `parse_queue` queues large bodies, `downloads` counts the downloads by signed
-    links. `healthy` returns whether a load balancer should send requests here.
+    links. `healthy` returns whether a load balancer should send requests here. `cors` is None if browsers
+    may not read responses.
     """
 
     services: Services
@@ -34,9 +34,10 @@ class Gateway:
     parse_queue: ParseQueue
     downloads: InFlight
     healthy: Callable[[], bool]
+    cors: Cors | None = None
     _task_types: dict[str, int] = field(default_factory=dict)
 
-    async def admit(self, request: web.Request, call: Call) -> Visit:
+    async def admit(self, request: Request, call: Call) -> Visit:
         """Checks the key, admits the call and marks its connection as trusted. The caller must close the
         returned visit.
 
@@ -44,7 +45,7 @@ class Gateway:
             PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
         """
         visit = await self.services.access.admit(call)
-        trust_connection(request, account_of(call))
+        request.connection.trust(account_of(call))
         return visit
 
     async def task_type(self, model: str, call: Call) -> int:
@@ -73,14 +74,6 @@ def account_of(call: Call) -> Hashable:
     return principal.account if principal is not None else hash(call.api_key)
 
 
-def trust_connection(request: web.Request, owner: Hashable) -> None:
-    """Marks the connection of a request as trusted, because the request is authenticated as `owner`."""
-    connection = request.protocol
-    if isinstance(connection, Connection):
-        connection.trust(owner)
-
-
-def address_of(request: web.Request) -> str:
+def address_of(request: Request) -> str:
     """Returns the client's IPv4 address or IPv6 /64, by which its requests are counted."""
-    connection = request.protocol
-    return str(connection.slot.group) if isinstance(connection, Connection) else ""
+    return str(request.connection.slot.group)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-from aiohttp import web
-
 from gateway import sse
 from gateway.parsing.task import TaskRequest, read_task
-from gateway.responses import json_response, response_headers
+from gateway.request import Request
+from gateway.responses import Response, ResponseStream, json_response, response_headers
 from gateway.state import Gateway
 from gateway.types import render_result
 from gateway.types.base import TaskFormat
@@ -21,7 +20,7 @@ _JSON_RANGES = frozenset({"*/*", "application/*", "application/json"})
 _ZERO_WEIGHT = re.compile(r";\s*q=0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
 
 
-async def run_task(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> web.StreamResponse:
+async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response | None:
     """Runs a task and sends its result: JSON, server-sent events, or raw media.
 
     Raises:
@@ -31,7 +30,7 @@ async def run_task(gateway: Gateway, request: web.Request, call: Call, visit: Vi
     tasks = gateway.services.tasks
     try:
         if parsed.stream:
-            return await sse.stream_task(
+            await sse.stream_task(
                 request,
                 call,
                 tasks,
@@ -40,6 +39,7 @@ async def run_task(gateway: Gateway, request: web.Request, call: Call, visit: Vi
                 link=gateway.link,
                 keep_alive=gateway.options.keep_alive,
             )
+            return None
         accept = request.headers.get("Accept")
         media_range = raw_media_range(accept, parsed.task_format) if accept is not None else None
         if media_range is not None:
@@ -69,8 +69,8 @@ def raw_media_range(accept: str | None, task_format: TaskFormat) -> str | None:
 
 
 async def _send_raw(
-    request: web.Request, call: Call, tasks: TaskService, parsed: TaskRequest, media_range: str
-) -> web.StreamResponse:
+    request: Request, call: Call, tasks: TaskService, parsed: TaskRequest, media_range: str
+) -> Response | None:
     """Runs the task and sends its media, audio as it arrives; nothing is stored.
 
     `media_range` decides the output format if the task leaves it open. After the first byte, an error
@@ -84,7 +84,7 @@ async def _send_raw(
     output_format = task_format.output_formats.get(media_range)
     if output_format is not None and not task_input.output_format:
         task_input.output_format = output_format
-    response: web.StreamResponse | None = None
+    response: ResponseStream | None = None
     media = None
     done = False
     async with tasks.stream_task(parsed.spec, parsed.options, call) as events:
@@ -94,9 +94,9 @@ async def _send_raw(
                 chunk = event.audio_chunk
                 if response is None:
                     headers = response_headers(call, Content_Type=chunk.content_type)
-                    response = web.StreamResponse(headers=headers)
-                    await response.prepare(request)
-                await response.write(chunk.data)
+                    response = ResponseStream(request, headers)
+                if response.push(chunk.data):
+                    await response.drain()
             elif event_type == "completed":
                 done = True
                 if task_format.raw_media is not None:
@@ -104,8 +104,8 @@ async def _send_raw(
     if not done:
         raise ValueError("the stream ended without its last event")
     if media is not None:
-        return web.Response(body=media.data, headers=response_headers(call, Content_Type=media.content_type))
+        return Response(response_headers(call, Content_Type=media.content_type), media.data)
     if response is None:
         raise PomeloError("provider_failed")
-    await response.write_eof()
-    return response
+    await response.finish()
+    return None

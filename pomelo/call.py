@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -116,7 +116,7 @@ class Call:
         protocol: str,
         address: str = "",
         timeout: float | None = None,
-        names: Iterable[str] = (),
+        names: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> Call:
         """Reads a call from headers or metadata; `get` returns one by its lower-case name.
@@ -126,7 +126,7 @@ class Call:
         Never raises: errors are stored in `header_error` and `key_error`.
         """
         header_error = None
-        repeated = _repeated_headers(names)
+        repeated = _repeated_headers(names) if names else ()
         if timeout is None:
             header = get("x-request-timeout")
             if header is not None:
@@ -141,8 +141,9 @@ class Call:
         idempotency_key = get("idempotency-key")
         if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
             header_error = invalid("Idempotency-Key", "1 to 255 visible ASCII characters")
-        for name in repeated - {"authorization"}:
-            header_error = invalid(_SINGLE_HEADERS[name], "given once")
+        for name in repeated:
+            if name != "authorization":
+                header_error = invalid(_SINGLE_HEADERS[name], "given once")
         api_key, key_error = None, ""
         if "authorization" in repeated:
             key_error = "Authorization was given twice."
@@ -156,7 +157,7 @@ class Call:
             deadline=clock() + timeout,
             traceparent=get("traceparent"),
             idempotency_key=idempotency_key,
-            strict=_is_strict(get("prefer")),
+            strict=(prefer := get("prefer")) is not None and _is_strict(prefer),
             header_error=header_error,
             key_error=key_error,
             response_headers={"X-Request-Id": request_id},
@@ -183,10 +184,10 @@ def _repeated_headers(names: Iterable[str]) -> set[str]:
     return {name for name, count in counts.items() if count > 1}
 
 
-def _is_strict(prefer: str | None) -> bool:
+def _is_strict(prefer: str) -> bool:
     """Whether a Prefer header requests strict handling. The first `handling` counts; unknown preferences are
     ignored (RFC 7240)."""
-    for preference in _PREFERENCES.findall(prefer) if prefer else ():
+    for preference in _PREFERENCES.findall(prefer):
         if (handling := _HANDLING.fullmatch(preference)) is not None:
             return _QUOTED_PAIR.sub(r"\1", handling[1] or handling[2] or "").lower() == "strict"
     return False

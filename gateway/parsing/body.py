@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.options import GatewayOptions
+from gateway.request import Request
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.service import Visit
@@ -43,29 +44,38 @@ def too_large(subject: str, limit: int) -> PomeloError:
     return PomeloError("payload_too_large", f"{subject} is larger than {limit:,} bytes. Send less")
 
 
+def arrived_body(request: Request, limit: int) -> bytes | None:
+    """Returns the body if it has arrived completely, has a Content-Length and at most `limit` bytes; None:
+    it must be read as it arrives."""
+    content = request.content
+    if not content.is_eof() or content.total_bytes > limit or "Content-Length" not in request.headers:
+        return None
+    return content.read_nowait()
+
+
 class RequestBody:
     """The body of an admitted call, read as it arrives. aiohttp alone would wait for it without limit.
 
     A client may take `read_grace` seconds in total, and one second more for every `read_rate` bytes sent. No
     single wait is longer than `read_timeout` seconds, whatever was sent before.
 
-    `limit` is the maximum size in bytes; `length` is the Content-Length, None if absent. `reserve_memory`
-    counts bytes as buffered in memory until the call ends, or raises `overloaded`.
+    `limit` is the maximum size in bytes. `reserve_memory` counts bytes as buffered in memory until the call
+    ends, or raises `overloaded`.
 
     Raises:
         PomeloError: payload_too_large: the Content-Length exceeds `limit`.
     """
 
     __slots__ = (
-        "_call", "_chunks", "_content", "_expects_continue", "_limit", "_options", "_request",
-        "_seconds_left", "length", "reserve_memory",
+        "_call", "_chunks", "_content", "_expects_continue", "_is_sized", "_limit", "_options", "_request",
+        "_seconds_left", "reserve_memory",
     )  # fmt: skip
 
     def __init__(
-        self, request: web.Request, call: Call, visit: Visit, limit: int, options: GatewayOptions
+        self, request: Request, call: Call, visit: Visit, limit: int, options: GatewayOptions
     ) -> None:
-        length = request.content_length
-        if length is not None and length > limit:
+        length = request.headers.get("Content-Length")
+        if length is not None and int(length) > limit:
             raise too_large("The body", limit)
         self._request = request
         self._content = request.content
@@ -73,9 +83,9 @@ class RequestBody:
         self._limit = limit
         self._chunks = 0
         self._options = options
+        self._is_sized = length is not None
         self._seconds_left = min(options.read_grace, options.read_timeout)
         self._expects_continue = "Expect" in request.headers
-        self.length = length
         self.reserve_memory = visit.reserve
 
     async def read_available(self) -> bytes:
@@ -89,9 +99,7 @@ class RequestBody:
             self._count_chunks()
             data = content.read_nowait()
             if not data and not content.at_eof():
-                first = await self._wait()
-                self._count_chunks()
-                data = first + content.read_nowait()
+                data = await self._wait()
                 earned = len(data) / self._options.read_rate
                 self._seconds_left = min(self._seconds_left + earned, self._options.read_timeout)
         except (web.RequestPayloadError, HttpProcessingError) as error:
@@ -114,8 +122,7 @@ class RequestBody:
                 )
 
     async def _wait(self) -> bytes:
-        """Waits for the next byte. Reads only one, because aiohttp discards the chunk boundaries of what is
-        read."""
+        """Waits for the next bytes."""
         if self._expects_continue:
             await self._send_continue()
         loop = asyncio.get_running_loop()
@@ -123,7 +130,12 @@ class RequestBody:
         left = self._call.deadline - begin
         try:
             async with asyncio.timeout(max(min(self._seconds_left, left), 0.0)):
-                first = await self._content.read(1)
+                if self._is_sized:
+                    data = await self._content.readany()
+                else:  # only one byte, because aiohttp discards the chunk boundaries of what is read
+                    data = await self._content.read(1)
+                    self._count_chunks()
+                    data += self._content.read_nowait()
         except TimeoutError:
             if left <= self._seconds_left:
                 raise PomeloError("deadline_exceeded") from None
@@ -133,15 +145,13 @@ class RequestBody:
                 f"Send it whole, at {self._options.read_rate:,} bytes a second or more",
             ) from None
         self._seconds_left -= loop.time() - begin
-        return first
+        return data
 
     async def _send_continue(self) -> None:
         # Sent only when the body is read, so that a refusal comes before the upload and not after it.
         self._expects_continue = False
         if self._request.headers["Expect"].lower() == "100-continue":
-            writer = self._request.writer
-            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            writer.output_size = 0
+            self._request.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 class ParseQueue:

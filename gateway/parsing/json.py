@@ -49,12 +49,10 @@ async def read_json(body: RequestBody) -> bytes:
     Raises:
         PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
     """
-    piece = await body.read_available()
-    body.reserve_memory(len(piece))
-    if len(piece) == body.length and len(piece) <= LARGE_BODY:
-        return piece
     data = bytearray()  # not a list of pieces, because a piece may be a single byte
     scan: JsonScan | None = None
+    piece = await body.read_available()
+    body.reserve_memory(len(piece))
     while piece:
         data += piece
         if scan is not None:

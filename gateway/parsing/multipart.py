@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aiohttp import web
-
 from gateway.parsing.body import UTF_8, RequestBody, charset_of, too_large
 from gateway.parsing.json import JsonScan
+from gateway.request import Request
 from gateway.state import Gateway
 from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS
 from gateway.types.fields import unknown_field
@@ -223,9 +222,7 @@ class Form:
     audio: Media | None = None
 
 
-async def read_form(
-    gateway: Gateway, request: web.Request, call: Call, visit: Visit, form: Form
-) -> RequestBody:
+async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit, form: Form) -> None:
     """Reads a body into `form`, part by part; after a failure, `form` has what came before it.
 
     A part `audio` with a file name or with a media type other than text is a file, which is stored as it
@@ -262,7 +259,6 @@ async def read_form(
         form.texts[name] = _decode(name, b"".join(pieces), part.content_type)
     if not form.texts and form.audio is None:
         raise PomeloError("invalid_body", "The form is empty. Send at least a part named model")
-    return body
 
 
 def _is_file(part: Part) -> bool:

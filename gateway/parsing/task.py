@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from aiohttp import web
-
-from gateway.parsing.body import UTF_8, RequestBody, charset_of
+from gateway.options import GatewayOptions
+from gateway.parsing.body import UTF_8, RequestBody, arrived_body, charset_of
 from gateway.parsing.json import LARGE_BODY, parse_json, read_json
 from gateway.parsing.multipart import Form, read_form
+from gateway.request import Request
 from gateway.state import Gateway, account_of
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import TaskFormat
@@ -40,7 +40,7 @@ class TaskRequest:
     stream: bool = False
 
 
-async def read_task(gateway: Gateway, request: web.Request, call: Call, visit: Visit) -> TaskRequest:
+async def read_task(gateway: Gateway, request: Request, call: Call, visit: Visit) -> TaskRequest:
     """Reads the request, storing its audio if it is large.
 
     Raises:
@@ -52,14 +52,13 @@ async def read_task(gateway: Gateway, request: web.Request, call: Call, visit: V
     form = Form()
     try:
         is_form = _is_form(request)
+        data = b""
         if is_form:
-            body = await read_form(gateway, request, call, visit, form)
+            await read_form(gateway, request, call, visit, form)
             values = form.texts
-            data = b""
             size = sum(map(len, values.values()))
         else:
-            body = RequestBody(request, call, visit, gateway.options.json_limit, gateway.options)
-            data = await read_json(body)
+            data = await _read_json(gateway.options, request, call, visit)
             size = len(data)
         if size <= LARGE_BODY:
             if not is_form:
@@ -74,12 +73,22 @@ async def read_task(gateway: Gateway, request: web.Request, call: Call, visit: V
                 parsed = steps.run(partial(build_task, values["model"], task_type, values, form=is_form))
             await asyncio.sleep(0)  # yields to other requests, because the next steps take time too
         del data
-        await _add_audio(gateway, body, parsed, form, values.get("audio"), call)
+        if form.audio is not None or values.get("audio") is not None:
+            await _add_audio(gateway, parsed, form, values.get("audio"), call, visit)
     except PomeloError as error:
         model = (values or form.texts).get("model")
         # `refuse` returns the error to report: one of the model precedes one of a field.
         raise await visit.refuse(error, model if type(model) is str else "") from None
     return parsed
+
+
+async def _read_json(options: GatewayOptions, request: Request, call: Call, visit: Visit) -> bytes:
+    limit = options.json_limit
+    data = arrived_body(request, min(LARGE_BODY, limit))
+    if data is None:
+        return await read_json(RequestBody(request, call, visit, limit, options))
+    visit.reserve(len(data))
+    return data
 
 
 def model_of(values: Mapping[str, Any]) -> str:
@@ -91,7 +100,9 @@ def model_of(values: Mapping[str, Any]) -> str:
     name = values.get("model")
     if name is None or name == "":
         raise missing("model")
-    return check_text("model", name)
+    if type(name) is not str:
+        raise invalid("model", "text")
+    return name
 
 
 def build_task(model: str, task_type: int, values: Mapping[str, Any], *, form: bool = False) -> TaskRequest:
@@ -134,11 +145,13 @@ def _parse_form_text(field: Field, text: str) -> Any:
         raise invalid(field.name, f"JSON text ({error})") from None
 
 
-def _is_form(request: web.Request) -> bool:
-    encodings = request.headers.getall("Content-Encoding", ())
-    if any(encoding.strip().lower() != "identity" for encoding in encodings):
-        raise PomeloError("unsupported_media_type", "Send the body without Content-Encoding")
-    content_type = request.headers.get("Content-Type", "")
+def _is_form(request: Request) -> bool:
+    headers = request.headers
+    if "Content-Encoding" in headers:
+        encodings = headers.getall("Content-Encoding")
+        if any(encoding.strip().lower() != "identity" for encoding in encodings):
+            raise PomeloError("unsupported_media_type", "Send the body without Content-Encoding")
+    content_type = headers.get("Content-Type", "")
     if content_type == "application/json":
         return False
     name = content_type.split(";", 1)[0].strip().lower()
@@ -150,7 +163,7 @@ def _is_form(request: web.Request) -> bool:
 
 
 async def _add_audio(
-    gateway: Gateway, body: RequestBody, parsed: TaskRequest, form: Form, value: Any, call: Call
+    gateway: Gateway, parsed: TaskRequest, form: Form, value: Any, call: Call, visit: Visit
 ) -> None:
     task_format, file = parsed.task_format, form.audio
     if file is not None and not task_format.accepts_audio_file:
@@ -163,17 +176,17 @@ async def _add_audio(
             raise invalid("audio", "a file of at least one byte")
         audio.media_id, audio.content_type = file.id, file.content_type
     elif value is not None:
-        await _add_base64_audio(gateway, body, audio, value, call)
+        await _add_base64_audio(gateway, audio, value, call, visit)
 
 
-async def _add_base64_audio(gateway: Gateway, body: RequestBody, audio: Any, value: Any, call: Call) -> None:
+async def _add_base64_audio(gateway: Gateway, audio: Any, value: Any, call: Call, visit: Visit) -> None:
     """Adds audio in base64: inline if it is small, else as an upload."""
     text = check_text("audio", value)
     content_type, start = data_uris.head(text, "audio")
     pieces = data_uris.decode(text, start, "audio")
     size = (len(text) - start) * 3 // 4
     if size <= gateway.options.inline_limit:
-        body.reserve_memory(size)
+        visit.reserve(size)
         audio.data = b"".join(pieces)
     else:
         first = next(pieces, b"")

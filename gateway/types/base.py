@@ -69,21 +69,21 @@ class TaskFormat:
 
 class StreamObjects:
     """The JSON objects of one task's stream; the members that they share are rendered once. `is_first` is
-    whether no object was rendered so far."""
+    whether no object was rendered so far, `prefixes` are the beginnings of objects that were."""
 
-    __slots__ = ("_prefixes", "_started", "is_first")
+    __slots__ = ("_started", "is_first", "prefixes")
 
     def __init__(self, started: TaskStarted) -> None:
         self._started = started
-        self._prefixes: dict[str, bytes] = {}
+        self.prefixes: dict[str, bytes] = {}
         self.is_first = True
 
     def prefix(self, object_type: str, members: bytes) -> bytes:
         """Returns the beginning of an object: the common members, then `members`, which must not vary."""
         self.is_first = False
-        prefix = self._prefixes.get(object_type)
+        prefix = self.prefixes.get(object_type)
         if prefix is None:
-            prefix = self._prefixes[object_type] = open_object(self._started, object_type) + members
+            prefix = self.prefixes[object_type] = open_object(self._started, object_type) + members
         return prefix
 
 
@@ -95,8 +95,9 @@ def open_object(source: TaskResult | TaskStarted, object_type: str, **members: A
         "object": object_type,
         "created": source.create_time.seconds,
         "model": source.model,
+        **members,
     }
-    return to_json({**common, **members})[:-1]
+    return to_json(common)[:-1]
 
 
 def render_media(file: GeneratedImage | SpeechOutput, link: Link) -> bytes:

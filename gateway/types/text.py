@@ -104,10 +104,13 @@ def _image_url(label: str, value: Any) -> str:
 
 # --- results
 
+_CHUNK = "task.completion.chunk"
+
 
 def render_result(result: TaskResult, link: Link) -> bytes:
     text = result.text
-    content = "".join([part.text for part in text.message.content])
+    parts = text.message.content
+    content = parts[0].text if len(parts) == 1 else "".join([part.text for part in parts])
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": content},
@@ -119,8 +122,8 @@ def render_result(result: TaskResult, link: Link) -> bytes:
 
 def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
     """Returns a `task.completion.chunk` of text."""
-    opening = _open_chunk(objects)
-    return (b"".join((opening, b'"content":', to_json(delta.text), b'},"finish_reason":null}]}')),)
+    opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
+    return (b'%b"content":%b},"finish_reason":null}]}' % (opening, to_json(delta.text)),)
 
 
 def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
@@ -142,7 +145,7 @@ def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
 def _open_chunk(objects: StreamObjects) -> bytes:
     # Only the first chunk has the role.
     role = b'"role":"assistant",' if objects.is_first else b""
-    return objects.prefix("task.completion.chunk", b',"choices":[{"index":0,"delta":{') + role
+    return objects.prefix(_CHUNK, b',"choices":[{"index":0,"delta":{') + role
 
 
 def _render_usage(usage: Usage) -> dict[str, Any]:

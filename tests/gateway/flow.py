@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from aiohttp import web
-
-from gateway.app import make_app
-from gateway.connections.connection import Connection
+from gateway.app import close_connections, make_gateway, respond
+from gateway.connections.connection import Connection, Respond
+from gateway.connections.http import HttpConnection
 from gateway.connections.limits import ConnectionLimits, Connections, Slot, StartQueues
 from gateway.options import GatewayOptions
 from pomelo.service import Services
@@ -94,12 +94,15 @@ class Clients:
     """Connects clients to a gateway; `connections` are their slots."""
 
     connections: Connections
-    _server: web.Server
+    _respond: Respond
+    _live: set[HttpConnection]
     _options: GatewayOptions
 
     def connection(self, slot: Slot) -> Connection:
         """Returns a new connection that occupies `slot`."""
-        return Connection(self._server, self.connections, StartQueues(), self._options, None, slot)
+        return Connection(
+            self._respond, self._live, self.connections, StartQueues(), self._options, None, slot
+        )
 
     def accept(self, transport_type: type[ClientTransport] = ClientTransport) -> ClientTransport:
         """Returns the transport of a new client, whose connection has yet to be made."""
@@ -118,20 +121,17 @@ class Clients:
 
 @asynccontextmanager
 async def open_clients(services: Services, **options: Any) -> AsyncIterator[Clients]:
-    """Runs the application of a gateway over `services`, without listening."""
+    """Runs a gateway over `services`, without listening."""
     given = GatewayOptions(**options)
-    runner = web.AppRunner(
-        make_app(services, given, lambda: True), handler_cancellation=True, shutdown_timeout=0.1
-    )
-    await runner.setup()
-    assert runner.server is not None
+    gateway = make_gateway(services, given, lambda: True)
+    live: set[HttpConnection] = set()
     limits = ConnectionLimits(max_connections=given.max_connections, lifetime=given.untrusted_timeout)
     connections = Connections(limits)
     try:
-        yield Clients(connections, runner.server, given)
+        yield Clients(connections, partial(respond, gateway), live, given)
     finally:
         connections.stop()
-        await runner.cleanup()
+        await close_connections(live, 0.1)
 
 
 async def until(condition: Callable[[], object]) -> None:

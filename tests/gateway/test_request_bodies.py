@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.app import GATEWAY, make_app
+from gateway.app import make_gateway
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
 from gateway.state import account_of
@@ -371,7 +371,7 @@ async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: Gatewa
 
     models: Any = Models()
     services = replace(gateway.services, models=models)
-    state = make_app(services, GatewayOptions(), lambda: True)[GATEWAY]
+    state = make_gateway(services, GatewayOptions(), lambda: True)
     call = call_of(KEY)
     for _ in range(2):
         assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE

@@ -1,0 +1,235 @@
+"""HTTP/1 on one connection: parses the requests with aiohttp's parser, and handles one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import cast
+
+from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpRequestParser, RawRequestMessage
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.tcp_helpers import tcp_keepalive
+
+log = logging.getLogger("pomelo.gateway")
+
+READ_AHEAD = 32 * 1024
+"""At most twice as many bytes of a body are buffered before a handler reads them."""
+
+_MAX_LINE = 8190
+_MAX_HEADERS = 128
+_MAX_PIPELINED = 2
+"""Pipelined requests that are parsed while the current one is being handled."""
+
+ParsedRequest = RawRequestMessage | HttpProcessingError
+"""The head of a request, or the error that says why it can't be parsed."""
+
+
+class HttpConnection(BaseProtocol):
+    """A connection that runs `handle` for each request in a task of its own, while no other one runs.
+
+    It is closed after `idle_timeout` seconds without a request. What a handler leaves of a body is discarded,
+    for at most `linger_timeout` seconds. `live` contains the connection until its last task has ended.
+    """
+
+    __slots__ = (
+        "_closing", "_content", "_idle_deadline", "_idle_timer", "_linger_timeout", "_live", "_pipelined",
+        "_request_count", "_task", "idle_timeout",
+    )  # fmt: skip
+
+    def __init__(self, live: set[HttpConnection], idle_timeout: float, linger_timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        parser = HttpRequestParser(
+            self,
+            loop,
+            READ_AHEAD,
+            max_line_size=_MAX_LINE,
+            max_field_size=_MAX_LINE,
+            max_headers=_MAX_HEADERS,
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=1 + _MAX_PIPELINED,
+        )
+        super().__init__(loop, parser)
+        self.idle_timeout = idle_timeout
+        self._linger_timeout = linger_timeout
+        self._live = live
+        self._pipelined: deque[tuple[ParsedRequest, StreamReader]] = deque()
+        self._request_count = 0
+        self._task: asyncio.Task[None] | None = None
+        self._content: StreamReader | None = None
+        self._closing = False
+        self._idle_deadline = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    async def handle(self, parsed: ParsedRequest, content: StreamReader) -> bool:
+        """Responds to a request with the body `content`. Returns whether another one may follow.
+
+        Raises:
+            ConnectionError: the client has left.
+        """
+        raise NotImplementedError
+
+    # --- opening and closing
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        tcp_keepalive(cast(asyncio.Transport, transport))
+        self._live.add(self)
+        self._await_request()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Cancels the current request."""
+        self.force_close()
+        super().connection_lost(exc)
+        self._parser = None
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        if self._task is None:
+            self._live.discard(self)
+            return
+        if self._content is not None:
+            self._content.set_exception(exc or ConnectionResetError("the client has left"))
+        self._task.cancel()
+        self._task.add_done_callback(lambda _: self._live.discard(self))
+
+    def close(self) -> None:
+        """Reads no further request, and closes once the current one is answered."""
+        self._closing = True
+        if self._task is None and self.transport is not None:
+            self.transport.close()
+
+    def force_close(self) -> None:
+        """Closes as soon as the client has read what was sent."""
+        self._closing = True
+        if self.transport is not None:
+            self.transport.close()
+            self.transport = None
+
+    async def shutdown(self, seconds: float) -> None:
+        """Closes; cancels a request that is still running after `seconds`."""
+        self.close()
+        task = self._task
+        if task is not None:
+            await asyncio.wait([task], timeout=seconds)
+            task.cancel()
+        self.force_close()
+
+    # --- reading
+
+    def data_received(self, data: bytes) -> None:
+        parser = self._parser
+        if self._closing or parser is None:
+            return
+        upgraded = True
+        while upgraded:
+            messages: Sequence[tuple[ParsedRequest, StreamReader]]
+            try:
+                messages, upgraded, data = parser.feed_data(data)
+            except HttpProcessingError as error:
+                messages, upgraded = [(error, EMPTY_PAYLOAD)], False
+            if messages:
+                self._request_count += len(messages)
+                self._pipelined += messages
+                if self._task is None:
+                    self._start_next()
+                # The parser pauses itself at the same number.
+                if len(self._pipelined) >= _MAX_PIPELINED and not self._buffer_paused:
+                    self._pause_reading_for_buffer()
+            if upgraded:
+                parser.set_upgraded(False)  # no other protocol is spoken: what follows is HTTP
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Continues with what was left when reading was paused."""
+        content = self._content
+        # Of a body that has arrived, nothing is left. aiohttp would parse no bytes each time.
+        if self._reading_paused or (resume_parser and content is not None and not content.is_eof()):
+            super().resume_reading(resume_parser)
+
+    # --- requests
+
+    def _start_next(self) -> None:
+        parsed, content = self._pipelined.popleft()
+        self._task = self._loop.create_task(self._serve(parsed, content))
+        if self._buffer_paused:
+            self.data_received(b"")  # parses what was read already
+            if len(self._pipelined) < _MAX_PIPELINED:
+                self._resume_reading_for_buffer()
+
+    async def _serve(self, parsed: ParsedRequest, content: StreamReader) -> None:
+        self._content = content
+        keep_alive = False
+        try:
+            keep_alive = await self.handle(parsed, content)
+            if not content.is_eof() and not self._closing:
+                keep_alive &= await self._discard_rest(content)
+        except ConnectionError:
+            pass  # the client has left
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception as error:
+            # One line without the request's content: the traceback of a malformed request is useless.
+            log.warning("a connection failed: %s", type(error).__name__)
+            self.force_close()
+        finally:
+            self._task = self._content = None
+        if self._closing or not keep_alive:
+            self.close()
+            return
+        assert self._parser is not None
+        self._parser.message_consumed()
+        if self._pipelined:
+            self._start_next()
+        else:
+            self._await_request()
+
+    async def _discard_rest(self, content: StreamReader) -> bool:
+        """Discards the rest of a body; returns whether it came in time."""
+        try:
+            async with asyncio.timeout(self._linger_timeout):
+                while not content.is_eof():
+                    await content.readany()
+        except TimeoutError:
+            return False
+        return True
+
+    def _await_request(self) -> None:
+        self._idle_deadline = self._loop.time() + self.idle_timeout
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_at(self._idle_deadline, self._check_idle)
+
+    def _check_idle(self) -> None:
+        self._idle_timer = None
+        if self._task is not None:
+            return
+        if self._loop.time() >= self._idle_deadline:
+            self.force_close()
+        else:
+            self._idle_timer = self._loop.call_at(self._idle_deadline, self._check_idle)
+
+    # --- writing
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes, without waiting for the client to read them.
+
+        Raises:
+            ConnectionError: the client has left.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has left")
+        transport.write(data)
+
+    async def drain(self) -> None:
+        """Waits until the client has read what was sent.
+
+        Raises:
+            ConnectionError: the client has left.
+        """
+        if self._paused and self.transport is not None:
+            await self._drain_helper()

@@ -1,0 +1,70 @@
+"""One HTTP request, as its handler sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import HttpVersion10, HttpVersion11, hdrs
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import RawRequestMessage
+from aiohttp.streams import StreamReader
+from yarl import URL
+
+from gateway.responses import encode_head
+
+if TYPE_CHECKING:
+    from gateway.connections.connection import Connection
+
+
+class Request:
+    """A request that arrived on `connection`. `target` is its path and query as sent; `headers` are found by
+    name in any case; `content` are the bytes of its body.
+
+    `path_value` is the decoded part of the path that its route leaves open. `keep_alive` is whether the
+    connection may carry another request, `answered` whether part of a response was sent.
+    """
+
+    __slots__ = (
+        "_url", "answered", "connection", "content", "headers", "keep_alive", "method", "path_value",
+        "target", "version",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection, message: RawRequestMessage, content: StreamReader) -> None:
+        self.connection = connection
+        self.content = content
+        self.headers = message.headers
+        self.method = message.method
+        self.target = message.path
+        self.version = message.version
+        self.keep_alive = not message.should_close
+        self.path_value = ""
+        self.answered = False
+        self._url = message.url
+
+    @property
+    def url(self) -> URL:
+        """The target, without scheme and host if it has them."""
+        return self._url.relative() if self._url.absolute else self._url
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the client has left or its connection was reset."""
+        transport = self.connection.transport
+        return transport is None or transport.is_closing()
+
+    def encode_head(self, status: int, headers: dict[str, str]) -> bytes:
+        """Returns the head of the response: `headers`, to which those are added that depend on the request.
+
+        Raises:
+            ValueError: a header contains a control character.
+        """
+        headers["Date"] = rfc822_formatted_time()
+        if self.keep_alive:
+            if self.version == HttpVersion10:
+                headers["Connection"] = "keep-alive"
+        elif self.version == HttpVersion11:
+            headers["Connection"] = "close"
+        cors = self.connection.cors
+        if cors is not None:
+            headers.update(cors.headers(self.headers.get(hdrs.ORIGIN)))
+        return encode_head(self.version, status, headers)

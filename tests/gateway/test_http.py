@@ -1,0 +1,140 @@
+"""HTTP on one connection: requests one after the other, what the versions differ in, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.responses import encode_head
+from pomelo.gen.v1.task_pb2 import TaskResult
+from tests.gateway.flow import open_clients, until
+from tests.gateway.gateway_app import GatewayApp
+from tests.gateway.requests import CHUNKED, HEALTH, HI, KEY, raw_get, raw_task, read_response, read_status
+from tests.gateway.scripts import ScriptedTasks, play, text_events
+
+TASK = raw_task(HI, close=False)
+STREAM = {**HI, "stream": True}
+LAST = raw_get("/healthz", "Connection: close")
+
+
+def model(name: str, *lines: str) -> bytes:
+    """A request for a model that does not exist; the response names it."""
+    return raw_get(f"/api/v1/models/{name}", f"Authorization: Bearer {KEY}", *lines)
+
+
+@pytest.mark.parametrize("piece", [None, 7, 1000], ids=["in one piece", "by 7 bytes", "by 1,000 bytes"])
+async def test_pipelined_requests_are_answered_in_order(gateway: GatewayApp, piece: int | None) -> None:
+    sent = b"".join(model(f"m{number}") + TASK + HEALTH for number in range(8)) + LAST
+    size = piece or len(sent)
+    async with gateway.connect() as (reader, writer), asyncio.timeout(10):
+        for at in range(0, len(sent), size):
+            writer.write(sent[at : at + size])
+            await asyncio.sleep(0)
+        received = await reader.read()
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"400", b"200", b"200"] * 8 + [b"200"]
+    assert re.findall(rb"task type: (m\d)", received) == [b"m%d" % number for number in range(8)]
+
+
+async def test_requests_behind_an_upgrade_that_is_not_made_are_answered(gateway: GatewayApp) -> None:
+    asking = model("m0", "Connection: Upgrade", "Upgrade: websocket")
+    received = await gateway.exchange(asking + model("m1") + asking + LAST)
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"400", b"400", b"400", b"200"]
+
+
+@pytest.mark.parametrize("chunks", [2048, 3000], ids=["reading pauses at the end", "reading pauses before"])
+async def test_a_body_of_thousands_of_chunks_does_not_stop_the_requests_behind_it(
+    gateway: GatewayApp, chunks: int
+) -> None:
+    body = json.dumps(HI).encode()
+    chunked = b"1\r\n \r\n" * chunks + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    half = len(TASK) - len(body) // 2
+    async with gateway.connect(raw_task(b"", framing=CHUNKED, close=False) + chunked) as (reader, writer):
+        assert await read_status(reader) == 200
+        for at in (0, half, half):
+            writer.write(TASK[:at])
+            assert await gateway.is_healthy()
+            writer.write(TASK[at:])
+            assert await read_status(reader) == 200
+
+
+async def test_a_stream_to_a_client_of_http_1_0_ends_with_its_connection(gateway: GatewayApp) -> None:
+    gateway.provider.script = play(*text_events("one"))
+    asked = raw_task(STREAM, "Connection: keep-alive", version="1.0", close=False)
+    head, _, body = (await gateway.exchange(asked)).partition(b"\r\n\r\n")
+    assert b"Connection" not in head
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_client_of_http_1_0_may_keep_its_connection(gateway: GatewayApp) -> None:
+    asked = raw_task(HI, "Connection: keep-alive", version="1.0", close=False)
+    async with gateway.connect() as (reader, writer):
+        for _ in range(2):
+            writer.write(asked)
+            status, headers, _ = await read_response(reader)
+            assert (status, headers["connection"]) == (200, "keep-alive")
+
+
+async def test_a_path_that_does_not_exist_is_refused_before_the_body_is_sent(gateway: GatewayApp) -> None:
+    asked = raw_get("/nope", "Expect: 100-continue", "Content-Length: 1000000")
+    assert (await gateway.exchange(asked)).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize("value", ["a\r\nB: c", "a\nb", "a\0", "\x7f"])
+def test_a_header_with_a_control_character_is_never_sent(value: str) -> None:
+    with pytest.raises(ValueError, match="control character"):
+        encode_head((1, 1), 200, {"Content-Type": value})
+
+
+def test_a_header_may_contain_tabs_and_every_script() -> None:
+    head = encode_head((1, 1), 200, {"A": "b\tc", "D": "é\u2028"})
+    assert head == "HTTP/1.1 200 OK\r\nA: b\tc\r\nD: é\u2028\r\n\r\n".encode()
+
+
+async def test_a_closing_gateway_answers_the_current_requests(gateway: GatewayApp) -> None:
+    go_on = asyncio.Event()
+    services = replace(gateway.services, tasks=_whole(go_on.wait))
+    async with open_clients(services) as clients:
+        client, idle = await clients.connect(TASK + TASK), await clients.connect(HEALTH)
+        client.read_everything()
+        idle.read_everything()
+        await until(lambda: idle.received)
+        asyncio.get_running_loop().call_later(0.03, go_on.set)
+    assert client.received.count(b"HTTP/1.1 200 ") == 1  # no further request is begun
+    assert client.closed.is_set()
+    assert idle.closed.is_set()
+
+
+async def test_a_closing_gateway_cancels_what_takes_too_long(gateway: GatewayApp) -> None:
+    ended = asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    loop = asyncio.get_running_loop()
+    async with open_clients(replace(gateway.services, tasks=_whole(wait))) as clients:
+        client = await clients.connect(TASK)
+        await asyncio.sleep(0.05)
+        begin = loop.time()
+    assert 0.09 < loop.time() - begin < 0.19  # the time that they may take is 0.1 s
+    async with asyncio.timeout(5):
+        await ended.wait()
+    assert not client.unread
+
+
+def _whole(wait: Any) -> Any:
+    """Tasks whose result comes after `wait`."""
+
+    class Tasks(ScriptedTasks):
+        async def run_task(self, *args: Any) -> TaskResult:
+            await wait()
+            return text_events("one")[-1].completed
+
+    return Tasks()
