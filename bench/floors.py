@@ -54,7 +54,7 @@ async def _forever(url: str) -> None:
 
 
 async def serve_aiohttp(vendor: str) -> None:
-    """Passes a request's body on to its path at the vendor, and the answer back, in pieces if it streams."""
+    """Passes a request's body on to its path at the vendor, and the answer back: each chunk by itself."""
     session = _client()
 
     async def relay(request: web.Request) -> web.StreamResponse:
@@ -66,7 +66,7 @@ async def serve_aiohttp(vendor: str) -> None:
                 return web.Response(body=await answer.read(), status=answer.status, headers=headers)
             response = web.StreamResponse(status=answer.status, headers=headers)
             await response.prepare(request)
-            async for piece in answer.content.iter_any():
+            async for piece, _ in answer.content.iter_chunks():
                 await response.write(piece)
             await response.write_eof()
             return response

@@ -1,0 +1,86 @@
+"""Measures what Pomelo adds to a call, beside bare proxies. docs/benchmarks.md explains it and has results.
+
+    python -m bench [--only PART…] [--rounds 3] [--seconds 2] [--out FILE]
+
+The load and the vendor run on one core, the system under test on another. The systems of a scenario take
+turns, round by round, so that what else the machine does hits all of them alike. Processor time is what the
+kernel accounts to the processes under test, with all their threads; that of Redis is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TextIO
+
+import uvloop
+
+from bench.measure import measure
+from bench.processes import cores, pinned
+from bench.report import figures, machine
+from bench.results import Sample, scenario_table
+from bench.scenarios import SCENARIOS, Scenario
+from bench.systems import Systems
+from pomelo.process import raise_descriptor_limit
+
+
+async def run_scenario(
+    scenario: Scenario, systems: Systems, rounds: int, seconds: float
+) -> dict[str, list[Sample]]:
+    """Measures the systems of a scenario in turns; every second round in reverse."""
+    samples: dict[str, list[Sample]] = {name: [] for name in scenario.systems}
+    for number in range(rounds):
+        for name in scenario.systems[:: -1 if number % 2 else 1]:
+            samples[name].append(await measure(scenario, await systems.get(name), seconds))
+    return samples
+
+
+async def run(scenarios: Sequence[Scenario], rounds: int, seconds: float, out: TextIO) -> bool:
+    """Measures scenarios and writes their tables as they come, then the figures that compare them. Returns
+    whether all could be measured."""
+    gc.freeze()
+    raise_descriptor_limit()
+    load, under_test = cores()
+    out.write(machine() + "\n")
+    results: dict[str, dict[str, list[Sample]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        async with AsyncExitStack() as stack:
+            systems = Systems(stack, Path(folder), (load, under_test))
+            with pinned(load):
+                for scenario in scenarios:
+                    try:
+                        results[scenario.name] = await run_scenario(scenario, systems, rounds, seconds)
+                    except RuntimeError as error:
+                        out.write(f"{error}\n\n")
+                    else:
+                        out.write(scenario_table(scenario.name, results[scenario.name]) + "\n")
+                    out.flush()
+            out.write(figures(results, systems.started))
+    return len(results) == len(scenarios)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="What Pomelo adds to a call.")
+    parser.add_argument(
+        "--only", nargs="*", metavar="PART", help="scenarios whose names contain one of these"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each system in each round")
+    parser.add_argument("--out", type=Path, help="the file for the tables; default: standard output")
+    given = parser.parse_args()
+    chosen = [each for each in SCENARIOS if not given.only or any(part in each.name for part in given.only)]
+    if not chosen:
+        parser.error("no scenario has such a name:\n" + "\n".join(each.name for each in SCENARIOS))
+    with given.out.open("w") if given.out else sys.stdout as out:
+        is_complete = uvloop.run(run(chosen, given.rounds, given.seconds, out))
+    sys.exit(not is_complete)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The systems under test, by name: each is started when it is first asked for, and ends with the run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.pomelo import serve
+from bench.processes import Running, module, pinned, resident, start
+from pomelo.settings import Settings
+from tests.many_accounts import fill_sqlite
+from tests.redis_server import RedisServer
+
+ACCOUNTS = 100_000
+RECORDS = 10
+"""Usage records of each account of the filled system."""
+
+SQLITE = "Pomelo, SQLite"
+REDIS = "Pomelo, Redis"
+WORKERS = "Pomelo, Redis, two workers"
+APART = "Pomelo, gateway and server"
+FILLED = "Pomelo, filled SQLite"
+
+FLOOR_NAMES = {
+    "aiohttp": "bare aiohttp proxy",
+    "httptools": "bare httptools proxy",
+    "grpc": "bare grpc.aio server",
+    "hops": "bare aiohttp + grpc.aio + aiohttp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A running system. `url` is that of REST, `grpc` the address of gRPC; a floor has the vendor's paths.
+    `ready_seconds` are from its start, and `idle_bytes` its memory then."""
+
+    processes: Sequence[Running]
+    url: str
+    grpc: str = ""
+    key: str = "none"
+    is_floor: bool = False
+    ready_seconds: float = 0.0
+    idle_bytes: int = 0
+
+
+class Systems:
+    """Starts systems on the second core of `cores`, in front of one vendor on the first."""
+
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        folder: Path,
+        cores: tuple[int | None, int | None],
+        accounts: int = ACCOUNTS,
+    ) -> None:
+        self._stack = stack
+        self._folder = folder
+        self._cores = cores
+        self._accounts = accounts
+        self._vendor = ""
+        self.started: dict[str, System] = {}
+
+    async def get(self, name: str) -> System:
+        """Returns the system of that name."""
+        if name not in self.started:
+            self.started[name] = await self._start(name)
+        return self.started[name]
+
+    async def vendor(self) -> str:
+        """The URL of the stand-in vendor."""
+        if not self._vendor:
+            starting = start(
+                module("bench.vendor"), self._folder / "vendor", ready="http://", core=self._cores[0]
+            )
+            self._vendor = (await self._stack.enter_async_context(starting)).url
+        return self._vendor
+
+    async def _start(self, name: str) -> System:
+        vendor = await self.vendor()
+        folder = self._folder / str(len(self.started))
+        folder.mkdir()
+        for floor, floor_name in FLOOR_NAMES.items():
+            if name == floor_name:
+                command = module("bench.floors", floor, "--vendor", vendor)
+                starting = start(command, folder / "output", ready="http://", core=self._cores[1])
+                running = await self._stack.enter_async_context(starting)
+                return System([running], running.url, running.url.removeprefix("http://"), is_floor=True)
+        store: dict[str, str] = {}
+        if name in (REDIS, WORKERS):
+            with pinned(self._cores[0]):  # elsewhere it has a machine of its own
+                store["POMELO_STORE"] = self._stack.enter_context(RedisServer()).url
+            store["POMELO_WORKERS"] = "2" if name == WORKERS else "1"
+        if name == FILLED:
+            async with serve(folder, vendor):
+                pass
+            database = Settings(data=folder / "data").database
+            await asyncio.to_thread(fill_sqlite, database, self._accounts, RECORDS)
+        serving = serve(folder, vendor, core=self._cores[1], gateway=name == APART, store=store)
+        pomelo = await self._stack.enter_async_context(serving)
+        return System(
+            pomelo.processes,
+            pomelo.url,
+            pomelo.grpc,
+            pomelo.key,
+            ready_seconds=max(process.ready_seconds for process in pomelo.processes),
+            idle_bytes=resident(pomelo.processes),
+        )
