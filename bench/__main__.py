@@ -46,7 +46,7 @@ async def run(scenarios: Sequence[Scenario], rounds: int, seconds: float, out: T
     gc.freeze()
     raise_descriptor_limit()
     load, under_test = cores()
-    out.write(machine() + "\n")
+    out.write(machine("bench") + "\n")
     results: dict[str, dict[str, list[Sample]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:

@@ -49,7 +49,8 @@ async def open_grpc(
 ) -> AsyncIterator[GrpcCallers]:
     """Opens a channel. With `chunks`, the callers stream, and an answer with fewer events has failed."""
     metadata = bearer(key)
-    async with grpc.aio.insecure_channel(address) as channel:
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(address, own_connection) as channel:
         stub = TaskServiceStub(channel)
 
         async def whole() -> None:

@@ -20,7 +20,7 @@ from tests.redis_server import binary
 _PACKAGES = ("aiohttp", "grpcio", "httptools", "protobuf", "redis", "uvloop")
 
 
-def machine() -> str:
+def machine(module: str) -> str:
     """Says when, on what and with which versions a run took place, in Markdown."""
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     redis = " ".join(_output(binary(), "--version").split()[:3])
@@ -29,7 +29,7 @@ def machine() -> str:
         f"* commit: {_output('git', 'rev-parse', '--short', 'HEAD')}\n"
         f"* machine: {os.cpu_count()} cores, {_processor()}, {platform.system()} {platform.release()}\n"
         f"* versions: Python {platform.python_version()}, {packages}; {redis}\n"
-        f"* command: `python -m bench {' '.join(sys.argv[1:])}`\n"
+        f"* command: `python -m {module} {' '.join(sys.argv[1:])}`\n"
     )
 
 

@@ -2,9 +2,10 @@
 
     python -m bench.vendor
 
-Prints its URL, and serves until it is terminated. The text of a conversation may say how it is streamed:
+Prints its URL, and serves until it is terminated. The text of a conversation says how it is streamed:
 `[[200]]` gives 200 chunks in one burst, `[[200@50]]` gives 50 a second. The text of each chunk is the time at
-which it was sent, in nanoseconds of the monotonic clock.
+which it was sent, in nanoseconds of the monotonic clock. That is in the first packet of speech, too; with
+`[[1@50]]` in its text it comes a fiftieth of a second after the head.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ SPEECH_BYTES = 64 * 1024
 _PACKET = 4096
 _TICK = 0.001
 """Seconds between two turns of the paced streams."""
+
+_PACE_WITHIN = 1000
+"""The bytes of a request in which its pace is."""
 
 _PACE = re.compile(rb"\[\[(\d+)(?:@(\d+))?\]\]")
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n"
@@ -61,12 +65,8 @@ TRANSCRIPT = _whole(
     b'"end":0.6,"type":"word"}],"audio_duration_secs":60.0}',
 )
 _STREAM_HEAD = _HEAD % b"%b" + b"Transfer-Encoding: chunked\r\n\r\n"
-SPEECH = (
-    _STREAM_HEAD % b"audio/mpeg"
-    + _piece(b"ID3\4" + bytes(_PACKET - 4))
-    + _piece(b"\xff" * _PACKET) * (SPEECH_BYTES // _PACKET - 1)
-    + b"0\r\n\r\n"
-)
+_SPEECH_HEAD = _STREAM_HEAD % b"audio/mpeg"
+_SPEECH_REST = _piece(b"\xff" * _PACKET) * (SPEECH_BYTES // _PACKET - 1) + b"0\r\n\r\n"
 _EVENTS_HEAD = _STREAM_HEAD % b"text/event-stream" + _event(
     _CHUNK % (b'"role":"assistant","content":""', b"null")
 )
@@ -86,6 +86,11 @@ def _ending(chunks: int) -> bytes:
 def token() -> bytes:
     """A chunk with the time at which it is sent."""
     return b"%b%020d%b" % (_BEFORE, time.monotonic_ns(), _AFTER)
+
+
+def speech() -> bytes:
+    """A sound whose first packet has the time at which it is sent."""
+    return _piece((b"ID3\4%020d" % time.monotonic_ns()).ljust(_PACKET, b"\0")) + _SPEECH_REST
 
 
 class Pacer:
@@ -154,15 +159,23 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body = b"".join(self._body)
         self._body.clear()
+        found = _PACE.search(body[:_PACE_WITHIN])
+        chunks, rate = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
         if b"/text-to-speech/" in self._path:
-            self.transport.write(SPEECH)
+            self._speak(1 / rate if rate else 0.0)
         elif self._path.startswith(b"/v1/speech-to-text"):
             self.transport.write(TRANSCRIPT)
         elif b'"stream":true' in body or b'"stream": true' in body:
-            found = _PACE.search(body)
-            self._stream(int(found[1]) if found else 20, int(found[2] or 0) if found else 0)
+            self._stream(chunks, rate)
         else:
             self.transport.write(COMPLETION)
+
+    def _speak(self, wait: float) -> None:
+        if wait:
+            self.transport.write(_SPEECH_HEAD)
+            asyncio.get_running_loop().call_later(wait, lambda: self.transport.write(speech()))
+        else:
+            self.transport.write(_SPEECH_HEAD + speech())
 
     def _stream(self, chunks: int, rate: int) -> None:
         if rate:
