@@ -27,8 +27,8 @@ from typing import Any
 import aiohttp
 import grpc
 
-from bench.scenarios import AIOHTTP, VOICE
-from bench.systems import SQLITE, Systems
+from bench.scenarios import VOICE
+from bench.systems import AIOHTTP, SQLITE, Systems
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub

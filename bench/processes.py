@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[1]
-START_TIMEOUT = 60.0
+START_TIMEOUT = 180.0
 """Seconds that a process has to be ready."""
 
 _URL = re.compile(r"http://\S+:\d+")

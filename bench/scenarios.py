@@ -10,13 +10,15 @@ from typing import Literal
 from bench.floors import COMPLETIONS
 from bench.grpc_load import open_grpc
 from bench.http_load import Callers, open_http
-from bench.systems import APART, FILLED, FLOOR_NAMES, REDIS, SQLITE, WORKERS, System
+from bench.peers import LITELLM, PORTKEY
+from bench.systems import AIOHTTP, APART, FILLED, GRPC, HOPS, HTTPTOOLS, REDIS, SQLITE, WORKERS, System
 from tests.tasks import text_body, text_task
 from tests.wav import PCM, wav_file
 
 PACED = "REST stream, 1,000 connections, 50 tokens a second (a row counts tokens and their lateness)"
 AT_1 = "REST, 1 connection"
 AT_32 = "REST, 32 connections"
+IN_A_BURST = "REST stream, 200 chunks in a burst"
 AT_1000 = "REST, 1,000 connections"
 BESIDE = "REST, 1 connection beside 100 streams in bursts"
 CHUNKS = 200
@@ -67,11 +69,17 @@ class Work:
             case "upload":
                 body, content_type = _form(), f"multipart/form-data; boundary={_BOUNDARY}"
                 vendor_path = "/v1/speech-to-text"
-        return (
-            f"POST {vendor_path if system.is_floor else path} HTTP/1.1\r\nHost: bench\r\n"
-            f"Authorization: Bearer {system.key}\r\nContent-Type: {content_type}\r\nAccept: {accept}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        ).encode() + body
+        headers = {
+            "Host": "bench",
+            "Authorization": f"Bearer {system.key}",
+            "Content-Type": content_type,
+            "Accept": accept,
+            "Content-Length": str(len(body)),
+            **system.headers,
+        }
+        lines = [f"POST {vendor_path if system.has_vendor_paths else path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return "\r\n".join([*lines, "\r\n"]).encode() + body
 
 
 def _form() -> bytes:
@@ -96,7 +104,6 @@ class Scenario:
     beside: Work | None = None
 
 
-AIOHTTP, HTTPTOOLS, GRPC, HOPS = FLOOR_NAMES.values()
 WHOLE = Work()
 STREAM = Work(chunks=CHUNKS)
 GRPC_WHOLE = Work("gRPC")
@@ -111,7 +118,7 @@ SCENARIOS = (
     Scenario(AT_1000, WHOLE, (AIOHTTP, SQLITE, REDIS), 1000),
     Scenario("REST, 16 KB", Work(size=16_000), (AIOHTTP, SQLITE)),
     Scenario("REST, 256 KB", Work(size=256_000), (AIOHTTP, SQLITE)),
-    Scenario("REST stream, 200 chunks in a burst", STREAM, (AIOHTTP, HTTPTOOLS, SQLITE, REDIS)),
+    Scenario(IN_A_BURST, STREAM, (AIOHTTP, HTTPTOOLS, SQLITE, REDIS)),
     Scenario("gRPC, 32 calls", GRPC_WHOLE, (GRPC, SQLITE, REDIS)),
     Scenario("gRPC stream, 200 chunks in a burst", GRPC_STREAM, (GRPC, SQLITE, REDIS)),
     Scenario("Text to speech, raw, 64 KB", Work(kind="speech"), (AIOHTTP, SQLITE)),
@@ -121,3 +128,9 @@ SCENARIOS = (
     Scenario("REST, two workers", WHOLE, (REDIS, WORKERS)),
     Scenario(BESIDE, WHOLE, (SQLITE,), 1, beside=STREAM),
 )
+
+PEER_SCENARIOS = (
+    Scenario(AT_32, WHOLE, (AIOHTTP, SQLITE, LITELLM, PORTKEY)),
+    Scenario(IN_A_BURST, STREAM, (AIOHTTP, SQLITE, LITELLM)),  # Portkey 1.15 fails on Node 20
+)
+"""The same beside other gateways."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import peers
 from bench.pomelo import serve
 from bench.processes import Running, module, pinned, resident, start
 from pomelo.settings import Settings
 from tests.many_accounts import fill_sqlite
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 
 ACCOUNTS = 100_000
@@ -24,24 +27,26 @@ WORKERS = "Pomelo, Redis, two workers"
 APART = "Pomelo, gateway and server"
 FILLED = "Pomelo, filled SQLite"
 
-FLOOR_NAMES = {
-    "aiohttp": "bare aiohttp proxy",
-    "httptools": "bare httptools proxy",
-    "grpc": "bare grpc.aio server",
-    "hops": "bare aiohttp + grpc.aio + aiohttp",
-}
+AIOHTTP = "bare aiohttp proxy"
+HTTPTOOLS = "bare httptools proxy"
+GRPC = "bare grpc.aio server"
+HOPS = "bare aiohttp + grpc.aio + aiohttp"
+FLOORS = {AIOHTTP: "aiohttp", HTTPTOOLS: "httptools", GRPC: "grpc", HOPS: "hops"}
+"""The floors and their names in bench/floors.py."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A running system. `url` is that of REST, `grpc` the address of gRPC; a floor has the vendor's paths.
+    """A running system. `url` is that of REST, `grpc` the address of gRPC. `headers` are sent with
+    every request; the path is the vendor's own if `has_vendor_paths` is set.
     `ready_seconds` are from its start, and `idle_bytes` its memory then."""
 
     processes: Sequence[Running]
     url: str
     grpc: str = ""
     key: str = "none"
-    is_floor: bool = False
+    has_vendor_paths: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
     ready_seconds: float = 0.0
     idle_bytes: int = 0
 
@@ -80,14 +85,15 @@ class Systems:
 
     async def _start(self, name: str) -> System:
         vendor = await self.vendor()
-        folder = self._folder / str(len(self.started))
-        folder.mkdir()
-        for floor, floor_name in FLOOR_NAMES.items():
-            if name == floor_name:
-                command = module("bench.floors", floor, "--vendor", vendor)
-                starting = start(command, folder / "output", ready="http://", core=self._cores[1])
-                running = await self._stack.enter_async_context(starting)
-                return System([running], running.url, running.url.removeprefix("http://"), is_floor=True)
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        if name in FLOORS:
+            command = module("bench.floors", FLOORS[name], "--vendor", vendor)
+            starting = start(command, folder / "output", ready="http://", core=self._cores[1])
+            running = await self._stack.enter_async_context(starting)
+            address = running.url.removeprefix("http://")
+            return System([running], running.url, address, has_vendor_paths=True)
+        if name in peers.NAMES:
+            return await self._start_peer(name, folder, vendor)
         store: dict[str, str] = {}
         if name in (REDIS, WORKERS):
             with pinned(self._cores[0]):  # elsewhere it has a machine of its own
@@ -107,4 +113,19 @@ class Systems:
             pomelo.key,
             ready_seconds=max(process.ready_seconds for process in pomelo.processes),
             idle_bytes=resident(pomelo.processes),
+        )
+
+    async def _start_peer(self, name: str, folder: Path, vendor: str) -> System:
+        port = free_port()
+        command = peers.command(name, peers.find()[name], vendor, port, folder)
+        starting = start(
+            command, folder / "output", ready=peers.READY[name], core=self._cores[1], **peers.VARIABLES
+        )
+        running = await self._stack.enter_async_context(starting)
+        return System(
+            [running],
+            f"http://127.0.0.1:{port}",
+            key=peers.KEY,
+            has_vendor_paths=True,
+            headers=peers.headers(name, vendor),
         )
