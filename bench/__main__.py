@@ -33,13 +33,27 @@ from pomelo.process import raise_descriptor_limit
 
 async def run_scenario(
     scenario: Scenario, systems: Systems, rounds: int, seconds: float
-) -> dict[str, list[Sample]]:
-    """Measures the systems of a scenario in turns; every second round in reverse."""
+) -> tuple[dict[str, list[Sample]], list[str]]:
+    """Measures the systems of a scenario in turns; every second round in reverse. A system that fails is left
+    out. Returns the samples, and why systems failed.
+
+    Raises:
+        RuntimeError: the floor fails.
+    """
     samples: dict[str, list[Sample]] = {name: [] for name in scenario.systems}
+    failures = []
     for number in range(rounds):
         for name in scenario.systems[:: -1 if number % 2 else 1]:
-            samples[name].append(await measure(scenario, await systems.get(name), seconds))
-    return samples
+            if name not in samples:
+                continue
+            try:
+                samples[name].append(await measure(scenario, await systems.get(name), seconds))
+            except RuntimeError as error:
+                if name == scenario.systems[0]:
+                    raise
+                del samples[name]
+                failures.append(f"{name}: {error}")
+    return samples, failures
 
 
 async def run(scenarios: Sequence[Scenario], rounds: int, seconds: float, out: TextIO) -> bool:
@@ -50,20 +64,19 @@ async def run(scenarios: Sequence[Scenario], rounds: int, seconds: float, out: T
     load, under_test = cores()
     out.write(machine("bench") + "\n")
     results: dict[str, dict[str, list[Sample]]] = {}
+    failures: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
             systems = Systems(stack, Path(folder), (load, under_test))
             with pinned(load):
                 for scenario in scenarios:
-                    try:
-                        results[scenario.name] = await run_scenario(scenario, systems, rounds, seconds)
-                    except RuntimeError as error:
-                        out.write(f"{error}\n\n")
-                    else:
-                        out.write(scenario_table(scenario.name, results[scenario.name]) + "\n")
+                    samples, failed = await run_scenario(scenario, systems, rounds, seconds)
+                    results[scenario.name] = samples
+                    failures += failed
+                    out.write("\n".join([scenario_table(scenario.name, samples), *failed, ""]))
                     out.flush()
             out.write(figures(results, systems.started))
-    return len(results) == len(scenarios)
+    return not failures
 
 
 def installed_peers() -> list[Scenario]:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import grpc
-from typing_extensions import override
 
 from bench.http_load import Callers, Load
 from pomelo.gen.v1.task_pb2 import TaskSpec
@@ -24,8 +23,8 @@ class GrpcCallers(Callers):
         self._ask = ask
         self._callers = callers
 
-    @override
     async def run(self, seconds: float) -> Load:
+        """Asks for so long, and waits for the last answers."""
         load, until = Load(), time.monotonic() + seconds
         await asyncio.gather(*[self._call(load, until) for _ in range(self._callers)])
         return load

@@ -12,7 +12,6 @@ from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
-from typing_extensions import override
 
 from bench.vendor import STAMP
 
@@ -108,8 +107,8 @@ class HttpCallers(Callers):
     def __init__(self, callers: list[_Caller]) -> None:
         self._callers = callers
 
-    @override
     async def run(self, seconds: float) -> Load:
+        """Asks for so long, and waits for the last answers."""
         load, until = Load(), time.monotonic() + seconds
         await asyncio.gather(*[caller.run(load, until) for caller in self._callers])
         return load

@@ -31,7 +31,7 @@ async def measure(scenario: Scenario, system: System, seconds: float) -> Sample:
         return await _measure_paced(scenario, system, seconds)
     async with AsyncExitStack() as stack:
         callers = await stack.enter_async_context(scenario.work.callers(system, scenario.connections))
-        _check(scenario, await callers.run(seconds * WARM_UP))
+        _check(await callers.run(seconds * WARM_UP))
         beside = None
         if scenario.beside is not None:
             others = await stack.enter_async_context(scenario.beside.callers(system, BESIDE_CONNECTIONS))
@@ -42,13 +42,13 @@ async def measure(scenario: Scenario, system: System, seconds: float) -> Sample:
         memory = resident(system.processes)
         if beside is not None:
             await beside
-    _check(scenario, load)
+    _check(load)
     return _sample(load, load.latencies, spent, cpu, memory)
 
 
-def _check(scenario: Scenario, load: Load) -> None:
+def _check(load: Load) -> None:
     if not load.latencies:
-        raise RuntimeError(f"{scenario.name}: {load.failed} requests failed: {load.failure}")
+        raise RuntimeError(f"{load.failed} requests failed: {load.failure}")
 
 
 async def _measure_paced(scenario: Scenario, system: System, seconds: float) -> Sample:
@@ -66,7 +66,7 @@ async def _measure_paced(scenario: Scenario, system: System, seconds: float) -> 
         lateness = load.lateness[first:]
         memory = resident(system.processes)
         await asyncio.gather(*ends)
-    _check(scenario, load)
+    _check(load)
     return replace(_sample(load, lateness, spent, cpu, memory), growth=(memory - empty) / count)
 
 
