@@ -73,7 +73,8 @@ async def run(scenarios: Sequence[Scenario], rounds: int, seconds: float, out: T
                     samples, failed = await run_scenario(scenario, systems, rounds, seconds)
                     results[scenario.name] = samples
                     failures += failed
-                    out.write("\n".join([scenario_table(scenario.name, samples), *failed, ""]))
+                    table = scenario_table(scenario.name, samples)
+                    out.write("\n".join([table, *(f"{line}\n" for line in failed), ""]))
                     out.flush()
             out.write(figures(results, systems.started))
     return not failures

@@ -1,6 +1,6 @@
 """The floors: the least that a proxy with the same libraries does. Each is a process of its own.
 
-    python -m bench.floors aiohttp|httptools|grpc|hops --vendor URL
+    python -m bench.floors aiohttp|lines|httptools|grpc|hops --vendor URL
 
 Prints its URL, and serves until it is terminated. A floor checks no key, counts no limit and bills nothing.
 """
@@ -12,7 +12,8 @@ import asyncio
 import json
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -53,8 +54,9 @@ async def _forever(url: str) -> None:
 # --- aiohttp on both sides
 
 
-async def serve_aiohttp(vendor: str) -> None:
-    """Passes a request's body on to its path at the vendor, and the answer back: each chunk by itself."""
+async def serve_aiohttp(vendor: str, *, by_lines: bool = False) -> None:
+    """Passes a request's body on to its path at the vendor, and the answer back: each chunk, or each line, by
+    itself."""
     session = _client()
 
     async def relay(request: web.Request) -> web.StreamResponse:
@@ -66,8 +68,12 @@ async def serve_aiohttp(vendor: str) -> None:
                 return web.Response(body=await answer.read(), status=answer.status, headers=headers)
             response = web.StreamResponse(status=answer.status, headers=headers)
             await response.prepare(request)
-            async for piece, _ in answer.content.iter_chunks():
-                await response.write(piece)
+            if by_lines:
+                async for line in answer.content:
+                    await response.write(line)
+            else:
+                async for chunk, _ in answer.content.iter_chunks():
+                    await response.write(chunk)
             await response.write_eof()
             return response
 
@@ -262,8 +268,9 @@ async def serve_hops(vendor: str) -> None:
     await server.stop(None)
 
 
-FLOORS = {
+FLOORS: Mapping[str, Callable[[str], Coroutine[Any, Any, None]]] = {
     "aiohttp": serve_aiohttp,
+    "lines": partial(serve_aiohttp, by_lines=True),
     "httptools": serve_httptools,
     "grpc": serve_grpc,
     "hops": serve_hops,

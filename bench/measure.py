@@ -17,8 +17,11 @@ BESIDE_CONNECTIONS = 100
 WARM_UP = 0.25
 """The share of the time of a round that is not measured, before it."""
 
-SPREAD = 1.0
-"""Seconds in which paced streams begin."""
+OPENED = 250
+"""Paced streams that begin in a second."""
+
+SETTLE = 0.5
+"""Seconds between the beginning of the last paced stream and the measurement."""
 
 
 async def measure(scenario: Scenario, system: System, seconds: float) -> Sample:
@@ -54,12 +57,13 @@ def _check(load: Load) -> None:
 async def _measure_paced(scenario: Scenario, system: System, seconds: float) -> Sample:
     """Counts tokens while all streams are open."""
     rate, count = scenario.work.rate, scenario.connections
-    work = replace(scenario.work, chunks=round(rate * (2 * SPREAD + seconds)))
+    spread = count / OPENED
+    work = replace(scenario.work, chunks=round(rate * (spread + 2 * SETTLE + seconds)))
     async with work.callers(system, count) as callers:
         assert isinstance(callers, HttpCallers)
         load, empty = Load(), resident(system.processes)
-        ends = await callers.open_streams(load, SPREAD)
-        await asyncio.sleep(SPREAD / 2)
+        ends = await callers.open_streams(load, spread)
+        await asyncio.sleep(SETTLE)
         began, before, first = time.monotonic(), cpu_seconds(system.processes), len(load.lateness)
         await asyncio.sleep(seconds)
         spent, cpu = time.monotonic() - began, cpu_seconds(system.processes) - before

@@ -11,7 +11,7 @@ from bench.floors import COMPLETIONS
 from bench.grpc_load import open_grpc
 from bench.http_load import Callers, open_http
 from bench.peers import LITELLM, PORTKEY
-from bench.systems import AIOHTTP, APART, FILLED, GRPC, HOPS, HTTPTOOLS, REDIS, SQLITE, WORKERS, System
+from bench.systems import AIOHTTP, APART, FILLED, GRPC, HOPS, HTTPTOOLS, LINES, REDIS, SQLITE, WORKERS, System
 from tests.tasks import text_body, text_task
 from tests.wav import PCM, wav_file
 
@@ -111,14 +111,14 @@ GRPC_STREAM = Work("gRPC", chunks=CHUNKS)
 
 # The paced streams come first: their memory is counted from that of a process that has served nothing.
 SCENARIOS = (
-    Scenario(PACED, Work(rate=50), (AIOHTTP, SQLITE), 1000),
+    Scenario(PACED, Work(rate=50), (LINES, AIOHTTP, SQLITE), 1000),
     Scenario(AT_32, WHOLE, (AIOHTTP, HTTPTOOLS, SQLITE, REDIS)),
     Scenario(AT_1, WHOLE, (AIOHTTP, HTTPTOOLS, SQLITE, REDIS), 1),
     Scenario("REST, 256 connections", WHOLE, (AIOHTTP, SQLITE, REDIS), 256),
     Scenario(AT_1000, WHOLE, (AIOHTTP, SQLITE, REDIS), 1000),
     Scenario("REST, 16 KB", Work(size=16_000), (AIOHTTP, SQLITE)),
     Scenario("REST, 256 KB", Work(size=256_000), (AIOHTTP, SQLITE)),
-    Scenario(IN_A_BURST, STREAM, (AIOHTTP, HTTPTOOLS, SQLITE, REDIS)),
+    Scenario(IN_A_BURST, STREAM, (LINES, AIOHTTP, HTTPTOOLS, SQLITE, REDIS)),
     Scenario("gRPC, 32 calls", GRPC_WHOLE, (GRPC, SQLITE, REDIS)),
     Scenario("gRPC stream, 200 chunks in a burst", GRPC_STREAM, (GRPC, SQLITE, REDIS)),
     Scenario("Text to speech, raw, 64 KB", Work(kind="speech"), (AIOHTTP, SQLITE)),
@@ -131,6 +131,6 @@ SCENARIOS = (
 
 PEER_SCENARIOS = (
     Scenario(AT_32, WHOLE, (AIOHTTP, SQLITE, LITELLM, PORTKEY)),
-    Scenario(IN_A_BURST, STREAM, (AIOHTTP, SQLITE, LITELLM)),  # Portkey 1.15 fails on Node 20
+    Scenario(IN_A_BURST, STREAM, (LINES, SQLITE, LITELLM)),  # Portkey 1.15 fails on Node 20
 )
 """The same beside other gateways."""

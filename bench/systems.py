@@ -28,10 +28,11 @@ APART = "Pomelo, gateway and server"
 FILLED = "Pomelo, filled SQLite"
 
 AIOHTTP = "bare aiohttp proxy"
+LINES = "bare aiohttp proxy of lines"
 HTTPTOOLS = "bare httptools proxy"
 GRPC = "bare grpc.aio server"
 HOPS = "bare aiohttp + grpc.aio + aiohttp"
-FLOORS = {AIOHTTP: "aiohttp", HTTPTOOLS: "httptools", GRPC: "grpc", HOPS: "hops"}
+FLOORS = {AIOHTTP: "aiohttp", LINES: "lines", HTTPTOOLS: "httptools", GRPC: "grpc", HOPS: "hops"}
 """The floors and their names in bench/floors.py."""
 
 

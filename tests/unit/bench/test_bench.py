@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -14,20 +15,9 @@ import pytest
 from bench.__main__ import run_scenario
 from bench.http_load import open_http
 from bench.measure import measure
-from bench.processes import Running, cpu_seconds, module, start
-from bench.scenarios import (
-    AIOHTTP,
-    GRPC,
-    GRPC_STREAM,
-    HOPS,
-    HTTPTOOLS,
-    SCENARIOS,
-    STREAM,
-    WHOLE,
-    Scenario,
-    Work,
-)
-from bench.systems import APART, FILLED, SQLITE, Systems
+from bench.processes import ROOT, Running, cpu_seconds, module, start
+from bench.scenarios import GRPC_STREAM, PEER_SCENARIOS, SCENARIOS, STREAM, WHOLE, Scenario, Work
+from bench.systems import AIOHTTP, APART, FILLED, GRPC, HOPS, HTTPTOOLS, LINES, SQLITE, Systems
 
 SECONDS = 0.2
 
@@ -43,7 +33,7 @@ async def systems(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sys
     "scenario",
     [
         Scenario("whole", WHOLE, (AIOHTTP, HTTPTOOLS, SQLITE), 2),
-        Scenario("stream", STREAM, (AIOHTTP, HTTPTOOLS, SQLITE), 2),
+        Scenario("stream", STREAM, (LINES, AIOHTTP, HTTPTOOLS, SQLITE), 2),
         Scenario("gRPC", Work("gRPC"), (GRPC, SQLITE), 2),
         Scenario("gRPC stream", GRPC_STREAM, (GRPC, SQLITE), 2),
         Scenario("speech", Work(kind="speech"), (AIOHTTP, HTTPTOOLS, SQLITE), 2),
@@ -56,7 +46,8 @@ async def systems(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sys
     ids=lambda scenario: scenario.name,
 )
 async def test_every_system_answers_and_is_measured(scenario: Scenario, systems: Systems) -> None:
-    found = await run_scenario(scenario, systems, 1, SECONDS)
+    found, failures = await run_scenario(scenario, systems, 1, SECONDS)
+    assert failures == []
     assert list(found) == list(scenario.systems)
     for (sample,) in found.values():
         assert sample.failed == 0
@@ -68,7 +59,9 @@ async def test_every_system_answers_and_is_measured(scenario: Scenario, systems:
 
 async def test_paced_streams_are_counted_by_their_tokens(systems: Systems) -> None:
     scenario = Scenario("paced", Work(rate=20), (AIOHTTP, SQLITE), 10)
-    for (sample,) in (await run_scenario(scenario, systems, 1, 1.0)).values():
+    found, _ = await run_scenario(scenario, systems, 1, 1.0)
+    assert list(found) == [AIOHTTP, SQLITE]
+    for (sample,) in found.values():
         assert sample.failed == 0
         assert sample.count == pytest.approx(10 * 20 * sample.seconds, rel=0.3)
         assert 0 <= sample.p50 <= sample.p99 < 5
@@ -76,8 +69,23 @@ async def test_paced_streams_are_counted_by_their_tokens(systems: Systems) -> No
 
 async def test_requests_that_are_refused_are_no_requests_that_were_served(systems: Systems) -> None:
     system = replace(await systems.get(SQLITE), key="pml_live_wrong")
-    with pytest.raises(RuntimeError, match=r"refused: \d+ requests failed: 401"):
+    with pytest.raises(RuntimeError, match=r"\d+ requests failed: 401"):
         await measure(Scenario("refused", WHOLE, (SQLITE,), 2), system, SECONDS)
+
+
+async def test_a_system_that_fails_is_left_out_and_reported(systems: Systems) -> None:
+    # An HTTP server that knows no HTTP/2 fails every call of gRPC.
+    found, failures = await run_scenario(
+        Scenario("gRPC", Work("gRPC"), (GRPC, AIOHTTP), 1), systems, 2, SECONDS
+    )
+    assert {name: len(samples) for name, samples in found.items()} == {GRPC: 2}
+    assert len(failures) == 1
+    assert re.match(rf"{AIOHTTP}: \d+ requests failed: .*UNAVAILABLE", failures[0], re.DOTALL)
+
+
+async def test_without_a_floor_there_is_nothing_to_compare_with(systems: Systems) -> None:
+    with pytest.raises(RuntimeError, match="UNAVAILABLE"):
+        await run_scenario(Scenario("gRPC", Work("gRPC"), (AIOHTTP, GRPC), 1), systems, 1, SECONDS)
 
 
 async def test_an_answer_without_the_end_of_a_stream_has_failed(systems: Systems) -> None:
@@ -120,5 +128,9 @@ async def test_a_process_ends_with_its_context(tmp_path: Path) -> None:
         await asyncio.open_connection(host, int(port))
 
 
-def test_every_scenario_has_a_name_of_its_own() -> None:
-    assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
+def test_the_page_has_the_results_of_every_scenario_and_system() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    names = [scenario.name for scenario in (*SCENARIOS, *PEER_SCENARIOS)]
+    assert [name for name in names if f"\n| {name} |" not in page] == []
+    systems = {system for scenario in (*SCENARIOS, *PEER_SCENARIOS) for system in scenario.systems}
+    assert [system for system in systems if f"\n| {system} " not in page] == []

@@ -8,7 +8,7 @@ import pytest
 
 from bench import peers
 from bench.__main__ import installed_peers
-from bench.systems import AIOHTTP, SQLITE
+from bench.systems import AIOHTTP, LINES, SQLITE
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def install(file: Path) -> None:
 
 def test_what_is_not_installed_is_left_out_and_named(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scenarios = installed_peers()
-    assert [scenario.systems for scenario in scenarios] == [(AIOHTTP, SQLITE)] * 2
+    assert [scenario.systems for scenario in scenarios] == [(AIOHTTP, SQLITE), (LINES, SQLITE)]
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" ")[0] for line in lines] == list(peers.NAMES)
 
