@@ -55,7 +55,7 @@ load: .venv/.dev
 	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 LOAD_RESETS=500 LOAD_ACCOUNTS=100000 pytest -s tests/load \
 	  tests/faults/test_unauthenticated.py
 
-# What Pomelo adds to a call, beside bare proxies: about six minutes, on a machine that does nothing else.
+# What Pomelo adds to a call, beside bare proxies: about seven minutes, on a machine that does nothing else.
 bench: .venv/.dev
 	python -m bench
 

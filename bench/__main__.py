@@ -38,7 +38,7 @@ async def run_scenario(
     out. Returns the samples, and why systems failed.
 
     Raises:
-        RuntimeError: the floor fails.
+        OSError, RuntimeError: the floor fails.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in scenario.systems}
     failures = []
@@ -48,7 +48,7 @@ async def run_scenario(
                 continue
             try:
                 samples[name].append(await measure(scenario, await systems.get(name), seconds))
-            except RuntimeError as error:
+            except (OSError, RuntimeError) as error:
                 if name == scenario.systems[0]:
                     raise
                 del samples[name]

@@ -28,13 +28,15 @@ async def measure(scenario: Scenario, system: System, seconds: float) -> Sample:
     """Loads a system for so many seconds, after a warm-up.
 
     Raises:
+        OSError: the system refuses connections.
         RuntimeError: no request succeeded.
     """
     if scenario.work.rate:
         return await _measure_paced(scenario, system, seconds)
     async with AsyncExitStack() as stack:
         callers = await stack.enter_async_context(scenario.work.callers(system, scenario.connections))
-        _check(await callers.run(seconds * WARM_UP))
+        load = await callers.run(seconds * WARM_UP)
+        _check(load, load.latencies)
         beside = None
         if scenario.beside is not None:
             others = await stack.enter_async_context(scenario.beside.callers(system, BESIDE_CONNECTIONS))
@@ -45,12 +47,11 @@ async def measure(scenario: Scenario, system: System, seconds: float) -> Sample:
         memory = resident(system.processes)
         if beside is not None:
             await beside
-    _check(load)
     return _sample(load, load.latencies, spent, cpu, memory)
 
 
-def _check(load: Load) -> None:
-    if not load.latencies:
+def _check(load: Load, times: list[float]) -> None:
+    if not times:
         raise RuntimeError(f"{load.failed} requests failed: {load.failure}")
 
 
@@ -70,11 +71,11 @@ async def _measure_paced(scenario: Scenario, system: System, seconds: float) -> 
         lateness = load.lateness[first:]
         memory = resident(system.processes)
         await asyncio.gather(*ends)
-    _check(load)
     return replace(_sample(load, lateness, spent, cpu, memory), growth=(memory - empty) / count)
 
 
 def _sample(load: Load, times: list[float], seconds: float, cpu: float, memory: int) -> Sample:
+    _check(load, times)
     return Sample(
         count=len(times),
         seconds=seconds,

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench.processes import ROOT
-from bench.results import Sample, Samples, median, table
+from bench.results import Samples, median, table
 from bench.scenarios import AT_1, AT_32, AT_1000, BESIDE, PACED
 from bench.systems import SQLITE, System
 from tests.redis_server import binary
@@ -47,15 +47,11 @@ def figures(results: Mapping[str, Samples], systems: Mapping[str, System]) -> st
         ("CPU a request at 1,000 connections / at 32", AT_1000, AT_32, "cost"),
         ("p50 of a caller beside 100 streams / alone", BESIDE, AT_1, "p50"),
     ):
-        if one in results and other in results:
-            quotient = _median(results[one], attribute) / _median(results[other], attribute)
+        pair = [results[name][SQLITE] for name in (one, other) if SQLITE in results.get(name, ())]
+        if len(pair) == 2:
+            quotient = median(pair[0], attribute) / median(pair[1], attribute)
             found.append((f"{title}: {SQLITE}", f"{quotient:.2f}"))
     return table(("figure", "value"), found) if found else ""
-
-
-def _median(samples: Samples, attribute: str) -> float:
-    own: list[Sample] = list(samples[SQLITE])
-    return median(own, attribute)
 
 
 def _output(*command: str) -> str:
