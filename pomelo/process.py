@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from types import TracebackType
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
@@ -29,6 +30,67 @@ def uncancel() -> None:
     task = asyncio.current_task()
     while task is not None and task.uncancel():
         pass
+
+
+class CancelScope:
+    """Cancels its body at `when`, on the event loop's clock (None: never), and then raises TimeoutError on
+    leaving, as `asyncio.timeout_at` does.
+
+    Every call needs one, so it has no coroutines, and a later time sets the timer again only when it fires.
+    """
+
+    __slots__ = ("_cancelling", "_fires", "_loop", "_task", "_timer", "_when", "expired")
+
+    def __init__(self, when: float | None = None) -> None:
+        self.expired = False
+        """Whether the body was cancelled because its time was over."""
+        self._when = when
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._fires = 0.0
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        if self._when is not None:
+            self._set_timer(self._when)
+
+    def reschedule(self, when: float | None) -> None:
+        """Changes the time while the body runs."""
+        self._when = when
+        if when is not None and not self.expired and (self._timer is None or when < self._fires):
+            self._set_timer(when)
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fires = when
+        self._timer = self._loop.call_at(when, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._when is None:
+            return
+        if self._when > self._fires:
+            self._set_timer(self._when)
+        else:
+            self.expired = True
+            self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (
+            self.expired
+            and self._task.uncancel() <= self._cancelling
+            and isinstance(error, asyncio.CancelledError)
+        ):
+            raise TimeoutError from error
 
 
 async def periodically(

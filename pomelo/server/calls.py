@@ -113,12 +113,12 @@ class FrontEnd(ServerState):
             asyncio.CancelledError, grpc.aio.BaseError: the caller has left.
         """
         try:
-            async with rpc.scope:
+            with rpc.scope:
                 rpc.response = await serve(rpc)
         except PomeloError as error:
             return without_traceback(error)
         except TimeoutError as error:
-            if rpc.scope.expired():
+            if rpc.scope.expired:
                 return rpc.timeout_error.error()
             return _unexpected_error(rpc.call, error)
         except asyncio.CancelledError:

@@ -12,6 +12,7 @@ import grpc
 from pomelo.call import CHARGED_HEADER, Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
+from pomelo.process import CancelScope
 from pomelo.server import field_limit
 from pomelo.server.call_limits import ServerState
 from pomelo.server.messages import check_request, check_size, parse
@@ -108,7 +109,7 @@ class Rpc:
         if when < self.call.deadline:
             message = f"A call without a key ends after {seconds:g} seconds. Send a key"
             self.timeout_error = TimeoutReason("deadline_exceeded", message, seconds)
-        self.scope = asyncio.timeout_at(when)
+        self.scope = CancelScope(when)
 
     # --- authentication
 
@@ -180,13 +181,13 @@ class Rpc:
 
     def unlimit(self) -> None:
         """Applies no limit but the call's own deadline, which the services enforce."""
-        if not self.scope.expired():
+        if not self.scope.expired:
             self.timeout_error = _DEADLINE
             self.scope.reschedule(self.call.deadline + _GRACE)
 
     def _until(self, when: float, reason: TimeoutReason) -> None:
         """Ends the call at that time, or at its deadline if that is earlier."""
-        if self.scope.expired():
+        if self.scope.expired:
             return
         if when < self.call.deadline:
             self.timeout_error = reason
@@ -264,7 +265,7 @@ class Rpc:
         grpc.aio's client forgets the status that it received when one of its writes fails, so an upload that
         is about to end gets the time to do so. A gateway does not need this.
         """
-        if self.trusted or self.scope.expired():
+        if self.trusted or self.scope.expired:
             return
         with suppress(TimeoutError, PomeloError):
             async with asyncio.timeout(_DISCARD_TIME):
