@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -116,7 +116,7 @@ class Call:
         protocol: str,
         address: str = "",
         timeout: float | None = None,
-        names: Iterable[str] = (),
+        names: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> Call:
         """Reads a call from headers or metadata; `get` returns one by its lower-case name.
@@ -177,8 +177,10 @@ async def before_deadline(call: Call) -> AsyncIterator[None]:
         raise PomeloError("deadline_exceeded") from error
 
 
-def _repeated_headers(names: Iterable[str]) -> set[str]:
+def _repeated_headers(names: Collection[str]) -> set[str]:
     """Returns which of `_SINGLE_HEADERS` are repeated, in lower case."""
+    if not names:
+        return set()
     counts = Counter(lower for name in names if (lower := name.lower()) in _SINGLE_HEADERS)
     return {name for name, count in counts.items() if count > 1}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
@@ -33,58 +34,55 @@ def uncancel() -> None:
 
 
 class CancelScope:
-    """Cancels its body at `when`, on the event loop's clock (None: never), and then raises TimeoutError on
-    leaving, as `asyncio.timeout_at` does.
+    """Cancels its body at `when`, on the event loop's clock, and then raises TimeoutError on leaving, as
+    `asyncio.timeout_at` does.
 
     Every call needs one, so it has no coroutines, and a later time sets the timer again only when it fires.
     """
 
     __slots__ = ("_cancelling", "_fires", "_loop", "_task", "_timer", "_when", "expired")
 
-    def __init__(self, when: float | None = None) -> None:
+    def __init__(self, when: float = math.inf) -> None:
         self.expired = False
         """Whether the body was cancelled because its time was over."""
         self._when = when
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._fires = 0.0
 
     def __enter__(self) -> None:
         task = asyncio.current_task(self._loop)
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
-        if self._when is not None:
-            self._set_timer(self._when)
+        self._fires = math.inf
+        """The time of the timer; -inf when no timer may be set any more."""
+        self.reschedule(self._when)
 
-    def reschedule(self, when: float | None) -> None:
-        """Changes the time while the body runs."""
+    def reschedule(self, when: float) -> None:
+        """Changes the time, while the body runs."""
         self._when = when
-        if when is not None and not self.expired and (self._timer is None or when < self._fires):
-            self._set_timer(when)
-
-    def _set_timer(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._fires = when
-        self._timer = self._loop.call_at(when, self._fire)
+        if when < self._fires:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._fires = when
+            self._timer = self._loop.call_at(when, self._fire)
 
     def _fire(self) -> None:
         self._timer = None
-        if self._when is None:
-            return
         if self._when > self._fires:
-            self._set_timer(self._when)
+            self._fires = math.inf
+            self.reschedule(self._when)
         else:
+            self._fires = -math.inf
             self.expired = True
             self._task.cancel()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._fires = -math.inf
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         if (
             self.expired
             and self._task.uncancel() <= self._cancelling

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -76,7 +77,7 @@ class FrontEnd(ServerState):
 
         async def handle(request: Any, context: Any) -> Any:
             async def serve(rpc: Rpc) -> Any:
-                rpc.scope.reschedule(None)
+                rpc.scope.reschedule(math.inf)
                 return await method(request)
 
             outcome = await self.outcome(context, serve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
@@ -14,7 +14,7 @@ from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
 from pomelo.process import CancelScope
 from pomelo.server import field_limit
-from pomelo.server.call_limits import ServerState
+from pomelo.server.call_limits import ServerState, TimeoutReason
 from pomelo.server.messages import check_request, check_size, parse
 from pomelo.service import Visit
 from pomelo.status import OPEN_KEY, REFUSED_KEY, details_metadata, retry_metadata, status_code, to_status
@@ -27,20 +27,6 @@ _DISCARD_TIME = 1.0
 
 _RESET_TIME = 0.25
 """A call that is cancelled within so many seconds counts as a reset, even if its message was read."""
-
-
-class TimeoutReason(NamedTuple):
-    """The error of a call whose time is over: its code and message (empty: the default of the code),
-    and the limit in seconds that the message names."""
-
-    code: str
-    message: str = ""
-    seconds: float | None = None
-
-    def error(self) -> PomeloError:
-        """Returns the error."""
-        values = None if self.seconds is None else {"timeoutSeconds": f"{self.seconds:g}"}
-        return PomeloError(self.code, self.message, values=values)
 
 
 _DEADLINE = TimeoutReason("deadline_exceeded")
@@ -75,8 +61,8 @@ class Rpc:
         self._front = front
         self._context = context
         self._peer: str = context.peer()
-        self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
+        self._loop = loop = asyncio.get_running_loop()
+        self._started = started = loop.time()
         self._accepted = False
         self._authenticated = False
         self._read = False
@@ -104,11 +90,11 @@ class Rpc:
         """None until the call is admitted."""
         self.timeout_error = _DEADLINE
         """The error of the call when `scope` expires."""
-        seconds = front.limits.unauthenticated_time
-        when = min(self.call.deadline, self._started + seconds)
+        when = started + front.limits.unauthenticated_time
         if when < self.call.deadline:
-            message = f"A call without a key ends after {seconds:g} seconds. Send a key"
-            self.timeout_error = TimeoutReason("deadline_exceeded", message, seconds)
+            self.timeout_error = front.no_key
+        else:
+            when = self.call.deadline
         self.scope = CancelScope(when)
 
     # --- authentication
@@ -119,15 +105,14 @@ class Rpc:
         Raises:
             PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
         """
-        access = self._front.access
-        assert access is not None
-        connections = self._front.connections
-        connections.checking(self._peer)
+        front, peer = self._front, self._peer
+        assert front.access is not None
+        front.connections.checking(peer)
         try:
-            with self._front.lookups.slot():
-                self.visit = await access.admit(self.call)
+            with front.lookups:
+                self.visit = await front.access.admit(self.call)
         finally:
-            connections.checked(self._peer)
+            front.connections.checked(peer)
             if self.call.principal is not None:  # the key is valid, even if the account has too many calls
                 self._authenticate()
 
@@ -167,10 +152,10 @@ class Rpc:
             yield
         elif self.trusted:
             self.unlimit()
-            with self._front.forwarded.slot():
+            with self._front.forwarded:
                 yield
         else:
-            with self._front.unauthenticated.slot():
+            with self._front.unauthenticated:
                 yield
 
     def signed(self) -> None:
@@ -195,19 +180,16 @@ class Rpc:
             when, self.timeout_error = self.call.deadline, _DEADLINE
         self.scope.reschedule(when)
 
-    async def _acquire(self, semaphore: FairSemaphore, until: float, reason: TimeoutReason) -> None:
-        """Waits for a slot of the account. The call ends at `until`: as overloaded while it waits, then with
-        `reason`."""
-        owner = self._owner
-        if semaphore.full(owner):
-            self._until(until, _TOO_MANY_MESSAGES)
-        await semaphore.acquire(owner)
-        self._until(until, reason)
-
-    @property
-    def _owner(self) -> str:
+    async def _acquire(self, semaphore: FairSemaphore, until: float, reason: TimeoutReason) -> str:
+        """Waits for a slot of the account, and returns the account. The call ends at `until`: as overloaded
+        while it waits, then with `reason`."""
         principal = self.call.principal
-        return principal.account if principal is not None else ""
+        owner = "" if principal is None else principal.account
+        if not semaphore.take(owner):
+            self._until(until, _TOO_MANY_MESSAGES)
+            await semaphore.acquire(owner)
+        self._until(until, reason)
+        return owner
 
     # --- requests
 
@@ -219,17 +201,15 @@ class Rpc:
         """
         assert self.visit is not None
         front = self._front
-        seconds = front.limits.read_time
-        message = f"The message did not arrive within {seconds:g} seconds. Send it faster"
-        reason = TimeoutReason("deadline_exceeded", message, seconds)
-        await self._acquire(front.reads, self._started + seconds, reason)
+        until = self._started + front.limits.read_time
+        owner = await self._acquire(front.reads, until, front.slow_message)
         try:
             data = await self._receive_first()
             self.visit.reserve(len(data))
             check_size(data, front.limits.message)
             await self._end_of_messages()
         finally:
-            front.reads.release(self._owner)
+            front.reads.release(owner)
         self.unlimit()
         request = check_request(parse(data, message_type))
         self._served = True
@@ -278,19 +258,16 @@ class Rpc:
         if self.visit is None:
             async with front.unauthenticated_reads.slot():
                 return await self._receive()
-        seconds = front.limits.chunk_time
-        message = f"No message arrived for {seconds:g} seconds. Send without such pauses"
-        until = self._loop.time() + seconds
-        reason = TimeoutReason("deadline_exceeded", message, seconds)
+        until = self._loop.time() + front.limits.chunk_time
         if self.trusted:  # a gateway's uploads are as slow as its callers', and its messages are small
-            self._until(until, reason)
+            self._until(until, front.slow_chunk)
             data = await self._receive()
         else:
-            await self._acquire(front.uploads, until, reason)
+            owner = await self._acquire(front.uploads, until, front.slow_chunk)
             try:
                 data = await self._receive()
             finally:
-                front.uploads.release(self._owner)
+                front.uploads.release(owner)
         self.unlimit()
         return data
 

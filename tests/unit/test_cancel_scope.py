@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 import pytest
 
 from pomelo.process import CancelScope
+from tests.unit.loop import iterations
 
 now = asyncio.get_running_loop
 
@@ -45,10 +47,10 @@ async def test_a_body_that_is_late_already_ends_when_it_waits() -> None:
     assert await ends_after(CancelScope(now().time() - 5)) < 2
 
 
-@pytest.mark.parametrize("first", [None, 0.02, 5.0])
-async def test_the_last_time_counts_whether_it_is_earlier_or_later(first: float | None) -> None:
+@pytest.mark.parametrize("first", [math.inf, 0.02, 5.0])
+async def test_the_last_time_counts_whether_it_is_earlier_or_later(first: float) -> None:
     start = now().time()
-    scope = CancelScope(None if first is None else start + first)
+    scope = CancelScope(start + first)
 
     def move() -> None:
         for seconds in (4.0, 0.05, 3.0, 0.1):
@@ -71,7 +73,7 @@ async def test_a_body_without_a_time_is_not_ended() -> None:
     now().set_exception_handler(lambda _, context: errors.append(context))
     scope = CancelScope(now().time() + 0.02)
     with scope:
-        scope.reschedule(None)
+        scope.reschedule(math.inf)
         await asyncio.sleep(0.06)
     with CancelScope():
         await asyncio.sleep(0.01)
@@ -83,6 +85,7 @@ async def test_a_body_that_ended_is_not_cancelled_later() -> None:
     with scope:
         scope.reschedule(now().time() + 0.02)
         await asyncio.sleep(0)
+    scope.reschedule(-1)
     await asyncio.sleep(0.08)
     assert not scope.expired
 
@@ -95,6 +98,23 @@ async def test_an_error_of_the_body_is_raised_even_when_its_time_is_over() -> No
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling(), "the cancellation was taken back"
+
+
+async def test_a_body_that_ends_slowly_is_not_cancelled_again() -> None:
+    async def end_slowly() -> None:
+        with scope:
+            try:
+                await asyncio.sleep(10)
+            finally:
+                scope.reschedule(-1)
+                await iterations(10)
+                ended.append(True)
+
+    scope = CancelScope(0)
+    ended: list[bool] = []
+    with pytest.raises(TimeoutError):
+        await end_slowly()
+    assert ended
 
 
 @pytest.mark.parametrize("seconds", [-5, 10])
