@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from pomelo.call import CHARGED_HEADER, Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
@@ -50,9 +51,9 @@ class Rpc:
     """One gRPC call: its `Call`, its messages, and its response."""
 
     __slots__ = (
-        "_accepted", "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size",
-        "_started", "call", "gateway", "model", "refused_body", "response", "scope", "timeout_error",
-        "trusted", "visit",
+        "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size", "_started",
+        "accepted", "call", "gateway", "model", "refused_body", "scope", "timeout_error", "trusted", "visit",
+        "write",
     )  # fmt: skip
 
     def __init__(self, front: ServerState, context: Any) -> None:
@@ -63,7 +64,10 @@ class Rpc:
         self._peer: str = context.peer()
         self._loop = loop = asyncio.get_running_loop()
         self._started = started = loop.time()
-        self._accepted = False
+        self.accepted = False
+        """Whether the initial metadata of a stream were sent."""
+        self.write: Callable[[bytes], Awaitable[None]] = context.write
+        """Sends one serialized message of a stream; waits until the caller reads."""
         self._authenticated = False
         self._read = False
         self._served = False
@@ -82,8 +86,6 @@ class Rpc:
         )
         self.refused_body: str = metadata.get(REFUSED_KEY, "") if self.trusted else ""
         """The error and size of a body that a gateway has refused itself, as in `REFUSED_KEY`."""
-        self.response: bytes | None = None
-        """The response that the method returned."""
         self.model = ""
         """The model that the message names, empty until the message was read."""
         self.visit: Visit | None = None
@@ -204,10 +206,7 @@ class Rpc:
         until = self._started + front.limits.read_time
         owner = await self._acquire(front.reads, until, front.slow_message)
         try:
-            data = await self._receive_first()
-            self.visit.reserve(len(data))
-            check_size(data, front.limits.message)
-            await self._end_of_messages()
+            data = await self._only_message(front.limits.message, self.visit)
         finally:
             front.reads.release(owner)
         self.unlimit()
@@ -224,9 +223,8 @@ class Rpc:
         """
         front = self._front
         async with (front.health_reads if health else front.unauthenticated_reads).slot():
-            data = await self._receive_first()
-            await self._end_of_messages()
-        return parse(check_size(data), message_type)
+            data = await self._only_message(field_limit.SMALL_MESSAGE)
+        return parse(data, message_type)
 
     async def next_message(self, message_type: Any) -> Any:
         """Receives and parses the next message of a stream; None at its end. Without a key it must be small.
@@ -281,26 +279,27 @@ class Rpc:
         self._front.connections.received(self._peer, len(data))
         return bytes(data)
 
-    async def _receive_first(self) -> bytes:
+    async def _only_message(self, limit: int, visit: Visit | None = None) -> bytes:
+        """Receives the single message of a call, of at most `limit` bytes, which `visit` counts."""
         data = await self._receive()
         if data is None:
             raise PomeloError("invalid_body", "No message was sent. Send one")
-        return data
-
-    async def _end_of_messages(self) -> None:
+        if visit is not None:
+            visit.reserve(len(data))
+        check_size(data, limit)
         if await self._context.read() is not grpc.aio.EOF:
             raise PomeloError("invalid_body", "More than one message was sent. Send one")
+        return data
 
     # --- responses
 
     async def open(self) -> None:
-        """Accepts a stream: sends `call.response_headers` as initial metadata, once."""
-        if not self._accepted:
-            self._accepted = True
-            pairs = _pairs(self.call.response_headers)
-            if self.gateway:
-                pairs.append((OPEN_KEY, "1"))
-            await self._context.send_initial_metadata(pairs)
+        """Accepts a stream: sends `call.response_headers` as initial metadata. Call it once."""
+        self.accepted = True
+        pairs = _pairs(self.call.response_headers)
+        if self.gateway:
+            pairs.append((OPEN_KEY, "1"))
+        await self._context.send_initial_metadata(pairs)
 
     async def probe(self) -> None:
         """Sends empty initial metadata.
@@ -310,13 +309,13 @@ class Rpc:
         """
         await self._context.send_initial_metadata(())
 
-    async def write(self, message: Any) -> None:
+    async def send(self, message: Message) -> None:
         """Sends one message of a stream; waits until the caller reads."""
-        await self._context.write(message)
+        await self.write(message.SerializeToString())
 
     def close(self) -> None:
         """Sets the trailing metadata of a successful call to the headers that were not sent yet."""
-        pairs = _pairs(self.call.response_trailers if self._accepted else self.call.response_headers)
+        pairs = _pairs(self.call.response_trailers if self.accepted else self.call.response_headers)
         if pairs:
             self._context.set_trailing_metadata(pairs)
 
@@ -324,8 +323,8 @@ class Rpc:
         """Returns the arguments of `abort` for an error. Unless the stream was accepted, all headers are
         trailing metadata: clients retry only calls that fail before anything else was sent."""
         status, call = to_status(error), self.call
-        pairs = _pairs(call.response_trailers if self._accepted else call.response_headers)
-        if not self._accepted:
+        pairs = _pairs(call.response_trailers if self.accepted else call.response_headers)
+        if not self.accepted:
             pairs += retry_metadata(error)
         return status_code(error), status.message, (*details_metadata(status), *pairs)
 
@@ -345,7 +344,7 @@ class Rpc:
     def refuses_body(self, error: PomeloError) -> bool:
         """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
         refuses a large message."""
-        if self._accepted or CHARGED_HEADER in self.call.response_headers:
+        if self.accepted or CHARGED_HEADER in self.call.response_headers:
             return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
             return True
@@ -365,5 +364,17 @@ class Rpc:
             self._front.connections.reset(self._peer)
 
 
+class _Keys(dict[str, str]):
+    """The names of headers -> their keys in metadata. There are few, as no caller can name one."""
+
+    def __missing__(self, name: str) -> str:
+        key = self[name] = name.lower()
+        return key
+
+
+_KEYS = _Keys()
+
+
 def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(name.lower(), value) for name, value in headers.items()]
+    keys = _KEYS
+    return [(keys[name], value) for name, value in headers.items()]
