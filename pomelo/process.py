@@ -40,23 +40,23 @@ class CancelScope:
     Every call needs one, so it has no coroutines, and a later time sets the timer again only when it fires.
     """
 
-    __slots__ = ("_cancelling", "_fires", "_loop", "_task", "_timer", "_when", "expired")
+    __slots__ = ("_cancelling", "_fires", "_task", "_timer", "_when", "expired")
 
     def __init__(self, when: float = math.inf) -> None:
         self.expired = False
         """Whether the body was cancelled because its time was over."""
         self._when = when
-        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
-        task = asyncio.current_task(self._loop)
+        task = asyncio.current_task()
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
         self._fires = math.inf
         """The time of the timer; -inf when no timer may be set any more."""
-        self.reschedule(self._when)
+        if self._when < math.inf:
+            self.reschedule(self._when)
 
     def reschedule(self, when: float) -> None:
         """Changes the time, while the body runs."""
@@ -65,7 +65,7 @@ class CancelScope:
             if self._timer is not None:
                 self._timer.cancel()
             self._fires = when
-            self._timer = self._loop.call_at(when, self._fire)
+            self._timer = self._task.get_loop().call_at(when, self._fire)
 
     def _fire(self) -> None:
         self._timer = None
