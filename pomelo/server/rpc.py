@@ -29,7 +29,6 @@ _DISCARD_TIME = 1.0
 _RESET_TIME = 0.25
 """A call that is cancelled within so many seconds counts as a reset, even if its message was read."""
 
-
 _DEADLINE = TimeoutReason("deadline_exceeded")
 _TOO_MANY_MESSAGES = TimeoutReason(
     "overloaded",
