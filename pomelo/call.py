@@ -178,8 +178,10 @@ async def before_deadline(call: Call) -> AsyncIterator[None]:
         raise PomeloError("deadline_exceeded") from error
 
 
-def _repeated_headers(names: Iterable[str]) -> set[str]:
+def _repeated_headers(names: Collection[str]) -> set[str]:
     """Returns which of `_SINGLE_HEADERS` are repeated, in lower case."""
+    if not names:
+        return set()
     counts = Counter(lower for name in names if (lower := name.lower()) in _SINGLE_HEADERS)
     return {name for name, count in counts.items() if count > 1}
 

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.process import CancelScope
 from pomelo.service import (
     AccessService,
     AccountService,
@@ -29,7 +30,7 @@ class Draining:
     """The running calls of services, and whether new ones are accepted. Needs a running event loop."""
 
     def __init__(self) -> None:
-        self.scopes: set[asyncio.Timeout] = set()
+        self.scopes: set[CancelScope] = set()
         self.draining = False
         self._idle = asyncio.Event()
 
@@ -62,10 +63,9 @@ class Draining:
         self.draining = True
         now = asyncio.get_running_loop().time()
         for scope in self.scopes:
-            if not scope.expired():
-                scope.reschedule(now)
+            scope.reschedule(now)
 
-    def remove(self, scope: asyncio.Timeout) -> None:
+    def remove(self, scope: CancelScope) -> None:
         """Removes a call that has ended."""
         self.scopes.discard(scope)
         if not self.scopes:
@@ -76,7 +76,7 @@ class Draining:
 
         @wraps(method)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            async with _Counted(self):
+            with _Counted(self):
                 return await method(*args, **kwargs)
 
         return call
@@ -89,37 +89,38 @@ class Draining:
         @wraps(method)
         @asynccontextmanager
         async def call(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
-            async with _Counted(self), method(*args, **kwargs) as value:
-                yield value
+            with _Counted(self):
+                async with method(*args, **kwargs) as value:
+                    yield value
 
         return call
 
 
-class _Counted:
+class _Counted(CancelScope):
     """Counts one call for the length of its body, and can end it.
 
     Raises:
         PomeloError: shutting_down, on entering or, if the call is ended, on leaving.
     """
 
-    __slots__ = ("_draining", "_scope")
+    __slots__ = ("_draining",)
 
     def __init__(self, draining: Draining) -> None:
+        super().__init__()
         self._draining = draining
-        self._scope = asyncio.timeout(None)
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         if self._draining.draining:
             raise PomeloError("shutting_down")
-        await self._scope.__aenter__()
-        self._draining.scopes.add(self._scope)
+        super().__enter__()
+        self._draining.scopes.add(self)
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._draining.remove(self._scope)
+        self._draining.remove(self)
         try:
-            await self._scope.__aexit__(kind, error, trace)
+            super().__exit__(kind, error, trace)
         except TimeoutError:
             raise PomeloError("shutting_down") from error
 

@@ -131,19 +131,21 @@ class FairSemaphore:
         self.limit = limit
         self._owners: dict[str, _Slots] = {}
 
-    def full(self, owner: str) -> bool:
-        """Whether `acquire` would wait."""
-        slots = self._owners.get(owner)
-        return slots is not None and slots.count >= self.limit
-
-    async def acquire(self, owner: str) -> None:
-        """Waits for a slot of `owner`. Cancelling leaves the queue."""
+    def take(self, owner: str) -> bool:
+        """Takes a slot of `owner` if one is free, and returns whether it did."""
         slots = self._owners.get(owner)
         if slots is None:
             slots = self._owners[owner] = _Slots()
-        if slots.count < self.limit:
-            slots.count += 1
+        if slots.count >= self.limit:
+            return False
+        slots.count += 1
+        return True
+
+    async def acquire(self, owner: str) -> None:
+        """Waits for a slot of `owner`. Cancelling leaves the queue."""
+        if self.take(owner):
             return
+        slots = self._owners[owner]
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         slots.waiters.append(waiter)
         try:

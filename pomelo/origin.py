@@ -10,8 +10,8 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import NamedTuple
 from urllib.parse import unquote
 
 PROTOCOL_KEY = "x-pomelo-wire"
@@ -27,8 +27,7 @@ PROOF_KEY = "x-pomelo-proof"
 log = logging.getLogger("pomelo.server")
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """The origin of a call.
 
     `gateway` is whether the call claims to come from a gateway, `proven` whether its proof is valid. With a

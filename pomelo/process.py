@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from types import TracebackType
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
@@ -34,6 +36,64 @@ def uncancel() -> None:
     task = asyncio.current_task()
     while task is not None and task.uncancel():
         pass
+
+
+class CancelScope:
+    """Cancels its body at `when`, on the event loop's clock, and then raises TimeoutError on leaving, as
+    `asyncio.timeout_at` does.
+
+    Every call needs one, so it has no coroutines, and a later time sets the timer again only when it fires.
+    """
+
+    __slots__ = ("_cancelling", "_fires", "_task", "_timer", "_when", "expired")
+
+    def __init__(self, when: float = math.inf) -> None:
+        self.expired = False
+        """Whether the body was cancelled because its time was over."""
+        self._when = when
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._fires = math.inf
+        """The time of the timer; -inf when no timer may be set any more."""
+        if self._when < math.inf:
+            self.reschedule(self._when)
+
+    def reschedule(self, when: float) -> None:
+        """Changes the time, while the body runs."""
+        self._when = when
+        if when < self._fires:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._fires = when
+            self._timer = self._task.get_loop().call_at(when, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._when > self._fires:
+            self._fires = math.inf
+            self.reschedule(self._when)
+        else:
+            self._fires = -math.inf
+            self.expired = True
+            self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._fires = -math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+        if (
+            self.expired
+            and self._task.uncancel() <= self._cancelling
+            and isinstance(error, asyncio.CancelledError)
+        ):
+            raise TimeoutError from error
 
 
 async def periodically(

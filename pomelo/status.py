@@ -4,6 +4,7 @@ channel."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -65,6 +66,7 @@ _MAX_VALUE_BYTES = 256
 _CODES = {code: grpc.StatusCode[row.status] for code, row in TABLE.items()}
 
 
+@lru_cache(maxsize=256)
 def header_name(key: str) -> str | None:
     """Returns the name of the response header that is `key` in metadata; None for other metadata. A gateway
     also passes on the headers of limits that only the engine knows."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pomelo.errors import PomeloError
 from pomelo.in_flight import FairSemaphore
@@ -52,6 +53,20 @@ class CallLimits:
         return 2 * self.message
 
 
+class TimeoutReason(NamedTuple):
+    """The error of a call whose time is over: its code and message (empty: the default of the code),
+    and the limit in seconds that the message names."""
+
+    code: str
+    message: str = ""
+    seconds: float | None = None
+
+    def error(self) -> PomeloError:
+        """Returns the error."""
+        values = None if self.seconds is None else {"timeoutSeconds": f"{self.seconds:g}"}
+        return PomeloError(self.code, self.message, values=values)
+
+
 class Running:
     """Counts the calls whose handlers have not ended.
 
@@ -80,7 +95,11 @@ class Running:
 
 
 class Pool:
-    """A semaphore of `limit` slots that refuses instead of waiting."""
+    """A semaphore of `limit` slots that refuses instead of waiting. As a context manager it takes one slot.
+
+    Raises:
+        PomeloError: overloaded; no slot is free.
+    """
 
     __slots__ = ("_limit", "count")
 
@@ -88,20 +107,13 @@ class Pool:
         self._limit = limit
         self.count = 0
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Takes one slot for the block.
-
-        Raises:
-            PomeloError: overloaded.
-        """
+    def __enter__(self) -> None:
         if self.count >= self._limit:
             raise PomeloError("overloaded")
         self.count += 1
-        try:
-            yield
-        finally:
-            self.count -= 1
+
+    def __exit__(self, *error: object) -> None:
+        self.count -= 1
 
 
 class NewestFirst:
@@ -192,7 +204,8 @@ class NewestFirst:
 
 
 class ServerState:
-    """The state that the calls of one gRPC server share."""
+    """The state that the calls of one gRPC server share. `no_key`, `slow_message` and `slow_chunk` are the
+    errors of calls that exceed their times."""
 
     def __init__(
         self,
@@ -206,6 +219,9 @@ class ServerState:
         self.proof = proof or GatewayProof()
         self.limits = limits
         self.connections = connections or ConnectionObserver()
+        self.no_key = _late("A call without a key ends after", limits.unauthenticated_time, "Send a key")
+        self.slow_message = _late("The message did not arrive within", limits.read_time, "Send it faster")
+        self.slow_chunk = _late("No message arrived for", limits.chunk_time, "Send without such pauses")
         self.running = Running()
         self.unauthenticated = Pool(limits.unauthenticated)
         self.unauthenticated_reads = NewestFirst(limits.unauthenticated_reads)
@@ -214,3 +230,7 @@ class ServerState:
         self.lookups = Pool(limits.lookups)
         self.reads = FairSemaphore(limits.reads)
         self.uploads = FairSemaphore(limits.uploads)
+
+
+def _late(what: str, seconds: float, advice: str) -> TimeoutReason:
+    return TimeoutReason("deadline_exceeded", f"{what} {seconds:g} seconds. {advice}", seconds)

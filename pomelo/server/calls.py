@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -42,9 +43,7 @@ class FrontEnd(ServerState):
         for method in service.methods:
             serve = _serve(method, getattr(servicer, method.name))
             if method.server_streaming:
-                handler = grpc.stream_stream_rpc_method_handler(
-                    self._handler(serve), response_serializer=_serialize
-                )
+                handler = grpc.stream_stream_rpc_method_handler(self._handler(serve))
             else:
                 handler = grpc.stream_unary_rpc_method_handler(self._handler(serve))
             methods[method.name] = handler
@@ -76,7 +75,7 @@ class FrontEnd(ServerState):
 
         async def handle(request: Any, context: Any) -> Any:
             async def serve(rpc: Rpc) -> Any:
-                rpc.scope.reschedule(None)
+                rpc.scope.reschedule(math.inf)
                 return await method(request)
 
             outcome = await self.outcome(context, serve)
@@ -90,10 +89,28 @@ class FrontEnd(ServerState):
         """Runs a call. Returns its response, or the arguments with which to abort it."""
         rpc = Rpc(self, context)
         try:
-            error = await self._attempt(rpc, serve)
-            if error is None:
+            try:
+                with rpc.scope:
+                    response = await serve(rpc)
+            except PomeloError as failure:
+                error = without_traceback(failure)
+            except TimeoutError as failure:
+                expired = rpc.scope.expired
+                error = rpc.timeout_error.error() if expired else _unexpected_error(rpc.call, failure)
+            except asyncio.CancelledError:
+                if is_cancelled():
+                    raise
+                # Something that the call awaited was cancelled, not the call. Its caller still waits for a
+                # response.
+                log.error("request %s failed: something that it awaited was cancelled", rpc.call.request_id)
+                error = PomeloError("internal_error")
+            except grpc.aio.BaseError:  # the caller has left
+                raise
+            except Exception as failure:
+                error = _unexpected_error(rpc.call, failure)
+            else:
                 rpc.close()
-                return rpc.response
+                return response
             if rpc.visit is not None and rpc.refuses_body(error):
                 error = without_traceback(await rpc.visit.refuse(error, rpc.model))
             return rpc.refusal(error)
@@ -105,34 +122,6 @@ class FrontEnd(ServerState):
             raise
         finally:
             rpc.end()
-
-    async def _attempt(self, rpc: Rpc, serve: Method) -> PomeloError | None:
-        """Serves a call. Returns the error it failed with, None if it succeeded.
-
-        Raises:
-            asyncio.CancelledError, grpc.aio.BaseError: the caller has left.
-        """
-        try:
-            async with rpc.scope:
-                rpc.response = await serve(rpc)
-        except PomeloError as error:
-            return without_traceback(error)
-        except TimeoutError as error:
-            if rpc.scope.expired():
-                return rpc.timeout_error.error()
-            return _unexpected_error(rpc.call, error)
-        except asyncio.CancelledError:
-            if is_cancelled():
-                raise
-            # Something that the call awaited was cancelled, not the call. Its caller still waits for a
-            # response.
-            log.error("request %s failed: something that it awaited was cancelled", rpc.call.request_id)
-            return PomeloError("internal_error")
-        except grpc.aio.BaseError:
-            raise
-        except Exception as error:
-            return _unexpected_error(rpc.call, error)
-        return None
 
 
 class _UnknownMethod(grpc.GenericRpcHandler):  # type: ignore[misc]

@@ -53,11 +53,11 @@ class HealthServicer:
         with rpc.without_key():
             request = await rpc.small_message(health_pb2.HealthCheckRequest)
             if request.service not in self._services:
-                await rpc.write(_Status(status=_Status.SERVICE_UNKNOWN))
+                await rpc.send(_Status(status=_Status.SERVICE_UNKNOWN))
                 await self._draining.wait()
                 return
             first = self._response()
-            await rpc.write(first)
+            await rpc.send(first)
             if first.status == _Status.SERVING:  # the server may have started to drain during the write
                 await self._draining.wait()
-                await rpc.write(self._response())
+                await rpc.send(self._response())

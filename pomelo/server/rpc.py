@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from pomelo.call import CHARGED_HEADER, Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
+from pomelo.process import CancelScope
 from pomelo.server import field_limit
-from pomelo.server.call_limits import ServerState
+from pomelo.server.call_limits import ServerState, TimeoutReason
 from pomelo.server.messages import check_request, check_size, parse
 from pomelo.service import Visit
 from pomelo.status import OPEN_KEY, REFUSED_KEY, details_metadata, retry_metadata, status_code, to_status
@@ -26,21 +28,6 @@ _DISCARD_TIME = 1.0
 
 _RESET_TIME = 0.25
 """A call that is cancelled within so many seconds counts as a reset, even if its message was read."""
-
-
-class TimeoutReason(NamedTuple):
-    """The error of a call whose time is over: its code and message (empty: the default of the code),
-    and the limit in seconds that the message names."""
-
-    code: str
-    message: str = ""
-    seconds: float | None = None
-
-    def error(self) -> PomeloError:
-        """Returns the error."""
-        values = None if self.seconds is None else {"timeoutSeconds": f"{self.seconds:g}"}
-        return PomeloError(self.code, self.message, values=values)
-
 
 _DEADLINE = TimeoutReason("deadline_exceeded")
 _TOO_MANY_MESSAGES = TimeoutReason(
@@ -63,9 +50,9 @@ class Rpc:
     """One gRPC call: its `Call`, its messages, and its response."""
 
     __slots__ = (
-        "_accepted", "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size",
-        "_started", "call", "gateway", "model", "refused_body", "response", "scope", "timeout_error",
-        "trusted", "visit",
+        "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size", "_started",
+        "accepted", "call", "gateway", "model", "refused_body", "scope", "timeout_error", "trusted", "visit",
+        "write",
     )  # fmt: skip
 
     def __init__(self, front: ServerState, context: Any) -> None:
@@ -74,9 +61,12 @@ class Rpc:
         self._front = front
         self._context = context
         self._peer: str = context.peer()
-        self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
-        self._accepted = False
+        self._loop = loop = asyncio.get_running_loop()
+        self._started = started = loop.time()
+        self.accepted = False
+        """Whether the initial metadata of a stream were sent."""
+        self.write: Callable[[bytes], Awaitable[None]] = context.write
+        """Sends one serialized message of a stream; waits until the caller reads."""
         self._authenticated = False
         self._read = False
         self._served = False
@@ -95,20 +85,18 @@ class Rpc:
         )
         self.refused_body: str = metadata.get(REFUSED_KEY, "") if self.trusted else ""
         """The error and size of a body that a gateway has refused itself, as in `REFUSED_KEY`."""
-        self.response: bytes | None = None
-        """The response that the method returned."""
         self.model = ""
         """The model that the message names, empty until the message was read."""
         self.visit: Visit | None = None
         """None until the call is admitted."""
         self.timeout_error = _DEADLINE
         """The error of the call when `scope` expires."""
-        seconds = front.limits.unauthenticated_time
-        when = min(self.call.deadline, self._started + seconds)
+        when = started + front.limits.unauthenticated_time
         if when < self.call.deadline:
-            message = f"A call without a key ends after {seconds:g} seconds. Send a key"
-            self.timeout_error = TimeoutReason("deadline_exceeded", message, seconds)
-        self.scope = asyncio.timeout_at(when)
+            self.timeout_error = front.no_key
+        else:
+            when = self.call.deadline
+        self.scope = CancelScope(when)
 
     # --- authentication
 
@@ -118,15 +106,14 @@ class Rpc:
         Raises:
             PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
         """
-        access = self._front.access
-        assert access is not None
-        connections = self._front.connections
-        connections.checking(self._peer)
+        front, peer = self._front, self._peer
+        assert front.access is not None
+        front.connections.checking(peer)
         try:
-            with self._front.lookups.slot():
-                self.visit = await access.admit(self.call)
+            with front.lookups:
+                self.visit = await front.access.admit(self.call)
         finally:
-            connections.checked(self._peer)
+            front.connections.checked(peer)
             if self.call.principal is not None:  # the key is valid, even if the account has too many calls
                 self._authenticate()
 
@@ -166,10 +153,10 @@ class Rpc:
             yield
         elif self.trusted:
             self.unlimit()
-            with self._front.forwarded.slot():
+            with self._front.forwarded:
                 yield
         else:
-            with self._front.unauthenticated.slot():
+            with self._front.unauthenticated:
                 yield
 
     def signed(self) -> None:
@@ -180,13 +167,13 @@ class Rpc:
 
     def unlimit(self) -> None:
         """Applies no limit but the call's own deadline, which the services enforce."""
-        if not self.scope.expired():
+        if not self.scope.expired:
             self.timeout_error = _DEADLINE
             self.scope.reschedule(self.call.deadline + _GRACE)
 
     def _until(self, when: float, reason: TimeoutReason) -> None:
         """Ends the call at that time, or at its deadline if that is earlier."""
-        if self.scope.expired():
+        if self.scope.expired:
             return
         if when < self.call.deadline:
             self.timeout_error = reason
@@ -194,19 +181,16 @@ class Rpc:
             when, self.timeout_error = self.call.deadline, _DEADLINE
         self.scope.reschedule(when)
 
-    async def _acquire(self, semaphore: FairSemaphore, until: float, reason: TimeoutReason) -> None:
-        """Waits for a slot of the account. The call ends at `until`: as overloaded while it waits, then with
-        `reason`."""
-        owner = self._owner
-        if semaphore.full(owner):
-            self._until(until, _TOO_MANY_MESSAGES)
-        await semaphore.acquire(owner)
-        self._until(until, reason)
-
-    @property
-    def _owner(self) -> str:
+    async def _acquire(self, semaphore: FairSemaphore, until: float, reason: TimeoutReason) -> str:
+        """Waits for a slot of the account, and returns the account. The call ends at `until`: as overloaded
+        while it waits, then with `reason`."""
         principal = self.call.principal
-        return principal.account if principal is not None else ""
+        owner = "" if principal is None else principal.account
+        if not semaphore.take(owner):
+            self._until(until, _TOO_MANY_MESSAGES)
+            await semaphore.acquire(owner)
+        self._until(until, reason)
+        return owner
 
     # --- requests
 
@@ -218,17 +202,12 @@ class Rpc:
         """
         assert self.visit is not None
         front = self._front
-        seconds = front.limits.read_time
-        message = f"The message did not arrive within {seconds:g} seconds. Send it faster"
-        reason = TimeoutReason("deadline_exceeded", message, seconds)
-        await self._acquire(front.reads, self._started + seconds, reason)
+        until = self._started + front.limits.read_time
+        owner = await self._acquire(front.reads, until, front.slow_message)
         try:
-            data = await self._receive_first()
-            self.visit.reserve(len(data))
-            check_size(data, front.limits.message)
-            await self._end_of_messages()
+            data = await self._only_message(front.limits.message, self.visit)
         finally:
-            front.reads.release(self._owner)
+            front.reads.release(owner)
         self.unlimit()
         request = check_request(parse(data, message_type))
         self._served = True
@@ -243,9 +222,8 @@ class Rpc:
         """
         front = self._front
         async with (front.health_reads if health else front.unauthenticated_reads).slot():
-            data = await self._receive_first()
-            await self._end_of_messages()
-        return parse(check_size(data), message_type)
+            data = await self._only_message(field_limit.SMALL_MESSAGE)
+        return parse(data, message_type)
 
     async def next_message(self, message_type: Any) -> Any:
         """Receives and parses the next message of a stream; None at its end. Without a key it must be small.
@@ -264,7 +242,7 @@ class Rpc:
         grpc.aio's client forgets the status that it received when one of its writes fails, so an upload that
         is about to end gets the time to do so. A gateway does not need this.
         """
-        if self.trusted or self.scope.expired():
+        if self.trusted or self.scope.expired:
             return
         with suppress(TimeoutError, PomeloError):
             async with asyncio.timeout(_DISCARD_TIME):
@@ -277,19 +255,16 @@ class Rpc:
         if self.visit is None:
             async with front.unauthenticated_reads.slot():
                 return await self._receive()
-        seconds = front.limits.chunk_time
-        message = f"No message arrived for {seconds:g} seconds. Send without such pauses"
-        until = self._loop.time() + seconds
-        reason = TimeoutReason("deadline_exceeded", message, seconds)
+        until = self._loop.time() + front.limits.chunk_time
         if self.trusted:  # a gateway's uploads are as slow as its callers', and its messages are small
-            self._until(until, reason)
+            self._until(until, front.slow_chunk)
             data = await self._receive()
         else:
-            await self._acquire(front.uploads, until, reason)
+            owner = await self._acquire(front.uploads, until, front.slow_chunk)
             try:
                 data = await self._receive()
             finally:
-                front.uploads.release(self._owner)
+                front.uploads.release(owner)
         self.unlimit()
         return data
 
@@ -303,26 +278,27 @@ class Rpc:
         self._front.connections.received(self._peer, len(data))
         return bytes(data)
 
-    async def _receive_first(self) -> bytes:
+    async def _only_message(self, limit: int, visit: Visit | None = None) -> bytes:
+        """Receives the single message of a call, of at most `limit` bytes, which `visit` counts."""
         data = await self._receive()
         if data is None:
             raise PomeloError("invalid_body", "No message was sent. Send one")
-        return data
-
-    async def _end_of_messages(self) -> None:
+        if visit is not None:
+            visit.reserve(len(data))
+        check_size(data, limit)
         if await self._context.read() is not grpc.aio.EOF:
             raise PomeloError("invalid_body", "More than one message was sent. Send one")
+        return data
 
     # --- responses
 
     async def open(self) -> None:
-        """Accepts a stream: sends `call.response_headers` as initial metadata, once."""
-        if not self._accepted:
-            self._accepted = True
-            pairs = _pairs(self.call.response_headers)
-            if self.gateway:
-                pairs.append((OPEN_KEY, "1"))
-            await self._context.send_initial_metadata(pairs)
+        """Accepts a stream: sends `call.response_headers` as initial metadata. Call it once."""
+        self.accepted = True
+        pairs = _pairs(self.call.response_headers)
+        if self.gateway:
+            pairs.append((OPEN_KEY, "1"))
+        await self._context.send_initial_metadata(pairs)
 
     async def probe(self) -> None:
         """Sends empty initial metadata.
@@ -332,13 +308,13 @@ class Rpc:
         """
         await self._context.send_initial_metadata(())
 
-    async def write(self, message: Any) -> None:
+    async def send(self, message: Message) -> None:
         """Sends one message of a stream; waits until the caller reads."""
-        await self._context.write(message)
+        await self.write(message.SerializeToString())
 
     def close(self) -> None:
         """Sets the trailing metadata of a successful call to the headers that were not sent yet."""
-        pairs = _pairs(self.call.response_trailers if self._accepted else self.call.response_headers)
+        pairs = _pairs(self.call.response_trailers if self.accepted else self.call.response_headers)
         if pairs:
             self._context.set_trailing_metadata(pairs)
 
@@ -346,8 +322,8 @@ class Rpc:
         """Returns the arguments of `abort` for an error. Unless the stream was accepted, all headers are
         trailing metadata: clients retry only calls that fail before anything else was sent."""
         status, call = to_status(error), self.call
-        pairs = _pairs(call.response_trailers if self._accepted else call.response_headers)
-        if not self._accepted:
+        pairs = _pairs(call.response_trailers if self.accepted else call.response_headers)
+        if not self.accepted:
             pairs += retry_metadata(error)
         return status_code(error), status.message, (*details_metadata(status), *pairs)
 
@@ -367,7 +343,7 @@ class Rpc:
     def refuses_body(self, error: PomeloError) -> bool:
         """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
         refuses a large message."""
-        if self._accepted or CHARGED_HEADER in self.call.response_headers:
+        if self.accepted or CHARGED_HEADER in self.call.response_headers:
             return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
             return True
@@ -387,5 +363,17 @@ class Rpc:
             self._front.connections.reset(self._peer)
 
 
+class _Keys(dict[str, str]):
+    """The names of headers -> their keys in metadata. There are few, as no caller can name one."""
+
+    def __missing__(self, name: str) -> str:
+        key = self[name] = name.lower()
+        return key
+
+
+_KEYS = _Keys()
+
+
 def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(name.lower(), value) for name, value in headers.items()]
+    keys = _KEYS
+    return [(keys[name], value) for name, value in headers.items()]

@@ -54,7 +54,8 @@ class TaskServicer:
                 await rpc.open()
             async for event in events:
                 # Not before the first event: clients retry only calls that fail without initial metadata.
-                await rpc.open()
+                if not rpc.accepted:
+                    await rpc.open()
                 await rpc.write(_stream_response(event))
 
 
@@ -115,9 +116,9 @@ class MediaServicer:
             ):
                 rpc.signed()
                 await rpc.open()
-                await rpc.write(media_pb.DownloadMediaResponse(media=media))
+                await rpc.send(media_pb.DownloadMediaResponse(media=media))
                 async for chunk in chunks:
-                    await rpc.write(media_pb.DownloadMediaResponse(chunk=chunk))
+                    await rpc.send(media_pb.DownloadMediaResponse(chunk=chunk))
 
 
 class ReflectionServicer:
@@ -132,7 +133,7 @@ class ReflectionServicer:
         with rpc.without_key():
             while (request := await rpc.next_message(ServerReflectionRequest)) is not None:
                 for response in self._inner.ServerReflectionInfo(iter((request,)), None):
-                    await rpc.write(response)
+                    await rpc.send(response)
 
 
 async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> AsyncIterator[bytes]:

@@ -95,13 +95,13 @@ async def test_a_watcher_receives_a_drain_that_begins_during_its_first_message(
         open_server(app.services, ServerOptions("127.0.0.1:0", grace=30)) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
-        write = Rpc.write
+        write = Rpc.send
 
         async def drain_after_write(rpc: Rpc, message: Any) -> None:
             await write(rpc, message)
             server.drain()
 
-        monkeypatch.setattr(Rpc, "write", drain_after_write)
+        monkeypatch.setattr(Rpc, "send", drain_after_write)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert [response.status async for response in watch] == [SERVING, NOT_SERVING]
 

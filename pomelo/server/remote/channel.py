@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +21,11 @@ from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_pb2 import TaskEvent
+from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.origin import GatewayProof
-from pomelo.process import is_cancelled
+from pomelo.process import CancelScope, is_cancelled
 from pomelo.server.remote.watch import ServerWatch
 from pomelo.status import OPEN_KEY, from_rpc_error, header_name
 from pomelo.turns import Turn
@@ -88,13 +90,19 @@ class Tls:
 class Connection:
     """One connection, its stubs, and the number of calls on it. As a context manager it counts one call."""
 
-    __slots__ = ("_proof", "_watch", "accounts", "calls", "media", "models", "tasks")
+    __slots__ = ("_proof", "_watch", "accounts", "calls", "media", "models", "stream_task", "tasks")
 
     def __init__(self, channel: Any, proof: GatewayProof, watch: ServerWatch) -> None:
         self.calls = 0
         self._proof = proof
         self._watch = watch
         self.tasks = TaskServiceStub(channel)
+        self.stream_task = channel.unary_stream(
+            "/pomelo.v1.TaskService/StreamTask",
+            request_serializer=StreamTaskRequest.SerializeToString,
+            response_deserializer=_event,
+        )
+        """StreamTask, whose messages are the events."""
         self.models = ModelServiceStub(channel)
         self.media = MediaServiceStub(channel)
         self.accounts = AccountServiceStub(channel)
@@ -213,7 +221,7 @@ async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
     Raises:
         PomeloError: the RPC failed.
     """
-    with _translated_errors():
+    with _TRANSLATED_ERRORS:
         try:
             response = await rpc
         except grpc.aio.AioRpcError as last:
@@ -246,7 +254,7 @@ class Messages(AsyncIterator[M]):
         Raises:
             PomeloError: the server refused the call.
         """
-        with _translated_errors():
+        with _TRANSLATED_ERRORS:
             metadata = await self._rpc.initial_metadata()
         _fill(self._call, metadata)
         if OPEN_KEY not in metadata:
@@ -274,39 +282,54 @@ class Messages(AsyncIterator[M]):
         return message
 
 
-@asynccontextmanager
-async def until_deadline(call: Call) -> AsyncIterator[None]:
+@contextmanager
+def until_deadline(call: Call) -> Iterator[None]:
     """Ends the body shortly after the call's deadline.
 
     Raises:
         PomeloError: deadline_exceeded.
     """
-    scope = asyncio.timeout_at(call.deadline + _GRACE)
+    scope = CancelScope(call.deadline + _GRACE)
     try:
-        async with scope:
+        with scope:
             yield
     except TimeoutError as error:
-        if scope.expired():
+        if scope.expired:
             raise PomeloError("deadline_exceeded") from error
         raise
 
 
 def _fill(call: Call, metadata: Iterable[tuple[str, Any]] | None) -> None:
-    for key, value in metadata or ():
+    if metadata is None:
+        return
+    headers = call.response_headers
+    for key, value in metadata:
         name = header_name(key)
         if name is not None:
-            call.response_headers[name] = value
+            headers[name] = value
 
 
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from None
-    except asyncio.CancelledError:
-        if is_cancelled():
-            raise
-        raise PomeloError("shutting_down") from None  # the channel was closed under the call
-    except grpc.aio.BaseError as error:
-        raise PomeloError("internal_error") from error
+class _TranslatedErrors:
+    """Raises the errors of the body as PomeloErrors."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        match error:
+            case grpc.aio.AioRpcError():
+                raise from_rpc_error(error) from None
+            case asyncio.CancelledError() if not is_cancelled():
+                raise PomeloError("shutting_down") from None  # the channel was closed under the call
+            case grpc.aio.BaseError():
+                raise PomeloError("internal_error") from error
+
+
+_TRANSLATED_ERRORS = _TranslatedErrors()
+
+
+def _event(data: bytes) -> TaskEvent:
+    """Parses a StreamTaskResponse."""
+    return StreamTaskResponse.FromString(data).event

@@ -48,7 +48,7 @@ class RemoteMedia:
         with self._pool.pick() as connection:
             rpc = connection.media.UploadMedia(**connection.arguments(call))
             try:
-                async with until_deadline(call):
+                with until_deadline(call):
                     errors = await _send(rpc, content_type, chunks)
                     response = await unary(rpc, call, errors)
             finally:
@@ -93,7 +93,7 @@ class RemoteMedia:
             rpc = connection.media.DownloadMedia(request, **connection.arguments(call))
             messages: Messages[DownloadMediaResponse] = Messages(rpc, call, self._turns.stream())
             try:
-                async with until_deadline(call):
+                with until_deadline(call):
                     await messages.accepted()
                     first = await anext(messages)
                     yield first.media, _Chunks(messages)

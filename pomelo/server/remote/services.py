@@ -22,7 +22,6 @@ from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import (
     RunTaskRequest,
     StreamTaskRequest,
-    StreamTaskResponse,
     TaskOptions,
 )
 from pomelo.in_flight import InFlight, InFlightLimits, Ticket
@@ -134,28 +133,20 @@ class RemoteTasks:
         _keep_upload(spec, call)
         request = StreamTaskRequest(spec=spec, options=options)
         with self._pool.pick() as connection:
-            rpc = connection.tasks.StreamTask(request, **connection.arguments(call))
-            messages: Messages[StreamTaskResponse] = Messages(rpc, call, self._turns.stream())
+            rpc = connection.stream_task(request, **connection.arguments(call))
+            events: Messages[TaskEvent] = Messages(rpc, call, self._turns.stream())
             try:
-                async with until_deadline(call):
-                    await messages.accepted()
-                    yield _Events(messages)
+                with until_deadline(call):
+                    await events.accepted()
+                    yield events
             finally:
                 rpc.cancel()
 
 
-class _Events(AsyncIterator[TaskEvent]):
-    """The events of the messages of a stream."""
-
-    def __init__(self, messages: Messages[StreamTaskResponse]) -> None:
-        self._next = messages.__anext__
-
-    async def __anext__(self) -> TaskEvent:
-        return (await self._next()).event
-
-
 def _keep_upload(spec: TaskSpec, call: Call) -> None:
     """Keeps the upload of a task: the server deletes it when the task ends or is refused."""
+    if not call.at_end:
+        return
     task_input = getattr(spec, spec.WhichOneof("input") or "text")
     if "audio" in task_input.DESCRIPTOR.fields_by_name and task_input.audio.media_id:
         call.at_end.clear()

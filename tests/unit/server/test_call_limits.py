@@ -21,11 +21,11 @@ async def take(limiter: NewestFirst) -> None:
 
 def test_a_pool_refuses_calls_above_its_limit() -> None:
     pool = Pool(1)
-    with pool.slot():
-        with pytest.raises(PomeloError, match="more requests") as caught, pool.slot():
+    with pool:
+        with pytest.raises(PomeloError, match="more requests") as caught, pool:
             pass
         assert caught.value.code == "overloaded"
-    with pool.slot():
+    with pool:
         assert pool.count == 1
 
 
@@ -177,7 +177,7 @@ async def test_a_timeout_of_a_call_itself_is_not_reported_as_overloaded() -> Non
 def test_a_slot_of_a_pool_is_released_after_a_failure() -> None:
     pool = Pool(1)
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), pool.slot():
+        with pytest.raises(ZeroDivisionError), pool:
             raise ZeroDivisionError
     assert pool.count == 0
 
@@ -215,7 +215,7 @@ async def capacity(limit: Pool | NewestFirst | FairSemaphore) -> int:
             await limit.acquire("owner")
             inside += 1
         elif isinstance(limit, Pool):
-            with limit.slot():
+            with limit:
                 inside += 1
                 await leave.wait()
         else:

@@ -1,0 +1,127 @@
+"""A scope that ends its body at a time that may change."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+import pytest
+
+from pomelo.process import CancelScope
+from tests.unit.loop import iterations
+
+now = asyncio.get_running_loop
+
+
+async def run(scope: CancelScope, begin: Callable[[], None], then: BaseException | None = None) -> None:
+    """Calls `begin` in the scope and waits there for ever; raises `then` in place of the cancellation."""
+    with scope:
+        begin()
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            if then is not None:
+                raise then from None
+            raise
+
+
+async def ends_after(scope: CancelScope, begin: Callable[[], None] = lambda: None) -> float:
+    """Returns the seconds after which the scope has ended a body that waits for ever."""
+    start = now().time()
+    with pytest.raises(TimeoutError):
+        await run(scope, begin)
+    assert scope.expired
+    return now().time() - start
+
+
+async def test_a_body_ends_at_its_time_and_its_task_goes_on() -> None:
+    assert 0.08 < await ends_after(CancelScope(now().time() + 0.1)) < 2
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+    await asyncio.sleep(0)
+
+
+async def test_a_body_that_is_late_already_ends_when_it_waits() -> None:
+    assert await ends_after(CancelScope(now().time() - 5)) < 2
+
+
+@pytest.mark.parametrize("first", [math.inf, 0.02, 5.0])
+async def test_the_last_time_counts_whether_it_is_earlier_or_later(first: float) -> None:
+    start = now().time()
+    scope = CancelScope(start + first)
+
+    def move() -> None:
+        for seconds in (4.0, 0.05, 3.0, 0.1):
+            scope.reschedule(start + seconds)
+
+    assert 0.08 < await ends_after(scope, move) < 2
+
+
+async def test_a_time_that_was_moved_away_ends_nothing() -> None:
+    start = now().time()
+    scope = CancelScope(start + 0.05)
+    with scope:
+        scope.reschedule(start + 5)
+        await asyncio.sleep(0.1)
+    assert not scope.expired
+
+
+async def test_a_body_without_a_time_is_not_ended() -> None:
+    errors: list[object] = []
+    now().set_exception_handler(lambda _, context: errors.append(context))
+    scope = CancelScope(now().time() + 0.02)
+    with scope:
+        scope.reschedule(math.inf)
+        await asyncio.sleep(0.06)
+    with CancelScope():
+        await asyncio.sleep(0.01)
+    assert (scope.expired, errors) == (False, [])
+
+
+async def test_a_body_that_ended_is_not_cancelled_later() -> None:
+    scope = CancelScope(now().time() + 0.04)
+    with scope:
+        scope.reschedule(now().time() + 0.02)
+        await asyncio.sleep(0)
+    scope.reschedule(-1)
+    await asyncio.sleep(0.08)
+    assert not scope.expired
+
+
+async def test_an_error_of_the_body_is_raised_even_when_its_time_is_over() -> None:
+    scope = CancelScope(now().time() + 0.01)
+    with pytest.raises(KeyError):
+        await run(scope, lambda: None, KeyError())
+    assert scope.expired
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling(), "the cancellation was taken back"
+
+
+async def test_a_body_that_ends_slowly_is_not_cancelled_again() -> None:
+    async def end_slowly() -> None:
+        with scope:
+            try:
+                await asyncio.sleep(10)
+            finally:
+                scope.reschedule(-1)
+                await iterations(10)
+                ended.append(True)
+
+    scope = CancelScope(0)
+    ended: list[bool] = []
+    with pytest.raises(TimeoutError):
+        await end_slowly()
+    assert ended
+
+
+@pytest.mark.parametrize("seconds", [-5, 10])
+async def test_the_cancellation_of_the_task_is_no_timeout(seconds: float) -> None:
+    def cancel() -> None:  # in the iteration in which a late scope ends its body
+        now().call_soon(task.cancel)
+
+    task = asyncio.create_task(run(CancelScope(now().time() + seconds), cancel))
+    await asyncio.wait({task})
+    assert task.cancelled()
