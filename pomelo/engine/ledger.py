@@ -13,7 +13,7 @@ from pomelo import money
 from pomelo.accounts.plans import Plan
 from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog.catalog import Model
-from pomelo.catalog.pricing import encode_prices, max_cost
+from pomelo.catalog.pricing import max_cost
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.limits import SHARES, CallLimits, LimitedCall
 from pomelo.engine.reservation import Reservation
@@ -121,7 +121,7 @@ class Ledger:
                 raise limits.refusal(outcome, request.minimum, now)
             void = partial(self.store.void, draft.wallet, draft.task_id)
             voiding = self.operations.run_in_background(draft.task_id, void)
-            await self.operations.outcome(lambda: asyncio.shield(voiding))
+            await self.operations.finished(voiding)
         finally:
             self.operations.release(draft.task_id)
 
@@ -158,7 +158,7 @@ class Ledger:
             task_type=accepted.definition.name,
             user=accepted.user,
             metadata=accepted.metadata,
-            prices=encode_prices(prices),
+            prices=prices.encoded,
             price_version=accepted.price_version,
             at=self.now(),
         )
@@ -193,7 +193,7 @@ class Ledger:
     async def _reserve(self, request: ReserveRequest) -> Reserved | Refused | ReplayedAnswer:
         reserving = self.operations.start(partial(self.store.reserve, request))
         try:
-            return await self.operations.outcome(lambda: asyncio.shield(reserving))
+            return await self.operations.finished(reserving)
         except LostReservationError as error:
             raise PomeloError("store_unavailable") from error  # it was voided before
         except (PomeloError, asyncio.CancelledError):
@@ -214,7 +214,6 @@ class Ledger:
         call. `reconcile` ends what is left.
         """
         self.operations.acquire(draft.task_id)
-        self.operations.track(reserving)
 
         def done(future: asyncio.Future[Reserved | Refused | ReplayedAnswer]) -> None:
             if future.cancelled():
@@ -225,7 +224,10 @@ class Ledger:
                 self.refund(draft)
             self.operations.release(draft.task_id)
 
-        reserving.add_done_callback(done)
+        if reserving.done():
+            done(reserving)
+        else:
+            reserving.add_done_callback(done)
 
     # --- while tasks run
 
