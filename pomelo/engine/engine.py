@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from pomelo.engine.job import AcceptedJob
 from pomelo.engine.ledger import Ledger
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.results import new_result, started_event, write_usage
-from pomelo.engine.routing import Router
+from pomelo.engine.routing import Events, Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -58,17 +58,25 @@ class Engine:
             if isinstance(reservation, idempotency.ReplayedTask):
                 return reservation.result
             collector = self._collect(reservation)
-            turn = self._turns.stream()
-            async with self._life(reservation, collector) as deadline:
-                async with aclosing(self._events(reservation)) as events:
-                    async for event in events:
-                        if turn.over():
-                            await turn.next()
-                        collector.add(event)
+            deadline = _Deadline(reservation)
+            try:
+                answer = await self._start(reservation)
+                if isinstance(answer, TaskEvent):
+                    collector.add(answer)
+                else:
+                    await self._add_all(answer, collector)
                 result = new_result(reservation.job, accepted.created)
                 report_adjustments(call, result.adjustments)  # a later route may have taken over
                 collector.finish(result)
                 await self._settle(reservation, collector, result, deadline)
+            except BaseException as error:
+                failure = await self._failed(reservation, collector, deadline, error)
+                if failure is error:
+                    raise
+                raise failure from error
+            finally:
+                collector.close()
+                reservation.release()
             return result
         finally:
             self._delete_upload(spec, call, principal)
@@ -87,11 +95,19 @@ class Engine:
                     yield events
                 return
             collector = self._collect(reservation)
-            async with (
-                self._life(reservation, collector) as deadline,
-                aclosing(self._stream(call, reservation, collector, deadline)) as events,
-            ):
-                yield events
+            deadline = _Deadline(reservation)
+            try:
+                async with aclosing(self._stream(call, reservation, collector, deadline)) as events:
+                    yield events
+            except BaseException as error:
+                failure = await self._failed(reservation, collector, deadline, error)
+                if failure is error:
+                    raise
+                raise failure from error
+            finally:
+                deadline.stop()
+                collector.close()
+                reservation.release()
         finally:
             self._delete_upload(spec, call, principal)
 
@@ -174,53 +190,51 @@ class Engine:
             reservation.release()
             raise
 
-    @asynccontextmanager
-    async def _life(self, reservation: Reservation, collector: Collector) -> AsyncIterator[asyncio.Timeout]:
-        """Bounds a task by its deadline, and ends its reservation however it is left.
-
-        Raises:
-            PomeloError: deadline_exceeded; store_unavailable if the store took this process for dead.
-        """
-        deadline = asyncio.timeout_at(reservation.job.deadline)
-        reservation.on_lost = partial(_expire, deadline)
-        try:
-            try:
-                async with deadline:
-                    yield deadline
-            finally:
-                collector.close()
-        except TimeoutError as error:
+    async def _failed(
+        self, reservation: Reservation, collector: Collector, deadline: _Deadline, error: BaseException
+    ) -> BaseException:
+        """Ends the reservation of a task that `error` ended, and returns the error to raise: `error`, or
+        deadline_exceeded, or store_unavailable if the store took this process for dead."""
+        collector.close()
+        if deadline.ended_by(error):
             await reservation.fail()
-            if not deadline.expired():
-                raise  # an error of the same name from elsewhere
-            raise PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded") from error
-        except Exception as error:
+            return PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded")
+        if isinstance(error, Exception):
             if _not_begun(error) and not reservation.output_bytes:
                 await reservation.refuse()
             else:
                 await reservation.fail()
-            raise
-        finally:
-            reservation.release()
+        return error
 
-    def _events(self, reservation: Reservation) -> AsyncGenerator[TaskEvent, None]:
+    async def _start(self, reservation: Reservation) -> TaskEvent | Events:
         accepted = reservation.accepted
-        return self._router.events(
+        return await self._router.start(
             reservation.job,
             accepted.candidates,
             reservation.record_route,
             account=accepted.principal.account,
         )
 
+    async def _add_all(self, events: Events, collector: Collector) -> None:
+        """Collects the events of an answer that is not streamed."""
+        turn = self._turns.stream()
+        async with aclosing(events):
+            async for event in events:
+                if turn.over():
+                    await turn.next()
+                collector.add(event)
+
     async def _stream(
-        self, call: Call, reservation: Reservation, collector: Collector, deadline: asyncio.Timeout
+        self, call: Call, reservation: Reservation, collector: Collector, deadline: _Deadline
     ) -> AsyncGenerator[TaskEvent, None]:
         """The events in the contract's order, numbered: `started` with the first one, `completed` last."""
         reservation.bill_partially(collector)
         created = reservation.accepted.created
         number = 0
         turn = self._turns.stream()
-        async with aclosing(self._events(reservation)) as events:
+        answer = await self._start(reservation)
+        assert not isinstance(answer, TaskEvent)  # which is for whole answers
+        async with aclosing(answer) as events:
             async for event in events:
                 if turn.over():
                     await turn.next()
@@ -252,7 +266,7 @@ class Engine:
         yield TaskEvent(sequence_number=number + 1, completed=result)
 
     async def _settle(
-        self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: asyncio.Timeout
+        self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: _Deadline
     ) -> None:
         """Charges a finished task, writes its usage and cost into its result, and stores its answer if it has
         an Idempotency-Key. The deadline no longer applies: what is charged is delivered.
@@ -260,9 +274,9 @@ class Engine:
         Raises:
             PomeloError: store_unavailable.
         """
-        if deadline.expired():
-            await asyncio.sleep(0)  # the timeout is raised here
-        deadline.reschedule(None)
+        deadline.stop()
+        if deadline.expired:
+            await asyncio.sleep(0)  # the task is cancelled here
         accepted = reservation.accepted
         if not reservation.output_bytes:
             reservation.record_output(accepted.definition.output_size(result))
@@ -298,6 +312,39 @@ def _not_begun(error: Exception) -> bool:
     return error.retry is not RetryPolicy.NEVER
 
 
-def _expire(deadline: asyncio.Timeout) -> None:
-    with suppress(RuntimeError):  # it is ending anyway
-        deadline.reschedule(0)
+class _Deadline:
+    """Cancels the asyncio task that made it at the deadline of a reservation, or when the store has ended
+    that."""
+
+    __slots__ = ("_cancellations", "_task", "_timer", "expired")
+
+    def __init__(self, reservation: Reservation) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None
+        self._task = task
+        self._cancellations = task.cancelling()
+        self._timer: asyncio.TimerHandle | None = loop.call_at(reservation.job.deadline, self._expire)
+        self.expired = False
+        reservation.on_lost = self._expire
+
+    def _expire(self) -> None:
+        if self._timer is not None:
+            self.stop()
+            self.expired = True
+            self._task.cancel()
+
+    def stop(self) -> None:
+        """Lets the task go on after the deadline. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def ended_by(self, error: BaseException) -> bool:
+        """Stops, and returns whether the deadline raised `error`; if it has cancelled the task, undoes that.
+        Call it once, where the task leaves its deadline."""
+        self.stop()
+        if not self.expired:
+            return False
+        others = self._task.uncancel() > self._cancellations
+        return isinstance(error, TimeoutError) or (isinstance(error, asyncio.CancelledError) and not others)

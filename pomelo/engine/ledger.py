@@ -277,7 +277,8 @@ class Ledger:
             lost = self.running.get(task_id)
             if lost is not None:
                 lost.lost = True
-                lost.on_lost()
+                if lost.on_lost is not None:
+                    lost.on_lost()
 
     async def reconcile(self) -> None:
         """Ends reservations of this process whose tasks are not running, as if the process had died: the

@@ -66,7 +66,7 @@ class Reservation:
         self.first_byte_ms = 0
         self.lost = False
         """Whether the store has ended it, because this process was taken for dead."""
-        self.on_lost: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] | None = None
 
     @property
     def wallet(self) -> Wallet:

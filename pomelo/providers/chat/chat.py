@@ -21,7 +21,7 @@ from pomelo.catalog.catalog import Route
 from pomelo.catalog.rows import Name
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Options, Probe
+from pomelo.providers.base import Event, Job, Options, Probe, one_event
 from pomelo.providers.chat.errors import MEANINGS, read_error_body
 from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
 from pomelo.providers.fitting import Fitting
@@ -124,7 +124,7 @@ class Chat(Vendor):
             UpstreamError: by the error map.
         """
         if not job.stream:
-            return self._request(job)
+            return one_event(self.complete_text, job)
         return stream_text(
             lambda: self._http.stream_events(
                 self._url,
@@ -136,14 +136,15 @@ class Chat(Vendor):
             ChunkStream(self._error_mapping, job.report, reports_cost=self.profile.reports_cost),
         )
 
-    async def _request(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+    async def complete_text(self, job: Job[TextInput]) -> Event:
+        """As `text`, without a stream."""
         completion = await self._http.request_json(
             self._url, self._json_headers, self._body(job), self._error_mapping, surrogates=True
         )
         event = parse_completion(completion, self._error_mapping)
         if self.profile.reports_cost:
             job.report.cost = reported_cost(completion.get("usage"))
-        yield event
+        return event
 
     def _body(self, job: Job[TextInput]) -> bytes:
         return to_json(request(job, self.profile))
