@@ -125,7 +125,7 @@ class Keyring:
             digest = hmac.digest(self._pepper, key.encode("utf-8", "replace"), "sha256")
             if hmac.compare_digest(digest, cached.digest) and self._clock() < cached.expires:
                 principal = cached.principal
-                call.response_headers["X-Pomelo-Mode"] = principal.mode
+                call.response_headers["X-Pomelo-Mode"] = "live" if principal.live else "test"
                 return principal
         raise self._failure(call, f"Invalid API key. {_HINT}")
 

@@ -107,8 +107,7 @@ class Prices:
         can't be known in advance."""
         number = 0
         for from_tokens, _ in self.tiers:
-            if input_tokens >= from_tokens:
-                number += 1
+            number += input_tokens >= from_tokens
         return self._max_prices[number]
 
 

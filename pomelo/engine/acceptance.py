@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,7 +90,8 @@ class Acceptance:
         if not spec.model:
             raise missing("model")
         model = self._access.model(spec.model, principal)
-        call.response_headers |= retirement.headers(model)
+        if model.retires is not None or model.deprecated is not None:
+            call.response_headers |= retirement.headers(model)
         definition = TASK_TYPES[model.task_type]
         which = spec.WhichOneof("input")
         if which is not None and which != definition.name:
@@ -103,10 +103,20 @@ class Acceptance:
             )
         size = spec.ByteSize()
         large = size > LARGE
-        await _examine(large, check_no_unknown_fields, spec, size, "the task")
-        check_no_unknown_fields(options, options.ByteSize(), "the options")
+        if large:
+            await asyncio.to_thread(check_no_unknown_fields, spec, size, "the task")
+        else:
+            check_no_unknown_fields(spec, size, "the task")
+        if size := options.ByteSize():
+            check_no_unknown_fields(options, size, "the options")
         task_input = getattr(spec, definition.name)
-        large = await self._check(task_input, model, definition, call, principal, large)
+        if not large:
+            try:
+                definition.check(task_input, model, _need_file)
+            except _FileNeededError:
+                large = True
+        if large:
+            await self._check_with_files(task_input, model, definition, call, principal)
         check_labels(spec)
         check_enum(options, "delivery", MediaDelivery)
         given = Given(task_input, spec.user)
@@ -121,7 +131,7 @@ class Acceptance:
         key = None
         if call.idempotency_key is not None:
             key = await idempotency.idempotency_key(call.idempotency_key, spec, audio)
-        info = AudioInfo()
+        info = _NO_AUDIO
         if audio is not None:
             measured = await self._measurer.measure(audio, principal.account)
             audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
@@ -129,7 +139,10 @@ class Acceptance:
             if info.exceeds(model):
                 most = model.limits.max_audio_seconds
                 raise invalid("audio", f"audio of at most {most} seconds", maximum=most)
-        estimate = await _examine(large, definition.estimate, billed.input, model, billed.route, info)
+        if large:
+            estimate = await asyncio.to_thread(definition.estimate, billed.input, model, billed.route, info)
+        else:
+            estimate = definition.estimate(billed.input, model, billed.route, info)
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
         stores_media = definition.media_size is not no_media and (
@@ -156,7 +169,7 @@ class Acceptance:
         return AcceptedJob(
             job=job,
             user=spec.user.replace("\0", "\ufffd"),  # which Postgres does not store
-            metadata=encode_metadata(spec.metadata),
+            metadata=encode_metadata(spec.metadata) if spec.metadata else "",
             delivery=options.delivery,
             principal=principal,
             protocol=call.protocol,
@@ -170,34 +183,20 @@ class Acceptance:
             created=int(self._now()),
         )
 
-    async def _check(
-        self,
-        task_input: Any,
-        model: Model,
-        definition: TaskDefinition,
-        call: Call,
-        principal: Principal,
-        large: bool,
-    ) -> bool:
-        """Refuses an input that the model can't take. Returns whether it is large, with its files, which
-        count as if they were inline.
+    async def _check_with_files(
+        self, task_input: Any, model: Model, definition: TaskDefinition, call: Call, principal: Principal
+    ) -> None:
+        """Refuses an input that the model can't take. Its files count as if they were inline.
 
         Raises:
             PomeloError: what is wrong with the input, or with a file; overloaded.
         """
-        if not large:
-            try:
-                definition.check(task_input, model, _need_file)
-                return False
-            except _FileNeededError:
-                pass
         files = _ImageFiles(self._media, principal)
         try:
             await asyncio.to_thread(definition.check, task_input, model, files.read)
         finally:
             call.file_bytes = files.size
             call.reserve(files.size)
-        return True
 
     async def _fit(
         self,
@@ -212,9 +211,13 @@ class Acceptance:
         """The routes that can serve a task, its input as the first of them takes it, and as the route takes
         it by which it is billed and adjusted. With `strict`, only routes without adjustments may take over
         from the first one."""
-        routes: list[Candidate] = []
-        with suppress(PomeloError):  # provider_not_configured, which is refused after the limits and credits
+        try:
             routes = self._router.candidates(model, definition.name, live=principal.live)
+        except PomeloError:  # provider_not_configured, which is refused after the limits and credits
+            routes = []
+        if principal.live and len(routes) == 1 and not large:
+            fitted = routes[0].fit(given, model)
+            return routes, fitted, fitted
         if not (principal.live and routes):
             billed = await _examine(large, self._router.preview, model, definition.name, given)
             fitted = await _examine(large, routes[0].fit, given, model) if routes else billed
@@ -240,6 +243,9 @@ class Acceptance:
                 values={"maxBytes": self._inline_limit},
             )
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+
+
+_NO_AUDIO = AudioInfo()
 
 
 class _FileNeededError(Exception):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from pomelo.accounts.access import Access
@@ -51,7 +49,7 @@ class Engine:
         self._turns = turns
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
-        principal = await self._access.authenticate(call)
+        principal = call.principal or await self._access.authenticate(call)
         try:
             accepted = await self._accept(spec, options, call, principal, stream=False)
             reservation = await self._reserve(accepted, call)
@@ -66,7 +64,8 @@ class Engine:
                 else:
                     await self._add_all(answer, collector)
                 result = new_result(reservation.job, accepted.created)
-                report_adjustments(call, result.adjustments)  # a later route may have taken over
+                if reservation.job.route is not accepted.job.route:  # a later route has taken over
+                    report_adjustments(call, result.adjustments)
                 collector.finish(result)
                 await self._settle(reservation, collector, result, deadline)
             except BaseException as error:
@@ -74,9 +73,7 @@ class Engine:
                 if failure is error:
                     raise
                 raise failure from error
-            finally:
-                collector.close()
-                reservation.release()
+            collector.close()
             return result
         finally:
             self._delete_upload(spec, call, principal)
@@ -104,10 +101,10 @@ class Engine:
                 if failure is error:
                     raise
                 raise failure from error
-            finally:
-                deadline.stop()
+            else:
+                deadline.ended_by(None)
                 collector.close()
-                reservation.release()
+                reservation.release()  # if the caller did not read the events to their end
         finally:
             self._delete_upload(spec, call, principal)
 
@@ -137,16 +134,18 @@ class Engine:
             if call.strict:
                 replayed.check_strict()
             return replayed
-        refusal = self._refusal(accepted)
-        if refusal is not None:
-            await reserved.refuse()
-            raise refusal
+        if not accepted.candidates or accepted.media_bytes:
+            refusal = self._refusal(accepted)
+            if refusal is not None:
+                await reserved.refuse()
+                raise refusal
         try:
             reserved.job = _limit_output(accepted, reserved.amount)
         except BaseException:
             reserved.release()
             raise
-        report_adjustments(call, reserved.job.adjustments)
+        if reserved.job.adjustments:
+            report_adjustments(call, reserved.job.adjustments)
         return reserved
 
     def _refusal(self, accepted: AcceptedJob) -> PomeloError | None:
@@ -182,7 +181,7 @@ class Engine:
                     job.stream,
                     accepted.delivery,
                     job.report,
-                    partial(self._media.writer, accepted.principal.owner),
+                    lambda content_type: self._media.writer(accepted.principal.owner, content_type),
                     accepted.idempotency_key is not None,
                 )
             )
@@ -195,20 +194,23 @@ class Engine:
     ) -> BaseException:
         """Ends the reservation of a task that `error` ended, and returns the error to raise: `error`, or
         deadline_exceeded, or store_unavailable if the store took this process for dead."""
-        collector.close()
-        if deadline.ended_by(error):
-            await reservation.fail()
-            return PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded")
-        if isinstance(error, Exception):
-            if _not_begun(error) and not reservation.output_bytes:
-                await reservation.refuse()
-            else:
+        try:
+            collector.close()
+            if deadline.ended_by(error):
                 await reservation.fail()
-        return error
+                return PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded")
+            if isinstance(error, Exception):
+                if _not_begun(error) and not reservation.output_bytes:
+                    await reservation.refuse()
+                else:
+                    await reservation.fail()
+            return error
+        finally:
+            reservation.release()
 
-    async def _start(self, reservation: Reservation) -> TaskEvent | Events:
+    def _start(self, reservation: Reservation) -> Awaitable[TaskEvent | Events]:
         accepted = reservation.accepted
-        return await self._router.start(
+        return self._router.start(
             reservation.job,
             accepted.candidates,
             reservation.record_route,
@@ -240,8 +242,10 @@ class Engine:
                     await turn.next()
                 passed = collector.add(event)
                 if passed is not None:
-                    reservation.record_output(collector.output_bytes)
-                    if not number:
+                    if number:
+                        reservation.output_bytes = collector.output_bytes
+                    else:
+                        reservation.record_output(collector.output_bytes)
                         number = 1
                         # A later route may have taken over, with adjustments of its own.
                         report_adjustments(call, reservation.job.adjustments)
@@ -302,7 +306,7 @@ def _limit_output(accepted: AcceptedJob, reserved: int) -> Job[Any]:
     if fitted.max_tokens != tokens:
         assert job.given is not None
         fitted = accepted.candidates[0].fit(job.given, job.model, tokens).input
-    return replace(job, input=fitted, max_tokens=tokens)
+    return job.with_output_limit(fitted, tokens)
 
 
 def _not_begun(error: Exception) -> bool:
@@ -340,7 +344,7 @@ class _Deadline:
             self._timer.cancel()
             self._timer = None
 
-    def ended_by(self, error: BaseException) -> bool:
+    def ended_by(self, error: BaseException | None) -> bool:
         """Stops, and returns whether the deadline raised `error`; if it has cancelled the task, undoes that.
         Call it once, where the task leaves its deadline."""
         self.stop()

@@ -204,7 +204,8 @@ class Router:
                     break
                 if not attempt_number:
                     on_route(routed)
-                routed.report.reset()
+                if failure is not None:
+                    routed.report.reset()
                 try:
                     return await self._answer(candidate, routed, account, attempt)
                 except PomeloError as error:

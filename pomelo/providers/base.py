@@ -61,6 +61,24 @@ class Job(Generic[InputT]):
     request_id: str = ""
     report: Report = field(default_factory=Report)
 
+    def with_output_limit(self, task_input: InputT, max_tokens: int) -> Job[InputT]:
+        """The same job with reserved tokens of output, and its input fitted to them."""
+        return Job(
+            self.task_id,
+            self.model,
+            self.route,
+            task_input,
+            self.stream,
+            self.deadline,
+            self.audio,
+            self.adjustments,
+            self.user,
+            self.given,
+            max_tokens,
+            self.request_id,
+            self.report,
+        )
+
 
 JobMethod = Callable[[Job[Any]], AsyncGenerator[Event, None]]
 """A provider's method for one task type, which has the type's name: text, image, text_to_speech,

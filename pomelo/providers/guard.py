@@ -18,7 +18,7 @@ from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextOutput
+from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, FinishReason, TextOutput
 from pomelo.logs import format_trace
 from pomelo.process import is_cancelled
 from pomelo.providers.base import CALLER, CompleteMethod, Event, Job, JobMethod
@@ -32,6 +32,8 @@ log = logging.getLogger("pomelo.providers")
 
 MAX_RETRY_AFTER = 3600
 """The longest Retry-After of a provider, in seconds."""
+
+_FINISH_REASONS = frozenset(FinishReason.values())
 
 _ENDED = (asyncio.CancelledError, GeneratorExit)
 """Exceptions that end a coroutine from outside."""
@@ -55,8 +57,8 @@ class GuardedEvents:
     """
 
     __slots__ = (
-        "_account", "_allowed", "_audio_started", "_content_type", "_events", "_finished", "_job", "_loop",
-        "_method", "_next", "_pending", "_task_type", "_trusted", "ended", "on_failure",
+        "_account", "_allowed", "_audio_started", "_content_type", "_events", "_finished", "_is_text", "_job",
+        "_loop", "_method", "_next", "_pending", "_task_type", "_trusted", "ended", "on_failure",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +70,7 @@ class GuardedEvents:
         self._account = account
         self._trusted = trusted
         self._allowed = TASK_TYPE_ROWS[task_type].events
+        self._is_text = "text_delta" in self._allowed
         self._loop = asyncio.get_running_loop()
         self._finished = False
         self._audio_started = False
@@ -136,11 +139,13 @@ class GuardedEvents:
                 if failure is error:
                     raise
                 raise failure from None
-            which = self._check(event)
-            if which == "text_delta":
+            if self._is_text and not self._finished and type(event) is Event and event.HasField("text_delta"):
                 if self._job.stream and len(event.text_delta.text) > MAX_TEXT_CHARS:
                     self._pending = split_text(event)
-            elif which == "completed":
+                    return next(self._pending)
+                return event
+            which = self._check(event)
+            if which == "completed":
                 if self._job.stream and len(event_text(event)) > MAX_TEXT_CHARS:
                     self._pending = split_text(event)
             elif which == "audio_chunk":
@@ -229,9 +234,9 @@ class GuardedEvents:
         finish, message = text.finish_reason, text.message
         if not finish:
             raise self._failed("yielded a text without its finish_reason")
-        if finish not in FinishReason.values():
+        if finish not in _FINISH_REASONS:
             raise self._failed(f"yielded the unknown finish_reason {finish}")
-        if text.HasField("message") and message.role != Role.ROLE_ASSISTANT:
+        if text.HasField("message") and message.role != ROLE_ASSISTANT:
             raise self._failed(f"yielded a message of the role {message.role} instead of the assistant's")
         for part in message.content:
             if not part.HasField("text"):

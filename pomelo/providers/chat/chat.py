@@ -28,7 +28,7 @@ from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
 from pomelo.providers.http.vendor import Vendor
-from pomelo.providers.text import only_text, stream_text
+from pomelo.providers.text import stream_text
 
 _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
 
@@ -107,6 +107,8 @@ class Chat(Vendor):
     def fit_text(self, fitting: Fitting) -> None:
         """Adjust an input to what a host accepts for every model, and to the fields that the operator has
         fixed."""
+        if not fitting.present:
+            return
         names = _names(fitting.route, self.profile)
         for name, host_name in names.items():
             if host_name == "none" or name in self.profile.drop:
@@ -197,7 +199,7 @@ def _user(user: str, max_length: int) -> str:
 
 
 def _messages(text: TextInput, profile: Profile) -> list[dict[str, Any]]:
-    messages = [_message(message) for message in text.messages]
+    messages = list(map(_message, text.messages))
     if not profile.system_first:
         return messages
     messages = [message for message in messages if message["role"] != "assistant" or message["content"]]
@@ -205,12 +207,11 @@ def _messages(text: TextInput, profile: Profile) -> list[dict[str, Any]]:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    role = _ROLES[message.role]
-    text = only_text(message)
-    if text is not None:
-        return {"role": role, "content": text}
+    role, content = _ROLES[message.role], message.content
+    if len(content) == 1 and content[0].HasField("text"):
+        return {"role": role, "content": content[0].text}
     parts: list[dict[str, Any]] = []
-    for part in message.content:
+    for part in content:
         if part.HasField("text"):
             parts.append({"type": "text", "text": part.text})
         else:
