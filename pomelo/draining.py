@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
-from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.process import CancelScope
 from pomelo.service import (
     AccessService,
     AccountService,
@@ -29,7 +29,7 @@ class Draining:
     """The running calls of services, and whether new ones are accepted. Needs a running event loop."""
 
     def __init__(self) -> None:
-        self.scopes: set[asyncio.Timeout] = set()
+        self.scopes: set[CancelScope] = set()
         self.draining = False
         self._idle = asyncio.Event()
 
@@ -60,24 +60,46 @@ class Draining:
     def stop(self) -> None:
         """Drains, and ends every running call with shutting_down."""
         self.draining = True
-        now = asyncio.get_running_loop().time()
         for scope in self.scopes:
-            if not scope.expired():
-                scope.reschedule(now)
+            scope.expire()
 
-    def remove(self, scope: asyncio.Timeout) -> None:
-        """Removes a call that has ended."""
+    def enter(self) -> CancelScope:
+        """Counts a call of the current asyncio task until `leave`.
+
+        Raises:
+            PomeloError: shutting_down.
+        """
+        if self.draining:
+            raise PomeloError("shutting_down")
+        scope = CancelScope()
+        self.scopes.add(scope)
+        return scope
+
+    def leave(self, scope: CancelScope, error: BaseException | None) -> None:
+        """Ends a call that `error` ends.
+
+        Raises:
+            PomeloError: shutting_down; the call was ended by `stop`.
+        """
         self.scopes.discard(scope)
         if not self.scopes:
             self._idle.set()
+        if scope.ended_by(error):
+            raise PomeloError("shutting_down") from error
 
     def counted(self, method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
         """Returns the method with each of its calls counted."""
 
         @wraps(method)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            async with _Counted(self):
-                return await method(*args, **kwargs)
+            scope = self.enter()
+            try:
+                result = await method(*args, **kwargs)
+            except BaseException as error:
+                self.leave(scope, error)
+                raise
+            self.leave(scope, None)
+            return result
 
         return call
 
@@ -89,39 +111,16 @@ class Draining:
         @wraps(method)
         @asynccontextmanager
         async def call(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
-            async with _Counted(self), method(*args, **kwargs) as value:
-                yield value
+            scope = self.enter()
+            try:
+                async with method(*args, **kwargs) as value:
+                    yield value
+            except BaseException as error:
+                self.leave(scope, error)
+                raise
+            self.leave(scope, None)
 
         return call
-
-
-class _Counted:
-    """Counts one call for the length of its body, and can end it.
-
-    Raises:
-        PomeloError: shutting_down, on entering or, if the call is ended, on leaving.
-    """
-
-    __slots__ = ("_draining", "_scope")
-
-    def __init__(self, draining: Draining) -> None:
-        self._draining = draining
-        self._scope = asyncio.timeout(None)
-
-    async def __aenter__(self) -> None:
-        if self._draining.draining:
-            raise PomeloError("shutting_down")
-        await self._scope.__aenter__()
-        self._draining.scopes.add(self._scope)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._draining.remove(self._scope)
-        try:
-            await self._scope.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise PomeloError("shutting_down") from error
 
 
 class _Access:

@@ -31,6 +31,49 @@ def uncancel() -> None:
         pass
 
 
+class CancelScope:
+    """Cancels the asyncio task that made it, at a time or on demand, as `asyncio.timeout` does, but without a
+    context manager. `deadline` is on the event loop's clock, None for none.
+
+    Call `ended_by` once, where the task leaves the scope, with the exception that ends it.
+    """
+
+    __slots__ = ("_cancellations", "_left", "_task", "_timer", "expired")
+
+    def __init__(self, deadline: float | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None
+        self._task = task
+        self._cancellations = task.cancelling()
+        self._timer = None if deadline is None else loop.call_at(deadline, self.expire)
+        self._left = False
+        self.expired = False
+
+    def expire(self) -> None:
+        """Cancels the task, unless it was done or the scope was stopped. Idempotent."""
+        if not self._left:
+            self.stop()
+            self.expired = True
+            self._task.cancel()
+
+    def stop(self) -> None:
+        """Cancels the task no more. Idempotent."""
+        self._left = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def ended_by(self, error: BaseException | None) -> bool:
+        """Whether this scope, and nothing else, cancelled the task, and `error` came of it; undoes the
+        cancellation."""
+        self.stop()
+        if not self.expired:
+            return False
+        others = self._task.uncancel() > self._cancellations
+        return isinstance(error, TimeoutError) or (isinstance(error, asyncio.CancelledError) and not others)
+
+
 async def periodically(
     work: Callable[[], Awaitable[object]],
     seconds: float,

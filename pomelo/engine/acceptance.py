@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pomelo.accounts.access import Access
 from pomelo.call import STRICT, Call, Principal
@@ -19,7 +19,7 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Model
 from pomelo.engine import idempotency
 from pomelo.engine.job import AcceptedJob
-from pomelo.engine.routing import Candidate, Router
+from pomelo.engine.routing import Candidate, LiveCandidate, Router
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import check_enum
 from pomelo.gen.v1.media_pb2 import Media, MediaDelivery, MediaSource
@@ -31,14 +31,12 @@ from pomelo.media.content_types import sniff
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
-from pomelo.providers.fitting import Fitting, Given
+from pomelo.providers.fitting import Fitting, Given, fit
 from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
 from pomelo.tasks.labels import check_labels
 from pomelo.unknown_fields import check_no_unknown_fields
-
-T = TypeVar("T")
 
 INLINE_LIMIT = 4 * 1024 * 1024
 """Bytes of audio that a gRPC caller may send inline in a task."""
@@ -120,9 +118,14 @@ class Acceptance:
         check_labels(spec)
         check_enum(options, "delivery", MediaDelivery)
         given = Given(task_input, spec.user)
-        candidates, fitted, billed = await self._fit(
-            given, model, definition, principal, large, strict=call.strict
-        )
+        try:
+            candidates = self._router.candidates(model, definition.name, live=principal.live)
+        except PomeloError:  # provider_not_configured, which is refused after the limits and credits
+            candidates = []
+        if large:
+            fitted, billed = await asyncio.to_thread(self._fit, given, model, definition, candidates, call)
+        else:
+            fitted, billed = self._fit(given, model, definition, candidates, call)
         if call.strict:
             call.response_headers["Preference-Applied"] = STRICT
             if billed.adjustments:
@@ -151,7 +154,7 @@ class Acceptance:
         if stores_media:
             output = estimate
             if not principal.live:  # the sandbox accepts input that a live model does not
-                output = await _examine(large, definition.estimate, fitted.input, model, fitted.route, info)
+                output = definition.estimate(fitted.input, model, fitted.route, info)
             media_bytes = definition.media_size(fitted.input, output)
         job = Job(
             task_id=self._new_id(definition.id_prefix),
@@ -198,36 +201,24 @@ class Acceptance:
             call.file_bytes = files.size
             call.reserve(files.size)
 
-    async def _fit(
-        self,
-        given: Given[Any],
-        model: Model,
-        definition: TaskDefinition,
-        principal: Principal,
-        large: bool,
-        *,
-        strict: bool,
-    ) -> tuple[list[Candidate], Fitting, Fitting]:
-        """The routes that can serve a task, its input as the first of them takes it, and as the route takes
-        it by which it is billed and adjusted. With `strict`, only routes without adjustments may take over
-        from the first one."""
-        try:
-            routes = self._router.candidates(model, definition.name, live=principal.live)
-        except PomeloError:  # provider_not_configured, which is refused after the limits and credits
-            routes = []
-        if principal.live and len(routes) == 1 and not large:
-            fitted = routes[0].fit(given, model)
-            return routes, fitted, fitted
-        if not (principal.live and routes):
-            billed = await _examine(large, self._router.preview, model, definition.name, given)
-            fitted = await _examine(large, routes[0].fit, given, model) if routes else billed
-            return routes, fitted, billed
-        fitted = await _examine(large, routes[0].fit, given, model)
-        if strict:
+    def _fit(
+        self, given: Given[Any], model: Model, definition: TaskDefinition, routes: list[Candidate], call: Call
+    ) -> tuple[Fitting, Fitting]:
+        """The input as the first of the `routes` takes it, and as the route takes it by which it is billed
+        and adjusted. With strict handling, only routes without adjustments may take over from the first one:
+        the others are removed."""
+        if not routes:
+            billed = self._router.preview(model, definition.name, given)
+            return billed, billed
+        first = routes[0]
+        fitted = fit(given, model, first.route, first.hook)
+        if not isinstance(first, LiveCandidate):
+            return fitted, self._router.preview(model, definition.name, given)
+        if call.strict:
             for other in routes[1:]:
-                if (await _examine(large, other.fit, given, model)).adjustments:
+                if other.fit(given, model).adjustments:
                     routes.remove(other)
-        return routes, fitted, fitted
+        return fitted, fitted
 
     def _audio_source(self, audio: MediaSource, call: Call, principal: Principal) -> AudioSource:
         if audio.media_id:
@@ -299,8 +290,3 @@ def _find(media: MediaStore, media_id: str, principal: Principal, field: str) ->
         raise invalid(
             field, "a file that this account uploaded in the same mode within the last hour"
         ) from error
-
-
-async def _examine(large: bool, look: Callable[..., T], *arguments: Any) -> T:
-    """Calls a function on a task's input; in a thread if the task is large."""
-    return await asyncio.to_thread(look, *arguments) if large else look(*arguments)

@@ -21,6 +21,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media.store import MediaStore
+from pomelo.process import CancelScope
 from pomelo.providers.base import Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.stores.ledger import ReplayedAnswer
@@ -56,7 +57,8 @@ class Engine:
             if isinstance(reservation, idempotency.ReplayedTask):
                 return reservation.result
             collector = self._collect(reservation)
-            deadline = _Deadline(reservation)
+            deadline = CancelScope(reservation.job.deadline)
+            reservation.on_lost = deadline.expire
             try:
                 answer = await self._start(reservation)
                 if isinstance(answer, TaskEvent):
@@ -92,7 +94,8 @@ class Engine:
                     yield events
                 return
             collector = self._collect(reservation)
-            deadline = _Deadline(reservation)
+            deadline = CancelScope(reservation.job.deadline)
+            reservation.on_lost = deadline.expire
             try:
                 async with aclosing(self._stream(call, reservation, collector, deadline)) as events:
                     yield events
@@ -190,7 +193,7 @@ class Engine:
             raise
 
     async def _failed(
-        self, reservation: Reservation, collector: Collector, deadline: _Deadline, error: BaseException
+        self, reservation: Reservation, collector: Collector, deadline: CancelScope, error: BaseException
     ) -> BaseException:
         """Ends the reservation of a task that `error` ended, and returns the error to raise: `error`, or
         deadline_exceeded, or store_unavailable if the store took this process for dead."""
@@ -227,7 +230,7 @@ class Engine:
                 collector.add(event)
 
     async def _stream(
-        self, call: Call, reservation: Reservation, collector: Collector, deadline: _Deadline
+        self, call: Call, reservation: Reservation, collector: Collector, deadline: CancelScope
     ) -> AsyncGenerator[TaskEvent, None]:
         """The events in the contract's order, numbered: `started` with the first one, `completed` last."""
         reservation.bill_partially(collector)
@@ -270,7 +273,7 @@ class Engine:
         yield TaskEvent(sequence_number=number + 1, completed=result)
 
     async def _settle(
-        self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: _Deadline
+        self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: CancelScope
     ) -> None:
         """Charges a finished task, writes its usage and cost into its result, and stores its answer if it has
         an Idempotency-Key. The deadline no longer applies: what is charged is delivered.
@@ -283,7 +286,7 @@ class Engine:
             await asyncio.sleep(0)  # the task is cancelled here
         accepted = reservation.accepted
         if not reservation.output_bytes:
-            reservation.record_output(accepted.definition.output_size(result))
+            reservation.record_output(collector.output_bytes or accepted.definition.output_size(result))
         answer = None
         if accepted.idempotency_key is not None:
             answer = idempotency.store_answer(
@@ -314,41 +317,3 @@ def _not_begun(error: Exception) -> bool:
     if not isinstance(error, UpstreamError) or error.code != "overloaded":
         return False
     return error.retry is not RetryPolicy.NEVER
-
-
-class _Deadline:
-    """Cancels the asyncio task that made it at the deadline of a reservation, or when the store has ended
-    that."""
-
-    __slots__ = ("_cancellations", "_task", "_timer", "expired")
-
-    def __init__(self, reservation: Reservation) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        assert task is not None
-        self._task = task
-        self._cancellations = task.cancelling()
-        self._timer: asyncio.TimerHandle | None = loop.call_at(reservation.job.deadline, self._expire)
-        self.expired = False
-        reservation.on_lost = self._expire
-
-    def _expire(self) -> None:
-        if self._timer is not None:
-            self.stop()
-            self.expired = True
-            self._task.cancel()
-
-    def stop(self) -> None:
-        """Lets the task go on after the deadline. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def ended_by(self, error: BaseException | None) -> bool:
-        """Stops, and returns whether the deadline raised `error`; if it has cancelled the task, undoes that.
-        Call it once, where the task leaves its deadline."""
-        self.stop()
-        if not self.expired:
-            return False
-        others = self._task.uncancel() > self._cancellations
-        return isinstance(error, TimeoutError) or (isinstance(error, asyncio.CancelledError) and not others)

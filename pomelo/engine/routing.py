@@ -120,10 +120,14 @@ class Router:
             PomeloError: provider_not_configured; no route can serve the model.
         """
         routes = model.routes if live else (self._sandbox_route(model),)
-        found = [one for route in routes if (one := self._candidate(route, task_type, live)) is not None]
+        found: list[Candidate] = []
+        for route in routes:
+            candidate = self._candidate(route, task_type, live)
+            if candidate is not None:
+                found.append(candidate)
         if not found:
             raise PomeloError("provider_not_configured", field="model")
-        if len(found) > 1 and any(candidate.route.retires for candidate in found):
+        if len(found) > 1 and any(one.route.retires for one in found):
             today = self._today()
             found = [one for one in found if not is_past(one.route.retires, today)] or found
         return found
@@ -212,7 +216,7 @@ class Router:
                     failure = error
                     self._report(breaker, attempt, error)
                 finally:
-                    if attempt.probe:
+                    if attempt.probes_route or attempt.probes_account:
                         breaker.release(attempt, clock())
                 if not isinstance(failure, UpstreamError) or failure.retry is RetryPolicy.NEVER:
                     raise failure

@@ -178,7 +178,10 @@ class StoreOperations:
             finally:
                 self.release(operation.task_id)
 
-        running.add_done_callback(done)
+        if running.done():
+            done(running)
+        else:
+            running.add_done_callback(done)
         return running
 
     def _failed(self, operation: _Operation, error: BaseException) -> None:
