@@ -67,7 +67,9 @@ class CancelScope:
     def ended_by(self, error: BaseException | None) -> bool:
         """Whether this scope, and nothing else, cancelled the task, and `error` came of it; undoes the
         cancellation."""
-        self.stop()
+        self._left = True
+        if self._timer is not None:
+            self.stop()
         if not self.expired:
             return False
         others = self._task.uncancel() > self._cancellations

@@ -39,6 +39,9 @@ _PREFIX = "PRICE_UNIT_"
 _COMMON_SCALE = 3_000_000
 """A multiple of every scale, so that sums are exact."""
 
+_FACTORS = {unit: (name, _COMMON_SCALE // scale) for unit, (name, scale) in _SCALE.items()}
+"""Unit -> the field of `Usage`, and how many parts of the common scale one of it makes."""
+
 MAX_TOKENS = 2**31 - 1
 
 
@@ -141,8 +144,8 @@ def max_cost(usage: Usage, prices: Prices) -> int:
 def _sum(usage: Usage, units: UnitPrices) -> int:
     parts = 0
     for unit, micros in units.items():
-        name, scale = _SCALE[unit]
-        parts += getattr(usage, name) * micros * (_COMMON_SCALE // scale)
+        name, factor = _FACTORS[unit]
+        parts += getattr(usage, name) * micros * factor
     return -(-parts // _COMMON_SCALE)
 
 

@@ -116,7 +116,8 @@ class Acceptance:
         if large:
             await self._check_with_files(task_input, model, definition, call, principal)
         check_labels(spec)
-        check_enum(options, "delivery", MediaDelivery)
+        if options.delivery:
+            check_enum(options, "delivery", MediaDelivery)
         given = Given(task_input, spec.user)
         try:
             candidates = self._router.candidates(model, definition.name, live=principal.live)

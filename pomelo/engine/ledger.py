@@ -73,6 +73,8 @@ class Ledger:
         self.operations = StoreOperations(monotonic, _log_uncollected)
         self.running: dict[str, Reservation] = {}
         """By task id."""
+        self._reserving: set[str] = set()
+        """The tasks that are being reserved."""
         self._plans = plans
         self._reconcile_every = reconcile_every
         self._orphans: set[str] = set()
@@ -112,7 +114,7 @@ class Ledger:
         )
         limits = CallLimits(LimitedCall(plan, principal))
         request = ReserveRequest(draft, minimum=0, maximum=0, counters=limits.counters)
-        self.operations.acquire(draft.task_id)
+        self._reserving.add(draft.task_id)
         try:
             outcome = await self._reserve(request)
             if isinstance(outcome, Refused):
@@ -123,7 +125,7 @@ class Ledger:
             voiding = self.operations.run_in_background(draft.task_id, void)
             await self.operations.finished(voiding)
         finally:
-            self.operations.release(draft.task_id)
+            self._reserving.discard(draft.task_id)
 
     async def limit_status(self, wallet: Wallet, counters: Sequence[Counter]) -> LimitStatus:
         """A wallet's current credits and counts.
@@ -171,7 +173,7 @@ class Ledger:
             shares=SHARES,
             idempotency_key=accepted.idempotency_key,
         )
-        self.operations.acquire(job.task_id)
+        self._reserving.add(job.task_id)
         try:
             outcome = await self._reserve(request)
             now = self.now()
@@ -188,7 +190,7 @@ class Ledger:
             self.running[job.task_id] = reservation
             return reservation
         finally:
-            self.operations.release(job.task_id)
+            self._reserving.discard(job.task_id)
 
     async def _reserve(self, request: ReserveRequest) -> Reserved | Refused | ReplayedAnswer:
         reserving = self.operations.start(partial(self.store.reserve, request))
@@ -234,7 +236,8 @@ class Ledger:
     def runs(self, task_id: str) -> bool:
         """Whether this process runs a task: it is being reserved, it runs, or its end is in progress or
         waits for a retry."""
-        return task_id in self.running or self.operations.concerns(task_id)
+        running = task_id in self.running or task_id in self._reserving
+        return running or self.operations.concerns(task_id)
 
     async def keep_progress(self) -> None:
         """Until cancelled, periodically saves what running tasks have used, ends those whose reservation is
