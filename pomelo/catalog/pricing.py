@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.values import value_type
 
 UnitPrices = Mapping["PriceUnit.ValueType", int]
 """Unit -> microcredits for one of it."""
@@ -45,7 +46,7 @@ _FACTORS = {unit: (name, _COMMON_SCALE // scale) for unit, (name, scale) in _SCA
 MAX_TOKENS = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Usage:
     """The usage of a task, in counts from 0. The names are those of UsageRecord.
 

@@ -21,6 +21,7 @@ from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.logs import format_trace
 from pomelo.media.audio import AudioSource
 from pomelo.providers.fitting import Fitting, Given, Hook, InputT, fit
+from pomelo.values import value_type
 
 __all__ = ["CALLER", "AudioSource", "Event", "Fitting", "Given", "Job", "Options", "Probe", "Provider"]
 
@@ -31,7 +32,7 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 context variable so that providers need not pass it on."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Job(Generic[InputT]):
     """One task for one provider.
 

@@ -17,6 +17,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from pomelo.catalog.catalog import Model, Route
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Adjustment, TaskSpec
+from pomelo.values import value_type
 
 _CONTENT = frozenset(("messages", "prompt", "text", "voice", "audio"))
 """Fields that are not parameters of a model: never dropped or clamped."""
@@ -26,7 +27,7 @@ _NOT_SUPPORTED = "left out: the model does not take it"
 InputT = TypeVar("InputT")
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Given(Generic[InputT]):
     """What a caller gave: the input message of the task type, and the id of the end user, or ""."""
 
