@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
-from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from pomelo.call import Call
@@ -61,23 +60,46 @@ class Draining:
     def stop(self) -> None:
         """Drains, and ends every running call with shutting_down."""
         self.draining = True
-        now = asyncio.get_running_loop().time()
         for scope in self.scopes:
-            scope.reschedule(now)
+            scope.expire()
 
-    def remove(self, scope: CancelScope) -> None:
-        """Removes a call that has ended."""
+    def enter(self) -> CancelScope:
+        """Counts a call of the current asyncio task until `leave`.
+
+        Raises:
+            PomeloError: shutting_down.
+        """
+        if self.draining:
+            raise PomeloError("shutting_down")
+        scope = CancelScope().start()
+        self.scopes.add(scope)
+        return scope
+
+    def leave(self, scope: CancelScope, error: BaseException | None) -> None:
+        """Ends a call that `error` ends.
+
+        Raises:
+            PomeloError: shutting_down; the call was ended by `stop`.
+        """
         self.scopes.discard(scope)
         if not self.scopes:
             self._idle.set()
+        if scope.ended_by(error):
+            raise PomeloError("shutting_down") from error
 
     def counted(self, method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
         """Returns the method with each of its calls counted."""
 
         @wraps(method)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            with _Counted(self):
-                return await method(*args, **kwargs)
+            scope = self.enter()
+            try:
+                result = await method(*args, **kwargs)
+            except BaseException as error:
+                self.leave(scope, error)
+                raise
+            self.leave(scope, None)
+            return result
 
         return call
 
@@ -89,40 +111,16 @@ class Draining:
         @wraps(method)
         @asynccontextmanager
         async def call(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
-            with _Counted(self):
+            scope = self.enter()
+            try:
                 async with method(*args, **kwargs) as value:
                     yield value
+            except BaseException as error:
+                self.leave(scope, error)
+                raise
+            self.leave(scope, None)
 
         return call
-
-
-class _Counted(CancelScope):
-    """Counts one call for the length of its body, and can end it.
-
-    Raises:
-        PomeloError: shutting_down, on entering or, if the call is ended, on leaving.
-    """
-
-    __slots__ = ("_draining",)
-
-    def __init__(self, draining: Draining) -> None:
-        super().__init__()
-        self._draining = draining
-
-    def __enter__(self) -> None:
-        if self._draining.draining:
-            raise PomeloError("shutting_down")
-        super().__enter__()
-        self._draining.scopes.add(self)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._draining.remove(self)
-        try:
-            super().__exit__(kind, error, trace)
-        except TimeoutError:
-            raise PomeloError("shutting_down") from error
 
 
 class _Access:

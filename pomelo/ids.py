@@ -7,7 +7,6 @@ import time
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
-_SHIFTS = range(120, -1, -10)
 
 _BATCH = 256
 _random: list[int] = []
@@ -22,15 +21,23 @@ def new_id(prefix: str) -> str:
 
     Later ids sort after earlier ones, except within a millisecond. Thread-safe.
     """
-    value = (time.time_ns() // 1_000_000) << 80 | _random_bits()
+    try:
+        number = _random.pop()
+    except IndexError:
+        number = _random_bits()
+    high = (time.time_ns() // 1_000_000) << 20 | number >> 60  # of 130 bits the higher 70
+    low = number & (1 << 60) - 1
     pairs = _PAIRS
-    return prefix + "".join([pairs[value >> shift & 1023] for shift in _SHIFTS])
+    return (
+        f"{prefix}{pairs[high >> 60]}{pairs[high >> 50 & 1023]}{pairs[high >> 40 & 1023]}"
+        f"{pairs[high >> 30 & 1023]}{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}{pairs[high & 1023]}"
+        f"{pairs[low >> 50]}{pairs[low >> 40 & 1023]}{pairs[low >> 30 & 1023]}{pairs[low >> 20 & 1023]}"
+        f"{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
+    )
 
 
 def _random_bits() -> int:
-    while True:
-        try:
-            return _random.pop()
-        except IndexError:
-            data = os.urandom(10 * _BATCH)
-            _random.extend([int.from_bytes(data[at : at + 10], "big") for at in range(0, len(data), 10)])
+    data = os.urandom(10 * _BATCH)
+    first, *others = [int.from_bytes(data[at : at + 10], "big") for at in range(0, len(data), 10)]
+    _random.extend(others)
+    return first

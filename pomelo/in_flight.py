@@ -72,14 +72,6 @@ class InFlight:
         self.calls += 1
         return Ticket(self, owner, used)
 
-    def _leave(self, owner: str, used: _Usage, size: int) -> None:
-        self.calls -= 1
-        self.bytes -= size
-        used.calls -= 1
-        used.bytes -= size
-        if not used.calls:
-            del self._owners[owner]
-
 
 class Ticket:
     """One call in flight. `size` is the number of its buffered bytes."""
@@ -111,7 +103,13 @@ class Ticket:
         """Ends the call. Idempotent."""
         if self._open:
             self._open = False
-            self._in_flight._leave(self._owner, self._used, self.size)
+            in_flight, used, size = self._in_flight, self._used, self.size
+            in_flight.calls -= 1
+            in_flight.bytes -= size
+            used.calls -= 1
+            used.bytes -= size
+            if not used.calls:
+                del in_flight._owners[self._owner]
 
 
 class _Slots:

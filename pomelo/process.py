@@ -8,6 +8,7 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Self
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
@@ -39,32 +40,36 @@ def uncancel() -> None:
 
 
 class CancelScope:
-    """Cancels its body at `when`, on the event loop's clock, and then raises TimeoutError on leaving, as
-    `asyncio.timeout_at` does.
+    """Cancels an asyncio task at `when`, on the event loop's clock, or on demand.
 
-    Every call needs one, so it has no coroutines, and a later time sets the timer again only when it fires.
+    As a context manager it raises TimeoutError on leaving, as `asyncio.timeout_at` does. Without one, call
+    `start`, and once `ended_by` where the task leaves the scope. Every call needs some, so it has no
+    coroutines, and a later time sets the timer again only when it fires.
     """
 
     __slots__ = ("_cancelling", "_fires", "_task", "_timer", "_when", "expired")
 
     def __init__(self, when: float = math.inf) -> None:
         self.expired = False
-        """Whether the body was cancelled because its time was over."""
+        """Whether it has cancelled the task."""
         self._when = when
+        self._fires = -math.inf
+        """The time of the timer; inf while there is none, -inf when none may be set."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def __enter__(self) -> None:
+    def start(self) -> Self:
+        """Begins with the current asyncio task, which is the one to cancel."""
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         self._cancelling = task.cancelling()
         self._fires = math.inf
-        """The time of the timer; -inf when no timer may be set any more."""
         if self._when < math.inf:
             self.reschedule(self._when)
+        return self
 
     def reschedule(self, when: float) -> None:
-        """Changes the time, while the body runs."""
+        """Changes the time, after the start."""
         self._when = when
         if when < self._fires:
             if self._timer is not None:
@@ -78,21 +83,38 @@ class CancelScope:
             self._fires = math.inf
             self.reschedule(self._when)
         else:
-            self._fires = -math.inf
+            self.expire()
+
+    def expire(self) -> None:
+        """Cancels the task, unless the scope has done so, was stopped or was left."""
+        if self._fires > -math.inf:
+            self.stop()
             self.expired = True
             self._task.cancel()
+
+    def stop(self) -> None:
+        """Cancels the task no more. Idempotent."""
+        self._fires = -math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def ended_by(self, error: BaseException | None) -> bool:
+        """Whether this scope, and nothing else, cancelled the task, and `error` came of it; undoes the
+        cancellation."""
+        self.stop()
+        if not self.expired:
+            return False
+        others = self._task.uncancel() > self._cancelling
+        return isinstance(error, TimeoutError) or (isinstance(error, asyncio.CancelledError) and not others)
+
+    def __enter__(self) -> Self:
+        return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._fires = -math.inf
-        if self._timer is not None:
-            self._timer.cancel()
-        if (
-            self.expired
-            and self._task.uncancel() <= self._cancelling
-            and isinstance(error, asyncio.CancelledError)
-        ):
+        if self.ended_by(error):
             raise TimeoutError from error
 
 

@@ -14,7 +14,7 @@ from pomelo.accounts.plans import Plan
 from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog, Model
-from pomelo.errors import BODY_ERRORS, PomeloError
+from pomelo.errors import BODY_ERRORS, PomeloError, unsupported_model
 from pomelo.in_flight import InFlight, InFlightLimits, Ticket
 
 LARGE_BODY = 64 * 1024
@@ -114,7 +114,7 @@ class Access:
         Raises:
             PomeloError: model_not_allowed; the plan no longer exists.
         """
-        plan = self.plan(principal)
+        plan = self._plans.get(principal.plan) or self.plan(principal)
         return (principal.models is None or model in principal.models) and (
             plan.models is None or model in plan.models
         )
@@ -125,7 +125,9 @@ class Access:
         Raises:
             PomeloError: unsupported_model, model_not_allowed.
         """
-        model = self._catalog.resolve(name)
+        model = self._catalog.models.get(name)
+        if model is None:
+            raise unsupported_model(name)
         if not self.may_use(principal, name):
             raise PomeloError("model_not_allowed", field="model", values={"model": name})
         return model
@@ -133,7 +135,9 @@ class Access:
     async def admit(self, call: Call) -> Visit:
         """Checks the key, and counts the call as in flight until the visit is closed; implements
         `pomelo.service.AccessService`."""
-        principal = await self.authenticate(call)
+        principal = call.principal
+        if principal is None:
+            principal = call.principal = await self._keyring.authenticate(call)
         plan = self._plans.get(principal.plan)
         try:
             ticket = self.in_flight.enter(principal.account, None if plan is None else plan.concurrent)

@@ -99,7 +99,8 @@ class Keyring:
         failed_keys: FailedKeys | None = None,
     ) -> None:
         self._store = store
-        self._pepper = derive_key(root_secret, "key-pepper")
+        self._hmac = hmac.new(derive_key(root_secret, "key-pepper"), digestmod=hashlib.sha256)
+        """Copied for each key: that takes a third of the time of a new one."""
         self._clock = clock
         self._monotonic = monotonic
         self._failed_keys = failed_keys or FailedKeys(monotonic=monotonic)
@@ -121,12 +122,14 @@ class Keyring:
         cached = self._cache.get(key[_PREFIX : _PREFIX + _ID])
         if cached is None or cached.cached_until <= self._monotonic():
             cached = None if self._failed_keys.is_repeated(call.address, key) else await self._look_up(key)
-        if cached is not None:
-            digest = hmac.digest(self._pepper, key.encode("utf-8", "replace"), "sha256")
-            if hmac.compare_digest(digest, cached.digest) and self._clock() < cached.expires:
-                principal = cached.principal
-                call.response_headers["X-Pomelo-Mode"] = principal.mode
-                return principal
+        if (
+            cached is not None
+            and hmac.compare_digest(self._digest(key), cached.digest)
+            and self._clock() < cached.expires
+        ):
+            principal = cached.principal
+            call.response_headers["X-Pomelo-Mode"] = "live" if principal.live else "test"
+            return principal
         raise self._failure(call, f"Invalid API key. {_HINT}")
 
     def _failure(self, call: Call, message: str) -> PomeloError:
@@ -212,8 +215,12 @@ class Keyring:
         self, account: str, live: bool, models: tuple[str, ...], expires: float | None
     ) -> tuple[KeyRecord, str]:
         key, key_id = make_key(live)
-        digest = hmac.digest(self._pepper, key.encode(), hashlib.sha256)
-        return KeyRecord(key_id, account, live, digest, models, self._clock(), expires), key
+        return KeyRecord(key_id, account, live, self._digest(key), models, self._clock(), expires), key
+
+    def _digest(self, key: str) -> bytes:
+        digest = self._hmac.copy()
+        digest.update(key.encode("utf-8", "replace"))
+        return digest.digest()
 
     async def _look_up(self, key: str) -> _CachedKey | None:
         """Reads a key from the store. Malformed keys do not reach it; unknown keys are not cached."""

@@ -105,7 +105,8 @@ class Model:
 
     def prices_for(self, route: Route) -> tuple[Prices, str]:
         """The prices of a task whose first route is `route`, and their version."""
-        return (route.prices, route.price_version) if route.prices else (self.prices, self.price_version)
+        own = route.prices
+        return (own, route.price_version) if own.units else (self.prices, self.price_version)
 
 
 class CatalogError(ValueError):

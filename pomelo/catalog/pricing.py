@@ -5,11 +5,12 @@ The cost depends on usage and prices alone, so that it can be computed again fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.values import value_type
 
 UnitPrices = Mapping["PriceUnit.ValueType", int]
 """Unit -> microcredits for one of it."""
@@ -39,10 +40,13 @@ _PREFIX = "PRICE_UNIT_"
 _COMMON_SCALE = 3_000_000
 """A multiple of every scale, so that sums are exact."""
 
+_FACTORS = {unit: (name, _COMMON_SCALE // scale) for unit, (name, scale) in _SCALE.items()}
+"""Unit -> the field of `Usage`, and how many parts of the common scale one of it makes."""
+
 MAX_TOKENS = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Usage:
     """The usage of a task, in counts from 0. The names are those of UsageRecord.
 
@@ -70,11 +74,13 @@ class Prices:
     """The prices of a model. `tiers` are (input tokens, prices), ascending. A task with at least so many
     tokens of input pays the prices of the tier for all its usage; other tasks pay those in `units`.
 
-    If there is a price of PROVIDER_DOLLAR, a task whose provider reports its cost pays that alone.
+    If there is a price of PROVIDER_DOLLAR, a task whose provider reports its cost pays that alone. `encoded`
+    are the prices in the format of usage records.
     """
 
     units: UnitPrices = field(default_factory=dict)
     tiers: tuple[tuple[int, UnitPrices], ...] = ()
+    encoded: str = field(init=False, repr=False, compare=False)
     _max_prices: tuple[UnitPrices, ...] = field(init=False, repr=False, compare=False)
     """The maximum price of each unit below the first tier, and up to each tier."""
 
@@ -82,6 +88,7 @@ class Prices:
         tables = [self.units, *(units for _, units in self.tiers)]
         max_prices = accumulate(map(_without_cache_prices, tables), _max_of)
         object.__setattr__(self, "_max_prices", tuple(max_prices))
+        object.__setattr__(self, "encoded", _encode(self.units, self.tiers))
 
     def __bool__(self) -> bool:
         return bool(self.units)
@@ -102,7 +109,10 @@ class Prices:
         """The maximum price of each unit for a task with at most `input_tokens` tokens of input. All input
         has the highest price of input, cached or not. The cost that a provider reports is not included: it
         can't be known in advance."""
-        return self._max_prices[sum(input_tokens >= from_tokens for from_tokens, _ in self.tiers)]
+        number = 0
+        for from_tokens, _ in self.tiers:
+            number += input_tokens >= from_tokens
+        return self._max_prices[number]
 
 
 def _without_cache_prices(units: UnitPrices) -> UnitPrices:
@@ -135,8 +145,8 @@ def max_cost(usage: Usage, prices: Prices) -> int:
 def _sum(usage: Usage, units: UnitPrices) -> int:
     parts = 0
     for unit, micros in units.items():
-        name, scale = _SCALE[unit]
-        parts += getattr(usage, name) * micros * (_COMMON_SCALE // scale)
+        name, factor = _FACTORS[unit]
+        parts += getattr(usage, name) * micros * factor
     return -(-parts // _COMMON_SCALE)
 
 
@@ -168,11 +178,10 @@ def affordable_output_tokens(micros: int, input_tokens: int, prices: Prices) -> 
     return remaining // price if price else MAX_TOKENS
 
 
-def encode_prices(prices: Prices) -> str:
-    """The prices in the format of usage records: `unit=micros` separated by commas, then for each tier `;`,
-    `tokens:` and its prices."""
-    tiers = [f";{from_tokens}:{_encode_units(units)}" for from_tokens, units in prices.tiers]
-    return _encode_units(prices.units) + "".join(tiers)
+def _encode(units: UnitPrices, tiers: Iterable[tuple[int, UnitPrices]]) -> str:
+    """`unit=micros` separated by commas, then for each tier `;`, `tokens:` and its prices."""
+    encoded = [f";{from_tokens}:{_encode_units(tier)}" for from_tokens, tier in tiers]
+    return _encode_units(units) + "".join(encoded)
 
 
 def _encode_units(units: UnitPrices) -> str:
@@ -180,7 +189,7 @@ def _encode_units(units: UnitPrices) -> str:
 
 
 def decode_prices(text: str) -> Prices:
-    """Decodes the format of `encode_prices`.
+    """Decodes `Prices.encoded`.
 
     Raises:
         ValueError: `text` is invalid.

@@ -30,12 +30,12 @@ class Report:
     __slots__ = ("cost", "usage")
 
     def __init__(self) -> None:
-        self.reset()
+        self.cost: Any = None
+        self.usage: UsageCounts | None = None
 
     def reset(self) -> None:
         """Forgets what an earlier attempt reported."""
-        self.cost: Any = None
-        self.usage: UsageCounts | None = None
+        self.cost = self.usage = None
 
 
 def microdollars(amount: Any) -> int:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pomelo.accounts.access import Access
 from pomelo.call import STRICT, Call, Principal
@@ -20,7 +19,7 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Model
 from pomelo.engine import idempotency
 from pomelo.engine.job import AcceptedJob
-from pomelo.engine.routing import Candidate, Router
+from pomelo.engine.routing import Candidate, LiveCandidate, Router
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import check_enum
 from pomelo.gen.v1.media_pb2 import Media, MediaDelivery, MediaSource
@@ -32,14 +31,12 @@ from pomelo.media.content_types import sniff
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
-from pomelo.providers.fitting import Fitting, Given
+from pomelo.providers.fitting import Fitting, Given, fit
 from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
 from pomelo.tasks.labels import check_labels
 from pomelo.unknown_fields import check_no_unknown_fields
-
-T = TypeVar("T")
 
 INLINE_LIMIT = 4 * 1024 * 1024
 """Bytes of audio that a gRPC caller may send inline in a task."""
@@ -91,7 +88,8 @@ class Acceptance:
         if not spec.model:
             raise missing("model")
         model = self._access.model(spec.model, principal)
-        call.response_headers |= retirement.headers(model)
+        if model.retires is not None or model.deprecated is not None:
+            call.response_headers |= retirement.headers(model)
         definition = TASK_TYPES[model.task_type]
         which = spec.WhichOneof("input")
         if which is not None and which != definition.name:
@@ -103,16 +101,32 @@ class Acceptance:
             )
         size = spec.ByteSize()
         large = size > LARGE
-        await _examine(large, check_no_unknown_fields, spec, size, "the task")
-        check_no_unknown_fields(options, options.ByteSize(), "the options")
+        if large:
+            await asyncio.to_thread(check_no_unknown_fields, spec, size, "the task")
+        else:
+            check_no_unknown_fields(spec, size, "the task")
+        if size := options.ByteSize():
+            check_no_unknown_fields(options, size, "the options")
         task_input = getattr(spec, definition.name)
-        large = await self._check(task_input, model, definition, call, principal, large)
+        if not large:
+            try:
+                definition.check(task_input, model, _need_file)
+            except _FileNeededError:
+                large = True
+        if large:
+            await self._check_with_files(task_input, model, definition, call, principal)
         check_labels(spec)
-        check_enum(options, "delivery", MediaDelivery)
+        if options.delivery:
+            check_enum(options, "delivery", MediaDelivery)
         given = Given(task_input, spec.user)
-        candidates, fitted, billed = await self._fit(
-            given, model, definition, principal, large, strict=call.strict
-        )
+        try:
+            candidates = self._router.candidates(model, definition.name, live=principal.live)
+        except PomeloError:  # provider_not_configured, which is refused after the limits and credits
+            candidates = []
+        if large:
+            fitted, billed = await asyncio.to_thread(self._fit, given, model, definition, candidates, call)
+        else:
+            fitted, billed = self._fit(given, model, definition, candidates, call)
         if call.strict:
             call.response_headers["Preference-Applied"] = STRICT
             if billed.adjustments:
@@ -121,7 +135,7 @@ class Acceptance:
         key = None
         if call.idempotency_key is not None:
             key = await idempotency.idempotency_key(call.idempotency_key, spec, audio)
-        info = AudioInfo()
+        info = _NO_AUDIO
         if audio is not None:
             measured = await self._measurer.measure(audio, principal.account)
             audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
@@ -129,7 +143,10 @@ class Acceptance:
             if info.exceeds(model):
                 most = model.limits.max_audio_seconds
                 raise invalid("audio", f"audio of at most {most} seconds", maximum=most)
-        estimate = await _examine(large, definition.estimate, billed.input, model, billed.route, info)
+        if large:
+            estimate = await asyncio.to_thread(definition.estimate, billed.input, model, billed.route, info)
+        else:
+            estimate = definition.estimate(billed.input, model, billed.route, info)
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
         stores_media = definition.media_size is not no_media and (
@@ -138,7 +155,7 @@ class Acceptance:
         if stores_media:
             output = estimate
             if not principal.live:  # the sandbox accepts input that a live model does not
-                output = await _examine(large, definition.estimate, fitted.input, model, fitted.route, info)
+                output = definition.estimate(fitted.input, model, fitted.route, info)
             media_bytes = definition.media_size(fitted.input, output)
         job = Job(
             task_id=self._new_id(definition.id_prefix),
@@ -156,7 +173,7 @@ class Acceptance:
         return AcceptedJob(
             job=job,
             user=spec.user.replace("\0", "\ufffd"),  # which Postgres does not store
-            metadata=encode_metadata(spec.metadata),
+            metadata=encode_metadata(spec.metadata) if spec.metadata else "",
             delivery=options.delivery,
             principal=principal,
             protocol=call.protocol,
@@ -170,61 +187,39 @@ class Acceptance:
             created=int(self._now()),
         )
 
-    async def _check(
-        self,
-        task_input: Any,
-        model: Model,
-        definition: TaskDefinition,
-        call: Call,
-        principal: Principal,
-        large: bool,
-    ) -> bool:
-        """Refuses an input that the model can't take. Returns whether it is large, with its files, which
-        count as if they were inline.
+    async def _check_with_files(
+        self, task_input: Any, model: Model, definition: TaskDefinition, call: Call, principal: Principal
+    ) -> None:
+        """Refuses an input that the model can't take. Its files count as if they were inline.
 
         Raises:
             PomeloError: what is wrong with the input, or with a file; overloaded.
         """
-        if not large:
-            try:
-                definition.check(task_input, model, _need_file)
-                return False
-            except _FileNeededError:
-                pass
         files = _ImageFiles(self._media, principal)
         try:
             await asyncio.to_thread(definition.check, task_input, model, files.read)
         finally:
             call.file_bytes = files.size
             call.reserve(files.size)
-        return True
 
-    async def _fit(
-        self,
-        given: Given[Any],
-        model: Model,
-        definition: TaskDefinition,
-        principal: Principal,
-        large: bool,
-        *,
-        strict: bool,
-    ) -> tuple[list[Candidate], Fitting, Fitting]:
-        """The routes that can serve a task, its input as the first of them takes it, and as the route takes
-        it by which it is billed and adjusted. With `strict`, only routes without adjustments may take over
-        from the first one."""
-        routes: list[Candidate] = []
-        with suppress(PomeloError):  # provider_not_configured, which is refused after the limits and credits
-            routes = self._router.candidates(model, definition.name, live=principal.live)
-        if not (principal.live and routes):
-            billed = await _examine(large, self._router.preview, model, definition.name, given)
-            fitted = await _examine(large, routes[0].fit, given, model) if routes else billed
-            return routes, fitted, billed
-        fitted = await _examine(large, routes[0].fit, given, model)
-        if strict:
+    def _fit(
+        self, given: Given[Any], model: Model, definition: TaskDefinition, routes: list[Candidate], call: Call
+    ) -> tuple[Fitting, Fitting]:
+        """The input as the first of the `routes` takes it, and as the route takes it by which it is billed
+        and adjusted. With strict handling, only routes without adjustments may take over from the first one:
+        the others are removed."""
+        if not routes:
+            billed = self._router.preview(model, definition.name, given)
+            return billed, billed
+        first = routes[0]
+        fitted = fit(given, model, first.route, first.hook)
+        if not isinstance(first, LiveCandidate):
+            return fitted, self._router.preview(model, definition.name, given)
+        if call.strict:
             for other in routes[1:]:
-                if (await _examine(large, other.fit, given, model)).adjustments:
+                if other.fit(given, model).adjustments:
                     routes.remove(other)
-        return routes, fitted, fitted
+        return fitted, fitted
 
     def _audio_source(self, audio: MediaSource, call: Call, principal: Principal) -> AudioSource:
         if audio.media_id:
@@ -240,6 +235,9 @@ class Acceptance:
                 values={"maxBytes": self._inline_limit},
             )
         return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+
+
+_NO_AUDIO = AudioInfo()
 
 
 class _FileNeededError(Exception):
@@ -293,8 +291,3 @@ def _find(media: MediaStore, media_id: str, principal: Principal, field: str) ->
         raise invalid(
             field, "a file that this account uploaded in the same mode within the last hour"
         ) from error
-
-
-async def _examine(large: bool, look: Callable[..., T], *arguments: Any) -> T:
-    """Calls a function on a task's input; in a thread if the task is large."""
-    return await asyncio.to_thread(look, *arguments) if large else look(*arguments)

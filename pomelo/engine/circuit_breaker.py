@@ -94,10 +94,10 @@ class _Window:
         self.since = now
 
     def roll(self, now: float, minimum_calls: int, max_length: float) -> None:
-        """Start a new bucket if the current one is complete. Both together cover about `max_length` seconds
-        at most."""
+        """Start a new bucket if the current one, which is at least BUCKET seconds old, is complete. Both
+        together cover about `max_length` seconds at most."""
         age = now - self.since
-        if age < BUCKET or (2 * self.calls < minimum_calls and age < max_length / 2):
+        if 2 * self.calls < minimum_calls and age < max_length / 2:
             return
         if age >= max_length:
             self.clear(now)
@@ -305,8 +305,10 @@ class CircuitBreaker:
     def _count(self, own: _Account, now: float, *, failed: bool) -> None:
         """Count an outcome for the account, and update its vote about the route."""
         window, votes = own.window, self._votes
-        window.roll(now, self._minimum_calls, self._window)
-        votes.roll(now, self._minimum_calls, self._window)
+        if now - window.since >= BUCKET:
+            window.roll(now, self._minimum_calls, self._window)
+        if now - votes.since >= BUCKET:
+            votes.roll(now, self._minimum_calls, self._window)
         window.calls += 1
         votes.calls += 1
         if not failed and own.vote > 0 and own.bucket == votes.number:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import replace
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from pomelo.accounts.access import Access
@@ -18,11 +16,12 @@ from pomelo.engine.job import AcceptedJob
 from pomelo.engine.ledger import Ledger
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.results import new_result, started_event, write_usage
-from pomelo.engine.routing import Router
+from pomelo.engine.routing import Events, Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media.store import MediaStore
+from pomelo.process import CancelScope
 from pomelo.providers.base import Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.stores.ledger import ReplayedAnswer
@@ -51,24 +50,32 @@ class Engine:
         self._turns = turns
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
-        principal = await self._access.authenticate(call)
+        principal = call.principal or await self._access.authenticate(call)
         try:
             accepted = await self._accept(spec, options, call, principal, stream=False)
             reservation = await self._reserve(accepted, call)
             if isinstance(reservation, idempotency.ReplayedTask):
                 return reservation.result
             collector = self._collect(reservation)
-            turn = self._turns.stream()
-            async with self._life(reservation, collector) as deadline:
-                async with aclosing(self._events(reservation)) as events:
-                    async for event in events:
-                        if turn.over():
-                            await turn.next()
-                        collector.add(event)
+            deadline = CancelScope(reservation.job.deadline).start()
+            reservation.on_lost = deadline.expire
+            try:
+                answer = await self._start(reservation)
+                if isinstance(answer, TaskEvent):
+                    collector.add(answer)
+                else:
+                    await self._add_all(answer, collector)
                 result = new_result(reservation.job, accepted.created)
-                report_adjustments(call, result.adjustments)  # a later route may have taken over
+                if reservation.job.route is not accepted.job.route:  # a later route has taken over
+                    report_adjustments(call, result.adjustments)
                 collector.finish(result)
                 await self._settle(reservation, collector, result, deadline)
+            except BaseException as error:
+                failure = await self._failed(reservation, collector, deadline, error)
+                if failure is error:
+                    raise
+                raise failure from error
+            collector.close()
             return result
         finally:
             self._delete_upload(spec, call, principal)
@@ -87,11 +94,20 @@ class Engine:
                     yield events
                 return
             collector = self._collect(reservation)
-            async with (
-                self._life(reservation, collector) as deadline,
-                aclosing(self._stream(call, reservation, collector, deadline)) as events,
-            ):
-                yield events
+            deadline = CancelScope(reservation.job.deadline).start()
+            reservation.on_lost = deadline.expire
+            try:
+                async with aclosing(self._stream(call, reservation, collector, deadline)) as events:
+                    yield events
+            except BaseException as error:
+                failure = await self._failed(reservation, collector, deadline, error)
+                if failure is error:
+                    raise
+                raise failure from error
+            else:
+                deadline.ended_by(None)
+                collector.close()
+                reservation.release()  # if the caller did not read the events to their end
         finally:
             self._delete_upload(spec, call, principal)
 
@@ -121,16 +137,18 @@ class Engine:
             if call.strict:
                 replayed.check_strict()
             return replayed
-        refusal = self._refusal(accepted)
-        if refusal is not None:
-            await reserved.refuse()
-            raise refusal
+        if not accepted.candidates or accepted.media_bytes:
+            refusal = self._refusal(accepted)
+            if refusal is not None:
+                await reserved.refuse()
+                raise refusal
         try:
             reserved.job = _limit_output(accepted, reserved.amount)
         except BaseException:
             reserved.release()
             raise
-        report_adjustments(call, reserved.job.adjustments)
+        if reserved.job.adjustments:
+            report_adjustments(call, reserved.job.adjustments)
         return reserved
 
     def _refusal(self, accepted: AcceptedJob) -> PomeloError | None:
@@ -166,7 +184,7 @@ class Engine:
                     job.stream,
                     accepted.delivery,
                     job.report,
-                    partial(self._media.writer, accepted.principal.owner),
+                    lambda content_type: self._media.writer(accepted.principal.owner, content_type),
                     accepted.idempotency_key is not None,
                 )
             )
@@ -174,60 +192,63 @@ class Engine:
             reservation.release()
             raise
 
-    @asynccontextmanager
-    async def _life(self, reservation: Reservation, collector: Collector) -> AsyncIterator[asyncio.Timeout]:
-        """Bounds a task by its deadline, and ends its reservation however it is left.
-
-        Raises:
-            PomeloError: deadline_exceeded; store_unavailable if the store took this process for dead.
-        """
-        deadline = asyncio.timeout_at(reservation.job.deadline)
-        reservation.on_lost = partial(_expire, deadline)
+    async def _failed(
+        self, reservation: Reservation, collector: Collector, deadline: CancelScope, error: BaseException
+    ) -> BaseException:
+        """Ends the reservation of a task that `error` ended, and returns the error to raise: `error`, or
+        deadline_exceeded, or store_unavailable if the store took this process for dead."""
         try:
-            try:
-                async with deadline:
-                    yield deadline
-            finally:
-                collector.close()
-        except TimeoutError as error:
-            await reservation.fail()
-            if not deadline.expired():
-                raise  # an error of the same name from elsewhere
-            raise PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded") from error
-        except Exception as error:
-            if _not_begun(error) and not reservation.output_bytes:
-                await reservation.refuse()
-            else:
+            collector.close()
+            if deadline.ended_by(error):
                 await reservation.fail()
-            raise
+                return PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded")
+            if isinstance(error, Exception):
+                if _not_begun(error) and not reservation.output_bytes:
+                    await reservation.refuse()
+                else:
+                    await reservation.fail()
+            return error
         finally:
             reservation.release()
 
-    def _events(self, reservation: Reservation) -> AsyncGenerator[TaskEvent, None]:
+    def _start(self, reservation: Reservation) -> Awaitable[TaskEvent | Events]:
         accepted = reservation.accepted
-        return self._router.events(
+        return self._router.start(
             reservation.job,
             accepted.candidates,
             reservation.record_route,
             account=accepted.principal.account,
         )
 
+    async def _add_all(self, events: Events, collector: Collector) -> None:
+        """Collects the events of an answer that is not streamed."""
+        turn = self._turns.stream()
+        async with aclosing(events):
+            async for event in events:
+                if turn.over():
+                    await turn.next()
+                collector.add(event)
+
     async def _stream(
-        self, call: Call, reservation: Reservation, collector: Collector, deadline: asyncio.Timeout
+        self, call: Call, reservation: Reservation, collector: Collector, deadline: CancelScope
     ) -> AsyncGenerator[TaskEvent, None]:
         """The events in the contract's order, numbered: `started` with the first one, `completed` last."""
         reservation.bill_partially(collector)
         created = reservation.accepted.created
         number = 0
         turn = self._turns.stream()
-        async with aclosing(self._events(reservation)) as events:
+        answer = await self._start(reservation)
+        assert not isinstance(answer, TaskEvent)  # which is for whole answers
+        async with aclosing(answer) as events:
             async for event in events:
                 if turn.over():
                     await turn.next()
                 passed = collector.add(event)
                 if passed is not None:
-                    reservation.record_output(collector.output_bytes)
-                    if not number:
+                    if number:
+                        reservation.output_bytes = collector.output_bytes
+                    else:
+                        reservation.record_output(collector.output_bytes)
                         number = 1
                         # A later route may have taken over, with adjustments of its own.
                         report_adjustments(call, reservation.job.adjustments)
@@ -252,7 +273,7 @@ class Engine:
         yield TaskEvent(sequence_number=number + 1, completed=result)
 
     async def _settle(
-        self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: asyncio.Timeout
+        self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: CancelScope
     ) -> None:
         """Charges a finished task, writes its usage and cost into its result, and stores its answer if it has
         an Idempotency-Key. The deadline no longer applies: what is charged is delivered.
@@ -260,12 +281,12 @@ class Engine:
         Raises:
             PomeloError: store_unavailable.
         """
-        if deadline.expired():
-            await asyncio.sleep(0)  # the timeout is raised here
-        deadline.reschedule(None)
+        deadline.stop()
+        if deadline.expired:
+            await asyncio.sleep(0)  # the task is cancelled here
         accepted = reservation.accepted
         if not reservation.output_bytes:
-            reservation.record_output(accepted.definition.output_size(result))
+            reservation.record_output(collector.output_bytes or accepted.definition.output_size(result))
         answer = None
         if accepted.idempotency_key is not None:
             answer = idempotency.store_answer(
@@ -288,7 +309,7 @@ def _limit_output(accepted: AcceptedJob, reserved: int) -> Job[Any]:
     if fitted.max_tokens != tokens:
         assert job.given is not None
         fitted = accepted.candidates[0].fit(job.given, job.model, tokens).input
-    return replace(job, input=fitted, max_tokens=tokens)
+    return job.with_output_limit(fitted, tokens)
 
 
 def _not_begun(error: Exception) -> bool:
@@ -296,8 +317,3 @@ def _not_begun(error: Exception) -> bool:
     if not isinstance(error, UpstreamError) or error.code != "overloaded":
         return False
     return error.retry is not RetryPolicy.NEVER
-
-
-def _expire(deadline: asyncio.Timeout) -> None:
-    with suppress(RuntimeError):  # it is ending anyway
-        deadline.reschedule(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from pomelo.call import Principal
@@ -12,9 +11,10 @@ from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.providers.base import Job
 from pomelo.stores.ledger import IdempotencyKey
 from pomelo.tasks.base import Estimate, TaskDefinition
+from pomelo.values import value_type
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_type(frozen=True, slots=True, kw_only=True)
 class AcceptedJob:
     """A task that only limits, credits and its provider can still refuse.
 

@@ -13,7 +13,7 @@ from pomelo import money
 from pomelo.accounts.plans import Plan
 from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog.catalog import Model
-from pomelo.catalog.pricing import encode_prices, max_cost
+from pomelo.catalog.pricing import max_cost
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.limits import SHARES, CallLimits, LimitedCall
 from pomelo.engine.reservation import Reservation
@@ -73,6 +73,8 @@ class Ledger:
         self.operations = StoreOperations(monotonic, _log_uncollected)
         self.running: dict[str, Reservation] = {}
         """By task id."""
+        self._reserving: set[str] = set()
+        """The tasks that are being reserved."""
         self._plans = plans
         self._reconcile_every = reconcile_every
         self._orphans: set[str] = set()
@@ -112,7 +114,7 @@ class Ledger:
         )
         limits = CallLimits(LimitedCall(plan, principal))
         request = ReserveRequest(draft, minimum=0, maximum=0, counters=limits.counters)
-        self.operations.acquire(draft.task_id)
+        self._reserving.add(draft.task_id)
         try:
             outcome = await self._reserve(request)
             if isinstance(outcome, Refused):
@@ -121,9 +123,9 @@ class Ledger:
                 raise limits.refusal(outcome, request.minimum, now)
             void = partial(self.store.void, draft.wallet, draft.task_id)
             voiding = self.operations.run_in_background(draft.task_id, void)
-            await self.operations.outcome(lambda: asyncio.shield(voiding))
+            await self.operations.finished(voiding)
         finally:
-            self.operations.release(draft.task_id)
+            self._reserving.discard(draft.task_id)
 
     async def limit_status(self, wallet: Wallet, counters: Sequence[Counter]) -> LimitStatus:
         """A wallet's current credits and counts.
@@ -158,7 +160,7 @@ class Ledger:
             task_type=accepted.definition.name,
             user=accepted.user,
             metadata=accepted.metadata,
-            prices=encode_prices(prices),
+            prices=prices.encoded,
             price_version=accepted.price_version,
             at=self.now(),
         )
@@ -171,7 +173,7 @@ class Ledger:
             shares=SHARES,
             idempotency_key=accepted.idempotency_key,
         )
-        self.operations.acquire(job.task_id)
+        self._reserving.add(job.task_id)
         try:
             outcome = await self._reserve(request)
             now = self.now()
@@ -188,12 +190,12 @@ class Ledger:
             self.running[job.task_id] = reservation
             return reservation
         finally:
-            self.operations.release(job.task_id)
+            self._reserving.discard(job.task_id)
 
     async def _reserve(self, request: ReserveRequest) -> Reserved | Refused | ReplayedAnswer:
         reserving = self.operations.start(partial(self.store.reserve, request))
         try:
-            return await self.operations.outcome(lambda: asyncio.shield(reserving))
+            return await self.operations.finished(reserving)
         except LostReservationError as error:
             raise PomeloError("store_unavailable") from error  # it was voided before
         except (PomeloError, asyncio.CancelledError):
@@ -214,7 +216,6 @@ class Ledger:
         call. `reconcile` ends what is left.
         """
         self.operations.acquire(draft.task_id)
-        self.operations.track(reserving)
 
         def done(future: asyncio.Future[Reserved | Refused | ReplayedAnswer]) -> None:
             if future.cancelled():
@@ -225,14 +226,18 @@ class Ledger:
                 self.refund(draft)
             self.operations.release(draft.task_id)
 
-        reserving.add_done_callback(done)
+        if reserving.done():
+            done(reserving)
+        else:
+            reserving.add_done_callback(done)
 
     # --- while tasks run
 
     def runs(self, task_id: str) -> bool:
         """Whether this process runs a task: it is being reserved, it runs, or its end is in progress or
         waits for a retry."""
-        return task_id in self.running or self.operations.concerns(task_id)
+        running = task_id in self.running or task_id in self._reserving
+        return running or self.operations.concerns(task_id)
 
     async def keep_progress(self) -> None:
         """Until cancelled, periodically saves what running tasks have used, ends those whose reservation is
@@ -275,7 +280,8 @@ class Ledger:
             lost = self.running.get(task_id)
             if lost is not None:
                 lost.lost = True
-                lost.on_lost()
+                if lost.on_lost is not None:
+                    lost.on_lost()
 
     async def reconcile(self) -> None:
         """Ends reservations of this process whose tasks are not running, as if the process had died: the

@@ -39,12 +39,16 @@ class LimitedCall(NamedTuple):
     accepted: AcceptedJob | None = None
 
 
+_counter = cache(Counter)
+"""Counters whose amounts and limits are few, so that they are made once."""
+
+
 def _requests(call: LimitedCall) -> Counter:
-    return Counter("requests", 1, call.plan.requests, WINDOW)
+    return _counter("requests", 1, call.plan.requests, WINDOW)
 
 
 def _concurrency(call: LimitedCall) -> Counter:
-    return Counter("concurrency", 0 if call.accepted is None else 1, call.plan.concurrent)
+    return _counter("concurrency", 0 if call.accepted is None else 1, call.plan.concurrent)
 
 
 def _tokens(call: LimitedCall) -> Counter | None:
@@ -99,24 +103,30 @@ class CallLimits:
     __slots__ = ("_limits", "counters")
 
     def __init__(self, call: LimitedCall) -> None:
-        limits = [(limit, limit.counter(call)) for limit in LIMITS]
-        self._limits = [(limit, counter) for limit, counter in limits if counter is not None]
-        self.counters = tuple([counter for _, counter in self._limits])
+        limits: list[Limit] = []
+        counters: list[Counter] = []
+        for limit in LIMITS:
+            counter = limit.counter(call)
+            if counter is not None:
+                limits.append(limit)
+                counters.append(counter)
+        self._limits = limits
+        self.counters = tuple(counters)
 
     def actual_counters(self, usage: Usage) -> tuple[Counter, ...]:
         """The counters of a task, with what it has really used."""
-        return tuple(
-            [
-                counter if limit.actual is None else counter._replace(amount=limit.actual(usage))
-                for limit, counter in self._limits
-            ]
-        )
+        counters: list[Counter] = []
+        for limit, counter in zip(self._limits, self.counters, strict=True):
+            if limit.actual is not None:
+                counter = Counter(counter.name, limit.actual(usage), counter.limit, counter.window)
+            counters.append(counter)
+        return tuple(counters)
 
     def headers(self, status: LimitStatus, now: float) -> dict[str, str]:
         """The headers of the limits and of the credits at Unix time `now`."""
         headers: dict[str, str] = {}
         concurrent: dict[str, str] = {}
-        for limit, (name, _, most, window) in self._limits:
+        for limit, (name, _, most, window) in zip(self._limits, self.counters, strict=True):
             if most is not None:
                 used, reset = status.counts[name]
                 limit_header, remaining_header, reset_header = _header_names(limit.suffix)
@@ -132,7 +142,7 @@ class CallLimits:
     def refusal(self, refused: Refused, required: int, now: float) -> PomeloError:
         """The error for a task that could not be reserved; `required` are the microcredits that must be
         available. Its times agree with the headers at the same `now`."""
-        for limit, counter in self._limits:
+        for limit, counter in zip(self._limits, self.counters, strict=True):
             if counter.name == refused.counter:
                 return _limit_refusal(limit, counter, refused.limit_status, now)
         if refused.code == "insufficient_credits":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ class Reservation:
         self.first_byte_ms = 0
         self.lost = False
         """Whether the store has ended it, because this process was taken for dead."""
-        self.on_lost: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] | None = None
 
     @property
     def wallet(self) -> Wallet:
@@ -115,7 +114,7 @@ class Reservation:
             record.task_id, partial(self._ledger.store.settle, settlement), fallback=self._settle_or_void
         )
         try:
-            settled = await operations.outcome(lambda: asyncio.shield(settling))
+            settled = await operations.finished(settling)
         except LostReservationError as error:
             raise PomeloError("store_unavailable") from error
         self._report_status(settled.limit_status, settled.record.cost)
@@ -136,7 +135,7 @@ class Reservation:
         operations = self._ledger.operations
         try:
             async with asyncio.timeout(STATUS_TIMEOUT):
-                settled = await operations.outcome(lambda: asyncio.shield(ending))
+                settled = await operations.finished(ending)
                 if settled is not None:
                     self._report_status(settled.limit_status, settled.record.cost)
                 else:
@@ -154,7 +153,7 @@ class Reservation:
         self._end()
         self._call.response_headers.pop(CHARGED_HEADER, None)
         voiding = self._ledger.refund(self._draft)
-        await self._ledger.operations.outcome(lambda: asyncio.shield(voiding))
+        await self._ledger.operations.finished(voiding)
         self._report_status(await self._ledger.limit_status(self.wallet, self._limits.counters), None)
 
     def _settle_or_void(self) -> asyncio.Future[Settled | None]:
@@ -196,11 +195,19 @@ class Reservation:
     def _record(self, usage: Usage, source: str, *, complete: bool) -> UsageRecord:
         draft, route = self._draft, self._route
         provider, provider_model = ("", "") if route is None else (route.provider, route.model)
-        task = f"request {draft.request_id}: the provider {provider}"
         prices = self.accepted.prices
-        usage = with_reported_cost(usage, self.job.report, prices, self.amount, task)
-        return replace(
-            draft,
+        if self.job.report.cost is not None:
+            task = f"request {draft.request_id}: the provider {provider}"
+            usage = with_reported_cost(usage, self.job.report, prices, self.amount, task)
+        return UsageRecord(
+            task_id=draft.task_id,
+            request_id=draft.request_id,
+            account=draft.account,
+            live=draft.live,
+            key_id=draft.key_id,
+            wire=draft.wire,
+            model=draft.model,
+            task_type=draft.task_type,
             provider=provider,
             provider_model=provider_model,
             input_tokens=usage.input_tokens,
@@ -218,7 +225,11 @@ class Reservation:
             first_byte_ms=self.first_byte_ms,
             output_bytes=self.output_bytes,
             cost=cost(usage, prices),
+            prices=draft.prices,
+            price_version=draft.price_version,
             source=source,
             complete=complete,
             at=self._ledger.now(),
+            user=draft.user,
+            metadata=draft.metadata,
         )

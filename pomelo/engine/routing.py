@@ -11,17 +11,28 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from math import ceil, inf
 from typing import Any
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.retirement import is_past
-from pomelo.engine.circuit_breaker import CircuitBreaker
+from pomelo.engine.circuit_breaker import Attempt, CircuitBreaker
 from pomelo.errors import PomeloError
-from pomelo.providers.base import CALLER, Event, Job, JobMethod, Provider, fit_hook, fit_job, job_method
+from pomelo.providers.base import (
+    CompleteMethod,
+    Event,
+    Job,
+    JobMethod,
+    Provider,
+    complete_method,
+    fit_hook,
+    fit_job,
+    is_built_in,
+    job_method,
+)
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.fitting import Fitting, Given, Hook, fit
 from pomelo.providers.guard import GuardedEvents
@@ -41,10 +52,12 @@ call."""
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A route that can serve a task, with its provider's method."""
+    """A route that can serve a task, with its provider's methods."""
 
     route: Route
+    provider: Provider
     method: JobMethod
+    complete: CompleteMethod | None
     task_type: str
     hook: Hook | None
 
@@ -60,9 +73,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class LiveCandidate(Candidate):
-    """A route to a vendor. The sandbox has no circuit breaker: its failures are requested by callers."""
+    """A route to a vendor. The sandbox has no circuit breaker: its failures are requested by callers.
+    `trusted`: the provider is Pomelo's own code."""
 
     breaker: CircuitBreaker
+    trusted: bool
+
+
+Events = GuardedEvents | AsyncGenerator[Event, None]
 
 
 class Router:
@@ -90,6 +108,9 @@ class Router:
         self._make_breaker = breaker
         self._today = today
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
+        self._candidates: dict[tuple[int, str], Candidate] = {}
+        """By the identity of the route, which the candidate keeps alive, and the task type."""
+        self._sandbox_routes: dict[str, Route] = {}
 
     def candidates(self, model: Model, task_type: str, *, live: bool) -> list[Candidate]:
         """Return the routes that can serve a model, in order; for a test key, only the sandbox. A retired
@@ -98,25 +119,46 @@ class Router:
         Raises:
             PomeloError: provider_not_configured; no route can serve the model.
         """
+        routes = model.routes if live else (self._sandbox_route(model),)
         found: list[Candidate] = []
-        for route in model.routes if live else (Route("sandbox", model.name),):
-            provider = self._providers.get(route.provider)
-            if provider is None or not provider.configured:
-                continue
-            method = job_method(provider, task_type)
-            if method is None:
-                continue
-            hook = fit_hook(provider, task_type)
-            if live:
-                found.append(LiveCandidate(route, method, task_type, hook, self._breaker(route)))
-            else:
-                found.append(Candidate(route, method, task_type, hook))
+        for route in routes:
+            candidate = self._candidate(route, task_type, live)
+            if candidate is not None:
+                found.append(candidate)
         if not found:
             raise PomeloError("provider_not_configured", field="model")
-        if len(found) > 1 and any(candidate.route.retires for candidate in found):
+        if len(found) > 1 and any(one.route.retires for one in found):
             today = self._today()
             found = [one for one in found if not is_past(one.route.retires, today)] or found
         return found
+
+    def _candidate(self, route: Route, task_type: str, live: bool) -> Candidate | None:
+        """The candidate of a route, None if its provider is not configured or does not support the type."""
+        provider = self._providers.get(route.provider)
+        if provider is None or not provider.configured:
+            return None
+        known = self._candidates.get((id(route), task_type))
+        if known is not None and known.provider is provider:
+            return known
+        method = job_method(provider, task_type)
+        if method is None:
+            return None
+        complete, hook = complete_method(provider, task_type), fit_hook(provider, task_type)
+        if live:
+            breaker, trusted = self._breaker(route), is_built_in(provider)
+            found: Candidate = LiveCandidate(
+                route, provider, method, complete, task_type, hook, breaker, trusted
+            )
+        else:
+            found = Candidate(route, provider, method, complete, task_type, hook)
+        self._candidates[id(route), task_type] = found
+        return found
+
+    def _sandbox_route(self, model: Model) -> Route:
+        route = self._sandbox_routes.get(model.name)
+        if route is None:
+            route = self._sandbox_routes[model.name] = Route("sandbox", model.name)
+        return route
 
     def preview(self, model: Model, task_type: str, given: Given[Any]) -> Fitting:
         """Fit a valid input to the first route of a model, even if its provider is not configured."""
@@ -130,40 +172,33 @@ class Router:
             breaker = self._breakers[key] = self._make_breaker(*key)
         return breaker
 
-    def events(
+    async def start(
         self,
         job: Job[Any],
         candidates: Sequence[Candidate],
         on_route: Callable[[Job[Any]], None] = lambda job: None,
         *,
         account: str = "",
-    ) -> AsyncGenerator[Event, None]:
-        """Yield the events of a task from the first candidate that yields any. `job` is the first
-        candidate's. `on_route` is called with the job of each route before its provider is. `account` owns
-        the task: breakers and connections are shared fairly between accounts. The caller must close the
-        generator.
+    ) -> Event | Events:
+        """Call the candidates in order, until one answers: return its whole answer as the last event, or the
+        events of its answer once the first one has arrived. The caller must close them.
+
+        `job` is the first candidate's. `on_route` is called with the job of each route before its provider
+        is. `account` owns the task: breakers and connections are shared fairly between accounts.
 
         Raises:
             PomeloError: the failure of the last candidate that was tried; provider_unavailable if the
                 circuit breakers skip all of them.
         """
-        live = [candidate for candidate in candidates if isinstance(candidate, LiveCandidate)]
-        if live:
-            return self._try_routes(job, live, on_route, account)
-        on_route(job)
-        return candidates[0].method(job)
-
-    async def _try_routes(
-        self,
-        job: Job[Any],
-        candidates: Sequence[LiveCandidate],
-        on_route: Callable[[Job[Any]], None],
-        account: str,
-    ) -> AsyncGenerator[Event, None]:
         failure: PomeloError | None = None
         open_for = inf
         clock = self._clock
         for candidate in candidates:
+            if not isinstance(candidate, LiveCandidate):
+                on_route(job)
+                if candidate.complete is not None and not job.stream:
+                    return await candidate.complete(job)
+                return candidate.method(job)
             breaker = candidate.breaker
             routed = job if candidate.route is job.route else candidate.take_over(job)
             for attempt_number in range(ATTEMPTS):
@@ -173,26 +208,17 @@ class Router:
                     break
                 if not attempt_number:
                     on_route(routed)
-                started = False
-                routed.report.reset()
+                if failure is not None:
+                    routed.report.reset()
                 try:
-                    CALLER.set(account)
-                    guarded = GuardedEvents(candidate.method, candidate.task_type, routed)
-                    async with aclosing(guarded) as events:
-                        async for event in events:
-                            if not started:
-                                started = True
-                                breaker.succeeded(attempt, clock())
-                            yield event
-                            CALLER.set(account)  # another asyncio task may read the next event
-                    return
+                    return await self._answer(candidate, routed, account, attempt)
                 except PomeloError as error:
                     failure = error
-                    if error.code in _VENDOR_FAILURES:
-                        breaker.failed(attempt, clock(), error.code)
+                    self._report(breaker, attempt, error)
                 finally:
-                    breaker.release(attempt, clock())
-                if started or not isinstance(failure, UpstreamError) or failure.retry is RetryPolicy.NEVER:
+                    if attempt.probes_route or attempt.probes_account:
+                        breaker.release(attempt, clock())
+                if not isinstance(failure, UpstreamError) or failure.retry is RetryPolicy.NEVER:
                     raise failure
                 if failure.retry is RetryPolicy.NEXT_ROUTE or attempt_number == ATTEMPTS - 1:
                     break
@@ -203,6 +229,30 @@ class Router:
         if failure is None:
             failure = PomeloError("provider_unavailable", retry_after=max(1, ceil(open_for)))
         raise failure
+
+    async def _answer(
+        self, candidate: LiveCandidate, job: Job[Any], account: str, attempt: Attempt
+    ) -> Event | Events:
+        """Call a vendor once. Its circuit breaker learns of a success, and of a failure after the first
+        event."""
+        breaker = candidate.breaker
+        guarded = GuardedEvents(
+            candidate.method, candidate.task_type, job, account, trusted=candidate.trusted
+        )
+        if candidate.complete is not None and not job.stream:
+            event = await guarded.complete(candidate.complete)
+            breaker.succeeded(attempt, self._clock())
+            return event
+        await guarded.begin()
+        if not guarded.ended:
+            breaker.succeeded(attempt, self._clock())
+            guarded.on_failure = partial(self._report, breaker, attempt)
+        return guarded
+
+    def _report(self, breaker: CircuitBreaker, attempt: Attempt, error: PomeloError) -> None:
+        """Report a failure to the circuit breaker, if it is the vendor's."""
+        if error.code in _VENDOR_FAILURES:
+            breaker.failed(attempt, self._clock(), error.code)
 
     def _wait(self, failure: UpstreamError, attempt_number: int) -> float:
         """Seconds before the next attempt: the vendor's Retry-After, else exponential backoff with jitter."""

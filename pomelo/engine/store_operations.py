@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -55,7 +55,7 @@ class StoreOperations:
         self._monotonic = monotonic
         self._on_success = on_success
         self._running: set[asyncio.Future[Any]] = set()
-        self._in_progress: Counter[str] = Counter()
+        self._in_progress: dict[str, int] = {}
         """Operations in progress, by task id."""
         self._pending: dict[str, _Operation] = {}
         """Failed operations that wait for a retry, by task id, in the order in which they failed."""
@@ -67,13 +67,13 @@ class StoreOperations:
 
     def acquire(self, task_id: str) -> None:
         """Marks the task as in progress until `release`."""
-        self._in_progress[task_id] += 1
+        self._in_progress[task_id] = self._in_progress.get(task_id, 0) + 1
 
     def release(self, task_id: str) -> None:
         """Ends one `acquire`."""
-        self._in_progress[task_id] -= 1
-        if not self._in_progress[task_id]:
-            del self._in_progress[task_id]
+        left = self._in_progress.pop(task_id) - 1
+        if left:
+            self._in_progress[task_id] = left
 
     def start(self, work: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         """Starts `work` immediately; `idle` waits for it."""
@@ -81,14 +81,30 @@ class StoreOperations:
             awaitable = work()
         except Exception as error:
             awaitable = _raise(error)
-        running = asyncio.ensure_future(awaitable)
-        self.track(running)
+        running = awaitable if isinstance(awaitable, asyncio.Future) else asyncio.ensure_future(awaitable)
+        if not running.done():
+            self._running.add(running)
+            running.add_done_callback(self._running.discard)
         return running
 
-    def track(self, future: asyncio.Future[Any]) -> None:
-        """Lets `idle` wait for a future."""
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
+    async def finished(self, running: asyncio.Future[T]) -> T:
+        """The result of an operation that goes on if this is cancelled.
+
+        Raises:
+            PomeloError, LostReservationError: as `outcome`.
+        """
+        try:
+            if not running.done():
+                waiter: asyncio.Future[None] = running.get_loop().create_future()
+                running.add_done_callback(partial(_wake, waiter))
+                await waiter
+            return running.result()
+        except (PomeloError, LostReservationError):
+            raise
+        except BaseException as error:
+            if (unknown := self._unexpected(error)) is None:
+                raise
+            raise unknown from error
 
     def run_in_background(
         self,
@@ -117,12 +133,10 @@ class StoreOperations:
             return await work()
         except (PomeloError, LostReservationError):
             raise
-        except asyncio.CancelledError as error:
-            if is_cancelled():
+        except BaseException as error:
+            if (unknown := self._unexpected(error)) is None:
                 raise
-            raise self._unknown_outcome(error) from error  # something inside was cancelled, not this task
-        except Exception as error:
-            raise self._unknown_outcome(error) from error
+            raise unknown from error
 
     def retry_pending(self) -> None:
         """Retries the operations that are due, at most MAX_CONCURRENT_RETRIES concurrently; a retry that
@@ -164,7 +178,10 @@ class StoreOperations:
             finally:
                 self.release(operation.task_id)
 
-        running.add_done_callback(done)
+        if running.done():
+            done(running)
+        else:
+            running.add_done_callback(done)
         return running
 
     def _failed(self, operation: _Operation, error: BaseException) -> None:
@@ -190,10 +207,23 @@ class StoreOperations:
 
         self._run(operation).add_done_callback(done)
 
+    def _unexpected(self, error: BaseException) -> UnknownOutcomeError | None:
+        """The error to raise in place of one that the store's contract does not list; None if this task was
+        cancelled, and not something inside the store."""
+        ended = (
+            is_cancelled() if isinstance(error, asyncio.CancelledError) else not isinstance(error, Exception)
+        )
+        return None if ended else self._unknown_outcome(error)
+
     def _unknown_outcome(self, error: BaseException) -> UnknownOutcomeError:
         """Logs an unexpected error of the store, and returns it as an UnknownOutcomeError."""
         self.unexpected.log("The store failed", error)
         return UnknownOutcomeError("store_unavailable")
+
+
+def _wake(waiter: asyncio.Future[None], running: asyncio.Future[Any]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 async def _raise(error: Exception) -> Any:

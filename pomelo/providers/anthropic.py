@@ -21,7 +21,7 @@ from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role, TextInput
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Options, Probe
+from pomelo.providers.base import Event, Job, Options, Probe, one_event
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
@@ -145,15 +145,16 @@ class Anthropic(Vendor):
         Raises:
             UpstreamError: by the error map; invalid_parameter if there is no message but the system's.
         """
-        if job.stream:
-            return self._stream(job)
-        return self._collect(job) if _max_tokens(job) > _MAX_WHOLE_TOKENS else self._request(job)
+        return self._stream(job) if job.stream else one_event(self.complete_text, job)
 
-    async def _request(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+    async def complete_text(self, job: Job[TextInput]) -> Event:
+        """As `text`, without a stream."""
+        if _max_tokens(job) > _MAX_WHOLE_TOKENS:
+            return await self._collect(job)
         message = await self._http.request_json(
             self._url, self._json_headers, to_json(request(job, stream=False)), ERROR_MAPPING, surrogates=True
         )
-        yield _parse_message(message)
+        return _parse_message(message)
 
     def _stream(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         return stream_text(
@@ -163,7 +164,7 @@ class Anthropic(Vendor):
             _MessageStream(job.report),
         )
 
-    async def _collect(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+    async def _collect(self, job: Job[TextInput]) -> Event:
         text = bytearray()  # in a list, each chunk would take sixty bytes more
         turn = self._http.turns.stream()
         async with aclosing(self._stream(job)) as events:
@@ -173,7 +174,7 @@ class Anthropic(Vendor):
                 text += event.text_delta.text.encode()
         result = event.completed
         usage = result.usage if result.HasField("usage") else None
-        yield completed_text(text.decode(), result.text.finish_reason, usage)
+        return completed_text(text.decode(), result.text.finish_reason, usage)
 
 
 def request(job: Job[TextInput], *, stream: bool) -> dict[str, Any]:

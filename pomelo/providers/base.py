@@ -6,7 +6,7 @@ A provider translates between our contract and a vendor's API. It checks no key,
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,7 @@ from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.logs import format_trace
 from pomelo.media.audio import AudioSource
 from pomelo.providers.fitting import Fitting, Given, Hook, InputT, fit
+from pomelo.values import value_type
 
 __all__ = ["CALLER", "AudioSource", "Event", "Fitting", "Given", "Job", "Options", "Probe", "Provider"]
 
@@ -31,7 +32,7 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 context variable so that providers need not pass it on."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Job(Generic[InputT]):
     """One task for one provider.
 
@@ -61,6 +62,24 @@ class Job(Generic[InputT]):
     request_id: str = ""
     report: Report = field(default_factory=Report)
 
+    def with_output_limit(self, task_input: InputT, max_tokens: int) -> Job[InputT]:
+        """The same job with reserved tokens of output, and its input fitted to them."""
+        return Job(
+            self.task_id,
+            self.model,
+            self.route,
+            task_input,
+            self.stream,
+            self.deadline,
+            self.audio,
+            self.adjustments,
+            self.user,
+            self.given,
+            max_tokens,
+            self.request_id,
+            self.report,
+        )
+
 
 JobMethod = Callable[[Job[Any]], AsyncGenerator[Event, None]]
 """A provider's method for one task type, which has the type's name: text, image, text_to_speech,
@@ -82,6 +101,10 @@ one of CODES, and what `Http` raises. Any other exception, and any other event (
 type, an event after the last), is logged, and the task fails with provider_failed.
 """
 
+CompleteMethod = Callable[[Job[Any]], Awaitable[Event]]
+"""A provider's method `complete_text`, `complete_image` and so on: a coroutine that returns the `completed`
+of a job without a stream. A provider may have it beside its `JobMethod`, to save the cost of a generator."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -100,7 +123,8 @@ class Options(Row):
 
 
 class Provider(Protocol):
-    """A vendor, or the sandbox. It has a `JobMethod` for each task type that it supports.
+    """A vendor, or the sandbox. It has a `JobMethod` for each task type that it supports, and may have a
+    `CompleteMethod` beside it.
 
     If its API does not take every valid input of a task type, it has a `Hook` named after the type (fit_text,
     fit_image, …), which changes such inputs before the JobMethod gets them. The hook must work even if the
@@ -124,6 +148,29 @@ class Provider(Protocol):
 def job_method(provider: Provider, task_type: str) -> JobMethod | None:
     """Return the provider's method for a task type, or None if it does not support the type."""
     return getattr(provider, task_type, None)
+
+
+def complete_method(provider: Provider, task_type: str) -> CompleteMethod | None:
+    """Return the provider's method for jobs of a task type without a stream, or None if it has none, or if a
+    subclass or the instance replaces only the `JobMethod`."""
+    name = f"complete_{task_type}"
+    for namespace in (getattr(provider, "__dict__", {}), *map(vars, type(provider).__mro__)):
+        if name in namespace:
+            method: CompleteMethod = getattr(provider, name)
+            return method
+        if task_type in namespace:
+            break
+    return None
+
+
+async def one_event(complete: CompleteMethod, job: Job[Any]) -> AsyncGenerator[Event, None]:
+    """Yield the result of a `CompleteMethod`, for a `JobMethod` that also takes jobs without a stream."""
+    yield await complete(job)
+
+
+def is_built_in(provider: Provider) -> bool:
+    """Whether a provider is Pomelo's own code, and not that of a plug-in."""
+    return type(provider).__module__.startswith("pomelo.providers.")
 
 
 def fit_hook(provider: Provider | None, task_type: str) -> Hook | None:

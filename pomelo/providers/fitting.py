@@ -17,6 +17,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from pomelo.catalog.catalog import Model, Route
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Adjustment, TaskSpec
+from pomelo.values import value_type
 
 _CONTENT = frozenset(("messages", "prompt", "text", "voice", "audio"))
 """Fields that are not parameters of a model: never dropped or clamped."""
@@ -26,7 +27,7 @@ _NOT_SUPPORTED = "left out: the model does not take it"
 InputT = TypeVar("InputT")
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Given(Generic[InputT]):
     """What a caller gave: the input message of the task type, and the id of the end user, or ""."""
 
@@ -107,20 +108,26 @@ class Fitting:
     that the input does not have is ignored. The argument `expected` completes the sentence "it must be …".
     """
 
-    __slots__ = ("_changes", "_given", "_parameters", "input", "route", "user")
+    __slots__ = ("_changes", "_given", "_parameters", "input", "present", "route", "user")
 
     def __init__(self, given: Given[Any], route: Route) -> None:
         self.input = given.input
         self.user = given.user
         self.route = route
         self._given = given
-        self._parameters = _parameters(given.input.DESCRIPTOR)
+        self._parameters = parameters = _parameters(given.input.DESCRIPTOR)
+        self.present = present = {"user"} if given.user else set()
+        """Names of all parameters that may be set: another one need not be looked at."""
+        for field, value in given.input.ListFields():
+            if field.name in parameters:
+                present.add(field.name)
+                if field.message_type is not None and not field.is_repeated:
+                    present.update(inner.name for inner, _ in value.ListFields())
         self._changes: dict[str, tuple[tuple[bool, int, str], Adjustment, str]] = {}
 
     def get(self, name: str) -> Any:
         """Return a parameter's current value; None if it was not set, or was dropped."""
-        parameter = self._parameters.get(name)
-        return None if parameter is None else parameter.read(self)
+        return self._parameters[name].read(self) if name in self.present else None
 
     def drop(self, name: str, expected: str = _NOT_SUPPORTED) -> None:
         """Leave a parameter out, if it is set."""
@@ -158,6 +165,7 @@ class Fitting:
         parameter = self._parameters.get(name)
         if parameter is not None and parameter.read(self) != value:
             setattr(self._message(parameter), name, value)
+            self.present.add(name)
             self._record(parameter, value, expected)
 
     def override(self, names: dict[str, str], fixed: Any) -> None:
@@ -187,6 +195,8 @@ class Fitting:
     @property
     def adjustments(self) -> list[Adjustment]:
         """The changes of what the caller set: dropped parameters first, in the contract's order."""
+        if not self._changes:
+            return []
         return [adjustment for _, adjustment, _ in sorted(self._changes.values(), key=_order)]
 
     def refusal(self) -> PomeloError:
@@ -231,10 +241,13 @@ def fit(
     model's own maximum."""
     fitting = Fitting(given, route)
     _limit_tokens(fitting, model.limits.max_output_tokens, max_tokens)
+    present = fitting.present
     for name in route.drop:
-        fitting.drop(name)
+        if name in present:
+            fitting.drop(name)
     for name in route.clamp:
-        fitting.clamp(name)
+        if name in present:
+            fitting.clamp(name)
     if max_tokens is not None and (fitting.get("max_tokens") or 0) > max_tokens:
         _limit_tokens(fitting, 0, max_tokens)  # a clamp may have raised it above what is reserved
     if hook is not None:

@@ -1,4 +1,4 @@
-"""Checks what a provider raises and yields; what it may not is logged, and the task fails.
+"""Checks what a provider raises, yields and returns; what it may not is logged, and the task fails.
 
 A provider may be a plug-in. Whatever its code does, the caller gets a response, no other task is affected,
 and the caller gets no error that only Pomelo itself may raise: of a key, a balance, a limit or a store.
@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextOutput
+from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, FinishReason, TextOutput
 from pomelo.logs import format_trace
 from pomelo.process import is_cancelled
-from pomelo.providers.base import Event, Job, JobMethod
+from pomelo.providers.base import CALLER, CompleteMethod, Event, Job, JobMethod
 from pomelo.providers.cancellation import SelfCancelledError, StillRunningError, await_bounded
 from pomelo.providers.chunks import MAX_AUDIO_BYTES, MAX_TEXT_CHARS, event_text, split_audio, split_text
 from pomelo.providers.errors import CODES, RetryPolicy, UpstreamError
@@ -30,6 +32,8 @@ log = logging.getLogger("pomelo.providers")
 
 MAX_RETRY_AFTER = 3600
 """The longest Retry-After of a provider, in seconds."""
+
+_FINISH_REASONS = frozenset(FinishReason.values())
 
 _ENDED = (asyncio.CancelledError, GeneratorExit)
 """Exceptions that end a coroutine from outside."""
@@ -42,7 +46,10 @@ _CONTENT_TYPE = re.compile(r"(audio|image)/[\w!#$&^.+-]{1,64}(; ?[\w.+-]{1,32}=[
 
 
 class GuardedEvents:
-    """The events of a provider's method for one job, checked as they arrive.
+    """What a provider answers to one job, checked as it arrives. Call `begin`, then iterate.
+
+    `account` is the one for which the provider is called. Code of Pomelo's own is `trusted`: it is awaited as
+    it is, because it does nothing to the task that runs it.
 
     Raises:
         PomeloError: the provider's own, if its code is one of CODES; otherwise provider_failed.
@@ -50,40 +57,97 @@ class GuardedEvents:
     """
 
     __slots__ = (
-        "_allowed", "_audio_started", "_chunks", "_content_type", "_events", "_finished", "_job", "_loop",
-        "_method", "_next", "_task_type",
+        "_account", "_allowed", "_audio_started", "_content_type", "_events", "_finished", "_is_text", "_job",
+        "_loop", "_method", "_next", "_pending", "_task_type", "_trusted", "ended", "on_failure",
     )  # fmt: skip
 
-    def __init__(self, method: JobMethod, task_type: str, job: Job[Any]) -> None:
+    def __init__(
+        self, method: JobMethod, task_type: str, job: Job[Any], account: str = "", *, trusted: bool = False
+    ) -> None:
         self._method = method
         self._task_type = task_type
         self._job = job
+        self._account = account
+        self._trusted = trusted
         self._allowed = TASK_TYPE_ROWS[task_type].events
+        self._is_text = "text_delta" in self._allowed
         self._loop = asyncio.get_running_loop()
         self._finished = False
         self._audio_started = False
         self._content_type = ""
         self._events: Any = None
         self._next: Any = None
-        self._chunks: Iterator[Event] | None = None
+        self._pending: Iterator[Event] | None = None
+        """Events that have arrived: the first one, or the parts of a large one."""
+        self.ended = False
+        """Whether the provider has ended without an event."""
+        self.on_failure: Callable[[PomeloError], None] = lambda error: None
+        """Gets the error with which the provider fails."""
+
+    async def begin(self) -> None:
+        """Call the provider, and wait for its first event; closes it if it fails."""
+        try:
+            first = await anext(self)
+        except StopAsyncIteration:
+            self.ended = True
+        except BaseException:
+            await self.aclose()
+            raise
+        else:
+            self._pending = chain((first,), self._pending or ())
+
+    async def complete(self, method: CompleteMethod) -> Event:
+        """The whole answer, by a method that returns it."""
+        CALLER.set(self._account)
+        try:
+            if self._trusted:
+                event = await method(self._job)
+            else:
+                event = await await_bounded(partial(method, self._job), self._loop)
+        except BaseException as error:
+            failure = self._failure(error)
+            if failure is error:
+                raise
+            raise failure from None
+        if self._check(event) != "completed":
+            raise self._failed("returned an event that is not the last one")
+        return event
 
     def __aiter__(self) -> GuardedEvents:
         return self
 
     async def __anext__(self) -> Event:
-        if self._chunks is not None:
-            if (chunk := next(self._chunks, None)) is not None:
-                return chunk
-            self._chunks = None
+        if self._pending is not None:
+            if (event := next(self._pending, None)) is not None:
+                return event
+            self._pending = None
+        if self.ended:
+            raise StopAsyncIteration
+        CALLER.set(self._account)  # another asyncio task may read the next event
         while True:
-            event = await self._next_event()
-            which = self._check(event)
-            if which == "text_delta":
+            try:
+                if self._trusted:
+                    event = await (self._next or self._start)()
+                else:
+                    event = await await_bounded(self._next or self._start, self._loop)
+            except StopAsyncIteration:
+                raise
+            except BaseException as error:
+                failure = self._failure(error)
+                if isinstance(failure, PomeloError):
+                    self.on_failure(failure)
+                if failure is error:
+                    raise
+                raise failure from None
+            if self._is_text and not self._finished and type(event) is Event and event.HasField("text_delta"):
                 if self._job.stream and len(event.text_delta.text) > MAX_TEXT_CHARS:
-                    self._chunks = split_text(event)
-            elif which == "completed":
+                    self._pending = split_text(event)
+                    return next(self._pending)
+                return event
+            which = self._check(event)
+            if which == "completed":
                 if self._job.stream and len(event_text(event)) > MAX_TEXT_CHARS:
-                    self._chunks = split_text(event)
+                    self._pending = split_text(event)
             elif which == "audio_chunk":
                 audio = event.audio_chunk
                 if not audio.data:
@@ -92,34 +156,21 @@ class GuardedEvents:
                     event = Event(audio_chunk=AudioChunk(data=audio.data, content_type=self._content_type))
                 self._audio_started = True
                 if len(audio.data) > MAX_AUDIO_BYTES:
-                    self._chunks = split_audio(event)
-            return event if self._chunks is None else next(self._chunks)
+                    self._pending = split_audio(event)
+            return event if self._pending is None else next(self._pending)
 
-    async def _next_event(self) -> Event:
-        """The next event of the provider, whose content is not checked."""
-        try:
-            event = await await_bounded(self._next or self._start, self._loop)
-        except StopAsyncIteration:
-            raise
-        except PomeloError as error:
-            replacement = self._replacement(error)
-            if replacement is None:
-                raise
-            raise replacement from None
-        except SelfCancelledError:
-            raise self._failed("cancelled the task that runs it") from None
-        except StillRunningError as error:
+    def _failure(self, error: BaseException) -> BaseException:
+        """The error to raise for one that the provider raised: `error` itself if it is valid."""
+        if isinstance(error, PomeloError):
+            return self._replacement(error) or error
+        if isinstance(error, SelfCancelledError):
+            return self._failed("cancelled the task that runs it")
+        if isinstance(error, StillRunningError):
             self._events = None
             self._failed("went on after it was cancelled, and was stopped")
-            raise asyncio.CancelledError from error
+            return asyncio.CancelledError()
         # A plug-in may raise SystemExit or CancelledError, which would end the server or the connection.
-        except BaseException as error:
-            if is_cancelled():
-                raise asyncio.CancelledError from error
-            raise self._failed("failed unexpectedly", error) from None
-        if type(event) is not Event:
-            raise self._failed(f"yielded a {type(event).__name__} instead of an Event")
-        return event
+        return asyncio.CancelledError() if is_cancelled() else self._failed("failed unexpectedly", error)
 
     def _start(self) -> Any:
         """Call the provider's method, and return what to await for its first event."""
@@ -134,7 +185,10 @@ class GuardedEvents:
         if close is None:
             return
         try:
-            await await_bounded(close, self._loop, closing=True)
+            if self._trusted:
+                await close()
+            else:
+                await await_bounded(close, self._loop, closing=True)
         except SelfCancelledError:
             self._failed("cancelled the task that runs it while it was closed")
         except StillRunningError:
@@ -145,7 +199,10 @@ class GuardedEvents:
             self._failed("failed unexpectedly while it was closed", error)
 
     def _check(self, event: Event) -> str:
-        """Refuse an event of another task type, and an event after the last. Return the name of its field."""
+        """Refuse what is no event of the task type, and an event after the last. Return the name of its
+        field."""
+        if type(event) is not Event:
+            raise self._failed(f"yielded a {type(event).__name__} instead of an Event")
         which = event.WhichOneof("event")
         if which not in self._allowed:
             raise self._failed(f"yielded {which or 'an empty event'} for a task of type {self._task_type}")
@@ -177,9 +234,9 @@ class GuardedEvents:
         finish, message = text.finish_reason, text.message
         if not finish:
             raise self._failed("yielded a text without its finish_reason")
-        if finish not in FinishReason.values():
+        if finish not in _FINISH_REASONS:
             raise self._failed(f"yielded the unknown finish_reason {finish}")
-        if text.HasField("message") and message.role != Role.ROLE_ASSISTANT:
+        if text.HasField("message") and message.role != ROLE_ASSISTANT:
             raise self._failed(f"yielded a message of the role {message.role} instead of the assistant's")
         for part in message.content:
             if not part.HasField("text"):

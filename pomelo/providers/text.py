@@ -9,7 +9,7 @@ from typing import Any
 
 from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, FinishReason, Message
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, FinishReason, Message
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.http.client import MAX_BODY_BYTES
@@ -141,7 +141,7 @@ def finish_reason(reason: Any, reasons: Mapping[str, FinishReason.ValueType]) ->
     """
     if not isinstance(reason, str):
         raise malformed_response("an invalid finish reason")
-    return reasons.get(reason, FinishReason.FINISH_REASON_STOP)
+    return reasons.get(reason, FINISH_REASON_STOP)
 
 
 def token_usage(
@@ -175,8 +175,7 @@ def token_usage(
             usage.cached_input_tokens = parts[0]
             usage.cache_write_input_tokens = parts[1]
             usage.cache_write_1h_input_tokens = parts[2]
-    reasoning = credible(reasoning)
-    if reasoning is not None and reasoning <= completion:
+    if reasoning and (reasoning := credible(reasoning)) is not None and reasoning <= completion:
         usage.reasoning_tokens = reasoning
     return usage
 

@@ -78,7 +78,14 @@ class Together(Vendor):
             fitting.replace("output_format", ImageFormat.IMAGE_FORMAT_PNG, "png or jpeg")
 
     async def image(self, job: Job[ImageInput]) -> AsyncGenerator[Event, None]:
-        """Generate an image. The vendor reports no progress, so only 1 is.
+        """As `complete_image`. The vendor reports no progress, so only 1 is."""
+        result = await self.complete_image(job)
+        if event := ProgressEvents(job.stream).event(1):
+            yield event
+        yield result
+
+    async def complete_image(self, job: Job[ImageInput]) -> Event:
+        """Generate an image.
 
         Raises:
             UpstreamError: by the error map; without a retry once the vendor has responded.
@@ -91,10 +98,7 @@ class Together(Vendor):
             max_bytes=MAX_RESPONSE_BYTES,
         )
         with never_retried():
-            result = image_result(await self._image(response))
-        if event := ProgressEvents(job.stream).event(1):
-            yield event
-        yield result
+            return image_result(await self._image(response))
 
     async def _image(self, response: Any) -> bytes:
         """The image in a response, which may contain a link instead of base64.

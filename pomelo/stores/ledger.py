@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.usage import UsageRecord
+from pomelo.values import value_type
 
 REPLAY_SECONDS = 24 * 3600.0
 """How long an answer is stored for its Idempotency-Key."""
@@ -50,7 +51,7 @@ class Counter(NamedTuple):
     window: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class ReserveRequest:
     """What a task needs. `draft` is its record so far, with a cost of 0. Each of its `counters` has another
     name; the first one whose limit would be exceeded refuses the task.
@@ -77,7 +78,7 @@ class Count(NamedTuple):
     reset: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class LimitStatus:
     """A wallet at one moment: the credits that can be reserved, and the counts of the counters that the call
     named, by name."""
@@ -86,7 +87,7 @@ class LimitStatus:
     counts: Mapping[str, Count] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Reserved:
     """The task may run. `amount` microcredits are reserved, between the request's `minimum` and `maximum`."""
 
@@ -94,7 +95,7 @@ class Reserved:
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Refused:
     """Nothing was reserved. `code` is the first of these that applies: idempotency_mismatch,
     idempotency_conflict, limit_exceeded, insufficient_credits. `counter` is the name of the counter whose
@@ -105,7 +106,7 @@ class Refused:
     counter: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class ReplayedAnswer:
     """The same request was answered within REPLAY_SECONDS; nothing was reserved. `answer` is the one that its
     settlement stored."""
@@ -115,7 +116,7 @@ class ReplayedAnswer:
     answer: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Settlement:
     """The end of a task. `record.cost` is its price, `record.uncollected` is 0. The amounts of `counters`
     replace the reserved ones in their windows, if these are still open; counters that are not named keep
@@ -126,7 +127,7 @@ class Settlement:
     answer: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Settled:
     """The record as stored. A cost above the reservation is charged to the available credits; the part that
     they did not cover is `uncollected`."""

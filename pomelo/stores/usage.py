@@ -9,6 +9,7 @@ from typing import Literal, Protocol, TypeVar, get_args
 from pydantic_core import from_json, to_json
 
 from pomelo.stores.accounts import Balance, Wallet
+from pomelo.values import value_type
 
 RECOVERED = "recovered"
 """The source of a record that the store wrote for a task whose process had died."""
@@ -30,7 +31,7 @@ def _added(version: int, default: T) -> T:
     return field(default=default, metadata={"version": version})
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class UsageRecord:
     """What one task used and cost. A task that failed before it delivered anything leaves no record.
 

@@ -18,6 +18,7 @@ from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.media.store import MediaWriter
+from pomelo.values import value_type
 
 MAX_INLINE_DEFAULT = 3 * 1024 * 1024
 """Bytes of a media file that an answer contains inline if the caller asked for no MediaDelivery."""
@@ -46,7 +47,7 @@ MIN_BYTES_PER_SECOND = 125
 """Assumed for audio that can't be measured: 1 kbit/s, below every encoding in use."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class AudioInfo:
     """Input audio: its size in bytes and its measured length in milliseconds, 0 if it can't be measured."""
 
@@ -69,7 +70,7 @@ class AudioInfo:
         return bool(limit) and self.ms > limit + ENCODER_PADDING_MS
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class Estimate:
     """The minimum and the maximum usage of a task. They differ if its output may be cut to what the account
     can pay; `sufficient` is the usage that it should be allowed even if other tasks then can't run.
@@ -88,7 +89,7 @@ class Estimate:
     input_audio_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_type(frozen=True, slots=True)
 class CollectorContext:
     """The task that a collector serves: its input, model and estimate, and whether it is streamed.
 

@@ -56,6 +56,8 @@ _IMAGE_HEAD = 16
 
 _NOT_AN_IMAGE = "a PNG, JPEG, WebP or GIF image. The bytes decide, not the media type"
 
+_NO_USAGE = Usage()
+
 _ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT))
 
 
@@ -156,7 +158,8 @@ def _count_words(task_input: TextInput) -> int:
     count = 0
     for message in task_input.messages:
         for part in message.content:
-            count += _count_words_in(part.text)
+            text = part.text
+            count += len(text.split()) if len(text) <= _SLICE else _count_words_in(text)
     return count
 
 
@@ -177,7 +180,8 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
     size = images = 0
     for message in task_input.messages:
         for part in message.content:
-            size += _size(part.text)
+            text = part.text
+            size += len(text) if text.isascii() else len(text.encode())
             images += part.HasField("image")
     tokens = size + MAX_MESSAGE_TOKENS * (len(task_input.messages) + 1) + MAX_IMAGE_TOKENS * images
     limits = model.limits
@@ -224,7 +228,7 @@ class TextCollector(Collector):
         self._last: TaskResult | None = None
         self._rest = ""
         """The text that came with the end, in no delta."""
-        self._usage = Usage()
+        self._usage = _NO_USAGE
         self._counted = True
 
     def add(self, event: TaskEvent) -> TaskEvent | None:
@@ -233,7 +237,7 @@ class TextCollector(Collector):
             if event.HasField("completed"):
                 self._last = event.completed
             return None
-        self.output_bytes += _size(text)
+        self.output_bytes += len(text) if text.isascii() else len(text.encode())
         self._pieces += 1
         if self._joins:
             self._text += text.encode()

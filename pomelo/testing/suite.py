@@ -18,12 +18,13 @@ import contextlib
 from collections import Counter
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
-from pomelo.providers.base import Job, fit_hook, fit_job, job_method
+from pomelo.providers.base import Job, complete_method, fit_hook, fit_job, job_method, one_event
 from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.testing.addresses import UnknownHostResolver
@@ -248,9 +249,12 @@ class _Run:
 
     def _prepare(self, provider: Any) -> tuple[Any, Job[Any]]:
         """The provider's method, and the job to call it with."""
-        method = job_method(provider, self._case.task_type)
+        method: Any = job_method(provider, self._case.task_type)
         if method is None:
             raise LookupError(f"{self._case.subject.name} has no method {self._case.task_type}")
+        complete = complete_method(provider, self._case.task_type)
+        if complete is not None and not self._case.stream:
+            method = partial(one_event, complete)
         fault = self._case.fault
         seconds = DEADLINE if fault is not None and fault.endless else _CASE_SECONDS
         deadline = asyncio.get_running_loop().time() + seconds

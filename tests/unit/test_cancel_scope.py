@@ -1,4 +1,5 @@
-"""A scope that ends its body at a time that may change."""
+"""Scopes that cancel an asyncio task, at a time that may change or on demand: what they end, and what they leave
+to others."""
 
 from __future__ import annotations
 
@@ -12,6 +13,12 @@ from pomelo.process import CancelScope
 from tests.unit.loop import iterations
 
 now = asyncio.get_running_loop
+
+
+def current_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 async def run(scope: CancelScope, begin: Callable[[], None], then: BaseException | None = None) -> None:
@@ -37,9 +44,7 @@ async def ends_after(scope: CancelScope, begin: Callable[[], None] = lambda: Non
 
 async def test_a_body_ends_at_its_time_and_its_task_goes_on() -> None:
     assert 0.08 < await ends_after(CancelScope(now().time() + 0.1)) < 2
-    task = asyncio.current_task()
-    assert task is not None
-    assert not task.cancelling()
+    assert not current_task().cancelling()
     await asyncio.sleep(0)
 
 
@@ -95,9 +100,7 @@ async def test_an_error_of_the_body_is_raised_even_when_its_time_is_over() -> No
     with pytest.raises(KeyError):
         await run(scope, lambda: None, KeyError())
     assert scope.expired
-    task = asyncio.current_task()
-    assert task is not None
-    assert not task.cancelling(), "the cancellation was taken back"
+    assert not current_task().cancelling(), "the cancellation was taken back"
 
 
 async def test_a_body_that_ends_slowly_is_not_cancelled_again() -> None:
@@ -125,3 +128,85 @@ async def test_the_cancellation_of_the_task_is_no_timeout(seconds: float) -> Non
     task = asyncio.create_task(run(CancelScope(now().time() + seconds), cancel))
     await asyncio.wait({task})
     assert task.cancelled()
+
+
+# --- without a context manager
+
+
+async def test_a_deadline_cancels_the_task_and_leaving_undoes_it() -> None:
+    scope = CancelScope(now().time() + 0.001).start()
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await asyncio.sleep(10)
+    assert scope.expired
+    assert scope.ended_by(raised.value)
+    assert current_task().cancelling() == 0
+    await asyncio.sleep(0)
+
+
+async def test_a_past_deadline_cancels_at_the_next_wait() -> None:
+    scope = CancelScope(now().time() - 1).start()
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await asyncio.sleep(10)
+    assert scope.ended_by(raised.value)
+
+
+async def test_a_stopped_scope_never_cancels() -> None:
+    scope = CancelScope(now().time() + 0.001).start()
+    scope.stop()
+    await asyncio.sleep(0.01)
+    scope.expire()
+    await asyncio.sleep(0)
+    assert not scope.expired
+    assert not scope.ended_by(None)
+
+
+async def test_a_scope_expires_once() -> None:
+    scope = CancelScope().start()
+    scope.expire()
+    scope.expire()
+    assert current_task().cancelling() == 1
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await asyncio.sleep(0)
+    assert scope.ended_by(raised.value)
+
+
+@pytest.mark.parametrize("inner_expires", [False, True])
+async def test_only_the_scope_that_expired_has_ended_its_body(inner_expires: bool) -> None:
+    outer, inner = CancelScope().start(), CancelScope().start()
+    (inner if inner_expires else outer).expire()
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await asyncio.sleep(0)
+    assert inner.ended_by(raised.value) == inner_expires
+    assert outer.ended_by(raised.value) == (not inner_expires)
+    assert current_task().cancelling() == 0
+
+
+async def test_a_cancellation_from_outside_is_not_the_scopes() -> None:
+    ended: list[bool] = []
+
+    async def body(*, expires: bool) -> None:
+        scope = CancelScope().start()
+        try:
+            if expires:
+                scope.expire()
+            await asyncio.sleep(10)
+        except asyncio.CancelledError as error:
+            ended.append(scope.ended_by(error))
+            raise
+
+    for expires in (False, True):
+        task = asyncio.create_task(body(expires=expires))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert ended == [False, False]
+
+
+async def test_another_error_is_not_the_scopes_but_its_cancellation_is_undone() -> None:
+    scope = CancelScope().start()
+    scope.expire()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    assert not scope.ended_by(ValueError())
+    assert current_task().cancelling() == 0

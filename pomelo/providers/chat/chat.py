@@ -21,14 +21,14 @@ from pomelo.catalog.catalog import Route
 from pomelo.catalog.rows import Name
 from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Options, Probe
+from pomelo.providers.base import Event, Job, Options, Probe, one_event
 from pomelo.providers.chat.errors import MEANINGS, read_error_body
 from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
 from pomelo.providers.http.vendor import Vendor
-from pomelo.providers.text import only_text, stream_text
+from pomelo.providers.text import stream_text
 
 _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
 
@@ -107,6 +107,8 @@ class Chat(Vendor):
     def fit_text(self, fitting: Fitting) -> None:
         """Adjust an input to what a host accepts for every model, and to the fields that the operator has
         fixed."""
+        if not fitting.present:
+            return
         names = _names(fitting.route, self.profile)
         for name, host_name in names.items():
             if host_name == "none" or name in self.profile.drop:
@@ -124,7 +126,7 @@ class Chat(Vendor):
             UpstreamError: by the error map.
         """
         if not job.stream:
-            return self._request(job)
+            return one_event(self.complete_text, job)
         return stream_text(
             lambda: self._http.stream_events(
                 self._url,
@@ -136,14 +138,15 @@ class Chat(Vendor):
             ChunkStream(self._error_mapping, job.report, reports_cost=self.profile.reports_cost),
         )
 
-    async def _request(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+    async def complete_text(self, job: Job[TextInput]) -> Event:
+        """As `text`, without a stream."""
         completion = await self._http.request_json(
             self._url, self._json_headers, self._body(job), self._error_mapping, surrogates=True
         )
         event = parse_completion(completion, self._error_mapping)
         if self.profile.reports_cost:
             job.report.cost = reported_cost(completion.get("usage"))
-        yield event
+        return event
 
     def _body(self, job: Job[TextInput]) -> bytes:
         return to_json(request(job, self.profile))
@@ -196,7 +199,7 @@ def _user(user: str, max_length: int) -> str:
 
 
 def _messages(text: TextInput, profile: Profile) -> list[dict[str, Any]]:
-    messages = [_message(message) for message in text.messages]
+    messages = list(map(_message, text.messages))
     if not profile.system_first:
         return messages
     messages = [message for message in messages if message["role"] != "assistant" or message["content"]]
@@ -204,12 +207,11 @@ def _messages(text: TextInput, profile: Profile) -> list[dict[str, Any]]:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    role = _ROLES[message.role]
-    text = only_text(message)
-    if text is not None:
-        return {"role": role, "content": text}
+    role, content = _ROLES[message.role], message.content
+    if len(content) == 1 and content[0].HasField("text"):
+        return {"role": role, "content": content[0].text}
     parts: list[dict[str, Any]] = []
-    for part in message.content:
+    for part in content:
         if part.HasField("text"):
             parts.append({"type": "text", "text": part.text})
         else:

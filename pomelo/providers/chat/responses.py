@@ -13,7 +13,7 @@ from pomelo.gen.v1.text_pb2 import FinishReason
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
-from pomelo.providers.http.parsing import parse, pick, well_formed
+from pomelo.providers.http.parsing import parse, well_formed
 from pomelo.providers.text import StreamState, completed_text, finish_reason, token_usage
 
 _FINISHES = {
@@ -139,11 +139,15 @@ def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> Finis
 def _usage(usage: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
+    cached = written = reasoning = None
+    if isinstance(details := usage.get("prompt_tokens_details"), dict):
+        cached, written = details.get("cached_tokens"), details.get("cache_write_tokens")
+    if isinstance(details := usage.get("completion_tokens_details"), dict):
+        reasoning = details.get("reasoning_tokens")
     return token_usage(
         usage.get("prompt_tokens"),
         usage.get("completion_tokens"),
-        # The latter is Mistral's.
-        cached=pick(usage, "prompt_tokens_details", "cached_tokens") or usage.get("num_cached_tokens"),
-        written=pick(usage, "prompt_tokens_details", "cache_write_tokens"),
-        reasoning=pick(usage, "completion_tokens_details", "reasoning_tokens"),
+        cached=cached or usage.get("num_cached_tokens"),  # the latter is Mistral's
+        written=written,
+        reasoning=reasoning,
     )

@@ -25,7 +25,7 @@ from pomelo.gen.v1.speech_pb2 import (
     TimestampGranularity,
 )
 from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Event, Job, Options, Probe
+from pomelo.providers.base import AudioSource, Event, Job, Options, Probe, one_event
 from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, PathNotFound
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.elevenlabs.responses import MAX_AUDIO_BYTES, AudioStream, parse_transcript
@@ -167,7 +167,11 @@ class ElevenLabs(Vendor):
             else:
                 return
 
-    async def speech_to_text(self, job: Job[SpeechToTextInput]) -> AsyncGenerator[Event, None]:
+    def speech_to_text(self, job: Job[SpeechToTextInput]) -> AsyncGenerator[Event, None]:
+        """As `complete_speech_to_text`, which is all that there is to stream."""
+        return one_event(self.complete_speech_to_text, job)
+
+    async def complete_speech_to_text(self, job: Job[SpeechToTextInput]) -> Event:
         """Transcribe audio. The upload is read from its file while it is sent.
 
         Raises:
@@ -184,7 +188,7 @@ class ElevenLabs(Vendor):
             transcript = await asyncio.to_thread(parse_transcript, response, job.input, ERROR_MAPPING)
         event = Event()
         event.completed.transcription.CopyFrom(transcript)
-        yield event
+        return event
 
     async def _stream_audio(
         self,

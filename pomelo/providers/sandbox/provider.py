@@ -18,6 +18,7 @@ from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import FinishReason
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import AudioSource, Event, Job
 from pomelo.providers.images import FORMATS
@@ -62,27 +63,38 @@ class Sandbox:
         Raises:
             PomeloError: context_length_exceeded; the error of a trigger.
         """
+        if not job.stream:
+            yield await self.complete_text(job)
+            return
+        triggers, content, finish, input_tokens = await self._reply(job)
+        words = content.split(" ") if content else []
+        for index, word in enumerate(words[: len(words) // 2] if triggers.stops_halfway else words):
+            # Filling a new event in place takes a third of the time of building its parts first.
+            event = Event()
+            event.text_delta.text = " " + word if index else word
+            yield event
+            await self._sleep(triggers.pace)
+        if triggers.stops_halfway:
+            await self._stop_halfway(triggers)
+        yield completed_text("", finish, Usage(input_tokens=input_tokens, output_tokens=len(words)))
+
+    async def complete_text(self, job: Job[Any]) -> Event:
+        """As `text`, without a stream."""
+        triggers, content, finish, input_tokens = await self._reply(job)
+        if triggers.stops_halfway:
+            await self._stop_halfway(triggers)
+        usage = Usage(input_tokens=input_tokens, output_tokens=text.count(content))
+        return completed_text(content, finish, usage)
+
+    async def _reply(self, job: Job[Any]) -> tuple[Triggers, str, FinishReason.ValueType, int]:
+        """The triggers of a text job, its reply with the finish reason, and the tokens of its input."""
         given = job.input
         limits = job.model.limits
         prompt, input_tokens = text.read_prompt(given.messages)
         text.check_length(input_tokens, limits.max_input_tokens)
         triggers = await self._begin(prompt, job, "messages")
         content, finish = text.reply(prompt, given, job.model.name, triggers.words, limits.max_output_tokens)
-        if job.stream:
-            words = content.split(" ") if content else []
-            for index, word in enumerate(words[: len(words) // 2] if triggers.stops_halfway else words):
-                # Filling a new event in place takes a third of the time of building its parts first.
-                event = Event()
-                event.text_delta.text = " " + word if index else word
-                yield event
-                await self._sleep(triggers.pace)
-            content = ""
-            output_tokens = len(words)
-        else:
-            output_tokens = text.count(content)
-        if triggers.stops_halfway:
-            await self._stop_halfway(triggers)
-        yield completed_text(content, finish, Usage(input_tokens=input_tokens, output_tokens=output_tokens))
+        return triggers, content, finish, input_tokens
 
     async def image(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Draws an image that depends on prompt, seed and model.

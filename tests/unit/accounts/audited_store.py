@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pomelo.catalog.pricing import Prices, Usage, cost, encode_prices
+from pomelo.catalog.pricing import Prices, Usage, cost
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
@@ -44,7 +44,7 @@ def draft(task_id: str, wallet: Wallet = ACME, **changes: Any) -> UsageRecord:
         "task_type": "text",
         "provider": "openai",
         "provider_model": "gpt-4.1",
-        "prices": encode_prices(PRICES),
+        "prices": PRICES.encoded,
         "price_version": "2026-11-22",
         "at": 1000.0,
     }

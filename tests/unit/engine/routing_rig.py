@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
 from pomelo.engine.circuit_breaker import MINIMUM_CALLS
-from pomelo.engine.routing import Router
+from pomelo.engine.routing import Candidate, Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -68,7 +68,7 @@ class Rig:
         text_input = TextInput(messages=[Message(role=Role.ROLE_USER, content=[ContentPart(text=prompt)])])
         candidates = router.candidates(model, "text", live=True)
         job = Job("task_1", model, candidates[0].route, text_input, stream, deadline)
-        async with aclosing(router.events(job, candidates, account=account)) as events:
+        async with aclosing(answer(router, job, candidates, account=account)) as events:
             return "".join([event_text(event) async for event in events])
 
     async def fail(self, router: Router, account: str = "", **options: Any) -> PomeloError:
@@ -87,6 +87,19 @@ class Rig:
     def request_counts(self) -> tuple[int, int]:
         """The number of requests to each server."""
         return len(self.one.requests), len(self.two.requests)
+
+
+async def answer(
+    router: Router, job: Job[Any], candidates: Sequence[Candidate], *arguments: Any, account: str = ""
+) -> AsyncGenerator[Event, None]:
+    """Yields the events of a task, or its whole answer as one event."""
+    started = await router.start(job, candidates, *arguments, account=account)
+    if isinstance(started, Event):
+        yield started
+        return
+    async with aclosing(started) as events:
+        async for event in events:
+            yield event
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.connections import NoConnectionError
 from pomelo.testing import Answer, Stop, error_reply
-from tests.unit.engine.routing_rig import BUSY, MODEL, FailingProvider, Rig, rig
+from tests.unit.engine.routing_rig import BUSY, MODEL, FailingProvider, Rig, answer, rig
 
 __all__ = ["rig"]
 
@@ -48,7 +48,7 @@ async def test_each_route_is_asked_for_its_own_model_and_announced_once(rig: Rig
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, given, True, 2000.0)
     announced: list[Job[TextInput]] = []
-    async with aclosing(router.events(job, candidates, announced.append)) as events:
+    async with aclosing(answer(router, job, candidates, announced.append)) as events:
         assert "".join([event.text_delta.text async for event in events]) == "from two"
     assert [one.route for one in announced] == list(MODEL.routes)
     for server, model in ((rig.one, "a"), (rig.two, "b")):
@@ -172,7 +172,7 @@ async def test_a_provider_is_closed_with_the_events_of_its_task(rig: Rig) -> Non
     router = rig.router()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
-    async with aclosing(router.events(job, candidates)) as events:
+    async with aclosing(answer(router, job, candidates)) as events:
         await anext(events)
         assert not provider.closed
     assert provider.closed
@@ -220,7 +220,7 @@ async def test_what_a_failed_attempt_reported_is_forgotten(rig: Rig) -> None:
     router = rig.router()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
-    async with aclosing(router.events(job, candidates)) as events:
+    async with aclosing(answer(router, job, candidates)) as events:
         assert [event.text_delta.text async for event in events] == ["Hello"]
     assert job.report.cost is None
     assert job.report.usage is None
@@ -240,7 +240,7 @@ async def test_a_provider_sees_the_account_of_the_task_in_whichever_asyncio_task
     router = rig.router()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, TextInput(), True, 2000.0)
-    async with aclosing(router.events(job, candidates, account="acme")) as events:
+    async with aclosing(answer(router, job, candidates, account="acme")) as events:
         for _ in range(3):
             await asyncio.create_task(anext(events))
     assert failing.callers == ["acme"] * 3
