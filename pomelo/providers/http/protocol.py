@@ -50,10 +50,10 @@ class Connection(asyncio.Protocol):
     arrived, `complete` is true once all of it has; `error` says why it never will."""
 
     __slots__ = (
-        "_chunked", "_chunks", "_deadline", "_fields", "_head_bytes", "_keep", "_length", "_limit", "_loop",
-        "_on_lost", "_parser", "_paused", "_reusable", "_sender", "_size", "_timer", "_timer_at",
-        "_transport", "_unparsed", "_waiter", "_writable", "complete", "error", "idle_since", "lease",
-        "origin", "silence", "status", "too_large",
+        "_chunked", "_chunks", "_deadline", "_fields", "_head_bytes", "_keep", "_limit", "_loop", "_on_lost",
+        "_parser", "_paused", "_reusable", "_sender", "_timer", "_timer_at", "_transport", "_unparsed",
+        "_waiter", "_writable", "complete", "content_length", "error", "idle_since", "lease", "origin",
+        "silence", "status", "too_large", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,9 @@ class Connection(asyncio.Protocol):
         self.status = 0
         self.complete = True
         self.error: Exception | None = None
+        self.content_length: int | None = None
+        self.unread = 0
+        """Bytes of the body that have arrived and were not taken."""
         self.too_large = False
         """Whether the body is larger than the limit of the request."""
         self.idle_since = 0.0
@@ -86,11 +89,9 @@ class Connection(asyncio.Protocol):
         )
         self._fields: list[tuple[bytes, bytes]] = []
         self._chunks: list[bytes] = []
-        self._size = 0  # bytes in _chunks
         self._limit = NO_LIMIT
         self._head_bytes = 0
         self._unparsed = 0  # bytes received since the last ones of the body
-        self._length: int | None = None
         self._chunked = False
         self._reusable = False
         self._paused = False
@@ -111,15 +112,6 @@ class Connection(asyncio.Protocol):
         decoded = ((_decode(name), _decode(value)) for name, value in self._fields)
         return CIMultiDict(decoded)
 
-    @property
-    def unread(self) -> int:
-        """The bytes of the body that have arrived and were not taken."""
-        return self._size
-
-    @property
-    def content_length(self) -> int | None:
-        return self._length
-
     async def request(self, head: bytes, body: Body, silence: float, limit: int = NO_LIMIT) -> None:
         """Send a request, and wait for the head of its response; with `limit` for all of it, unless its
         status is 300 or above, its body is larger than `limit` bytes, or it breaks off. An exception closes
@@ -128,9 +120,9 @@ class Connection(asyncio.Protocol):
         Raises:
             DisconnectedError, ProtocolError, TimeoutError: there was no response.
         """
-        self.status = self._size = self._head_bytes = self._unparsed = 0
+        self.status = self.unread = self._head_bytes = self._unparsed = 0
         self.complete = self.too_large = self._chunked = self._reusable = False
-        self.error = self._length = None
+        self.error = self.content_length = None
         self._fields = []
         self._limit = limit
         self.silence = silence
@@ -173,8 +165,8 @@ class Connection(asyncio.Protocol):
         if 0 <= max_bytes < len(data):
             chunks.append(data[max_bytes:])
             data = data[:max_bytes]
-        self._size -= len(data)
-        if self._paused and self._size <= READ_AHEAD:
+        self.unread -= len(data)
+        if self._paused and self.unread <= READ_AHEAD:
             self._resume()
         return data
 
@@ -216,7 +208,7 @@ class Connection(asyncio.Protocol):
                 self._fail(ProtocolError())
 
     def eof_received(self) -> None:
-        if self.status and not self._chunked and self._length is None:
+        if self.status and not self._chunked and self.content_length is None:
             self._complete()  # the only end that this body has
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -255,7 +247,7 @@ class Connection(asyncio.Protocol):
         self._fields.append((name, value))
         size = len(name)
         if size == 14 and name.lower() == b"content-length":
-            self._length = int(value)
+            self.content_length = int(value)
         elif size == 17 and name.lower() == b"transfer-encoding":
             self._chunked = value.lower().endswith(b"chunked")
 
@@ -265,27 +257,27 @@ class Connection(asyncio.Protocol):
             if status < 100 or status == 101:
                 raise ProtocolError
             self._fields.clear()  # an interim response
-            self._length, self._chunked = None, False
+            self.content_length, self._chunked = None, False
             return
         self.status = status
         if status >= 300:
             self._limit = NO_LIMIT
         if self._limit == NO_LIMIT:
             self._wake()
-        elif self._length is not None and self._length > self._limit:
+        elif self.content_length is not None and self.content_length > self._limit:
             self.too_large = True
             self._wake()
 
     def on_body(self, data: bytes) -> None:
         self._unparsed = 0
         self._chunks.append(data)
-        self._size += len(data)
+        self.unread += len(data)
         if self._limit == NO_LIMIT:
             self._wake()
-            if self._size > READ_AHEAD and not self._paused and not self.closed:
+            if self.unread > READ_AHEAD and not self._paused and not self.closed:
                 self._paused = True
                 cast(asyncio.Transport, self._transport).pause_reading()
-        elif self._size > self._limit:
+        elif self.unread > self._limit:
             self.too_large = True
             self._wake()
 
