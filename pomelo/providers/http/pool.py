@@ -33,11 +33,12 @@ class Pool:
         self._open: set[Connection] = set()
         self._idle: dict[Origin, list[Connection]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
         self._all_lost: asyncio.Future[None] | None = None
 
     async def close(self) -> None:
         """Close all connections, also those that serve a request, and the resolver."""
-        self._max_kept = 0
+        self._closed = True
         self._idle.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -63,7 +64,7 @@ class Pool:
     def keep(self, connection: Connection) -> None:
         """Take a connection back that has finished its request."""
         idle = self._idle.setdefault(connection.origin, [])
-        if len(idle) >= self._max_kept:
+        if self._closed or len(idle) >= self._max_kept:
             connection.abort()
             return
         connection.idle_since = self._loop.time()
@@ -75,7 +76,7 @@ class Pool:
         """Return a new connection, which is kept after its request if `keep`.
 
         Raises:
-            ConnectError: there is none.
+            ConnectError: there is none, or the pool is closed.
             ValueError: the resolver refuses the host's address.
         """
         tls = None
@@ -104,6 +105,9 @@ class Pool:
             raise SecureConnectionError from error
         except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError for some closed sockets
             raise ConnectError from error
+        if self._closed:
+            connection.abort()
+            raise ConnectError
         if not connection.closed:
             self._open.add(connection)
         return connection

@@ -135,22 +135,28 @@ async def test_cancelling_closes_the_connection_at_once(http: Http, response: by
 
 
 async def test_closing_the_client_ends_its_calls_and_all_connections() -> None:
-    third = asyncio.Event()
+    reached = asyncio.Event()
 
     async def answer(peer: Peer) -> None:
-        await peer.request()
-        if peer.body == b"{}":
-            peer.writer.write(OK)
-        else:
-            third.set()
-        await peer.reader.read()
+        while True:
+            await peer.request()
+            if peer.body == b"{}":
+                peer.writer.write(OK)
+            else:
+                reached.set()
 
     async with raw_server(answer) as server:
         async with Http() as http:
             await asyncio.gather(ask(http, server), ask(http, server))
             call = asyncio.create_task(outcome(http, server.url, body=b"[]"))
-            await third.wait()
+            await reached.wait()
+            reached.clear()
+            # It would be sent again, if its connection had not been closed by the client itself.
+            repeatable = asyncio.create_task(http.request_json(server.url, {}, b"[]", CHAT))
+            await reached.wait()
         assert await call == "provider_unavailable"
+        with pytest.raises(PomeloError):
+            await repeatable
         for peer in server.peers:
             assert await peer.left()
 
