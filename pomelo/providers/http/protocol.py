@@ -172,14 +172,13 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> bool:
         """End the request. Returns whether the connection can serve another one; otherwise it is closed."""
-        sender, self._sender = self._sender, None
-        if self.complete and self._reusable and not self.closed and (sender is None or sender.done()):
+        sent = self._sender is None or self._sender.done()
+        if self.complete and self._reusable and sent and not self.closed:
             self._chunks.clear()
+            self._sender = None
             if self._paused:
                 self._resume()
             return True
-        if sender is not None:
-            sender.cancel()
         self.abort()
         return False
 

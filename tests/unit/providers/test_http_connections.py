@@ -57,6 +57,12 @@ async def test_a_connection_is_not_kept_if_the_server_closes_it_or_sends_more(
         assert len(server.peers) == 2
 
 
+async def test_a_connection_for_one_request_is_closed_even_if_the_server_keeps_it(http: Http) -> None:
+    async with raw_server(sends(OK, close=False)) as server:
+        assert await outcome(http, server.url) == b"{}"
+        assert await server.peers[0].left()
+
+
 async def test_an_http_1_0_connection_is_kept_if_the_server_says_so(http: Http) -> None:
     response = b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n{}"
     async with raw_server(sends(response, response)) as server:
@@ -65,7 +71,9 @@ async def test_an_http_1_0_connection_is_kept_if_the_server_says_so(http: Http) 
         assert len(server.peers) == 1
 
 
-@pytest.mark.parametrize("unrequested", [b"", OK, b"x"], ids=["its end", "a response", "a byte"])
+@pytest.mark.parametrize(
+    "unrequested", [b"", OK, b"x", b"\r\n"], ids=["its end", "a response", "a byte", "a line"]
+)
 async def test_what_arrives_on_an_idle_connection_closes_it_at_once(http: Http, unrequested: bytes) -> None:
     more = asyncio.Event()
 
@@ -132,6 +140,7 @@ async def test_cancelling_closes_the_connection_at_once(http: Http, response: by
         with pytest.raises(asyncio.CancelledError):
             await call
         assert await server.peers[0].left()
+    assert not any("Connection._send" in repr(task) for task in asyncio.all_tasks())
 
 
 async def test_closing_the_client_ends_its_calls_and_all_connections() -> None:

@@ -44,6 +44,14 @@ RESPONSES: dict[str, tuple[bytes, bytes | str]] = {
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK,
         b"{}",
     ),
+    "an interim response with a length": (
+        b"HTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\n" + HEAD + b"\r\nbody",
+        b"body",
+    ),
+    "an interim response with chunks": (
+        b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\n" + HEAD + b"\r\nbody",
+        b"body",
+    ),
     "line feeds alone": (b"HTTP/1.1 200 OK\nContent-Length: 4\n\nbody", b"body"),
     "as many fields as are allowed": (
         HEAD + b"X: y\r\n" * (MAX_FIELDS - 1) + b"Content-Length: 4\r\n\r\nbody",
@@ -215,8 +223,11 @@ async def test_what_arrived_before_a_failure_is_read_first(http: Http) -> None:
                 await body.read()
 
 
-async def test_the_fields_of_a_response_are_found_in_any_case_and_never_in_its_trailers(http: Http) -> None:
-    response = HEAD + b"content-TYPE: audio/mpeg; x=\xc3\xa9\r\nTransfer-Encoding: chunked\r\n\r\n"
+async def test_the_fields_of_a_response_are_found_in_any_case_and_never_in_trailers_or_interim_responses(
+    http: Http,
+) -> None:
+    response = b"HTTP/1.1 103 Early Hints\r\nContent-Type: text/html\r\nLink: x\r\n\r\n" + HEAD
+    response += b"content-TYPE: audio/mpeg; x=\xc3\xa9\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with (
         raw_server(sends(response + b"2\r\n{}\r\n0\r\nX-Evil: 1\r\n\r\n")) as server,
         http.stream_bytes(server.url, {}, b"{}", CHAT) as body,
@@ -225,6 +236,7 @@ async def test_the_fields_of_a_response_are_found_in_any_case_and_never_in_its_t
         assert await body.read() == b""
         assert body.headers.get("Content-Type") == "audio/mpeg; x=é"
         assert "X-Evil" not in body.headers
+        assert "Link" not in body.headers
 
 
 @pytest.mark.parametrize("limits", [Timeouts(silence=0.1, whole=9), Timeouts(silence=9, whole=0.1)])
