@@ -13,6 +13,7 @@ from yarl import URL
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
+from pomelo.providers.http.pool import KEEPALIVE
 
 CHAT = ErrorMapping("acme", lambda body: ErrorBody())
 PAID = ErrorMapping("acme", lambda body: ErrorBody(), replays=False)
@@ -37,8 +38,9 @@ class Peer:
         self.body = await self.reader.readexactly(int(length.split(b"\r\n")[0] or 0))
 
     async def left(self) -> bool:
-        """Waits until the answer has ended, as it does when the client closes the connection."""
-        async with asyncio.timeout(5):
+        """Waits until the answer has ended, as it does when the client closes the connection: sooner than
+        an idle one is closed."""
+        async with asyncio.timeout(KEEPALIVE / 2):
             return await self.ended.wait()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from yarl import URL
 
 from pomelo.errors import PomeloError
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.providers.http import dns
+from pomelo.providers.http import dns, pool
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.pool import tls_context
@@ -102,6 +103,19 @@ async def test_no_more_connections_are_kept_than_the_limiter_allows() -> None:
         await asyncio.gather(*(ask(http, server) for _ in range(8)))
         await asyncio.sleep(0.05)
         assert sum(not peer.ended.is_set() for peer in server.peers) == 2
+
+
+async def test_an_idle_connection_is_closed_in_time_and_never_used_later(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "KEEPALIVE", 0.1)
+    async with raw_server(sends(OK, OK, close=False)) as server:
+        await ask(http, server)
+        assert await server.peers[0].left()
+        await ask(http, server)
+        time.sleep(0.2)  # noqa: ASYNC251 - the event loop is late
+        await ask(http, server)
+        assert len(server.peers) == 3
 
 
 async def test_connections_are_kept_for_each_scheme_host_and_port(http: Http) -> None:
@@ -279,6 +293,15 @@ async def test_every_address_of_a_name_is_tried() -> None:
         for _ in range(4):
             await http.request_json(server.url.with_host("acme.example"), {}, b"{}", PAID)
         assert len(server.peers) == 4
+
+
+async def test_the_addresses_of_a_name_take_turns() -> None:
+    names = Names("127.0.0.1", "127.0.0.2")
+    async with raw_server(sends(OK), host="0.0.0.0") as server, Http(resolver=names) as http:
+        for _ in range(4):
+            await http.request_json(server.url.with_host("acme.example"), {}, b"{}", PAID)
+        connected = [peer.writer.get_extra_info("sockname")[0] for peer in server.peers]
+    assert connected == ["127.0.0.1", "127.0.0.2"] * 2
 
 
 async def test_a_name_without_an_address_is_not_reachable_and_asked_again() -> None:
