@@ -34,8 +34,8 @@ from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping, malformed_response
+from pomelo.providers.http.protocol import Body
 from pomelo.providers.http.responses import CHUNK_BYTES
-from pomelo.providers.http.sessions import Body
 from pomelo.providers.http.vendor import Vendor
 from pomelo.times import today_utc
 

@@ -3,9 +3,13 @@
 `Http.request_json` returns parsed JSON, `Http.fetch` a whole file; `Http.stream_events` opens a stream of
 server-sent events, `Http.stream_bytes` one of raw bytes. Failures are mapped to an `UpstreamError` by
 `pomelo.providers.http.errors`. The client follows no redirect, keeps no cookie, ignores proxy variables and
-asks for no compression. A request is sent a second time only if a kept connection turns out to be closed, and
-never if each request may be charged (`pomelo.providers.http.sessions`). The number of connections is limited
-before anything is sent, by `pomelo.providers.http.connections` and not by aiohttp.
+asks for no compression. The number of connections is limited before anything is sent
+(`pomelo.providers.http.connections`).
+
+A vendor may close a kept connection at any time, even while the next request is on its way. Then it is
+unknown whether the vendor has processed that request (RFC 9110, section 9.2.2). So a request that may be
+charged each time gets a new connection. All others use kept connections; if one fails before the response,
+the request is sent once more, on a new connection (docs/decisions/0024-upstream-connections-and-streams.md).
 """
 
 from __future__ import annotations
@@ -16,19 +20,29 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Self
 
-import aiohttp
+from aiohttp import DefaultResolver
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from pomelo.providers.base import CALLER
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.providers.http.errors import ErrorMapping, from_connect_error, malformed_response, refused
+from pomelo.providers.http.errors import (
+    DisconnectedError,
+    ErrorMapping,
+    from_connect_error,
+    malformed_response,
+    refused,
+    truncated,
+)
+from pomelo.providers.http.head import request_head
 from pomelo.providers.http.parsing import parse
-from pomelo.providers.http.responses import CHUNK_BYTES, CLIENT_ERRORS, ResponseBody, SseStream
-from pomelo.providers.http.sessions import Body, Sessions
+from pomelo.providers.http.pool import Pool
+from pomelo.providers.http.protocol import NO_LIMIT, Body, Connection, Origin
+from pomelo.providers.http.responses import ResponseBody, SseStream
 from pomelo.turns import Turns
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -37,6 +51,9 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 _MAX_ERROR_BODY_BYTES = 64 * 1024
 _ERROR_BODY_TIMEOUT = 5.0
 """Seconds to read an error body."""
+
+_MAX_HEADS = 256
+"""Heads of requests that are remembered. Providers use the same few again and again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +91,18 @@ class Http:
         self._resolver = resolver
         self._now = now
         self._connections = connections or ConnectionLimiter()
-        self._stream_timeout = _timeout(timeouts.connect, timeouts.silence)
-        self._whole_timeout = _timeout(timeouts.connect, timeouts.whole)
-        self._sessions: Sessions | None = None
+        self._known_head = lru_cache(_MAX_HEADS)(request_head)
+        self._pool: Pool | None = None
 
     async def __aenter__(self) -> Self:
-        self._sessions = Sessions(self._connections.limit, self._resolver, read_bufsize=CHUNK_BYTES)
+        resolver = self._resolver or DefaultResolver()
+        self._pool = Pool(self._connections.limit, resolver, self._timeouts.connect)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        if self._sessions is not None:
-            await self._sessions.close()
-            self._sessions = None
-            if self._resolver is not None:
-                await self._resolver.close()  # the sessions close only resolvers of their own
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
 
     def with_resolver(self, resolver: AbstractResolver) -> Http:
         """Return a client with the same limits that looks names up by `resolver`; it must be entered. It is
@@ -117,7 +132,11 @@ class Http:
         Raises:
             UpstreamError: by the error map; overloaded if no connection became free.
         """
-        response, _ = await self.fetch(url, headers, body, error_mapping, max_bytes=max_bytes)
+        connection = await self._open(url, headers, body, error_mapping, self._timeouts.whole, max_bytes)
+        try:
+            response = _whole(connection)
+        finally:
+            self._close(connection)
         try:
             return parse(response, surrogates=surrogates)
         except ValueError:
@@ -139,12 +158,11 @@ class Http:
         Raises:
             UpstreamError: by the error map; overloaded if no connection became free.
         """
-        async with self._request(url, headers, body, error_mapping, self._whole_timeout) as response:
-            data, complete = await ResponseBody(response, self._whole_timeout).read_all(max_bytes)
-            content_type = response.headers.get("Content-Type", "")
-        if not complete:
-            raise malformed_response("a response above the limit")
-        return data, content_type
+        connection = await self._open(url, headers, body, error_mapping, self._timeouts.whole, max_bytes)
+        try:
+            return _whole(connection), connection.headers.get("Content-Type", "")
+        finally:
+            self._close(connection)
 
     @asynccontextmanager
     async def stream_bytes(
@@ -163,9 +181,12 @@ class Http:
         Raises:
             UpstreamError: by the error map; overloaded if no connection became free.
         """
-        timeout = self._whole_timeout if patient else self._stream_timeout
-        async with self._request(url, headers, body, error_mapping, timeout) as response:
-            yield ResponseBody(response, timeout)
+        silence = self._timeouts.whole if patient else self._timeouts.silence
+        connection = await self._open(url, headers, body, error_mapping, silence)
+        try:
+            yield ResponseBody(connection)
+        finally:
+            self._close(connection)
 
     @asynccontextmanager
     async def stream_events(
@@ -184,57 +205,112 @@ class Http:
         Raises:
             UpstreamError: by the error map; overloaded if no connection became free.
         """
-        timeout = self._whole_timeout if patient else self._stream_timeout
-        async with self._request(url, headers, body, error_mapping, timeout) as response:
+        silence = self._timeouts.whole if patient else self._timeouts.silence
+        connection = await self._open(url, headers, body, error_mapping, silence)
+        connection.silence = self._timeouts.silence
+        try:
             # The content type is not checked: proxies change it, and a page has no end marker.
-            yield SseStream(ResponseBody(response, self._stream_timeout))
+            yield SseStream(ResponseBody(connection))
+        finally:
+            self._close(connection)
 
-    @asynccontextmanager
-    async def _request(
+    async def _open(
         self,
         url: URL,
         headers: Mapping[str, str],
         body: Body,
         error_mapping: ErrorMapping,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - of sockets, applied by aiohttp
-    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        sessions = self._sessions
-        if sessions is None:
-            raise RuntimeError("Http must be entered before use")
-        host, account = f"{url.raw_host}:{url.port}", CALLER.get()
-        await self._connections.acquire(host, account)
+        silence: float,
+        limit: int = NO_LIMIT,
+    ) -> Connection:
+        """Send a request, and return its connection, to be closed by `_close`. With `limit` the body is
+        complete, unless it is larger or breaks off; otherwise only the head has arrived.
+
+        Raises:
+            UpstreamError: by the error map, also for a status of 300 or above; overloaded.
+        """
+        lease = f"{url.raw_host}:{url.port}", CALLER.get()
+        if not self._connections.try_acquire(*lease):
+            await self._connections.acquire(*lease)
         try:
+            connection = await self._send(url, headers, body, error_mapping.replays, silence, limit)
+        except (OSError, ValueError) as error:
+            failure = from_connect_error(error, error_mapping)
+        except BaseException:
+            self._connections.release(*lease)
+            raise
+        else:
+            connection.lease = lease
+            if connection.status < 300:
+                return connection
             try:
-                response = await sessions.request(url, headers, body, timeout, replays=error_mapping.replays)
-            except CLIENT_ERRORS as error:
-                failure = from_connect_error(error, error_mapping)
-            else:
-                try:
-                    if response.status >= 300:
-                        raise await self._refusal(response, error_mapping, timeout)
-                    yield response
-                finally:
-                    # Not release(), which waits for the rest; no effect on a fully read response.
-                    response.close()
-                return
-        finally:
-            self._connections.release(host, account)
-        # Outside of the except block, because aiohttp's errors contain the request's headers.
+                failure = await self._refusal(connection, error_mapping)
+            finally:
+                self._close(connection)
+            raise failure
+        self._connections.release(*lease)
         raise failure
 
-    async def _refusal(
+    async def _send(
         self,
-        response: aiohttp.ClientResponse,
-        error_mapping: ErrorMapping,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - of sockets, applied by aiohttp
-    ) -> Exception:
+        url: URL,
+        headers: Mapping[str, str],
+        body: Body,
+        replays: bool,
+        silence: float,
+        limit: int,
+    ) -> Connection:
+        pool = self._pool
+        if pool is None:
+            raise RuntimeError("Http must be entered before use")
+        keep = body is None or (replays and isinstance(body, bytes))
+        origin, head = self._head(url, headers, body, keep)
+        if keep and (connection := pool.take(origin)) is not None:
+            try:
+                await connection.request(head, body, silence, limit)
+                return connection
+            except DisconnectedError:
+                keep = False
+                origin, head = self._head(url, headers, body, keep)
+        connection = await pool.connect(origin, keep=keep)
+        await connection.request(head, body, silence, limit)
+        return connection
+
+    def _head(self, url: URL, headers: Mapping[str, str], body: Body, keep: bool) -> tuple[Origin, bytes]:
+        """Return where to connect, and the head of the request."""
+        fields = tuple(headers.items())
+        if body is None:
+            origin, head = self._known_head("GET", url, fields, keep)
+            return origin, head + b"\r\n"
+        if isinstance(body, bytes):
+            origin, head = self._known_head("POST", url, fields, keep)
+            size: int | None = len(body)
+        else:
+            origin, head = request_head("POST", url, (*fields, ("Content-Type", body.content_type)), keep)
+            size = body.size
+        if size is None:
+            raise ValueError("a form of unknown size")
+        return origin, b"%bContent-Length: %d\r\n\r\n" % (head, size)
+
+    def _close(self, connection: Connection) -> None:
+        """End a request: keep its connection or close it, and give its place to another call."""
+        if connection.finish() and self._pool is not None:
+            self._pool.keep(connection)
+        self._connections.release(*connection.lease)
+
+    async def _refusal(self, connection: Connection, error_mapping: ErrorMapping) -> UpstreamError:
         body = b""
-        if response.status >= 400:
+        if connection.status >= 400:
             with contextlib.suppress(TimeoutError, UpstreamError):
                 async with asyncio.timeout(_ERROR_BODY_TIMEOUT):
-                    body, _ = await ResponseBody(response, timeout).read_all(_MAX_ERROR_BODY_BYTES)
-        return refused(response.status, response.headers, body, error_mapping, self._now())
+                    body, _ = await ResponseBody(connection).read_all(_MAX_ERROR_BODY_BYTES)
+        return refused(connection.status, connection.headers, body, error_mapping, self._now())
 
 
-def _timeout(connect: float, silence: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=silence)
+def _whole(connection: Connection) -> bytes:
+    """Return the body of a response that was requested whole."""
+    if connection.too_large:
+        raise malformed_response("a response above the limit")
+    if not connection.complete:
+        raise truncated(connection.error or DisconnectedError())
+    return connection.take()

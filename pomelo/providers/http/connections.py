@@ -86,6 +86,16 @@ class ConnectionLimiter:
         self._warn_at = -WARN_EVERY
         self._reported = (0, 0)
 
+    def try_acquire(self, host: str, account: str) -> bool:
+        """Take a connection as `acquire` does, if one is free now; return whether that is so."""
+        state = self._hosts.get(host)
+        if state is None:
+            state = self._hosts[host] = _Host()
+        free = self._may_acquire(state, account)
+        if free:
+            self._take(state, account)
+        return free
+
     async def acquire(self, host: str, account: str) -> None:
         """Take a connection to `host` for a call of `account`; return it with `release`. A call that is
         cancelled while it waits leaves the queue immediately.
@@ -93,12 +103,9 @@ class ConnectionLimiter:
         Raises:
             NoConnectionError: no connection became free in time, or too many calls wait already.
         """
-        state = self._hosts.get(host)
-        if state is None:
-            state = self._hosts[host] = _Host()
-        if self._may_acquire(state, account):
-            self._take(state, account)
+        if self.try_acquire(host, account):
             return
+        state = self._hosts[host]
         queue = state.queues.get(account)
         if state.waiting >= self._max_waiting or (queue and len(queue) >= self._max_account_waiting):
             raise self._refusal(host, account)

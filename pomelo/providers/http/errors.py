@@ -36,8 +36,6 @@ from email.utils import parsedate_to_datetime
 from math import ceil, isfinite
 from typing import Any
 
-import aiohttp
-
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.parsing import parse
 
@@ -79,27 +77,42 @@ class TruncatedError(UpstreamError):
     """The response ended within its body, or stopped. A request that costs nothing can be sent again."""
 
 
+class ConnectError(OSError):
+    """There is no connection to the vendor, so nothing was sent."""
+
+
+class UnknownHostError(ConnectError):
+    """The vendor's host name has no address."""
+
+
+class ConnectTimeoutError(ConnectError):
+    """The connection took too long."""
+
+
+class SecureConnectionError(ConnectError):
+    """The vendor's certificate is invalid, or it does not speak TLS."""
+
+
+class DisconnectedError(OSError):
+    """The connection ended before the response did, or the request could not be sent."""
+
+
+class ProtocolError(ValueError):
+    """What the vendor sent is not HTTP/1.1, or exceeds the limits."""
+
+
 def from_connect_error(error: BaseException, mapping: ErrorMapping) -> UpstreamError:
-    """Map a failure before the response's head: an error of aiohttp, an OSError or a ValueError."""
+    """Map a failure before the response's head: one of the errors above, a TimeoutError or a ValueError."""
     note = type(error).__name__
     match error:
-        case aiohttp.ConnectionTimeoutError():
-            return UpstreamError(
-                "provider_unavailable", _UNREACHABLE, retry=RetryPolicy.SAME_ROUTE, note=note
-            )
         case TimeoutError():
             return UpstreamError("deadline_exceeded", "The provider did not answer in time. Retry", note=note)
-        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
+        case SecureConnectionError():
             message = "A secure connection to the provider can't be made"
             return UpstreamError("provider_failed", message, retry=RetryPolicy.NEXT_ROUTE, note=note)
-        case (
-            aiohttp.ClientResponseError()
-            | aiohttp.ClientPayloadError()
-            | aiohttp.NonHttpUrlClientError()
-            | ValueError()
-        ):
+        case ValueError():
             return UpstreamError("provider_failed", note=note)
-    repeatable = mapping.replays or isinstance(error, aiohttp.ClientConnectorError)
+    repeatable = mapping.replays or isinstance(error, ConnectError)
     retry = RetryPolicy.SAME_ROUTE if repeatable else RetryPolicy.NEVER
     return UpstreamError("provider_unavailable", _UNREACHABLE, retry=retry, note=note)
 

@@ -6,75 +6,47 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 
-import aiohttp
-
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.errors import truncated
+from pomelo.providers.http.protocol import NO_LIMIT, READ_AHEAD, Connection
 from pomelo.providers.http.sse import SseEvent, SseParser
 
-CHUNK_BYTES = 64 * 1024
-"""The most bytes that one read of a stream returns, and about how much is read ahead. It bounds the memory
-that a slow caller takes."""
-
-CLIENT_ERRORS = (aiohttp.ClientError, OSError, ValueError)
-"""What aiohttp raises if a request or a response fails. TimeoutError is an OSError."""
+CHUNK_BYTES = READ_AHEAD
+"""About the most bytes of a stream that are read ahead; it bounds the memory that a slow caller takes."""
 
 _DRAIN_TIMEOUT = 0.05
 """Seconds to wait for the end of a complete stream, so that its connection can be kept."""
 
 
 class ResponseBody:
-    """The body of a response, read as it arrives.
+    """The body of a response, read as it arrives."""
 
-    aiohttp stops its own read timeout while it holds data back, and loses an error that it finds in that data
-    afterwards: a read would wait forever. So each wait here has a timeout of its own.
-    """
+    __slots__ = ("_connection",)
 
-    __slots__ = ("_content", "_response", "_silence")
-
-    def __init__(self, response: aiohttp.ClientResponse, timeout: aiohttp.ClientTimeout) -> None:
-        self._response = response
-        self._content = response.content
-        self._silence = timeout.sock_read
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     @property
     def ended(self) -> bool:
-        return self._content.at_eof()
+        return self._connection.complete and not self._connection.unread
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self._response.headers
+        return self._connection.headers
 
-    async def read(self, max_bytes: int = -1) -> bytes:
+    async def read(self, max_bytes: int = NO_LIMIT) -> bytes:
         """Return the next bytes: all that have arrived, or at most `max_bytes`; empty only at the end.
 
         Raises:
             UpstreamError: by the error map: the body is truncated, or nothing arrived in time. Earlier bytes
                 stay valid.
         """
-        content = self._content
-        try:
-            if content.exception() is not None:
-                # aiohttp raises the exception before it returns the bytes that arrived earlier.
-                packet = content._read_nowait(max_bytes)
-                if packet:
-                    return packet
-            packet = content.read_nowait(max_bytes)
-            if packet or content.at_eof():
-                return packet
-            try:
-                async with asyncio.timeout(_DRAIN_TIMEOUT if self._connection_lost() else self._silence):
-                    return await (content.readany() if max_bytes < 0 else content.read(max_bytes))
-            except TimeoutError:
-                if not self._connection_lost():
-                    raise
-            except RuntimeError:
-                pass  # aiohttp raises it if the read began after the connection was lost
-            failure = truncated(aiohttp.ClientPayloadError())
-        except CLIENT_ERRORS as error:
-            failure = truncated(error)
-        # Outside of the except block, because aiohttp's errors contain the request's headers.
-        raise failure
+        connection = self._connection
+        while not (packet := connection.take(max_bytes)) and not connection.complete:
+            if connection.error is not None:
+                raise truncated(connection.error)
+            await connection.wait()
+        return packet
 
     async def read_all(self, max_bytes: int) -> tuple[bytes, bool]:
         """Return the body, at most about `max_bytes` of it, and whether it is complete.
@@ -82,7 +54,7 @@ class ResponseBody:
         Raises:
             UpstreamError: by the error map: the body is truncated, or nothing arrived in time.
         """
-        size = self._response.content_length
+        size = self._connection.content_length
         if size is not None and size > max_bytes:
             return b"", False
         chunks: list[bytes] = []
@@ -93,10 +65,6 @@ class ResponseBody:
             if size > max_bytes:
                 return b"".join(chunks), False
         return b"".join(chunks), True
-
-    def _connection_lost(self) -> bool:
-        connection = self._response.connection
-        return connection is not None and connection.closed
 
 
 class SseStream:

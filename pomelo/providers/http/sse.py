@@ -28,7 +28,7 @@ class SseParser:
         self._name = ""
         self._after_cr = False  # the last byte was a CR: a line feed that follows belongs to it
         self._started = False
-        self._idle = False  # nothing is pending: a packet may be parsed by itself
+        self._idle = False  # nothing is pending: an event begins
 
     def feed(self, packet: bytes) -> list[SseEvent]:
         """Return the events that `packet` completes, in order; often none or one.
@@ -36,11 +36,26 @@ class SseParser:
         Raises:
             UpstreamError: provider_failed; a line or an event is larger than MAX_EVENT_BYTES.
         """
-        if self._idle and packet.endswith(b"\n\n") and b"\r" not in packet and len(packet) <= MAX_EVENT_BYTES:
-            if packet.startswith(b"data: ") and packet.find(b"\n", 6, -2) < 0:
-                return [("", packet[6:-2])]
-            return self._parse_blocks(packet)
-        return self._parse_lines(packet)
+        last = packet.rfind(b"\n\n") + 2
+        if last == 1 or self._after_cr or b"\r" in packet or len(packet) > MAX_EVENT_BYTES:
+            return self._parse_lines(packet)
+        if (
+            self._idle
+            and last == len(packet)
+            and packet.startswith(b"data: ")
+            and packet.find(b"\n", 6) == last - 2
+        ):
+            return [("", packet[6:-2])]
+        first = 0
+        events: list[SseEvent] = []
+        if not self._idle:
+            first = packet.find(b"\n\n") + 2
+            events = self._parse_lines(packet[:first])
+        if first < last:
+            events += self._parse_blocks(packet[first:last])
+        if last < len(packet):
+            events += self._parse_lines(packet[last:])
+        return events
 
     def end(self) -> list[SseEvent]:
         """Return the event that lacks only its empty line, or its last line end, after the stream has ended;
@@ -53,14 +68,16 @@ class SseParser:
         return [] if self._idle else self._parse_lines(b"\n\n")
 
     def _parse_blocks(self, packet: bytes) -> list[SseEvent]:
-        """Parse several events, or an unusual one, from a packet that begins and ends at an event's
-        bounds."""
+        """Parse the events of a packet that begins and ends at an event's bounds; usual ones are cut out."""
         blocks = packet.split(b"\n\n")
         blocks.pop()
         events: list[SseEvent] = []
         for block in blocks:
-            if block.startswith(b"data: ") and b"\n" not in block:
+            name, line_end, line = block.partition(b"\n")
+            if not line_end and name.startswith(b"data: "):
                 events.append(("", block[6:]))
+            elif name.startswith(b"event: ") and line.startswith(b"data: ") and b"\n" not in line:
+                events.append((name[7:].decode("utf-8", "replace"), line[6:]))
             else:
                 events += self._parse_lines(block + b"\n\n")
         return events

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import ssl
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import formatdate
-from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import pytest
 from multidict import CIMultiDict
 
 from pomelo.errors import PomeloError
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    DisconnectedError,
     ErrorBody,
     ErrorMapping,
+    ProtocolError,
+    SecureConnectionError,
+    UnknownHostError,
     from_connect_error,
     from_error_body,
     malformed_response,
@@ -148,28 +152,17 @@ def test_a_vendors_wait_is_passed_on_within_bounds(headers: Mapping[str, str], s
     assert refuse(401, headers=headers).retry_after is None
 
 
-KEY: Any = SimpleNamespace(host="api.acme.example", port=443, ssl=True, is_ssl=True)
-INFO: Any = SimpleNamespace(real_url=f"https://api.acme.example/{CANARY}", headers={"Authorization": CANARY})
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (aiohttp.ClientConnectorDNSError(KEY, OSError(CANARY)), "provider_unavailable"),
-        (aiohttp.ClientConnectorError(KEY, ConnectionRefusedError(CANARY)), "provider_unavailable"),
-        (aiohttp.ClientOSError(104, CANARY), "provider_unavailable"),
-        (aiohttp.ServerDisconnectedError(CANARY), "provider_unavailable"),
+        (UnknownHostError(CANARY), "provider_unavailable"),
+        (ConnectError(CANARY), "provider_unavailable"),
+        (DisconnectedError(CANARY), "provider_unavailable"),
         (ConnectionResetError(CANARY), "provider_unavailable"),
-        (
-            aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError(CANARY)),
-            "provider_failed",
-        ),
-        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(CANARY)), "provider_failed"),
-        (aiohttp.ConnectionTimeoutError(CANARY), "provider_unavailable"),
-        (aiohttp.SocketTimeoutError(CANARY), "deadline_exceeded"),
+        (SecureConnectionError(CANARY), "provider_failed"),
+        (ConnectTimeoutError(CANARY), "provider_unavailable"),
         (TimeoutError(CANARY), "deadline_exceeded"),
-        (aiohttp.ClientResponseError(INFO, (), status=400, message=CANARY), "provider_failed"),
-        (aiohttp.InvalidURL(CANARY), "provider_failed"),
+        (ProtocolError(CANARY), "provider_failed"),
         (ValueError(CANARY), "provider_failed"),
     ],
 )
@@ -182,16 +175,34 @@ def test_a_failure_before_the_answer_is_mapped_to_an_error(error: BaseException,
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (aiohttp.ClientPayloadError(CANARY), "provider_failed"),
-        (aiohttp.ClientConnectionError(CANARY), "provider_failed"),
+        (ProtocolError(CANARY), "provider_failed"),
+        (DisconnectedError(CANARY), "provider_failed"),
         (ConnectionResetError(CANARY), "provider_failed"),
-        (aiohttp.SocketTimeoutError(CANARY), "deadline_exceeded"),
+        (TimeoutError(CANARY), "deadline_exceeded"),
     ],
 )
 def test_a_failure_within_the_answer_is_mapped_to_an_error(error: BaseException, code: str) -> None:
     failure = truncated(error)
     assert failure.code == code
     assert CANARY not in "".join(traceback.format_exception(failure))
+
+
+@pytest.mark.parametrize("replays", [True, False])
+@pytest.mark.parametrize(
+    ("error", "repeatable"),
+    [
+        (UnknownHostError(), True),
+        (ConnectError(), True),
+        (ConnectTimeoutError(), True),
+        (DisconnectedError(), False),
+        (ConnectionResetError(), False),
+    ],
+)
+def test_only_what_was_never_sent_may_be_repeated_if_each_request_is_charged(
+    error: BaseException, repeatable: bool, replays: bool
+) -> None:
+    failure = from_connect_error(error, replace(ACME, replays=replays))
+    assert failure.retry is (RetryPolicy.SAME_ROUTE if repeatable or replays else RetryPolicy.NEVER)
 
 
 def test_an_error_instead_of_an_answer_is_mapped_by_its_code() -> None:

@@ -14,7 +14,7 @@ from yarl import URL
 
 from pomelo.errors import PomeloError
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.providers.http import sessions
+from pomelo.providers.http import pool
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from tests.breaking_proxy import BreakingProxy, breaking_proxy
@@ -165,8 +165,8 @@ async def test_a_truncated_response_on_a_kept_connection_is_not_requested_again(
 async def test_an_idle_connection_is_closed_before_common_servers_close_it(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sessions.KEEPALIVE < 5
-    monkeypatch.setattr(sessions, "KEEPALIVE", 0.05)
+    assert pool.KEEPALIVE < 5
+    monkeypatch.setattr(pool, "KEEPALIVE", 0.05)
     async with Http() as http:
         for _ in range(2):
             await http.request_json(URL(server.url), {}, b"{}", CHAT)
