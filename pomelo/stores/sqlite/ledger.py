@@ -262,6 +262,7 @@ class Ledger:
         def read(state: LoadedWallet, future: asyncio.Future[Any]) -> None:
             resolve(future, state.limit_status(counters, self._clock()))
 
+        await asyncio.sleep(0)  # A caller may poll it.
         status: LimitStatus = await self._with_wallet(wallet.account, wallet.live, read)
         return status
 
