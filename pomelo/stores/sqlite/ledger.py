@@ -27,7 +27,6 @@ from pomelo.stores.ledger import (
     ReserveRequest,
     Settled,
     Settlement,
-    UnknownOutcomeError,
 )
 from pomelo.stores.sqlite import accounts
 from pomelo.stores.sqlite.journal import End, EndedBeforeError
@@ -219,9 +218,7 @@ class Ledger:
                 self._writer.act(lambda: resolve(future, result(stored)), future)
             else:
                 task.undo()
-                task.stored = True
-                task.unsure = task.unsure or isinstance(error, UnknownOutcomeError)
-                wallet.loaded = False  # the file may have changed nevertheless
+                task.stored = task.unsure = True
                 fail(future, error)
 
         task.ending = True

@@ -32,8 +32,8 @@ _UNUSED: list[Any] = [0, None, None]
 class Reservation:
     """The reservation of a running task. `record` is its draft or what was last noted.
 
-    `ending`: its end is decided, but not yet committed. `stored`: the file has, or may have, something of it,
-    so that its end must be written. `unsure`: an earlier end had an unknown outcome.
+    `ending`: its end is decided, but not yet committed. `stored`: its end must be written even without a
+    charge, because the file may have something of it. `unsure`: writing an end of it has failed.
     """
 
     __slots__ = (

@@ -151,7 +151,6 @@ class Writer:
     def queue(self, work: Callable[[sqlite3.Connection], Any], done: Done, *, reads: bool) -> None:
         """As `then`; calls `done` with the outcome."""
         self._operations.append(Operation(work, done, reads))
-        self._changed_due |= not reads
         self._flush()
 
     def end(self, end: End, *, collect: bool) -> None:
@@ -203,17 +202,18 @@ class Writer:
             self._queue.put(None)
 
     def _next_batch(self) -> Batch | None:
-        if self._repeated:
+        repeated = bool(self._repeated)
+        if repeated:
             part = self._repeated.popleft()
             ends, operations = ([part], []) if isinstance(part, End) else ([], [part])
-            return Batch(ends, operations, repeated=True)
-        wallets = list(self._changed) if self._changed_due or self.closed else ()
-        ends, operations = self._ends[:BATCH], self._operations[:BATCH]
-        if not ends and not operations and not wallets:
-            return None
-        del self._ends[:BATCH], self._operations[:BATCH]
+        else:
+            ends, operations = self._ends[:BATCH], self._operations[:BATCH]
+            del self._ends[:BATCH], self._operations[:BATCH]
+        due = self.closed or self._changed_due or any(not operation.reads for operation in operations)
         self._changed_due = False
-        batch = Batch(ends, operations, wallets)
+        if not ends and not operations and not (due and self._changed):
+            return None
+        batch = Batch(ends, operations, self._changed if due else (), repeated=repeated)
         for wallet in batch.wallets:
             self._changed.pop(wallet, None)
         return batch
