@@ -62,7 +62,8 @@ class EndedBeforeError(Exception):
 
 class Batch:
     """What is written in one transaction. `wallets` are those whose counts are written too. `repeated`: it
-    is a part of a batch that failed."""
+    is a part of a batch that failed. `certainly`: it fails if nothing can be written, even if it has no more
+    than the file has already."""
 
     def __init__(
         self,
@@ -71,10 +72,12 @@ class Batch:
         wallets: Iterable[LoadedWallet] = (),
         *,
         repeated: bool = False,
+        certainly: bool = False,
     ) -> None:
         self.ends = ends
         self.operations = operations
         self.repeated = repeated
+        self._certainly = certainly
         self.wallets = dict.fromkeys(wallets, 0)
         """What each is charged."""
         for end in ends:
@@ -101,6 +104,9 @@ class Batch:
         if not self.writes:
             return [_read(connection, operation) for operation in self.operations]
         with transaction(connection):
+            if self._certainly:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                connection.execute(f"PRAGMA user_version = {(version + 1) % 2**31}")
             self.write_ends(connection)
             outcomes = [
                 _read(connection, operation) if operation.reads else (operation.run(connection), None)

@@ -213,7 +213,8 @@ class Writer:
         self._changed_due = False
         if not ends and not operations and not (due and self._changed):
             return None
-        batch = Batch(ends, operations, self._changed if due else (), repeated=repeated)
+        wallets = self._changed if due else ()
+        batch = Batch(ends, operations, wallets, repeated=repeated, certainly=self.failing)
         for wallet in batch.wallets:
             self._changed.pop(wallet, None)
         return batch
