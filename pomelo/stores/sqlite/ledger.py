@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -292,10 +293,12 @@ class Ledger:
                 for state in page
             ]
 
-        # Not only a read: wallets that were just reserved from are written with it.
-        return await self._writer.do_then(
-            partial(wallet_states, after=after, limit=STATES), then, reads=False
-        )
+        if after is None:
+            # A change writes new wallets too, if the disk allows it.
+            with suppress(PomeloError):
+                await self._writer.do(nothing)
+        read = partial(wallet_states, after=after, limit=STATES)
+        return await self._writer.do_then(read, then, reads=True)
 
     def add_held(self, wallet: Wallet, balance: Balance) -> Balance:
         """A balance of the file, with what running tasks have reserved."""

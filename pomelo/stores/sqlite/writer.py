@@ -206,11 +206,12 @@ class Writer:
         if repeated:
             part = self._repeated.popleft()
             ends, operations = ([part], []) if isinstance(part, End) else ([], [part])
+            due = False
         else:
             ends, operations = self._ends[:BATCH], self._operations[:BATCH]
             del self._ends[:BATCH], self._operations[:BATCH]
-        due = self.closed or self._changed_due or any(not operation.reads for operation in operations)
-        self._changed_due = False
+            due, self._changed_due = self._changed_due or self.closed, False
+        due = due or any(not operation.reads for operation in operations)
         if not ends and not operations and not (due and self._changed):
             return None
         wallets = self._changed if due else ()
