@@ -86,7 +86,8 @@ class Rig(Protocol):
 
 
 class SqliteRig:
-    """A file in a folder. After a crash the rig uses copies of its files, with the log not yet read."""
+    """A file in a folder. After a crash the rig uses copies of its files, with the log not yet read. It crashes
+    after the counts of reserved tasks were written, which is at most COUNTS_DELAY later."""
 
     store: Store
 
@@ -104,6 +105,7 @@ class SqliteRig:
         await self._stack.aclose()
 
     async def crash(self) -> None:
+        await self.store.set_plan("", "")  # any change writes them too
         self._crashes += 1
         left = self.path.parent
         self.path = left.parent / str(self._crashes) / self.path.name

@@ -40,6 +40,9 @@ class CrashPoints:
     def __init__(self) -> None:
         self.requests: dict[str, str] = {}
         """Request ids by task id."""
+        self.reserved: list[str] = []
+        self.voided: list[str] = []
+        """Task ids, in the order in which they were reserved or voided."""
 
     def reach(self, point: str, task_id: str) -> None:
         """Kills the process if this is the point of that task."""
@@ -75,6 +78,10 @@ class CrashingStore:
             self._points.requests[task_ids[0]] = arguments[0].draft.request_id
         for task_id in task_ids:
             self._points.reach(f"before_{operation}", task_id)
+        if operation == "reserve":
+            self._points.reserved += task_ids
+        elif operation == "void":
+            self._points.voided += task_ids
         result = call(*arguments, **options)  # it starts immediately, even if it is not awaited
 
         async def wait() -> Any:
@@ -112,34 +119,37 @@ class CrashingProvider:
 
 
 class CrashingConnection(sqlite3.Connection):
-    """A connection that dies between the statements of an operation."""
+    """A connection that dies between the statements of a transaction."""
 
     points: CrashPoints
     recovering: bool
-    task_id = ""
-    """The task of the operation."""
-    charged: str = ""
-    """The task whose record is written but not yet committed."""
+    charged: tuple[str, ...] = ()
+    """The tasks whose records are written but not yet committed."""
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        if sql.startswith("SAVEPOINT"):
-            self.task_id = ""
-        elif "AS task_id) AS q" in sql:
-            self.task_id = parameters[2]
-        elif sql.startswith("INSERT INTO holds"):
-            self.points.reach("in_reserve", self.task_id)
-        elif sql.startswith("UPDATE wallets SET spent"):
-            self.points.reach("in_settle_before_the_charge", self.task_id)
-        elif sql.startswith("DELETE FROM holds"):
-            self.points.reach("in_void", self.task_id)
-            if self.recovering:
-                os.kill(os.getpid(), signal.SIGKILL)
-        elif sql.startswith("INSERT INTO usage"):
-            self.points.reach("in_settle_before_the_record", self.task_id)
-            self.charged = self.task_id
+        if sql.startswith("BEGIN"):
+            self.charged = ()
+        elif sql.startswith("DELETE FROM holds") and self.recovering:
+            os.kill(os.getpid(), signal.SIGKILL)
         elif sql == "COMMIT":
-            self.points.reach("in_settle_before_the_commit", self.charged)
+            for task_id in self.charged:
+                self.points.reach("in_settle_before_the_commit", task_id)
         return super().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        rows = list(parameters)
+        if sql.startswith("INSERT INTO usage"):
+            self.charged = tuple(row[0] for row in rows)
+            for task_id in self.charged:
+                self.points.reach("in_settle_before_the_record", task_id)
+        elif sql.startswith("UPDATE wallets"):
+            for task_id in self.charged:
+                self.points.reach("in_settle_before_the_charge", task_id)
+            for task_id in self.points.reserved:
+                self.points.reach("in_reserve", task_id)
+            for task_id in self.points.voided:
+                self.points.reach("in_void", task_id)
+        return super().executemany(sql, rows)
 
 
 def fill(folder: Path) -> None:

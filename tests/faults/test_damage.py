@@ -185,14 +185,14 @@ async def test_a_table_with_an_altered_definition_is_refused(change: str, file: 
 
 @pytest.fixture
 async def crashed(tmp_path: Path) -> Path:
-    """A store's file and log as left by a process that dies after it has settled 20 tasks."""
+    """A store's file and log as left by a process that dies after it has settled 40 tasks."""
     path, copy = tmp_path / "pomelo.db", tmp_path / "crashed"
     async with open_sqlite(path):
         pass
     copy.mkdir()
     async with open_sqlite(path) as store:
         await add_account(store, micros=10**9)
-        for number in range(20):
+        for number in range(40):
             await run(store, f"task_{number}")
         for name in ("pomelo.db", "pomelo.db-wal"):
             shutil.copy(tmp_path / name, copy / name)
@@ -205,7 +205,7 @@ async def test_an_intact_log_left_by_a_crash_is_recovered(crashed: Path) -> None
     assert len(commits) >= 40
     async with open_sqlite(crashed) as store:
         records, _ = await store.list_usage(UsageQuery(), limit=100)
-        assert len(records) == 20
+        assert len(records) == 40
         assert not (await audit(store)).findings
 
 
@@ -229,7 +229,7 @@ async def test_a_log_truncated_by_a_crash_loses_only_an_unacknowledged_transacti
     log.write_bytes(intact[: 32 + (commits[-1] - 1) * frame + 1000])  # within the last transaction
     assert await store_error(crashed) == ""
     async with open_sqlite(crashed) as store:
-        assert len((await store.list_usage(UsageQuery(), limit=100))[0]) in (19, 20)
+        assert len((await store.list_usage(UsageQuery(), limit=100))[0]) in (39, 40)
 
 
 # --- damage while the store is open

@@ -58,7 +58,7 @@ class _SqliteArchive:
                 connection.execute("ROLLBACK")
             with transaction(connection):
                 for record in records:
-                    usage.insert_record(connection, record, once=True)
+                    usage.insert_once(connection, record)
 
         await self._run(write)
 

@@ -1,7 +1,9 @@
 """The store in one SQLite file.
 
-`store` implements the roles, `file` opens the file, and `writer` is the thread that writes to it. `keys`,
-`accounts`, `ledger` and `usage` have the SQL statements. `damage` checks files, `log_size` limits the log.
+`store` implements the roles, `file` opens the file. `ledger` decides about tasks in memory, by the rules of
+`wallets`; what must be kept is a batch of the `journal`, which the thread of `writer` commits. `stored`,
+`keys`, `accounts` and `usage` have the other SQL statements. `damage` checks files, `log_size` limits the
+log.
 """
 
 from __future__ import annotations

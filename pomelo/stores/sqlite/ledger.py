@@ -1,24 +1,22 @@
-"""The statements of the ledger role. Each function is part of a transaction of the writer thread.
+"""The ledger role: decides in memory, and has the journal write what must outlive the process.
 
-A wallet's row has the sum of its reservations and all its counts, so that reserving reads one row however
-many tasks run. The table of reservations is named `holds`, that of Idempotency-Keys `repeats`.
+No other process uses the file, so the wallets in use and all running tasks are in memory. The file has what
+is charged, the counts of windows, the answers to Idempotency-Keys, and the tasks whose progress was noted.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-from pydantic_core import from_json, to_json
-
-from pomelo.stores import records
-from pomelo.stores.accounts import Wallet
+from pomelo.errors import PomeloError
+from pomelo.stores.accounts import AccountSummary, Balance, Grant, Wallet
 from pomelo.stores.ledger import (
-    DEFAULT_SHARES,
-    REPLAY_SECONDS,
-    Count,
     Counter,
     IdempotencyKey,
     LimitStatus,
@@ -31,336 +29,367 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
 )
-from pomelo.stores.sqlite.usage import find_record, insert_record
-from pomelo.stores.usage import RECOVERED, UsageRecord
+from pomelo.stores.sqlite import accounts
+from pomelo.stores.sqlite.journal import End, EndedBeforeError
+from pomelo.stores.sqlite.stored import StoredAnswer, find_answer, read_wallet, recovered, write_notes
+from pomelo.stores.sqlite.usage import find_record, wallet_states
+from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
+from pomelo.stores.sqlite.writer import Writer, fail, nothing, resolve
+from pomelo.stores.usage import RECOVERED, UsageRecord, WalletState
 
-_STATE = """
-    SELECT w.granted, w.spent, w.held, w.counters, h.amount, h.counted, h.repeat_key{}
-    FROM (SELECT ?1 AS account, ?2 AS live, ?3 AS task_id) AS q
-    LEFT JOIN wallets AS w ON w.account = q.account AND w.live = q.live
-    LEFT JOIN holds AS h ON h.task_id = q.task_id AND h.account = q.account AND h.live = q.live
-"""
-_STATE_OF_RUNNING_TASK = _STATE.format("")
-_STATE_OF_NEW_TASK = _STATE.format(", EXISTS (SELECT 1 FROM usage AS u WHERE u.task_id = q.task_id)")
+MAX_WALLETS = 10_000
+"""Wallets in memory, besides those in use: about a kilobyte each."""
 
+MAX_ENDED = 10_000
+"""Ended tasks whose ids are remembered. An older one that was reserved again could not be settled again."""
 
-_UNUSED = (0, None, None)
-"""The count, and the start and end of the window, of a counter that is not in use."""
-
-
-class _Reservation(NamedTuple):
-    amount: int
-    counted: dict[str, tuple[int, float | None]]
-    """What it counted, by the names of the counters: the amount, and the start of the window or None."""
-    idempotency_key: str | None
+STATES = 250
+"""Wallets in one page of their states, which commits wait for: about a millisecond."""
 
 
-class _State:
-    """A wallet and the reservation of one of its tasks, at one moment.
+class Ledger:
+    """The running tasks of the process, and their wallets. Use it in the writer's event loop only."""
 
-    `counts` have for each counter with a count or an open window: the count, and the start and end of the
-    window, or None without one. `ended` (the task has its usage record) is only read with _STATE_OF_NEW_TASK.
-    """
+    def __init__(self, writer: Writer, clock: Callable[[], float]) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._tasks: dict[str, Reservation] = {}
+        """By task id."""
+        self._wallets: OrderedDict[tuple[str, bool], LoadedWallet] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
 
-    __slots__ = ("counts", "ended", "exists", "granted", "held", "now", "reservation", "spent", "wallet")
+    # --- reserving
 
-    def __init__(
+    def reserve(self, request: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
+        draft = request.draft
+        return self._with_wallet(draft.account, draft.live, partial(self._reserve, request))
+
+    def _reserve(
         self,
-        connection: sqlite3.Connection,
-        now: float,
-        wallet: Wallet,
-        task_id: str = "",
-        sql: str = _STATE_OF_RUNNING_TASK,
+        request: ReserveRequest,
+        wallet: LoadedWallet,
+        future: asyncio.Future[Any],
+        *,
+        last: bool = False,
+        answer: StoredAnswer | None = None,
     ) -> None:
-        row = connection.execute(sql, (wallet.account, wallet.live, task_id)).fetchone()
-        self.wallet, self.now = wallet, now
-        self.exists = row[0] is not None
-        self.granted: int = row[0] or 0
-        self.spent: int = row[1] or 0
-        self.held: int = row[2] or 0
-        self.counts: dict[str, list[Any]] = {}
-        if self.exists:
-            # A start in the future is no open window: the clock may have been set back while no process ran.
-            self.counts = {
-                name: count
-                for name, count in from_json(row[3]).items()
-                if count[1] is None or count[1] <= now < count[2]
-            }
-        self.reservation = None if row[4] is None else _Reservation(row[4], from_json(row[5]), row[6])
-        self.ended = sql is _STATE_OF_NEW_TASK and bool(row[7])
+        task_id, key, now = request.draft.task_id, request.idempotency_key, self._clock()
+        is_new = task_id not in self._tasks
+        outcome = self._decide(request, wallet, now, answer, last)
+        if outcome is None:
+            read = nothing if key is None else partial(find_answer, wallet=wallet, key=key.key, now=now)
+            decide = partial(self._reserve, request, wallet, future, last=True)
+            self._writer.then(lambda found: decide(answer=found), future, read)
+        elif isinstance(outcome, Reserved) and is_new and self._writer.failing:
+            # No provider is called for a task that could not be settled: the counts must be written first.
+            confirm = partial(self._confirm, self._tasks[task_id], outcome, future)
+            self._writer.queue(nothing, confirm, reads=False)
+        else:
+            resolve(future, outcome)
 
-    @property
-    def available(self) -> int:
-        return self.granted - self.spent - self.held
+    def _decide(
+        self,
+        request: ReserveRequest,
+        wallet: LoadedWallet,
+        now: float,
+        answer: StoredAnswer | None,
+        last: bool,
+    ) -> Reserved | Refused | ReplayedAnswer | None:
+        """Decides a request. None: an end that is being written, or an answer in the file, can change the
+        decision. It must be made again after them: `last`, with the `answer`."""
+        task_id, key, counters = request.draft.task_id, request.idempotency_key, request.counters
+        if (task := self._tasks.get(task_id)) is not None:
+            if task.wallet is not wallet:
+                raise PomeloError("store_unavailable")
+            if task.ending and not last:
+                return None
+            return Reserved(wallet.limit_status(counters, now), task.amount)
+        if key is not None:
+            holder = wallet.keys.get(key.key)
+            if not last and (holder is None or holder.ending):
+                return None
+            if (repeated := _repeated(key, holder, answer, wallet.limit_status(counters, now))) is not None:
+                return repeated
+        if task_id in self._ended:
+            raise LostReservationError(task_id)
+        reserved = wallet.reserve(request, now)
+        if isinstance(reserved, Refused):
+            return None if wallet.ending and not last else reserved
+        if not wallet.known:
+            raise PomeloError("store_unavailable")
+        self._tasks[task_id] = reserved
+        self._writer.counts_changed(wallet)
+        return Reserved(wallet.limit_status(counters, now), reserved.amount)
 
-    def used(self, name: str) -> int:
-        count = self.counts.get(name)
-        return 0 if count is None else count[0]
+    def _confirm(
+        self,
+        task: Reservation,
+        reserved: Reserved,
+        future: asyncio.Future[Any],
+        _: Any,
+        error: Exception | None,
+    ) -> None:
+        """Receives whether the counts of a reservation were written; without that, it is not made."""
+        if error is None:
+            resolve(future, reserved)
+        else:
+            self._void(task.task_id, True, task.wallet, self._loop.create_future())
+            fail(future, error)
 
-    def limit_status(self, counters: Sequence[Counter]) -> LimitStatus:
-        counts = {}
-        for counter in counters:
-            used, _, end = self.counts.get(counter.name, _UNUSED)
-            counts[counter.name] = Count(used, 0.0 if end is None else end - self.now)
-        return LimitStatus(self.available, counts)
+    # --- ending
+
+    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
+        record = settlement.record
+        return self._with_wallet(record.account, record.live, partial(self._settle, settlement))
+
+    def _settle(self, settlement: Settlement, wallet: LoadedWallet, future: asyncio.Future[Any]) -> None:
+        record, counters = settlement.record, settlement.counters
+
+        def settled(record: UsageRecord | None) -> Settled:
+            if record is None or record.source == RECOVERED:
+                raise LostReservationError(settlement.record.task_id)
+            return Settled(wallet.limit_status(counters, self._clock()), record)
+
+        task = self._task(record.task_id, wallet)
+        if task is None:
+            read = partial(find_record, task_id=record.task_id)
+            self._writer.then(lambda first: resolve(future, settled(first)), future, read)
+        elif task.ending:
+            self._writer.then(lambda _: self._settle(settlement, wallet, future), future)
+        else:
+            task.recount({counter.name: counter.amount for counter in counters}, self._clock())
+            answer = None if task.key is None else settlement.answer
+            self._end(task, task.charge(record), answer, settled, future)
+
+    def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
+        return self._with_wallet(wallet.account, wallet.live, partial(self._void, task_id, refund))
+
+    def _void(self, task_id: str, refund: bool, wallet: LoadedWallet, future: asyncio.Future[Any]) -> None:
+        task = self._task(task_id, wallet)
+        if task is None:
+            resolve(future, None)
+        elif task.ending:
+            self._writer.then(lambda _: self._void(task_id, refund, wallet, future), future)
+        else:
+            now = self._clock()
+            task.recount(None if refund else {}, now)
+            if task.stored:
+                self._end(task, None, None, nothing, future)
+            else:
+                self._release(task, now)
+                self._writer.counts_changed(wallet)
+                resolve(future, None)
+
+    def recover(self, wallet: Wallet, task_id: str) -> Awaitable[None]:
+        return self._with_wallet(wallet.account, wallet.live, partial(self._recover, task_id))
+
+    def _recover(self, task_id: str, wallet: LoadedWallet, future: asyncio.Future[Any]) -> None:
+        task = self._task(task_id, wallet)
+        if task is None or task.ending or not task.record.cost:
+            self._void(task_id, False, wallet, future)
+        else:
+            now = self._clock()
+            task.recount({}, now)
+            self._end(task, task.charge(recovered(task.record, now)), None, nothing, future)
+
+    def _end(
+        self,
+        task: Reservation,
+        record: UsageRecord | None,
+        answer: bytes | None,
+        result: Callable[[UsageRecord | None], Any],
+        future: asyncio.Future[Any],
+    ) -> None:
+        """Writes the end of a task. `result` maps the record that it has then to what the future returns."""
+        wallet = task.wallet
+
+        def done(_: Any, error: Exception | None) -> None:
+            task.ending = False
+            wallet.ending -= 1
+            if error is None or isinstance(error, EndedBeforeError):
+                stored = record
+                if error is not None:
+                    stored, wallet.loaded = error.record, False
+                elif record is not None:
+                    wallet.spent += record.cost
+                if stored is not None:
+                    self._remember(task.task_id)
+                self._release(task, self._clock())
+                self._writer.act(lambda: resolve(future, result(stored)), future)
+            else:
+                task.undo()
+                task.stored = task.unsure = True
+                fail(future, error)
+
+        task.ending = True
+        wallet.ending += 1
+        self._writer.end(End(task, done, record, answer, self._clock()), collect=len(self._tasks) > 1)
+
+    def _release(self, task: Reservation, now: float) -> None:
+        task.release(now)
+        del self._tasks[task.task_id]
+
+    def _remember(self, task_id: str) -> None:
+        self._ended[task_id] = None
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    # --- while tasks run
+
+    async def note(self, noted: Sequence[UsageRecord]) -> list[str]:
+        def found() -> list[Reservation | None]:
+            wallets = self._wallets
+            return [self._task(each.task_id, wallets.get((each.account, each.live))) for each in noted]
+
+        while any(task.ending for task in found() if task is not None):
+            await self._writer.do(nothing, reads=True)
+        tasks = found()
+        running = [(task, record) for task, record in zip(tasks, noted, strict=True) if task is not None]
+        for task, _ in running:
+            task.stored = True
+
+        def then(_: None) -> list[str]:
+            for task, record in running:
+                task.record = record
+            return [record.task_id for task, record in zip(tasks, noted, strict=True) if task is None]
+
+        return await self._writer.do_then(partial(write_notes, noted=running), then, reads=not running)
+
+    async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
+        def read(state: LoadedWallet, future: asyncio.Future[Any]) -> None:
+            resolve(future, state.limit_status(counters, self._clock()))
+
+        await asyncio.sleep(0)  # A caller may poll it.
+        status: LimitStatus = await self._with_wallet(wallet.account, wallet.live, read)
+        return status
+
+    # --- what running tasks add to what the file has
+
+    async def reservations(self) -> list[OpenReservation]:
+        """All of them, in order of task id. Every one is this process's own: no other uses the file."""
+
+        def then(_: None) -> list[OpenReservation]:
+            tasks = sorted(self._tasks.items())
+            return [OpenReservation(task.record, task.amount, own=True) for _, task in tasks]
+
+        # After what is being written: a task whose record can be read has no reservation.
+        return await self._writer.do_then(nothing, then, reads=True)
+
+    async def wallet_states(self, after: Wallet | None) -> list[WalletState]:
+        """The states of a page of wallets, in order of account and mode, starting after `after`."""
+
+        def then(page: list[WalletState]) -> list[WalletState]:
+            reserved: dict[tuple[str, bool], int] = {}
+            for task in self._tasks.values():
+                key = task.wallet.account, task.wallet.live
+                reserved[key] = reserved.get(key, 0) + task.amount
+            return [
+                replace(
+                    state,
+                    balance=self.add_held(state.wallet, state.balance),
+                    reservations_sum=reserved.get((state.wallet.account, state.wallet.live), 0),
+                )
+                for state in page
+            ]
+
+        if after is None:
+            # A change writes new wallets too, if the disk allows it.
+            with suppress(PomeloError):
+                await self._writer.do(nothing)
+        read = partial(wallet_states, after=after, limit=STATES)
+        return await self._writer.do_then(read, then, reads=True)
+
+    def add_held(self, wallet: Wallet, balance: Balance) -> Balance:
+        """A balance of the file, with what running tasks have reserved."""
+        state = self._wallets.get((wallet.account, wallet.live))
+        held = 0 if state is None else state.held
+        return Balance(balance.granted, balance.spent, balance.held + held)
+
+    def with_held(self, summary: AccountSummary) -> AccountSummary:
+        """The same for both wallets of an account."""
+        live = self.add_held(Wallet(summary.name, True), summary.live)
+        test = self.add_held(Wallet(summary.name, False), summary.test)
+        return replace(summary, live=live, test=test)
+
+    async def balance(self, wallet: Wallet) -> Balance:
+        read = partial(accounts.balance, wallet=wallet)
+        return await self._writer.do_then(read, partial(self.add_held, wallet), reads=True)
+
+    async def grant(self, grant: Grant) -> Balance:
+        wallet = grant.wallet
+
+        def then(balance: Balance) -> Balance:
+            state = self._wallets.get((wallet.account, wallet.live))
+            if state is not None:
+                state.granted, state.stored = balance.granted, True
+            return self.add_held(wallet, balance)
+
+        return await self._writer.do_then(partial(accounts.add_grant, grant=grant), then, reads=False)
+
+    # --- wallets
+
+    def _task(self, task_id: str, wallet: LoadedWallet | None) -> Reservation | None:
+        """The running task of a wallet."""
+        task = self._tasks.get(task_id)
+        return task if task is not None and task.wallet is wallet else None
+
+    def _with_wallet(
+        self, account: str, live: bool, act: Callable[[LoadedWallet, asyncio.Future[Any]], None]
+    ) -> asyncio.Future[Any]:
+        """Calls `act`, which resolves the future: immediately if the wallet is in memory."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self._writer.closed:
+            fail(future, PomeloError("store_unavailable"))
+            return future
+        wallet = self._wallets.get((account, live)) or self._add_wallet(account, live)
+        if wallet.loaded and not wallet.waiting:
+            self._writer.act(lambda: act(wallet, future), future)
+            return future
+        if not wallet.loaded and not wallet.waiting:
+            self._writer.queue(
+                partial(read_wallet, account=account, live=live), partial(self._loaded, wallet), reads=True
+            )
+        wallet.waiting += 1
+
+        def resume(_: Any, error: Exception | None) -> None:
+            wallet.waiting -= 1
+            if wallet.loaded:
+                self._writer.act(lambda: act(wallet, future), future)
+            else:
+                fail(future, error or PomeloError("store_unavailable"))
+
+        self._writer.queue(nothing, resume, reads=True)
+        return future
+
+    def _add_wallet(self, account: str, live: bool) -> LoadedWallet:
+        for _ in range(8):
+            if len(self._wallets) < MAX_WALLETS:
+                break
+            key, oldest = self._wallets.popitem(last=False)
+            if oldest.running or oldest.waiting or not self._writer.is_written(oldest):
+                self._wallets[key] = oldest
+        wallet = self._wallets[account, live] = LoadedWallet(account, live)
+        return wallet
+
+    def _loaded(self, wallet: LoadedWallet, row: Any, error: Exception | None) -> None:
+        if error is not None:
+            return
+        wallet.load(*row, now=self._clock())
+        if not wallet.known:  # it may be created
+            del self._wallets[wallet.account, wallet.live]
 
 
-def limit_status(
-    connection: sqlite3.Connection, now: float, wallet: Wallet, counters: Sequence[Counter]
-) -> LimitStatus:
-    return _State(connection, now, wallet).limit_status(counters)
-
-
-# --- reserving
-
-
-def reserve(
-    connection: sqlite3.Connection, now: float, request: ReserveRequest
-) -> Reserved | Refused | ReplayedAnswer:
-    draft, key, counters = request.draft, request.idempotency_key, request.counters
-    state = _State(connection, now, draft.wallet, draft.task_id, _STATE_OF_NEW_TASK)
-    if state.reservation is not None:
-        return Reserved(state.limit_status(counters), state.reservation.amount)
-    if key is not None and (answer := _check_idempotency_key(connection, state, key, counters)) is not None:
-        return answer
-    if state.ended:
-        raise LostReservationError(draft.task_id)
-    if (refused := _refusal(state, request)) is not None:
-        return refused
-    amount = min(request.maximum, state.available)
-    if request.sufficient:
-        share = state.available // _shares(state, request)
-        amount = min(amount, max(share, request.sufficient, request.minimum))
-    counted = _count(connection, state, counters, amount)
-    connection.execute(
-        "INSERT INTO holds (task_id, account, live, amount, counted, repeat_key, record)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (
-            draft.task_id,
-            draft.account,
-            draft.live,
-            amount,
-            _encode(counted),
-            None if key is None else key.key,
-            records.encode_record(draft),
-        ),
-    )
-    if key is not None:
-        connection.execute(
-            "INSERT INTO repeats (account, live, key, fingerprint, task_id) VALUES (?, ?, ?, ?, ?)",
-            (draft.account, draft.live, key.key, key.fingerprint, draft.task_id),
-        )
-    return Reserved(state.limit_status(counters), amount)
-
-
-def _check_idempotency_key(
-    connection: sqlite3.Connection, state: _State, key: IdempotencyKey, counters: Sequence[Counter]
+def _repeated(
+    key: IdempotencyKey, holder: Reservation | None, answer: StoredAnswer | None, status: LimitStatus
 ) -> Refused | ReplayedAnswer | None:
-    """The answer for a known Idempotency-Key. None: the key is new or has expired."""
-    row_key = (state.wallet.account, state.wallet.live, key.key)
-    row = connection.execute(
-        "SELECT fingerprint, task_id, answer, expires FROM repeats"
-        " WHERE account = ? AND live = ? AND key = ?",
-        row_key,
-    ).fetchone()
-    if row is None:
-        return None
-    fingerprint, task_id, answer, expires = row
-    if expires is not None and expires <= state.now:
-        connection.execute("DELETE FROM repeats WHERE account = ? AND live = ? AND key = ?", row_key)
-        return None
-    if fingerprint != key.fingerprint:
-        return Refused(state.limit_status(counters), "idempotency_mismatch")
-    if expires is None:
-        return Refused(state.limit_status(counters), "idempotency_conflict")
-    record = find_record(connection, task_id)
-    assert record is not None  # written in the same transaction as the answer
-    return ReplayedAnswer(state.limit_status(counters), record, answer)
-
-
-def _refusal(state: _State, request: ReserveRequest) -> Refused | None:
-    for name, amount, limit, _ in request.counters:
-        if limit is not None and amount and state.used(name) + amount > limit:
-            return Refused(state.limit_status(request.counters), "limit_exceeded", name)
-    if state.available < request.minimum:
-        return Refused(state.limit_status(request.counters), "insufficient_credits")
-    return None
-
-
-def _shares(state: _State, request: ReserveRequest) -> int:
-    """The number of tasks that the available credits are for."""
-    for counter in request.counters:
-        if counter.name == request.shares and counter.limit is not None:
-            return max(1, counter.limit - state.used(counter.name))
-    return DEFAULT_SHARES
-
-
-def _count(
-    connection: sqlite3.Connection, state: _State, counters: Sequence[Counter], amount: int
-) -> dict[str, tuple[int, float | None]]:
-    """Counts one more task, in the table and in the state. Returns what its reservation records of that."""
-    counted = {}
-    for name, taken, _, window in counters:
-        count = state.counts.get(name)
-        if count is None:
-            times = (None, None) if window is None else (state.now, state.now + window)
-            count = state.counts[name] = [0, *times]
-        count[0] += taken
-        counted[name] = (taken, count[1])
-    state.held += amount
-    values = (state.held, _encode(state.counts), state.wallet.account, state.wallet.live)
-    if state.exists:
-        connection.execute("UPDATE wallets SET held = ?, counters = ? WHERE account = ? AND live = ?", values)
-    else:
-        connection.execute("INSERT INTO wallets (held, counters, account, live) VALUES (?, ?, ?, ?)", values)
-    return counted
-
-
-def _encode(counts: Mapping[str, Sequence[Any]]) -> str:
-    return to_json(counts).decode()
-
-
-# --- settling and voiding
-
-
-def settle(connection: sqlite3.Connection, now: float, settlement: Settlement) -> Settled:
-    record, counters = settlement.record, settlement.counters
-    state = _State(connection, now, record.wallet, record.task_id)
-    reservation = state.reservation
-    if reservation is None:
-        first = find_record(connection, record.task_id)
-        if first is None or first.source == RECOVERED:
-            raise LostReservationError(record.task_id)
-        return Settled(state.limit_status(counters), first)
-    _change_counts(state, reservation, {counter.name: counter.amount for counter in counters})
-    record = _charge(connection, state, reservation, record)
-    if reservation.idempotency_key is not None:
-        _store_answer(connection, state, reservation.idempotency_key, settlement.answer)
-    return Settled(state.limit_status(counters), record)
-
-
-def _charge(
-    connection: sqlite3.Connection, state: _State, reservation: _Reservation, record: UsageRecord
-) -> UsageRecord:
-    """Charges a task, writes its record and releases the reservation. Returns the record as written."""
-    charged = min(record.cost, reservation.amount + state.available)
-    if charged < record.cost:
-        record = replace(record, cost=charged, uncollected=record.cost - charged)
-    _release(connection, state, reservation, record.task_id, charged)
-    insert_record(connection, record)
-    return record
-
-
-def void(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: str, refund: bool) -> None:
-    state = _State(connection, now, wallet, task_id)
-    if state.reservation is not None:
-        if refund:
-            _change_counts(state, state.reservation, dict.fromkeys(state.reservation.counted, 0))
-        _release_unpaid(connection, state, state.reservation, task_id)
-
-
-def _change_counts(state: _State, reservation: _Reservation, amounts: Mapping[str, int]) -> None:
-    """Counts `amounts`, by counter, in place of what was reserved in windows that are still open."""
-    for name, amount in amounts.items():
-        reserved, start = reservation.counted.get(name, (0, None))
-        count = state.counts.get(name)
-        if start is not None and count is not None and count[1] == start:
-            count[0] += amount - reserved
-
-
-def _release_unpaid(
-    connection: sqlite3.Connection, state: _State, reservation: _Reservation, task_id: str
-) -> None:
-    """Releases a reservation and its Idempotency-Key without a charge."""
-    _release(connection, state, reservation, task_id, 0)
-    if reservation.idempotency_key is not None:
-        _store_answer(connection, state, reservation.idempotency_key, None)
-
-
-def _release(
-    connection: sqlite3.Connection, state: _State, reservation: _Reservation, task_id: str, charged: int
-) -> None:
-    state.spent += charged
-    state.held -= reservation.amount
-    for name, (amount, start) in reservation.counted.items():
-        count = state.counts.get(name)
-        if start is None and count is not None:
-            count[0] -= amount
-            if not count[0]:
-                del state.counts[name]
-    connection.execute(
-        "UPDATE wallets SET spent = ?, held = ?, counters = ? WHERE account = ? AND live = ?",
-        (state.spent, state.held, _encode(state.counts), state.wallet.account, state.wallet.live),
-    )
-    connection.execute("DELETE FROM holds WHERE task_id = ?", (task_id,))
-
-
-def _store_answer(connection: sqlite3.Connection, state: _State, key: str, answer: bytes | None) -> None:
-    """Stores the answer under an Idempotency-Key, or frees the key if there is no answer."""
-    row_key = (state.wallet.account, state.wallet.live, key)
+    """The answer to a known Idempotency-Key. None: it is new."""
+    if holder is not None:
+        assert holder.key is not None
+        same = holder.key.fingerprint == key.fingerprint
+        return Refused(status, "idempotency_conflict" if same else "idempotency_mismatch")
     if answer is None:
-        connection.execute("DELETE FROM repeats WHERE account = ? AND live = ? AND key = ?", row_key)
-        return
-    connection.execute(
-        "UPDATE repeats SET state = 'done', answer = ?, expires = ?"
-        " WHERE account = ? AND live = ? AND key = ?",
-        (answer, state.now + REPLAY_SECONDS, *row_key),
-    )
-    # Each new answer deletes a few expired ones: there are never many more than those of one day.
-    connection.execute(
-        "DELETE FROM repeats WHERE rowid IN (SELECT rowid FROM repeats WHERE expires <= ? LIMIT 4)",
-        (state.now,),
-    )
-
-
-# --- progress and recovery
-
-
-def note(connection: sqlite3.Connection, noted: Sequence[UsageRecord]) -> list[str]:
-    lost = []
-    for record in noted:
-        changed = connection.execute(
-            "UPDATE holds SET record = ? WHERE task_id = ? AND account = ? AND live = ?",
-            (records.encode_record(record), record.task_id, record.account, record.live),
-        )
-        if changed.rowcount == 0:
-            lost.append(record.task_id)
-    return lost
-
-
-def reservations(connection: sqlite3.Connection) -> list[OpenReservation]:
-    """All reservations. Every one is this process's own: no other process uses the file."""
-    rows = connection.execute("SELECT record, amount FROM holds ORDER BY task_id")
-    return [OpenReservation(records.decode_record(text), amount, own=True) for text, amount in rows]
-
-
-def recover(connection: sqlite3.Connection, now: float, wallet: Wallet, task_id: str) -> None:
-    row = connection.execute(
-        "SELECT record FROM holds WHERE task_id = ? AND account = ? AND live = ?",
-        (task_id, wallet.account, wallet.live),
-    ).fetchone()
-    if row is None:
-        return
-    record = records.decode_record(row[0])
-    state = _State(connection, now, wallet, task_id)
-    reservation = state.reservation
-    assert reservation is not None
-    if record.cost == 0:
-        _release_unpaid(connection, state, reservation, task_id)
-        return
-    record = replace(record, uncollected=0, source=RECOVERED, complete=False, at=now)
-    _charge(connection, state, reservation, record)
-    if reservation.idempotency_key is not None:
-        _store_answer(connection, state, reservation.idempotency_key, None)
-
-
-def recover_all(connection: sqlite3.Connection, now: float) -> int:
-    """Recovers the tasks of a process that died. Returns their number.
-
-    Call before the store is used: every reservation is orphaned then.
-    """
-    connection.execute("DELETE FROM repeats WHERE expires <= ?", (now,))
-    orphans = connection.execute("SELECT task_id, account, live FROM holds ORDER BY task_id").fetchall()
-    for task_id, account, live in orphans:
-        recover(connection, now, Wallet(account, bool(live)), task_id)
-    return len(orphans)
+        return None
+    if answer.fingerprint != key.fingerprint:
+        return Refused(status, "idempotency_mismatch")
+    return ReplayedAnswer(status, answer.record, answer.answer)

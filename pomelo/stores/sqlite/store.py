@@ -31,10 +31,12 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
 )
-from pomelo.stores.sqlite import accounts, keys, ledger, usage
+from pomelo.stores.sqlite import accounts, keys, usage
 from pomelo.stores.sqlite.damage import DamageMonitor, check_completely
 from pomelo.stores.sqlite.file import WritableFile, connect_read_only
+from pomelo.stores.sqlite.ledger import Ledger
 from pomelo.stores.sqlite.log_size import LogSize
+from pomelo.stores.sqlite.stored import recover_all
 from pomelo.stores.sqlite.writer import Writer
 from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal, WalletState
 
@@ -97,7 +99,7 @@ def _steady_clock(now: Callable[[], float], monotonic: Callable[[], float]) -> C
 
 
 def _recover(connection: sqlite3.Connection, *, now: float) -> None:
-    if count := ledger.recover_all(connection, now):
+    if count := recover_all(connection, now):
         log.warning("%d tasks of a process that died were charged their last noted cost", count)
 
 
@@ -117,10 +119,10 @@ class SqliteStore:
         self._path = path
         self._monitor = monitor
         self._writer = writer
-        self._clock = clock
         self._reader = reader
         self._connection = connection
         self._log_size = log_size
+        self._ledger = Ledger(writer, clock)
 
     # --- KeyStore
 
@@ -144,28 +146,25 @@ class SqliteStore:
     # --- LedgerStore
 
     def reserve(self, request: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
-        return self._writer.do(lambda c: ledger.reserve(c, self._clock(), request))
+        return self._ledger.reserve(request)
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:
-        return self._writer.do(lambda c: ledger.settle(c, self._clock(), settlement))
+        return self._ledger.settle(settlement)
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
-        return self._writer.do(lambda c: ledger.void(c, self._clock(), wallet, task_id, refund))
+        return self._ledger.void(wallet, task_id, refund=refund)
 
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
-        noted = tuple(records)
-        return await self._writer.do(lambda c: ledger.note(c, noted))
+        return await self._ledger.note(tuple(records))
 
     async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
-        return await self._writer.do(
-            lambda c: ledger.limit_status(c, self._clock(), wallet, counters), reads=True
-        )
+        return await self._ledger.limit_status(wallet, counters)
 
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
-        return await self._writer.do(ledger.reservations, reads=True)
+        return await self._ledger.reservations()
 
     async def recover(self, wallet: Wallet, task_id: str) -> None:
-        await self._writer.do(lambda c: ledger.recover(c, self._clock(), wallet, task_id))
+        await self._ledger.recover(wallet, task_id)
 
     # --- AccountStore
 
@@ -177,13 +176,14 @@ class SqliteStore:
         return await self._writer.do(lambda c: accounts.get_account(c, name), reads=True)
 
     async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
-        return await self._report(lambda c: accounts.list_accounts(c, limit, after))
+        found = await self._report(lambda c: accounts.list_accounts(c, limit, after))
+        return [self._ledger.with_held(summary) for summary in found]
 
     async def set_plan(self, name: str, plan: str) -> bool:
         return await self._writer.do(lambda c: accounts.set_plan(c, name, plan))
 
     async def grant(self, grant: Grant) -> Balance:
-        return await self._writer.do(lambda c: accounts.add_grant(c, grant))
+        return await self._ledger.grant(grant)
 
     async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
         return await self._writer.do(lambda c: accounts.get_grant(c, wallet, grant_id), reads=True)
@@ -192,7 +192,7 @@ class SqliteStore:
         return await self._writer.do(lambda c: accounts.list_grants(c, wallet), reads=True)
 
     async def balance(self, wallet: Wallet) -> Balance:
-        return await self._writer.do(lambda c: accounts.balance(c, wallet), reads=True)
+        return await self._ledger.balance(wallet)
 
     # --- UsageStore
 
@@ -212,11 +212,11 @@ class SqliteStore:
         return await self._run_report(usage.UsageSum(query, by, limit, after))
 
     async def drafts(self) -> list[UsageRecord]:
-        return await self._report(usage.drafts)
+        return [reservation.record for reservation in await self._ledger.reservations()]
 
     async def wallet_states(self) -> AsyncIterator[list[WalletState]]:
         after: Wallet | None = None
-        while page := await self._report(partial(usage.wallet_states, after=after, limit=PAGE)):
+        while page := await self._ledger.wallet_states(after):
             yield page
             after = page[-1].wallet
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import nlargest, nsmallest
 from operator import itemgetter
 from typing import Any
@@ -43,11 +43,14 @@ _Position = tuple[float, int]
 """The time and rowid of a record: the order of all reports."""
 
 
-def insert_record(connection: sqlite3.Connection, record: UsageRecord, *, once: bool = False) -> None:
-    """Adds a task's record. `once`: does nothing if the task has one."""
-    connection.execute(
-        f"{_INSERT} ON CONFLICT (task_id) DO NOTHING" if once else _INSERT, records.values(record)
-    )
+def insert_once(connection: sqlite3.Connection, record: UsageRecord) -> None:
+    """Adds a task's record. Does nothing if the task has one."""
+    connection.execute(f"{_INSERT} ON CONFLICT (task_id) DO NOTHING", records.values(record))
+
+
+def insert_records(connection: sqlite3.Connection, ended: Iterable[UsageRecord]) -> None:
+    """Adds the records of tasks."""
+    connection.executemany(_INSERT, map(records.values, ended))
 
 
 def find_record(connection: sqlite3.Connection, task_id: str) -> UsageRecord | None:
@@ -219,28 +222,19 @@ class _Walk:
         )
 
 
-def drafts(connection: sqlite3.Connection) -> list[UsageRecord]:
-    """The records so far of all running tasks, in order of task id."""
-    rows = connection.execute("SELECT record FROM holds ORDER BY task_id").fetchall()
-    return [records.decode_record(text) for (text,) in rows]
-
-
 _STATES = """
-    SELECT w.account, w.live, w.granted, w.spent, w.held,
-        (SELECT coalesce(sum(amount), 0) FROM grants AS g WHERE g.account = w.account AND g.live = w.live),
-        coalesce(h.amount, 0)
-    FROM wallets AS w
-    LEFT JOIN (SELECT account, live, sum(amount) AS amount FROM holds GROUP BY account, live) AS h
-        ON h.account = w.account AND h.live = w.live
-    WHERE (w.account, w.live) > (?, ?) ORDER BY w.account, w.live LIMIT ?
+    SELECT account, live, granted, spent, held,
+        (SELECT coalesce(sum(amount), 0) FROM grants AS g WHERE g.account = w.account AND g.live = w.live)
+    FROM wallets AS w WHERE (account, live) > (?, ?) ORDER BY account, live LIMIT ?
 """
 
 
 def wallet_states(connection: sqlite3.Connection, after: Wallet | None, limit: int) -> list[WalletState]:
-    """The states of up to `limit` wallets, in order of account and mode, starting after `after`."""
+    """The states of up to `limit` wallets without their running tasks, in order of account and mode, starting
+    after `after`."""
     start = ("", -1) if after is None else (after.account, after.live)
     rows = connection.execute(_STATES, (*start, limit)).fetchall()
     return [
-        WalletState(Wallet(account, bool(live)), Balance(granted, spent, held), grants, reservations)
-        for account, live, granted, spent, held, grants, reservations in rows
+        WalletState(Wallet(account, bool(live)), Balance(granted, spent, held), grants, 0)
+        for account, live, granted, spent, held, grants in rows
     ]

@@ -1,6 +1,7 @@
-"""The thread that writes: callers queue operations, and it commits the queued ones in one transaction.
+"""The thread that writes: it commits batches, one at a time. What comes meanwhile is the next batch.
 
-Futures are resolved only after the commit: a result that a caller receives is on the disk.
+Outcomes are reported only after the commit: a result that a caller receives is on the disk. While they are
+reported, no other batch is being written: the file is in the state that the batch's operations have seen.
 """
 
 from __future__ import annotations
@@ -9,22 +10,33 @@ import asyncio
 import logging
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
 from pomelo.stores.base import DECLARED_ERRORS
 from pomelo.stores.ledger import UnknownOutcomeError
+from pomelo.stores.sqlite.journal import Batch, Done, End, EndedBeforeError, Operation
+from pomelo.stores.sqlite.wallets import LoadedWallet
 
 BATCH = 256
-"""Maximum number of operations in one transaction."""
+"""Maximum number of ends, and of operations, in one transaction."""
+
+COUNTS_DELAY = 0.05
+"""Seconds until the counts of a wallet are written if no end of its tasks writes them before."""
 
 log = logging.getLogger("pomelo.stores")
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+
+def nothing(_: object) -> None:
+    """Reads and returns nothing."""
 
 
 class Target(Protocol):
@@ -45,29 +57,27 @@ class Target(Protocol):
         ...
 
 
-class _Operation(NamedTuple):
-    """A queued operation and its result. `reads`: it changes nothing."""
-
-    run: Callable[[sqlite3.Connection], Any]
-    future: asyncio.Future[Any]
-    reads: bool
-
-
-class _Outcome(NamedTuple):
-    future: asyncio.Future[Any]
-    value: Any
-    error: Exception | None
-
-
 class Writer:
-    """Queues operations for its thread. Create it with `start`, and use it in that event loop only."""
+    """Collects what its thread writes. Create it with `start`, and use it in that event loop only."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.unexpected = UnexpectedErrors(log)
+        self.closed = False
+        """Whether callers are refused. What was queued before is still written."""
+        self.failing = False
+        """Whether the last attempt to write failed."""
         self._loop = loop
-        self._queue: SimpleQueue[_Operation | None] = SimpleQueue()
-        self._closed = False
-        self._ending = False
+        self._queue: SimpleQueue[Batch | None] = SimpleQueue()
+        self._ends: list[End] = []
+        self._operations: list[Operation] = []
+        self._changed: dict[LoadedWallet, None] = {}
+        """Wallets whose counts the file does not have."""
+        self._changed_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._repeated: deque[End | Operation] = deque()
+        """The parts of failed batches, each alone."""
+        self._writing: Batch | None = None
+        self._scheduled = False
         self._ended: asyncio.Future[None] = loop.create_future()
 
     @classmethod
@@ -90,27 +100,170 @@ class Writer:
             raise
         return writer
 
+    # --- what is written
+
     def do(self, work: Callable[[sqlite3.Connection], T], *, reads: bool = False) -> asyncio.Future[T]:
-        """Queues `work` immediately. It is done completely or not at all, in the order of the calls.
+        """Queues `work` immediately. It is done completely or not at all, and sees what was queued before.
 
         Cancelling the future stops nothing, and it need not be awaited. It raises the errors of `work` that
         the store's roles declare, and PomeloError store_unavailable for all others: UnknownOutcomeError for
         unexpected ones. `reads`: the work changes nothing.
         """
+        return self.do_then(work, lambda value: value, reads=reads)
+
+    def do_then(
+        self, work: Callable[[sqlite3.Connection], S], then: Callable[[S], T], *, reads: bool = False
+    ) -> asyncio.Future[T]:
+        """As `do`; returns what `then` makes of the result, in the event loop, before more is written."""
         future: asyncio.Future[T] = self._loop.create_future()
-        if self._closed:
-            _fail(future, PomeloError("store_unavailable"))
+        if self.closed:
+            fail(future, PomeloError("store_unavailable"))
         else:
-            self._queue.put(_Operation(work, future, reads))
+            self.then(lambda value: resolve(future, then(value)), future, work, reads=reads)
         return future
 
+    def then(
+        self,
+        act: Callable[[Any], None],
+        future: asyncio.Future[Any],
+        work: Callable[[sqlite3.Connection], Any] = nothing,
+        *,
+        reads: bool = True,
+    ) -> None:
+        """Queues `work`, also while the writer is being closed, and calls `act` with its result: it resolves
+        the future. Without `work`, `act` follows what was queued before."""
+
+        def done(value: Any, error: Exception | None) -> None:
+            if error is not None:
+                fail(future, error)
+            else:
+                self.act(lambda: act(value), future)
+
+        self.queue(work, done, reads=reads)
+
+    def act(self, act: Callable[[], None], future: asyncio.Future[Any]) -> None:
+        """Calls `act`, which resolves the future; its errors are raised from the future."""
+        try:
+            act()
+        except Exception as error:
+            fail(future, self.translate(error))
+
+    def queue(self, work: Callable[[sqlite3.Connection], Any], done: Done, *, reads: bool) -> None:
+        """As `then`; calls `done` with the outcome."""
+        self._operations.append(Operation(work, done, reads))
+        self._flush()
+
+    def end(self, end: End, *, collect: bool) -> None:
+        """Queues the end of a task. `collect`: others may come until the end of this turn of the loop."""
+        self._ends.append(end)
+        if not collect:
+            self._flush()
+        elif self._writing is None and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def counts_changed(self, wallet: LoadedWallet) -> None:
+        """Writes a wallet's counts with the next end of its tasks, or COUNTS_DELAY later."""
+        self._changed[wallet] = None
+        if self._timer is None and not self.closed:
+            self._timer = self._loop.call_later(COUNTS_DELAY, self._counts_due)
+
+    def is_written(self, wallet: LoadedWallet) -> bool:
+        """Whether the file has the wallet's counts."""
+        return wallet not in self._changed and (self._writing is None or wallet not in self._writing.wallets)
+
     async def close(self) -> None:
-        """Finishes the queued operations and closes the target. Later operations fail."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
+        """Writes what is queued and closes the target. Later operations fail."""
+        if not self.closed:
+            self.closed = True
+            self._changed_due = True
+            self._flush()
         # A cancelled exit must not leave the file open.
         await asyncio.shield(self._ended)
+
+    # --- batches
+
+    def _counts_due(self) -> None:
+        self._timer = None
+        if self._changed:
+            self._changed_due = True
+            self._flush()
+
+    def _flush(self) -> None:
+        """Hands the next batch to the thread, unless it is writing one."""
+        self._scheduled = False
+        if self._writing is not None:
+            return
+        batch = self._next_batch()
+        if batch is not None:
+            self._writing = batch
+            self._queue.put(batch)
+        elif self.closed:
+            self._queue.put(None)
+
+    def _next_batch(self) -> Batch | None:
+        repeated = bool(self._repeated)
+        if repeated:
+            part = self._repeated.popleft()
+            ends, operations = ([part], []) if isinstance(part, End) else ([], [part])
+            due = False
+        else:
+            ends, operations = self._ends[:BATCH], self._operations[:BATCH]
+            del self._ends[:BATCH], self._operations[:BATCH]
+            due, self._changed_due = self._changed_due or self.closed, False
+        due = due or any(not operation.reads for operation in operations)
+        if not ends and not operations and not (due and self._changed):
+            return None
+        wallets = self._changed if due else ()
+        batch = Batch(ends, operations, wallets, repeated=repeated, certainly=self.failing)
+        for wallet in batch.wallets:
+            self._changed.pop(wallet, None)
+        return batch
+
+    def _written(self, batch: Batch, outcomes: list[tuple[Any, Exception | None]] | Exception) -> None:
+        """Reports the outcome of a batch, and continues with the next."""
+        if isinstance(outcomes, Exception):
+            self._failed(batch, outcomes)
+        else:
+            if batch.writes:
+                self.failing = False
+            for wallet in batch.wallets:
+                wallet.stored = True
+            for end in batch.ends:
+                end.done(None, None)
+            for operation, (value, error) in zip(batch.operations, outcomes, strict=True):
+                operation.done(value, None if error is None else self.translate(error))
+        self._writing = None
+        self._flush()
+
+    def _failed(self, batch: Batch, error: Exception) -> None:
+        """Repeats the parts of a batch, each alone, so that one that fails does not affect the others."""
+        if not self.closed:
+            for wallet in batch.wallets:
+                self.counts_changed(wallet)
+        if not batch.repeated:
+            # Operations first: one may have noted a task that ends.
+            self._repeated.extend((*batch.operations, *batch.ends))
+            self.failing = self.failing or batch.writes
+            return
+        error = self.translate(error)
+        for end in batch.ends:
+            end.done(None, error)
+        for operation in batch.operations:
+            operation.done(None, error)
+
+    def translate(self, error: Exception) -> Exception:
+        """The error to raise: store_unavailable in place of all that the roles don't declare. The outcome is
+        known after an error of SQLite: a failed commit changes nothing."""
+        if isinstance(error, (EndedBeforeError, *DECLARED_ERRORS)):
+            return error
+        known = isinstance(error, sqlite3.Error)
+        if not known:
+            self.unexpected.log("The store failed", error)
+        log.warning("An operation failed: %s", error if known else type(error).__name__)
+        translated = (PomeloError if known else UnknownOutcomeError)("store_unavailable")
+        translated.__cause__ = error
+        return translated
 
     # --- in the thread
 
@@ -118,164 +271,50 @@ class Writer:
         try:
             target = open_target()
         except Exception as error:
-            self._closed = True
-            self._report([_Outcome(opened, None, error), _Outcome(self._ended, None, None)])
+            self.closed = True
+            self._report(fail, opened, error)
+            self._report(resolve, self._ended, None)
             return
-        self._report([_Outcome(opened, None, None)])
-        failed: Exception | None = None
-        while not self._ending:
-            if batch := self._gather():
-                self._report(self._run_batch(target, batch))
-                try:
-                    target.between_batches()
-                except Exception as error:  # nobody would run the next batch
-                    self.unexpected.log("The work between two transactions failed", error)
+        self._report(resolve, opened, None)
+        while (batch := self._queue.get()) is not None:
+            outcomes: list[tuple[Any, Exception | None]] | Exception
+            try:
+                outcomes = batch.commit(target.connection)
+            except Exception as error:  # no error ends the thread
+                outcomes = error
+            for failure in _errors(outcomes):
+                target.failed(failure)
+            self._report(self._written, batch, outcomes)
+            try:
+                target.between_batches()
+            except Exception as error:
+                self.unexpected.log("The work between two transactions failed", error)
         try:
             target.close()
         except (sqlite3.Error, OSError) as error:
-            failed = error
-        self._report([_Outcome(self._ended, None, failed)])
+            self._report(fail, self._ended, error)
+        self._report(resolve, self._ended, None)
 
-    def _run_batch(self, target: Target, batch: list[_Operation]) -> list[_Outcome]:
-        """Runs a batch and returns the outcome of each operation. No error ends the thread."""
-        try:
-            outcomes = _commit(target.connection, batch)
-        except Exception as error:
-            outcomes = [_Outcome(operation.future, None, error) for operation in batch]
-        for outcome in outcomes:
-            if outcome.error is not None:
-                target.failed(outcome.error)
-        return [
-            outcome
-            if outcome.error is None or isinstance(outcome.error, DECLARED_ERRORS)
-            else outcome._replace(error=self._translate(outcome.error))
-            for outcome in outcomes
-        ]
-
-    def _translate(self, error: Exception) -> PomeloError:
-        self.unexpected.log("The store failed", error)
-        return _unavailable(error, UnknownOutcomeError)
-
-    def _gather(self) -> list[_Operation]:
-        """Waits for an operation, and takes all that are queued."""
-        batch: list[_Operation] = []
-        while len(batch) < BATCH and not (batch and self._queue.empty()):
-            operation = self._queue.get()
-            if operation is None:
-                self._ending = True  # nothing is queued after it
-                break
-            batch.append(operation)
-        return batch
-
-    def _report(self, outcomes: list[_Outcome]) -> None:
+    def _report(self, callback: Callable[..., None], *arguments: Any) -> None:
         with suppress(RuntimeError):  # the loop is closed; nobody waits
-            self._loop.call_soon_threadsafe(_resolve, outcomes)
+            self._loop.call_soon_threadsafe(callback, *arguments)
 
 
-def _resolve(outcomes: list[_Outcome]) -> None:
-    for future, value, error in outcomes:
-        if future.done():
-            continue  # its awaiter was cancelled
-        if error is None:
-            future.set_result(value)
-        else:
-            _fail(future, error)
+def _errors(outcomes: list[tuple[Any, Exception | None]] | Exception) -> list[Exception]:
+    if isinstance(outcomes, Exception):
+        return [outcomes]
+    return [error for _, error in outcomes if error is not None]
 
 
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    future.set_exception(error)
-    # Reading it prevents asyncio's message about an exception that nobody retrieved.
-    future.exception()
+def resolve(future: asyncio.Future[T], value: T) -> None:
+    """Returns the value to whoever awaits the future."""
+    if not future.done():  # its awaiter may have been cancelled
+        future.set_result(value)
 
 
-def _commit(connection: sqlite3.Connection, batch: list[_Operation]) -> list[_Outcome]:
-    """Runs a batch in one transaction. An operation that fails does not affect the others."""
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")  # of an earlier batch that could not be rolled back
-    if all(operation.reads for operation in batch):
-        return [_read(connection, operation) for operation in batch]
-    try:
-        # Savepoints are a third of the statements, and each statement has to win the interpreter's lock back
-        # from the loop's thread. Almost always nothing fails, so the first attempt does without them.
-        outcomes = _transact(connection, batch, _run_plain)
-    except Exception:
-        _rollback(connection)
-    else:
-        return outcomes
-    try:
-        return _transact(connection, batch, _run_in_savepoint)
-    except Exception as error:
-        log.warning("%d operations were not committed: %s", len(batch), _reason(error))
-        _rollback(connection)
-        # What was read may have been part of this transaction: it is read again.
-        return [
-            _read(connection, operation)
-            if operation.reads and not connection.in_transaction
-            else _Outcome(operation.future, None, _translate_sqlite_error(error))
-            for operation in batch
-        ]
-
-
-def _transact(
-    connection: sqlite3.Connection,
-    batch: list[_Operation],
-    run: Callable[[sqlite3.Connection, _Operation], _Outcome],
-) -> list[_Outcome]:
-    connection.execute("BEGIN IMMEDIATE")
-    outcomes = [run(connection, operation) for operation in batch]
-    connection.execute("COMMIT")
-    return outcomes
-
-
-def _run_plain(connection: sqlite3.Connection, operation: _Operation) -> _Outcome:
-    return _Outcome(operation.future, operation.run(connection), None)
-
-
-def _run_in_savepoint(connection: sqlite3.Connection, operation: _Operation) -> _Outcome:
-    """Runs one operation, or undoes it.
-
-    Raises:
-        sqlite3.Error: the whole transaction is lost.
-    """
-    connection.execute("SAVEPOINT one")
-    try:
-        value = operation.run(connection)
-    except Exception as error:
-        if not connection.in_transaction:
-            raise  # SQLite has rolled back everything, for example because the disk is full
-        connection.execute("ROLLBACK TO one")
-        connection.execute("RELEASE one")
-        return _Outcome(operation.future, None, _translate_sqlite_error(error))
-    connection.execute("RELEASE one")
-    return _Outcome(operation.future, value, None)
-
-
-def _read(connection: sqlite3.Connection, operation: _Operation) -> _Outcome:
-    try:
-        return _Outcome(operation.future, operation.run(connection), None)
-    except Exception as error:
-        return _Outcome(operation.future, None, _translate_sqlite_error(error))
-
-
-def _rollback(connection: sqlite3.Connection) -> None:
-    try:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-    except Exception as error:
-        log.warning("A transaction could not be rolled back: %s", _reason(error))
-
-
-def _translate_sqlite_error(error: Exception) -> Exception:
-    """store_unavailable with a known outcome for an error of SQLite: a failed commit changes nothing."""
-    return _unavailable(error, PomeloError) if isinstance(error, sqlite3.Error) else error
-
-
-def _unavailable(cause: Exception, error_type: type[PomeloError]) -> PomeloError:
-    error = error_type("store_unavailable")
-    error.__cause__ = cause
-    return error
-
-
-def _reason(error: Exception) -> str:
-    """The message of a SQLite error, or the type of an unexpected error."""
-    return str(error) if isinstance(error, sqlite3.Error) else type(error).__name__
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """Raises the error in whoever awaits the future, if anyone does."""
+    if not future.done():  # its awaiter may have been cancelled
+        future.set_exception(error)
+        # Reading it prevents asyncio's message about an exception that nobody retrieved.
+        future.exception()

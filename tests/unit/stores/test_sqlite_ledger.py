@@ -1,18 +1,21 @@
-"""What the rows of wallets and reservations have, and for how long."""
+"""What is kept of the counts of a wallet, in memory and in the file, and for how long."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import Counter, ReserveRequest, Settlement
-from pomelo.stores.schema import MIGRATIONS
-from pomelo.stores.sqlite import ledger
+from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageRecord
+from tests.contract.ledger_rig import SqliteRig
 
 WALLET = Wallet("default", False)
 IMAGES = Counter("images", 2, None, 86_400.0)
@@ -21,45 +24,89 @@ STREAMS = (Counter("streams:ann", 1), Counter("streams:bob", 0))
 
 
 @pytest.fixture
-def connection() -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as opened:
-        for statement in [statement for step in MIGRATIONS for statement in step]:
-            opened.execute(statement)
-        yield opened
+async def rig(tmp_path: Path) -> AsyncIterator[SqliteRig]:
+    created = SqliteRig(tmp_path)
+    await created.open()
+    yield created
+    await created.close()
 
 
 def record(task_id: str, cost: int = 0) -> UsageRecord:
     return UsageRecord(task_id, "req", WALLET.account, WALLET.live, "k", "rest", "m", "text", cost=cost)
 
 
-def reserve(connection: sqlite3.Connection, now: float, *counters: Counter) -> None:
-    ledger.reserve(connection, now, ReserveRequest(record("a"), 10, 10, counters))
+async def reserve(rig: SqliteRig, task_id: str, *counters: Counter) -> None:
+    await rig.store.reserve(ReserveRequest(record(task_id), 10, 10, counters))
 
 
-def stored(connection: sqlite3.Connection) -> str:
-    """The counts in the row of the wallet."""
-    row = connection.execute("SELECT counters FROM wallets WHERE account = 'default' AND live = 0").fetchone()
-    return str(row[0])
+def counts(rig: SqliteRig) -> dict[str, list[Any]]:
+    """The counts of the wallet in memory."""
+    assert isinstance(rig.store, SqliteStore)
+    return rig.store._ledger._wallets[WALLET.account, WALLET.live].counts
+
+
+async def stored(rig: SqliteRig) -> dict[str, list[Any]]:
+    """The counts in the row of the wallet, after a change was written."""
+    await rig.store.set_plan("", "")
+    with closing(sqlite3.connect(rig.path)) as connection:
+        sql = "SELECT counters FROM wallets WHERE account = 'default' AND live = 0"
+        (text,) = connection.execute(sql).fetchone()
+    found: dict[str, list[Any]] = json.loads(text)
+    return found
 
 
 @pytest.mark.parametrize("end", ["settled", "voided", "recovered"])
-def test_a_count_of_running_tasks_is_deleted_with_the_last_of_them(
-    connection: sqlite3.Connection, end: str
-) -> None:
-    reserve(connection, 100.0, *STREAMS)
-    assert stored(connection) == '{"streams:ann":[1,null,null],"streams:bob":[0,null,null]}'
+async def test_a_count_of_running_tasks_is_deleted_with_the_last_of_them(rig: SqliteRig, end: str) -> None:
+    await reserve(rig, "a", *STREAMS)
+    assert counts(rig) == {"streams:ann": [1, None, None], "streams:bob": [0, None, None]}
+    assert await stored(rig) == {}  # it ends with the process
     if end == "settled":
-        ledger.settle(connection, 101.0, Settlement(record("a", 10), STREAMS))
+        await rig.store.settle(Settlement(record("a", 10), STREAMS))
     elif end == "voided":
-        ledger.void(connection, 101.0, WALLET, "a", refund=False)
+        await rig.store.void(WALLET, "a")
     else:
-        ledger.recover(connection, 101.0, WALLET, "a")
-    assert stored(connection) == "{}"
+        await rig.store.recover(WALLET, "a")
+    assert counts(rig) == await stored(rig) == {}
 
 
-def test_a_window_is_deleted_by_the_first_change_after_its_end(connection: sqlite3.Connection) -> None:
-    reserve(connection, 100.0, IMAGES, Counter("calls", 1, None, 60.0))
-    ledger.void(connection, 160.0, WALLET, "a", refund=False)
-    assert stored(connection) == '{"images":[2,100.0,86500.0]}'
-    reserve(connection, 86_500.0)
-    assert stored(connection) == "{}"
+async def test_a_window_is_deleted_by_the_first_change_after_its_end(rig: SqliteRig) -> None:
+    start = rig.clock.wall
+    await reserve(rig, "a", IMAGES, Counter("calls", 1, None, 60.0))
+    assert set(await stored(rig)) == {"images", "calls"}
+    rig.clock.passes(60.0)
+    await rig.store.void(WALLET, "a")
+    assert counts(rig) == await stored(rig) == {"images": [2, start, start + 86_400.0]}
+    rig.clock.passes(86_340.0)
+    await reserve(rig, "b")
+    assert counts(rig) == await stored(rig) == {}
+
+
+async def test_counts_of_ended_tasks_and_windows_are_deleted_by_the_next_write(rig: SqliteRig) -> None:
+    for key in ("ann", "bob"):
+        await reserve(rig, key, Counter(f"streams:{key}"), Counter(f"calls:{key}", window=60.0))
+    assert set(counts(rig)) == {"streams:ann", "calls:ann", "streams:bob", "calls:bob"}
+    assert set(await stored(rig)) == {"calls:ann", "calls:bob"}
+    rig.clock.passes(60)
+    await rig.store.void(WALLET, "ann")
+    assert counts(rig) == {"streams:bob": [1, None, None]}
+    assert await stored(rig) == {}
+
+
+async def test_wallets_that_no_task_uses_are_dropped_from_memory(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.stores.sqlite.ledger.MAX_WALLETS", 3)
+    calls = (Counter("calls", 1, None, 60.0),)
+    for number in range(20):
+        assert await rig.store.add_account(f"a{number}", "pro", 1.0)
+        draft = UsageRecord(f"t{number}", "r", f"a{number}", True, "k", "rest", "m", "text")
+        await rig.store.reserve(ReserveRequest(draft, 0, 0, calls))
+        if number > 1:
+            await rig.store.settle(Settlement(draft))
+    assert isinstance(rig.store, SqliteStore)
+    known = rig.store._ledger._wallets
+    assert len(known) <= 3 + 2
+    assert {("a0", True), ("a1", True)} <= set(known)  # their tasks run
+    for number in range(20):
+        status = await rig.store.limit_status(Wallet(f"a{number}", True), calls)
+        assert status.counts["calls"].used == 1

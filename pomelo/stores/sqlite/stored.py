@@ -1,0 +1,123 @@
+"""What the ledger reads from the file: wallets, answers, and the noted tasks of a process that has died."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from pomelo.stores import records
+from pomelo.stores.sqlite.journal import Batch, End
+from pomelo.stores.sqlite.usage import find_record
+from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
+from pomelo.stores.usage import RECOVERED, UsageRecord
+
+_WALLET = """
+    SELECT a.name IS NOT NULL, w.account IS NOT NULL, w.granted, w.spent, w.counters
+    FROM (SELECT ?1 AS account, ?2 AS live) AS q
+    LEFT JOIN accounts AS a ON a.name = q.account
+    LEFT JOIN wallets AS w ON w.account = q.account AND w.live = q.live
+"""
+
+
+_NOTE = (
+    "INSERT INTO holds (task_id, account, live, amount, record) VALUES (?, ?, ?, ?, ?)"
+    " ON CONFLICT (task_id) DO UPDATE SET record = excluded.record"
+)
+
+
+class WalletRow(NamedTuple):
+    """A wallet in the file. `known`: there is such an account; `stored`: the wallet has a row."""
+
+    known: bool
+    stored: bool
+    granted: int = 0
+    spent: int = 0
+    counts: dict[str, list[Any]] = {}  # noqa: RUF012
+
+
+def read_wallet(connection: sqlite3.Connection, account: str, live: bool) -> WalletRow:
+    known, stored, granted, spent, counters = connection.execute(_WALLET, (account, live)).fetchone()
+    if not stored:
+        return WalletRow(bool(known), False, 0, 0, {})
+    return WalletRow(True, True, granted, spent, from_json(counters))
+
+
+class StoredAnswer(NamedTuple):
+    """What is stored under an Idempotency-Key."""
+
+    fingerprint: bytes
+    record: UsageRecord
+    answer: bytes
+
+
+def find_answer(
+    connection: sqlite3.Connection, wallet: LoadedWallet, key: str, now: float
+) -> StoredAnswer | None:
+    """The answer under an Idempotency-Key. None: there is none, or it has expired."""
+    row = connection.execute(
+        "SELECT fingerprint, task_id, answer FROM repeats"
+        " WHERE account = ? AND live = ? AND key = ? AND expires > ?",
+        (wallet.account, wallet.live, key, now),
+    ).fetchone()
+    if row is None:
+        return None
+    fingerprint, task_id, answer = row
+    record = find_record(connection, task_id)
+    assert record is not None  # written in the same transaction as the answer
+    return StoredAnswer(fingerprint, record, answer)
+
+
+def write_notes(connection: sqlite3.Connection, noted: Iterable[tuple[Reservation, UsageRecord]]) -> None:
+    """Stores what running tasks have used so far."""
+    rows = [
+        (task.task_id, task.wallet.account, task.wallet.live, task.amount, records.encode_record(record))
+        for task, record in noted
+    ]
+    connection.executemany(_NOTE, rows)
+
+
+def recovered(record: UsageRecord, now: float) -> UsageRecord:
+    """The record of a task whose process died, from what was last noted."""
+    return replace(record, uncollected=0, source=RECOVERED, complete=False, at=now)
+
+
+def recover_all(connection: sqlite3.Connection, now: float) -> int:
+    """Ends the noted tasks of a process that died: charges what was last noted. Returns their number.
+
+    Call before the store is used, in a transaction: every task in the file is orphaned then.
+    """
+    connection.execute("DELETE FROM repeats WHERE expires <= ?", (now,))
+    rows = connection.execute(
+        "SELECT task_id, account, live, amount, repeat_key, record FROM holds ORDER BY task_id"
+    ).fetchall()
+    wallets: dict[tuple[str, int], LoadedWallet] = {}
+    tasks = []
+    for _, account, live, amount, _, record in rows:
+        wallet = wallets.get((account, live))
+        if wallet is None:
+            wallet = wallets[account, live] = LoadedWallet(account, bool(live))
+            wallet.load(*read_wallet(connection, account, bool(live)), now=now)
+        tasks.append(Reservation(wallet, records.decode_record(record), amount))
+        wallet.held += amount
+        wallet.running += 1
+    for task in tasks:
+        charged = task.charge(recovered(task.record, now)) if task.record.cost else None
+        Batch([End(task, _ignore, charged)], ()).write_ends(connection)
+        task.wallet.spent += 0 if charged is None else charged.cost
+        task.release(now)
+    # Versions before 7 wrote what all tasks hold, and the Idempotency-Keys of running tasks.
+    connection.executemany("UPDATE wallets SET held = 0 WHERE account = ? AND live = ?", wallets)
+    connection.executemany(
+        "DELETE FROM repeats WHERE account = ? AND live = ? AND key = ? AND state = 'running'",
+        [(account, live, key) for _, account, live, _, key, _ in rows if key is not None],
+    )
+    connection.execute("DELETE FROM holds")
+    return len(rows)
+
+
+def _ignore(value: Any, error: Exception | None) -> None:
+    """Nobody waits for the outcome."""
