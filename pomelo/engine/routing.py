@@ -210,13 +210,15 @@ class Router:
                     on_route(routed)
                 if failure is not None:
                     routed.report.reset()
+                answer: Event | GuardedEvents | None = None
                 try:
-                    return await self._answer(candidate, routed, account, attempt)
+                    answer = await self._answer(candidate, routed, account, attempt)
+                    return answer
                 except PomeloError as error:
                     failure = error
                     self._report(breaker, attempt, error)
                 finally:
-                    if attempt.probes_route or attempt.probes_account:
+                    if not isinstance(answer, GuardedEvents):  # these end later
                         breaker.release(attempt, clock())
                 if not isinstance(failure, UpstreamError) or failure.retry is RetryPolicy.NEVER:
                     raise failure
@@ -232,9 +234,8 @@ class Router:
 
     async def _answer(
         self, candidate: LiveCandidate, job: Job[Any], account: str, attempt: Attempt
-    ) -> Event | Events:
-        """Call a vendor once. Its circuit breaker learns of a success, and of a failure after the first
-        event."""
+    ) -> Event | GuardedEvents:
+        """Call a vendor once. Its circuit breaker learns of a success, and of the end of the events."""
         breaker = candidate.breaker
         guarded = GuardedEvents(
             candidate.method, candidate.task_type, job, account, trusted=candidate.trusted
@@ -246,7 +247,8 @@ class Router:
         await guarded.begin()
         if not guarded.ended:
             breaker.succeeded(attempt, self._clock())
-            guarded.on_failure = partial(self._report, breaker, attempt)
+        guarded.on_failure = partial(self._report, breaker, attempt)
+        guarded.on_close = lambda: breaker.release(attempt, self._clock())
         return guarded
 
     def _report(self, breaker: CircuitBreaker, attempt: Attempt, error: PomeloError) -> None:

@@ -58,7 +58,7 @@ class GuardedEvents:
 
     __slots__ = (
         "_account", "_allowed", "_audio_started", "_content_type", "_events", "_finished", "_is_text", "_job",
-        "_loop", "_method", "_next", "_pending", "_task_type", "_trusted", "ended", "on_failure",
+        "_loop", "_method", "_next", "_pending", "_task_type", "_trusted", "ended", "on_close", "on_failure",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,8 @@ class GuardedEvents:
         """Whether the provider has ended without an event."""
         self.on_failure: Callable[[PomeloError], None] = lambda error: None
         """Gets the error with which the provider fails."""
+        self.on_close: Callable[[], None] = lambda: None
+        """Called when this is closed."""
 
     async def begin(self) -> None:
         """Call the provider, and wait for its first event; closes it if it fails."""
@@ -181,6 +183,7 @@ class GuardedEvents:
     async def aclose(self) -> None:
         """End the provider's call. Exceptions are logged, because the outcome of the task is known
         already."""
+        self.on_close()
         close = getattr(self._events, "aclose", None)
         if close is None:
             return
