@@ -31,7 +31,7 @@ COMPUTED: dict[str, dict[str, set[str]]] = {
         "model_not_allowed": {"field", "model"},
         "rate_limit_exceeded": {"resetTime"},
     },
-    "server/rpc.py": {"deadline_exceeded": {"timeoutSeconds"}},
+    "server/call_limits.py": {"deadline_exceeded": {"timeoutSeconds"}},
     # They pass on errors that were raised elsewhere.
     "providers/guard.py": {},
     "status.py": {},
