@@ -93,7 +93,7 @@ class FullDisk(DiskFailure):
         await process.send("empty")
 
     async def end_without_server(self, deployment: Deployment) -> None:
-        assert "disk is full" in await start_error(deployment)
+        # A server may start: what it must write may fit into the log that the dead one left.
         freeing = await asyncio.create_subprocess_exec(
             *deployment.command_prefix, "rm", deployment.data / "filler"
         )

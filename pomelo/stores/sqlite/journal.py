@@ -105,8 +105,7 @@ class Batch:
             return [_read(connection, operation) for operation in self.operations]
         with transaction(connection):
             if self._certainly:
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                connection.execute(f"PRAGMA user_version = {(version + 1) % 2**31}")
+                write_certainly(connection)
             self.write_ends(connection)
             outcomes = [
                 _read(connection, operation) if operation.reads else (operation.run(connection), None)
@@ -135,6 +134,13 @@ class Batch:
         if answers := [_answer(end) for end in self.ends if end.answer is not None]:
             connection.executemany(_ANSWER, answers)
             connection.execute(_EXPIRE, (self.ends[-1].now, 4 * len(answers)))
+
+
+def write_certainly(connection: sqlite3.Connection) -> None:
+    """Changes the file, so that the commit fails if nothing can be written: SQLite does not write what the
+    file has already."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    connection.execute(f"PRAGMA user_version = {(version + 1) % 2**31}")
 
 
 def _insert(connection: sqlite3.Connection, charged: list[UsageRecord]) -> None:

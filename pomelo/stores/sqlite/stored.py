@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from pomelo.stores import records
-from pomelo.stores.sqlite.journal import Batch, End
+from pomelo.stores.sqlite.journal import Batch, End, write_certainly
 from pomelo.stores.sqlite.usage import find_record
 from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
 from pomelo.stores.usage import RECOVERED, UsageRecord
@@ -90,6 +90,7 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
 
     Call before the store is used, in a transaction: every task in the file is orphaned then.
     """
+    write_certainly(connection)  # A file that can't be written is not opened.
     connection.execute("DELETE FROM repeats WHERE expires <= ?", (now,))
     rows = connection.execute(
         "SELECT task_id, account, live, amount, repeat_key, record FROM holds ORDER BY task_id"
