@@ -79,8 +79,17 @@ class Ledger:
         outcome = self._decide(request, wallet, now, answer, last)
         if outcome is None:
             read = nothing if key is None else partial(find_answer, wallet=wallet, key=key.key, now=now)
-            decide = partial(self._reserve, request, wallet, future, last=True)
-            self._writer.then(lambda found: decide(answer=found), future, read)
+
+            def decide(found: StoredAnswer | None, error: Exception | None) -> None:
+                wallet.deciding -= 1
+                if error is not None:
+                    fail(future, error)
+                else:
+                    again = partial(self._reserve, request, wallet, future, last=True, answer=found)
+                    self._writer.act(again, future)
+
+            wallet.deciding += 1
+            self._writer.queue(read, decide, reads=True)
         elif isinstance(outcome, Reserved) and is_new and self._writer.failing:
             # No provider is called for a task that could not be settled: the counts must be written first.
             confirm = partial(self._confirm, self._tasks[task_id], outcome, future)
@@ -367,7 +376,7 @@ class Ledger:
             if len(self._wallets) < MAX_WALLETS:
                 break
             key, oldest = self._wallets.popitem(last=False)
-            if oldest.running or oldest.waiting or not self._writer.is_written(oldest):
+            if oldest.in_use or not self._writer.is_written(oldest):
                 self._wallets[key] = oldest
         wallet = self._wallets[account, live] = LoadedWallet(account, live)
         return wallet

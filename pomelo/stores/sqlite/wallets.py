@@ -111,8 +111,8 @@ class LoadedWallet:
     """
 
     __slots__ = (
-        "_counted", "account", "closes", "counts", "ending", "granted", "held", "keys", "known", "live",
-        "loaded", "running", "spent", "stored", "waiting",
+        "_counted", "account", "closes", "counts", "deciding", "ending", "granted", "held", "keys", "known",
+        "live", "loaded", "running", "spent", "stored", "waiting",
     )  # fmt: skip
 
     def __init__(self, account: str, live: bool) -> None:
@@ -128,6 +128,8 @@ class LoadedWallet:
         """Whether the file has the account, and whether it has a row of the wallet."""
         self.waiting = 0
         """Operations that wait for the amounts."""
+        self.deciding = 0
+        """Reserves that wait for the file, and decide then."""
 
     def load(
         self,
@@ -147,6 +149,11 @@ class LoadedWallet:
             # Versions before 7 also wrote what running tasks count.
             self.counts = {name: count for name, count in counts.items() if count[1] is not None}
             self.close_windows(now)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a task or an operation refers to it, which must not get a second one from the file."""
+        return bool(self.running or self.waiting or self.deciding)
 
     @property
     def available(self) -> int:
