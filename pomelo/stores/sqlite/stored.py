@@ -73,9 +73,11 @@ def find_answer(
 
 def write_notes(connection: sqlite3.Connection, noted: Iterable[tuple[Reservation, UsageRecord]]) -> None:
     """Stores what running tasks have used so far."""
+    # One may have ended in an earlier batch than this operation, which was queued before its end.
     rows = [
         (task.task_id, task.wallet.account, task.wallet.live, task.amount, records.encode_record(record))
         for task, record in noted
+        if not task.ended
     ]
     connection.executemany(_NOTE, rows)
 

@@ -33,12 +33,13 @@ class Reservation:
     """The reservation of a running task. `record` is its draft or what was last noted.
 
     `ending`: its end is decided, but not yet committed. `stored`: its end must be written even without a
-    charge, because the file may have something of it. `unsure`: writing an end of it has failed.
+    charge, because the file may have something of it. `unsure`: writing an end of it has failed. `ended`: it
+    was released.
     """
 
     __slots__ = (
-        "_changes", "_extra", "amount", "counted", "ending", "key", "record", "stored", "task_id", "unsure",
-        "wallet",
+        "_changes", "_extra", "amount", "counted", "ended", "ending", "key", "record", "stored", "task_id",
+        "unsure", "wallet",
     )  # fmt: skip
 
     def __init__(self, wallet: LoadedWallet, record: UsageRecord, amount: int) -> None:
@@ -49,7 +50,7 @@ class Reservation:
         self.counted: list[tuple[str, int, list[Any]]] = []
         """The names of its counters, what it added to them, and their counts."""
         self.key: IdempotencyKey | None = None
-        self.ending = self.stored = self.unsure = False
+        self.ended = self.ending = self.stored = self.unsure = False
         self._extra = 0
         self._changes: list[tuple[list[Any], int]] = []
 
@@ -90,6 +91,7 @@ class Reservation:
         wallet = self.wallet
         if now >= wallet.closes:
             wallet.close_windows(now)
+        self.ended = True
         wallet.held -= self.amount
         wallet.running -= 1
         counts = wallet.counts

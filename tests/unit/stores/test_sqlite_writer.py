@@ -27,6 +27,7 @@ from pomelo.stores.ledger import (
 )
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.sqlite.store import SqliteStore
+from pomelo.stores.sqlite.writer import BATCH
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import SqliteRig, record, request, settlement
 from tests.limits import Used, limits
@@ -288,6 +289,24 @@ async def test_recovered_tasks_are_logged_in_one_line(
     assert [entry.getMessage() for entry in caplog.records] == [
         "3 tasks of a process that died were charged their last noted cost"
     ]
+
+
+@pytest.mark.parametrize("end", ["settled", "voided"])
+async def test_a_note_that_is_written_after_the_end_of_its_task_has_no_effect(
+    rig: SqliteRig, end: str
+) -> None:
+    await rig.store.reserve(own_request("a"))
+    others = [inner(rig)._writer.do(lambda _: None, reads=True) for _ in range(BATCH + 1)]
+    note = asyncio.create_task(rig.store.note([record("a", account="default", live=False, cost=2)]))
+    await asyncio.sleep(0)
+    if end == "settled":
+        await rig.store.settle(own_settlement("a"))
+    else:
+        await rig.store.void(WALLET, "a")
+    await asyncio.gather(note, *others)
+    await rig.close()
+    await rig.open()
+    assert (await rig.store.balance(WALLET)).spent == (3 if end == "settled" else 0)
 
 
 async def test_expired_answers_are_deleted(rig: SqliteRig) -> None:
