@@ -107,13 +107,15 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
         tasks.append(Reservation(wallet, records.decode_record(record), amount))
         wallet.held += amount
         wallet.running += 1
+    # Versions before 7 wrote what all tasks hold, and the Idempotency-Keys of running tasks.
+    connection.executemany("UPDATE wallets SET held = 0 WHERE account = ? AND live = ?", wallets)
     for task in tasks:
-        charged = task.charge(recovered(task.record, now)) if task.record.cost else None
+        charged = None
+        if task.record.cost and find_record(connection, task.task_id) is None:
+            charged = task.charge(recovered(task.record, now))
         Batch([End(task, _ignore, charged)], ()).write_ends(connection)
         task.wallet.spent += 0 if charged is None else charged.cost
         task.release(now)
-    # Versions before 7 wrote what all tasks hold, and the Idempotency-Keys of running tasks.
-    connection.executemany("UPDATE wallets SET held = 0 WHERE account = ? AND live = ?", wallets)
     connection.executemany(
         "DELETE FROM repeats WHERE account = ? AND live = ? AND key = ? AND state = 'running'",
         [(account, live, key) for _, account, live, _, key, _ in rows if key is not None],

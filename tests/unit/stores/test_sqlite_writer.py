@@ -309,6 +309,30 @@ async def test_a_note_that_is_written_after_the_end_of_its_task_has_no_effect(
     assert (await rig.store.balance(WALLET)).spent == (3 if end == "settled" else 0)
 
 
+async def test_a_file_opens_if_an_earlier_version_held_all_credits_for_a_noted_task(rig: SqliteRig) -> None:
+    await rig.store.reserve(own_request("a", maximum=100_000_000))
+    await rig.store.note([record("a", account="default", live=False, cost=2)])
+    await rig.close()
+    with closing(sqlite3.connect(rig.path)) as connection:
+        connection.execute("UPDATE wallets SET held = 100000000 WHERE account = 'default' AND live = 0")
+        connection.commit()
+    await rig.open()
+    assert await rig.store.balance(WALLET) == Balance(100_000_000, 2, 0)
+
+
+async def test_a_file_opens_if_a_noted_task_has_a_record(rig: SqliteRig) -> None:
+    await rig.store.reserve(own_request("a"))
+    await rig.store.note([record("a", account="default", live=False, cost=2)])
+    with closing(sqlite3.connect(rig.path)) as connection:
+        (hold,) = connection.execute("SELECT * FROM holds").fetchall()
+        await rig.store.settle(own_settlement("a"))
+        connection.execute(f"INSERT INTO holds VALUES ({', '.join('?' * len(hold))})", hold)
+        connection.commit()
+    await rig.close()
+    await rig.open()
+    assert await rig.store.balance(WALLET) == Balance(100_000_000, 3, 0)
+
+
 async def test_expired_answers_are_deleted(rig: SqliteRig) -> None:
     def stored_answers() -> int:
         with closing(sqlite3.connect(rig.path)) as connection:
