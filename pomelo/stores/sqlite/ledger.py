@@ -384,7 +384,11 @@ class Ledger:
     def _loaded(self, wallet: LoadedWallet, row: Any, error: Exception | None) -> None:
         if error is not None:
             return
-        wallet.load(*row, now=self._clock())
+        try:
+            wallet.load(*row, now=self._clock())
+        except Exception as unreadable:
+            self._writer.translate(unreadable)  # logs it; whoever waits finds that it is not loaded
+            return
         if not wallet.known:  # it may be created
             del self._wallets[wallet.account, wallet.live]
 

@@ -145,12 +145,12 @@ class LoadedWallet:
     ) -> None:
         """Receives the row of the file. Counts are only read once: those in memory are newer."""
         self.known, self.stored, self.granted, self.spent = known, stored, granted, spent
-        self.loaded = True
         if not self._counted:
-            self._counted = True
             # Versions before 7 also wrote what running tasks count.
             self.counts = {name: count for name, count in counts.items() if count[1] is not None}
             self.close_windows(now)
+        # Last: a row that can't be read is not loaded.
+        self.loaded = self._counted = True
 
     @property
     def in_use(self) -> bool:

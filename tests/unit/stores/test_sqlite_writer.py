@@ -333,6 +333,19 @@ async def test_a_file_opens_if_a_noted_task_has_a_record(rig: SqliteRig) -> None
     assert await rig.store.balance(WALLET) == Balance(100_000_000, 3, 0)
 
 
+@pytest.mark.parametrize("counters", ['{"calls": [1]}', '{"calls": ["a", "b", "c"]}', "[1]", "7"])
+async def test_counts_that_can_not_be_read_affect_only_their_wallet(rig: SqliteRig, counters: str) -> None:
+    with closing(sqlite3.connect(rig.path)) as connection:
+        sql = "UPDATE wallets SET counters = ? WHERE account = 'default' AND live = 0"
+        connection.execute(sql, (counters,))
+        connection.commit()
+    for _ in range(2):
+        with pytest.raises(PomeloError):
+            async with asyncio.timeout(5):
+                await rig.store.reserve(own_request("a"))
+        assert await rig.store.get_account("default") is not None
+
+
 async def test_expired_answers_are_deleted(rig: SqliteRig) -> None:
     def stored_answers() -> int:
         with closing(sqlite3.connect(rig.path)) as connection:
