@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from pomelo.stores import records
+from pomelo.stores.ledger import IdempotencyKey, LimitStatus, Refused, ReplayedAnswer
 from pomelo.stores.sqlite.journal import Batch, End, write_certainly
 from pomelo.stores.sqlite.usage import find_record
 from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
@@ -69,6 +70,21 @@ def find_answer(
     record = find_record(connection, task_id)
     assert record is not None  # written in the same transaction as the answer
     return StoredAnswer(fingerprint, record, answer)
+
+
+def replay(
+    key: IdempotencyKey, holder: Reservation | None, answer: StoredAnswer | None, status: LimitStatus
+) -> Refused | ReplayedAnswer | None:
+    """The answer to a known Idempotency-Key. None: it is new."""
+    if holder is not None:
+        assert holder.key is not None
+        same = holder.key.fingerprint == key.fingerprint
+        return Refused(status, "idempotency_conflict" if same else "idempotency_mismatch")
+    if answer is None:
+        return None
+    if answer.fingerprint != key.fingerprint:
+        return Refused(status, "idempotency_mismatch")
+    return ReplayedAnswer(status, answer.record, answer.answer)
 
 
 def write_notes(connection: sqlite3.Connection, noted: Iterable[tuple[Reservation, UsageRecord]]) -> None:

@@ -19,6 +19,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     IdempotencyKey,
     LostReservationError,
+    Refused,
     Reserved,
     ReserveRequest,
     Settled,
@@ -221,6 +222,31 @@ async def test_a_commit_that_fails_after_it_was_made_charges_once(failing: Store
     assert [draft.task_id for draft in await failing.drafts()] == ["b"]
     records, _ = await failing.list_usage(UsageQuery(), limit=9)
     assert [found.cost for found in records] == [3]
+
+
+async def test_a_charge_that_is_found_later_is_not_available_to_a_waiting_task(failing: Store) -> None:
+    await failing.reserve(own_request("a", minimum=60_000_000))
+    Failing.late = True
+    with pytest.raises(UnknownOutcomeError):
+        await failing.settle(own_settlement("a", 60_000_000))
+    settled, refused = await asyncio.gather(
+        failing.settle(own_settlement("a", 60_000_000)), failing.reserve(own_request("b", minimum=60_000_000))
+    )
+    assert settled.limit_status.available == 40_000_000
+    assert isinstance(refused, Refused)
+    assert (await limits(failing, WALLET)).available == 40_000_000
+
+
+async def test_a_task_whose_settlement_fails_is_recovered_with_what_was_noted(failing: Store) -> None:
+    await failing.reserve(own_request("a"))
+    await failing.note([record("a", account="default", live=False, cost=2)])
+    Failing.error, Failing.fails = sqlite3.OperationalError, ("COMMIT", 2)
+    outcomes = await asyncio.gather(
+        failing.settle(own_settlement("a")), failing.recover(WALLET, "a"), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], PomeloError)
+    assert outcomes[1] is None
+    assert await failing.balance(WALLET) == Balance(100_000_000, 2, 0)
 
 
 async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(
