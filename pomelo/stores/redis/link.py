@@ -139,7 +139,11 @@ class Link(asyncio.Protocol):
             if not reply.done():
                 reply.set_exception(value)
         elif not reply.done():
-            reply.set_result(value if decode is None else decode(value))
+            try:
+                reply.set_result(value if decode is None else decode(value))
+            except Exception as error:
+                reply.set_exception(error)
+                raise
 
     def _watch(self) -> None:
         """Closes the connection if the server owes a reply and has been silent for the timeout."""

@@ -18,7 +18,6 @@ from pomelo.errors import PomeloError
 from pomelo.stores.accounts import AccountSummary, Balance, Grant, Wallet
 from pomelo.stores.ledger import (
     Counter,
-    IdempotencyKey,
     LimitStatus,
     LostReservationError,
     OpenReservation,
@@ -31,7 +30,7 @@ from pomelo.stores.ledger import (
 )
 from pomelo.stores.sqlite import accounts
 from pomelo.stores.sqlite.journal import End, EndedBeforeError
-from pomelo.stores.sqlite.stored import StoredAnswer, find_answer, read_wallet, recovered, write_notes
+from pomelo.stores.sqlite.stored import StoredAnswer, find_answer, read_wallet, recovered, replay, write_notes
 from pomelo.stores.sqlite.usage import find_record, wallet_states
 from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
 from pomelo.stores.sqlite.writer import Writer, fail, nothing, resolve
@@ -79,8 +78,17 @@ class Ledger:
         outcome = self._decide(request, wallet, now, answer, last)
         if outcome is None:
             read = nothing if key is None else partial(find_answer, wallet=wallet, key=key.key, now=now)
-            decide = partial(self._reserve, request, wallet, future, last=True)
-            self._writer.then(lambda found: decide(answer=found), future, read)
+
+            def decide(found: StoredAnswer | None, error: Exception | None) -> None:
+                wallet.deciding -= 1
+                if error is not None:
+                    fail(future, error)
+                else:
+                    again = partial(self._reserve, request, wallet, future, last=True, answer=found)
+                    self._writer.act(again, future)
+
+            wallet.deciding += 1
+            self._writer.queue(read, decide, reads=True)
         elif isinstance(outcome, Reserved) and is_new and self._writer.failing:
             # No provider is called for a task that could not be settled: the counts must be written first.
             confirm = partial(self._confirm, self._tasks[task_id], outcome, future)
@@ -109,8 +117,9 @@ class Ledger:
             holder = wallet.keys.get(key.key)
             if not last and (holder is None or holder.ending):
                 return None
-            if (repeated := _repeated(key, holder, answer, wallet.limit_status(counters, now))) is not None:
-                return repeated
+            status = wallet.limit_status(counters, now)
+            if (known := replay(key, holder, answer, status)) is not None:
+                return known
         if task_id in self._ended:
             raise LostReservationError(task_id)
         reserved = wallet.reserve(request, now)
@@ -186,7 +195,9 @@ class Ledger:
 
     def _recover(self, task_id: str, wallet: LoadedWallet, future: asyncio.Future[Any]) -> None:
         task = self._task(task_id, wallet)
-        if task is None or task.ending or not task.record.cost:
+        if task is not None and task.ending:
+            self._writer.then(lambda _: self._recover(task_id, wallet, future), future)
+        elif task is None or not task.record.cost:
             self._void(task_id, False, wallet, future)
         else:
             now = self._clock()
@@ -210,10 +221,10 @@ class Ledger:
             if error is None or isinstance(error, EndedBeforeError):
                 stored = record
                 if error is not None:
+                    # The file has it, memory perhaps not: until the amounts are read again, it counts.
                     stored, wallet.loaded = error.record, False
-                elif record is not None:
-                    wallet.spent += record.cost
                 if stored is not None:
+                    wallet.spent += stored.cost
                     self._remember(task.task_id)
                 self._release(task, self._clock())
                 self._writer.act(lambda: resolve(future, result(stored)), future)
@@ -367,7 +378,7 @@ class Ledger:
             if len(self._wallets) < MAX_WALLETS:
                 break
             key, oldest = self._wallets.popitem(last=False)
-            if oldest.running or oldest.waiting or not self._writer.is_written(oldest):
+            if oldest.in_use or not self._writer.is_written(oldest):
                 self._wallets[key] = oldest
         wallet = self._wallets[account, live] = LoadedWallet(account, live)
         return wallet
@@ -375,21 +386,10 @@ class Ledger:
     def _loaded(self, wallet: LoadedWallet, row: Any, error: Exception | None) -> None:
         if error is not None:
             return
-        wallet.load(*row, now=self._clock())
+        try:
+            wallet.load(*row, now=self._clock())
+        except Exception as unreadable:
+            self._writer.translate(unreadable)  # logs it; whoever waits finds that it is not loaded
+            return
         if not wallet.known:  # it may be created
             del self._wallets[wallet.account, wallet.live]
-
-
-def _repeated(
-    key: IdempotencyKey, holder: Reservation | None, answer: StoredAnswer | None, status: LimitStatus
-) -> Refused | ReplayedAnswer | None:
-    """The answer to a known Idempotency-Key. None: it is new."""
-    if holder is not None:
-        assert holder.key is not None
-        same = holder.key.fingerprint == key.fingerprint
-        return Refused(status, "idempotency_conflict" if same else "idempotency_mismatch")
-    if answer is None:
-        return None
-    if answer.fingerprint != key.fingerprint:
-        return Refused(status, "idempotency_mismatch")
-    return ReplayedAnswer(status, answer.record, answer.answer)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from pomelo.stores import records
+from pomelo.stores.ledger import IdempotencyKey, LimitStatus, Refused, ReplayedAnswer
 from pomelo.stores.sqlite.journal import Batch, End, write_certainly
 from pomelo.stores.sqlite.usage import find_record
 from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
@@ -71,11 +72,28 @@ def find_answer(
     return StoredAnswer(fingerprint, record, answer)
 
 
+def replay(
+    key: IdempotencyKey, holder: Reservation | None, answer: StoredAnswer | None, status: LimitStatus
+) -> Refused | ReplayedAnswer | None:
+    """The answer to a known Idempotency-Key. None: it is new."""
+    if holder is not None:
+        assert holder.key is not None
+        same = holder.key.fingerprint == key.fingerprint
+        return Refused(status, "idempotency_conflict" if same else "idempotency_mismatch")
+    if answer is None:
+        return None
+    if answer.fingerprint != key.fingerprint:
+        return Refused(status, "idempotency_mismatch")
+    return ReplayedAnswer(status, answer.record, answer.answer)
+
+
 def write_notes(connection: sqlite3.Connection, noted: Iterable[tuple[Reservation, UsageRecord]]) -> None:
     """Stores what running tasks have used so far."""
+    # One may have ended in an earlier batch than this operation, which was queued before its end.
     rows = [
         (task.task_id, task.wallet.account, task.wallet.live, task.amount, records.encode_record(record))
         for task, record in noted
+        if not task.ended
     ]
     connection.executemany(_NOTE, rows)
 
@@ -105,13 +123,15 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
         tasks.append(Reservation(wallet, records.decode_record(record), amount))
         wallet.held += amount
         wallet.running += 1
+    # Versions before 7 wrote what all tasks hold, and the Idempotency-Keys of running tasks.
+    connection.executemany("UPDATE wallets SET held = 0 WHERE account = ? AND live = ?", wallets)
     for task in tasks:
-        charged = task.charge(recovered(task.record, now)) if task.record.cost else None
+        charged = None
+        if task.record.cost and find_record(connection, task.task_id) is None:
+            charged = task.charge(recovered(task.record, now))
         Batch([End(task, _ignore, charged)], ()).write_ends(connection)
         task.wallet.spent += 0 if charged is None else charged.cost
         task.release(now)
-    # Versions before 7 wrote what all tasks hold, and the Idempotency-Keys of running tasks.
-    connection.executemany("UPDATE wallets SET held = 0 WHERE account = ? AND live = ?", wallets)
     connection.executemany(
         "DELETE FROM repeats WHERE account = ? AND live = ? AND key = ? AND state = 'running'",
         [(account, live, key) for _, account, live, _, key, _ in rows if key is not None],

@@ -33,12 +33,13 @@ class Reservation:
     """The reservation of a running task. `record` is its draft or what was last noted.
 
     `ending`: its end is decided, but not yet committed. `stored`: its end must be written even without a
-    charge, because the file may have something of it. `unsure`: writing an end of it has failed.
+    charge, because the file may have something of it. `unsure`: writing an end of it has failed. `ended`: it
+    was released.
     """
 
     __slots__ = (
-        "_changes", "_extra", "amount", "counted", "ending", "key", "record", "stored", "task_id", "unsure",
-        "wallet",
+        "_changes", "_extra", "amount", "counted", "ended", "ending", "key", "record", "stored", "task_id",
+        "unsure", "wallet",
     )  # fmt: skip
 
     def __init__(self, wallet: LoadedWallet, record: UsageRecord, amount: int) -> None:
@@ -49,7 +50,7 @@ class Reservation:
         self.counted: list[tuple[str, int, list[Any]]] = []
         """The names of its counters, what it added to them, and their counts."""
         self.key: IdempotencyKey | None = None
-        self.ending = self.stored = self.unsure = False
+        self.ended = self.ending = self.stored = self.unsure = False
         self._extra = 0
         self._changes: list[tuple[list[Any], int]] = []
 
@@ -90,6 +91,7 @@ class Reservation:
         wallet = self.wallet
         if now >= wallet.closes:
             wallet.close_windows(now)
+        self.ended = True
         wallet.held -= self.amount
         wallet.running -= 1
         counts = wallet.counts
@@ -111,8 +113,8 @@ class LoadedWallet:
     """
 
     __slots__ = (
-        "_counted", "account", "closes", "counts", "ending", "granted", "held", "keys", "known", "live",
-        "loaded", "running", "spent", "stored", "waiting",
+        "_counted", "account", "closes", "counts", "deciding", "ending", "granted", "held", "keys", "known",
+        "live", "loaded", "running", "spent", "stored", "waiting",
     )  # fmt: skip
 
     def __init__(self, account: str, live: bool) -> None:
@@ -128,6 +130,8 @@ class LoadedWallet:
         """Whether the file has the account, and whether it has a row of the wallet."""
         self.waiting = 0
         """Operations that wait for the amounts."""
+        self.deciding = 0
+        """Reserves that wait for the file, and decide then."""
 
     def load(
         self,
@@ -141,12 +145,17 @@ class LoadedWallet:
     ) -> None:
         """Receives the row of the file. Counts are only read once: those in memory are newer."""
         self.known, self.stored, self.granted, self.spent = known, stored, granted, spent
-        self.loaded = True
         if not self._counted:
-            self._counted = True
             # Versions before 7 also wrote what running tasks count.
             self.counts = {name: count for name, count in counts.items() if count[1] is not None}
             self.close_windows(now)
+        # Last: a row that can't be read is not loaded.
+        self.loaded = self._counted = True
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a task or an operation refers to it, which must not get a second one from the file."""
+        return bool(self.running or self.waiting or self.deciding)
 
     @property
     def available(self) -> int:

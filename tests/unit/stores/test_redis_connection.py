@@ -149,6 +149,16 @@ async def test_a_connection_with_garbage_is_replaced(server: FakeServer, garbage
         assert server.connections == 2
 
 
+async def test_a_command_whose_reply_can_not_be_decoded_is_repeated(server: FakeServer) -> None:
+    answers = iter([b":5\r\n"])
+    server.answer = lambda chunk: next(answers, b"*2\r\n$1\r\na\r\n$1\r\nb\r\n")
+    async with connected(server.port) as connection:
+        begun = time.monotonic()
+        assert await connection.send("HGETALL", "key") == {b"a": b"b"}
+        assert time.monotonic() - begun < LATE
+        assert server.connections == 2
+
+
 async def test_a_silent_server_is_given_up_after_the_timeout_of_an_attempt(server: FakeServer) -> None:
     server.answer = lambda chunk: b""
     async with connected(server.port) as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from pomelo.stores.accounts import Wallet
-from pomelo.stores.ledger import Counter, ReserveRequest, Settlement
+from pomelo.stores.ledger import Counter, IdempotencyKey, Reserved, ReserveRequest, Settlement
 from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageRecord
 from tests.contract.ledger_rig import SqliteRig
@@ -110,3 +111,19 @@ async def test_wallets_that_no_task_uses_are_dropped_from_memory(
     for number in range(20):
         status = await rig.store.limit_status(Wallet(f"a{number}", True), calls)
         assert status.counts["calls"].used == 1
+
+
+async def test_a_wallet_is_not_dropped_while_a_reserve_looks_for_an_answer(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.stores.sqlite.ledger.MAX_WALLETS", 1)
+    granted = (await rig.store.limit_status(WALLET)).available
+    request = ReserveRequest(record("a"), 10, 10, idempotency_key=IdempotencyKey("key", b"one"))
+    other = UsageRecord("b", "req", "default", True, "k", "rest", "m", "text")
+    reserved, _ = await asyncio.gather(
+        rig.store.reserve(request), rig.store.reserve(ReserveRequest(other, 0, 0))
+    )
+    assert isinstance(reserved, Reserved)
+    assert (await rig.store.limit_status(WALLET)).available == granted - 10
+    await rig.store.settle(Settlement(record("a", 10)))
+    assert (await rig.store.limit_status(WALLET)).available == granted - 10

@@ -19,6 +19,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     IdempotencyKey,
     LostReservationError,
+    Refused,
     Reserved,
     ReserveRequest,
     Settled,
@@ -27,6 +28,7 @@ from pomelo.stores.ledger import (
 )
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.sqlite.store import SqliteStore
+from pomelo.stores.sqlite.writer import BATCH
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import SqliteRig, record, request, settlement
 from tests.limits import Used, limits
@@ -222,6 +224,31 @@ async def test_a_commit_that_fails_after_it_was_made_charges_once(failing: Store
     assert [found.cost for found in records] == [3]
 
 
+async def test_a_charge_that_is_found_later_is_not_available_to_a_waiting_task(failing: Store) -> None:
+    await failing.reserve(own_request("a", minimum=60_000_000))
+    Failing.late = True
+    with pytest.raises(UnknownOutcomeError):
+        await failing.settle(own_settlement("a", 60_000_000))
+    settled, refused = await asyncio.gather(
+        failing.settle(own_settlement("a", 60_000_000)), failing.reserve(own_request("b", minimum=60_000_000))
+    )
+    assert settled.limit_status.available == 40_000_000
+    assert isinstance(refused, Refused)
+    assert (await limits(failing, WALLET)).available == 40_000_000
+
+
+async def test_a_task_whose_settlement_fails_is_recovered_with_what_was_noted(failing: Store) -> None:
+    await failing.reserve(own_request("a"))
+    await failing.note([record("a", account="default", live=False, cost=2)])
+    Failing.error, Failing.fails = sqlite3.OperationalError, ("COMMIT", 2)
+    outcomes = await asyncio.gather(
+        failing.settle(own_settlement("a")), failing.recover(WALLET, "a"), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], PomeloError)
+    assert outcomes[1] is None
+    assert await failing.balance(WALLET) == Balance(100_000_000, 2, 0)
+
+
 async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(
     rig: SqliteRig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -288,6 +315,61 @@ async def test_recovered_tasks_are_logged_in_one_line(
     assert [entry.getMessage() for entry in caplog.records] == [
         "3 tasks of a process that died were charged their last noted cost"
     ]
+
+
+@pytest.mark.parametrize("end", ["settled", "voided"])
+async def test_a_note_that_is_written_after_the_end_of_its_task_has_no_effect(
+    rig: SqliteRig, end: str
+) -> None:
+    await rig.store.reserve(own_request("a"))
+    others = [inner(rig)._writer.do(lambda _: None, reads=True) for _ in range(BATCH + 1)]
+    note = asyncio.create_task(rig.store.note([record("a", account="default", live=False, cost=2)]))
+    await asyncio.sleep(0)
+    if end == "settled":
+        await rig.store.settle(own_settlement("a"))
+    else:
+        await rig.store.void(WALLET, "a")
+    await asyncio.gather(note, *others)
+    await rig.close()
+    await rig.open()
+    assert (await rig.store.balance(WALLET)).spent == (3 if end == "settled" else 0)
+
+
+async def test_a_file_opens_if_an_earlier_version_held_all_credits_for_a_noted_task(rig: SqliteRig) -> None:
+    await rig.store.reserve(own_request("a", maximum=100_000_000))
+    await rig.store.note([record("a", account="default", live=False, cost=2)])
+    await rig.close()
+    with closing(sqlite3.connect(rig.path)) as connection:
+        connection.execute("UPDATE wallets SET held = 100000000 WHERE account = 'default' AND live = 0")
+        connection.commit()
+    await rig.open()
+    assert await rig.store.balance(WALLET) == Balance(100_000_000, 2, 0)
+
+
+async def test_a_file_opens_if_a_noted_task_has_a_record(rig: SqliteRig) -> None:
+    await rig.store.reserve(own_request("a"))
+    await rig.store.note([record("a", account="default", live=False, cost=2)])
+    with closing(sqlite3.connect(rig.path)) as connection:
+        (hold,) = connection.execute("SELECT * FROM holds").fetchall()
+        await rig.store.settle(own_settlement("a"))
+        connection.execute(f"INSERT INTO holds VALUES ({', '.join('?' * len(hold))})", hold)
+        connection.commit()
+    await rig.close()
+    await rig.open()
+    assert await rig.store.balance(WALLET) == Balance(100_000_000, 3, 0)
+
+
+@pytest.mark.parametrize("counters", ['{"calls": [1]}', '{"calls": ["a", "b", "c"]}', "[1]", "7"])
+async def test_counts_that_can_not_be_read_affect_only_their_wallet(rig: SqliteRig, counters: str) -> None:
+    with closing(sqlite3.connect(rig.path)) as connection:
+        sql = "UPDATE wallets SET counters = ? WHERE account = 'default' AND live = 0"
+        connection.execute(sql, (counters,))
+        connection.commit()
+    for _ in range(2):
+        with pytest.raises(PomeloError):
+            async with asyncio.timeout(5):
+                await rig.store.reserve(own_request("a"))
+        assert await rig.store.get_account("default") is not None
 
 
 async def test_expired_answers_are_deleted(rig: SqliteRig) -> None:
