@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
         if size == 14 and name.lower() == b"content-length":
             self.content_length = int(value)
         elif size == 17 and name.lower() == b"transfer-encoding":
-            self._chunked = value.lower().endswith(b"chunked")
+            self._chunked = value.rstrip().lower().endswith(b"chunked")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
