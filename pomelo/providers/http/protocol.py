@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             if self.error is not None and not self.status:
                 raise self.error
         except BaseException:
-            self.finish()
+            self.abort()  # also if it is complete: nobody will take the response, and keep the connection
             raise
 
     async def wait(self) -> None:

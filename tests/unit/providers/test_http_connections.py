@@ -19,6 +19,7 @@ from pomelo.providers.http import dns, pool
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.pool import tls_context
+from pomelo.providers.http.protocol import Connection
 from pomelo.testing.addresses import unanswered_connection
 from tests.certificates import make_certificate
 from tests.unit.providers.raw_server import CHAT, OK, PAID, Peer, RawServer, outcome, raw_server, sends
@@ -155,6 +156,23 @@ async def test_cancelling_closes_the_connection_at_once(http: Http, response: by
             await call
         assert await server.peers[0].left()
     assert not any("Connection._send" in repr(task) for task in asyncio.all_tasks())
+
+
+async def test_cancelling_at_the_end_of_a_response_closes_the_connection(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = Connection.on_message_complete
+
+    def on_message_complete(connection: Connection) -> None:
+        complete(connection)
+        call.cancel()  # before it has taken the response
+
+    monkeypatch.setattr(Connection, "on_message_complete", on_message_complete)
+    async with raw_server(sends(OK, close=False)) as server:
+        call = asyncio.create_task(http.request_json(server.url, {}, b"{}", CHAT))
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await server.peers[0].left()
 
 
 async def test_closing_the_client_ends_its_calls_and_all_connections() -> None:
