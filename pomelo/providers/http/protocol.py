@@ -172,7 +172,10 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> bool:
         """End the request. Returns whether the connection can serve another one; otherwise it is closed."""
-        sent = self._sender is None or self._sender.done()
+        transport = self._transport
+        sent = transport is not None and not transport.get_write_buffer_size()
+        if self._sender is not None:
+            sent &= self._sender.done()
         if self.complete and self._reusable and sent and not self.closed:
             self._chunks.clear()
             self._sender = None

@@ -15,7 +15,7 @@ from yarl import URL
 
 from pomelo.errors import PomeloError
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.providers.http import dns, pool
+from pomelo.providers.http import dns, pool, protocol
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.pool import tls_context
@@ -245,6 +245,21 @@ async def test_a_refusal_before_the_body_was_read_is_the_outcome_and_closes_the_
         with pytest.raises(UpstreamError) as failure:
             await http.request_json(server.url, {}, b"x" * 30_000_000, CHAT)
         assert failure.value.code == "payload_too_large"
+        assert await server.peers[0].left()
+
+
+async def test_a_connection_with_bytes_that_were_not_sent_is_not_kept(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_MAX_WRITE_BYTES", 50_000_000)  # more than the kernel buffers
+
+    async def answer(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        peer.writer.write(OK)
+        await peer.reader.read()
+
+    async with raw_server(answer) as server:
+        await ask(http, server, b"x" * 30_000_000)
         assert await server.peers[0].left()
 
 
