@@ -232,4 +232,8 @@ class HttpConnection(BaseProtocol):
             ConnectionError: the client has left.
         """
         if self._paused and self.transport is not None:
-            await self._drain_helper()
+            try:
+                await self._drain_helper()
+            except asyncio.CancelledError:
+                self._drain_waiter = None  # cancelled as well; after a deadline, an error is still sent
+                raise
