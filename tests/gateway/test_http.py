@@ -13,8 +13,18 @@ import pytest
 from gateway.responses import encode_head
 from pomelo.gen.v1.task_pb2 import TaskResult
 from tests.gateway.flow import open_clients, until
-from tests.gateway.gateway_app import GatewayApp
-from tests.gateway.requests import CHUNKED, HEALTH, HI, KEY, raw_get, raw_task, read_response, read_status
+from tests.gateway.gateway_app import GatewayApp, OpenApp
+from tests.gateway.requests import (
+    CHUNKED,
+    FORM,
+    HEALTH,
+    HI,
+    KEY,
+    raw_get,
+    raw_task,
+    read_response,
+    read_status,
+)
 from tests.gateway.scripts import ScriptedTasks, play, text_events
 
 TASK = raw_task(HI, close=False)
@@ -60,6 +70,22 @@ async def test_a_body_of_thousands_of_chunks_does_not_stop_the_requests_behind_i
             assert await gateway.is_healthy()
             writer.write(TASK[at:])
             assert await read_status(reader) == 200
+
+
+@pytest.mark.parametrize("content_type", ["application/json", FORM])
+async def test_a_body_that_becomes_malformed_is_refused_at_once(
+    open_gateway: OpenApp, content_type: str
+) -> None:
+    begun = raw_task(b"", framing=CHUNKED, content_type=content_type, close=False) + b"1\r\n \r\n"
+    async with (
+        open_gateway(read_grace=60, read_timeout=60) as gateway,
+        gateway.connect(begun) as (reader, writer),
+    ):
+        assert await gateway.is_healthy()
+        writer.write(b"no size\r\n")
+        status, headers, body = await read_response(reader)
+    assert (status, headers["connection"]) == (400, "close")
+    assert b"framing is malformed" in body
 
 
 async def test_a_stream_to_a_client_of_http_1_0_ends_with_its_connection(gateway: GatewayApp) -> None:
