@@ -24,6 +24,7 @@ from tests.gateway.requests import (
     raw_task,
     read_response,
     read_status,
+    read_until_closed,
 )
 from tests.gateway.scripts import ScriptedTasks, play, text_events
 
@@ -54,6 +55,25 @@ async def test_requests_behind_an_upgrade_that_is_not_made_are_answered(gateway:
     asking = model("m0", "Connection: Upgrade", "Upgrade: websocket")
     received = await gateway.exchange(asking + model("m1") + asking + LAST)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"400", b"400", b"400", b"200"]
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket, h2c", "tls/1.0", "websoc\u212aet"])
+@pytest.mark.parametrize("rest", [b"", model("m1")[:30], TASK + LAST])
+async def test_a_request_for_an_unknown_protocol_is_the_last_one(
+    gateway: GatewayApp, protocol: str, rest: bytes
+) -> None:
+    fields = "Connection: Upgrade", f"Upgrade: {protocol}"
+    for asked in (model("m0", *fields), raw_task(HI, *fields, close=False)):
+        async with gateway.connect(asked + rest) as (reader, writer):
+            _, headers, _ = await read_response(reader)
+            assert headers["connection"] == "close"
+            writer.write(model("m1")[30:])
+            assert await read_until_closed(reader) == b""
+
+
+async def test_what_follows_a_connect_request_is_no_request(gateway: GatewayApp) -> None:
+    asked = f"CONNECT x:80 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(LAST)}\r\n\r\n".encode() + LAST
+    assert (await gateway.exchange(asked)).count(b"HTTP/1.1 ") == 1
 
 
 @pytest.mark.parametrize("chunks", [2048, 3000], ids=["reading pauses at the end", "reading pauses before"])
