@@ -125,6 +125,15 @@ async def test_a_client_of_http_1_0_may_keep_its_connection(gateway: GatewayApp)
             assert (status, headers["connection"]) == (200, "keep-alive")
 
 
+async def test_a_client_of_http_1_0_gets_no_interim_response(gateway: GatewayApp) -> None:
+    body = json.dumps(HI).encode()
+    asked = raw_task(body, "Expect: 100-continue", version="1.0")
+    async with gateway.connect(asked[: -len(body)]) as (reader, writer):
+        assert await gateway.is_healthy()
+        writer.write(body)
+        assert await read_status(reader) == 200
+
+
 async def test_a_path_that_does_not_exist_is_refused_before_the_body_is_sent(gateway: GatewayApp) -> None:
     asked = raw_get("/nope", "Expect: 100-continue", "Content-Length: 1000000")
     assert (await gateway.exchange(asked)).startswith(b"HTTP/1.1 404 ")
