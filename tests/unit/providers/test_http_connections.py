@@ -15,7 +15,7 @@ from yarl import URL
 
 from pomelo.errors import PomeloError
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.providers.http import dns, pool, protocol
+from pomelo.providers.http import dns, pool
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.pool import tls_context
@@ -200,77 +200,6 @@ async def test_closing_the_client_ends_its_calls_and_all_connections() -> None:
             await repeatable
         for peer in server.peers:
             assert await peer.left()
-
-
-# --- bodies of requests
-
-
-async def test_other_calls_run_while_a_large_body_is_sent(http: Http) -> None:
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async with raw_server(sends(OK)) as server:
-        counting = asyncio.create_task(count())
-        await ask(http, server, b"x" * 3_000_000)
-        counting.cancel()
-    assert turns > 3_000_000 // 65536
-
-
-async def test_a_body_that_the_server_does_not_read_is_silence() -> None:
-    async def answer(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        await asyncio.sleep(60)
-
-    async with raw_server(answer) as server, Http(Timeouts(whole=0.2)) as http:
-        async with asyncio.timeout(5):
-            with pytest.raises(UpstreamError) as failure:
-                await http.request_json(server.url, {}, b"x" * 30_000_000, PAID)
-    assert failure.value.code == "deadline_exceeded"
-
-
-async def test_a_refusal_before_the_body_was_read_is_the_outcome_and_closes_the_connection(
-    http: Http,
-) -> None:
-    async def answer(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        peer.writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}")
-        await peer.reader.read()
-
-    async with raw_server(answer) as server:
-        with pytest.raises(UpstreamError) as failure:
-            await http.request_json(server.url, {}, b"x" * 30_000_000, CHAT)
-        assert failure.value.code == "payload_too_large"
-        assert await server.peers[0].left()
-
-
-async def test_a_connection_with_bytes_that_were_not_sent_is_not_kept(
-    http: Http, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(protocol, "_MAX_WRITE_BYTES", 50_000_000)  # more than the kernel buffers
-
-    async def answer(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        peer.writer.write(OK)
-        await peer.reader.read()
-
-    async with raw_server(answer) as server:
-        await ask(http, server, b"x" * 30_000_000)
-        assert await server.peers[0].left()
-
-
-async def test_a_response_that_begins_while_the_body_is_sent_does_not_stop_it(http: Http) -> None:
-    async def answer(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n")
-        peer.writer.write(str(len(await peer.reader.readexactly(3_000_000))).encode())
-
-    async with raw_server(answer) as server:
-        assert await http.request_json(server.url, {}, b"x" * 3_000_000, CHAT) == 3_000_000
 
 
 # --- new connections
