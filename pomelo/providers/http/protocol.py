@@ -179,8 +179,6 @@ class Connection(asyncio.Protocol):
         if self.complete and self._reusable and sent and not self.closed:
             self._chunks.clear()
             self._sender = None
-            if self._paused:
-                self._resume()
             return True
         self.abort()
         return False
@@ -291,6 +289,8 @@ class Connection(asyncio.Protocol):
     def _complete(self) -> None:
         self.complete = True
         self._wake()
+        if self._paused:
+            self._resume()  # whatever arrives now closes the connection
 
     def _fail(self, error: Exception) -> None:
         """Close the connection. A response that is not complete has failed."""

@@ -97,6 +97,25 @@ async def test_what_arrives_on_an_idle_connection_closes_it_at_once(http: Http, 
         assert [peer.head.count(b"close") for peer in server.peers] == [0, 0]
 
 
+async def test_what_follows_a_response_that_is_read_later_is_no_response(http: Http) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.request()
+        if peer is not server.peers[0]:
+            peer.writer.write(OK)
+            return
+        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70_000)
+        await asyncio.sleep(0.05)
+        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]")
+        await peer.reader.read()
+
+    async with raw_server(answer) as server:
+        async with http.stream_bytes(server.url, {}, b"{}", CHAT) as body:
+            await asyncio.sleep(0.1)
+            while await body.read():
+                pass
+        await ask(http, server)
+
+
 async def test_no_more_connections_are_kept_than_the_limiter_allows() -> None:
     limiter = ConnectionLimiter(2)
     async with raw_server(sends(OK, OK, close=False)) as server, Http(connections=limiter) as http:
