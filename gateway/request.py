@@ -36,7 +36,7 @@ class Request:
         self.method = message.method
         self.target = message.path
         self.version = message.version
-        self.keep_alive = not message.should_close
+        self.keep_alive = not message.should_close and not (message.upgrade and _loses_place(message))
         self.path_value = ""
         self.answered = False
         self._url = message.url
@@ -68,3 +68,10 @@ class Request:
         if cors is not None:
             headers.update(cors.headers(self.headers.get(hdrs.ORIGIN)))
         return encode_head(self.version, status, headers)
+
+
+def _loses_place(message: RawRequestMessage) -> bool:
+    """Returns whether the parser may not know where the next request begins, after one that asks for
+    another protocol. Of those, aiohttp's parser reads on correctly only after websocket."""
+    protocol = message.headers.get(hdrs.UPGRADE, "")
+    return message.method == hdrs.METH_CONNECT or not protocol.isascii() or protocol.lower() != "websocket"

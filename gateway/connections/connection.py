@@ -317,7 +317,7 @@ class Connection(HttpConnection):
             slot.waiting = False
             self._decide_end(request)
             if response is not None:
-                for data in response.encode(request):
+                for data in self._encode(response, request):
                     self.write(data)
                     request.answered = True
                 if self._paused:
@@ -347,6 +347,13 @@ class Connection(HttpConnection):
         )
         if surplus or self._discard_body or self._unauthenticated_count >= MAX_UNAUTHENTICATED:
             request.keep_alive = False
+
+    def _encode(self, response: Response, request: Request) -> tuple[bytes, ...]:
+        try:
+            return response.encode(request)
+        except ValueError as error:  # such as a provider's content type with a control character
+            log.error("a response can't be sent: %s", error)
+            return self._refuse(request, PomeloError("internal_error")).encode(request)
 
     def _refuse_unreadable(self, request: Request, cause: HttpProcessingError) -> Response:
         log.warning("a malformed request was refused: %s", type(cause).__name__)

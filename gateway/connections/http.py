@@ -132,6 +132,7 @@ class HttpConnection(BaseProtocol):
                 messages, upgraded, data = parser.feed_data(data)
             except HttpProcessingError as error:
                 messages, upgraded = [(error, EMPTY_PAYLOAD)], False
+                self._fail_body()
             if messages:
                 self._request_count += len(messages)
                 self._pipelined += messages
@@ -142,6 +143,12 @@ class HttpConnection(BaseProtocol):
                     self._pause_reading_for_buffer()
             if upgraded:
                 parser.set_upgraded(False)  # no other protocol is spoken: what follows is HTTP
+
+    def _fail_body(self) -> None:
+        """Fails the body that is arriving: the parser can't read on, and does not say so to its reader."""
+        content = self._pipelined[-1][1] if self._pipelined else self._content
+        if content is not None and not content.is_eof() and content.exception() is None:
+            content.set_exception(web.RequestPayloadError("malformed framing"))
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Continues with what was left when reading was paused."""
@@ -154,6 +161,7 @@ class HttpConnection(BaseProtocol):
 
     def _start_next(self) -> None:
         parsed, content = self._pipelined.popleft()
+        self._content = content
         self._task = self._loop.create_task(self._serve(parsed, content))
         if self._buffer_paused:
             self.data_received(b"")  # parses what was read already
@@ -161,7 +169,6 @@ class HttpConnection(BaseProtocol):
                 self._resume_reading_for_buffer()
 
     async def _serve(self, parsed: ParsedRequest, content: StreamReader) -> None:
-        self._content = content
         keep_alive = False
         try:
             keep_alive = await self.handle(parsed, content)
@@ -232,4 +239,8 @@ class HttpConnection(BaseProtocol):
             ConnectionError: the client has left.
         """
         if self._paused and self.transport is not None:
-            await self._drain_helper()
+            try:
+                await self._drain_helper()
+            except asyncio.CancelledError:
+                self._drain_waiter = None  # cancelled as well; after a deadline, an error is still sent
+                raise

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.options import GatewayOptions
@@ -85,7 +85,7 @@ class RequestBody:
         self._options = options
         self._is_sized = length is not None
         self._seconds_left = min(options.read_grace, options.read_timeout)
-        self._expects_continue = "Expect" in request.headers
+        self._expects_continue = "Expect" in request.headers and request.version >= HttpVersion11
         self.reserve_memory = visit.reserve
 
     async def read_available(self) -> bytes:

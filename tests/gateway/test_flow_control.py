@@ -14,7 +14,7 @@ from pomelo.service import Services
 from tests.gateway.flow import ClientTransport, open_clients, until
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import ACCOUNT, HI, raw_get, raw_task
-from tests.gateway.scripts import STARTED, ScriptedTasks, Step, word
+from tests.gateway.scripts import STARTED, ScriptedTasks, Step, play, word
 
 STREAM = raw_task({**HI, "stream": True}, close=False)
 LONG_HEAD = b"GET / HTTP/1.1\r\n" + (b"A: " + b"x" * 1000 + b"\r\n") * (MAX_HEAD // 1000 + 1)
@@ -142,6 +142,22 @@ async def test_a_refused_request_is_cancelled_before_its_connection_ends(open_ga
         assert client.unread.startswith(b"HTTP/1.1 503 ")
         await asyncio.wait_for(ended.wait(), 5)
         assert not client.closed.is_set()
+
+
+async def test_a_deadline_while_the_client_reads_slowly_ends_the_stream_with_an_error_event(
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway.provider.script = play(word("x" * 200_000), asyncio.Event().wait)
+    asked = raw_task({**HI, "stream": True}, "X-Request-Timeout: 0.2", close=False)
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(asked)
+        await asyncio.wait_for(gateway.provider.closed.wait(), 5)
+        await until(lambda: client.unread.endswith(b"0\r\n\r\n"))
+        client.read_everything()
+        assert b'"code":"deadline_exceeded"' in client.received
+        client.connection.data_received(ACCOUNT)
+        await until(lambda: client.received.endswith(b"}}"))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("ahead", "reads"), [(1, True), (5, False)])

@@ -13,8 +13,19 @@ import pytest
 from gateway.responses import encode_head
 from pomelo.gen.v1.task_pb2 import TaskResult
 from tests.gateway.flow import open_clients, until
-from tests.gateway.gateway_app import GatewayApp
-from tests.gateway.requests import CHUNKED, HEALTH, HI, KEY, raw_get, raw_task, read_response, read_status
+from tests.gateway.gateway_app import GatewayApp, OpenApp
+from tests.gateway.requests import (
+    CHUNKED,
+    FORM,
+    HEALTH,
+    HI,
+    KEY,
+    raw_get,
+    raw_task,
+    read_response,
+    read_status,
+    read_until_closed,
+)
 from tests.gateway.scripts import ScriptedTasks, play, text_events
 
 TASK = raw_task(HI, close=False)
@@ -46,6 +57,25 @@ async def test_requests_behind_an_upgrade_that_is_not_made_are_answered(gateway:
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"400", b"400", b"400", b"200"]
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket, h2c", "tls/1.0", "websoc\u212aet"])
+@pytest.mark.parametrize("rest", [b"", model("m1")[:30], TASK + LAST])
+async def test_a_request_for_an_unknown_protocol_is_the_last_one(
+    gateway: GatewayApp, protocol: str, rest: bytes
+) -> None:
+    fields = "Connection: Upgrade", f"Upgrade: {protocol}"
+    for asked in (model("m0", *fields), raw_task(HI, *fields, close=False)):
+        async with gateway.connect(asked + rest) as (reader, writer):
+            _, headers, _ = await read_response(reader)
+            assert headers["connection"] == "close"
+            writer.write(model("m1")[30:])
+            assert await read_until_closed(reader) == b""
+
+
+async def test_what_follows_a_connect_request_is_no_request(gateway: GatewayApp) -> None:
+    asked = f"CONNECT x:80 HTTP/1.1\r\nHost: x\r\nContent-Length: {len(LAST)}\r\n\r\n".encode() + LAST
+    assert (await gateway.exchange(asked)).count(b"HTTP/1.1 ") == 1
+
+
 @pytest.mark.parametrize("chunks", [2048, 3000], ids=["reading pauses at the end", "reading pauses before"])
 async def test_a_body_of_thousands_of_chunks_does_not_stop_the_requests_behind_it(
     gateway: GatewayApp, chunks: int
@@ -60,6 +90,22 @@ async def test_a_body_of_thousands_of_chunks_does_not_stop_the_requests_behind_i
             assert await gateway.is_healthy()
             writer.write(TASK[at:])
             assert await read_status(reader) == 200
+
+
+@pytest.mark.parametrize("content_type", ["application/json", FORM])
+async def test_a_body_that_becomes_malformed_is_refused_at_once(
+    open_gateway: OpenApp, content_type: str
+) -> None:
+    begun = raw_task(b"", framing=CHUNKED, content_type=content_type, close=False) + b"1\r\n \r\n"
+    async with (
+        open_gateway(read_grace=60, read_timeout=60) as gateway,
+        gateway.connect(begun) as (reader, writer),
+    ):
+        assert await gateway.is_healthy()
+        writer.write(b"no size\r\n")
+        status, headers, body = await read_response(reader)
+    assert (status, headers["connection"]) == (400, "close")
+    assert b"framing is malformed" in body
 
 
 async def test_a_stream_to_a_client_of_http_1_0_ends_with_its_connection(gateway: GatewayApp) -> None:
@@ -77,6 +123,15 @@ async def test_a_client_of_http_1_0_may_keep_its_connection(gateway: GatewayApp)
             writer.write(asked)
             status, headers, _ = await read_response(reader)
             assert (status, headers["connection"]) == (200, "keep-alive")
+
+
+async def test_a_client_of_http_1_0_gets_no_interim_response(gateway: GatewayApp) -> None:
+    body = json.dumps(HI).encode()
+    asked = raw_task(body, "Expect: 100-continue", version="1.0")
+    async with gateway.connect(asked[: -len(body)]) as (reader, writer):
+        assert await gateway.is_healthy()
+        writer.write(body)
+        assert await read_status(reader) == 200
 
 
 async def test_a_path_that_does_not_exist_is_refused_before_the_body_is_sent(gateway: GatewayApp) -> None:

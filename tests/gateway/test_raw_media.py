@@ -141,3 +141,12 @@ async def test_empty_raw_audio_is_a_provider_failure(gateway: GatewayApp) -> Non
     end.completed.speech.SetInParent()
     async with gateway.over(tasks=ScriptedTasks(STARTED, end)) as scripted:
         assert await code_of(scripted.post_task(TTS, headers=AUDIO_ONLY)) == (502, "provider_failed")
+
+
+async def test_media_with_an_invalid_content_type_are_an_internal_error(gateway: GatewayApp) -> None:
+    for content_type in ("image/png\r\nX-Injected: 1", "image/png\n"):
+        result = TaskResult()
+        result.image.images.add(data=PNG, content_type=content_type)
+        gateway.provider.script = play(Event(completed=result))
+        sent = gateway.post_task(FLUX, headers={"Accept": "image/*"})
+        assert await code_of(sent) == (500, "internal_error")

@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
             if self.error is not None and not self.status:
                 raise self.error
         except BaseException:
-            self.finish()
+            self.abort()  # also if it is complete: nobody will take the response, and keep the connection
             raise
 
     async def wait(self) -> None:
@@ -172,12 +172,13 @@ class Connection(asyncio.Protocol):
 
     def finish(self) -> bool:
         """End the request. Returns whether the connection can serve another one; otherwise it is closed."""
-        sent = self._sender is None or self._sender.done()
+        transport = self._transport
+        sent = transport is not None and not transport.get_write_buffer_size()
+        if self._sender is not None:
+            sent &= self._sender.done()
         if self.complete and self._reusable and sent and not self.closed:
             self._chunks.clear()
             self._sender = None
-            if self._paused:
-                self._resume()
             return True
         self.abort()
         return False
@@ -248,7 +249,7 @@ class Connection(asyncio.Protocol):
         if size == 14 and name.lower() == b"content-length":
             self.content_length = int(value)
         elif size == 17 and name.lower() == b"transfer-encoding":
-            self._chunked = value.lower().endswith(b"chunked")
+            self._chunked = value.rstrip().lower().endswith(b"chunked")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -288,6 +289,8 @@ class Connection(asyncio.Protocol):
     def _complete(self) -> None:
         self.complete = True
         self._wake()
+        if self._paused:
+            self._resume()  # whatever arrives now closes the connection
 
     def _fail(self, error: Exception) -> None:
         """Close the connection. A response that is not complete has failed."""

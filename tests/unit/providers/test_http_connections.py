@@ -19,6 +19,7 @@ from pomelo.providers.http import dns, pool
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.pool import tls_context
+from pomelo.providers.http.protocol import Connection
 from pomelo.testing.addresses import unanswered_connection
 from tests.certificates import make_certificate
 from tests.unit.providers.raw_server import CHAT, OK, PAID, Peer, RawServer, outcome, raw_server, sends
@@ -96,6 +97,25 @@ async def test_what_arrives_on_an_idle_connection_closes_it_at_once(http: Http, 
         assert [peer.head.count(b"close") for peer in server.peers] == [0, 0]
 
 
+async def test_what_follows_a_response_that_is_read_later_is_no_response(http: Http) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.request()
+        if peer is not server.peers[0]:
+            peer.writer.write(OK)
+            return
+        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70_000)
+        await asyncio.sleep(0.05)
+        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]")
+        await peer.reader.read()
+
+    async with raw_server(answer) as server:
+        async with http.stream_bytes(server.url, {}, b"{}", CHAT) as body:
+            await asyncio.sleep(0.1)
+            while await body.read():
+                pass
+        await ask(http, server)
+
+
 async def test_no_more_connections_are_kept_than_the_limiter_allows() -> None:
     limiter = ConnectionLimiter(2)
     async with raw_server(sends(OK, OK, close=False)) as server, Http(connections=limiter) as http:
@@ -157,6 +177,23 @@ async def test_cancelling_closes_the_connection_at_once(http: Http, response: by
     assert not any("Connection._send" in repr(task) for task in asyncio.all_tasks())
 
 
+async def test_cancelling_at_the_end_of_a_response_closes_the_connection(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = Connection.on_message_complete
+
+    def on_message_complete(connection: Connection) -> None:
+        complete(connection)
+        call.cancel()  # before it has taken the response
+
+    monkeypatch.setattr(Connection, "on_message_complete", on_message_complete)
+    async with raw_server(sends(OK, close=False)) as server:
+        call = asyncio.create_task(http.request_json(server.url, {}, b"{}", CHAT))
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await server.peers[0].left()
+
+
 async def test_closing_the_client_ends_its_calls_and_all_connections() -> None:
     reached = asyncio.Event()
 
@@ -182,62 +219,6 @@ async def test_closing_the_client_ends_its_calls_and_all_connections() -> None:
             await repeatable
         for peer in server.peers:
             assert await peer.left()
-
-
-# --- bodies of requests
-
-
-async def test_other_calls_run_while_a_large_body_is_sent(http: Http) -> None:
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async with raw_server(sends(OK)) as server:
-        counting = asyncio.create_task(count())
-        await ask(http, server, b"x" * 3_000_000)
-        counting.cancel()
-    assert turns > 3_000_000 // 65536
-
-
-async def test_a_body_that_the_server_does_not_read_is_silence() -> None:
-    async def answer(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        await asyncio.sleep(60)
-
-    async with raw_server(answer) as server, Http(Timeouts(whole=0.2)) as http:
-        async with asyncio.timeout(5):
-            with pytest.raises(UpstreamError) as failure:
-                await http.request_json(server.url, {}, b"x" * 30_000_000, PAID)
-    assert failure.value.code == "deadline_exceeded"
-
-
-async def test_a_refusal_before_the_body_was_read_is_the_outcome_and_closes_the_connection(
-    http: Http,
-) -> None:
-    async def answer(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        peer.writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}")
-        await peer.reader.read()
-
-    async with raw_server(answer) as server:
-        with pytest.raises(UpstreamError) as failure:
-            await http.request_json(server.url, {}, b"x" * 30_000_000, CHAT)
-        assert failure.value.code == "payload_too_large"
-        assert await server.peers[0].left()
-
-
-async def test_a_response_that_begins_while_the_body_is_sent_does_not_stop_it(http: Http) -> None:
-    async def answer(peer: Peer) -> None:
-        await peer.reader.readuntil(b"\r\n\r\n")
-        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n")
-        peer.writer.write(str(len(await peer.reader.readexactly(3_000_000))).encode())
-
-    async with raw_server(answer) as server:
-        assert await http.request_json(server.url, {}, b"x" * 3_000_000, CHAT) == 3_000_000
 
 
 # --- new connections

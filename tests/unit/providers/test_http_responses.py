@@ -97,6 +97,10 @@ RESPONSES: dict[str, tuple[bytes, bytes | str]] = {
     "a cut length": (HEAD + b"Content-Length: 5\r\n\r\nbody", CUT),
     "cut chunks": (CHUNKED + b"2\r\nbo\r\n2\r\ndy\r\n", CUT),
     "a cut chunk": (CHUNKED + b"4\r\nbo", CUT),
+    "cut chunks, and a space in the head": (
+        HEAD + b"Transfer-Encoding: chunked \r\n\r\n2\r\nbo\r\n",
+        CUT,
+    ),
     "an invalid size of a chunk": (CHUNKED + b"2\r\nbo\r\nx\r\ndy\r\n0\r\n\r\n", CUT),
     "a chunk longer than its size": (CHUNKED + b"2\r\nbody\r\n0\r\n\r\n", CUT),
     "an immense chunk": (CHUNKED + b"fffffffffffffffffff\r\nbody", CUT),

@@ -1,0 +1,87 @@
+"""Bodies of requests to vendors: large ones, those that the vendor does not read, and early responses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pomelo.providers.errors import UpstreamError
+from pomelo.providers.http import protocol
+from pomelo.providers.http.client import Http, Timeouts
+from tests.unit.providers.raw_server import CHAT, OK, PAID, Peer, raw_server, sends
+
+
+@pytest.fixture(name="http")
+async def _http() -> AsyncIterator[Http]:
+    async with Http(Timeouts(connect=5, silence=5, whole=5)) as opened:
+        yield opened
+
+
+async def test_other_calls_run_while_a_large_body_is_sent(http: Http) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with raw_server(sends(OK)) as server:
+        counting = asyncio.create_task(count())
+        await http.request_json(server.url, {}, b"x" * 3_000_000, CHAT)
+        counting.cancel()
+    assert turns > 3_000_000 // 65536
+
+
+async def test_a_body_that_the_server_does_not_read_is_silence() -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(60)
+
+    async with raw_server(answer) as server, Http(Timeouts(whole=0.2)) as http:
+        async with asyncio.timeout(5):
+            with pytest.raises(UpstreamError) as failure:
+                await http.request_json(server.url, {}, b"x" * 30_000_000, PAID)
+    assert failure.value.code == "deadline_exceeded"
+
+
+async def test_a_refusal_before_the_body_was_read_is_the_outcome_and_closes_the_connection(
+    http: Http,
+) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        peer.writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}")
+        await peer.reader.read()
+
+    async with raw_server(answer) as server:
+        with pytest.raises(UpstreamError) as failure:
+            await http.request_json(server.url, {}, b"x" * 30_000_000, CHAT)
+        assert failure.value.code == "payload_too_large"
+        assert await server.peers[0].left()
+
+
+async def test_a_connection_with_bytes_that_were_not_sent_is_not_kept(
+    http: Http, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_MAX_WRITE_BYTES", 50_000_000)  # more than the kernel buffers
+
+    async def answer(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        peer.writer.write(OK)
+        await peer.reader.read()
+
+    async with raw_server(answer) as server:
+        await http.request_json(server.url, {}, b"x" * 30_000_000, CHAT)
+        assert await server.peers[0].left()
+
+
+async def test_a_response_that_begins_while_the_body_is_sent_does_not_stop_it(http: Http) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        peer.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n")
+        peer.writer.write(str(len(await peer.reader.readexactly(3_000_000))).encode())
+
+    async with raw_server(answer) as server:
+        assert await http.request_json(server.url, {}, b"x" * 3_000_000, CHAT) == 3_000_000
