@@ -76,7 +76,7 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
         visit = await gateway.admit(request, call)
         return await handler(gateway, request, call, visit)
     except PomeloError as error:
-        failure = error
+        response = error_response(error, call)  # not later: the error would be kept with its traceback
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             if request.is_closing:
@@ -84,14 +84,14 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
             uncancel()  # something within the request cancelled it, and the client still waits
         if isinstance(error, ConnectionError) and request.is_closing:
             raise
-        failure = log_unexpected(call)
+        response = error_response(log_unexpected(call), call)
     finally:
         if visit is not None:
             visit.close()
         call.end()
     if request.answered:
         raise reset_connection(request)
-    return error_response(failure, call)
+    return response
 
 
 @asynccontextmanager

@@ -101,11 +101,13 @@ class CancelScope:
 
     def ended_by(self, error: BaseException | None) -> bool:
         """Whether this scope, and nothing else, cancelled the task, and `error` came of it; undoes the
-        cancellation."""
+        cancellation. Call it once."""
         self.stop()
+        task = self._task
+        del self._task  # a cancelled task references its frames, which reference this
         if not self.expired:
             return False
-        others = self._task.uncancel() > self._cancelling
+        others = task.uncancel() > self._cancelling
         return isinstance(error, TimeoutError) or (isinstance(error, asyncio.CancelledError) and not others)
 
     def __enter__(self) -> Self:

@@ -71,10 +71,8 @@ class Engine:
                 collector.finish(result)
                 await self._settle(reservation, collector, result, deadline)
             except BaseException as error:
-                failure = await self._failed(reservation, collector, deadline, error)
-                if failure is error:
-                    raise
-                raise failure from error
+                await self._fail(reservation, collector, deadline, error)
+                raise
             collector.close()
             return result
         finally:
@@ -100,10 +98,8 @@ class Engine:
                 async with aclosing(self._stream(call, reservation, collector, deadline)) as events:
                     yield events
             except BaseException as error:
-                failure = await self._failed(reservation, collector, deadline, error)
-                if failure is error:
-                    raise
-                raise failure from error
+                await self._fail(reservation, collector, deadline, error)
+                raise
             else:
                 deadline.ended_by(None)
                 collector.close()
@@ -192,22 +188,25 @@ class Engine:
             reservation.release()
             raise
 
-    async def _failed(
+    async def _fail(
         self, reservation: Reservation, collector: Collector, deadline: CancelScope, error: BaseException
-    ) -> BaseException:
-        """Ends the reservation of a task that `error` ended, and returns the error to raise: `error`, or
-        deadline_exceeded, or store_unavailable if the store took this process for dead."""
+    ) -> None:
+        """Ends the reservation of a task that `error` ended.
+
+        Raises:
+            PomeloError: deadline_exceeded, or store_unavailable if the store took this process for dead; it
+                replaces `error`.
+        """
         try:
             collector.close()
             if deadline.ended_by(error):
                 await reservation.fail()
-                return PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded")
+                raise PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded") from error
             if isinstance(error, Exception):
                 if _not_begun(error) and not reservation.output_bytes:
                     await reservation.refuse()
                 else:
                     await reservation.fail()
-            return error
         finally:
             reservation.release()
 

@@ -190,7 +190,7 @@ class Router:
             PomeloError: the failure of the last candidate that was tried; provider_unavailable if the
                 circuit breakers skip all of them.
         """
-        failure: PomeloError | None = None
+        failure: UpstreamError | None = None
         open_for = inf
         clock = self._clock
         for candidate in candidates:
@@ -215,13 +215,13 @@ class Router:
                     answer = await self._answer(candidate, routed, account, attempt)
                     return answer
                 except PomeloError as error:
-                    failure = error
                     self._report(breaker, attempt, error)
+                    if not isinstance(error, UpstreamError) or error.retry is RetryPolicy.NEVER:
+                        raise
+                    failure = error
                 finally:
                     if not isinstance(answer, GuardedEvents):  # these end later
                         breaker.release(attempt, clock())
-                if not isinstance(failure, UpstreamError) or failure.retry is RetryPolicy.NEVER:
-                    raise failure
                 if failure.retry is RetryPolicy.NEXT_ROUTE or attempt_number == ATTEMPTS - 1:
                     break
                 wait = self._wait(failure, attempt_number)
@@ -229,8 +229,11 @@ class Router:
                     break
                 await self._sleep(wait)
         if failure is None:
-            failure = PomeloError("provider_unavailable", retry_after=max(1, ceil(open_for)))
-        raise failure
+            raise PomeloError("provider_unavailable", retry_after=max(1, ceil(open_for)))
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback references this frame
 
     async def _answer(
         self, candidate: LiveCandidate, job: Job[Any], account: str, attempt: Attempt

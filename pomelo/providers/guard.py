@@ -107,10 +107,8 @@ class GuardedEvents:
             else:
                 event = await await_bounded(partial(method, self._job), self._loop)
         except BaseException as error:
-            failure = self._failure(error)
-            if failure is error:
-                raise
-            raise failure from None
+            self._refuse(error)
+            raise
         if self._check(event) != "completed":
             raise self._failed("returned an event that is not the last one")
         return event
@@ -135,12 +133,8 @@ class GuardedEvents:
             except StopAsyncIteration:
                 raise
             except BaseException as error:
-                failure = self._failure(error)
-                if isinstance(failure, PomeloError):
-                    self.on_failure(failure)
-                if failure is error:
-                    raise
-                raise failure from None
+                self._refuse(error)
+                raise
             if self._is_text and not self._finished and type(event) is Event and event.HasField("text_delta"):
                 if self._job.stream and len(event.text_delta.text) > MAX_TEXT_CHARS:
                     self._pending = split_text(event)
@@ -161,18 +155,25 @@ class GuardedEvents:
                     self._pending = split_audio(event)
             return event if self._pending is None else next(self._pending)
 
-    def _failure(self, error: BaseException) -> BaseException:
-        """The error to raise for one that the provider raised: `error` itself if it is valid."""
+    def _refuse(self, error: BaseException) -> None:
+        """Report what the provider raised to `on_failure`; raise another error if it may not raise that."""
+        failure: PomeloError | None = None
         if isinstance(error, PomeloError):
-            return self._replacement(error) or error
-        if isinstance(error, SelfCancelledError):
-            return self._failed("cancelled the task that runs it")
-        if isinstance(error, StillRunningError):
+            failure = self._replacement(error)
+            self.on_failure(failure or error)
+        elif isinstance(error, SelfCancelledError):
+            failure = self._failed("cancelled the task that runs it")
+        elif isinstance(error, StillRunningError):
             self._events = None
             self._failed("went on after it was cancelled, and was stopped")
-            return asyncio.CancelledError()
+            raise asyncio.CancelledError from None
         # A plug-in may raise SystemExit or CancelledError, which would end the server or the connection.
-        return asyncio.CancelledError() if is_cancelled() else self._failed("failed unexpectedly", error)
+        elif not is_cancelled():
+            failure = self._failed("failed unexpectedly", error)
+        elif not isinstance(error, asyncio.CancelledError):
+            raise asyncio.CancelledError from None
+        if failure is not None:
+            raise failure from None
 
     def _start(self) -> Any:
         """Call the provider's method, and return what to await for its first event."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -210,3 +211,16 @@ async def test_another_error_is_not_the_scopes_but_its_cancellation_is_undone() 
         await asyncio.sleep(0)
     assert not scope.ended_by(ValueError())
     assert current_task().cancelling() == 0
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+async def test_a_cancelled_task_is_freed_without_the_garbage_collector() -> None:
+    task = asyncio.create_task(run(CancelScope(), lambda: None))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    freed = weakref.ref(task)
+    del task
+    await asyncio.sleep(0)
+    assert freed() is None
