@@ -184,9 +184,12 @@ async def stream_task(
         failure = log_unexpected(call)
     finally:
         sse.stop()
-    if failure is None:
-        await sse.finish(encode_event(last) + _DONE)
-    elif request.answered:
-        await sse.finish(b"event: error\n" + encode_event(error_body(failure)))
-    else:
-        raise failure
+    try:
+        if failure is None:
+            await sse.finish(encode_event(last) + _DONE)
+        elif request.answered:
+            await sse.finish(b"event: error\n" + encode_event(error_body(failure)))
+        else:
+            raise failure
+    finally:
+        del failure  # its traceback references this frame

@@ -244,12 +244,14 @@ class Http:
             if connection.status < 300:
                 return connection
             try:
-                failure = await self._refusal(connection, error_mapping)
+                raise await self._refusal(connection, error_mapping)
             finally:
                 self._close(connection)
-            raise failure
         self._connections.release(*lease)
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback references this frame
 
     async def _send(
         self,
