@@ -115,7 +115,9 @@ class FrontEnd(ServerState):
                 error = without_traceback(await rpc.visit.refuse(error, rpc.model))
             return rpc.refusal(error)
         except asyncio.CancelledError:
-            if rpc.visit is None or not await _was_reported(
+            # `abort` would send the initial metadata again, and grpc never frees a batch that it refuses.
+            may_report = rpc.visit is not None and not rpc.opening
+            if not may_report or not await _was_reported(
                 rpc.call, context, rpc.refusal(PomeloError("internal_error"))
             ):
                 rpc.cancelled()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -51,8 +51,8 @@ class Rpc:
 
     __slots__ = (
         "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size", "_started",
-        "accepted", "call", "gateway", "model", "refused_body", "scope", "timeout_error", "trusted", "visit",
-        "write",
+        "accepted", "call", "gateway", "model", "opening", "refused_body", "scope", "timeout_error",
+        "trusted", "visit", "write",
     )  # fmt: skip
 
     def __init__(self, front: ServerState, context: Any) -> None:
@@ -65,6 +65,8 @@ class Rpc:
         self._started = started = loop.time()
         self.accepted = False
         """Whether the initial metadata of a stream were sent."""
+        self.opening = False
+        """Whether initial metadata are being sent, or were when the call was cancelled."""
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         """Sends one serialized message of a stream; waits until the caller reads."""
         self._authenticated = False
@@ -298,7 +300,7 @@ class Rpc:
         pairs = _pairs(self.call.response_headers)
         if self.gateway:
             pairs.append((OPEN_KEY, "1"))
-        await self._context.send_initial_metadata(pairs)
+        await self._send_metadata(pairs)
 
     async def probe(self) -> None:
         """Sends empty initial metadata.
@@ -306,7 +308,12 @@ class Rpc:
         Raises:
             grpc.aio.BaseError: the caller has left.
         """
-        await self._context.send_initial_metadata(())
+        await self._send_metadata(())
+
+    async def _send_metadata(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self.opening = True
+        await self._context.send_initial_metadata(pairs)
+        self.opening = False
 
     async def send(self, message: Message) -> None:
         """Sends one message of a stream; waits until the caller reads."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -15,15 +18,18 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import Role
 from pomelo.gen.v1.usage_pb2 import Usage
-from pomelo.providers.base import Event
+from pomelo.providers.base import Event, Job
 from pomelo.stores.usage import UsageRecord
 from tests.app import Account, RunningApp
 from tests.calls import as_dict, bearer
 from tests.driver import REST_PROTOCOL, STREAM
 from tests.integration.faulty_provider import FAULTY, LAST, WORD, faulty_app, yielding
 from tests.tasks import TASK_TYPES, small_task, text_body, text_task
+from tests.waiting import until
 
 TASK_TYPE = pytest.mark.parametrize("task_type", TASK_TYPES)
+
+_OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 app = faulty_app()
 
@@ -70,6 +76,41 @@ def ending_with(text: str) -> Event:
     last.completed.text.message.role = Role.ROLE_ASSISTANT
     last.completed.text.message.content.add(text=text)
     return last
+
+
+async def test_streams_that_are_left_while_they_begin_leave_nothing_in_grpc(
+    app: RunningApp, account: Account
+) -> None:
+    calls: list[Any] = []
+    finished = asyncio.Event()
+
+    async def act(job: Job[Any]) -> AsyncIterator[Event]:
+        # Initial metadata are sent with the first event: the caller leaves while grpc sends them.
+        calls[-1].cancel()
+        try:
+            await asyncio.sleep(len(calls) % 20 / 20_000)
+            yield WORD
+            await asyncio.sleep(10)
+        finally:
+            finished.set()
+
+    def batches() -> int:
+        gc.collect()
+        return sum(type(one).__name__ == "SendStatusFromServerOperation" for one in gc.get_objects())
+
+    FAULTY.act = act
+    before = batches()
+    async with asyncio.timeout(30):
+        for _ in range(20):
+            # A connection with many more is closed as a flood.
+            async with grpc.aio.insecure_channel(app.server.grpc or "", options=_OWN_CONNECTION) as channel:
+                for _ in range(15):
+                    finished.clear()
+                    request = StreamTaskRequest(spec=text_task("Hi"))
+                    call = TaskServiceStub(channel).StreamTask(request, metadata=bearer(account.live))
+                    calls.append(call)
+                    await finished.wait()
+    await until(lambda: batches() <= before)
 
 
 # --- the events
