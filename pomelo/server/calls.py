@@ -117,9 +117,7 @@ class FrontEnd(ServerState):
         except asyncio.CancelledError:
             # `abort` would send the initial metadata again, and grpc never frees a batch that it refuses.
             may_report = rpc.visit is not None and not rpc.opening
-            if not may_report or not await _was_reported(
-                rpc.call, context, rpc.refusal(PomeloError("internal_error"))
-            ):
+            if not may_report or not await _was_reported(rpc, context):
                 rpc.cancelled()
             raise
         finally:
@@ -136,14 +134,17 @@ class _UnknownMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
         return self._handler
 
 
-async def _was_reported(call: Call, context: Any, refusal: Refusal) -> bool:
+async def _was_reported(rpc: Rpc, context: Any) -> bool:
     """Reports the error of a cancelled call, and returns whether its caller is still there to receive it:
-    then something within the call cancelled it. Only a failing `abort` shows that the caller has left."""
+    then something within the call cancelled it. Only an operation that fails shows that the caller has left;
+    grpc never frees the metadata of one, so the first has none where that is possible."""
     uncancel()
     try:
-        await context.abort(*refusal)
+        if not rpc.opened:
+            await rpc.probe()
+        await context.abort(*rpc.refusal(PomeloError("internal_error")))
     except grpc.aio.AbortError:
-        log.error("request %s failed: it was cancelled from within", call.request_id)
+        log.error("request %s failed: it was cancelled from within", rpc.call.request_id)
         return True
     except (grpc.aio.BaseError, asyncio.CancelledError):
         pass
