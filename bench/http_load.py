@@ -95,7 +95,7 @@ class _Caller(asyncio.Protocol):
 
 
 class Callers(Protocol):
-    """Callers of one system, each of which asks again as soon as it has an answer."""
+    """Callers of one system. Each sends its next request as soon as it has an answer."""
 
     async def run(self, seconds: float) -> Load:
         """Asks for so long, and waits for the last answers."""

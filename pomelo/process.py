@@ -54,7 +54,7 @@ class CancelScope:
         """Whether it has cancelled the task."""
         self._when = when
         self._fires = -math.inf
-        """The time of the timer; inf while there is none, -inf when none may be set."""
+        """The time of the timer: inf without a timer, -inf when the scope may set no more timers."""
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> Self:

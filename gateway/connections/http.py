@@ -67,7 +67,8 @@ class HttpConnection(BaseProtocol):
         self._idle_timer: asyncio.TimerHandle | None = None
 
     async def handle(self, parsed: ParsedRequest, content: StreamReader) -> bool:
-        """Responds to a request with the body `content`. Returns whether another one may follow.
+        """Responds to a request with the body `content`. Returns whether the connection may carry
+        the next request.
 
         Raises:
             ConnectionError: the client has left.

@@ -117,7 +117,7 @@ class Fitting:
         self._given = given
         self._parameters = parameters = _parameters(given.input.DESCRIPTOR)
         self.present = present = {"user"} if given.user else set()
-        """Names of all parameters that may be set: another one need not be looked at."""
+        """Names of all parameters that may be set; the others are skipped."""
         for field, value in given.input.ListFields():
             if field.name in parameters:
                 present.add(field.name)

@@ -168,7 +168,7 @@ class ElevenLabs(Vendor):
                 return
 
     def speech_to_text(self, job: Job[SpeechToTextInput]) -> AsyncGenerator[Event, None]:
-        """As `complete_speech_to_text`, which is all that there is to stream."""
+        """Yield the result of `complete_speech_to_text`, because transcripts are not streamed."""
         return one_event(self.complete_speech_to_text, job)
 
     async def complete_speech_to_text(self, job: Job[SpeechToTextInput]) -> Event:

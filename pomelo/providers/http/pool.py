@@ -76,7 +76,7 @@ class Pool:
         """Return a new connection, which is kept after its request if `keep`.
 
         Raises:
-            ConnectError: there is none, or the pool is closed.
+            ConnectError: no connection could be opened, or the pool is closed.
             ValueError: the resolver refuses the host's address.
         """
         tls = None

@@ -171,7 +171,8 @@ class Connection(asyncio.Protocol):
         return data
 
     def finish(self) -> bool:
-        """End the request. Returns whether the connection can serve another one; otherwise it is closed."""
+        """End the request. Returns whether the connection can serve the next request; otherwise it
+        is closed."""
         transport = self._transport
         sent = transport is not None and not transport.get_write_buffer_size()
         if self._sender is not None:

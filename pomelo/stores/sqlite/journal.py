@@ -111,7 +111,7 @@ class Batch:
                 _read(connection, operation) if operation.reads else (operation.run(connection), None)
                 for operation in self.operations
             ]
-            # After the operations, one of which may have noted the task.
+            # After the operations, because one may have noted the task.
             if stored := [(end.task.task_id,) for end in self.ends if end.task.stored]:
                 connection.executemany(_FORGET, stored)
         return outcomes

@@ -58,7 +58,7 @@ class StoredAnswer(NamedTuple):
 def find_answer(
     connection: sqlite3.Connection, wallet: LoadedWallet, key: str, now: float
 ) -> StoredAnswer | None:
-    """The answer under an Idempotency-Key. None: there is none, or it has expired."""
+    """The answer under an Idempotency-Key. None: the key is unknown or has expired."""
     row = connection.execute(
         "SELECT fingerprint, task_id, answer FROM repeats"
         " WHERE account = ? AND live = ? AND key = ? AND expires > ?",

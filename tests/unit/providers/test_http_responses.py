@@ -124,7 +124,7 @@ async def test_a_response_is_read_or_refused(http: Http, name: str) -> None:
 
 
 class Wire(asyncio.Transport):
-    """A transport of which the test decides which packets arrive."""
+    """A transport whose packets the test chooses."""
 
     def __init__(self) -> None:
         super().__init__()
