@@ -99,8 +99,6 @@ class StoreOperations:
                 running.add_done_callback(partial(_wake, waiter))
                 await waiter
             return running.result()
-        except (PomeloError, LostReservationError):
-            raise
         except BaseException as error:
             if (unknown := self._unexpected(error)) is None:
                 raise
@@ -131,8 +129,6 @@ class StoreOperations:
         """
         try:
             return await work()
-        except (PomeloError, LostReservationError):
-            raise
         except BaseException as error:
             if (unknown := self._unexpected(error)) is None:
                 raise
@@ -208,8 +204,10 @@ class StoreOperations:
         self._run(operation).add_done_callback(done)
 
     def _unexpected(self, error: BaseException) -> UnknownOutcomeError | None:
-        """The error to raise in place of one that the store's contract does not list; None if this task was
-        cancelled, and not something inside the store."""
+        """The error to raise in place of one that the store's contract does not list; None if it lists the
+        error, or if this task was cancelled, and not something inside the store."""
+        if isinstance(error, PomeloError | LostReservationError):
+            return None
         ended = (
             is_cancelled() if isinstance(error, asyncio.CancelledError) else not isinstance(error, Exception)
         )
