@@ -25,6 +25,9 @@ SAFE_HEADERS: Mapping[str, str] = {
 }
 """The headers for browsers and caches that every response has, unless its route replaces them."""
 
+HSTS = {"Strict-Transport-Security": "max-age=31536000"}
+"""Makes browsers use only TLS for this host, for a year. Only responses over TLS may have it."""
+
 _JSON_HEADERS = {**SAFE_HEADERS, "Content-Type": "application/json"}
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT.value, HTTPStatus.NOT_MODIFIED.value})
