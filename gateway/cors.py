@@ -29,7 +29,7 @@ _ALLOWED_HEADERS = (
     "Range",
 )
 
-_EXPOSED_HEADERS = (*RESPONSE_HEADERS, "Accept-Ranges", "Content-Range")
+_EXPOSED_HEADERS = (*RESPONSE_HEADERS, "Accept-Ranges", "Content-Range", "ETag")
 """Listed by name because older browsers do not support `*`."""
 
 _EXPOSE: Mapping[str, str] = {hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: ", ".join(_EXPOSED_HEADERS)}

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 
+from gateway.errors import error_body
 from gateway.request import Request
-from gateway.responses import ResponseStream, response_headers
+from gateway.responses import Response, ResponseStream, response_headers
 from gateway.state import Gateway, address_of
 from gateway.types.base import Link
 from pomelo.call import Call
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.media_pb2 import Media
 
 _SEND_BUFFER = 256 * 1024
 """Bytes of a download by a signed link that the kernel may buffer."""
+
+_SECURITY_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-src 'unsafe-inline'"
+"""Allows nothing but what a browser's own page shows of the file when its link is opened in a tab."""
 
 _ID = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
@@ -33,25 +39,24 @@ def public_links(public_url: str) -> Link:
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Returns the start and the end (exclusive) of a `Range` header for a file of `size` bytes.
+    """Returns the start and the end (exclusive) of a `Range` header for a file of `size` bytes; both are the
+    same if no byte of the file is in the range.
 
-    None: the complete file is to be sent, because there is no range, several, or no satisfiable one.
+    None: the complete file is to be sent, because there is no range, several, or an invalid one.
     """
     match = _RANGE.fullmatch(header) if header is not None else None
     if match is None:
         return None
     first, last = match.groups()
-    if first:
-        start, end = int(first), min(int(last) + 1, size) if last else size
-    elif last:
-        start, end = max(size - int(last), 0), size
-    else:
+    if not first:
+        return (max(size - int(last), 0), size) if last else None
+    if last and int(last) < int(first):
         return None
-    return (start, end) if start < end else None
+    return min(int(first), size), min(int(last) + 1, size) if last else size
 
 
-async def get_media(gateway: Gateway, request: Request, call: Call) -> None:
-    """Sends a media file, or the part of it that a `Range` header selects.
+async def get_media(gateway: Gateway, request: Request, call: Call) -> Response | None:
+    """Sends a media file, or the part of it that a `Range` header selects; or returns 304 or 416.
 
     Raises:
         PomeloError: invalid_api_key, not_found, overloaded, store_unavailable; after the first
@@ -63,7 +68,7 @@ async def get_media(gateway: Gateway, request: Request, call: Call) -> None:
     query = request.url.raw_query_string
     ticket = gateway.downloads.enter(address_of(request)) if query else await gateway.admit(request, call)
     try:
-        await _send(gateway, request, call, media_id, query)
+        return await _send(gateway, request, call, media_id, query)
     finally:
         ticket.close()
 
@@ -76,23 +81,40 @@ def _limit_send_buffer(request: Request) -> None:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 
 
-async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, query: str) -> None:
+def _cache_control(request: Request, media: Media) -> str:
+    """Returns the header that lets the caller keep the file until its link expires; or, if it was requested
+    with a key, until the file does."""
+    expires = request.url.query.get("exp", "")
+    until = int(expires) if expires.isdecimal() else media.expire_time.seconds
+    return f"private, max-age={max(0, until - int(time.time()))}"
+
+
+async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, query: str) -> Response | None:
+    """Sends the file; returns a response without it."""
     async with gateway.services.media.download_media(media_id, query, call) as (media, chunks):
         if query:
             request.connection.trust(("link", address_of(request)))
             _limit_send_buffer(request)
         size = media.size_bytes
-        selected = None if "If-Range" in request.headers else byte_range(request.headers.get("Range"), size)
+        tag = f'"{media_id}"'  # a file never changes
+        headers = response_headers(call, ETag=tag, Cache_Control=_cache_control(request, media))
+        cached = request.headers.get("If-None-Match", "")
+        if tag in cached or cached == "*":
+            return Response(headers, status=304)
+        usable = request.headers.get("If-Range", tag) == tag
+        selected = byte_range(request.headers.get("Range") if usable else None, size)
         start, end = selected or (0, size)
-        headers = response_headers(
-            call,
-            Content_Type=media.content_type,
-            Content_Length=str(end - start),
-            Content_Disposition=f'inline; filename="{media_id}"',
-            Content_Security_Policy="sandbox; default-src 'none'",
-            Cache_Control="private",
-            Accept_Ranges="bytes",
-        )
+        if start == end:
+            error = invalid("Range", f"within the {size} bytes of the file")
+            headers = response_headers(call, Content_Type="application/json", Content_Range=f"bytes */{size}")
+            return Response(headers, error_body(error), 416)
+        headers |= {
+            "Content-Type": media.content_type,
+            "Content-Length": str(end - start),
+            "Content-Disposition": f'inline; filename="{media_id}"',
+            "Content-Security-Policy": _SECURITY_POLICY,
+            "Accept-Ranges": "bytes",
+        }
         if selected is not None:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         response = ResponseStream(request, headers, 200 if selected is None else 206)
@@ -110,3 +132,4 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
             if at < end:
                 raise PomeloError("provider_unavailable")
         await response.finish()
+        return None

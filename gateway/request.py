@@ -10,7 +10,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.streams import StreamReader
 from yarl import URL
 
-from gateway.responses import encode_head
+from gateway.responses import HSTS, encode_head
 
 if TYPE_CHECKING:
     from gateway.connections.connection import Connection
@@ -64,9 +64,11 @@ class Request:
                 headers["Connection"] = "keep-alive"
         elif self.version == HttpVersion11:
             headers["Connection"] = "close"
-        cors = self.connection.cors
-        if cors is not None:
-            headers.update(cors.headers(self.headers.get(hdrs.ORIGIN)))
+        connection = self.connection
+        if connection.has_tls:
+            headers.update(HSTS)
+        if connection.cors is not None:
+            headers.update(connection.cors.headers(self.headers.get(hdrs.ORIGIN)))
         return encode_head(self.version, status, headers)
 
 

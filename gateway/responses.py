@@ -25,9 +25,12 @@ SAFE_HEADERS: Mapping[str, str] = {
 }
 """The headers for browsers and caches that every response has, unless its route replaces them."""
 
+HSTS = {"Strict-Transport-Security": "max-age=31536000"}
+"""Makes browsers use only TLS for this host, for a year. Only responses over TLS may have it."""
+
 _JSON_HEADERS = {**SAFE_HEADERS, "Content-Type": "application/json"}
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_NO_CONTENT = HTTPStatus.NO_CONTENT.value
+_WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT.value, HTTPStatus.NOT_MODIFIED.value})
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -55,7 +58,7 @@ class Response:
             ValueError: a header contains a control character.
         """
         headers, body = self.headers, self.body
-        if self.status != _NO_CONTENT:
+        if self.status not in _WITHOUT_BODY:
             headers["Content-Length"] = str(len(body))
         head = request.encode_head(self.status, headers)
         if request.method == "HEAD":

@@ -52,7 +52,7 @@ from pomelo.secrets import derive_key
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls, open_remote
-from pomelo.server.server import ServerOptions, open_operator_socket, open_server
+from pomelo.server.server import CONNECTION_STREAMS, ServerOptions, open_operator_socket, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores.base import Store
@@ -319,6 +319,7 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         tls_client_ca=settings.tls_client_ca,
+        connection_streams=max(CONNECTION_STREAMS, _in_flight(settings).account_calls),
         reuse_port=shared,
         connections=ConnectionLimits(trusted=_trusted_proxies(settings)),
     )

@@ -20,7 +20,7 @@ from gateway.cors import Cors, is_preflight
 from gateway.errors import error_body, raw_error_response, unrouted_headers
 from gateway.options import GatewayOptions
 from gateway.request import Request
-from gateway.responses import Response
+from gateway.responses import HSTS, Response
 from pomelo.errors import PomeloError, invalid
 from pomelo.origin import is_within
 
@@ -72,7 +72,7 @@ class Connection(HttpConnection):
         "_authenticated", "_connections", "_counts_as_lingering", "_discard_body", "_discarded",
         "_discarding", "_finished", "_framing_bytes", "_head_size", "_head_timer", "_linger_timer",
         "_options", "_raw_transport", "_request", "_respond", "_stall_timer", "_start_queues",
-        "_unauthenticated_count", "address", "cors", "slot",
+        "_unauthenticated_count", "address", "cors", "has_tls", "slot",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +89,7 @@ class Connection(HttpConnection):
         self.slot = slot
         self.cors = cors
         self.address = ""
+        self.has_tls = False
         self._respond = respond
         self._connections = connections
         self._start_queues = start_queues
@@ -139,7 +140,8 @@ class Connection(HttpConnection):
         assert raw is not None
         connections = self._connections
         connections.close(self.slot)
-        raw.write(raw_error_response(error, self._cors_headers(request)))
+        extra = self._cors_headers(request)
+        raw.write(raw_error_response(error, {**extra, **HSTS} if self.has_tls else extra))
         if self._task is not None:
             self._task.cancel()
         lingers = connections.lingering < _MAX_LINGERING_SHARE * connections.limits.max_connections
@@ -188,6 +190,7 @@ class Connection(HttpConnection):
             self.address = peer[0]
             if is_within(self.address, self._options.trusted_proxies):
                 self.idle_timeout = self._options.proxy_idle_timeout + self._options.idle_slack
+        self.has_tls = raw.get_extra_info("sslcontext") is not None
         super().connection_made(transport)
         # Any byte that the client has not read pauses the writer, so that every stall is noticed, even
         # after the connection was asked to close.

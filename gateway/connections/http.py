@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import cast
@@ -24,6 +25,8 @@ _MAX_LINE = 8190
 _MAX_HEADERS = 128
 _MAX_PIPELINED = 2
 """Pipelined requests that are parsed while the current one is being handled."""
+
+_UPGRADE = re.compile(rb"\r\n[Uu]pgrade(?=:)")
 
 ParsedRequest = RawRequestMessage | HttpProcessingError
 """The head of a request, or the error that says why it can't be parsed."""
@@ -126,6 +129,8 @@ class HttpConnection(BaseProtocol):
         parser = self._parser
         if self._closing or parser is None:
             return
+        if self._task is None and b"pgrade:" in data:
+            data = _ignore_upgrade(data)
         upgraded = True
         while upgraded:
             messages: Sequence[tuple[ParsedRequest, StreamReader]]
@@ -245,3 +250,11 @@ class HttpConnection(BaseProtocol):
             except asyncio.CancelledError:
                 self._drain_waiter = None  # cancelled as well; after a deadline, an error is still sent
                 raise
+
+
+def _ignore_upgrade(data: bytes) -> bytes:
+    """Renames the field `Upgrade` in the head of a request, which `data` begin with or continue: no other
+    protocol is spoken. aiohttp's parser would drop what follows a request for one that it does not know."""
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    return _UPGRADE.sub(b"\r\nIgnored", head) + data[len(head) :]

@@ -174,7 +174,14 @@ def _media_operation() -> Schema:
         "getMedia",
         "An image or audio file, by its signed link.",
         responses(file, *COMMON_ERRORS, *failures)
-        | {"206": {"description": "The part that Range asked for.", "content": file}},
+        | {
+            "206": {"description": "The part that Range asked for.", "content": file},
+            "304": {"description": "The caller has the file: If-None-Match has its ETag."},
+            "416": {
+                "description": "No byte of the file is in Range.",
+                "content": {JSON: {"schema": ref("Error")}},
+            },
+        },
         _path_parameter("media_id", "media_01.png"),
         parameter("exp", "query", {"type": "string"}),
         parameter("sig", "query", {"type": "string"}),

@@ -135,13 +135,12 @@ class _UnknownMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 async def _was_reported(rpc: Rpc, context: Any) -> bool:
-    """Reports the error of a cancelled call, and returns whether its caller is still there to receive it:
-    then something within the call cancelled it. Only an operation that fails shows that the caller has left;
-    grpc never frees the metadata of one, so the first has none where that is possible."""
+    """Reports the error of a call that something within it has cancelled. Returns False if its caller has
+    left."""
+    if _is_abandoned():
+        return False
     uncancel()
     try:
-        if not rpc.opened:
-            await rpc.probe()
         await context.abort(*rpc.refusal(PomeloError("internal_error")))
     except grpc.aio.AbortError:
         log.error("request %s failed: it was cancelled from within", rpc.call.request_id)
@@ -149,6 +148,14 @@ async def _was_reported(rpc: Rpc, context: Any) -> bool:
     except (grpc.aio.BaseError, asyncio.CancelledError):
         pass
     return False
+
+
+def _is_abandoned() -> bool:
+    """Whether grpc.aio has cancelled the current task because the caller has left. Then grpc.aio waits for
+    the task, as the second of its callbacks. An operation would show it too, but grpc.aio never frees the
+    memory of one that fails."""
+    task = asyncio.current_task()
+    return task is None or len(task._callbacks) > 1
 
 
 async def _refuse_unknown_method(rpc: Rpc) -> None:

@@ -51,7 +51,7 @@ class Rpc:
 
     __slots__ = (
         "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size", "_started",
-        "accepted", "call", "gateway", "model", "opened", "opening", "refused_body", "scope",
+        "accepted", "call", "gateway", "model", "opening", "refused_body", "scope",
         "timeout_error", "trusted", "visit", "write",
     )  # fmt: skip
 
@@ -67,8 +67,6 @@ class Rpc:
         """Whether the initial metadata of a stream were sent."""
         self.opening = False
         """Whether initial metadata are being sent, or were when the call was cancelled."""
-        self.opened = False
-        """Whether initial metadata were sent."""
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         """Sends one serialized message of a stream; waits until the caller reads."""
         self._authenticated = False
@@ -315,7 +313,7 @@ class Rpc:
     async def _send_metadata(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.opening = True
         await self._context.send_initial_metadata(pairs)
-        self.opening, self.opened = False, True
+        self.opening = False
 
     async def send(self, message: Message) -> None:
         """Sends one message of a stream; waits until the caller reads."""

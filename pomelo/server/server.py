@@ -43,6 +43,9 @@ from pomelo.service import Operator, Services
 
 log = logging.getLogger("pomelo.server")
 
+CONNECTION_STREAMS = 1000
+"""The default of `ServerOptions.connection_streams`."""
+
 _MAX_PENDING = 4_000
 _CLEANUP_TIME = 10.0
 """Seconds that cancelled handlers have for their cleanup."""
@@ -56,7 +59,7 @@ class ServerOptions:
     `tls_key` every address uses TLS, and with `tls_client_ca` a caller must present a certificate of that
     authority. `grace` is how long running calls may continue when the server stops.
 
-    `connection_streams` are concurrent calls on one connection: more than the largest limited plan allows,
+    `connection_streams` are concurrent calls on one connection: at least as many as one account may run,
     since a client silently delays further ones. `limits` bound what calls may cost; by default a message may
     be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same. A connection
     that pings more often than every `ping_interval` is closed at the third such ping.
@@ -68,7 +71,7 @@ class ServerOptions:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     limits: CallLimits = field(default_factory=CallLimits)
-    connection_streams: int = 1000
+    connection_streams: int = CONNECTION_STREAMS
     # Guides of load balancers recommend pings every 10 s, also between calls.
     ping_interval: float = 5.0
     reuse_port: bool = False

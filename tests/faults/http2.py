@@ -52,6 +52,8 @@ class Connection:
         self._changed = asyncio.Condition()
         self._next = 1
         self.streams: dict[int, Stream] = {}
+        self.settings: dict[int, int] = {}
+        """The settings of the server, by their number."""
         self.closed = False
 
     def begin(self, path: str, metadata: Iterable[tuple[str, str]] = (), *, end: bool = False) -> Stream:
@@ -95,6 +97,10 @@ class Connection:
         async with self._changed:
             await self._changed.wait_for(lambda: self.closed or stream.ended is not None)
 
+    async def has_settings(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.settings)
+
     async def read(self) -> None:
         """Reads frames until the connection is closed."""
         try:
@@ -125,6 +131,7 @@ class Connection:
                 self._window += more
         elif frame_type == frames.SETTINGS and not flags & frames.ACK:
             for name, value in struct.iter_unpack(">HI", payload):
+                self.settings[name] = value
                 if name == 4:
                     for open_stream in self.streams.values():
                         open_stream.window += value - self._initial

@@ -57,17 +57,52 @@ async def test_requests_behind_an_upgrade_that_is_not_made_are_answered(gateway:
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"400", b"400", b"400", b"200"]
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "websocket, h2c", "tls/1.0", "websoc\u212aet"])
+@pytest.mark.parametrize("field", ["Upgrade", "upgrade"])
+async def test_a_request_for_another_protocol_is_answered_and_its_connection_stays(
+    gateway: GatewayApp, protocol: str, field: str
+) -> None:
+    fields = "Connection: Upgrade, HTTP2-Settings", f"{field}: {protocol}", "HTTP2-Settings: AAEAAEAA"
+    for asked in (model("m0", *fields), raw_task(HI, *fields, close=False)):
+        async with gateway.connect() as (reader, writer):
+            for _ in range(2):
+                writer.write(asked + TASK)
+                for expected in (400 if b"m0" in asked else 200, 200):
+                    status, headers, _ = await read_response(reader)
+                    assert (status, headers.get("connection")) == (expected, None)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+async def test_a_body_that_looks_like_a_request_for_another_protocol_is_unchanged(
+    gateway: GatewayApp, divided: bool
+) -> None:
+    text = "GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\nUpgrade: h2c"
+    fields = {"model": "eleven-labs-tts", "voice": "adam", "text": text}
+    parts = "".join(
+        f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
+    sent = raw_task(f"{parts}--B--\r\n".encode(), content_type=FORM, close=False)
+    at = sent.index(b"--B") if divided else len(sent)
+    async with gateway.connect(sent[:at]) as (reader, writer):
+        assert await gateway.is_healthy()
+        writer.write(sent[at:])
+        assert await read_status(reader) == 200
+    assert gateway.provider.jobs[0].input.text == text
+
+
 @pytest.mark.parametrize("protocol", ["h2c", "websocket, h2c", "tls/1.0", "websoc\u212aet"])
-@pytest.mark.parametrize("rest", [b"", model("m1")[:30], TASK + LAST])
-async def test_a_request_for_an_unknown_protocol_is_the_last_one(
-    gateway: GatewayApp, protocol: str, rest: bytes
+async def test_a_request_for_another_protocol_whose_head_is_divided_is_the_last_one(
+    gateway: GatewayApp, protocol: str
 ) -> None:
     fields = "Connection: Upgrade", f"Upgrade: {protocol}"
     for asked in (model("m0", *fields), raw_task(HI, *fields, close=False)):
-        async with gateway.connect(asked + rest) as (reader, writer):
+        at = asked.index(b"grade: ")
+        async with gateway.connect(asked[:at]) as (reader, writer):
+            assert await gateway.is_healthy()
+            writer.write(asked[at:] + TASK)
             _, headers, _ = await read_response(reader)
             assert headers["connection"] == "close"
-            writer.write(model("m1")[30:])
             assert await read_until_closed(reader) == b""
 
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.gateway.gateway_app import GatewayApp, OpenApp
-from tests.gateway.requests import TTS, read_until_closed
+from tests.gateway.requests import HI, TTS, headers_of, raw_get, raw_task, read_until_closed
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,30 @@ async def test_a_media_link_over_tls_is_https(
         task = gateway.http.post(f"{url}/api/v1/task", json=TTS, headers=gateway.headers, ssl=trusting)
         async with task as response:
             assert (await response.json())["audio"]["url"].startswith(f"{url}/media/")
+
+
+async def test_only_responses_over_tls_ask_browsers_to_use_tls(
+    open_gateway: OpenApp, certificate: ssl.SSLContext, trusting: ssl.SSLContext, gateway: GatewayApp
+) -> None:
+    asked = {
+        200: raw_task(HI | {"stream": True}),
+        401: raw_get("/api/v1/account"),
+        404: raw_get("/nowhere"),
+        405: raw_get("/api/v1/task"),
+        413: raw_task(HI | {"user": "x" * 2000}),
+        400: b"no request\r\n\r\n",
+    }
+    async with open_gateway(tls=certificate, json_limit=1000) as secure:
+        for status, data in asked.items():
+            async with secure.connect(data, ssl=trusting) as (reader, _):
+                head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d " % status) or status == 400
+            assert headers_of(head)["strict-transport-security"] == "max-age=31536000"
+        async with secure.connect(b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000, ssl=trusting) as (reader, _):
+            head = await reader.readuntil(b"\r\n\r\n")  # no request was parsed
+            assert headers_of(head)["strict-transport-security"] == "max-age=31536000"
+    async with gateway.get("/api/v1/account") as response:
+        assert "Strict-Transport-Security" not in response.headers
 
 
 async def test_an_unfinished_handshake_of_a_crowded_address_has_three_times_the_grace(
