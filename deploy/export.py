@@ -1,8 +1,8 @@
 """Exports uv.lock as requirements files for pip, which can't read it: `make lock`.
 
 `requirements.txt` is what `make serve` installs without uv, `requirements-dev.txt` what `make test` installs,
-those in `docker/` what the images contain. Each package has its version, its environment marker, and the hashes
-of all its files.
+those in `docker/` what the images contain. Each package has its version, its environment marker, and the
+hashes of all its files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BUILD = {"name": "hatchling"}
 
 @dataclass(frozen=True)
 class Selection:
-    """The packages of a file: what the project needs with `extras`, its build backend, its development tools."""
+    """The packages of a file: the project's with `extras`, its build backend, and its tools."""
 
     extras: tuple[str, ...] = ()
     project: bool = True
