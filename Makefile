@@ -10,7 +10,7 @@ INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) 
 MEASURING := tests/load tests/faults/test_floods.py tests/faults/test_unauthenticated.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: serve test lint proto breaking unit browser generators load crash bench bench-peers gen lock clean
+.PHONY: serve test lint proto breaking unit browser generators nginx load image-check crash bench bench-peers gen lock clean
 
 serve: .venv/.serve
 	@exec pomelo serve
@@ -33,7 +33,7 @@ breaking: .venv/.dev
 	  echo "buf breaking --against $$tag"; buf breaking --against ".git#tag=$$tag"; fi
 
 # Three test processes, because many tests wait. The tests that measure times and memory then run on their own.
-unit: .venv/.dev browser generators
+unit: .venv/.dev browser generators nginx
 	pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
 	pytest $(MEASURING)
 
@@ -45,6 +45,10 @@ browser:
 generators:
 	@tests/protobuf/install.sh
 
+# Installs Debian's nginx where it is missing and this user is root.
+nginx:
+	@tests/deploy/install.sh
+
 # The full size of what `unit` does small: about 450 crashes, for some 30 minutes, errors at every call of a store, and
 # 10,000 random steps of each ledger beside its model.
 crash: .venv/.dev
@@ -54,6 +58,10 @@ crash: .venv/.dev
 load: .venv/.dev
 	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 LOAD_RESETS=500 LOAD_ACCOUNTS=100000 pytest -s tests/load \
 	  tests/faults/test_unauthenticated.py
+
+# Builds the images without Docker, in a bare Debian, and runs them: as root, with Debian's debootstrap.
+image-check: .venv/.dev
+	POMELO_IMAGE_CHECK=1 pytest tests/deploy/test_image_build.py --log-cli-level=INFO
 
 # What Pomelo adds to a call, beside bare proxies: about seven minutes, on a machine that does nothing else.
 bench: .venv/.dev

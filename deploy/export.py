@@ -1,25 +1,43 @@
 """Exports uv.lock as requirements files for pip, which can't read it: `make lock`.
 
-`requirements.txt` is what `make serve` installs without uv, `requirements-dev.txt` what `make test` installs.
-Each package has its version, its environment marker, and the hashes of all its files.
+`requirements.txt` is what `make serve` installs without uv, `requirements-dev.txt` what `make test` installs,
+those in `docker/` what the images contain. Each package has its version, its environment marker, and the
+hashes of all its files.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PROJECT = "pomelo-tasks"
-EXTRA = "sandbox"
-"""The extra that both files include."""
 BUILD = {"name": "hatchling"}
 """The build backend of the project, from the same lock."""
 
-FILES = {"requirements.txt": False, "requirements-dev.txt": True}
-"""The files, and whether they include the development dependencies."""
+
+@dataclass(frozen=True)
+class Selection:
+    """The packages of a file: the project's with `extras`, its build backend, and its tools."""
+
+    extras: tuple[str, ...] = ()
+    project: bool = True
+    build: bool = False
+    dev: bool = False
+
+
+_SERVICES = ("otel", "postgres", "s3")
+FILES = {
+    "requirements.txt": Selection(("sandbox",), build=True),
+    "requirements-dev.txt": Selection(("sandbox",), build=True, dev=True),
+    "docker/requirements-build.txt": Selection(project=False, build=True),
+    "docker/requirements-slim.txt": Selection(_SERVICES),
+    "docker/requirements-full.txt": Selection((*_SERVICES, "sandbox")),
+}
+"""The files, relative to this folder."""
 
 _HEADER = "# Generated from uv.lock by `make lock`. A test compares them.\n"
 
@@ -27,15 +45,13 @@ _Markers = frozenset[str]
 """Environment markers that all have to apply."""
 
 
-def export(lock: Mapping[str, Any], *, dev: bool) -> str:
+def export(lock: Mapping[str, Any], selection: Selection) -> str:
     """Returns the requirements file of a lock."""
     packages: dict[str, list[Mapping[str, Any]]] = {}
     for package in lock["package"]:
         packages.setdefault(package["name"], []).append(package)
     (project,) = packages[PROJECT]
-    roots = [*project["dependencies"], *project["optional-dependencies"][EXTRA], BUILD]
-    if dev:
-        roots += [dependency for group in project["dev-dependencies"].values() for dependency in group]
+    roots = _roots(project, selection)
     lines = [_HEADER]
     for (name, version), alternatives in sorted(_resolve(packages, roots).items()):
         (package,) = [one for one in packages[name] if one["version"] == version]
@@ -44,6 +60,18 @@ def export(lock: Mapping[str, Any], *, dev: bool) -> str:
         lines.append(f"{name}=={version}{_marker(alternatives)}")
         lines[-1] += "".join(f" \\\n    --hash={digest}" for digest in hashes) + "\n"
     return "".join(lines)
+
+
+def _roots(project: Mapping[str, Any], selection: Selection) -> list[Mapping[str, Any]]:
+    """Returns the direct dependencies of a selection, from the project's entry in the lock."""
+    roots = [*project["dependencies"]] if selection.project else []
+    for extra in selection.extras:
+        roots += project["optional-dependencies"][extra]
+    if selection.build:
+        roots.append(BUILD)
+    if selection.dev:
+        roots += [dependency for group in project["dev-dependencies"].values() for dependency in group]
+    return roots
 
 
 def _resolve(
@@ -90,8 +118,8 @@ def _marker(alternatives: set[_Markers]) -> str:
 def main() -> None:
     """Writes the files."""
     lock = tomllib.loads((ROOT / "uv.lock").read_text())
-    for name, dev in FILES.items():
-        (ROOT / "deploy" / name).write_text(export(lock, dev=dev))
+    for name, selection in FILES.items():
+        (ROOT / "deploy" / name).write_text(export(lock, selection))
 
 
 if __name__ == "__main__":

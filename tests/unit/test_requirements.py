@@ -12,7 +12,7 @@ import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
-from deploy.export import BUILD, FILES, PROJECT, ROOT, export
+from deploy.export import BUILD, FILES, PROJECT, ROOT, Selection, export
 
 LOCK = tomllib.loads((ROOT / "uv.lock").read_text())
 PACKAGES = {(package["name"], package["version"]): package for package in LOCK["package"]}
@@ -42,7 +42,7 @@ def pinned(name: str) -> list[tuple[Requirement, set[str]]]:
 @pytest.mark.parametrize("name", FILES)
 def test_the_files_are_generated_from_the_lock_file(name: str) -> None:
     written = (ROOT / "deploy" / name).read_text()
-    assert written == export(LOCK, dev=FILES[name]), "run: make lock"
+    assert written == export(LOCK, FILES[name]), "run: make lock"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -56,12 +56,15 @@ def test_every_requirement_is_pinned_to_the_files_of_the_lock(name: str) -> None
         assert all(digest.startswith("sha256:") and len(digest) == 71 for digest in hashes)
 
 
-def needed(environment: Mapping[str, str], *, dev: bool) -> set[tuple[str, str]]:
+def needed(environment: Mapping[str, str], selection: Selection) -> set[tuple[str, str]]:
     """Returns the packages that the lock file requires in an environment, resolved transitively."""
     (project,) = [package for package in LOCK["package"] if package["name"] == PROJECT]
-    left: list[Any] = [*project["dependencies"], *project["optional-dependencies"]["sandbox"], BUILD]
-    if dev:
-        left += project["dev-dependencies"]["dev"]
+    left: list[Any] = list(project["dependencies"]) if selection.project else []
+    left += [
+        dependency for extra in selection.extras for dependency in project["optional-dependencies"][extra]
+    ]
+    left += [BUILD] if selection.build else []
+    left += project["dev-dependencies"]["dev"] if selection.dev else []
     found: set[tuple[str, str]] = set()
     followed: set[tuple[str, str, str]] = set()
     while left:
@@ -89,7 +92,7 @@ def test_in_every_environment_pip_installs_what_uv_does(name: str, environment: 
         for requirement, _ in pinned(name)
         if requirement.marker is None or requirement.marker.evaluate(environment)
     }
-    assert installed == needed(environment, dev=FILES[name])
+    assert installed == needed(environment, FILES[name])
     assert len({name for name, _ in installed}) == len(installed), "one version of each"
 
 

@@ -1,0 +1,52 @@
+"""The images' health check: exits with 0 if the server in this container accepts requests, else with 1."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+import sys
+
+TIMEOUT = 4
+HOST = "127.0.0.1"
+
+
+def rest_accepts_requests(port: int) -> bool:
+    """Asks `/healthz` without TLS, then with it. The certificate is for another name than this address."""
+    unverified = ssl._create_unverified_context()  # noqa: S323
+    for connection in (
+        http.client.HTTPConnection(HOST, port, timeout=TIMEOUT),
+        http.client.HTTPSConnection(HOST, port, timeout=TIMEOUT, context=unverified),
+    ):
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            continue
+        finally:
+            connection.close()
+    return False
+
+
+def grpc_accepts_connections(port: int) -> bool:
+    """Connects to the port; for servers without REST."""
+    try:
+        socket.create_connection((HOST, port), TIMEOUT).close()
+    except OSError:
+        return False
+    return True
+
+
+def main() -> bool:
+    for variable, check in (
+        ("POMELO_REST", rest_accepts_requests),
+        ("POMELO_GRPC", grpc_accepts_connections),
+    ):
+        if address := os.environ.get(variable):
+            return check(int(address.rpartition(":")[2]))
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(not main())

@@ -1,0 +1,113 @@
+"""nginx with the configuration of deploy/nginx, in front of a server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from tests.certificates import make_certificate
+from tests.waiting import until
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "nginx"
+
+_MAIN = """
+daemon off;
+pid {folder}/pid;
+error_log {folder}/errors warn;
+user root;
+worker_processes 2;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/temporary;
+    proxy_temp_path {folder}/temporary;
+    fastcgi_temp_path {folder}/temporary;
+    scgi_temp_path {folder}/temporary;
+    uwsgi_temp_path {folder}/temporary;
+    include {folder}/upstreams.conf;
+    include {folder}/pomelo.conf;
+}}
+"""
+
+
+def write_configuration(folder: Path, port: int, rest_port: int, grpc_port: int) -> Path:
+    """Writes the shipped configuration to a folder, with other addresses and a certificate for localhost. Returns
+    the main file."""
+    make_certificate(folder, "tls", "localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+    replaced = {
+        "pomelo.conf": {
+            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+            "listen [::]:443 ssl http2;": "",
+            "/etc/ssl/pomelo/tls.crt": f"{folder}/tls.pem",
+            "/etc/ssl/pomelo/tls.key": f"{folder}/tls.key",
+        },
+        "upstreams.conf": {
+            "127.0.0.1:8080": f"127.0.0.1:{rest_port}",
+            "127.0.0.1:50051": f"127.0.0.1:{grpc_port}",
+        },
+    }
+    for name, values in replaced.items():
+        text = (DEPLOY / name).read_text()
+        for old, new in values.items():
+            assert text.count(old) == 1, old
+            text = text.replace(old, new)
+        (folder / name).write_text(text)
+    main = folder / "nginx.conf"
+    main.write_text(_MAIN.format(folder=folder))
+    return main
+
+
+@dataclass
+class Nginx:
+    """A running nginx."""
+
+    folder: Path
+    port: int
+    process: asyncio.subprocess.Process
+
+    @property
+    def url(self) -> str:
+        return f"https://localhost:{self.port}"
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """Trusts its certificate."""
+        return ssl.create_default_context(cafile=str(self.folder / "tls.pem"))
+
+    def channel(self) -> grpc.aio.Channel:
+        """Returns a new channel to it."""
+        credentials = grpc.ssl_channel_credentials((self.folder / "tls.pem").read_bytes())
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        return grpc.aio.secure_channel(f"localhost:{self.port}", credentials, options)
+
+    def workers(self) -> set[int]:
+        """Returns the ids of its worker processes."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return {int(pid) for pid in children.split()}
+
+    async def reload(self) -> None:
+        """Reloads the configuration, and waits until new workers run."""
+        before = self.workers()
+        self.process.send_signal(signal.SIGHUP)
+        await until(lambda: len(self.workers() - before) == 2)
+
+
+@asynccontextmanager
+async def open_nginx(folder: Path, port: int, rest_port: int, grpc_port: int) -> AsyncIterator[Nginx]:
+    """Starts nginx on a port, and stops it on leaving."""
+    main = write_configuration(folder, port, rest_port, grpc_port)
+    process = await asyncio.create_subprocess_exec("nginx", "-p", str(folder), "-c", str(main))
+    nginx = Nginx(folder, port, process)
+    try:
+        await until(lambda: (folder / "pid").exists() and len(nginx.workers()) == 2)
+        yield nginx
+    finally:
+        process.terminate()
+        await process.wait()
