@@ -30,7 +30,7 @@ class TaskReport:
     the error: the vendor's own code, and in Pomelo's words why the call failed.
 
     `elapsed_ms` begins when the caller's key is known, `first_byte_ms` when the task is reserved;
-    `upstream_ms` is the time of all calls to vendors. `record` is what was charged, None if nothing was.
+    `upstream_ms` is the time of all calls to vendors. `record` is its usage record, None if it left none.
     `replayed`: the answer to an Idempotency-Key was sent again.
     """
 
@@ -114,5 +114,5 @@ class Observer(Protocol):
         """A call without a TaskReport has ended."""
 
     def charged(self, record: UsageRecord) -> None:
-        """A task was charged: once for each record that this process has written. Before or after
-        `task_ended`."""
+        """A usage record was written by this process, also of a failed task that cost nothing. Before or
+        after `task_ended`."""

@@ -84,7 +84,8 @@ async def test_the_last_attempt_of_a_failed_task_is_followed_by_its_end(
     assert report.http_status == TABLE["provider_failed"].http
     assert (report.upstream_status, report.vendor_code) == (401, "invalid_api_key")
     assert report.attempts == len(reports.attempts)
-    assert report.record is None
+    assert report.record is not None
+    assert (report.record.cost, report.record.code) == (0, "provider_failed")
 
 
 async def test_a_refused_task_is_reported_without_a_provider(engine: EngineApp, reports: Reports) -> None:
