@@ -28,7 +28,9 @@ def store_of(settings: Settings) -> AbstractAsyncContextManager[Store]:
 
 
 @asynccontextmanager
-async def open_media(settings: Settings, secret: bytes, now: Callable[[], float]) -> AsyncIterator[MediaStore]:
+async def open_media(
+    settings: Settings, secret: bytes, now: Callable[[], float]
+) -> AsyncIterator[MediaStore]:
     """Opens the media store: the bucket of the settings, or the disk. `now` returns Unix time.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from functools import cache
 from itertools import count
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from tests.ports import free_port
@@ -49,16 +51,33 @@ class S3Server:
             try:
                 self._do("GET", "moto-api/")
             except URLError:
-                assert time.monotonic() < until and self._process.poll() is None, "moto does not start"
+                assert time.monotonic() < until, "moto does not start"
+                assert self._process.poll() is None, "moto ended"
                 time.sleep(0.02)
             else:
                 return self
 
     def new_bucket(self) -> str:
         """The URL of a prefix in a new bucket."""
-        name = f"media-{os.getpid()}-{next(_names)}"
-        self._do("PUT", name)
-        return f"s3://{name}/some/prefix"
+        url = f"s3://media-{os.getpid()}-{next(_names)}/some/prefix"
+        self.create_bucket(url)
+        return url
+
+    def create_bucket(self, url: str) -> None:
+        """Creates the bucket of a URL."""
+        self._do("PUT", urlsplit(url).netloc)
+
+    def deny(self, url: str, action: str) -> None:
+        """Denies an action, such as s3:PutObject, on all files of a bucket."""
+        name = urlsplit(url).netloc
+        statement = {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": action,
+            "Resource": f"arn:aws:s3:::{name}/*",
+        }
+        policy = {"Version": "2012-10-17", "Statement": [statement]}
+        self._do("PUT", f"{name}?policy", json.dumps(policy).encode())
 
     def stop(self) -> None:
         """Pauses the server until `resume`."""
@@ -73,8 +92,10 @@ class S3Server:
             self._send(signal.SIGKILL)
             self._process.wait()
 
-    def _do(self, method: str, path: str) -> None:
-        with urlopen(Request(f"http://127.0.0.1:{self.port}/{path}", method=method), timeout=10):
+    def _do(self, method: str, path: str, data: bytes | None = None) -> None:
+        headers = {"Content-Type": "application/json"}
+        request = Request(f"http://127.0.0.1:{self.port}/{path}", data, headers, method=method)
+        with urlopen(request, timeout=10):
             pass
 
     def _send(self, number: signal.Signals) -> None:

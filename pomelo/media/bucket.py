@@ -21,9 +21,10 @@ from obstore.store import from_url
 from pomelo.errors import PomeloError
 
 TIMEOUT = 10.0
-"""Seconds that one operation may take, with its retries; sending a file may take SEND_TIMEOUT."""
+"""Seconds that one operation may take, with its retries."""
 
-SEND_TIMEOUT = 60.0
+_SENDS_LONGER = 6
+"""So many times longer may it take to send a file."""
 
 _PART_SIZE = 5 * 1024 * 1024
 """Bytes of a part of a file that is sent, the least that S3 accepts."""
@@ -41,6 +42,8 @@ _AVOIDED = 5.0
 
 _LOG_INTERVAL = 60.0
 """Seconds between two log lines about failures."""
+
+_NEVER = float("-inf")
 
 _EXPIRES = "pomeloexpires"
 """The metadata with the Unix time at which a file expires. Every vendor accepts such a name."""
@@ -67,18 +70,21 @@ class MissingFileError(Exception):
 class Bucket:
     """The files under the prefix of a URL such as s3://bucket/prefix. A key is a path below it.
 
-    Every method raises PomeloError store_unavailable if the bucket fails or does not answer in time.
+    Every method raises PomeloError store_unavailable if the bucket fails, or does not answer within `timeout`
+    seconds.
+
+    Raises:
+        ValueError: the URL or a variable is wrong; the message is one line.
     """
 
-    def __init__(self, url: str) -> None:
-        """Raises ValueError if the URL or a variable is wrong; its message is one line."""
+    def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
+        self._timeout = timeout
         try:
             self._store = from_url(url, retry_config=_RETRIES)  # type: ignore[call-overload]
         except Exception as error:
             raise ValueError(str(error).partition("\n")[0]) from None
         self._sends = asyncio.Semaphore(_MAX_SENDS)
-        self._failed_at = float("-inf")
-        self._logged_at = float("-inf")
+        self._failed_at = self._logged_at = _NEVER
 
     @property
     def available(self) -> bool:
@@ -92,7 +98,7 @@ class Bucket:
             ValueError: they can't; the message is one line that says why.
         """
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(self._timeout):
                 await obstore.put_async(self._store, "check", b"pomelo")
                 await anext(obstore.list(self._store, "check"), None)
         except Exception as error:
@@ -108,7 +114,7 @@ class Bucket:
                     self._store, key, path, attributes=attributes, chunk_size=_PART_SIZE, max_concurrency=2
                 )
 
-        await self._within(SEND_TIMEOUT, send())
+        await self._within(_SENDS_LONGER * self._timeout, send())
 
     async def begin(self, key: str, size: int) -> tuple[StoredFile, bytes]:
         """A file's description and its first `size` bytes.
@@ -122,7 +128,7 @@ class Bucket:
             expires = float(result.attributes.get(_EXPIRES, 0))
             return StoredFile(result.meta["size"], expires), (await result.bytes_async()).to_bytes()
 
-        return await self._within(TIMEOUT, begin())
+        return await self._within(self._timeout, begin())
 
     async def read(self, key: str, start: int, end: int) -> bytes:
         """The bytes of a file from `start` to `end` (exclusive).
@@ -130,17 +136,19 @@ class Bucket:
         Raises:
             MissingFileError: there is no such file.
         """
-        data = await self._within(TIMEOUT, obstore.get_range_async(self._store, key, start=start, end=end))
+        data = await self._within(
+            self._timeout, obstore.get_range_async(self._store, key, start=start, end=end)
+        )
         return data.to_bytes()
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Deletes files. Some vendors raise MissingFileError if one does not exist."""
-        await self._within(TIMEOUT, obstore.delete_async(self._store, keys))
+        await self._within(self._timeout, obstore.delete_async(self._store, keys))
 
     async def names(self, folder: str) -> AsyncIterator[list[tuple[str, int]]]:
         """The names and sizes of all files in a folder, in pages."""
         pages = obstore.list(self._store, folder, chunk_size=_PAGE)
-        while (page := await self._within(TIMEOUT, anext(pages, None))) is not None:
+        while (page := await self._within(self._timeout, anext(pages, None))) is not None:
             yield [(each["path"].rpartition("/")[2], each["size"]) for each in page]
 
     async def _within(self, seconds: float, work: Awaitable[T]) -> T:
@@ -148,13 +156,17 @@ class Bucket:
             async with asyncio.timeout(seconds):
                 result = await work
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
-                raise MissingFileError from None
-            raise self._failure(error) from None  # its message has the vendor's response
-        if self._failed_at > float("-inf"):
-            self._failed_at = float("-inf")
-            log.info("The bucket of POMELO_MEDIA can be used again")
+            if not isinstance(error, FileNotFoundError) or "NoSuchBucket" in str(error):
+                raise self._failure(error) from None  # its message has the vendor's response
+            self._answered()
+            raise MissingFileError from None
+        self._answered()
         return result
+
+    def _answered(self) -> None:
+        if self._failed_at > _NEVER:
+            self._failed_at = _NEVER
+            log.info("The bucket of POMELO_MEDIA can be used again")
 
     def _failure(self, error: Exception) -> PomeloError:
         """Logs a failure, at most once a minute, and returns its error."""
