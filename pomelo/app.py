@@ -30,18 +30,18 @@ from pomelo.accounts.usage import UsageReader
 from pomelo.addresses import is_loopback
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
-from pomelo.configuration import credentials, find_plans, find_providers, rest_url, store_of
+from pomelo.configuration import credentials, find_plans, find_providers, open_media, rest_url, store_of
 from pomelo.draining import Draining
 from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.engine import Engine
 from pomelo.engine.ledger import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
+from pomelo.errors import PomeloError
 from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
-from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, open_providers
@@ -63,9 +63,6 @@ log = logging.getLogger("pomelo.app")
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that the front ends have to send remaining output after the tasks have ended or were cancelled."""
-
-SWEEP_INTERVAL = 10.0
-"""Seconds between scans of the media, which delete expired files and find those of other processes."""
 
 MAX_SWEEP_SHARE = 0.05
 """Maximum share of the time that scans take: with very many media they are less frequent."""
@@ -144,16 +141,7 @@ async def open_app(
         ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
-        media = MediaStore(
-            settings.data / "media",
-            secret,
-            public_url=settings.public_url,
-            limits=MediaLimits(
-                settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve
-            ),
-            now=now,
-        )
-        await media.refresh()
+        media = await stack.enter_async_context(open_media(settings, secret, now))
         await stack.enter_async_context(_in_background(_sweep(media)))
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
@@ -344,10 +332,12 @@ async def _sweep(media: MediaStore) -> None:
     """Deletes expired media and counts the others periodically, until it is cancelled."""
     duration = 0.0
     while True:
-        await asyncio.sleep(max(SWEEP_INTERVAL, duration / MAX_SWEEP_SHARE))
+        await asyncio.sleep(max(media.refresh_interval, duration / MAX_SWEEP_SHARE))
         started = time.monotonic()
         try:
             await media.refresh()
+        except PomeloError:  # the bucket has failed, and has logged it
+            pass
         except Exception as error:  # a disk error may be gone at the next scan
             log.error("expired media were not deleted\n%s", format_trace(error))
         duration = time.monotonic() - started

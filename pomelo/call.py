@@ -79,6 +79,7 @@ class Call:
     which is also the event loop's. `header_error` is the error of an invalid header, to be raised after the
     key was checked; `key_error` is a sentence about an invalid Authorization header. `principal` is set when
     the key was checked. `strict` refuses a field that the model does not support, instead of adjusting it.
+    `relayed`: a gateway elsewhere sends it, so other calls for the same request may reach other servers.
 
     `response_headers` has the headers of the response, named as in the documentation. It is complete before a
     task's first event and on every error. `response_trailers` has those that are known only at a stream's
@@ -95,6 +96,7 @@ class Call:
     traceparent: str | None = None
     idempotency_key: str | None = None
     strict: bool = False
+    relayed: bool = False
     header_error: PomeloError | None = None
     key_error: str = ""
     principal: Principal | None = None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+from pomelo import install_command
 from pomelo.accounts.plans import BUILTIN, Plan
 from pomelo.addresses import join_address
 from pomelo.catalog.catalog import Catalog
+from pomelo.media.quota import MediaLimits
+from pomelo.media.store import MediaStore
 from pomelo.providers import Credentials
 from pomelo.providers.registry import Registry, read_registry
 from pomelo.settings import Settings, SettingsError
@@ -21,6 +25,41 @@ def store_of(settings: Settings) -> AbstractAsyncContextManager[Store]:
         pomelo.stores.base.StoreError: on entering: the store can't be used.
     """
     return open_store(settings.store_url(), archive=settings.archive_url())
+
+
+@asynccontextmanager
+async def open_media(
+    settings: Settings, secret: bytes, now: Callable[[], float]
+) -> AsyncIterator[MediaStore]:
+    """Opens the media store: the bucket of the settings, or the disk. `now` returns Unix time.
+
+    Raises:
+        SettingsError: the bucket can't be used.
+        OSError: the folder can't be read.
+    """
+    limits = MediaLimits(settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve)
+    folder, url = settings.data / "media", settings.public_url
+    if not settings.media:
+        media = MediaStore(folder, secret, public_url=url, limits=limits, now=now)
+    else:
+        try:
+            from pomelo.media.bucket import Bucket
+            from pomelo.media.bucket_store import BucketStore
+        except ImportError:
+            raise SettingsError(
+                f"POMELO_MEDIA: a bucket needs another package: {install_command('s3')}"
+            ) from None
+        try:
+            bucket = Bucket(settings.media)
+            await bucket.check()
+        except ValueError as error:
+            raise SettingsError(f"POMELO_MEDIA: {settings.media} can't be used: {error}") from None
+        media = BucketStore(bucket, folder, secret, public_url=url, limits=limits, now=now)
+    await media.refresh()
+    try:
+        yield media
+    finally:
+        await media.aclose()
 
 
 def find_providers(settings: Settings) -> Registry:

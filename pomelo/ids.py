@@ -8,6 +8,9 @@ import time
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = [high + low for high in _ALPHABET for low in _ALPHABET]
 
+_BASE_32 = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
+"""Our digits -> those of `int`."""
+
 _BATCH = 256
 _random: list[int] = []
 """Random numbers of 80 bits for later ids: asking the system for each one takes longer than making an id."""
@@ -34,6 +37,15 @@ def new_id(prefix: str) -> str:
         f"{pairs[low >> 50]}{pairs[low >> 40 & 1023]}{pairs[low >> 30 & 1023]}{pairs[low >> 20 & 1023]}"
         f"{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
     )
+
+
+def id_time(text: str) -> float:
+    """Returns the Unix time in seconds in an id without its prefix, as `new_id` made it.
+
+    Raises:
+        ValueError: it is not an id.
+    """
+    return int(text[:10].translate(_BASE_32), 32) / 1000
 
 
 def _random_bits() -> int:

@@ -39,6 +39,8 @@ _PLAN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROVIDER_SETTING = re.compile(r"([a-z][a-z0-9_-]*)_(api_key|base_url)")
 """The settings of a provider. Their variables have the vendor's own names, which its own tools read, too."""
 
+_BUCKET = re.compile(r"(s3|gs)://[^/?#@\s]+(/[^?#\s]*)?|az://[^/?#@\s]+/[^?#\s]+")
+
 _MIB = 1024 * 1024
 
 
@@ -72,6 +74,12 @@ def _archive(text: str) -> str:
     if text and not text.startswith(("sqlite:", "postgresql://")):
         raise ValueError("must be sqlite:PATH or begin with postgresql://")
     return text
+
+
+def _media(url: str) -> str:
+    if url and not _BUCKET.fullmatch(url):
+        raise ValueError("must be s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER/PREFIX")
+    return url
 
 
 def _secret(text: str) -> str:
@@ -147,6 +155,8 @@ class Settings(BaseModel):
     store: Annotated[str, AfterValidator(_store)] = Field(default="sqlite:", repr=False)
     archive: Annotated[str, AfterValidator(_archive)] = Field(default="", repr=False)
     """The database that usage records move to from Redis; empty: a file in the data folder."""
+    media: Annotated[str, AfterValidator(_media)] = ""
+    """The bucket of images and audio, which several machines share; empty: the data folder."""
     workers: int = Field(default=1, ge=1, le=64)
     """Number of serving processes; more than 1 needs a store that they can share."""
     public_url: Url = ""

@@ -17,7 +17,7 @@ from pomelo.accounts.access import Access
 from pomelo.call import STRICT, Call, Principal
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Model
-from pomelo.engine import idempotency
+from pomelo.engine import idempotency, shared_media
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.routing import Candidate, LiveCandidate, Router
 from pomelo.errors import PomeloError, invalid, missing
@@ -131,7 +131,11 @@ class Acceptance:
             call.response_headers["Preference-Applied"] = STRICT
             if billed.adjustments:
                 raise billed.refusal()
-        audio = self._audio_source(task_input.audio, call, principal) if definition.audio else None
+        audio = None
+        if definition.audio:
+            if self._media.shared and task_input.audio.media_id:
+                await self._media.fetch(task_input.audio.media_id, principal.owner, call)
+            audio = self._audio_source(task_input.audio, call, principal)
         key = None
         if call.idempotency_key is not None:
             key = await idempotency.idempotency_key(call.idempotency_key, spec, audio)
@@ -193,9 +197,13 @@ class Acceptance:
         """Refuses an input that the model can't take. Its files count as if they were inline.
 
         Raises:
-            PomeloError: what is wrong with the input, or with a file; overloaded.
+            PomeloError: what is wrong with the input, or with a file; overloaded, store_unavailable.
         """
         files = _ImageFiles(self._media, principal)
+        if self._media.shared:
+            await shared_media.fetch_files(
+                definition.files, task_input, MAX_IMAGE_FILES, principal.owner, self._media, call
+            )
         try:
             await asyncio.to_thread(definition.check, task_input, model, files.read)
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 from pomelo.accounts.access import Access
 from pomelo.call import Call, Principal, report_adjustments
 from pomelo.catalog.pricing import affordable_output_tokens
-from pomelo.engine import idempotency
+from pomelo.engine import idempotency, shared_media
 from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.ledger import Ledger
@@ -76,6 +76,8 @@ class Engine:
                     if reservation.job.route is not accepted.job.route:  # a later route has taken over
                         report_adjustments(call, result.adjustments)
                     collector.finish(result)
+                    if self._media.shared:
+                        await shared_media.share_output(result, accepted, self._media)
                     await self._settle(reservation, collector, result, deadline)
                 except BaseException as error:
                     await self._fail(reservation, collector, deadline, error)
@@ -84,6 +86,7 @@ class Engine:
                 return result
         finally:
             self._delete_upload(spec, call, principal)
+            call.end()
 
     @asynccontextmanager
     async def stream_task(
@@ -116,6 +119,7 @@ class Engine:
                     reservation.release()  # if the caller did not read the events to their end
         finally:
             self._delete_upload(spec, call, principal)
+            call.end()
 
     def _observe(self, call: Call, principal: Principal, spec: TaskSpec, *, stream: bool) -> ObservedTask:
         clock = self._ledger.monotonic
@@ -142,6 +146,8 @@ class Engine:
         """
         reserved = await self._ledger.reserve(accepted, self._access.plan(accepted.principal), call)
         if isinstance(reserved, ReplayedAnswer):
+            if self._media.shared:
+                await shared_media.fetch_answer(reserved.answer, accepted.principal.owner, self._media, call)
             replayed = idempotency.ReplayedTask(reserved, accepted, self._media)
             report_adjustments(call, replayed.result.adjustments)
             if call.strict:
@@ -279,6 +285,8 @@ class Engine:
                         yield passed
             result = new_result(reservation.job, created)
             collector.finish(result)
+            if self._media.shared:
+                await shared_media.share_output(result, reservation.accepted, self._media)
             if collector.output_bytes > reservation.output_bytes:
                 reservation.record_output(collector.output_bytes)
             await self._settle(reservation, collector, result, deadline)

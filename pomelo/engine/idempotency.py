@@ -102,7 +102,7 @@ def store_answer(
     """
     answer = TaskResult()
     answer.CopyFrom(result)
-    for part, shown in zip(_media(answer), _media(result), strict=True):
+    for part, shown in zip(media_outputs(answer), media_outputs(result), strict=True):
         media.keep(part.media.id, REPLAY_SECONDS + MEDIA_GRACE_SECONDS)
         part.ClearField("data")
         if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (shown.data or stream):
@@ -121,7 +121,7 @@ def restore_answer(
     """
     result = TaskResult.FromString(answer)
     path = None
-    for part in _media(result):
+    for part in media_outputs(result):
         try:
             path, stored = media.find(part.media.id, owner)
             part.media.CopyFrom(stored)
@@ -137,7 +137,7 @@ def restore_answer(
     return result, path
 
 
-def _media(result: TaskResult) -> list[GeneratedImage | SpeechOutput]:
+def media_outputs(result: TaskResult) -> list[GeneratedImage | SpeechOutput]:
     """The outputs of a result that have media."""
     if result.HasField("image"):
         return list(result.image.images)

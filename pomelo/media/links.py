@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import math
 import re
 
 from pomelo.errors import PomeloError
-from pomelo.ids import new_id
+from pomelo.ids import id_time, new_id
 from pomelo.secrets import derive_key
 
 _OWNER_TAG_SIZE = 10
@@ -46,6 +47,11 @@ class MediaIds:
             return self._mask(match[1], base64.b32decode(match[2].upper())) if match is not None else b""
         except ValueError:
             return b""
+
+    def created(self, name: str) -> float:
+        """The Unix time in seconds at which a file's id was made; infinite for other names."""
+        match = _STEM.match(name)
+        return id_time(match[1]) if match is not None else math.inf
 
     def _encrypt(self, unique: str, tag: bytes) -> str:
         return base64.b32encode(self._mask(unique, tag)).decode().lower()

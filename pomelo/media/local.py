@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from pomelo.call import Call, Principal, before_deadline
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.media.store import MediaStore, no_such_media
+from pomelo.media.reader import Reader
+from pomelo.media.store import MediaStore
 from pomelo.turns import Turn, Turns
 
 CHUNK_SIZE = 256 * 1024
@@ -66,51 +66,46 @@ class LocalMedia:
             if not writer.size:
                 raise invalid("audio", "a file of at least one byte", minimum=1)
             if call.protocol != "rest":
-                return writer.commit()
-            # It belongs to one request: no other can refer to it, and none can after its deadline.
-            media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _UPLOAD_GRACE_SECONDS)
-            call.at_end.append(partial(self._store.delete, media.id, owner))
-            return media
+                media = writer.commit()
+            else:
+                # It belongs to one request: no other can refer to it, and none can after its deadline.
+                media = writer.commit(max(0.0, call.deadline - time.monotonic()) + _UPLOAD_GRACE_SECONDS)
+                call.at_end.append(partial(self._store.discard, media.id, owner))
+                if not call.relayed:
+                    return media
+        try:
+            async with before_deadline(call):
+                await self._store.share(media.id, owner)
+        except BaseException:
+            self._store.discard(media.id, owner)
+            raise
+        return media
 
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, _FileChunks]]:
+    ) -> AsyncIterator[tuple[Media, _Chunks]]:
         if signature:
             self._store.check_link(media_id, signature)
             owner = None
         else:
             owner = (await self._identify(call)).owner
-        path, media = self._store.find(media_id, owner)
-        try:
-            file = path.open("rb")
-        except FileNotFoundError as error:  # it expired just now
-            raise no_such_media() from error
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
-        with file:
-            async with before_deadline(call):
-                yield media, _FileChunks(file, self._turns.stream())
+        async with before_deadline(call):
+            media, reader = await self._store.open(media_id, owner)
+            with reader:
+                yield media, _Chunks(reader, self._turns.stream())
 
 
-class _FileChunks(AsyncIterator[bytes]):
+class _Chunks(AsyncIterator[bytes]):
     """The bytes of a file. Implements `pomelo.service.MediaBytes`."""
 
-    def __init__(self, file: BinaryIO, turn: Turn) -> None:
-        self._file = file
+    def __init__(self, reader: Reader, turn: Turn) -> None:
+        self.skip = reader.skip
+        self._read = reader.read
         self._turn = turn
 
-    def skip(self, size: int) -> None:
-        try:
-            self._file.seek(size, os.SEEK_CUR)
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
-
     async def __anext__(self) -> bytes:
-        try:
-            chunk = self._file.read(CHUNK_SIZE)
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
+        chunk = await self._read(CHUNK_SIZE)
         if not chunk:
             raise StopAsyncIteration
         if self._turn.over():

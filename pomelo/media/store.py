@@ -1,7 +1,7 @@
 """Images and audio on the local disk: written as they arrive, owned by an account, deleted when they expire.
 
 A file's id contains its owner's tag (`pomelo.media.links`), so no index is needed; a file expires by its age.
-`pomelo.media.quota` limits what each owner stores.
+`pomelo.media.quota` limits what each owner stores. `pomelo.media.bucket` stores them for several machines.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.media.content_types import CONTENT_TYPES, EXTENSIONS, sniff
+from pomelo.media.content_types import CONTENT_TYPES
 from pomelo.media.links import LinkSigner, MediaIds
-from pomelo.media.quota import MediaLimits, Quota, disk_size, no_space
-
-_BUFFER_SIZE = 64 * 1024
-"""Bytes that are buffered before they are written; a hundred concurrent uploads are nothing unusual."""
-
-_PREFIX = "media_"
-_PARTIAL_PREFIX = ".part_"
+from pomelo.media.quota import MediaLimits, Quota, disk_size
+from pomelo.media.reader import FileReader, Reader
+from pomelo.media.writer import PARTIAL_PREFIX, PREFIX, MediaWriter
 
 _PARTIAL_LIFETIME = 900
 """Seconds without a write after which a partial file has no writer: longer than any call may last."""
@@ -32,142 +29,8 @@ _PARTIAL_LIFETIME = 900
 _ID = re.compile(r"media_([0-9a-z]{26})([0-9a-z]{16})\.([0-9a-z]{1,8})")
 
 
-class MediaWriter:
-    """A media file being written; a context manager that deletes the file unless it is committed.
-
-    `owner` is an account and a mode, as in `Principal.owner`; `limit` is the maximum size in bytes.
-    """
-
-    def __init__(self, store: MediaStore, owner: str, content_type: str, limit: int | None = None) -> None:
-        self._store = store
-        self._content_type = content_type
-        self._limit = limit
-        self._head = b""
-        self.owner_tag = store.ids.owner_tag(owner)
-        self._stem = store.ids.new_stem(self.owner_tag)
-        self._temporary = store.folder / f"{_PARTIAL_PREFIX}{self._stem}"
-        self._descriptor: int | None = None
-        self._buffer = bytearray()
-        self._flushed = 0
-        self.counted = 0
-        """Bytes that the quota counts for this file until it is committed or closed."""
-        self.size = 0
-
-    def __enter__(self) -> MediaWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Discards the file unless it was committed. Idempotent; raises nothing."""
-        self._buffer.clear()
-        if self._descriptor is not None:
-            with suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-            with suppress(OSError):
-                os.close(self._descriptor)
-            self._descriptor = None
-        self._store.partial.pop(self._temporary.name, None)
-        self._store.quota.remove(self.owner_tag, self.counted)
-        self.counted = 0
-
-    def write(self, data: bytes) -> None:
-        """Appends bytes, through a buffer, after counting them toward the owner's quota.
-
-        Raises:
-            PomeloError: payload_too_large (the file, or all media of the owner), store_unavailable. The file
-                can't be completed then.
-        """
-        size = self.size + len(data)
-        if self._limit is not None and size > self._limit:
-            raise PomeloError(
-                "payload_too_large",
-                f"The file is larger than {self._limit:,} bytes. Send less",
-                values={"maxBytes": self._limit},
-            )
-        more = disk_size(size) - self.counted
-        self._store.quota.add(self.owner_tag, more)
-        self.counted += more
-        self._store.partial[self._temporary.name] = self
-        if len(self._head) < 16:
-            self._head += data[:16]
-        if len(data) >= _BUFFER_SIZE:
-            self._flush(data)
-        else:
-            self._buffer += data
-            if len(self._buffer) >= _BUFFER_SIZE:
-                self._flush()
-        self.size = size
-
-    def contents(self) -> bytes:
-        """The bytes written so far: all that `write` accepted before it failed.
-
-        Raises:
-            PomeloError: store_unavailable.
-        """
-        chunks = []
-        position = 0
-        try:
-            while position < self._flushed and self._descriptor is not None:
-                chunk = os.pread(self._descriptor, self._flushed - position, position)
-                if not chunk:
-                    raise PomeloError("store_unavailable")
-                chunks.append(chunk)
-                position += len(chunk)
-        except OSError as error:
-            raise PomeloError("store_unavailable") from error
-        return b"".join((*chunks, self._buffer))[: self.size]
-
-    def commit(self, lifetime: float | None = None) -> Media:
-        """Closes and publishes the file, and returns its description with a link. It expires after `lifetime`
-        seconds, if that is less than the store's lifetime.
-
-        Raises:
-            PomeloError: store_unavailable.
-        """
-        store = self._store
-        content_type = sniff(self._content_type, self._head)
-        media_id = f"{_PREFIX}{self._stem}.{EXTENSIONS[content_type]}"
-        if lifetime is None or lifetime > store.lifetime:
-            lifetime = store.lifetime
-        self._flush()
-        now = store.now()
-        try:
-            assert self._descriptor is not None
-            os.utime(self._descriptor, (now, now + lifetime - store.lifetime))
-            store.publish(self._temporary, media_id, self.owner_tag, self.counted)
-        except OSError as error:
-            raise no_space() from error
-        with suppress(OSError):
-            os.close(self._descriptor)
-        self._descriptor = None
-        self.counted = 0  # the store counts it now
-        return store.describe(media_id, content_type, self.size, now + lifetime)
-
-    def _flush(self, more: bytes = b"") -> None:
-        """Writes the buffer and `more`; creates the file if it does not exist yet."""
-        self._store.quota.check_disk(len(self._buffer) + len(more))
-        try:
-            if self._descriptor is None:
-                self._store.partial[self._temporary.name] = self
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self._descriptor = os.open(self._temporary, flags, 0o600)
-            while self._buffer:
-                written = os.write(self._descriptor, self._buffer)
-                self._flushed += written
-                del self._buffer[:written]
-            rest = memoryview(more)
-            while rest:
-                written = os.write(self._descriptor, rest)
-                self._flushed += written
-                rest = rest[written:]
-        except OSError as error:
-            raise no_space() from error
-
-
-class _ScanResult:
-    """The names of the files in the folder, their bytes by owner, and the number of deleted files."""
+class ScanResult:
+    """The names of the stored files, their bytes by owner, and the number of deleted files."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -185,6 +48,12 @@ class MediaStore:
     `public_url` is the base URL of links, without a slash at its end; it may be set once the server listens.
     An owner is an account and a mode, as in `Principal.owner`. Only the scan may run in another thread.
     """
+
+    shared = False
+    """Whether several machines use it: files must be fetched before `find`, and shared after `commit`."""
+
+    refresh_interval = 10.0
+    """Seconds between refreshes: they delete expired files and count those of other processes."""
 
     def __init__(
         self,
@@ -227,12 +96,7 @@ class MediaStore:
         Raises:
             PomeloError: not_found, store_unavailable.
         """
-        match = _ID.fullmatch(media_id)
-        if match is None or match[3] not in CONTENT_TYPES:
-            raise no_such_media()
-        unique, encrypted_tag, extension = match.groups()
-        if owner is not None and not self.ids.is_owner(unique, encrypted_tag, owner):
-            raise no_such_media()
+        content_type = self.content_type(media_id, owner)
         path = self.folder / media_id
         try:
             stat = path.stat()
@@ -243,7 +107,50 @@ class MediaStore:
         expires = stat.st_mtime + self.lifetime
         if expires <= self.now():
             raise no_such_media()
-        return path, self.describe(media_id, CONTENT_TYPES[extension], stat.st_size, expires)
+        return path, self.describe(media_id, content_type, stat.st_size, expires)
+
+    def content_type(self, media_id: str, owner: str | None) -> str:
+        """The media type in an id that belongs to `owner` (None: to anyone).
+
+        Raises:
+            PomeloError: not_found.
+        """
+        match = _ID.fullmatch(media_id)
+        if match is None or match[3] not in CONTENT_TYPES:
+            raise no_such_media()
+        unique, encrypted_tag, extension = match.groups()
+        if owner is not None and not self.ids.is_owner(unique, encrypted_tag, owner):
+            raise no_such_media()
+        return CONTENT_TYPES[extension]
+
+    async def open(self, media_id: str, owner: str | None) -> tuple[Media, Reader]:
+        """The file with this id, as `find` finds it, and its open reader.
+
+        Raises:
+            PomeloError: not_found, store_unavailable.
+        """
+        path, media = self.find(media_id, owner)
+        try:
+            return media, FileReader(path)
+        except FileNotFoundError as error:  # it expired just now
+            raise no_such_media() from error
+        except OSError as error:
+            raise PomeloError("store_unavailable") from error
+
+    async def fetch(self, media_id: str, owner: str, call: Call) -> None:
+        """Lets `find` find a file of `owner` until the call ends, if any machine has stored it.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+
+    async def share(self, media_id: str, owner: str, lifetime: float | None = None) -> None:
+        """Lets every machine read a committed file of `owner`, for `lifetime` seconds if given. If it fails,
+        the file is as it was.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
 
     def keep(self, media_id: str, seconds: float) -> None:
         """Extends the lifetime of a file to `seconds` from now; never shortens it.
@@ -261,11 +168,18 @@ class MediaStore:
 
     def delete(self, media_id: str, owner: str) -> None:
         """Deletes a file of `owner`, if it exists. Raises nothing: a file that can't be deleted expires."""
+        self.discard(media_id, owner)
+
+    def discard(self, media_id: str, owner: str) -> None:
+        """Deletes a file of `owner` from the disk, as `delete`."""
         with suppress(PomeloError, OSError):
-            path, media = self.find(media_id, owner)
+            path, media = MediaStore.find(self, media_id, owner)
             path.unlink()
             self._note(media_id, self.ids.owner_tag(owner), -disk_size(media.size_bytes))
             self.quota.remove(self.ids.owner_tag(owner), disk_size(media.size_bytes))
+
+    async def aclose(self) -> None:
+        """Waits for what is done in the background."""
 
     def check_link(self, media_id: str, query: str) -> None:
         """Checks the query string of a signed link.
@@ -305,7 +219,7 @@ class MediaStore:
         """
         changes = self._changes = []
         try:
-            scan = await asyncio.to_thread(self._scan)
+            scan = await self._scan()
         finally:
             self._changes = None
         for name, owner_tag, size in changes:
@@ -319,15 +233,18 @@ class MediaStore:
         self.quota.load(scan.stored)
         return scan.deleted
 
-    def _scan(self) -> _ScanResult:
+    async def _scan(self) -> ScanResult:
+        return await asyncio.to_thread(self._scan_folder)
+
+    def _scan_folder(self) -> ScanResult:
         """Scans all files. A file that can't be read or deleted does not stop the scan."""
         now = self.now()
-        scan = _ScanResult()
+        scan = ScanResult()
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 name = entry.name
-                is_partial = name.startswith(_PARTIAL_PREFIX)
-                if name in self.partial or not (is_partial or name.startswith(_PREFIX)):
+                is_partial = name.startswith(PARTIAL_PREFIX)
+                if name in self.partial or not (is_partial or name.startswith(PREFIX)):
                     continue
                 # A partial file published since its name was read is missing, and is in the changes.
                 with suppress(OSError):

@@ -85,6 +85,7 @@ class Rpc:
             timeout=None if self.trusted else context.time_remaining(),
             names=[name for name, _ in pairs] if len(metadata) < len(pairs) else (),
         )
+        self.call.relayed = self.trusted
         self.refused_body: str = metadata.get(REFUSED_KEY, "") if self.trusted else ""
         """The error and size of a body that a gateway has refused itself, as in `REFUSED_KEY`."""
         self.model = ""

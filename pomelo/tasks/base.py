@@ -7,7 +7,7 @@ provider's count or Pomelo's; and for an answer that ended early, from the part 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pomelo.catalog.pricing import Usage
 from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
-from pomelo.media.store import MediaWriter
+from pomelo.media.writer import MediaWriter
 from pomelo.values import value_type
 
 MAX_INLINE_DEFAULT = 3 * 1024 * 1024
@@ -156,6 +156,11 @@ def no_media(task_input: Any, estimate: Estimate) -> int:
     return 0
 
 
+def no_files(task_input: Any) -> Iterable[str]:
+    """The files of an input that names none."""
+    return ()
+
+
 def replay_result(result: TaskResult, audio: Path | None) -> Iterator[TaskEvent]:
     """The events of an output that is one event."""
     yield TaskEvent(completed=result)
@@ -181,6 +186,7 @@ class TaskDefinition:
     limit applies. `limit_output` returns the maximum output of an input when the reservation pays for that
     many tokens, None if the model's own maximum applies; for task types whose output can be shortened.
     `audio`: the input contains audio. `media_size` estimates the maximum bytes of media in the answer.
+    `files` returns the ids of the files that `check` reads.
     """
 
     name: str
@@ -194,3 +200,4 @@ class TaskDefinition:
     limit_output: Callable[[Any, Estimate, int], int | None] | None = None
     audio: bool = False
     media_size: Callable[[Any, Estimate], int] = no_media
+    files: Callable[[Any], Iterable[str]] = no_files

@@ -22,7 +22,7 @@ from pomelo.fields import (
 from pomelo.gen.v1.media_pb2 import MediaDelivery, MediaSource
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
-from pomelo.media.store import MediaWriter
+from pomelo.media.writer import MediaWriter
 from pomelo.providers.chunks import MAX_AUDIO_BYTES
 from pomelo.tasks.audio_meter import AudioMeter
 from pomelo.tasks.base import (

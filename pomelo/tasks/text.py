@@ -136,6 +136,14 @@ def _make_canonical(source: MediaSource, name: str, read_media: ReadMedia) -> No
     source.ClearField("content_type")
 
 
+def image_files(task_input: TextInput) -> Iterator[str]:
+    """The ids of the images that are files."""
+    for message in task_input.messages:
+        for part in message.content:
+            if part.image.source.media_id:
+                yield part.image.source.media_id
+
+
 def _encode_image(data: bytes, name: str) -> str:
     media_type = image_type(data[:_IMAGE_HEAD])
     if media_type is None:
@@ -371,4 +379,5 @@ DEFINITION = TaskDefinition(
     replay,
     counts_tokens=True,
     limit_output=limit_output,
+    files=image_files,
 )

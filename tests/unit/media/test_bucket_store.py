@@ -1,0 +1,346 @@
+"""Media in a bucket, which several machines share. The bucket is on a real S3 server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+from obstore.store import S3Store
+
+from pomelo.call import Call, Principal
+from pomelo.media.bucket import Bucket
+from pomelo.media.bucket_store import BucketStore
+from pomelo.media.local import LocalMedia
+from pomelo.media.quota import MediaLimits
+from pomelo.turns import Turns
+from tests.calls import call_of
+from tests.s3_server import S3Server, any_server
+from tests.unit.media.files import PNG, Clock, put
+from tests.unit.refusals import refused
+from tests.waiting import cancel, until
+
+MIB = 1024 * 1024
+LARGE = os.urandom(MIB) * 12
+"""More than a part of an upload, and more than what one request reads."""
+
+
+class Access:
+    """Takes every call for one of ann's in test mode."""
+
+    async def identify(self, call: Call) -> Principal:
+        return Principal("ann", "k", live=False)
+
+
+@pytest.fixture(name="server")
+def _server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    server = any_server()
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture(name="own_server")
+def _own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server that a test may pause and end."""
+    server = S3Server().start()
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()
+
+
+@pytest.fixture(name="url")
+def _url(server: S3Server) -> str:
+    return server.new_bucket()
+
+
+@pytest.fixture(name="machine")
+def _machine(tmp_path: Path, url: str, clock: Clock) -> Callable[..., BucketStore]:
+    """Makes the store of one machine; all have the same bucket and the same secret."""
+
+    def machine(name: str, *, secret: bytes = b"s" * 32, **limits: int) -> BucketStore:
+        return BucketStore(
+            Bucket(url),
+            tmp_path / name,
+            secret,
+            public_url="https://pomelo.test",
+            lifetime=60,
+            limits=MediaLimits(**{"reserve": 0, **limits}),
+            now=clock,
+        )
+
+    return machine
+
+
+def keys(url: str) -> list[str]:
+    """The keys of all files in the bucket."""
+    return [each["path"] for each in obstore.list(S3Store.from_url(url)).collect()]
+
+
+def on_disk(store: BucketStore) -> list[str]:
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def service(store: BucketStore) -> LocalMedia:
+    return LocalMedia(store, Access(), turns=Turns())
+
+
+def grpc_call(**fields: Any) -> Call:
+    call = call_of(None)
+    call.protocol = fields.get("protocol", "grpc")
+    call.relayed = fields.get("relayed", False)
+    return call
+
+
+async def chunks_of(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), MIB):
+        yield data[at : at + MIB]
+
+
+async def upload(store: BucketStore, data: bytes = PNG, call: Call | None = None) -> str:
+    return (await service(store).upload_media("image/png", chunks_of(data), call or grpc_call())).id
+
+
+async def download(store: BucketStore, media_id: str, query: str = "", skip: int = 0) -> bytes:
+    async with service(store).download_media(media_id, query, call_of(None)) as (_, chunks):
+        if skip:
+            chunks.skip(skip)
+        return b"".join([chunk async for chunk in chunks])
+
+
+@pytest.mark.parametrize("data", [PNG, LARGE], ids=["small", "in_parts"])
+async def test_an_upload_on_one_machine_is_read_on_another(
+    machine: Callable[..., BucketStore], data: bytes
+) -> None:
+    first, second = machine("a"), machine("b")
+    media_id = await upload(first, data)
+    assert on_disk(first) == []
+    async with service(second).download_media(media_id, "", call_of(None)) as (media, chunks):
+        assert (media.id, media.content_type, media.size_bytes) == (media_id, "image/png", len(data))
+        received = [chunk async for chunk in chunks]
+    assert b"".join(received) == data
+    assert max(map(len, received)) <= 256 * 1024
+    assert on_disk(second) == []
+
+
+@pytest.mark.parametrize("start", [1, 512 * 1024 - 1, 512 * 1024, 5 * MIB + 7, len(LARGE) - 1, len(LARGE)])
+async def test_a_range_is_read_without_what_is_before_it(
+    machine: Callable[..., BucketStore], start: int
+) -> None:
+    media_id = await upload(machine("a"), LARGE)
+    assert await download(machine("b"), media_id, skip=start) == LARGE[start:]
+
+
+async def test_a_link_of_one_machine_is_valid_on_another_with_the_same_secret(
+    machine: Callable[..., BucketStore],
+) -> None:
+    first, second, stranger = machine("a"), machine("b"), machine("c", secret=b"t" * 32)
+    media = await service(first).upload_media("image/png", chunks_of(PNG), grpc_call())
+    query = media.url.partition("?")[2]
+    assert media.url.startswith("https://pomelo.test/media/")
+    assert await download(second, media.id, query) == PNG
+    with refused("not_found"):
+        await download(stranger, media.id, query)
+
+
+async def test_media_of_another_owner_are_not_found_on_any_machine(
+    machine: Callable[..., BucketStore],
+) -> None:
+    first, second = machine("a"), machine("b")
+    media_id = put(first, "bob/test")
+    await first.share(media_id, "bob/test")
+    call = grpc_call()
+    for store in (first, second):
+        with refused("not_found"):
+            await download(store, media_id)
+        await store.fetch(media_id, "ann/test", call)
+        with refused("not_found"):
+            store.find(media_id, "ann/test")
+    assert call.at_end == []
+
+
+async def test_a_file_that_a_task_reads_is_on_the_disk_until_the_last_call_that_uses_it_ends(
+    machine: Callable[..., BucketStore],
+) -> None:
+    media_id = await upload(machine("a"), LARGE)
+    store, calls = machine("b"), [grpc_call() for _ in range(3)]
+    await asyncio.gather(*[store.fetch(media_id, "ann/test", call) for call in calls])
+    path, media = store.find(media_id, "ann/test")
+    assert path.read_bytes() == LARGE
+    assert media.size_bytes == len(LARGE)
+    assert on_disk(store) == [path.name]
+    for call in calls:
+        assert path.exists()
+        call.end()
+    assert on_disk(store) == []
+    with refused("not_found"):
+        store.find(media_id, "ann/test")
+
+
+async def test_media_expire_on_all_machines_and_any_machine_deletes_them(
+    machine: Callable[..., BucketStore], url: str, clock: Clock
+) -> None:
+    first, second = machine("a"), machine("b")
+    short, kept = await upload(first), put(first, "ann/test")
+    await first.share(kept, "ann/test", 3600)
+    clock.ahead = 61
+    with refused("not_found"):
+        await download(second, short)
+    assert await download(second, kept) == PNG
+    clock.ahead = 661  # an id is made up to a call's maximum duration before its file is complete
+    assert await second.refresh() == 1
+    assert [key.partition("/")[0] for key in keys(url)] == ["day"]
+    assert await download(second, kept) == PNG
+    clock.ahead = 3601
+    with refused("not_found"):
+        await download(second, kept)
+    clock.ahead = 26 * 3600
+    assert sorted(await asyncio.gather(first.refresh(), second.refresh()))[-1] == 1
+    assert keys(url) == []
+
+
+async def test_an_owner_can_store_exactly_its_limit_on_one_machine(
+    machine: Callable[..., BucketStore],
+) -> None:
+    store = machine("a", account=3 * MIB)
+    for _ in range(3):
+        await upload(store, bytes(MIB))
+    with refused("payload_too_large"):
+        await upload(store, b"x")
+
+
+async def test_the_bytes_that_other_machines_stored_count_after_a_refresh(
+    machine: Callable[..., BucketStore], clock: Clock
+) -> None:
+    first, second = machine("a", account=3 * MIB), machine("b", account=3 * MIB)
+    for _ in range(3):
+        await upload(first, bytes(MIB))
+    await second.refresh()
+    with refused("payload_too_large"):
+        await upload(second, b"x")
+    clock.ahead = 661
+    await second.refresh()
+    assert await upload(second, bytes(3 * MIB))
+
+
+async def test_the_upload_of_a_request_of_this_process_stays_on_its_disk(
+    machine: Callable[..., BucketStore], url: str
+) -> None:
+    store, call = machine("a"), grpc_call(protocol="rest")
+    media_id = await upload(store, PNG, call)
+    assert (on_disk(store), keys(url)) == ([media_id], [])
+    await store.fetch(media_id, "ann/test", call)
+    assert store.find(media_id, "ann/test")[0].read_bytes() == PNG
+    call.end()
+    assert on_disk(store) == []
+
+
+async def test_the_upload_of_a_request_to_a_gateway_is_read_and_deleted_on_any_machine(
+    machine: Callable[..., BucketStore], url: str
+) -> None:
+    first, second = machine("a"), machine("b")
+    media_id = await upload(first, PNG, grpc_call(protocol="rest", relayed=True))
+    call = grpc_call(protocol="rest", relayed=True)
+    await second.fetch(media_id, "ann/test", call)
+    assert second.find(media_id, "ann/test")[0].read_bytes() == PNG
+    second.delete(media_id, "ann/test")
+    call.end()
+    await second.aclose()
+    assert keys(url) == []
+    assert on_disk(first) == on_disk(second) == []
+
+
+async def test_a_refused_upload_leaves_nothing(machine: Callable[..., BucketStore], url: str) -> None:
+    store = machine("a", account=MIB)
+    with refused("payload_too_large"):
+        await upload(store, LARGE)
+    assert on_disk(store) == keys(url) == []
+
+
+# --- a bucket that fails
+
+
+async def test_a_caller_who_leaves_while_the_file_is_sent_leaves_nothing_in_the_bucket(
+    own_server: S3Server, tmp_path: Path
+) -> None:
+    url = own_server.new_bucket()
+    store = BucketStore(Bucket(url), tmp_path / "media", b"s" * 32)
+    own_server.stop()
+    sending = asyncio.create_task(upload(store, LARGE))
+    await until(lambda: any(name.startswith("media_") for name in on_disk(store)))
+    await asyncio.sleep(0)
+    await cancel(sending)
+    own_server.resume()
+    await store.aclose()
+    assert on_disk(store) == keys(url) == []
+
+
+async def test_a_bucket_that_cannot_be_reached_is_store_unavailable_and_logged_once_a_minute(
+    own_server: S3Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pomelo.media")
+    url = own_server.new_bucket()
+    store = BucketStore(Bucket(url, timeout=1.0), tmp_path / "media", b"s" * 32)
+    media_id = await upload(store)
+    store.check_answer("ann/test", 1)
+    own_server.stop()  # it accepts connections and does not answer
+    with refused("store_unavailable"):
+        await download(store, media_id)
+    own_server.close()
+    for work in (
+        download(store, media_id),
+        upload(store),
+        store.fetch(media_id, "ann/test", grpc_call()),
+        store.refresh(),
+    ):
+        with refused("store_unavailable"):
+            await work
+    assert on_disk(store) == []
+    with refused("store_unavailable"):  # before a provider is called
+        store.check_answer("ann/test", 1)
+    assert caplog.messages == ["The bucket of POMELO_MEDIA can't be used: it does not answer in time"]
+    own_server.start()
+    own_server.create_bucket(url)
+    with refused("not_found"):
+        await download(store, media_id)
+    store.check_answer("ann/test", 1)
+    assert caplog.messages[1:] == ["The bucket of POMELO_MEDIA can be used again"]
+
+
+@pytest.mark.parametrize("effect", ["s3:PutObject", "s3:GetObject"])
+async def test_denied_access_says_so_without_the_response(
+    server: S3Server, tmp_path: Path, effect: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = server.new_bucket()
+    bucket = Bucket(url)
+    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
+    media_id = await upload(store)
+    await bucket.check()
+    server.deny(url, effect)
+    with refused("store_unavailable"):
+        await (download(store, media_id) if effect == "s3:GetObject" else upload(store))
+    (line,) = caplog.messages
+    assert line == (
+        "The bucket of POMELO_MEDIA can't be used: it denies access (status 403). "
+        "Check the credentials and what they may do"
+    )
+    if effect == "s3:PutObject":
+        with pytest.raises(ValueError, match="it denies access"):
+            await bucket.check()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("s3://no-such-bucket/media", r"there is no such bucket \(status 404, NoSuchBucket\)")],
+)
+async def test_a_bucket_that_can_never_be_used_is_refused_at_start(
+    server: S3Server, url: str, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        await Bucket(url).check()
