@@ -10,7 +10,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,7 +48,7 @@ from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http.client import Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.secrets import derive_key
+from pomelo.secrets import derive_key, derive_keys
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls, open_remote
@@ -113,9 +113,10 @@ async def open_app(
         pomelo.stores.base.StoreError: the store can't be opened.
     """
     async with AsyncExitStack() as stack:
-        secret = settings.root_secret()
+        secret, previous = settings.root_secret(), settings.previous_secrets()
         store = wrap_store(await stack.enter_async_context(store_of(settings)))
-        keyring = Keyring(store, secret, failed_keys=failed_keys)
+        keyring = Keyring(store, secret, failed_keys=failed_keys, previous=previous)
+        stack.push_async_callback(keyring.finish)
         registry = find_providers(settings)
         connections = ConnectionLimiter(settings.upstream_connections)
         turns = Turns()
@@ -144,6 +145,7 @@ async def open_app(
         media = MediaStore(
             settings.data / "media",
             secret,
+            previous_secrets=previous,
             public_url=settings.public_url,
             limits=MediaLimits(
                 settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve
@@ -163,7 +165,7 @@ async def open_app(
             inline_limit=settings.inline_limit,
             now=now,
         )
-        usage = UsageReader(store, secret)
+        usage = UsageReader(store, secret, previous)
         account_admin = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(
@@ -182,7 +184,9 @@ async def open_app(
         server = None
         if settings.grpc:
             server = await stack.enter_async_context(
-                open_server(services, _server_options(settings, shared), proof=gateway_proof(secret))
+                open_server(
+                    services, _server_options(settings, shared), proof=gateway_proof(secret, previous)
+                )
             )
         rest = None
         if settings.rest:
@@ -236,7 +240,7 @@ async def open_gateway(
             target,
             tls=client_tls if tls else None,
             limits=_in_flight(settings),
-            proof=gateway_proof(secret),
+            proof=gateway_proof(secret, settings.previous_secrets()),
         ) as services,
         # A server that does not recognise the gateway applies an inline limit that is unknown here.
         _open_rest(
@@ -249,9 +253,12 @@ async def open_gateway(
             await _drain(draining, settings.grace)
 
 
-def gateway_proof(secret: bytes | None) -> GatewayProof:
-    """Returns the proof by which a server recognises gateways that have the same root secret."""
-    return GatewayProof(derive_key(secret, "gateway") if secret is not None else None)
+def gateway_proof(secret: bytes | None, previous: Sequence[bytes] = ()) -> GatewayProof:
+    """Returns the proof by which a server recognises gateways that have the same root secret, or one of its
+    `previous` ones."""
+    if secret is None:
+        return GatewayProof()
+    return GatewayProof(derive_key(secret, "gateway"), derive_keys(previous, "gateway"))
 
 
 async def _drain(draining: Draining, grace: float) -> None:

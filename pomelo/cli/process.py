@@ -149,7 +149,7 @@ async def create_development_key(settings: Settings) -> str | None:
     """
     secret = settings.root_secret()
     async with store_of(settings) as store:
-        keyring = Keyring(store, secret)
+        keyring = Keyring(store, secret, previous=settings.previous_secrets())
         if await keyring.list(limit=1):
             return None
         _, key = await keyring.create()
