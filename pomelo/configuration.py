@@ -1,8 +1,10 @@
-"""What the settings configure for servers and commands alike: the store, the providers, and the plans."""
+"""What the settings configure for servers and commands alike: store, providers, plans, and TLS."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 
 from pomelo.accounts.plans import BUILTIN, Plan
 from pomelo.addresses import join_address
@@ -12,6 +14,34 @@ from pomelo.providers.registry import Registry, read_registry
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
+from pomelo.tls import Certificate, read_certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a server can replace while it runs."""
+
+    registry: Registry
+    credentials: Mapping[str, Credentials]
+    plans: Mapping[str, Plan]
+    certificate: Certificate | None
+
+
+def read_configuration(settings: Settings, catalog: Catalog | None = None) -> Configuration:
+    """Reads all files that the settings name. `catalog` is used in place of theirs.
+
+    Raises:
+        SettingsError: one of them can't be used.
+    """
+    registry = find_providers(settings)
+    if catalog is not None:
+        registry = replace(registry, catalog=catalog)
+    return Configuration(
+        registry,
+        credentials(settings, registry),
+        find_plans(settings, registry.catalog),
+        find_certificate(settings),
+    )
 
 
 def store_of(settings: Settings) -> AbstractAsyncContextManager[Store]:
@@ -70,6 +100,22 @@ def find_plans(settings: Settings, catalog: Catalog) -> dict[str, Plan]:
             models=frozenset(plan.models) if plan.models is not None else None,
         )
     return plans
+
+
+def find_certificate(settings: Settings) -> Certificate | None:
+    """Returns the certificate of the servers; None without TLS.
+
+    Raises:
+        SettingsError: its files can't be used.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return read_certificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    except OSError as error:
+        raise SettingsError(f"POMELO_TLS_CERT: {error.filename}: {error.strerror}") from error
 
 
 def rest_url(settings: Settings, address: tuple[str, int]) -> str:

@@ -47,6 +47,10 @@ class LocalOperator:
         self._now = now
         self._runs = runs
 
+    def configure(self, models: Collection[str]) -> None:
+        """Replaces the models."""
+        self._models = models
+
     async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse:
         live = is_live(request.mode, default=False)
         models = self._read_models(request)
