@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,14 @@ from pomelo.accounts.usage import UsageReader
 from pomelo.addresses import is_loopback
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
-from pomelo.configuration import credentials, find_plans, find_providers, open_media, rest_url, store_of
+from pomelo.configuration import (
+    Configuration,
+    find_certificate,
+    open_media,
+    read_configuration,
+    rest_url,
+    store_of,
+)
 from pomelo.draining import Draining
 from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.engine import Engine
@@ -48,15 +55,17 @@ from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http.client import Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.secrets import derive_key
+from pomelo.reload import Reload, Reloader
+from pomelo.secrets import derive_key, derive_keys
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.server import CONNECTION_STREAMS, ServerOptions, open_operator_socket, open_server
 from pomelo.service import Services
-from pomelo.settings import Settings, SettingsError
+from pomelo.settings import Settings
 from pomelo.stores.base import Store
 from pomelo.telemetry.events import Observer
+from pomelo.tls import ReplaceableContext
 from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
@@ -71,7 +80,7 @@ MAX_SWEEP_SHARE = 0.05
 @dataclass(frozen=True, slots=True)
 class App:
     """A running application. An address is None if its server is off; `configured` are the names of the
-    providers that live keys can use; `connections` are those to vendors."""
+    providers that live keys can use; `connections` are those to vendors; `reload` is `Reloader.reload`."""
 
     settings: Settings
     configured: frozenset[str]
@@ -82,6 +91,7 @@ class App:
     services: Services
     rest: tuple[str, int] | None
     grpc: str | None
+    reload: Reload
 
 
 @asynccontextmanager
@@ -113,35 +123,28 @@ async def open_app(
         pomelo.stores.base.StoreError: the store can't be opened.
     """
     async with AsyncExitStack() as stack:
-        secret = settings.root_secret()
+        secret, previous = settings.root_secret(), settings.previous_secrets()
         store = wrap_store(await stack.enter_async_context(store_of(settings)))
-        keyring = Keyring(store, secret, failed_keys=failed_keys)
-        registry = find_providers(settings)
+        keyring = Keyring(store, secret, failed_keys=failed_keys, previous=previous)
+        stack.push_async_callback(keyring.finish)
+        configuration = read_configuration(settings, catalog)
+        if plans:
+            configuration = replace(configuration, plans=plans)
+        catalog, plans = configuration.registry.catalog, configuration.plans
         connections = ConnectionLimiter(settings.upstream_connections)
         turns = Turns()
-        if providers is None:
-            opening = open_providers(
-                registry.entries.values(),
-                credentials(settings, registry),
-                timeouts=timeouts,
-                origins=settings.delivery_origins,
-                connections=connections,
-                turns=turns,
-            )
-            try:
-                providers = await stack.enter_async_context(opening)
-            except ValueError as error:
-                raise SettingsError(str(error)) from error
-        catalog = catalog or registry.catalog
+        draining = Draining()
+        opener = partial(open_providers, timeouts=timeouts, connections=connections, turns=turns)
+        reloader = Reloader(settings, configuration, opener, lambda: draining.scopes, is_first=not worker)
+        providers = await stack.enter_async_context(reloader.open(providers))
         if not worker:
             for notice in retirement.notices(catalog, datetime.fromtimestamp(now(), UTC).date()):
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
-        plans = plans or find_plans(settings, catalog)
         ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
-        media = await stack.enter_async_context(open_media(settings, secret, now))
+        media = await stack.enter_async_context(open_media(settings, secret, previous, now))
         await stack.enter_async_context(_in_background(_sweep(media)))
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
@@ -154,13 +157,13 @@ async def open_app(
             inline_limit=settings.inline_limit,
             now=now,
         )
-        usage = UsageReader(store, secret)
+        usage = UsageReader(store, secret, previous)
         account_admin = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
-        draining = Draining()
+        models = LocalModels(catalog, router, access)
         services = draining.guard(
             Services(
                 tasks=Engine(access, acceptance, ledger, router, media, turns, observers),
-                models=LocalModels(catalog, router, access),
+                models=models,
                 media=LocalMedia(media, access, settings.upload_limit, turns=turns),
                 accounts=LocalAccounts(store, usage, access),
                 access=access,
@@ -173,12 +176,30 @@ async def open_app(
         server = None
         if settings.grpc:
             server = await stack.enter_async_context(
-                open_server(services, _server_options(settings, shared), proof=gateway_proof(secret))
+                open_server(
+                    services, _server_options(settings, shared), proof=gateway_proof(secret, previous)
+                )
             )
         rest = None
+        certificate = configuration.certificate
+        tls = ReplaceableContext(certificate) if certificate is not None else None
         if settings.rest:
-            rest = await stack.enter_async_context(_open_rest(services, settings, draining, shared))
+            rest = await stack.enter_async_context(_open_rest(services, settings, draining, tls, shared))
             media.public_url = media.public_url or rest_url(settings, rest)
+
+        def apply(new: Configuration, providers: Mapping[str, Provider]) -> None:
+            access.configure(new.plans, new.registry.catalog)
+            ledger.configure(new.plans)
+            account_admin.configure(new.plans)
+            models.configure(new.registry.catalog)
+            operator.configure(new.registry.catalog.models)
+            router.configure(providers)
+            if tls is not None and new.certificate is not None:
+                tls.replace(new.certificate)
+                if server is not None:
+                    server.replace_certificate(new.certificate)
+
+        reloader.apply = apply
         try:
             yield App(
                 settings=settings,
@@ -190,6 +211,7 @@ async def open_app(
                 services=services,
                 rest=rest,
                 grpc=server.address if server else None,
+                reload=reloader.reload,
             )
         finally:
             if server is not None:
@@ -216,6 +238,7 @@ async def open_gateway(
         tls = not is_local and not settings.insecure
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
+    certificate = find_certificate(settings)
     if secret is None:
         log.warning(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
@@ -227,11 +250,15 @@ async def open_gateway(
             target,
             tls=client_tls if tls else None,
             limits=_in_flight(settings),
-            proof=gateway_proof(secret),
+            proof=gateway_proof(secret, settings.previous_secrets()),
         ) as services,
         # A server that does not recognise the gateway applies an inline limit that is unknown here.
         _open_rest(
-            draining.guard(services), settings, draining, inline_limit=INLINE_LIMIT if secret else 0
+            draining.guard(services),
+            settings,
+            draining,
+            ReplaceableContext(certificate) if certificate is not None else None,
+            inline_limit=INLINE_LIMIT if secret else 0,
         ) as rest,
     ):
         try:
@@ -240,9 +267,12 @@ async def open_gateway(
             await _drain(draining, settings.grace)
 
 
-def gateway_proof(secret: bytes | None) -> GatewayProof:
-    """Returns the proof by which a server recognises gateways that have the same root secret."""
-    return GatewayProof(derive_key(secret, "gateway") if secret is not None else None)
+def gateway_proof(secret: bytes | None, previous: Sequence[bytes] = ()) -> GatewayProof:
+    """Returns the proof by which a server recognises gateways that have the same root secret, or one of its
+    `previous` ones."""
+    if secret is None:
+        return GatewayProof()
+    return GatewayProof(derive_key(secret, "gateway"), derive_keys(previous, "gateway"))
 
 
 async def _drain(draining: Draining, grace: float) -> None:
@@ -258,6 +288,7 @@ def _open_rest(
     services: Services,
     settings: Settings,
     draining: Draining,
+    tls: ReplaceableContext | None,
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
 ) -> AbstractAsyncContextManager[tuple[str, int]]:
@@ -279,19 +310,10 @@ def _open_rest(
         options,
         host,
         port,
-        ssl_context=_tls_context(settings),
+        ssl_context=tls.context if tls is not None else None,
         reuse_port=shared,
         healthy=lambda: not draining.draining,
     )
-
-
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
-    if not settings.tls_cert:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    return context
 
 
 def _in_flight(settings: Settings) -> InFlightLimits:

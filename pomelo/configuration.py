@@ -1,9 +1,10 @@
-"""What the settings configure for servers and commands alike: the store, the providers, and the plans."""
+"""What the settings configure for servers and commands alike: store, providers, plans, and TLS."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 
 from pomelo import install_command
 from pomelo.accounts.plans import BUILTIN, Plan
@@ -16,6 +17,34 @@ from pomelo.providers.registry import Registry, read_registry
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
+from pomelo.tls import Certificate, read_certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What a server can replace while it runs."""
+
+    registry: Registry
+    credentials: Mapping[str, Credentials]
+    plans: Mapping[str, Plan]
+    certificate: Certificate | None
+
+
+def read_configuration(settings: Settings, catalog: Catalog | None = None) -> Configuration:
+    """Reads all files that the settings name. `catalog` is used in place of theirs.
+
+    Raises:
+        SettingsError: one of them can't be used.
+    """
+    registry = find_providers(settings)
+    if catalog is not None:
+        registry = replace(registry, catalog=catalog)
+    return Configuration(
+        registry,
+        credentials(settings, registry),
+        find_plans(settings, registry.catalog),
+        find_certificate(settings),
+    )
 
 
 def store_of(settings: Settings) -> AbstractAsyncContextManager[Store]:
@@ -29,9 +58,10 @@ def store_of(settings: Settings) -> AbstractAsyncContextManager[Store]:
 
 @asynccontextmanager
 async def open_media(
-    settings: Settings, secret: bytes, now: Callable[[], float]
+    settings: Settings, secret: bytes, previous: Sequence[bytes], now: Callable[[], float]
 ) -> AsyncIterator[MediaStore]:
-    """Opens the media store: the bucket of the settings, or the disk. `now` returns Unix time.
+    """Opens the media store: the bucket of the settings, or the disk. `secret` is the root secret, `previous`
+    are the earlier ones that are still accepted; `now` returns Unix time.
 
     Raises:
         SettingsError: the bucket can't be used.
@@ -40,7 +70,7 @@ async def open_media(
     limits = MediaLimits(settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve)
     folder, url = settings.data / "media", settings.public_url
     if not settings.media:
-        media = MediaStore(folder, secret, public_url=url, limits=limits, now=now)
+        media = MediaStore(folder, secret, previous_secrets=previous, public_url=url, limits=limits, now=now)
     else:
         try:
             from pomelo.media.bucket import Bucket
@@ -54,7 +84,9 @@ async def open_media(
             await bucket.check()
         except ValueError as error:
             raise SettingsError(f"POMELO_MEDIA: {settings.media} can't be used: {error}") from None
-        media = BucketStore(bucket, folder, secret, public_url=url, limits=limits, now=now)
+        media = BucketStore(
+            bucket, folder, secret, previous_secrets=previous, public_url=url, limits=limits, now=now
+        )
     await media.refresh()
     try:
         yield media
@@ -109,6 +141,22 @@ def find_plans(settings: Settings, catalog: Catalog) -> dict[str, Plan]:
             models=frozenset(plan.models) if plan.models is not None else None,
         )
     return plans
+
+
+def find_certificate(settings: Settings) -> Certificate | None:
+    """Returns the certificate of the servers; None without TLS.
+
+    Raises:
+        SettingsError: its files can't be used.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return read_certificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    except OSError as error:
+        raise SettingsError(f"POMELO_TLS_CERT: {error.filename}: {error.strerror}") from error
 
 
 def rest_url(settings: Settings, address: tuple[str, int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -42,12 +42,13 @@ class Origin(NamedTuple):
 
 class GatewayProof:
     """Creates and checks the proofs of gateways. `key` is derived from the root secret; without it no proof
-    is created or accepted."""
+    is created or accepted. Proofs by `previous` keys are accepted too."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_key", "_previous")
 
-    def __init__(self, key: bytes | None = None) -> None:
+    def __init__(self, key: bytes | None = None, previous: Sequence[bytes] = ()) -> None:
         self._key = key
+        self._previous = previous
 
     def metadata(self, protocol: str, address: str, authorization: str) -> list[tuple[str, str]]:
         """Returns a gateway's metadata of a call; `authorization` is the header of the same call, empty if
@@ -70,8 +71,10 @@ class GatewayProof:
         if proof is None:
             return Origin(True, False, "grpc", peer_ip)
         address = metadata.get(ADDRESS_KEY, "")
-        if self._key is not None and hmac.compare_digest(
-            proof.encode(), _proof(self._key, protocol, address, metadata.get("authorization", "")).encode()
+        authorization = metadata.get("authorization", "")
+        if self._key is not None and any(
+            hmac.compare_digest(proof.encode(), _proof(key, protocol, address, authorization).encode())
+            for key in (self._key, *self._previous)
         ):
             return Origin(True, True, "rest" if protocol == "rest" else "grpc", address)
         log.warning(

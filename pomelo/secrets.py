@@ -9,6 +9,7 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,11 +39,16 @@ def derive_key(root: bytes, purpose: str) -> bytes:
     return hmac.digest(root, purpose.encode() + b"\x01", hashlib.sha256)
 
 
-def load_root_secret(data: Path, configured: str = "") -> bytes:
+def derive_keys(roots: Iterable[bytes], purpose: str) -> tuple[bytes, ...]:
+    """Returns the key for `purpose` of each root secret."""
+    return tuple([derive_key(root, purpose) for root in roots])
+
+
+def load_root_secret(data: Path, configured: str = "", previous: Sequence[bytes] = ()) -> bytes:
     """Returns the root secret: the `configured` one, else that of the folder, created (mode 0600) if missing.
 
     Creates the folder, and denies other users access to it. A folder accepts only the secret that it was
-    first used with.
+    last used with, or one that replaces it: then `previous` includes the secret from before.
 
     Raises:
         SecretError: the folder or the secret can't be used, or it is not the folder's secret.
@@ -51,7 +57,7 @@ def load_root_secret(data: Path, configured: str = "") -> bytes:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(data)
         if configured:
-            _check_secret(data, configured.encode(), "POMELO_SECRET")
+            _check_secret(data, configured.encode(), previous, "POMELO_SECRET")
             return configured.encode()
         path = data / "secret"
         if not path.exists():
@@ -63,13 +69,13 @@ def load_root_secret(data: Path, configured: str = "") -> bytes:
         secret = path.read_text().strip()
         if len(secret) < MIN_LENGTH:
             raise SecretError(f"{path} is damaged. Restore it: without it no key is valid")
-        _check_secret(data, secret.encode(), str(path))
+        _check_secret(data, secret.encode(), previous, str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SecretError(f"POMELO_DATA: {data} can't be used: {describe_file_error(error)}") from error
     return secret.encode()
 
 
-def find_root_secret(data: Path, configured: str = "") -> bytes | None:
+def find_root_secret(data: Path, configured: str = "", previous: Sequence[bytes] = ()) -> bytes | None:
     """Returns the root secret if this host has one, else None. Creates no folder and no secret.
 
     Raises:
@@ -81,7 +87,7 @@ def find_root_secret(data: Path, configured: str = "") -> bytes | None:
         exists = (data / "secret").exists()
     except OSError:  # the data folder of another user
         exists = False
-    return load_root_secret(data) if exists else None
+    return load_root_secret(data, previous=previous) if exists else None
 
 
 def write_private(path: Path, text: str, *, replace: bool) -> None:
@@ -137,14 +143,23 @@ def _make_private(data: Path) -> None:
     log.warning("POMELO_DATA: %s was open to other users (mode %04o); it is private now", data, mode)
 
 
-def _check_secret(data: Path, secret: bytes, source: str) -> None:
-    """Refuses a secret under which no key in the folder is valid."""
+def _check_secret(data: Path, secret: bytes, previous: Iterable[bytes], source: str) -> None:
+    """Refuses a secret under which no key in the folder is valid. Notes one that replaces the secret from
+    before."""
     path = data / "secret-check"
-    value = hmac.new(secret, _CHECK_MESSAGE, hashlib.sha256).hexdigest()
     if not path.exists():
-        write_private(path, value, replace=False)
-    if not hmac.compare_digest(path.read_bytes().strip(), value.encode()):
-        raise SecretError(
-            f"{source} is not the secret that the keys in {data} were made under. Restore that secret, "
-            "or set POMELO_DATA to another folder"
-        )
+        write_private(path, _check_value(secret), replace=False)
+    noted = path.read_bytes().strip()
+    if hmac.compare_digest(noted, _check_value(secret).encode()):
+        return
+    if any(hmac.compare_digest(noted, _check_value(each).encode()) for each in previous):
+        write_private(path, _check_value(secret), replace=True)
+        return
+    raise SecretError(
+        f"{source} is not the secret that the keys in {data} were made under. Restore that secret, set "
+        "POMELO_SECRET_PREVIOUS to it if you replace it, or set POMELO_DATA to another folder"
+    )
+
+
+def _check_value(secret: bytes) -> str:
+    return hmac.digest(secret, _CHECK_MESSAGE, hashlib.sha256).hex()

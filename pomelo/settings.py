@@ -88,6 +88,10 @@ def _secret(text: str) -> str:
     return text
 
 
+def _secrets(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple([_secret(text) for text in texts])
+
+
 def _file(path: Path | None) -> Path | None:
     if path is not None and not path.is_file():
         raise ValueError("is not a file")
@@ -165,6 +169,10 @@ class Settings(BaseModel):
     """Origins whose pages may call REST from a browser, such as https://app.example; `*` alone: all."""
     secret: Annotated[str, AfterValidator(_secret)] = Field(default="", repr=False)
     """The root secret, from which key peppers and link signatures derive; empty: that of the data folder."""
+    secret_previous: Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_secrets)] = Field(
+        default=(), repr=False
+    )
+    """Root secrets that are accepted beside `secret` while it is rotated."""
     tls_cert: File = None
     tls_key: File = None
     tls_client_ca: File = None
@@ -296,7 +304,7 @@ class Settings(BaseModel):
             SettingsError: the folder or the secret can't be used.
         """
         try:
-            return secrets.load_root_secret(self.data, self.secret)
+            return secrets.load_root_secret(self.data, self.secret, self.previous_secrets())
         except secrets.SecretError as error:
             raise SettingsError(str(error)) from error
 
@@ -307,9 +315,13 @@ class Settings(BaseModel):
             SettingsError: the secret of the data folder can't be used.
         """
         try:
-            return secrets.find_root_secret(self.data, self.secret)
+            return secrets.find_root_secret(self.data, self.secret, self.previous_secrets())
         except secrets.SecretError as error:
             raise SettingsError(str(error)) from error
+
+    def previous_secrets(self) -> tuple[bytes, ...]:
+        """Returns the root secrets that are accepted beside the current one."""
+        return tuple([secret.encode() for secret in self.secret_previous])
 
 
 def load(

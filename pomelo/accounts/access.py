@@ -61,6 +61,11 @@ class Access:
         self._catalog = catalog
         self._limits = limits
 
+    def configure(self, plans: Mapping[str, Plan], catalog: Catalog) -> None:
+        """Replaces the plans and the catalogue, for calls that begin from now on."""
+        self._plans = plans
+        self._catalog = catalog
+
     async def authenticate(self, call: Call) -> Principal:
         """The principal of the call's key.
 

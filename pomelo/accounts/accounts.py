@@ -96,6 +96,10 @@ class AccountAdmin:
         self._plan_changed = plan_changed
         self._now = now
 
+    def configure(self, plans: Mapping[str, Plan]) -> None:
+        """Replaces the plans."""
+        self._plans = plans
+
     async def create(self, account_id: str, plan: str, live_micros: int) -> Account:
         """Creates an account with initial test credits; an empty `plan` is the default one.
 

@@ -6,20 +6,22 @@ checksum of 6. The store keeps an HMAC of the whole key, so that its mode and id
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import math
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.call import Call, Principal
 from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
-from pomelo.secrets import derive_key
+from pomelo.secrets import derive_key, derive_keys
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountStore
 from pomelo.stores.keys import KeyRecord, KeyStore
 
@@ -86,6 +88,9 @@ class _CachedKey:
 class Keyring:
     """Creates, checks and revokes keys.
 
+    Keys whose digest was made with one of the `previous` root secrets are valid too. When one is used, its
+    digest is replaced by one of the current secret.
+
     `clock` returns Unix time, for stored times; `monotonic` is the clock of the cache; `failed_keys` limits
     the failures of an address.
     """
@@ -97,10 +102,14 @@ class Keyring:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         failed_keys: FailedKeys | None = None,
+        previous: Sequence[bytes] = (),
     ) -> None:
         self._store = store
         self._hmac = hmac.new(derive_key(root_secret, "key-pepper"), digestmod=hashlib.sha256)
         """Copied for each key: that takes a third of the time of a new one."""
+        self._previous = derive_keys(previous, "key-pepper")
+        self._secret_id = derive_key(root_secret, "secret id")[:8].hex()
+        self._rehashing: set[asyncio.Task[None]] = set()
         self._clock = clock
         self._monotonic = monotonic
         self._failed_keys = failed_keys or FailedKeys(monotonic=monotonic)
@@ -124,7 +133,7 @@ class Keyring:
             cached = None if self._failed_keys.is_repeated(call.address, key) else await self._look_up(key)
         if (
             cached is not None
-            and hmac.compare_digest(self._digest(key), cached.digest)
+            and (hmac.compare_digest(self._digest(key), cached.digest) or self._is_previous(key, cached))
             and self._clock() < cached.expires
         ):
             principal = cached.principal
@@ -160,6 +169,7 @@ class Keyring:
         """
         record, key = self._new(account, live, tuple(models), expires)
         await self._store.add_key(record)
+        await self._note_secret(record)
         return record, key
 
     async def rotate(self, key_id: str) -> tuple[KeyRecord, str]:
@@ -180,6 +190,7 @@ class Keyring:
         self._forget(key_id)
         if not replaced:
             raise invalid("id", "a key that is not revoked. Create a new one")
+        await self._note_secret(record)
         return record, key
 
     async def revoke(self, key_id: str) -> KeyRecord:
@@ -205,6 +216,23 @@ class Keyring:
         """
         return await self._store.list_keys(account, limit=limit, after=after)
 
+    async def keys_of_previous_secrets(self, records: Sequence[KeyRecord]) -> set[str]:
+        """The ids of those of the keys whose digest is not known to be made with the current secret; none if
+        there are no previous secrets.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        if not self._previous:
+            return set()
+        ids = [record.key_id for record in records]
+        return set(ids) - await self._store.keys_of_secret(self._secret_id, ids)
+
+    async def finish(self) -> None:
+        """Waits until the digests of used keys are replaced."""
+        if self._rehashing:
+            await asyncio.wait(self._rehashing)
+
     def forget_account(self, account: str) -> None:
         """Removes the keys of an account whose plan has changed from the cache."""
         for key_id in [i for i, cached in self._cache.items() if cached.principal.account == account]:
@@ -222,6 +250,30 @@ class Keyring:
         digest.update(key.encode("utf-8", "replace"))
         return digest.digest()
 
+    def _is_previous(self, key: str, cached: _CachedKey) -> bool:
+        """Whether the digest of a key was made with a previous secret. If so, replaces it."""
+        for pepper in self._previous:
+            old = hmac.digest(pepper, key.encode("utf-8", "replace"), hashlib.sha256)
+            if hmac.compare_digest(old, cached.digest):
+                cached.digest = self._digest(key)
+                self._rehash(cached.principal.key_id, old, cached.digest)
+                return True
+        return False
+
+    def _rehash(self, key_id: str, old: bytes, new: bytes) -> None:
+        async def rehash() -> None:
+            with suppress(PomeloError):  # the next look-up tries again
+                await self._store.rehash_key(key_id, old, new, self._secret_id)
+
+        task = asyncio.create_task(rehash())
+        self._rehashing.add(task)
+        task.add_done_callback(self._rehashing.discard)
+
+    async def _note_secret(self, record: KeyRecord) -> None:
+        if self._previous:
+            with suppress(PomeloError):  # its first use notes it again
+                await self._store.rehash_key(record.key_id, record.digest, record.digest, self._secret_id)
+
     async def _look_up(self, key: str) -> _CachedKey | None:
         """Reads a key from the store. Malformed keys do not reach it; unknown keys are not cached."""
         key_id = parse(key)
@@ -232,6 +284,8 @@ class Keyring:
         if record is None:
             return None
         account = await self._store.get_account(record.account)
+        if self._previous and hmac.compare_digest(digest := self._digest(key), record.digest):
+            self._rehash(key_id, digest, digest)  # otherwise unknown: the key was made before the rotation
         expires = math.inf if record.expires is None else record.expires
         cached = _CachedKey(
             digest=record.digest,

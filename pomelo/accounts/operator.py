@@ -47,6 +47,10 @@ class LocalOperator:
         self._now = now
         self._runs = runs
 
+    def configure(self, models: Collection[str]) -> None:
+        """Replaces the models."""
+        self._models = models
+
     async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse:
         live = is_live(request.mode, default=False)
         models = self._read_models(request)
@@ -69,7 +73,8 @@ class LocalOperator:
             created, key_id = pages.read_token(request.page_token, list_name, float, str)
             after = (created, key_id)
         records = await self._keyring.list(request.account_id or None, limit=size + 1, after=after)
-        keys = [_key(record) for record in records]
+        outdated = await self._keyring.keys_of_previous_secrets(records)
+        keys = [_key(record, record.key_id in outdated) for record in records]
         count = min(size, pages.fitting(keys))
         token = ""
         if count < len(keys):
@@ -154,7 +159,7 @@ def _key_id(key_id: str) -> str:
     return key_id
 
 
-def _key(record: KeyRecord) -> pb.Key:
+def _key(record: KeyRecord, previous_secret: bool = False) -> pb.Key:
     return pb.Key(
         id=record.key_id,
         account_id=record.account,
@@ -163,4 +168,5 @@ def _key(record: KeyRecord) -> pb.Key:
         create_time=times.to_timestamp(record.created),
         expire_time=None if record.expires is None else times.to_timestamp(record.expires),
         revoke_time=None if record.revoked is None else times.to_timestamp(record.revoked),
+        previous_secret=previous_secret,
     )

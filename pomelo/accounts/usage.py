@@ -23,7 +23,7 @@ from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.usage_pb2 import Usage
-from pomelo.secrets import derive_key
+from pomelo.secrets import derive_keys
 from pomelo.stores.usage import (
     MAX_GROUPINGS,
     Dimension,
@@ -86,11 +86,11 @@ _read_counts = attrgetter(*_COUNTS)
 
 class UsageReader:
     """Reads usage records and their sums. Page tokens are valid in every process with the same
-    `root_secret`."""
+    `root_secret`, and in those that have it among their `previous` ones."""
 
-    def __init__(self, store: UsageStore, root_secret: bytes) -> None:
+    def __init__(self, store: UsageStore, root_secret: bytes, previous: Sequence[bytes] = ()) -> None:
         self._store = store
-        self._signing_key = derive_key(root_secret, "usage-page")
+        self._signing_key, *self._previous = derive_keys((root_secret, *previous), "usage-page")
 
     async def list_records(
         self, query: UsageQuery, page_size: int, page_token: str
@@ -143,18 +143,19 @@ class UsageReader:
 
     def _make_token(self, position: bytes, list_name: str) -> str:
         """A token that is valid for this list only."""
-        return pages.encode(self._sign(position, list_name) + position)
+        return pages.encode(_sign(self._signing_key, position, list_name) + position)
 
     def _read_token(self, token: str, list_name: str) -> bytes:
         data = pages.decode(token)
         signature, position = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._sign(position, list_name)):
-            raise pages.wrong_token()
-        return position
+        for key in (self._signing_key, *self._previous):
+            if hmac.compare_digest(signature, _sign(key, position, list_name)):
+                return position
+        raise pages.wrong_token()
 
-    def _sign(self, position: bytes, list_name: str) -> bytes:
-        message = list_name.encode() + b"\0" + position
-        return hmac.digest(self._signing_key, message, "sha256")[:_SIGNATURE_BYTES]
+
+def _sign(key: bytes, position: bytes, list_name: str) -> bytes:
+    return hmac.digest(key, list_name.encode() + b"\0" + position, "sha256")[:_SIGNATURE_BYTES]
 
 
 def _max_group_bytes(grouping: Grouping) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import date
     from ssl import SSLContext
 
-    from pomelo.gen.admin.v1.admin_service_pb2 import Account
+    from pomelo.gen.admin.v1.admin_service_pb2 import Account, Key
     from pomelo.providers import Credentials
     from pomelo.providers.registry import Entry, Registry
     from pomelo.settings import Settings, SettingsError
@@ -155,10 +155,26 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
         yield Finding("store", "broken", line)
         return
     usable = [key for key in keys if state(key) == "active"]
+    yield from _secret(settings, [key for key in usable if key.previous_secret])
     name = "SQLite" if is_local else settings.store_url().partition(":")[0]
     yield Finding("store", "ok", f"{name}, {len(keys)} keys, {len(usable)} of them usable")
     yield _plans(settings, accounts)
     yield _credits(accounts, {key.account_id for key in usable if key.mode == Mode.MODE_LIVE})
+
+
+def _secret(settings: Settings, outdated: Sequence[Key]) -> Iterator[Finding]:
+    """Reports, while the root secret is rotated, whether the previous one is still needed."""
+    if not settings.secret_previous:
+        return
+    if not outdated:
+        yield Finding("secret", "ok", "no active key needs POMELO_SECRET_PREVIOUS: you may remove it")
+        return
+    yield Finding(
+        "secret",
+        "warning",
+        f"{len(outdated)} active keys still use the previous secret: {_join(key.id for key in outdated)}. "
+        f"Keep POMELO_SECRET_PREVIOUS until they are used, or run: pomelo keys rotate {outdated[0].id}",
+    )
 
 
 def _plans(settings: Settings, accounts: Sequence[Account]) -> Finding:

@@ -121,12 +121,12 @@ async def _open_local(settings: Settings) -> AsyncIterator[Operator]:
 
     catalog = find_providers(settings).catalog
     plans = find_plans(settings, catalog)
-    secret = settings.root_secret()
+    secret, previous = settings.root_secret(), settings.previous_secrets()
     async with store_of(settings) as store:
         yield LocalOperator(
             store,
-            Keyring(store, secret),
+            Keyring(store, secret, previous=previous),
             AccountAdmin(store, plans),
-            UsageReader(store, secret),
+            UsageReader(store, secret, previous),
             catalog.models,
         )

@@ -7,8 +7,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from pomelo.settings import Settings
 
 SWITCH_INTERVAL = 0.0001
 """Seconds after which a thread that waits for the interpreter gets it."""
+
+log = logging.getLogger("pomelo")
 
 _BODY = '{"model": "gpt-4", "messages": [{"role": "user", "content": "Hello, world!"}]}'
 
@@ -73,8 +75,39 @@ def run_process(
         raise
 
 
-async def serve_app(settings: Settings, stop: asyncio.Event) -> None:
-    """Serves gRPC and REST in this process until `stop` is set.
+@asynccontextmanager
+async def on_hangup(reload: Callable[[], Awaitable[None]], stop: asyncio.Event) -> AsyncIterator[None]:
+    """Within the context, SIGHUP calls `reload`, one call at a time. If the terminal of this process is
+    closed, which sends SIGHUP too, `stop` is set instead."""
+    loop = asyncio.get_running_loop()
+    hangup = asyncio.Event()
+    on_terminal = sys.stderr.isatty()
+
+    async def handle() -> None:
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            if on_terminal and not sys.stderr.isatty():
+                stop.set()
+                return
+            try:
+                await reload()
+            except Exception as error:
+                log.error("The configuration was not reloaded\n%s", format_trace(error))
+
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    handling = asyncio.create_task(handle())
+    try:
+        yield
+    finally:
+        handling.cancel()
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # while the process drains
+
+
+async def serve_app(settings: Settings, stop: asyncio.Event, load: Callable[[], Settings]) -> None:
+    """Serves gRPC and REST in this process until `stop` is set. At SIGHUP, changes to the settings that
+    `load` returns.
 
     Raises:
         FailureError: an address is in use.
@@ -91,8 +124,9 @@ async def serve_app(settings: Settings, stop: asyncio.Event) -> None:
             used = find_used_address(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc)
             raise used or error from error
         process.defer_garbage_collection()
-        print_greeting(settings, app.configured, app.rest, app.grpc, new_key)
-        await wait_for_signal(stop, settings)
+        async with on_hangup(lambda: app.reload(load), stop):
+            print_greeting(settings, app.configured, app.rest, app.grpc, new_key)
+            await wait_for_signal(stop, settings)
 
 
 async def serve_gateway(
@@ -149,7 +183,7 @@ async def create_development_key(settings: Settings) -> str | None:
     """
     secret = settings.root_secret()
     async with store_of(settings) as store:
-        keyring = Keyring(store, secret)
+        keyring = Keyring(store, secret, previous=settings.previous_secrets())
         if await keyring.list(limit=1):
             return None
         _, key = await keyring.create()

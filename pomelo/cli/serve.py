@@ -17,15 +17,18 @@ def serve(
     ] = None,
 ) -> None:
     """Serve gRPC and REST until SIGTERM or Ctrl-C."""
+    from functools import partial
+
     from pomelo.settings import SettingsError, load
 
-    settings = load(config, workers=workers)
+    load_again = partial(load, config, workers=workers)
+    settings = load_again()
     if not settings.rest and not settings.grpc:
         raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nothing to serve. Set one of them")
     from pomelo.cli.process import run_process, serve_app
     from pomelo.cli.workers import supervise
 
-    run_process(lambda stop: (supervise if settings.workers > 1 else serve_app)(settings, stop))
+    run_process(lambda stop: (supervise if settings.workers > 1 else serve_app)(settings, stop, load_again))
 
 
 def gateway(

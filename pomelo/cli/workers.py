@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from pomelo.addresses import join_address, split_address
 from pomelo.cli.process import (
     create_development_key,
     find_used_address,
+    on_hangup,
     print_greeting,
     run_process,
     wait_for_signal,
@@ -27,7 +29,8 @@ from pomelo.cli.process import (
 from pomelo.cli.terminal import FailureError, explain
 from pomelo.logs import format_trace
 from pomelo.process import defer_garbage_collection
-from pomelo.settings import Settings
+from pomelo.reload import log_refusal, read_changes
+from pomelo.settings import Settings, SettingsError
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to start serving."""
@@ -49,8 +52,9 @@ class Ready(NamedTuple):
     grpc: str | None
 
 
-async def supervise(settings: Settings, stop: asyncio.Event) -> None:
-    """Serves with the configured number of workers until `stop` is set.
+async def supervise(settings: Settings, stop: asyncio.Event, load: Callable[[], Settings]) -> None:
+    """Serves with the configured number of workers until `stop` is set. At SIGHUP, they change to the
+    settings that `load` returns.
 
     Raises:
         FailureError: an address is in use, or the workers can't serve.
@@ -60,12 +64,26 @@ async def supervise(settings: Settings, stop: asyncio.Event) -> None:
     if failure is not None:
         raise failure
     with _reserve_addresses(settings) as settings:
-        workers = [_Worker(settings, number) for number in range(settings.workers)]
+        workers = [_Worker(settings, load, number) for number in range(settings.workers)]
+
+        running = settings
+
+        async def reload() -> None:
+            nonlocal running
+            try:
+                running, _, _ = await read_changes(running, load)
+            except SettingsError as error:
+                log_refusal(error)
+                return
+            for worker in workers:
+                worker.reload(running)
+
         try:
             ready = [await worker.start() for worker in workers]
             print_greeting(settings, ready[0].configured, ready[0].rest, ready[0].grpc, new_key)
             tasks = [asyncio.create_task(worker.keep_running()) for worker in workers]
-            await wait_for_signal(stop, settings)
+            async with on_hangup(reload, stop):
+                await wait_for_signal(stop, settings)
             for task in tasks:
                 task.cancel()
         finally:
@@ -94,10 +112,12 @@ def _reserve_addresses(settings: Settings) -> Iterator[Settings]:
 class _Worker:
     """One of the processes. It is restarted when it dies."""
 
-    def __init__(self, settings: Settings, number: int) -> None:
+    def __init__(self, settings: Settings, load: Callable[[], Settings], number: int) -> None:
         self._settings = settings
+        self._load = load
         self._number = number
         self._process: Any = None
+        self._serves = False
         self._pipe: Connection | None = None
 
     async def start(self) -> Ready:
@@ -106,15 +126,19 @@ class _Worker:
         Raises:
             FailureError: it can't serve.
         """
+        settings, self._serves = self._settings, False
         # Spawned, not forked: gRPC and the event loop do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._pipe, worker_pipe = context.Pipe()
-        process = context.Process(target=_work, args=(self._settings, self._number, worker_pipe))
+        process = context.Process(target=_work, args=(settings, self._load, self._number, worker_pipe))
         process.start()
         self._process = process
         worker_pipe.close()
         message = await asyncio.to_thread(self._receive, self._pipe)
         if isinstance(message, Ready):
+            self._serves = True
+            if self._settings is not settings:
+                self.reload(self._settings)
             return message
         raise FailureError(message)
 
@@ -126,6 +150,12 @@ class _Worker:
         except EOFError:
             return f"worker {self._number} ended before it served"
         return f"worker {self._number} does not serve after {START_TIMEOUT:g} s"
+
+    def reload(self, settings: Settings) -> None:
+        """Lets the process reload its configuration, once it serves. `settings` are for its next start."""
+        self._settings = settings
+        if self._serves and self._process.is_alive():
+            os.kill(self._process.pid, signal.SIGHUP)
 
     async def keep_running(self) -> None:
         """Restarts the process whenever it dies, until it is cancelled."""
@@ -166,12 +196,14 @@ class _Worker:
         self._process.join()
 
 
-def _work(settings: Settings, number: int, pipe: Connection) -> None:
+def _work(settings: Settings, load: Callable[[], Settings], number: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
-    run_process(lambda stop: _serve(settings, number, pipe, stop), (signal.SIGTERM,))
+    run_process(lambda stop: _serve(settings, load, number, pipe, stop), (signal.SIGTERM,))
 
 
-async def _serve(settings: Settings, number: int, pipe: Connection, stop: asyncio.Event) -> None:
+async def _serve(
+    settings: Settings, load: Callable[[], Settings], number: int, pipe: Connection, stop: asyncio.Event
+) -> None:
     from pomelo.app import open_app
 
     # The other end is closed when the supervisor is gone, even if it was killed.
@@ -179,8 +211,9 @@ async def _serve(settings: Settings, number: int, pipe: Connection, stop: asynci
     try:
         async with open_app(settings, worker=number) as app:
             defer_garbage_collection()
-            pipe.send(Ready(app.configured, app.rest, app.grpc))
-            await stop.wait()
+            async with on_hangup(lambda: app.reload(load), stop):
+                pipe.send(Ready(app.configured, app.rest, app.grpc))
+                await stop.wait()
     except Exception as error:
         line = explain(error)
         if line is None or stop.is_set():

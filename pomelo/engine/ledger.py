@@ -83,6 +83,10 @@ class Ledger:
         self._orphans: set[str] = set()
         """Tasks whose reservation the last search found without a running task."""
 
+    def configure(self, plans: Mapping[str, Plan]) -> None:
+        """Replaces the plans, for what is reserved from now on."""
+        self._plans = plans
+
     # --- limits and credits
 
     async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:

@@ -26,6 +26,10 @@ class LocalModels:
         self._router = router
         self._access = access
 
+    def configure(self, catalog: Catalog) -> None:
+        """Replaces the catalogue."""
+        self._catalog = catalog
+
     async def list_models(
         self, request: model_pb.ListModelsRequest, call: Call
     ) -> model_pb.ListModelsResponse:

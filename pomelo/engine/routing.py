@@ -182,6 +182,12 @@ class Router:
         """By the identity of the route, which the candidate keeps alive, and the task type."""
         self._sandbox_routes: dict[str, Route] = {}
 
+    def configure(self, providers: Mapping[str, Provider]) -> None:
+        """Replace the providers. Candidates that were returned before keep theirs."""
+        self._providers = providers
+        self._candidates = {}
+        self._sandbox_routes = {}
+
     def candidates(self, model: Model, task_type: str, *, live: bool) -> list[Candidate]:
         """Return the routes that can serve a model, in order; for a test key, only the sandbox. A retired
         route is left out, unless all are retired: the dates may be wrong.

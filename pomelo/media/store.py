@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,6 +60,7 @@ class MediaStore:
         folder: Path,
         secret: bytes,
         *,
+        previous_secrets: Sequence[bytes] = (),
         public_url: str = "",
         lifetime: int = 3600,
         limits: MediaLimits | None = None,
@@ -74,8 +75,8 @@ class MediaStore:
         """The files that this process is writing, by name."""
         self._changes: list[tuple[str, bytes, int]] | None = None
         """Files published (bytes above 0) and deleted (below 0) since the running scan began."""
-        self.ids = MediaIds(secret)
-        self._links = LinkSigner(secret)
+        self.ids = MediaIds(secret, previous_secrets)
+        self._links = LinkSigner(secret, previous_secrets)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def writer(self, owner: str, content_type: str, limit: int | None = None) -> MediaWriter:
@@ -175,8 +176,9 @@ class MediaStore:
         with suppress(PomeloError, OSError):
             path, media = MediaStore.find(self, media_id, owner)
             path.unlink()
-            self._note(media_id, self.ids.owner_tag(owner), -disk_size(media.size_bytes))
-            self.quota.remove(self.ids.owner_tag(owner), disk_size(media.size_bytes))
+            owner_tag, size = self.ids.tag_of(media_id), disk_size(media.size_bytes)
+            self._note(media_id, owner_tag, -size)
+            self.quota.remove(owner_tag, size)
 
     async def aclose(self) -> None:
         """Waits for what is done in the background."""

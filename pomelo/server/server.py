@@ -40,6 +40,7 @@ from pomelo.server.servicers import (
     TaskServicer,
 )
 from pomelo.service import Operator, Services
+from pomelo.tls import Certificate, read_certificate
 
 log = logging.getLogger("pomelo.server")
 
@@ -104,17 +105,41 @@ class ServerOptions:
             ("grpc.http2.max_ping_strikes", 2),
         ]
 
-    def credentials(self) -> Any:
-        """Returns grpc's server credentials, None without TLS.
+    def certificate(self) -> Certificate | None:
+        """Reads the certificate; None without TLS.
 
         Raises:
-            OSError: a file can't be read.
+            ValueError: its files do not go together; OSError: a file can't be read.
         """
         if self.tls_cert is None or self.tls_key is None:
             return None
-        pair = (self.tls_key.read_bytes(), self.tls_cert.read_bytes())
-        authority = self.tls_client_ca.read_bytes() if self.tls_client_ca else None
-        return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+        return read_certificate(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+
+class _Tls:
+    """The certificate of all addresses, which can be replaced. gRPC asks for it at each handshake, in its own
+    threads."""
+
+    def __init__(self, certificate: Certificate) -> None:
+        self._requires_certificates = certificate.client_ca is not None
+        self.replace(certificate)
+
+    def replace(self, certificate: Certificate) -> None:
+        pair = (certificate.key, certificate.chain)
+        self._current = grpc.ssl_server_certificate_configuration([pair], certificate.client_ca)
+
+    def credentials(self) -> Any:
+        """Returns grpc's credentials of one address."""
+        known = self._current
+
+        def fetch() -> Any:
+            nonlocal known
+            if self._current is known:
+                return None  # which keeps the sessions that clients resume
+            known = self._current
+            return known
+
+        return grpc.dynamic_ssl_server_credentials(known, fetch, self._requires_certificates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +149,7 @@ class Server:
     addresses: tuple[str, ...]
     running: Running
     _health: health.HealthServicer
+    _tls: _Tls | None = None
 
     @property
     def address(self) -> str:
@@ -132,6 +158,11 @@ class Server:
     def drain(self) -> None:
         """Reports NOT_SERVING to load balancers; calls are still accepted. Idempotent."""
         self._health.drain()
+
+    def replace_certificate(self, certificate: Certificate) -> None:
+        """Replaces the certificate of a server with TLS, for new connections."""
+        assert self._tls is not None
+        self._tls.replace(certificate)
 
 
 @asynccontextmanager
@@ -153,6 +184,7 @@ async def open_server(
 
     Raises:
         OSError: an address can't be listened on, or a TLS file can't be read.
+        ValueError: the TLS files do not go together.
     """
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
     guard = ConnectionGuard(options.connections, options.limits.transport)
@@ -177,14 +209,15 @@ async def open_server(
         for service in file.services_by_name.values():
             server.add_registered_method_handlers(service.full_name, front_end.handlers(service, servicer))
     server.add_generic_rpc_handlers((front_end.unknown_method(),))
-    credentials = options.credentials()
+    certificate = options.certificate()
+    tls = _Tls(certificate) if certificate is not None else None
     requested = (options.address,) if isinstance(options.address, str) else options.address
-    addresses = tuple([_bind(server, address, credentials) for address in requested])
+    addresses = tuple([_bind(server, address, tls.credentials() if tls else None) for address in requested])
     await server.start()
     guarded = () if connections else [port for address in addresses if (port := _port(address))]
     async with guard.watch(guarded):
         try:
-            yield Server(addresses, front_end.running, health_servicer)
+            yield Server(addresses, front_end.running, health_servicer, tls)
         finally:
             health_servicer.drain()
             await server.stop(options.grace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +48,15 @@ class KeyStore(Protocol):
 
     async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
         """Revokes a key for good. Revoking it again keeps the first time. None: no such key."""
+        ...
+
+    async def rehash_key(self, key_id: str, old: bytes, new: bytes, secret_id: str) -> None:
+        """Replaces the digest `old` of a key by `new`, and notes the id of the secret that made `new`.
+        Does nothing if the key has another digest. Idempotent."""
+        ...
+
+    async def keys_of_secret(self, secret_id: str, key_ids: Sequence[str]) -> set[str]:
+        """Those of the keys whose digest was noted to be made with that secret."""
         ...
 
     async def replace_key(self, key_id: str, successor: KeyRecord, at: float) -> bool:

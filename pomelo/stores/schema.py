@@ -202,5 +202,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     _add_usage_columns(3),
     _add_usage_columns(4),
+    # The secret that a key's digest was made with, noted while the root secret is rotated.
+    ("ALTER TABLE keys ADD COLUMN secret_id TEXT NOT NULL DEFAULT ''",),
 )
 """The tables of the store. Step n, counted from 1, leads to version n."""

@@ -82,6 +82,29 @@ async def test_a_key_is_read_back_unchanged(store: Store) -> None:
         assert await store.get_key(key.key_id) == key
 
 
+async def test_a_digest_is_replaced_only_if_it_is_the_expected_one(store: Store) -> None:
+    for key_id in ("a" * 12, "b" * 12, "c" * 12):
+        await store.add_key(record(key_id, created=1790000000.123456, models=('"digest":"' + "64" * 32,)))
+    old = record().digest
+    await store.rehash_key("a" * 12, b"another", b"new", "2")
+    assert (await store.get_key("a" * 12)) == record(
+        created=1790000000.123456, models=('"digest":"' + "64" * 32,)
+    )
+    for _ in range(2):
+        await store.rehash_key("a" * 12, old, b"new", "2")
+    await store.rehash_key("b" * 12, old, old, "1")
+    await store.rehash_key("nothing", old, old, "2")
+    assert (await store.get_key("a" * 12)) == record(
+        created=1790000000.123456, models=('"digest":"' + "64" * 32,), digest=b"new"
+    )
+    ids = ["a" * 12, "b" * 12, "c" * 12, "nothing"]
+    assert await store.keys_of_secret("2", ids) == {"a" * 12}
+    assert await store.keys_of_secret("1", ids) == {"b" * 12}
+    assert await store.keys_of_secret("2", []) == set()
+    await store.rehash_key("b" * 12, old, b"new", "2")
+    assert await store.keys_of_secret("2", ids) == {"a" * 12, "b" * 12}
+
+
 async def test_an_unknown_key_has_no_record(store: Store) -> None:
     assert await store.get_key("nothing") is None
     assert await store.get_key("' OR 1=1 --") is None

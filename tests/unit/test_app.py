@@ -10,6 +10,7 @@ import pytest
 from pydantic import ByteSize
 
 from pomelo import app
+from pomelo.configuration import find_certificate
 from pomelo.draining import Draining
 from pomelo.errors import PomeloError
 from pomelo.in_flight import InFlightLimits
@@ -43,11 +44,12 @@ def test_grpc_gets_the_address_the_proxies_and_whether_workers_share_it(shared: 
 
 
 def test_rest_accepts_tls_1_2_and_later_with_the_certificate_of_the_settings(tmp_path: Path) -> None:
-    assert app._tls_context(Settings()) is None
+    assert find_certificate(Settings()) is None
     make_certificate(tmp_path, "cert", "localhost")
     settings = Settings(tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "cert.key")
-    context = app._tls_context(settings)
-    assert context is not None
+    certificate = find_certificate(settings)
+    assert certificate is not None
+    context = certificate.context
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert context.verify_mode is ssl.CERT_NONE
     assert context.cert_store_stats()["x509"] == 0

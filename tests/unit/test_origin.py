@@ -140,3 +140,10 @@ def test_an_address_is_within_any_of_several_networks() -> None:
 def test_any_protocol_of_a_proven_gateway_but_rest_counts_as_grpc(protocol: str, expected: str) -> None:
     origin = OURS.origin(gateway_metadata(protocol, "192.0.2.1"), PEER)
     assert (origin.proven, origin.protocol, origin.address) == (True, expected, "192.0.2.1")
+
+
+def test_a_proof_of_a_previous_key_is_accepted() -> None:
+    new = GatewayProof(b"n" * 32, [b"o" * 32, b"k" * 32])
+    assert new.origin(gateway_metadata(), PEER).proven
+    assert not OURS.origin(dict(new.metadata("rest", "", "")), PEER).proven
+    assert not GatewayProof(b"n" * 32).origin(gateway_metadata(), PEER).proven

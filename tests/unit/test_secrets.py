@@ -164,3 +164,23 @@ def test_a_shared_secret_that_others_can_read_is_refused(tmp_path: Path) -> None
     (tmp_path / "secret").chmod(0o644)
     with pytest.raises(SettingsError, match="chmod 600"):
         Settings(data=tmp_path).shared_secret()
+
+
+def test_a_folder_accepts_a_secret_that_replaces_its_own(tmp_path: Path) -> None:
+    old, new = "a" * 40, "b" * 40
+    Settings(data=tmp_path, secret=old).root_secret()
+    with pytest.raises(SettingsError, match="POMELO_SECRET_PREVIOUS"):
+        Settings(data=tmp_path, secret=new).root_secret()
+    assert Settings(data=tmp_path, secret=new, secret_previous=("c" * 40, old)).root_secret() == new.encode()
+    assert Settings(data=tmp_path, secret=new).root_secret() == new.encode()
+    with pytest.raises(SettingsError, match="is not the secret"):
+        Settings(data=tmp_path, secret=old).root_secret()
+
+
+def test_the_secret_of_the_folder_is_replaced_in_its_file(tmp_path: Path) -> None:
+    old = Settings(data=tmp_path).root_secret().decode()
+    write_private(tmp_path / "secret", "n" * 64, replace=True)
+    with pytest.raises(SettingsError, match="is not the secret"):
+        Settings(data=tmp_path).root_secret()
+    assert Settings(data=tmp_path, secret_previous=(old,)).root_secret() == b"n" * 64
+    assert Settings(data=tmp_path).shared_secret() == b"n" * 64

@@ -242,7 +242,7 @@ def test_settings_and_errors_show_no_secret() -> None:
 
 VARIABLES = """
 REST GRPC PUBLIC_URL CORS_ORIGINS TRUSTED_PROXIES TLS_CERT TLS_KEY TLS_CLIENT_CA INSECURE
-DATA STORE ARCHIVE SECRET CATALOG WORKERS GRACE DELIVERY_ORIGINS UPSTREAM_CONNECTIONS
+DATA STORE ARCHIVE SECRET SECRET_PREVIOUS CATALOG WORKERS GRACE DELIVERY_ORIGINS UPSTREAM_CONNECTIONS
 MAX_CONNECTIONS MAX_CALLS IDLE_TIMEOUT JSON_LIMIT UPLOAD_LIMIT INLINE_LIMIT
 MEDIA_LIMIT MEDIA_ACCOUNT_LIMIT DISK_RESERVE
 """
@@ -276,3 +276,12 @@ def test_the_error_for_a_wrong_plan_has_its_name_and_field(config: Path, text: s
 def test_plans_have_no_variable() -> None:
     with pytest.raises(SettingsError, match="Unknown variable POMELO_PLANS"):
         load(None, {"POMELO_PLANS": "x"})
+
+
+def test_previous_secrets_are_checked_as_the_secret_is(config: Path) -> None:
+    settings = load(None, {"POMELO_SECRET_PREVIOUS": f"{'a' * 32}, {'b' * 32}"})
+    assert settings.previous_secrets() == (b"a" * 32, b"b" * 32)
+    assert "a" * 32 not in repr(settings)
+    assert "32 characters" in load_error({"POMELO_SECRET_PREVIOUS": f"{'a' * 32},{'b' * 31}"})
+    config.write_text(f'secret_previous = ["{"a" * 32}"]')
+    assert load(config, {}).previous_secrets() == (b"a" * 32,)

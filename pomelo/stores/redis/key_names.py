@@ -19,6 +19,9 @@ ACCOUNT_ORDER = "pomelo:{accounts}:order"
 
 KEYS = "pomelo:{keys}:records"
 REVOKED = "pomelo:{keys}:revoked"
+KEY_SECRETS = "pomelo:{keys}:secrets"
+"""The secret that the digest of a key was made with, noted while the root secret is rotated."""
+
 KEY_ORDER = "pomelo:{keys}:order"
 """The positions of all API keys (see `key_position`), sorted."""
 

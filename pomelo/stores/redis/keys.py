@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -17,8 +18,16 @@ from pomelo.stores.redis.connection import (
     scan_hash,
     translated_errors,
 )
-from pomelo.stores.redis.key_names import ACCOUNTS, KEY_ORDER, KEYS, REVOKED, key_order, key_position
-from pomelo.stores.redis.scripts import ADD_KEY, REPLACE_KEY, REVOKE_KEY
+from pomelo.stores.redis.key_names import (
+    ACCOUNTS,
+    KEY_ORDER,
+    KEY_SECRETS,
+    KEYS,
+    REVOKED,
+    key_order,
+    key_position,
+)
+from pomelo.stores.redis.scripts import ADD_KEY, REHASH_KEY, REPLACE_KEY, REVOKE_KEY
 from pomelo.stores.redis.wallet_index import for_each
 
 _FIELDS = ("key_id", "account", "live", "models", "created", "expires")
@@ -103,6 +112,19 @@ class Keys:
         if replaced < 0:
             raise PomeloError("store_unavailable")
         return bool(replaced)
+
+    @one_deadline
+    async def rehash_key(self, key_id: str, old: bytes, new: bytes, secret_id: str) -> None:
+        arguments = [key_id, old.hex(), new.hex(), secret_id]
+        await self._connection.run(REHASH_KEY, [KEYS, KEY_SECRETS], arguments)
+
+    @one_deadline
+    async def keys_of_secret(self, secret_id: str, key_ids: Sequence[str]) -> set[str]:
+        if not key_ids:
+            return set()
+        noted = await self._connection.send("HMGET", KEY_SECRETS, *key_ids)
+        wanted = secret_id.encode()
+        return {key_id for key_id, one in zip(key_ids, noted, strict=True) if one == wanted}
 
     async def _check_account(self, record: KeyRecord) -> None:
         # Accounts are never deleted, so this need not be part of the script.

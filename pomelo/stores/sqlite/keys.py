@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 from pomelo.stores.accounts import UnknownAccountError
@@ -66,6 +67,21 @@ def replace_key(connection: sqlite3.Connection, key_id: str, successor: KeyRecor
         return False
     add_key(connection, successor)
     return True
+
+
+def rehash_key(connection: sqlite3.Connection, key_id: str, old: bytes, new: bytes, secret_id: str) -> None:
+    connection.execute(
+        "UPDATE keys SET digest = ?, secret_id = ? WHERE key_id = ? AND digest = ?",
+        (new, secret_id, key_id, old),
+    )
+
+
+def keys_of_secret(connection: sqlite3.Connection, secret_id: str, key_ids: Sequence[str]) -> set[str]:
+    rows = connection.execute(
+        "SELECT key_id FROM keys WHERE secret_id = ? AND key_id IN (SELECT value FROM json_each(?))",
+        (secret_id, json.dumps(key_ids)),
+    )
+    return {key_id for (key_id,) in rows}
 
 
 def _revoke(connection: sqlite3.Connection, key_id: str, at: float) -> bool:

@@ -143,6 +143,12 @@ class SqliteStore:
     async def replace_key(self, key_id: str, successor: KeyRecord, at: float) -> bool:
         return await self._writer.do(lambda c: keys.replace_key(c, key_id, successor, at))
 
+    async def rehash_key(self, key_id: str, old: bytes, new: bytes, secret_id: str) -> None:
+        await self._writer.do(lambda c: keys.rehash_key(c, key_id, old, new, secret_id))
+
+    async def keys_of_secret(self, secret_id: str, key_ids: Sequence[str]) -> set[str]:
+        return await self._report(lambda c: keys.keys_of_secret(c, secret_id, key_ids))
+
     # --- LedgerStore
 
     def reserve(self, request: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:

@@ -159,6 +159,57 @@ async def test_a_key_is_invalid_under_another_root_secret(keyring: Keyring, stor
     await assert_refused(Keyring(store, b"other" * 10), key)
 
 
+async def test_a_key_of_the_previous_secret_is_valid_and_needs_it_no_more_once_it_was_used(
+    keyring: Keyring, store: CountingStore, clock: Clock
+) -> None:
+    record, key = await keyring.create()
+    (_, forged), (_, unused) = await keyring.create(), await keyring.create(live=True)
+    forged = forged.replace(forged[9:21], record.key_id)
+    both = Keyring(store, b"n" * 64, clock=clock, monotonic=clock, previous=[b"o" * 64, ROOT])
+    for _ in range(2):  # a forged key that comes first must not be what the id stands for
+        await assert_refused(both, forged)
+        await both.authenticate(call(key))
+    new, _ = await both.create()
+    await both.finish()
+    listed = await both.list()
+    assert await both.keys_of_previous_secrets(listed) == {
+        each.key_id for each in listed if each.key_id not in (record.key_id, new.key_id)
+    }
+    current = Keyring(store, b"n" * 64, clock=clock, monotonic=clock)
+    await current.authenticate(call(key))
+    await assert_refused(current, unused)
+    await assert_refused(Keyring(store, ROOT), key)
+    assert await current.keys_of_previous_secrets(listed) == set()
+
+
+async def test_a_key_of_the_current_secret_made_before_the_rotation_is_noted_when_it_is_used(
+    keyring: Keyring, store: CountingStore, clock: Clock
+) -> None:
+    record, key = await keyring.create()
+    both = Keyring(store, ROOT, clock=clock, monotonic=clock, previous=[b"n" * 64])
+    assert await both.keys_of_previous_secrets([record]) == {record.key_id}
+    await both.authenticate(call(key))
+    await both.finish()
+    assert await both.keys_of_previous_secrets([record]) == set()
+    assert (await both.list()) == [record]
+
+
+async def test_servers_that_replace_a_digest_in_both_directions_lose_no_key(
+    keyring: Keyring, store: CountingStore, clock: Clock
+) -> None:
+    _, key = await keyring.create()
+    servers = [
+        Keyring(store, current, clock=clock, monotonic=clock, previous=[previous])
+        for current, previous in ((ROOT, b"n" * 64), (b"n" * 64, ROOT))
+    ]
+    for _ in range(3):
+        clock.now += 31
+        for server in servers:
+            await server.authenticate(call(key))
+        for server in servers:
+            await server.finish()
+
+
 def contents(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in folder.iterdir()]
 

@@ -79,6 +79,13 @@ async def test_a_new_record_does_not_shift_the_pages(reader: UsageReader, store:
     assert rest == NEWEST_FIRST[4:]
 
 
+async def test_a_page_token_of_the_previous_secret_is_valid(reader: UsageReader, store: Store) -> None:
+    _, token = await reader.list_records(LIVE, 4, "")
+    assert await ids(UsageReader(store, b"n" * 32, [SECRET]), page_token=token) == NEWEST_FIRST[4:]
+    with refused("invalid_parameter"):
+        await ids(UsageReader(store, b"n" * 32), page_token=token)
+
+
 async def test_filters_can_be_combined(reader: UsageReader) -> None:
     assert await ids(reader, model="gpt-4") == [f"task_{n}" for n in (9, 7, 5, 3, 1)]
     assert await ids(reader, key_id="key0") == [f"task_{n}" for n in (9, 6, 3, 0)]

@@ -172,3 +172,20 @@ def test_the_type_of_a_file_is_detected_from_its_first_bytes_in_any_packets(
         for at in range(0, len(data), piece):
             writer.write(data[at : at + piece])
         assert writer.commit().content_type == "audio/wav"
+
+
+async def test_files_and_links_of_the_previous_secret_stay_valid(tmp_path: Path) -> None:
+    old = MediaStore(tmp_path / "media", b"o" * 32)
+    media_id = put(old)
+    query = old.find(media_id, "ann")[1].url.partition("?")[2]
+    with refused("not_found"):
+        MediaStore(tmp_path / "media", b"n" * 32).find(media_id, "ann")
+    new = MediaStore(tmp_path / "media", b"n" * 32, previous_secrets=[b"x" * 32, b"o" * 32])
+    new.check_link(media_id, query)
+    assert new.find(media_id, "ann")[1].url.partition("?")[2] != query
+    with refused("not_found"):
+        new.find(media_id, "bob")
+    await new.refresh()
+    new.delete(media_id, "ann")
+    assert names(new) == []
+    assert new.quota.stored(new.ids.tag_of(media_id)) == 0

@@ -83,6 +83,8 @@ class Books:
     noted: dict[str, int] = field(default_factory=dict)
     answers: dict[str, bytes] = field(default_factory=dict)
     """By task id, of its own Idempotency-Key."""
+    voiding: set[str] = field(default_factory=set)
+    """Tasks that may have been voided."""
     voided: set[str] = field(default_factory=set)
     images: Counter_[Wallet] = field(default_factory=Counter_)
     """What tasks that are not begun, or ended in any way, leave counted."""
@@ -145,6 +147,7 @@ async def task(store: Store, books: Books, number: int, generator: random.Random
             books.answers[task_id] = answer
     elif end == "void":
         refund = generator.random() < 0.5
+        books.voiding.add(task_id)
         await until_known(lambda: store.void(wallet, task_id, refund=refund))
         books.images[wallet] -= IMAGES.amount * refund
         books.voided.add(task_id)
@@ -169,7 +172,7 @@ async def check_crashed(path: Path, books: Books, before: Books) -> None:
                 continue
             assert each.cost + each.uncollected == books.begun[task_id]
         for task_id, cost in before.noted.items():
-            if cost and task_id not in books.begun and task_id not in books.voided:
+            if cost and task_id not in books.begun and task_id not in books.voiding:
                 assert found[task_id].source == "recovered"
         assert before.voided.isdisjoint(found)
         assert await store.reservations() == []
@@ -189,7 +192,11 @@ async def check_crashed(path: Path, books: Books, before: Books) -> None:
 
 def copy_of(books: Books) -> Books:
     return Books(
-        dict(books.settled), dict(books.begun), dict(books.noted), dict(books.answers), set(books.voided)
+        settled=dict(books.settled),
+        begun=dict(books.begun),
+        noted=dict(books.noted),
+        answers=dict(books.answers),
+        voided=set(books.voided),
     )
 
 

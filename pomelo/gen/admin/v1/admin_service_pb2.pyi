@@ -59,12 +59,17 @@ class Key(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SECRET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its public id: the 12 characters after pml_test_ or pml_live_."""
     account_id: _builtins.str
     """The id of the account that it belongs to."""
     mode: _usage_pb2.Mode.ValueType
     """Its mode."""
+    previous_secret: _builtins.bool
+    """While the root secret is rotated: whether the key has not been used since, and needs the previous secret. Only in
+    lists.
+    """
     @_builtins.property
     def models(self) -> _account_service_pb2.ModelSet:
         """The models it may use; absent: all."""
@@ -91,10 +96,11 @@ class Key(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        previous_secret: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "models", b"models", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "mode", b"mode", "models", b"models", "revoke_time", b"revoke_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "mode", b"mode", "models", b"models", "previous_secret", b"previous_secret", "revoke_time", b"revoke_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,200 @@
+"""Replaces the configuration of a running application: the catalogue, plans, providers and TLS certificate.
+
+A new configuration is read and checked whole before anything changes; if it can't be used, the one from
+before goes on. Tasks that run keep the model, route and provider that they began with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from pomelo.configuration import Configuration, read_configuration
+from pomelo.providers import Credentials
+from pomelo.providers.base import Provider
+from pomelo.settings import Settings, SettingsError, variable
+
+RELOADED = frozenset(
+    {
+        *("catalog", "delivery_origins", "plans", "providers", "variables"),
+        *("tls_cert", "tls_key", "tls_client_ca"),
+    }
+)
+"""The settings that can change in a running process."""
+
+_CHECK_INTERVAL = 1.0
+"""Seconds between two looks whether the tasks that use replaced providers have ended."""
+
+log = logging.getLogger("pomelo.reload")
+
+Providers = Mapping[str, Provider]
+
+Reload = Callable[[Callable[[], Settings]], Awaitable[None]]
+
+
+def merge(running: Settings, new: Settings) -> tuple[Settings, list[str]]:
+    """Returns the settings that a process which runs with `running` can change to, and the variables of all
+    other changes, which need a restart."""
+    fixed = Settings.model_fields.keys() - RELOADED
+    for names in (("tls_cert", "tls_key"), ("tls_client_ca",)):
+        if (getattr(running, names[0]) is None) != (getattr(new, names[0]) is None):
+            fixed.update(names)  # TLS can't be turned on or off
+    changed = [name for name in fixed if not _is_equal(name, getattr(running, name), getattr(new, name))]
+    values = {name: getattr(new, name) for name in RELOADED - fixed}
+    return running.model_copy(update=values), sorted(map(variable, changed))
+
+
+def _is_equal(name: str, running: Any, new: Any) -> bool:
+    if name in ("rest", "grpc") and running and new.endswith(":0"):  # any free port, such as the one in use
+        return True
+    return bool(running == new)
+
+
+async def read_changes(
+    running: Settings, load: Callable[[], Settings]
+) -> tuple[Settings, Configuration, list[str]]:
+    """Reads, in a thread, what a process that runs with `running` changes to: the settings, their
+    configuration, and the variables that need a restart.
+
+    Raises:
+        SettingsError: it can't be used.
+    """
+
+    def read() -> tuple[Settings, Configuration, list[str]]:
+        settings, fixed = merge(running, load())
+        return settings, read_configuration(settings), fixed
+
+    return await asyncio.to_thread(read)
+
+
+def log_refusal(error: SettingsError) -> None:
+    """Logs that a configuration was not reloaded."""
+    lines = "; ".join(str(error).splitlines())
+    log.error("The configuration was not reloaded, and the one from before goes on: %s", lines)
+
+
+class Reloader:
+    """Holds the configuration of a running application and its providers, and replaces them.
+
+    `open_providers` is that of `pomelo.providers`. `running` returns the tasks that run now. `is_first`: this
+    process reports what has changed; other workers report only what they refuse. `apply` puts a configuration
+    into effect for tasks that begin from then on; it must neither await nor fail.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        configuration: Configuration,
+        open_providers: Callable[..., AbstractAsyncContextManager[Providers]],
+        running: Callable[[], Collection[object]],
+        *,
+        is_first: bool = True,
+    ) -> None:
+        self.apply: Callable[[Configuration, Providers], None] = lambda configuration, providers: None
+        self._settings = settings
+        self._configuration = configuration
+        self._open_providers = open_providers
+        self._running = running
+        self._is_first = is_first
+        self._providers: Providers = {}
+        self._opened = AsyncExitStack()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def open(self, providers: Providers | None = None) -> AsyncIterator[Providers]:
+        """Opens the providers, unless they are given. Leaving closes them and all that have replaced them.
+
+        Raises:
+            SettingsError: a provider can't be opened.
+        """
+        self._providers = providers or await self._open(self._opened, self._settings, self._configuration)
+        try:
+            yield self._providers
+        finally:
+            for task in self._closing:
+                task.cancel()
+            await asyncio.gather(*self._closing, return_exceptions=True)
+            await self._opened.aclose()
+
+    async def reload(self, load: Callable[[], Settings]) -> None:
+        """Replaces the configuration by that of the settings that `load` returns, and logs what has changed.
+        One that can't be used is refused as a whole, and logged. Not to be called concurrently."""
+        opened, providers = self._opened, self._providers
+        try:
+            settings, new, fixed = await read_changes(self._settings, load)
+            if self._changes_providers(settings, new):
+                opened = AsyncExitStack()
+                providers = await self._open(opened, settings, new)
+        except SettingsError as error:
+            log_refusal(error)
+            return
+        changes = list(_changes(self._configuration, new))
+        self.apply(new, providers)
+        if opened is not self._opened:
+            task = asyncio.create_task(self._close(self._opened, set(self._running())))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        self._settings, self._configuration = settings, new
+        self._opened, self._providers = opened, providers
+        if self._is_first:
+            log.info("The configuration was reloaded: %s", "; ".join(changes) or "nothing has changed")
+            if fixed:
+                log.warning("Restart to apply %s", ", ".join(fixed))
+
+    async def _open(
+        self, stack: AsyncExitStack, settings: Settings, configuration: Configuration
+    ) -> Providers:
+        opening = self._open_providers(
+            configuration.registry.entries.values(),
+            configuration.credentials,
+            origins=settings.delivery_origins,
+        )
+        try:
+            return await stack.enter_async_context(opening)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+
+    def _changes_providers(self, settings: Settings, new: Configuration) -> bool:
+        old = self._configuration
+        return (
+            settings.delivery_origins != self._settings.delivery_origins
+            or new.credentials != old.credentials
+            or new.registry.catalog.hosts != old.registry.catalog.hosts
+        )
+
+    async def _close(self, opened: AsyncExitStack, tasks: set[object]) -> None:
+        """Closes replaced providers when the `tasks` that may use them have ended."""
+        try:
+            while tasks.intersection(self._running()):  # noqa: ASYNC110 (it has no event)
+                await asyncio.sleep(_CHECK_INTERVAL)
+        finally:
+            await opened.aclose()
+
+
+def _changes(old: Configuration, new: Configuration) -> Iterator[str]:
+    """What differs, in words. Of credentials only the providers are named."""
+    yield from _difference("plans", old.plans, new.plans)
+    yield from _difference("models", old.registry.catalog.models, new.registry.catalog.models)
+    yield from _difference("hosts", old.registry.catalog.hosts, new.registry.catalog.hosts)
+    yield from _difference("credentials", _given(old), _given(new))
+    if new.certificate != old.certificate:
+        yield "TLS certificate changed"
+
+
+def _given(configuration: Configuration) -> dict[str, Credentials]:
+    return {name: one for name, one in configuration.credentials.items() if one.api_key or one.base_url}
+
+
+def _difference(name: str, old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[str]:
+    for verb, keys in (
+        ("added", new.keys() - old.keys()),
+        ("removed", old.keys() - new.keys()),
+        ("changed", {key for key in old.keys() & new.keys() if old[key] != new[key]}),
+    ):
+        if keys:
+            first = sorted(keys)[:10]
+            more = f" and {len(keys) - len(first)} more" if len(keys) > len(first) else ""
+            yield f"{name} {verb}: {', '.join(first)}{more}"

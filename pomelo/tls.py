@@ -1,0 +1,66 @@
+"""The TLS certificate of the servers, which can be replaced while they run."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate with its chain and key, the authority of callers' certificates, and the context of
+    connections with it. Two are equal if their files are."""
+
+    chain: bytes
+    key: bytes = field(repr=False)
+    client_ca: bytes | None
+    context: ssl.SSLContext = field(compare=False)
+
+
+def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certificate:
+    """Reads a certificate from PEM files.
+
+    Raises:
+        ValueError: the files do not go together; OSError: a file can't be read.
+    """
+
+    def read() -> list[bytes | None]:
+        return [path.read_bytes() if path is not None else None for path in (cert, key, client_ca)]
+
+    chain, private, authority = files = read()
+    assert chain is not None
+    assert private is not None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"POMELO_TLS_KEY: {key} is not the key of {cert}") from None
+        raise ValueError(f"POMELO_TLS_CERT: {cert} and {key} are no certificate and key in PEM") from None
+    if authority is not None:
+        try:
+            ssl.create_default_context(cafile=client_ca)
+        except ssl.SSLError:
+            raise ValueError(f"POMELO_TLS_CLIENT_CA: {client_ca} has no PEM certificate") from None
+    if read() != files:  # gRPC gets what was read, the context has read the files itself
+        raise ValueError("POMELO_TLS_CERT: the files change while they are read. Try again")
+    return Certificate(chain, private, authority, context)
+
+
+class ReplaceableContext:
+    """A context of a server whose certificate can be replaced: new connections get the new one."""
+
+    def __init__(self, certificate: Certificate) -> None:
+        self.context = certificate.context
+        self._current = certificate.context
+        self.context.sni_callback = self._choose
+
+    def replace(self, certificate: Certificate) -> None:
+        self._current = certificate.context
+
+    def _choose(self, connection: Any, name: str | None, context: ssl.SSLContext) -> None:
+        # OpenSSL calls this for every handshake, also without a name.
+        connection.context = self._current
