@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ from pomelo.server.remote import Tls, open_remote
 from pomelo.server.server import ServerOptions, open_operator_socket, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError
+from pomelo.stores.accounts import DEFAULT_ACCOUNT
 from pomelo.stores.base import Store
+from pomelo.telemetry.readiness import Readiness
 from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
@@ -100,12 +103,14 @@ async def open_app(
     now: Callable[[], float] = time.time,
     reconcile_every: float = RECONCILE_INTERVAL,
     worker: int | None = None,
+    readiness: Readiness | None = None,
 ) -> AsyncIterator[App]:
     """Builds the application and serves it. Leaving drains: running tasks have the grace period to finish.
 
     `now` returns Unix time for media, results and reported limits; the store has its own clock. Every
     `reconcile_every` seconds, reservations without a running task are settled. `worker` is the number of this
     process among several that share the addresses, None if it is alone; the first serves the operator.
+    `readiness` follows the store, and is what health checks report.
 
     Raises:
         OSError: an address is in use.
@@ -165,6 +170,9 @@ async def open_app(
         )
         usage = UsageReader(store, secret)
         account_admin = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
+        readiness = readiness or Readiness()
+        check = partial(store.get_account, DEFAULT_ACCOUNT)
+        await stack.enter_async_context(readiness.follow(check, "store_unavailable"))
         draining = Draining()
         services = draining.guard(
             Services(
@@ -182,11 +190,16 @@ async def open_app(
         server = None
         if settings.grpc:
             server = await stack.enter_async_context(
-                open_server(services, _server_options(settings, shared), proof=gateway_proof(secret))
+                open_server(
+                    services,
+                    _server_options(settings, shared),
+                    proof=gateway_proof(secret),
+                    readiness=readiness,
+                )
             )
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_open_rest(services, settings, draining, shared))
+            rest = await stack.enter_async_context(_open_rest(services, settings, readiness, shared))
             media.public_url = media.public_url or rest_url(settings, rest)
         try:
             yield App(
@@ -201,20 +214,25 @@ async def open_app(
                 grpc=server.address if server else None,
             )
         finally:
-            if server is not None:
-                server.drain()
+            readiness.drain()
             await _drain(draining, settings.grace)
 
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, target: str, *, tls: bool | None = None, ca: Path | None = None
+    settings: Settings,
+    target: str,
+    *,
+    tls: bool | None = None,
+    ca: Path | None = None,
+    readiness: Readiness | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST alone, for the gRPC server at `target`; yields the bound address. Leaving drains.
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. With the server's root secret, the server recognises this gateway.
+    settings. With the server's root secret, the server recognises this gateway. `readiness` follows the
+    server, and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -230,6 +248,7 @@ async def open_gateway(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
             "grpc instead of rest. Set it to the server's root secret"
         )
+    readiness = readiness or Readiness()
     draining = Draining()
     async with (
         open_remote(
@@ -237,15 +256,17 @@ async def open_gateway(
             tls=client_tls if tls else None,
             limits=_in_flight(settings),
             proof=gateway_proof(secret),
+            readiness=readiness,
         ) as services,
         # A server that does not recognise the gateway applies an inline limit that is unknown here.
         _open_rest(
-            draining.guard(services), settings, draining, inline_limit=INLINE_LIMIT if secret else 0
+            draining.guard(services), settings, readiness, inline_limit=INLINE_LIMIT if secret else 0
         ) as rest,
     ):
         try:
             yield rest
         finally:
+            readiness.drain()
             await _drain(draining, settings.grace)
 
 
@@ -266,7 +287,7 @@ async def _drain(draining: Draining, grace: float) -> None:
 def _open_rest(
     services: Services,
     settings: Settings,
-    draining: Draining,
+    readiness: Readiness,
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
 ) -> AbstractAsyncContextManager[tuple[str, int]]:
@@ -290,7 +311,7 @@ def _open_rest(
         port,
         ssl_context=_tls_context(settings),
         reuse_port=shared,
-        healthy=lambda: not draining.draining,
+        unready=lambda: readiness.code,
     )
 
 

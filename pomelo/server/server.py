@@ -40,6 +40,7 @@ from pomelo.server.servicers import (
     TaskServicer,
 )
 from pomelo.service import Operator, Services
+from pomelo.telemetry.readiness import Readiness
 
 log = logging.getLogger("pomelo.server")
 
@@ -120,7 +121,7 @@ class Server:
 
     addresses: tuple[str, ...]
     running: Running
-    _health: health.HealthServicer
+    _readiness: Readiness
 
     @property
     def address(self) -> str:
@@ -128,7 +129,7 @@ class Server:
 
     def drain(self) -> None:
         """Reports NOT_SERVING to load balancers; calls are still accepted. Idempotent."""
-        self._health.drain()
+        self._readiness.drain()
 
 
 @asynccontextmanager
@@ -139,10 +140,12 @@ async def open_server(
     proof: GatewayProof | None = None,
     register: Callable[[Any], Sequence[str]] | None = None,
     connections: ConnectionObserver | None = None,
+    readiness: Readiness | None = None,
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
-    `proof` recognises gateways; without it they are ordinary callers. `connections` receives the reports
+    `proof` recognises gateways; without it they are ordinary callers. Health is SERVING while `readiness`
+    says that the process is ready. `connections` receives the reports
     about each connection's calls in place of the guard. `register` may add servicers to the grpc.aio server
     before it starts, and returns their full names. Leaving stops the server: health is NOT_SERVING, new calls
     are refused, running ones may end within the grace and are then cancelled. It returns when their handlers
@@ -151,6 +154,7 @@ async def open_server(
     Raises:
         OSError: an address can't be listened on, or a TLS file can't be read.
     """
+    readiness = readiness or Readiness()
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
     guard = ConnectionGuard(options.connections, options.limits.transport)
     front_end = FrontEnd(services.access, options.limits, connections or guard, proof)
@@ -163,9 +167,8 @@ async def open_server(
     }
     names = [service.full_name for file in servicers for service in file.services_by_name.values()]
     names += register(server) if register else ()
-    health_servicer = health.HealthServicer(names)
     servicers |= {
-        health_pb2.DESCRIPTOR: health_servicer,
+        health_pb2.DESCRIPTOR: health.HealthServicer(names, readiness),
         reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE, reflection.SERVICE_NAME]),
     }
     # Registered methods have separate queues, from which grpc takes one new call at a time. In a common queue
@@ -181,9 +184,9 @@ async def open_server(
     guarded = () if connections else [port for address in addresses if (port := _port(address))]
     async with guard.watch(guarded):
         try:
-            yield Server(addresses, front_end.running, health_servicer)
+            yield Server(addresses, front_end.running, readiness)
         finally:
-            health_servicer.drain()
+            readiness.drain()
             await server.stop(options.grace)
             try:
                 async with asyncio.timeout(_CLEANUP_TIME):
