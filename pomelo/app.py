@@ -10,7 +10,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,6 +58,7 @@ from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores.accounts import DEFAULT_ACCOUNT
 from pomelo.stores.base import Store
+from pomelo.telemetry.events import Observer
 from pomelo.telemetry.readiness import Readiness
 from pomelo.turns import Turns
 
@@ -103,6 +104,7 @@ async def open_app(
     now: Callable[[], float] = time.time,
     reconcile_every: float = RECONCILE_INTERVAL,
     worker: int | None = None,
+    observers: Sequence[Observer] = (),
     readiness: Readiness | None = None,
 ) -> AsyncIterator[App]:
     """Builds the application and serves it. Leaving drains: running tasks have the grace period to finish.
@@ -110,6 +112,7 @@ async def open_app(
     `now` returns Unix time for media, results and reported limits; the store has its own clock. Every
     `reconcile_every` seconds, reservations without a running task are settled. `worker` is the number of this
     process among several that share the addresses, None if it is alone; the first serves the operator.
+    `observers` get reports of tasks, calls and failed attempts.
     `readiness` follows the store, and is what health checks report.
 
     Raises:
@@ -143,7 +146,7 @@ async def open_app(
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
-        ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every)
+        ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
         media = MediaStore(
@@ -176,7 +179,7 @@ async def open_app(
         draining = Draining()
         services = draining.guard(
             Services(
-                tasks=Engine(access, acceptance, ledger, router, media, turns),
+                tasks=Engine(access, acceptance, ledger, router, media, turns, observers),
                 models=LocalModels(catalog, router, access),
                 media=LocalMedia(media, access, settings.upload_limit, turns=turns),
                 accounts=LocalAccounts(store, usage, access),

@@ -84,6 +84,7 @@ class Call:
     task's first event and on every error. `response_trailers` has those that are known only at a stream's
     end. `at_end` are the functions that `end` runs. `reserve` counts more bytes as buffered by an admitted
     call, as `pomelo.service.Visit.reserve` does; `file_bytes` are those of files that its task names.
+    `reported` is set when its task was reported to the observers.
     """
 
     api_key: str | None
@@ -102,6 +103,7 @@ class Call:
     at_end: list[Callable[[], None]] = field(default_factory=list)
     reserve: Callable[[int], None] = lambda size: None
     file_bytes: int = 0
+    reported: bool = False
 
     def end(self) -> None:
         """Deletes the uploads that belong to this call only. Idempotent."""

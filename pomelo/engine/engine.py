@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -14,9 +14,10 @@ from pomelo.engine import idempotency
 from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.ledger import Ledger
+from pomelo.engine.observed import ObservedTask
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.results import new_result, started_event, write_usage
-from pomelo.engine.routing import Events, Router
+from pomelo.engine.routing import Events, Router, UpstreamCalls
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -26,12 +27,13 @@ from pomelo.providers.base import Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.stores.ledger import ReplayedAnswer
 from pomelo.tasks.base import Collector, CollectorContext
+from pomelo.telemetry.events import Observer
 from pomelo.turns import Turns, in_turns
 
 
 class Engine:
     """Runs tasks in this process; implements `pomelo.service.TaskService`. `turns` are those of the event
-    loop."""
+    loop; `observers` get a report of each task and each failed attempt."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Engine:
         router: Router,
         media: MediaStore,
         turns: Turns,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._access = access
         self._acceptance = acceptance
@@ -48,33 +51,37 @@ class Engine:
         self._router = router
         self._media = media
         self._turns = turns
+        self._observers = observers
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         principal = call.principal or await self._access.authenticate(call)
         try:
-            accepted = await self._accept(spec, options, call, principal, stream=False)
-            reservation = await self._reserve(accepted, call)
-            if isinstance(reservation, idempotency.ReplayedTask):
-                return reservation.result
-            collector = self._collect(reservation)
-            deadline = CancelScope(reservation.job.deadline).start()
-            reservation.on_lost = deadline.expire
-            try:
-                answer = await self._start(reservation)
-                if isinstance(answer, TaskEvent):
-                    collector.add(answer)
-                else:
-                    await self._add_all(answer, collector)
-                result = new_result(reservation.job, accepted.created)
-                if reservation.job.route is not accepted.job.route:  # a later route has taken over
-                    report_adjustments(call, result.adjustments)
-                collector.finish(result)
-                await self._settle(reservation, collector, result, deadline)
-            except BaseException as error:
-                await self._fail(reservation, collector, deadline, error)
-                raise
-            collector.close()
-            return result
+            with self._observe(call, principal, spec, stream=False) as task:
+                accepted = task.accepted = await self._accept(spec, options, call, principal, stream=False)
+                reservation = await self._reserve(accepted, call)
+                if isinstance(reservation, idempotency.ReplayedTask):
+                    task.replayed = True
+                    return reservation.result
+                task.reservation = reservation
+                collector = self._collect(reservation)
+                deadline = CancelScope(reservation.job.deadline).start()
+                reservation.on_lost = deadline.expire
+                try:
+                    answer = await self._start(reservation, task.calls)
+                    if isinstance(answer, TaskEvent):
+                        collector.add(answer)
+                    else:
+                        await self._add_all(answer, collector)
+                    result = new_result(reservation.job, accepted.created)
+                    if reservation.job.route is not accepted.job.route:  # a later route has taken over
+                        report_adjustments(call, result.adjustments)
+                    collector.finish(result)
+                    await self._settle(reservation, collector, result, deadline)
+                except BaseException as error:
+                    await self._fail(reservation, collector, deadline, error)
+                    raise
+                collector.close()
+                return result
         finally:
             self._delete_upload(spec, call, principal)
 
@@ -84,28 +91,35 @@ class Engine:
     ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         principal = await self._access.authenticate(call)
         try:
-            accepted = await self._accept(spec, options, call, principal, stream=True)
-            reservation = await self._reserve(accepted, call)
-            if isinstance(reservation, idempotency.ReplayedTask):
-                self._delete_upload(spec, call, principal)
-                async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
-                    yield events
-                return
-            collector = self._collect(reservation)
-            deadline = CancelScope(reservation.job.deadline).start()
-            reservation.on_lost = deadline.expire
-            try:
-                async with aclosing(self._stream(call, reservation, collector, deadline)) as events:
-                    yield events
-            except BaseException as error:
-                await self._fail(reservation, collector, deadline, error)
-                raise
-            else:
-                deadline.ended_by(None)
-                collector.close()
-                reservation.release()  # if the caller did not read the events to their end
+            with self._observe(call, principal, spec, stream=True) as task:
+                accepted = task.accepted = await self._accept(spec, options, call, principal, stream=True)
+                reservation = await self._reserve(accepted, call)
+                if isinstance(reservation, idempotency.ReplayedTask):
+                    task.replayed = True
+                    self._delete_upload(spec, call, principal)
+                    async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
+                        yield events
+                    return
+                task.reservation = reservation
+                collector = self._collect(reservation)
+                deadline = CancelScope(reservation.job.deadline).start()
+                reservation.on_lost = deadline.expire
+                try:
+                    async with aclosing(self._stream(call, reservation, collector, deadline, task)) as events:
+                        yield events
+                except BaseException as error:
+                    await self._fail(reservation, collector, deadline, error)
+                    raise
+                else:
+                    deadline.ended_by(None)
+                    collector.close()
+                    reservation.release()  # if the caller did not read the events to their end
         finally:
             self._delete_upload(spec, call, principal)
+
+    def _observe(self, call: Call, principal: Principal, spec: TaskSpec, *, stream: bool) -> ObservedTask:
+        clock = self._ledger.monotonic
+        return ObservedTask(self._observers, call, principal, spec.model, clock, stream=stream)
 
     # --- accepted and reserved
 
@@ -210,13 +224,14 @@ class Engine:
         finally:
             reservation.release()
 
-    def _start(self, reservation: Reservation) -> Awaitable[TaskEvent | Events]:
+    def _start(self, reservation: Reservation, calls: UpstreamCalls) -> Awaitable[TaskEvent | Events]:
         accepted = reservation.accepted
         return self._router.start(
             reservation.job,
             accepted.candidates,
             reservation.record_route,
             account=accepted.principal.account,
+            calls=calls,
         )
 
     async def _add_all(self, events: Events, collector: Collector) -> None:
@@ -229,47 +244,56 @@ class Engine:
                 collector.add(event)
 
     async def _stream(
-        self, call: Call, reservation: Reservation, collector: Collector, deadline: CancelScope
+        self,
+        call: Call,
+        reservation: Reservation,
+        collector: Collector,
+        deadline: CancelScope,
+        task: ObservedTask,
     ) -> AsyncGenerator[TaskEvent, None]:
         """The events in the contract's order, numbered: `started` with the first one, `completed` last."""
-        reservation.bill_partially(collector)
-        created = reservation.accepted.created
-        number = 0
-        turn = self._turns.stream()
-        answer = await self._start(reservation)
-        assert not isinstance(answer, TaskEvent)  # which is for whole answers
-        async with aclosing(answer) as events:
-            async for event in events:
-                if turn.over():
-                    await turn.next()
-                passed = collector.add(event)
-                if passed is not None:
-                    if number:
-                        reservation.output_bytes = collector.output_bytes
-                    else:
-                        reservation.record_output(collector.output_bytes)
-                        number = 1
-                        # A later route may have taken over, with adjustments of its own.
-                        report_adjustments(call, reservation.job.adjustments)
-                        yield started_event(new_result(reservation.job, created))
-                    number += 1
-                    passed.sequence_number = number
-                    yield passed
-        result = new_result(reservation.job, created)
-        collector.finish(result)
-        if collector.output_bytes > reservation.output_bytes:
-            reservation.record_output(collector.output_bytes)
-        await self._settle(reservation, collector, result, deadline)
-        if not number:
-            number = 1
-            report_adjustments(call, reservation.job.adjustments)
-            yield started_event(result)
-        rest = collector.end_stream(result)
-        if rest is not None:
-            number += 1
-            rest.sequence_number = number
-            yield rest
-        yield TaskEvent(sequence_number=number + 1, completed=result)
+        try:
+            reservation.bill_partially(collector)
+            created = reservation.accepted.created
+            number = 0
+            turn = self._turns.stream()
+            answer = await self._start(reservation, task.calls)
+            assert not isinstance(answer, TaskEvent)  # which is for whole answers
+            async with aclosing(answer) as events:
+                async for event in events:
+                    if turn.over():
+                        await turn.next()
+                    passed = collector.add(event)
+                    if passed is not None:
+                        if number:
+                            reservation.output_bytes = collector.output_bytes
+                        else:
+                            reservation.record_output(collector.output_bytes)
+                            number = 1
+                            # A later route may have taken over, with adjustments of its own.
+                            report_adjustments(call, reservation.job.adjustments)
+                            yield started_event(new_result(reservation.job, created))
+                        number += 1
+                        passed.sequence_number = number
+                        yield passed
+            result = new_result(reservation.job, created)
+            collector.finish(result)
+            if collector.output_bytes > reservation.output_bytes:
+                reservation.record_output(collector.output_bytes)
+            await self._settle(reservation, collector, result, deadline)
+            if not number:
+                number = 1
+                report_adjustments(call, reservation.job.adjustments)
+                yield started_event(result)
+            rest = collector.end_stream(result)
+            if rest is not None:
+                number += 1
+                rest.sequence_number = number
+                yield rest
+            yield TaskEvent(sequence_number=number + 1, completed=result)
+        except Exception as error:
+            task.failure = error
+            raise
 
     async def _settle(
         self, reservation: Reservation, collector: Collector, result: TaskResult, deadline: CancelScope

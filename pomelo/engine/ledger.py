@@ -34,6 +34,7 @@ from pomelo.stores.ledger import (
     Settled,
 )
 from pomelo.stores.usage import UsageRecord
+from pomelo.telemetry.events import Observer
 
 PROGRESS_INTERVAL = 1.0
 """Seconds between saves of what running tasks have used: what a crash can leave unbilled."""
@@ -55,7 +56,7 @@ class Ledger:
     one. Each end is retried until its outcome is known; `reconcile` ends what is left.
 
     `plans` are by name. `now` is Unix time, `monotonic` times tasks, `reconcile_every` is RECONCILE_INTERVAL
-    or another interval; all in seconds.
+    or another interval; all in seconds. `observers` get each record.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Ledger:
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         reconcile_every: float = RECONCILE_INTERVAL,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.store = store
         self.now = now
         self.monotonic = monotonic
-        self.operations = StoreOperations(monotonic, _log_uncollected)
+        self.operations = StoreOperations(monotonic, self._ended)
+        self._observers = observers
         self.running: dict[str, Reservation] = {}
         """By task id."""
         self._reserving: set[str] = set()
@@ -311,16 +314,20 @@ class Ledger:
                 ]
             )
 
-
-def _log_uncollected(result: object) -> None:
-    """Logs what a task cost beyond its reservation and the balance: the operator's loss."""
-    if isinstance(result, Settled) and result.record.uncollected:
+    def _ended(self, result: object) -> None:
+        """Reports a record that the store has written, and logs what its task cost beyond its reservation and
+        the balance: the operator's loss."""
+        if not isinstance(result, Settled):
+            return
         record = result.record
-        log.error(
-            "account %s (%s) could not pay all of task %s: %s credits are uncollected. "
-            "The provider counted more than was reserved",
-            record.account,
-            "live" if record.live else "test",
-            record.task_id,
-            money.format_credits(record.uncollected),
-        )
+        for observer in self._observers:
+            observer.charged(record)
+        if record.uncollected:
+            log.error(
+                "account %s (%s) could not pay all of task %s: %s credits are uncollected. "
+                "The provider counted more than was reserved",
+                record.account,
+                "live" if record.live else "test",
+                record.task_id,
+                money.format_credits(record.uncollected),
+            )

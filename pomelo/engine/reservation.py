@@ -33,7 +33,7 @@ class Reservation:
 
     __slots__ = (
         "_call", "_collector", "_draft", "_ended", "_ledger", "_limits", "_route", "_saved_bytes", "_started",
-        "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes",
+        "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes", "record",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +67,8 @@ class Reservation:
         self.lost = False
         """Whether the store has ended it, because this process was taken for dead."""
         self.on_lost: Callable[[], None] | None = None
+        self.record: UsageRecord | None = None
+        """What is charged, once that is known; None if nothing is."""
 
     @property
     def wallet(self) -> Wallet:
@@ -117,6 +119,7 @@ class Reservation:
             settled = await operations.finished(settling)
         except LostReservationError as error:
             raise PomeloError("store_unavailable") from error
+        self.record = settled.record
         self._report_status(settled.limit_status, settled.record.cost)
         return settled.record
 
@@ -137,6 +140,7 @@ class Reservation:
             async with asyncio.timeout(STATUS_TIMEOUT):
                 settled = await operations.finished(ending)
                 if settled is not None:
+                    self.record = settled.record
                     self._report_status(settled.limit_status, settled.record.cost)
                 else:
                     status = await self._ledger.limit_status(self.wallet, self._limits.counters)
@@ -171,7 +175,7 @@ class Reservation:
             return partial(store.void, self.wallet, task_id)
         try:
             usage = self._collector.partial_usage(self.job.input)
-            record = self._record(usage, "estimated", complete=False)
+            record = self.record = self._record(usage, "estimated", complete=False)
         except Exception as error:
             self._ledger.operations.unexpected.log("What a task used could not be counted", error)
             return partial(store.recover, self.wallet, task_id)

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
 from math import ceil, inf
 from typing import Any
 
@@ -22,11 +21,13 @@ from pomelo.catalog.retirement import is_past
 from pomelo.engine.circuit_breaker import Attempt, CircuitBreaker
 from pomelo.errors import PomeloError
 from pomelo.providers.base import (
+    VENDOR_CALL,
     CompleteMethod,
     Event,
     Job,
     JobMethod,
     Provider,
+    VendorCall,
     complete_method,
     fit_hook,
     fit_job,
@@ -36,6 +37,7 @@ from pomelo.providers.base import (
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.fitting import Fitting, Given, Hook, fit
 from pomelo.providers.guard import GuardedEvents
+from pomelo.telemetry.events import AttemptReport, NextStep, Observer
 from pomelo.times import today_utc
 
 ATTEMPTS = 3
@@ -48,6 +50,8 @@ longer wait, the task fails and its caller is asked to retry."""
 _VENDOR_FAILURES = frozenset({"provider_unavailable", "deadline_exceeded"})
 """Codes that mean that the vendor is failing. The caller's own deadline is not among them: it cancels the
 call."""
+
+_LATE = UpstreamError("deadline_exceeded", reason="the vendor did not answer before the task's deadline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,72 @@ class LiveCandidate(Candidate):
 
 
 Events = GuardedEvents | AsyncGenerator[Event, None]
+
+
+class UpstreamCalls:
+    """The calls to providers that a task has made, counted while it runs, and reported to `observers` if they
+    fail. `account` owns the task."""
+
+    __slots__ = (
+        "_began",
+        "_observers",
+        "account",
+        "attempts",
+        "response",
+        "route",
+        "route_number",
+        "seconds",
+    )
+
+    def __init__(self, account: str = "", observers: Sequence[Observer] = ()) -> None:
+        self.account = account
+        self._observers = observers
+        self.attempts = 0
+        self.route: Route | None = None
+        """The route that was called last."""
+        self.route_number = 0
+        """Its number in the order of the candidates, from 1."""
+        self.response = VendorCall()
+        """The last response of a vendor."""
+        self.seconds = 0.0
+        """The time of all calls that have ended."""
+        self._began = 0.0
+
+    def begin(self, route: Route, number: int, now: float = 0.0) -> None:
+        """Counts a call that begins now."""
+        self.route = route
+        self.route_number = number
+        self.attempts += 1
+        self.response.status = 0
+        self._began = now
+
+    def end(self, now: float) -> None:
+        """Counts the time of the current call, which ends now."""
+        self.seconds += now - self._began
+
+    def report(self, job: Job[Any], error: PomeloError, now: float, next_step: NextStep, wait: float) -> None:
+        """Reports the failure of the current call; `next_step` and `wait` are as in AttemptReport."""
+        upstream = error if isinstance(error, UpstreamError) else None
+        report = AttemptReport(
+            request_id=job.request_id,
+            task_id=job.task_id,
+            account=self.account,
+            model=job.model.name,
+            provider=job.route.provider,
+            provider_model=job.route.model,
+            route=self.route_number,
+            attempt=self.attempts,
+            code=error.code,
+            upstream_status=self.response.status,
+            vendor_code="" if upstream is None else upstream.vendor_code,
+            vendor_request_id=self.response.request_id,
+            reason="" if upstream is None else upstream.reason,
+            elapsed_ms=(now - self._began) * 1000,
+            next_step=next_step,
+            wait=wait,
+        )
+        for observer in self._observers:
+            observer.attempt_failed(report)
 
 
 class Router:
@@ -179,12 +249,14 @@ class Router:
         on_route: Callable[[Job[Any]], None] = lambda job: None,
         *,
         account: str = "",
+        calls: UpstreamCalls | None = None,
     ) -> Event | Events:
         """Call the candidates in order, until one answers: return its whole answer as the last event, or the
         events of its answer once the first one has arrived. The caller must close them.
 
         `job` is the first candidate's. `on_route` is called with the job of each route before its provider
-        is. `account` owns the task: breakers and connections are shared fairly between accounts.
+        is. `account` owns the task: breakers and connections are shared fairly between accounts. `calls`
+        counts and reports the calls.
 
         Raises:
             PomeloError: the failure of the last candidate that was tried; provider_unavailable if the
@@ -193,8 +265,10 @@ class Router:
         failure: UpstreamError | None = None
         open_for = inf
         clock = self._clock
-        for candidate in candidates:
+        calls = calls or UpstreamCalls()
+        for number, candidate in enumerate(candidates, 1):
             if not isinstance(candidate, LiveCandidate):
+                calls.begin(candidate.route, number)
                 on_route(job)
                 if candidate.complete is not None and not job.stream:
                     return await candidate.complete(job)
@@ -210,23 +284,38 @@ class Router:
                     on_route(routed)
                 if failure is not None:
                     routed.report.reset()
+                calls.begin(candidate.route, number, clock())
                 answer: Event | GuardedEvents | None = None
                 try:
-                    answer = await self._answer(candidate, routed, account, attempt)
+                    answer = await self._answer(candidate, routed, account, attempt, calls)
                     return answer
                 except PomeloError as error:
                     self._report(breaker, attempt, error)
                     if not isinstance(error, UpstreamError) or error.retry is RetryPolicy.NEVER:
+                        calls.report(routed, error, clock(), "end", 0.0)
                         raise
                     failure = error
+                except asyncio.CancelledError:
+                    if clock() >= job.deadline:
+                        calls.report(routed, _LATE, clock(), "end", 0.0)
+                    raise
                 finally:
                     if not isinstance(answer, GuardedEvents):  # these end later
-                        breaker.release(attempt, clock())
-                if failure.retry is RetryPolicy.NEXT_ROUTE or attempt_number == ATTEMPTS - 1:
-                    break
+                        now = clock()
+                        calls.end(now)
+                        breaker.release(attempt, now)
                 wait = self._wait(failure, attempt_number)
-                if wait > WAIT_MAX or clock() + wait >= job.deadline:
+                is_last = (
+                    failure.retry is RetryPolicy.NEXT_ROUTE
+                    or attempt_number == ATTEMPTS - 1
+                    or wait > WAIT_MAX
+                    or clock() + wait >= job.deadline
+                )
+                if is_last:
+                    next_step: NextStep = "next route" if number < len(candidates) else "end"
+                    calls.report(routed, failure, clock(), next_step, 0.0)
                     break
+                calls.report(routed, failure, clock(), "retry", wait)
                 await self._sleep(wait)
         if failure is None:
             raise PomeloError("provider_unavailable", retry_after=max(1, ceil(open_for)))
@@ -236,10 +325,11 @@ class Router:
             del failure  # its traceback references this frame
 
     async def _answer(
-        self, candidate: LiveCandidate, job: Job[Any], account: str, attempt: Attempt
+        self, candidate: LiveCandidate, job: Job[Any], account: str, attempt: Attempt, calls: UpstreamCalls
     ) -> Event | GuardedEvents:
         """Call a vendor once. Its circuit breaker learns of a success, and of the end of the events."""
         breaker = candidate.breaker
+        VENDOR_CALL.set(calls.response)
         guarded = GuardedEvents(
             candidate.method, candidate.task_type, job, account, trusted=candidate.trusted
         )
@@ -250,8 +340,18 @@ class Router:
         await guarded.begin()
         if not guarded.ended:
             breaker.succeeded(attempt, self._clock())
-        guarded.on_failure = partial(self._report, breaker, attempt)
-        guarded.on_close = lambda: breaker.release(attempt, self._clock())
+
+        def failed(error: PomeloError) -> None:
+            self._report(breaker, attempt, error)
+            calls.report(job, error, self._clock(), "end", 0.0)
+
+        def closed() -> None:
+            now = self._clock()
+            calls.end(now)
+            breaker.release(attempt, now)
+
+        guarded.on_failure = failed
+        guarded.on_close = closed
         return guarded
 
     def _report(self, breaker: CircuitBreaker, attempt: Attempt, error: PomeloError) -> None:

@@ -20,6 +20,7 @@ from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.logs import format_trace
 from pomelo.media.audio import AudioSource
+from pomelo.providers.errors import safe_token
 from pomelo.providers.fitting import Fitting, Given, Hook, InputT, fit
 from pomelo.values import value_type
 
@@ -30,6 +31,37 @@ log = logging.getLogger("pomelo.providers")
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """The account for which a provider is called, or "". Connections are shared fairly between accounts. It is a
 context variable so that providers need not pass it on."""
+
+
+_ID_FIELDS = frozenset((b"x-request-id", b"request-id", b"x-trace-id", b"cf-ray"))
+_ID_LENGTHS = frozenset(map(len, _ID_FIELDS))
+
+
+class VendorCall:
+    """The last response in one call to a vendor, for the operator's log: its status, 0 before it has begun,
+    and the fields of its head."""
+
+    __slots__ = ("fields", "status")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.fields: Sequence[tuple[bytes, bytes]] = ()
+
+    @property
+    def request_id(self) -> str:
+        """The vendor's id of the request; "" if there is none or it is not like an id."""
+        found = b""
+        if self.status:
+            for name, value in self.fields:
+                if len(name) in _ID_LENGTHS and (lower := name.lower()) in _ID_FIELDS:
+                    if lower != b"cf-ray":  # which is the proxy's
+                        return safe_token(value.decode("latin-1"))
+                    found = value
+        return safe_token(found.decode("latin-1"))
+
+
+VENDOR_CALL: ContextVar[VendorCall | None] = ContextVar("vendor call", default=None)
+"""The current call to a vendor, None outside of one. The HTTP client writes into it."""
 
 
 @value_type(frozen=True, slots=True)

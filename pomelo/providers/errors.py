@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -24,6 +25,14 @@ CODES = frozenset(
 provider_failed."""
 
 
+_TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+
+
+def safe_token(text: str) -> str:
+    """Return a vendor's code or id if it can't be anything else, otherwise ""."""
+    return text if _TOKEN.fullmatch(text) else ""
+
+
 class RetryPolicy(Enum):
     """What the router may do about a failure before the first event, without doing the work twice."""
 
@@ -38,8 +47,10 @@ class RetryPolicy(Enum):
 class UpstreamError(PomeloError):
     """A failed call to a vendor.
 
-    `retry` is what the router may do. `wait` is the vendor's Retry-After in whole seconds, or None. `note`
-    is for operators: only tracebacks show it.
+    `retry` is what the router may do. `wait` is the vendor's Retry-After in whole seconds, or None.
+
+    The rest is for operators: only tracebacks show `note`; the log has the `reason` (`note` if it is empty),
+    which is not in the vendor's words, and `vendor_code`, the vendor's own code of the error.
     """
 
     def __init__(
@@ -51,11 +62,15 @@ class UpstreamError(PomeloError):
         retry: RetryPolicy = RetryPolicy.NEVER,
         wait: int | None = None,
         note: str = "",
+        reason: str = "",
+        vendor_code: str = "",
     ) -> None:
         super().__init__(code, message, field=field, retry_after=wait)
         self.retry: Final = retry
         self.wait: Final = wait
         self.note: Final = note
+        self.reason: Final = reason or note
+        self.vendor_code: Final = safe_token(vendor_code)
         if note:
             self.add_note(note)
 
@@ -68,6 +83,8 @@ class UpstreamError(PomeloError):
             retry=self.retry if retry is None else retry,
             wait=self.wait,
             note=self.note,
+            reason=self.reason,
+            vendor_code=self.vendor_code,
         )
 
 

@@ -282,4 +282,4 @@ class GuardedEvents:
         job = self._job
         trace = "" if error is None else f"\n{format_trace(error)}"
         log.error("request %s: the provider %s %s%s", job.request_id, job.route.provider, what, trace)
-        return UpstreamError("provider_failed")
+        return UpstreamError("provider_failed", reason=f"the provider's adapter {what}")

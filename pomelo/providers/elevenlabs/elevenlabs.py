@@ -228,7 +228,9 @@ class ElevenLabs(Vendor):
         else:
             return voices
         raise UpstreamError(
-            "provider_unavailable", "The provider did not send its list of voices. Use a voice's id"
+            "provider_unavailable",
+            "The provider did not send its list of voices. Use a voice's id",
+            reason="the vendor did not send its list of voices in time",
         )
 
 

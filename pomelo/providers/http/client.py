@@ -27,7 +27,7 @@ from aiohttp import DefaultResolver
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from pomelo.providers.base import CALLER
+from pomelo.providers.base import CALLER, VENDOR_CALL
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.errors import (
@@ -230,6 +230,9 @@ class Http:
             UpstreamError: by the error map, also for a status of 300 or above; overloaded.
         """
         lease = f"{url.raw_host}:{url.port}", CALLER.get()
+        call = VENDOR_CALL.get()
+        if call is not None:
+            call.status = 0
         if not self._connections.try_acquire(*lease):
             await self._connections.acquire(*lease)
         try:
@@ -241,6 +244,8 @@ class Http:
             raise
         else:
             connection.lease = lease
+            if call is not None:
+                call.status, call.fields = connection.status, connection.fields
             if connection.status < 300:
                 return connection
             try:

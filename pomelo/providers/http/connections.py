@@ -182,7 +182,8 @@ class ConnectionLimiter:
         self.refused += 1
         self._warn(host, account)
         message = "Too many concurrent calls to the provider. Retry later, or run fewer tasks at a time"
-        return NoConnectionError("overloaded", message, retry=RetryPolicy.NEXT_ROUTE)
+        reason = "no connection to the vendor was free"
+        return NoConnectionError("overloaded", message, retry=RetryPolicy.NEXT_ROUTE, reason=reason)
 
     def _warn(self, host: str, account: str) -> None:
         """Log waiting and refused calls, at most once in WARN_EVERY seconds."""

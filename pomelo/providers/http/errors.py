@@ -1,8 +1,7 @@
 """The one map from what goes wrong upstream to the errors of the table.
 
 A vendor adds only an `ErrorMapping`: how its error bodies are read, and what its own codes mean. No message
-contains text of a vendor. What an operator needs (vendor, status, the vendor's code and request id) is in the
-note of the error, which only tracebacks show.
+contains text of a vendor. What an operator needs is in the error's reason, `vendor_code` and note.
 
 Outcome of the call                                       code                    Retry-After
 --------------------------------------------------------  ----------------------  --------------------
@@ -28,7 +27,6 @@ of money, the caller is not blamed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,15 +34,34 @@ from email.utils import parsedate_to_datetime
 from math import ceil, isfinite
 from typing import Any
 
-from pomelo.providers.errors import RetryPolicy, UpstreamError
+from pomelo.providers.errors import RetryPolicy, UpstreamError, safe_token
 from pomelo.providers.http.parsing import parse
 
 MAX_RETRY_AFTER = 60
 """The longest wait in seconds that is passed on from a vendor."""
 
 _UNREACHABLE = "The provider can't be reached. Retry later"
-_SAFE = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _RETRYABLE = frozenset((408, 409, 425, 429))
+
+_REASONS = {
+    "content_policy_violation": "the vendor's content policy refused the input",
+    "context_length_exceeded": "the input is longer than the model takes",
+    "invalid_parameter": "the vendor refused a value of the request",
+    "payload_too_large": "the request is larger than the vendor takes",
+}
+"""Why a vendor refused a request, by the code of our table."""
+
+_STATUS_REASONS = {
+    401: "the vendor refused our key",
+    402: "our account at the vendor is out of money",
+    403: "the vendor does not allow this to our key",
+    404: "the vendor does not have the model or the path",
+    408: "the vendor timed out",
+    429: "the vendor's rate limit is reached",
+    503: "the vendor is overloaded or down",
+    504: "the vendor timed out",
+    529: "the vendor is overloaded",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +120,42 @@ class ProtocolError(ValueError):
 
 def from_connect_error(error: BaseException, mapping: ErrorMapping) -> UpstreamError:
     """Map a failure before the response's head: one of the errors above, a TimeoutError or a ValueError."""
-    note = type(error).__name__
+    code, message, retry = "provider_failed", "", RetryPolicy.NEVER
     match error:
         case TimeoutError():
-            return UpstreamError("deadline_exceeded", "The provider did not answer in time. Retry", note=note)
+            code, message = "deadline_exceeded", "The provider did not answer in time. Retry"
+            reason = "the vendor did not answer in time"
         case SecureConnectionError():
-            message = "A secure connection to the provider can't be made"
-            return UpstreamError("provider_failed", message, retry=RetryPolicy.NEXT_ROUTE, note=note)
+            message, retry = "A secure connection to the provider can't be made", RetryPolicy.NEXT_ROUTE
+            reason = "the vendor's certificate is invalid, or it does not speak TLS"
+        case ProtocolError():
+            reason = "the vendor's response is not HTTP, or exceeds the limits"
         case ValueError():
-            return UpstreamError("provider_failed", note=note)
-    repeatable = mapping.replays or isinstance(error, ConnectError)
-    retry = RetryPolicy.SAME_ROUTE if repeatable else RetryPolicy.NEVER
-    return UpstreamError("provider_unavailable", _UNREACHABLE, retry=retry, note=note)
+            reason = "the vendor's base URL or key can't be sent"
+        case _:
+            code, message = "provider_unavailable", _UNREACHABLE
+            if mapping.replays or isinstance(error, ConnectError):
+                retry = RetryPolicy.SAME_ROUTE
+            match error:
+                case UnknownHostError():
+                    reason = "the vendor's host name has no address"
+                case ConnectTimeoutError():
+                    reason = "there was no connection to the vendor in time"
+                case ConnectError():
+                    reason = "the vendor can't be connected to"
+                case _:
+                    reason = "the vendor closed the connection before it answered"
+    return UpstreamError(code, message, retry=retry, note=type(error).__name__, reason=reason)
 
 
 def truncated(error: BaseException) -> TruncatedError:
     """Map a failure within the response's body."""
     note = type(error).__name__
     if isinstance(error, TimeoutError):
-        return TruncatedError("deadline_exceeded", "The provider stopped responding. Retry", note=note)
-    return TruncatedError("provider_failed", "The provider's response was truncated. Retry", note=note)
+        message, reason = "The provider stopped responding. Retry", "the vendor stopped sending its response"
+        return TruncatedError("deadline_exceeded", message, note=note, reason=reason)
+    message, reason = "The provider's response was truncated. Retry", "the vendor's response broke off"
+    return TruncatedError("provider_failed", message, note=note, reason=reason)
 
 
 def malformed_response(note: str) -> UpstreamError:
@@ -159,14 +192,19 @@ def refused(
     wait = wait_hint(headers, now) if code == "provider_unavailable" else None
     request_id = headers.get("x-request-id") or headers.get("request-id") or ""
     note = ", ".join((mapping.vendor, f"HTTP {status}", *_safe(*error_body.codes, request_id)))
-    return _upstream_error(code, error_body, message=message, retry=retry, wait=wait, note=note)
+    reason = _reason(status, code)
+    return _upstream_error(
+        code, error_body, message=message, retry=retry, wait=wait, note=note, reason=reason
+    )
 
 
 def from_error_body(body: Any, mapping: ErrorMapping) -> UpstreamError:
     """Map an error object that was sent in place of a response, or within a stream."""
     error_body = mapping.read(body)
     code = _meaning(error_body, mapping) or "provider_failed"
-    return _upstream_error(code, error_body, note=", ".join((mapping.vendor, *_safe(*error_body.codes))))
+    note = ", ".join((mapping.vendor, *_safe(*error_body.codes)))
+    reason = _REASONS.get(code, "the vendor sent an error within its response")
+    return _upstream_error(code, error_body, note=note, reason=reason)
 
 
 def wait_hint(headers: Mapping[str, str], now: float) -> int | None:
@@ -195,7 +233,21 @@ def _meaning(error_body: ErrorBody, mapping: ErrorMapping) -> str | None:
     return next((mapping.meanings[code] for code in error_body.codes if code in mapping.meanings), None)
 
 
+def _reason(status: int, code: str) -> str:
+    """Why a vendor refused a request, for the operator."""
+    if code in _REASONS:
+        return _REASONS[code]
+    if status == 429 and code == "provider_failed":
+        return "our account at the vendor is out of quota or money"
+    if status < 400:
+        return "the vendor redirected the request: its base URL may be wrong"
+    return _STATUS_REASONS.get(
+        status, "the vendor failed" if status >= 500 else "the vendor refused the request"
+    )
+
+
 def _upstream_error(code: str, error_body: ErrorBody, *, message: str = "", **more: Any) -> UpstreamError:
+    more["vendor_code"] = next(filter(None, map(safe_token, error_body.codes)), "")
     if code != "invalid_parameter":
         return UpstreamError(code, message, **more)
     name = error_body.field or "messages"
@@ -205,4 +257,4 @@ def _upstream_error(code: str, error_body: ErrorBody, *, message: str = "", **mo
 
 def _safe(*words: str) -> list[str]:
     """Only those words of a vendor that look like a code or an id, and can't be anything else."""
-    return [word for word in words if _SAFE.fullmatch(word)]
+    return [word for word in words if safe_token(word)]

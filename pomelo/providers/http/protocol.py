@@ -8,7 +8,7 @@ response to the next request, which may be another caller's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import httptools
@@ -105,6 +105,11 @@ class Connection(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
+
+    @property
+    def fields(self) -> Sequence[tuple[bytes, bytes]]:
+        """The names and values of the fields of the response, as they were sent."""
+        return self._fields
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -128,4 +128,8 @@ class SseParser:
 
     def _check(self, size: int) -> None:
         if size > MAX_EVENT_BYTES:
-            raise UpstreamError("provider_failed", "The provider sent an event that is too large. Retry")
+            raise UpstreamError(
+                "provider_failed",
+                "The provider sent an event that is too large. Retry",
+                reason="an event above the limit",
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from pomelo.providers.base import Provider
 from pomelo.providers.chunks import event_text
 from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.usage import UsageQuery, UsageRecord
+from pomelo.telemetry.events import Observer
 from pomelo.testing import FaultUpstream
 from tests.app import app_settings
 from tests.calls import call_of
@@ -163,10 +164,13 @@ def _copy(event: TaskEvent) -> TaskEvent:
 
 @asynccontextmanager
 async def open_engine(
-    folder: Path, providers: Mapping[str, Provider] | None = None, **settings: Any
+    folder: Path,
+    providers: Mapping[str, Provider] | None = None,
+    observers: Sequence[Observer] = (),
+    **settings: Any,
 ) -> AsyncIterator[EngineApp]:
     """Opens an app with keys for all vendors but Anthropic. `settings` replace those of the app, and
-    `providers` replace all of Pomelo's."""
+    `providers` replace all of Pomelo's; `observers` get its reports."""
     async with FaultUpstream() as upstream:
         own: dict[str, Any] = {
             "rest": "",
@@ -176,5 +180,5 @@ async def open_engine(
             "openrouter_base_url": upstream.openai_base_url,
         }
         own_settings = app_settings(folder / "data", upstream, **(own | settings))
-        async with open_app(own_settings, plans=PLANS, providers=providers) as app:
+        async with open_app(own_settings, plans=PLANS, providers=providers, observers=observers) as app:
             yield EngineApp(app, upstream)

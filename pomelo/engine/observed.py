@@ -1,0 +1,110 @@
+"""Follows a task through the engine, and reports its end to the observers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self
+
+from pomelo.call import Call, Principal
+from pomelo.engine.routing import UpstreamCalls
+from pomelo.errors import TABLE, PomeloError
+from pomelo.providers.errors import UpstreamError
+from pomelo.telemetry.events import Observer, Outcome, TaskReport
+
+if TYPE_CHECKING:
+    from pomelo.engine.job import AcceptedJob
+    from pomelo.engine.reservation import Reservation
+
+
+class ObservedTask:
+    """One task, from its valid key to its end. A context manager around all that the engine does for it; the
+    engine sets `accepted`, `reservation` and `replayed` as the task proceeds.
+
+    `model` is the requested name. `clock` is monotonic, in seconds.
+    """
+
+    __slots__ = (
+        "_call", "_clock", "_model", "_observers", "_principal", "_started", "_stream", "accepted", "calls",
+        "failure", "replayed", "reservation",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        observers: Sequence[Observer],
+        call: Call,
+        principal: Principal,
+        model: str,
+        clock: Callable[[], float],
+        *,
+        stream: bool,
+    ) -> None:
+        self._observers = observers
+        self._call = call
+        self._principal = principal
+        self._model = model
+        self._stream = stream
+        self._clock = clock
+        self._started = clock()
+        self.calls = UpstreamCalls(principal.account, observers)
+        self.accepted: AcceptedJob | None = None
+        self.reservation: Reservation | None = None
+        self.replayed = False
+        self.failure: Exception | None = None
+        """The error that ended a stream's events. Any other that is not a PomeloError is raised by the front
+        end, because the caller has left."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Reports the end of the task; `error` ended it, if it is not None."""
+        call, principal = self._call, self._principal
+        call.reported = True
+        accepted, reservation, calls = self.accepted, self.reservation, self.calls
+        outcome, code, reason, vendor_code = self._outcome(error), "", "", ""
+        if outcome != "cancelled" and error is not None:
+            code = error.code if isinstance(error, PomeloError) else "internal_error"
+        if isinstance(error, UpstreamError):
+            reason, vendor_code = error.reason, error.vendor_code
+        route = calls.route
+        report = TaskReport(
+            call,
+            principal.account,
+            principal.key_id,
+            principal.live,
+            self._model,
+            self._stream,
+            outcome,
+            code,
+            TABLE[code].http if code else 0 if outcome == "cancelled" else 200,
+            (self._clock() - self._started) * 1000,
+            self.replayed,
+            "" if accepted is None else accepted.job.task_id,
+            "" if accepted is None else accepted.definition.name,
+            "" if route is None else route.provider,
+            "" if route is None else route.model,
+            calls.route_number,
+            calls.attempts,
+            calls.response.status,
+            vendor_code,
+            calls.response.request_id,
+            reason,
+            calls.seconds * 1000,
+            0 if reservation is None else reservation.first_byte_ms,
+            0 if reservation is None else reservation.output_bytes,
+            None if reservation is None else reservation.record,
+        )
+        for observer in self._observers:
+            observer.task_ended(report)
+
+    def _outcome(self, error: BaseException | None) -> Outcome:
+        if error is None:
+            record = None if self.reservation is None else self.reservation.record
+            # A caller may stop reading a stream without an error.
+            return "completed" if self.replayed or (record is not None and record.complete) else "cancelled"
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return "cancelled"
+        if self._stream and not isinstance(error, PomeloError) and error is not self.failure:
+            return "cancelled"
+        return "refused" if self.reservation is None else "failed"
