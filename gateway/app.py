@@ -104,10 +104,12 @@ async def open_rest(
     *,
     reuse_port: bool = False,
     unready: Callable[[], str] = lambda: "",
+    report_connections: Callable[[Callable[[], int], int], None] = lambda count, limit: None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST within the context; yields the host and the port that it listens on (port 0: a free one).
     With `reuse_port`, other processes may listen on it too. `unready` returns the code of the error
-    of health checks, empty if requests should be sent here.
+    of health checks, empty if requests should be sent here. `report_connections` is called
+    once, with a function that returns the number of connections, and with their limit.
 
     On exit, stops listening, lets running requests continue for `drain_timeout`, then cancels them.
 
@@ -126,6 +128,7 @@ async def open_rest(
             lifetime=options.untrusted_timeout,
         )
     )
+    report_connections(lambda: len(connections), connections.limits.max_connections)
     sockets = await bind(host, port, reuse_port=reuse_port)
     listener = Listener(
         sockets,

@@ -59,7 +59,10 @@ from pomelo.settings import Settings, SettingsError
 from pomelo.stores.accounts import DEFAULT_ACCOUNT
 from pomelo.stores.base import Store
 from pomelo.telemetry.events import Observer
+from pomelo.telemetry.metrics import Metrics
+from pomelo.telemetry.process import measure_process
 from pomelo.telemetry.readiness import Readiness
+from pomelo.telemetry.store import OpenReservations, TimedLedgerStore
 from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
@@ -105,6 +108,7 @@ async def open_app(
     reconcile_every: float = RECONCILE_INTERVAL,
     worker: int | None = None,
     observers: Sequence[Observer] = (),
+    metrics: Metrics | None = None,
     readiness: Readiness | None = None,
 ) -> AsyncIterator[App]:
     """Builds the application and serves it. Leaving drains: running tasks have the grace period to finish.
@@ -112,8 +116,8 @@ async def open_app(
     `now` returns Unix time for media, results and reported limits; the store has its own clock. Every
     `reconcile_every` seconds, reservations without a running task are settled. `worker` is the number of this
     process among several that share the addresses, None if it is alone; the first serves the operator.
-    `observers` get reports of tasks, calls and failed attempts.
-    `readiness` follows the store, and is what health checks report.
+    `observers` get reports of tasks, calls and failed attempts; `metrics` get what is counted. `readiness`
+    follows the store, and is what health checks report.
 
     Raises:
         OSError: an address is in use.
@@ -146,7 +150,11 @@ async def open_app(
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
-        ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
+        metrics, readiness = metrics or Metrics(), readiness or Readiness()
+        metrics.know_models(catalog.models)
+        observers = (metrics, *observers)
+        timed_store: Any = TimedLedgerStore(store, metrics)
+        ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
         media = MediaStore(
@@ -173,9 +181,9 @@ async def open_app(
         )
         usage = UsageReader(store, secret)
         account_admin = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
-        readiness = readiness or Readiness()
-        check = partial(store.get_account, DEFAULT_ACCOUNT)
-        await stack.enter_async_context(readiness.follow(check, "store_unavailable"))
+        await stack.enter_async_context(
+            readiness.follow(partial(store.get_account, DEFAULT_ACCOUNT), "store_unavailable")
+        )
         draining = Draining()
         services = draining.guard(
             Services(
@@ -186,6 +194,16 @@ async def open_app(
                 access=access,
             )
         )
+        metrics.tasks_in_flight.read_one(lambda: len(ledger.running))
+        metrics.calls_in_flight.read_one(lambda: draining.running)
+        metrics.circuits.read(router.circuit_states)
+        metrics.upstream_connections.read_one(lambda: connections.in_use)
+        metrics.upstream_waiting.read_one(lambda: connections.waiting)
+        if not worker:  # what all workers share, only one reports
+            OpenReservations(store, now).register(metrics)
+            metrics.media_bytes.read_one(lambda: media.quota.total)
+            metrics.media_limit.read_one(lambda: settings.media_limit)
+        await stack.enter_async_context(measure_process(metrics, readiness))
         operator = LocalOperator(store, keyring, account_admin, usage, catalog.models, now, runs=ledger.runs)
         if not worker:
             await stack.enter_async_context(open_operator_socket(operator, settings.admin_socket))
@@ -198,11 +216,12 @@ async def open_app(
                     _server_options(settings, shared),
                     proof=gateway_proof(secret),
                     readiness=readiness,
+                    report_connections=partial(metrics.watch_connections, "grpc"),
                 )
             )
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_open_rest(services, settings, readiness, shared))
+            rest = await stack.enter_async_context(_open_rest(services, settings, metrics, readiness, shared))
             media.public_url = media.public_url or rest_url(settings, rest)
         try:
             yield App(
@@ -228,14 +247,15 @@ async def open_gateway(
     *,
     tls: bool | None = None,
     ca: Path | None = None,
+    metrics: Metrics | None = None,
     readiness: Readiness | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST alone, for the gRPC server at `target`; yields the bound address. Leaving drains.
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. With the server's root secret, the server recognises this gateway. `readiness` follows the
-    server, and is what health checks report.
+    settings. With the server's root secret, the server recognises this gateway. `metrics` get what
+    happens, `readiness` follows the server and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -251,9 +271,11 @@ async def open_gateway(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
             "grpc instead of rest. Set it to the server's root secret"
         )
-    readiness = readiness or Readiness()
+    metrics, readiness = metrics or Metrics(), readiness or Readiness()
     draining = Draining()
+    metrics.calls_in_flight.read_one(lambda: draining.running)
     async with (
+        measure_process(metrics, readiness),
         open_remote(
             target,
             tls=client_tls if tls else None,
@@ -263,7 +285,11 @@ async def open_gateway(
         ) as services,
         # A server that does not recognise the gateway applies an inline limit that is unknown here.
         _open_rest(
-            draining.guard(services), settings, readiness, inline_limit=INLINE_LIMIT if secret else 0
+            draining.guard(services),
+            settings,
+            metrics,
+            readiness,
+            inline_limit=INLINE_LIMIT if secret else 0,
         ) as rest,
     ):
         try:
@@ -290,6 +316,7 @@ async def _drain(draining: Draining, grace: float) -> None:
 def _open_rest(
     services: Services,
     settings: Settings,
+    metrics: Metrics,
     readiness: Readiness,
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
@@ -315,6 +342,7 @@ def _open_rest(
         ssl_context=_tls_context(settings),
         reuse_port=shared,
         unready=lambda: readiness.code,
+        report_connections=partial(metrics.watch_connections, "rest"),
     )
 
 

@@ -141,12 +141,14 @@ async def open_server(
     register: Callable[[Any], Sequence[str]] | None = None,
     connections: ConnectionObserver | None = None,
     readiness: Readiness | None = None,
+    report_connections: Callable[[Callable[[], int], int], None] = lambda count, limit: None,
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
     `proof` recognises gateways; without it they are ordinary callers. Health is SERVING while `readiness`
-    says that the process is ready. `connections` receives the reports
-    about each connection's calls in place of the guard. `register` may add servicers to the grpc.aio server
+    says that the process is ready. `connections` receives the reports about each connection's calls in place
+    of the guard. `report_connections` is called once, with a function that returns the number of connections,
+    and with their limit. `register` may add servicers to the grpc.aio server
     before it starts, and returns their full names. Leaving stops the server: health is NOT_SERVING, new calls
     are refused, running ones may end within the grace and are then cancelled. It returns when their handlers
     have ended.
@@ -157,6 +159,7 @@ async def open_server(
     readiness = readiness or Readiness()
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
     guard = ConnectionGuard(options.connections, options.limits.transport)
+    report_connections(lambda: guard.count, options.connections.connections)
     front_end = FrontEnd(services.access, options.limits, connections or guard, proof)
     server = grpc.aio.server(options=options.channel_args())
     servicers: dict[Any, object] = {

@@ -58,11 +58,18 @@ class Readiness:
             self._changed()
 
     @asynccontextmanager
-    async def follow(self, check: Callable[[], Awaitable[object]], code: str) -> AsyncIterator[None]:
+    async def follow(
+        self,
+        check: Callable[[], Awaitable[object]],
+        code: str,
+        *,
+        interval: float = CHECK_INTERVAL,
+        within: float = CHECK_TIMEOUT,
+    ) -> AsyncIterator[None]:
         """Makes the process ready, and then as ready as `check` says while the body runs. A check fails if it
         raises an exception or takes too long; then the process is not ready, with `code`."""
         self._set("")
-        task = asyncio.create_task(self._follow(check, code))
+        task = asyncio.create_task(self._follow(check, code, interval, within))
         try:
             yield
         finally:
@@ -70,15 +77,17 @@ class Readiness:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def _follow(self, check: Callable[[], Awaitable[object]], code: str) -> None:
+    async def _follow(
+        self, check: Callable[[], Awaitable[object]], code: str, interval: float, within: float
+    ) -> None:
         failures = 0
         checking: asyncio.Future[object] | None = None
         try:
             while True:
-                await asyncio.sleep(CHECK_INTERVAL)
+                await asyncio.sleep(interval)
                 # One that hangs is awaited further: a new one each second would pile up.
                 checking = checking or asyncio.ensure_future(check())
-                await asyncio.wait({checking}, timeout=CHECK_TIMEOUT)
+                await asyncio.wait({checking}, timeout=within)
                 if checking.done():
                     failed = checking.cancelled() or checking.exception() is not None
                     checking = None
