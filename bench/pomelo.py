@@ -28,6 +28,7 @@ def settings(vendor: str, folder: Path) -> dict[str, str]:
         "POMELO_DATA": str(folder / "data"),
         "POMELO_REST": f"127.0.0.1:{free_port()}",
         "POMELO_GRPC": f"127.0.0.1:{free_port()}",
+        "POMELO_ADMIN": "",
         "POMELO_MAX_CALLS": "8192",
         "POMELO_UPSTREAM_CONNECTIONS": "4096",
         "OPENAI_API_KEY": "any",
@@ -63,6 +64,7 @@ async def serve(
             rest = {
                 "POMELO_DATA": str(folder / "gateway"),
                 "POMELO_REST": f"127.0.0.1:{free_port()}",
+                "POMELO_ADMIN": "",
                 "POMELO_SECRET": (folder / "data" / "secret").read_text().strip(),
                 "POMELO_MAX_CALLS": variables["POMELO_MAX_CALLS"],
             }

@@ -37,7 +37,7 @@ log = logging.getLogger("pomelo.gateway")
 
 
 def make_gateway(
-    services: Services, options: GatewayOptions, healthy: Callable[[], bool], cors: Cors | None = None
+    services: Services, options: GatewayOptions, unready: Callable[[], str], cors: Cors | None = None
 ) -> Gateway:
     """Returns what the request handlers share, backed by `services`. Requires a running event loop."""
     return Gateway(
@@ -49,7 +49,7 @@ def make_gateway(
         downloads=InFlight(
             InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))
         ),
-        healthy=healthy,
+        unready=unready,
         cors=cors,
     )
 
@@ -103,10 +103,13 @@ async def open_rest(
     ssl_context: ssl.SSLContext | None = None,
     *,
     reuse_port: bool = False,
-    healthy: Callable[[], bool] = lambda: True,
+    unready: Callable[[], str] = lambda: "",
+    report_connections: Callable[[Callable[[], int], int], None] = lambda count, limit: None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST within the context; yields the host and the port that it listens on (port 0: a free one).
-    With `reuse_port`, other processes may listen on it too. `healthy` decides the result of health checks.
+    With `reuse_port`, other processes may listen on it too. `unready` returns the code of the error
+    of health checks, empty if requests should be sent here. `report_connections` is called
+    once, with a function that returns the number of connections, and with their limit.
 
     On exit, stops listening, lets running requests continue for `drain_timeout`, then cancels them.
 
@@ -115,7 +118,7 @@ async def open_rest(
     """
     options = options or GatewayOptions()
     cors = Cors(options.cors_origins) if options.cors_origins else None
-    gateway = make_gateway(services, options, healthy, cors)
+    gateway = make_gateway(services, options, unready, cors)
     live: set[HttpConnection] = set()
     connections = Connections(
         ConnectionLimits(
@@ -125,6 +128,7 @@ async def open_rest(
             lifetime=options.untrusted_timeout,
         )
     )
+    report_connections(lambda: len(connections), connections.limits.max_connections)
     sockets = await bind(host, port, reuse_port=reuse_port)
     listener = Listener(
         sockets,

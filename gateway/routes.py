@@ -52,10 +52,10 @@ async def get_health(gateway: Gateway, request: Request, call: Call) -> Response
     """Responds with 200 if a load balancer should send requests here.
 
     Raises:
-        PomeloError: shutting_down.
+        PomeloError: why not: shutting_down, store_unavailable, server_unavailable.
     """
-    if not gateway.healthy():
-        raise PomeloError("shutting_down")
+    if code := gateway.unready():
+        raise PomeloError(code)
     return json_response(call, b'{"status":"ok"}')
 
 

@@ -23,8 +23,8 @@ class Gateway:
 
     `link` maps media links to the address by which callers reach this gateway. `openapi` is the OpenAPI
     description as JSON. `parse_queue` queues large bodies, `downloads` counts the downloads by signed
-    links. `healthy` returns whether a load balancer should send requests here. `cors` is None if browsers
-    may not read responses.
+    links. `unready` returns the code of the error of health checks, empty if requests should be sent here.
+    `cors` is None if browsers may not read responses.
     """
 
     services: Services
@@ -33,7 +33,7 @@ class Gateway:
     openapi: bytes
     parse_queue: ParseQueue
     downloads: InFlight
-    healthy: Callable[[], bool]
+    unready: Callable[[], str]
     cors: Cors | None = None
     _task_types: dict[str, int] = field(default_factory=dict)
 

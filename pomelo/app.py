@@ -63,8 +63,13 @@ from pomelo.server.remote import Tls, open_remote
 from pomelo.server.server import CONNECTION_STREAMS, ServerOptions, open_operator_socket, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings
+from pomelo.stores.accounts import DEFAULT_ACCOUNT
 from pomelo.stores.base import Store
 from pomelo.telemetry.events import Observer
+from pomelo.telemetry.metrics import Metrics
+from pomelo.telemetry.process import measure_process
+from pomelo.telemetry.readiness import Readiness
+from pomelo.telemetry.store import OpenReservations, TimedLedgerStore
 from pomelo.tls import ReplaceableContext
 from pomelo.turns import Turns
 
@@ -109,13 +114,16 @@ async def open_app(
     reconcile_every: float = RECONCILE_INTERVAL,
     worker: int | None = None,
     observers: Sequence[Observer] = (),
+    metrics: Metrics | None = None,
+    readiness: Readiness | None = None,
 ) -> AsyncIterator[App]:
     """Builds the application and serves it. Leaving drains: running tasks have the grace period to finish.
 
     `now` returns Unix time for media, results and reported limits; the store has its own clock. Every
     `reconcile_every` seconds, reservations without a running task are settled. `worker` is the number of this
     process among several that share the addresses, None if it is alone; the first serves the operator.
-    `observers` get reports of tasks, calls and failed attempts.
+    `observers` get reports of tasks, calls and failed attempts; `metrics` get what is counted. `readiness`
+    follows the store, and is what health checks report.
 
     Raises:
         OSError: an address is in use.
@@ -141,7 +149,11 @@ async def open_app(
             for notice in retirement.notices(catalog, datetime.fromtimestamp(now(), UTC).date()):
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
-        ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
+        metrics, readiness = metrics or Metrics(), readiness or Readiness()
+        metrics.know_models(catalog.models)
+        observers = (metrics, *observers)
+        timed_store: Any = TimedLedgerStore(store, metrics)
+        ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
         media = await stack.enter_async_context(open_media(settings, secret, previous, now))
@@ -160,6 +172,9 @@ async def open_app(
         usage = UsageReader(store, secret, previous)
         account_admin = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
         models = LocalModels(catalog, router, access)
+        await stack.enter_async_context(
+            readiness.follow(partial(store.get_account, DEFAULT_ACCOUNT), "store_unavailable")
+        )
         services = draining.guard(
             Services(
                 tasks=Engine(access, acceptance, ledger, router, media, turns, observers),
@@ -169,6 +184,16 @@ async def open_app(
                 access=access,
             )
         )
+        metrics.tasks_in_flight.read_one(lambda: len(ledger.running))
+        metrics.calls_in_flight.read_one(lambda: draining.running)
+        metrics.circuits.read(router.circuit_states)
+        metrics.upstream_connections.read_one(lambda: connections.in_use)
+        metrics.upstream_waiting.read_one(lambda: connections.waiting)
+        if not worker:  # what all workers share, only one reports
+            OpenReservations(store, now).register(metrics)
+            metrics.media_bytes.read_one(lambda: media.quota.total)
+            metrics.media_limit.read_one(lambda: settings.media_limit)
+        await stack.enter_async_context(measure_process(metrics, readiness))
         operator = LocalOperator(store, keyring, account_admin, usage, catalog.models, now, runs=ledger.runs)
         if not worker:
             await stack.enter_async_context(open_operator_socket(operator, settings.admin_socket))
@@ -177,14 +202,20 @@ async def open_app(
         if settings.grpc:
             server = await stack.enter_async_context(
                 open_server(
-                    services, _server_options(settings, shared), proof=gateway_proof(secret, previous)
+                    services,
+                    _server_options(settings, shared),
+                    proof=gateway_proof(secret, previous),
+                    readiness=readiness,
+                    report_connections=partial(metrics.watch_connections, "grpc"),
                 )
             )
         rest = None
         certificate = configuration.certificate
         tls = ReplaceableContext(certificate) if certificate is not None else None
         if settings.rest:
-            rest = await stack.enter_async_context(_open_rest(services, settings, draining, tls, shared))
+            rest = await stack.enter_async_context(
+                _open_rest(services, settings, tls, metrics, readiness, shared)
+            )
             media.public_url = media.public_url or rest_url(settings, rest)
 
         def apply(new: Configuration, providers: Mapping[str, Provider]) -> None:
@@ -192,6 +223,7 @@ async def open_app(
             ledger.configure(new.plans)
             account_admin.configure(new.plans)
             models.configure(new.registry.catalog)
+            metrics.know_models(new.registry.catalog.models)
             operator.configure(new.registry.catalog.models)
             router.configure(providers)
             if tls is not None and new.certificate is not None:
@@ -214,20 +246,26 @@ async def open_app(
                 reload=reloader.reload,
             )
         finally:
-            if server is not None:
-                server.drain()
+            readiness.drain()
             await _drain(draining, settings.grace)
 
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, target: str, *, tls: bool | None = None, ca: Path | None = None
+    settings: Settings,
+    target: str,
+    *,
+    tls: bool | None = None,
+    ca: Path | None = None,
+    metrics: Metrics | None = None,
+    readiness: Readiness | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST alone, for the gRPC server at `target`; yields the bound address. Leaving drains.
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. With the server's root secret, the server recognises this gateway.
+    settings. With the server's root secret, the server recognises this gateway. `metrics` get what
+    happens, `readiness` follows the server and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -244,26 +282,32 @@ async def open_gateway(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
             "grpc instead of rest. Set it to the server's root secret"
         )
+    metrics, readiness = metrics or Metrics(), readiness or Readiness()
     draining = Draining()
+    metrics.calls_in_flight.read_one(lambda: draining.running)
     async with (
+        measure_process(metrics, readiness),
         open_remote(
             target,
             tls=client_tls if tls else None,
             limits=_in_flight(settings),
             proof=gateway_proof(secret, settings.previous_secrets()),
+            readiness=readiness,
         ) as services,
         # A server that does not recognise the gateway applies an inline limit that is unknown here.
         _open_rest(
             draining.guard(services),
             settings,
-            draining,
             ReplaceableContext(certificate) if certificate is not None else None,
+            metrics,
+            readiness,
             inline_limit=INLINE_LIMIT if secret else 0,
         ) as rest,
     ):
         try:
             yield rest
         finally:
+            readiness.drain()
             await _drain(draining, settings.grace)
 
 
@@ -287,8 +331,9 @@ async def _drain(draining: Draining, grace: float) -> None:
 def _open_rest(
     services: Services,
     settings: Settings,
-    draining: Draining,
     tls: ReplaceableContext | None,
+    metrics: Metrics,
+    readiness: Readiness,
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
 ) -> AbstractAsyncContextManager[tuple[str, int]]:
@@ -312,7 +357,8 @@ def _open_rest(
         port,
         ssl_context=tls.context if tls is not None else None,
         reuse_port=shared,
-        healthy=lambda: not draining.draining,
+        unready=lambda: readiness.code,
+        report_connections=partial(metrics.watch_connections, "rest"),
     )
 
 

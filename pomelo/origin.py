@@ -50,6 +50,11 @@ class GatewayProof:
         self._key = key
         self._previous = previous
 
+    @property
+    def known(self) -> bool:
+        """Whether it can create proofs."""
+        return self._key is not None
+
     def metadata(self, protocol: str, address: str, authorization: str) -> list[tuple[str, str]]:
         """Returns a gateway's metadata of a call; `authorization` is the header of the same call, empty if
         absent."""

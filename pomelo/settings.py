@@ -32,6 +32,9 @@ CONFIG = Path("pomelo.toml")
 _CLI_VARIABLES = frozenset({"POMELO_CONFIG", "POMELO_KEY"})
 """Variables that are not settings: the command line reads them itself."""
 
+_SERVERS = frozenset({"POMELO_REST", "POMELO_GRPC", "POMELO_ADMIN"})
+"""Variables that turn a server off if they are empty."""
+
 _COLLECTED = frozenset({"providers", "variables"})
 """Settings that are collected from others, and have no name of their own in a file or the environment."""
 
@@ -155,6 +158,8 @@ class Settings(BaseModel):
 
     rest: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:50051"
+    admin: Address = "127.0.0.1:9090"
+    """The address of metrics and health, for the operator alone; it has neither keys nor TLS."""
     data: Path = Path(".pomelo")
     store: Annotated[str, AfterValidator(_store)] = Field(default="sqlite:", repr=False)
     archive: Annotated[str, AfterValidator(_archive)] = Field(default="", repr=False)
@@ -238,6 +243,11 @@ class Settings(BaseModel):
                         f"{name}: {address} is open to other machines without TLS. Set POMELO_TLS_CERT and "
                         "POMELO_TLS_KEY, or POMELO_INSECURE=1 behind a proxy that speaks TLS"
                     )
+        if self.admin and not self.insecure and not is_loopback(split_address(self.admin)[0]):
+            raise ValueError(
+                f"POMELO_ADMIN: {self.admin} shows metrics to other machines, without a key and without TLS. "
+                "Use a loopback address, or set POMELO_INSECURE=1 in a network of your own"
+            )
         return self
 
     def provider(self, name: str) -> ProviderSettings:
@@ -330,7 +340,7 @@ def load(
     """Returns the settings of a file, overridden by `environ`, both overridden by `workers`.
 
     The file is `config`, POMELO_CONFIG, or pomelo.toml if it exists. An empty variable counts as absent,
-    except for POMELO_REST and POMELO_GRPC, which it turns off.
+    except for POMELO_REST, POMELO_GRPC and POMELO_ADMIN, which it turns off.
 
     Raises:
         SettingsError: a named file can't be read; a name is unknown; a value is wrong.
@@ -386,7 +396,7 @@ def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
             raise SettingsError(f"Unknown variable {name}{_suggestion(name, known)}")
-    given = {k: value for k, value in environ.items() if value or k in ("POMELO_REST", "POMELO_GRPC")}
+    given = {k: value for k, value in environ.items() if value or k in _SERVERS}
     values: dict[str, Any] = {name: given[variable(name)] for name in names if variable(name) in given}
     values["variables"] = {
         name: value

@@ -48,6 +48,7 @@ async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
         "POMELO_DATA": str(folder / "data"),
         "POMELO_REST": f"127.0.0.1:{port}",
         "POMELO_GRPC": f"127.0.0.1:{grpc_port}",
+        "POMELO_ADMIN": "",
         **variables,
     }
     output = folder / "output"

@@ -8,9 +8,9 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -22,6 +22,10 @@ from pomelo.configuration import rest_url, store_of
 from pomelo.logs import LimitedHandler, format_trace
 from pomelo.secrets import write_private
 from pomelo.settings import Settings
+from pomelo.telemetry.readiness import Readiness
+
+if TYPE_CHECKING:
+    from pomelo.telemetry.metrics import Metrics
 
 SWITCH_INTERVAL = 0.0001
 """Seconds after which a thread that waits for the interpreter gets it."""
@@ -114,18 +118,21 @@ async def serve_app(settings: Settings, stop: asyncio.Event, load: Callable[[], 
         SettingsError, StoreError: the data folder or the store can't be used.
     """
     from pomelo.app import open_app
+    from pomelo.telemetry.metrics import Metrics
 
+    metrics, readiness = Metrics(), Readiness("store_unavailable")
     # Before the servers listen, so that a caller who can connect finds the key, too.
     new_key = await create_development_key(settings)
     async with AsyncExitStack() as stack:
         try:
-            app = await stack.enter_async_context(open_app(settings))
+            admin = await stack.enter_async_context(open_admin(settings, metrics, readiness))
+            app = await stack.enter_async_context(open_app(settings, metrics=metrics, readiness=readiness))
         except OSError as error:
-            used = find_used_address(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc)
-            raise used or error from error
+            await stack.aclose()  # so that only the addresses of others are in use
+            raise find_used_address(**addresses(settings)) or error from error
         process.defer_garbage_collection()
         async with on_hangup(lambda: app.reload(load), stop):
-            print_greeting(settings, app.configured, app.rest, app.grpc, new_key)
+            print_greeting(settings, app.configured, app.rest, app.grpc, admin, new_key)
             await wait_for_signal(stop, settings)
 
 
@@ -135,21 +142,50 @@ async def serve_gateway(
     """Serves REST for the gRPC server at `target` until `stop` is set.
 
     Raises:
-        FailureError: the address is in use.
+        FailureError: an address is in use.
         SettingsError: the data folder can't be used.
     """
     from pomelo.app import open_gateway
+    from pomelo.telemetry.metrics import Metrics
 
+    metrics, readiness = Metrics(), Readiness("server_unavailable")
     async with AsyncExitStack() as stack:
         try:
-            address = await stack.enter_async_context(open_gateway(settings, target, tls=tls, ca=ca))
+            admin = await stack.enter_async_context(open_admin(settings, metrics, readiness))
+            address = await stack.enter_async_context(
+                open_gateway(settings, target, tls=tls, ca=ca, metrics=metrics, readiness=readiness)
+            )
         except OSError as error:
-            raise find_used_address(POMELO_REST=settings.rest) or error from error
+            await stack.aclose()
+            used = find_used_address(POMELO_REST=settings.rest, POMELO_ADMIN=settings.admin)
+            raise used or error from error
         process.defer_garbage_collection()
         _print(f"Pomelo {__version__}, a gateway")
         _print(f"  REST  {rest_url(settings, address)}")
         _print(f"  gRPC  asks {target}")
+        _print(f"  admin {_admin_url(admin)}")
         await wait_for_signal(stop, settings)
+
+
+def open_admin(
+    settings: Settings, metrics: Metrics, readiness: Readiness, worker: int | None = None
+) -> AbstractAsyncContextManager[str]:
+    """Serves metrics and health, and yields the bound address, empty if they are off. `worker` is the number
+    of this process among several: the first one serves the metrics of all, which the others report to it."""
+    from pomelo.telemetry.admin import open_admin as serve_admin
+    from pomelo.telemetry.exposition import Exposition, open_worker_socket, worker_socket
+
+    if worker and settings.admin:
+        return open_worker_socket(Exposition(metrics, worker), worker_socket(settings.data, worker))
+    address = "" if worker else settings.admin
+    shared = worker is not None
+    others = {n: worker_socket(settings.data, n) for n in range(1, settings.workers)} if shared else {}
+    return serve_admin(address, Exposition(metrics, 0, others), readiness, reuse_port=shared)
+
+
+def addresses(settings: Settings) -> dict[str, str]:
+    """Returns the addresses that a server listens on, by their variables."""
+    return {"POMELO_REST": settings.rest, "POMELO_GRPC": settings.grpc, "POMELO_ADMIN": settings.admin}
 
 
 async def wait_for_signal(stop: asyncio.Event, settings: Settings) -> None:
@@ -196,6 +232,7 @@ def print_greeting(
     configured: Collection[str],
     address: tuple[str, int] | None,
     grpc: str | None,
+    admin: str,
     new_key: str | None,
 ) -> None:
     """Prints the addresses, a new development key, and a curl command to try."""
@@ -203,6 +240,7 @@ def print_greeting(
     rest = rest_url(settings, address) if address else None
     _print(f"  REST  {rest or 'off'}")
     _print(f"  gRPC  {grpc or 'off'}")
+    _print(f"  admin {_admin_url(admin)}")
     _print(f"  data  {settings.data.absolute()}")
     if not configured:
         _print("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
@@ -214,6 +252,10 @@ def print_greeting(
             f'\nTry it:\n  curl {rest}/api/v1/task -H "Authorization: Bearer {key}" '
             f"-H 'Content-Type: application/json' -d '{_BODY}'\n"
         )
+
+
+def _admin_url(address: str) -> str:
+    return f"http://{address}/metrics" if address else "off"
 
 
 def _print(line: str) -> None:

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 
 from pomelo.addresses import join_address, split_address
 from pomelo.cli.process import (
+    addresses,
     create_development_key,
     find_used_address,
     on_hangup,
+    open_admin,
     print_greeting,
     run_process,
     wait_for_signal,
@@ -31,6 +33,7 @@ from pomelo.logs import format_trace
 from pomelo.process import defer_garbage_collection
 from pomelo.reload import log_refusal, read_changes
 from pomelo.settings import Settings, SettingsError
+from pomelo.telemetry.readiness import Readiness
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to start serving."""
@@ -50,6 +53,7 @@ class Ready(NamedTuple):
     configured: frozenset[str]
     rest: tuple[str, int] | None
     grpc: str | None
+    admin: str
 
 
 async def supervise(settings: Settings, stop: asyncio.Event, load: Callable[[], Settings]) -> None:
@@ -60,7 +64,7 @@ async def supervise(settings: Settings, stop: asyncio.Event, load: Callable[[], 
         FailureError: an address is in use, or the workers can't serve.
     """
     new_key = await create_development_key(settings)
-    failure = find_used_address(POMELO_REST=settings.rest, POMELO_GRPC=settings.grpc)
+    failure = find_used_address(**addresses(settings))
     if failure is not None:
         raise failure
     with _reserve_addresses(settings) as settings:
@@ -80,7 +84,8 @@ async def supervise(settings: Settings, stop: asyncio.Event, load: Callable[[], 
 
         try:
             ready = [await worker.start() for worker in workers]
-            print_greeting(settings, ready[0].configured, ready[0].rest, ready[0].grpc, new_key)
+            first = ready[0]
+            print_greeting(settings, first.configured, first.rest, first.grpc, first.admin, new_key)
             tasks = [asyncio.create_task(worker.keep_running()) for worker in workers]
             async with on_hangup(reload, stop):
                 await wait_for_signal(stop, settings)
@@ -95,7 +100,7 @@ def _reserve_addresses(settings: Settings) -> Iterator[Settings]:
     """Binds the addresses that the workers listen on; a port of 0 is replaced by a free one."""
     bound = {}
     with ExitStack() as stack:
-        for name in ("rest", "grpc"):
+        for name in ("rest", "grpc", "admin"):
             address = getattr(settings, name)
             if not address:
                 continue
@@ -205,14 +210,19 @@ async def _serve(
     settings: Settings, load: Callable[[], Settings], number: int, pipe: Connection, stop: asyncio.Event
 ) -> None:
     from pomelo.app import open_app
+    from pomelo.telemetry.metrics import Metrics
 
+    metrics, readiness = Metrics(), Readiness("store_unavailable")
     # The other end is closed when the supervisor is gone, even if it was killed.
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:
-        async with open_app(settings, worker=number) as app:
+        async with (
+            open_admin(settings, metrics, readiness, number) as admin,
+            open_app(settings, worker=number, metrics=metrics, readiness=readiness) as app,
+        ):
             defer_garbage_collection()
             async with on_hangup(lambda: app.reload(load), stop):
-                pipe.send(Ready(app.configured, app.rest, app.grpc))
+                pipe.send(Ready(app.configured, app.rest, app.grpc, admin))
                 await stop.wait()
     except Exception as error:
         line = explain(error)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.retirement import is_past
-from pomelo.engine.circuit_breaker import Attempt, CircuitBreaker
+from pomelo.engine.circuit_breaker import Attempt, CircuitBreaker, State
 from pomelo.errors import PomeloError
 from pomelo.providers.base import (
     VENDOR_CALL,
@@ -46,6 +46,8 @@ ATTEMPTS = 3
 WAIT_INITIAL, WAIT_MAX = 0.25, 5.0
 """Seconds before the first retry, doubled for each later one, and the longest wait. If a vendor asks for a
 longer wait, the task fails and its caller is asked to retry."""
+
+_STATES = State.CLOSED, State.HALF_OPEN, State.OPEN
 
 _VENDOR_FAILURES = frozenset({"provider_unavailable", "deadline_exceeded"})
 """Codes that mean that the vendor is failing. The caller's own deadline is not among them: it cancels the
@@ -247,6 +249,11 @@ class Router:
         if breaker is None:
             breaker = self._breakers[key] = self._make_breaker(*key)
         return breaker
+
+    def circuit_states(self) -> dict[tuple[str, ...], int]:
+        """Return the states of the circuit breakers by provider and its model: 0 closed, 1 half-open, 2
+        open."""
+        return {route: _STATES.index(breaker.state) for route, breaker in self._breakers.items()}
 
     async def start(
         self,

@@ -59,6 +59,11 @@ class Quota:
         self._total = 0
         self._logged = float("-inf")
 
+    @property
+    def total(self) -> int:
+        """Bytes that all media occupy."""
+        return self._total
+
     def stored(self, owner: bytes) -> int:
         """Bytes that an owner's media occupy."""
         return self._stored.get(owner, 0)

@@ -40,6 +40,7 @@ from pomelo.server.servicers import (
     TaskServicer,
 )
 from pomelo.service import Operator, Services
+from pomelo.telemetry.readiness import Readiness
 from pomelo.tls import Certificate, read_certificate
 
 log = logging.getLogger("pomelo.server")
@@ -148,7 +149,7 @@ class Server:
 
     addresses: tuple[str, ...]
     running: Running
-    _health: health.HealthServicer
+    _readiness: Readiness
     _tls: _Tls | None = None
 
     @property
@@ -157,7 +158,7 @@ class Server:
 
     def drain(self) -> None:
         """Reports NOT_SERVING to load balancers; calls are still accepted. Idempotent."""
-        self._health.drain()
+        self._readiness.drain()
 
     def replace_certificate(self, certificate: Certificate) -> None:
         """Replaces the certificate of a server with TLS, for new connections."""
@@ -173,11 +174,15 @@ async def open_server(
     proof: GatewayProof | None = None,
     register: Callable[[Any], Sequence[str]] | None = None,
     connections: ConnectionObserver | None = None,
+    readiness: Readiness | None = None,
+    report_connections: Callable[[Callable[[], int], int], None] = lambda count, limit: None,
 ) -> AsyncIterator[Server]:
     """Serves `services`, with health and reflection.
 
-    `proof` recognises gateways; without it they are ordinary callers. `connections` receives the reports
-    about each connection's calls in place of the guard. `register` may add servicers to the grpc.aio server
+    `proof` recognises gateways; without it they are ordinary callers. Health is SERVING while `readiness`
+    says that the process is ready. `connections` receives the reports about each connection's calls in place
+    of the guard. `report_connections` is called once, with a function that returns the number of connections,
+    and with their limit. `register` may add servicers to the grpc.aio server
     before it starts, and returns their full names. Leaving stops the server: health is NOT_SERVING, new calls
     are refused, running ones may end within the grace and are then cancelled. It returns when their handlers
     have ended.
@@ -186,8 +191,10 @@ async def open_server(
         OSError: an address can't be listened on, or a TLS file can't be read.
         ValueError: the TLS files do not go together.
     """
+    readiness = readiness or Readiness()
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
     guard = ConnectionGuard(options.connections, options.limits.transport)
+    report_connections(lambda: guard.count, options.connections.connections)
     front_end = FrontEnd(services.access, options.limits, connections or guard, proof)
     server = grpc.aio.server(options=options.channel_args())
     servicers: dict[Any, object] = {
@@ -198,9 +205,8 @@ async def open_server(
     }
     names = [service.full_name for file in servicers for service in file.services_by_name.values()]
     names += register(server) if register else ()
-    health_servicer = health.HealthServicer(names)
     servicers |= {
-        health_pb2.DESCRIPTOR: health_servicer,
+        health_pb2.DESCRIPTOR: health.HealthServicer(names, readiness),
         reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE, reflection.SERVICE_NAME]),
     }
     # Registered methods have separate queues, from which grpc takes one new call at a time. In a common queue
@@ -217,9 +223,9 @@ async def open_server(
     guarded = () if connections else [port for address in addresses if (port := _port(address))]
     async with guard.watch(guarded):
         try:
-            yield Server(addresses, front_end.running, health_servicer, tls)
+            yield Server(addresses, front_end.running, readiness, tls)
         finally:
-            health_servicer.drain()
+            readiness.drain()
             await server.stop(options.grace)
             try:
                 async with asyncio.timeout(_CLEANUP_TIME):

@@ -87,6 +87,7 @@ class Deployment:
             "POMELO_DATA": str(self.data),
             "POMELO_REST": "127.0.0.1:0",
             "POMELO_GRPC": "127.0.0.1:0",
+            "POMELO_ADMIN": "",
             "OPENAI_API_KEY": "sk-test-upstream",
             "OPENAI_BASE_URL": upstream.openai_base_url,
             "ELEVENLABS_API_KEY": "elevenlabs-upstream",

@@ -123,7 +123,7 @@ class Clients:
 async def open_clients(services: Services, **options: Any) -> AsyncIterator[Clients]:
     """Runs a gateway over `services`, without listening."""
     given = GatewayOptions(**options)
-    gateway = make_gateway(services, given, lambda: True)
+    gateway = make_gateway(services, given, lambda: "")
     live: set[HttpConnection] = set()
     limits = ConnectionLimits(max_connections=given.max_connections, lifetime=given.untrusted_timeout)
     connections = Connections(limits)

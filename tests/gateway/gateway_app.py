@@ -222,7 +222,14 @@ async def run_gateway(
             access=access,
         )
         host, port = await stack.enter_async_context(
-            open_rest(services, GatewayOptions(**options), "127.0.0.1", 0, tls, healthy=healthy)
+            open_rest(
+                services,
+                GatewayOptions(**options),
+                "127.0.0.1",
+                0,
+                tls,
+                unready=lambda: "" if healthy() else "shutting_down",
+            )
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())
         yield GatewayApp(host, port, provider, media, http, services)

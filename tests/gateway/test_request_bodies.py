@@ -371,7 +371,7 @@ async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: Gatewa
 
     models: Any = Models()
     services = replace(gateway.services, models=models)
-    state = make_gateway(services, GatewayOptions(), lambda: True)
+    state = make_gateway(services, GatewayOptions(), lambda: "")
     call = call_of(KEY)
     for _ in range(2):
         assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE

@@ -38,7 +38,7 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
         for k, v in os.environ.items()
         if not k.startswith("POMELO_") and not k.endswith(("_API_KEY", "_BASE_URL"))
     }
-    return inherited | {"POMELO_DATA": str(folder / "data")} | variables
+    return inherited | {"POMELO_DATA": str(folder / "data"), "POMELO_ADMIN": ""} | variables
 
 
 async def _start(

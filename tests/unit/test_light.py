@@ -43,5 +43,5 @@ MAX_IDLE_BYTES = 90 * 1024 * 1024
 
 
 async def test_an_idle_server_uses_little_memory(tmp_path: Path) -> None:
-    async with serve(tmp_path) as served:
+    async with serve(tmp_path, POMELO_ADMIN="127.0.0.1:0") as served:
         assert psutil.Process(served.pid).memory_info().rss < MAX_IDLE_BYTES

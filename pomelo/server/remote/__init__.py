@@ -15,6 +15,7 @@ from pomelo.server.remote.channel import ConnectionPool, Tls
 from pomelo.server.remote.media import RemoteMedia
 from pomelo.server.remote.services import RemoteAccess, RemoteAccounts, RemoteModels, RemoteTasks
 from pomelo.service import Services
+from pomelo.telemetry.readiness import Readiness
 from pomelo.turns import Turns
 
 __all__ = ["Tls", "open_remote"]
@@ -27,11 +28,12 @@ async def open_remote(
     tls: Tls | None = None,
     limits: InFlightLimits | None = None,
     proof: GatewayProof | None = None,
+    readiness: Readiness | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Services]:
     """Yields the services of the gRPC server at `target`, such as host:port or unix:/path. The server need
-    not be up yet. `limits` bound the calls in flight in this process. `options` replace grpc's channel
-    arguments of `CHANNEL_OPTIONS`.
+    not be up yet. `limits` bound the calls in flight in this process. `readiness` follows the health of the
+    server. `options` replace grpc's channel arguments of `CHANNEL_OPTIONS`.
 
     Without a `proof` that the server recognises, every call counts as a gRPC call from this address.
 
@@ -42,6 +44,8 @@ async def open_remote(
         credentials = tls.credentials() if tls else None
         pool = ConnectionPool(target, credentials, stack, proof or GatewayProof(), options or {})
         turns = Turns()
+        if readiness is not None:
+            await stack.enter_async_context(readiness.follow(pool.check_health, "server_unavailable"))
         yield Services(
             tasks=RemoteTasks(pool, turns),
             models=RemoteModels(pool),

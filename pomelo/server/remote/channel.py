@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pomelo.call import STRICT, Call
 from pomelo.errors import PomeloError
@@ -39,6 +40,9 @@ a cancelled call until its cleanup has ended, and accepts few connections from o
 
 _GRACE = 0.25
 """Seconds after the deadline in which the server can still report itself that it passed."""
+
+_HEALTH_TIMEOUT = 1.0
+"""Seconds that the server has to report its health."""
 
 _FAILED_WRITE = "Internal error from Core"
 """grpc.aio's details of a call whose write failed, whatever status the server sent."""
@@ -90,7 +94,9 @@ class Tls:
 class Connection:
     """One connection, its stubs, and the number of calls on it. As a context manager it counts one call."""
 
-    __slots__ = ("_proof", "_watch", "accounts", "calls", "media", "models", "stream_task", "tasks")
+    __slots__ = (
+        "_proof", "_watch", "accounts", "calls", "health", "media", "models", "stream_task", "tasks",
+    )  # fmt: skip
 
     def __init__(self, channel: Any, proof: GatewayProof, watch: ServerWatch) -> None:
         self.calls = 0
@@ -106,6 +112,7 @@ class Connection:
         self.models = ModelServiceStub(channel)
         self.media = MediaServiceStub(channel)
         self.accounts = AccountServiceStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
 
     def __enter__(self) -> Connection:
         self.calls += 1
@@ -167,14 +174,40 @@ class ConnectionPool:
         for connection in self._connections:
             if connection.calls < _MAX_CALLS:
                 return connection
-        if self._credentials is None:
-            channel = grpc.aio.insecure_channel(self._target, options=self._options)
-        else:
-            channel = grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
+        channel = self._open_channel()
         self._stack.push_async_callback(channel.close)
         connection = Connection(channel, self._proof, self._watch)
         self._connections.append(connection)
         return connection
+
+    def _open_channel(self) -> Any:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self._target, options=self._options)
+        return grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
+
+    async def check_health(self) -> None:
+        """Asks the server whether it accepts calls.
+
+        Raises:
+            PomeloError: it does not, or it does not respond.
+        """
+        if self._proof.known:
+            status = await self._health(self.pick())
+        else:  # a server closes a connection that presents no key: another one for each check is quieter
+            async with self._open_channel() as channel:
+                status = await self._health(Connection(channel, self._proof, self._watch))
+        if status != health_pb2.HealthCheckResponse.SERVING:
+            raise PomeloError("server_unavailable")
+
+    async def _health(self, connection: Connection) -> int:
+        with connection, _TRANSLATED_ERRORS:
+            response = await connection.health.Check(
+                health_pb2.HealthCheckRequest(),
+                metadata=self._proof.metadata("grpc", "", ""),
+                timeout=_HEALTH_TIMEOUT,
+            )
+        status: int = response.status
+        return status
 
     async def unary(self, method: Callable[[Connection], Any], request: Message, call: Call) -> Any:
         """Sends a request and returns the response; fills `call.response_headers`, also on an error. `method`

@@ -1,0 +1,137 @@
+"""The operator's HTTP server: metrics and health, for Prometheus and probes, never for callers.
+
+It has no key and no TLS, so it listens on loopback unless the operator decides otherwise. Each connection has
+one request and a few seconds, and there are few of them: whoever can reach it can cost little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from pomelo.addresses import join_address, split_address
+from pomelo.logs import format_trace
+from pomelo.telemetry.exposition import CONTENT_TYPE, Exposition
+from pomelo.telemetry.readiness import REASONS, Readiness
+
+MAX_CONNECTIONS = 32
+"""Connections that are served; further ones are closed."""
+
+LIFETIME = 10.0
+"""Seconds after which a connection is closed, whatever it does."""
+
+SHARED_FOR = 0.5
+"""Seconds for which a report is sent again, so that many requests cost as much as a few."""
+
+log = logging.getLogger("pomelo.telemetry")
+
+_QUIET = logging.Logger("aiohttp", logging.CRITICAL)
+"""Drops what aiohttp logs about malformed requests, with their text."""
+
+_JSON = "application/json"
+
+
+@asynccontextmanager
+async def open_admin(
+    address: str,
+    exposition: Exposition,
+    readiness: Readiness,
+    *,
+    reuse_port: bool = False,
+    lifetime: float = LIFETIME,
+) -> AsyncIterator[str]:
+    """Serves /metrics, /livez and /readyz at `host:port` (port 0: a free one); yields the bound address. An
+    empty address serves nothing. Every connection ends after `lifetime` seconds.
+
+    Raises:
+        OSError: the address can't be used.
+    """
+    if not address:
+        yield ""
+        return
+    pages = _Pages(exposition, readiness)
+    server = web.Server(pages.respond, logger=_QUIET, access_log=None, lingering_time=0)
+    loop = asyncio.get_running_loop()
+
+    def connect() -> asyncio.Protocol:
+        if len(server.connections) >= MAX_CONNECTIONS:
+            return _Refusal()
+        protocol = server()
+        loop.call_later(lifetime, _abort, protocol)
+        return protocol
+
+    host, port = split_address(address)
+    listener = await loop.create_server(connect, host, port, reuse_port=reuse_port or None)
+    try:
+        yield join_address(host, listener.sockets[0].getsockname()[1])
+    finally:
+        listener.close()
+        await server.shutdown(0)
+
+
+class _Pages:
+    """The responses to requests."""
+
+    def __init__(self, exposition: Exposition, readiness: Readiness) -> None:
+        self._exposition = exposition
+        self._readiness = readiness
+        self._pages: Mapping[str, Callable[[], Awaitable[web.Response]]] = {
+            "/metrics": self._metrics,
+            "/livez": self._live,
+            "/readyz": self._ready,
+        }
+        self._report: asyncio.Future[str] | None = None
+        self._reported = 0.0
+
+    async def respond(self, request: web.BaseRequest) -> web.Response:
+        page = self._pages.get(request.path)
+        if page is None:
+            response = web.Response(status=404, text=f"Use {', '.join(self._pages)}\n")
+        elif request.method not in ("GET", "HEAD"):
+            response = web.Response(status=405, text="Use GET\n", headers={"Allow": "GET, HEAD"})
+        else:
+            try:
+                response = await page()
+            except Exception as error:
+                log.error("%s can't be reported\n%s", request.path, format_trace(error))
+                response = web.Response(status=500, text="Internal error. The log has its trace\n")
+        response.headers["Cache-Control"] = "no-store"
+        response.force_close()
+        return response
+
+    async def _metrics(self) -> web.Response:
+        if self._report is None or (self._report.done() and time.monotonic() - self._reported > SHARED_FOR):
+            self._report = asyncio.ensure_future(self._exposition.all())
+        text = await asyncio.shield(self._report)
+        self._reported = time.monotonic()
+        return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _live(self) -> web.Response:
+        return web.Response(text='{"status":"ok"}', content_type=_JSON)
+
+    async def _ready(self) -> web.Response:
+        code = self._readiness.code
+        if not code:
+            return await self._live()
+        body = json.dumps({"status": "unavailable", "code": code, "reason": REASONS[code]})
+        return web.Response(status=503, text=body, content_type=_JSON)
+
+
+class _Refusal(asyncio.Protocol):
+    """A connection that is closed immediately."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _abort(protocol: asyncio.Protocol) -> None:
+    """Closes a connection that is still open; what its client has not read is dropped."""
+    transport = getattr(protocol, "transport", None)
+    if transport is not None:
+        transport.abort()

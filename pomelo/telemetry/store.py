@@ -1,0 +1,113 @@
+"""What is measured of the store: the time of its operations, and the reservations that it has."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from pomelo.errors import PomeloError
+from pomelo.money import MICROS
+from pomelo.stores.ledger import LedgerStore, OpenReservation
+from pomelo.telemetry.metrics import Metrics
+
+OPERATIONS = ("reserve", "settle", "void", "note", "limit_status")
+"""The operations that are timed: those that tasks wait for."""
+
+READ_INTERVAL = 5.0
+"""The fewest seconds between two reads of all reservations."""
+
+MAX_READ_SHARE = 0.02
+"""Maximum share of the time that these reads take: of very many wallets they are less frequent."""
+
+READ_TIMEOUT = 1.0
+"""Seconds that a report waits for a read; then it has the values of the read before."""
+
+
+class TimedLedgerStore:
+    """A store whose operations are timed. All else is the store's own."""
+
+    def __init__(self, store: LedgerStore, metrics: Metrics) -> None:
+        self._store = store
+        for operation in OPERATIONS:
+            setattr(self, operation, _timed(store, operation, metrics))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def _timed(store: LedgerStore, operation: str, metrics: Metrics) -> Callable[..., Awaitable[Any]]:
+    """Returns a method of a store, timed until its result is there, whether or not somebody awaits it."""
+    observe = metrics.store_operations.observe
+    clock = time.perf_counter
+
+    def done(started: float, future: asyncio.Future[Any]) -> None:
+        observe(clock() - started, operation)
+        if future.cancelled() or future.exception() is not None:
+            metrics.store_errors.add(1, operation)
+
+    async def wait(awaitable: Awaitable[Any], started: float) -> Any:
+        try:
+            return await awaitable
+        except Exception:
+            metrics.store_errors.add(1, operation)
+            raise
+        finally:
+            observe(clock() - started, operation)
+
+    def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
+        started = clock()
+        result = getattr(store, operation)(*args, **kwargs)
+        if not isinstance(result, asyncio.Future):
+            return wait(result, started)
+        if result.done():
+            done(started, result)
+        else:
+            result.add_done_callback(partial(done, started))
+        return result
+
+    return call
+
+
+class OpenReservations:
+    """The reservations of the store, read for a report at most every READ_INTERVAL."""
+
+    def __init__(self, store: LedgerStore, now: Callable[[], float]) -> None:
+        self._store = store
+        self._now = now
+        self._found: list[OpenReservation] = []
+        self._reading: asyncio.Task[None] | None = None
+        self._next_read = 0.0
+
+    def register(self, metrics: Metrics) -> None:
+        """Adds the sources of the metrics."""
+        metrics.before_reading(self.refresh)
+        for live, mode in ((True, "live"), (False, "test")):
+            metrics.held.read_one(partial(self._held, live), mode)
+        metrics.reservation_age.read_one(self._age)
+
+    async def refresh(self) -> None:
+        """Reads the reservations, if it is time to."""
+        if self._reading is None and time.monotonic() >= self._next_read:
+            self._reading = asyncio.create_task(self._read())
+        if self._reading is not None:
+            await asyncio.wait({self._reading}, timeout=READ_TIMEOUT)
+
+    async def _read(self) -> None:
+        started = time.monotonic()
+        try:
+            with suppress(PomeloError):  # the store can't be reached: the last values stay
+                self._found = await self._store.reservations()
+        finally:
+            ended = time.monotonic()
+            self._next_read = ended + max(READ_INTERVAL, (ended - started) / MAX_READ_SHARE)
+            self._reading = None
+
+    def _held(self, live: bool) -> float:
+        return sum(one.amount for one in self._found if one.record.live is live) / MICROS
+
+    def _age(self) -> float:
+        return max(0.0, self._now() - min((one.record.at for one in self._found), default=self._now()))

@@ -1,0 +1,158 @@
+"""The operator's HTTP server: its pages, and what a hostile or slow client gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from pomelo.telemetry.admin import MAX_CONNECTIONS, open_admin
+from pomelo.telemetry.exposition import CONTENT_TYPE, Exposition
+from pomelo.telemetry.metrics import Metrics
+from pomelo.telemetry.readiness import Readiness
+
+
+class CountedExposition(Exposition):
+    """Counts its reports."""
+
+    reports = 0
+
+    async def all(self) -> str:
+        self.reports += 1
+        return await super().all()
+
+
+@asynccontextmanager
+async def served(
+    readiness: Readiness | None = None, exposition: Exposition | None = None, lifetime: float = 10.0
+) -> AsyncIterator[str]:
+    """Serves; yields the address."""
+    exposition = exposition or Exposition(Metrics())
+    async with open_admin("127.0.0.1:0", exposition, readiness or Readiness(), lifetime=lifetime) as address:
+        yield address
+
+
+async def exchange(address: str, request: bytes) -> bytes:
+    """Sends bytes, and returns all that is received until the connection is closed."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    try:
+        async with asyncio.timeout(10):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_metrics_are_in_the_format_of_prometheus() -> None:
+    async with (
+        served() as address,
+        aiohttp.ClientSession() as http,
+        http.get(f"http://{address}/metrics") as answer,
+    ):
+        assert (answer.status, answer.headers["Content-Type"]) == (200, CONTENT_TYPE)
+        assert "pomelo_build" in {family.name.removesuffix("_info") for family in parse(await answer.text())}
+
+
+async def test_readiness_says_what_is_wrong_and_liveness_does_not_depend_on_it() -> None:
+    readiness = Readiness("store_unavailable")
+    async with served(readiness) as address, aiohttp.ClientSession() as http:
+        async with http.get(f"http://{address}/readyz") as answer:
+            assert answer.status == 503
+            assert await answer.json() == {
+                "status": "unavailable",
+                "code": "store_unavailable",
+                "reason": "the store can't be reached",
+            }
+        readiness.drain()
+        async with http.get(f"http://{address}/readyz") as answer:
+            assert (answer.status, (await answer.json())["reason"]) == (503, "the server is draining")
+        async with http.get(f"http://{address}/livez") as answer:
+            assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+    async with (
+        served() as address,
+        aiohttp.ClientSession() as http,
+        http.get(f"http://{address}/readyz") as answer,
+    ):
+        assert (answer.status, await answer.json()) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"HEAD /readyz HTTP/1.1", 200),
+        (b"GET /metrics?x=1 HTTP/1.1", 200),
+        (b"POST /metrics HTTP/1.1", 405),
+        (b"OPTIONS * HTTP/1.1", 404),
+        (b"GET //metrics HTTP/1.1", 404),
+        (b"GET /../metrics HTTP/1.1", 404),
+        (b"GET http://other.example/metrics HTTP/1.1", 200),
+        (b"GET / HTTP/1.1", 404),
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"GET /" + b"x" * 100_000 + b" HTTP/1.1", 400),
+    ],
+)
+async def test_every_connection_gets_one_answer_and_is_closed(request_line: bytes, status: int) -> None:
+    async with served() as address:
+        answer = await exchange(address, (request_line + b"\r\nHost: x\r\n\r\n") * 2)
+    assert answer.split()[1] == str(status).encode()
+    assert answer.count(b"HTTP/1.") == 1
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"", b"GET /met", b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"],
+    ids=["silent", "half a request line", "half a head"],
+)
+async def test_a_connection_that_sends_no_whole_request_is_closed(request_bytes: bytes) -> None:
+    async with served(lifetime=0.2) as address:
+        assert await exchange(address, request_bytes) == b""
+
+
+async def test_a_client_that_reads_nothing_is_disconnected() -> None:
+    metrics = Metrics()
+    for number in range(30_000):
+        metrics.input_tokens.add(1, f"model-{number:0200}", "test")
+    async with served(exposition=Exposition(metrics), lifetime=2.0) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(3)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(7_000_000)
+        writer.close()
+
+
+async def test_connections_beyond_the_limit_are_closed_and_the_others_served() -> None:
+    async with served() as address:
+        host, _, port = address.rpartition(":")
+        held = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS)]
+        assert await exchange(address, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+        reader, writer = held[0]
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        assert (await exchange(address, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(
+            b"HTTP/1.1 200 "
+        )
+        for _, writer in held:
+            writer.close()
+
+
+async def test_many_requests_for_metrics_cost_one_report() -> None:
+    exposition = CountedExposition(Metrics())
+    async with served(exposition=exposition) as address:
+        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+        answers = await asyncio.gather(*[exchange(address, request) for _ in range(10)])
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+    assert exposition.reports == 1
+
+
+async def test_an_empty_address_serves_nothing() -> None:
+    async with open_admin("", Exposition(Metrics()), Readiness()) as address:
+        assert address == ""

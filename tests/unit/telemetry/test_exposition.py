@@ -1,0 +1,120 @@
+"""Metrics as text: what the official parser reads of it, and how the texts of workers are joined."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from pomelo.telemetry.exposition import Exposition, join_families, open_worker_socket, worker_socket
+from pomelo.telemetry.metrics import Metrics
+from pomelo.telemetry.store import OpenReservations
+
+
+def values(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Returns every value of a text by its name and labels; asserts that none is there twice."""
+    samples = [sample for family in parse(text) for sample in family.samples]
+    found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
+    assert len(found) == len(samples)
+    return found
+
+
+async def test_counters_histograms_and_gauges_are_reported_with_the_worker() -> None:
+    metrics = Metrics()
+    metrics.cost.add(1_234_567, "gpt-4", "live")
+    metrics.connections.read_one(lambda: 3, "rest")
+    for seconds in (0.001, 0.002, 30.0):
+        metrics.store_operations.observe(seconds, "reserve")
+    found = values(await Exposition(metrics, 2).own())
+
+    def value(name: str, **labels: str) -> float:
+        return found[name, frozenset({**labels, "worker": "2"}.items())]
+
+    assert value("pomelo_cost_credits_total", model="gpt-4", mode="live") == 1.234567
+    assert value("pomelo_connections", protocol="rest") == 3
+    name = "pomelo_store_operation_seconds"
+    buckets = [
+        value(f"{name}_bucket", operation="reserve", le=le) for le in ("0.001", "0.0025", "1.0", "+Inf")
+    ]
+    assert buckets == [1, 2, 2, 3]
+    assert value(f"{name}_count", operation="reserve") == 3
+    assert value(f"{name}_sum", operation="reserve") == pytest.approx(30.003)
+    assert value("pomelo_uncollected_credits_total") == 0
+    assert value("process_resident_memory_bytes") > 1_000_000
+
+
+async def test_the_texts_of_workers_are_joined_by_family() -> None:
+    texts = []
+    for worker in range(3):
+        metrics = Metrics()
+        metrics.input_tokens.add(10 + worker, 'a"b\\c\n# HELP x', "test")
+        texts.append(await Exposition(metrics, worker).own())
+    joined = join_families(texts)
+    assert values(joined) == values(texts[0]) | values(texts[1]) | values(texts[2])
+    names = [line.split()[2] for line in joined.splitlines() if line.startswith("# TYPE ")]
+    assert len(names) == len(set(names))
+
+
+async def test_a_worker_that_does_not_answer_is_left_out_and_reported_as_down(tmp_path: Path) -> None:
+    others = {number: worker_socket(tmp_path, number) for number in (1, 2, 3)}
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(others[2]))
+        hanging.listen()
+        async with open_worker_socket(Exposition(Metrics(), 1), others[1]):
+            found = values(await Exposition(Metrics(), 0, others).all())
+    up = {
+        dict(labels)["worker"]: value for (name, labels), value in found.items() if name == "pomelo_worker_up"
+    }
+    assert up == {"0": 1, "1": 1, "2": 0, "3": 0}
+    assert {dict(labels)["worker"] for _, labels in found if ("worker", "2") not in labels} >= {"0", "1"}
+
+
+async def test_the_socket_of_a_worker_is_its_owners_and_is_removed_at_the_end(tmp_path: Path) -> None:
+    path = worker_socket(tmp_path, 1)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    async with open_worker_socket(Exposition(Metrics(), 1), path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        reader, writer = await asyncio.open_unix_connection(path)
+        assert values((await reader.read()).decode())
+        writer.close()
+    assert not path.exists()
+
+
+async def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Use a data folder with a shorter path"):
+        async with open_worker_socket(Exposition(Metrics()), worker_socket(tmp_path / ("x" * 100), 1)):
+            pass
+
+
+class SlowStore:
+    """A store whose reservations take as long as a test wants."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.free = asyncio.Event()
+
+    async def reservations(self, *, own: bool = False) -> list[object]:
+        self.reads += 1
+        await self.free.wait()
+        return []
+
+
+async def test_a_slow_read_of_the_store_delays_no_report_for_long_and_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pomelo.telemetry.store.READ_TIMEOUT", 0.01)
+    store, metrics = SlowStore(), Metrics()
+    OpenReservations(store, lambda: 0.0).register(metrics)  # type: ignore[arg-type]
+    exposition = Exposition(metrics)
+    for _ in range(3):
+        assert "pomelo_held_credits" in await exposition.own()
+    assert store.reads == 1
+    store.free.set()
+    await exposition.own()
+    await exposition.own()
+    assert store.reads == 1

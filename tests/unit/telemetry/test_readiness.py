@@ -1,0 +1,95 @@
+"""Readiness: it follows a check, ignores one failure, and ends with the drain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+from pomelo.telemetry.readiness import REASONS, Readiness
+from tests.waiting import until
+
+
+class Check:
+    """A check that a test makes fail or hang, and that counts its runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.outcomes: Iterator[bool] = iter(())
+        self.fails = False
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def __call__(self) -> None:
+        self.runs += 1
+        await self.free.wait()
+        if next(self.outcomes, self.fails):
+            raise OSError
+
+
+@asynccontextmanager
+async def followed(check: Check, patience: float = 0.01) -> AsyncIterator[Readiness]:
+    readiness = Readiness("store_unavailable")
+    async with readiness.follow(check, "store_unavailable", interval=0.001, within=patience):
+        yield readiness
+
+
+async def test_a_process_is_ready_once_it_follows_a_check() -> None:
+    assert Readiness("store_unavailable").code == "store_unavailable"
+    async with followed(Check()) as readiness:
+        assert readiness.code == ""
+
+
+async def test_two_failures_in_a_row_make_it_not_ready_and_one_success_ready_again() -> None:
+    check = Check()
+    async with followed(check) as readiness:
+        check.fails = True
+        await asyncio.wait_for(readiness.next_change().wait(), 5)
+        assert readiness.code == "store_unavailable"
+        assert check.runs >= 2
+        check.fails = False
+        await asyncio.wait_for(readiness.next_change().wait(), 5)
+        assert readiness.code == ""
+
+
+async def test_single_failures_between_successes_change_nothing() -> None:
+    check = Check()
+    check.outcomes = iter([True, False] * 20)
+    async with followed(check) as readiness:
+        change = readiness.next_change()
+        await until(lambda: check.runs > 41)
+        assert not change.is_set()
+
+
+async def test_a_check_that_hangs_counts_as_failed_and_is_not_started_again() -> None:
+    check = Check()
+    check.free.clear()
+    async with followed(check) as readiness:
+        await asyncio.wait_for(readiness.next_change().wait(), 5)
+        assert (readiness.code, check.runs) == ("store_unavailable", 1)
+        check.free.set()
+        await asyncio.wait_for(readiness.next_change().wait(), 5)
+        assert readiness.code == ""
+
+
+async def test_a_draining_process_is_never_ready_again() -> None:
+    check = Check()
+    async with followed(check) as readiness:
+        change = readiness.next_change()
+        readiness.drain()
+        assert change.is_set()
+        runs = check.runs
+        await until(lambda: check.runs > runs + 3)
+        assert (readiness.code, readiness.draining) == ("shutting_down", True)
+
+
+async def test_leaving_ends_a_check_that_hangs() -> None:
+    check = Check()
+    check.free.clear()
+    async with asyncio.timeout(5):
+        async with followed(check, patience=60):
+            await until(lambda: check.runs == 1)
+
+
+def test_every_reason_is_in_words() -> None:
+    assert all(reason and "_" not in reason for reason in REASONS.values())
