@@ -185,11 +185,15 @@ async def open_app(
         server = None
         if settings.grpc:
             server = await stack.enter_async_context(
-                open_server(services, _server_options(settings, shared), proof=gateway_proof(secret))
+                open_server(
+                    services, _server_options(settings, shared, observers), proof=gateway_proof(secret)
+                )
             )
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_open_rest(services, settings, draining, shared))
+            rest = await stack.enter_async_context(
+                _open_rest(services, settings, draining, shared, observers=observers)
+            )
             media.public_url = media.public_url or rest_url(settings, rest)
         try:
             yield App(
@@ -211,13 +215,19 @@ async def open_app(
 
 @asynccontextmanager
 async def open_gateway(
-    settings: Settings, target: str, *, tls: bool | None = None, ca: Path | None = None
+    settings: Settings,
+    target: str,
+    *,
+    tls: bool | None = None,
+    ca: Path | None = None,
+    observers: Sequence[Observer] = (),
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST alone, for the gRPC server at `target`; yields the bound address. Leaving drains.
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. With the server's root secret, the server recognises this gateway.
+    settings. With the server's root secret, the server recognises this gateway. `observers` get reports of
+    calls.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -243,7 +253,11 @@ async def open_gateway(
         ) as services,
         # A server that does not recognise the gateway applies an inline limit that is unknown here.
         _open_rest(
-            draining.guard(services), settings, draining, inline_limit=INLINE_LIMIT if secret else 0
+            draining.guard(services),
+            settings,
+            draining,
+            inline_limit=INLINE_LIMIT if secret else 0,
+            observers=observers,
         ) as rest,
     ):
         try:
@@ -272,6 +286,7 @@ def _open_rest(
     draining: Draining,
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
+    observers: Sequence[Observer] = (),
 ) -> AbstractAsyncContextManager[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
@@ -285,6 +300,7 @@ def _open_rest(
         proxy_idle_timeout=settings.idle_timeout or PROXY_IDLE_TIMEOUT,
         trusted_proxies=_trusted_proxies(settings),
         drain_timeout=FLUSH_TIMEOUT,
+        observers=observers,
     )
     return open_rest(
         services,
@@ -310,7 +326,7 @@ def _in_flight(settings: Settings) -> InFlightLimits:
     return InFlightLimits(calls=settings.max_calls, account_calls=max(1, settings.max_calls // 2))
 
 
-def _server_options(settings: Settings, shared: bool) -> ServerOptions:
+def _server_options(settings: Settings, shared: bool, observers: Sequence[Observer] = ()) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
         grace=FLUSH_TIMEOUT,
@@ -321,6 +337,7 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
         tls_client_ca=settings.tls_client_ca,
         reuse_port=shared,
         connections=ConnectionLimits(trusted=_trusted_proxies(settings)),
+        observers=observers,
     )
 
 

@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from pomelo.cli.terminal import FailureError, explain
 from pomelo.logs import format_trace
 from pomelo.process import defer_garbage_collection
 from pomelo.settings import Settings
+from pomelo.telemetry.task_log import TaskLog
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to start serving."""
@@ -49,8 +51,8 @@ class Ready(NamedTuple):
     grpc: str | None
 
 
-async def supervise(settings: Settings, stop: asyncio.Event) -> None:
-    """Serves with the configured number of workers until `stop` is set.
+async def supervise(settings: Settings, stop: asyncio.Event, task_log: TaskLog) -> None:
+    """Serves with the configured number of workers until `stop` is set. This process runs no tasks.
 
     Raises:
         FailureError: an address is in use, or the workers can't serve.
@@ -168,16 +170,18 @@ class _Worker:
 
 def _work(settings: Settings, number: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
-    run_process(lambda stop: _serve(settings, number, pipe, stop), (signal.SIGTERM,))
+    run_process(partial(_serve, settings, number, pipe), settings, (signal.SIGTERM,), worker=number)
 
 
-async def _serve(settings: Settings, number: int, pipe: Connection, stop: asyncio.Event) -> None:
+async def _serve(
+    settings: Settings, number: int, pipe: Connection, stop: asyncio.Event, task_log: TaskLog
+) -> None:
     from pomelo.app import open_app
 
     # The other end is closed when the supervisor is gone, even if it was killed.
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:
-        async with open_app(settings, worker=number) as app:
+        async with open_app(settings, worker=number, observers=[task_log]) as app:
             defer_garbage_collection()
             pipe.send(Ready(app.configured, app.rest, app.grpc))
             await stop.wait()
