@@ -99,13 +99,12 @@ class RecordFormatter:
             event += "\n" + format_trace(error)
         if len(event) > MAX_LINE:
             event = event[:MAX_LINE] + "…"
-        return self._render(
-            {
-                "time": timestamp(record.created),
-                "level": record.levelname.lower(),
-                "event": printable(event),
-                "logger": record.name,
-                **getattr(record, "fields", {}),
-                **self._constant,
-            }
-        )
+        fields: dict[str, Any] = {
+            "time": timestamp(record.created),
+            "level": record.levelname.lower(),
+            "event": printable(event),
+            "logger": record.name,
+        }
+        for name, value in getattr(record, "fields", {}).items():
+            fields[name] = printable(value) if isinstance(value, str) else value
+        return self._render(fields | self._constant)

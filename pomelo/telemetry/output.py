@@ -26,8 +26,11 @@ class LogOutput:
     """Writes lines to a file descriptor, which it does not close. `on_dropped` makes the line that reports
     how many lines were dropped. Lines may come from any thread."""
 
-    def __init__(self, descriptor: int, on_dropped: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, descriptor: int, on_dropped: Callable[[int], bytes], batch_time: float = BATCH_TIME
+    ) -> None:
         self._descriptor = descriptor
+        self._batch_time = batch_time
         self._on_dropped = on_dropped
         self._lines: deque[bytes] = deque()
         self._dropped = 0
@@ -60,7 +63,7 @@ class LogOutput:
     def _run(self) -> None:
         while True:
             self._has_lines.wait()
-            self._is_urgent.wait(BATCH_TIME)
+            self._is_urgent.wait(self._batch_time)
             ending = self._ending
             # In this order: a line that comes from now on sets the events again.
             self._is_urgent.clear()
