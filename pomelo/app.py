@@ -203,7 +203,7 @@ async def open_app(
             server = await stack.enter_async_context(
                 open_server(
                     services,
-                    _server_options(settings, shared),
+                    _server_options(settings, shared, observers),
                     proof=gateway_proof(secret, previous),
                     readiness=readiness,
                     report_connections=partial(metrics.watch_connections, "grpc"),
@@ -214,7 +214,7 @@ async def open_app(
         tls = ReplaceableContext(certificate) if certificate is not None else None
         if settings.rest:
             rest = await stack.enter_async_context(
-                _open_rest(services, settings, tls, metrics, readiness, shared)
+                _open_rest(services, settings, tls, metrics, readiness, shared, observers=observers)
             )
             media.public_url = media.public_url or rest_url(settings, rest)
 
@@ -259,13 +259,14 @@ async def open_gateway(
     ca: Path | None = None,
     metrics: Metrics | None = None,
     readiness: Readiness | None = None,
+    observers: Sequence[Observer] = (),
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST alone, for the gRPC server at `target`; yields the bound address. Leaving drains.
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. With the server's root secret, the server recognises this gateway. `metrics` get what
-    happens, `readiness` follows the server and is what health checks report.
+    settings. With the server's root secret, the server recognises this gateway. `observers` get reports of
+    calls, `metrics` get what is counted; `readiness` follows the server and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -302,6 +303,7 @@ async def open_gateway(
             metrics,
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,
+            observers=(metrics, *observers),
         ) as rest,
     ):
         try:
@@ -336,6 +338,7 @@ def _open_rest(
     readiness: Readiness,
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
+    observers: Sequence[Observer] = (),
 ) -> AbstractAsyncContextManager[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
@@ -349,6 +352,7 @@ def _open_rest(
         proxy_idle_timeout=settings.idle_timeout or PROXY_IDLE_TIMEOUT,
         trusted_proxies=_trusted_proxies(settings),
         drain_timeout=FLUSH_TIMEOUT,
+        observers=observers,
     )
     return open_rest(
         services,
@@ -366,7 +370,7 @@ def _in_flight(settings: Settings) -> InFlightLimits:
     return InFlightLimits(calls=settings.max_calls, account_calls=max(1, settings.max_calls // 2))
 
 
-def _server_options(settings: Settings, shared: bool) -> ServerOptions:
+def _server_options(settings: Settings, shared: bool, observers: Sequence[Observer] = ()) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
         grace=FLUSH_TIMEOUT,
@@ -378,6 +382,7 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
         connection_streams=max(CONNECTION_STREAMS, _in_flight(settings).account_calls),
         reuse_port=shared,
         connections=ConnectionLimits(trusted=_trusted_proxies(settings)),
+        observers=observers,
     )
 
 

@@ -48,7 +48,9 @@ def merge(running: Settings, new: Settings) -> tuple[Settings, list[str]]:
 
 
 def _is_equal(name: str, running: Any, new: Any) -> bool:
-    if name in ("rest", "grpc", "admin") and running and new.endswith(":0"):  # any free port, such as the one in use
+    if (
+        name in ("rest", "grpc", "admin") and running and new.endswith(":0")
+    ):  # any free port, such as the one in use
         return True
     return bool(running == new)
 

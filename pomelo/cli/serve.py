@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -17,8 +18,6 @@ def serve(
     ] = None,
 ) -> None:
     """Serve gRPC and REST until SIGTERM or Ctrl-C."""
-    from functools import partial
-
     from pomelo.settings import SettingsError, load
 
     load_again = partial(load, config, workers=workers)
@@ -28,7 +27,8 @@ def serve(
     from pomelo.cli.process import run_process, serve_app
     from pomelo.cli.workers import supervise
 
-    run_process(lambda stop: (supervise if settings.workers > 1 else serve_app)(settings, stop, load_again))
+    main = supervise if settings.workers > 1 else serve_app
+    run_process(partial(main, settings, load_again), settings)
 
 
 def gateway(
@@ -57,4 +57,4 @@ def gateway(
         tls = True
     from pomelo.cli.process import run_process, serve_gateway
 
-    run_process(lambda stop: serve_gateway(settings, target, tls, ca, stop))
+    run_process(partial(serve_gateway, settings, target, tls, ca), settings)

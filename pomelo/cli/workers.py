@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from pomelo.process import defer_garbage_collection
 from pomelo.reload import log_refusal, read_changes
 from pomelo.settings import Settings, SettingsError
 from pomelo.telemetry.readiness import Readiness
+from pomelo.telemetry.task_log import TaskLog
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to start serving."""
@@ -56,9 +58,11 @@ class Ready(NamedTuple):
     admin: str
 
 
-async def supervise(settings: Settings, stop: asyncio.Event, load: Callable[[], Settings]) -> None:
-    """Serves with the configured number of workers until `stop` is set. At SIGHUP, they change to the
-    settings that `load` returns.
+async def supervise(
+    settings: Settings, load: Callable[[], Settings], stop: asyncio.Event, task_log: TaskLog
+) -> None:
+    """Serves with the configured number of workers until `stop` is set. This process runs no tasks. At
+    SIGHUP, the workers change to the settings that `load` returns.
 
     Raises:
         FailureError: an address is in use, or the workers can't serve.
@@ -203,11 +207,16 @@ class _Worker:
 
 def _work(settings: Settings, load: Callable[[], Settings], number: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
-    run_process(lambda stop: _serve(settings, load, number, pipe, stop), (signal.SIGTERM,))
+    run_process(partial(_serve, settings, load, number, pipe), settings, (signal.SIGTERM,), worker=number)
 
 
 async def _serve(
-    settings: Settings, load: Callable[[], Settings], number: int, pipe: Connection, stop: asyncio.Event
+    settings: Settings,
+    load: Callable[[], Settings],
+    number: int,
+    pipe: Connection,
+    stop: asyncio.Event,
+    task_log: TaskLog,
 ) -> None:
     from pomelo.app import open_app
     from pomelo.telemetry.metrics import Metrics
@@ -216,10 +225,10 @@ async def _serve(
     # The other end is closed when the supervisor is gone, even if it was killed.
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:
-        async with (
-            open_admin(settings, metrics, readiness, number) as admin,
-            open_app(settings, worker=number, metrics=metrics, readiness=readiness) as app,
-        ):
+        opening = open_app(
+            settings, worker=number, observers=[task_log], metrics=metrics, readiness=readiness
+        )
+        async with open_admin(settings, metrics, readiness, number) as admin, opening as app:
             defer_garbage_collection()
             async with on_hangup(lambda: app.reload(load), stop):
                 pipe.send(Ready(app.configured, app.rest, app.grpc, admin))

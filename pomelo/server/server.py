@@ -40,6 +40,7 @@ from pomelo.server.servicers import (
     TaskServicer,
 )
 from pomelo.service import Operator, Services
+from pomelo.telemetry.events import Observer
 from pomelo.telemetry.readiness import Readiness
 from pomelo.tls import Certificate, read_certificate
 
@@ -64,7 +65,8 @@ class ServerOptions:
     `connection_streams` are concurrent calls on one connection: at least as many as one account may run,
     since a client silently delays further ones. `limits` bound what calls may cost; by default a message may
     be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same. A connection
-    that pings more often than every `ping_interval` is closed at the third such ping.
+    that pings more often than every `ping_interval` is closed at the third such ping. `observers` get reports
+    of calls.
     """
 
     address: str | tuple[str, ...] = "127.0.0.1:50051"
@@ -78,6 +80,7 @@ class ServerOptions:
     ping_interval: float = 5.0
     reuse_port: bool = False
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    observers: Sequence[Observer] = ()
 
     def channel_args(self) -> list[tuple[str, Any]]:
         """Returns grpc's channel arguments. Their times are in milliseconds."""
@@ -195,7 +198,9 @@ async def open_server(
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
     guard = ConnectionGuard(options.connections, options.limits.transport)
     report_connections(lambda: guard.count, options.connections.connections)
-    front_end = FrontEnd(services.access, options.limits, connections or guard, proof)
+    front_end = FrontEnd(
+        services.access, options.limits, connections or guard, proof, observers=options.observers
+    )
     server = grpc.aio.server(options=options.channel_args())
     servicers: dict[Any, object] = {
         task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),

@@ -141,7 +141,7 @@ async def test_two_servers_serve_each_others_media_and_answers_and_lose_nothing_
         assert await fleet.get(second, link)
     assert Decimal((await fleet.get_json(second, "/api/v1/account"))["credits"]["held"]) > 0
     async with asyncio.timeout(60):  # the lease of the killed server's task ends within 30 s
-        while Decimal((await fleet.get_json(second, "/api/v1/account"))["credits"]["held"]):
+        while Decimal((await fleet.get_json(second, "/api/v1/account"))["credits"]["held"]):  # noqa: ASYNC110
             await asyncio.sleep(0.2)
     usage = await fleet.get_json(second, "/api/v1/usage?page_size=100")
     assert len(usage["data"]) in (8, 9)  # with what was noted of the killed stream, if any
