@@ -373,4 +373,6 @@ class Connection(HttpConnection):
         """Returns the CORS headers of a response that no route sends."""
         if self.cors is None:
             return {}
-        return self.cors.headers(request.headers.get("Origin") if request is not None else None)
+        if request is None or not request.headers:
+            return self.cors.unparsed_headers(self._unparsed)
+        return self.cors.headers(request.headers.get("Origin"))
