@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from pomelo.errors import PomeloError
@@ -213,10 +214,12 @@ class ServerState:
         limits: CallLimits | None = None,
         connections: ConnectionObserver | None = None,
         proof: GatewayProof | None = None,
+        proxies: tuple[IPv4Network | IPv6Network, ...] = (),
     ) -> None:
         limits = limits or CallLimits()
         self.access = access
         self.proof = proof or GatewayProof()
+        self.proxies = proxies
         self.limits = limits
         self.connections = connections or ConnectionObserver()
         self.no_key = _late("A call without a key ends after", limits.unauthenticated_time, "Send a key")

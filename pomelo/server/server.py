@@ -156,7 +156,9 @@ async def open_server(
     """
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
     guard = ConnectionGuard(options.connections, options.limits.transport)
-    front_end = FrontEnd(services.access, options.limits, connections or guard, proof)
+    front_end = FrontEnd(
+        services.access, options.limits, connections or guard, proof, options.connections.trusted
+    )
     server = grpc.aio.server(options=options.channel_args())
     servicers: dict[Any, object] = {
         task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),
