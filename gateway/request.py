@@ -13,8 +13,6 @@ from yarl import URL
 from gateway.responses import HSTS, encode_head
 from pomelo.origin import caller_address
 
-FORWARDED = "X-Forwarded-For"
-
 if TYPE_CHECKING:
     from gateway.connections.connection import Connection
 
@@ -53,9 +51,9 @@ class Request:
     def address(self) -> str:
         """The IP address of the client, as the operator's proxies report it if it came through them."""
         connection = self.connection
-        if not connection.proxies or FORWARDED not in self.headers:
+        if not connection.proxies:
             return connection.address
-        forwarded = ",".join(self.headers.getall(FORWARDED))
+        forwarded = ",".join(self.headers.getall(hdrs.X_FORWARDED_FOR, ()))
         return caller_address(connection.address, forwarded, connection.proxies)
 
     @property
