@@ -132,8 +132,10 @@ def caller_address(peer: str, forwarded: str, proxies: Iterable[IPv4Network | IP
 
 
 def is_within(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
-    """Whether an IP address is in one of the networks."""
+    """Whether an IP address is in one of the networks; as an IPv4 address, if it is one written as IPv6."""
     parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
     return any(parsed in each for each in networks)
 
 

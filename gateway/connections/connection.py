@@ -377,5 +377,6 @@ class Connection(HttpConnection):
         if self.cors is None:
             return {}
         if request is None or not request.headers:
-            return self.cors.unparsed_headers(self._unparsed)
+            unparsed, self._unparsed = self._unparsed, b""
+            return self.cors.unparsed_headers(unparsed)
         return self.cors.headers(request.headers.get("Origin"))

@@ -138,7 +138,8 @@ class HttpConnection(BaseProtocol):
             try:
                 messages, upgraded, data = parser.feed_data(data)
             except HttpProcessingError as error:
-                messages, upgraded, self._unparsed = [(error, EMPTY_PAYLOAD)], False, data
+                messages, upgraded = [(error, EMPTY_PAYLOAD)], False
+                self._unparsed = data[:READ_AHEAD]
                 self._fail_body()
             if messages:
                 self._request_count += len(messages)

@@ -132,6 +132,7 @@ def test_an_address_is_within_any_of_several_networks() -> None:
     networks = [ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")]
     assert is_within("10.1.2.3", networks)
     assert is_within("2001:db8::1", networks)
+    assert is_within("::ffff:10.1.2.3", networks)
     assert not is_within("11.0.0.1", networks)
     assert not is_within("2001:db9::1", networks)
     assert not is_within("10.1.2.3", [])
