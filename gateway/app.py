@@ -68,7 +68,7 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
         return gateway.cors.preflight(request)
     headers = request.headers
     names = [name for name, _ in headers.items()] if len(set(headers)) < len(headers) else ()
-    call = Call.from_headers(headers.get, protocol="rest", address=request.connection.address, names=names)
+    call = Call.from_headers(headers.get, protocol="rest", address=request.address, names=names)
     visit: Visit | None = None
     name, code, status = "", "", 0
     try:

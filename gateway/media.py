@@ -97,7 +97,12 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
             _limit_send_buffer(request)
         size = media.size_bytes
         tag = f'"{media_id}"'  # a file never changes
-        headers = response_headers(call, ETag=tag, Cache_Control=_cache_control(request, media))
+        headers = response_headers(
+            call,
+            ETag=tag,
+            Cache_Control=_cache_control(request, media),
+            Content_Security_Policy=_SECURITY_POLICY,
+        )
         cached = request.headers.get("If-None-Match", "")
         if tag in cached or cached == "*":
             return Response(headers, status=304)
@@ -112,7 +117,6 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
             "Content-Type": media.content_type,
             "Content-Length": str(end - start),
             "Content-Disposition": f'inline; filename="{media_id}"',
-            "Content-Security-Policy": _SECURITY_POLICY,
             "Accept-Ranges": "bytes",
         }
         if selected is not None:

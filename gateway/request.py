@@ -11,6 +11,7 @@ from aiohttp.streams import StreamReader
 from yarl import URL
 
 from gateway.responses import HSTS, encode_head
+from pomelo.origin import caller_address
 
 if TYPE_CHECKING:
     from gateway.connections.connection import Connection
@@ -45,6 +46,15 @@ class Request:
     def url(self) -> URL:
         """The target, without scheme and host if it has them."""
         return self._url.relative() if self._url.absolute else self._url
+
+    @property
+    def address(self) -> str:
+        """The IP address of the client, as the operator's proxies report it if it came through them."""
+        connection = self.connection
+        if not connection.proxies:
+            return connection.address
+        forwarded = ",".join(self.headers.getall(hdrs.X_FORWARDED_FOR, ()))
+        return caller_address(connection.address, forwarded, connection.proxies)
 
     @property
     def is_closing(self) -> bool:

@@ -12,6 +12,7 @@ from gateway.request import Request
 from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.in_flight import InFlight
+from pomelo.origin import network
 from pomelo.service import Services, Visit, get_task_model
 
 _MAX_CACHED_TYPES = 1024
@@ -76,4 +77,4 @@ def account_of(call: Call) -> Hashable:
 
 def address_of(request: Request) -> str:
     """Returns the client's IPv4 address or IPv6 /64, by which its requests are counted."""
-    return str(request.connection.slot.group)
+    return network(request.address)

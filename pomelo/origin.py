@@ -24,6 +24,12 @@ ADDRESS_KEY = "x-pomelo-address"
 PROOF_KEY = "x-pomelo-proof"
 """Request metadata from a gateway: the proof of the two values above, bound to the caller's key."""
 
+FORWARDED_KEY = "x-forwarded-for"
+"""Request metadata from a proxy: the addresses of the caller and of the proxies before this one."""
+
+_MAX_PROXIES = 8
+"""The maximum number of addresses that are read in X-Forwarded-For."""
+
 log = logging.getLogger("pomelo.server")
 
 
@@ -114,9 +120,30 @@ def network(address: str) -> str:
     return str(IPv6Network((int(parsed), 64), strict=False))
 
 
+def caller_address(peer: str, forwarded: str, proxies: Iterable[IPv4Network | IPv6Network]) -> str:
+    """Returns the IP address of a caller: `peer`, or, if that is one of the operator's `proxies`, the last
+    address in `forwarded` that is none of them.
+
+    `forwarded` is the value of X-Forwarded-For. Each proxy appends the address from which it got the request.
+    What is before those may be anything.
+    """
+    caller = ""
+    for address in (peer, *reversed(forwarded.rsplit(",", _MAX_PROXIES))):
+        try:
+            is_proxy = is_within(address.strip(), proxies)
+        except ValueError:
+            break
+        caller = address.strip()
+        if not is_proxy:
+            break
+    return caller
+
+
 def is_within(address: str, networks: Iterable[IPv4Network | IPv6Network]) -> bool:
-    """Whether an IP address is in one of the networks."""
+    """Whether an IP address is in one of the networks; as an IPv4 address, if it is one written as IPv6."""
     parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
     return any(parsed in each for each in networks)
 
 

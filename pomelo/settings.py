@@ -188,7 +188,8 @@ class Settings(BaseModel):
     """Private origins that vendors' files may be downloaded from, such as http://10.0.0.5:9000."""
     trusted_proxies: Annotated[tuple[Network, ...], BeforeValidator(_split)] = ()
     """Addresses and networks of reverse proxies, such as 10.0.0.0/8. Their gRPC connections carry many
-    callers' calls, so one caller's fault does not close them; for REST connections see `idle_timeout`."""
+    callers' calls, so one caller's fault does not close them; for REST connections see `idle_timeout`. Their
+    X-Forwarded-For has the address of the caller."""
     providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
     """By name; `acme_api_key` and `acme_base_url` are short forms for the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)

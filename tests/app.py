@@ -18,6 +18,7 @@ import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.accounts.plans import Plan
+from pomelo.addresses import join_address
 from pomelo.app import App, open_app, open_gateway
 from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.engine.routing import Router
@@ -234,7 +235,8 @@ async def run_app(
                 open_gateway(remote, server.grpc) as (host, port),
                 grpc.aio.insecure_channel(server.grpc, options) as channel,
             ):
-                urls = {"rest": "http://{}:{}".format(*server.rest), "remote": f"http://{host}:{port}"}
+                addresses = {"rest": server.rest, "remote": (host, port)}
+                urls = {name: f"http://{join_address(*address)}" for name, address in addresses.items()}
                 yield RunningApp(server, upstream, session, channel, urls)
 
 

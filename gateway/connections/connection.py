@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Mapping
+from ipaddress import IPv4Network, IPv6Network
 from typing import cast
 
 from aiohttp import HttpVersion10, web
@@ -65,14 +66,14 @@ class Connection(HttpConnection):
     """An HTTP connection with timeouts, which occupies `slot` of the server's `connections`.
 
     `respond` returns the responses to its requests. If `cors` is None, they have no CORS headers. `address`
-    is the client's IP address.
+    is the IP address of its other end, `proxies` are those of the operator if it is one of them.
     """
 
     __slots__ = (
         "_authenticated", "_connections", "_counts_as_lingering", "_discard_body", "_discarded",
         "_discarding", "_finished", "_framing_bytes", "_head_size", "_head_timer", "_linger_timer",
         "_options", "_raw_transport", "_request", "_respond", "_stall_timer", "_start_queues",
-        "_unauthenticated_count", "address", "cors", "has_tls", "slot",
+        "_unauthenticated_count", "address", "cors", "has_tls", "proxies", "slot",
     )  # fmt: skip
 
     def __init__(
@@ -90,6 +91,7 @@ class Connection(HttpConnection):
         self.cors = cors
         self.address = ""
         self.has_tls = False
+        self.proxies: tuple[IPv4Network | IPv6Network, ...] = ()
         self._respond = respond
         self._connections = connections
         self._start_queues = start_queues
@@ -189,6 +191,7 @@ class Connection(HttpConnection):
         if peer := raw.get_extra_info("peername"):
             self.address = peer[0]
             if is_within(self.address, self._options.trusted_proxies):
+                self.proxies = self._options.trusted_proxies
                 self.idle_timeout = self._options.proxy_idle_timeout + self._options.idle_slack
         self.has_tls = raw.get_extra_info("sslcontext") is not None
         super().connection_made(transport)
@@ -373,4 +376,7 @@ class Connection(HttpConnection):
         """Returns the CORS headers of a response that no route sends."""
         if self.cors is None:
             return {}
-        return self.cors.headers(request.headers.get("Origin") if request is not None else None)
+        if request is None or not request.headers:
+            unparsed, self._unparsed = self._unparsed, b""
+            return self.cors.unparsed_headers(unparsed)
+        return self.cors.headers(request.headers.get("Origin"))

@@ -41,7 +41,7 @@ class HttpConnection(BaseProtocol):
 
     __slots__ = (
         "_closing", "_content", "_idle_deadline", "_idle_timer", "_linger_timeout", "_live", "_pipelined",
-        "_request_count", "_task", "idle_timeout",
+        "_request_count", "_task", "_unparsed", "idle_timeout",
     )  # fmt: skip
 
     def __init__(self, live: set[HttpConnection], idle_timeout: float, linger_timeout: float) -> None:
@@ -65,6 +65,7 @@ class HttpConnection(BaseProtocol):
         self._request_count = 0
         self._task: asyncio.Task[None] | None = None
         self._content: StreamReader | None = None
+        self._unparsed = b""
         self._closing = False
         self._idle_deadline = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -138,6 +139,7 @@ class HttpConnection(BaseProtocol):
                 messages, upgraded, data = parser.feed_data(data)
             except HttpProcessingError as error:
                 messages, upgraded = [(error, EMPTY_PAYLOAD)], False
+                self._unparsed = data[:READ_AHEAD]
                 self._fail_body()
             if messages:
                 self._request_count += len(messages)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from pomelo.errors import PomeloError
@@ -214,11 +215,13 @@ class ServerState:
         limits: CallLimits | None = None,
         connections: ConnectionObserver | None = None,
         proof: GatewayProof | None = None,
+        proxies: tuple[IPv4Network | IPv6Network, ...] = (),
         observers: Sequence[Observer] = (),
     ) -> None:
         limits = limits or CallLimits()
         self.access = access
         self.proof = proof or GatewayProof()
+        self.proxies = proxies
         self.limits = limits
         self.observers = observers
         self.connections = connections or ConnectionObserver()

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from pomelo.call import CHARGED_HEADER, Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
 from pomelo.in_flight import FairSemaphore
+from pomelo.origin import FORWARDED_KEY, caller_address
 from pomelo.process import CancelScope
 from pomelo.server import field_limit
 from pomelo.server.call_limits import ServerState, TimeoutReason
@@ -76,12 +77,15 @@ class Rpc:
         origin = front.proof.origin(metadata, self._peer)
         self.gateway = origin.gateway
         self.trusted = origin.proven
+        address = origin.address
+        if front.proxies and not origin.gateway:
+            address = caller_address(address, metadata.get(FORWARDED_KEY, ""), front.proxies)
         # A gateway sends its caller's deadline in a header, and sets a slightly later one itself, so that the
         # response of a late task comes from this server and is complete.
         self.call = Call.from_headers(
             metadata.get,
             protocol=origin.protocol,
-            address=origin.address,
+            address=address,
             timeout=None if self.trusted else context.time_remaining(),
             names=[name for name, _ in pairs] if len(metadata) < len(pairs) else (),
         )

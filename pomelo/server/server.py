@@ -199,7 +199,12 @@ async def open_server(
     guard = ConnectionGuard(options.connections, options.limits.transport)
     report_connections(lambda: guard.count, options.connections.connections)
     front_end = FrontEnd(
-        services.access, options.limits, connections or guard, proof, observers=options.observers
+        services.access,
+        options.limits,
+        connections or guard,
+        proof,
+        options.connections.trusted,
+        options.observers,
     )
     server = grpc.aio.server(options=options.channel_args())
     servicers: dict[Any, object] = {

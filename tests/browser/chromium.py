@@ -25,6 +25,7 @@ _OPTIONS = (
     "--disable-component-update",
     "--disable-breakpad",
     "--no-first-run",
+    "--autoplay-policy=no-user-gesture-required",
     "--remote-debugging-port=0",
 )
 
@@ -43,6 +44,10 @@ class Browser:
 
     async def read(self, url: str, element: str, until: str) -> str:
         """Opens a page, and returns the text of the element with this id once it contains `until`."""
+        return await self.evaluate(url, f"document.getElementById({element!r})?.textContent", until)
+
+    async def evaluate(self, url: str, expression: str, until: str) -> str:
+        """Opens a URL in a tab, and returns the text of an expression of its page once it contains `until`."""
         async with self.session.put(f"{self.address}/json/new?{quote(url, safe='')}") as response:
             page = await response.json()
         text = ""
@@ -50,10 +55,8 @@ class Browser:
             async with asyncio.timeout(30), self.session.ws_connect(page["webSocketDebuggerUrl"]) as tools:
                 while until not in text:
                     await asyncio.sleep(0.05)
-                    expression = f"document.getElementById({element!r})?.textContent ?? ''"
-                    await tools.send_json(
-                        {"id": 1, "method": "Runtime.evaluate", "params": {"expression": expression}}
-                    )
+                    parameters = {"expression": f"String({expression} ?? '')"}
+                    await tools.send_json({"id": 1, "method": "Runtime.evaluate", "params": parameters})
                     text = (await tools.receive_json())["result"]["result"].get("value", "")
         except TimeoutError:
             raise AssertionError(f"the page does not contain {until!r}: {text}") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,27 @@ from aiohttp import web
 
 from tests.app import RunningApp, run_app
 from tests.browser.chromium import NAMES, Browser, find_browser, open_browser
+from tests.tasks import TASK_BODIES
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "rest-api.md"
-(EXAMPLE,) = re.findall(r"```javascript\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+EXAMPLE = """const response = await fetch('https://your-domain.com/api/v1/task', {
+  method: 'POST',
+  headers: {
+    'Authorization': 'Bearer YOUR_API_KEY',
+    'Content-Type': 'application/json'
+  },
+  body: JSON.stringify({
+    model: 'gpt-4',
+    messages: [
+      { role: 'user', content: 'What is the capital of France?' }
+    ],
+    max_tokens: 50
+  })
+});
+
+const data = await response.json();
+console.log(data.choices[0].message.content);
+"""
 EACH_FRONT_END = pytest.mark.parametrize("front_end", ["rest", "remote"])
 TASK = EXAMPLE.replace("https://your-domain.com", "URL").replace("YOUR_API_KEY", "KEY")
 
@@ -58,6 +75,34 @@ console.log(JSON.stringify({
   part: (await part.arrayBuffer()).byteLength, range: part.headers.get('Content-Range')
 }));
 """
+
+MEDIA = """
+const headers = {'Authorization': 'Bearer KEY', 'Content-Type': 'application/json'};
+const run = async (task) => (await fetch('URL/api/v1/task', {
+  method: 'POST', headers, body: JSON.stringify({...task, response_format: 'url'})})).json();
+const image = new Image();
+image.crossOrigin = CROSS_ORIGIN;
+image.src = (await run({model: 'flux-1-pro', prompt: 'A lake', width: 320, height: 200})).data[0].url;
+document.body.append(image);
+await image.decode();
+const canvas = document.createElement('canvas').getContext('2d');
+canvas.drawImage(image, 0, 0);
+let readable = true;
+try { canvas.getImageData(0, 0, 1, 1) } catch { readable = false }
+const audio = new Audio();
+audio.crossOrigin = CROSS_ORIGIN;
+audio.src = (await run({model: 'eleven-labs-tts', text: 'Good morning', voice: 'adam'})).audio.url;
+await audio.play();
+await new Promise((resolve) => audio.addEventListener('ended', resolve));
+console.log(JSON.stringify({
+  width: image.naturalWidth, readable, played: audio.currentTime, duration: audio.duration}));
+"""
+
+TAB = """(() => {
+  const media = document.querySelector('video, audio, img');
+  return media?.complete || media?.ended
+    ? JSON.stringify({done: true, width: media.naturalWidth, played: media.currentTime}) : '';
+})()"""
 
 REFUSED = """
 const body = JSON.stringify({model: 'gpt-4', messages: [{role: 'user', content: 'Hi'}]});
@@ -125,6 +170,7 @@ async def _app(pages: Pages, tmp_path_factory: pytest.TempPathFactory) -> AsyncI
 async def test_a_page_of_an_allowed_origin_runs_the_documented_example(
     browser: Browser, pages: Pages, app: RunningApp, front_end: str
 ) -> None:
+    assert f"```javascript\n{EXAMPLE}```" in DOCUMENTATION.read_text()
     caller = await app.account("all")
     pages.script = TASK.replace("URL", app.urls[front_end]).replace("KEY", caller.test)
     printed = await browser.read(pages.allowed, "printed", "finished")
@@ -170,6 +216,34 @@ async def test_a_page_reads_raw_audio_and_audio_by_link(
     sizes = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
     assert sizes["raw"] == sizes["whole"] == sizes["inline"] > 1000
     assert (sizes["part"], sizes["range"]) == (10, f"bytes 10-19/{sizes['whole']}")
+
+
+@EACH_FRONT_END
+@pytest.mark.parametrize("cross_origin", ["null", "'anonymous'"])
+async def test_a_page_shows_a_linked_image_and_plays_linked_audio(
+    browser: Browser, pages: Pages, app: RunningApp, front_end: str, cross_origin: str
+) -> None:
+    caller = await app.account("all")
+    script = MEDIA.replace("URL", app.urls[front_end]).replace("KEY", caller.test)
+    pages.script = script.replace("CROSS_ORIGIN", cross_origin)
+    shown = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
+    assert shown["width"] == 320
+    assert shown["readable"] == (cross_origin != "null")
+    assert shown["played"] == pytest.approx(shown["duration"], abs=0.1)
+    assert shown["duration"] > 0.5
+
+
+@EACH_FRONT_END
+async def test_a_link_that_is_opened_in_a_tab_shows_its_image_or_plays_its_audio(
+    browser: Browser, app: RunningApp, front_end: str
+) -> None:
+    caller = await app.account("all")
+    image = await app.ask(front_end, caller.test, TASK_BODIES["image"] | {"width": 320, "height": 200})
+    speech = await app.ask(front_end, caller.test, TASK_BODIES["tts"])
+    shown = json.loads(await browser.evaluate(image.links[0], TAB, "done"))
+    assert shown["width"] == 320
+    played = json.loads(await browser.evaluate(speech.links[0], TAB, "done"))
+    assert played["played"] > 0.5
 
 
 @EACH_FRONT_END

@@ -20,6 +20,7 @@ from tests.gateway.requests import (
     TTS,
     Sending,
     headers_of,
+    raw_get,
     raw_task,
     read_status,
 )
@@ -237,6 +238,16 @@ def is_refused(received: bytes, origin: str) -> bool:
     """Whether bytes are a refusal that only a script of the allowed origin may read."""
     headers = CIMultiDict(headers_of(received))
     return received.startswith(b"HTTP/1.1 503 ") and (is_shared if origin == APP else is_private)(headers)
+
+
+@pytest.mark.parametrize("origin", [APP, FOREIGN])
+async def test_an_error_for_an_unreadable_head_is_readable_across_origins(
+    shared: GatewayApp, origin: str
+) -> None:
+    sent = raw_get("/api/v1/account", f"Origin: {origin}", "X-Long: " + "x" * 9_000)
+    received = await shared.exchange(sent)
+    assert received.partition(b"\r\n")[0].endswith(b" 400 Bad Request")
+    assert (is_shared if origin == APP else is_private)(CIMultiDict(headers_of(received)))
 
 
 @pytest.mark.parametrize("origin", [APP, FOREIGN])

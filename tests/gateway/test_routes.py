@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tests.gateway.gateway_app import GatewayApp, OpenApp
-from tests.gateway.requests import code_of
+from tests.gateway.requests import KEY, code_of, headers_of, raw_get
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/api/v2/task", "/api/v1/task/", "/media/", "/%00", "/api/v1/models/a/b"]
+    "path",
+    [
+        *("/", "/api/v2/task", "/api/v1/task/", "/media/", "/%00", "/api/v1/models/a/b"),
+        *("/API/v1/models", "/api/v1/Models", "//api/v1/models", "/api//v1/models", "/api/v1/models/"),
+    ],
 )
 async def test_an_unknown_path_is_a_json_error(gateway: GatewayApp, path: str) -> None:
     assert await code_of(gateway.http.get(gateway.url + path)) == (404, "not_found")
@@ -21,6 +25,9 @@ async def test_an_unknown_path_is_a_json_error(gateway: GatewayApp, path: str) -
         ("DELETE", "/api/v1/task", "POST"),
         ("GET", "/api/v1/task", "POST"),
         ("POST", "/openapi.json", "GET, HEAD"),
+        ("PUT", "/healthz", "GET, HEAD"),
+        ("OPTIONS", "/api/v1/task", "POST"),
+        ("OPTIONS", "/api/v1/models", "GET, HEAD"),
     ],
 )
 async def test_another_method_is_a_json_error_with_the_allowed_ones(
@@ -29,6 +36,28 @@ async def test_another_method_is_a_json_error_with_the_allowed_ones(
     async with gateway.http.request(method, gateway.url + path) as response:
         assert response.headers["Allow"] == allowed
     assert await code_of(gateway.http.request(method, gateway.url + path)) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/models",
+        "/api/v1/models/gpt-4",
+        "/api/v1/account",
+        "/api/v1/usage",
+        "/openapi.json",
+        "/healthz",
+    ],
+)
+async def test_head_gets_the_headers_of_get_without_the_body(gateway: GatewayApp, path: str) -> None:
+    async with gateway.get(path) as response:
+        expected = response.status, response.headers["Content-Type"], str(len(await response.read()))
+    key = f"Authorization: Bearer {KEY}"
+    asked = raw_get(path, key).replace(b"GET", b"HEAD") + raw_get("/nowhere", key, "Connection: close")
+    head, _, rest = (await gateway.exchange(asked)).partition(b"\r\n\r\n")
+    headers = headers_of(head)
+    assert (int(head.split()[1]), headers["content-type"], headers["content-length"]) == expected
+    assert rest.startswith(b"HTTP/1.1 404 ")  # no body came before the next response
 
 
 async def test_models_are_listed_with_limits_and_prices(gateway: GatewayApp) -> None:

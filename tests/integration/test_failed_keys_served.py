@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import aiohttp
 import grpc
 import pytest
 
+from pomelo.addresses import join_address
 from pomelo.app import App, gateway_proof, open_app
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
@@ -18,7 +20,7 @@ from pomelo.origin import GatewayProof
 from pomelo.server.remote import open_remote
 from pomelo.service import list_all_models
 from pomelo.settings import Settings
-from tests.calls import bearer, call_of, details_of, reason_of
+from tests.calls import bearer, call_of, details_of, failure, reason_of
 from tests.driver import RestDriver
 
 
@@ -67,6 +69,37 @@ async def test_both_protocols_share_the_limit_of_an_address(
     allowed = await rest.get("/api/v1/models", good)
     assert (allowed.status, allowed.code) == (200, "ok")
     assert await by_grpc(fresh_app, good) is None
+
+
+@pytest.mark.parametrize(("proxies", "separate"), [(("127.0.0.0/8", "::1"), True), ((), False)])
+async def test_failed_keys_behind_a_trusted_proxy_count_by_the_address_that_it_reports(
+    tmp_path: Path, http: aiohttp.ClientSession, proxies: tuple[str, ...], separate: bool
+) -> None:
+    settings = Settings(
+        rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=0.5, trusted_proxies=proxies
+    )
+    async with open_app(settings) as app, AsyncExitStack() as stack:
+        assert app.rest is not None
+        assert app.grpc is not None
+        url = f"http://{join_address(*app.rest)}/api/v1/models"
+        stub = ModelServiceStub(await stack.enter_async_context(grpc.aio.insecure_channel(app.grpc)))
+
+        async def by_rest(forwarded: str) -> int:
+            headers = {"Authorization": "Bearer bad", "X-Forwarded-For": forwarded}
+            async with http.get(url, headers=headers) as response:
+                return response.status
+
+        async def by_grpc(forwarded: str) -> str:
+            metadata = bearer("bad", x_forwarded_for=forwarded)
+            return reason_of(await failure(stub.ListModels(ListModelsRequest(), metadata=metadata)))
+
+        for number in range(10):
+            assert await by_rest(f"10.0.0.{number}, 203.0.113.7, 127.0.0.2") == 401
+            assert await by_grpc(f"10.0.0.{number}, 203.0.113.7") == "invalid_api_key"
+        assert await by_rest("203.0.113.7") == 429
+        assert await by_grpc("203.0.113.7") == "rate_limit_exceeded"
+        assert await by_rest("203.0.113.8") == (401 if separate else 429)
+        assert await by_grpc("203.0.113.9") == ("invalid_api_key" if separate else "rate_limit_exceeded")
 
 
 async def code_of(remote: Any, key: str, address: str) -> str:

@@ -13,6 +13,7 @@ from pomelo.origin import (
     PROTOCOL_KEY,
     GatewayProof,
     Origin,
+    caller_address,
     is_within,
     network,
     peer_address,
@@ -131,9 +132,32 @@ def test_an_address_is_within_any_of_several_networks() -> None:
     networks = [ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")]
     assert is_within("10.1.2.3", networks)
     assert is_within("2001:db8::1", networks)
+    assert is_within("::ffff:10.1.2.3", networks)
     assert not is_within("11.0.0.1", networks)
     assert not is_within("2001:db9::1", networks)
     assert not is_within("10.1.2.3", [])
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "expected"),
+    [
+        ("192.0.2.7", "203.0.113.1", "192.0.2.7"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "203.0.113.1", "203.0.113.1"),
+        ("10.0.0.1", "198.51.100.9, 203.0.113.1,10.0.0.2 , ::1", "203.0.113.1"),
+        ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
+        ("10.0.0.1", "2001:db8::7", "2001:db8::7"),
+        ("10.0.0.1", "203.0.113.1, unknown", "10.0.0.1"),
+        ("10.0.0.1", "203.0.113.1, 10.0.0.2:4711", "10.0.0.1"),
+        ("10.0.0.1", "203.0.113.1," + "10.0.0.2," * 8 + "10.0.0.2", "10.0.0.2"),
+        ("", "203.0.113.1", ""),
+    ],
+)
+def test_the_caller_is_the_last_forwarded_address_that_is_no_proxy(
+    peer: str, forwarded: str, expected: str
+) -> None:
+    proxies = [ip_network("10.0.0.0/8"), ip_network("::1")]
+    assert caller_address(peer, forwarded, proxies) == expected
 
 
 @pytest.mark.parametrize(("protocol", "expected"), [("rest", "rest"), ("grpc", "grpc"), ("other", "grpc")])

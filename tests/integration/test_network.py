@@ -1,4 +1,4 @@
-"""What a gRPC connection may do and carry: pings of a client, and concurrent calls."""
+"""Addresses of IPv6, and what a gRPC connection may do and carry: pings of its client, concurrent calls."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.testing import FaultUpstream
-from tests.app import app_settings
+from tests.app import app_settings, run_app
 from tests.calls import bearer
 from tests.conftest import Keys
 from tests.faults import http2
-from tests.tasks import text_task
+from tests.tasks import TASK_BODIES, text_body, text_task
 
 KEEPALIVE = [
     ("grpc.keepalive_time_ms", 1_000),
@@ -31,6 +31,18 @@ KEEPALIVE = [
 
 MAX_CONCURRENT_STREAMS = 3
 """The number of the setting in HTTP/2."""
+
+
+async def test_both_protocols_are_served_on_ipv6_and_so_are_links(tmp_path: Path) -> None:
+    async with run_app(tmp_path, settings={"rest": "[::1]:0", "grpc": "[::1]:0"}) as app:
+        account = await app.account()
+        assert app.urls["rest"].startswith("http://[::1]:")
+        for protocol in ("rest", "grpc", "remote"):
+            assert (await app.ask(protocol, account.test, text_body())).code == "ok"
+        (link,) = (await app.ask("rest", account.test, TASK_BODIES["image"])).links
+        assert link.startswith(f"{app.urls['rest']}/media/")
+        async with app.session.get(link) as response:
+            assert response.status == 200
 
 
 class Peers(ConnectionObserver):
