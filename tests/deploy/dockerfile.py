@@ -149,7 +149,7 @@ class Builder:
         return {name for name in names if name == "__pycache__"}
 
 
-def sent_to_builds(path: str, ignore_file: Path) -> bool:
+def is_sent(path: str, ignore_file: Path) -> bool:
     """Whether a file is part of the context by the patterns of a .dockerignore; the last match decides."""
     sent = True
     for line in ignore_file.read_text().splitlines():
