@@ -143,6 +143,7 @@ async def test_a_task_passes_with_its_headers(client: Client, protocol: str, str
     assert outcome.code == "ok"
     assert outcome.content
     assert "x-credits-remaining" in outcome.metadata
+    assert protocol == "grpc" or outcome.headers["strict-transport-security"] == "max-age=31536000"
 
 
 @PROTOCOL
