@@ -44,7 +44,8 @@ def read_stages(path: Path) -> list[Stage]:
             stages.append(Stage(stage, expand(base, variables)))
         elif not stages:
             assert name == "ARG", line
-            variables.update([arguments.split("=", 1)])
+            key, _, value = arguments.partition("=")
+            variables[key] = value
         else:
             stages[-1].instructions.append((name, arguments))
     return stages

@@ -20,8 +20,9 @@ NEEDS_ADMIN = pytest.mark.skipif("admin" not in Settings.model_fields, reason="P
 
 
 def run_config(variables: Path) -> subprocess.CompletedProcess[str]:
-    command = ["docker-compose", "--file", DEPLOY / "compose.yaml", "--env-file", variables, "config"]
-    return subprocess.run([*command, "--format", "json"], capture_output=True, text=True)
+    options = ("--file", str(DEPLOY / "compose.yaml"), "--env-file", str(variables))
+    command = ("docker-compose", *options, "config", "--format", "json")
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
