@@ -44,7 +44,8 @@ def read_stages(path: Path) -> list[Stage]:
             stages.append(Stage(stage, expand(base, variables)))
         elif not stages:
             assert name == "ARG", line
-            variables.update([arguments.split("=", 1)])
+            key, _, value = arguments.partition("=")
+            variables[key] = value
         else:
             stages[-1].instructions.append((name, arguments))
     return stages
@@ -149,7 +150,7 @@ class Builder:
         return {name for name in names if name == "__pycache__"}
 
 
-def sent_to_builds(path: str, ignore_file: Path) -> bool:
+def is_sent(path: str, ignore_file: Path) -> bool:
     """Whether a file is part of the context by the patterns of a .dockerignore; the last match decides."""
     sent = True
     for line in ignore_file.read_text().splitlines():

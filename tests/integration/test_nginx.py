@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
@@ -43,13 +43,16 @@ class Client:
         self, nginx: Nginx, session: aiohttp.ClientSession, channel: grpc.aio.Channel, key: str
     ) -> None:
         self.url, self.session, self.channel, self.key = nginx.url, session, channel, key
-        self._drivers = {"rest": RestDriver(session, nginx.url), "grpc": GrpcDriver(channel)}
+        self._drivers: Mapping[str, RestDriver | GrpcDriver] = {
+            "rest": RestDriver(session, nginx.url),
+            "grpc": GrpcDriver(channel),
+        }
 
     async def run(self, protocol: str, prompt: str, *, stream: bool = False) -> Outcome:
         """Runs a text task to its end."""
         return await self._drivers[protocol](TaskRequest(text_body(prompt), self.key, stream))
 
-    async def words(self, protocol: str, prompt: str) -> AsyncIterator[str]:
+    async def words(self, protocol: str, prompt: str) -> AsyncGenerator[str, None]:
         """Runs a streamed text task, and yields its pieces of text as they arrive."""
         if protocol == "grpc":
             request = StreamTaskRequest(spec=text_task(prompt))
@@ -112,7 +115,8 @@ async def key(served: Served) -> str:
 
 @pytest.fixture
 async def client(nginx: Nginx, key: str) -> AsyncIterator[Client]:
-    connector = aiohttp.TCPConnector(ssl=nginx.tls)
+    # A connection for each request: nginx closes kept ones when it reloads, perhaps while a request is being sent.
+    connector = aiohttp.TCPConnector(ssl=nginx.tls, force_close=True)
     async with aiohttp.ClientSession(connector=connector) as session, nginx.channel() as channel:
         yield Client(nginx, session, channel, key)
 
@@ -143,6 +147,7 @@ async def test_a_task_passes_with_its_headers(client: Client, protocol: str, str
     assert outcome.code == "ok"
     assert outcome.content
     assert "x-credits-remaining" in outcome.metadata
+    assert protocol == "grpc" or outcome.headers["strict-transport-security"] == "max-age=31536000"
 
 
 @PROTOCOL

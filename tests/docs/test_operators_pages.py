@@ -1,0 +1,103 @@
+"""The pages on deployment and troubleshooting: every error code, and commands that exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from pomelo.cli import program
+from pomelo.errors import GRPC_ERRORS, TABLE, ErrorRow
+
+ROOT = Path(__file__).parents[2]
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
+PAGES = DEPLOYMENT + TROUBLESHOOTING
+BLOCKS = [re.sub(r"(?m)^ +(?=\w)", "", block) for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL)]
+SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", TROUBLESHOOTING, re.DOTALL | re.MULTILINE))
+
+
+def commands() -> set[str]:
+    """Returns the commands of Pomelo in both pages, in blocks and in the text."""
+    inline = re.findall(r"`(pomelo [a-z][^`]*)`", re.sub(r"```.*?```", "", PAGES, flags=re.DOTALL))
+    in_blocks = re.findall(r"(?m)(?:^| -- | pomelo(?:-1)? |/bin/)(pomelo [a-z].*)$", "\n".join(BLOCKS))
+    return {" ".join(command.split()) for command in (*inline, *in_blocks)}
+
+
+def test_every_error_code_has_a_section() -> None:
+    assert set(SECTIONS) == set(TABLE)
+
+
+@pytest.mark.parametrize("row", TABLE.values(), ids=lambda row: row.code)
+def test_a_section_has_the_status_of_the_code_and_a_cause_or_a_remedy(row: ErrorRow) -> None:
+    section = SECTIONS[row.code]
+    (seen,) = re.findall(r"\* \*\*Callers see\*\* (.*?)(?=^\*)", section, re.DOTALL | re.MULTILINE)
+    assert row.code in GRPC_ERRORS or str(row.http) in seen
+    assert row.status in seen or "never over gRPC" in seen
+    assert ("Retry-After" in seen) == (row.retry_after is not None and not row.permanent)
+    assert re.search(r"^\* \*\*(Causes|Remedy)\.\*\*|Causes as for", section, re.MULTILINE)
+
+
+def test_metrics_that_the_pages_name_exist() -> None:
+    reference = ROOT / "docs" / "metrics.md"
+    if not reference.exists():
+        pytest.skip("the metrics are not documented yet")
+    named = set(re.findall(r"`(pomelo_\w+)`", PAGES + (ROOT / "docs" / "operations.md").read_text()))
+    assert len(named) > 10
+    assert {name for name in named if f"`{name}`" not in reference.read_text()} == set()
+
+
+def test_the_pages_name_many_commands() -> None:
+    assert len(commands()) > 15
+    assert "pomelo accounts list" in commands()
+
+
+@pytest.mark.parametrize("text", sorted(commands()))
+def test_a_command_exists_with_its_options(text: str) -> None:
+    command, words = typer.main.get_command(program()), shlex.split(text)[1:]
+    while words and words[0] in (inner := getattr(command, "commands", {})):
+        command, words = inner[words[0]], words[1:]
+    assert not getattr(command, "commands", None), f"{text!r} is not a whole command"
+    if words:  # one without arguments stands for the command as such
+        command.make_context(text, words)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_is_valid_bash(block: str) -> None:
+    found = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_files_that_the_blocks_name_exist() -> None:
+    named = set(re.findall(r"deploy/[\w./-]+", "\n".join(BLOCKS)))
+    assert len(named) > 5
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_preparation_of_compose_works(folder: Path) -> None:
+    (block,) = [block for block in BLOCKS if "example.env" in block]
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
+    subprocess.run(["bash", "-ec", block], cwd=folder, check=True, capture_output=True)
+    assert (folder / "deploy" / ".env").stat().st_mode & 0o777 == 0o600
+    assert {path.name for path in (folder / "deploy" / "tls").iterdir()} == {"tls.crt", "tls.key"}
+
+
+def test_the_rolling_restart_takes_each_server_out_and_puts_it_back(folder: Path) -> None:
+    (block,) = [block for block in BLOCKS if "sed --in-place" in block]
+    (folder / "compose").mkdir()
+    file = folder / "compose" / "upstreams.conf"
+    before = (ROOT / "deploy" / "compose" / "upstreams.conf").read_text()
+    file.write_text(before)
+    # Instead of Docker: what is down at each step.
+    stub = 'docker() { echo "$*: $(grep -c " down " compose/upstreams.conf)"; }\n'
+    printed = subprocess.run(
+        ["bash", "-ec", stub + block], cwd=folder, check=True, capture_output=True, text=True
+    )
+    down = [int(line.rpartition(": ")[2]) for line in printed.stdout.splitlines()]
+    assert down == [0, 2, 2, 0, 2, 2, 0], "a line each of REST and gRPC"
+    assert file.read_text() == before
