@@ -38,6 +38,7 @@ from pomelo.engine.ledger import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
+from pomelo.fleet import describe_process, join
 from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
@@ -56,6 +57,7 @@ from pomelo.server.server import ServerOptions, open_operator_socket, open_serve
 from pomelo.service import Services
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores.base import Store
+from pomelo.stores.fleet import Fleet
 from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
@@ -111,7 +113,8 @@ async def open_app(
     """
     async with AsyncExitStack() as stack:
         secret = settings.root_secret()
-        store = wrap_store(await stack.enter_async_context(store_of(settings)))
+        opened = await stack.enter_async_context(store_of(settings))
+        store = wrap_store(opened)
         keyring = Keyring(store, secret, failed_keys=failed_keys)
         registry = find_providers(settings)
         connections = ConnectionLimiter(settings.upstream_connections)
@@ -135,6 +138,10 @@ async def open_app(
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
+        if isinstance(opened, Fleet):
+            clock = await opened.clock_ahead()
+            process = describe_process(settings, secret, registry, catalog, plans, clock)
+            await join(opened, process, warn=not worker)
         ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every)
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
