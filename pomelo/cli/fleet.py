@@ -61,6 +61,8 @@ def check_fleet(config: Any) -> Iterator[Finding]:
     for fact in FACTS:
         yield _shared(fact, everyone)
     yield _clocks(everyone)
+    if settings.media:
+        yield asyncio.run(_bucket(settings))
 
 
 def _here(settings: Settings, clock: float) -> Process | None:
@@ -79,6 +81,17 @@ def _here(settings: Settings, clock: float) -> Process | None:
     return replace(process, host=_HERE)
 
 
+async def _bucket(settings: Settings) -> Finding:
+    from pomelo.configuration import open_bucket
+    from pomelo.settings import SettingsError
+
+    try:
+        await open_bucket(settings)
+    except SettingsError as error:
+        return Finding("bucket", "broken", str(error))
+    return Finding("bucket", "ok", f"{settings.media} can be read and written from here")
+
+
 def _processes(processes: Sequence[Process]) -> Finding:
     if not processes:
         return Finding("processes", "off", "no server runs with this store. Start one with: pomelo serve")
@@ -90,7 +103,8 @@ def _processes(processes: Sequence[Process]) -> Finding:
         f"{host}: {count}, since {datetime.fromtimestamp(started[host], UTC):%Y-%m-%dT%H:%M:%SZ}"
         for host, count in counts.items()
     ]
-    return Finding("processes", "ok", "\n".join([f"{len(processes)} on {len(counts)} hosts", *hosts]))
+    total = f"{len(processes)} on {len(counts)} host{'s'[: len(counts) - 1]}"
+    return Finding("processes", "ok", "\n".join([total, *hosts]))
 
 
 def _shared(fact: Fact, processes: Sequence[Process]) -> Finding:
