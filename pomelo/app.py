@@ -45,6 +45,7 @@ from pomelo.engine.ledger import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
+from pomelo.fleet import describe_process, join
 from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
@@ -65,6 +66,7 @@ from pomelo.service import Services
 from pomelo.settings import Settings
 from pomelo.stores.accounts import DEFAULT_ACCOUNT
 from pomelo.stores.base import Store
+from pomelo.stores.fleet import Fleet
 from pomelo.telemetry.events import Observer
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.process import measure_process
@@ -132,7 +134,8 @@ async def open_app(
     """
     async with AsyncExitStack() as stack:
         secret, previous = settings.root_secret(), settings.previous_secrets()
-        store = wrap_store(await stack.enter_async_context(store_of(settings)))
+        opened = await stack.enter_async_context(store_of(settings))
+        store = wrap_store(opened)
         keyring = Keyring(store, secret, failed_keys=failed_keys, previous=previous)
         stack.push_async_callback(keyring.finish)
         configuration = read_configuration(settings, catalog)
@@ -149,6 +152,9 @@ async def open_app(
             for notice in retirement.notices(catalog, datetime.fromtimestamp(now(), UTC).date()):
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
+        if isinstance(opened, Fleet):
+            process = describe_process(settings, configuration, secret, await opened.clock_ahead())
+            await join(opened, process, warn=not worker)
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         metrics.know_models(catalog.models)
         observers = (metrics, *observers)

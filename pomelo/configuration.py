@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pomelo import install_command
 from pomelo.accounts.plans import BUILTIN, Plan
@@ -18,6 +19,9 @@ from pomelo.settings import Settings, SettingsError
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
 from pomelo.tls import Certificate, read_certificate
+
+if TYPE_CHECKING:
+    from pomelo.media.bucket import Bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +73,39 @@ async def open_media(
     """
     limits = MediaLimits(settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve)
     folder, url = settings.data / "media", settings.public_url
-    if not settings.media:
-        media = MediaStore(folder, secret, previous_secrets=previous, public_url=url, limits=limits, now=now)
-    else:
-        try:
-            from pomelo.media.bucket import Bucket
-            from pomelo.media.bucket_store import BucketStore
-        except ImportError:
-            raise SettingsError(
-                f"POMELO_MEDIA: a bucket needs another package: {install_command('s3')}"
-            ) from None
-        try:
-            bucket = Bucket(settings.media)
-            await bucket.check()
-        except ValueError as error:
-            raise SettingsError(f"POMELO_MEDIA: {settings.media} can't be used: {error}") from None
-        media = BucketStore(
+    if settings.media:
+        bucket = await open_bucket(settings)
+        from pomelo.media.bucket_store import BucketStore
+
+        media: MediaStore = BucketStore(
             bucket, folder, secret, previous_secrets=previous, public_url=url, limits=limits, now=now
         )
+    else:
+        media = MediaStore(folder, secret, previous_secrets=previous, public_url=url, limits=limits, now=now)
     await media.refresh()
     try:
         yield media
     finally:
         await media.aclose()
+
+
+async def open_bucket(settings: Settings) -> Bucket:
+    """Returns the bucket of media, which can be read and written.
+
+    Raises:
+        SettingsError: it can't be used.
+    """
+    try:
+        from pomelo.media.bucket import Bucket
+    except ImportError:
+        message = f"POMELO_MEDIA: a bucket needs another package: {install_command('s3')}"
+        raise SettingsError(message) from None
+    try:
+        bucket = Bucket(settings.media)
+        await bucket.check()
+    except ValueError as error:
+        raise SettingsError(f"POMELO_MEDIA: {settings.media} can't be used: {error}") from None
+    return bucket
 
 
 def find_providers(settings: Settings) -> Registry:

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -36,14 +36,22 @@ class Finding(NamedTuple):
     detail: str
 
 
-def doctor(config: Config = None, as_json: Json = False) -> None:
+def doctor(
+    config: Config = None,
+    as_json: Json = False,
+    fleet: Annotated[
+        bool, typer.Option("--fleet", help="Report instead whether all machines share what they must.")
+    ] = False,
+) -> None:
     """Report what is configured, reachable and missing.
 
     Status 1 if something is broken.
     """
+    from pomelo.cli.fleet import check_fleet
+
     logging.getLogger("pomelo.settings").setLevel(logging.ERROR)  # the findings include its warnings
     findings = []
-    for finding in _check(config):
+    for finding in check_fleet(config) if fleet else _check(config):
         findings.append(finding)
         if not as_json:
             first, *more = finding.detail.split("\n")

@@ -24,6 +24,7 @@ from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import bearer, upload_messages
+from tests.integration.commands import pomelo_json
 from tests.integration.test_grpc_media import silent_wav
 from tests.redis_server import RedisServer
 from tests.s3_server import any_server
@@ -37,8 +38,11 @@ SPEECH = {**TASK_BODIES["tts"], "response_format": "url", "output_format": "pcm_
 class Fleet:
     """The two servers, and a session for both."""
 
-    def __init__(self, servers: list[Served], session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, servers: list[Served], shared: Mapping[str, str], session: aiohttp.ClientSession
+    ) -> None:
         self.servers = servers
+        self.shared = shared
         self.session = session
         self.headers = servers[0].headers  # every server accepts every key
 
@@ -52,6 +56,12 @@ class Fleet:
         async with self.session.get(server.url + path, headers=headers) as answer:
             assert answer.status in (200, 206), await answer.text()
             return await answer.read()
+
+    async def doctor(self) -> dict[str, str]:
+        """What `pomelo doctor --fleet` finds, nothing of which is wrong."""
+        found = await pomelo_json(self.servers[1].data.parent, "doctor", "--fleet", **self.shared)
+        assert {row["state"] for row in found} == {"ok"}
+        return {row["name"]: row["detail"] for row in found}
 
     async def get_json(self, server: Served, path: str) -> Any:
         async with self.session.get(server.url + path, headers=self.headers) as answer:
@@ -76,13 +86,13 @@ async def _fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
             "POMELO_MEDIA": bucket.new_bucket(),
             "POMELO_SECRET": "the same secret on all of the machines",
         }
-        servers = []
+        servers: list[Served] = []
         for name in ("a", "b"):
             (tmp_path / name / "data").mkdir(mode=0o700, parents=True)
             if servers:  # only the first server of an empty store makes a key
                 shutil.copy(servers[0].data / "test-key", tmp_path / name / "data")
             servers.append(await stack.enter_async_context(serve(tmp_path / name, **shared)))
-        yield Fleet(servers, await stack.enter_async_context(aiohttp.ClientSession()))
+        yield Fleet(servers, shared, await stack.enter_async_context(aiohttp.ClientSession()))
 
 
 async def use(server: Served, key: str, media_id: str) -> str:
@@ -125,6 +135,7 @@ async def test_two_servers_serve_each_others_media_and_answers_and_lose_nothing_
         assert again["id"] == speech["id"]
         links += [path_of(speech["audio"]["url"]), path_of(again["audio"]["url"])]
         assert await fleet.get(server, links[-1]) == await fleet.get(other, links[-2])
+    assert (await fleet.doctor())["processes"].startswith("2 on 1 host")
     assert [list((server.data / "media").iterdir()) for server in fleet.servers] == [[], []]
 
     async with fleet.session.post(
@@ -143,6 +154,7 @@ async def test_two_servers_serve_each_others_media_and_answers_and_lose_nothing_
     async with asyncio.timeout(60):  # the lease of the killed server's task ends within 30 s
         while Decimal((await fleet.get_json(second, "/api/v1/account"))["credits"]["held"]):  # noqa: ASYNC110
             await asyncio.sleep(0.2)
+    assert (await fleet.doctor())["processes"].startswith("1 on 1 host")
     usage = await fleet.get_json(second, "/api/v1/usage?page_size=100")
     assert len(usage["data"]) in (8, 9)  # with what was noted of the killed stream, if any
     spent = sum(Decimal(str(record["cost"])) for record in usage["data"])

@@ -28,6 +28,9 @@ KEY_ORDER = "pomelo:{keys}:order"
 WORKERS = "pomelo:owners"
 """The processes that may have reservations, each with the count of its heartbeats."""
 
+PROCESSES = "pomelo:processes"
+"""What the serving processes are configured with, by worker."""
+
 WALLETS = "pomelo:wallets"
 """All wallets that may have data."""
 

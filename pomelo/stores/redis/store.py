@@ -20,6 +20,7 @@ from pomelo.stores.redis.connection import Connection, Timing
 from pomelo.stores.redis.key_names import FORMAT
 from pomelo.stores.redis.keys import Keys
 from pomelo.stores.redis.ledger import Ledger
+from pomelo.stores.redis.processes import Processes
 from pomelo.stores.redis.url import connect, parse_url
 from pomelo.stores.redis.usage import Usage
 from pomelo.stores.redis.wallet_index import WalletIndex
@@ -80,7 +81,7 @@ async def open_redis(
             await connection.close()
 
 
-class RedisStore(Keys, Accounts, Ledger):
+class RedisStore(Keys, Accounts, Ledger, Processes):
     """All roles, on an open connection. Create it with `open_redis`."""
 
     def __init__(
@@ -89,6 +90,7 @@ class RedisStore(Keys, Accounts, Ledger):
         Keys.__init__(self, connection)
         Accounts.__init__(self, connection, wallet_index)
         Ledger.__init__(self, connection, worker, wallet_index, usage)
+        Processes.__init__(self, connection, worker)
         self.list_usage = usage.list_usage
         self.sum_usage = usage.sum_usage
         self.drafts = usage.drafts

@@ -18,7 +18,7 @@ from pomelo.ids import new_id
 from pomelo.process import periodically
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.redis.connection import Connection, RefusedError
-from pomelo.stores.redis.key_names import WORKERS, names
+from pomelo.stores.redis.key_names import PROCESSES, WORKERS, names
 from pomelo.stores.redis.scripts import HEARTBEAT, MARK_DEAD, RECOVER
 from pomelo.stores.redis.wallet_index import StoredReservation, WalletIndex
 
@@ -46,6 +46,8 @@ class Worker:
         self._monotonic = monotonic
         self.id = new_id("own_")
         """Identifies this worker's reservations. It is replaced after this process was marked dead."""
+        self._description = ""
+        """What the other processes see of this one."""
         self._rounds = 0
         self._last_heartbeat = 0.0
         self._counts: dict[str, tuple[bytes, float]] = {}
@@ -87,6 +89,15 @@ class Worker:
         if not self.is_live:
             await self._send_heartbeat()
 
+    async def register(self, description: str) -> None:
+        """Shows a description of this process to the others until it ends.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        self._description = description
+        await self._connection.send("HSET", PROCESSES, self.id, description)
+
     async def stop(self) -> None:
         """Stops heartbeats and watching, and nothing else: as if the process had died."""
         if self._task is not None:
@@ -119,6 +130,8 @@ class Worker:
         self._rounds += 1
         await self._send_heartbeat()
         if self._rounds % _FULL_CHECK == 0:
+            if self._description:  # its id may be new, and the server may have lost its data
+                await self.register(self._description)
             await self._wallet_index.add_again()
             await self._register_unknown_workers()
         await self._check_workers()
@@ -175,6 +188,7 @@ class Worker:
         if failed is not None:
             raise failed
         for worker in workers:
+            await self._connection.send("HDEL", PROCESSES, worker)
             await self._connection.send("HDEL", WORKERS, worker)
 
     async def _recover(self, reservation: StoredReservation) -> None:

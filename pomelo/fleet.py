@@ -1,0 +1,154 @@
+"""What the processes of all machines must share, and whether they do."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+import time
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pomelo import __version__
+from pomelo.configuration import Configuration
+from pomelo.secrets import derive_key
+from pomelo.settings import Settings, SettingsError
+from pomelo.stores.fleet import Fleet, Process
+
+SECRET = "secret"  # noqa: S105 (the name of a fact)
+PREVIOUS = "previous secrets"
+MEDIA = "media"
+ARCHIVE = "archive"
+PUBLIC_URL = "public URL"
+
+MAX_CLOCK_DIFFERENCE = 5.0
+"""Seconds by which a host's clock may differ from the store's: links and headers show times."""
+
+log = logging.getLogger("pomelo.fleet")
+
+
+class Fact(NamedTuple):
+    """What processes must share. `broken`: without it, calls fail."""
+
+    name: str
+    broken: bool
+    remedy: str
+
+
+FACTS = (
+    Fact(SECRET, True, "Set POMELO_SECRET to the same value: keys and links of one are wrong for the others"),
+    Fact("catalogue", False, "Give all the same POMELO_CATALOG and plug-ins: models and prices differ"),
+    Fact("plans", False, "Give all the same [plans] in pomelo.toml: limits differ"),
+    Fact(MEDIA, True, "Set POMELO_MEDIA to one bucket: media of one are missing on the others"),
+    Fact(ARCHIVE, True, "Set POMELO_ARCHIVE to one Postgres: usage of one is missing on the others"),
+    Fact(PUBLIC_URL, False, "Set POMELO_PUBLIC_URL to the address of the load balancer"),
+    Fact("providers", False, "Give all the same credentials: some models are not available everywhere"),
+    Fact("version", False, "Normal during an upgrade; finish it"),
+)
+"""In the order in which they are reported."""
+
+
+def describe_process(
+    settings: Settings, configuration: Configuration, secret: bytes, clock: float
+) -> Process:
+    """This process, with its settings and root secret. `clock` is how many seconds its clock is ahead of the
+    store's."""
+    host = socket.gethostname()
+    catalog = configuration.registry.catalog
+    names = [
+        entry.name
+        for entry in configuration.registry.entries.values()
+        if (found := entry.located(configuration.credentials)).base_url
+        and (found.api_key or not entry.key_needed)
+    ]
+    own_disk = f"the disk of {host}"
+    facts = {
+        SECRET: secret_fingerprint(secret),
+        PREVIOUS: " ".join(map(secret_fingerprint, settings.previous_secrets())),
+        "catalogue": fingerprint((catalog.models, catalog.hosts)),
+        "plans": fingerprint(configuration.plans),
+        MEDIA: settings.media or f"{own_disk} ({fingerprint(settings.data.resolve())})",
+        ARCHIVE: _archive(settings.archive_url(), own_disk),
+        PUBLIC_URL: settings.public_url or "not set",
+        "providers": ", ".join(sorted(names)) or "none",
+        "version": __version__,
+    }
+    return Process(host, time.time(), clock, facts)
+
+
+def secret_fingerprint(secret: bytes) -> str:
+    """What shows that two root secrets are equal, and reveals neither."""
+    return derive_key(secret, "fleet").hex()[:16]
+
+
+def fingerprint(value: Any) -> str:
+    """A short digest, equal for equal values in all processes."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:12]
+
+
+def differences(own: Process, other: Process) -> list[Fact]:
+    """The facts that two processes don't share. One that another version doesn't have is no difference. While
+    the root secret is rotated, it is enough that each process accepts the other's."""
+    return [
+        fact
+        for fact in FACTS
+        if own.facts.get(fact.name) != other.facts.get(fact.name, own.facts.get(fact.name))
+        and not (fact.name == SECRET and _accepts(own, other) and _accepts(other, own))
+    ]
+
+
+def _accepts(one: Process, other: Process) -> bool:
+    """Whether the root secret of `other` is a previous one of `one`."""
+    return other.facts[SECRET] in one.facts.get(PREVIOUS, "").split()
+
+
+async def join(fleet: Fleet, process: Process, *, warn: bool) -> None:
+    """Lists a process that starts among the others, and logs what they don't share if `warn` is set.
+
+    Raises:
+        SettingsError: another process has another root secret.
+        PomeloError: store_unavailable.
+    """
+    logged = set()
+    for other in await fleet.register(process):
+        found = [fact.name for fact in differences(process, other)]
+        if SECRET in found:
+            raise SettingsError(
+                f"The server on {other.host} has the same store and another root secret. Set the same "
+                "POMELO_SECRET on all machines. If that server was killed, try again in 30 s"
+            )
+        if found and warn and (line := (other.host, *found)) not in logged:
+            logged.add(line)
+            log.warning(
+                "This server, on %s, and the one on %s differ in: %s. That is normal during a change. See: "
+                "pomelo doctor --fleet",
+                process.host,
+                other.host,
+                ", ".join(found),
+            )
+
+
+def _archive(url: str, own_disk: str) -> str:
+    """The archive without credentials."""
+    if url.startswith("sqlite:"):
+        return f"{own_disk} ({fingerprint(url)})"
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _canonical(value: Any) -> str:
+    if is_dataclass(value):
+        return _joined(_canonical(getattr(value, field.name)) for field in fields(value) if field.compare)
+    if isinstance(value, Mapping):
+        return _joined(sorted(f"{key!r}={_canonical(each)}" for key, each in value.items()))
+    if isinstance(value, Set):
+        return _joined(sorted(map(_canonical, value)))
+    if isinstance(value, list | tuple):
+        return _joined(map(_canonical, value))
+    return repr(value)
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return f"({','.join(parts)})"

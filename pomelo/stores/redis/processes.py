@@ -1,0 +1,70 @@
+"""The list of the serving processes. An entry counts while its worker is alive."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from pomelo.stores.fleet import Process
+from pomelo.stores.redis.connection import Connection, Timing, one_deadline
+from pomelo.stores.redis.key_names import PROCESSES, WORKERS
+from pomelo.stores.redis.scripts import CLOCK
+from pomelo.stores.redis.url import connect, parse_url
+from pomelo.stores.redis.workers import Worker
+
+
+class Processes:
+    """Implements `pomelo.stores.fleet.Fleet`."""
+
+    def __init__(self, connection: Connection, worker: Worker) -> None:
+        self._connection = connection
+        self._worker = worker
+
+    @one_deadline
+    async def register(self, process: Process) -> list[Process]:
+        await self._worker.register(process.encode())
+        processes = await read_processes(self._connection)
+        return [each for worker, each in processes.items() if worker != self._worker.id]
+
+    @one_deadline
+    async def clock_ahead(self) -> float:
+        return await clock_ahead(self._connection)
+
+
+async def read_processes(connection: Connection) -> dict[str, Process]:
+    """The processes by their workers, oldest first.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    counts = await connection.send("HGETALL", WORKERS)
+    live = {worker for worker, count in counts.items() if count != b"dead"}
+    found = {}
+    for worker, data in (await connection.send("HGETALL", PROCESSES)).items():
+        if worker in live:
+            with suppress(ValueError):  # of a newer version
+                found[worker.decode()] = Process.decode(data)
+    return dict(sorted(found.items(), key=lambda each: each[1].started))
+
+
+async def clock_ahead(connection: Connection) -> float:
+    """As `Fleet.clock_ahead`."""
+    before = time.time()
+    seconds, micros = await connection.run(CLOCK, [PROCESSES], [])
+    return (before + time.time()) / 2 - int(seconds) - int(micros) / 1e6
+
+
+async def read_fleet(url: str) -> tuple[list[Process], float]:
+    """The serving processes, oldest first, and the seconds by which this host's clock is ahead of the server.
+    This process does not become one of them.
+
+    Raises:
+        StoreError: the server can't be reached or used.
+        PomeloError: store_unavailable.
+    """
+    timing = Timing()
+    connection = Connection(await connect(parse_url(url), timing), timing)
+    try:
+        return list((await read_processes(connection)).values()), await clock_ahead(connection)
+    finally:
+        await connection.close()

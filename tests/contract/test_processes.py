@@ -1,0 +1,81 @@
+"""The list of serving processes in Redis: it has the living ones alone."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from pomelo.stores.fleet import Fleet, Process
+from pomelo.stores.redis.key_names import PROCESSES, WORKERS
+from pomelo.stores.redis.processes import read_fleet
+from tests.contract.redis_rig import emptied, open_on, server
+from tests.redis_server import RedisServer
+
+__all__ = ["emptied", "server"]
+
+
+def process(host: str, **facts: str) -> Process:
+    return Process(host, 1_790_000_000.5, 0.25, facts)
+
+
+async def hosts(server: RedisServer) -> list[str]:
+    return [each.host for each in (await read_fleet(server.url))[0]]
+
+
+async def test_a_process_is_listed_until_it_ends(server: RedisServer, tmp_path: Path) -> None:
+    async with open_on(server.url, tmp_path) as first:
+        assert isinstance(first, Fleet)
+        assert await first.register(process("a", plans="1")) == []
+        async with open_on(server.url, tmp_path) as second:
+            assert await second.register(process("b")) == [process("a", plans="1")]
+            assert await first.register(process("a", plans="2")) == [process("b")]
+            assert (await read_fleet(server.url))[0] == [process("a", plans="2"), process("b")]
+        assert await hosts(server) == ["a"]
+    assert await hosts(server) == []
+    assert server.do("EXISTS", PROCESSES) == 0
+
+
+async def test_a_process_that_died_is_removed(server: RedisServer, tmp_path: Path) -> None:
+    quick = {"heartbeat": 0.05, "dead_after": 0.5}
+    async with AsyncExitStack() as stack:
+        dead = await stack.enter_async_context(open_on(server.url, tmp_path, **quick))
+        await dead.register(process("dead"))
+        await dead._worker.stop()
+        other = await stack.enter_async_context(open_on(server.url, tmp_path, **quick))
+        await other.register(process("other"))
+        while await hosts(server) != ["other"]:
+            pass
+        while server.do("HLEN", PROCESSES) != 1:
+            pass
+
+
+async def test_a_process_is_listed_again_after_it_was_taken_for_dead(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with open_on(server.url, tmp_path, heartbeat=0.02) as store:
+        await store.register(process("a"))
+        server.do("HSET", WORKERS, store._worker.id, "dead")
+        server.do("DEL", PROCESSES)
+        while await hosts(server) != ["a"]:
+            pass
+
+
+async def test_entries_of_other_versions_do_no_harm(server: RedisServer, tmp_path: Path) -> None:
+    newer = '{"host":"b","started":1,"clock":0,"facts":{"new":"1"},"more":[1]}'
+    for worker, entry in (
+        ("w1", newer),
+        ("w2", "not JSON"),
+        ("w3", "[]"),
+        ("w4", '{"host":"c"}'),
+        ("w5", newer),
+    ):
+        server.do("HSET", PROCESSES, worker, entry)
+        if worker != "w5":  # whose process is gone
+            server.do("HSET", WORKERS, worker, 1)
+    async with open_on(server.url, tmp_path) as store:
+        assert await store.register(process("a")) == [Process("b", 1.0, 0.0, {"new": "1"})]
+
+
+async def test_the_clock_is_compared_with_that_of_the_server(server: RedisServer, tmp_path: Path) -> None:
+    async with open_on(server.url, tmp_path) as store:
+        assert abs(await store.clock_ahead()) < 1.0  # of the same machine

@@ -1,0 +1,158 @@
+"""Servers of several machines with one Redis store: what they must share, at start and in `pomelo doctor`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pomelo.configuration import read_configuration
+from pomelo.fleet import describe_process
+from pomelo.settings import Settings
+from pomelo.stores.fleet import Process
+from pomelo.stores.redis import open_redis
+from tests.integration.commands import pomelo
+from tests.redis_server import RedisServer
+from tests.s3_server import any_server
+from tests.serving import serve
+
+SECRET = "the root secret of all of the machines"
+BUCKET = "s3://fleet/prefix"
+SHARED = {
+    "POMELO_SECRET": SECRET,
+    "POMELO_MEDIA": BUCKET,
+    "POMELO_ARCHIVE": "postgresql://pomelo:hunter2@db.internal/usage",
+    "POMELO_PUBLIC_URL": "https://api.example",
+}
+
+
+@pytest.fixture(name="redis", scope="module")
+def _redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bucket() -> Iterator[None]:
+    server = any_server()
+    server.create_bucket(BUCKET)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.variables.items():
+            patch.setenv(name, value)
+        yield
+
+
+@asynccontextmanager
+async def another_machine(redis: RedisServer, folder: Path, **changes: str) -> AsyncIterator[Process]:
+    """Lists a process of the host web-2 that has the shared settings, and these."""
+    variables = {**SHARED, **changes}
+    settings = Settings(
+        data=folder / "web-2",
+        store=redis.url,
+        **{name.removeprefix("POMELO_").lower(): value for name, value in variables.items()},  # type: ignore[arg-type]
+    )
+    process = describe_process(settings, read_configuration(settings), settings.secret.encode(), 0.0)
+    async with open_redis(redis.url, f"sqlite:{folder / 'usage.db'}") as store:
+        await store.register(process := replace(process, host="web-2"))  # type: ignore[attr-defined]
+        yield process
+
+
+async def doctor(folder: Path, redis: RedisServer, **changes: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    variables = {**SHARED, "POMELO_STORE": redis.url, **changes}
+    result = await pomelo(folder, "doctor", "--fleet", "--json", **variables)
+    assert result.error == ""
+    assert "hunter2" not in result.out
+    assert SECRET not in result.out
+    return result.status, {row["name"]: (row["state"], row["detail"]) for row in json.loads(result.out)}
+
+
+async def test_machines_that_share_everything_are_ok(redis: RedisServer, tmp_path: Path) -> None:
+    async with another_machine(redis, tmp_path):
+        status, found = await doctor(tmp_path, redis)
+    assert status == 0
+    assert {state for state, _ in found.values()} == {"ok"}
+    assert found["processes"][1].startswith("1 on 1 host\nweb-2: 1, since 20")
+    assert found["media"][1] == BUCKET
+    assert found["bucket"][1] == f"{BUCKET} can be read and written from here"
+    assert found["archive"][1] == "postgresql://db.internal/usage"
+    assert found["secret"][1] == "the same everywhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "change"),
+    [
+        ("secret", "broken", {"POMELO_SECRET": "another root secret of one machine"}),
+        ("media", "broken", {"POMELO_MEDIA": ""}),
+        ("archive", "broken", {"POMELO_ARCHIVE": "postgresql://db2.internal/usage"}),
+        ("public URL", "warning", {"POMELO_PUBLIC_URL": "https://web-1.example"}),
+        ("providers", "warning", {"OPENAI_API_KEY": "sk-hunter2"}),
+    ],
+)
+async def test_what_machines_do_not_share_is_named_with_both_values(
+    redis: RedisServer, tmp_path: Path, name: str, state: str, change: dict[str, str]
+) -> None:
+    async with another_machine(redis, tmp_path):
+        status, found = await doctor(tmp_path, redis, **change)
+    assert status == (1 if state == "broken" else 0)
+    assert {key for key, (each, _) in found.items() if each != "ok"} == {name}
+    assert found[name][0] == state
+    _, *lines = found[name][1].split("\n")
+    assert [line.rpartition(": ")[2] for line in lines] == ["web-2", "these settings"]
+
+
+async def test_a_bucket_that_cannot_be_used_is_broken_and_refused_at_start(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    missing = "s3://no-such-bucket/prefix"
+    reason = f"POMELO_MEDIA: {missing} can't be used: there is no such bucket (status 404, NoSuchBucket)"
+    async with another_machine(redis, tmp_path, POMELO_MEDIA=missing):
+        status, found = await doctor(tmp_path, redis, POMELO_MEDIA=missing)
+    assert (status, found["bucket"]) == (1, ("broken", reason))
+    result = await pomelo(tmp_path, "serve", POMELO_MEDIA=missing)
+    assert (result.status, result.error) == (1, f"pomelo: {reason}\n")
+
+
+async def test_no_server_and_no_secret_are_not_broken(redis: RedisServer, tmp_path: Path) -> None:
+    status, found = await doctor(tmp_path, redis, POMELO_SECRET="")
+    assert status == 0
+    assert found["processes"] == (
+        "off",
+        "no server runs with this store. Start one with: pomelo serve",
+    )
+    assert found["secret here"][0] == "off"
+    plain = await pomelo(tmp_path, "doctor", "--fleet")
+    assert plain.out.startswith("off     fleet         SQLite serves one process")
+
+
+async def test_a_server_with_another_secret_refuses_to_start(redis: RedisServer, tmp_path: Path) -> None:
+    async with another_machine(redis, tmp_path, POMELO_SECRET="another root secret of one machine"):
+        result = await pomelo(tmp_path, "serve", POMELO_STORE=redis.url, POMELO_SECRET=SECRET)
+    assert result.status == 1
+    assert result.error == (
+        "pomelo: The server on web-2 has the same store and another root secret. Set the same POMELO_SECRET on all "
+        "machines. If that server was killed, try again in 30 s\n"
+    )
+    status, found = await doctor(tmp_path, redis)
+    assert (status, found["processes"][0]) == (0, "off")  # the refused one is not listed
+
+
+async def test_a_server_that_differs_from_another_says_in_what(redis: RedisServer, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    (own / "data").mkdir(mode=0o700, parents=True)
+    (own / "data" / "test-key").touch(0o600)
+    (own / "pomelo.toml").write_text("[plans.tiny]\nrequests_per_minute = 1\n")
+    async with another_machine(redis, tmp_path, POMELO_MEDIA=""):
+        variables = {**SHARED, "POMELO_ARCHIVE": f"sqlite:{own / 'usage.db'}", "POMELO_MEDIA": ""}
+        async with serve(own, POMELO_STORE=redis.url, **variables) as served:
+            lines = [line for line in served.log().splitlines() if "differ in" in line]
+            status, found = await doctor(own, redis, POMELO_STORE=redis.url, **variables)
+    (line,) = lines
+    assert "and the one on web-2 differ in: plans, media, archive. That is normal during a change" in line
+    assert found["processes"][1].startswith("2 on 2 hosts")
+    assert (status, found["plans"][0]) == (1, "warning")
+    shutil.rmtree(own)

@@ -1,0 +1,92 @@
+"""What servers must share: fingerprints, and differences."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.configuration import read_configuration
+from pomelo.fleet import describe_process, differences, fingerprint
+from pomelo.settings import Settings
+from pomelo.stores.fleet import Process
+
+SECRET = "the root secret of all of the machines"
+ANOTHER = "another root secret of some of the machines"
+
+
+def described(folder: Path, secret: str = SECRET, **settings: Any) -> Process:
+    made = Settings(data=folder, secret=secret, **settings)
+    return describe_process(made, read_configuration(made), made.secret.encode(), 0.0)
+
+
+def changes(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    catalog = folder / "own.toml"
+    catalog.write_text('[voices]\nadam = "another-voice"\n')
+    yield "secret", {"secret": ANOTHER}
+    yield "catalogue", {"catalog": catalog}
+    yield "plans", {"plans": {"free": {"requests_per_minute": 7}}}
+    yield "media", {"media": "s3://bucket/prefix"}
+    yield "archive", {"archive": "postgresql://pomelo:hunter2@db.internal:5432/usage"}
+    yield "public URL", {"public_url": "https://api.example"}
+    yield "providers", {"openai_api_key": "sk-hunter2"}
+
+
+def test_each_setting_that_must_be_shared_is_compared_and_nothing_secret_is_shown(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"store": "redis://127.0.0.1:1"}
+    own = described(tmp_path, **shared)
+    assert differences(own, described(tmp_path, **shared)) == []
+    for name, change in changes(tmp_path):
+        other = described(tmp_path, **{**shared, **change})
+        assert [fact.name for fact in differences(own, other)] == [name]
+        shown = other.encode()
+        assert "hunter2" not in shown
+        assert "root secret" not in shown
+        assert str(tmp_path) not in shown
+    assert own.facts["secret"] != described(tmp_path, ANOTHER).facts["secret"]
+
+
+def test_two_secrets_are_no_difference_while_each_process_accepts_the_others(tmp_path: Path) -> None:
+    old = described(tmp_path)
+    prepared = described(tmp_path, secret_previous=ANOTHER)
+    rotated = described(tmp_path, ANOTHER, secret_previous=SECRET)
+    new = described(tmp_path, ANOTHER)
+    for one, other in ((old, prepared), (prepared, rotated), (rotated, new)):
+        assert differences(one, other) == differences(other, one) == []
+    for one, other in ((old, rotated), (prepared, new), (old, new)):
+        assert [fact.name for fact in differences(one, other)] == ["secret"]
+        assert [fact.name for fact in differences(other, one)] == ["secret"]
+
+
+def test_a_fact_that_another_version_does_not_have_is_no_difference(tmp_path: Path) -> None:
+    own = described(tmp_path)
+    older = replace(own, facts={"secret": own.facts["secret"], "version": "0.0.9"})
+    assert [fact.name for fact in differences(own, older)] == ["version"]
+
+
+def test_disks_of_two_folders_differ(tmp_path: Path) -> None:
+    first, second = described(tmp_path / "a"), described(tmp_path / "b")
+    assert [fact.name for fact in differences(first, second)] == ["media"]
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_fingerprints_are_the_same_in_every_process(tmp_path: Path, seed: str) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tests.unit.test_fleet import described; "
+        "print(described(Path(sys.argv[1])).encode())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    ran = subprocess.run(command, env={"PYTHONHASHSEED": seed}, cwd=root, capture_output=True, check=True)
+    assert json.loads(ran.stdout)["facts"] == described(tmp_path).facts
+
+
+def test_equal_sets_and_mappings_have_equal_fingerprints() -> None:
+    assert fingerprint({"a": frozenset("xyz"), "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": set("zyx")})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
