@@ -62,7 +62,7 @@ async def _scraped() -> Scrape:
     for instrument in metrics.instruments:
         values = ["x"] * len(instrument.labels)
         if isinstance(instrument, Counter):
-            instrument.add(1, *values)
+            instrument.values[tuple(values)] += 1
         elif isinstance(instrument, Histogram):
             instrument.observe(1.0, *values)
         elif instrument.name != "pomelo_build_info":

@@ -118,7 +118,7 @@ async def test_a_connection_that_sends_no_whole_request_is_closed(request_bytes:
 async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     metrics = Metrics()
     for number in range(30_000):
-        metrics.input_tokens.add(1, f"model-{number:0200}", "test")
+        metrics.input_tokens.values[f"model-{number:0200}", "test"] += 1
     async with served(exposition=Exposition(metrics), lifetime=2.0) as address:
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)

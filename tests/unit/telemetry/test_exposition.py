@@ -17,7 +17,7 @@ from tests.scrapes import Scrape
 
 async def test_counters_histograms_and_gauges_are_reported_with_the_worker() -> None:
     metrics = Metrics()
-    metrics.cost.add(1_234_567, "gpt-4", "live")
+    metrics.cost.values["gpt-4", "live"] += 1_234_567
     metrics.connections.read_one(lambda: 3, "rest")
     for seconds in (0.001, 0.002, 30.0):
         metrics.store_operations.observe(seconds, "reserve")
@@ -37,7 +37,7 @@ async def test_the_texts_of_workers_are_joined_by_family() -> None:
     texts = []
     for worker in range(3):
         metrics = Metrics()
-        metrics.input_tokens.add(10 + worker, 'a"b\\c\n# HELP x', "test")
+        metrics.input_tokens.values['a"b\\c\n# HELP x', "test"] += 10 + worker
         texts.append(await Exposition(metrics, worker).own())
     first, second, third = [Scrape(text).values for text in texts]
     assert Scrape(join_families(texts)).values == first | second | third
