@@ -32,6 +32,7 @@ from pomelo.errors import PomeloError
 from pomelo.in_flight import InFlight, InFlightLimits
 from pomelo.process import is_cancelled, uncancel
 from pomelo.service import Services, Visit
+from pomelo.telemetry.events import report_call
 
 log = logging.getLogger("pomelo.gateway")
 
@@ -69,13 +70,18 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
     names = [name for name, _ in headers.items()] if len(set(headers)) < len(headers) else ()
     call = Call.from_headers(headers.get, protocol="rest", address=request.connection.address, names=names)
     visit: Visit | None = None
+    name, code, status = "", "", 0
     try:
-        handler, requires_key = find_route(request, call)
-        if not requires_key:
-            return await handler(gateway, request, call)
-        visit = await gateway.admit(request, call)
-        return await handler(gateway, request, call, visit)
+        handler, requires_key, name = find_route(request, call)
+        if requires_key:
+            visit = await gateway.admit(request, call)
+            sent = await handler(gateway, request, call, visit)
+        else:
+            sent = await handler(gateway, request, call)
+        status = 200 if sent is None else sent.status
+        return sent
     except PomeloError as error:
+        code, status = error.code, error.row.http
         response = error_response(error, call)  # not later: the error would be kept with its traceback
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
@@ -84,11 +90,14 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
             uncancel()  # something within the request cancelled it, and the client still waits
         if isinstance(error, ConnectionError) and request.is_closing:
             raise
-        response = error_response(log_unexpected(call), call)
+        unexpected = log_unexpected(call)
+        code, status = unexpected.code, unexpected.row.http
+        response = error_response(unexpected, call)
     finally:
         if visit is not None:
             visit.close()
         call.end()
+        report_call(gateway.options.observers, call, name, code, status)
     if request.answered:
         raise reset_connection(request)
     return response

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+
+from pomelo.telemetry.events import Observer
 
 MIB = 1024 * 1024
 INLINE_LIMIT = MIB
@@ -36,7 +39,7 @@ class GatewayOptions:
     process may open). Each address keeps `max_untrusted` connections without a valid key; of its older
     ones, slow ones end after `untrusted_grace`. Every connection without a valid key ends after
     `untrusted_timeout`. `max_downloads` limits the concurrent downloads by signed links; one address may
-    have half of them.
+    have half of them. `observers` get reports of calls.
     """
 
     public_url: str = ""
@@ -61,3 +64,4 @@ class GatewayOptions:
     max_downloads: int = 512
     linger_timeout: float = 10.0
     drain_timeout: float = 2.0
+    observers: Sequence[Observer] = ()

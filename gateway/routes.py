@@ -113,16 +113,20 @@ OPEN_ROUTES: Mapping[str, OpenHandler] = {
 
 
 class Route(NamedTuple):
-    """A route's handler: a `Handler` if it requires a key, else an `OpenHandler`."""
+    """A route's handler: a `Handler` if it requires a key, else an `OpenHandler`. `name` is its method and
+    path."""
 
     handler: Callable[..., Awaitable[Response | None]]
     requires_key: bool
+    name: str
 
 
 def _by_path() -> dict[str, dict[str, Route]]:
     """Returns the routes by path, without its variable part, and by method."""
-    routes = [(method, path, Route(handler, True)) for (method, path), handler in ROUTES.items()]
-    routes += [("GET", path, Route(handler, False)) for path, handler in OPEN_ROUTES.items()]
+    routes = [
+        (method, path, Route(handler, True, f"{method} {path}")) for (method, path), handler in ROUTES.items()
+    ]
+    routes += [("GET", path, Route(handler, False, f"GET {path}")) for path, handler in OPEN_ROUTES.items()]
     paths: dict[str, dict[str, Route]] = {}
     for method, path, route in routes:
         methods = ("GET", "HEAD") if method == "GET" else (method,)

@@ -213,7 +213,7 @@ async def open_app(
             server = await stack.enter_async_context(
                 open_server(
                     services,
-                    _server_options(settings, shared),
+                    _server_options(settings, shared, observers),
                     proof=gateway_proof(secret),
                     readiness=readiness,
                     report_connections=partial(metrics.watch_connections, "grpc"),
@@ -221,7 +221,9 @@ async def open_app(
             )
         rest = None
         if settings.rest:
-            rest = await stack.enter_async_context(_open_rest(services, settings, metrics, readiness, shared))
+            rest = await stack.enter_async_context(
+                _open_rest(services, settings, metrics, readiness, shared, observers=observers)
+            )
             media.public_url = media.public_url or rest_url(settings, rest)
         try:
             yield App(
@@ -247,6 +249,7 @@ async def open_gateway(
     *,
     tls: bool | None = None,
     ca: Path | None = None,
+    observers: Sequence[Observer] = (),
     metrics: Metrics | None = None,
     readiness: Readiness | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
@@ -254,8 +257,8 @@ async def open_gateway(
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. With the server's root secret, the server recognises this gateway. `metrics` get what
-    happens, `readiness` follows the server and is what health checks report.
+    settings. With the server's root secret, the server recognises this gateway. `observers` get reports of
+    calls, `metrics` what is counted. `readiness` follows the server, and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -290,6 +293,7 @@ async def open_gateway(
             metrics,
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,
+            observers=(metrics, *observers),
         ) as rest,
     ):
         try:
@@ -320,6 +324,7 @@ def _open_rest(
     readiness: Readiness,
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
+    observers: Sequence[Observer] = (),
 ) -> AbstractAsyncContextManager[tuple[str, int]]:
     host, port = settings.rest_address()
     options = GatewayOptions(
@@ -333,6 +338,7 @@ def _open_rest(
         proxy_idle_timeout=settings.idle_timeout or PROXY_IDLE_TIMEOUT,
         trusted_proxies=_trusted_proxies(settings),
         drain_timeout=FLUSH_TIMEOUT,
+        observers=observers,
     )
     return open_rest(
         services,
@@ -359,7 +365,7 @@ def _in_flight(settings: Settings) -> InFlightLimits:
     return InFlightLimits(calls=settings.max_calls, account_calls=max(1, settings.max_calls // 2))
 
 
-def _server_options(settings: Settings, shared: bool) -> ServerOptions:
+def _server_options(settings: Settings, shared: bool, observers: Sequence[Observer] = ()) -> ServerOptions:
     return ServerOptions(
         address=settings.grpc,
         grace=FLUSH_TIMEOUT,
@@ -370,6 +376,7 @@ def _server_options(settings: Settings, shared: bool) -> ServerOptions:
         tls_client_ca=settings.tls_client_ca,
         reuse_port=shared,
         connections=ConnectionLimits(trusted=_trusted_proxies(settings)),
+        observers=observers,
     )
 
 

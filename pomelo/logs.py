@@ -186,5 +186,9 @@ class LimitedHandler(logging.Handler):
 
 
 def _kind(record: logging.LogRecord) -> _Kind:
-    own = record.name == "pomelo" or record.name.startswith("pomelo.")
-    return record.name, record.levelno, str(record.msg) if own else ""
+    return record.name, record.levelno, str(record.msg) if is_own(record.name) else ""
+
+
+def is_own(name: str) -> bool:
+    """Whether a logger of that name is Pomelo's own."""
+    return name == "pomelo" or name.startswith("pomelo.")

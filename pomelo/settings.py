@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -193,6 +193,9 @@ class Settings(BaseModel):
     """Seconds that a REST connection may be idle; None: 75, and 650 from `trusted_proxies`."""
     plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
     """Plans that are added to the built-in ones or replace those of the same name."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] | None = None
+    """None: text on a terminal, otherwise JSON."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks have to finish when the server shuts down."""
 

@@ -19,13 +19,17 @@ from pomelo.accounts.keys import Keyring
 from pomelo.addresses import split_address
 from pomelo.cli.terminal import FailureError
 from pomelo.configuration import rest_url, store_of
-from pomelo.logs import LimitedHandler, format_trace
+from pomelo.logs import format_trace
 from pomelo.secrets import write_private
 from pomelo.settings import Settings
+from pomelo.telemetry.log import open_log
 from pomelo.telemetry.readiness import Readiness
+from pomelo.telemetry.task_log import TaskLog
 
 if TYPE_CHECKING:
     from pomelo.telemetry.metrics import Metrics
+
+log = logging.getLogger("pomelo.process")
 
 SWITCH_INTERVAL = 0.0001
 """Seconds after which a thread that waits for the interpreter gets it."""
@@ -34,18 +38,19 @@ _BODY = '{"model": "gpt-4", "messages": [{"role": "user", "content": "Hello, wor
 
 
 def run_process(
-    main: Callable[[asyncio.Event], Coroutine[Any, Any, None]],
+    main: Callable[[asyncio.Event, TaskLog], Coroutine[Any, Any, None]],
+    settings: Settings,
     signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
+    worker: int | None = None,
 ) -> None:
-    """Runs `main` to its end. The first signal sets its event, the second ends the process."""
+    """Runs `main` to its end. The first signal sets its event, the second ends the process. `main` also gets
+    the observer that logs tasks; `worker` is the number of this process among several."""
     process.raise_descriptor_limit()
-    logging.basicConfig(
-        level=logging.WARNING,
-        handlers=[LimitedHandler(logging.StreamHandler(sys.stderr))],
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    logging.getLogger("pomelo").setLevel(logging.INFO)
+    with open_log(settings.log_level, settings.log_format, worker) as task_log:
+        _run(lambda stop: main(stop, task_log), signals)
 
+
+def _run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], signals: tuple[int, ...]) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
@@ -73,11 +78,11 @@ def run_process(
             runner.run(run())
     except (KeyboardInterrupt, SystemExit) as error:
         # Not from a signal, but from an asyncio task, such as one that a plug-in has started.
-        logging.getLogger("pomelo").critical("The server was ended by an exception\n%s", format_trace(error))
+        log.critical("The server was ended by an exception\n%s", format_trace(error))
         raise
 
 
-async def serve_app(settings: Settings, stop: asyncio.Event) -> None:
+async def serve_app(settings: Settings, stop: asyncio.Event, task_log: TaskLog) -> None:
     """Serves gRPC and REST in this process until `stop` is set.
 
     Raises:
@@ -93,7 +98,9 @@ async def serve_app(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         try:
             admin = await stack.enter_async_context(open_admin(settings, metrics, readiness))
-            app = await stack.enter_async_context(open_app(settings, metrics=metrics, readiness=readiness))
+            app = await stack.enter_async_context(
+                open_app(settings, observers=[task_log], metrics=metrics, readiness=readiness)
+            )
         except OSError as error:
             await stack.aclose()  # so that only the addresses of others are in use
             raise find_used_address(**addresses(settings)) or error from error
@@ -103,7 +110,12 @@ async def serve_app(settings: Settings, stop: asyncio.Event) -> None:
 
 
 async def serve_gateway(
-    settings: Settings, target: str, tls: bool | None, ca: Path | None, stop: asyncio.Event
+    settings: Settings,
+    target: str,
+    tls: bool | None,
+    ca: Path | None,
+    stop: asyncio.Event,
+    task_log: TaskLog,
 ) -> None:
     """Serves REST for the gRPC server at `target` until `stop` is set.
 
@@ -118,9 +130,10 @@ async def serve_gateway(
     async with AsyncExitStack() as stack:
         try:
             admin = await stack.enter_async_context(open_admin(settings, metrics, readiness))
-            address = await stack.enter_async_context(
-                open_gateway(settings, target, tls=tls, ca=ca, metrics=metrics, readiness=readiness)
+            opening = open_gateway(
+                settings, target, tls=tls, ca=ca, observers=[task_log], metrics=metrics, readiness=readiness
             )
+            address = await stack.enter_async_context(opening)
         except OSError as error:
             await stack.aclose()
             used = find_used_address(POMELO_REST=settings.rest, POMELO_ADMIN=settings.admin)
@@ -155,9 +168,9 @@ def addresses(settings: Settings) -> dict[str, str]:
 
 
 async def wait_for_signal(stop: asyncio.Event, settings: Settings) -> None:
-    """Returns once `stop` is set, and prints what happens next."""
+    """Returns once `stop` is set, and logs what happens next."""
     await stop.wait()
-    typer.echo(f"Ending: running tasks have {settings.grace:g} s. Signal again to end immediately.", err=True)
+    log.warning("Ending: running tasks have %g s. Signal again to end immediately.", settings.grace)
 
 
 def find_used_address(**addresses: str) -> FailureError | None:

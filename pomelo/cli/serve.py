@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -25,7 +26,8 @@ def serve(
     from pomelo.cli.process import run_process, serve_app
     from pomelo.cli.workers import supervise
 
-    run_process(lambda stop: (supervise if settings.workers > 1 else serve_app)(settings, stop))
+    main = supervise if settings.workers > 1 else serve_app
+    run_process(partial(main, settings), settings)
 
 
 def gateway(
@@ -54,4 +56,4 @@ def gateway(
         tls = True
     from pomelo.cli.process import run_process, serve_gateway
 
-    run_process(lambda stop: serve_gateway(settings, target, tls, ca, stop))
+    run_process(partial(serve_gateway, settings, target, tls, ca), settings)

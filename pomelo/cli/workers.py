@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from pomelo.logs import format_trace
 from pomelo.process import defer_garbage_collection
 from pomelo.settings import Settings
 from pomelo.telemetry.readiness import Readiness
+from pomelo.telemetry.task_log import TaskLog
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to start serving."""
@@ -53,8 +55,8 @@ class Ready(NamedTuple):
     admin: str
 
 
-async def supervise(settings: Settings, stop: asyncio.Event) -> None:
-    """Serves with the configured number of workers until `stop` is set.
+async def supervise(settings: Settings, stop: asyncio.Event, task_log: TaskLog) -> None:
+    """Serves with the configured number of workers until `stop` is set. This process runs no tasks.
 
     Raises:
         FailureError: an address is in use, or the workers can't serve.
@@ -173,10 +175,12 @@ class _Worker:
 
 def _work(settings: Settings, number: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
-    run_process(lambda stop: _serve(settings, number, pipe, stop), (signal.SIGTERM,))
+    run_process(partial(_serve, settings, number, pipe), settings, (signal.SIGTERM,), worker=number)
 
 
-async def _serve(settings: Settings, number: int, pipe: Connection, stop: asyncio.Event) -> None:
+async def _serve(
+    settings: Settings, number: int, pipe: Connection, stop: asyncio.Event, task_log: TaskLog
+) -> None:
     from pomelo.app import open_app
     from pomelo.telemetry.metrics import Metrics
 
@@ -186,7 +190,9 @@ async def _serve(settings: Settings, number: int, pipe: Connection, stop: asynci
     try:
         async with (
             open_admin(settings, metrics, readiness, number) as admin,
-            open_app(settings, worker=number, metrics=metrics, readiness=readiness) as app,
+            open_app(
+                settings, worker=number, observers=[task_log], metrics=metrics, readiness=readiness
+            ) as app,
         ):
             defer_garbage_collection()
             pipe.send(Ready(app.configured, app.rest, app.grpc, admin))

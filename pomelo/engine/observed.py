@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from pomelo.call import Call, Principal
-from pomelo.engine.routing import UpstreamCalls
+from pomelo.engine.routing import UpstreamCalls, is_late
 from pomelo.errors import TABLE, PomeloError
 from pomelo.providers.errors import UpstreamError
 from pomelo.telemetry.events import Observer, Outcome, TaskReport
@@ -62,9 +62,9 @@ class ObservedTask:
         call, principal = self._call, self._principal
         call.reported = True
         accepted, reservation, calls = self.accepted, self.reservation, self.calls
-        outcome, code, reason, vendor_code = self._outcome(error), "", "", ""
-        if outcome != "cancelled" and error is not None:
-            code = error.code if isinstance(error, PomeloError) else "internal_error"
+        now = self._clock()
+        outcome, code = self._outcome(error, now)
+        reason = vendor_code = ""
         if isinstance(error, UpstreamError):
             reason, vendor_code = error.reason, error.vendor_code
         route = calls.route
@@ -78,7 +78,7 @@ class ObservedTask:
             outcome,
             code,
             TABLE[code].http if code else 0 if outcome == "cancelled" else 200,
-            (self._clock() - self._started) * 1000,
+            (now - self._started) * 1000,
             self.replayed,
             "" if accepted is None else accepted.job.task_id,
             "" if accepted is None else accepted.definition.name,
@@ -98,13 +98,21 @@ class ObservedTask:
         for observer in self._observers:
             observer.task_ended(report)
 
-    def _outcome(self, error: BaseException | None) -> Outcome:
+    def _outcome(self, error: BaseException | None, now: float) -> tuple[Outcome, str]:
+        """How the task ended, and the code of its error."""
         if error is None:
             record = None if self.reservation is None else self.reservation.record
-            # A caller may stop reading a stream without an error.
-            return "completed" if self.replayed or (record is not None and record.complete) else "cancelled"
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
-            return "cancelled"
-        if self._stream and not isinstance(error, PomeloError) and error is not self.failure:
-            return "cancelled"
-        return "refused" if self.reservation is None else "failed"
+            if self.replayed or (record is not None and record.complete):
+                return "completed", ""
+            return "cancelled", ""  # a caller may stop reading a stream without an error
+        if isinstance(error, PomeloError):
+            code = error.code
+        elif isinstance(error, asyncio.CancelledError):
+            if not is_late(now, self._call.deadline):
+                return "cancelled", ""
+            code = "deadline_exceeded"
+        elif isinstance(error, GeneratorExit) or (self._stream and error is not self.failure):
+            return "cancelled", ""
+        else:
+            code = "internal_error"
+        return ("refused" if self.reservation is None else "failed"), code

@@ -53,6 +53,10 @@ _VENDOR_FAILURES = frozenset({"provider_unavailable", "deadline_exceeded"})
 """Codes that mean that the vendor is failing. The caller's own deadline is not among them: it cancels the
 call."""
 
+DEADLINE_MARGIN = 0.1
+"""Seconds before a deadline from which a cancelled task counts as late: a gRPC client cancels at its own
+deadline, which is earlier by the time that its call took to arrive."""
+
 _LATE = UpstreamError("deadline_exceeded", reason="the vendor did not answer before the task's deadline")
 
 
@@ -303,7 +307,7 @@ class Router:
                         raise
                     failure = error
                 except asyncio.CancelledError:
-                    if clock() >= job.deadline:
+                    if is_late(clock(), job.deadline):
                         calls.report(routed, _LATE, clock(), "end", 0.0)
                     raise
                 finally:
@@ -371,3 +375,8 @@ class Router:
         if failure.wait is not None:
             return failure.wait
         return WAIT_INITIAL * (1 << attempt_number) * (0.5 + self._jitter() / 2)
+
+
+def is_late(now: float, deadline: float) -> bool:
+    """Whether a task that is cancelled now has reached its deadline."""
+    return now >= deadline - DEADLINE_MARGIN

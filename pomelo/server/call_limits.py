@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from pomelo.in_flight import FairSemaphore
 from pomelo.origin import GatewayProof
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.service import AccessService
+from pomelo.telemetry.events import Observer
 
 _MIB = 1024 * 1024
 _MAX_WAITING = 200
@@ -205,7 +206,7 @@ class NewestFirst:
 
 class ServerState:
     """The state that the calls of one gRPC server share. `no_key`, `slow_message` and `slow_chunk` are the
-    errors of calls that exceed their times."""
+    errors of calls that exceed their times. `observers` get reports of calls."""
 
     def __init__(
         self,
@@ -213,11 +214,13 @@ class ServerState:
         limits: CallLimits | None = None,
         connections: ConnectionObserver | None = None,
         proof: GatewayProof | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         limits = limits or CallLimits()
         self.access = access
         self.proof = proof or GatewayProof()
         self.limits = limits
+        self.observers = observers
         self.connections = connections or ConnectionObserver()
         self.no_key = _late("A call without a key ends after", limits.unauthenticated_time, "Send a key")
         self.slow_message = _late("The message did not arrive within", limits.read_time, "Send it faster")

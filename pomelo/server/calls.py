@@ -23,6 +23,7 @@ from pomelo.logs import format_trace
 from pomelo.process import is_cancelled, uncancel
 from pomelo.server.call_limits import ServerState
 from pomelo.server.rpc import Refusal, Rpc, without_traceback
+from pomelo.telemetry.events import report_call
 
 log = logging.getLogger("pomelo.server")
 
@@ -42,21 +43,24 @@ class FrontEnd(ServerState):
         methods = {}
         for method in service.methods:
             serve = _serve(method, getattr(servicer, method.name))
+            handle = self._handler(serve, f"{service.name}/{method.name}")
             if method.server_streaming:
-                handler = grpc.stream_stream_rpc_method_handler(self._handler(serve))
+                handler = grpc.stream_stream_rpc_method_handler(handle)
             else:
-                handler = grpc.stream_unary_rpc_method_handler(self._handler(serve))
+                handler = grpc.stream_unary_rpc_method_handler(handle)
             methods[method.name] = handler
         return methods
 
     def unknown_method(self) -> Any:
         """Returns a handler for every method that has no other handler."""
-        return _UnknownMethod(grpc.stream_stream_rpc_method_handler(self._handler(_refuse_unknown_method)))
+        return _UnknownMethod(
+            grpc.stream_stream_rpc_method_handler(self._handler(_refuse_unknown_method, ""))
+        )
 
-    def _handler(self, serve: Method) -> Callable[[Any, Any], Awaitable[bytes | None]]:
+    def _handler(self, serve: Method, name: str) -> Callable[[Any, Any], Awaitable[bytes | None]]:
         async def handle(messages: Any, context: Any) -> bytes | None:
             with self.running:
-                outcome = await self.outcome(context, serve)
+                outcome = await self.outcome(context, serve, name)
                 if not isinstance(outcome, tuple):
                     return outcome
                 try:
@@ -78,16 +82,18 @@ class FrontEnd(ServerState):
                 rpc.scope.reschedule(math.inf)
                 return await method(request)
 
-            outcome = await self.outcome(context, serve)
+            outcome = await self.outcome(context, serve, "")
             if isinstance(outcome, tuple):
                 await context.abort(*outcome)
             return outcome
 
         return handle
 
-    async def outcome(self, context: Any, serve: Method) -> bytes | Refusal | None:
-        """Runs a call. Returns its response, or the arguments with which to abort it."""
+    async def outcome(self, context: Any, serve: Method, name: str) -> bytes | Refusal | None:
+        """Runs a call. Returns its response, or the arguments with which to abort it. `name` is that of the
+        method, for reports."""
         rpc = Rpc(self, context)
+        code, status = "", 0
         try:
             try:
                 with rpc.scope:
@@ -109,10 +115,12 @@ class FrontEnd(ServerState):
             except Exception as failure:
                 error = _unexpected_error(rpc.call, failure)
             else:
+                status = 200
                 rpc.close()
                 return response
             if rpc.visit is not None and rpc.refuses_body(error):
                 error = without_traceback(await rpc.visit.refuse(error, rpc.model))
+            code, status = error.code, error.row.http
             return rpc.refusal(error)
         except asyncio.CancelledError:
             # `abort` would send the initial metadata again, and grpc never frees a batch that it refuses.
@@ -122,6 +130,7 @@ class FrontEnd(ServerState):
             raise
         finally:
             rpc.end()
+            report_call(self.observers, rpc.call, name, code, status)
 
 
 class _UnknownMethod(grpc.GenericRpcHandler):  # type: ignore[misc]

@@ -40,6 +40,7 @@ from pomelo.server.servicers import (
     TaskServicer,
 )
 from pomelo.service import Operator, Services
+from pomelo.telemetry.events import Observer
 from pomelo.telemetry.readiness import Readiness
 
 log = logging.getLogger("pomelo.server")
@@ -60,7 +61,8 @@ class ServerOptions:
     `connection_streams` are concurrent calls on one connection: more than the largest limited plan allows,
     since a client silently delays further ones. `limits` bound what calls may cost; by default a message may
     be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same. A connection
-    that pings more often than every `ping_interval` is closed at the third such ping.
+    that pings more often than every `ping_interval` is closed at the third such ping. `observers` get reports
+    of calls.
     """
 
     address: str | tuple[str, ...] = "127.0.0.1:50051"
@@ -74,6 +76,7 @@ class ServerOptions:
     ping_interval: float = 5.0
     reuse_port: bool = False
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
+    observers: Sequence[Observer] = ()
 
     def channel_args(self) -> list[tuple[str, Any]]:
         """Returns grpc's channel arguments. Their times are in milliseconds."""
@@ -160,7 +163,9 @@ async def open_server(
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
     guard = ConnectionGuard(options.connections, options.limits.transport)
     report_connections(lambda: guard.count, options.connections.connections)
-    front_end = FrontEnd(services.access, options.limits, connections or guard, proof)
+    front_end = FrontEnd(
+        services.access, options.limits, connections or guard, proof, observers=options.observers
+    )
     server = grpc.aio.server(options=options.channel_args())
     servicers: dict[Any, object] = {
         task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),

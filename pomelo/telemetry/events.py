@@ -5,6 +5,7 @@ No report has content of a caller or a vendor, or a key. Text of callers is boun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from pomelo.call import Call
@@ -88,11 +89,11 @@ class AttemptReport:
 
 @value_type(frozen=True, slots=True)
 class CallReport:
-    """The end of a call that is not in a TaskReport: of another method, or of a task that was refused before
-    its key and fields were read.
+    """The end of a call that no TaskReport is about: of another method, or of a task that was refused before
+    the engine got it, such as for its key or body.
 
-    `method` is the name of an RPC, or an HTTP method and the template of a path. `code` and `http_status` as
-    in TaskReport.
+    `method` is a service and RPC, such as TaskService/RunTask, or a method and the template of a path, such
+    as GET /api/v1/models/{name}; "" if it is unknown. `code` and `http_status` are as in TaskReport.
     """
 
     call: Call
@@ -116,3 +117,11 @@ class Observer(Protocol):
     def charged(self, record: UsageRecord) -> None:
         """A task was charged: once for each record that this process has written. Before or after
         `task_ended`."""
+
+
+def report_call(observers: Sequence[Observer], call: Call, method: str, code: str, http_status: int) -> None:
+    """Reports the end of a call, unless the engine has reported its task."""
+    if not call.reported:
+        report = CallReport(call, method, code, http_status)
+        for observer in observers:
+            observer.call_ended(report)

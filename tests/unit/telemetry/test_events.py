@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from pomelo.errors import TABLE
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.testing import Answer, Reply, Stop, error_reply
+from pomelo.testing import Answer, Gate, Reply, Stop, error_reply
 from tests.calls import call_of
 from tests.tasks import text_body, text_task
 from tests.unit.engine.apps import EngineApp, open_engine
@@ -162,3 +163,23 @@ async def test_a_replayed_answer_is_reported_without_a_charge(engine: EngineApp,
     assert (first.replayed, second.replayed, second.outcome) == (False, True, "completed")
     assert (second.record, second.attempts) == (None, 0)
     assert len(reports.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "outcome", "code"), [(60.0, "cancelled", ""), (0.05, "failed", "deadline_exceeded")]
+)
+async def test_a_task_that_is_cancelled_just_before_its_deadline_is_late(
+    engine: EngineApp, reports: Reports, left: float, outcome: str, code: str
+) -> None:
+    account = await engine.account()
+    gate = Gate()
+    engine.upstream.default = Reply(before=(gate,))
+    call = call_of(account.key)
+    running = asyncio.create_task(engine.app.services.tasks.run_task(text_task(), TaskOptions(), call))
+    await gate.reached.wait()
+    call.deadline = asyncio.get_running_loop().time() + left
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    (report,) = reports.tasks
+    assert (report.outcome, report.code, report.provider) == (outcome, code, "openai")

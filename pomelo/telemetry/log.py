@@ -1,0 +1,55 @@
+"""The log of a process: all lines go to stderr, in one form."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pomelo.logs import LimitedHandler
+from pomelo.telemetry.lines import RENDERERS, RecordFormatter, Style, timestamp
+from pomelo.telemetry.output import LogOutput
+from pomelo.telemetry.task_log import TaskLog
+
+
+class _OutputHandler(logging.Handler):
+    """Writes the records of the standard library's loggers; from level WARNING immediately."""
+
+    def __init__(self, output: LogOutput, formatter: RecordFormatter) -> None:
+        super().__init__()
+        self._output = output
+        self._line = formatter.format
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.write(self._line(record), urgent=record.levelno >= logging.WARNING)
+
+
+@contextmanager
+def open_log(level: str, style: Style | None, worker: int | None = None) -> Iterator[TaskLog]:
+    """Logs to stderr within the context; yields the observer that logs tasks. `level` is a name such as info,
+    `style` None: text on a terminal, otherwise JSON. `worker` is the number of this process among several.
+
+    Lines of other libraries are logged from WARNING.
+    """
+    number = getattr(logging, level.upper())
+    render = RENDERERS[style or ("text" if sys.stderr.isatty() else "json")]
+    constant = {} if worker is None else {"worker": worker}
+
+    def dropped(count: int) -> bytes:
+        event = f"{count:,} log lines were dropped: stderr is not read fast enough"
+        return render({"time": timestamp(time.time()), "level": "error", "event": event, **constant})
+
+    output = LogOutput(sys.stderr.fileno(), dropped)
+    handler = LimitedHandler(_OutputHandler(output, RecordFormatter(render, constant)))
+    root, own = logging.getLogger(), logging.getLogger("pomelo")
+    root.addHandler(handler)
+    root.setLevel(max(number, logging.WARNING))
+    own.setLevel(number)
+    try:
+        yield TaskLog(output.write, render, number, constant)
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        output.close()

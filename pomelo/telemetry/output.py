@@ -1,0 +1,97 @@
+"""Writes log lines in a thread, so that no slow or blocked reader of them holds up the server."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+
+BATCH_TIME = 0.1
+"""Seconds for which lines are collected before they are written; urgent ones are written immediately."""
+
+MAX_WAITING = 8_192
+"""Lines that may wait to be written; more are dropped, and counted."""
+
+MAX_WRITE = 4_096
+"""Bytes that are written at a time, in whole lines: the largest write to a pipe that other processes, which
+write to it too, can't interrupt."""
+
+CLOSE_TIME = 1.0
+"""Seconds that the remaining lines have to be written at the end."""
+
+
+class LogOutput:
+    """Writes lines to a file descriptor, which it does not close. `on_dropped` makes the line that reports
+    how many lines were dropped. Lines may come from any thread."""
+
+    def __init__(
+        self, descriptor: int, on_dropped: Callable[[int], bytes], batch_time: float = BATCH_TIME
+    ) -> None:
+        self._descriptor = descriptor
+        self._batch_time = batch_time
+        self._on_dropped = on_dropped
+        self._lines: deque[bytes] = deque()
+        self._dropped = 0
+        self._scheduled = False
+        self._ending = False
+        self._has_lines = threading.Event()
+        self._is_urgent = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes, *, urgent: bool = False) -> None:
+        """Adds a line, which ends with a line feed. Never blocks: if too many lines wait, it is dropped."""
+        if len(self._lines) >= MAX_WAITING:
+            self._dropped += 1
+            return
+        self._lines.append(line)
+        if not self._scheduled:
+            self._scheduled = True
+            self._has_lines.set()
+        if urgent:
+            self._is_urgent.set()
+
+    def close(self) -> None:
+        """Writes the remaining lines; gives up after CLOSE_TIME. No line may follow."""
+        self._ending = True
+        self._has_lines.set()
+        self._is_urgent.set()
+        self._thread.join(CLOSE_TIME)
+
+    def _run(self) -> None:
+        while True:
+            self._has_lines.wait()
+            self._is_urgent.wait(self._batch_time)
+            ending = self._ending
+            # In this order: a line that comes from now on sets the events again.
+            self._is_urgent.clear()
+            self._has_lines.clear()
+            self._scheduled = False
+            self._write_all()
+            if ending:
+                return
+
+    def _write_all(self) -> None:
+        lines = self._lines
+        while lines:
+            batch = [lines.popleft()]
+            size = len(batch[0])
+            while lines and size + len(lines[0]) <= MAX_WRITE:
+                size += len(lines[0])
+                batch.append(lines.popleft())
+            self._write(b"".join(batch))
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self._write(self._on_dropped(dropped))
+
+    def _write(self, data: bytes) -> None:
+        """Writes data; drops it if the descriptor can't be written to."""
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:  # another process has made it non-blocking
+                select.select((), (self._descriptor,), ())
+            except OSError:  # the reader has gone, or the disk is full
+                return
