@@ -67,6 +67,8 @@ async def test_the_sums_of_one_process_equal_the_ledgers(tmp_path: Path) -> None
         assert (
             await app.ask("grpc", account.live, text_body(model=f"{SECRET}2"))
         ).code == "unsupported_model"
+        assert (await app.ask("rest", account.live, text_body(model=SECRET))).code == "unsupported_model"
+        assert (await app.ask("grpc", SECRET, text_body())).code == "invalid_api_key"
         found = Scrape(await Exposition(metrics).own())
 
         assert counted_sums(found) == await ledger_sums(app)
@@ -77,6 +79,9 @@ async def test_the_sums_of_one_process_equal_the_ledgers(tmp_path: Path) -> None
             ("rest", "live", "text", "gpt-4", "openai", "provider_failed"): 1,
             ("grpc", "live", "", "", "", "unsupported_model"): 1,
         }
+        calls = found.by("pomelo_calls_total", "protocol", "code")  # the remote gateway makes some, too
+        assert calls["grpc", "invalid_api_key"] == 1
+        assert calls["rest", "unsupported_model"] >= 1
         assert found.by("pomelo_attempts_failed_total", "provider", "code", "upstream_status") == {
             ("openai", "provider_failed", "4xx"): 1
         }
