@@ -263,16 +263,16 @@ async def open_gateway(
     *,
     tls: bool | None = None,
     ca: Path | None = None,
+    observers: Sequence[Observer] = (),
     metrics: Metrics | None = None,
     readiness: Readiness | None = None,
-    observers: Sequence[Observer] = (),
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST alone, for the gRPC server at `target`; yields the bound address. Leaving drains.
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
     settings. With the server's root secret, the server recognises this gateway. `observers` get reports of
-    calls, `metrics` get what is counted; `readiness` follows the server and is what health checks report.
+    calls, `metrics` what is counted. `readiness` follows the server, and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.

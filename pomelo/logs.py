@@ -117,6 +117,8 @@ class LimitedHandler(logging.Handler):
         self._window = window
         self._monotonic = monotonic
         self._kinds: dict[_Kind, _Lines] = {}
+        self.suppressed = 0
+        """Lines that were suppressed since the start."""
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
         self._inner.setFormatter(fmt)
@@ -137,6 +139,7 @@ class LimitedHandler(logging.Handler):
             self._inner.handle(record)
             return
         lines.suppressed += 1
+        self.suppressed += 1
         if lines.timer is None:
             lines.text = record.getMessage().partition("\n")[0][:_EXCERPT]
             lines.timer = threading.Timer(self._window, self._window_ended, (kind, lines))

@@ -123,9 +123,8 @@ async def serve_app(
         SettingsError, StoreError: the data folder or the store can't be used.
     """
     from pomelo.app import open_app
-    from pomelo.telemetry.metrics import Metrics
 
-    metrics, readiness = Metrics(), Readiness("store_unavailable")
+    metrics, readiness = process_metrics(task_log), Readiness("store_unavailable")
     # Before the servers listen, so that a caller who can connect finds the key, too.
     new_key = await create_development_key(settings)
     async with AsyncExitStack() as stack:
@@ -157,9 +156,8 @@ async def serve_gateway(
         SettingsError: the data folder can't be used.
     """
     from pomelo.app import open_gateway
-    from pomelo.telemetry.metrics import Metrics
 
-    metrics, readiness = Metrics(), Readiness("server_unavailable")
+    metrics, readiness = process_metrics(task_log), Readiness("server_unavailable")
     async with AsyncExitStack() as stack:
         try:
             admin = await stack.enter_async_context(open_admin(settings, metrics, readiness))
@@ -193,6 +191,15 @@ def open_admin(
     shared = worker is not None
     others = {n: worker_socket(settings.data, n) for n in range(1, settings.workers)} if shared else {}
     return serve_admin(address, Exposition(metrics, 0, others), readiness, reuse_port=shared)
+
+
+def process_metrics(task_log: TaskLog) -> Metrics:
+    """Returns the metrics of this process, with what its log has dropped."""
+    from pomelo.telemetry.metrics import Metrics
+
+    metrics = Metrics()
+    metrics.log_lines_dropped.read_one(task_log.lines_dropped)
+    return metrics
 
 
 def addresses(settings: Settings) -> dict[str, str]:

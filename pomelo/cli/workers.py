@@ -26,6 +26,7 @@ from pomelo.cli.process import (
     on_hangup,
     open_admin,
     print_greeting,
+    process_metrics,
     run_process,
     wait_for_signal,
 )
@@ -219,9 +220,8 @@ async def _serve(
     task_log: TaskLog,
 ) -> None:
     from pomelo.app import open_app
-    from pomelo.telemetry.metrics import Metrics
 
-    metrics, readiness = Metrics(), Readiness("store_unavailable")
+    metrics, readiness = process_metrics(task_log), Readiness("store_unavailable")
     # The other end is closed when the supervisor is gone, even if it was killed.
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:

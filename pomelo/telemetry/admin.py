@@ -87,7 +87,7 @@ class _Pages:
             "/readyz": self._ready,
         }
         self._report: asyncio.Future[str] | None = None
-        self._reported = 0.0
+        self._started = 0.0
 
     async def respond(self, request: web.BaseRequest) -> web.Response:
         page = self._pages.get(request.path)
@@ -106,10 +106,11 @@ class _Pages:
         return response
 
     async def _metrics(self) -> web.Response:
-        if self._report is None or (self._report.done() and time.monotonic() - self._reported > SHARED_FOR):
+        now = time.monotonic()
+        if self._report is None or (self._report.done() and now - self._started > SHARED_FOR):
             self._report = asyncio.ensure_future(self._exposition.all())
+            self._started = now
         text = await asyncio.shield(self._report)
-        self._reported = time.monotonic()
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _live(self) -> web.Response:

@@ -7,6 +7,7 @@ units follow the conventions of Prometheus.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 
 LabelValues = tuple[str, ...]
@@ -26,19 +27,17 @@ class Instrument:
 
 
 class Counter(Instrument):
-    """Sums that only increase, in whole units, of which `units` make one reported unit. Without labels it
-    starts at 0, so that its first increase can be seen."""
+    """Sums that only increase, in whole units, of which `units` make one reported unit. Add to `values`: they
+    are by the values of the labels, in the order of the labels' names."""
 
     __slots__ = ("units", "values")
 
     def __init__(self, name: str, description: str, *labels: str, units: int = 1) -> None:
         super().__init__(name, description, *labels)
         self.units = units
-        self.values: dict[LabelValues, int] = {} if labels else {(): 0}
-
-    def add(self, amount: int, *labels: str) -> None:
-        """Adds an amount to the sum of these values of the labels, in the order of their names."""
-        self.values[labels] = self.values.get(labels, 0) + amount
+        self.values: defaultdict[LabelValues, int] = defaultdict(int)
+        if not labels:
+            self.values[()] = 0  # so that its first increase can be seen
 
 
 class Distribution:

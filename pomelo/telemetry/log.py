@@ -48,7 +48,13 @@ def open_log(level: str, style: Style | None, worker: int | None = None) -> Iter
     root.setLevel(max(number, logging.WARNING))
     own.setLevel(number)
     try:
-        yield TaskLog(output.write, render, number, constant)
+        yield TaskLog(
+            output.write,
+            render,
+            number,
+            constant,
+            lines_dropped=lambda: output.dropped + handler.suppressed,
+        )
     finally:
         root.removeHandler(handler)
         handler.close()

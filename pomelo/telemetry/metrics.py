@@ -148,31 +148,28 @@ class Metrics:
 
     def task_ended(self, report: TaskReport) -> None:
         model = report.model if report.model in self._models else ""
-        labels = report.task_type, model, report.provider
+        mode = "live" if report.live else "test"
+        kind, provider = report.task_type, report.provider
         code = report.code or ("ok" if report.outcome == "completed" else report.outcome)
-        self.tasks.add(1, report.call.protocol, _mode(report.live), *labels, code)
+        self.tasks.values[report.call.protocol, mode, kind, model, provider, code] += 1
         if report.attempts:
-            self.duration.observe(report.elapsed_ms / 1000, *labels)
+            self.duration.observe(report.elapsed_ms / 1000, kind, model, provider)
             if report.upstream_ms:
-                self.upstream.observe(report.upstream_ms / 1000, *labels)
+                self.upstream.observe(report.upstream_ms / 1000, kind, model, provider)
             if report.first_byte_ms:
-                self.first_byte.observe(report.first_byte_ms / 1000, *labels)
+                self.first_byte.observe(report.first_byte_ms / 1000, kind, model, provider)
 
     def attempt_failed(self, report: AttemptReport) -> None:
         status = f"{report.upstream_status // 100}xx" if report.upstream_status else "none"
-        self.failed_attempts.add(1, report.provider, report.code, status)
+        self.failed_attempts.values[report.provider, report.code, status] += 1
 
     def call_ended(self, report: CallReport) -> None:
-        self.calls.add(1, report.call.protocol, report.code or "ok")
+        self.calls.values[report.call.protocol, report.code or "ok"] += 1
 
     def charged(self, record: UsageRecord) -> None:
-        labels = record.model, _mode(record.live)
-        self.input_tokens.add(record.input_tokens, *labels)
-        self.output_tokens.add(record.output_tokens, *labels)
-        self.cost.add(record.cost, *labels)
+        labels = record.model, "live" if record.live else "test"
+        self.input_tokens.values[labels] += record.input_tokens
+        self.output_tokens.values[labels] += record.output_tokens
+        self.cost.values[labels] += record.cost
         if record.uncollected:
-            self.uncollected.add(record.uncollected)
-
-
-def _mode(live: bool) -> str:
-    return "live" if live else "test"
+            self.uncollected.values[()] += record.uncollected

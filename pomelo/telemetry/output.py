@@ -33,7 +33,9 @@ class LogOutput:
         self._batch_time = batch_time
         self._on_dropped = on_dropped
         self._lines: deque[bytes] = deque()
-        self._dropped = 0
+        self.dropped = 0
+        """Lines that were dropped since the start."""
+        self._reported = 0
         self._scheduled = False
         self._ending = False
         self._has_lines = threading.Event()
@@ -44,7 +46,7 @@ class LogOutput:
     def write(self, line: bytes, *, urgent: bool = False) -> None:
         """Adds a line, which ends with a line feed. Never blocks: if too many lines wait, it is dropped."""
         if len(self._lines) >= MAX_WAITING:
-            self._dropped += 1
+            self.dropped += 1
             return
         self._lines.append(line)
         if not self._scheduled:
@@ -82,8 +84,8 @@ class LogOutput:
                 size += len(lines[0])
                 batch.append(lines.popleft())
             self._write(b"".join(batch))
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
+        if self.dropped > self._reported:
+            dropped, self._reported = self.dropped - self._reported, self.dropped
             self._write(self._on_dropped(dropped))
 
     def _write(self, data: bytes) -> None:

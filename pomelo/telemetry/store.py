@@ -47,13 +47,13 @@ def _timed(store: LedgerStore, operation: str, metrics: Metrics) -> Callable[...
     def done(started: float, future: asyncio.Future[Any]) -> None:
         observe(clock() - started, operation)
         if future.cancelled() or future.exception() is not None:
-            metrics.store_errors.add(1, operation)
+            metrics.store_errors.values[operation,] += 1
 
     async def wait(awaitable: Awaitable[Any], started: float) -> Any:
         try:
             return await awaitable
         except Exception:
-            metrics.store_errors.add(1, operation)
+            metrics.store_errors.values[operation,] += 1
             raise
         finally:
             observe(clock() - started, operation)

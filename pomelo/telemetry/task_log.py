@@ -24,7 +24,7 @@ class TaskLog:
     other calls at DEBUG. A field that is not known is left out.
 
     `write` gets each line, and whether it is urgent; `constant` are fields that every line has; `level` is
-    that of `logging`. `now` is Unix time.
+    that of `logging`. `now` is Unix time. `lines_dropped` returns how many lines of the log were not written.
     """
 
     def __init__(
@@ -34,7 +34,9 @@ class TaskLog:
         level: int,
         constant: Mapping[str, Any],
         now: Callable[[], float] = time.time,
+        lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
+        self.lines_dropped = lines_dropped
         self._write = write
         self._render = render
         self._level = level

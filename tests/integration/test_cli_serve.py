@@ -135,9 +135,9 @@ async def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> No
         assert f"used by another process (pid {server.process.pid})" in result.error
 
 
-@pytest.mark.parametrize("variable", ["POMELO_REST", "POMELO_GRPC"])
+@pytest.mark.parametrize("variable", ["POMELO_REST", "POMELO_GRPC", "POMELO_ADMIN"])
 async def test_an_address_in_use_is_refused(tmp_path: Path, variable: str) -> None:
-    addresses = free_addresses()
+    addresses = free_addresses() | {"POMELO_ADMIN": f"127.0.0.1:{free_port()}"}
     async with start_server(tmp_path, **addresses):
         own = free_addresses() | {variable: addresses[variable], "POMELO_DATA": str(tmp_path / "2")}
         result = await pomelo(tmp_path, "serve", **own)
@@ -159,6 +159,7 @@ async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path: Path) -
     [
         (("serve",), {"POMELO_GPRC": "x"}, "Unknown variable POMELO_GPRC. Did you mean POMELO_GRPC?"),
         (("serve",), {"POMELO_REST": "0.0.0.0:8080"}, "without TLS"),
+        (("serve",), {"POMELO_ADMIN": "0.0.0.0:9090"}, "POMELO_ADMIN: 0.0.0.0:9090 shows metrics to other"),
         (("gateway", "--target", "127.0.0.1:1"), {"POMELO_STORE": "mysql://127.0.0.1"}, "POMELO_STORE: "),
         (("gateway", "--target", "127.0.0.1:1"), {"POMELO_REST": ""}, "REST is off"),
         (("keys", "list"), {"POMELO_CONFIG": "none.toml"}, "none.toml: there is no such file"),

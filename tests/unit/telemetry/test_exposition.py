@@ -8,55 +8,39 @@ import stat
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pomelo.telemetry.exposition import Exposition, join_families, open_worker_socket, worker_socket
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.store import OpenReservations
-
-
-def values(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Returns every value of a text by its name and labels; asserts that none is there twice."""
-    samples = [sample for family in parse(text) for sample in family.samples]
-    found = {(sample.name, frozenset(sample.labels.items())): sample.value for sample in samples}
-    assert len(found) == len(samples)
-    return found
+from tests.scrapes import Scrape
 
 
 async def test_counters_histograms_and_gauges_are_reported_with_the_worker() -> None:
     metrics = Metrics()
-    metrics.cost.add(1_234_567, "gpt-4", "live")
+    metrics.cost.values["gpt-4", "live"] += 1_234_567
     metrics.connections.read_one(lambda: 3, "rest")
     for seconds in (0.001, 0.002, 30.0):
         metrics.store_operations.observe(seconds, "reserve")
-    found = values(await Exposition(metrics, 2).own())
-
-    def value(name: str, **labels: str) -> float:
-        return found[name, frozenset({**labels, "worker": "2"}.items())]
-
-    assert value("pomelo_cost_credits_total", model="gpt-4", mode="live") == 1.234567
-    assert value("pomelo_connections", protocol="rest") == 3
+    found = Scrape(await Exposition(metrics, 2).own())
+    assert found.total("pomelo_cost_credits_total", model="gpt-4", mode="live", worker="2") == 1.234567
+    assert found.total("pomelo_connections", protocol="rest", worker="2") == 3
     name = "pomelo_store_operation_seconds"
-    buckets = [
-        value(f"{name}_bucket", operation="reserve", le=le) for le in ("0.001", "0.0025", "1.0", "+Inf")
-    ]
-    assert buckets == [1, 2, 2, 3]
-    assert value(f"{name}_count", operation="reserve") == 3
-    assert value(f"{name}_sum", operation="reserve") == pytest.approx(30.003)
-    assert value("pomelo_uncollected_credits_total") == 0
-    assert value("process_resident_memory_bytes") > 1_000_000
+    buckets = found.by(f"{name}_bucket", "operation", "worker", "le")
+    assert [buckets["reserve", "2", le] for le in ("0.001", "0.0025", "1.0", "+Inf")] == [1, 2, 2, 3]
+    assert found.total(f"{name}_count") == 3
+    assert found.total(f"{name}_sum") == pytest.approx(30.003)
+    assert found.by("pomelo_uncollected_credits_total", "worker") == {("2",): 0}
+    assert found.total("process_resident_memory_bytes", worker="2") > 1_000_000
 
 
 async def test_the_texts_of_workers_are_joined_by_family() -> None:
     texts = []
     for worker in range(3):
         metrics = Metrics()
-        metrics.input_tokens.add(10 + worker, 'a"b\\c\n# HELP x', "test")
+        metrics.input_tokens.values['a"b\\c\n# HELP x', "test"] += 10 + worker
         texts.append(await Exposition(metrics, worker).own())
-    joined = join_families(texts)
-    assert values(joined) == values(texts[0]) | values(texts[1]) | values(texts[2])
-    names = [line.split()[2] for line in joined.splitlines() if line.startswith("# TYPE ")]
-    assert len(names) == len(set(names))
+    first, second, third = [Scrape(text).values for text in texts]
+    assert Scrape(join_families(texts)).values == first | second | third
 
 
 async def test_a_worker_that_does_not_answer_is_left_out_and_reported_as_down(tmp_path: Path) -> None:
@@ -65,12 +49,10 @@ async def test_a_worker_that_does_not_answer_is_left_out_and_reported_as_down(tm
         hanging.bind(str(others[2]))
         hanging.listen()
         async with open_worker_socket(Exposition(Metrics(), 1), others[1]):
-            found = values(await Exposition(Metrics(), 0, others).all())
-    up = {
-        dict(labels)["worker"]: value for (name, labels), value in found.items() if name == "pomelo_worker_up"
-    }
-    assert up == {"0": 1, "1": 1, "2": 0, "3": 0}
-    assert {dict(labels)["worker"] for _, labels in found if ("worker", "2") not in labels} >= {"0", "1"}
+            found = Scrape(await Exposition(Metrics(), 0, others).all())
+    up = {("0",): 1.0, ("1",): 1.0, ("2",): 0.0, ("3",): 0.0}
+    assert found.by("pomelo_worker_up", "worker") == up
+    assert found.by("pomelo_build_info", "worker").keys() == {("0",), ("1",)}
 
 
 async def test_the_socket_of_a_worker_is_its_owners_and_is_removed_at_the_end(tmp_path: Path) -> None:
@@ -80,7 +62,7 @@ async def test_the_socket_of_a_worker_is_its_owners_and_is_removed_at_the_end(tm
     async with open_worker_socket(Exposition(Metrics(), 1), path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         reader, writer = await asyncio.open_unix_connection(path)
-        assert values((await reader.read()).decode())
+        assert Scrape((await reader.read()).decode()).values
         writer.close()
     assert not path.exists()
 

@@ -1,0 +1,157 @@
+"""The documented metrics, the dashboard and the alerts name what Pomelo reports, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.telemetry.exposition import WORKER_UP, Exposition
+from pomelo.telemetry.instruments import Counter, Histogram, Instrument, ReadCounter
+from pomelo.telemetry.metrics import Metrics
+from tests.scrapes import Scrape
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs/metrics.md").read_text()
+ALERTS = ROOT / "deploy/prometheus/alerts.yml"
+DASHBOARD = ROOT / "deploy/grafana/pomelo.json"
+
+INSTRUMENTS = {instrument.name: instrument for instrument in [*Metrics().instruments, WORKER_UP]}
+ADDED_BY_PROMETHEUS = {"instance", "job"}
+
+_ROW = re.compile(r"^\| `(pomelo_\w+)` \| (\w+) \| (.+?) \| (.+) \|$", re.MULTILINE)
+_SELECTOR = re.compile(r"\b((?:pomelo|process)_\w+)(?:\{([^}]*)\})?")
+_GROUPING = re.compile(r"\b(?:by|without) \(([^)]*)\)")
+_QUOTED = re.compile(r'"[^"]*"')
+
+
+def kind(instrument: Instrument) -> str:
+    if isinstance(instrument, Histogram):
+        return "histogram"
+    return "counter" if isinstance(instrument, (Counter, ReadCounter)) else "gauge"
+
+
+def rules() -> list[dict[str, Any]]:
+    yaml: Any = import_module("yaml")
+    groups = yaml.safe_load(ALERTS.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return [panel for panel in found if panel["type"] != "row"]
+
+
+def expressions() -> Iterator[str]:
+    """Yields every query of the alerts and the dashboard."""
+    yield from (rule["expr"] for rule in rules())
+    yield from (target["expr"] for panel in panels() for target in panel["targets"])
+
+
+@pytest.fixture(scope="module", name="scraped")
+async def _scraped() -> Scrape:
+    """A scrape in which every metric has a value."""
+    metrics = Metrics()
+    for instrument in metrics.instruments:
+        values = ["x"] * len(instrument.labels)
+        if isinstance(instrument, Counter):
+            instrument.values[tuple(values)] += 1
+        elif isinstance(instrument, Histogram):
+            instrument.observe(1.0, *values)
+        elif instrument.name != "pomelo_build_info":
+            instrument.read_one(lambda: 1, *values)  # type: ignore[attr-defined]
+    return Scrape(await Exposition(metrics).all())
+
+
+def test_the_document_lists_every_metric_with_its_type_labels_and_meaning() -> None:
+    documented = [
+        (name, type_, tuple(re.findall(r"`(\w+)`", labels)), meaning)
+        for name, type_, labels, meaning in _ROW.findall(DOCUMENT)
+    ]
+    assert documented == [
+        (name, kind(instrument), instrument.labels, instrument.description)
+        for name, instrument in INSTRUMENTS.items()
+    ]
+
+
+def test_the_names_follow_the_conventions(scraped: Scrape) -> None:
+    for name, type_ in scraped.types.items():
+        assert name.endswith("_total") is (type_ == "counter"), name
+        assert not re.search(r"_(ms|millis|micros|kb|mb|minutes)(_|$)", name)
+        assert type_ != "histogram" or name.endswith("_seconds")
+
+
+def test_every_query_uses_metrics_and_labels_that_are_reported(scraped: Scrape) -> None:
+    names = {name for name, _ in scraped.values}
+    for expression in expressions():
+        selectors = _SELECTOR.findall(_QUOTED.sub('""', expression))
+        assert selectors or expression.startswith("up{")
+        available = set(ADDED_BY_PROMETHEUS)
+        for name, matchers in selectors:
+            assert name in names, f"{name} in {expression}"
+            labels = scraped.labels(name) | ADDED_BY_PROMETHEUS
+            assert set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers)) <= labels, expression
+            available |= labels
+        for group in _GROUPING.findall(expression):
+            assert set(re.split(r",\s*", group)) - {""} <= available, expression
+
+
+def test_every_metric_is_in_the_dashboard() -> None:
+    used = " ".join(target["expr"] for panel in panels() for target in panel["targets"])
+    assert [name for name in INSTRUMENTS if name not in used] == []
+
+
+def test_the_legends_and_summaries_use_labels_of_their_queries(scraped: Scrape) -> None:
+    texts = [(rule["expr"], rule["annotations"]["summary"], r"\$labels\.(\w+)") for rule in rules()]
+    texts += [
+        (target["expr"], target["legendFormat"], r"\{\{(\w+)\}\}")
+        for panel in panels()
+        for target in panel["targets"]
+    ]
+    for expression, text, label in texts:
+        groups = _GROUPING.findall(expression)
+        if groups:
+            kept = {name for group in groups for name in re.split(r",\s*", group)}
+        else:
+            names = [name for name, _ in _SELECTOR.findall(_QUOTED.sub('""', expression))]
+            kept = ADDED_BY_PROMETHEUS.union(*[scraped.labels(name) for name in names])
+        assert set(re.findall(label, text)) <= kept, (expression, text)
+
+
+def test_every_alert_has_a_summary_and_a_paragraph_that_says_what_to_do() -> None:
+    headings = re.findall(r"^### (Pomelo\w+)$", DOCUMENT, re.MULTILINE)
+    assert headings == [rule["alert"] for rule in rules()]
+    for rule in rules():
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook"] == f"docs/metrics.md#{rule['alert'].lower()}"
+
+
+def test_panels_do_not_overlap() -> None:
+    cells: set[tuple[int, int]] = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        own = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not own & cells
+        assert place["x"] + place["w"] <= 24
+        cells |= own
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt-get install prometheus)")
+def test_promtool_accepts_the_alerts_and_the_queries_of_the_dashboard(tmp_path: Path) -> None:
+    queries = tmp_path / "queries.yml"
+    recorded = [
+        {"record": f"query:{number}", "expr": expression.replace("$__rate_interval", "5m")}
+        for number, expression in enumerate(expressions())
+    ]
+    queries.write_text(json.dumps({"groups": [{"name": "queries", "rules": recorded}]}))
+    for file in (ALERTS, queries):
+        found = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True)
+        assert found.returncode == 0, found.stderr

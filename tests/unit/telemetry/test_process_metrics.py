@@ -1,0 +1,44 @@
+"""What a process reports about itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from pomelo.cli.process import process_metrics
+from pomelo.logs import MAX_LINES
+from pomelo.telemetry.log import open_log
+from pomelo.telemetry.metrics import LAG_SECONDS, Metrics
+from pomelo.telemetry.process import measure_process
+from pomelo.telemetry.readiness import Readiness
+from tests.waiting import until
+
+
+def test_suppressed_log_lines_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
+    with open_log("info", "json") as task_log:
+        metrics = process_metrics(task_log)
+        for number in range(MAX_LINES + 3):
+            logging.getLogger("pomelo.test").warning("the same line %d", number)
+        assert dict(metrics.log_lines_dropped.readings()) == {(): 3}
+    assert capfd.readouterr().err.count("the same line") == MAX_LINES + 1  # and one line with the number
+
+
+async def test_a_blocked_event_loop_is_measured() -> None:
+    metrics = Metrics()
+    async with measure_process(metrics, Readiness()):
+        await until(lambda: bool(metrics.loop_lag.values))
+        time.sleep(0.6)  # noqa: ASYNC251 (blocks the event loop on purpose)
+        found = metrics.loop_lag.values[()]
+        await until(lambda: found.sum > 0.3)
+    late = found.counts[LAG_SECONDS.index(0.5) :]
+    assert sum(late) >= 1
+
+
+async def test_readiness_is_a_metric() -> None:
+    metrics, readiness = Metrics(), Readiness()
+    async with measure_process(metrics, readiness):
+        assert dict(metrics.ready.readings()) == {(): 1}
+        readiness.drain()
+        assert dict(metrics.ready.readings()) == {(): 0}
