@@ -75,6 +75,27 @@ def load_root_secret(data: Path, configured: str = "", previous: Sequence[bytes]
     return secret.encode()
 
 
+def check_root_secret(data: Path, configured: str = "", previous: Sequence[bytes] = ()) -> None:
+    """Checks the root secret of a folder that may not exist yet, without changing anything.
+
+    Raises:
+        SecretError: it can't be used, or it is not the folder's secret.
+    """
+    noted, path = data / "secret-check", data / "secret"
+    try:
+        if not noted.exists():
+            return
+        if configured:
+            secret, source = configured.encode(), "POMELO_SECRET"
+        elif path.exists():
+            secret, source = path.read_text().strip().encode(), str(path)
+        else:
+            raise SecretError(f"{path} is missing. Restore it: without it no key is valid")
+        _match(noted.read_bytes().strip(), secret, previous, source, data)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecretError(f"POMELO_DATA: {data} can't be used: {describe_file_error(error)}") from error
+
+
 def find_root_secret(data: Path, configured: str = "", previous: Sequence[bytes] = ()) -> bytes | None:
     """Returns the root secret if this host has one, else None. Creates no folder and no secret.
 
@@ -149,12 +170,20 @@ def _check_secret(data: Path, secret: bytes, previous: Iterable[bytes], source: 
     path = data / "secret-check"
     if not path.exists():
         write_private(path, _check_value(secret), replace=False)
-    noted = path.read_bytes().strip()
-    if hmac.compare_digest(noted, _check_value(secret).encode()):
-        return
-    if any(hmac.compare_digest(noted, _check_value(each).encode()) for each in previous):
+    if not _match(path.read_bytes().strip(), secret, previous, source, data):
         write_private(path, _check_value(secret), replace=True)
-        return
+
+
+def _match(noted: bytes, secret: bytes, previous: Iterable[bytes], source: str, data: Path) -> bool:
+    """Whether the noted secret is the current one; False if it is a previous one.
+
+    Raises:
+        SecretError: it is neither.
+    """
+    if hmac.compare_digest(noted, _check_value(secret).encode()):
+        return True
+    if any(hmac.compare_digest(noted, _check_value(each).encode()) for each in previous):
+        return False
     raise SecretError(
         f"{source} is not the secret that the keys in {data} were made under. Restore that secret, set "
         "POMELO_SECRET_PREVIOUS to it if you replace it, or set POMELO_DATA to another folder"

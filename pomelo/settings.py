@@ -333,6 +333,17 @@ class Settings(BaseModel):
         except secrets.SecretError as error:
             raise SettingsError(str(error)) from error
 
+    def check_secret(self) -> None:
+        """Checks the root secret. Creates nothing.
+
+        Raises:
+            SettingsError: it can't be used.
+        """
+        try:
+            secrets.check_root_secret(self.data, self.secret, self.previous_secrets())
+        except secrets.SecretError as error:
+            raise SettingsError(str(error)) from error
+
     def previous_secrets(self) -> tuple[bytes, ...]:
         """Returns the root secrets that are accepted beside the current one."""
         return tuple([secret.encode() for secret in self.secret_previous])

@@ -50,8 +50,17 @@ def doctor(
     from pomelo.cli.fleet import check_fleet
 
     logging.getLogger("pomelo.settings").setLevel(logging.ERROR)  # the findings include its warnings
+    report(check_fleet(config) if fleet else _check(config), as_json)
+
+
+def report(found: Iterable[Finding], as_json: bool = False) -> None:
+    """Prints findings, each when it is made.
+
+    Raises:
+        typer.Exit: with status 1; something is broken.
+    """
     findings = []
-    for finding in check_fleet(config) if fleet else _check(config):
+    for finding in found:
         findings.append(finding)
         if not as_json:
             first, *more = finding.detail.split("\n")
@@ -76,7 +85,7 @@ def _check(config: Any) -> Iterator[Finding]:
         return
     source = config or (CONFIG if CONFIG.exists() else None)
     yield Finding("settings", "ok", f"{source} and variables" if source else "variables and defaults")
-    yield _data(settings)
+    yield check_data(settings)
     from pomelo.cli.client import is_served
     from pomelo.configuration import find_providers
 
@@ -118,7 +127,8 @@ def _pyav() -> Iterator[Finding]:
         )
 
 
-def _data(settings: Settings) -> Finding:
+def check_data(settings: Settings) -> Finding:
+    """Checks the data folder."""
     folder = settings.data.absolute()
     if not folder.exists():
         return Finding("data", "off", f"{folder} does not exist yet. Create it with: pomelo serve")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pomelo.cli.terminal import Ca, Config, FailureError
+
+if TYPE_CHECKING:
+    from pomelo.settings import Settings
 
 
 def serve(
@@ -16,19 +19,38 @@ def serve(
         int | None,
         typer.Option(metavar="N", help="Number of serving processes. Default: 1; more need a Redis store."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check whether it could start. Status 1 if not.")
+    ] = False,
 ) -> None:
-    """Serve gRPC and REST until SIGTERM or Ctrl-C."""
-    from pomelo.settings import SettingsError, load
+    """Serve gRPC and REST until SIGTERM or Ctrl-C. SIGHUP reloads the configuration."""
+    if check:
+        from pomelo.cli.check import check_start
+
+        check_start(config, workers)
+        return
+    from pomelo.settings import load
 
     load_again = partial(load, config, workers=workers)
     settings = load_again()
-    if not settings.rest and not settings.grpc:
-        raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nothing to serve. Set one of them")
+    check_servers(settings)
     from pomelo.cli.process import run_process, serve_app
     from pomelo.cli.workers import supervise
 
     main = supervise if settings.workers > 1 else serve_app
     run_process(partial(main, settings, load_again), settings)
+
+
+def check_servers(settings: Settings) -> None:
+    """Refuses settings with which nothing would be served.
+
+    Raises:
+        SettingsError: both servers are off.
+    """
+    from pomelo.settings import SettingsError
+
+    if not settings.rest and not settings.grpc:
+        raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nothing to serve. Set one of them")
 
 
 def gateway(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pomelo.stores.base import Store
@@ -17,7 +17,8 @@ STORES: Mapping[str, str] = {
     "redis+cluster://": "pomelo.stores.redis:open_redis",
     "redis+sentinel://": "pomelo.stores.redis:open_redis",
 }
-"""Beginning of a URL -> "module:function", which opens the store of a URL and an archive."""
+"""Beginning of a URL -> "module:function", which opens the store of a URL and an archive. The module's
+`check_url` checks them."""
 
 
 def open_store(url: str, *, archive: str = "") -> AbstractAsyncContextManager[Store]:
@@ -31,13 +32,28 @@ def open_store(url: str, *, archive: str = "") -> AbstractAsyncContextManager[St
     Raises:
         StoreError: the URL has another scheme; on entering: the store can't be opened.
     """
+    module, function = _find(url)
+    store: AbstractAsyncContextManager[Store] = getattr(module, function)(url, archive)
+    return store
+
+
+async def check_store(url: str, *, archive: str = "") -> None:
+    """Checks that a store can be opened, as far as that changes nothing: a file that does not exist is fine.
+
+    Raises:
+        StoreError: it can't be opened.
+    """
+    module, _ = _find(url)
+    await module.check_url(url, archive)
+
+
+def _find(url: str) -> tuple[Any, str]:
+    """The module of a URL's store, and the name of the function that opens it."""
     from pomelo.stores.base import StoreError
 
     for beginning, opener in STORES.items():
         if url.startswith(beginning) and url != beginning:
             module, _, function = opener.partition(":")
-            store: AbstractAsyncContextManager[Store]
-            store = getattr(import_module(module), function)(url, archive)
-            return store
+            return import_module(module), function
     scheme = url.partition(":")[0]
     raise StoreError(f"There is no store of the kind {scheme!r}. Use sqlite:PATH or redis://HOST:PORT")

@@ -227,7 +227,7 @@ async def test_new_connections_get_the_new_certificate_and_open_ones_stay(
 
 
 def test_tls_is_not_turned_on_or_off_and_free_ports_are_no_change(tmp_path: Path, pairs: Path) -> None:
-    files = {"tls_cert": pairs / "old.pem", "tls_key": pairs / "old.key"}
+    files: dict[str, Any] = {"tls_cert": pairs / "old.pem", "tls_key": pairs / "old.key"}
     plain = Settings(rest="127.0.0.1:1", grpc="127.0.0.1:2")
     merged, fixed = merge(plain, Settings(rest="127.0.0.1:0", grpc="127.0.0.1:3", grace=9.0, **files))
     assert fixed == ["POMELO_GRACE", "POMELO_GRPC", "POMELO_TLS_CERT", "POMELO_TLS_KEY"]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pomelo import install_command
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
+
+_POSTGRES = ("postgresql", "postgres")
 
 
 def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
@@ -21,12 +25,26 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
         from pomelo.stores.archive.sqlite import open_sqlite_archive
 
         return open_sqlite_archive(Path(rest))
-    if scheme in ("postgresql", "postgres"):
-        try:
-            from pomelo.stores.archive.postgres import open_postgres_archive
-        except ModuleNotFoundError as error:
-            raise StoreError(
-                f"An archive in Postgres needs another package: {install_command('postgres')}"
-            ) from error
-        return open_postgres_archive(url)
+    if scheme in _POSTGRES:
+        archive: AbstractAsyncContextManager[Archive] = _postgres().open_postgres_archive(url)
+        return archive
     raise StoreError(f"There is no archive of the kind {scheme!r}. Use sqlite:PATH or postgresql://…")
+
+
+async def check_archive(url: str) -> None:
+    """Checks that an archive can be reached, without changing anything: a file that does not exist is fine.
+
+    Raises:
+        StoreError: it can't be reached.
+    """
+    if url.partition(":")[0] in _POSTGRES:
+        await _postgres().check_postgres(url)
+
+
+def _postgres() -> Any:
+    try:
+        return import_module("pomelo.stores.archive.postgres")
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            f"An archive in Postgres needs another package: {install_command('postgres')}"
+        ) from error

@@ -66,6 +66,19 @@ _FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutErro
 T = TypeVar("T")
 
 
+async def check_postgres(url: str) -> None:
+    """Connects to the database at a URL.
+
+    Raises:
+        StoreError: it can't be reached.
+    """
+    try:
+        connection = await asyncpg.connect(url, timeout=_TIMEOUT)
+        await connection.close()
+    except (*_FAILURES, ValueError) as error:
+        raise _unusable(error) from error
+
+
 @asynccontextmanager
 async def open_postgres_archive(url: str) -> AsyncIterator[Archive]:
     """Opens the archive in the database at a URL, creates or extends its table if needed, and closes it on

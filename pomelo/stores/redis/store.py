@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, Grant, Wallet
-from pomelo.stores.archive import open_archive
+from pomelo.stores.archive import check_archive, open_archive
 from pomelo.stores.base import Store, StoreError
 from pomelo.stores.redis.accounts import Accounts
 from pomelo.stores.redis.connection import Connection, Timing
@@ -29,6 +29,13 @@ from pomelo.stores.redis.workers import Worker
 _FORMAT = b"1"
 _FIRST_PLAN = "pro"
 _FIRST_CREDITS = 100_000_000
+
+
+async def check_url(url: str, archive: str) -> None:
+    """Checks the server and the archive, as `pomelo.stores.check_store`."""
+    client = await connect(parse_url(url), Timing())
+    await client.aclose()
+    await check_archive(archive)
 
 
 @asynccontextmanager

@@ -12,11 +12,17 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from pomelo.stores.base import Store
+from pomelo.stores.sqlite.file import check_version
 from pomelo.stores.sqlite.store import SqliteStore, open_sqlite
 
-__all__ = ["SqliteStore", "open_sqlite", "open_url"]
+__all__ = ["SqliteStore", "check_url", "open_sqlite", "open_url"]
 
 
 def open_url(url: str, archive: str) -> AbstractAsyncContextManager[Store]:
     """Opens the store of `sqlite:PATH`. Usage records stay in its file, so `archive` is not used."""
     return open_sqlite(Path(url.removeprefix("sqlite:")))
+
+
+async def check_url(url: str, archive: str) -> None:
+    """Checks the file of `sqlite:PATH`, as `pomelo.stores.check_store`."""
+    check_version(Path(url.removeprefix("sqlite:")))

@@ -11,6 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -97,6 +98,25 @@ class WritableFile:
             os.close(self._lock)
 
 
+def check_version(path: Path) -> None:
+    """Checks that an existing file is a database that this version can open. Changes nothing and takes no
+    lock: no process may write to it meanwhile.
+
+    Raises:
+        StoreError: it is damaged, another program's or a newer version's.
+    """
+    if not path.exists():
+        return
+    damage.check_exists(path)
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
+            _check_application(connection, path)
+            _version(connection, path)
+    except sqlite3.DatabaseError as error:
+        detail = f"damaged or no Pomelo database: {damage.message_of(error)}"
+        raise StoreError(f"{path} is {detail}. {damage.REMEDY}") from error
+
+
 def connect_read_only(path: Path) -> sqlite3.Connection:
     """A connection that can only read. The file must stay open for writing meanwhile."""
     connection = sqlite3.connect(path, isolation_level=None)
@@ -135,11 +155,7 @@ def _prepare(
     commits: list[int] | None,
     begin: Callable[[sqlite3.Connection], None],
 ) -> None:
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise StoreError(
-            f"{path} is the database of another program, or damaged. Set POMELO_DATA to another folder, or "
-            "restore a backup: docs/operations.md, Backups"
-        )
+    _check_application(connection, path)
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     version = _version(connection, path)
@@ -151,6 +167,14 @@ def _prepare(
     connection.execute("PRAGMA foreign_keys = ON")
     damage.check_log(connection, path, commits)
     _migrate(connection, path, begin)
+
+
+def _check_application(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise StoreError(
+            f"{path} is the database of another program, or damaged. Set POMELO_DATA to another folder, or "
+            "restore a backup: docs/operations.md, Backups"
+        )
 
 
 def _migrate(

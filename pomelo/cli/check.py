@@ -1,0 +1,163 @@
+"""`pomelo serve --check`: whether the server could start. It serves nothing and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pomelo.cli.doctor import Finding, check_data, report
+
+if TYPE_CHECKING:
+    from pomelo.configuration import Configuration
+    from pomelo.settings import Settings
+    from pomelo.tls import Certificate
+
+_EXPIRY_NOTICE = timedelta(days=14)
+"""The time before a certificate ends in which the check warns."""
+
+
+def check_start(config: Path | None, workers: int | None) -> None:
+    """Prints a line for each thing that the start needs.
+
+    Raises:
+        typer.Exit: with status 1; the server could not start.
+    """
+    logging.getLogger("pomelo").setLevel(logging.ERROR)  # the findings say it
+    report(_check(config, workers))
+
+
+def _check(config: Path | None, workers: int | None) -> Iterator[Finding]:
+    from pomelo.cli.client import is_served
+    from pomelo.cli.serve import check_servers
+    from pomelo.configuration import read_configuration
+    from pomelo.settings import SettingsError, load
+
+    try:
+        settings = load(config, workers=workers)
+        check_servers(settings)
+    except SettingsError as error:
+        yield Finding("settings", "broken", str(error))
+        return
+    yield Finding("settings", "ok", "valid")
+    served = is_served(settings.admin_socket)
+    yield _data(settings)
+    try:
+        configuration = read_configuration(settings)
+        asyncio.run(_open_providers(settings, configuration))
+    except SettingsError as error:
+        yield Finding("configuration", "broken", str(error))
+    else:
+        catalog = configuration.registry.catalog
+        yield Finding(
+            "configuration", "ok", f"{len(catalog.models)} models, {len(configuration.plans)} plans"
+        )
+        yield _certificate(settings, configuration.certificate)
+    yield _store(settings, served)
+    yield from _addresses(settings, served)
+
+
+def _data(settings: Settings) -> Finding:
+    from pomelo.settings import SettingsError
+
+    found = check_data(settings)
+    if found.state == "off":
+        parent = next(path for path in settings.data.absolute().parents if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            return Finding(
+                "data", "broken", f"{settings.data} can't be created: {parent} can't be written to"
+            )
+    try:
+        settings.check_secret()
+    except SettingsError as error:
+        return Finding("data", "broken", str(error))
+    return found
+
+
+async def _open_providers(settings: Settings, configuration: Configuration) -> None:
+    from pomelo.providers import open_providers
+    from pomelo.settings import SettingsError
+
+    entries, origins = configuration.registry.entries.values(), settings.delivery_origins
+    try:
+        async with open_providers(entries, configuration.credentials, origins=origins):
+            pass
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _certificate(settings: Settings, certificate: Certificate | None) -> Finding:
+    if certificate is None:
+        return Finding("TLS", "off", "POMELO_TLS_CERT is not set")
+    assert settings.tls_cert is not None
+    try:
+        ends = _certificate_end(settings.tls_cert, certificate)
+    except ssl.SSLCertVerificationError as error:
+        return Finding("TLS", "broken", f"{settings.tls_cert}: {error.verify_message}")
+    soon = ends - datetime.now(UTC) < _EXPIRY_NOTICE
+    return Finding("TLS", "warning" if soon else "ok", f"{settings.tls_cert} is valid until {ends:%Y-%m-%d}")
+
+
+def _certificate_end(path: Path, certificate: Certificate) -> datetime:
+    """Returns when the certificate of a server ends, from a handshake in memory.
+
+    Raises:
+        ssl.SSLCertVerificationError: it is not valid now.
+    """
+    from pomelo.cli.trust import trust_own_certificate
+
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = certificate.context.wrap_bio(to_server, to_client, server_side=True)
+    client = trust_own_certificate(path).wrap_bio(to_client, to_server)
+    finished = False
+    while not finished:
+        with suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+            finished = True
+        with suppress(ssl.SSLWantReadError):
+            server.do_handshake()
+    peer = client.getpeercert()
+    assert peer is not None
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(peer["notAfter"])), UTC)
+
+
+def _store(settings: Settings, served: bool) -> Finding:
+    from pomelo.stores import check_store
+    from pomelo.stores.base import StoreError
+
+    url = settings.store_url()
+    if url.startswith("sqlite:"):
+        if served:
+            return Finding("store", "ok", "SQLite, used by the running server")
+        if not settings.database.exists():
+            return Finding("store", "off", "SQLite, created at the first start")
+    try:
+        asyncio.run(check_store(url, archive=settings.archive_url()))
+    except StoreError as error:
+        return Finding("store", "broken", str(error))
+    return Finding("store", "ok", "SQLite" if url.startswith("sqlite:") else url.partition(":")[0])
+
+
+def _addresses(settings: Settings, served: bool) -> Iterator[Finding]:
+    from pomelo.cli.process import find_used_address
+
+    for name, variable, address in (
+        ("gRPC", "POMELO_GRPC", settings.grpc),
+        ("REST", "POMELO_REST", settings.rest),
+    ):
+        if not address:
+            yield Finding(name, "off", f"{variable} is empty")
+            continue
+        used = find_used_address(**{variable: address})
+        if used is None:
+            yield Finding(name, "ok", f"{address} is free")
+        elif served:
+            yield Finding(name, "ok", f"{address} is in use; a server of this data folder runs")
+        else:
+            yield Finding(name, "broken", str(used))

@@ -1,0 +1,123 @@
+"""`pomelo serve --check`: it says whether the server could start, and changes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import make_certificate
+from tests.integration.commands import free_addresses, names, pomelo, start_server
+from tests.redis_server import RedisServer, any_server
+
+
+def make_expired(folder: Path, name: str) -> None:
+    """Writes expired.pem, a certificate with the same key that ended yesterday."""
+    files = ("-in", f"{name}.pem", "-signkey", f"{name}.key", "-out", "expired.pem")
+    command = ["openssl", "x509", *files, "-days", "-1"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+async def check(folder: Path, **variables: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Returns the exit status, and the findings: name -> state and detail. Asserts that nothing was changed."""
+    before = names(folder)
+    result = await pomelo(folder, "serve", "--check", **variables)
+    assert result.error == ""
+    assert names(folder) == before
+    rows = [line.split(None, 2) for line in result.out.splitlines()]
+    return result.status, {name: (state, detail) for state, name, detail in rows}
+
+
+async def test_an_empty_folder_can_be_started_in(tmp_path: Path) -> None:
+    status, found = await check(tmp_path, **free_addresses())
+    assert status == 0
+    assert {name: state for name, (state, _) in found.items()} == {
+        "settings": "ok",
+        "data": "off",
+        "configuration": "ok",
+        "TLS": "off",
+        "store": "off",
+        "gRPC": "ok",
+        "REST": "ok",
+    }
+    assert names(tmp_path) == []
+
+
+async def test_a_running_server_passes_and_its_addresses_are_taken_for_others(tmp_path: Path) -> None:
+    addresses = free_addresses()
+    async with start_server(tmp_path, **addresses):
+        status, found = await check(tmp_path, **addresses)
+        assert status == 0
+        assert found["store"] == ("ok", "SQLite, used by the running server")
+        assert "is in use; a server of this data folder runs" in found["REST"][1]
+        status, found = await check(tmp_path, **addresses, POMELO_DATA=str(tmp_path / "other"))
+        assert status == 1
+        assert [found[name][0] for name in ("gRPC", "REST")] == ["broken", "broken"]
+        assert "Address already in use" in found["gRPC"][1]
+    status, found = await check(tmp_path, **addresses)
+    assert (status, found["store"]) == (0, ("ok", "SQLite"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "name", "message"),
+    [
+        ({"POMELO_GPRC": "x"}, "settings", "Did you mean POMELO_GRPC?"),
+        ({"POMELO_REST": "", "POMELO_GRPC": ""}, "settings", "nothing to serve"),
+        ({"POMELO_CONFIG": "plans.toml"}, "configuration", "there is no model gtp-4"),
+        ({"POMELO_CATALOG": "catalog.toml"}, "configuration", "catalog.toml"),
+        ({"POMELO_STORE": "redis://127.0.0.1:1"}, "store", "can't be reached"),
+        ({"POMELO_DATA": "plans.toml/data"}, "data", "can't be created"),
+    ],
+)
+async def test_what_would_stop_the_start_is_broken(
+    tmp_path: Path, variables: dict[str, str], name: str, message: str
+) -> None:
+    (tmp_path / "plans.toml").write_text('[plans.team]\nmodels = ["gtp-4"]\n')
+    (tmp_path / "catalog.toml").write_text('[models.x]\ntype = "poem"\n')
+    status, found = await check(tmp_path, **(free_addresses() | variables))
+    assert (status, found[name][0]) == (1, "broken")
+    assert message in found[name][1]
+
+
+async def test_another_secret_and_a_newer_database_are_broken(tmp_path: Path) -> None:
+    assert (await pomelo(tmp_path, "keys", "create")).status == 0
+    addresses = free_addresses()
+    _, found = await check(tmp_path, **addresses, POMELO_SECRET="b" * 40)
+    assert found["data"][0] == "broken"
+    assert "POMELO_SECRET is not the secret" in found["data"][1]
+    old = (tmp_path / "data" / "secret").read_text().strip()
+    rotated = {"POMELO_SECRET": "b" * 40, "POMELO_SECRET_PREVIOUS": old}
+    assert (await check(tmp_path, **addresses, **rotated))[0] == 0
+    with closing(sqlite3.connect(tmp_path / "data" / "pomelo.db")) as database, database:
+        database.execute("INSERT INTO migrations VALUES (999, 0.0)")
+    status, found = await check(tmp_path, **addresses)
+    assert (status, found["store"][0]) == (1, "broken")
+    assert "written by a newer Pomelo" in found["store"][1]
+
+
+async def test_a_redis_server_is_checked_and_not_written_to(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        status, found = await check(tmp_path, **free_addresses(), POMELO_STORE=redis.url)
+        assert (status, found["store"]) == (0, ("ok", "redis"))
+        assert redis.do("DBSIZE") == 0
+    _, found = await check(tmp_path, **free_addresses(), POMELO_STORE=any_server())
+    assert "Set appendonly yes" in found["store"][1]
+
+
+async def test_certificates_are_checked_with_their_key_and_dates(tmp_path: Path) -> None:
+    for name in ("here", "other"):
+        make_certificate(tmp_path, name, "localhost")
+    make_expired(tmp_path, "other")
+    for cert, key, state, message in (
+        ("here.pem", "here.key", "warning", "here.pem is valid until 20"),
+        ("here.pem", "other.key", "broken", "other.key is not the key of"),
+        ("expired.pem", "other.key", "broken", "certificate has expired"),
+        ("here.key", "here.key", "broken", "no certificate and key in PEM"),
+    ):
+        status, found = await check(tmp_path, **free_addresses(), POMELO_TLS_CERT=cert, POMELO_TLS_KEY=key)
+        finding = found.get("TLS") or found["configuration"]
+        assert (status, finding[0]) == (int(state == "broken"), state)
+        assert message in finding[1]
