@@ -37,28 +37,45 @@ http {{
 """
 
 
-def write_configuration(folder: Path, port: int, rest_port: int, grpc_port: int) -> Path:
+@dataclass(frozen=True)
+class Upstream:
+    """The ports of a server behind nginx. `down`: it gets no new calls."""
+
+    rest: int
+    grpc: int
+    down: bool = False
+
+
+def write_upstreams(folder: Path, *servers: Upstream) -> None:
+    """Writes the shipped upstreams.conf with other servers."""
+    text = (DEPLOY / "upstreams.conf").read_text()
+    for protocol, address in (("rest", "127.0.0.1:8080"), ("grpc", "127.0.0.1:50051")):
+        line = f"    server {address};\n"
+        assert text.count(line) == 1
+        lines = [
+            f"    server 127.0.0.1:{getattr(server, protocol)}{' down' if server.down else ''};\n"
+            for server in servers
+        ]
+        text = text.replace(line, "".join(lines))
+    (folder / "upstreams.conf").write_text(text)
+
+
+def write_configuration(folder: Path, port: int, *servers: Upstream) -> Path:
     """Writes the shipped configuration to a folder, with other addresses and a certificate for localhost. Returns
     the main file."""
     make_certificate(folder, "tls", "localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
     replaced = {
-        "pomelo.conf": {
-            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
-            "listen [::]:443 ssl http2;": "",
-            "/etc/ssl/pomelo/tls.crt": f"{folder}/tls.pem",
-            "/etc/ssl/pomelo/tls.key": f"{folder}/tls.key",
-        },
-        "upstreams.conf": {
-            "127.0.0.1:8080": f"127.0.0.1:{rest_port}",
-            "127.0.0.1:50051": f"127.0.0.1:{grpc_port}",
-        },
+        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+        "listen [::]:443 ssl http2;": "",
+        "/etc/ssl/pomelo/tls.crt": f"{folder}/tls.pem",
+        "/etc/ssl/pomelo/tls.key": f"{folder}/tls.key",
     }
-    for name, values in replaced.items():
-        text = (DEPLOY / name).read_text()
-        for old, new in values.items():
-            assert text.count(old) == 1, old
-            text = text.replace(old, new)
-        (folder / name).write_text(text)
+    text = (DEPLOY / "pomelo.conf").read_text()
+    for old, new in replaced.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "pomelo.conf").write_text(text)
+    write_upstreams(folder, *servers)
     main = folder / "nginx.conf"
     main.write_text(_MAIN.format(folder=folder))
     return main
@@ -98,11 +115,15 @@ class Nginx:
         self.process.send_signal(signal.SIGHUP)
         await until(lambda: len(self.workers() - before) == 2)
 
+    async def drained(self) -> None:
+        """Returns when no worker of an earlier configuration runs."""
+        await until(lambda: len(self.workers()) == 2)
+
 
 @asynccontextmanager
-async def open_nginx(folder: Path, port: int, rest_port: int, grpc_port: int) -> AsyncIterator[Nginx]:
+async def open_nginx(folder: Path, port: int, *servers: Upstream) -> AsyncIterator[Nginx]:
     """Starts nginx on a port, and stops it on leaving."""
-    main = write_configuration(folder, port, rest_port, grpc_port)
+    main = write_configuration(folder, port, *servers)
     process = await asyncio.create_subprocess_exec("nginx", "-p", str(folder), "-c", str(main))
     nginx = Nginx(folder, port, process)
     try:

@@ -7,7 +7,8 @@ import json
 import shutil
 import subprocess
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -21,9 +22,16 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import Answer, FaultUpstream, Gate, Received
 from tests.calls import bearer, failure, reason_of, upload_messages
 from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
-from tests.integration.commands import live_key
-from tests.integration.nginx import Nginx, open_nginx, write_configuration
+from tests.integration.commands import (
+    RunningCommand,
+    development_key,
+    live_key,
+    pomelo,
+    start_command,
+)
+from tests.integration.nginx import Nginx, Upstream, open_nginx, write_configuration, write_upstreams
 from tests.ports import free_port
+from tests.redis_server import RedisServer
 from tests.serving import Served, serve
 from tests.tasks import text_body, text_task
 from tests.wav import PCM, wav_file
@@ -103,7 +111,7 @@ async def served(
 @pytest.fixture(scope="module")
 async def nginx(served: Served, port: int, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Nginx]:
     folder = tmp_path_factory.mktemp("nginx")
-    async with open_nginx(folder, port, served.port, served.grpc_port) as running:
+    async with open_nginx(folder, port, Upstream(served.port, served.grpc_port)) as running:
         yield running
 
 
@@ -135,7 +143,7 @@ def received(vendor: FaultUpstream, prompt: str) -> Received:
 
 
 def test_nginx_accepts_the_configuration(folder: Path) -> None:
-    main = write_configuration(folder, free_port(), free_port(), free_port())
+    main = write_configuration(folder, free_port(), Upstream(free_port(), free_port()))
     found = subprocess.run(["nginx", "-t", "-p", folder, "-c", main], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
 
@@ -206,22 +214,26 @@ async def test_a_link_to_media_leads_through_nginx(client: Client, served: Serve
     assert outcome.links[0].startswith(f"{client.url}/media/")
 
 
+async def keep_calling(client: Client, protocol: str, stop: asyncio.Event) -> list[str]:
+    """Runs one task after the other until `stop` is set, and returns their codes."""
+    codes = []
+    while not stop.is_set():
+        codes.append((await client.run(protocol, "more")).code)
+    return codes
+
+
 async def test_a_reload_of_nginx_cuts_nothing(nginx: Nginx, client: Client, vendor: FaultUpstream) -> None:
     prompts = {protocol: f"over {protocol} while nginx reloads" for protocol in ("rest", "grpc")}
     gates = [wait(vendor, prompt) for prompt in prompts.values()]
     stop = asyncio.Event()
 
-    async def keep_calling(protocol: str) -> list[str]:
-        codes = []
-        while not stop.is_set():
-            codes.append((await client.run(protocol, "more")).code)
-        return codes
-
     async def read(protocol: str) -> str:
         return "".join([word async for word in client.words(protocol, prompts[protocol])])
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        calls = [tasks.create_task(keep_calling(protocol)) for protocol in prompts for _ in range(3)]
+        calls = [
+            tasks.create_task(keep_calling(client, protocol, stop)) for protocol in prompts for _ in range(3)
+        ]
         streams = [tasks.create_task(read(protocol)) for protocol in prompts]
         for gate in gates:
             await gate.reached.wait()
@@ -237,7 +249,7 @@ async def test_a_reload_of_nginx_cuts_nothing(nginx: Nginx, client: Client, vend
 
 async def test_without_a_server_nginx_answers_as_a_gateway_does(folder: Path) -> None:
     async with (
-        open_nginx(folder, free_port(), free_port(), free_port()) as nginx,
+        open_nginx(folder, free_port(), Upstream(free_port(), free_port())) as nginx,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=nginx.tls)) as session,
         nginx.channel() as channel,
         session.post(f"{nginx.url}/api/v1/task", json=text_body()) as answer,
@@ -260,3 +272,63 @@ async def test_an_upload_that_is_too_large_is_refused_over_grpc(client: Client) 
     chunks = upload_messages(bytes(60 * 1024 * 1024), "audio/wav", size=1024 * 1024)
     upload = MediaServiceStub(client.channel).UploadMedia(iter(chunks), metadata=bearer(client.key))
     assert reason_of(await failure(upload)) == "payload_too_large"
+
+
+async def test_servers_that_are_taken_out_first_restart_without_a_failed_call(folder: Path) -> None:
+    ports = [Upstream(free_port(), free_port()) for _ in range(2)]
+    folders = [folder / "first", folder / "second"]
+    for each in folders:
+        each.mkdir()
+
+    with RedisServer() as redis:
+        shared = {
+            "POMELO_STORE": redis.url,
+            "POMELO_ARCHIVE": f"sqlite:{folder}/usage.db",
+            "POMELO_SECRET": "s" * 32,
+            "POMELO_TRUSTED_PROXIES": "127.0.0.1",
+        }
+
+        async def start(number: int) -> RunningCommand:
+            addresses = {
+                "POMELO_REST": f"127.0.0.1:{ports[number].rest}",
+                "POMELO_GRPC": f"127.0.0.1:{ports[number].grpc}",
+            }
+            server = await stack.enter_async_context(
+                start_command(folders[number], "serve", **shared, **addresses)
+            )
+            await server.read_until("  data  ")
+            return server
+
+        async with AsyncExitStack() as stack:
+            servers = [await start(0)]
+            key = development_key(folders[0])
+            assert (
+                await pomelo(folders[0], "accounts", "plan", "default", "unlimited", **shared)
+            ).status == 0
+            servers.append(await start(1))
+            nginx = await stack.enter_async_context(open_nginx(folder, free_port(), *ports))
+            connector = aiohttp.TCPConnector(ssl=nginx.tls, force_close=True)
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            channel = await stack.enter_async_context(nginx.channel())
+            client, stop = Client(nginx, session, channel, key), asyncio.Event()
+            async with asyncio.timeout(100), asyncio.TaskGroup() as tasks:
+                calls = [
+                    tasks.create_task(keep_calling(client, protocol, stop))
+                    for protocol in ("rest", "grpc")
+                    for _ in range(3)
+                ]
+                for number, server in enumerate(servers):
+                    write_upstreams(folder, *[replace(one, down=n == number) for n, one in enumerate(ports)])
+                    await nginx.reload()
+                    await nginx.drained()
+                    server.process.terminate()
+                    assert await server.wait() == 0
+                    await start(number)
+                    write_upstreams(folder, *ports)
+                    await nginx.reload()
+                stop.set()
+            codes = [code for call in calls for code in call.result()]
+            assert len(codes) > 50
+            assert set(codes) == {"ok"}
+            audit = await pomelo(folders[0], "audit", "--json", **shared)
+            assert audit.status == 0, audit.out
