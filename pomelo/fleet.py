@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -69,7 +70,7 @@ def describe_process(
         PREVIOUS: " ".join(map(secret_fingerprint, settings.previous_secrets())),
         "catalogue": fingerprint((catalog.models, catalog.hosts)),
         "plans": fingerprint(configuration.plans),
-        MEDIA: settings.media or f"{own_disk} ({fingerprint(settings.data.resolve())})",
+        MEDIA: settings.media or _folder(settings.data, own_disk),
         ARCHIVE: _archive(settings.archive_url(), own_disk),
         PUBLIC_URL: settings.public_url or "not set",
         "providers": ", ".join(sorted(names)) or "none",
@@ -128,6 +129,15 @@ async def join(fleet: Fleet, process: Process, *, warn: bool) -> None:
                 other.host,
                 ", ".join(found),
             )
+
+
+def _folder(data: Path, own_disk: str) -> str:
+    """The media in a data folder. Machines that share the folder see the same inode."""
+    try:
+        status = (data / "secret-check").stat()
+    except OSError:
+        return f"{own_disk} ({fingerprint(data.resolve())})"
+    return f"a folder on a disk ({fingerprint((status.st_ino, status.st_mtime_ns))})"
 
 
 def _archive(url: str, own_disk: str) -> str:

@@ -75,6 +75,14 @@ def test_disks_of_two_folders_differ(tmp_path: Path) -> None:
     assert [fact.name for fact in differences(first, second)] == ["media"]
 
 
+def test_machines_that_share_the_data_folder_share_its_media(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "secret-check").touch()
+    (tmp_path / "elsewhere").symlink_to("folder")
+    first, second = described(tmp_path / "folder"), described(tmp_path / "elsewhere")
+    assert differences(first, second) == []
+
+
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_fingerprints_are_the_same_in_every_process(tmp_path: Path, seed: str) -> None:
     program = (
