@@ -51,12 +51,12 @@ class Engine:
         self._router = router
         self._media = media
         self._turns = turns
-        self._observers = observers
+        self._observed = observers, ledger.monotonic
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         principal = call.principal or await self._access.authenticate(call)
         try:
-            with self._observe(call, principal, spec, stream=False) as task:
+            with ObservedTask(*self._observed, call, principal, spec.model, stream=False) as task:
                 accepted = task.accepted = await self._accept(spec, options, call, principal, stream=False)
                 reservation = await self._reserve(accepted, call)
                 if isinstance(reservation, idempotency.ReplayedTask):
@@ -94,7 +94,7 @@ class Engine:
     ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         principal = await self._access.authenticate(call)
         try:
-            with self._observe(call, principal, spec, stream=True) as task:
+            with ObservedTask(*self._observed, call, principal, spec.model, stream=True) as task:
                 accepted = task.accepted = await self._accept(spec, options, call, principal, stream=True)
                 reservation = await self._reserve(accepted, call)
                 if isinstance(reservation, idempotency.ReplayedTask):
@@ -120,10 +120,6 @@ class Engine:
         finally:
             self._delete_upload(spec, call, principal)
             call.end()
-
-    def _observe(self, call: Call, principal: Principal, spec: TaskSpec, *, stream: bool) -> ObservedTask:
-        clock = self._ledger.monotonic
-        return ObservedTask(self._observers, call, principal, spec.model, clock, stream=stream)
 
     # --- accepted and reserved
 

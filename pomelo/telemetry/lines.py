@@ -107,4 +107,5 @@ class RecordFormatter:
         }
         for name, value in getattr(record, "fields", {}).items():
             fields[name] = printable(value) if isinstance(value, str) else value
-        return self._render({**fields, **self._constant})
+        fields.update(self._constant)
+        return self._render(fields)
