@@ -139,6 +139,7 @@ async def open_app(
                     log.warning("%s. It is still called if no other route is left", notice)
         plans = plans or find_plans(settings, catalog)
         ledger = Ledger(store, plans, now=now, reconcile_every=reconcile_every)
+        await stack.enter_async_context(_in_background(keyring.keep_use()))
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
         media = MediaStore(
@@ -164,7 +165,7 @@ async def open_app(
             now=now,
         )
         usage = UsageReader(store, secret)
-        account_admin = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
+        account_admin = AccountAdmin(store, plans, account_changed=keyring.forget_account)
         draining = Draining()
         services = draining.guard(
             Services(

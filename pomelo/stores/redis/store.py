@@ -16,6 +16,7 @@ from pomelo.stores.accounts import DEFAULT_ACCOUNT, Grant, Wallet
 from pomelo.stores.archive import open_archive
 from pomelo.stores.base import Store, StoreError
 from pomelo.stores.redis.accounts import Accounts
+from pomelo.stores.redis.acts import Acts
 from pomelo.stores.redis.connection import Connection, Timing
 from pomelo.stores.redis.key_names import FORMAT
 from pomelo.stores.redis.keys import Keys
@@ -80,7 +81,7 @@ async def open_redis(
             await connection.close()
 
 
-class RedisStore(Keys, Accounts, Ledger):
+class RedisStore(Keys, Accounts, Acts, Ledger):
     """All roles, on an open connection. Create it with `open_redis`."""
 
     def __init__(
