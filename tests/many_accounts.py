@@ -42,7 +42,7 @@ def fill_sqlite(path: Path, count: int, records: int = 0) -> None:
             file.execute(
                 f"{numbers} INSERT INTO usage SELECT 'task{number}-' || i, 'req_x', {name}, 0,"
                 " printf('key%09d', i), 'rest', 'gpt-4', 'text', 'sandbox', 'gpt-4', 1, 1, 0, 0, 0, 0, 5, 5, 9, 3,"
-                " 0, 'million_input_tokens=3000000', '2026-11-22', 'provider', 1, 1.7e9 + i, 0, 0, 0, 0, 0, '', '' FROM n",
+                " 0, 'million_input_tokens=3000000', '2026-11-22', 'provider', 1, 1.7e9 + i, 0, 0, 0, 0, 0, '', '', '' FROM n",
                 (count,),
             )
             file.execute("UPDATE wallets SET spent = spent + 3 WHERE live = 0 AND account LIKE 'acct-%'")

@@ -200,13 +200,14 @@ class Engine:
         try:
             collector.close()
             if deadline.ended_by(error):
-                await reservation.fail()
-                raise PomeloError("store_unavailable" if reservation.lost else "deadline_exceeded") from error
+                code = "store_unavailable" if reservation.lost else "deadline_exceeded"
+                await reservation.fail(code)
+                raise PomeloError(code) from error
             if isinstance(error, Exception):
                 if _not_begun(error) and not reservation.output_bytes:
                     await reservation.refuse()
                 else:
-                    await reservation.fail()
+                    await reservation.fail(error.code if isinstance(error, PomeloError) else "internal_error")
         finally:
             reservation.release()
 

@@ -1,9 +1,11 @@
-"""What a running task has reserved, and how it ends: settled with its usage record, or voided."""
+"""What a running task has reserved, and how it ends: settled with its usage record, or voided if no provider
+was asked."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from pomelo.errors import PomeloError
 from pomelo.providers.base import Job
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import LimitStatus, LostReservationError, Reserved, Settled, Settlement
-from pomelo.stores.usage import UsageRecord
+from pomelo.stores.usage import CANCELLED, UsageRecord
 from pomelo.tasks.base import Collector
 
 if TYPE_CHECKING:
@@ -111,7 +113,9 @@ class Reservation:
         self._end()
         operations = self._ledger.operations
         settling = operations.run_in_background(
-            record.task_id, partial(self._ledger.store.settle, settlement), fallback=self._settle_or_void
+            record.task_id,
+            partial(self._ledger.store.settle, settlement),
+            fallback=partial(self._settle_or_void, "store_unavailable"),
         )
         try:
             settled = await operations.finished(settling)
@@ -120,18 +124,19 @@ class Reservation:
         self._report_status(settled.limit_status, settled.record.cost)
         return settled.record
 
-    def release(self) -> None:
-        """Charges what was delivered and releases the rest, in the background. Does nothing after the end."""
+    def release(self, code: str = CANCELLED) -> None:
+        """Charges what was delivered, records the `code` of the failure, and releases the rest, in the
+        background. Does nothing after the end."""
         if not self._ended:
             self._end()
-            self._settle_or_void()
+            self._settle_or_void(code)
 
-    async def fail(self) -> None:
+    async def fail(self, code: str = "internal_error") -> None:
         """As `release`, and reports what the task cost. Never raises."""
         if self._ended:
             return
         self._end()
-        ending = self._settle_or_void()
+        ending = self._settle_or_void(code)
         operations = self._ledger.operations
         try:
             async with asyncio.timeout(STATUS_TIMEOUT):
@@ -156,22 +161,26 @@ class Reservation:
         await self._ledger.operations.finished(voiding)
         self._report_status(await self._ledger.limit_status(self.wallet, self._limits.counters), None)
 
-    def _settle_or_void(self) -> asyncio.Future[Settled | None]:
-        """Starts to charge what was delivered, or to void the task if nothing was."""
+    def _settle_or_void(self, code: str) -> asyncio.Future[Settled | None]:
+        """Starts to charge what was delivered, or to void the task if no provider was asked."""
         if self.lost:
             done: asyncio.Future[Settled | None] = asyncio.get_running_loop().create_future()
             done.set_result(None)
             return done
-        return self._ledger.operations.run_in_background(self._draft.task_id, self._incomplete_end())
+        return self._ledger.operations.run_in_background(self._draft.task_id, self._incomplete_end(code))
 
-    def _incomplete_end(self) -> Callable[[], Awaitable[Settled | None]]:
+    def _incomplete_end(self, code: str) -> Callable[[], Awaitable[Settled | None]]:
         """The store operation that ends a task which did not complete."""
         store, task_id = self._ledger.store, self._draft.task_id
         if self._collector is None or not self.output_bytes:
-            return partial(store.void, self.wallet, task_id)
+            if self._route is None:
+                return partial(store.void, self.wallet, task_id)
+            # With the counters as they were reserved: a failed task still counts toward the limits.
+            failure = self._failure(self._route, code)
+            return partial(store.settle, Settlement(failure, self._limits.counters))
         try:
             usage = self._collector.partial_usage(self.job.input)
-            record = self._record(usage, "estimated", complete=False)
+            record = self._record(usage, "estimated", complete=False, code=code)
         except Exception as error:
             self._ledger.operations.unexpected.log("What a task used could not be counted", error)
             return partial(store.recover, self.wallet, task_id)
@@ -192,7 +201,20 @@ class Reservation:
     def _elapsed_ms(self) -> int:
         return round((self._ledger.monotonic() - self._started) * 1000)
 
-    def _record(self, usage: Usage, source: str, *, complete: bool) -> UsageRecord:
+    def _failure(self, route: Route, code: str) -> UsageRecord:
+        """The record of a task that delivered nothing. It costs nothing, whatever the provider reported."""
+        return replace(
+            self._draft,
+            provider=route.provider,
+            provider_model=route.model,
+            processing_ms=self._elapsed_ms(),
+            source="estimated",
+            complete=False,
+            code=code,
+            at=self._ledger.now(),
+        )
+
+    def _record(self, usage: Usage, source: str, *, complete: bool, code: str = "") -> UsageRecord:
         draft, route = self._draft, self._route
         provider, provider_model = ("", "") if route is None else (route.provider, route.model)
         prices = self.accepted.prices
@@ -232,4 +254,5 @@ class Reservation:
             at=self._ledger.now(),
             user=draft.user,
             metadata=draft.metadata,
+            code=code,
         )

@@ -16,6 +16,7 @@ from pomelo.stores.usage import Dimension, UsageRecord, UsageTotal
 _NAMES = tuple(field.name for field in fields(UsageRecord))
 _BOOLEANS = tuple(field.name for field in fields(UsageRecord) if field.type == "bool")
 _POSITION = struct.Struct(">dq")
+_WITHOUT_CODE = {"code"}
 
 COLUMNS = ", ".join(f'"{name}"' for name in _NAMES)
 """The columns of a usage table, in the order of `values` and `from_row`. Quoted: `user` is a word of SQL."""
@@ -35,8 +36,15 @@ DIMENSIONS: dict[Dimension, str] = {
     "provider": "provider",
     "mode": "CASE WHEN live THEN 'live' ELSE 'test' END",
     "protocol": "wire",
+    "code": "code",
 }
 """SQL expressions of the dimensions. Each database has its own of a day."""
+
+OUTCOMES = {
+    False: "(code = '' OR cost > 0 OR uncollected > 0)",
+    True: "code <> ''",
+}
+"""SQL conditions of the records that a query selects with `failed` and without it."""
 
 values = attrgetter(*_NAMES)
 """The values of a record, in the order of COLUMNS."""
@@ -51,8 +59,8 @@ def from_row(row: Iterable[Any]) -> UsageRecord:
 
 
 def encode_record(record: UsageRecord) -> bytes:
-    """The record as JSON."""
-    return to_json(record)
+    """The record as JSON, without a `code` that is empty: the version before can't read one."""
+    return to_json(record) if record.code else to_json(record, exclude=_WITHOUT_CODE)
 
 
 def decode_record(text: bytes) -> UsageRecord:

@@ -56,7 +56,7 @@ _USAGE = (
     "CREATE INDEX usage_by_time ON usage (at)",
 )
 
-ARCHIVE_MIGRATIONS = (_USAGE, _add_usage_columns(2), _add_usage_columns(3))
+ARCHIVE_MIGRATIONS = (_USAGE, _add_usage_columns(2), _add_usage_columns(3), _add_usage_columns(4))
 """The tables of a SQLite archive: only usage records. Step n, counted from 0, leads to version n."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -201,6 +201,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ),
     ),
     _add_usage_columns(3),
+    _add_usage_columns(4),
     # The amount of a grant may be negative. wallets.granted includes the credit limit, so that
     # granted - spent - held stays what is available. keys.budget counts in budgets under the id keys.origin.
     (

@@ -14,7 +14,12 @@ from pomelo.values import value_type
 RECOVERED = "recovered"
 """The source of a record that the store wrote for a task whose process had died."""
 
-Dimension = Literal["model", "key", "day", "account", "user", "task_type", "provider", "mode", "protocol"]
+CANCELLED = "cancelled"
+"""The code of a task that its caller left, or that was cancelled when its server stopped."""
+
+Dimension = Literal[
+    "model", "key", "day", "account", "user", "task_type", "provider", "mode", "protocol", "code",
+]  # fmt: skip
 """A property of records that sums can be grouped by. A day is written 2026-11-24, in UTC; a mode is "live" or
 "test"; a key is its id; a protocol is the record's `wire`."""
 
@@ -33,7 +38,7 @@ def _added(version: int, default: T) -> T:
 
 @value_type(frozen=True, slots=True)
 class UsageRecord:
-    """What one task used and cost. A task that failed before it delivered anything leaves no record.
+    """What one task used and cost. A task that failed before its provider was asked leaves no record.
 
     The fields are the columns of every usage table, and the members of its JSON form. Counts that don't
     apply are 0. The cached and cache-written tokens are part of `input_tokens`, and the tokens written
@@ -44,7 +49,9 @@ class UsageRecord:
     give cost + uncollected. `source` says who counted: "provider", "estimated" (by Pomelo) or
     "recovered". `complete` is False if the answer was cut off or the caller left. `at` is the Unix time
     of the settlement. `user` is the caller's own user, without NUL, or empty. `metadata` are the caller's
-    own pairs, encoded by `encode_metadata`.
+    own pairs, encoded by `encode_metadata`. `code` says why the task failed: the code of its error, or
+    CANCELLED; empty if it did not fail, or its process died. A task that failed costs nothing, or what it
+    had delivered by then.
     """
 
     task_id: str
@@ -80,6 +87,7 @@ class UsageRecord:
     at: float = 0.0
     user: str = _added(3, "")
     metadata: str = _added(3, "")
+    code: str = _added(4, "")
 
     @property
     def wallet(self) -> Wallet:
@@ -127,7 +135,8 @@ Grouping = Dimension | MetadataKey
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Selects the records that match every field that is not None: since <= at < until."""
+    """Selects the records that match every field that is not None: since <= at < until. `failed` selects
+    tasks with a code; without it, those that were billed: all but those that failed and cost nothing."""
 
     account: str | None = None
     live: bool | None = None
@@ -135,6 +144,7 @@ class UsageQuery:
     key_id: str | None = None
     since: float | None = None
     until: float | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ STEPS = int(os.environ.get("POMELO_LEDGER_STEPS", "1000"))
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """A folder in memory, which is faster than a disk."""
 
-ALL = UsageQuery()
+ALL, FAILED = UsageQuery(), UsageQuery(failed=True)
 
 T = TypeVar("T")
 
@@ -224,16 +224,26 @@ class LedgerMachine(RuleBasedStateMachine):
         cost=st.one_of(st.integers(0, 100), st.integers(0, 1_000)),
         counters=drawn_counters(),
         answer=st.sampled_from([None, b"", b"answer"]),
+        code=st.sampled_from(["", "", "provider_failed"]),
+        delivered=st.booleans(),
     )
     def settle(
-        self, data: st.DataObject, cost: int, counters: tuple[Counter, ...], answer: bytes | None
+        self,
+        data: st.DataObject,
+        cost: int,
+        counters: tuple[Counter, ...],
+        answer: bytes | None,
+        code: str,
+        delivered: bool,
     ) -> None:
         self.count()
         task_id = data.draw(self.some_task())
         wallet, task = self.found(task_id)
         state = self.state_of(wallet)
         first = state.records.get(task_id)
-        ended = record(task_id, account=wallet.account, live=wallet.live, cost=cost, at=self.now)
+        if code and not delivered:
+            cost, answer = 0, None
+        ended = record(task_id, account=wallet.account, live=wallet.live, cost=cost, at=self.now, code=code)
         settling = self.store.settle(Settlement(ended, counters, answer))
         if task is None and (first is None or first.source == "recovered"):
             with pytest.raises(LostReservationError):
@@ -350,10 +360,15 @@ class LedgerMachine(RuleBasedStateMachine):
         if not hasattr(self, "rig"):
             return
         stored, after = self.do(self.store.list_usage(ALL, limit=10_000))
+        failed, _ = self.do(self.store.list_usage(FAILED, limit=10_000))
         expected = {task: r for state in self.wallets.values() for task, r in state.records.items()}
         assert after == ""
-        assert len(stored) == len(expected)
-        assert {found.task_id: found for found in stored} == expected
+        assert all(found.cost or found.uncollected or not found.code for found in stored)
+        assert all(found.code for found in failed)
+        # Those with a code that were billed are in both.
+        both = [found for found in failed if found.cost or found.uncollected]
+        assert len(stored) + len(failed) == len(expected) + len(both)
+        assert {found.task_id: found for found in (*stored, *failed)} == expected
         drafts = {draft.task_id: draft for draft in self.do(self.store.drafts())}
         running = {task: r for state in self.wallets.values() for task, r in state.running.items()}
         assert drafts == {task: r.noted for task, r in running.items()}

@@ -154,7 +154,7 @@ async def test_a_file_of_version_5_replays_answers_and_stores_user_and_metadata(
 # --- archives
 
 
-@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("version", [0, 1, 2])
 async def test_an_archive_of_an_earlier_version_is_read_and_extended(tmp_path: Path, version: int) -> None:
     path = tmp_path / "usage.db"
     with closing(sqlite3.connect(path)) as old, old:
@@ -164,7 +164,9 @@ async def test_an_archive_of_an_earlier_version_is_read_and_extended(tmp_path: P
         old.execute(f"PRAGMA user_version = {version}")
         old.execute(
             "INSERT INTO usage VALUES ('task_0', 'r', 'acme', 1, 'k', 'grpc', 'gpt-4', 'text', 'openai', 'm', 7, 3, 0,"
-            f" 0, 0, 0, 1, 1, 1, 5, 0, 'image=5', '2026-11', 'provider', 1, 10.0{', 0, 0, 0, 0' * version})"
+            f" 0, 0, 0, 1, 1, 1, 5, 0, 'image=5', '2026-11', 'provider', 1, 10.0{', 0, 0, 0, 0' * (version > 0)}"
+            + ", 0, '', ''" * (version > 1)
+            + ")"
         )
     for number in (1, 2):
         async with open_archive(f"sqlite:{path}") as one, open_archive(f"sqlite:{path}") as two:

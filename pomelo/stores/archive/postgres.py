@@ -14,6 +14,7 @@ from pomelo.stores.base import StoreError
 from pomelo.stores.records import (
     COLUMNS,
     DIMENSIONS,
+    OUTCOMES,
     SUMMED,
     decode_position,
     encode_position,
@@ -188,7 +189,7 @@ class _Filters:
 
     def __init__(self, query: UsageQuery) -> None:
         self.values: list[Any] = []
-        self._conditions = ["true"]
+        self._conditions = [OUTCOMES[query.failed]]
         for name in ("account", "live", "model", "key_id"):
             if (value := getattr(query, name)) is not None:
                 self.add(f"{name} = {{}}", value)

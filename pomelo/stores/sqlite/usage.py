@@ -187,6 +187,7 @@ class _Walk:
         self._step = step
         self._newest_first = newest_first
         self._limit = query.since if newest_first else query.until
+        self._outcome = records.OUTCOMES[query.failed]
         filters: dict[str, Any] = {"model = ?": query.model, "key_id = ?": query.key_id}
         if query.account is None:
             self._scope: list[str] = ["1"]
@@ -217,7 +218,7 @@ class _Walk:
             self._start = end
             limit, limits = [f"(at, rowid) {'>=' if self._newest_first else '<='} (?, ?)"], [*end]
         return (
-            " AND ".join([*conditions, *limit, *self._filters]),
+            " AND ".join([*conditions, *limit, self._outcome, *self._filters]),
             [*values, *limits, *self._filters.values()],
         )
 

@@ -150,6 +150,11 @@ class EngineApp:
         """Returns the account's usage records, newest first."""
         return (await self.app.store.list_usage(UsageQuery(account=account.wallet.account), limit=100))[0]
 
+    async def failures(self, account: Account) -> list[UsageRecord]:
+        """Returns the records of the account's tasks that failed, newest first."""
+        query = UsageQuery(account=account.wallet.account, failed=True)
+        return (await self.app.store.list_usage(query, limit=100))[0]
+
     def media(self) -> list[str]:
         """Returns the names of all stored media files."""
         return sorted(path.name for path in (self.app.settings.data / "media").iterdir())

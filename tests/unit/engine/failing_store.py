@@ -43,14 +43,15 @@ T = TypeVar("T")
 class FailingStore:
     """A ledger store that fails on request and records its calls in `calls`. `errors` maps the name of a
     method, or the name and a task's id, to the error that it raises; names passed to the constructor
-    raise store_unavailable. `reserved` are the reserved tasks; a method first waits for its event in
-    `waits`."""
+    raise store_unavailable. `reserved` are the reserved tasks, `ended` the records of settled ones; a method
+    first waits for its event in `waits`."""
 
     def __init__(self, *failing: str) -> None:
         self.errors: dict[str, BaseException] = {name: PomeloError("store_unavailable") for name in failing}
         self.calls: list[str] = []
         self.noted = asyncio.Event()
         self.reserved: dict[str, UsageRecord] = {}
+        self.ended: list[UsageRecord] = []
         self.waits: dict[str, asyncio.Event] = {}
         self.refused = False
         """Whether each reserve is refused for lack of credits."""
@@ -74,9 +75,10 @@ class FailingStore:
         finally:
             self.concurrent -= 1
 
-    def _end(self, task_id: str) -> None:
-        if self.reserved.pop(task_id, None) is None:
-            raise LostReservationError(task_id)
+    def _end(self, record: UsageRecord) -> None:
+        if self.reserved.pop(record.task_id, None) is None:
+            raise LostReservationError(record.task_id)
+        self.ended.append(record)
 
     def reserve(self, request: ReserveRequest) -> Awaitable[Any]:
         self.calls.append("reserve")
@@ -91,7 +93,7 @@ class FailingStore:
         record = settlement.record
         self.calls.append(f"settle {record.task_id}")
         settled = Settled(LimitStatus(0), record)
-        return self._do("settle", record.task_id, settled, lambda: self._end(record.task_id))
+        return self._do("settle", record.task_id, settled, lambda: self._end(record))
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
         self.calls.append(f"void {task_id}")

@@ -67,6 +67,7 @@ async def test_the_request_of_a_task_that_was_never_sent_is_refunded(
     assert "X-Credits-Charged" not in answer.call.response_headers
     used = await engine.used(account)
     assert (used.requests, used.concurrency, used.tokens) == (0, 0, 0)
+    assert not await engine.failures(account)
 
 
 @STREAM
@@ -80,6 +81,7 @@ async def test_a_failed_task_that_was_sent_counts_as_a_request(
     used = await engine.used(account)
     assert (used.requests, used.concurrency) == (3, 0)
     assert not await engine.records(account)
+    assert [record.code for record in await engine.failures(account)] == ["provider_failed"] * 3
 
 
 async def test_a_task_that_may_have_been_sent_counts_as_a_request(

@@ -188,14 +188,14 @@ def test_a_sum_does_not_collect_more_groups_than_its_page_needs(
         file.execute(
             "CREATE TABLE usage (account, live, model, key_id, at, input_tokens, output_tokens, characters,"
             " images, audio_ms, output_bytes, cost, uncollected, cached_input_tokens, cache_write_input_tokens,"
-            " cache_write_1h_input_tokens, reasoning_tokens, metadata)"
+            " cache_write_1h_input_tokens, reasoning_tokens, metadata, code)"
         )
         file.execute("CREATE INDEX usage_by_time ON usage (at)")
         order = list(range(2_000)) * 3
         if shuffled:
             random.Random(3).shuffle(order)
         file.executemany(
-            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, '')",
+            "INSERT INTO usage VALUES (printf('a%05d', ?), 1, 'm', 'k', ?, 1, 1, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, '', '')",
             [(n, float(place)) for place, n in enumerate(order)],
         )
         sums = usage.UsageSum(UsageQuery(), by, limit=20, after=(*before, "a00099"))
