@@ -13,7 +13,7 @@ from pomelo.stores import records
 from pomelo.stores.ledger import IdempotencyKey, LimitStatus, Refused, ReplayedAnswer
 from pomelo.stores.sqlite.journal import Batch, End, write_certainly
 from pomelo.stores.sqlite.usage import find_record
-from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
+from pomelo.stores.sqlite.wallets import LoadedBudget, LoadedWallet, Reservation
 from pomelo.stores.usage import RECOVERED, UsageRecord
 
 _WALLET = """
@@ -144,7 +144,7 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
         tasks.append(task)
         for name, (_, start) in from_json(counted).items():
             if name.startswith("budget:"):  # of others, versions before 7 wrote what was counted
-                task.budget = wallet.find_budget(name, start)
+                task.budget = LoadedBudget(name, start)
         wallet.held += amount
         wallet.running += 1
     # Versions before 7 wrote what all tasks hold, and the Idempotency-Keys of running tasks.

@@ -173,6 +173,7 @@ class LoadedWallet:
             budget = self.find_budget(name, start)
             if budget.start == start:
                 budget.spent = charged
+                self.budgets[name] = budget
         if not self._counted:
             # Versions before 7 also wrote what running tasks count.
             self.counts = {name: count for name, count in counts.items() if count[1] is not None}
@@ -190,11 +191,10 @@ class LoadedWallet:
         return self.granted - self.spent - self.held
 
     def find_budget(self, name: str, start: float) -> LoadedBudget:
-        """The budget of that name in the period that began at `start`, or in a later one."""
+        """The budget of that name in the period that began at `start`, or in a later one. A new one is in
+        `budgets` once it is used."""
         budget = self.budgets.get(name)
-        if budget is None or budget.start < start:
-            budget = self.budgets[name] = LoadedBudget(name, start)
-        return budget
+        return LoadedBudget(name, start) if budget is None or budget.start < start else budget
 
     def limit_status(self, counters: Sequence[Counter], now: float) -> LimitStatus:
         counts = {}
@@ -242,7 +242,7 @@ class LoadedWallet:
         self.running += 1
         if budget is not None:
             budget.held += reserved
-            reservation.budget = budget
+            reservation.budget = self.budgets[budget.name] = budget
         if request.idempotency_key is not None:
             reservation.key = request.idempotency_key
             self.keys[request.idempotency_key.key] = reservation
