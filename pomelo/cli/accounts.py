@@ -80,11 +80,10 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
                 format_credits(account.live.available_micros),
                 format_credits(account.test.available_micros),
                 format_time(account, "create_time") or "",
-                "disabled" if account.HasField("disable_time") else "active",
             )
             for account in page.accounts
         ]
-        print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED", "STATE"), rows)
+        print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), rows)
 
 
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:
@@ -235,7 +234,7 @@ def _print(account: Account, as_json: bool) -> None:
     print_line(f"account  {account.id}, created {format_time(account, 'create_time')}")
     print_line(f"plan     {_plan(account)}{_format_limits(account)}")
     if account.HasField("disable_time"):
-        print_line(f"disabled since {format_time(account, 'disable_time')}: its keys are refused")
+        print_line(f"disabled {format_time(account, 'disable_time')}: its keys are refused")
     for name, balance in (("live", account.live), ("test", account.test)):
         postpaid = (
             f" and a credit limit of {format_credits(balance.credit_limit_micros)}"
@@ -250,7 +249,8 @@ def _print(account: Account, as_json: bool) -> None:
 
 
 def _plan(account: Account) -> str:
-    return account.plan if account.HasField("limits") else f"{account.plan} (there is no such plan)"
+    plan = account.plan if account.HasField("limits") else f"{account.plan} (there is no such plan)"
+    return f"{plan} (disabled)" if account.HasField("disable_time") else plan
 
 
 def _format_limits(account: Account) -> str:
@@ -270,18 +270,22 @@ def _json(account: Account) -> dict[str, Any]:
         given = {field.name: value for field, value in account.limits.ListFields()}
         limits = {name: given.get(name) for _, name in _LIMITS}
         limits["models"] = list(given["models"].models) if "models" in given else None
-    return {
+    found = {
         "name": account.id,
         "plan": account.plan,
         "limits": limits,
         "live": _credits(account.live),
         "test": _credits(account.test),
         "created": format_time(account, "create_time"),
-        "disabled": format_time(account, "disable_time"),
     }
+    if account.HasField("disable_time"):
+        found["disabled"] = format_time(account, "disable_time")
+    return found
 
 
 def _credits(balance: Balance) -> dict[str, str]:
     """Returns credits as decimal text, since JSON readers may round numbers."""
-    names = ("granted", "spent", "held", "available", "credit_limit")
+    names = ["granted", "spent", "held", "available"]
+    if balance.credit_limit_micros:
+        names.append("credit_limit")
     return {name: format_credits(getattr(balance, f"{name}_micros")) for name in names}
