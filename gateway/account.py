@@ -181,6 +181,7 @@ def render_account(account: pb.Account) -> bytes:
         spent=balance.spent_micros,
         held=balance.held_micros,
         available=balance.available_micros,
+        **({"credit_limit": balance.credit_limit_micros} if balance.credit_limit_micros else {}),
     )
     return to_json(fields)[:-1] + b',"credits":{' + amounts + b"}}"
 

@@ -160,6 +160,7 @@ async def open_app(
         observers = (metrics, *observers)
         timed_store: Any = TimedLedgerStore(store, metrics)
         ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
+        await stack.enter_async_context(_in_background(keyring.keep_use()))
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
         media = await stack.enter_async_context(open_media(settings, secret, previous, now))
@@ -176,7 +177,7 @@ async def open_app(
             now=now,
         )
         usage = UsageReader(store, secret, previous)
-        account_admin = AccountAdmin(store, plans, plan_changed=keyring.forget_account)
+        account_admin = AccountAdmin(store, plans, account_changed=keyring.forget_account)
         models = LocalModels(catalog, router, access)
         await stack.enter_async_context(
             readiness.follow(partial(store.get_account, DEFAULT_ACCOUNT), "store_unavailable")

@@ -50,6 +50,16 @@ _SINGLE_HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
+class KeyBudget:
+    """How many microcredits the tasks of a key may cost in a period: day, week, month or total. They are
+    counted under `name`."""
+
+    name: str
+    limit: int
+    period: str
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """The identity of a key. `models` is None if the key may use all of them; `plan` is the account's."""
 
@@ -58,6 +68,7 @@ class Principal:
     live: bool
     models: frozenset[str] | None = None
     plan: str = ""
+    budget: KeyBudget | None = None
 
     @property
     def mode(self) -> str:

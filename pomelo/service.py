@@ -238,7 +238,7 @@ class Operator(Protocol):
         ...
 
     async def rotate_key(self, request: admin_pb.RotateKeyRequest) -> admin_pb.RotateKeyResponse:
-        """Replaces a key with a new one that has the same account, mode, models and expiry.
+        """Replaces a key with a new one that has the same properties. The old one may work for a time.
 
         Raises:
             PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
@@ -250,6 +250,14 @@ class Operator(Protocol):
 
         Raises:
             PomeloError: missing_parameter, not_found, store_unavailable.
+        """
+        ...
+
+    async def set_key_budget(self, request: admin_pb.SetKeyBudgetRequest) -> admin_pb.SetKeyBudgetResponse:
+        """Changes or removes the budget of a key.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
         """
         ...
 
@@ -285,6 +293,43 @@ class Operator(Protocol):
         """
         ...
 
+    async def adjust_credits(self, request: admin_pb.AdjustCreditsRequest) -> admin_pb.AdjustCreditsResponse:
+        """Corrects the credits of an account, up or down; live ones unless the mode is test. Idempotent for
+        an `adjustment_id`.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def set_credit_limit(
+        self, request: admin_pb.SetCreditLimitRequest
+    ) -> admin_pb.SetCreditLimitResponse:
+        """Sets what an account may spend beyond what was granted.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        ...
+
+    async def disable_account(
+        self, request: admin_pb.DisableAccountRequest
+    ) -> admin_pb.DisableAccountResponse:
+        """Refuses all calls with the keys of an account. Idempotent.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, store_unavailable.
+        """
+        ...
+
+    async def enable_account(self, request: admin_pb.EnableAccountRequest) -> admin_pb.EnableAccountResponse:
+        """Lets the keys of an account work again. Idempotent.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, store_unavailable.
+        """
+        ...
+
     async def set_account_plan(
         self, request: admin_pb.SetAccountPlanRequest
     ) -> admin_pb.SetAccountPlanResponse:
@@ -316,6 +361,14 @@ class Operator(Protocol):
 
         Raises:
             PomeloError: store_unavailable.
+        """
+        ...
+
+    async def list_acts(self, request: admin_pb.ListActsRequest) -> admin_pb.ListActsResponse:
+        """Returns a page of what the operator has changed, newest first.
+
+        Raises:
+            PomeloError: not_found, invalid_parameter, store_unavailable.
         """
         ...
 

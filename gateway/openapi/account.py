@@ -42,7 +42,9 @@ def schemas() -> dict[str, Schema]:
         "tokens_per_minute": _LIMIT,
         "models": {"type": ["array", "null"], "items": _TEXT, "description": "Null: all."},
     }
-    amounts = dict.fromkeys(("granted", "spent", "held", "available"), _COST)
+    granted: Schema = {"type": "number", "description": "Below 0 only with a credit limit."}
+    amounts = {"granted": granted} | dict.fromkeys(("spent", "held", "available"), _COST)
+    credit_limit = _COST | {"description": "Of a postpaid account: what it may spend beyond `granted`."}
     record: Schema = {
         "id": _TEXT,
         "object": {"const": "usage.record"},
@@ -81,7 +83,7 @@ def schemas() -> dict[str, Schema]:
         "mode": _MODE,
         "plan": _TEXT,
         "limits": object_of(limits, limits),
-        "credits": object_of(amounts, amounts),
+        "credits": object_of(amounts | {"credit_limit": credit_limit}, amounts),
     }
     page: Schema = {
         "object": {"const": "list"},

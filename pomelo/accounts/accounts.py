@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pomelo import times
 from pomelo.accounts import pages
 from pomelo.accounts.access import Access
+from pomelo.accounts.acts import new_act
 from pomelo.accounts.modes import to_mode
 from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader, read_filter, read_groupings
@@ -20,7 +21,15 @@ from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.ids import new_id
 from pomelo.in_flight import FairSemaphore
 from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS
-from pomelo.stores.accounts import AccountRecord, AccountStore, Balance, Grant, UnknownAccountError, Wallet
+from pomelo.stores.accounts import (
+    AccountRecord,
+    AccountStore,
+    Balance,
+    Grant,
+    OverdrawnError,
+    UnknownAccountError,
+    Wallet,
+)
 from pomelo.stores.usage import UsageQuery
 
 MAX_NOTE = 200
@@ -80,20 +89,20 @@ class LocalAccounts:
 
 
 class AccountAdmin:
-    """Manages accounts for the operator. `plan_changed` is called with the name of an account whose plan
-    changed, so that caches forget the old one. `now` is Unix time."""
+    """Manages accounts for the operator. `account_changed` is called with the name of an account whose plan
+    changed, or that was disabled or enabled, so that caches forget it. `now` is Unix time."""
 
     def __init__(
         self,
         store: AccountStore,
         plans: Mapping[str, Plan],
         *,
-        plan_changed: Callable[[str], None] = lambda account: None,
+        account_changed: Callable[[str], None] = lambda account: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._plans = plans
-        self._plan_changed = plan_changed
+        self._account_changed = account_changed
         self._now = now
 
     def configure(self, plans: Mapping[str, Plan]) -> None:
@@ -114,7 +123,9 @@ class AccountAdmin:
         self._check_plan(plan)
         if not 0 <= live_micros <= _MAX_MICROS:
             raise invalid("live_micros", f"0 to {_MAX_MICROS:,}", minimum=0, maximum=_MAX_MICROS)
-        if not await self._store.add_account(account_id, plan, self._now()):
+        now = self._now()
+        act = new_act("create_account", account_id, now, new=plan)
+        if not await self._store.add_account(account_id, plan, now, act):
             raise invalid("id", f"new. The account {account_id!r} exists already")
         # Ids from callers have no colon, and those of accounts are unique, so these grant ids are free.
         await self._give(f"test:{account_id}", Wallet(account_id, live=False), TEST_CREDITS, "to begin with")
@@ -161,16 +172,83 @@ class AccountAdmin:
         await self._found(account_id, "account_id")
         if not 0 < amount <= _MAX_MICROS:
             raise invalid("amount_micros", f"1 to {_MAX_MICROS:,}", minimum=1, maximum=_MAX_MICROS)
-        if len(note) > MAX_NOTE:
-            raise invalid("note", f"up to {MAX_NOTE} characters", maximum=MAX_NOTE)
-        if grant_id and not _ID.fullmatch(grant_id):
-            raise invalid("grant_id", _IDS)
+        _check_id(grant_id, "grant_id")
         wallet = Wallet(account_id, live)
-        if (await self._store.balance(wallet)).granted + amount > MAX_TOTAL_CREDITS * MICROS:
-            raise invalid(
-                "amount_micros", f"such that no more than {MAX_TOTAL_CREDITS:,} credits are given in all"
-            )
+        await self._check_change(wallet, "amount_micros", amount, note)
         await self._give(grant_id or new_id("grant_"), wallet, amount, note)
+        return await self.get(account_id)
+
+    async def adjust(
+        self, account_id: str, amount: int, *, live: bool, note: str, adjustment_id: str = ""
+    ) -> Account:
+        """Adds credits, or takes them back if `amount` is negative, once for each `adjustment_id` (empty: a
+        new one); returns the account after the change.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        await self._found(account_id, "account_id")
+        if not amount:
+            raise missing("amount_micros")
+        if abs(amount) > _MAX_MICROS:
+            bounds = f"-{_MAX_MICROS:,} to {_MAX_MICROS:,}"
+            raise invalid("amount_micros", bounds, minimum=-_MAX_MICROS, maximum=_MAX_MICROS)
+        if not note.strip():
+            raise missing("note")
+        _check_id(adjustment_id, "adjustment_id")
+        wallet = Wallet(account_id, live)
+        await self._check_change(wallet, "amount_micros", amount, note)
+        try:
+            await self._give(
+                adjustment_id or new_id("adjustment_"),
+                wallet,
+                amount,
+                note,
+                action="adjust_credits",
+                field="adjustment_id",
+            )
+        except OverdrawnError as error:
+            least = -max(0, (await self._store.balance(wallet)).available)
+            raise invalid(
+                "amount_micros", f"{least:,} or more: no more is available to take back", minimum=least
+            ) from error
+        return await self.get(account_id)
+
+    async def set_credit_limit(self, account_id: str, credit_limit: int, *, live: bool) -> Account:
+        """Sets what an account may spend beyond what was granted; returns the account after the change.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
+        """
+        await self._found(account_id, "account_id")
+        field, wallet = "credit_limit_micros", Wallet(account_id, live)
+        if not 0 <= credit_limit <= _MAX_MICROS:
+            raise invalid(field, f"0 to {_MAX_MICROS:,}", minimum=0, maximum=_MAX_MICROS)
+        old = (await self._store.balance(wallet)).credit_limit
+        await self._check_change(wallet, field, credit_limit - old)
+        act = new_act("set_credit_limit", account_id, self._now(), live=live, new=str(credit_limit))
+        try:
+            await self._store.set_credit_limit(wallet, credit_limit, act)
+        except OverdrawnError as error:
+            balance = await self._store.balance(wallet)
+            least = max(0, balance.credit_limit - balance.available)
+            expected = f"{least:,} or more: the account has used that much of its limit. Grant credits first"
+            raise invalid(field, expected, minimum=least) from error
+        return await self.get(account_id)
+
+    async def set_enabled(self, account_id: str, enabled: bool) -> Account:
+        """Lets the keys of an account work, or refuses them; returns the account after the change.
+
+        Raises:
+            PomeloError: missing_parameter, not_found, store_unavailable.
+        """
+        await self._found(account_id, "account_id")
+        now = self._now()
+        states = ("disabled", "enabled") if enabled else ("enabled", "disabled")
+        action = "enable_account" if enabled else "disable_account"
+        act = new_act(action, account_id, now, old=states[0], new=states[1])
+        await self._store.set_disabled(account_id, None if enabled else now, act)
+        self._account_changed(account_id)
         return await self.get(account_id)
 
     async def set_plan(self, account_id: str, plan: str) -> Account:
@@ -183,9 +261,10 @@ class AccountAdmin:
         if not plan:
             raise missing("plan")
         self._check_plan(plan)
-        if not await self._store.set_plan(account_id, plan):
+        act = new_act("set_plan", account_id, self._now(), new=plan)
+        if not await self._store.set_plan(account_id, plan, act):
             raise unknown_account(account_id)
-        self._plan_changed(account_id)
+        self._account_changed(account_id)
         return await self.get(account_id)
 
     async def _found(self, account_id: str, field: str) -> AccountRecord:
@@ -196,15 +275,38 @@ class AccountAdmin:
             raise unknown_account(account_id, field)
         return record
 
-    async def _give(self, grant_id: str, wallet: Wallet, amount: int, note: str) -> None:
+    async def _check_change(self, wallet: Wallet, field: str, amount: int, note: str = "") -> None:
+        """Checks that a change keeps the credits of a wallet exact, and its note.
+
+        Raises:
+            PomeloError: invalid_parameter, store_unavailable.
+        """
+        if len(note) > MAX_NOTE:
+            raise invalid("note", f"up to {MAX_NOTE} characters", maximum=MAX_NOTE)
+        balance = await self._store.balance(wallet)
+        if amount > 0 and balance.granted + balance.credit_limit + amount > MAX_TOTAL_CREDITS * MICROS:
+            raise invalid(field, f"such that no more than {MAX_TOTAL_CREDITS:,} credits are given in all")
+
+    async def _give(
+        self,
+        grant_id: str,
+        wallet: Wallet,
+        amount: int,
+        note: str,
+        *,
+        action: str = "grant_credits",
+        field: str = "grant_id",
+    ) -> None:
+        now = self._now()
+        act = new_act(action, wallet.account, now, live=wallet.live, note=note)
         try:
-            await self._store.grant(Grant(grant_id, wallet, amount, self._now(), note))
+            await self._store.grant(Grant(grant_id, wallet, amount, now, note), act)
         except UnknownAccountError as error:
             raise unknown_account(wallet.account) from error
         # A used id grants nothing, which is right only if it is the same grant.
         given = await self._store.get_grant(wallet, grant_id)
         if given is None or given.amount != amount:
-            raise invalid("grant_id", "one that was not used for another grant")
+            raise invalid(field, "one that was not used for another grant or adjustment")
 
     def _check_plan(self, plan: str) -> None:
         if plan not in self._plans:
@@ -219,7 +321,13 @@ class AccountAdmin:
             live=_balance(live),
             test=_balance(test),
             create_time=times.to_timestamp(record.created),
+            disable_time=None if record.disabled is None else times.to_timestamp(record.disabled),
         )
+
+
+def _check_id(given: str, field: str) -> None:
+    if given and not _ID.fullmatch(given):
+        raise invalid(field, _IDS)
 
 
 def unknown_account(account_id: str, field: str = "account_id") -> PomeloError:
@@ -244,4 +352,5 @@ def _balance(balance: Balance) -> pb.Balance:
         spent_micros=balance.spent,
         held_micros=balance.held,
         available_micros=balance.available,
+        credit_limit_micros=balance.credit_limit,
     )

@@ -264,14 +264,14 @@ async def _check_wallet(
             balance.granted - state.grants_sum,
             f"{balance.granted} microcredits are granted, but its grants add up to {state.grants_sum}",
         )
-    lowest = min(balance.granted, balance.spent, balance.held, balance.available)
+    lowest = min(balance.credit_limit, balance.spent, balance.held, balance.available)
     if lowest < 0:
         findings.add(
             "balance",
             _name(wallet),
             lowest,
-            f"{balance.granted} microcredits are granted, {balance.spent} spent, {balance.held} reserved "
-            f"and {balance.available} available",
+            f"{balance.granted} microcredits are granted, the credit limit is {balance.credit_limit}; "
+            f"{balance.spent} are spent, {balance.held} reserved and {balance.available} available",
         )
     if balance.held != state.reservations_sum:
         findings.add(

@@ -9,27 +9,38 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import math
 import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pomelo import times
+from pomelo.accounts.acts import describe_key, key_act
+from pomelo.accounts.budgets import budget_of
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.call import Call, Principal
 from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
+from pomelo.logs import UnexpectedErrors
+from pomelo.process import periodically
 from pomelo.secrets import derive_key, derive_keys
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountStore
 from pomelo.stores.keys import KeyRecord, KeyStore
+
+log = logging.getLogger("pomelo.accounts")
 
 CACHE_SECONDS = 30.0
 """How long a key is cached: the time until a revocation in another process takes effect."""
 
 CACHE_SIZE = 10_000
 """The maximum number of cached keys."""
+
+USE_INTERVAL = 60.0
+"""Seconds between two times at which it is stored when keys were used last."""
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -77,12 +88,14 @@ class KeyringStore(KeyStore, AccountStore, Protocol):
 
 @dataclass(slots=True)
 class _CachedKey:
-    """A key from the store. `expires` is Unix time, 0 for a revoked key; `cached_until` is monotonic."""
+    """A key from the store. `expires` is Unix time, 0 for a revoked key or a `disabled` account;
+    `cached_until` is monotonic."""
 
     digest: bytes
     principal: Principal
     expires: float
     cached_until: float
+    disabled: bool
 
 
 class Keyring:
@@ -115,30 +128,40 @@ class Keyring:
         self._failed_keys = failed_keys or FailedKeys(monotonic=monotonic)
         self._cache: dict[str, _CachedKey] = {}
         self._epoch = 0
+        self._used: dict[str, float] = {}
+        """When keys were used last, by id, if that is not yet stored."""
 
     async def authenticate(self, call: Call) -> Principal:
         """Returns the principal of the call's key, and sets the mode in the response headers. Does not raise
         `call.header_error`.
 
         Raises:
-            PomeloError: invalid_api_key, the same for a bad, revoked or expired key; rate_limit_exceeded
-                instead, after too many failures from the call's address; store_unavailable.
+            PomeloError: invalid_api_key, the same for a bad, revoked or expired key, or with a message of
+                its own if the account is disabled; rate_limit_exceeded instead, after too many failures from
+                the call's address; store_unavailable.
         """
         key = call.api_key
         if key is None:
             raise self._failure(call, f"{call.key_error or 'Missing API key.'} {_HINT}")
         # A malformed key may have a cached id in this place: the digest is of the whole key and fails it.
         cached = self._cache.get(key[_PREFIX : _PREFIX + _ID])
-        if cached is None or cached.cached_until <= self._monotonic():
+        looked_up = cached is None or cached.cached_until <= self._monotonic()
+        if looked_up:
             cached = None if self._failed_keys.is_repeated(call.address, key) else await self._look_up(key)
-        if (
-            cached is not None
-            and (hmac.compare_digest(self._digest(key), cached.digest) or self._is_previous(key, cached))
-            and self._clock() < cached.expires
+        if cached is not None and (
+            hmac.compare_digest(self._digest(key), cached.digest) or self._is_previous(key, cached)
         ):
-            principal = cached.principal
-            call.response_headers["X-Pomelo-Mode"] = "live" if principal.live else "test"
-            return principal
+            now = self._clock()
+            if now < cached.expires:
+                principal = cached.principal
+                if looked_up:  # as often as the cache forgets it
+                    self._used[principal.key_id] = now - now % 60
+                call.response_headers["X-Pomelo-Mode"] = "live" if principal.live else "test"
+                return principal
+            if cached.disabled:
+                raise self._failure(
+                    call, "The account of this API key is disabled. Ask the operator of the service"
+                )
         raise self._failure(call, f"Invalid API key. {_HINT}")
 
     def _failure(self, call: Call, message: str) -> PomeloError:
@@ -159,6 +182,9 @@ class Keyring:
         live: bool = False,
         models: Iterable[str] = (),
         expires: float | None = None,
+        *,
+        name: str = "",
+        budget: str = "",
     ) -> tuple[KeyRecord, str]:
         """Creates a key; returns its record and the key itself, which can't be read again. An empty `models`
         allows all models.
@@ -167,26 +193,52 @@ class Keyring:
             UnknownAccountError: `account` does not exist.
             PomeloError: store_unavailable.
         """
-        record, key = self._new(account, live, tuple(models), expires)
-        await self._store.add_key(record)
+        key, key_id = make_key(live)
+        record = KeyRecord(
+            key_id,
+            account,
+            live,
+            self._digest(key),
+            tuple(models),
+            self._clock(),
+            expires,
+            name=name,
+            budget=budget,
+        )
+        await self._store.add_key(
+            record, key_act("create_key", record, record.created, new=describe_key(record))
+        )
         await self._note_secret(record)
         return record, key
 
-    async def rotate(self, key_id: str) -> tuple[KeyRecord, str]:
+    async def rotate(self, key_id: str, grace: float = 0.0) -> tuple[KeyRecord, str]:
         """Replaces a key: creates one with the same properties, and revokes the old one, immediately in this
-        process, within the cache's time in others. Returns the new key's record and the key itself.
+        process, within the cache's time in others; or lets it expire in `grace` seconds. Returns the new
+        key's record and the key itself.
 
         Raises:
             PomeloError: not_found; invalid_parameter (revoked or expired already); store_unavailable.
         """
-        old = await self._store.get_key(key_id)
-        if old is None:
-            raise _unknown(key_id)
+        old = await self._found(key_id)
         now = self._clock()
         if old.expires is not None and old.expires <= now:
             raise invalid("id", "a key that has not expired. Create a new one")
-        record, key = self._new(old.account, old.live, old.models, old.expires)
-        replaced = await self._store.replace_key(key_id, record, now)
+        key, successor_id = make_key(old.live)
+        record = replace(
+            old,
+            key_id=successor_id,
+            digest=self._digest(key),
+            created=now,
+            origin=old.origin or key_id,
+            used=None,
+        )
+        expires = None
+        successor = successor_id
+        if grace:
+            expires = now + grace if old.expires is None else min(old.expires, now + grace)
+            successor += f"; the old key expires {times.to_timestamp(expires).ToJsonString()}"
+        act = key_act("rotate_key", old, now, new=successor)
+        replaced = await self._store.replace_key(key_id, record, now, act, expires=expires)
         self._forget(key_id)
         if not replaced:
             raise invalid("id", "a key that is not revoked. Create a new one")
@@ -199,11 +251,44 @@ class Keyring:
         Raises:
             PomeloError: not_found, store_unavailable.
         """
-        record = await self._store.revoke_key(key_id, self._clock())
+        old = await self._found(key_id)
+        now = self._clock()
+        record = await self._store.revoke_key(key_id, now, key_act("revoke_key", old, now))
         self._forget(key_id)
-        if record is None:
-            raise _unknown(key_id)
-        return record
+        return record or old
+
+    async def set_budget(self, key_id: str, budget: str) -> KeyRecord:
+        """Changes the budget of a key, or removes it (empty): immediately in this process, within the cache's
+        time in others.
+
+        Raises:
+            PomeloError: not_found, store_unavailable.
+        """
+        record = await self._found(key_id)
+        act = key_act("set_key_budget", record, self._clock(), new=budget)
+        await self._store.set_budget(key_id, budget, act)
+        self._forget(key_id)
+        return replace(record, budget=budget)
+
+    async def save_use(self) -> None:
+        """Stores when keys were used last.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        if self._used:
+            used, self._used = self._used, {}
+            await self._store.record_key_use(used)
+
+    async def keep_use(self) -> None:
+        """Until cancelled, periodically stores when keys were used last, and a last time then."""
+        try:
+            await periodically(
+                self.save_use, USE_INTERVAL, "The last use of keys was not stored", UnexpectedErrors(log)
+            )
+        finally:
+            with suppress(PomeloError):
+                await self.save_use()
 
     async def list(
         self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
@@ -234,16 +319,16 @@ class Keyring:
             await asyncio.wait(self._rehashing)
 
     def forget_account(self, account: str) -> None:
-        """Removes the keys of an account whose plan has changed from the cache."""
+        """Removes the keys of an account that has changed from the cache."""
         for key_id in [i for i, cached in self._cache.items() if cached.principal.account == account]:
             del self._cache[key_id]
         self._epoch += 1
 
-    def _new(
-        self, account: str, live: bool, models: tuple[str, ...], expires: float | None
-    ) -> tuple[KeyRecord, str]:
-        key, key_id = make_key(live)
-        return KeyRecord(key_id, account, live, self._digest(key), models, self._clock(), expires), key
+    async def _found(self, key_id: str) -> KeyRecord:
+        record = await self._store.get_key(key_id)
+        if record is None:
+            raise _unknown(key_id)
+        return record
 
     def _digest(self, key: str) -> bytes:
         digest = self._hmac.copy()
@@ -287,6 +372,7 @@ class Keyring:
         if self._previous and hmac.compare_digest(digest := self._digest(key), record.digest):
             self._rehash(key_id, digest, digest)  # otherwise unknown: the key was made before the rotation
         expires = math.inf if record.expires is None else record.expires
+        disabled = account is not None and account.disabled is not None
         cached = _CachedKey(
             digest=record.digest,
             principal=Principal(
@@ -295,9 +381,11 @@ class Keyring:
                 record.live,
                 frozenset(record.models) if record.models else None,
                 account.plan if account is not None else "",
+                budget_of(record),
             ),
-            expires=expires if record.revoked is None else 0.0,
+            expires=0.0 if disabled or record.revoked is not None else expires,
             cached_until=self._monotonic() + CACHE_SECONDS,
+            disabled=disabled and record.revoked is None,
         )
         # A key that was revoked during the look-up must not be cached as valid.
         if epoch == self._epoch:

@@ -1,4 +1,5 @@
-"""The operator's requests, run on the store of this process: keys, accounts, usage records, and the audit."""
+"""The operator's requests, run on the store of this process: keys, accounts, usage records, the audit and
+the operator's log."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import time
 from collections.abc import Callable, Collection
 
 from pomelo import times
-from pomelo.accounts import pages
+from pomelo.accounts import budgets, pages
 from pomelo.accounts.accounts import AccountAdmin, unknown_account
+from pomelo.accounts.acts import to_message
 from pomelo.accounts.audit import audit
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.modes import is_live, to_mode
@@ -19,6 +21,12 @@ from pomelo.stores.accounts import DEFAULT_ACCOUNT, UnknownAccountError
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.usage import UsageQuery
+
+MAX_NAME = 64
+"""Characters of the name of a key."""
+
+MAX_GRACE = 30 * 86_400
+"""Seconds that a key may work after it was replaced."""
 
 
 class LocalOperator:
@@ -54,6 +62,8 @@ class LocalOperator:
     async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse:
         live = is_live(request.mode, default=False)
         models = self._read_models(request)
+        if len(request.name) > MAX_NAME or not request.name.isprintable():
+            raise invalid("name", f"up to {MAX_NAME} printable characters", maximum=MAX_NAME)
         account = request.account_id or DEFAULT_ACCOUNT
         try:
             record, secret = await self._keyring.create(
@@ -61,6 +71,8 @@ class LocalOperator:
                 live=live,
                 models=models,
                 expires=self._expires(request),
+                name=request.name,
+                budget=budgets.read_budget(request.budget) if request.HasField("budget") else "",
             )
         except UnknownAccountError as error:
             raise unknown_account(account) from error
@@ -82,11 +94,18 @@ class LocalOperator:
         return pb.ListKeysResponse(keys=keys[:count], next_page_token=token)
 
     async def rotate_key(self, request: pb.RotateKeyRequest) -> pb.RotateKeyResponse:
-        record, secret = await self._keyring.rotate(_key_id(request.id))
+        grace = times.from_duration(request.grace)
+        if not times.is_duration(request.grace) or not 0 <= grace <= MAX_GRACE:
+            raise invalid("grace", "0 seconds to 30 days", minimum=0, maximum=MAX_GRACE)
+        record, secret = await self._keyring.rotate(_key_id(request.id), grace)
         return pb.RotateKeyResponse(key=_key(record), secret=secret)
 
     async def revoke_key(self, request: pb.RevokeKeyRequest) -> pb.RevokeKeyResponse:
         return pb.RevokeKeyResponse(key=_key(await self._keyring.revoke(_key_id(request.id))))
+
+    async def set_key_budget(self, request: pb.SetKeyBudgetRequest) -> pb.SetKeyBudgetResponse:
+        budget = budgets.read_budget(request.budget) if request.HasField("budget") else ""
+        return pb.SetKeyBudgetResponse(key=_key(await self._keyring.set_budget(_key_id(request.id), budget)))
 
     async def create_account(self, request: pb.CreateAccountRequest) -> pb.CreateAccountResponse:
         account = await self._accounts.create(request.id, request.plan, request.live_micros)
@@ -109,6 +128,30 @@ class LocalOperator:
         )
         return pb.GrantCreditsResponse(account=account)
 
+    async def adjust_credits(self, request: pb.AdjustCreditsRequest) -> pb.AdjustCreditsResponse:
+        account = await self._accounts.adjust(
+            request.account_id,
+            request.amount_micros,
+            live=is_live(request.mode, default=True),
+            note=request.note,
+            adjustment_id=request.adjustment_id,
+        )
+        return pb.AdjustCreditsResponse(account=account)
+
+    async def set_credit_limit(self, request: pb.SetCreditLimitRequest) -> pb.SetCreditLimitResponse:
+        account = await self._accounts.set_credit_limit(
+            request.account_id, request.credit_limit_micros, live=is_live(request.mode, default=True)
+        )
+        return pb.SetCreditLimitResponse(account=account)
+
+    async def disable_account(self, request: pb.DisableAccountRequest) -> pb.DisableAccountResponse:
+        account = await self._accounts.set_enabled(request.account_id, enabled=False)
+        return pb.DisableAccountResponse(account=account)
+
+    async def enable_account(self, request: pb.EnableAccountRequest) -> pb.EnableAccountResponse:
+        account = await self._accounts.set_enabled(request.account_id, enabled=True)
+        return pb.EnableAccountResponse(account=account)
+
     async def set_account_plan(self, request: pb.SetAccountPlanRequest) -> pb.SetAccountPlanResponse:
         account = await self._accounts.set_plan(request.account_id, request.plan)
         return pb.SetAccountPlanResponse(account=account)
@@ -126,6 +169,25 @@ class LocalOperator:
 
     async def audit_ledger(self, request: pb.AuditLedgerRequest) -> pb.AuditLedgerResponse:
         return await audit(self._store, runs=self._runs, now=self._now)
+
+    async def list_acts(self, request: pb.ListActsRequest) -> pb.ListActsResponse:
+        if request.account_id and await self._store.get_account(request.account_id) is None:
+            raise unknown_account(request.account_id)
+        since = read_time(request, "start_time")
+        size, list_name = pages.page_size(request.page_size), f"acts of {request.account_id} since {since}"
+        after: tuple[float, str] | None = None
+        if request.page_token:
+            at, act_id = pages.read_token(request.page_token, list_name, float, str)
+            after = (at, act_id)
+        found = await self._store.list_acts(
+            request.account_id or None, since=since, limit=size + 1, after=after
+        )
+        acts = [to_message(act) for act in found]
+        count = min(size, pages.fitting(acts))
+        token = ""
+        if count < len(acts):
+            token = pages.make_token(list_name, found[count - 1].at, found[count - 1].act_id)
+        return pb.ListActsResponse(acts=acts[:count], next_page_token=token)
 
     async def _read_query(self, request: pb.ListUsageRequest | pb.SumUsageRequest) -> UsageQuery:
         live = is_live(request.mode, default=None)
@@ -168,5 +230,8 @@ def _key(record: KeyRecord, previous_secret: bool = False) -> pb.Key:
         create_time=times.to_timestamp(record.created),
         expire_time=None if record.expires is None else times.to_timestamp(record.expires),
         revoke_time=None if record.revoked is None else times.to_timestamp(record.revoked),
+        name=record.name,
+        budget=budgets.to_message(record.budget),
+        last_use_time=None if record.used is None else times.to_timestamp(record.used),
         previous_secret=previous_secret,
     )

@@ -1,4 +1,4 @@
-"""`pomelo accounts`: creates accounts, grants credits, and changes plans."""
+"""`pomelo accounts`: creates accounts, changes their credits and plans, and disables them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pomelo.money import format_credits, parse_credits
 if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import Account
     from pomelo.gen.v1.account_service_pb2 import Balance
+    from pomelo.gen.v1.usage_pb2 import Mode
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An account, from pomelo accounts list.")]
 
@@ -25,13 +26,20 @@ _LIMITS = (
 
 def commands() -> typer.Typer:
     app = typer.Typer(
-        help="Create accounts, grant credits, change plans.", no_args_is_help=True, rich_markup_mode=None
+        help="Create accounts, change their credits and plans, disable them.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
     )
     app.command("create")(create)
     app.command("list")(list_accounts)
     app.command("show")(show)
     app.command("grant")(grant)
+    # An amount below 0 is no option.
+    app.command("adjust", context_settings={"ignore_unknown_options": True})(adjust)
+    app.command("postpaid")(postpaid)
     app.command("plan")(plan)
+    app.command("disable")(disable)
+    app.command("enable")(enable)
     return app
 
 
@@ -105,17 +113,89 @@ def grant(
 ) -> None:
     """Grant credits to an account."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.gen.v1.usage_pb2 import Mode
     from pomelo.settings import load
 
     request = pb.GrantCreditsRequest(
         account_id=name,
         amount_micros=_micros(credits, "CREDITS"),
-        mode=Mode.MODE_TEST if test else Mode.MODE_LIVE,
+        mode=_mode(test),
         note=note,
         grant_id=once,
     )
     response = call_operator(load(config), lambda operator: operator.grant_credits(request))
+    _print(response.account, as_json)
+
+
+def adjust(
+    name: Name,
+    amount: Annotated[
+        str, typer.Argument(metavar="AMOUNT", help="Credits to add, or below 0 to take back, such as -90.")
+    ],
+    note: Annotated[str, typer.Option(metavar="TEXT", help="The reason, for the records. Required.")] = "",
+    test: Annotated[bool, typer.Option("--test", help="Test credits. Default: live credits.")] = False,
+    once: Annotated[
+        str,
+        typer.Option("--id", metavar="ID", help="Your own id of the change: repeating it changes nothing."),
+    ] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Correct the credits of an account. No more can be taken back than is available."""
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
+
+    if not note.strip():
+        raise typer.BadParameter("give the reason", param_hint="--note")
+    micros = _micros(amount.removeprefix("-"), "AMOUNT")
+    request = pb.AdjustCreditsRequest(
+        account_id=name,
+        amount_micros=-micros if amount.startswith("-") else micros,
+        mode=_mode(test),
+        note=note,
+        adjustment_id=once,
+    )
+    response = call_operator(load(config), lambda operator: operator.adjust_credits(request))
+    _print(response.account, as_json)
+
+
+def postpaid(
+    name: Name,
+    limit: Annotated[
+        str,
+        typer.Option(metavar="N", help="Credits it may spend beyond those granted. 0: it is prepaid again."),
+    ],
+    test: Annotated[bool, typer.Option("--test", help="In test mode. Default: in live mode.")] = False,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Let an account spend more than was granted, up to a credit limit. A payment is a grant."""
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
+
+    request = pb.SetCreditLimitRequest(
+        account_id=name, credit_limit_micros=_micros(limit, "--limit"), mode=_mode(test)
+    )
+    response = call_operator(load(config), lambda operator: operator.set_credit_limit(request))
+    _print(response.account, as_json)
+
+
+def disable(name: Name, config: Config = None, as_json: Json = False) -> None:
+    """Refuse all calls with the keys of an account. Tasks that run end as usual."""
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
+
+    request = pb.DisableAccountRequest(account_id=name)
+    response = call_operator(load(config), lambda operator: operator.disable_account(request))
+    _print(response.account, as_json)
+
+
+def enable(name: Name, config: Config = None, as_json: Json = False) -> None:
+    """Let the keys of a disabled account work again."""
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
+
+    request = pb.EnableAccountRequest(account_id=name)
+    response = call_operator(load(config), lambda operator: operator.enable_account(request))
     _print(response.account, as_json)
 
 
@@ -134,6 +214,12 @@ def plan(
     _print(response.account, as_json)
 
 
+def _mode(test: bool) -> Mode.ValueType:
+    from pomelo.gen.v1.usage_pb2 import Mode
+
+    return Mode.MODE_TEST if test else Mode.MODE_LIVE
+
+
 def _micros(text: str, hint: str) -> int:
     try:
         return parse_credits(text)
@@ -147,16 +233,24 @@ def _print(account: Account, as_json: bool) -> None:
         return
     print_line(f"account  {account.id}, created {format_time(account, 'create_time')}")
     print_line(f"plan     {_plan(account)}{_format_limits(account)}")
+    if account.HasField("disable_time"):
+        print_line(f"disabled {format_time(account, 'disable_time')}: its keys are refused")
     for name, balance in (("live", account.live), ("test", account.test)):
+        postpaid = (
+            f" and a credit limit of {format_credits(balance.credit_limit_micros)}"
+            if balance.credit_limit_micros
+            else ""
+        )
         print_line(
             f"{name:<8} {format_credits(balance.available_micros)} credits left of "
-            f"{format_credits(balance.granted_micros)}: {format_credits(balance.spent_micros)} spent, "
-            f"{format_credits(balance.held_micros)} reserved"
+            f"{format_credits(balance.granted_micros)}{postpaid}: "
+            f"{format_credits(balance.spent_micros)} spent, {format_credits(balance.held_micros)} reserved"
         )
 
 
 def _plan(account: Account) -> str:
-    return account.plan if account.HasField("limits") else f"{account.plan} (there is no such plan)"
+    plan = account.plan if account.HasField("limits") else f"{account.plan} (there is no such plan)"
+    return f"{plan} (disabled)" if account.HasField("disable_time") else plan
 
 
 def _format_limits(account: Account) -> str:
@@ -176,7 +270,7 @@ def _json(account: Account) -> dict[str, Any]:
         given = {field.name: value for field, value in account.limits.ListFields()}
         limits = {name: given.get(name) for _, name in _LIMITS}
         limits["models"] = list(given["models"].models) if "models" in given else None
-    return {
+    found = {
         "name": account.id,
         "plan": account.plan,
         "limits": limits,
@@ -184,9 +278,14 @@ def _json(account: Account) -> dict[str, Any]:
         "test": _credits(account.test),
         "created": format_time(account, "create_time"),
     }
+    if account.HasField("disable_time"):
+        found["disabled"] = format_time(account, "disable_time")
+    return found
 
 
 def _credits(balance: Balance) -> dict[str, str]:
     """Returns credits as decimal text, since JSON readers may round numbers."""
-    names = ("granted", "spent", "held", "available")
+    names = ["granted", "spent", "held", "available"]
+    if balance.credit_limit_micros:
+        names.append("credit_limit")
     return {name: format_credits(getattr(balance, f"{name}_micros")) for name in names}

@@ -1,4 +1,4 @@
-"""`pomelo keys`: creates, lists, rotates and revokes API keys."""
+"""`pomelo keys`: creates, lists, limits, rotates and revokes API keys."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_table,
+    value_name,
 )
+from pomelo.money import format_credits, parse_credits
 
 if TYPE_CHECKING:
-    from pomelo.gen.admin.v1.admin_service_pb2 import Key
+    from pomelo.gen.admin.v1.admin_service_pb2 import Budget, Key
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The id of a key, from pomelo keys list.")]
 
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([mhdw])")
+_BUDGETS = "5/day, 20/week, 50.5/month or 100/total"
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -34,6 +37,7 @@ def commands() -> typer.Typer:
     app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
     app.command("create")(create)
     app.command("list")(list_keys)
+    app.command("budget")(budget)
     app.command("rotate")(rotate)
     app.command("revoke")(revoke)
     return app
@@ -51,6 +55,11 @@ def create(
         str,
         typer.Option(metavar="WHEN", help="When it expires: 30d, 12h or 2027-01-31T12:00Z. Default: never."),
     ] = "",
+    name: Annotated[str, typer.Option(metavar="N", help="A name for it in lists.")] = "",
+    budget: Annotated[
+        str,
+        typer.Option(metavar="N/PERIOD", help=f"How many credits its tasks may cost: {_BUDGETS}."),
+    ] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +68,11 @@ def create(
     from pomelo.gen.v1.usage_pb2 import Mode
     from pomelo.settings import load
 
-    request = pb.CreateKeyRequest(account_id=account, mode=Mode.MODE_LIVE if live else Mode.MODE_TEST)
+    request = pb.CreateKeyRequest(
+        account_id=account, mode=Mode.MODE_LIVE if live else Mode.MODE_TEST, name=name
+    )
+    if budget:
+        request.budget.CopyFrom(parse_budget(budget, "--budget"))
     if models is not None:  # without a name, it is refused
         request.models.models[:] = [name.strip() for name in models.split(",") if name.strip()]
         request.models.SetInParent()
@@ -87,24 +100,65 @@ def list_keys(
         rows = [
             (
                 key.id,
+                key.name,
                 key.account_id,
                 mode_name(key.mode),
                 ",".join(key.models.models) if key.HasField("models") else "all",
+                _budget(key) or "none",
                 format_time(key, "create_time") or "",
                 format_time(key, "expire_time") or "never",
+                format_time(key, "last_use_time") or "never",
                 state(key),
             )
             for key in page.keys
         ]
-        print_table(("KEY_ID", "ACCOUNT", "MODE", "MODELS", "CREATED", "EXPIRES", "STATE"), rows)
+        header = (
+            *("KEY_ID", "NAME", "ACCOUNT", "MODE", "MODELS", "BUDGET"),
+            *("CREATED", "EXPIRES", "LAST_USE", "STATE"),
+        )
+        print_table(header, rows)
 
 
-def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
+def budget(
+    key_id: KeyId,
+    budget: Annotated[str, typer.Argument(metavar="N/PERIOD", help=f"{_BUDGETS}, or none.")],
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Change how many credits the tasks of a key may cost in a period, or remove the limit."""
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
+
+    limit = None if budget == "none" else parse_budget(budget, "N/PERIOD")
+    request = pb.SetKeyBudgetRequest(id=key_id, budget=limit)
+    key = call_operator(load(config), lambda operator: operator.set_key_budget(request)).key
+    if as_json:
+        print_json(_json(key))
+    else:
+        print_line(f"The budget of {key.id} of {key.account_id} is now {_budget(key) or 'none'}")
+
+
+def rotate(
+    key_id: KeyId,
+    grace: Annotated[
+        str,
+        typer.Option(
+            metavar="SPAN", help="How long the old key still works, such as 24h. Default: not at all."
+        ),
+    ] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
     """Create a key with the same properties, print it alone on the last line, and revoke the old one."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
     request = pb.RotateKeyRequest(id=key_id)
+    if grace:
+        span = _SPAN.fullmatch(grace)
+        if span is None:
+            raise typer.BadParameter(f"{grace!r} is no time span such as 24h or 7d", param_hint="--grace")
+        request.grace.FromSeconds(int(span[1]) * _SECONDS[span[2]])
     _print_new(call_operator(load(config), lambda operator: operator.rotate_key(request)), as_json)
 
 
@@ -137,6 +191,31 @@ def parse_expiry(text: str, now: float) -> float:
     return at
 
 
+def parse_budget(text: str, hint: str) -> Budget:
+    """Returns the budget of text such as 5/day.
+
+    Raises:
+        typer.BadParameter: the text is none.
+    """
+    from pomelo.accounts.budgets import PERIODS
+    from pomelo.gen.admin.v1.admin_service_pb2 import Budget
+
+    amount, _, period = text.partition("/")
+    try:
+        return Budget(limit_micros=parse_credits(amount), period=PERIODS[period])
+    except (KeyError, ValueError):
+        raise typer.BadParameter(f"{text!r} is no budget: {_BUDGETS}", param_hint=hint) from None
+
+
+def _budget(key: Key) -> str | None:
+    """Returns the budget of a key as text, None without one."""
+    from pomelo.gen.admin.v1.admin_service_pb2 import BudgetPeriod
+
+    if not key.HasField("budget"):
+        return None
+    return f"{format_credits(key.budget.limit_micros)}/{value_name(BudgetPeriod, key.budget.period)}"
+
+
 def _print_new(answer: Any, as_json: bool) -> None:
     if as_json:
         print_json(_json(answer.key) | {"key": answer.secret})
@@ -145,6 +224,8 @@ def _print_new(answer: Any, as_json: bool) -> None:
     models = ", ".join(key.models.models) if key.HasField("models") else "all models"
     expires = format_time(key, "expire_time") or "never"
     print_line(f"Created a {mode_name(key.mode)} key of {key.account_id} for {models}. Expires: {expires}.")
+    if limit := _budget(key):
+        print_line(f"Its tasks may cost {limit}.")
     print_line("Store it now: it can't be shown again.")
     print_line(answer.secret)
 
@@ -152,12 +233,15 @@ def _print_new(answer: Any, as_json: bool) -> None:
 def _json(key: Key) -> dict[str, Any]:
     return {
         "key_id": key.id,
+        "name": key.name,
         "account": key.account_id,
         "mode": mode_name(key.mode),
         "models": list(key.models.models),
+        "budget": _budget(key),
         "created": format_time(key, "create_time"),
         "expires": format_time(key, "expire_time"),
         "revoked": format_time(key, "revoke_time"),
+        "last_use": format_time(key, "last_use_time"),
         "state": state(key),
     }
 

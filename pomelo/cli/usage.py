@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli.operator import call_operator
+from pomelo.cli.operator import call_operator, list_pages
 from pomelo.cli.safe_text import csv_cell
 from pomelo.cli.terminal import (
     Config,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import UsageGrouping
     from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageSum
     from pomelo.gen.v1.usage_pb2 import Usage
+    from pomelo.settings import Settings
 
 _PAGE_SIZE = 1_000
 _COUNTS = (
@@ -117,10 +118,11 @@ def _pages(config: Any, request: Any, by: str) -> Iterator[list[dict[str, Any]]]
     from pomelo.settings import load
 
     settings = load(config)
+    names = _key_names(settings, request.account_id) if by == By.key else None
     while True:
         if by:
             sums = call_operator(settings, lambda operator: operator.sum_usage(request), _TIMEOUT)
-            yield [_sum(row, by) for row in sums.sums]
+            yield [_sum(row, by, names) for row in sums.sums]
             token = sums.next_page_token
         else:
             listed = call_operator(settings, lambda operator: operator.list_usage(request), _TIMEOUT)
@@ -129,6 +131,14 @@ def _pages(config: Any, request: Any, by: str) -> Iterator[list[dict[str, Any]]]
         if not token:
             return
         request.page_token = token
+
+
+def _key_names(settings: Settings, account: str) -> dict[str, str]:
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+
+    query = pb.ListKeysRequest(account_id=account)
+    pages = list_pages(settings, query, lambda operator, query: operator.list_keys(query))
+    return {key.id: key.name for page in pages for key in page.keys}
 
 
 def _record(row: UsageRecord) -> dict[str, Any]:
@@ -158,9 +168,11 @@ def _record(row: UsageRecord) -> dict[str, Any]:
     }
 
 
-def _sum(row: UsageSum, by: str) -> dict[str, Any]:
+def _sum(row: UsageSum, by: str, names: dict[str, str] | None) -> dict[str, Any]:
+    """Returns a sum; `names` are those of keys, by id."""
     return {
         by: row.groups[0],
+        **({} if names is None else {"name": names.get(row.groups[0], "")}),
         "tasks": row.tasks,
         **_counts(row.usage),
         "output_bytes": row.output_bytes,

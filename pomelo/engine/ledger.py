@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from pomelo import money
+from pomelo.accounts import budgets
 from pomelo.accounts.plans import Plan
 from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog.catalog import Model
@@ -179,6 +180,7 @@ class Ledger:
             counters=limits.counters,
             shares=SHARES,
             idempotency_key=accepted.idempotency_key,
+            budget=None if principal.budget is None else budgets.current(principal.budget, draft.at),
         )
         self._reserving.add(job.task_id)
         try:
@@ -186,6 +188,9 @@ class Ledger:
             now = self.now()
             call.response_headers |= limits.headers(outcome.limit_status, now)
             if isinstance(outcome, Refused):
+                if request.budget is not None and outcome.counter == request.budget.name:
+                    assert principal.budget is not None
+                    raise budgets.exceeded(principal.budget, request.minimum, now)
                 raise limits.refusal(outcome, request.minimum, now)
             if isinstance(outcome, ReplayedAnswer):
                 call.response_headers[CHARGED_HEADER] = money.format_credits(0)

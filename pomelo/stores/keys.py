@@ -1,18 +1,26 @@
-"""The keys role of a store: API keys, by id."""
+"""The keys role of a store: API keys, by id.
+
+A method that changes something writes its `act` to the operator's log in the same step, with the old value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pomelo.stores.accounts import PAGE
+from pomelo.stores.acts import Act
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
     """A key as stored, with a digest in place of its secret. Times are Unix seconds. Empty `models` allows
-    all models."""
+    all models.
+
+    `used` is about when it was used last. `budget` is its budget as text, empty without one; it is counted
+    under the id `origin`, that of the first key of those that replaced each other (empty: its own).
+    """
 
     key_id: str
     account: str
@@ -22,6 +30,10 @@ class KeyRecord:
     created: float
     expires: float | None = None
     revoked: float | None = None
+    name: str = ""
+    budget: str = ""
+    origin: str = ""
+    used: float | None = None
 
 
 class KeyStore(Protocol):
@@ -31,7 +43,7 @@ class KeyStore(Protocol):
         """The key with that id, even if it is revoked or expired, or None."""
         ...
 
-    async def add_key(self, record: KeyRecord) -> None:
+    async def add_key(self, record: KeyRecord, act: Act | None = None) -> None:
         """Stores a new key.
 
         Raises:
@@ -46,7 +58,7 @@ class KeyStore(Protocol):
         the key with the time and id `after`."""
         ...
 
-    async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
+    async def revoke_key(self, key_id: str, at: float, act: Act | None = None) -> KeyRecord | None:
         """Revokes a key for good. Revoking it again keeps the first time. None: no such key."""
         ...
 
@@ -59,8 +71,25 @@ class KeyStore(Protocol):
         """Those of the keys whose digest was noted to be made with that secret."""
         ...
 
-    async def replace_key(self, key_id: str, successor: KeyRecord, at: float) -> bool:
-        """Stores `successor` and revokes the key, both or neither. False: no such key, or it is revoked.
+    async def set_budget(self, key_id: str, budget: str, act: Act | None = None) -> bool:
+        """Changes the budget of a key. False: no such key."""
+        ...
+
+    async def record_key_use(self, used: Mapping[str, float]) -> None:
+        """Stores when keys were used last, by id."""
+        ...
+
+    async def replace_key(
+        self,
+        key_id: str,
+        successor: KeyRecord,
+        at: float,
+        act: Act | None = None,
+        *,
+        expires: float | None = None,
+    ) -> bool:
+        """Stores `successor` and revokes the key, or lets it expire at `expires`; both or neither. False: no
+        such key, or it is revoked.
 
         Raises:
             UnknownAccountError: `successor.account` does not exist.

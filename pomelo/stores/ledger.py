@@ -51,12 +51,26 @@ class Counter(NamedTuple):
     window: float | None = None
 
 
+class Budget(NamedTuple):
+    """How much the tasks of a key may cost in a period that began at `start`, in Unix seconds.
+
+    `name` identifies it within the wallet: "budget:" and a scope. A task counts what it reserves, and from
+    its end on what it is charged; it belongs to the period in which it was reserved. A later `start` begins
+    to count from 0; with an earlier one, the task counts in the period that is stored.
+    """
+
+    name: str
+    limit: int
+    start: float
+
+
 @value_type(frozen=True, slots=True)
 class ReserveRequest:
     """What a task needs. `draft` is its record so far, with a cost of 0. Each of its `counters` has another
     name; the first one whose limit would be exceeded refuses the task.
 
-    The task reserves `maximum` microcredits, or all that is available if that is at least `minimum`. If
+    The task reserves `maximum` microcredits, or all that is available if that is at least `minimum`; with a
+    `budget`, no more is available than what is left of it. If
     `sufficient` is set, it leaves credits to other tasks: it reserves its share (the available credits
     divided by the number of tasks that may still start), but at least `sufficient` if that much is available.
     That number is what is left of the limit of the counter named `shares`; without a limit, DEFAULT_SHARES.
@@ -69,6 +83,7 @@ class ReserveRequest:
     idempotency_key: IdempotencyKey | None = None
     sufficient: int = 0
     shares: str = ""
+    budget: Budget | None = None
 
 
 class Count(NamedTuple):
@@ -99,7 +114,7 @@ class Reserved:
 class Refused:
     """Nothing was reserved. `code` is the first of these that applies: idempotency_mismatch,
     idempotency_conflict, limit_exceeded, insufficient_credits. `counter` is the name of the counter whose
-    limit would be exceeded."""
+    limit would be exceeded, or of the budget that is not sufficient."""
 
     limit_status: LimitStatus
     code: str

@@ -204,5 +204,58 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _add_usage_columns(4),
     # The secret that a key's digest was made with, noted while the root secret is rotated.
     ("ALTER TABLE keys ADD COLUMN secret_id TEXT NOT NULL DEFAULT ''",),
+    # The amount of a grant may be negative. wallets.granted includes the credit limit, so that
+    # granted - spent - held stays what is available. keys.budget counts in budgets under the id keys.origin.
+    (
+        "ALTER TABLE grants RENAME TO old_grants",
+        """
+        CREATE TABLE grants (
+            grant_id TEXT NOT NULL UNIQUE,
+            account TEXT NOT NULL,
+            live INTEGER NOT NULL,
+            amount INTEGER NOT NULL CHECK (amount <> 0),
+            at REAL NOT NULL,
+            note TEXT NOT NULL,
+            FOREIGN KEY (account, live) REFERENCES wallets (account, live)
+        ) STRICT
+        """,
+        "INSERT INTO grants SELECT * FROM old_grants ORDER BY rowid",
+        "DROP TABLE old_grants",
+        "CREATE INDEX grants_of_wallet ON grants (account, live, at)",
+        "ALTER TABLE wallets ADD COLUMN credit_limit INTEGER NOT NULL DEFAULT 0 CHECK (credit_limit >= 0)",
+        "ALTER TABLE accounts ADD COLUMN disabled REAL",
+        *(
+            f"ALTER TABLE keys ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"
+            for name in ("name", "budget", "origin")
+        ),
+        "ALTER TABLE keys ADD COLUMN used REAL",
+        # What tasks that have ended cost of a budget, in the period that began at start.
+        """
+        CREATE TABLE budgets (
+            account TEXT NOT NULL,
+            live INTEGER NOT NULL,
+            name TEXT NOT NULL,
+            start REAL NOT NULL,
+            spent INTEGER NOT NULL CHECK (spent >= 0),
+            PRIMARY KEY (account, live, name),
+            FOREIGN KEY (account, live) REFERENCES wallets (account, live)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE acts (
+            act_id TEXT NOT NULL PRIMARY KEY,
+            at REAL NOT NULL,
+            action TEXT NOT NULL,
+            account TEXT NOT NULL,
+            key_id TEXT NOT NULL,
+            live INTEGER,
+            old TEXT NOT NULL,
+            new TEXT NOT NULL,
+            note TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX acts_by_time ON acts (at, act_id)",
+        "CREATE INDEX acts_of_account ON acts (account, at, act_id)",
+    ),
 )
 """The tables of the store. Step n, counted from 1, leads to version n."""

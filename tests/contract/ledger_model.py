@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pomelo.stores.accounts import Balance, Wallet
-from pomelo.stores.ledger import DEFAULT_SHARES, Count, Counter, LimitStatus, ReserveRequest
+from pomelo.stores.ledger import DEFAULT_SHARES, Budget, Count, Counter, LimitStatus, ReserveRequest
 from pomelo.stores.usage import UsageRecord
 
 WALLETS = (Wallet("acme", True), Wallet("acme", False))
@@ -51,6 +51,7 @@ REQUESTS: dict[str, Any] = {
     "counters": drawn_counters(),
     "sufficient": st.sampled_from([0, 0, 1, 20, 70, 300]),
     "shares": st.sampled_from(["concurrency", "concurrency", "", "images"]),
+    "budget": st.sampled_from([None, None, None, ("budget:a", 60), ("budget:a", 200), ("budget:b", 100)]),
     "key": st.sampled_from([None, None, None, ("k", b"1"), ("k", b"2"), ("l", b"1")]),
 }
 
@@ -92,6 +93,7 @@ class WalletModel:
     """A wallet: what it was granted, its counts, tasks, records and answers."""
 
     granted: int = 0
+    credit_limit: int = 0
     windows: dict[str, Window] = field(default_factory=dict)
     running: dict[str, Running] = field(default_factory=dict)
     records: dict[str, UsageRecord] = field(default_factory=dict)
@@ -99,11 +101,14 @@ class WalletModel:
     expired: dict[str, float] = field(default_factory=dict)
     uncertain: set[str] = field(default_factory=set)
     touched: bool = False
+    budgets: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """The name and period of the budget that a task counts in, by task."""
 
     @property
     def balance(self) -> Balance:
         spent = sum(stored.cost for stored in self.records.values())
-        return Balance(self.granted, spent, sum(task.amount for task in self.running.values()))
+        held = sum(task.amount for task in self.running.values())
+        return Balance(self.granted, spent, held, self.credit_limit)
 
     def expire_answers(self, now: float) -> None:
         for key in [key for key, stored in self.answers.items() if stored.until <= now]:
@@ -140,11 +145,27 @@ class WalletModel:
             used = self.count(counter, now).used
             if counter.limit is not None and counter.amount and used + counter.amount > counter.limit:
                 return "limit_exceeded", counter.name
-        return ("insufficient_credits" if self.balance.available < request.minimum else ""), ""
+        if self.balance.available < request.minimum:
+            return "insufficient_credits", ""
+        if request.budget is not None and self.left(request.budget) < request.minimum:
+            return "insufficient_credits", request.budget.name
+        return "", ""
+
+    def left(self, budget: Budget) -> int:
+        """What is left of a budget."""
+        counted = [task for task, of in self.budgets.items() if of == (budget.name, budget.start)]
+        charged = sum(self.records[task].cost for task in counted if task in self.records)
+        return (
+            budget.limit
+            - charged
+            - sum(self.running[task].amount for task in counted if task in self.running)
+        )
 
     def reservable(self, request: ReserveRequest, now: float) -> int:
         """The credits that a task reserves."""
         available = self.balance.available
+        if request.budget is not None:
+            available = min(available, self.left(request.budget))
         amount = min(request.maximum, available)
         if not request.sufficient:
             return amount
@@ -164,6 +185,8 @@ class WalletModel:
                     window = self.windows[counter.name] = Window(now, now + counter.window)
                 window.count += counter.amount
                 windows[counter.name] = window
+        if request.budget is not None:
+            self.budgets[request.draft.task_id] = (request.budget.name, request.budget.start)
         self.running[request.draft.task_id] = Running(request, amount, windows, request.draft)
         self.touched = True
 

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     rule,
@@ -28,6 +27,7 @@ from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     REPLAY_SECONDS,
+    Budget,
     Counter,
     IdempotencyKey,
     LimitStatus,
@@ -49,6 +49,7 @@ from tests.contract.ledger_model import (
     WalletModel,
     drawn_counters,
 )
+from tests.contract.ledger_operator import OperatorRules
 from tests.contract.ledger_rig import STORES, Rig, record, wallets
 
 STEPS = int(os.environ.get("POMELO_LEDGER_STEPS", "1000"))
@@ -60,7 +61,7 @@ ALL, FAILED = UsageQuery(), UsageQuery(failed=True)
 T = TypeVar("T")
 
 
-class LedgerMachine(RuleBasedStateMachine):
+class LedgerMachine(OperatorRules):
     """Applies the same operations to a store and to the model, and compares the results."""
 
     make: Callable[[Path], Rig]
@@ -119,18 +120,6 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- rules
 
-    @rule(wallet=st.sampled_from(WALLETS), amount=st.integers(1, 200), again=st.integers(0, 9))
-    def grant(self, wallet: Wallet, amount: int, again: int) -> None:
-        self.count()
-        grant_id = f"g{len(self.grants) if again > 2 else again}"
-        given = Grant(grant_id, wallet, amount, float(len(self.grants)))
-        if grant_id not in self.grants:
-            self.grants[grant_id] = given
-            self.wallets[wallet].granted += amount
-            self.wallets[wallet].touched = True
-        state = self.state_of(wallet)
-        assert self.do(self.store.grant(given)) == state.balance
-
     def do_reserve(
         self,
         wallet: Wallet,
@@ -139,6 +128,7 @@ class LedgerMachine(RuleBasedStateMachine):
         counters: tuple[Counter, ...],
         sufficient: int,
         shares: str,
+        budget: tuple[str, int] | None,
         key: tuple[str, bytes] | None,
     ) -> None:
         self.count()
@@ -147,7 +137,14 @@ class LedgerMachine(RuleBasedStateMachine):
         state = self.state_of(wallet)
         idempotency_key = IdempotencyKey(*key) if key and key[0] not in state.uncertain else None
         request = ReserveRequest(
-            draft, minimum, minimum + more, counters, idempotency_key, sufficient, shares
+            draft,
+            minimum,
+            minimum + more,
+            counters,
+            idempotency_key,
+            sufficient,
+            shares,
+            budget and Budget(*budget, self.period),
         )
         answer = self.do(self.store.reserve(request))
         code, refusing = state.answer_of(request), ""
@@ -350,7 +347,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for wallet, state in self.wallets.items():
             found = self.do(self.store.balance(wallet))
             assert found == state.balance
-            assert min(found.granted, found.spent, found.held, found.available) >= 0
+            assert min(found.credit_limit, found.spent, found.held, found.available) >= 0
             given = self.do(self.store.list_grants(wallet))
             assert given == [g for g in self.grants.values() if g.wallet == wallet]
             assert sum(g.amount for g in given) == found.granted

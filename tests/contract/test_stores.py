@@ -328,7 +328,7 @@ async def test_each_migration_is_recorded_once(tmp_path: Path) -> None:
         versions = [row[0] for row in connection.execute("SELECT version FROM migrations ORDER BY version")]
         strict = connection.execute("SELECT count(*) FROM pragma_table_list WHERE strict = 1").fetchone()[0]
     assert versions == list(range(1, len(MIGRATIONS) + 1))
-    assert strict == 8
+    assert strict == 10
 
 
 async def test_commits_are_synced_to_disk(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ PROTO = (ROOT / "proto/pomelo/v1/error_reason.proto").read_text()
 
 LIMIT = {"quota", "limit"}
 COMPUTED: dict[str, dict[str, set[str]]] = {
+    "accounts/budgets.py": {
+        "insufficient_credits": {"requiredMicros", "budgetMicros", "period", "resetTime"},
+    },
     "errors.py": {"invalid_parameter": {"field", "expected", "minimum", "maximum"}},
     "engine/limits.py": {
         "rate_limit_exceeded": LIMIT | {"resetTime"},

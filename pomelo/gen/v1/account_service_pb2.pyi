@@ -168,7 +168,7 @@ Global___PlanLimits: _TypeAlias = PlanLimits  # noqa: Y015
 @_typing.final
 class Balance(_message.Message):
     """Money, in millionths of a credit (of one US dollar of list price):
-    granted = spent + held + available, none of them below 0.
+    granted + credit_limit = spent + held + available. Without a credit limit, none of them is below 0.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -177,14 +177,17 @@ class Balance(_message.Message):
     SPENT_MICROS_FIELD_NUMBER: _builtins.int
     HELD_MICROS_FIELD_NUMBER: _builtins.int
     AVAILABLE_MICROS_FIELD_NUMBER: _builtins.int
+    CREDIT_LIMIT_MICROS_FIELD_NUMBER: _builtins.int
     granted_micros: _builtins.int
-    """The sum of all grants."""
+    """The sum of all grants and adjustments."""
     spent_micros: _builtins.int
     """The cost of finished tasks."""
     held_micros: _builtins.int
     """What running tasks have reserved: their maximum cost."""
     available_micros: _builtins.int
-    """What can still be reserved."""
+    """What can still be reserved, with the credit limit."""
+    credit_limit_micros: _builtins.int
+    """What a postpaid account may spend beyond what was granted; 0: it is prepaid."""
     def __init__(
         self,
         *,
@@ -192,10 +195,11 @@ class Balance(_message.Message):
         spent_micros: _builtins.int = ...,
         held_micros: _builtins.int = ...,
         available_micros: _builtins.int = ...,
+        credit_limit_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_micros", b"available_micros", "granted_micros", b"granted_micros", "held_micros", b"held_micros", "spent_micros", b"spent_micros"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available_micros", b"available_micros", "credit_limit_micros", b"credit_limit_micros", "granted_micros", b"granted_micros", "held_micros", b"held_micros", "spent_micros", b"spent_micros"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -98,8 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: 50,000 tokens in a minute on a plan of 40,000.
     """
     ERROR_REASON_INSUFFICIENT_CREDITS: _ErrorReason.ValueType  # 16
-    """The balance does not cover the task. FAILED_PRECONDITION, HTTP 402.
-    Metadata: availableMicros, requiredMicros.
+    """The balance, or the budget of the key, does not cover the task. FAILED_PRECONDITION, HTTP 402.
+    Metadata: availableMicros, budgetMicros, period, requiredMicros, resetTime.
     Example: an image that costs 0.05 credits, with 0.01 available.
     """
     ERROR_REASON_IDEMPOTENCY_CONFLICT: _ErrorReason.ValueType  # 17
@@ -167,6 +167,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 
     - `account`, `keyId`, `plan`: the account, key or plan that does not exist.
     - `availableMicros`: the credits that the account has available in this mode, in millionths of a credit.
+    - `budgetMicros`, `period`: the budget of the key, in millionths of a credit, and its period: day, week, month or
+      total.
     - `character`: the character that is not allowed.
     - `expected`: what the field must be, in English, as in the message.
     - `field`: the field or header at fault, such as `messages[0].role`. The fields of a task have their names of REST,
@@ -270,8 +272,8 @@ Metadata: limit, model, quota, requested, resetTime.
 Example: 50,000 tokens in a minute on a plan of 40,000.
 """
 ERROR_REASON_INSUFFICIENT_CREDITS: ErrorReason.ValueType  # 16
-"""The balance does not cover the task. FAILED_PRECONDITION, HTTP 402.
-Metadata: availableMicros, requiredMicros.
+"""The balance, or the budget of the key, does not cover the task. FAILED_PRECONDITION, HTTP 402.
+Metadata: availableMicros, budgetMicros, period, requiredMicros, resetTime.
 Example: an image that costs 0.05 credits, with 0.01 available.
 """
 ERROR_REASON_IDEMPOTENCY_CONFLICT: ErrorReason.ValueType  # 17

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from pydantic_core import from_json, to_json
 
 from pomelo.errors import invalid
@@ -12,9 +15,12 @@ from pomelo.stores.accounts import (
     AccountSummary,
     Balance,
     Grant,
+    OverdrawnError,
     UnknownAccountError,
     Wallet,
 )
+from pomelo.stores.acts import Act
+from pomelo.stores.redis.acts import act_args
 from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Connection,
@@ -22,8 +28,18 @@ from pomelo.stores.redis.connection import (
     scan_hash,
     translated_errors,
 )
-from pomelo.stores.redis.key_names import ACCOUNT_ORDER, ACCOUNTS, GRANTED, PLANS, key, member, names
-from pomelo.stores.redis.scripts import ADD_ACCOUNT, BALANCES, GRANT, SET_PLAN
+from pomelo.stores.redis.key_names import (
+    ACCOUNT_ACTS,
+    ACCOUNT_ORDER,
+    ACCOUNTS,
+    DISABLED,
+    GRANTED,
+    PLANS,
+    key,
+    member,
+    names,
+)
+from pomelo.stores.redis.scripts import ADD_ACCOUNT, BALANCES, GRANT, SET_CREDIT_LIMIT, SET_DISABLED, SET_PLAN
 from pomelo.stores.redis.wallet_index import WalletIndex
 
 
@@ -35,9 +51,11 @@ class Accounts:
         self._wallet_index = wallet_index
 
     @translated_errors
-    async def add_account(self, name: str, plan: str, at: float) -> bool:
+    async def add_account(self, name: str, plan: str, at: float, act: Act | None = None) -> bool:
         added = await self._connection.run(
-            ADD_ACCOUNT, [ACCOUNTS, PLANS, ACCOUNT_ORDER], [name, plan, f"{at!r} {new_id('')}"]
+            ADD_ACCOUNT,
+            [ACCOUNTS, PLANS, ACCOUNT_ORDER, ACCOUNT_ACTS],
+            [name, plan, f"{at!r} {new_id('')}", *act_args(act)],
         )
         return bool(added)
 
@@ -47,7 +65,8 @@ class Accounts:
         if created is None:
             return None
         plan = await self._connection.send("HGET", PLANS, name)
-        return AccountRecord(*_decode(name.encode(), plan, created))
+        disabled = await self._connection.send("HGET", DISABLED, name)
+        return AccountRecord(*_decode(name.encode(), plan, created, disabled))
 
     @translated_errors
     async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
@@ -60,14 +79,15 @@ class Accounts:
         with self._connection.one_deadline(REPORT_TIMEOUT):
             created = await self._connection.send("HMGET", ACCOUNTS, *found)
             plans = await self._connection.send("HMGET", PLANS, *found)
+            disabled = await self._connection.send("HMGET", DISABLED, *found)
         wallets = [Wallet(name.decode(), live) for name in found for live in (True, False)]
         balances = [
-            Balance(*map(int, amounts[n : n + 3]))
+            _balance(amounts[n : n + 4])
             for _, amounts in await self._wallet_index.run(BALANCES, wallets, lambda w: [key(w, "wallet")])
-            for n in range(0, len(amounts), 3)
+            for n in range(0, len(amounts), 4)
         ]
-        rows = zip(found, plans, created, balances[::2], balances[1::2], strict=True)
-        return [AccountSummary(*_decode(name, plan, at), live, test) for name, plan, at, live, test in rows]
+        rows = zip(found, plans, created, disabled, balances[::2], balances[1::2], strict=True)
+        return [AccountSummary(*_decode(*account), live, test) for *account, live, test in rows]
 
     async def _complete_account_order(self) -> None:
         """Adds the accounts that an earlier Pomelo, without ACCOUNT_ORDER, has stored."""
@@ -81,14 +101,19 @@ class Accounts:
                 )
 
     @translated_errors
-    async def set_plan(self, name: str, plan: str) -> bool:
-        return bool(await self._connection.run(SET_PLAN, [ACCOUNTS, PLANS], [name, plan]))
+    async def set_plan(self, name: str, plan: str, act: Act | None = None) -> bool:
+        args = [name, plan, *act_args(act)]
+        return bool(await self._connection.run(SET_PLAN, [ACCOUNTS, PLANS, ACCOUNT_ACTS], args))
+
+    @translated_errors
+    async def set_disabled(self, name: str, disabled: float | None, act: Act | None = None) -> bool:
+        args = [name, "" if disabled is None else repr(disabled), *act_args(act)]
+        return bool(await self._connection.run(SET_DISABLED, [ACCOUNTS, DISABLED, ACCOUNT_ACTS], args))
 
     @one_deadline
-    async def grant(self, grant: Grant) -> Balance:
+    async def grant(self, grant: Grant, act: Act | None = None) -> Balance:
         wallet = grant.wallet
-        if not await self._connection.send("HEXISTS", ACCOUNTS, wallet.account):
-            raise UnknownAccountError(wallet.account)
+        await check_account(self._connection, wallet.account)
         # An id belongs to one wallet for good. A call that stopped after this step can be repeated.
         await self._connection.send("HSETNX", GRANTED, grant.grant_id, member(wallet))
         if (await self._connection.send("HGET", GRANTED, grant.grant_id)).decode() != member(wallet):
@@ -97,11 +122,21 @@ class Accounts:
         keys = names(wallet)
         text = to_json({"amount": grant.amount, "at": grant.at, "note": grant.note})
         reply = await self._connection.run(
-            GRANT, [keys.wallet, keys.holds, keys.grants], [grant.grant_id, grant.amount, text]
+            GRANT,
+            [keys.wallet, keys.holds, keys.grants, keys.acts],
+            [grant.grant_id, grant.amount, text, *act_args(act)],
         )
-        if reply[0] == b"full":
-            raise invalid("credits", "few enough to keep the sum of all grants below 9,007,199,254")
-        return Balance(*reply[1:])
+        return _changed_balance(wallet, reply)
+
+    @one_deadline
+    async def set_credit_limit(self, wallet: Wallet, credit_limit: int, act: Act | None = None) -> Balance:
+        await check_account(self._connection, wallet.account)
+        await self._wallet_index.add(wallet)
+        keys = names(wallet)
+        reply = await self._connection.run(
+            SET_CREDIT_LIMIT, [keys.wallet, keys.holds, keys.acts], [credit_limit, *act_args(act)]
+        )
+        return _changed_balance(wallet, reply)
 
     @translated_errors
     async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
@@ -118,8 +153,33 @@ class Accounts:
 
     @translated_errors
     async def balance(self, wallet: Wallet) -> Balance:
-        found = await self._connection.send("HMGET", names(wallet).wallet, "granted", "spent", "held")
-        return Balance(*[int(value or 0) for value in found])
+        fields = ("granted", "spent", "held", "credit_limit")
+        return _balance(await self._connection.send("HMGET", names(wallet).wallet, *fields))
+
+
+async def check_account(connection: Connection, name: str) -> None:
+    """Checks that there is an account. None is ever deleted, so this need not be part of a script.
+
+    Raises:
+        UnknownAccountError: there is none.
+    """
+    if not await connection.send("HEXISTS", ACCOUNTS, name):
+        raise UnknownAccountError(name)
+
+
+def _balance(amounts: Sequence[bytes | None]) -> Balance:
+    """A balance from the fields of a wallet, whose `granted` includes the credit limit."""
+    granted, spent, held, credit_limit = [int(amount or 0) for amount in amounts]
+    return Balance(granted - credit_limit, spent, held, credit_limit)
+
+
+def _changed_balance(wallet: Wallet, reply: list[Any]) -> Balance:
+    """The balance after a change, by the reply of its script."""
+    if reply[0] == b"full":
+        raise invalid("credits", "few enough to keep the sum of all grants below 9,007,199,254")
+    if reply[0] == b"overdrawn":
+        raise OverdrawnError(wallet.account)
+    return Balance(*reply[1:])
 
 
 def _decode_grant(wallet: Wallet, grant_id: str, text: bytes) -> tuple[int, Grant]:
@@ -128,6 +188,9 @@ def _decode_grant(wallet: Wallet, grant_id: str, text: bytes) -> tuple[int, Gran
     return int(position), Grant(grant_id=grant_id, wallet=wallet, **from_json(values))
 
 
-def _decode(name: bytes, plan: bytes, created: bytes) -> tuple[str, str, float]:
+def _decode(
+    name: bytes, plan: bytes, created: bytes, disabled: bytes | None
+) -> tuple[str, str, float, float | None]:
     # The time is followed by the id of the call.
-    return name.decode(), plan.decode(), float(created.split()[0])
+    since = None if disabled is None else float(disabled)
+    return name.decode(), plan.decode(), float(created.split()[0]), since

@@ -17,10 +17,19 @@ PLANS = "pomelo:{accounts}:plans"
 ACCOUNT_ORDER = "pomelo:{accounts}:order"
 """The names of all accounts, sorted."""
 
+DISABLED = "pomelo:{accounts}:disabled"
+"""The accounts that are disabled, and since when."""
+
 KEYS = "pomelo:{keys}:records"
 REVOKED = "pomelo:{keys}:revoked"
 KEY_SECRETS = "pomelo:{keys}:secrets"
 """The secret that the digest of a key was made with, noted while the root secret is rotated."""
+KEY_NAMES = "pomelo:{keys}:names"
+"""The names of keys that have one, and the ids under which their budgets are counted."""
+
+BUDGETS = "pomelo:{keys}:budgets"
+USED = "pomelo:{keys}:used"
+"""About when each key was used last."""
 
 KEY_ORDER = "pomelo:{keys}:order"
 """The positions of all API keys (see `key_position`), sorted."""
@@ -38,6 +47,14 @@ GRANTED = "pomelo:granted"
 """The wallet of each grant, by grant id."""
 
 
+ACCOUNT_ACTS = "pomelo:{accounts}:acts"
+KEY_ACTS = "pomelo:{keys}:acts"
+"""Acts of the operator that are not yet in the log; those that concern a wallet are beside it."""
+
+ACT_LOG = "pomelo:{acts}:log"
+"""The operator's log, sorted."""
+
+
 class Names(NamedTuple):
     """The keys of a wallet."""
 
@@ -47,6 +64,7 @@ class Names(NamedTuple):
     drafts: str
     grants: str
     usage: str
+    acts: str
 
     def tombstone(self, task_id: str) -> str:
         """How a task ended; it expires."""
@@ -67,11 +85,13 @@ class Names(NamedTuple):
 def names(wallet: Wallet) -> Names:
     """The keys of a wallet."""
     prefix = key(wallet, "")
-    return Names(prefix, *[prefix + name for name in ("wallet", "holds", "drafts", "grants", "usage")])
+    return Names(
+        prefix, *[prefix + name for name in ("wallet", "holds", "drafts", "grants", "usage", "acts")]
+    )
 
 
 def key(wallet: Wallet, table: str) -> str:
-    """The key of one of a wallet's tables: wallet, holds (its reservations), drafts, grants or usage."""
+    """The key of a table of a wallet: wallet, holds (its reservations), drafts, grants, usage or acts."""
     # Quoted, so that the first closing brace ends the hash tag, whatever the account's name is.
     return f"pomelo:{{{quote(wallet.account, safe='')}/{'live' if wallet.live else 'test'}}}:{table}"
 
@@ -81,8 +101,14 @@ def key_order(account: str) -> str:
     return f"{KEY_ORDER}:{quote(account, safe='')}"
 
 
+def act_log(account: str | None) -> str:
+    """The key with the operator's log, of one account or of all."""
+    return ACT_LOG if account is None else f"{ACT_LOG}:{quote(account, safe='')}"
+
+
 def key_position(created: float, key_id: str) -> str:
-    """A text that sorts like lists of API keys: by time, then by id. The time must not be before 1970."""
+    """A text that sorts like lists of API keys and of acts: by time, then by id. The time must not be before
+    1970."""
     return f"{struct.pack('>d', max(created, 0.0)).hex()}:{key_id}"
 
 

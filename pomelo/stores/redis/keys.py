@@ -1,15 +1,21 @@
-"""The keys role: two hashes with one hash tag, so that a key can be replaced in one step."""
+"""The keys role: hashes with one hash tag, so that a key can be replaced in one step.
+
+What an earlier Pomelo does not know of a key is not in its record, which it reads too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import PAGE, UnknownAccountError
+from pomelo.stores.accounts import PAGE
+from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
+from pomelo.stores.redis.accounts import check_account
+from pomelo.stores.redis.acts import act_args
 from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Argument,
@@ -19,15 +25,25 @@ from pomelo.stores.redis.connection import (
     translated_errors,
 )
 from pomelo.stores.redis.key_names import (
-    ACCOUNTS,
+    BUDGETS,
+    KEY_ACTS,
+    KEY_NAMES,
     KEY_ORDER,
     KEY_SECRETS,
     KEYS,
     REVOKED,
+    USED,
     key_order,
     key_position,
 )
-from pomelo.stores.redis.scripts import ADD_KEY, REHASH_KEY, REPLACE_KEY, REVOKE_KEY
+from pomelo.stores.redis.scripts import (
+    ADD_KEY,
+    READ_KEYS,
+    REHASH_KEY,
+    REPLACE_KEY,
+    REVOKE_KEY,
+    SET_BUDGET,
+)
 from pomelo.stores.redis.wallet_index import for_each
 
 _FIELDS = ("key_id", "account", "live", "models", "created", "expires")
@@ -41,18 +57,20 @@ class Keys:
 
     @one_deadline
     async def get_key(self, key_id: str) -> KeyRecord | None:
-        text = await self._connection.send("HGET", KEYS, key_id)
-        if text is None:
-            return None
-        return _decode_key(text, await self._connection.send("HGET", REVOKED, key_id))
+        (found,) = await self._read([key_id])
+        return found
+
+    async def _read(self, key_ids: Sequence[str | bytes]) -> list[KeyRecord | None]:
+        found = await self._connection.run(READ_KEYS, [KEYS, REVOKED, KEY_NAMES, BUDGETS, USED], key_ids)
+        return [
+            None if text is None else _decode_key(text, *more) for text, *more in zip(*found, strict=True)
+        ]
 
     @one_deadline
-    async def add_key(self, record: KeyRecord) -> None:
-        await self._check_account(record)
+    async def add_key(self, record: KeyRecord, act: Act | None = None) -> None:
+        await check_account(self._connection, record.account)
         added = await self._connection.run(
-            ADD_KEY,
-            [KEYS, REVOKED, KEY_ORDER, key_order(record.account)],
-            [record.key_id, _encode_key(record), _format_time(record.revoked), _position(record)],
+            ADD_KEY, _tables(record.account), [*_encode_new(record), *act_args(act)]
         )
         if not added:
             raise PomeloError("store_unavailable")
@@ -70,9 +88,7 @@ class Keys:
             return []
         ids = [position.partition(b":")[2] for position in positions]
         with self._connection.one_deadline(REPORT_TIMEOUT):
-            texts = await self._connection.send("HMGET", KEYS, *ids)
-            revoked = await self._connection.send("HMGET", REVOKED, *ids)
-        return [_decode_key(text, at) for text, at in zip(texts, revoked, strict=True)]
+            return [record for record in await self._read(ids) if record is not None]
 
     async def _complete_key_order(self) -> None:
         """Adds the keys that an earlier Pomelo, without KEY_ORDER, has stored."""
@@ -80,7 +96,7 @@ class Keys:
         if known >= await self._connection.send("HLEN", KEYS):
             return
         async for page in scan_hash(self._connection, KEYS):
-            records = [_decode_key(text, None) for text in page.values()]
+            records = [_decode_key(text) for text in page.values()]
             positions: list[Argument] = [part for record in records for part in (0, _position(record))]
             with self._connection.one_deadline(REPORT_TIMEOUT):
                 await for_each(
@@ -90,24 +106,41 @@ class Keys:
                 await self._connection.send("ZADD", KEY_ORDER, *positions)
 
     @one_deadline
-    async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
-        await self._connection.run(REVOKE_KEY, [KEYS, REVOKED], [key_id, repr(at)])
+    async def revoke_key(self, key_id: str, at: float, act: Act | None = None) -> KeyRecord | None:
+        await self._connection.run(REVOKE_KEY, [KEYS, REVOKED, KEY_ACTS], [key_id, repr(at), *act_args(act)])
         return await self.get_key(key_id)
 
+    @translated_errors
+    async def set_budget(self, key_id: str, budget: str, act: Act | None = None) -> bool:
+        args = [key_id, budget, *act_args(act)]
+        return bool(await self._connection.run(SET_BUDGET, [KEYS, BUDGETS, KEY_ACTS], args))
+
+    @translated_errors
+    async def record_key_use(self, used: Mapping[str, float]) -> None:
+        if used:
+            await self._connection.send(
+                "HSET", USED, *[part for key_id, at in used.items() for part in (key_id, repr(at))]
+            )
+
     @one_deadline
-    async def replace_key(self, key_id: str, successor: KeyRecord, at: float) -> bool:
-        await self._check_account(successor)
+    async def replace_key(
+        self,
+        key_id: str,
+        successor: KeyRecord,
+        at: float,
+        act: Act | None = None,
+        *,
+        expires: float | None = None,
+    ) -> bool:
+        await check_account(self._connection, successor.account)
+        text = await self._connection.send("HGET", KEYS, key_id)
+        if text is None:
+            return False
+        expiring = b"" if expires is None else to_json(from_json(text) | {"expires": expires})
         replaced = await self._connection.run(
             REPLACE_KEY,
-            [KEYS, REVOKED, KEY_ORDER, key_order(successor.account)],
-            [
-                key_id,
-                repr(at),
-                successor.key_id,
-                _encode_key(successor),
-                _format_time(successor.revoked),
-                _position(successor),
-            ],
+            _tables(successor.account),
+            [key_id, repr(at), *_encode_new(successor), *act_args(act), text, expiring],
         )
         if replaced < 0:
             raise PomeloError("store_unavailable")
@@ -126,26 +159,43 @@ class Keys:
         wanted = secret_id.encode()
         return {key_id for key_id, one in zip(key_ids, noted, strict=True) if one == wanted}
 
-    async def _check_account(self, record: KeyRecord) -> None:
-        # Accounts are never deleted, so this need not be part of the script.
-        if not await self._connection.send("HEXISTS", ACCOUNTS, record.account):
-            raise UnknownAccountError(record.account)
-
 
 def _position(record: KeyRecord) -> str:
     return key_position(record.created, record.key_id)
 
 
-def _format_time(at: float | None) -> str:
-    return "" if at is None else repr(at)
+def _tables(account: str) -> list[str]:
+    """The keys of the scripts that store a new API key."""
+    return [KEYS, REVOKED, KEY_NAMES, BUDGETS, KEY_ORDER, key_order(account), KEY_ACTS]
+
+
+def _encode_new(record: KeyRecord) -> list[Argument]:
+    """A new API key as the arguments of a script."""
+    names = to_json([record.name, record.origin]) if record.name or record.origin else ""
+    revoked = "" if record.revoked is None else repr(record.revoked)
+    return [record.key_id, _encode_key(record), revoked, names, record.budget, _position(record)]
 
 
 def _encode_key(record: KeyRecord) -> bytes:
     return to_json({name: getattr(record, name) for name in _FIELDS} | {"digest": record.digest.hex()})
 
 
-def _decode_key(text: bytes, revoked: bytes | None) -> KeyRecord:
+def _decode_key(
+    text: bytes,
+    revoked: bytes | None = None,
+    names: bytes | None = None,
+    budget: bytes | None = None,
+    used: bytes | None = None,
+) -> KeyRecord:
     values: dict[str, Any] = from_json(text)
     values["digest"] = bytes.fromhex(values["digest"])
     values["models"] = tuple(values["models"])
-    return KeyRecord(**values, revoked=None if revoked is None else float(revoked))
+    name, origin = ("", "") if names is None else from_json(names)
+    return KeyRecord(
+        **values,
+        revoked=None if revoked is None else float(revoked),
+        name=name,
+        budget=(budget or b"").decode(),
+        origin=origin,
+        used=None if used is None else float(used),
+    )

@@ -182,7 +182,7 @@ class Ledger:
         return self._start_reserve(request, wallet, call)
 
     def _start_reserve(self, request: ReserveRequest, wallet: Wallet, call: str) -> Attempt:
-        draft, idempotency_key = request.draft, request.idempotency_key
+        draft, idempotency_key, budget = request.draft, request.idempotency_key, request.budget
         key = "" if idempotency_key is None else "=" + idempotency_key.key
         return self._connection.start(
             RESERVE,
@@ -199,6 +199,7 @@ class Ledger:
                 request.sufficient,
                 request.shares,
                 DEFAULT_SHARES,
+                *(("", 0, 0) if budget is None else (budget.name, budget.limit, round(budget.start * 1e6))),
                 *_format_counters(request.counters),
             ],
         )

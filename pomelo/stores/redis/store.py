@@ -16,6 +16,7 @@ from pomelo.stores.accounts import DEFAULT_ACCOUNT, Grant, Wallet
 from pomelo.stores.archive import check_archive, open_archive
 from pomelo.stores.base import Store, StoreError
 from pomelo.stores.redis.accounts import Accounts
+from pomelo.stores.redis.acts import Acts
 from pomelo.stores.redis.connection import Connection, Timing
 from pomelo.stores.redis.key_names import FORMAT
 from pomelo.stores.redis.keys import Keys
@@ -88,7 +89,7 @@ async def open_redis(
             await connection.close()
 
 
-class RedisStore(Keys, Accounts, Ledger, Processes):
+class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
     """All roles, on an open connection. Create it with `open_redis`."""
 
     def __init__(

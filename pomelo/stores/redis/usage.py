@@ -136,10 +136,10 @@ class Usage:
             with self._connection.translated_errors():
                 replies = await self._wallet_index.run(WALLET_STATES, page, _state_keys)
             for wallets, reply in replies:
-                for wallet, start in zip(wallets, range(0, len(reply), 6), strict=True):
-                    exists, granted, spent, held, grants, reservations = reply[start : start + 6]
+                for wallet, start in zip(wallets, range(0, len(reply), 7), strict=True):
+                    exists, *amounts, grants, reservations = reply[start : start + 7]
                     if exists:
-                        balance = Balance(granted, spent, held)
+                        balance = Balance(*amounts)
                         states.append(WalletState(wallet, balance, grants, reservations))
             yield states
 

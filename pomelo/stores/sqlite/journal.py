@@ -18,6 +18,12 @@ from pomelo.stores.usage import UsageRecord
 
 _ADD_WALLET = "INSERT INTO wallets (account, live) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _WRITE_WALLET = "UPDATE wallets SET spent = spent + ?, counters = ? WHERE account = ? AND live = ?"
+_CHARGE_BUDGET = (
+    "INSERT INTO budgets (account, live, name, start, spent) VALUES (?, ?, ?, ?, ?)"
+    " ON CONFLICT (account, live, name) DO UPDATE SET"
+    " spent = iif(start = excluded.start, spent, 0) + excluded.spent, start = excluded.start"
+    " WHERE start <= excluded.start"
+)
 _FORGET = "DELETE FROM holds WHERE task_id = ?"
 _ANSWER = (
     "INSERT INTO repeats (account, live, key, fingerprint, state, task_id, answer, expires)"
@@ -131,6 +137,8 @@ class Batch:
             _insert(connection, charged)
         if self._rows:
             connection.executemany(_WRITE_WALLET, self._rows)
+        if budgets := [_charged_budget(end) for end in self.ends if end.task.budget is not None]:
+            connection.executemany(_CHARGE_BUDGET, budgets)
         if answers := [_answer(end) for end in self.ends if end.answer is not None]:
             connection.executemany(_ANSWER, answers)
             connection.execute(_EXPIRE, (self.ends[-1].now, 4 * len(answers)))
@@ -151,6 +159,13 @@ def _insert(connection: sqlite3.Connection, charged: list[UsageRecord]) -> None:
         if len(charged) == 1 and (first := find_record(connection, charged[0].task_id)) is not None:
             raise EndedBeforeError(first) from error
         raise
+
+
+def _charged_budget(end: End) -> tuple[Any, ...]:
+    wallet, budget = end.task.wallet, end.task.budget
+    assert budget is not None
+    charged = 0 if end.record is None else end.record.cost
+    return wallet.account, wallet.live, budget.name, budget.start, charged
 
 
 def _answer(end: End) -> tuple[Any, ...]:

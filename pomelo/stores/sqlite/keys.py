@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from pomelo.stores.accounts import UnknownAccountError
+from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
+from pomelo.stores.sqlite.acts import add_act
 
-_COLUMNS = "key_id, account, live, digest, models, created, expires, revoked"
+_NAMES = [field.name for field in fields(KeyRecord)]
+_COLUMNS = ", ".join(_NAMES)
+_PLACEHOLDERS = ", ".join("?" * len(_NAMES))
 
 
 def get_key(connection: sqlite3.Connection, key_id: str) -> KeyRecord | None:
@@ -18,25 +23,18 @@ def get_key(connection: sqlite3.Connection, key_id: str) -> KeyRecord | None:
     return None if row is None else _key(row)
 
 
-def add_key(connection: sqlite3.Connection, record: KeyRecord) -> None:
+def add_key(connection: sqlite3.Connection, record: KeyRecord, act: Act | None) -> None:
+    values = {name: getattr(record, name) for name in _NAMES} | {"models": json.dumps(record.models)}
     try:
         connection.execute(
-            f"INSERT INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-            (
-                record.key_id,
-                record.account,
-                record.live,
-                record.digest,
-                json.dumps(record.models),
-                record.created,
-                record.expires,
-                record.revoked,
-            ),
+            f"INSERT INTO keys ({_COLUMNS}) VALUES ({_PLACEHOLDERS})",  # noqa: S608
+            list(values.values()),
         )
     except sqlite3.IntegrityError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             raise UnknownAccountError(record.account) from error
         raise
+    add_act(connection, act)
 
 
 def list_keys(
@@ -57,15 +55,31 @@ def list_keys(
     return [_key(row) for row in rows]
 
 
-def revoke_key(connection: sqlite3.Connection, key_id: str, at: float) -> KeyRecord | None:
-    _revoke(connection, key_id, at)
+def revoke_key(connection: sqlite3.Connection, key_id: str, at: float, act: Act | None) -> KeyRecord | None:
+    revoked = connection.execute(
+        "UPDATE keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL", (at, key_id)
+    )
+    if revoked.rowcount == 1:
+        add_act(connection, act)
     return get_key(connection, key_id)
 
 
-def replace_key(connection: sqlite3.Connection, key_id: str, successor: KeyRecord, at: float) -> bool:
-    if not _revoke(connection, key_id, at):
+def replace_key(
+    connection: sqlite3.Connection,
+    key_id: str,
+    successor: KeyRecord,
+    at: float,
+    expires: float | None,
+    act: Act | None,
+) -> bool:
+    column, value = ("revoked", at) if expires is None else ("expires", expires)
+    replaced = connection.execute(
+        f"UPDATE keys SET {column} = ? WHERE key_id = ? AND revoked IS NULL",  # noqa: S608
+        (value, key_id),
+    )
+    if replaced.rowcount == 0:
         return False
-    add_key(connection, successor)
+    add_key(connection, successor, act)
     return True
 
 
@@ -84,15 +98,23 @@ def keys_of_secret(connection: sqlite3.Connection, secret_id: str, key_ids: Sequ
     return {key_id for (key_id,) in rows}
 
 
-def _revoke(connection: sqlite3.Connection, key_id: str, at: float) -> bool:
-    changed = connection.execute(
-        "UPDATE keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL", (at, key_id)
-    )
-    return changed.rowcount == 1
+def set_budget(connection: sqlite3.Connection, key_id: str, budget: str, act: Act | None) -> bool:
+    key = get_key(connection, key_id)
+    if key is None:
+        return False
+    if key.budget != budget:
+        connection.execute("UPDATE keys SET budget = ? WHERE key_id = ?", (budget, key_id))
+        add_act(connection, act, old=key.budget)
+    return True
+
+
+def record_key_use(connection: sqlite3.Connection, used: Mapping[str, float]) -> None:
+    rows = [(at, key_id) for key_id, at in used.items()]
+    connection.executemany("UPDATE keys SET used = max(coalesce(used, 0), ?) WHERE key_id = ?", rows)
 
 
 def _key(row: tuple[Any, ...]) -> KeyRecord:
-    key_id, account, live, digest, models, created, expires, revoked = row
-    return KeyRecord(
-        key_id, account, bool(live), digest, tuple(json.loads(models)), created, expires, revoked
-    )
+    values = dict(zip(_NAMES, row, strict=True))
+    values["live"] = bool(values["live"])
+    values["models"] = tuple(json.loads(values["models"]))
+    return KeyRecord(**values)

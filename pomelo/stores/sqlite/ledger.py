@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import AccountSummary, Balance, Grant, Wallet
+from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.ledger import (
     Counter,
     LimitStatus,
@@ -28,7 +28,6 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
 )
-from pomelo.stores.sqlite import accounts
 from pomelo.stores.sqlite.journal import End, EndedBeforeError
 from pomelo.stores.sqlite.stored import StoredAnswer, find_answer, read_wallet, recovered, replay, write_notes
 from pomelo.stores.sqlite.usage import find_record, wallet_states
@@ -62,7 +61,7 @@ class Ledger:
 
     def reserve(self, request: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
         draft = request.draft
-        return self._with_wallet(draft.account, draft.live, partial(self._reserve, request))
+        return self.with_wallet(draft.account, draft.live, partial(self._reserve, request))
 
     def _reserve(
         self,
@@ -150,7 +149,7 @@ class Ledger:
 
     def settle(self, settlement: Settlement) -> Awaitable[Settled]:
         record = settlement.record
-        return self._with_wallet(record.account, record.live, partial(self._settle, settlement))
+        return self.with_wallet(record.account, record.live, partial(self._settle, settlement))
 
     def _settle(self, settlement: Settlement, wallet: LoadedWallet, future: asyncio.Future[Any]) -> None:
         record, counters = settlement.record, settlement.counters
@@ -172,7 +171,7 @@ class Ledger:
             self._end(task, task.charge(record), answer, settled, future)
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
-        return self._with_wallet(wallet.account, wallet.live, partial(self._void, task_id, refund))
+        return self.with_wallet(wallet.account, wallet.live, partial(self._void, task_id, refund))
 
     def _void(self, task_id: str, refund: bool, wallet: LoadedWallet, future: asyncio.Future[Any]) -> None:
         task = self._task(task_id, wallet)
@@ -191,7 +190,7 @@ class Ledger:
                 resolve(future, None)
 
     def recover(self, wallet: Wallet, task_id: str) -> Awaitable[None]:
-        return self._with_wallet(wallet.account, wallet.live, partial(self._recover, task_id))
+        return self.with_wallet(wallet.account, wallet.live, partial(self._recover, task_id))
 
     def _recover(self, task_id: str, wallet: LoadedWallet, future: asyncio.Future[Any]) -> None:
         task = self._task(task_id, wallet)
@@ -225,6 +224,8 @@ class Ledger:
                     stored, wallet.loaded = error.record, False
                 if stored is not None:
                     wallet.spent += stored.cost
+                    if task.budget is not None:
+                        task.budget.spent += stored.cost
                     self._remember(task.task_id)
                 self._release(task, self._clock())
                 self._writer.act(lambda: resolve(future, result(stored)), future)
@@ -272,7 +273,7 @@ class Ledger:
             resolve(future, state.limit_status(counters, self._clock()))
 
         await asyncio.sleep(0)  # A caller may poll it.
-        status: LimitStatus = await self._with_wallet(wallet.account, wallet.live, read)
+        status: LimitStatus = await self.with_wallet(wallet.account, wallet.live, read)
         return status
 
     # --- what running tasks add to what the file has
@@ -315,28 +316,7 @@ class Ledger:
         """A balance of the file, with what running tasks have reserved."""
         state = self._wallets.get((wallet.account, wallet.live))
         held = 0 if state is None else state.held
-        return Balance(balance.granted, balance.spent, balance.held + held)
-
-    def with_held(self, summary: AccountSummary) -> AccountSummary:
-        """The same for both wallets of an account."""
-        live = self.add_held(Wallet(summary.name, True), summary.live)
-        test = self.add_held(Wallet(summary.name, False), summary.test)
-        return replace(summary, live=live, test=test)
-
-    async def balance(self, wallet: Wallet) -> Balance:
-        read = partial(accounts.balance, wallet=wallet)
-        return await self._writer.do_then(read, partial(self.add_held, wallet), reads=True)
-
-    async def grant(self, grant: Grant) -> Balance:
-        wallet = grant.wallet
-
-        def then(balance: Balance) -> Balance:
-            state = self._wallets.get((wallet.account, wallet.live))
-            if state is not None:
-                state.granted, state.stored = balance.granted, True
-            return self.add_held(wallet, balance)
-
-        return await self._writer.do_then(partial(accounts.add_grant, grant=grant), then, reads=False)
+        return replace(balance, held=balance.held + held)
 
     # --- wallets
 
@@ -345,10 +325,10 @@ class Ledger:
         task = self._tasks.get(task_id)
         return task if task is not None and task.wallet is wallet else None
 
-    def _with_wallet(
+    def with_wallet(
         self, account: str, live: bool, act: Callable[[LoadedWallet, asyncio.Future[Any]], None]
     ) -> asyncio.Future[Any]:
-        """Calls `act`, which resolves the future: immediately if the wallet is in memory."""
+        """Calls `act` with the wallet, immediately if it is in memory. `act` resolves the future."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._writer.closed:
             fail(future, PomeloError("store_unavailable"))

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import PAGE, AccountRecord, AccountSummary, Balance, Grant, Wallet
+from pomelo.stores.acts import Act
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import (
@@ -31,7 +32,8 @@ from pomelo.stores.ledger import (
     Settled,
     Settlement,
 )
-from pomelo.stores.sqlite import accounts, keys, usage
+from pomelo.stores.sqlite import accounts, acts, keys, usage
+from pomelo.stores.sqlite.balances import Balances
 from pomelo.stores.sqlite.damage import DamageMonitor, check_completely
 from pomelo.stores.sqlite.file import WritableFile, connect_read_only
 from pomelo.stores.sqlite.ledger import Ledger
@@ -123,25 +125,40 @@ class SqliteStore:
         self._connection = connection
         self._log_size = log_size
         self._ledger = Ledger(writer, clock)
+        self._balances = Balances(writer, self._ledger)
 
     # --- KeyStore
 
     async def get_key(self, key_id: str) -> KeyRecord | None:
         return await self._writer.do(lambda c: keys.get_key(c, key_id), reads=True)
 
-    async def add_key(self, record: KeyRecord) -> None:
-        await self._writer.do(lambda c: keys.add_key(c, record))
+    async def add_key(self, record: KeyRecord, act: Act | None = None) -> None:
+        await self._writer.do(lambda c: keys.add_key(c, record, act))
 
     async def list_keys(
         self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
     ) -> list[KeyRecord]:
         return await self._report(lambda c: keys.list_keys(c, account, limit, after))
 
-    async def revoke_key(self, key_id: str, at: float) -> KeyRecord | None:
-        return await self._writer.do(lambda c: keys.revoke_key(c, key_id, at))
+    async def revoke_key(self, key_id: str, at: float, act: Act | None = None) -> KeyRecord | None:
+        return await self._writer.do(lambda c: keys.revoke_key(c, key_id, at, act))
 
-    async def replace_key(self, key_id: str, successor: KeyRecord, at: float) -> bool:
-        return await self._writer.do(lambda c: keys.replace_key(c, key_id, successor, at))
+    async def replace_key(
+        self,
+        key_id: str,
+        successor: KeyRecord,
+        at: float,
+        act: Act | None = None,
+        *,
+        expires: float | None = None,
+    ) -> bool:
+        return await self._writer.do(lambda c: keys.replace_key(c, key_id, successor, at, expires, act))
+
+    async def set_budget(self, key_id: str, budget: str, act: Act | None = None) -> bool:
+        return await self._writer.do(lambda c: keys.set_budget(c, key_id, budget, act))
+
+    async def record_key_use(self, used: Mapping[str, float]) -> None:
+        await self._writer.do(lambda c: keys.record_key_use(c, used))
 
     async def rehash_key(self, key_id: str, old: bytes, new: bytes, secret_id: str) -> None:
         await self._writer.do(lambda c: keys.rehash_key(c, key_id, old, new, secret_id))
@@ -174,22 +191,28 @@ class SqliteStore:
 
     # --- AccountStore
 
-    async def add_account(self, name: str, plan: str, at: float) -> bool:
+    async def add_account(self, name: str, plan: str, at: float, act: Act | None = None) -> bool:
         account = AccountRecord(name, plan, at)
-        return await self._writer.do(lambda c: accounts.add_account(c, account))
+        return await self._writer.do(lambda c: accounts.add_account(c, account, act))
 
     async def get_account(self, name: str) -> AccountRecord | None:
         return await self._writer.do(lambda c: accounts.get_account(c, name), reads=True)
 
     async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
         found = await self._report(lambda c: accounts.list_accounts(c, limit, after))
-        return [self._ledger.with_held(summary) for summary in found]
+        return [self._balances.of_account(summary) for summary in found]
 
-    async def set_plan(self, name: str, plan: str) -> bool:
-        return await self._writer.do(lambda c: accounts.set_plan(c, name, plan))
+    async def set_plan(self, name: str, plan: str, act: Act | None = None) -> bool:
+        return await self._writer.do(lambda c: accounts.set_plan(c, name, plan, act))
 
-    async def grant(self, grant: Grant) -> Balance:
-        return await self._ledger.grant(grant)
+    async def set_disabled(self, name: str, disabled: float | None, act: Act | None = None) -> bool:
+        return await self._writer.do(lambda c: accounts.set_disabled(c, name, disabled, act))
+
+    async def grant(self, grant: Grant, act: Act | None = None) -> Balance:
+        return await self._balances.grant(grant, act)
+
+    async def set_credit_limit(self, wallet: Wallet, credit_limit: int, act: Act | None = None) -> Balance:
+        return await self._balances.set_credit_limit(wallet, credit_limit, act)
 
     async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
         return await self._writer.do(lambda c: accounts.get_grant(c, wallet, grant_id), reads=True)
@@ -198,7 +221,19 @@ class SqliteStore:
         return await self._writer.do(lambda c: accounts.list_grants(c, wallet), reads=True)
 
     async def balance(self, wallet: Wallet) -> Balance:
-        return await self._ledger.balance(wallet)
+        return await self._balances.get(wallet)
+
+    # --- ActStore
+
+    async def list_acts(
+        self,
+        account: str | None = None,
+        *,
+        since: float | None = None,
+        limit: int,
+        after: tuple[float, str] | None = None,
+    ) -> list[Act]:
+        return await self._report(lambda c: acts.list_acts(c, account, since, limit, after))
 
     # --- UsageStore
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from pomelo.stores import records
 from pomelo.stores.ledger import IdempotencyKey, LimitStatus, Refused, ReplayedAnswer
 from pomelo.stores.sqlite.journal import Batch, End, write_certainly
 from pomelo.stores.sqlite.usage import find_record
-from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
+from pomelo.stores.sqlite.wallets import LoadedBudget, LoadedWallet, Reservation
 from pomelo.stores.usage import RECOVERED, UsageRecord
 
 _WALLET = """
-    SELECT a.name IS NOT NULL, w.account IS NOT NULL, w.granted, w.spent, w.counters
+    SELECT a.name IS NOT NULL, w.account IS NOT NULL, w.granted, w.spent, w.counters, w.credit_limit
     FROM (SELECT ?1 AS account, ?2 AS live) AS q
     LEFT JOIN accounts AS a ON a.name = q.account
     LEFT JOIN wallets AS w ON w.account = q.account AND w.live = q.live
@@ -25,7 +25,7 @@ _WALLET = """
 
 
 _NOTE = (
-    "INSERT INTO holds (task_id, account, live, amount, record) VALUES (?, ?, ?, ?, ?)"
+    "INSERT INTO holds (task_id, account, live, amount, record, counted) VALUES (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (task_id) DO UPDATE SET record = excluded.record"
 )
 
@@ -38,13 +38,19 @@ class WalletRow(NamedTuple):
     granted: int = 0
     spent: int = 0
     counts: dict[str, list[Any]] = {}  # noqa: RUF012
+    credit_limit: int = 0
+    budgets: Sequence[tuple[str, float, int]] = ()
 
 
 def read_wallet(connection: sqlite3.Connection, account: str, live: bool) -> WalletRow:
-    known, stored, granted, spent, counters = connection.execute(_WALLET, (account, live)).fetchone()
+    row = connection.execute(_WALLET, (account, live)).fetchone()
+    known, stored, granted, spent, counters, credit_limit = row
     if not stored:
-        return WalletRow(bool(known), False, 0, 0, {})
-    return WalletRow(True, True, granted, spent, from_json(counters))
+        return WalletRow(bool(known), False)
+    budgets = connection.execute(
+        "SELECT name, start, spent FROM budgets WHERE account = ? AND live = ?", (account, live)
+    ).fetchall()
+    return WalletRow(True, True, granted, spent, from_json(counters), credit_limit, budgets)
 
 
 class StoredAnswer(NamedTuple):
@@ -91,11 +97,25 @@ def write_notes(connection: sqlite3.Connection, noted: Iterable[tuple[Reservatio
     """Stores what running tasks have used so far."""
     # One may have ended in an earlier batch than this operation, which was queued before its end.
     rows = [
-        (task.task_id, task.wallet.account, task.wallet.live, task.amount, records.encode_record(record))
+        (
+            task.task_id,
+            task.wallet.account,
+            task.wallet.live,
+            task.amount,
+            records.encode_record(record),
+            _encode_budget(task),
+        )
         for task, record in noted
         if not task.ended
     ]
     connection.executemany(_NOTE, rows)
+
+
+def _encode_budget(task: Reservation) -> str:
+    """The budget of a task, in the form of the column `counted`."""
+    if task.budget is None:
+        return "{}"
+    return to_json({task.budget.name: [task.amount, task.budget.start]}).decode()
 
 
 def recovered(record: UsageRecord, now: float) -> UsageRecord:
@@ -111,16 +131,20 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
     write_certainly(connection)  # A file that can't be written is not opened.
     connection.execute("DELETE FROM repeats WHERE expires <= ?", (now,))
     rows = connection.execute(
-        "SELECT task_id, account, live, amount, repeat_key, record FROM holds ORDER BY task_id"
+        "SELECT task_id, account, live, amount, repeat_key, record, counted FROM holds ORDER BY task_id"
     ).fetchall()
     wallets: dict[tuple[str, int], LoadedWallet] = {}
     tasks = []
-    for _, account, live, amount, _, record in rows:
+    for _, account, live, amount, _, record, counted in rows:
         wallet = wallets.get((account, live))
         if wallet is None:
             wallet = wallets[account, live] = LoadedWallet(account, bool(live))
             wallet.load(*read_wallet(connection, account, bool(live)), now=now)
-        tasks.append(Reservation(wallet, records.decode_record(record), amount))
+        task = Reservation(wallet, records.decode_record(record), amount)
+        tasks.append(task)
+        for name, (_, start) in from_json(counted).items():
+            if name.startswith("budget:"):  # of others, versions before 7 wrote what was counted
+                task.budget = LoadedBudget(name, start)
         wallet.held += amount
         wallet.running += 1
     # Versions before 7 wrote what all tasks hold, and the Idempotency-Keys of running tasks.
@@ -134,7 +158,7 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
         task.release(now)
     connection.executemany(
         "DELETE FROM repeats WHERE account = ? AND live = ? AND key = ? AND state = 'running'",
-        [(account, live, key) for _, account, live, _, key, _ in rows if key is not None],
+        [(account, live, key) for _, account, live, _, key, *_ in rows if key is not None],
     )
     connection.execute("DELETE FROM holds")
     return len(rows)

@@ -224,7 +224,7 @@ class _Walk:
 
 
 _STATES = """
-    SELECT account, live, granted, spent, held,
+    SELECT account, live, granted - credit_limit, spent, held, credit_limit,
         (SELECT coalesce(sum(amount), 0) FROM grants AS g WHERE g.account = w.account AND g.live = w.live)
     FROM wallets AS w WHERE (account, live) > (?, ?) ORDER BY account, live LIMIT ?
 """
@@ -236,6 +236,6 @@ def wallet_states(connection: sqlite3.Connection, after: Wallet | None, limit: i
     start = ("", -1) if after is None else (after.account, after.live)
     rows = connection.execute(_STATES, (*start, limit)).fetchall()
     return [
-        WalletState(Wallet(account, bool(live)), Balance(granted, spent, held), grants, 0)
-        for account, live, granted, spent, held, grants in rows
+        WalletState(Wallet(account, bool(live)), Balance(*amounts), grants, 0)
+        for account, live, *amounts, grants in rows
     ]

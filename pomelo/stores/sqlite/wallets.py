@@ -8,7 +8,7 @@ decision back if it could not be written.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,16 @@ _UNUSED: list[Any] = [0, None, None]
 """The count, and the start and end of the window, of a counter that is not in use."""
 
 
+class LoadedBudget:
+    """What the tasks of a period cost: `spent` is committed, `held` is what running tasks reserve."""
+
+    __slots__ = ("held", "name", "spent", "start")
+
+    def __init__(self, name: str, start: float, spent: int = 0) -> None:
+        self.name, self.start, self.spent = name, start, spent
+        self.held = 0
+
+
 class Reservation:
     """The reservation of a running task. `record` is its draft or what was last noted.
 
@@ -38,8 +48,8 @@ class Reservation:
     """
 
     __slots__ = (
-        "_changes", "_extra", "amount", "counted", "ended", "ending", "key", "record", "stored", "task_id",
-        "unsure", "wallet",
+        "_changes", "_extra", "amount", "budget", "counted", "ended", "ending", "key", "record", "stored",
+        "task_id", "unsure", "wallet",
     )  # fmt: skip
 
     def __init__(self, wallet: LoadedWallet, record: UsageRecord, amount: int) -> None:
@@ -49,6 +59,8 @@ class Reservation:
         self.amount = amount
         self.counted: list[tuple[str, int, list[Any]]] = []
         """The names of its counters, what it added to them, and their counts."""
+        self.budget: LoadedBudget | None = None
+        """What it counts in; its part of `held` is `amount`."""
         self.key: IdempotencyKey | None = None
         self.ended = self.ending = self.stored = self.unsure = False
         self._extra = 0
@@ -60,8 +72,7 @@ class Reservation:
         wallet = self.wallet
         if record.cost > self.amount:
             self._extra = min(record.cost - self.amount, wallet.available)
-            self.amount += self._extra
-            wallet.held += self._extra
+            self._add(self._extra)
             if record.cost > self.amount:
                 return replace(record, cost=self.amount, uncollected=record.cost - self.amount)
         return record
@@ -80,11 +91,16 @@ class Reservation:
 
     def undo(self) -> None:
         """Takes back `charge` and `recount`: the end could not be written."""
-        self.amount -= self._extra
-        self.wallet.held -= self._extra
+        self._add(-self._extra)
         for count, change in self._changes:
             count[0] -= change
         self._extra, self._changes = 0, []
+
+    def _add(self, amount: int) -> None:
+        self.amount += amount
+        self.wallet.held += amount
+        if self.budget is not None:
+            self.budget.held += amount
 
     def release(self, now: float) -> None:
         """Ends the reservation: gives back what only running tasks take."""
@@ -94,6 +110,8 @@ class Reservation:
         self.ended = True
         wallet.held -= self.amount
         wallet.running -= 1
+        if self.budget is not None:
+            self.budget.held -= self.amount
         counts = wallet.counts
         for name, amount, count in self.counted:
             if count[1] is None and counts.get(name) is count:
@@ -109,17 +127,20 @@ class LoadedWallet:
 
     `counts` have for each counter with a count or an open window: the count, and the start and end of the
     window, or None without one. `keys` are the Idempotency-Keys of running tasks. `ending` tasks have an
-    end that is not yet committed.
+    end that is not yet committed. `granted` includes the `credit_limit`, and no more what is being taken
+    back: `withdrawing`. `budgets` are by name.
     """
 
     __slots__ = (
-        "_counted", "account", "closes", "counts", "deciding", "ending", "granted", "held", "keys", "known",
-        "live", "loaded", "running", "spent", "stored", "waiting",
+        "_counted", "account", "budgets", "closes", "counts", "credit_limit", "deciding", "ending", "granted",
+        "held", "keys", "known", "live", "loaded", "running", "spent", "stored", "waiting", "withdrawing",
     )  # fmt: skip
 
     def __init__(self, account: str, live: bool) -> None:
         self.account, self.live = account, live
         self.granted = self.spent = self.held = self.running = self.ending = 0
+        self.credit_limit = self.withdrawing = 0
+        self.budgets: dict[str, LoadedBudget] = {}
         self.counts: dict[str, list[Any]] = {}
         self.closes = math.inf
         """When the first window ends."""
@@ -131,7 +152,7 @@ class LoadedWallet:
         self.waiting = 0
         """Operations that wait for the amounts."""
         self.deciding = 0
-        """Reserves that wait for the file, and decide then."""
+        """Reserves and changes of the credits that wait for the file, and decide then."""
 
     def load(
         self,
@@ -140,11 +161,19 @@ class LoadedWallet:
         granted: int,
         spent: int,
         counts: dict[str, list[Any]],
+        credit_limit: int,
+        budgets: Iterable[tuple[str, float, int]],
         *,
         now: float,
     ) -> None:
         """Receives the row of the file. Counts are only read once: those in memory are newer."""
-        self.known, self.stored, self.granted, self.spent = known, stored, granted, spent
+        self.known, self.stored, self.spent = known, stored, spent
+        self.granted, self.credit_limit = granted - self.withdrawing, credit_limit
+        for name, start, charged in budgets:
+            budget = self.find_budget(name, start)
+            if budget.start == start:
+                budget.spent = charged
+                self.budgets[name] = budget
         if not self._counted:
             # Versions before 7 also wrote what running tasks count.
             self.counts = {name: count for name, count in counts.items() if count[1] is not None}
@@ -160,6 +189,12 @@ class LoadedWallet:
     @property
     def available(self) -> int:
         return self.granted - self.spent - self.held
+
+    def find_budget(self, name: str, start: float) -> LoadedBudget:
+        """The budget of that name in the period that began at `start`, or in a later one. A new one is in
+        `budgets` once it is used."""
+        budget = self.budgets.get(name)
+        return LoadedBudget(name, start) if budget is None or budget.start < start else budget
 
     def limit_status(self, counters: Sequence[Counter], now: float) -> LimitStatus:
         counts = {}
@@ -184,6 +219,12 @@ class LoadedWallet:
         available = self.granted - self.spent - self.held
         if available < request.minimum:
             return Refused(self.limit_status(counters, now), "insufficient_credits")
+        budget = None
+        if (limited := request.budget) is not None:
+            budget = self.find_budget(limited.name, limited.start)
+            available = min(available, limited.limit - budget.spent - budget.held)
+            if available < request.minimum:
+                return Refused(self.limit_status(counters, now), "insufficient_credits", limited.name)
         reserved = min(request.maximum, available)
         if request.sufficient:
             share = available // self._shares(request)
@@ -199,6 +240,9 @@ class LoadedWallet:
             reservation.counted.append((name, amount, count))
         self.held += reserved
         self.running += 1
+        if budget is not None:
+            budget.held += reserved
+            reservation.budget = self.budgets[budget.name] = budget
         if request.idempotency_key is not None:
             reservation.key = request.idempotency_key
             self.keys[request.idempotency_key.key] = reservation

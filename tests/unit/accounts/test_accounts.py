@@ -32,14 +32,14 @@ MODES = {False: Mode.MODE_TEST, True: Mode.MODE_LIVE}
 
 @pytest.fixture
 def changed() -> list[str]:
-    """The accounts for which `plan_changed` was called."""
+    """The accounts for which `account_changed` was called."""
     return []
 
 
 @pytest.fixture
 def admin(store: Store, changed: list[str]) -> AccountAdmin:
     plans = {**BUILTIN, "team": Plan("team", concurrent=3, models=frozenset({"gpt-4", "flux-1-pro"}))}
-    return AccountAdmin(store, plans, plan_changed=changed.append, now=lambda: 1234.5)
+    return AccountAdmin(store, plans, account_changed=changed.append, now=lambda: 1234.5)
 
 
 async def test_a_new_account_is_free_and_has_test_credits_once(admin: AccountAdmin, store: Store) -> None:

@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -21,6 +22,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _BudgetPeriod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BudgetPeriodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BudgetPeriod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BUDGET_PERIOD_UNSPECIFIED: _BudgetPeriod.ValueType  # 0
+    """Refused."""
+    BUDGET_PERIOD_DAY: _BudgetPeriod.ValueType  # 1
+    """A day."""
+    BUDGET_PERIOD_WEEK: _BudgetPeriod.ValueType  # 2
+    """A week, from Monday."""
+    BUDGET_PERIOD_MONTH: _BudgetPeriod.ValueType  # 3
+    """A calendar month."""
+    BUDGET_PERIOD_TOTAL: _BudgetPeriod.ValueType  # 4
+    """All time."""
+
+class BudgetPeriod(_BudgetPeriod, metaclass=_BudgetPeriodEnumTypeWrapper):
+    """The length of a budget's period. Periods begin at midnight UTC."""
+
+BUDGET_PERIOD_UNSPECIFIED: BudgetPeriod.ValueType  # 0
+"""Refused."""
+BUDGET_PERIOD_DAY: BudgetPeriod.ValueType  # 1
+"""A day."""
+BUDGET_PERIOD_WEEK: BudgetPeriod.ValueType  # 2
+"""A week, from Monday."""
+BUDGET_PERIOD_MONTH: BudgetPeriod.ValueType  # 3
+"""A calendar month."""
+BUDGET_PERIOD_TOTAL: BudgetPeriod.ValueType  # 4
+"""All time."""
+Global___BudgetPeriod: _TypeAlias = BudgetPeriod  # noqa: Y015
 
 class _OperatorDimension:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -47,6 +80,32 @@ OPERATOR_DIMENSION_MODE: OperatorDimension.ValueType  # 2
 Global___OperatorDimension: _TypeAlias = OperatorDimension  # noqa: Y015
 
 @_typing.final
+class Budget(_message.Message):
+    """How much the tasks of a key may cost in a period."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_MICROS_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    limit_micros: _builtins.int
+    """The most, in millionths of a credit, 1 to 10^15. Required."""
+    period: Global___BudgetPeriod.ValueType
+    """The period. Required."""
+    def __init__(
+        self,
+        *,
+        limit_micros: _builtins.int = ...,
+        period: Global___BudgetPeriod.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_micros", b"limit_micros", "period", b"period"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
 class Key(_message.Message):
     """A key, without its secret."""
 
@@ -59,6 +118,9 @@ class Key(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     PREVIOUS_SECRET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its public id: the 12 characters after pml_test_ or pml_live_."""
@@ -66,6 +128,8 @@ class Key(_message.Message):
     """The id of the account that it belongs to."""
     mode: _usage_pb2.Mode.ValueType
     """Its mode."""
+    name: _builtins.str
+    """A name for people; empty: none."""
     previous_secret: _builtins.bool
     """While the root secret is rotated: whether the key has not been used since, and needs the previous secret. Only in
     lists.
@@ -86,6 +150,14 @@ class Key(_message.Message):
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
         """When it was revoked; absent: not revoked."""
 
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """How much its tasks may cost in a period; absent: no limit of its own."""
+
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp:
+        """The minute in which it was used last, or the one before; absent: never. Stored with a delay of up to a minute."""
+
     def __init__(
         self,
         *,
@@ -96,11 +168,14 @@ class Key(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        name: _builtins.str = ...,
+        budget: Global___Budget | None = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
         previous_secret: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "models", b"models", "revoke_time", b"revoke_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "models", b"models", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "mode", b"mode", "models", b"models", "previous_secret", b"previous_secret", "revoke_time", b"revoke_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "last_use_time", b"last_use_time", "mode", b"mode", "models", b"models", "name", b"name", "previous_secret", b"previous_secret", "revoke_time", b"revoke_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,10 +191,14 @@ class CreateKeyRequest(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """An account's id. Default: that of the account `default`."""
     mode: _usage_pb2.Mode.ValueType
     """Its mode. Default: test."""
+    name: _builtins.str
+    """A name for people, up to 64 characters. Default: empty."""
     @_builtins.property
     def models(self) -> _account_service_pb2.ModelSet:
         """The models it may use, at least one. Default: all."""
@@ -128,6 +207,10 @@ class CreateKeyRequest(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it expires. Default: never."""
 
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """How much its tasks may cost in a period. Default: no limit of its own."""
+
     def __init__(
         self,
         *,
@@ -135,10 +218,12 @@ class CreateKeyRequest(_message.Message):
         mode: _usage_pb2.Mode.ValueType = ...,
         models: _account_service_pb2.ModelSet | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        name: _builtins.str = ...,
+        budget: Global___Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "models", b"models"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "expire_time", b"expire_time", "models", b"models"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "expire_time", b"expire_time", "mode", b"mode", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "expire_time", b"expire_time", "mode", b"mode", "models", b"models", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -237,16 +322,22 @@ class RotateKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id. Required."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """How long it still works, up to 30 days. Default: 0, it is revoked."""
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,6 +418,60 @@ class RevokeKeyResponse(_message.Message):
 Global___RevokeKeyResponse: _TypeAlias = RevokeKeyResponse  # noqa: Y015
 
 @_typing.final
+class SetKeyBudgetRequest(_message.Message):
+    """Changes a budget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The id of the key. Required."""
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """The new budget. What was spent in the current period counts, unless the length of the period changes. Default: the
+        key has no budget any more.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        budget: Global___Budget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKeyBudgetRequest: _TypeAlias = SetKeyBudgetRequest  # noqa: Y015
+
+@_typing.final
+class SetKeyBudgetResponse(_message.Message):
+    """The key after the change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___Key:
+        """The key."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___Key | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetKeyBudgetResponse: _TypeAlias = SetKeyBudgetResponse  # noqa: Y015
+
+@_typing.final
 class Account(_message.Message):
     """An account in both modes."""
 
@@ -338,6 +483,7 @@ class Account(_message.Message):
     LIVE_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DISABLE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id, which is its name."""
     plan: _builtins.str
@@ -358,6 +504,10 @@ class Account(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
+    @_builtins.property
+    def disable_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was disabled; absent: its keys work."""
+
     def __init__(
         self,
         *,
@@ -367,10 +517,11 @@ class Account(_message.Message):
         live: _account_service_pb2.Balance | None = ...,
         test: _account_service_pb2.Balance | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        disable_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "live", b"live", "test", b"test"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disable_time", b"disable_time", "limits", b"limits", "live", b"live", "test", b"test"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "limits", b"limits", "live", b"live", "plan", b"plan", "test", b"test"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "disable_time", b"disable_time", "id", b"id", "limits", b"limits", "live", b"live", "plan", b"plan", "test", b"test"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,6 +744,220 @@ class GrantCreditsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GrantCreditsResponse: _TypeAlias = GrantCreditsResponse  # noqa: Y015
+
+@_typing.final
+class AdjustCreditsRequest(_message.Message):
+    """A correction of an account's credits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    ADJUSTMENT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account's id. Required."""
+    amount_micros: _builtins.int
+    """How much is added, or taken back if it is negative, in millionths of a credit, -10^15 to 10^15. No more can be taken
+    back than is available. Required.
+    """
+    mode: _usage_pb2.Mode.ValueType
+    """The mode of the credits. Default: live."""
+    note: _builtins.str
+    """The reason, up to 200 characters. Required."""
+    adjustment_id: _builtins.str
+    """An id of the caller's own, so that a repeated request changes the credits only once: as that of a grant, which it
+    must differ from. Default: a new one.
+    """
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        amount_micros: _builtins.int = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
+        note: _builtins.str = ...,
+        adjustment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "adjustment_id", b"adjustment_id", "amount_micros", b"amount_micros", "mode", b"mode", "note", b"note"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustCreditsRequest: _TypeAlias = AdjustCreditsRequest  # noqa: Y015
+
+@_typing.final
+class AdjustCreditsResponse(_message.Message):
+    """The account after the change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustCreditsResponse: _TypeAlias = AdjustCreditsResponse  # noqa: Y015
+
+@_typing.final
+class SetCreditLimitRequest(_message.Message):
+    """Changes a credit limit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CREDIT_LIMIT_MICROS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account's id. Required."""
+    credit_limit_micros: _builtins.int
+    """What the account may spend beyond what was granted, in millionths of a credit, 0 to 10^15, and no less than it has
+    spent and reserved of it. Default: 0, the account is prepaid.
+    """
+    mode: _usage_pb2.Mode.ValueType
+    """The mode. Default: live."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        credit_limit_micros: _builtins.int = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "credit_limit_micros", b"credit_limit_micros", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCreditLimitRequest: _TypeAlias = SetCreditLimitRequest  # noqa: Y015
+
+@_typing.final
+class SetCreditLimitResponse(_message.Message):
+    """The account after the change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetCreditLimitResponse: _TypeAlias = SetCreditLimitResponse  # noqa: Y015
+
+@_typing.final
+class DisableAccountRequest(_message.Message):
+    """An account to disable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Its id. Required."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisableAccountRequest: _TypeAlias = DisableAccountRequest  # noqa: Y015
+
+@_typing.final
+class DisableAccountResponse(_message.Message):
+    """The account after the change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisableAccountResponse: _TypeAlias = DisableAccountResponse  # noqa: Y015
+
+@_typing.final
+class EnableAccountRequest(_message.Message):
+    """An account to enable."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Its id. Required."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableAccountRequest: _TypeAlias = EnableAccountRequest  # noqa: Y015
+
+@_typing.final
+class EnableAccountResponse(_message.Message):
+    """The account after the change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnableAccountResponse: _TypeAlias = EnableAccountResponse  # noqa: Y015
 
 @_typing.final
 class SetAccountPlanRequest(_message.Message):
@@ -916,3 +1281,125 @@ class AuditLedgerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditLedgerResponse: _TypeAlias = AuditLedgerResponse  # noqa: Y015
+
+@_typing.final
+class ListActsRequest(_message.Message):
+    """A page of the operator's acts. With page_token, all fields but page_size must be those of the first page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Only acts that concern the account with this id. Default: all."""
+    page_size: _builtins.int
+    """The most acts in a page; values above 1,000 are reduced to 1,000. A page may have fewer. Default: 100."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page. Default: the first page."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only acts from this time on. Default: all."""
+
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListActsRequest: _TypeAlias = ListActsRequest  # noqa: Y015
+
+@_typing.final
+class ListActsResponse(_message.Message):
+    """The acts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page; empty: this was the last page."""
+    @_builtins.property
+    def acts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Act]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        acts: _abc.Iterable[Global___Act] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acts", b"acts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListActsResponse: _TypeAlias = ListActsResponse  # noqa: Y015
+
+@_typing.final
+class Act(_message.Message):
+    """A change that the operator made. It was written in one step with the change, and is never altered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    OLD_VALUE_FIELD_NUMBER: _builtins.int
+    NEW_VALUE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    action: _builtins.str
+    """What was done: create_account, set_plan, disable_account, enable_account, grant_credits, adjust_credits,
+    set_credit_limit, create_key, rotate_key, revoke_key or set_key_budget.
+    """
+    account_id: _builtins.str
+    """The id of the account that it concerns."""
+    key_id: _builtins.str
+    """The id of the key that it concerns; empty: none."""
+    mode: _usage_pb2.Mode.ValueType
+    """The mode that it concerns; absent: both."""
+    old_value: _builtins.str
+    """The value before it; empty: there was none."""
+    new_value: _builtins.str
+    """The value after it, such as the name of the plan, or the sum of all grants in credits."""
+    note: _builtins.str
+    """The note that the operator gave."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        action: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        mode: _usage_pb2.Mode.ValueType = ...,
+        old_value: _builtins.str = ...,
+        new_value: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "action", b"action", "id", b"id", "key_id", b"key_id", "mode", b"mode", "new_value", b"new_value", "note", b"note", "old_value", b"old_value", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Act: _TypeAlias = Act  # noqa: Y015

@@ -56,6 +56,11 @@ class AdminServiceStub:
                 request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.FromString,
                 _registered_method=True)
+        self.SetKeyBudget = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/SetKeyBudget',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetKeyBudgetRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetKeyBudgetResponse.FromString,
+                _registered_method=True)
         self.CreateAccount = channel.unary_unary(
                 '/pomelo.admin.v1.AdminService/CreateAccount',
                 request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateAccountRequest.SerializeToString,
@@ -76,10 +81,30 @@ class AdminServiceStub:
                 request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.SerializeToString,
                 response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.FromString,
                 _registered_method=True)
+        self.AdjustCredits = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/AdjustCredits',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AdjustCreditsRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AdjustCreditsResponse.FromString,
+                _registered_method=True)
+        self.SetCreditLimit = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/SetCreditLimit',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetCreditLimitRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetCreditLimitResponse.FromString,
+                _registered_method=True)
         self.SetAccountPlan = channel.unary_unary(
                 '/pomelo.admin.v1.AdminService/SetAccountPlan',
                 request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanRequest.SerializeToString,
                 response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanResponse.FromString,
+                _registered_method=True)
+        self.DisableAccount = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/DisableAccount',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.DisableAccountRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.DisableAccountResponse.FromString,
+                _registered_method=True)
+        self.EnableAccount = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/EnableAccount',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.EnableAccountRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.EnableAccountResponse.FromString,
                 _registered_method=True)
         self.ListUsage = channel.unary_unary(
                 '/pomelo.admin.v1.AdminService/ListUsage',
@@ -95,6 +120,11 @@ class AdminServiceStub:
                 '/pomelo.admin.v1.AdminService/AuditLedger',
                 request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerRequest.SerializeToString,
                 response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerResponse.FromString,
+                _registered_method=True)
+        self.ListActs = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/ListActs',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsResponse.FromString,
                 _registered_method=True)
 
 
@@ -118,8 +148,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateKey(self, request, context):
-        """Creates a key with the properties of an existing key, and revokes the existing one. NOT_FOUND if it does not exist,
-        INVALID_ARGUMENT if it is expired or revoked.
+        """Creates a key with the properties of an existing key, and revokes the existing one, or lets it expire after a grace
+        period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired or revoked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +157,14 @@ class AdminServiceServicer:
 
     def RevokeKey(self, request, context):
         """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetKeyBudget(self, request, context):
+        """Changes or removes the budget of a key, immediately in this process and within 30 s in others. NOT_FOUND if it does
+        not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,9 +198,39 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AdjustCredits(self, request, context):
+        """Corrects the credits of an account, up or down, but never below what is spent and reserved. NOT_FOUND if the account
+        does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCreditLimit(self, request, context):
+        """Changes how much an account may spend beyond what was granted. NOT_FOUND if it does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetAccountPlan(self, request, context):
         """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND if the account does
         not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DisableAccount(self, request, context):
+        """Refuses all calls with the keys of an account, immediately in this process and within 30 s in others. Tasks that run
+        end as usual. NOT_FOUND if the account does not exist.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableAccount(self, request, context):
+        """Lets the keys of an account work again. NOT_FOUND if the account does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,6 +252,13 @@ class AdminServiceServicer:
 
     def AuditLedger(self, request, context):
         """Recomputes every balance and bill from the records.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListActs(self, request, context):
+        """Lists what the operator has changed, in pages, newest first. NOT_FOUND if the account does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,6 +287,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyRequest.FromString,
                     response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.RevokeKeyResponse.SerializeToString,
             ),
+            'SetKeyBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetKeyBudget,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetKeyBudgetRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetKeyBudgetResponse.SerializeToString,
+            ),
             'CreateAccount': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateAccount,
                     request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.CreateAccountRequest.FromString,
@@ -232,10 +312,30 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsRequest.FromString,
                     response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GrantCreditsResponse.SerializeToString,
             ),
+            'AdjustCredits': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdjustCredits,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AdjustCreditsRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AdjustCreditsResponse.SerializeToString,
+            ),
+            'SetCreditLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCreditLimit,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetCreditLimitRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetCreditLimitResponse.SerializeToString,
+            ),
             'SetAccountPlan': grpc.unary_unary_rpc_method_handler(
                     servicer.SetAccountPlan,
                     request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanRequest.FromString,
                     response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanResponse.SerializeToString,
+            ),
+            'DisableAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisableAccount,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.DisableAccountRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.DisableAccountResponse.SerializeToString,
+            ),
+            'EnableAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableAccount,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.EnableAccountRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.EnableAccountResponse.SerializeToString,
             ),
             'ListUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsage,
@@ -251,6 +351,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.AuditLedger,
                     request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerRequest.FromString,
                     response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerResponse.SerializeToString,
+            ),
+            'ListActs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListActs,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -374,6 +479,33 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
+    def SetKeyBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/SetKeyBudget',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetKeyBudgetRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetKeyBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateAccount(request,
             target,
             options=(),
@@ -482,6 +614,60 @@ class AdminService:
             _registered_method=True)
 
     @staticmethod
+    def AdjustCredits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/AdjustCredits',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AdjustCreditsRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AdjustCreditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCreditLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/SetCreditLimit',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetCreditLimitRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetCreditLimitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SetAccountPlan(request,
             target,
             options=(),
@@ -498,6 +684,60 @@ class AdminService:
             '/pomelo.admin.v1.AdminService/SetAccountPlan',
             pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanRequest.SerializeToString,
             pomelo_dot_admin_dot_v1_dot_admin__service__pb2.SetAccountPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisableAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/DisableAccount',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.DisableAccountRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.DisableAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/EnableAccount',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.EnableAccountRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.EnableAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -579,6 +819,33 @@ class AdminService:
             '/pomelo.admin.v1.AdminService/AuditLedger',
             pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerRequest.SerializeToString,
             pomelo_dot_admin_dot_v1_dot_admin__service__pb2.AuditLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListActs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/ListActs',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,11 +40,15 @@ class AdminServiceStub:
     ListKeys: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListKeysRequest, _admin_service_pb2.ListKeysResponse]
     """Lists keys in pages, oldest first; never their secrets."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]
-    """Creates a key with the properties of an existing key, and revokes the existing one. NOT_FOUND if it does not exist,
-    INVALID_ARGUMENT if it is expired or revoked.
+    """Creates a key with the properties of an existing key, and revokes the existing one, or lets it expire after a grace
+    period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired or revoked.
     """
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]
     """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist."""
+    SetKeyBudget: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetKeyBudgetRequest, _admin_service_pb2.SetKeyBudgetResponse]
+    """Changes or removes the budget of a key, immediately in this process and within 30 s in others. NOT_FOUND if it does
+    not exist.
+    """
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]
     """Creates an account with initial test credits. INVALID_ARGUMENT if the id is taken."""
     GetAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetAccountRequest, _admin_service_pb2.GetAccountResponse]
@@ -53,16 +57,30 @@ class AdminServiceStub:
     """Lists accounts in pages, ordered by id."""
     GrantCredits: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]
     """Grants credits to an account. NOT_FOUND if it does not exist."""
+    AdjustCredits: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AdjustCreditsRequest, _admin_service_pb2.AdjustCreditsResponse]
+    """Corrects the credits of an account, up or down, but never below what is spent and reserved. NOT_FOUND if the account
+    does not exist.
+    """
+    SetCreditLimit: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetCreditLimitRequest, _admin_service_pb2.SetCreditLimitResponse]
+    """Changes how much an account may spend beyond what was granted. NOT_FOUND if it does not exist."""
     SetAccountPlan: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SetAccountPlanRequest, _admin_service_pb2.SetAccountPlanResponse]
     """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND if the account does
     not exist.
     """
+    DisableAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.DisableAccountRequest, _admin_service_pb2.DisableAccountResponse]
+    """Refuses all calls with the keys of an account, immediately in this process and within 30 s in others. Tasks that run
+    end as usual. NOT_FOUND if the account does not exist.
+    """
+    EnableAccount: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.EnableAccountRequest, _admin_service_pb2.EnableAccountResponse]
+    """Lets the keys of an account work again. NOT_FOUND if the account does not exist."""
     ListUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListUsageRequest, _admin_service_pb2.ListUsageResponse]
     """Lists the usage records of all accounts or one, in pages, newest first. NOT_FOUND if the account does not exist."""
     SumUsage: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.SumUsageRequest, _admin_service_pb2.SumUsageResponse]
     """Sums the usage records of all accounts or one, in pages. NOT_FOUND if the account does not exist."""
     AuditLedger: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AuditLedgerRequest, _admin_service_pb2.AuditLedgerResponse]
     """Recomputes every balance and bill from the records."""
+    ListActs: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListActsRequest, _admin_service_pb2.ListActsResponse]
+    """Lists what the operator has changed, in pages, newest first. NOT_FOUND if the account does not exist."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -76,11 +94,15 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListKeys: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListKeysRequest, _admin_service_pb2.ListKeysResponse]  # type: ignore[assignment]
     """Lists keys in pages, oldest first; never their secrets."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
-    """Creates a key with the properties of an existing key, and revokes the existing one. NOT_FOUND if it does not exist,
-    INVALID_ARGUMENT if it is expired or revoked.
+    """Creates a key with the properties of an existing key, and revokes the existing one, or lets it expire after a grace
+    period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired or revoked.
     """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist."""
+    SetKeyBudget: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetKeyBudgetRequest, _admin_service_pb2.SetKeyBudgetResponse]  # type: ignore[assignment]
+    """Changes or removes the budget of a key, immediately in this process and within 30 s in others. NOT_FOUND if it does
+    not exist.
+    """
     CreateAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.CreateAccountRequest, _admin_service_pb2.CreateAccountResponse]  # type: ignore[assignment]
     """Creates an account with initial test credits. INVALID_ARGUMENT if the id is taken."""
     GetAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetAccountRequest, _admin_service_pb2.GetAccountResponse]  # type: ignore[assignment]
@@ -89,16 +111,30 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Lists accounts in pages, ordered by id."""
     GrantCredits: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GrantCreditsRequest, _admin_service_pb2.GrantCreditsResponse]  # type: ignore[assignment]
     """Grants credits to an account. NOT_FOUND if it does not exist."""
+    AdjustCredits: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AdjustCreditsRequest, _admin_service_pb2.AdjustCreditsResponse]  # type: ignore[assignment]
+    """Corrects the credits of an account, up or down, but never below what is spent and reserved. NOT_FOUND if the account
+    does not exist.
+    """
+    SetCreditLimit: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetCreditLimitRequest, _admin_service_pb2.SetCreditLimitResponse]  # type: ignore[assignment]
+    """Changes how much an account may spend beyond what was granted. NOT_FOUND if it does not exist."""
     SetAccountPlan: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SetAccountPlanRequest, _admin_service_pb2.SetAccountPlanResponse]  # type: ignore[assignment]
     """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND if the account does
     not exist.
     """
+    DisableAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.DisableAccountRequest, _admin_service_pb2.DisableAccountResponse]  # type: ignore[assignment]
+    """Refuses all calls with the keys of an account, immediately in this process and within 30 s in others. Tasks that run
+    end as usual. NOT_FOUND if the account does not exist.
+    """
+    EnableAccount: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.EnableAccountRequest, _admin_service_pb2.EnableAccountResponse]  # type: ignore[assignment]
+    """Lets the keys of an account work again. NOT_FOUND if the account does not exist."""
     ListUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListUsageRequest, _admin_service_pb2.ListUsageResponse]  # type: ignore[assignment]
     """Lists the usage records of all accounts or one, in pages, newest first. NOT_FOUND if the account does not exist."""
     SumUsage: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.SumUsageRequest, _admin_service_pb2.SumUsageResponse]  # type: ignore[assignment]
     """Sums the usage records of all accounts or one, in pages. NOT_FOUND if the account does not exist."""
     AuditLedger: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AuditLedgerRequest, _admin_service_pb2.AuditLedgerResponse]  # type: ignore[assignment]
     """Recomputes every balance and bill from the records."""
+    ListActs: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListActsRequest, _admin_service_pb2.ListActsResponse]  # type: ignore[assignment]
+    """Lists what the operator has changed, in pages, newest first. NOT_FOUND if the account does not exist."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
@@ -127,8 +163,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_service_pb2.RotateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RotateKeyResponse, _abc.Awaitable[_admin_service_pb2.RotateKeyResponse]]:
-        """Creates a key with the properties of an existing key, and revokes the existing one. NOT_FOUND if it does not exist,
-        INVALID_ARGUMENT if it is expired or revoked.
+        """Creates a key with the properties of an existing key, and revokes the existing one, or lets it expire after a grace
+        period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired or revoked.
         """
 
     @_abc_1.abstractmethod
@@ -138,6 +174,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RevokeKeyResponse, _abc.Awaitable[_admin_service_pb2.RevokeKeyResponse]]:
         """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist."""
+
+    @_abc_1.abstractmethod
+    def SetKeyBudget(
+        self,
+        request: _admin_service_pb2.SetKeyBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SetKeyBudgetResponse, _abc.Awaitable[_admin_service_pb2.SetKeyBudgetResponse]]:
+        """Changes or removes the budget of a key, immediately in this process and within 30 s in others. NOT_FOUND if it does
+        not exist.
+        """
 
     @_abc_1.abstractmethod
     def CreateAccount(
@@ -172,6 +218,24 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Grants credits to an account. NOT_FOUND if it does not exist."""
 
     @_abc_1.abstractmethod
+    def AdjustCredits(
+        self,
+        request: _admin_service_pb2.AdjustCreditsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.AdjustCreditsResponse, _abc.Awaitable[_admin_service_pb2.AdjustCreditsResponse]]:
+        """Corrects the credits of an account, up or down, but never below what is spent and reserved. NOT_FOUND if the account
+        does not exist.
+        """
+
+    @_abc_1.abstractmethod
+    def SetCreditLimit(
+        self,
+        request: _admin_service_pb2.SetCreditLimitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.SetCreditLimitResponse, _abc.Awaitable[_admin_service_pb2.SetCreditLimitResponse]]:
+        """Changes how much an account may spend beyond what was granted. NOT_FOUND if it does not exist."""
+
+    @_abc_1.abstractmethod
     def SetAccountPlan(
         self,
         request: _admin_service_pb2.SetAccountPlanRequest,
@@ -180,6 +244,24 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Changes an account's plan, immediately in this process and within 30 s in others. NOT_FOUND if the account does
         not exist.
         """
+
+    @_abc_1.abstractmethod
+    def DisableAccount(
+        self,
+        request: _admin_service_pb2.DisableAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.DisableAccountResponse, _abc.Awaitable[_admin_service_pb2.DisableAccountResponse]]:
+        """Refuses all calls with the keys of an account, immediately in this process and within 30 s in others. Tasks that run
+        end as usual. NOT_FOUND if the account does not exist.
+        """
+
+    @_abc_1.abstractmethod
+    def EnableAccount(
+        self,
+        request: _admin_service_pb2.EnableAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.EnableAccountResponse, _abc.Awaitable[_admin_service_pb2.EnableAccountResponse]]:
+        """Lets the keys of an account work again. NOT_FOUND if the account does not exist."""
 
     @_abc_1.abstractmethod
     def ListUsage(
@@ -204,5 +286,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.AuditLedgerResponse, _abc.Awaitable[_admin_service_pb2.AuditLedgerResponse]]:
         """Recomputes every balance and bill from the records."""
+
+    @_abc_1.abstractmethod
+    def ListActs(
+        self,
+        request: _admin_service_pb2.ListActsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.ListActsResponse, _abc.Awaitable[_admin_service_pb2.ListActsResponse]]:
+        """Lists what the operator has changed, in pages, newest first. NOT_FOUND if the account does not exist."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,17 +1,18 @@
--- Stores a successor and revokes a key, both or neither. A repeated call changes nothing.
--- KEYS: keys, revocations, order of all keys, order of the account's keys.
--- ARGV: id, time, the successor's id, its record, its revocation time or '', its position in the order.
-local known = redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1
+-- Stores a successor and revokes a key, or lets it expire; both or neither. A repeated call changes nothing.
+-- KEYS: keys, revocations, names, budgets, order of all keys, order of the account's keys, acts.
+-- ARGV: id, time, the successor as in add_key, act id, act, the key's record, its record with an earlier expiry or
+--       '': it is revoked.
+local record = redis.call('HGET', KEYS[1], ARGV[1])
 local revoked = redis.call('HGET', KEYS[2], ARGV[1])
 local stored = redis.call('HGET', KEYS[1], ARGV[3])
-redis.call('ZCARD', KEYS[3])
-redis.call('ZCARD', KEYS[4])
-if known and revoked == ARGV[2] and stored == ARGV[4] then return 1 end
-if not known or revoked then return 0 end
-if stored then return -1 end
-redis.call('HSET', KEYS[1], ARGV[3], ARGV[4])
-if ARGV[5] ~= '' then redis.call('HSET', KEYS[2], ARGV[3], ARGV[5]) end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-redis.call('ZADD', KEYS[3], 0, ARGV[6])
-redis.call('ZADD', KEYS[4], 0, ARGV[6])
+check_key_tables()
+if stored then return stored == ARGV[4] and 1 or -1 end
+if record ~= ARGV[11] or revoked then return 0 end
+store_key(3)
+if ARGV[12] == '' then
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+else
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[12])
+end
+write_act(7, ARGV[9], ARGV[10])
 return 1

@@ -2,15 +2,17 @@
 -- KEYS: wallet, reservations, drafts, the task's tombstone, the answer of its Idempotency-Key (or the tombstone
 --       again).
 -- ARGV: task, worker, minimum, maximum, draft, '=' and Idempotency-Key or '', fingerprint, call, sufficient, the
---       counter of the shares or '', shares without its limit, counters
+--       counter of the shares or '', shares without its limit, the name of a budget or '', its limit, its start in
+--       microseconds, counters
 local task, worker, minimum, maximum, draft = ARGV[1], ARGV[2], whole(ARGV[3]), whole(ARGV[4]), ARGV[5]
 local key, fingerprint, call, sufficient = ARGV[6], ARGV[7], ARGV[8], whole(ARGV[9])
-local shares, counters = whole(ARGV[11]), read_counters(12)
+local shares, counters = whole(ARGV[11]), read_counters(15)
 
 local now = clock()
 local wallet = read_wallet(now, counters, {})
 local reservation = read_reservation(task)
 local tombstone = redis.call('GET', KEYS[4])
+local budget = read_budget(ARGV[12], whole(ARGV[14]))
 if reservation then return {'reserved', limit_status(wallet), reservation.amount} end
 
 if key ~= '' then
@@ -39,9 +41,16 @@ for at = 1, #counters do
   if limit and counter.name == ARGV[10] then shares = math.max(1, limit - used) end
 end
 if wallet.available < minimum then return {'refused', limit_status(wallet), 'insufficient_credits'} end
-local amount = math.min(maximum, wallet.available)
+local available = wallet.available
+if budget then
+  available = math.min(available, whole(ARGV[13]) - budget.used)
+  if available < minimum then
+    return {'refused', limit_status(wallet), 'insufficient_credits', budget.name}
+  end
+end
+local amount = math.min(maximum, available)
 if sufficient > 0 then
-  amount = math.min(amount, math.max(math.floor(wallet.available / shares), sufficient, minimum))
+  amount = math.min(amount, math.max(math.floor(available / shares), sufficient, minimum))
 end
 
 local changed = {'held', digits(wallet.held + amount)}
@@ -58,7 +67,11 @@ for at = 1, #counters do
   counter.used = counter.used + counter.amount
   changed[#changed + 1], changed[#changed + 2] = counter.name, digits(counter.used)
 end
-reservation = {worker = worker, call = call, amount = amount, cost = 0, rest = format_counted(key, counters)}
+if budget then
+  changed[#changed + 1], changed[#changed + 2] = budget.name, digits(budget.used + amount)
+  changed[#changed + 1], changed[#changed + 2] = window_fields(budget.name), digits(budget.start)
+end
+reservation = {worker = worker, call = call, amount = amount, cost = 0, rest = format_counted(key, counters, budget)}
 
 redis.call('HSET', KEYS[2], task, format_reservation(reservation))
 redis.call('HSET', KEYS[3], task, draft)

@@ -89,6 +89,16 @@ local function read_wallet(now, counters, taken)
   return wallet
 end
 
+-- The budget of that name, and what is `used` of it, in the period that began at `start`, or in a later one that is
+-- stored. Nil without a name.
+local function read_budget(name, start)
+  if name == '' then return nil end
+  local found = redis.call('HMGET', KEYS[1], name, (window_fields(name)))
+  local stored = whole(found[2])
+  if start > stored then return {name = name, used = 0, start = start} end
+  return {name = name, used = whole(found[1]), start = stored}
+end
+
 -- The use of the limits, in the form that all scripts return it: what is available, and of each counter the
 -- count and what is left of its window.
 local function limit_status(wallet)
@@ -100,20 +110,20 @@ local function limit_status(wallet)
 end
 
 -- The text of a reservation. `call` distinguishes repeated reserve calls of one task. The rest is JSON: the
--- Idempotency-Key, and of each counter the name, what was counted, the number of the window and its length in
--- microseconds (0: no window).
+-- Idempotency-Key; of each counter the name, what was counted, the number of the window and its length in
+-- microseconds (0: no window); and, if there is one, the name and the start of the budget.
 local function format_reservation(reservation)
   return string.format('%s %s %.0f %.0f %s', reservation.worker, reservation.call, reservation.amount,
     reservation.cost, reservation.rest)
 end
 
-local function format_counted(key, counters)
+local function format_counted(key, counters, budget)
   local counted = {}
   for at = 1, #counters do
     local counter = counters[at]
     counted[at] = {counter.name, ARGV[counter.first + 1], counter.number, ARGV[counter.first + 3]}
   end
-  return cjson.encode({key, counted})
+  return cjson.encode({key, counted, budget and {budget.name, digits(budget.start)}})
 end
 
 -- The rest of a reservation that a version before counters made: number of the window of requests, tokens, number
@@ -145,7 +155,7 @@ local function read_reservation(task)
       span = whole(counted[4]), used = 0, left = 0, number = 0}
   end
   return {worker = worker, call = call, amount = whole(amount), cost = whole(cost), rest = rest, key = parts[1],
-    counters = counters}
+    counters = counters, budget = parts[3]}
 end
 
 -- Whether the Idempotency-Key of an answer belongs to `task`.
@@ -173,6 +183,12 @@ local function release(task, reservation, wallet, amounts, charged)
     elseif change ~= 0 then
       changed[#changed + 1], changed[#changed + 2] = counter.name, digits(count.used)
     end
+  end
+  local counted = reservation.budget
+  local budget = counted and read_budget(counted[1], whole(counted[2]))
+  if budget and digits(budget.start) == counted[2] then
+    changed[#changed + 1] = budget.name
+    changed[#changed + 1] = digits(math.max(0, budget.used + charged - reservation.amount))
   end
   redis.call('HSET', KEYS[1], unpack(changed))
 end

@@ -1,0 +1,106 @@
+"""Budgets of keys: their text in a store, the calendar of their periods, and the error of a used one.
+
+Periods begin at midnight UTC; a week begins on Monday.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from pomelo.call import KeyBudget
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+from pomelo.money import MAX_CREDITS, MICROS, format_credits
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import Budget
+
+PERIODS = {
+    "day": pb.BUDGET_PERIOD_DAY,
+    "week": pb.BUDGET_PERIOD_WEEK,
+    "month": pb.BUDGET_PERIOD_MONTH,
+    "total": pb.BUDGET_PERIOD_TOTAL,
+}
+_NAMES = {period: name for name, period in PERIODS.items()}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_MICROS = MAX_CREDITS * MICROS
+
+
+def read_budget(budget: pb.Budget) -> str:
+    """The text of a budget in a request, as stores keep it.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    if not 0 < budget.limit_micros <= _MAX_MICROS:
+        raise invalid("budget.limit_micros", f"1 to {_MAX_MICROS:,}", minimum=1, maximum=_MAX_MICROS)
+    if budget.period not in _NAMES:
+        raise invalid("budget.period", f"one of {', '.join(PERIODS)}")
+    return f"{budget.limit_micros}/{_NAMES[budget.period]}"
+
+
+def to_message(text: str) -> pb.Budget | None:
+    """The message of a budget's text; None if that is empty."""
+    if not text:
+        return None
+    limit, _, period = text.partition("/")
+    return pb.Budget(limit_micros=int(limit), period=PERIODS[period])
+
+
+def format_budget(text: str) -> str:
+    """A budget's text for people, such as 5/day; none if it is empty."""
+    limit, _, period = text.partition("/")
+    return f"{format_credits(int(limit))}/{period}" if text else "none"
+
+
+def budget_of(record: KeyRecord) -> KeyBudget | None:
+    """The budget of a key."""
+    if not record.budget:
+        return None
+    limit, _, period = record.budget.partition("/")
+    return KeyBudget(f"budget:{record.origin or record.key_id}.{period}", int(limit), period)
+
+
+def current(budget: KeyBudget, now: float) -> Budget:
+    """The budget in the period of Unix time `now`."""
+    return Budget(budget.name, budget.limit, _begin(budget.period, now).timestamp())
+
+
+def exceeded(budget: KeyBudget, required: int, now: float) -> PomeloError:
+    """The error for a task that needs `required` microcredits, more than the budget has left."""
+    values: dict[str, object] = {
+        "requiredMicros": required,
+        "budgetMicros": budget.limit,
+        "period": budget.period,
+    }
+    message = "Insufficient credits for this operation: the budget of this API key, "
+    if (end := _end(budget.period, now)) is None:
+        message += f"{format_credits(budget.limit)} credits in total, is used up"
+    else:
+        at = values["resetTime"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
+        message += f"{format_credits(budget.limit)} credits a {budget.period}, is used up. Reset at {at}"
+    return PomeloError("insufficient_credits", message, values=values)
+
+
+def _begin(period: str, now: float) -> datetime:
+    day = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    match period:
+        case "day":
+            return day
+        case "week":
+            return day - timedelta(days=day.weekday())
+        case "month":
+            return day.replace(day=1)
+    return _EPOCH
+
+
+def _end(period: str, now: float) -> datetime | None:
+    """When the period ends, None if it never does."""
+    begin = _begin(period, now)
+    match period:
+        case "day":
+            return begin + timedelta(days=1)
+        case "week":
+            return begin + timedelta(weeks=1)
+        case "month":
+            return (begin + timedelta(days=31)).replace(day=1)
+    return None

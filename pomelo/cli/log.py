@@ -1,0 +1,69 @@
+"""`pomelo log`: what the operator has changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pomelo.cli.operator import list_pages
+from pomelo.cli.terminal import Config, Json, format_time, mode_name, parse_time, print_array, print_table
+
+if TYPE_CHECKING:
+    from pomelo.gen.admin.v1.admin_service_pb2 import Act
+
+
+def log(
+    account: Annotated[str, typer.Option(metavar="NAME", help="Only changes of this account.")] = "",
+    since: Annotated[str, typer.Option(metavar="WHEN", help="Only from this date or time (UTC).")] = "",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """List what was changed with this command line, newest first: accounts, credits and keys."""
+    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
+
+    query = pb.ListActsRequest(account_id=account)
+    if since:
+        seconds = parse_time(since)
+        if seconds is None:
+            raise typer.BadParameter(
+                f"{since!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint="--since"
+            )
+        query.start_time.FromNanoseconds(int(seconds * 1000) * 1_000_000)
+    found = list_pages(load(config), query, lambda operator, query: operator.list_acts(query))
+    if as_json:
+        print_array(_json(act) for page in found for act in page.acts)
+        return
+    for page in found:
+        rows = [
+            (
+                format_time(act, "time") or "",
+                act.action,
+                act.account_id,
+                _mode(act) or "",
+                act.key_id,
+                f"{act.old_value} -> {act.new_value}" if act.old_value else act.new_value,
+                act.note,
+            )
+            for act in page.acts
+        ]
+        print_table(("TIME", "ACTION", "ACCOUNT", "MODE", "KEY_ID", "CHANGE", "NOTE"), rows)
+
+
+def _mode(act: Act) -> str | None:
+    return mode_name(act.mode) if act.mode else None
+
+
+def _json(act: Act) -> dict[str, Any]:
+    return {
+        "id": act.id,
+        "time": format_time(act, "time"),
+        "action": act.action,
+        "account": act.account_id,
+        "mode": _mode(act),
+        "key_id": act.key_id or None,
+        "old": act.old_value,
+        "new": act.new_value,
+        "note": act.note,
+    }

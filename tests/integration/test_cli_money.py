@@ -1,0 +1,61 @@
+"""The commands that change money by hand, limit keys and show the log, with a server and without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.integration.commands import pomelo, pomelo_json
+
+
+async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: Path) -> None:
+    folder = command_folder
+    assert (await pomelo(folder, "accounts", "create", "acme", "--credits", "1000")).status == 0
+    correct = ("accounts", "adjust", "acme", "-900.5", "--note", "a zero too many", "--id", "fix-1")
+    for _ in range(2):
+        corrected = await pomelo(folder, *correct)
+        assert (corrected.status, corrected.error) == (0, "")
+        assert "live     99.5 credits left of 99.5" in corrected.out
+    refused = await pomelo(folder, "accounts", "adjust", "acme", "-99.6", "--note", "too much")
+    assert refused.status == 1
+    assert "-99,500,000 or more" in refused.error
+    nameless = await pomelo(folder, "accounts", "adjust", "acme", "-1")
+    assert nameless.status == 2
+    assert "--note" in nameless.error
+    postpaid = await pomelo(folder, "accounts", "postpaid", "acme", "--limit", "50")
+    assert "live     149.5 credits left of 99.5 and a credit limit of 50: 0 spent" in postpaid.out
+    assert (await pomelo(folder, "accounts", "disable", "acme")).status == 0
+    table = (await pomelo(folder, "accounts", "list")).out
+    assert "acme     free (disabled)" in table
+    assert (await pomelo(folder, "accounts", "enable", "acme")).status == 0
+    log = await pomelo_json(folder, "log", "--account", "acme")
+    assert [(act["action"], act["mode"], act["old"], act["new"]) for act in log][:-3] == [
+        ("enable_account", None, "disabled", "enabled"),
+        ("disable_account", None, "enabled", "disabled"),
+        ("set_credit_limit", "live", "0", "50"),
+        ("adjust_credits", "live", "1000", "99.5"),
+    ]
+    assert log[3]["note"] == "a zero too many"
+    table = (await pomelo(folder, "log", "--since", "2026-01-01")).out
+    assert "adjust_credits" in table
+    audit = await pomelo(folder, "audit")
+    assert (audit.status, audit.out.splitlines()[-1]) == (0, "Difference: none")
+
+
+async def test_a_key_gets_a_name_a_budget_and_a_successor(command_folder: Path) -> None:
+    folder = command_folder
+    created = await pomelo_json(folder, "keys", "create", "--name", "website", "--budget", "5/day")
+    key_id = created["key_id"]
+    assert (created["name"], created["budget"], created["last_use"]) == ("website", "5/day", None)
+    changed = await pomelo(folder, "keys", "budget", key_id, "20.5/month")
+    assert changed.out == f"The budget of {key_id} of default is now 20.5/month\n"
+    rotated = await pomelo_json(folder, "keys", "rotate", key_id, "--grace", "24h")
+    assert (rotated["name"], rotated["budget"]) == ("website", "20.5/month")
+    keys = {key["key_id"]: key for key in await pomelo_json(folder, "keys", "list")}
+    assert (keys[key_id]["state"], keys[rotated["key_id"]]["expires"]) == ("active", None)
+    assert keys[key_id]["expires"] > keys[rotated["key_id"]]["created"]
+    for budget in ("5", "5/hour", "x/day", "-5/day"):
+        refused = await pomelo(folder, "keys", "budget", key_id, budget)
+        assert refused.status == 2
+    zero = await pomelo(folder, "keys", "create", "--budget", "0/day")
+    assert zero.status == 1
+    assert "budget.limit_micros" in zero.error
