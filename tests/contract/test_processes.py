@@ -14,8 +14,8 @@ from tests.redis_server import RedisServer
 __all__ = ["emptied", "server"]
 
 
-def process(host: str, **facts: str) -> Process:
-    return Process(host, 1_790_000_000.5, 0.25, facts)
+def process(host: str, started: float = 1_790_000_000.5, **facts: str) -> Process:
+    return Process(host, started, 0.25, facts)
 
 
 async def hosts(server: RedisServer) -> list[str]:
@@ -27,9 +27,10 @@ async def test_a_process_is_listed_until_it_ends(server: RedisServer, tmp_path: 
         assert isinstance(first, Fleet)
         assert await first.register(process("a", plans="1")) == []
         async with open_on(server.url, tmp_path) as second:
-            assert await second.register(process("b")) == [process("a", plans="1")]
-            assert await first.register(process("a", plans="2")) == [process("b")]
-            assert (await read_fleet(server.url))[0] == [process("a", plans="2"), process("b")]
+            younger = process("b", 1_790_000_001.5)
+            assert await second.register(younger) == [process("a", plans="1")]
+            assert await first.register(process("a", plans="2")) == [younger]
+            assert (await read_fleet(server.url))[0] == [process("a", plans="2"), younger]
         assert await hosts(server) == ["a"]
     assert await hosts(server) == []
     assert server.do("EXISTS", PROCESSES) == 0
