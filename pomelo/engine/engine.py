@@ -52,6 +52,7 @@ class Engine:
         self._media = media
         self._turns = turns
         self._observed = observers, ledger.monotonic
+        """The first arguments of each `ObservedTask`."""
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         principal = call.principal or await self._access.authenticate(call)
