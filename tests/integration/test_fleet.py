@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -115,6 +118,21 @@ async def test_a_bucket_that_cannot_be_used_is_broken_and_refused_at_start(
     assert (status, found["bucket"]) == (1, ("broken", reason))
     result = await pomelo(tmp_path, "serve", POMELO_MEDIA=missing)
     assert (result.status, result.error) == (1, f"pomelo: {reason}\n")
+
+
+def test_a_bucket_without_its_extra_names_the_command_that_installs_it(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['obstore'] = None; from pomelo.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", program, "serve"],
+        env={**os.environ, "POMELO_DATA": str(tmp_path / "data"), "POMELO_MEDIA": BUCKET},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr) == (
+        1,
+        "pomelo: POMELO_MEDIA: a bucket needs another package: pip install 'pomelo-tasks[s3]'\n",
+    )
 
 
 async def test_no_server_and_no_secret_are_not_broken(redis: RedisServer, tmp_path: Path) -> None:

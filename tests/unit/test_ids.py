@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pomelo.ids import new_id
+from pomelo.ids import id_time, new_id
 
 
 def test_an_id_has_its_prefix_and_26_characters() -> None:
@@ -30,6 +30,12 @@ def test_a_later_id_sorts_after_an_earlier_one(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(time, "time_ns", lambda ms=milliseconds: ms * 1_000_000)
         ids.append(new_id(""))
     assert ids == sorted(ids)
+
+
+def test_an_id_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for milliseconds in (0, 1, 1_023, 1_900_000_000_001, 2**47):
+        monkeypatch.setattr(time, "time_ns", lambda ms=milliseconds: ms * 1_000_000)
+        assert id_time(new_id("")) == milliseconds / 1000
 
 
 def test_parent_and_child_of_a_fork_make_different_ids() -> None:

@@ -199,11 +199,24 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
         ],
         *[("STORE", "mysql://127.0.0.1"), ("ARCHIVE", "/somewhere"), ("WORKERS", "0"), ("WORKERS", "2")],
         *[("JSON_LIMIT", "much"), ("UPLOAD_LIMIT", "0"), ("GRACE", "-1"), ("INSECURE", "perhaps")],
+        *[("MEDIA", "/srv/media"), ("MEDIA", "file:///srv"), ("MEDIA", "s3://"), ("MEDIA", "az://account")],
+        *[
+            ("MEDIA", "s3://key:secret@bucket"),
+            ("MEDIA", "gs://bucket?x=1"),
+            ("MEDIA", "https://bucket.example"),
+        ],
         *[("TLS_CERT", "/nowhere/cert.pem"), ("CATALOG", "/nowhere/catalog.toml")],
     ],
 )
 def test_the_error_for_a_wrong_value_is_one_line_with_the_variable(name: str, value: str) -> None:
     assert load_error({f"POMELO_{name}": value}).startswith(f"POMELO_{name}: ")
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket", "s3://bucket/a/b", "gs://bucket/", "az://account/container/a"]
+)
+def test_media_can_be_in_a_bucket_of_each_vendor(url: str) -> None:
+    assert load(None, {"POMELO_MEDIA": url}).media == url
 
 
 @pytest.mark.parametrize("name", ["POMELO_REST", "POMELO_GRPC"])
