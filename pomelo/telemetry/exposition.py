@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from pomelo.telemetry.instruments import Counter, Gauge, Histogram, Instrument, ReadCounter
+from pomelo.telemetry.instruments import Counter, Gauge, Histogram, Instrument
 from pomelo.telemetry.metrics import Metrics
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -97,16 +97,13 @@ def _family(instrument: Instrument, worker: str) -> Metric:
             buckets = list(zip(bounds, accumulate(found.counts), strict=True))
             histogram.add_metric((*values, worker), buckets, found.sum)
         return histogram
-    readings: Iterable[tuple[tuple[str, ...], float]] = ()
-    family: CounterMetricFamily | GaugeMetricFamily
+    make = CounterMetricFamily if instrument.kind == "counter" else GaugeMetricFamily
+    family = make(instrument.name, instrument.description, labels=labels)
+    readings: Iterable[tuple[tuple[str, ...], float]]
     if isinstance(instrument, Counter):
-        family = CounterMetricFamily(instrument.name, instrument.description, labels=labels)
         readings = ((values, total / instrument.units) for values, total in instrument.values.items())
-    elif isinstance(instrument, ReadCounter):
-        family = CounterMetricFamily(instrument.name, instrument.description, labels=labels)
-        readings = instrument.readings()
-    elif isinstance(instrument, Gauge):
-        family = GaugeMetricFamily(instrument.name, instrument.description, labels=labels)
+    else:
+        assert isinstance(instrument, Gauge)
         readings = instrument.readings()
     for values, value in readings:
         family.add_metric((*values, worker), value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 LabelValues = tuple[str, ...]
 
@@ -19,6 +20,9 @@ class Instrument:
     """What all instruments have: a name, a description of one line, and the names of its labels."""
 
     __slots__ = ("description", "labels", "name")
+
+    kind: ClassVar = "gauge"
+    """The type of the metric: counter, gauge or histogram."""
 
     def __init__(self, name: str, description: str, *labels: str) -> None:
         self.name = name
@@ -31,6 +35,8 @@ class Counter(Instrument):
     are by the values of the labels, in the order of the labels' names."""
 
     __slots__ = ("units", "values")
+
+    kind = "counter"
 
     def __init__(self, name: str, description: str, *labels: str, units: int = 1) -> None:
         super().__init__(name, description, *labels)
@@ -55,6 +61,8 @@ class Histogram(Instrument):
     last bucket has the rest."""
 
     __slots__ = ("bounds", "values")
+
+    kind = "histogram"
 
     def __init__(self, name: str, description: str, *labels: str, bounds: tuple[float, ...]) -> None:
         super().__init__(name, description, *labels)
@@ -97,3 +105,5 @@ class ReadCounter(Gauge):
     """A sum that something else keeps."""
 
     __slots__ = ()
+
+    kind = "counter"

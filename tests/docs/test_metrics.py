@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pomelo.telemetry.exposition import WORKER_UP, Exposition
-from pomelo.telemetry.instruments import Counter, Histogram, Instrument, ReadCounter
+from pomelo.telemetry.instruments import Counter, Histogram
 from pomelo.telemetry.metrics import Metrics
 from tests.scrapes import Scrape
 
@@ -30,12 +30,6 @@ _ROW = re.compile(r"^\| `(pomelo_\w+)` \| (\w+) \| (.+?) \| (.+) \|$", re.MULTIL
 _SELECTOR = re.compile(r"\b((?:pomelo|process)_\w+)(?:\{([^}]*)\})?")
 _GROUPING = re.compile(r"\b(?:by|without) \(([^)]*)\)")
 _QUOTED = re.compile(r'"[^"]*"')
-
-
-def kind(instrument: Instrument) -> str:
-    if isinstance(instrument, Histogram):
-        return "histogram"
-    return "counter" if isinstance(instrument, (Counter, ReadCounter)) else "gauge"
 
 
 def rules() -> list[dict[str, Any]]:
@@ -76,7 +70,7 @@ def test_the_document_lists_every_metric_with_its_type_labels_and_meaning() -> N
         for name, type_, labels, meaning in _ROW.findall(DOCUMENT)
     ]
     assert documented == [
-        (name, kind(instrument), instrument.labels, instrument.description)
+        (name, instrument.kind, instrument.labels, instrument.description)
         for name, instrument in INSTRUMENTS.items()
     ]
 
