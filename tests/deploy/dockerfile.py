@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -83,22 +83,13 @@ class Builder:
     def build(self, stage: Stage) -> Image:
         """Builds a stage; those that it needs must have been built."""
         root = self._work / stage.name
-        image = Image(root)
         if stage.base in self.images:
             source = self.images[stage.base]
             subprocess.run(["cp", "-a", source.root, root], check=True)
-            image = Image(
-                root,
-                dict(source.environment),
-                source.folder,
-                source.user,
-                source.entrypoint,
-                source.command,
-                source.health,
-            )
+            image = replace(source, root=root, environment=dict(source.environment))
         else:
             self._make_base(stage.base, root)
-            image.environment["PATH"] = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+            image = Image(root, {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})
         for name, arguments in stage.instructions:
             self._apply(image, name, arguments)
         self.images[stage.name] = image
@@ -136,18 +127,15 @@ class Builder:
         if words[0].startswith("--from="):
             context = self.images[words.pop(0).removeprefix("--from=")].root
         *sources, target = words
+        ignored = shutil.ignore_patterns("__pycache__")
         place = image.root / str(PurePosixPath(image.folder) / target).lstrip("/")
         for source in (context / each.lstrip("/") for each in sources):
             if source.is_dir():
-                shutil.copytree(source, place, symlinks=True, dirs_exist_ok=True, ignore=self._ignored)
+                shutil.copytree(source, place, symlinks=True, dirs_exist_ok=True, ignore=ignored)
             else:
                 file = place / source.name if target.endswith("/") else place
                 file.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, file)
-
-    @staticmethod
-    def _ignored(_: str, names: list[str]) -> set[str]:
-        return {name for name in names if name == "__pycache__"}
 
 
 def is_sent(path: str, ignore_file: Path) -> bool:
@@ -158,13 +146,8 @@ def is_sent(path: str, ignore_file: Path) -> bool:
         if not pattern or pattern.startswith("#"):
             continue
         keep, pattern = pattern.startswith("!"), pattern.lstrip("!")
-        parents = [
-            str(PurePosixPath(*PurePosixPath(path).parts[: n + 1])) for n in range(path.count("/") + 1)
-        ]
-        deep = pattern.removeprefix("**/")
-        if any(
-            fnmatch(part, pattern) or (deep != pattern and fnmatch(Path(part).name, deep)) for part in parents
-        ):
+        parts = [PurePosixPath(path), *PurePosixPath(path).parents]
+        if any(fnmatch(str(part), pattern) or fnmatch(f"/{part}", pattern) for part in parts):
             sent = keep
     return sent
 
