@@ -106,19 +106,35 @@ class AcceptedSockets:
         Raises:
             OSError: no descriptor is free.
         """
-        copy = _copy(connection.descriptor)
+        copy = self._copy(connection)
         if copy is None:
             return False
         with copy:
-            # The descriptor may have been reused by now. The copy still refers to the same socket.
-            if self._cookie_of(copy.fileno()) != connection.cookie:
-                return False
             # Connecting to AF_UNSPEC disconnects. Unlike shutdown it discards queued data, which gRPC would
             # still process, and resets the peer.
             if self._libc.connect(copy.fileno(), _UNSPECIFIED, len(_UNSPECIFIED)):
                 with suppress(OSError):
                     copy.shutdown(socket.SHUT_RDWR)
             return True
+
+    def end(self, connection: AcceptedSocket) -> None:
+        """Ends a connection in both directions, after the peer has received what was sent.
+
+        Raises:
+            OSError: no descriptor is free.
+        """
+        copy = self._copy(connection)
+        if copy is not None:
+            with copy, suppress(OSError):
+                copy.shutdown(socket.SHUT_RDWR)
+
+    def _copy(self, connection: AcceptedSocket) -> socket.socket | None:
+        copy = _copy(connection.descriptor)
+        # The descriptor may have been reused by now. The copy still refers to the same socket.
+        if copy is not None and self._cookie_of(copy.fileno()) != connection.cookie:
+            copy.close()
+            return None
+        return copy
 
     def _cookie_of(self, descriptor: int) -> int:
         """Returns the unique number of a socket, 0 if the descriptor is not a socket."""

@@ -196,6 +196,13 @@ class ConnectionGuard(ConnectionObserver):
                 self._report()
             self._calls.clear()
 
+    def hang_up(self) -> None:
+        """Ends all connections. Calls that are on their way fail with UNAVAILABLE: clients may retry them."""
+        if self._watching:
+            with suppress(OSError):  # no descriptor is free
+                for connection in self._sockets.list():
+                    self._sockets.end(connection)
+
     async def _run(self) -> None:
         while True:
             started = time.perf_counter()

@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ CONNECTION_STREAMS = 1000
 """The default of `ServerOptions.connection_streams`."""
 
 _MAX_PENDING = 4_000
+_QUIET_TIME = 1.0
+"""Seconds to wait for the end of the last answers before the connections are ended."""
+
 _CLEANUP_TIME = 10.0
 """Seconds that cancelled handlers have for their cleanup."""
 
@@ -236,6 +239,12 @@ async def open_server(
             yield Server(addresses, front_end.running, readiness, tls)
         finally:
             readiness.drain()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(options.grace, _QUIET_TIME)):
+                    await front_end.running.idle()
+            if not front_end.running.count:
+                # Otherwise grpc would cancel the calls that arrive now, and no retry policy repeats these.
+                guard.hang_up()
             await server.stop(options.grace)
             try:
                 async with asyncio.timeout(_CLEANUP_TIME):

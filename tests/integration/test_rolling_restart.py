@@ -166,7 +166,7 @@ async def test_a_node_client_loses_no_call(pair: Pair, request: pytest.FixtureRe
     try:
         async with asyncio.timeout(120):
             await pair.restart_one_after_the_other()
-            out, _ = await process.communicate()
+            out, _ = await process.communicate(b"")
     finally:
         if process.returncode is None:
             process.kill()
