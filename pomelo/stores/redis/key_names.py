@@ -23,7 +23,7 @@ DISABLED = "pomelo:{accounts}:disabled"
 KEYS = "pomelo:{keys}:records"
 REVOKED = "pomelo:{keys}:revoked"
 KEY_NAMES = "pomelo:{keys}:names"
-"""The names of keys that have one, and the ids under which their budgets are counted."""
+"""Of keys that have them: the name, the id under which the budget is counted, and the successor."""
 
 BUDGETS = "pomelo:{keys}:budgets"
 USED = "pomelo:{keys}:used"
