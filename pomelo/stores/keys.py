@@ -82,7 +82,7 @@ class KeyStore(Protocol):
         expires: float | None = None,
     ) -> bool:
         """Stores `successor` and revokes the key, or lets it expire at `expires`; both or neither. False: no
-        such key, or it is revoked.
+        such key, or it is revoked or has a successor.
 
         Raises:
             UnknownAccountError: `successor.account` does not exist.

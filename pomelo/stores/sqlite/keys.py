@@ -78,7 +78,8 @@ def replace_key(
         )
     else:
         replaced = connection.execute(
-            "UPDATE keys SET expires = ?, successor = ? WHERE key_id = ? AND revoked IS NULL AND successor = ''",
+            "UPDATE keys SET expires = ?, successor = ?"
+            " WHERE key_id = ? AND revoked IS NULL AND successor = ''",
             (expires, successor.key_id, key_id),
         )
     if replaced.rowcount == 0:
