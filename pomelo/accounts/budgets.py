@@ -72,12 +72,15 @@ def exceeded(budget: KeyBudget, required: int, now: float) -> PomeloError:
         "budgetMicros": budget.limit,
         "period": budget.period,
     }
-    message = "Insufficient credits for this operation: the budget of this API key, "
-    if (end := _end(budget.period, now)) is None:
-        message += f"{format_credits(budget.limit)} credits in total, is used up"
-    else:
-        at = values["resetTime"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
-        message += f"{format_credits(budget.limit)} credits a {budget.period}, is used up. Reset at {at}"
+    end = _end(budget.period, now)
+    span, reset = "in total", ""
+    if end is not None:
+        values["resetTime"] = end.strftime("%Y-%m-%dT%H:%M:%SZ")
+        span, reset = f"a {budget.period}", f". Reset at {values['resetTime']}"
+    message = (
+        "Insufficient credits for this operation: it needs more than is left of this API key's budget of "
+        f"{format_credits(budget.limit)} credits {span}{reset}"
+    )
     return PomeloError("insufficient_credits", message, values=values)
 
 

@@ -217,12 +217,15 @@ class Keyring:
         key's record and the key itself.
 
         Raises:
-            PomeloError: not_found; invalid_parameter (revoked or expired already); store_unavailable.
+            PomeloError: not_found; invalid_parameter (revoked, expired or rotated already);
+                store_unavailable.
         """
         old = await self._found(key_id)
         now = self._clock()
         if old.expires is not None and old.expires <= now:
             raise invalid("id", "a key that has not expired. Create a new one")
+        if old.successor:
+            raise invalid("id", f"a key that was not rotated yet. Rotate its successor {old.successor}")
         key, successor_id = make_key(old.live)
         record = replace(
             old,
@@ -230,6 +233,7 @@ class Keyring:
             digest=self._digest(key),
             created=now,
             origin=old.origin or key_id,
+            successor="",
             used=None,
         )
         expires = None
@@ -276,9 +280,13 @@ class Keyring:
         Raises:
             PomeloError: store_unavailable.
         """
-        if self._used:
-            used, self._used = self._used, {}
-            await self._store.record_key_use(used)
+        used, self._used = self._used, {}
+        try:
+            if used:
+                await self._store.record_key_use(used)
+        except PomeloError:
+            self._used = used | self._used
+            raise
 
     async def keep_use(self) -> None:
         """Until cancelled, periodically stores when keys were used last, and a last time then."""

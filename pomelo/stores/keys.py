@@ -20,6 +20,7 @@ class KeyRecord:
 
     `used` is about when it was used last. `budget` is its budget as text, empty without one; it is counted
     under the id `origin`, that of the first key of those that replaced each other (empty: its own).
+    `successor` is the id of the key that replaced one that still works.
     """
 
     key_id: str
@@ -33,6 +34,7 @@ class KeyRecord:
     name: str = ""
     budget: str = ""
     origin: str = ""
+    successor: str = ""
     used: float | None = None
 
 
@@ -89,7 +91,7 @@ class KeyStore(Protocol):
         expires: float | None = None,
     ) -> bool:
         """Stores `successor` and revokes the key, or lets it expire at `expires`; both or neither. False: no
-        such key, or it is revoked.
+        such key, or it is revoked or has a successor.
 
         Raises:
             UnknownAccountError: `successor.account` does not exist.

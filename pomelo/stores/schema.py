@@ -226,7 +226,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE accounts ADD COLUMN disabled REAL",
         *(
             f"ALTER TABLE keys ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"
-            for name in ("name", "budget", "origin")
+            for name in ("name", "budget", "origin", "successor")
         ),
         "ALTER TABLE keys ADD COLUMN used REAL",
         # What tasks that have ended cost of a budget, in the period that began at start.

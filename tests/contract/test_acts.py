@@ -127,7 +127,8 @@ async def test_a_replaced_key_may_work_until_it_expires(rig: Rig) -> None:
     for _ in range(2):
         with suppress(Exception):  # the second time, SQLite refuses the id of the successor
             assert await rig.store.replace_key("k1", successor, 9.0, expires=1_790_000_010.123456)
-    assert await rig.store.list_keys("acme") == [replace(KEY, expires=1_790_000_010.123456), successor]
+    old = replace(KEY, expires=1_790_000_010.123456, successor="k2")
+    assert await rig.store.list_keys("acme") == [old, successor]
     assert not await rig.store.replace_key("nothing", successor, 9.0, expires=1.0)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.audit import audit
-from pomelo.stores.accounts import AccountRecord, Balance, Wallet
+from pomelo.stores.accounts import AccountRecord, Balance, Grant, Wallet
 from pomelo.stores.base import Store, StoreError
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import (
@@ -199,6 +199,16 @@ async def test_new_tasks_count_in_the_windows_of_version_4(
     else:
         assert isinstance(answer, Refused)
         assert answer.counter == refused
+
+
+async def test_grants_of_version_4_stay_and_can_be_corrected(migrated: Store) -> None:
+    grants = await migrated.list_grants(ACME)
+    assert sum(grant.amount for grant in grants) == 1_000_000
+    assert await migrated.grant(Grant("back", ACME, -345, 2.0)) == Balance(1_000_000 - 345, 345, 0)
+    assert await migrated.set_credit_limit(ACME, 5) == Balance(1_000_000 - 345, 345, 0, 5)
+    assert [grant for grant in await migrated.list_grants(ACME) if grant.amount > 0] == grants
+    assert await migrated.list_acts(limit=9) == []
+    assert not (await audit(migrated)).findings
 
 
 @pytest.mark.parametrize("task_id", ["task_1", "task_2", "task_3", "task_4"])

@@ -41,8 +41,8 @@ async def test_a_task_above_the_budget_of_its_key_is_refused_with_the_time_of_it
     assert outcome.code == "insufficient_credits"
     assert (outcome.status, outcome.grpc_status) in ((402, "OK"), (200, "FAILED_PRECONDITION"))
     assert re.fullmatch(
-        r"Insufficient credits for this operation: the budget of this API key, 0\.001 credits a day, is used up\."
-        r" Reset at \d{4}-\d\d-\d\dT00:00:00Z",
+        "Insufficient credits for this operation: it needs more than is left of this API key's budget of "
+        r"0\.001 credits a day\. Reset at \d{4}-\d\d-\d\dT00:00:00Z",
         outcome.message,
     )
     assert outcome.headers["x-credits-remaining"] == "1000000"

@@ -25,7 +25,7 @@ REVOKED = "pomelo:{keys}:revoked"
 KEY_SECRETS = "pomelo:{keys}:secrets"
 """The secret that the digest of a key was made with, noted while the root secret is rotated."""
 KEY_NAMES = "pomelo:{keys}:names"
-"""The names of keys that have one, and the ids under which their budgets are counted."""
+"""Of keys that have them: the name, the id under which the budget is counted, and the successor."""
 
 BUDGETS = "pomelo:{keys}:budgets"
 USED = "pomelo:{keys}:used"

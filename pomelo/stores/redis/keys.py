@@ -6,6 +6,7 @@ What an earlier Pomelo does not know of a key is not in its record, which it rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -134,13 +135,22 @@ class Keys:
     ) -> bool:
         await check_account(self._connection, successor.account)
         text = await self._connection.send("HGET", KEYS, key_id)
-        if text is None:
+        (old,) = await self._read([key_id])
+        if old is None:
             return False
         expiring = b"" if expires is None else to_json(from_json(text) | {"expires": expires})
         replaced = await self._connection.run(
             REPLACE_KEY,
             _tables(successor.account),
-            [key_id, repr(at), *_encode_new(successor), *act_args(act), text, expiring],
+            [
+                key_id,
+                repr(at),
+                *_encode_new(successor),
+                *act_args(act),
+                text,
+                expiring,
+                _encode_names(replace(old, successor=successor.key_id)),
+            ],
         )
         if replaced < 0:
             raise PomeloError("store_unavailable")
@@ -171,9 +181,13 @@ def _tables(account: str) -> list[str]:
 
 def _encode_new(record: KeyRecord) -> list[Argument]:
     """A new API key as the arguments of a script."""
-    names = to_json([record.name, record.origin]) if record.name or record.origin else ""
+    names = _encode_names(record) if record.name or record.origin else ""
     revoked = "" if record.revoked is None else repr(record.revoked)
     return [record.key_id, _encode_key(record), revoked, names, record.budget, _position(record)]
+
+
+def _encode_names(record: KeyRecord) -> bytes:
+    return to_json([record.name, record.origin, record.successor])
 
 
 def _encode_key(record: KeyRecord) -> bytes:
@@ -190,12 +204,13 @@ def _decode_key(
     values: dict[str, Any] = from_json(text)
     values["digest"] = bytes.fromhex(values["digest"])
     values["models"] = tuple(values["models"])
-    name, origin = ("", "") if names is None else from_json(names)
+    name, origin, successor = ("", "", "") if names is None else from_json(names)
     return KeyRecord(
         **values,
         revoked=None if revoked is None else float(revoked),
         name=name,
         budget=(budget or b"").decode(),
         origin=origin,
+        successor=successor,
         used=None if used is None else float(used),
     )

@@ -72,11 +72,16 @@ def replace_key(
     expires: float | None,
     act: Act | None,
 ) -> bool:
-    column, value = ("revoked", at) if expires is None else ("expires", expires)
-    replaced = connection.execute(
-        f"UPDATE keys SET {column} = ? WHERE key_id = ? AND revoked IS NULL",  # noqa: S608
-        (value, key_id),
-    )
+    if expires is None:
+        replaced = connection.execute(
+            "UPDATE keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL", (at, key_id)
+        )
+    else:
+        replaced = connection.execute(
+            "UPDATE keys SET expires = ?, successor = ?"
+            " WHERE key_id = ? AND revoked IS NULL AND successor = ''",
+            (expires, successor.key_id, key_id),
+        )
     if replaced.rowcount == 0:
         return False
     add_key(connection, successor, act)

@@ -35,8 +35,8 @@ def test_periods_follow_the_calendar_in_utc(period: str, begin: str, end: str) -
     assert budgets.current(budget, after).start == after
     error = budgets.exceeded(budget, 7, NOON)
     assert error.message == (
-        "Insufficient credits for this operation: the budget of this API key, "
-        f"5 credits a {period}, is used up. Reset at {end}T00:00:00Z"
+        "Insufficient credits for this operation: it needs more than is left of this API key's budget of "
+        f"5 credits a {period}. Reset at {end}T00:00:00Z"
     )
     assert error.values == {
         "requiredMicros": "7",
@@ -50,7 +50,7 @@ def test_a_total_budget_is_never_reset() -> None:
     budget = KeyBudget("budget:k", 2_500_000, "total")
     assert budgets.current(budget, NOON) == budgets.current(budget, NOON + 1e9)
     error = budgets.exceeded(budget, 7, NOON)
-    assert error.message.endswith("the budget of this API key, 2.5 credits in total, is used up")
+    assert error.message.endswith("left of this API key's budget of 2.5 credits in total")
     assert "resetTime" not in error.values
 
 

@@ -61,10 +61,10 @@ async def create_key(operator: LocalOperator, **values: Any) -> pb.CreateKeyResp
     return await operator.create_key(pb.CreateKeyRequest(account_id="acme", mode=Mode.MODE_LIVE, **values))
 
 
-async def acts(operator: LocalOperator, **values: Any) -> list[tuple[str, str, str]]:
-    """The action and the values of all acts, oldest first."""
+async def acts(operator: LocalOperator, **values: Any) -> set[tuple[str, str, str]]:
+    """The action and the values of all acts. Here they have the same time, and no order."""
     found = (await operator.list_acts(pb.ListActsRequest(**values))).acts
-    return [(act.action, act.old_value, act.new_value) for act in reversed(found)]
+    return {(act.action, act.old_value, act.new_value) for act in found}
 
 
 def adjustment(amount: int, adjustment_id: str = "a1", **values: Any) -> pb.AdjustCreditsRequest:
@@ -81,10 +81,10 @@ async def test_an_adjustment_takes_credits_back_once(operator: LocalOperator, st
         assert account.live == Balance(granted_micros=100_000, available_micros=100_000)
     account = (await operator.adjust_credits(adjustment(5, "a2", mode=Mode.MODE_TEST))).account
     assert account.test.granted_micros == 1_000_005
-    assert await acts(operator) == [
+    assert await acts(operator) == {
         ("adjust_credits", "1", "0.1"),
         ("adjust_credits", "1", "1.000005"),
-    ]
+    }
 
 
 async def test_an_adjustment_takes_back_only_what_is_available(operator: LocalOperator, store: Store) -> None:
@@ -118,7 +118,7 @@ async def test_an_invalid_adjustment_changes_nothing(
 ) -> None:
     assert (await error_of(operator.adjust_credits(request_), code)).field == field
     assert (await store.balance(ACME)).granted == 1_000_000
-    assert await acts(operator) == []
+    assert not await acts(operator)
 
 
 async def test_an_account_is_postpaid_until_it_has_paid(operator: LocalOperator, store: Store) -> None:
@@ -134,10 +134,10 @@ async def test_an_account_is_postpaid_until_it_has_paid(operator: LocalOperator,
     await operator.grant_credits(pb.GrantCreditsRequest(account_id="acme", amount_micros=spent))
     account = (await operator.set_credit_limit(prepaid)).account
     assert account.live == Balance(granted_micros=spent, spent_micros=spent)
-    assert (await acts(operator))[1::2] == [
+    assert await acts(operator) >= {
         ("set_credit_limit", "0", "0.01"),
         ("set_credit_limit", "0.01", "0"),
-    ]
+    }
 
 
 @pytest.mark.parametrize("limit", [-1, 10**15 + 1])
@@ -164,10 +164,10 @@ async def test_the_keys_of_a_disabled_account_are_refused_until_it_is_enabled(
     enabled = (await operator.enable_account(pb.EnableAccountRequest(account_id="acme"))).account
     assert not enabled.HasField("disable_time")
     assert (await authenticate(keyring, key)).account == "acme"
-    assert (await acts(operator))[1:] == [
+    assert await acts(operator) >= {
         ("disable_account", "enabled", "disabled"),
         ("enable_account", "disabled", "enabled"),
-    ]
+    }
 
 
 async def test_another_process_refuses_a_disabled_account_within_the_time_of_its_cache(
@@ -200,11 +200,11 @@ async def test_a_key_has_a_name_and_a_budget_that_can_be_changed(
     changed = await operator.set_key_budget(pb.SetKeyBudgetRequest(id=key_id))
     assert not changed.key.HasField("budget")
     assert (await authenticate(keyring, created.secret)).budget is None
-    assert await acts(operator) == [
+    assert await acts(operator) == {
         ("create_key", "", "name website; all models; budget 5/day"),
         ("set_key_budget", "5/day", "7.5/month"),
         ("set_key_budget", "7.5/month", "none"),
-    ]
+    }
     missing = pb.SetKeyBudgetRequest(id="nothing", budget=FIVE_A_DAY)
     await error_of(operator.set_key_budget(missing), "not_found")
 
@@ -222,6 +222,8 @@ async def test_a_rotated_key_works_during_its_grace_period_and_shares_its_budget
     rotation.grace.FromSeconds(3_600)
     second = await operator.rotate_key(rotation)
     assert (second.key.name, second.key.budget) == ("website", FIVE_A_DAY)
+    error = await error_of(operator.rotate_key(rotation), "invalid_parameter")
+    assert error.message.endswith(f"Rotate its successor {second.key.id}")
     third = await operator.rotate_key(pb.RotateKeyRequest(id=second.key.id))
     budgets = {(await authenticate(keyring, key)).budget for key in (first.secret, third.secret)}
     assert budgets == {KeyBudget(f"budget:{first.key.id}.day", 5_000_000, "day")}
@@ -230,10 +232,10 @@ async def test_a_rotated_key_works_during_its_grace_period_and_shares_its_budget
     await authenticate(keyring, first.secret)
     clock.now += 1
     await error_of(authenticate(keyring, first.secret), "invalid_api_key")
-    assert (await acts(operator))[1:] == [
+    assert await acts(operator) >= {
         ("rotate_key", "", f"{second.key.id}; the old key expires 1970-01-01T01:16:40Z"),
         ("rotate_key", "", third.key.id),
-    ]
+    }
 
 
 @pytest.mark.parametrize("seconds", [-1, 30 * 86_400 + 1])
@@ -294,7 +296,7 @@ async def test_the_log_is_listed_in_pages_with_notes_and_never_a_key(
     assert adjusted.time.seconds == 1_010
     (revoked,) = [act for act in pages if act.action == "revoke_key"]
     assert revoked.key_id == created.key.id
-    assert set(await acts(operator, account_id="bee")) == {
+    assert await acts(operator, account_id="bee") == {
         ("create_account", "", "pro"),
         ("grant_credits", "0", "100"),
         ("grant_credits", "0", "0.000007"),

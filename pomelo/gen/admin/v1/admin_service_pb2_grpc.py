@@ -149,7 +149,7 @@ class AdminServiceServicer:
 
     def RotateKey(self, request, context):
         """Creates a key with the properties of an existing key, and revokes the existing one, or lets it expire after a grace
-        period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired or revoked.
+        period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired, revoked or was rotated before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

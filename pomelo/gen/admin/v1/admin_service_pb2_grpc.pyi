@@ -41,7 +41,7 @@ class AdminServiceStub:
     """Lists keys in pages, oldest first; never their secrets."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]
     """Creates a key with the properties of an existing key, and revokes the existing one, or lets it expire after a grace
-    period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired or revoked.
+    period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired, revoked or was rotated before.
     """
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]
     """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist."""
@@ -95,7 +95,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Lists keys in pages, oldest first; never their secrets."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RotateKeyRequest, _admin_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
     """Creates a key with the properties of an existing key, and revokes the existing one, or lets it expire after a grace
-    period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired or revoked.
+    period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired, revoked or was rotated before.
     """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.RevokeKeyRequest, _admin_service_pb2.RevokeKeyResponse]  # type: ignore[assignment]
     """Revokes a key permanently, immediately in this process and within 30 s in others. NOT_FOUND if it does not exist."""
@@ -164,7 +164,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.RotateKeyResponse, _abc.Awaitable[_admin_service_pb2.RotateKeyResponse]]:
         """Creates a key with the properties of an existing key, and revokes the existing one, or lets it expire after a grace
-        period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired or revoked.
+        period. NOT_FOUND if it does not exist, INVALID_ARGUMENT if it is expired, revoked or was rotated before.
         """
 
     @_abc_1.abstractmethod

@@ -1,7 +1,7 @@
 -- Stores a successor and revokes a key, or lets it expire; both or neither. A repeated call changes nothing.
 -- KEYS: keys, revocations, names, budgets, order of all keys, order of the account's keys, acts.
 -- ARGV: id, time, the successor as in add_key, act id, act, the key's record, its record with an earlier expiry or
---       '': it is revoked.
+--       '' (it is revoked), its names with the successor.
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 local revoked = redis.call('HGET', KEYS[2], ARGV[1])
 local stored = redis.call('HGET', KEYS[1], ARGV[3])
@@ -13,6 +13,7 @@ if ARGV[12] == '' then
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 else
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[12])
+  redis.call('HSET', KEYS[3], ARGV[1], ARGV[13])
 end
 write_act(7, ARGV[9], ARGV[10])
 return 1
