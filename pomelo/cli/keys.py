@@ -19,6 +19,7 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_table,
+    unix_time,
 )
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def list_keys(
             )
             for key in page.keys
         ]
-        print_table(("KEY_ID", "ACCOUNT", "MODE", "MODELS", "CREATED", "EXPIRES", "STATE"), rows)
+        header = ("KEY_ID", "ACCOUNT", "MODE", "MODELS", "CREATED", "EXPIRES", "STATE")
+        print_table(header, rows, optional=("CREATED", "EXPIRES"))
 
 
 def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
@@ -151,13 +153,14 @@ def _print_new(answer: Any, as_json: bool) -> None:
 
 def _json(key: Key) -> dict[str, Any]:
     return {
-        "key_id": key.id,
+        "id": key.id,
+        "object": "key",
         "account": key.account_id,
         "mode": mode_name(key.mode),
-        "models": list(key.models.models),
-        "created": format_time(key, "create_time"),
-        "expires": format_time(key, "expire_time"),
-        "revoked": format_time(key, "revoke_time"),
+        "models": list(key.models.models) if key.HasField("models") else None,
+        "created": unix_time(key, "create_time"),
+        "expires": unix_time(key, "expire_time"),
+        "revoked": unix_time(key, "revoke_time"),
         "state": state(key),
     }
 

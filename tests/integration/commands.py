@@ -11,6 +11,7 @@ from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ async def pomelo_json(folder: Path, *arguments: str, **variables: str) -> Any:
     """Returns the JSON that a command prints."""
     result = await pomelo(folder, *arguments, "--json", **variables)
     assert (result.status, result.error) == (0, "")
-    return json.loads(result.out)
+    return json.loads(result.out, parse_float=Decimal)
 
 
 async def create_key(folder: Path, *arguments: str) -> str:

@@ -38,7 +38,7 @@ async def test_a_server_at_another_address_and_another_program_are_broken(served
 
 async def test_usable_keys_are_counted(tmp_path: Path) -> None:
     created = [await pomelo_json(tmp_path, "keys", "create") for _ in range(2)]
-    await pomelo(tmp_path, "keys", "revoke", created[0]["key_id"])
+    await pomelo(tmp_path, "keys", "revoke", created[0]["id"])
     soon = datetime.fromtimestamp(time.time() + 5, UTC).isoformat()
     assert (await pomelo(tmp_path, "keys", "create", "--expires", soon)).status == 0
     async with asyncio.timeout(30):

@@ -27,7 +27,7 @@ async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path)
     folder = command_folder
 
     async def listed(key_id: str) -> dict[str, Any]:
-        (key,) = [key for key in await pomelo_json(folder, "keys", "list") if key["key_id"] == key_id]
+        (key,) = [key for key in await pomelo_json(folder, "keys", "list") if key["id"] == key_id]
         assert isinstance(key, dict)
         return key
 
@@ -48,9 +48,9 @@ async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path)
     assert rotated["models"] == key["models"]
     assert (await listed(key_id))["state"] == "revoked"
 
-    revoked = await pomelo(folder, "keys", "revoke", rotated["key_id"])
-    assert (revoked.status, revoked.out) == (0, f"Revoked {rotated['key_id']} of default\n")
-    assert (await listed(rotated["key_id"]))["state"] == "revoked"
+    revoked = await pomelo(folder, "keys", "revoke", rotated["id"])
+    assert (revoked.status, revoked.out) == (0, f"Revoked {rotated['id']} of default\n")
+    assert (await listed(rotated["id"]))["state"] == "revoked"
     table = await pomelo(folder, "keys", "list")
     assert key_id in table.out
     assert secret not in table.out
@@ -110,7 +110,7 @@ async def test_a_key_works_immediately_on_the_running_server_until_it_is_revoked
     rest = RestDriver(http, served.url)
     created = await pomelo_json(served.data.parent, "keys", "create")
     assert (await rest.get("/api/v1/models", created["key"])).status == 200
-    await pomelo(served.data.parent, "keys", "revoke", created["key_id"])
+    await pomelo(served.data.parent, "keys", "revoke", created["id"])
     assert (await rest.get("/api/v1/models", created["key"])).status == 401
 
 

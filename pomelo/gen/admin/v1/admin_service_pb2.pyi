@@ -659,7 +659,7 @@ class ListUsageRequest(_message.Message):
     """The next_page_token of the previous page. Default: the first page."""
     @_builtins.property
     def filter(self) -> _account_service_pb2.UsageFilter:
-        """Which records. Default: all."""
+        """Which records. Default: all of billed tasks."""
 
     def __init__(
         self,
@@ -760,7 +760,7 @@ class SumUsageRequest(_message.Message):
     """The next_page_token of the previous page. Default: the first page."""
     @_builtins.property
     def filter(self) -> _account_service_pb2.UsageFilter:
-        """Which records. Default: all."""
+        """Which records. Default: all of billed tasks."""
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageGrouping]:
