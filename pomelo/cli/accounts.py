@@ -57,7 +57,12 @@ def create(
     from pomelo.settings import load
 
     request = pb.CreateAccountRequest(id=name, plan=plan, live_micros=_micros(credits, "--credits"))
-    response = call_operator(load(config), lambda operator: operator.create_account(request), creates=True)
+    response = call_operator(
+        load(config),
+        lambda operator: operator.create_account(request),
+        names={"id": "NAME", "plan": "--plan", "live_micros": "--credits"},
+        creates=True,
+    )
     _print(response.account, as_json)
 
 
@@ -92,7 +97,8 @@ def show(name: Name, config: Config = None, as_json: Json = False) -> None:
     from pomelo.settings import load
 
     request = pb.GetAccountRequest(id=name)
-    response = call_operator(load(config), lambda operator: operator.get_account(request))
+    names = {"id": "NAME"}
+    response = call_operator(load(config), lambda operator: operator.get_account(request), names=names)
     _print(response.account, as_json)
 
 
@@ -116,14 +122,18 @@ def grant(
     from pomelo.gen.v1.usage_pb2 import Mode
     from pomelo.settings import load
 
+    micros = _micros(credits, "CREDITS")
+    if not micros:
+        raise typer.BadParameter("must be more than 0", param_hint="CREDITS")
     request = pb.GrantCreditsRequest(
         account_id=name,
-        amount_micros=_micros(credits, "CREDITS"),
+        amount_micros=micros,
         mode=Mode.MODE_TEST if test else Mode.MODE_LIVE,
         note=note,
         grant_id=once,
     )
-    response = call_operator(load(config), lambda operator: operator.grant_credits(request))
+    names = {"account_id": "NAME", "amount_micros": "CREDITS", "note": "--note", "grant_id": "--id"}
+    response = call_operator(load(config), lambda operator: operator.grant_credits(request), names=names)
     _print(response.account, as_json)
 
 
@@ -138,7 +148,8 @@ def plan(
     from pomelo.settings import load
 
     request = pb.SetAccountPlanRequest(account_id=name, plan=plan)
-    response = call_operator(load(config), lambda operator: operator.set_account_plan(request))
+    names = {"account_id": "NAME", "plan": "P"}
+    response = call_operator(load(config), lambda operator: operator.set_account_plan(request), names=names)
     _print(response.account, as_json)
 
 

@@ -201,27 +201,24 @@ def _grpc(settings: Settings, served: bool) -> Finding:
         return Finding("gRPC", "off", "POMELO_GRPC is empty")
     import asyncio
 
-    from pomelo.cli.client import NobodyError, new_call, open_server
-    from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+    from pomelo.cli.client import NobodyError, open_client
+    from pomelo.server.remote.health import open_health
 
-    async def list_models() -> None:
-        async with open_server(settings, None) as services:
-            await services.models.list_models(ListModelsRequest(), new_call(None, _TIMEOUT))
+    async def is_serving() -> bool:
+        async with open_client(open_health, settings, None) as check:
+            return await check(_TIMEOUT)
 
     try:
-        asyncio.run(list_models())
+        serving = asyncio.run(is_serving())
     except NobodyError:
         return _unreachable("gRPC", settings.grpc, served)
     except Exception as error:
-        code = getattr(error, "code", "")
-        if code == "shutting_down":
-            return Finding("gRPC", "broken", f"{settings.grpc} is shutting down")
-        # Pomelo refuses a call without a key; another program would not.
-        if code not in ("invalid_api_key", "rate_limit_exceeded"):
-            line = explain(error)
-            if line is None:
-                raise
-            return Finding("gRPC", "broken", line)
+        line = explain(error)
+        if line is None:
+            raise
+        return Finding("gRPC", "broken", line)
+    if not serving:
+        return Finding("gRPC", "broken", f"{settings.grpc} takes no calls: it is not ready, or shutting down")
     return Finding("gRPC", "ok", f"{settings.grpc} serves")
 
 
@@ -235,15 +232,18 @@ def _rest(settings: Settings, served: bool) -> Finding:
     scheme = "https" if settings.tls_cert else "http"
     try:
         context = trust_own_certificate(settings.tls_cert) if settings.tls_cert else None
-        status = _get(f"{scheme}://{settings.rest}/api/v1/models", {}, context)
+        status = _get(f"{scheme}://{settings.rest}/healthz", {}, context)
     except FailureError as error:
         return Finding("REST", "broken", str(error))
     except ssl.SSLError as error:
         return Finding("REST", "broken", f"{settings.rest}: {explain_handshake(error, own=True)}")
     except OSError:
         return _unreachable("REST", settings.rest, served)
-    # As above; with 429 if it was asked too often.
-    if status not in (401, 429):
+    if status == 503:
+        return Finding(
+            "REST", "broken", f"{settings.rest} takes no requests: it is not ready, or shutting down"
+        )
+    if status != 200:
         return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
     return Finding("REST", "ok", f"{settings.rest} serves")
 

@@ -66,7 +66,8 @@ def create(
         request.models.SetInParent()
     if expires:
         request.expire_time.FromNanoseconds(int(parse_expiry(expires, time.time()) * 1000) * 1_000_000)
-    response = call_operator(load(config), lambda operator: operator.create_key(request), creates=True)
+    names = {"account_id": "ACCOUNT", "models": "--models", "expire_time": "--expires"}
+    response = call_operator(load(config), lambda operator: operator.create_key(request), names=names)
     _print_new(response, as_json)
 
 
@@ -106,8 +107,9 @@ def rotate(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.RotateKeyRequest(id=key_id)
-    _print_new(call_operator(load(config), lambda operator: operator.rotate_key(request)), as_json)
+    request, names = pb.RotateKeyRequest(id=key_id), {"id": "KEY_ID"}
+    response = call_operator(load(config), lambda operator: operator.rotate_key(request), names=names)
+    _print_new(response, as_json)
 
 
 def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
@@ -115,8 +117,8 @@ def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.RevokeKeyRequest(id=key_id)
-    key = call_operator(load(config), lambda operator: operator.revoke_key(request)).key
+    request, names = pb.RevokeKeyRequest(id=key_id), {"id": "KEY_ID"}
+    key = call_operator(load(config), lambda operator: operator.revoke_key(request), names=names).key
     if as_json:
         print_json(_json(key))
     else:

@@ -119,19 +119,17 @@ def print_table(
     widths = {name: max(map(_cell_width, cells)) for name, cells in columns.items()}
     if sys.stdout.isatty():
         available = get_terminal_size().columns
-        left_out = []
         for name in optional:
             if _line_width(widths) <= available:
                 break
             if name in columns:
                 del columns[name], widths[name]
-                left_out.append(name)
         if _line_width(widths) > available:
             _print_wrapped(columns, available)
         else:
             _print_aligned(columns, widths)
-        if left_out:
-            typer.echo(f"(Left out, for lack of space: {', '.join(left_out)}.)", err=True)
+        if left_out := len(header) - len(columns):
+            typer.echo(f"({left_out} columns left out: widen the terminal, or use --json.)", err=True)
         return
     _print_aligned(columns, widths)
 

@@ -37,6 +37,7 @@ _COUNTS = (
     *("input_tokens", "cached_input_tokens", "cache_write_input_tokens", "output_tokens"),
     *("characters", "images", "audio_seconds"),
 )
+_NAMES = {"account_id": "--account", "filter.start_time": "--from", "filter.end_time": "--to"}
 _TIMEOUT = 600.0
 """Seconds: the command may read every record."""
 
@@ -132,10 +133,14 @@ def _pages(config: Any, request: Any) -> Iterator[Sequence[Any]]:
     while True:
         page: Any
         if isinstance(request, ListUsageRequest):
-            page = call_operator(settings, lambda operator: operator.list_usage(request), _TIMEOUT)
+            page = call_operator(
+                settings, lambda operator: operator.list_usage(request), _TIMEOUT, names=_NAMES
+            )
             yield page.records
         else:
-            page = call_operator(settings, lambda operator: operator.sum_usage(request), _TIMEOUT)
+            page = call_operator(
+                settings, lambda operator: operator.sum_usage(request), _TIMEOUT, names=_NAMES
+            )
             yield page.sums
         if not page.next_page_token:
             return

@@ -8,7 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pomelo.testing import FaultUpstream
-from tests.integration.commands import create_key, doctor, free_addresses, names, pomelo, pomelo_json
+from tests.integration.commands import (
+    create_data,
+    create_key,
+    doctor,
+    free_addresses,
+    names,
+    pomelo,
+    pomelo_json,
+)
 from tests.serving import Served
 
 
@@ -37,6 +45,7 @@ async def test_a_server_at_another_address_and_another_program_are_broken(served
 
 
 async def test_usable_keys_are_counted(tmp_path: Path) -> None:
+    await create_data(tmp_path)
     created = [await pomelo_json(tmp_path, "keys", "create") for _ in range(2)]
     await pomelo(tmp_path, "keys", "revoke", created[0]["id"])
     soon = datetime.fromtimestamp(time.time() + 5, UTC).isoformat()
@@ -55,7 +64,7 @@ async def test_wrong_settings_are_broken(tmp_path: Path) -> None:
 
 
 async def test_a_secret_that_others_can_read_or_that_is_missing_is_broken(tmp_path: Path) -> None:
-    assert (await pomelo(tmp_path, "keys", "create")).status == 0
+    await create_data(tmp_path)
     secret = tmp_path / "data" / "secret"
     secret.chmod(0o644)
     status, found = await doctor(tmp_path, **free_addresses())
@@ -80,7 +89,7 @@ async def test_a_damaged_store_is_broken(tmp_path: Path) -> None:
 
 async def test_a_data_folder_that_is_open_to_others_is_broken(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    assert (await pomelo(tmp_path, "keys", "create")).status == 0
+    await create_data(tmp_path)
     data.chmod(0o755)
     status, found = await doctor(tmp_path, **free_addresses())
     assert status == 1
@@ -100,6 +109,7 @@ async def test_it_reports_whether_openai_accepts_the_key_and_never_shows_it(
 
 
 async def test_live_keys_without_credits_are_reported(tmp_path: Path) -> None:
+    await create_data(tmp_path)
     await create_key(tmp_path)
     assert (await doctor(tmp_path, **free_addresses()))[1]["credits"][0] == "off"
     await create_key(tmp_path, "--live")

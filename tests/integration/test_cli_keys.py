@@ -19,7 +19,14 @@ from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.service import Operator
 from pomelo.settings import Settings
 from tests.driver import RestDriver
-from tests.integration.commands import create_key, free_addresses, pomelo, pomelo_json, start_command
+from tests.integration.commands import (
+    create_data,
+    create_key,
+    free_addresses,
+    pomelo,
+    pomelo_json,
+    start_command,
+)
 from tests.serving import Served
 
 
@@ -62,7 +69,7 @@ async def test_an_empty_list_of_models_creates_no_key(command_folder: Path, mode
     before = await pomelo_json(command_folder, "keys", "list")
     refused = await pomelo(command_folder, "keys", "create", "--models", models)
     assert refused.status == 1
-    assert "Invalid models: must be at least one model, or absent for all" in refused.error
+    assert "Invalid --models: must be at least one model, or absent for all" in refused.error
     assert await pomelo_json(command_folder, "keys", "list") == before
 
 
@@ -117,6 +124,7 @@ async def test_a_key_works_immediately_on_the_running_server_until_it_is_revoked
 async def test_a_key_created_without_a_server_is_valid_on_the_next_one(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
+    await create_data(tmp_path)
     key = await create_key(tmp_path)
     addresses = free_addresses()
     async with start_command(tmp_path, "serve", **addresses) as server:
