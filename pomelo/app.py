@@ -14,12 +14,15 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
+import pomelo
 from gateway.app import open_rest
 from gateway.options import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
+from pomelo import times
 from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
 from pomelo.accounts.failed_keys import FailedKeys
@@ -37,6 +40,7 @@ from pomelo.engine.engine import Engine
 from pomelo.engine.ledger import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
+from pomelo.gen.admin.v1.admin_service_pb2 import GetServerResponse
 from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
@@ -175,7 +179,16 @@ async def open_app(
                 access=access,
             )
         )
-        operator = LocalOperator(store, keyring, account_admin, usage, catalog.models, now, runs=ledger.runs)
+        operator = LocalOperator(
+            store,
+            keyring,
+            account_admin,
+            usage,
+            catalog.models,
+            now,
+            runs=ledger.runs,
+            server=partial(_describe, providers, now()),
+        )
         if not worker:
             await stack.enter_async_context(open_operator_socket(operator, settings.admin_socket))
         shared = worker is not None
@@ -291,6 +304,14 @@ def _open_rest(
         ssl_context=_tls_context(settings),
         reuse_port=shared,
         healthy=lambda: not draining.draining,
+    )
+
+
+def _describe(providers: Mapping[str, Provider], started: float) -> GetServerResponse:
+    """Describes this process to the operator."""
+    names = sorted(name for name, provider in providers.items() if provider.configured and name != SANDBOX)
+    return GetServerResponse(
+        version=pomelo.__version__, start_time=times.to_timestamp(started), providers=names
     )
 
 

@@ -25,7 +25,7 @@ class LocalOperator:
     """Implements `pomelo.service.Operator`.
 
     A key may be restricted to some of `models`. `now` returns Unix time; `runs` returns whether this process
-    runs the task with that id.
+    runs the task with that id; `server` describes this process.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class LocalOperator:
         now: Callable[[], float] = time.time,
         *,
         runs: Callable[[str], bool] = lambda task_id: False,
+        server: Callable[[], pb.GetServerResponse] = pb.GetServerResponse,
     ) -> None:
         self._store = store
         self._keyring = keyring
@@ -46,6 +47,7 @@ class LocalOperator:
         self._models = models
         self._now = now
         self._runs = runs
+        self._server = server
 
     async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse:
         live = is_live(request.mode, default=False)
@@ -121,6 +123,9 @@ class LocalOperator:
 
     async def audit_ledger(self, request: pb.AuditLedgerRequest) -> pb.AuditLedgerResponse:
         return await audit(self._store, runs=self._runs, now=self._now)
+
+    async def get_server(self, request: pb.GetServerRequest) -> pb.GetServerResponse:
+        return self._server()
 
     async def _read_query(self, request: pb.ListUsageRequest | pb.SumUsageRequest) -> UsageQuery:
         live = is_live(request.mode, default=None)

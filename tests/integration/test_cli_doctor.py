@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pomelo import __version__
 from pomelo.testing import FaultUpstream
 from tests.integration.commands import (
     create_data,
@@ -16,6 +17,7 @@ from tests.integration.commands import (
     names,
     pomelo,
     pomelo_json,
+    start_server,
 )
 from tests.serving import Served
 
@@ -24,11 +26,27 @@ async def test_a_running_server_is_ok(served: Served) -> None:
     rest, grpc = f"{served.host}:{served.port}", f"{served.host}:{served.grpc_port}"
     status, found = await doctor(served.data.parent, POMELO_REST=rest, POMELO_GRPC=grpc)
     assert status == 0
-    ok = {"program", "settings", "data", "store", "plans", "gRPC", "REST"}
+    ok = {"program", "settings", "data", "server", "store", "plans", "gRPC", "REST"}
     assert {name for name, (state, _) in found.items() if state == "ok"} == ok
     assert found["openai"][0] == "off"
     plain = await pomelo(served.data.parent, "doctor", POMELO_REST=rest, POMELO_GRPC=grpc)
     assert f"{grpc} serves" in plain.out
+
+
+async def test_the_version_and_the_providers_of_the_running_server_are_reported(
+    tmp_path: Path, upstream: FaultUpstream
+) -> None:
+    addresses = free_addresses()
+    openai = {"OPENAI_API_KEY": "sk-server", "OPENAI_BASE_URL": upstream.openai_base_url}
+    async with start_server(tmp_path, **addresses, **openai):
+        status, found = await doctor(tmp_path, **addresses)
+    assert status == 0
+    assert (found["server"][0], found["openai"]) == (
+        "ok",
+        ("ok", "configured in the running server, not for this command"),
+    )
+    assert found["server"][1].startswith(f"pomelo {__version__}, since 20")
+    assert found["mistral"][0] == "off"
 
 
 async def test_nothing_is_broken_without_a_server(tmp_path: Path) -> None:

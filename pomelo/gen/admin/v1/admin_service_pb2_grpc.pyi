@@ -63,6 +63,8 @@ class AdminServiceStub:
     """Sums the usage records of all accounts or one, in pages. NOT_FOUND if the account does not exist."""
     AuditLedger: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.AuditLedgerRequest, _admin_service_pb2.AuditLedgerResponse]
     """Recomputes every balance and bill from the records."""
+    GetServer: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerRequest, _admin_service_pb2.GetServerResponse]
+    """Describes the process that answers: its version, and which providers it can call."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -99,6 +101,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Sums the usage records of all accounts or one, in pages. NOT_FOUND if the account does not exist."""
     AuditLedger: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.AuditLedgerRequest, _admin_service_pb2.AuditLedgerResponse]  # type: ignore[assignment]
     """Recomputes every balance and bill from the records."""
+    GetServer: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerRequest, _admin_service_pb2.GetServerResponse]  # type: ignore[assignment]
+    """Describes the process that answers: its version, and which providers it can call."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
@@ -204,5 +208,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.AuditLedgerResponse, _abc.Awaitable[_admin_service_pb2.AuditLedgerResponse]]:
         """Recomputes every balance and bill from the records."""
+
+    @_abc_1.abstractmethod
+    def GetServer(
+        self,
+        request: _admin_service_pb2.GetServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetServerResponse, _abc.Awaitable[_admin_service_pb2.GetServerResponse]]:
+        """Describes the process that answers: its version, and which providers it can call."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
