@@ -1,27 +1,21 @@
-"""The account and usage routes: query parameters in, JSON out.
-
-Amounts are formatted as exact decimals of credits: a float would not be exact.
-"""
+"""The account and usage routes: query parameters in, JSON out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic_core import to_json
 
+from gateway.objects import render_account, render_records, render_sums
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
-from gateway.types import type_name
-from pomelo import money
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
-from pomelo.gen.v1.usage_pb2 import Mode, Usage
 from pomelo.service import Visit
 
 _PAGE_SIZE = re.compile(r"[0-9]{1,4}")
@@ -37,12 +31,8 @@ _DIMENSIONS = {
     "model": pb.USAGE_DIMENSION_MODEL,
     "key": pb.USAGE_DIMENSION_KEY,
     "day": pb.USAGE_DIMENSION_DAY,
-}
-_MODES = {Mode.MODE_LIVE: "live", Mode.MODE_TEST: "test"}
-_SOURCES = {
-    pb.USAGE_SOURCE_PROVIDER: "provider",
-    pb.USAGE_SOURCE_ESTIMATED: "estimated",
-    pb.USAGE_SOURCE_RECOVERED: "recovered",
+    "provider": pb.USAGE_DIMENSION_PROVIDER,
+    "code": pb.USAGE_DIMENSION_CODE,
 }
 
 
@@ -121,8 +111,14 @@ def _page_size(name: str, text: str) -> int:
 
 def _group(name: str, text: str) -> Any:
     if text not in _DIMENSIONS:
-        raise invalid(name, "model, key or day")
+        raise invalid(name, "model, key, day, provider or code")
     return _DIMENSIONS[text]
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise invalid(name, "true or false")
+    return text == "true"
 
 
 def _time(name: str, text: str) -> Timestamp:
@@ -152,114 +148,7 @@ _PARAMETERS: Mapping[str, tuple[str, _Parser]] = {
     "to": ("end_time", _time),
     "model": ("model", _text),
     "key_id": ("key_id", _text),
+    "failed": ("failed", _boolean),
     "group_by": ("group_by", _group),
 }
 """The field of a request, or of its filter, that each parameter sets, and its parser."""
-
-
-# --- JSON
-
-
-def render_account(account: pb.Account) -> bytes:
-    limits = account.limits
-    given = {field.name: value for field, value in limits.ListFields()}
-    fields = {
-        "id": account.id,
-        "object": "account",
-        "mode": _mode_name(account.mode),
-        "plan": account.plan,
-        "limits": {
-            "requests_per_minute": given.get("requests_per_minute"),
-            "concurrent_requests": given.get("concurrent_requests"),
-            "tokens_per_minute": given.get("tokens_per_minute"),
-            "models": list(limits.models.models) if limits.HasField("models") else None,
-        },
-    }
-    balance = account.balance
-    amounts = _amounts(
-        granted=balance.granted_micros,
-        spent=balance.spent_micros,
-        held=balance.held_micros,
-        available=balance.available_micros,
-        **({"credit_limit": balance.credit_limit_micros} if balance.credit_limit_micros else {}),
-    )
-    return to_json(fields)[:-1] + b',"credits":{' + amounts + b"}}"
-
-
-def render_records(page: pb.ListUsageResponse) -> bytes:
-    return _render_list(map(_render_record, page.records), page.next_page_token)
-
-
-def render_sums(page: pb.SumUsageResponse) -> bytes:
-    return _render_list(map(_render_sum, page.sums), page.next_page_token)
-
-
-def _render_list(rows: Iterable[bytes], next_page_token: str) -> bytes:
-    return (
-        b'{"object":"list","data":['
-        + b",".join(rows)
-        + b'],"next_page_token":'
-        + to_json(next_page_token or None)
-        + b"}"
-    )
-
-
-def _render_record(row: pb.UsageRecord) -> bytes:
-    fields = {
-        "id": row.id,
-        "object": "usage.record",
-        "time": row.end_time.seconds,
-        "request_id": row.request_id,
-        "key_id": row.key_id,
-        "mode": _mode_name(row.mode),
-        "wire": row.protocol,
-        "model": row.model,
-        "type": type_name(row.task_type),
-        "provider": row.provider,
-        "provider_model": row.provider_model,
-        **_counts(row.usage),
-        "output_bytes": row.output_bytes,
-        "processing_ms": row.processing_ms,
-        "first_byte_ms": row.first_byte_ms,
-        "source": _SOURCES.get(row.source, "unknown"),
-        "complete": row.complete,
-        "price_version": row.price_version,
-    }
-    return _with_amounts(fields, provider_cost=row.provider_cost_micros, cost=row.cost_micros)
-
-
-def _render_sum(row: pb.UsageSum) -> bytes:
-    fields = {
-        "object": "usage.total",
-        "group": row.groups[0],
-        "tasks": row.tasks,
-        **_counts(row.usage),
-        "output_bytes": row.output_bytes,
-    }
-    return _with_amounts(fields, cost=row.cost_micros)
-
-
-def _counts(usage: Usage) -> dict[str, Any]:
-    return {
-        "input_tokens": usage.input_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_input_tokens,
-            "cache_write_tokens": usage.cache_write_input_tokens,
-        },
-        "output_tokens": usage.output_tokens,
-        "characters": usage.characters,
-        "images": usage.images,
-        "audio_seconds": usage.audio_seconds,
-    }
-
-
-def _mode_name(mode: Mode.ValueType) -> str:
-    return _MODES.get(mode, "unknown")
-
-
-def _with_amounts(fields: dict[str, Any], **micros: int) -> bytes:
-    return to_json(fields)[:-1] + b"," + _amounts(**micros) + b"}"
-
-
-def _amounts(**micros: int) -> bytes:
-    return ",".join([f'"{name}":{money.format_credits(amount)}' for name, amount in micros.items()]).encode()

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import to_json
 
 from gateway.account import get_account, list_usage
 from gateway.connections.connection import HEALTH_PATH
 from gateway.media import get_media
+from gateway.objects import render_model
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
 from gateway.task import run_task
-from gateway.types import type_name
-from pomelo import money
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.service import Visit, get_task_model, list_all_models
 
 Handler = Callable[[Gateway, Request, Call, Visit], Awaitable[Response | None]]
@@ -57,42 +54,6 @@ async def get_health(gateway: Gateway, request: Request, call: Call) -> Response
     if code := gateway.unready():
         raise PomeloError(code)
     return json_response(call, b'{"status":"ok"}')
-
-
-def render_model(model: Model) -> dict[str, Any]:
-    """Returns a model as a JSON object, with prices in credits as decimal text."""
-    limits = {f.name: value for f, value in model.limits.ListFields()}
-    members = {
-        "id": model.id,
-        "object": "model",
-        "type": type_name(model.task_type),
-        "limits": limits,
-        "price": _prices(model.prices),
-        "price_version": model.price_version,
-        "available": model.available,
-        "deprecated": _date(model.deprecate_time),
-        "retires": _date(model.retire_time),
-    }
-    if model.price_tiers:
-        members["price_tiers"] = [
-            {"from_input_tokens": tier.min_input_tokens, "price": _prices(tier.prices)}
-            for tier in model.price_tiers
-        ]
-    return members
-
-
-def _prices(lines: Any) -> dict[str, str]:
-    return {_unit_name(price.unit): money.format_credits(price.amount_micros) for price in lines}
-
-
-def _date(time: Timestamp) -> str | None:
-    return time.ToDatetime().date().isoformat() if time.seconds else None
-
-
-def _unit_name(unit: int) -> str:
-    descriptor: Any = PriceUnit
-    value = descriptor.DESCRIPTOR.values_by_number.get(unit)
-    return value.name.removeprefix("PRICE_UNIT_").lower() if value is not None else f"unit_{unit}"
 
 
 ROUTES: Mapping[tuple[str, str], Handler] = {

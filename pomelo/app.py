@@ -18,8 +18,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
+import pomelo
 from gateway.app import open_rest
 from gateway.options import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
+from pomelo import times
 from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
 from pomelo.accounts.failed_keys import FailedKeys
@@ -46,6 +48,7 @@ from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
 from pomelo.fleet import describe_process, join
+from pomelo.gen.admin.v1.admin_service_pb2 import GetServerResponse
 from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
@@ -201,7 +204,16 @@ async def open_app(
             metrics.media_bytes.read_one(lambda: media.quota.total)
             metrics.media_limit.read_one(lambda: settings.media_limit)
         await stack.enter_async_context(measure_process(metrics, readiness))
-        operator = LocalOperator(store, keyring, account_admin, usage, catalog.models, now, runs=ledger.runs)
+        operator = LocalOperator(
+            store,
+            keyring,
+            account_admin,
+            usage,
+            catalog.models,
+            now,
+            runs=ledger.runs,
+            server=partial(_describe, providers, now()),
+        )
         if not worker:
             await stack.enter_async_context(open_operator_socket(operator, settings.admin_socket))
         shared = worker is not None
@@ -370,6 +382,14 @@ def _open_rest(
         reuse_port=shared,
         unready=lambda: readiness.code,
         report_connections=partial(metrics.watch_connections, "rest"),
+    )
+
+
+def _describe(providers: Mapping[str, Provider], started: float) -> GetServerResponse:
+    """Describes this process to the operator."""
+    names = sorted(name for name, provider in providers.items() if provider.configured and name != SANDBOX)
+    return GetServerResponse(
+        version=pomelo.__version__, start_time=times.to_timestamp(started), providers=names
     )
 
 

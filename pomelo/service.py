@@ -372,6 +372,10 @@ class Operator(Protocol):
         """
         ...
 
+    async def get_server(self, request: admin_pb.GetServerRequest) -> admin_pb.GetServerResponse:
+        """Describes the process that serves the operator."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Services:

@@ -50,6 +50,7 @@ def schemas() -> dict[str, Schema]:
         "object": {"const": "usage.record"},
         "time": {"type": "integer", "description": "When the task ended, in Unix seconds."},
         "request_id": _TEXT,
+        "account": _TEXT,
         "key_id": _TEXT,
         "mode": _MODE,
         "wire": {"enum": ["grpc", "rest"]},
@@ -57,11 +58,21 @@ def schemas() -> dict[str, Schema]:
         "type": {"enum": task_types},
         "provider": _TEXT,
         "provider_model": _TEXT,
+        "user": {"type": ["string", "null"], "description": "As the caller named it."},
+        "metadata": {
+            "type": "object",
+            "additionalProperties": _TEXT,
+            "description": "Of gRPC tasks, as the caller gave it.",
+        },
         **_USAGE,
         "processing_ms": _COUNT,
         "first_byte_ms": _COUNT,
         "source": {"enum": ["provider", "estimated", "recovered", "unknown"]},
         "complete": {"type": "boolean"},
+        "code": {
+            "type": ["string", "null"],
+            "description": "Why the task failed: the code of its error, or cancelled. Null: it did not fail.",
+        },
         "price_version": _TEXT,
         "provider_cost": {
             "type": "number",
@@ -72,7 +83,7 @@ def schemas() -> dict[str, Schema]:
     }
     total: Schema = {
         "object": {"const": "usage.total"},
-        "group": {"type": "string", "description": "The model, the key's id, or the day (UTC)."},
+        "group": {"type": "string", "description": "The value of group_by; a key by its id, a day in UTC."},
         "tasks": _COUNT,
         **_USAGE,
         "cost": _COST,
@@ -116,6 +127,11 @@ def paths() -> Schema:
             parameter("to", "query", _DATE_OR_TIME, "Tasks that ended before this time."),
             parameter("model", "query", _TEXT),
             parameter("key_id", "query", _TEXT),
-            parameter("group_by", "query", {"type": "string", "enum": ["model", "key", "day"]}),
+            parameter(
+                "failed", "query", {"type": "boolean"}, "True: only tasks that failed. Else only billed ones."
+            ),
+            parameter(
+                "group_by", "query", {"type": "string", "enum": ["model", "key", "day", "provider", "code"]}
+            ),
         ),
     }

@@ -33,7 +33,7 @@ class LocalOperator:
     """Implements `pomelo.service.Operator`.
 
     A key may be restricted to some of `models`. `now` returns Unix time; `runs` returns whether this process
-    runs the task with that id.
+    runs the task with that id; `server` describes this process.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class LocalOperator:
         now: Callable[[], float] = time.time,
         *,
         runs: Callable[[str], bool] = lambda task_id: False,
+        server: Callable[[], pb.GetServerResponse] = pb.GetServerResponse,
     ) -> None:
         self._store = store
         self._keyring = keyring
@@ -54,6 +55,7 @@ class LocalOperator:
         self._models = models
         self._now = now
         self._runs = runs
+        self._server = server
 
     def configure(self, models: Collection[str]) -> None:
         """Replaces the models."""
@@ -188,6 +190,9 @@ class LocalOperator:
         if count < len(acts):
             token = pages.make_token(list_name, found[count - 1].at, found[count - 1].act_id)
         return pb.ListActsResponse(acts=acts[:count], next_page_token=token)
+
+    async def get_server(self, request: pb.GetServerRequest) -> pb.GetServerResponse:
+        return self._server()
 
     async def _read_query(self, request: pb.ListUsageRequest | pb.SumUsageRequest) -> UsageQuery:
         live = is_live(request.mode, default=None)

@@ -59,6 +59,7 @@ _DIMENSIONS: dict[int, Dimension] = {
     pb.USAGE_DIMENSION_TASK_TYPE: "task_type",
     pb.USAGE_DIMENSION_PROVIDER: "provider",
     pb.USAGE_DIMENSION_PROTOCOL: "protocol",
+    pb.USAGE_DIMENSION_CODE: "code",
 }
 _OPERATOR_DIMENSIONS: dict[int, Dimension] = {
     admin_pb.OPERATOR_DIMENSION_ACCOUNT: "account",
@@ -228,6 +229,7 @@ def read_filter(usage_filter: pb.UsageFilter, account: str | None, live: bool | 
         key_id=usage_filter.key_id or None,
         since=read_time(usage_filter, "start_time", "filter."),
         until=read_time(usage_filter, "end_time", "filter."),
+        failed=usage_filter.failed,
     )
 
 

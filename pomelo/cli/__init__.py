@@ -24,7 +24,6 @@ def program() -> typer.Typer:
         name="pomelo",
         help="Run AI tasks (text, images, speech) through one API, over gRPC and REST.",
         no_args_is_help=True,
-        add_completion=False,
         # Rich takes longer to load than the rest of `pomelo --help`.
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pomelo.cli.operator import call_operator, list_pages
-from pomelo.cli.terminal import Config, Json, format_time, print_array, print_json, print_line, print_table
+from pomelo.cli.terminal import (
+    Config,
+    Json,
+    format_time,
+    print_array,
+    print_json,
+    print_line,
+    print_table,
+    unix_time,
+)
 from pomelo.money import format_credits, parse_credits
 
 if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import Account
-    from pomelo.gen.v1.account_service_pb2 import Balance
     from pomelo.gen.v1.usage_pb2 import Mode
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An account, from pomelo accounts list.")]
@@ -57,7 +65,12 @@ def create(
     from pomelo.settings import load
 
     request = pb.CreateAccountRequest(id=name, plan=plan, live_micros=_micros(credits, "--credits"))
-    response = call_operator(load(config), lambda operator: operator.create_account(request), creates=True)
+    response = call_operator(
+        load(config),
+        lambda operator: operator.create_account(request),
+        names={"id": "NAME", "plan": "--plan", "live_micros": "--credits"},
+        creates=True,
+    )
     _print(response.account, as_json)
 
 
@@ -83,7 +96,7 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
             )
             for account in page.accounts
         ]
-        print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), rows)
+        print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), rows, optional=("CREATED",))
 
 
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:
@@ -92,7 +105,8 @@ def show(name: Name, config: Config = None, as_json: Json = False) -> None:
     from pomelo.settings import load
 
     request = pb.GetAccountRequest(id=name)
-    response = call_operator(load(config), lambda operator: operator.get_account(request))
+    names = {"id": "NAME"}
+    response = call_operator(load(config), lambda operator: operator.get_account(request), names=names)
     _print(response.account, as_json)
 
 
@@ -115,14 +129,18 @@ def grant(
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
+    micros = _micros(credits, "CREDITS")
+    if not micros:
+        raise typer.BadParameter("must be more than 0", param_hint="CREDITS")
     request = pb.GrantCreditsRequest(
         account_id=name,
-        amount_micros=_micros(credits, "CREDITS"),
+        amount_micros=micros,
         mode=_mode(test),
         note=note,
         grant_id=once,
     )
-    response = call_operator(load(config), lambda operator: operator.grant_credits(request))
+    names = {"account_id": "NAME", "amount_micros": "CREDITS", "note": "--note", "grant_id": "--id"}
+    response = call_operator(load(config), lambda operator: operator.grant_credits(request), names=names)
     _print(response.account, as_json)
 
 
@@ -154,7 +172,8 @@ def adjust(
         note=note,
         adjustment_id=once,
     )
-    response = call_operator(load(config), lambda operator: operator.adjust_credits(request))
+    names = {"account_id": "NAME", "amount_micros": "AMOUNT", "note": "--note", "adjustment_id": "--id"}
+    response = call_operator(load(config), lambda operator: operator.adjust_credits(request), names=names)
     _print(response.account, as_json)
 
 
@@ -175,7 +194,8 @@ def postpaid(
     request = pb.SetCreditLimitRequest(
         account_id=name, credit_limit_micros=_micros(limit, "--limit"), mode=_mode(test)
     )
-    response = call_operator(load(config), lambda operator: operator.set_credit_limit(request))
+    names = {"account_id": "NAME", "credit_limit_micros": "--limit"}
+    response = call_operator(load(config), lambda operator: operator.set_credit_limit(request), names=names)
     _print(response.account, as_json)
 
 
@@ -185,7 +205,8 @@ def disable(name: Name, config: Config = None, as_json: Json = False) -> None:
     from pomelo.settings import load
 
     request = pb.DisableAccountRequest(account_id=name)
-    response = call_operator(load(config), lambda operator: operator.disable_account(request))
+    names = {"account_id": "NAME"}
+    response = call_operator(load(config), lambda operator: operator.disable_account(request), names=names)
     _print(response.account, as_json)
 
 
@@ -195,7 +216,8 @@ def enable(name: Name, config: Config = None, as_json: Json = False) -> None:
     from pomelo.settings import load
 
     request = pb.EnableAccountRequest(account_id=name)
-    response = call_operator(load(config), lambda operator: operator.enable_account(request))
+    names = {"account_id": "NAME"}
+    response = call_operator(load(config), lambda operator: operator.enable_account(request), names=names)
     _print(response.account, as_json)
 
 
@@ -210,7 +232,8 @@ def plan(
     from pomelo.settings import load
 
     request = pb.SetAccountPlanRequest(account_id=name, plan=plan)
-    response = call_operator(load(config), lambda operator: operator.set_account_plan(request))
+    names = {"account_id": "NAME", "plan": "P"}
+    response = call_operator(load(config), lambda operator: operator.set_account_plan(request), names=names)
     _print(response.account, as_json)
 
 
@@ -264,28 +287,20 @@ def _format_limits(account: Account) -> str:
     return f": {', '.join(parts) or 'no limits'}"
 
 
-def _json(account: Account) -> dict[str, Any]:
-    limits: dict[str, Any] | None = None
-    if account.HasField("limits"):
-        given = {field.name: value for field, value in account.limits.ListFields()}
-        limits = {name: given.get(name) for _, name in _LIMITS}
-        limits["models"] = list(given["models"].models) if "models" in given else None
-    found = {
-        "name": account.id,
+def _json(account: Account) -> bytes:
+    """Returns the JSON object of an account: as over REST, but with the credits of both modes."""
+    from pydantic_core import to_json
+
+    from gateway.objects import render_balance, render_limits
+
+    fields = {
+        "id": account.id,
+        "object": "account",
         "plan": account.plan,
-        "limits": limits,
-        "live": _credits(account.live),
-        "test": _credits(account.test),
-        "created": format_time(account, "create_time"),
+        "limits": render_limits(account.limits) if account.HasField("limits") else None,
+        "created": unix_time(account, "create_time"),
     }
     if account.HasField("disable_time"):
-        found["disabled"] = format_time(account, "disable_time")
-    return found
-
-
-def _credits(balance: Balance) -> dict[str, str]:
-    """Returns credits as decimal text, since JSON readers may round numbers."""
-    names = ["granted", "spent", "held", "available"]
-    if balance.credit_limit_micros:
-        names.append("credit_limit")
-    return {name: format_credits(getattr(balance, f"{name}_micros")) for name in names}
+        fields["disabled"] = unix_time(account, "disable_time")
+    live, test = render_balance(account.live), render_balance(account.test)
+    return to_json(fields)[:-1] + b',"live":' + live + b',"test":' + test + b"}"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pomelo.cli.terminal import FailureError
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pomelo.call import Call
     from pomelo.service import Services
     from pomelo.settings import Settings
+
+
+T = TypeVar("T")
 
 
 class NobodyError(FailureError):
@@ -29,8 +32,22 @@ class NobodyError(FailureError):
 async def open_server(
     settings: Settings, target: str | None, ca: Path | None = None
 ) -> AsyncIterator[Services]:
-    """Yields the services of the server at `target`, or at the settings' own address, whose certificate is
-    trusted.
+    """Yields the services of a server; the arguments and errors are those of `open_client`."""
+    from pomelo.server.remote import open_remote
+
+    async with open_client(open_remote, settings, target, ca) as services:
+        yield services
+
+
+@asynccontextmanager
+async def open_client(
+    opener: Callable[..., AbstractAsyncContextManager[T]],
+    settings: Settings,
+    target: str | None,
+    ca: Path | None = None,
+) -> AsyncIterator[T]:
+    """Yields what `opener`, such as `open_remote`, opens for the server at `target`, or at the settings' own
+    address, whose certificate is trusted.
 
     `ca` is the authority to trust (None: the well-known ones). A server that asks for a certificate is shown
     the settings' own.
@@ -42,7 +59,7 @@ async def open_server(
     from pomelo.addresses import is_loopback, split_address
     from pomelo.cli import trust
     from pomelo.errors import PomeloError
-    from pomelo.server.remote import Tls, open_remote
+    from pomelo.server.remote import Tls
 
     address = target or settings.grpc
     if not address:
@@ -87,8 +104,8 @@ async def open_server(
     level = log.level
     log.setLevel(logging.ERROR)  # a lost server is reported below
     try:
-        async with open_remote(address, tls=tls, options=options) as services:
-            yield services
+        async with opener(address, tls=tls, options=options) as client:
+            yield client
     except PomeloError as error:
         if error.code != "server_unavailable":
             raise

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 import pomelo
-from pomelo.cli.terminal import Config, FailureError, Json, explain, print_json, print_line
+from pomelo.cli.terminal import Config, FailureError, Json, explain, format_time, print_json, print_line
 
 if TYPE_CHECKING:
     from datetime import date
     from ssl import SSLContext
 
-    from pomelo.gen.admin.v1.admin_service_pb2 import Account, Key
+    from pomelo.gen.admin.v1.admin_service_pb2 import Account, GetServerResponse, Key
     from pomelo.providers import Credentials
     from pomelo.providers.registry import Entry, Registry
     from pomelo.settings import Settings, SettingsError
@@ -95,10 +95,14 @@ def _check(config: Any) -> Iterator[Finding]:
         registry = find_providers(settings)
     except SettingsError as error:
         registry = error
+    server: GetServerResponse | None = None
+    if served:
+        server, finding = _server(settings)
+        yield finding
     yield from _store(settings, served, registry)
     yield _grpc(settings, served)
     yield _rest(settings, served)
-    yield from _providers(settings, registry)
+    yield from _providers(settings, registry, server)
 
 
 def _program() -> Finding:
@@ -143,6 +147,28 @@ def check_data(settings: Settings) -> Finding:
     if not settings.secret and not (folder / "secret").exists() and settings.database.exists():
         return Finding("data", "broken", f"{folder / 'secret'} is missing: no key is valid without it")
     return Finding("data", "ok", str(folder))
+
+
+def _server(settings: Settings) -> tuple[GetServerResponse | None, Finding]:
+    """What the running server reports of itself; None if it can't be asked."""
+    from pomelo.cli.operator import call_operator
+    from pomelo.gen.admin.v1.admin_service_pb2 import GetServerRequest
+
+    try:
+        found = call_operator(settings, lambda operator: operator.get_server(GetServerRequest()), _TIMEOUT)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        if getattr(error, "code", "") == "not_found":
+            line = "it runs an earlier version of Pomelo: restart it"
+            return None, Finding("server", "warning", line)
+        return None, Finding("server", "broken", line)
+    detail = f"pomelo {found.version}, since {format_time(found, 'start_time')}"
+    if found.version != pomelo.__version__:
+        detail += f", but this command is of {pomelo.__version__}: restart the server"
+        return found, Finding("server", "warning", detail)
+    return found, Finding("server", "ok", detail)
 
 
 def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:
@@ -235,27 +261,24 @@ def _grpc(settings: Settings, served: bool) -> Finding:
         return Finding("gRPC", "off", "POMELO_GRPC is empty")
     import asyncio
 
-    from pomelo.cli.client import NobodyError, new_call, open_server
-    from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
+    from pomelo.cli.client import NobodyError, open_client
+    from pomelo.server.remote.health import open_health
 
-    async def list_models() -> None:
-        async with open_server(settings, None) as services:
-            await services.models.list_models(ListModelsRequest(), new_call(None, _TIMEOUT))
+    async def is_serving() -> bool:
+        async with open_client(open_health, settings, None) as check:
+            return await check(_TIMEOUT)
 
     try:
-        asyncio.run(list_models())
+        serving = asyncio.run(is_serving())
     except NobodyError:
         return _unreachable("gRPC", settings.grpc, served)
     except Exception as error:
-        code = getattr(error, "code", "")
-        if code == "shutting_down":
-            return Finding("gRPC", "broken", f"{settings.grpc} is shutting down")
-        # Pomelo refuses a call without a key; another program would not.
-        if code not in ("invalid_api_key", "rate_limit_exceeded"):
-            line = explain(error)
-            if line is None:
-                raise
-            return Finding("gRPC", "broken", line)
+        line = explain(error)
+        if line is None:
+            raise
+        return Finding("gRPC", "broken", line)
+    if not serving:
+        return Finding("gRPC", "broken", f"{settings.grpc} takes no calls: it is not ready, or shutting down")
     return Finding("gRPC", "ok", f"{settings.grpc} serves")
 
 
@@ -269,15 +292,18 @@ def _rest(settings: Settings, served: bool) -> Finding:
     scheme = "https" if settings.tls_cert else "http"
     try:
         context = trust_own_certificate(settings.tls_cert) if settings.tls_cert else None
-        status = _get(f"{scheme}://{settings.rest}/api/v1/models", {}, context)
+        status = _get(f"{scheme}://{settings.rest}/healthz", {}, context)
     except FailureError as error:
         return Finding("REST", "broken", str(error))
     except ssl.SSLError as error:
         return Finding("REST", "broken", f"{settings.rest}: {explain_handshake(error, own=True)}")
     except OSError:
         return _unreachable("REST", settings.rest, served)
-    # As above; with 429 if it was asked too often.
-    if status not in (401, 429):
+    if status == 503:
+        return Finding(
+            "REST", "broken", f"{settings.rest} takes no requests: it is not ready, or shutting down"
+        )
+    if status != 200:
         return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
     return Finding("REST", "ok", f"{settings.rest} serves")
 
@@ -288,7 +314,9 @@ def _unreachable(name: str, address: str, served: bool) -> Finding:
     return Finding(name, "off", f"no server at {address}. Start one with: pomelo serve")
 
 
-def _providers(settings: Settings, registry: Registry | SettingsError) -> Iterator[Finding]:
+def _providers(
+    settings: Settings, registry: Registry | SettingsError, server: GetServerResponse | None
+) -> Iterator[Finding]:
     from pomelo.configuration import credentials
     from pomelo.settings import SettingsError
     from pomelo.times import today_utc
@@ -303,7 +331,18 @@ def _providers(settings: Settings, registry: Registry | SettingsError) -> Iterat
     yield from _retirements(registry, configured, today_utc())
     for entry in registry.entries.values():
         if not entry.account:  # a provider with the key of another is covered by that one
-            yield _provider(entry, configured)
+            finding = _provider(entry, configured)
+            yield finding if server is None else _as_served(finding, entry.name in server.providers)
+
+
+def _as_served(finding: Finding, has_it: bool) -> Finding:
+    """A finding about a provider in the settings of this command, with what the running server has."""
+    if has_it and finding.state == "off":
+        return finding._replace(state="ok", detail="configured in the running server, not for this command")
+    if not has_it and finding.state == "ok":
+        detail = f"{finding.detail}, but the running server was started without it: restart it"
+        return finding._replace(state="warning", detail=detail)
+    return finding
 
 
 def _retirements(registry: Registry, configured: Mapping[str, Credentials], today: date) -> Iterator[Finding]:

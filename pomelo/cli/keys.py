@@ -19,6 +19,7 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_table,
+    unix_time,
     value_name,
 )
 from pomelo.money import format_credits, parse_credits
@@ -78,7 +79,14 @@ def create(
         request.models.SetInParent()
     if expires:
         request.expire_time.FromNanoseconds(int(parse_expiry(expires, time.time()) * 1000) * 1_000_000)
-    response = call_operator(load(config), lambda operator: operator.create_key(request), creates=True)
+    names = {
+        "account_id": "ACCOUNT",
+        "models": "--models",
+        "expire_time": "--expires",
+        "name": "--name",
+        "budget": "--budget",
+    }
+    response = call_operator(load(config), lambda operator: operator.create_key(request), names=names)
     _print_new(response, as_json)
 
 
@@ -116,7 +124,7 @@ def list_keys(
             *("KEY_ID", "NAME", "ACCOUNT", "MODE", "MODELS", "BUDGET"),
             *("CREATED", "EXPIRES", "LAST_USE", "STATE"),
         )
-        print_table(header, rows)
+        print_table(header, rows, optional=("CREATED", "EXPIRES", "LAST_USE", "MODELS", "BUDGET"))
 
 
 def budget(
@@ -131,7 +139,8 @@ def budget(
 
     limit = None if budget == "none" else parse_budget(budget, "N/PERIOD")
     request = pb.SetKeyBudgetRequest(id=key_id, budget=limit)
-    key = call_operator(load(config), lambda operator: operator.set_key_budget(request)).key
+    names = {"id": "KEY_ID", "budget": "N/PERIOD"}
+    key = call_operator(load(config), lambda operator: operator.set_key_budget(request), names=names).key
     if as_json:
         print_json(_json(key))
     else:
@@ -153,13 +162,14 @@ def rotate(
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.RotateKeyRequest(id=key_id)
+    request, names = pb.RotateKeyRequest(id=key_id), {"id": "KEY_ID", "grace": "--grace"}
     if grace:
         span = _SPAN.fullmatch(grace)
         if span is None:
             raise typer.BadParameter(f"{grace!r} is no time span such as 24h or 7d", param_hint="--grace")
         request.grace.FromSeconds(int(span[1]) * _SECONDS[span[2]])
-    _print_new(call_operator(load(config), lambda operator: operator.rotate_key(request)), as_json)
+    response = call_operator(load(config), lambda operator: operator.rotate_key(request), names=names)
+    _print_new(response, as_json)
 
 
 def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
@@ -167,8 +177,8 @@ def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    request = pb.RevokeKeyRequest(id=key_id)
-    key = call_operator(load(config), lambda operator: operator.revoke_key(request)).key
+    request, names = pb.RevokeKeyRequest(id=key_id), {"id": "KEY_ID"}
+    key = call_operator(load(config), lambda operator: operator.revoke_key(request), names=names).key
     if as_json:
         print_json(_json(key))
     else:
@@ -232,16 +242,17 @@ def _print_new(answer: Any, as_json: bool) -> None:
 
 def _json(key: Key) -> dict[str, Any]:
     return {
-        "key_id": key.id,
-        "name": key.name,
+        "id": key.id,
+        "object": "key",
+        "name": key.name or None,
         "account": key.account_id,
         "mode": mode_name(key.mode),
-        "models": list(key.models.models),
+        "models": list(key.models.models) if key.HasField("models") else None,
         "budget": _budget(key),
-        "created": format_time(key, "create_time"),
-        "expires": format_time(key, "expire_time"),
-        "revoked": format_time(key, "revoke_time"),
-        "last_use": format_time(key, "last_use_time"),
+        "created": unix_time(key, "create_time"),
+        "expires": unix_time(key, "expire_time"),
+        "revoked": unix_time(key, "revoke_time"),
+        "last_use": unix_time(key, "last_use_time"),
         "state": state(key),
     }
 

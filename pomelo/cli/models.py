@@ -53,7 +53,9 @@ def models(
 
     found = asyncio.run(list_models())
     if as_json:
-        print_json([_json(model) for model in found])
+        from gateway.objects import render_model
+
+        print_json([render_model(model) for model in found])
         return
     header = ["MODEL", "TYPE", "PRICE", "AVAILABLE"]
     rows = [
@@ -74,29 +76,8 @@ def models(
         typer.echo("Not available: no provider of the model is configured. Run: pomelo doctor", err=True)
 
 
-def _json(model: Model) -> dict[str, Any]:
-    return {
-        "name": model.id,
-        "task_type": task_type_name(model.task_type),
-        "limits": {field.name: amount for field, amount in model.limits.ListFields()},
-        "prices": _price_list(model.prices),
-        "price_version": model.price_version,
-        "available": model.available,
-        "price_tiers": [
-            {"from_input_tokens": tier.min_input_tokens, "prices": _price_list(tier.prices)}
-            for tier in model.price_tiers
-        ],
-        "deprecated": _day(model.deprecate_time),
-        "retires": _day(model.retire_time),
-    }
-
-
 def _day(time: Any) -> str | None:
     return time.ToDatetime().date().isoformat() if time.seconds else None
-
-
-def _price_list(prices: Any) -> list[dict[str, Any]]:
-    return [{"unit": _unit(price), "amount_micros": price.amount_micros} for price in prices]
 
 
 def _prices(model: Model) -> str:

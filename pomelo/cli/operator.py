@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,9 +30,11 @@ def call_operator(
     request: Callable[[Operator], Awaitable[T]],
     timeout: float = TIMEOUT,
     *,
+    names: Mapping[str, str] | None = None,
     creates: bool = False,
 ) -> T:
-    """Returns the result of one request. `creates` allows it to create the data folder.
+    """Returns the result of one request. `names` are those of the request's fields on the command line, for
+    messages; `creates` allows it to create the data folder.
 
     Raises:
         FailureError: the server does not respond, or there is no data folder.
@@ -43,7 +46,16 @@ def call_operator(
         async with _open_operator(settings, timeout, creates) as operator:
             return await request(operator)
 
-    return asyncio.run(run())
+    from pomelo.errors import PomeloError
+
+    try:
+        return asyncio.run(run())
+    except PomeloError as error:
+        name = (names or {}).get(error.field or "")
+        if name is None:
+            raise
+        message = re.sub(rf"\b{re.escape(error.field or '')}\b", name, error.message, count=1)
+        raise FailureError(f"{error.code}: {message}") from error
 
 
 def list_pages(settings: Settings, query: Q, request: Callable[[Operator, Q], Awaitable[T]]) -> Iterator[T]:

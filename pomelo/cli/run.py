@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import SEEK_END, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -30,7 +30,8 @@ _CHUNK_SIZE = 256 * 1024
 
 def run(
     text: Annotated[
-        str | None, typer.Argument(help="The prompt or the text to speak; - reads it from stdin.")
+        str | None,
+        typer.Argument(help="The prompt or the text to speak. Default, or with -: what is piped to stdin."),
     ] = None,
     model: Annotated[
         str, typer.Option("-m", "--model", metavar="MODEL", help="A model, from pomelo models.")
@@ -80,7 +81,8 @@ def run(
                 found = await get_task_model(services.models, model, new_call(api_key))
                 spec, options, large_audio = _make_task(found, text, file, voice, param or [])
                 if large_audio is not None and file is not None:
-                    media = await services.media.upload_media("", _chunks(file), new_call(api_key))
+                    chunks = _chunks(file, progress)
+                    media = await services.media.upload_media("", chunks, new_call(api_key))
                     large_audio.media_id = media.id
                 progress.show("Working …")
                 if stream:
@@ -141,20 +143,38 @@ def _make_task(
 
 
 def _read_text(text: str | None, file: Path | None, model: str) -> str:
+    if text is None and file is None and sys.stdin is not None and not sys.stdin.isatty():
+        text = _read_stdin(model) or None
     if (text is None) == (file is None):
         raise FailureError(f"{model} takes a text: give one of TEXT, - for stdin, or --file")
+    if file is None:
+        return _read_stdin(model) if text == "-" else text or ""
     try:
-        if file is not None:
-            return file.read_text("utf-8-sig")
-        return TextIOWrapper(sys.stdin.buffer, "utf-8-sig").read() if text == "-" else text or ""
+        return file.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise FailureError(f"{file or 'stdin'} is not text, and {model} takes only text") from None
+        raise _not_text(file, model) from None
 
 
-async def _chunks(file: Path) -> AsyncIterator[bytes]:
+def _read_stdin(model: str) -> str:
+    try:
+        return TextIOWrapper(sys.stdin.buffer, "utf-8-sig").read()
+    except UnicodeDecodeError:
+        raise _not_text("stdin", model) from None
+
+
+def _not_text(source: Path | str, model: str) -> FailureError:
+    return FailureError(f"{source} is not text, and {model} takes only text")
+
+
+async def _chunks(file: Path, progress: Progress) -> AsyncIterator[bytes]:
+    sent = 0
     with file.open("rb") as source:
+        size = source.seek(0, SEEK_END)
+        source.seek(0)
         while chunk := source.read(_CHUNK_SIZE):
+            progress.show(f"Uploading … {sent / max(size, sent, 1):.0%}")
             yield chunk
+            sent += len(chunk)
 
 
 def _set_field(message: Any, name: str, text: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -90,25 +91,86 @@ def print_line(line: str, *, err: bool = False) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as indented JSON."""
-    typer.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
+    """Prints a value as indented JSON, or JSON text as it is."""
+    text = value.decode() if isinstance(value, bytes) else json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(visible_json(text))
 
 
 def print_array(values: Iterable[Any]) -> None:
-    """Prints values as a JSON array, each on its own line as soon as it arrives."""
+    """Prints values, or their JSON texts, as a JSON array, each on its own line as soon as it arrives."""
     separator = "[\n  "
     for value in values:
-        sys.stdout.write(separator + visible_json(json.dumps(value, ensure_ascii=False)))
+        text = value.decode() if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False)
+        sys.stdout.write(separator + visible_json(text))
         separator = ",\n  "
     sys.stdout.write("[]\n" if separator.startswith("[") else "\n]\n")
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints columns that are as wide as their widest cell."""
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str] = ()
+) -> None:
+    """Prints columns that are as wide as their widest cell.
+
+    On a terminal that is too narrow, the `optional` columns are left out, the first one first, until the rest
+    fits; if it never does, cells take several lines.
+    """
     rows = [[visible(cell) for cell in row] for row in rows]
-    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
-    for row in (header, *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    columns = {name: [name, *(row[n] for row in rows)] for n, name in enumerate(header)}
+    widths = {name: max(map(_cell_width, cells)) for name, cells in columns.items()}
+    if sys.stdout.isatty():
+        available = get_terminal_size().columns
+        for name in optional:
+            if _line_width(widths) <= available:
+                break
+            if name in columns:
+                del columns[name], widths[name]
+        if _line_width(widths) > available:
+            _print_wrapped(columns, available)
+        else:
+            _print_aligned(columns, widths)
+        if left_out := len(header) - len(columns):
+            typer.echo(f"({left_out} columns left out: widen the terminal, or use --json.)", err=True)
+        return
+    _print_aligned(columns, widths)
+
+
+_GAP = "  "
+"""Between two columns."""
+
+
+def _line_width(widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1)
+
+
+def _cell_width(text: str) -> int:
+    """Returns the columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _print_aligned(columns: Mapping[str, Sequence[str]], widths: Mapping[str, int]) -> None:
+    for row in zip(*columns.values(), strict=True):
+        cells = (
+            cell + " " * (width - _cell_width(cell)) for cell, width in zip(row, widths.values(), strict=True)
+        )
+        typer.echo(_GAP.join(cells).rstrip())
+
+
+def _print_wrapped(columns: Mapping[str, Sequence[str]], width: int) -> None:
+    """Prints a table whose cells take several lines where they must, with a line between two rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, len(_GAP), 0, 0))
+    for name in columns:
+        table.add_column(name, overflow="fold", header_style="none")
+    for row in zip(*(cells[1:] for cells in columns.values()), strict=True):
+        table.add_row(*map(Text, row))
+    Console(width=width, color_system=None, highlight=False).print(table)
 
 
 def parse_time(text: str) -> float | None:
@@ -126,6 +188,11 @@ def format_time(message: Any, field: str) -> str | None:
         return None
     text: str = getattr(message, field).ToDatetime().strftime("%Y-%m-%dT%H:%M:%SZ")
     return text
+
+
+def unix_time(message: Any, field: str) -> int | None:
+    """Returns a Timestamp field in whole Unix seconds, as REST has it; None if it is absent."""
+    return getattr(message, field).seconds if message.HasField(field) else None
 
 
 def task_type_name(task_type: TaskType.ValueType) -> str:

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import UsageGrouping
     from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageSum
     from pomelo.gen.v1.usage_pb2 import Usage
-    from pomelo.settings import Settings
 
 _PAGE_SIZE = 1_000
 _COUNTS = (
     *("input_tokens", "cached_input_tokens", "cache_write_input_tokens", "output_tokens"),
     *("characters", "images", "audio_seconds"),
 )
+_NAMES = {"account_id": "--account", "filter.start_time": "--from", "filter.end_time": "--to"}
 _TIMEOUT = 600.0
 """Seconds: the command may read every record."""
 
@@ -47,6 +47,9 @@ class By(StrEnum):
     key = "key"
     day = "day"
     account = "account"
+    provider = "provider"
+    user = "user"
+    code = "code"
 
 
 class Format(StrEnum):
@@ -69,11 +72,14 @@ def usage(
     live: Annotated[
         bool | None, typer.Option("--live/--test", help="Only tasks of live or test keys. Default: both.")
     ] = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Only tasks that failed, with the code of their error.")
+    ] = False,
     output_format: Annotated[Format, typer.Option("--format", help="The output format.")] = Format.table,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """List usage records, newest first, or their sums. Costs are in credits."""
+    """List the usage records of billed tasks, newest first, or their sums. Costs are in credits."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.gen.v1.usage_pb2 import Mode
 
@@ -84,15 +90,21 @@ def usage(
         request = pb.SumUsageRequest(account_id=account, group_by=[_grouping(by)])
     if live is not None:
         request.mode = Mode.MODE_LIVE if live else Mode.MODE_TEST
-    request.filter.model, request.filter.key_id = model, key
+    request.filter.model, request.filter.key_id, request.filter.failed = model, key, failed
     times = ((since, "--from", request.filter.start_time), (until, "--to", request.filter.end_time))
     for text, hint, field in times:
         if text:
             field.FromNanoseconds(_nanoseconds(text, hint))
-    pages = _pages(config, request, by.value if by is not None else "")
-    {Format.table: _print_tables, Format.json: _print_json, Format.csv: _print_csv}[
-        Format.json if as_json else output_format
-    ](pages)
+    pages = _pages(config, request)
+    if as_json or output_format is Format.json:
+        _print_json(pages)
+        return
+    names = _key_names(config, account) if by is By.key else None
+    rows = ([_record(row) if by is None else _sum(row, by.value, names) for row in page] for page in pages)
+    if output_format is Format.csv:
+        _print_csv(rows)
+    else:
+        _print_tables(rows, _RECORD_COLUMNS if by is None else None, failed=failed)
 
 
 def _grouping(by: By) -> UsageGrouping:
@@ -113,31 +125,36 @@ def _nanoseconds(text: str, hint: str) -> int:
     return int(seconds * 1000) * 1_000_000
 
 
-def _pages(config: Any, request: Any, by: str) -> Iterator[list[dict[str, Any]]]:
-    """Yields the rows of each page; at least one page, which may be empty."""
+def _pages(config: Any, request: Any) -> Iterator[Sequence[Any]]:
+    """Yields the records or sums of each page; at least one page, which may be empty."""
+    from pomelo.gen.admin.v1.admin_service_pb2 import ListUsageRequest
     from pomelo.settings import load
 
     settings = load(config)
-    names = _key_names(settings, request.account_id) if by == By.key else None
     while True:
-        if by:
-            sums = call_operator(settings, lambda operator: operator.sum_usage(request), _TIMEOUT)
-            yield [_sum(row, by, names) for row in sums.sums]
-            token = sums.next_page_token
+        page: Any
+        if isinstance(request, ListUsageRequest):
+            page = call_operator(
+                settings, lambda operator: operator.list_usage(request), _TIMEOUT, names=_NAMES
+            )
+            yield page.records
         else:
-            listed = call_operator(settings, lambda operator: operator.list_usage(request), _TIMEOUT)
-            yield [_record(row) for row in listed.records]
-            token = listed.next_page_token
-        if not token:
+            page = call_operator(
+                settings, lambda operator: operator.sum_usage(request), _TIMEOUT, names=_NAMES
+            )
+            yield page.sums
+        if not page.next_page_token:
             return
-        request.page_token = token
+        request.page_token = page.next_page_token
 
 
-def _key_names(settings: Settings, account: str) -> dict[str, str]:
+def _key_names(config: Any, account: str) -> dict[str, str]:
+    """Returns the names of keys by their ids."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
     query = pb.ListKeysRequest(account_id=account)
-    pages = list_pages(settings, query, lambda operator, query: operator.list_keys(query))
+    pages = list_pages(load(config), query, lambda operator, query: operator.list_keys(query))
     return {key.id: key.name for page in pages for key in page.keys}
 
 
@@ -162,6 +179,7 @@ def _record(row: UsageRecord) -> dict[str, Any]:
         "first_byte_ms": row.first_byte_ms,
         "source": value_name(UsageSource, row.source),
         "complete": row.complete,
+        "code": row.code,
         "price_version": row.price_version,
         "provider_cost": format_credits(row.provider_cost_micros),
         "cost": format_credits(row.cost_micros),
@@ -186,27 +204,40 @@ def _counts(usage: Usage) -> dict[str, Any]:
 
 # --- printing
 
-_COLUMNS = (
+_RECORD_COLUMNS = (
     *(("TIME", "time"), ("ACCOUNT", "account"), ("MODE", "mode")),
-    *(("MODEL", "model"), ("PROVIDER", "provider")),
+    *(("MODEL", "model"), ("PROVIDER", "provider"), ("CODE", "code")),
     *(("INPUT", "input_tokens"), ("CACHED", "cached_input_tokens"), ("OUTPUT", "output_tokens")),
     *(("CHARS", "characters"), ("IMAGES", "images"), ("SECONDS", "audio_seconds")),
     *(("CREDITS", "cost"), ("ID", "id")),
 )
-"""Columns of a record that fit a terminal."""
+"""Columns of a record that fit a wide terminal."""
+
+_OPTIONAL = ("CACHED", "SECONDS", "CHARS", "IMAGES", "MODE", "INPUT", "OUTPUT", "PROVIDER", "ACCOUNT")
+"""Columns that a narrow terminal goes without, the first one first."""
+
+_TOTAL_OPTIONAL = (
+    *("CACHE_WRITE_INPUT_TOKENS", "CACHED_INPUT_TOKENS", "AUDIO_SECONDS", "CHARACTERS", "IMAGES"),
+    *("OUTPUT_BYTES", "INPUT_TOKENS", "OUTPUT_TOKENS"),
+)
 
 
-def _print_tables(pages: Iterator[list[dict[str, Any]]]) -> None:
+def _print_tables(
+    pages: Iterator[list[dict[str, Any]]], columns: Sequence[tuple[str, str]] | None, *, failed: bool
+) -> None:
+    """Prints a table for each page. `columns` are the names and the fields to print; None: all."""
     for number, rows in enumerate(pages):
         if not rows:
             if not number:
-                typer.echo("Nothing was used.", err=True)
+                typer.echo("Nothing has failed." if failed else "Nothing was used.", err=True)
             continue
-        columns: Sequence[tuple[str, str]] = _COLUMNS
-        if "id" not in rows[0]:
-            columns = [(name.upper(), name) for name in rows[0]]
+        shown = columns or [(name.upper(), name) for name in rows[0]]
+        if columns and not any(row["code"] for row in rows):
+            shown = [column for column in columns if column[1] != "code"]
         print_table(
-            [name for name, _ in columns], [[_cell(row[field]) for _, field in columns] for row in rows]
+            [name for name, _ in shown],
+            [[_cell(row[field]) for _, field in shown] for row in rows],
+            optional=_OPTIONAL if columns else _TOTAL_OPTIONAL,
         )
 
 
@@ -214,8 +245,15 @@ def _cell(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _print_json(pages: Iterator[list[dict[str, Any]]]) -> None:
-    print_array(row for rows in pages for row in rows)
+def _print_json(pages: Iterator[Sequence[Any]]) -> None:
+    from gateway.objects import render_record, render_sum
+    from pomelo.gen.v1.account_service_pb2 import UsageRecord
+
+    print_array(
+        (render_record(row) if isinstance(row, UsageRecord) else render_sum(row))
+        for page in pages
+        for row in page
+    )
 
 
 def _print_csv(pages: Iterator[list[dict[str, Any]]]) -> None:

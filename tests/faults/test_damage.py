@@ -301,7 +301,7 @@ async def test_a_large_file_is_checked_for_a_limited_time(
 async def test_serve_and_the_audit_report_damage_to_the_operator(
     files: Mapping[str, File], tmp_path: Path
 ) -> None:
-    created = await pomelo(tmp_path, "keys", "create")
+    created = await pomelo(tmp_path, "accounts", "create", "acme")
     assert created.status == 0, created.error
     path = tmp_path / "data" / "pomelo.db"
     intact = path.read_bytes()

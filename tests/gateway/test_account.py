@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.account import parse_query, render_account, render_records, render_sums
+from gateway.account import parse_query
+from gateway.objects import render_account, render_records, render_sums
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -30,18 +31,26 @@ def test_every_query_parameter_sets_its_field() -> None:
         "to": "2026-11-25T01:02:03.5+01:00",
         "model": "gpt-4",
         "key_id": "k",
+        "failed": "true",
     }
     usage_filter = pb.UsageFilter(
         start_time=Timestamp(seconds=1_795_478_400),
         end_time=Timestamp(seconds=1_795_564_923, nanos=500_000_000),
         model="gpt-4",
         key_id="k",
+        failed=True,
     )
     records = pb.ListUsageRequest(filter=usage_filter, page_size=7, page_token="abc")
     assert parse_query(parameters) == records
-    by_day = pb.UsageGrouping(dimension=pb.USAGE_DIMENSION_DAY)
-    sums = pb.SumUsageRequest(filter=usage_filter, group_by=[by_day], page_size=7, page_token="abc")
-    assert parse_query({**parameters, "group_by": "day"}) == sums
+    for name, dimension in (
+        ("day", pb.USAGE_DIMENSION_DAY),
+        ("provider", pb.USAGE_DIMENSION_PROVIDER),
+        ("code", pb.USAGE_DIMENSION_CODE),
+    ):
+        by = pb.UsageGrouping(dimension=dimension)
+        sums = pb.SumUsageRequest(filter=usage_filter, group_by=[by], page_size=7, page_token="abc")
+        assert parse_query({**parameters, "group_by": name}) == sums
+    assert not parse_query({"failed": "false"}).filter.failed
     assert parse_query({}) == pb.ListUsageRequest()
 
 
@@ -89,6 +98,7 @@ def test_a_time_is_a_date_or_an_rfc_3339_time(text: str, seconds: int) -> None:
             )
         ],
         *[("group_by", text) for text in ("", "account", "MODEL", "hour")],
+        *[("failed", text) for text in ("", "1", "True", "yes")],
         *[(name, "\udcff") for name in ("model", "key_id", "page_token")],
         ("from_time", "2026-11-24"),
         ("limit", "5"),
@@ -149,17 +159,21 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
         mode=Mode.MODE_TEST,
         end_time=Timestamp(seconds=12, nanos=900_000_000),
         request_id="r",
+        account_id="acme",
         key_id="k",
         protocol="grpc",
         model='a"b',
         task_type=TaskType.TASK_TYPE_TEXT_TO_SPEECH,
         provider="p",
         provider_model="pm",
+        user="ada",
+        metadata={"team": "red"},
         processing_ms=8,
         first_byte_ms=9,
         source=pb.USAGE_SOURCE_ESTIMATED,
         price_version="v",
         provider_cost_micros=1_500_001,
+        code="provider_failed",
     )
     total = pb.UsageSum(**numbers, groups=["g"], tasks=12)
     rendered_numbers = {
@@ -187,6 +201,7 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
             "object": "usage.record",
             "time": 12,
             "request_id": "r",
+            "account": "acme",
             "key_id": "k",
             "mode": "test",
             "wire": "grpc",
@@ -194,10 +209,13 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
             "type": "text-to-speech",
             "provider": "p",
             "provider_model": "pm",
+            "user": "ada",
+            "metadata": {"team": "red"},
             "processing_ms": 8,
             "first_byte_ms": 9,
             "source": "estimated",
             "complete": False,
+            "code": "provider_failed",
             "price_version": "v",
             "provider_cost": Decimal("1.500001"),
         }
@@ -205,9 +223,11 @@ def test_usage_records_and_totals_are_rendered_as_a_list() -> None:
     assert last == {**rendered_numbers, "object": "usage.total", "group": "g", "tasks": 12}
     assert (free["group"], free["tasks"], free["cost"]) == ("h", 2, 0)
     record.mode, record.complete = Mode.MODE_LIVE, True
-    record.ClearField("provider_cost_micros")
+    for field in ("provider_cost_micros", "user", "code"):
+        record.ClearField(field)
     (row,) = parse_exact(render_records(pb.ListUsageResponse(records=[record])))["data"]
     assert (row["mode"], row["complete"], row["provider_cost"]) == ("live", True, 0)
+    assert row["user"] is row["code"] is None
     empty: dict[str, Any] = {"object": "list", "data": [], "next_page_token": None}
     assert parse_exact(render_records(pb.ListUsageResponse())) == empty
     assert parse_exact(render_sums(pb.SumUsageResponse())) == empty

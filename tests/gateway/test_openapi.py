@@ -8,11 +8,12 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from gateway.account import parse_query, render_account, render_records, render_sums
+from gateway.account import parse_query
 from gateway.errors import error_body
+from gateway.objects import render_account, render_model, render_records, render_sums
 from gateway.openapi.document import document
 from gateway.openapi.schema import RESPONSE_HEADERS
-from gateway.routes import OPEN_ROUTES, ROUTES, render_model
+from gateway.routes import OPEN_ROUTES, ROUTES
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import TaskFormat
 from pomelo.errors import GRPC_ERRORS, TABLE, PomeloError

@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from gateway.errors import error_body
 from gateway.media import public_links
-from gateway.routes import render_model
+from gateway.objects import render_model
 from gateway.types import TASK_FORMATS, render_result
 from gateway.types.base import Link, StreamObjects
 from gateway.types.text import render_delta, render_last

@@ -11,9 +11,12 @@ from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from pomelo.configuration import store_of
+from pomelo.settings import Settings
 from tests.ports import free_port
 
 
@@ -68,7 +71,15 @@ async def pomelo_json(folder: Path, *arguments: str, **variables: str) -> Any:
     """Returns the JSON that a command prints."""
     result = await pomelo(folder, *arguments, "--json", **variables)
     assert (result.status, result.error) == (0, "")
-    return json.loads(result.out)
+    return json.loads(result.out, parse_float=Decimal)
+
+
+async def create_data(folder: Path, **variables: Any) -> None:
+    """Creates the data folder of `folder` as the first start does, without a key."""
+    settings = Settings(data=folder / "data", **variables)
+    settings.root_secret()
+    async with store_of(settings):
+        pass
 
 
 async def create_key(folder: Path, *arguments: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.commands import create_data
 from tests.redis_server import RedisServer
 from tests.serving import Served, serve
 
@@ -36,4 +37,5 @@ async def command_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Asyn
         async with serve(tmp_path):
             yield tmp_path
     else:
+        await create_data(tmp_path)
         yield tmp_path

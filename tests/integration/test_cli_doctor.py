@@ -7,8 +7,18 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pomelo import __version__
 from pomelo.testing import FaultUpstream
-from tests.integration.commands import create_key, doctor, free_addresses, names, pomelo, pomelo_json
+from tests.integration.commands import (
+    create_data,
+    create_key,
+    doctor,
+    free_addresses,
+    names,
+    pomelo,
+    pomelo_json,
+    start_server,
+)
 from tests.serving import Served
 
 
@@ -16,11 +26,27 @@ async def test_a_running_server_is_ok(served: Served) -> None:
     rest, grpc = f"{served.host}:{served.port}", f"{served.host}:{served.grpc_port}"
     status, found = await doctor(served.data.parent, POMELO_REST=rest, POMELO_GRPC=grpc)
     assert status == 0
-    ok = {"program", "settings", "data", "store", "plans", "gRPC", "REST"}
+    ok = {"program", "settings", "data", "server", "store", "plans", "gRPC", "REST"}
     assert {name for name, (state, _) in found.items() if state == "ok"} == ok
     assert found["openai"][0] == "off"
     plain = await pomelo(served.data.parent, "doctor", POMELO_REST=rest, POMELO_GRPC=grpc)
     assert f"{grpc} serves" in plain.out
+
+
+async def test_the_version_and_the_providers_of_the_running_server_are_reported(
+    tmp_path: Path, upstream: FaultUpstream
+) -> None:
+    addresses = free_addresses()
+    openai = {"OPENAI_API_KEY": "sk-server", "OPENAI_BASE_URL": upstream.openai_base_url}
+    async with start_server(tmp_path, **addresses, **openai):
+        status, found = await doctor(tmp_path, **addresses)
+    assert status == 0
+    assert (found["server"][0], found["openai"]) == (
+        "ok",
+        ("ok", "configured in the running server, not for this command"),
+    )
+    assert found["server"][1].startswith(f"pomelo {__version__}, since 20")
+    assert found["mistral"][0] == "off"
 
 
 async def test_nothing_is_broken_without_a_server(tmp_path: Path) -> None:
@@ -37,8 +63,9 @@ async def test_a_server_at_another_address_and_another_program_are_broken(served
 
 
 async def test_usable_keys_are_counted(tmp_path: Path) -> None:
+    await create_data(tmp_path)
     created = [await pomelo_json(tmp_path, "keys", "create") for _ in range(2)]
-    await pomelo(tmp_path, "keys", "revoke", created[0]["key_id"])
+    await pomelo(tmp_path, "keys", "revoke", created[0]["id"])
     soon = datetime.fromtimestamp(time.time() + 5, UTC).isoformat()
     assert (await pomelo(tmp_path, "keys", "create", "--expires", soon)).status == 0
     async with asyncio.timeout(30):
@@ -55,7 +82,7 @@ async def test_wrong_settings_are_broken(tmp_path: Path) -> None:
 
 
 async def test_a_secret_that_others_can_read_or_that_is_missing_is_broken(tmp_path: Path) -> None:
-    assert (await pomelo(tmp_path, "keys", "create")).status == 0
+    await create_data(tmp_path)
     secret = tmp_path / "data" / "secret"
     secret.chmod(0o644)
     status, found = await doctor(tmp_path, **free_addresses())
@@ -80,7 +107,7 @@ async def test_a_damaged_store_is_broken(tmp_path: Path) -> None:
 
 async def test_a_data_folder_that_is_open_to_others_is_broken(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    assert (await pomelo(tmp_path, "keys", "create")).status == 0
+    await create_data(tmp_path)
     data.chmod(0o755)
     status, found = await doctor(tmp_path, **free_addresses())
     assert status == 1
@@ -100,6 +127,7 @@ async def test_it_reports_whether_openai_accepts_the_key_and_never_shows_it(
 
 
 async def test_live_keys_without_credits_are_reported(tmp_path: Path) -> None:
+    await create_data(tmp_path)
     await create_key(tmp_path)
     assert (await doctor(tmp_path, **free_addresses()))[1]["credits"][0] == "off"
     await create_key(tmp_path, "--live")

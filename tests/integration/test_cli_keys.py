@@ -19,7 +19,14 @@ from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.service import Operator
 from pomelo.settings import Settings
 from tests.driver import RestDriver
-from tests.integration.commands import create_key, free_addresses, pomelo, pomelo_json, start_command
+from tests.integration.commands import (
+    create_data,
+    create_key,
+    free_addresses,
+    pomelo,
+    pomelo_json,
+    start_command,
+)
 from tests.serving import Served
 
 
@@ -27,7 +34,7 @@ async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path)
     folder = command_folder
 
     async def listed(key_id: str) -> dict[str, Any]:
-        (key,) = [key for key in await pomelo_json(folder, "keys", "list") if key["key_id"] == key_id]
+        (key,) = [key for key in await pomelo_json(folder, "keys", "list") if key["id"] == key_id]
         assert isinstance(key, dict)
         return key
 
@@ -48,9 +55,9 @@ async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path)
     assert rotated["models"] == key["models"]
     assert (await listed(key_id))["state"] == "revoked"
 
-    revoked = await pomelo(folder, "keys", "revoke", rotated["key_id"])
-    assert (revoked.status, revoked.out) == (0, f"Revoked {rotated['key_id']} of default\n")
-    assert (await listed(rotated["key_id"]))["state"] == "revoked"
+    revoked = await pomelo(folder, "keys", "revoke", rotated["id"])
+    assert (revoked.status, revoked.out) == (0, f"Revoked {rotated['id']} of default\n")
+    assert (await listed(rotated["id"]))["state"] == "revoked"
     table = await pomelo(folder, "keys", "list")
     assert key_id in table.out
     assert secret not in table.out
@@ -62,7 +69,7 @@ async def test_an_empty_list_of_models_creates_no_key(command_folder: Path, mode
     before = await pomelo_json(command_folder, "keys", "list")
     refused = await pomelo(command_folder, "keys", "create", "--models", models)
     assert refused.status == 1
-    assert "Invalid models: must be at least one model, or absent for all" in refused.error
+    assert "Invalid --models: must be at least one model, or absent for all" in refused.error
     assert await pomelo_json(command_folder, "keys", "list") == before
 
 
@@ -110,13 +117,14 @@ async def test_a_key_works_immediately_on_the_running_server_until_it_is_revoked
     rest = RestDriver(http, served.url)
     created = await pomelo_json(served.data.parent, "keys", "create")
     assert (await rest.get("/api/v1/models", created["key"])).status == 200
-    await pomelo(served.data.parent, "keys", "revoke", created["key_id"])
+    await pomelo(served.data.parent, "keys", "revoke", created["id"])
     assert (await rest.get("/api/v1/models", created["key"])).status == 401
 
 
 async def test_a_key_created_without_a_server_is_valid_on_the_next_one(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
+    await create_data(tmp_path)
     key = await create_key(tmp_path)
     addresses = free_addresses()
     async with start_command(tmp_path, "serve", **addresses) as server:

@@ -18,8 +18,8 @@ async def test_models_are_listed_with_their_prices(served: Served, tmp_path: Pat
     listed = await pomelo_json(tmp_path, "models", **settings)
     assert len(listed) == 14
     task_types = {"text", "image", "text-to-speech", "speech-to-speech", "speech-to-text"}
-    assert {model["task_type"] for model in listed} == task_types
-    assert all(model["prices"] and model["available"] for model in listed)
+    assert {model["type"] for model in listed} == task_types
+    assert all(model["price"] and model["available"] for model in listed)
 
 
 async def test_differences_are_printed_with_their_notes(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ async def test_text_is_read_from_a_file_or_stdin_and_written_to_a_file(
     result = await command("run", "-m", "gpt-4", "-f", "question.txt", "-o", "answer.txt")
     assert (result.status, result.out) == (0, "answer.txt\n")
     assert "From a file" in (folder / "answer.txt").read_text()
-    assert "From stdin" in (await command("run", "-", stdin="From stdin")).out
+    for arguments in (("run", "-"), ("run", "--model", "gpt-4")):
+        assert "From stdin" in (await command(*arguments, stdin="From stdin")).out
 
 
 async def test_text_is_read_as_utf_8_in_every_locale_and_without_its_byte_order_mark(

@@ -16,6 +16,7 @@ import pytest
 
 from tests.integration.commands import (
     assert_refused,
+    create_data,
     development_key,
     free_addresses,
     names,
@@ -148,6 +149,7 @@ async def test_an_address_in_use_is_refused(tmp_path: Path, variable: str) -> No
 
 
 async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path: Path) -> None:
+    await create_data(tmp_path, secret="a" * 40)
     assert (await pomelo(tmp_path, "keys", "create", POMELO_SECRET="a" * 40)).status == 0
     for command in (("serve",), ("keys", "create")):
         result = await pomelo(tmp_path, *command, POMELO_SECRET="b" * 40, **free_addresses())

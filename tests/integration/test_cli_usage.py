@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ async def test_usage_is_the_same_with_a_running_server_and_without(
         ]
         assert [answer.status for answer in answers] == [200] * 4
         running = await usage_output(tmp_path)
-        charged = {a["name"]: a["test"]["spent"] for a in await pomelo_json(tmp_path, "accounts", "list")}
+        charged = {a["id"]: a["test"]["spent"] for a in await pomelo_json(tmp_path, "accounts", "list")}
     assert await usage_output(tmp_path) == running
 
     records, sums = running["records"], running["sums"]
@@ -44,17 +45,25 @@ async def test_usage_is_the_same_with_a_running_server_and_without(
         assert cost == Decimal(charged[name]) > 0
     for by, groups in sums.items():
         field = {"key": "key_id"}.get(by, by)
-        rows = {row.pop(by): row for row in groups}
+        rows = {row["group"]: row for row in groups}
         for group, row in rows.items():
-            group_records = [r for r in records if (r["time"][:10] if by == "day" else r[field]) == group]
+            group_records = [r for r in records if (day(r["time"]) if by == "day" else r[field]) == group]
             assert row["tasks"] == len(group_records)
             assert Decimal(row["cost"]) == sum(Decimal(record["cost"]) for record in group_records)
         assert sum(row["tasks"] for row in rows.values()) == 4
-    assert list(csv.DictReader(io.StringIO(running["csv"]))) == [
-        {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in row.items()}
-        for row in records
-    ]
+    for cells, record in zip(csv.DictReader(io.StringIO(running["csv"])), records, strict=True):
+        for name in cells.keys() & record.keys() - {"time", "code"}:
+            value = record[name]
+            assert cells[name] == (str(value).lower() if isinstance(value, bool) else str(value))
+        assert cells["time"].startswith(day(record["time"]))
+        details = record["prompt_tokens_details"]
+        assert cells["cached_input_tokens"] == str(details["cached_tokens"])
     assert [line.split()[-1] for line in running["table"].splitlines()[1:]] == [r["id"] for r in records]
+
+
+def day(seconds: int) -> str:
+    """Returns the day of Unix seconds, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
 async def usage_output(folder: Path) -> dict[str, Any]:
@@ -91,6 +100,39 @@ async def test_usage_is_filtered_by_account_mode_time_model_and_key(
         assert (await pomelo(folder, "usage", "--format", "csv", *filters)).out == ""
 
 
+async def test_failed_tasks_are_listed_by_the_command_and_over_rest(
+    served: Served, http: aiohttp.ClientSession
+) -> None:
+    folder = served.data.parent
+    assert (await pomelo(folder, "accounts", "create", "failing", "--plan", "pro")).status == 0
+    key = await create_key(folder, "failing")
+    send = RestDriver(http, served.url)
+    assert (await send(TaskRequest(text_body(), key))).status == 200
+    answers = [
+        await send(TaskRequest(text_body(text), key))
+        for text in ("[[error:provider_unavailable]]", "[[error:content_policy_violation]]")
+    ]
+    codes = [answer.code for answer in answers]
+    own = ("usage", "--account", "failing")
+    listed = await pomelo_json(folder, *own, "--failed")
+    assert [(record["code"], record["cost"], record["complete"]) for record in listed] == [
+        (code, 0, False) for code in reversed(codes)
+    ]
+    assert [record["provider"] for record in listed] == ["sandbox", "sandbox"]
+    (billed,) = await pomelo_json(folder, *own)
+    assert billed["code"] is None
+    headers = {"Authorization": f"Bearer {key}"}
+    for query, expected in (("failed=true", listed), ("failed=false", [billed]), ("", [billed])):
+        async with http.get(f"{served.url}/api/v1/usage?{query}", headers=headers) as answer:
+            assert json.loads(await answer.text(), parse_float=Decimal)["data"] == expected
+    by_code = await pomelo_json(folder, *own, "--failed", "--by", "code")
+    assert {row["group"]: row["tasks"] for row in by_code} == dict.fromkeys(codes, 1)
+    table = (await pomelo(folder, *own, "--failed")).out
+    assert all(code in table for code in codes)
+    nothing = await pomelo(folder, "usage", "--failed", "--live")
+    assert (nothing.status, nothing.out, nothing.error) == (0, "", "Nothing has failed.\n")
+
+
 async def test_a_request_id_that_looks_like_a_formula_is_escaped_in_csv(
     served: Served, http: aiohttp.ClientSession
 ) -> None:
@@ -104,7 +146,7 @@ async def test_a_request_id_that_looks_like_a_formula_is_escaped_in_csv(
     out = (await pomelo(folder, "usage", "--account", "formula", "--format", "csv")).out
     (row,) = csv.DictReader(io.StringIO(out))
     assert row["request_id"] == "'" + formula
-    assert (row["cost"], row["output_tokens"]) == (record["cost"], str(record["output_tokens"]))
+    assert (row["cost"], row["output_tokens"]) == (str(record["cost"]), str(record["output_tokens"]))
 
 
 async def test_the_audit_finds_changes_in_the_database_file(

@@ -27,7 +27,7 @@ from pomelo.gen.v1 import task_pb2 as pomelo_dot_v1_dot_task__pb2
 from pomelo.gen.v1 import usage_pb2 as pomelo_dot_v1_dot_usage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpomelo/v1/account_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14pomelo/v1/task.proto\x1a\x15pomelo/v1/usage.proto\"\x1a\n\x08ModelSet\x12\x0e\n\x06models\x18\x01 \x03(\t\"\xdb\x01\n\nPlanLimits\x12 \n\x13requests_per_minute\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12 \n\x13\x63oncurrent_requests\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12#\n\x06models\x18\x04 \x01(\x0b\x32\x13.pomelo.v1.ModelSetB\x16\n\x14_requests_per_minuteB\x16\n\x14_concurrent_requestsB\x14\n\x12_tokens_per_minute\"\x83\x01\n\x07\x42\x61lance\x12\x16\n\x0egranted_micros\x18\x01 \x01(\x03\x12\x14\n\x0cspent_micros\x18\x02 \x01(\x03\x12\x13\n\x0bheld_micros\x18\x03 \x01(\x03\x12\x18\n\x10\x61vailable_micros\x18\x04 \x01(\x03\x12\x1b\n\x13\x63redit_limit_micros\x18\x05 \x01(\x03\"\x8e\x01\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12%\n\x06limits\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.PlanLimits\x12\x1d\n\x04mode\x18\x04 \x01(\x0e\x32\x0f.pomelo.v1.Mode\x12#\n\x07\x62\x61lance\x18\x05 \x01(\x0b\x32\x12.pomelo.v1.Balance\"\x13\n\x11GetAccountRequest\"9\n\x12GetAccountResponse\x12#\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x12.pomelo.v1.Account\"\x8f\x05\n\x0bUsageRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x1d\n\x04mode\x18\x05 \x01(\x0e\x32\x0f.pomelo.v1.Mode\x12\x10\n\x08protocol\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x16\n\x0eprovider_model\x18\t \x01(\t\x12&\n\ttask_type\x18\n \x01(\x0e\x32\x13.pomelo.v1.TaskType\x12\x0c\n\x04user\x18\x0b \x01(\t\x12\x36\n\x08metadata\x18\x0c \x03(\x0b\x32$.pomelo.v1.UsageRecord.MetadataEntry\x12\x1f\n\x05usage\x18\r \x01(\x0b\x32\x10.pomelo.v1.Usage\x12&\n\x06source\x18\x0e \x01(\x0e\x32\x16.pomelo.v1.UsageSource\x12\x10\n\x08\x63omplete\x18\x0f \x01(\x08\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprocessing_ms\x18\x11 \x01(\x03\x12\x15\n\rfirst_byte_ms\x18\x12 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x13 \x01(\x03\x12\x13\n\x0b\x63ost_micros\x18\x14 \x01(\x03\x12!\n\x14provider_cost_micros\x18\x15 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rprice_version\x18\x16 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x17\n\x15_provider_cost_micros\"\x8a\x01\n\x0bUsageFilter\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\"a\n\x10ListUsageRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.UsageFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x11ListUsageResponse\x12\'\n\x07records\x18\x01 \x03(\x0b\x32\x16.pomelo.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n\rUsageGrouping\x12.\n\tdimension\x18\x01 \x01(\x0e\x32\x19.pomelo.v1.UsageDimensionH\x00\x12\x16\n\x0cmetadata_key\x18\x02 \x01(\tH\x00\x42\x04\n\x02\x62y\"u\n\x08UsageSum\x12\x0e\n\x06groups\x18\x01 \x03(\t\x12\r\n\x05tasks\x18\x02 \x01(\x03\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.pomelo.v1.Usage\x12\x14\n\x0coutput_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x63ost_micros\x18\x05 \x01(\x03\"\x8c\x01\n\x0fSumUsageRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.UsageFilter\x12*\n\x08group_by\x18\x02 \x03(\x0b\x32\x18.pomelo.v1.UsageGrouping\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"N\n\x10SumUsageResponse\x12!\n\x04sums\x18\x01 \x03(\x0b\x32\x13.pomelo.v1.UsageSum\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*~\n\x0bUsageSource\x12\x1c\n\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_SOURCE_PROVIDER\x10\x01\x12\x1a\n\x16USAGE_SOURCE_ESTIMATED\x10\x02\x12\x1a\n\x16USAGE_SOURCE_RECOVERED\x10\x03*\xf3\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x01\x12\x17\n\x13USAGE_DIMENSION_KEY\x10\x02\x12\x17\n\x13USAGE_DIMENSION_DAY\x10\x03\x12\x18\n\x14USAGE_DIMENSION_USER\x10\x04\x12\x1d\n\x19USAGE_DIMENSION_TASK_TYPE\x10\x05\x12\x1c\n\x18USAGE_DIMENSION_PROVIDER\x10\x06\x12\x1c\n\x18USAGE_DIMENSION_PROTOCOL\x10\x07\x32\xe8\x01\n\x0e\x41\x63\x63ountService\x12I\n\nGetAccount\x12\x1c.pomelo.v1.GetAccountRequest\x1a\x1d.pomelo.v1.GetAccountResponse\x12\x46\n\tListUsage\x12\x1b.pomelo.v1.ListUsageRequest\x1a\x1c.pomelo.v1.ListUsageResponse\x12\x43\n\x08SumUsage\x12\x1a.pomelo.v1.SumUsageRequest\x1a\x1b.pomelo.v1.SumUsageResponseB-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpomelo/v1/account_service.proto\x12\tpomelo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14pomelo/v1/task.proto\x1a\x15pomelo/v1/usage.proto\"\x1a\n\x08ModelSet\x12\x0e\n\x06models\x18\x01 \x03(\t\"\xdb\x01\n\nPlanLimits\x12 \n\x13requests_per_minute\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12 \n\x13\x63oncurrent_requests\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12#\n\x06models\x18\x04 \x01(\x0b\x32\x13.pomelo.v1.ModelSetB\x16\n\x14_requests_per_minuteB\x16\n\x14_concurrent_requestsB\x14\n\x12_tokens_per_minute\"\x83\x01\n\x07\x42\x61lance\x12\x16\n\x0egranted_micros\x18\x01 \x01(\x03\x12\x14\n\x0cspent_micros\x18\x02 \x01(\x03\x12\x13\n\x0bheld_micros\x18\x03 \x01(\x03\x12\x18\n\x10\x61vailable_micros\x18\x04 \x01(\x03\x12\x1b\n\x13\x63redit_limit_micros\x18\x05 \x01(\x03\"\x8e\x01\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12%\n\x06limits\x18\x03 \x01(\x0b\x32\x15.pomelo.v1.PlanLimits\x12\x1d\n\x04mode\x18\x04 \x01(\x0e\x32\x0f.pomelo.v1.Mode\x12#\n\x07\x62\x61lance\x18\x05 \x01(\x0b\x32\x12.pomelo.v1.Balance\"\x13\n\x11GetAccountRequest\"9\n\x12GetAccountResponse\x12#\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x12.pomelo.v1.Account\"\x9d\x05\n\x0bUsageRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x1d\n\x04mode\x18\x05 \x01(\x0e\x32\x0f.pomelo.v1.Mode\x12\x10\n\x08protocol\x18\x06 \x01(\t\x12\r\n\x05model\x18\x07 \x01(\t\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\x16\n\x0eprovider_model\x18\t \x01(\t\x12&\n\ttask_type\x18\n \x01(\x0e\x32\x13.pomelo.v1.TaskType\x12\x0c\n\x04user\x18\x0b \x01(\t\x12\x36\n\x08metadata\x18\x0c \x03(\x0b\x32$.pomelo.v1.UsageRecord.MetadataEntry\x12\x1f\n\x05usage\x18\r \x01(\x0b\x32\x10.pomelo.v1.Usage\x12&\n\x06source\x18\x0e \x01(\x0e\x32\x16.pomelo.v1.UsageSource\x12\x10\n\x08\x63omplete\x18\x0f \x01(\x08\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprocessing_ms\x18\x11 \x01(\x03\x12\x15\n\rfirst_byte_ms\x18\x12 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x13 \x01(\x03\x12\x13\n\x0b\x63ost_micros\x18\x14 \x01(\x03\x12!\n\x14provider_cost_micros\x18\x15 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rprice_version\x18\x16 \x01(\t\x12\x0c\n\x04\x63ode\x18\x17 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x17\n\x15_provider_cost_micros\"\x9a\x01\n\x0bUsageFilter\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x08\"a\n\x10ListUsageRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.UsageFilter\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x11ListUsageResponse\x12\'\n\x07records\x18\x01 \x03(\x0b\x32\x16.pomelo.v1.UsageRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n\rUsageGrouping\x12.\n\tdimension\x18\x01 \x01(\x0e\x32\x19.pomelo.v1.UsageDimensionH\x00\x12\x16\n\x0cmetadata_key\x18\x02 \x01(\tH\x00\x42\x04\n\x02\x62y\"u\n\x08UsageSum\x12\x0e\n\x06groups\x18\x01 \x03(\t\x12\r\n\x05tasks\x18\x02 \x01(\x03\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.pomelo.v1.Usage\x12\x14\n\x0coutput_bytes\x18\x04 \x01(\x03\x12\x13\n\x0b\x63ost_micros\x18\x05 \x01(\x03\"\x8c\x01\n\x0fSumUsageRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.UsageFilter\x12*\n\x08group_by\x18\x02 \x03(\x0b\x32\x18.pomelo.v1.UsageGrouping\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"N\n\x10SumUsageResponse\x12!\n\x04sums\x18\x01 \x03(\x0b\x32\x13.pomelo.v1.UsageSum\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*~\n\x0bUsageSource\x12\x1c\n\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_SOURCE_PROVIDER\x10\x01\x12\x1a\n\x16USAGE_SOURCE_ESTIMATED\x10\x02\x12\x1a\n\x16USAGE_SOURCE_RECOVERED\x10\x03*\x8d\x02\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x01\x12\x17\n\x13USAGE_DIMENSION_KEY\x10\x02\x12\x17\n\x13USAGE_DIMENSION_DAY\x10\x03\x12\x18\n\x14USAGE_DIMENSION_USER\x10\x04\x12\x1d\n\x19USAGE_DIMENSION_TASK_TYPE\x10\x05\x12\x1c\n\x18USAGE_DIMENSION_PROVIDER\x10\x06\x12\x1c\n\x18USAGE_DIMENSION_PROTOCOL\x10\x07\x12\x18\n\x14USAGE_DIMENSION_CODE\x10\x08\x32\xe8\x01\n\x0e\x41\x63\x63ountService\x12I\n\nGetAccount\x12\x1c.pomelo.v1.GetAccountRequest\x1a\x1d.pomelo.v1.GetAccountResponse\x12\x46\n\tListUsage\x12\x1b.pomelo.v1.ListUsageRequest\x1a\x1c.pomelo.v1.ListUsageResponse\x12\x43\n\x08SumUsage\x12\x1a.pomelo.v1.SumUsageRequest\x1a\x1b.pomelo.v1.SumUsageResponseB-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,10 +37,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
   _globals['_USAGERECORD_METADATAENTRY']._loaded_options = None
   _globals['_USAGERECORD_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_USAGESOURCE']._serialized_start=2155
-  _globals['_USAGESOURCE']._serialized_end=2281
-  _globals['_USAGEDIMENSION']._serialized_start=2284
-  _globals['_USAGEDIMENSION']._serialized_end=2527
+  _globals['_USAGESOURCE']._serialized_start=2185
+  _globals['_USAGESOURCE']._serialized_end=2311
+  _globals['_USAGEDIMENSION']._serialized_start=2314
+  _globals['_USAGEDIMENSION']._serialized_end=2583
   _globals['_MODELSET']._serialized_start=124
   _globals['_MODELSET']._serialized_end=150
   _globals['_PLANLIMITS']._serialized_start=153
@@ -54,23 +54,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETACCOUNTRESPONSE']._serialized_start=674
   _globals['_GETACCOUNTRESPONSE']._serialized_end=731
   _globals['_USAGERECORD']._serialized_start=734
-  _globals['_USAGERECORD']._serialized_end=1389
-  _globals['_USAGERECORD_METADATAENTRY']._serialized_start=1317
-  _globals['_USAGERECORD_METADATAENTRY']._serialized_end=1364
-  _globals['_USAGEFILTER']._serialized_start=1392
-  _globals['_USAGEFILTER']._serialized_end=1530
-  _globals['_LISTUSAGEREQUEST']._serialized_start=1532
-  _globals['_LISTUSAGEREQUEST']._serialized_end=1629
-  _globals['_LISTUSAGERESPONSE']._serialized_start=1631
-  _globals['_LISTUSAGERESPONSE']._serialized_end=1716
-  _globals['_USAGEGROUPING']._serialized_start=1718
-  _globals['_USAGEGROUPING']._serialized_end=1811
-  _globals['_USAGESUM']._serialized_start=1813
-  _globals['_USAGESUM']._serialized_end=1930
-  _globals['_SUMUSAGEREQUEST']._serialized_start=1933
-  _globals['_SUMUSAGEREQUEST']._serialized_end=2073
-  _globals['_SUMUSAGERESPONSE']._serialized_start=2075
-  _globals['_SUMUSAGERESPONSE']._serialized_end=2153
-  _globals['_ACCOUNTSERVICE']._serialized_start=2530
-  _globals['_ACCOUNTSERVICE']._serialized_end=2762
+  _globals['_USAGERECORD']._serialized_end=1403
+  _globals['_USAGERECORD_METADATAENTRY']._serialized_start=1331
+  _globals['_USAGERECORD_METADATAENTRY']._serialized_end=1378
+  _globals['_USAGEFILTER']._serialized_start=1406
+  _globals['_USAGEFILTER']._serialized_end=1560
+  _globals['_LISTUSAGEREQUEST']._serialized_start=1562
+  _globals['_LISTUSAGEREQUEST']._serialized_end=1659
+  _globals['_LISTUSAGERESPONSE']._serialized_start=1661
+  _globals['_LISTUSAGERESPONSE']._serialized_end=1746
+  _globals['_USAGEGROUPING']._serialized_start=1748
+  _globals['_USAGEGROUPING']._serialized_end=1841
+  _globals['_USAGESUM']._serialized_start=1843
+  _globals['_USAGESUM']._serialized_end=1960
+  _globals['_SUMUSAGEREQUEST']._serialized_start=1963
+  _globals['_SUMUSAGEREQUEST']._serialized_end=2103
+  _globals['_SUMUSAGERESPONSE']._serialized_start=2105
+  _globals['_SUMUSAGERESPONSE']._serialized_end=2183
+  _globals['_ACCOUNTSERVICE']._serialized_start=2586
+  _globals['_ACCOUNTSERVICE']._serialized_end=2818
 # @@protoc_insertion_point(module_scope)

@@ -69,9 +69,11 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     USAGE_DIMENSION_TASK_TYPE: _UsageDimension.ValueType  # 5
     """The task type, by its field in TaskSpec, such as text_to_speech."""
     USAGE_DIMENSION_PROVIDER: _UsageDimension.ValueType  # 6
-    """The provider that answered."""
+    """The provider that answered, or was asked last."""
     USAGE_DIMENSION_PROTOCOL: _UsageDimension.ValueType  # 7
     """The protocol of the request: grpc or rest."""
+    USAGE_DIMENSION_CODE: _UsageDimension.ValueType  # 8
+    """The code of the error of a failed task; empty for others."""
 
 class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
     """A property of usage records by which they can be summed."""
@@ -89,9 +91,11 @@ USAGE_DIMENSION_USER: UsageDimension.ValueType  # 4
 USAGE_DIMENSION_TASK_TYPE: UsageDimension.ValueType  # 5
 """The task type, by its field in TaskSpec, such as text_to_speech."""
 USAGE_DIMENSION_PROVIDER: UsageDimension.ValueType  # 6
-"""The provider that answered."""
+"""The provider that answered, or was asked last."""
 USAGE_DIMENSION_PROTOCOL: UsageDimension.ValueType  # 7
 """The protocol of the request: grpc or rest."""
+USAGE_DIMENSION_CODE: UsageDimension.ValueType  # 8
+"""The code of the error of a failed task; empty for others."""
 Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
 
 @_typing.final
@@ -290,7 +294,7 @@ Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
 
 @_typing.final
 class UsageRecord(_message.Message):
-    """What one task used and cost."""
+    """What one task used and cost. A task that fails before a provider is asked, such as one above a limit, has none."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -336,6 +340,7 @@ class UsageRecord(_message.Message):
     COST_MICROS_FIELD_NUMBER: _builtins.int
     PROVIDER_COST_MICROS_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The task's id, as in its answer."""
     request_id: _builtins.str
@@ -351,7 +356,7 @@ class UsageRecord(_message.Message):
     model: _builtins.str
     """The requested model."""
     provider: _builtins.str
-    """The provider that answered."""
+    """The provider that answered, or was asked last."""
     provider_model: _builtins.str
     """The provider's own name of the model."""
     task_type: _task_pb2.TaskType.ValueType
@@ -376,6 +381,10 @@ class UsageRecord(_message.Message):
     """
     price_version: _builtins.str
     """The date of the price, such as 2026-11-22."""
+    code: _builtins.str
+    """Why the task failed: the code of its error, such as provider_failed; cancelled, if its caller left; empty, if it
+    did not fail.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The task's metadata, as the caller gave it."""
@@ -413,10 +422,11 @@ class UsageRecord(_message.Message):
         cost_micros: _builtins.int = ...,
         provider_cost_micros: _builtins.int | None = ...,
         price_version: _builtins.str = ...,
+        code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros", "end_time", b"end_time", "provider_cost_micros", b"provider_cost_micros", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros", "account_id", b"account_id", "complete", b"complete", "cost_micros", b"cost_micros", "end_time", b"end_time", "first_byte_ms", b"first_byte_ms", "id", b"id", "key_id", b"key_id", "metadata", b"metadata", "mode", b"mode", "model", b"model", "output_bytes", b"output_bytes", "price_version", b"price_version", "processing_ms", b"processing_ms", "protocol", b"protocol", "provider", b"provider", "provider_cost_micros", b"provider_cost_micros", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "usage", b"usage", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros", "account_id", b"account_id", "code", b"code", "complete", b"complete", "cost_micros", b"cost_micros", "end_time", b"end_time", "first_byte_ms", b"first_byte_ms", "id", b"id", "key_id", b"key_id", "metadata", b"metadata", "mode", b"mode", "model", b"model", "output_bytes", b"output_bytes", "price_version", b"price_version", "processing_ms", b"processing_ms", "protocol", b"protocol", "provider", b"provider", "provider_cost_micros", b"provider_cost_micros", "provider_model", b"provider_model", "request_id", b"request_id", "source", b"source", "task_type", b"task_type", "usage", b"usage", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__provider_cost_micros: _TypeAlias = _typing.Literal["provider_cost_micros"]  # noqa: Y015
     _WhichOneofArgType__provider_cost_micros: _TypeAlias = _typing.Literal["_provider_cost_micros", b"_provider_cost_micros"]  # noqa: Y015
@@ -434,10 +444,15 @@ class UsageFilter(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Only tasks of this model, as it was requested. Default: all."""
     key_id: _builtins.str
     """Only tasks of this key. Default: all."""
+    failed: _builtins.bool
+    """Only tasks that failed: those with a code. Default: only tasks that were billed; among them are failed ones that had
+    delivered a part.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only tasks that ended at this time or later. Default: no bound."""
@@ -453,10 +468,11 @@ class UsageFilter(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         model: _builtins.str = ...,
         key_id: _builtins.str = ...,
+        failed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "key_id", b"key_id", "model", b"model", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "failed", b"failed", "key_id", b"key_id", "model", b"model", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -477,7 +493,7 @@ class ListUsageRequest(_message.Message):
     """The next_page_token of the previous page. Default: the first page."""
     @_builtins.property
     def filter(self) -> Global___UsageFilter:
-        """Which records. Default: all."""
+        """Which records. Default: all of billed tasks."""
 
     def __init__(
         self,
@@ -608,7 +624,7 @@ class SumUsageRequest(_message.Message):
     """The next_page_token of the previous page. Default: the first page."""
     @_builtins.property
     def filter(self) -> Global___UsageFilter:
-        """Which records. Default: all."""
+        """Which records. Default: all of billed tasks."""
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageGrouping]:

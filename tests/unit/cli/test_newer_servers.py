@@ -26,8 +26,7 @@ def test_a_known_value_has_its_short_name_and_a_newer_one_its_number() -> None:
 
 
 def test_models_and_records_of_a_newer_server_are_listed() -> None:
-    model = models._json(Model(id="new", task_type=NEW, prices=[Price(unit=NEW, amount_micros=5)]))
-    assert (model["task_type"], model["prices"]) == ("99", [{"unit": "99", "amount_micros": 5}])
+    assert models._prices(Model(id="new", prices=[Price(unit=NEW, amount_micros=5)])) == "0.000005/99"
     record = _record(UsageRecord(task_type=NEW, mode=NEW, source=NEW))
     assert (record["type"], record["mode"], record["source"]) == ("99", "99", "99")
 

@@ -1030,7 +1030,7 @@ class ListUsageRequest(_message.Message):
     """The next_page_token of the previous page. Default: the first page."""
     @_builtins.property
     def filter(self) -> _account_service_pb2.UsageFilter:
-        """Which records. Default: all."""
+        """Which records. Default: all of billed tasks."""
 
     def __init__(
         self,
@@ -1131,7 +1131,7 @@ class SumUsageRequest(_message.Message):
     """The next_page_token of the previous page. Default: the first page."""
     @_builtins.property
     def filter(self) -> _account_service_pb2.UsageFilter:
-        """Which records. Default: all."""
+        """Which records. Default: all of billed tasks."""
 
     @_builtins.property
     def group_by(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageGrouping]:
@@ -1403,3 +1403,54 @@ class Act(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Act: _TypeAlias = Act  # noqa: Y015
+
+@_typing.final
+class GetServerRequest(_message.Message):
+    """Asks for the server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerRequest: _TypeAlias = GetServerRequest  # noqa: Y015
+
+@_typing.final
+class GetServerResponse(_message.Message):
+    """The process that answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """The version of Pomelo that it runs, such as 0.1.0."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was started."""
+
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the providers that are configured, such as openai, in alphabetical order."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["providers", b"providers", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerResponse: _TypeAlias = GetServerResponse  # noqa: Y015

@@ -126,6 +126,11 @@ class AdminServiceStub:
                 request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsRequest.SerializeToString,
                 response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsResponse.FromString,
                 _registered_method=True)
+        self.GetServer = channel.unary_unary(
+                '/pomelo.admin.v1.AdminService/GetServer',
+                request_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetServerRequest.SerializeToString,
+                response_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetServerResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -264,6 +269,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServer(self, request, context):
+        """Describes the process that answers: its version, and which providers it can call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -356,6 +368,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListActs,
                     request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsRequest.FromString,
                     response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsResponse.SerializeToString,
+            ),
+            'GetServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServer,
+                    request_deserializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetServerRequest.FromString,
+                    response_serializer=pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetServerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -846,6 +863,33 @@ class AdminService:
             '/pomelo.admin.v1.AdminService/ListActs',
             pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsRequest.SerializeToString,
             pomelo_dot_admin_dot_v1_dot_admin__service__pb2.ListActsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pomelo.admin.v1.AdminService/GetServer',
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetServerRequest.SerializeToString,
+            pomelo_dot_admin_dot_v1_dot_admin__service__pb2.GetServerResponse.FromString,
             options,
             channel_credentials,
             insecure,

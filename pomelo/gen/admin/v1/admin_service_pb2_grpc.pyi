@@ -81,6 +81,8 @@ class AdminServiceStub:
     """Recomputes every balance and bill from the records."""
     ListActs: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.ListActsRequest, _admin_service_pb2.ListActsResponse]
     """Lists what the operator has changed, in pages, newest first. NOT_FOUND if the account does not exist."""
+    GetServer: _grpc.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerRequest, _admin_service_pb2.GetServerResponse]
+    """Describes the process that answers: its version, and which providers it can call."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -135,6 +137,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Recomputes every balance and bill from the records."""
     ListActs: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.ListActsRequest, _admin_service_pb2.ListActsResponse]  # type: ignore[assignment]
     """Lists what the operator has changed, in pages, newest first. NOT_FOUND if the account does not exist."""
+    GetServer: _aio.UnaryUnaryMultiCallable[_admin_service_pb2.GetServerRequest, _admin_service_pb2.GetServerResponse]  # type: ignore[assignment]
+    """Describes the process that answers: its version, and which providers it can call."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """The operator's functions. Served only on a unix socket in the data folder, which only its owner can open; no key is
@@ -294,5 +298,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_service_pb2.ListActsResponse, _abc.Awaitable[_admin_service_pb2.ListActsResponse]]:
         """Lists what the operator has changed, in pages, newest first. NOT_FOUND if the account does not exist."""
+
+    @_abc_1.abstractmethod
+    def GetServer(
+        self,
+        request: _admin_service_pb2.GetServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_service_pb2.GetServerResponse, _abc.Awaitable[_admin_service_pb2.GetServerResponse]]:
+        """Describes the process that answers: its version, and which providers it can call."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
