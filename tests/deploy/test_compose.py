@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pomelo.settings import Settings, load
+from pomelo.settings import load
 from tests.deploy.dockerfile import read_stages
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 EXAMPLE = DEPLOY / "example.env"
-NEEDS_ADMIN = pytest.mark.skipif("admin" not in Settings.model_fields, reason="POMELO_ADMIN is not built yet")
 
 
 def run_config(variables: Path) -> subprocess.CompletedProcess[str]:
@@ -87,7 +86,6 @@ def test_folders_of_shared_volumes_belong_to_the_user_in_the_image(config: Any) 
         assert {mount["target"] for mount in service["volumes"]} <= set(made)
 
 
-@NEEDS_ADMIN
 def test_the_servers_settings_are_valid_and_nginx_is_trusted(config: Any) -> None:
     (network,) = config["networks"]["front"]["ipam"]["config"]
     for service in servers(config).values():

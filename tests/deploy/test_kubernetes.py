@@ -15,10 +15,6 @@ from pomelo.settings import Settings, load
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
 OBJECTS = [each for path in FILES for each in yaml.safe_load_all(path.read_text())]
-NEEDS_SETTINGS = pytest.mark.skipif(
-    not {"admin", "media"} <= Settings.model_fields.keys(),
-    reason="POMELO_ADMIN and POMELO_MEDIA are not built yet",
-)
 VERSIONS = ("1.32", "1.34", "1.37")
 
 
@@ -62,7 +58,6 @@ def test_everything_selects_the_pods() -> None:
     assert all(selector == labels for selector in selectors)
 
 
-@NEEDS_SETTINGS
 def test_ports_that_are_named_elsewhere_are_the_containers(folder: Path) -> None:
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
     settings = configured(folder)
@@ -92,7 +87,6 @@ def test_only_prometheus_reaches_the_admin_port() -> None:
     assert "admin" not in services
 
 
-@NEEDS_SETTINGS
 def test_a_pod_ends_after_its_tasks(folder: Path) -> None:
     before = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert POD["spec"]["terminationGracePeriodSeconds"] >= before + configured(folder).grace + 20

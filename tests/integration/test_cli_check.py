@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.certificates import make_certificate
-from tests.integration.commands import free_addresses, names, pomelo, start_server
+from tests.integration.commands import create_data, free_addresses, names, pomelo, start_server
 from tests.redis_server import RedisServer, any_server
 
 
@@ -83,6 +83,7 @@ async def test_what_would_stop_the_start_is_broken(
 
 
 async def test_another_secret_and_a_newer_database_are_broken(tmp_path: Path) -> None:
+    await create_data(tmp_path)
     assert (await pomelo(tmp_path, "keys", "create")).status == 0
     addresses = free_addresses()
     _, found = await check(tmp_path, **addresses, POMELO_SECRET="b" * 40)

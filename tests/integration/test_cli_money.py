@@ -44,15 +44,15 @@ async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: 
 async def test_a_key_gets_a_name_a_budget_and_a_successor(command_folder: Path) -> None:
     folder = command_folder
     created = await pomelo_json(folder, "keys", "create", "--name", "website", "--budget", "5/day")
-    key_id = created["key_id"]
+    key_id = created["id"]
     assert (created["name"], created["budget"], created["last_use"]) == ("website", "5/day", None)
     changed = await pomelo(folder, "keys", "budget", key_id, "20.5/month")
     assert changed.out == f"The budget of {key_id} of default is now 20.5/month\n"
     rotated = await pomelo_json(folder, "keys", "rotate", key_id, "--grace", "24h")
     assert (rotated["name"], rotated["budget"]) == ("website", "20.5/month")
-    keys = {key["key_id"]: key for key in await pomelo_json(folder, "keys", "list")}
-    assert (keys[key_id]["state"], keys[rotated["key_id"]]["expires"]) == ("active", None)
-    assert keys[key_id]["expires"] > keys[rotated["key_id"]]["created"]
+    keys = {key["id"]: key for key in await pomelo_json(folder, "keys", "list")}
+    assert (keys[key_id]["state"], keys[rotated["id"]]["expires"]) == ("active", None)
+    assert keys[key_id]["expires"] > keys[rotated["id"]]["created"]
     for budget in ("5", "5/hour", "x/day", "-5/day"):
         refused = await pomelo(folder, "keys", "budget", key_id, budget)
         assert refused.status == 2
