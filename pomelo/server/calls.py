@@ -130,7 +130,8 @@ class FrontEnd(ServerState):
             raise
         finally:
             rpc.end()
-            report_call(self.observers, rpc.call, name, code, status)
+            if not rpc.trusted:  # a gateway reports its callers' calls, and makes some of its own
+                report_call(self.observers, rpc.call, name, code, status)
 
 
 class _UnknownMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
