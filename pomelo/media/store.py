@@ -175,8 +175,13 @@ class MediaStore:
         with suppress(PomeloError, OSError):
             path, media = MediaStore.find(self, media_id, owner)
             path.unlink()
-            self._note(media_id, self.ids.owner_tag(owner), -disk_size(media.size_bytes))
-            self.quota.remove(self.ids.owner_tag(owner), disk_size(media.size_bytes))
+            self.uncount(media_id, owner, media.size_bytes)
+
+    def uncount(self, media_id: str, owner: str, size: int) -> None:
+        """Subtracts a deleted file of `size` bytes from what `owner` stores."""
+        tag, counted = self.ids.owner_tag(owner), disk_size(size)
+        self._note(media_id, tag, -counted)
+        self.quota.remove(tag, counted)
 
     async def aclose(self) -> None:
         """Waits for what is done in the background."""
