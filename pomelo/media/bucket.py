@@ -119,7 +119,10 @@ class Bucket:
                     self._store, key, path, attributes=attributes, chunk_size=_PART_SIZE, max_concurrency=2
                 )
 
-        await self._within(_SENDS_LONGER * self._timeout, send())
+        try:
+            await self._within(_SENDS_LONGER * self._timeout, send())
+        except MissingFileError:  # someone has deleted the file on the disk
+            raise PomeloError("store_unavailable") from None
 
     async def begin(self, key: str, size: int) -> tuple[StoredFile, bytes]:
         """A file's description and its first `size` bytes.

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from pomelo.call import DEFAULT_TIMEOUT, Call
+from pomelo.call import DEFAULT_TIMEOUT, Call, before_deadline
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.ids import new_id
@@ -99,7 +99,7 @@ class BucketStore(MediaStore):
             copy = self._copies[media_id] = _Copy(self.folder / f"{PARTIAL_PREFIX}{new_id('copy_')}")
         copy.users += 1
         call.at_end.append(partial(self._release, media_id, copy))
-        async with copy.lock:
+        async with before_deadline(call), copy.lock:
             if copy.media is None:
                 with suppress(MissingFileError):
                     copy.media = await self._download(media_id, owner, copy.path)
@@ -132,8 +132,12 @@ class BucketStore(MediaStore):
             self.content_type(media_id, owner)
             if (self.folder / media_id).exists():
                 self.discard(media_id, owner)
-            else:
-                self._in_background(self._delete(media_id, owner))
+                return
+            self._in_background(self._delete(media_id, owner))
+            copy = self._copies.get(media_id)
+            if copy is not None and copy.media is not None and not copy.deleted:
+                copy.deleted = True
+                self.uncount(media_id, copy.media.size_bytes)
 
     async def _scan(self) -> ScanResult:
         scan = await super()._scan()
@@ -211,6 +215,8 @@ class _Copy:
         self.lock = asyncio.Lock()
         self.media: Media | None = None
         """None until the copy is complete."""
+        self.deleted = False
+        """Whether the file in the bucket was deleted."""
 
 
 class _ObjectReader:

@@ -176,9 +176,13 @@ class MediaStore:
         with suppress(PomeloError, OSError):
             path, media = MediaStore.find(self, media_id, owner)
             path.unlink()
-            owner_tag, size = self.ids.tag_of(media_id), disk_size(media.size_bytes)
-            self._note(media_id, owner_tag, -size)
-            self.quota.remove(owner_tag, size)
+            self.uncount(media_id, media.size_bytes)
+
+    def uncount(self, media_id: str, size: int) -> None:
+        """Subtracts a deleted file of `size` bytes from what its owner stores."""
+        tag, counted = self.ids.tag_of(media_id), disk_size(size)
+        self._note(media_id, tag, -counted)
+        self.quota.remove(tag, counted)
 
     async def aclose(self) -> None:
         """Waits for what is done in the background."""

@@ -10,6 +10,7 @@ from pomelo.stores.redis.key_names import PROCESSES, WORKERS
 from pomelo.stores.redis.processes import read_fleet
 from tests.contract.redis_rig import emptied, open_on, server
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 __all__ = ["emptied", "server"]
 
@@ -46,8 +47,7 @@ async def test_a_process_that_died_is_removed(server: RedisServer, tmp_path: Pat
         await other.register(process("other"))
         while await hosts(server) != ["other"]:
             pass
-        while server.do("HLEN", PROCESSES) != 1:
-            pass
+        await until(lambda: server.do("HLEN", PROCESSES) == 1)
 
 
 async def test_a_process_is_listed_again_after_it_was_taken_for_dead(

@@ -44,7 +44,7 @@ async def read_processes(connection: Connection) -> dict[str, Process]:
         if worker in live:
             with suppress(ValueError):  # of a newer version
                 found[worker.decode()] = Process.decode(data)
-    return dict(sorted(found.items(), key=lambda each: each[1].started))
+    return dict(sorted(found.items(), key=lambda each: (each[1].started, each[1].host)))
 
 
 async def clock_ahead(connection: Connection) -> float:

@@ -256,6 +256,32 @@ async def test_the_upload_of_a_request_to_a_gateway_is_read_and_deleted_on_any_m
     assert on_disk(first) == on_disk(second) == []
 
 
+async def test_spent_uploads_to_a_gateway_do_not_count(machine: Callable[..., BucketStore]) -> None:
+    store = machine("a", account=2 * MIB)
+    for _ in range(5):
+        call = grpc_call(protocol="rest", relayed=True)
+        media_id = await upload(store, bytes(MIB), call)
+        await store.fetch(media_id, "ann/test", call)
+        for _ in range(2):
+            store.delete(media_id, "ann/test")
+        call.end()
+    assert store.quota.stored(store.ids.owner_tag("ann/test")) == 0
+    await store.aclose()
+    await store.refresh()
+    assert await upload(store, bytes(2 * MIB))
+
+
+async def test_copying_a_file_ends_at_the_deadline_of_its_call(own_server: S3Server, tmp_path: Path) -> None:
+    store = BucketStore(Bucket(own_server.new_bucket()), tmp_path / "media", b"s" * 32)
+    media_id = await upload(store)
+    own_server.stop()
+    call = call_of(None, timeout=0.2)
+    with refused("deadline_exceeded"):
+        await store.fetch(media_id, "ann/test", call)
+    call.end()
+    assert on_disk(store) == []
+
+
 async def test_a_refused_upload_leaves_nothing(machine: Callable[..., BucketStore], url: str) -> None:
     store = machine("a", account=MIB)
     with refused("payload_too_large"):
