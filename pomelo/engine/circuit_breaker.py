@@ -248,6 +248,7 @@ class CircuitBreaker:
                     "circuit open: %s, model %s, for account %s alone: %d of its last %d calls failed, "
                     "the last with %s",
                     self.provider, self.model, attempt.account, bad, calls, reason,
+                    extra=self._fields(State.OPEN, account=attempt.account),
                 )  # fmt: skip
         if self.state is State.CLOSED:
             self._open_if_due(now, reason)
@@ -298,7 +299,12 @@ class CircuitBreaker:
     def _change(self, state: State, level: int, reason: str) -> None:
         if state is not self.state:
             self.state = state
-            log.log(level, "circuit %s: %s, model %s: %s", state.value, self.provider, self.model, reason)
+            values = state.value, self.provider, self.model, reason
+            log.log(level, "circuit %s: %s, model %s: %s", *values, extra=self._fields(state))
+
+    def _fields(self, state: State, **more: str) -> dict[str, dict[str, str]]:
+        fields = {"circuit": state.value, "provider": self.provider, "provider_model": self.model}
+        return {"fields": fields | more}
 
     # --- accounts
 
@@ -350,7 +356,8 @@ class CircuitBreaker:
         own.state = State.CLOSED
         own.probe = None
         own.window.clear(now)
-        log.info("circuit closed: %s, model %s, for account %s", self.provider, self.model, name)
+        extra = self._fields(own.state, account=name)
+        log.info("circuit closed: %s, model %s, for account %s", self.provider, self.model, name, extra=extra)
 
     def _postpone(self, own: _Account, now: float) -> None:
         """Delay the account's next probe, longer each time."""

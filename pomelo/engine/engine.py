@@ -51,12 +51,13 @@ class Engine:
         self._router = router
         self._media = media
         self._turns = turns
-        self._observers = observers
+        self._observed = observers, ledger.monotonic
+        """The first arguments of each `ObservedTask`."""
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         principal = call.principal or await self._access.authenticate(call)
         try:
-            with self._observe(call, principal, spec, stream=False) as task:
+            with ObservedTask(*self._observed, call, principal, spec.model, stream=False) as task:
                 accepted = task.accepted = await self._accept(spec, options, call, principal, stream=False)
                 reservation = await self._reserve(accepted, call)
                 if isinstance(reservation, idempotency.ReplayedTask):
@@ -91,7 +92,7 @@ class Engine:
     ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         principal = await self._access.authenticate(call)
         try:
-            with self._observe(call, principal, spec, stream=True) as task:
+            with ObservedTask(*self._observed, call, principal, spec.model, stream=True) as task:
                 accepted = task.accepted = await self._accept(spec, options, call, principal, stream=True)
                 reservation = await self._reserve(accepted, call)
                 if isinstance(reservation, idempotency.ReplayedTask):
@@ -116,10 +117,6 @@ class Engine:
                     reservation.release()  # if the caller did not read the events to their end
         finally:
             self._delete_upload(spec, call, principal)
-
-    def _observe(self, call: Call, principal: Principal, spec: TaskSpec, *, stream: bool) -> ObservedTask:
-        clock = self._ledger.monotonic
-        return ObservedTask(self._observers, call, principal, spec.model, clock, stream=stream)
 
     # --- accepted and reserved
 

@@ -330,4 +330,12 @@ class Ledger:
                 "live" if record.live else "test",
                 record.task_id,
                 money.format_credits(record.uncollected),
+                extra={
+                    "fields": {
+                        "request_id": record.request_id,
+                        "task_id": record.task_id,
+                        "account": record.account,
+                        "uncollected": money.format_credits(record.uncollected),
+                    }
+                },
             )

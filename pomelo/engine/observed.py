@@ -32,10 +32,10 @@ class ObservedTask:
     def __init__(
         self,
         observers: Sequence[Observer],
+        clock: Callable[[], float],
         call: Call,
         principal: Principal,
         model: str,
-        clock: Callable[[], float],
         *,
         stream: bool,
     ) -> None:
@@ -63,7 +63,12 @@ class ObservedTask:
         call.reported = True
         accepted, reservation, calls = self.accepted, self.reservation, self.calls
         now = self._clock()
-        outcome, code = self._outcome(error, now)
+        record = None if reservation is None else reservation.record
+        outcome: Outcome
+        if error is None and record is not None and record.complete:
+            outcome, code = "completed", ""
+        else:
+            outcome, code = self._outcome(error, now)
         reason = vendor_code = ""
         if isinstance(error, UpstreamError):
             reason, vendor_code = error.reason, error.vendor_code
@@ -86,25 +91,22 @@ class ObservedTask:
             "" if route is None else route.model,
             calls.route_number,
             calls.attempts,
-            calls.response.status,
+            calls.status,
             vendor_code,
-            calls.response.request_id,
+            calls.request_id,
             reason,
             calls.seconds * 1000,
             0 if reservation is None else reservation.first_byte_ms,
             0 if reservation is None else reservation.output_bytes,
-            None if reservation is None else reservation.record,
+            record,
         )
         for observer in self._observers:
             observer.task_ended(report)
 
     def _outcome(self, error: BaseException | None, now: float) -> tuple[Outcome, str]:
-        """How the task ended, and the code of its error."""
-        if error is None:
-            record = None if self.reservation is None else self.reservation.record
-            if self.replayed or (record is not None and record.complete):
-                return "completed", ""
-            return "cancelled", ""  # a caller may stop reading a stream without an error
+        """How a task ended that was not charged as a whole, and the code of its error."""
+        if error is None:  # a caller may stop reading a stream without an error
+            return ("completed" if self.replayed else "cancelled"), ""
         if isinstance(error, PomeloError):
             code = error.code
         elif isinstance(error, asyncio.CancelledError):

@@ -93,22 +93,15 @@ class LiveCandidate(Candidate):
 Events = GuardedEvents | AsyncGenerator[Event, None]
 
 
-class UpstreamCalls:
+class UpstreamCalls(VendorCall):
     """The calls to providers that a task has made, counted while it runs, and reported to `observers` if they
-    fail. `account` owns the task."""
+    fail. The `VendorCall` is the last of them. `account` owns the task."""
 
-    __slots__ = (
-        "_began",
-        "_observers",
-        "account",
-        "attempts",
-        "response",
-        "route",
-        "route_number",
-        "seconds",
-    )
+    __slots__ = ("_began", "_observers", "account", "attempts", "route", "route_number", "seconds")
 
     def __init__(self, account: str = "", observers: Sequence[Observer] = ()) -> None:
+        self.status = 0
+        self.fields = ()
         self.account = account
         self._observers = observers
         self.attempts = 0
@@ -116,8 +109,6 @@ class UpstreamCalls:
         """The route that was called last."""
         self.route_number = 0
         """Its number in the order of the candidates, from 1."""
-        self.response = VendorCall()
-        """The last response of a vendor."""
         self.seconds = 0.0
         """The time of all calls that have ended."""
         self._began = 0.0
@@ -127,7 +118,7 @@ class UpstreamCalls:
         self.route = route
         self.route_number = number
         self.attempts += 1
-        self.response.status = 0
+        self.status = 0
         self._began = now
 
     def end(self, now: float) -> None:
@@ -147,9 +138,9 @@ class UpstreamCalls:
             route=self.route_number,
             attempt=self.attempts,
             code=error.code,
-            upstream_status=self.response.status,
+            upstream_status=self.status,
             vendor_code="" if upstream is None else upstream.vendor_code,
-            vendor_request_id=self.response.request_id,
+            vendor_request_id=self.request_id,
             reason="" if upstream is None else upstream.reason,
             elapsed_ms=(now - self._began) * 1000,
             next_step=next_step,
@@ -340,7 +331,7 @@ class Router:
     ) -> Event | GuardedEvents:
         """Call a vendor once. Its circuit breaker learns of a success, and of the end of the events."""
         breaker = candidate.breaker
-        VENDOR_CALL.set(calls.response)
+        VENDOR_CALL.set(calls)
         guarded = GuardedEvents(
             candidate.method, candidate.task_type, job, account, trusted=candidate.trusted
         )

@@ -58,6 +58,8 @@ class Quota:
         self._stored: dict[bytes, int] = {}
         self._total = 0
         self._logged = float("-inf")
+        self._refusing = False
+        """Whether the log said that media are refused, and none were stored since then."""
 
     @property
     def total(self) -> int:
@@ -80,6 +82,9 @@ class Quota:
         self._check(owner, size, size, "Wait until some expire, or send less")
         self._stored[owner] = self.stored(owner) + size
         self._total += size
+        if self._refusing:
+            self._refusing = False
+            log.warning("Media can be stored again")
 
     def remove(self, owner: bytes, size: int) -> None:
         """Subtracts `size` bytes that are no longer stored."""
@@ -149,6 +154,7 @@ class Quota:
         if now - self._logged >= _LOG_INTERVAL:
             self._logged = now
             log.warning("Refused to store media: %s", reason)
+            self._refusing = True
         return no_space()
 
 

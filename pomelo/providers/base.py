@@ -54,10 +54,10 @@ class VendorCall:
         if self.status:
             for name, value in self.fields:
                 if len(name) in _ID_LENGTHS and (lower := name.lower()) in _ID_FIELDS:
-                    if lower != b"cf-ray":  # which is the proxy's
-                        return safe_token(value.decode("latin-1"))
                     found = value
-        return safe_token(found.decode("latin-1"))
+                    if lower != b"cf-ray":  # which is the proxy's
+                        break
+        return safe_token(found.decode("latin-1")) if found else ""
 
 
 VENDOR_CALL: ContextVar[VendorCall | None] = ContextVar("vendor call", default=None)

@@ -1,6 +1,7 @@
 """What Pomelo reports about its work: the end of each task and call, and each failed attempt at a vendor.
 
-No report has content of a caller or a vendor, or a key. Text of callers is bounded, but not escaped.
+No report has content of a caller or a vendor. The `call` in it has the caller's key, which no observer may
+show or keep.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pomelo.values import value_type
 Outcome = Literal["completed", "failed", "refused", "cancelled"]
 """How a task ended. `refused`: before anything was reserved; `cancelled`: the caller left."""
 
-
 NextStep = Literal["retry", "next route", "end"]
 """What follows a failed call to a vendor: the same route again, the next route, or the end of the task."""
 
@@ -24,11 +24,12 @@ NextStep = Literal["retry", "next route", "end"]
 class TaskReport:
     """One task of a caller with a valid key, at its end. Text and numbers that are not known are "" and 0.
 
-    `model` is the requested name, `task_type` the name of the input, such as text. `provider`,
-    `provider_model` and `route` (from 1) are those that were called last; `attempts` counts all calls to
-    providers. `code` is the error's; `http_status` belongs to it on REST, 0 if the caller has left.
-    `upstream_status` and `vendor_request_id` are of the vendor's last response, `vendor_code` and `reason` of
-    the error: the vendor's own code, and in Pomelo's words why the call failed.
+    `model` is the requested name, which may be any text if `task_id` is empty: the task was refused before
+    its model was known. `task_type` is the name of the input, such as text. `provider`, `provider_model` and
+    `route` (from 1) are those that were called last; `attempts` counts all calls to providers. `code` is the
+    error's; `http_status` belongs to it on REST, 0 if the caller has left. `upstream_status` and
+    `vendor_request_id` are of the vendor's last response, `vendor_code` and `reason` of the error: the
+    vendor's own code, and in Pomelo's words why the call failed.
 
     `elapsed_ms` begins when the caller's key is known, `first_byte_ms` when the task is reserved;
     `upstream_ms` is the time of all calls to vendors. `record` is what was charged, None if nothing was.
@@ -64,9 +65,8 @@ class TaskReport:
 
 @value_type(frozen=True, slots=True)
 class AttemptReport:
-    """One call to a vendor that failed. Fields as in TaskReport; `attempt` counts from 1 over all routes.
-
-    `wait` are the seconds before a retry.
+    """One call to a vendor that failed. Fields are as in TaskReport; `attempt` counts from 1 over all routes,
+    `wait` is the time before a retry in seconds.
     """
 
     request_id: str

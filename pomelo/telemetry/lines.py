@@ -20,7 +20,7 @@ from pomelo.logs import format_trace, is_own
 Style = Literal["text", "json"]
 
 Render = Callable[[Mapping[str, Any]], bytes]
-"""Returns a line of fields, which begin with time, level and event; without them if they are absent."""
+"""Returns a line of fields, the first of which are time, level and event."""
 
 MAX_LINE = 16_384
 """Characters of an event; more are cut off."""
@@ -107,4 +107,5 @@ class RecordFormatter:
         }
         for name, value in getattr(record, "fields", {}).items():
             fields[name] = printable(value) if isinstance(value, str) else value
-        return self._render(fields | self._constant)
+        fields.update(self._constant)
+        return self._render(fields)

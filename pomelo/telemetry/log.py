@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -34,14 +35,16 @@ def open_log(level: str, style: Style | None, worker: int | None = None) -> Iter
     Lines of other libraries are logged from WARNING.
     """
     number = getattr(logging, level.upper())
-    render = RENDERERS[style or ("text" if sys.stderr.isatty() else "json")]
+    render = RENDERERS[style or ("text" if sys.stderr is not None and sys.stderr.isatty() else "json")]
     constant = {} if worker is None else {"worker": worker}
 
     def dropped(count: int) -> bytes:
         event = f"{count:,} log lines were dropped: stderr is not read fast enough"
         return render({"time": timestamp(time.time()), "level": "error", "event": event, **constant})
 
-    output = LogOutput(sys.stderr.fileno(), dropped)
+    # Without stderr, its descriptor may be that of another file, such as the database.
+    descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
+    output = LogOutput(descriptor, dropped)
     handler = LimitedHandler(_OutputHandler(output, RecordFormatter(render, constant)))
     root, own = logging.getLogger(), logging.getLogger("pomelo")
     root.addHandler(handler)

@@ -7,6 +7,8 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 BATCH_TIME = 0.1
 """Seconds for which lines are collected before they are written; urgent ones are written immediately."""
@@ -38,8 +40,8 @@ class LogOutput:
         self._reported = 0
         self._scheduled = False
         self._ending = False
-        self._has_lines = threading.Event()
-        self._is_urgent = threading.Event()
+        self._wake: SimpleQueue[bool] = SimpleQueue()
+        """Wakes the thread up: for a batch (False), then immediately (True). Costs less than events."""
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
@@ -49,31 +51,23 @@ class LogOutput:
             self.dropped += 1
             return
         self._lines.append(line)
-        if not self._scheduled:
+        if urgent or not self._scheduled:
             self._scheduled = True
-            self._has_lines.set()
-        if urgent:
-            self._is_urgent.set()
+            self._wake.put(urgent)
 
     def close(self) -> None:
         """Writes the remaining lines; gives up after CLOSE_TIME. No line may follow."""
         self._ending = True
-        self._has_lines.set()
-        self._is_urgent.set()
+        self._wake.put(True)
         self._thread.join(CLOSE_TIME)
 
     def _run(self) -> None:
-        while True:
-            self._has_lines.wait()
-            self._is_urgent.wait(self._batch_time)
-            ending = self._ending
-            # In this order: a line that comes from now on sets the events again.
-            self._is_urgent.clear()
-            self._has_lines.clear()
-            self._scheduled = False
+        while not self._ending or self._lines:
+            if not self._wake.get():
+                with suppress(Empty):
+                    self._wake.get(timeout=self._batch_time)  # an urgent line ends the batch
+            self._scheduled = False  # before the lines are taken: a later one wakes the thread up again
             self._write_all()
-            if ending:
-                return
 
     def _write_all(self) -> None:
         lines = self._lines

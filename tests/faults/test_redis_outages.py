@@ -131,8 +131,9 @@ OUTAGES: dict[str, tuple[Callable[[RedisServer], object], Callable[[RedisServer]
 
 @pytest.mark.parametrize("outage", OUTAGES)
 async def test_calls_fail_in_time_during_an_outage_and_a_running_task_is_settled_after_it(
-    outage: str, server: RedisServer, store: Store
+    outage: str, server: RedisServer, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", "pomelo.stores")
     begin, end = OUTAGES[outage]
     assert isinstance(await store.reserve(request("before")), Reserved)
     begin(server)
@@ -150,6 +151,9 @@ async def test_calls_fail_in_time_during_an_outage_and_a_running_task_is_settled
     assert (await store.settle(settlement("before"))).record.cost == 7
     await run(store, "after")
     await audit(store, {"before", "after"})
+    lost, *_, back = [one.getMessage() for one in caplog.records if "Redis" in one.getMessage()]
+    assert lost.startswith("Redis can't be reached: ")
+    assert back.startswith("Redis is back after ")
 
 
 async def test_a_server_that_is_busy_while_the_store_opens(server: RedisServer, tmp_path: Path) -> None:

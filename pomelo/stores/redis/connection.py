@@ -128,6 +128,8 @@ class Connection:
         self.cluster = client.cluster
         self.closed = False
         self._logged = -_LOG_INTERVAL
+        self._lost_at: float | None = None
+        """When the log said first that the server can't be reached; None if it can."""
         self._replies: list[tuple[float, asyncio.Future[Any]]] = []
         """The replies of commands, with their deadlines. Those that are done stay until the next check."""
         self._check: asyncio.TimerHandle | None = None
@@ -193,7 +195,11 @@ class Connection:
         unknown = False
         while True:
             try:
-                return await reply
+                value = await reply
+                if self._lost_at is not None:
+                    log.warning("Redis is back after %.1f s", loop.time() - self._lost_at)
+                    self._lost_at = None
+                return value
             except errors.NoScriptError:
                 if script is not None:
                     command = ("EVAL", script.text, *command[2:])
@@ -245,6 +251,7 @@ class Connection:
         # Every caller receives the error; the log needs it only once in a while.
         if now - self._logged > _LOG_INTERVAL:
             self._logged = now
+            self._lost_at = now if self._lost_at is None else self._lost_at
             log.warning("Redis can't be reached: %s", str(reason) or type(reason).__name__)
 
     async def close(self) -> None:

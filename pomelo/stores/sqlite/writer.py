@@ -66,6 +66,8 @@ class Writer:
         """Whether callers are refused. What was queued before is still written."""
         self.failing = False
         """Whether the last attempt to write failed."""
+        self._lost = False
+        """Whether the log said that an operation failed, and nothing was written since then."""
         self._loop = loop
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._ends: list[End] = []
@@ -227,6 +229,9 @@ class Writer:
         else:
             if batch.writes:
                 self.failing = False
+                if self._lost:
+                    self._lost = False
+                    log.warning("The database can be written again")
             for wallet in batch.wallets:
                 wallet.stored = True
             for end in batch.ends:
@@ -247,6 +252,7 @@ class Writer:
             self.failing = self.failing or batch.writes
             return
         error = self.translate(error)
+        self._lost = True
         for end in batch.ends:
             end.done(None, error)
         for operation in batch.operations:

@@ -284,6 +284,10 @@ def test_a_circuit_of_an_account_is_logged_when_it_opens_and_when_it_closes(
     traffic.run(PROBE_WAIT_MAX + 1, {"only": 50.0})
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
+    assert [vars(record)["fields"] for record in caplog.records] == [
+        {"circuit": state, "provider": "acme", "provider_model": "large", "account": "only"}
+        for state in ("open", "closed")
+    ]
     assert "open" in messages[0]
     assert "closed" in messages[1]
     assert all("account only" in line and "acme, model large" in line for line in messages)

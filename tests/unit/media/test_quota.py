@@ -89,13 +89,19 @@ def test_small_files_count_with_the_disk_space_that_they_occupy(tmp_path: Path) 
         store_file(store, "ann", 1)
 
 
-def test_all_owners_share_the_total_limit_and_callers_may_retry(tmp_path: Path) -> None:
+def test_all_owners_share_the_total_limit_and_callers_may_retry(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = limited(tmp_path, total=MIB, account=MIB)
     store_file(store, "ann", 700 * KIB)
     with refused("store_unavailable") as error:
         store_file(store, "bob", 400 * KIB)
     assert error.value.retry_after is not None
     assert store_file(store, "bob", 324 * KIB)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "Refused to store media",
+        "Media can be stored again",
+    ]
 
 
 async def test_stored_bytes_are_counted_again_after_a_restart(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_othe
 
 
 async def test_after_a_failed_write_a_task_is_reserved_only_once_its_counts_are_written(
-    failing: Store,
+    failing: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     await failing.reserve(own_request("a"))
     Failing.error = lambda: sqlite3.OperationalError("database or disk is full")
@@ -192,6 +192,9 @@ async def test_after_a_failed_write_a_task_is_reserved_only_once_its_counts_are_
     assert Failing.fails == ("BEGIN", 0)
     assert (await limits(failing, WALLET)).without_resets() == Used(100_000_000 - 10, 1, 0, 1)
     assert isinstance(await failing.reserve(own_request("c")), Reserved)
+    *failed, last = [record.getMessage() for record in caplog.records]
+    assert set(failed) == {"An operation failed: database or disk is full"}
+    assert last == "The database can be written again"
     Failing.fails = ("BEGIN", 1)
     assert isinstance(await failing.reserve(own_request("d")), Reserved)  # nothing is written for it
     assert Failing.fails == ("BEGIN", 1)
