@@ -132,8 +132,8 @@ class _Refusal(asyncio.Protocol):
 
 
 async def _close_old_connections(server: web.Server, interval: float) -> None:
-    """Closes each connection that is there at two checks, until it is cancelled. What a client has not read is
-    dropped."""
+    """Closes each connection that is there at two checks, until it is cancelled. What a client has not read
+    is dropped."""
     seen: set[web.RequestHandler] = set()
     while True:
         await asyncio.sleep(interval)
