@@ -106,7 +106,7 @@ class UpstreamCalls(VendorCall):
         self._observers = observers
         self.attempts = 0
         self.route: Route | None = None
-        """The route that was called last."""
+        """The route that was called last, or skipped last if none was called."""
         self.route_number = 0
         """Its number in the order of the candidates, from 1."""
         self.seconds = 0.0
@@ -120,6 +120,11 @@ class UpstreamCalls(VendorCall):
         self.attempts += 1
         self.status = 0
         self._began = now
+
+    def skip(self, route: Route, number: int) -> None:
+        """Records a route that is not called, because its circuit is open."""
+        self.route = route
+        self.route_number = number
 
     def end(self, now: float) -> None:
         """Counts the time of the current call, which ends now."""
@@ -280,6 +285,8 @@ class Router:
             for attempt_number in range(ATTEMPTS):
                 attempt = breaker.acquire(account, clock())
                 if attempt is None:
+                    if not calls.attempts:
+                        calls.skip(candidate.route, number)
                     open_for = min(open_for, breaker.retry_after(account, clock()))
                     break
                 if not attempt_number:
@@ -320,7 +327,8 @@ class Router:
                 calls.report(routed, failure, clock(), "retry", wait)
                 await self._sleep(wait)
         if failure is None:
-            raise PomeloError("provider_unavailable", retry_after=max(1, ceil(open_for)))
+            reason = "the circuit breakers skip all routes, because their vendors failed before"
+            raise UpstreamError("provider_unavailable", wait=max(1, ceil(open_for)), reason=reason)
         try:
             raise failure
         finally:

@@ -25,6 +25,9 @@ CODES = frozenset(
 provider_failed."""
 
 
+MAX_REASON = 200
+"""Characters of a reason; more are cut off."""
+
 _TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
@@ -69,7 +72,7 @@ class UpstreamError(PomeloError):
         self.retry: Final = retry
         self.wait: Final = wait
         self.note: Final = note
-        self.reason: Final = reason or note
+        self.reason: Final = (reason or note)[:MAX_REASON]
         self.vendor_code: Final = safe_token(vendor_code)
         if note:
             self.add_note(note)

@@ -43,8 +43,8 @@ class Failure:
 
 
 FAILURES = {
-    "bad-key": Failure(refusal(401, "invalid_api_key"), "provider_failed", 401, "refused our key"),
-    "forbidden": Failure(refusal(403), "provider_failed", 403, "does not allow this to our key"),
+    "bad-key": Failure(refusal(401, "invalid_api_key"), "provider_failed", 401, "refused your key"),
+    "forbidden": Failure(refusal(403), "provider_failed", 403, "does not allow this to your key"),
     "model-gone": Failure(refusal(404, "model_not_found"), "provider_failed", 404, "not have the model"),
     "busy": Failure(refusal(429, "rate_limit_exceeded"), "provider_unavailable", 429, "rate limit"),
     "no-quota": Failure(refusal(429, "insufficient_quota"), "provider_failed", 429, "out of quota or money"),

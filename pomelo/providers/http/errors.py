@@ -52,9 +52,9 @@ _REASONS = {
 """Why a vendor refused a request, by the code of our table."""
 
 _STATUS_REASONS = {
-    401: "the vendor refused our key",
-    402: "our account at the vendor is out of money",
-    403: "the vendor does not allow this to our key",
+    401: "the vendor refused your key",
+    402: "your account at the vendor is out of money",
+    403: "the vendor does not allow this to your key",
     404: "the vendor does not have the model or the path",
     408: "the vendor timed out",
     429: "the vendor's rate limit is reached",
@@ -131,7 +131,7 @@ def from_connect_error(error: BaseException, mapping: ErrorMapping) -> UpstreamE
         case ProtocolError():
             reason = "the vendor's response is not HTTP, or exceeds the limits"
         case ValueError():
-            reason = "the vendor's base URL or key can't be sent"
+            reason = "the vendor's base URL or your key can't be sent"
         case _:
             code, message = "provider_unavailable", _UNREACHABLE
             if mapping.replays or isinstance(error, ConnectError):
@@ -238,7 +238,7 @@ def _reason(status: int, code: str) -> str:
     if code in _REASONS:
         return _REASONS[code]
     if status == 429 and code == "provider_failed":
-        return "our account at the vendor is out of quota or money"
+        return "your account at the vendor is out of quota or money"
     if status < 400:
         return "the vendor redirected the request: its base URL may be wrong"
     return _STATUS_REASONS.get(

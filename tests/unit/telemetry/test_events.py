@@ -79,7 +79,7 @@ async def test_the_last_attempt_of_a_failed_task_is_followed_by_its_end(
     engine.upstream.default = error_reply(401, code="invalid_api_key")
     assert (await engine.ask(account, text_body(model="gpt-4"))).code == "provider_failed"
     assert reports.attempts[-1].next_step == "end"
-    assert reports.attempts[-1].reason == "the vendor refused our key"
+    assert reports.attempts[-1].reason == "the vendor refused your key"
     (report,) = reports.tasks
     assert (report.outcome, report.code) == ("failed", "provider_failed")
     assert report.http_status == TABLE["provider_failed"].http
@@ -183,3 +183,15 @@ async def test_a_task_that_is_cancelled_just_before_its_deadline_is_late(
         await running
     (report,) = reports.tasks
     assert (report.outcome, report.code, report.provider) == (outcome, code, "openai")
+
+
+async def test_a_task_that_the_circuit_breaker_stops_is_reported_with_the_provider(
+    engine: EngineApp, reports: Reports
+) -> None:
+    account = await engine.account()
+    engine.upstream.default = BUSY
+    while not reports.tasks or reports.tasks[-1].attempts:
+        assert (await engine.ask(account, text_body())).code == "provider_unavailable"
+    report = reports.tasks[-1]
+    assert (report.provider, report.route, report.upstream_status) == ("openai", 1, 0)
+    assert "circuit" in report.reason
