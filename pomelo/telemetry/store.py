@@ -11,7 +11,7 @@ from typing import Any
 
 from pomelo.errors import PomeloError
 from pomelo.money import MICROS
-from pomelo.stores.ledger import LedgerStore, OpenReservation
+from pomelo.stores.ledger import LedgerStore, LostReservationError, OpenReservation
 from pomelo.telemetry.metrics import Metrics
 
 OPERATIONS = ("reserve", "settle", "void", "note", "limit_status")
@@ -41,22 +41,26 @@ class TimedLedgerStore:
 
 def _timed(store: LedgerStore, operation: str, metrics: Metrics) -> Callable[..., Awaitable[Any]]:
     """Returns a method of a store, timed until its result is there, whether or not somebody awaits it."""
-    observe = metrics.store_operations.observe
     clock = time.perf_counter
 
-    def done(started: float, future: asyncio.Future[Any]) -> None:
-        observe(clock() - started, operation)
-        if future.cancelled() or future.exception() is not None:
+    def ended(started: float, error: BaseException | None) -> None:
+        metrics.store_operations.observe(clock() - started, operation)
+        if error is not None and not isinstance(
+            error, LostReservationError
+        ):  # which the store reports rightly
             metrics.store_errors.values[operation,] += 1
+
+    def done(started: float, future: asyncio.Future[Any]) -> None:
+        ended(started, asyncio.CancelledError() if future.cancelled() else future.exception())
 
     async def wait(awaitable: Awaitable[Any], started: float) -> Any:
         try:
-            return await awaitable
-        except Exception:
-            metrics.store_errors.values[operation,] += 1
+            result = await awaitable
+        except Exception as error:
+            ended(started, error)
             raise
-        finally:
-            observe(clock() - started, operation)
+        ended(started, None)
+        return result
 
     def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
         started = clock()

@@ -61,6 +61,8 @@ from tests.faults.leak_requests import (
     malformed_requests,
 )
 from tests.integration.commands import live_key
+from tests.ports import free_port
+from tests.scrapes import scrape
 from tests.serving import serve
 from tests.tasks import to_options
 
@@ -267,7 +269,9 @@ async def test_the_log_files_and_errors_of_a_server_leak_nothing(
     (tmp_path / "verbose").mkdir()
     (tmp_path / "verbose" / "sitecustomize.py").write_text(VERBOSE)
     variables = keys() | base_urls(own_upstream)
+    admin = f"127.0.0.1:{free_port()}"
     variables |= {
+        "POMELO_ADMIN": admin,
         "PYTHONPATH": str(tmp_path / "verbose"),
         "PYTHONWARNINGS": "default",
         "PYTHONASYNCIODEBUG": "1",
@@ -284,7 +288,11 @@ async def test_the_log_files_and_errors_of_a_server_leak_nothing(
             await driver.send_invalid()
             await driver.send_malformed(served.host, served.port)
             await driver.run_good("whole")
+        metrics = (await scrape(session, admin)).text.encode()
     assert_no_leaks(driver)
+    assert b'code="ok"' in metrics
+    assert not count_markers(metrics, *MARKERS)
+    assert key.split("_")[-1].encode() not in metrics
 
     log, secret = served.output.read_bytes(), key.split("_")[-1].encode()
     lines = log.splitlines()
