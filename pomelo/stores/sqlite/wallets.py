@@ -34,9 +34,9 @@ class LoadedBudget:
 
     __slots__ = ("held", "name", "spent", "start")
 
-    def __init__(self, name: str, start: float, spent: int = 0) -> None:
-        self.name, self.start, self.spent = name, start, spent
-        self.held = 0
+    def __init__(self, name: str, start: float) -> None:
+        self.name, self.start = name, start
+        self.spent = self.held = 0
 
 
 class Reservation:
