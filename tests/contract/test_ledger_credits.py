@@ -126,7 +126,7 @@ async def test_a_new_wallet_can_be_postpaid(rig: Rig) -> None:
     assert await findings(rig) == []
 
 
-async def test_concurrent_reductions_of_a_limit_and_tasks_never_overdraw_a_wallet(rig: Rig) -> None:
+async def test_concurrent_changes_of_a_limit_and_tasks_never_overdraw_a_wallet(rig: Rig) -> None:
     await rig.store.grant(taken(1_000))
     await rig.store.set_credit_limit(WALLET, 1_000)
 
@@ -134,13 +134,26 @@ async def test_concurrent_reductions_of_a_limit_and_tasks_never_overdraw_a_walle
         answer = await rig.store.reserve(request(f"t{number}", 100))
         return answer.amount if isinstance(answer, Reserved) else 0
 
-    async def reduce(limit: int) -> None:
+    async def change(limit: int) -> None:
         with suppress(OverdrawnError):
             await rig.store.set_credit_limit(WALLET, limit)
 
-    work = [job for number in range(10) for job in (reserve(number), reduce(900 - 100 * number))]
+    limits = [900, 1_400, 300, 1_500, 1_100, 1_600, 0, 1_200, 800, 1_300]
+    work = [job for number in range(20) for job in (reserve(number), change(limits[number % 10]))]
     results = await asyncio.gather(*work)
     found = await rig.store.balance(WALLET)
     assert found.held == sum(each for each in results if each)
     assert found.available >= 0
+    assert await findings(rig) == []
+
+
+async def test_a_task_between_two_changes_of_a_limit_does_not_overdraw_a_wallet(rig: Rig) -> None:
+    await rig.store.set_credit_limit(WALLET, 500)
+    raised = asyncio.ensure_future(rig.store.set_credit_limit(WALLET, 700))
+    lowered = asyncio.ensure_future(rig.store.set_credit_limit(WALLET, 500))
+    await raised
+    await rig.store.reserve(request("a", 1_700))
+    with suppress(OverdrawnError):
+        await lowered
+    assert (await rig.store.balance(WALLET)).available >= 0
     assert await findings(rig) == []

@@ -12,7 +12,13 @@ from pydantic_core import from_json, to_json
 
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.acts import Act
-from pomelo.stores.redis.connection import REPORT_TIMEOUT, Argument, Connection, translated_errors
+from pomelo.stores.redis.connection import (
+    REPORT_TIMEOUT,
+    Argument,
+    Connection,
+    scan_hash,
+    translated_errors,
+)
 from pomelo.stores.redis.key_names import ACCOUNT_ACTS, KEY_ACTS, act_log, key_position, names
 from pomelo.stores.redis.wallet_index import WalletIndex, for_each
 
@@ -49,25 +55,32 @@ class Acts:
             wallets = await self._wallet_index.with_data("acts")
         else:
             wallets = [Wallet(account, live) for live in (False, True)]
-        with self._connection.one_deadline(REPORT_TIMEOUT):
-            await for_each(
-                [ACCOUNT_ACTS, KEY_ACTS, *(names(wallet).acts for wallet in wallets)], self._move_from
-            )
+        sources = [ACCOUNT_ACTS, KEY_ACTS, *(names(wallet).acts for wallet in wallets)]
+        await for_each(sources, self._move_from)
 
     async def _move_from(self, source: str) -> None:
-        for act_id, text in (await self._connection.send("HGETALL", source)).items():
-            encoded, old, new = from_json(text)
-            act = _decode(encoded)
-            act = replace(act, old=act.old if old is False else old, new=act.new if new is False else new)
-            entry = f"{key_position(act.at, act.act_id)} ".encode() + to_json(act)
-            for log in (act_log(act.account), act_log(None)):
-                await self._connection.send("ZADD", log, 0, entry)
-            await self._connection.send("HDEL", source, act_id)
+        async for page in scan_hash(self._connection, source):
+            entries: dict[str, list[Argument]] = {}
+            for text in page.values():
+                act = _decode_changed(text)
+                entry = f"{key_position(act.at, act.act_id)} ".encode() + to_json(act)
+                for log in (act_log(act.account), act_log(None)):
+                    entries.setdefault(log, []).extend((0, entry))
+            with self._connection.one_deadline(REPORT_TIMEOUT):
+                await for_each(entries.items(), lambda each: self._connection.send("ZADD", each[0], *each[1]))
+                await self._connection.send("HDEL", source, *page)
 
 
 def act_args(act: Act | None) -> list[Argument]:
     """The id of an act and the act, as the arguments of a script; empty without one."""
     return ["", ""] if act is None else [act.act_id, to_json(act)]
+
+
+def _decode_changed(text: bytes) -> Act:
+    """An act as its script wrote it, with the values that the script found."""
+    encoded, old, new = from_json(text)
+    act = _decode(encoded)
+    return replace(act, old=act.old if old is False else old, new=act.new if new is False else new)
 
 
 def _decode(text: bytes | str) -> Act:

@@ -51,9 +51,9 @@ class Balances:
         reduction: Callable[[LoadedWallet], int],
         write: Callable[[sqlite3.Connection, bool], Balance | None],
     ) -> Awaitable[Balance]:
-        """Writes a change of what a wallet may spend. A reduction is taken from the available credits first,
-        so that no task can reserve it meanwhile. `write` receives whether it was available, and returns None
-        if it must be.
+        """Writes a change of what a wallet may spend, after its earlier changes. A reduction is taken from
+        the available credits first, so that no task can reserve it meanwhile. `write` receives whether it was
+        available, and returns None if it must be.
 
         Raises:
             OverdrawnError: it is not available.
@@ -61,8 +61,12 @@ class Balances:
 
         def begin(loaded: LoadedWallet, future: asyncio.Future[Any]) -> None:
             loaded.deciding += 1
-            if loaded.ending:  # what these tasks release may be needed
-                self._writer.queue(nothing, lambda *_: change(loaded, future), reads=True)
+            # A task that is ending may release what is needed.
+            decide(loaded, future, wait=loaded.ending > 0)
+
+        def decide(loaded: LoadedWallet, future: asyncio.Future[Any], *, wait: bool = False) -> None:
+            if wait or loaded.changing:
+                self._writer.queue(nothing, lambda *_: decide(loaded, future), reads=True)
             else:
                 change(loaded, future)
 
@@ -71,19 +75,21 @@ class Balances:
             covered = taken <= loaded.available
             if not covered:
                 taken = 0
-            loaded.withdrawing += taken
+            loaded.changing = True
+            loaded.withdrawing = taken
             loaded.granted -= taken
 
             def done(balance: Balance | None, error: Exception | None) -> None:
                 loaded.deciding -= 1
-                loaded.withdrawing -= taken
+                loaded.changing = False
+                loaded.withdrawing = 0
                 loaded.granted += taken
                 if error is not None:
                     fail(future, error)
                 elif balance is None:
                     fail(future, OverdrawnError(wallet.account))
                 else:
-                    loaded.granted = balance.granted + balance.credit_limit - loaded.withdrawing
+                    loaded.granted = balance.granted + balance.credit_limit
                     loaded.credit_limit, loaded.stored = balance.credit_limit, True
                     resolve(future, self._ledger.add_held(wallet, balance))
 

@@ -34,9 +34,9 @@ class LoadedBudget:
 
     __slots__ = ("held", "name", "spent", "start")
 
-    def __init__(self, name: str, start: float, spent: int = 0) -> None:
-        self.name, self.start, self.spent = name, start, spent
-        self.held = 0
+    def __init__(self, name: str, start: float) -> None:
+        self.name, self.start = name, start
+        self.spent = self.held = 0
 
 
 class Reservation:
@@ -128,18 +128,20 @@ class LoadedWallet:
     `counts` have for each counter with a count or an open window: the count, and the start and end of the
     window, or None without one. `keys` are the Idempotency-Keys of running tasks. `ending` tasks have an
     end that is not yet committed. `granted` includes the `credit_limit`, and no more what is being taken
-    back: `withdrawing`. `budgets` are by name.
+    back: `withdrawing`, while the operator is `changing` the credits. `budgets` are by name.
     """
 
     __slots__ = (
-        "_counted", "account", "budgets", "closes", "counts", "credit_limit", "deciding", "ending", "granted",
-        "held", "keys", "known", "live", "loaded", "running", "spent", "stored", "waiting", "withdrawing",
+        "_counted", "account", "budgets", "changing", "closes", "counts", "credit_limit", "deciding",
+        "ending", "granted", "held", "keys", "known", "live", "loaded", "running", "spent", "stored",
+        "waiting", "withdrawing",
     )  # fmt: skip
 
     def __init__(self, account: str, live: bool) -> None:
         self.account, self.live = account, live
         self.granted = self.spent = self.held = self.running = self.ending = 0
         self.credit_limit = self.withdrawing = 0
+        self.changing = False
         self.budgets: dict[str, LoadedBudget] = {}
         self.counts: dict[str, list[Any]] = {}
         self.closes = math.inf
