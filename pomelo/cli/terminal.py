@@ -57,6 +57,10 @@ Key = Annotated[
 ]
 
 
+_GAP = "  "
+"""Between two columns of a table."""
+
+
 class FailureError(Exception):
     """The command failed. The message is one line that says why and what to do."""
 
@@ -117,25 +121,16 @@ def print_table(
     rows = [[visible(cell) for cell in row] for row in rows]
     columns = {name: [name, *(row[n] for row in rows)] for n, name in enumerate(header)}
     widths = {name: max(map(_cell_width, cells)) for name, cells in columns.items()}
-    if sys.stdout.isatty():
-        available = get_terminal_size().columns
-        for name in optional:
-            if _line_width(widths) <= available:
-                break
-            if name in columns:
-                del columns[name], widths[name]
-        if _line_width(widths) > available:
-            _print_wrapped(columns, available)
-        else:
-            _print_aligned(columns, widths)
-        if left_out := len(header) - len(columns):
-            typer.echo(f"({left_out} columns left out: widen the terminal, or use --json.)", err=True)
-        return
-    _print_aligned(columns, widths)
-
-
-_GAP = "  "
-"""Between two columns."""
+    available = get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    for name in optional:
+        if _line_width(widths) > available and name in columns:
+            del columns[name], widths[name]
+    if _line_width(widths) > available:
+        _print_wrapped(columns, available)
+    else:
+        _print_aligned(columns, widths)
+    if left_out := len(header) - len(columns):
+        typer.echo(f"({left_out} columns left out: widen the terminal, or use --json.)", err=True)
 
 
 def _line_width(widths: Mapping[str, int]) -> int:
