@@ -65,7 +65,6 @@ async def supervise(settings: Settings, stop: asyncio.Event, load: Callable[[], 
         raise failure
     with _reserve_addresses(settings) as settings:
         workers = [_Worker(settings, load, number) for number in range(settings.workers)]
-
         running = settings
 
         async def reload() -> None:
