@@ -6,9 +6,9 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -45,6 +45,8 @@ _PROVIDER_SETTING = re.compile(r"([a-z][a-z0-9_-]*)_(api_key|base_url)")
 _BUCKET = re.compile(r"(s3|gs)://[^/?#@\s]+(/[^?#\s]*)?|az://[^/?#@\s]+/[^?#\s]+")
 
 _MIB = 1024 * 1024
+
+T = TypeVar("T")
 
 
 class SettingsError(Exception):
@@ -317,10 +319,7 @@ class Settings(BaseModel):
         Raises:
             SettingsError: the folder or the secret can't be used.
         """
-        try:
-            return secrets.load_root_secret(self.data, self.secret, self.previous_secrets())
-        except secrets.SecretError as error:
-            raise SettingsError(str(error)) from error
+        return self._use(secrets.load_root_secret)
 
     def shared_secret(self) -> bytes | None:
         """Returns the root secret if this host has one, else None. Creates nothing.
@@ -328,10 +327,7 @@ class Settings(BaseModel):
         Raises:
             SettingsError: the secret of the data folder can't be used.
         """
-        try:
-            return secrets.find_root_secret(self.data, self.secret, self.previous_secrets())
-        except secrets.SecretError as error:
-            raise SettingsError(str(error)) from error
+        return self._use(secrets.find_root_secret)
 
     def check_secret(self) -> None:
         """Checks the root secret. Creates nothing.
@@ -339,14 +335,17 @@ class Settings(BaseModel):
         Raises:
             SettingsError: it can't be used.
         """
-        try:
-            secrets.check_root_secret(self.data, self.secret, self.previous_secrets())
-        except secrets.SecretError as error:
-            raise SettingsError(str(error)) from error
+        self._use(secrets.check_root_secret)
 
     def previous_secrets(self) -> tuple[bytes, ...]:
         """Returns the root secrets that are accepted beside the current one."""
         return tuple([secret.encode() for secret in self.secret_previous])
+
+    def _use(self, read: Callable[[Path, str, Sequence[bytes]], T]) -> T:
+        try:
+            return read(self.data, self.secret, self.previous_secrets())
+        except secrets.SecretError as error:
+            raise SettingsError(str(error)) from error
 
 
 def load(

@@ -74,7 +74,6 @@ async def supervise(
         raise failure
     with _reserve_addresses(settings) as settings:
         workers = [_Worker(settings, load, number) for number in range(settings.workers)]
-
         running = settings
 
         async def reload() -> None:

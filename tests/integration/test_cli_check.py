@@ -104,6 +104,13 @@ async def test_a_redis_server_is_checked_and_not_written_to(tmp_path: Path) -> N
         status, found = await check(tmp_path, **free_addresses(), POMELO_STORE=redis.url)
         assert (status, found["store"]) == (0, ("ok", "redis"))
         assert redis.do("DBSIZE") == 0
+        archive = "postgresql://user:hidden@127.0.0.1:1/usage"
+        status, found = await check(
+            tmp_path, **free_addresses(), POMELO_STORE=redis.url, POMELO_ARCHIVE=archive
+        )
+        assert (status, found["store"][0]) == (1, "broken")
+        assert "correct POMELO_ARCHIVE" in found["store"][1]
+        assert "hidden" not in found["store"][1]
     _, found = await check(tmp_path, **free_addresses(), POMELO_STORE=any_server())
     assert "Set appendonly yes" in found["store"][1]
 
