@@ -10,17 +10,15 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
 import pomelo
-from gateway.app import open_rest
-from gateway.options import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
+from gateway.options import INLINE_LIMIT
 from pomelo import times
 from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
@@ -48,28 +46,24 @@ from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
 from pomelo.fleet import describe_process, join
+from pomelo.front_ends import drain, gateway_proof, in_flight, open_rest_of, server_options
 from pomelo.gen.admin.v1.admin_service_pb2 import GetServerResponse
-from pomelo.in_flight import InFlightLimits
 from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
 from pomelo.media.store import MediaStore
-from pomelo.origin import GatewayProof
 from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http.client import Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.reload import Reload, Reloader
-from pomelo.secrets import derive_key, derive_keys
-from pomelo.server.call_limits import CallLimits
-from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls, open_remote
-from pomelo.server.server import CONNECTION_STREAMS, ServerOptions, open_operator_socket, open_server
+from pomelo.server.server import open_operator_socket, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings
 from pomelo.stores.accounts import DEFAULT_ACCOUNT
 from pomelo.stores.base import Store
-from pomelo.stores.fleet import Fleet
+from pomelo.stores.fleet import Fleet, Process
 from pomelo.telemetry.events import Observer
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.process import measure_process
@@ -80,9 +74,6 @@ from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
 
-FLUSH_TIMEOUT = 2.0
-"""Seconds that the front ends have to send remaining output after the tasks have ended or were cancelled."""
-
 MAX_SWEEP_SHARE = 0.05
 """Maximum share of the time that scans take: with very many media they are less frequent."""
 
@@ -90,7 +81,7 @@ MAX_SWEEP_SHARE = 0.05
 @dataclass(frozen=True, slots=True)
 class App:
     """A running application. An address is None if its server is off; `configured` are the names of the
-    providers that live keys can use; `connections` are those to vendors; `reload` is `Reloader.reload`."""
+    providers that live keys can use; `connections` are those to vendors; `reload` is as in `Reloader`."""
 
     settings: Settings
     configured: frozenset[str]
@@ -155,9 +146,13 @@ async def open_app(
             for notice in retirement.notices(catalog, datetime.fromtimestamp(now(), UTC).date()):
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
+
+        async def describe(fleet: Fleet) -> Process:
+            clock = await fleet.clock_ahead()
+            return describe_process(reloader.settings, reloader.configuration, secret, clock)
+
         if isinstance(opened, Fleet):
-            process = describe_process(settings, configuration, secret, await opened.clock_ahead())
-            await join(opened, process, warn=not worker)
+            await join(opened, await describe(opened), warn=not worker)
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         metrics.know_models(catalog.models)
         observers = (metrics, *observers)
@@ -165,7 +160,7 @@ async def open_app(
         ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
         await stack.enter_async_context(_in_background(keyring.keep_use()))
         await stack.enter_async_context(_maintain(ledger))
-        access = Access(keyring, plans, catalog, ledger, _in_flight(settings))
+        access = Access(keyring, plans, catalog, ledger, in_flight(settings))
         media = await stack.enter_async_context(open_media(settings, secret, previous, now))
         await stack.enter_async_context(_in_background(_sweep(media)))
         measurer = Measurer()
@@ -212,7 +207,7 @@ async def open_app(
             catalog.models,
             now,
             runs=ledger.runs,
-            server=partial(_describe, providers, now()),
+            server=partial(_describe, reloader, now()),
         )
         if not worker:
             await stack.enter_async_context(open_operator_socket(operator, settings.admin_socket))
@@ -222,7 +217,7 @@ async def open_app(
             server = await stack.enter_async_context(
                 open_server(
                     services,
-                    _server_options(settings, shared, observers),
+                    server_options(settings, shared, observers),
                     proof=gateway_proof(secret, previous),
                     readiness=readiness,
                     report_connections=partial(metrics.watch_connections, "grpc"),
@@ -233,7 +228,7 @@ async def open_app(
         tls = ReplaceableContext(certificate) if certificate is not None else None
         if settings.rest:
             rest = await stack.enter_async_context(
-                _open_rest(services, settings, tls, metrics, readiness, shared, observers=observers)
+                open_rest_of(services, settings, tls, metrics, readiness, shared, observers=observers)
             )
             media.public_url = media.public_url or rest_url(settings, rest)
 
@@ -251,10 +246,17 @@ async def open_app(
                     server.replace_certificate(new.certificate)
 
         reloader.apply = apply
+
+        async def reload(load: Callable[[], Settings]) -> None:
+            await reloader.reload(load)
+            if isinstance(opened, Fleet):
+                with contextlib.suppress(PomeloError):  # the next comparison is that of an earlier state
+                    await opened.register(await describe(opened))
+
         try:
             yield App(
                 settings=settings,
-                configured=frozenset(name for name in providers if providers[name].configured) - {SANDBOX},
+                configured=_configured(providers),
                 store=store,
                 keyring=keyring,
                 draining=draining,
@@ -262,11 +264,11 @@ async def open_app(
                 services=services,
                 rest=rest,
                 grpc=server.address if server else None,
-                reload=reloader.reload,
+                reload=reload,
             )
         finally:
             readiness.drain()
-            await _drain(draining, settings.grace)
+            await drain(draining, settings.grace)
 
 
 @asynccontextmanager
@@ -310,12 +312,12 @@ async def open_gateway(
         open_remote(
             target,
             tls=client_tls if tls else None,
-            limits=_in_flight(settings),
+            limits=in_flight(settings),
             proof=gateway_proof(secret, settings.previous_secrets()),
             readiness=readiness,
         ) as services,
         # A server that does not recognise the gateway applies an inline limit that is unknown here.
-        _open_rest(
+        open_rest_of(
             draining.guard(services),
             settings,
             ReplaceableContext(certificate) if certificate is not None else None,
@@ -329,92 +331,19 @@ async def open_gateway(
             yield rest
         finally:
             readiness.drain()
-            await _drain(draining, settings.grace)
+            await drain(draining, settings.grace)
 
 
-def gateway_proof(secret: bytes | None, previous: Sequence[bytes] = ()) -> GatewayProof:
-    """Returns the proof by which a server recognises gateways that have the same root secret, or one of its
-    `previous` ones."""
-    if secret is None:
-        return GatewayProof()
-    return GatewayProof(derive_key(secret, "gateway"), derive_keys(previous, "gateway"))
-
-
-async def _drain(draining: Draining, grace: float) -> None:
-    """Waits for running tasks during the grace period, then cancels the remaining ones."""
-    for begin, seconds in ((draining.drain, grace), (draining.stop, FLUSH_TIMEOUT)):
-        begin()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await draining.idle()
-
-
-def _open_rest(
-    services: Services,
-    settings: Settings,
-    tls: ReplaceableContext | None,
-    metrics: Metrics,
-    readiness: Readiness,
-    shared: bool = False,
-    inline_limit: int = INLINE_LIMIT,
-    observers: Sequence[Observer] = (),
-) -> AbstractAsyncContextManager[tuple[str, int]]:
-    host, port = settings.rest_address()
-    options = GatewayOptions(
-        public_url=settings.public_url,
-        json_limit=settings.json_limit,
-        upload_limit=settings.upload_limit,
-        inline_limit=inline_limit,
-        max_connections=settings.max_connections,
-        cors_origins=settings.cors_origins,
-        idle_timeout=settings.idle_timeout or IDLE_TIMEOUT,
-        proxy_idle_timeout=settings.idle_timeout or PROXY_IDLE_TIMEOUT,
-        trusted_proxies=_trusted_proxies(settings),
-        drain_timeout=FLUSH_TIMEOUT,
-        observers=observers,
-    )
-    return open_rest(
-        services,
-        options,
-        host,
-        port,
-        ssl_context=tls.context if tls is not None else None,
-        reuse_port=shared,
-        unready=lambda: readiness.code,
-        report_connections=partial(metrics.watch_connections, "rest"),
-    )
-
-
-def _describe(providers: Mapping[str, Provider], started: float) -> GetServerResponse:
+def _describe(reloader: Reloader, started: float) -> GetServerResponse:
     """Describes this process to the operator."""
-    names = sorted(name for name, provider in providers.items() if provider.configured and name != SANDBOX)
-    return GetServerResponse(
-        version=pomelo.__version__, start_time=times.to_timestamp(started), providers=names
-    )
+    start_time = times.to_timestamp(started)
+    providers = sorted(_configured(reloader.providers))
+    return GetServerResponse(version=pomelo.__version__, start_time=start_time, providers=providers)
 
 
-def _in_flight(settings: Settings) -> InFlightLimits:
-    return InFlightLimits(calls=settings.max_calls, account_calls=max(1, settings.max_calls // 2))
-
-
-def _server_options(settings: Settings, shared: bool, observers: Sequence[Observer] = ()) -> ServerOptions:
-    return ServerOptions(
-        address=settings.grpc,
-        grace=FLUSH_TIMEOUT,
-        # The largest body of REST or inline audio, and 1 MiB for the rest of the message.
-        limits=CallLimits(message=max(settings.json_limit, settings.inline_limit) + 1024 * 1024),
-        tls_cert=settings.tls_cert,
-        tls_key=settings.tls_key,
-        tls_client_ca=settings.tls_client_ca,
-        connection_streams=max(CONNECTION_STREAMS, _in_flight(settings).account_calls),
-        reuse_port=shared,
-        connections=ConnectionLimits(trusted=_trusted_proxies(settings)),
-        observers=observers,
-    )
-
-
-def _trusted_proxies(settings: Settings) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(map(ip_network, settings.trusted_proxies))
+def _configured(providers: Mapping[str, Provider]) -> frozenset[str]:
+    """The names of the providers that live keys can use."""
+    return frozenset(name for name in providers if providers[name].configured) - {SANDBOX}
 
 
 @asynccontextmanager

@@ -96,12 +96,12 @@ class Reloader:
         is_first: bool = True,
     ) -> None:
         self.apply: Callable[[Configuration, Providers], None] = lambda configuration, providers: None
-        self._settings = settings
-        self._configuration = configuration
+        self.settings = settings
+        self.configuration = configuration
         self._open_providers = open_providers
         self._running = running
         self._is_first = is_first
-        self._providers: Providers = {}
+        self.providers: Providers = {}
         self._opened = AsyncExitStack()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -112,9 +112,9 @@ class Reloader:
         Raises:
             SettingsError: a provider can't be opened.
         """
-        self._providers = providers or await self._open(self._opened, self._settings, self._configuration)
+        self.providers = providers or await self._open(self._opened, self.settings, self.configuration)
         try:
-            yield self._providers
+            yield self.providers
         finally:
             for task in self._closing:
                 task.cancel()
@@ -124,23 +124,23 @@ class Reloader:
     async def reload(self, load: Callable[[], Settings]) -> None:
         """Replaces the configuration by that of the settings that `load` returns, and logs what has changed.
         One that can't be used is refused as a whole, and logged. Not to be called concurrently."""
-        opened, providers = self._opened, self._providers
+        opened, providers = self._opened, self.providers
         try:
-            settings, new, fixed = await read_changes(self._settings, load)
+            settings, new, fixed = await read_changes(self.settings, load)
             if self._changes_providers(settings, new):
                 opened = AsyncExitStack()
                 providers = await self._open(opened, settings, new)
         except SettingsError as error:
             log_refusal(error)
             return
-        changes = list(_changes(self._configuration, new))
+        changes = list(_changes(self.configuration, new))
         self.apply(new, providers)
         if opened is not self._opened:
             task = asyncio.create_task(self._close(self._opened, set(self._running())))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-        self._settings, self._configuration = settings, new
-        self._opened, self._providers = opened, providers
+        self.settings, self.configuration = settings, new
+        self._opened, self.providers = opened, providers
         if self._is_first:
             log.info("The configuration was reloaded: %s", "; ".join(changes) or "nothing has changed")
             if fixed:
@@ -160,9 +160,9 @@ class Reloader:
             raise SettingsError(str(error)) from error
 
     def _changes_providers(self, settings: Settings, new: Configuration) -> bool:
-        old = self._configuration
+        old = self.configuration
         return (
-            settings.delivery_origins != self._settings.delivery_origins
+            settings.delivery_origins != self.settings.delivery_origins
             or new.credentials != old.credentials
             or new.registry.catalog.hosts != old.registry.catalog.hosts
         )

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -22,8 +20,22 @@ from pydantic import (
 )
 
 from pomelo import secrets
-from pomelo.addresses import check_network, is_loopback, normalize_origin, split_address
-from pomelo.stores import STORES
+from pomelo.addresses import is_loopback, split_address
+from pomelo.setting_types import (
+    Address,
+    Archive,
+    Bucket,
+    File,
+    Limit,
+    Networks,
+    Origins,
+    PlanName,
+    Secret,
+    Secrets,
+    Store,
+    Url,
+    Urls,
+)
 
 PREFIX = "POMELO_"
 CONFIG = Path("pomelo.toml")
@@ -38,11 +50,8 @@ _SERVERS = frozenset({"POMELO_REST", "POMELO_GRPC", "POMELO_ADMIN"})
 _COLLECTED = frozenset({"providers", "variables"})
 """Settings that are collected from others, and have no name of their own in a file or the environment."""
 
-_PLAN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROVIDER_SETTING = re.compile(r"([a-z][a-z0-9_-]*)_(api_key|base_url)")
 """The settings of a provider. Their variables have the vendor's own names, which its own tools read, too."""
-
-_BUCKET = re.compile(r"(s3|gs)://[^/?#@\s]+(/[^?#\s]*)?|az://[^/?#@\s]+/[^?#\s]+")
 
 _MIB = 1024 * 1024
 
@@ -52,80 +61,6 @@ T = TypeVar("T")
 class SettingsError(Exception):
     """The settings can't be used. The message says which setting is wrong and what to do: one line, or for a
     catalogue one line for each wrong row."""
-
-
-def _address(text: str) -> str:
-    if text:
-        split_address(text)
-    return text
-
-
-def _url(text: str) -> str:
-    if text and not text.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
-    return text.rstrip("/")
-
-
-def _store(text: str) -> str:
-    if text in ("", "sqlite:"):
-        return "sqlite:"
-    schemes = tuple(beginning for beginning in STORES if beginning != "sqlite:")
-    if not text.startswith(schemes):
-        raise ValueError(f"must be sqlite: (in the data folder), or begin with {', '.join(schemes)}")
-    return text
-
-
-def _archive(text: str) -> str:
-    if text and not text.startswith(("sqlite:", "postgresql://")):
-        raise ValueError("must be sqlite:PATH or begin with postgresql://")
-    return text
-
-
-def _media(url: str) -> str:
-    if url and not _BUCKET.fullmatch(url):
-        raise ValueError("must be s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER/PREFIX")
-    return url
-
-
-def _secret(text: str) -> str:
-    if text and len(text) < secrets.MIN_LENGTH:
-        raise ValueError(f"must have at least {secrets.MIN_LENGTH} characters. Run: openssl rand -hex 32")
-    return text
-
-
-def _secrets(texts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple([_secret(text) for text in texts])
-
-
-def _file(path: Path | None) -> Path | None:
-    if path is not None and not path.is_file():
-        raise ValueError("is not a file")
-    return path
-
-
-def _split(text: Any) -> Any:
-    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
-
-
-def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    if "*" in origins and len(origins) > 1:
-        raise ValueError("* allows every origin: give it alone, or leave it out")
-    return origins
-
-
-def _plan(name: str) -> str:
-    if not _PLAN_NAME.fullmatch(name):
-        raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
-    return name
-
-
-Address = Annotated[str, AfterValidator(_address)]
-PlanName = Annotated[str, AfterValidator(_plan)]
-Limit = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
-Url = Annotated[str, AfterValidator(_url)]
-Origin = Annotated[str, AfterValidator(normalize_origin)]
-Network = Annotated[str, AfterValidator(check_network)]
-File = Annotated[Path | None, AfterValidator(_file)]
 
 
 class ProviderSettings(BaseModel):
@@ -163,22 +98,20 @@ class Settings(BaseModel):
     admin: Address = "127.0.0.1:9090"
     """The address of metrics and health, for the operator alone; it has neither keys nor TLS."""
     data: Path = Path(".pomelo")
-    store: Annotated[str, AfterValidator(_store)] = Field(default="sqlite:", repr=False)
-    archive: Annotated[str, AfterValidator(_archive)] = Field(default="", repr=False)
+    store: Store = Field(default="sqlite:", repr=False)
+    archive: Archive = Field(default="", repr=False)
     """The database that usage records move to from Redis; empty: a file in the data folder."""
-    media: Annotated[str, AfterValidator(_media)] = ""
+    media: Bucket = ""
     """The bucket of images and audio, which several machines share; empty: the data folder."""
     workers: int = Field(default=1, ge=1, le=64)
     """Number of serving processes; more than 1 needs a store that they can share."""
     public_url: Url = ""
     """The URL at which callers reach REST; empty: its address."""
-    cors_origins: Annotated[tuple[Origin, ...], BeforeValidator(_split), AfterValidator(_origins)] = ()
+    cors_origins: Origins = ()
     """Origins whose pages may call REST from a browser, such as https://app.example; `*` alone: all."""
-    secret: Annotated[str, AfterValidator(_secret)] = Field(default="", repr=False)
+    secret: Secret = Field(default="", repr=False)
     """The root secret, from which key peppers and link signatures derive; empty: that of the data folder."""
-    secret_previous: Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_secrets)] = Field(
-        default=(), repr=False
-    )
+    secret_previous: Secrets = Field(default=(), repr=False)
     """Root secrets that are accepted beside `secret` while it is rotated."""
     tls_cert: File = None
     tls_key: File = None
@@ -186,9 +119,9 @@ class Settings(BaseModel):
     insecure: bool = False
     catalog: File = None
     """The operator's catalogue, whose entries are added to the built-in ones or replace them."""
-    delivery_origins: Annotated[tuple[Url, ...], BeforeValidator(_split)] = ()
+    delivery_origins: Urls = ()
     """Private origins that vendors' files may be downloaded from, such as http://10.0.0.5:9000."""
-    trusted_proxies: Annotated[tuple[Network, ...], BeforeValidator(_split)] = ()
+    trusted_proxies: Networks = ()
     """Addresses and networks of reverse proxies, such as 10.0.0.0/8. Their gRPC connections carry many
     callers' calls, so one caller's fault does not close them; for REST connections see `idle_timeout`. Their
     X-Forwarded-For has the address of the caller."""

@@ -18,7 +18,8 @@ import grpc
 import pytest
 
 from pomelo.accounts.failed_keys import FailedKeys
-from pomelo.app import App, gateway_proof, open_app, open_gateway
+from pomelo.app import App, open_app, open_gateway
+from pomelo.front_ends import gateway_proof
 from pomelo.server.remote import open_remote
 from pomelo.service import Services
 from pomelo.settings import Settings

@@ -25,6 +25,7 @@ from pomelo.settings import Settings
 from pomelo.telemetry.log import open_log
 from pomelo.telemetry.readiness import Readiness
 from pomelo.telemetry.task_log import TaskLog
+from pomelo.telemetry.tracing import open_tracing
 
 if TYPE_CHECKING:
     from pomelo.telemetry.metrics import Metrics
@@ -130,7 +131,8 @@ async def serve_app(
     async with AsyncExitStack() as stack:
         try:
             admin = await stack.enter_async_context(open_admin(settings, metrics, readiness))
-            opening = open_app(settings, observers=[task_log], metrics=metrics, readiness=readiness)
+            traces = await stack.enter_async_context(open_tracing())
+            opening = open_app(settings, observers=(task_log, *traces), metrics=metrics, readiness=readiness)
             app = await stack.enter_async_context(opening)
         except OSError as error:
             await stack.aclose()  # so that only the addresses of others are in use

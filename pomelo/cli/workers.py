@@ -37,6 +37,7 @@ from pomelo.reload import log_refusal, read_changes
 from pomelo.settings import Settings, SettingsError
 from pomelo.telemetry.readiness import Readiness
 from pomelo.telemetry.task_log import TaskLog
+from pomelo.telemetry.tracing import open_tracing
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to start serving."""
@@ -224,10 +225,17 @@ async def _serve(
     # The other end is closed when the supervisor is gone, even if it was killed.
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:
-        opening = open_app(
-            settings, worker=number, observers=[task_log], metrics=metrics, readiness=readiness
-        )
-        async with open_admin(settings, metrics, readiness, number) as admin, opening as app:
+        async with (
+            open_admin(settings, metrics, readiness, number) as admin,
+            open_tracing(number) as traces,
+            open_app(
+                settings,
+                worker=number,
+                observers=(task_log, *traces),
+                metrics=metrics,
+                readiness=readiness,
+            ) as app,
+        ):
             defer_garbage_collection()
             async with on_hangup(lambda: app.reload(load), stop):
                 pipe.send(Ready(app.configured, app.rest, app.grpc, admin))

@@ -12,8 +12,9 @@ import grpc
 import pytest
 
 from pomelo.addresses import join_address
-from pomelo.app import App, gateway_proof, open_app
+from pomelo.app import App, open_app
 from pomelo.errors import PomeloError
+from pomelo.front_ends import gateway_proof
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.origin import GatewayProof

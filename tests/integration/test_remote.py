@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from pomelo.app import App, gateway_proof
+from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
+from pomelo.front_ends import gateway_proof
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest, SumUsageRequest
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize
 
-from pomelo import app
+from pomelo import app, front_ends
 from pomelo.configuration import find_certificate
 from pomelo.draining import Draining
 from pomelo.errors import PomeloError
@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 @pytest.mark.parametrize(("calls", "account_calls"), [(2_000, 1_000), (11, 5), (1, 1)])
 def test_one_account_may_have_half_of_all_calls_and_at_least_one(calls: int, account_calls: int) -> None:
-    limits = app._in_flight(Settings(max_calls=calls))
+    limits = front_ends.in_flight(Settings(max_calls=calls))
     assert limits == InFlightLimits(calls=calls, account_calls=account_calls)
 
 
@@ -31,14 +31,14 @@ def test_a_grpc_message_may_have_the_largest_body_and_one_mebibyte_more(
     json_limit: int, inline_limit: int
 ) -> None:
     settings = Settings(json_limit=ByteSize(json_limit), inline_limit=ByteSize(inline_limit))
-    options = app._server_options(settings, shared=False)
+    options = front_ends.server_options(settings, shared=False)
     assert options.limits.message == 5 * MIB
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_grpc_gets_the_address_the_proxies_and_whether_workers_share_it(shared: bool) -> None:
     settings = Settings(grpc="127.0.0.1:1", trusted_proxies=("10.0.0.0/8", "::1"))
-    options = app._server_options(settings, shared)
+    options = front_ends.server_options(settings, shared)
     assert (options.address, options.reuse_port) == ("127.0.0.1:1", shared)
     assert [str(one) for one in options.connections.trusted] == ["10.0.0.0/8", "::1/128"]
 
@@ -56,12 +56,12 @@ def test_rest_accepts_tls_1_2_and_later_with_the_certificate_of_the_settings(tmp
 
 
 def test_a_gateway_is_recognised_by_the_same_secret_only() -> None:
-    sent = dict(app.gateway_proof(b"secret").metadata("rest", "192.0.2.1", "Bearer key"))
+    sent = dict(front_ends.gateway_proof(b"secret").metadata("rest", "192.0.2.1", "Bearer key"))
     sent["authorization"] = "Bearer key"
-    assert app.gateway_proof(b"secret").origin(sent, "ipv4:127.0.0.1:5").proven
-    assert not app.gateway_proof(b"another").origin(sent, "ipv4:127.0.0.1:5").proven
-    assert not app.gateway_proof(None).origin(sent, "ipv4:127.0.0.1:5").proven
-    assert len(app.gateway_proof(None).metadata("rest", "192.0.2.1", "Bearer key")) == 1
+    assert front_ends.gateway_proof(b"secret").origin(sent, "ipv4:127.0.0.1:5").proven
+    assert not front_ends.gateway_proof(b"another").origin(sent, "ipv4:127.0.0.1:5").proven
+    assert not front_ends.gateway_proof(None).origin(sent, "ipv4:127.0.0.1:5").proven
+    assert len(front_ends.gateway_proof(None).metadata("rest", "192.0.2.1", "Bearer key")) == 1
 
 
 async def test_calls_may_end_within_the_grace_and_the_others_are_ended_after_it() -> None:
@@ -69,14 +69,14 @@ async def test_calls_may_end_within_the_grace_and_the_others_are_ended_after_it(
     short = asyncio.create_task(draining.counted(end.wait)())
     long = asyncio.create_task(draining.counted(asyncio.Event().wait)())
     await asyncio.sleep(0)
-    leaving = asyncio.create_task(app._drain(draining, grace=0.2))
+    leaving = asyncio.create_task(front_ends.drain(draining, grace=0.2))
     await asyncio.sleep(0)
     with pytest.raises(PomeloError):
         await draining.counted(end.wait)()
     end.set()
     assert await short
     assert not long.done()
-    async with asyncio.timeout(app.FLUSH_TIMEOUT):
+    async with asyncio.timeout(front_ends.FLUSH_TIMEOUT):
         await leaving
     with pytest.raises(PomeloError) as ended:
         await long
@@ -85,7 +85,7 @@ async def test_calls_may_end_within_the_grace_and_the_others_are_ended_after_it(
 
 async def test_nothing_is_waited_for_without_running_calls() -> None:
     async with asyncio.timeout(5):
-        await app._drain(Draining(), grace=60)
+        await front_ends.drain(Draining(), grace=60)
 
 
 async def test_background_work_is_cancelled_on_leaving() -> None:

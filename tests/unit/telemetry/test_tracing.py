@@ -15,7 +15,8 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from pomelo.telemetry.tracing import FLUSH_TIMEOUT, is_configured, open_tracing
+from pomelo.telemetry.spans import FLUSH_TIMEOUT, open_spans
+from pomelo.telemetry.tracing import is_configured
 from pomelo.testing import Answer, error_reply
 from tests.tasks import text_body
 from tests.unit.engine.apps import open_engine
@@ -80,8 +81,8 @@ async def ask(
 ) -> None:
     """Asks one task of a vendor that is busy at first, and sends its spans."""
     async with (
-        open_tracing(OTLPSpanExporter(collector.url)) as tracing,
-        open_engine(folder, observers=[tracing]) as engine,
+        open_spans(OTLPSpanExporter(collector.url)) as spans,
+        open_engine(folder, observers=[spans]) as engine,
     ):
         account = await engine.account()
         engine.upstream.script(BUSY, Answer("Hello"))
@@ -167,8 +168,8 @@ async def test_a_collector_that_never_answers_delays_neither_a_task_nor_the_shut
         exporter = OTLPSpanExporter(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces")
         async with (
             asyncio.timeout(FLUSH_TIMEOUT + 5),
-            open_tracing(exporter) as tracing,
-            open_engine(tmp_path, observers=[tracing]) as engine,
+            open_spans(exporter) as spans,
+            open_engine(tmp_path, observers=[spans]) as engine,
         ):
             account = await engine.account()
             engine.upstream.default = Answer("Hello")

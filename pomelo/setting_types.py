@@ -1,0 +1,95 @@
+"""The types of settings: how a value is read, and why it is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from pomelo import secrets
+from pomelo.addresses import check_network, normalize_origin, split_address
+from pomelo.stores import STORES
+
+_PLAN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BUCKET = re.compile(r"(s3|gs)://[^/?#@\s]+(/[^?#\s]*)?|az://[^/?#@\s]+/[^?#\s]+")
+
+
+def _address(text: str) -> str:
+    if text:
+        split_address(text)
+    return text
+
+
+def _url(text: str) -> str:
+    if text and not text.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return text.rstrip("/")
+
+
+def _store(text: str) -> str:
+    if text in ("", "sqlite:"):
+        return "sqlite:"
+    schemes = tuple(beginning for beginning in STORES if beginning != "sqlite:")
+    if not text.startswith(schemes):
+        raise ValueError(f"must be sqlite: (in the data folder), or begin with {', '.join(schemes)}")
+    return text
+
+
+def _archive(text: str) -> str:
+    if text and not text.startswith(("sqlite:", "postgresql://")):
+        raise ValueError("must be sqlite:PATH or begin with postgresql://")
+    return text
+
+
+def _bucket(url: str) -> str:
+    if url and not _BUCKET.fullmatch(url):
+        raise ValueError("must be s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER/PREFIX")
+    return url
+
+
+def _secret(text: str) -> str:
+    if text and len(text) < secrets.MIN_LENGTH:
+        raise ValueError(f"must have at least {secrets.MIN_LENGTH} characters. Run: openssl rand -hex 32")
+    return text
+
+
+def _file(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise ValueError("is not a file")
+    return path
+
+
+def _split(text: Any) -> Any:
+    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+
+
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("* allows every origin: give it alone, or leave it out")
+    return origins
+
+
+def _plan(name: str) -> str:
+    if not _PLAN_NAME.fullmatch(name):
+        raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
+    return name
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Store = Annotated[str, AfterValidator(_store)]
+Archive = Annotated[str, AfterValidator(_archive)]
+Bucket = Annotated[str, AfterValidator(_bucket)]
+Secret = Annotated[str, AfterValidator(_secret)]
+PlanName = Annotated[str, AfterValidator(_plan)]
+Limit = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
+Url = Annotated[str, AfterValidator(_url)]
+Origin = Annotated[str, AfterValidator(normalize_origin)]
+Network = Annotated[str, AfterValidator(check_network)]
+File = Annotated[Path | None, AfterValidator(_file)]
+Origins = Annotated[tuple[Origin, ...], BeforeValidator(_split), AfterValidator(_origins)]
+Secrets = Annotated[tuple[Secret, ...], BeforeValidator(_split)]
+Urls = Annotated[tuple[Url, ...], BeforeValidator(_split)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
+"""Several values in one text, separated by commas."""
