@@ -10,7 +10,7 @@ import subprocess
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +153,14 @@ async def test_both_versions_serve_one_redis_store_under_load_and_bill_right(
             "POMELO_ARCHIVE": f"sqlite:{tmp_path / 'usage.db'}",
             "POMELO_SECRET": "s" * 40,
         }
-        async with (
-            start_before(before, folders[0], "serve", **addresses[0], **shared) as old,
-            start_command(folders[1], "serve", **addresses[1], **shared) as new,
-        ):
+        async with AsyncExitStack() as stack:
+            old = await stack.enter_async_context(
+                start_before(before, folders[0], "serve", **addresses[0], **shared)
+            )
             await old.read_until("curl ")
+            new = await stack.enter_async_context(
+                start_command(folders[1], "serve", **addresses[1], **shared)
+            )
             await new.read_until("No provider has a key")
             first = (folders[0] / "data" / "test-key").read_text().strip()
             plan = await pomelo(folders[1], "accounts", "plan", "default", "unlimited", **shared)
