@@ -259,7 +259,10 @@ class SqliteStore:
         after: Wallet | None = None
         while page := await self._ledger.wallet_states(after):
             yield page
-            after = page[-1].wallet
+            last = page[-1].wallet
+            if after is not None and (last.account, last.live) <= (after.account, after.live):
+                return  # A damaged file would repeat the page for ever; the audit finds what is missing.
+            after = last
 
     async def damage(self) -> list[tuple[str, str]]:
         findings = await self._report(
