@@ -255,7 +255,7 @@ async def test_memory_equals_the_file_and_a_crash_loses_nothing(
 
 
 def copy_files(path: Path, copy: Path) -> None:
-    """Copies the log before the file: it is only emptied after the file has its contents."""
+    """Copies the file and the log, which is too small to be emptied meanwhile."""
     for name in (path.name, path.name + "-wal"):
         with suppress(FileNotFoundError):
             shutil.copyfile(path.parent / name, copy.parent / name)
