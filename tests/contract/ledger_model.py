@@ -176,7 +176,7 @@ class WalletModel:
         return min(amount, max(available // shares, request.sufficient, request.minimum))
 
     def reserve(self, request: ReserveRequest, amount: int, now: float) -> None:
-        self._forget_closed(now)
+        self.forget_closed(now)
         windows = {}
         for counter in request.counters:
             if counter.window is not None:
@@ -192,13 +192,14 @@ class WalletModel:
 
     def end(self, task_id: str, now: float, amounts: Mapping[str, int]) -> None:
         """Ends a task. `amounts` replace what it counted in windows that are still open."""
-        self._forget_closed(now)
+        self.forget_closed(now)
         task = self.running.pop(task_id)
         for counter in task.request.counters:
             window = task.windows.get(counter.name)
             if window is not None and window.is_open(now) and counter.name in amounts:
                 window.count += amounts[counter.name] - counter.amount
 
-    def _forget_closed(self, now: float) -> None:
+    def forget_closed(self, now: float) -> None:
+        """Forgets the windows that are not open."""
         # One that nothing was written after may be open again when the clock has been set back.
         self.windows = {name: window for name, window in self.windows.items() if window.is_open(now)}

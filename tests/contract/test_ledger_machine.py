@@ -332,6 +332,9 @@ class LedgerMachine(OperatorRules):
                 assert replace(found, cost=found.cost + found.uncollected, uncollected=0) == complete
                 assert found.cost >= min(task.noted.cost, task.amount)
                 state.records[task_id] = found
+            # A wallet is read when it is first used, and windows of the future are then forgotten.
+            state.forget_closed(self.now)
+            self.compare(self.do(self.store.limit_status(wallet, ALL_COUNTERS)), wallet, ALL_COUNTERS)
 
     @rule(wallet=st.sampled_from(WALLETS))
     def check_limit_status(self, wallet: Wallet) -> None:
