@@ -71,7 +71,7 @@ class TaskLog:
             "first_byte_ms": report.first_byte_ms,
             "upstream_ms": round(report.upstream_ms, 1),
             "bytes": report.output_bytes,
-            "cost": "" if record is None else money.format_credits(record.cost),
+            "cost": money.format_credits(record.cost) if record is not None and record.cost else "",
             "replayed": report.replayed,
         }
         self._log("info", "task", fields)

@@ -129,13 +129,16 @@ def _error_body(received: Received, code: str | None = None) -> bytes:
 
 
 def _headers(content_type: str = "application/json", **more: str) -> dict[str, str]:
-    return {
-        "Content-Type": content_type,
-        "x-request-id": f"{MARKER}-request-id",
-        "request-id": f"{MARKER}-request-id",
-        "Set-Cookie": f"session={MARKER}-cookie",
-        "Server": f"{MARKER}-server",
-    } | {name.replace("_", "-"): value for name, value in more.items()}
+    return (
+        {
+            "Content-Type": content_type,
+            "x-request-id": "logged-request-id",  # which the operator needs; text that can't be an id is not logged
+            "request-id": f"{MARKER} request id",
+            "Set-Cookie": f"session={MARKER}-cookie",
+            "Server": f"{MARKER}-server",
+        }
+        | {name.replace("_", "-"): value for name, value in more.items()}
+    )
 
 
 def _status(status: int, **more: str) -> Script:
@@ -187,7 +190,7 @@ FAULTS: Mapping[str, Fault] = {
     **{str(status): Fault(_status(status)) for status in (400, 401, 402, 403, 404, 413, 418, 422)},
     **{str(status): Fault(_status(status, retry_after="60"), 1) for status in (429, 500, 503)},
     "a code like the vendor's": Fault(
-        lambda received: Reply(400, _headers(), (_error_body(received, f"{MARKER}-code"),))
+        lambda received: Reply(400, _headers(), (_error_body(received, "logged-code"),))
     ),
     "an invalid wait": Fault(_status(409, retry_after=f"{MARKER}-wait"), 3),
     "HTML": Fault(_with("text/html", "<html><title>ECHO</title>")),

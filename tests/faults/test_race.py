@@ -197,7 +197,8 @@ async def test_exactly_as_many_concurrent_tasks_run_as_credits_or_the_minute_lim
             assert (await driver(speech("late"), "late")).code == code
         books = await server.stop(requests=100)
         left = micros - 100 * PRICE
-        assert books.balance == {"granted": micros, "spent": 100 * PRICE, "held": 0, "available": left}
+        expected = {"granted": micros, "spent": 100 * PRICE, "held": 0, "credit_limit": 0, "available": left}
+        assert books.balance == expected
         assert set(books.records) == {outcome.request_id for outcome in outcomes if outcome.complete}
         assert {record["cost"] for (record,) in books.records.values()} == {PRICE}
 

@@ -131,12 +131,13 @@ class RunningCommand:
 async def start_command(folder: Path, *arguments: str, **variables: str) -> AsyncIterator[RunningCommand]:
     """Starts a command; kills it on leaving if it still runs."""
     process = await _start(folder, arguments, variables, stdin=None, stderr=STDOUT)
+    running = RunningCommand(process)
     try:
-        yield RunningCommand(process)
+        yield running
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
-            await process.wait()
+            await running.wait()  # reads what it has printed: until then asyncio does not notice its end
 
 
 @asynccontextmanager

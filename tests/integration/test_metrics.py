@@ -88,7 +88,9 @@ async def test_the_sums_of_one_process_equal_the_ledgers(tmp_path: Path) -> None
         assert found.total("pomelo_task_duration_seconds_count", provider="openai") == 5
         assert found.total("pomelo_task_upstream_seconds_count", provider="openai") == 5
         assert found.total("pomelo_task_first_byte_seconds_count", provider="openai") <= 4
-        assert found.total("pomelo_store_operation_seconds_count", operation="settle") == 5
+        assert found.total("pomelo_store_operation_seconds_count", operation="settle") == 6, (
+            "the failed task, too"
+        )
         circuits = found.by("pomelo_circuit_state", "provider", "provider_model")
         assert {provider: state for (provider, _), state in circuits.items()} == {"openai": 0}
         for secret in (SECRET, account.name, account.live, account.live.split("_")[2]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import shutil
@@ -119,9 +120,8 @@ async def test_a_configuration_that_can_not_be_used_is_refused_as_a_whole_and_th
             assert answer.headers["X-RateLimit-Limit"] == "77"
         config.write_text('grace = 5\nworkers = 2\nstore = "redis://127.0.0.1:1"\n')
         assert "plans changed: pro" in await hang_up(server)
-        assert (await server.read_until("Restart to apply")).endswith(
-            "Restart to apply POMELO_GRACE, POMELO_STORE, POMELO_WORKERS"
-        )
+        line = json.loads(await server.read_until("Restart to apply"))
+        assert line["event"] == "Restart to apply POMELO_GRACE, POMELO_STORE, POMELO_WORKERS"
         answer = await task(http, addresses["POMELO_REST"], key)
         assert answer.headers["X-RateLimit-Limit"] == "300"
         assert "nothing has changed" in await hang_up(server)

@@ -284,7 +284,7 @@ async def test_pomelo_models_shows_the_retirement_date(app: RunningApp, tmp_path
     assert header.endswith("AVAILABLE  RETIRES")
     assert {row.split()[0]: row.split()[-1] for row in rows}["gpt-ends"] == "2026-12-31"
     result = await pomelo(tmp_path, *command, "--json")
-    items = {row["name"]: row for row in json.loads(result.out)}
+    items = {row["id"]: row for row in json.loads(result.out)}
     assert (items["gpt-ends"]["deprecated"], items["gpt-ends"]["retires"]) == ("2026-11-01", "2026-12-31")
     assert items["gpt-4"]["retires"] is None
     assert "retire_time" not in items["gpt-ends"]

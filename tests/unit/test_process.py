@@ -153,11 +153,15 @@ SERVING_PROGRAM = """
 import asyncio, gc, json, sys
 from pomelo.cli.process import serve_app, serve_gateway
 from pomelo.settings import Settings
-settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=sys.argv[1])
+from pomelo.telemetry.log import open_log
+settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", admin="", data=sys.argv[1])
 stop = asyncio.Event()
 stop.set()
-serving = serve_gateway(settings, "127.0.0.1:1", False, None, stop) if sys.argv[2:] else serve_app(settings, stop)
-asyncio.run(serving)
+with open_log("info", None) as log:
+    if sys.argv[2:]:
+        asyncio.run(serve_gateway(settings, "127.0.0.1:1", False, None, stop, log))
+    else:
+        asyncio.run(serve_app(settings, lambda: settings, stop, log))
 print(json.dumps([gc.get_freeze_count(), gc.get_threshold()]))
 """
 
