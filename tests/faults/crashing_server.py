@@ -26,12 +26,14 @@ from typing import Any, cast
 import uvloop
 
 from pomelo.app import App, open_app
-from pomelo.engine.circuit_breaker import CircuitBreaker
+from pomelo.engine.circuit_breaker import MINIMUM_CALLS, CircuitBreaker
 from pomelo.engine.routing import Router
 from pomelo.providers.base import Event, Job, JobMethod, Provider
+from pomelo.providers.registry import read_registry
 from pomelo.settings import load
 from pomelo.stores.base import Store
 from tests.faults.books import state
+from tests.faults.vendor import STOPPED_MODEL
 
 
 class CrashPoints:
@@ -184,7 +186,13 @@ async def main() -> None:
 
     def router(providers: Mapping[str, Provider]) -> Router:
         crashing = {name: CrashingProvider(one, points) for name, one in providers.items()}
-        return Router(crashing, breaker=partial(CircuitBreaker, minimum_calls=10**9))
+        return Router(crashing, breaker=breaker)
+
+    stopped = read_registry(None).catalog.models[STOPPED_MODEL].routes[0].model
+
+    def breaker(provider: str, model: str) -> CircuitBreaker:
+        minimum = MINIMUM_CALLS if model == stopped else 10**9
+        return CircuitBreaker(provider, model, minimum_calls=minimum)
 
     def wrapped(store: Store) -> Store:
         return cast(Store, CrashingStore(store, points))

@@ -24,7 +24,7 @@ from pomelo.testing import Answer, FaultUpstream, Gate, Speech, error_reply
 from tests.faults.books import Books
 from tests.faults.drivers import GONE, ChunkCounter, GrpcDriver, Outcome, RestDriver
 from tests.faults.server_process import RESOLVED_WITHIN, Deployment, ServerProcess
-from tests.faults.vendor import WORDS, Vendor, request_id_of, speech, text
+from tests.faults.vendor import STOPPED_MODEL, WORDS, Vendor, request_id_of, speech, text
 from tests.redis_server import RedisServer
 
 log = logging.getLogger("tests.crash")
@@ -97,7 +97,7 @@ def check_received(books: Books, outcome: Outcome, sent: Mapping[str, int]) -> N
         assert record["uncollected"] == 0
         assert record["complete"] or record["output_tokens"] <= sent[outcome.request_id]
         assert record["characters"] <= len(outcome.body.get("text", ""))
-        assert record["complete"] == (record["source"] != "recovered")
+        assert record["complete"] == (record["source"] != "recovered" and not record["code"])
 
 
 # --- at each point
@@ -128,7 +128,10 @@ class Round:
         point = POINTS[self.point]
         turn = (self.number + list(POINTS).index(self.point)) // 2
         make = text if point.text or turn % 2 == 0 else speech
-        return make(self.dying), point.streams or turn % 4 < 2
+        body = make(self.dying)
+        if "void" in self.point:
+            body["model"] = STOPPED_MODEL
+        return body, point.streams or turn % 4 < 2
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +193,13 @@ async def crash(
             Speech(at={2: Gate()}) if "text" in body else Answer(WORDS, at={2: Gate()})
         )
     elif "void" in round_.point:
-        vendor.scripts[round_.dying] = error_reply(400)
+        # What is voided has asked no provider, such as a task that an open circuit stops.
+        for number in range(2):
+            request_id = f"failed.{number}.{name}"
+            vendor.scripts[request_id] = error_reply(503)
+            failed = await rest(text(request_id) | {"model": STOPPED_MODEL}, request_id)
+            assert failed.code == "provider_unavailable"
+            round_.outcomes.append(failed)
     last = await clients[round_.number % 2](body, round_.dying, stream=stream, idempotency_key=round_.dying)
     if round_.point == "after_the_answer":
         assert last.complete

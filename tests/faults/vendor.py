@@ -11,6 +11,10 @@ from tests.tasks import TASK_BODIES, text_body
 WORDS = "one two three four five six"
 
 
+STOPPED_MODEL = "gpt-3.5-turbo"
+"""The model whose circuit may open."""
+
+
 def text(request_id: str) -> dict[str, Any]:
     return text_body(f"{request_id} Count, please.")
 

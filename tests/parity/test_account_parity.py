@@ -113,7 +113,8 @@ def _usage(response: pb.ListUsageResponse | pb.SumUsageResponse) -> dict[str, An
             for row in response.sums
         ]
         return {"object": "list", "data": rows, "next_page_token": response.next_page_token or None}
-    excluded = ("account_id", "mode", "task_type", "source", "end_time", "user", "metadata", "protocol")
+    renamed = ("account_id", "mode", "task_type", "source", "end_time", "protocol")
+    nullable = ("user", "metadata", "code")
     rows = [
         {
             "object": "usage.record",
@@ -122,7 +123,11 @@ def _usage(response: pb.ListUsageResponse | pb.SumUsageResponse) -> dict[str, An
             "type": TaskType.Name(row.task_type).removeprefix("TASK_TYPE_").lower().replace("_", "-"),
             "source": pb.UsageSource.Name(row.source).removeprefix("USAGE_SOURCE_").lower(),
             "time": row.end_time.seconds,
-            **_to_json(row, *excluded),
+            "account": row.account_id,
+            "user": row.user or None,
+            "metadata": dict(row.metadata),
+            "code": row.code or None,
+            **_to_json(row, *renamed, *nullable),
         }
         for row in response.records
     ]
