@@ -1,7 +1,6 @@
-"""API keys: their format, their storage, and the authentication of calls.
+"""API keys: their storage, and the authentication of calls.
 
-A key is `pml_live_` or `pml_test_`, an id of 12 characters, `_`, a secret of 32 characters (190 bits) and a
-checksum of 6. The store keeps an HMAC of the whole key, so that its mode and id are bound to its secret.
+The store keeps an HMAC of the whole key, so that its mode and id are bound to its secret.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ import hashlib
 import hmac
 import logging
 import math
-import secrets
 import time
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +20,7 @@ from pomelo import times
 from pomelo.accounts.acts import describe_key, key_act
 from pomelo.accounts.budgets import budget_of
 from pomelo.accounts.failed_keys import FailedKeys
+from pomelo.accounts.key_format import ID, make_key, parse
 from pomelo.call import Call, Principal
 from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
 from pomelo.logs import UnexpectedErrors
@@ -42,44 +40,7 @@ CACHE_SIZE = 10_000
 USE_INTERVAL = 60.0
 """Seconds between two times at which it is stored when keys were used last."""
 
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-
-_LIVE = "pml_live_"
-_TEST = "pml_test_"
-_PREFIX = 9
-_ID = 12
-_SECRET = 32
-_CHECKSUM = 6
-_LENGTH = _PREFIX + _ID + 1 + _SECRET + _CHECKSUM
-_CHARACTERS = frozenset(ALPHABET)
 _HINT = "Send it as 'Authorization: Bearer YOUR_API_KEY'"
-
-
-def make_key(live: bool, choose: Callable[[str], str] = secrets.choice) -> tuple[str, str]:
-    """Makes a key; returns it and its id. `choose` picks a random character."""
-    key_id = "".join([choose(ALPHABET) for _ in range(_ID)])
-    secret = "".join([choose(ALPHABET) for _ in range(_SECRET)])
-    body = f"{_LIVE if live else _TEST}{key_id}_{secret}"
-    return body + _checksum(body), key_id
-
-
-def parse(key: str) -> str | None:
-    """The id of a key, or None if its format or its checksum is wrong. Does not query the store."""
-    if len(key) != _LENGTH or not key.startswith((_LIVE, _TEST)):
-        return None
-    key_id, underscore, rest = key[_PREFIX : _PREFIX + _ID], key[_PREFIX + _ID], key[_PREFIX + _ID + 1 :]
-    if underscore != "_" or not _CHARACTERS.issuperset(key_id) or not _CHARACTERS.issuperset(rest):
-        return None
-    return key_id if rest.endswith(_checksum(key[:-_CHECKSUM])) else None
-
-
-def _checksum(body: str) -> str:
-    rest = zlib.crc32(body.encode())
-    digits = []
-    for _ in range(_CHECKSUM):
-        rest, digit = divmod(rest, 62)
-        digits.append(ALPHABET[digit])
-    return "".join(reversed(digits))
 
 
 class KeyringStore(KeyStore, AccountStore, Protocol):
@@ -144,7 +105,7 @@ class Keyring:
         if key is None:
             raise self._failure(call, f"{call.key_error or 'Missing API key.'} {_HINT}")
         # A malformed key may have a cached id in this place: the digest is of the whole key and fails it.
-        cached = self._cache.get(key[_PREFIX : _PREFIX + _ID])
+        cached = self._cache.get(key[ID])
         looked_up = cached is None or cached.cached_until <= self._monotonic()
         if looked_up:
             cached = None if self._failed_keys.is_repeated(call.address, key) else await self._look_up(key)

@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pomelo.cli.doctor import Finding, check_data, report
+from pomelo.cli.doctor import check_data
+from pomelo.cli.findings import Finding, report
 
 if TYPE_CHECKING:
     from pomelo.configuration import Configuration

@@ -7,33 +7,22 @@ import os
 import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import pomelo
-from pomelo.cli.terminal import Config, FailureError, Json, explain, format_time, print_json, print_line
+from pomelo.cli.findings import Finding, report
+from pomelo.cli.server_checks import TIMEOUT, check_grpc, check_rest, get_status
+from pomelo.cli.terminal import Config, Json, explain, format_time
 
 if TYPE_CHECKING:
     from datetime import date
-    from ssl import SSLContext
 
     from pomelo.gen.admin.v1.admin_service_pb2 import Account, GetServerResponse, Key
     from pomelo.providers import Credentials
     from pomelo.providers.registry import Entry, Registry
     from pomelo.settings import Settings, SettingsError
-
-_TIMEOUT = 5.0
-"""Seconds that one check may take."""
-
-
-class Finding(NamedTuple):
-    """The result of one check. `state` is ok, off (not configured and not needed), warning (it works, but
-    will soon fail) or broken."""
-
-    name: str
-    state: str
-    detail: str
 
 
 def doctor(
@@ -51,26 +40,6 @@ def doctor(
 
     logging.getLogger("pomelo.settings").setLevel(logging.ERROR)  # the findings include its warnings
     report(check_fleet(config) if fleet else _check(config), as_json)
-
-
-def report(found: Iterable[Finding], as_json: bool = False) -> None:
-    """Prints findings, each when it is made.
-
-    Raises:
-        typer.Exit: with status 1; something is broken.
-    """
-    findings = []
-    for finding in found:
-        findings.append(finding)
-        if not as_json:
-            first, *more = finding.detail.split("\n")
-            print_line(f"{finding.state:<7} {finding.name:<13} {first}")
-            for line in more:
-                print_line(f"{'':<21} {line}")
-    if as_json:
-        print_json([finding._asdict() for finding in findings])
-    if any(finding.state == "broken" for finding in findings):
-        raise typer.Exit(1)
 
 
 def _check(config: Any) -> Iterator[Finding]:
@@ -100,8 +69,8 @@ def _check(config: Any) -> Iterator[Finding]:
         server, finding = _server(settings)
         yield finding
     yield from _store(settings, served, registry)
-    yield _grpc(settings, served)
-    yield _rest(settings, served)
+    yield check_grpc(settings, served)
+    yield check_rest(settings, served)
     yield from _providers(settings, registry, server)
 
 
@@ -155,7 +124,7 @@ def _server(settings: Settings) -> tuple[GetServerResponse | None, Finding]:
     from pomelo.gen.admin.v1.admin_service_pb2 import GetServerRequest
 
     try:
-        found = call_operator(settings, lambda operator: operator.get_server(GetServerRequest()), _TIMEOUT)
+        found = call_operator(settings, lambda operator: operator.get_server(GetServerRequest()), TIMEOUT)
     except Exception as error:
         line = explain(error)
         if line is None:
@@ -256,64 +225,6 @@ def _join(names: Iterable[str]) -> str:
     return ", ".join(first[:3]) + more
 
 
-def _grpc(settings: Settings, served: bool) -> Finding:
-    if not settings.grpc:
-        return Finding("gRPC", "off", "POMELO_GRPC is empty")
-    import asyncio
-
-    from pomelo.cli.client import NobodyError, open_client
-    from pomelo.server.remote.health import open_health
-
-    async def is_serving() -> bool:
-        async with open_client(open_health, settings, None) as check:
-            return await check(_TIMEOUT)
-
-    try:
-        serving = asyncio.run(is_serving())
-    except NobodyError:
-        return _unreachable("gRPC", settings.grpc, served)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        return Finding("gRPC", "broken", line)
-    if not serving:
-        return Finding("gRPC", "broken", f"{settings.grpc} takes no calls: it is not ready, or shutting down")
-    return Finding("gRPC", "ok", f"{settings.grpc} serves")
-
-
-def _rest(settings: Settings, served: bool) -> Finding:
-    if not settings.rest:
-        return Finding("REST", "off", "POMELO_REST is empty")
-    import ssl
-
-    from pomelo.cli.trust import explain_handshake, trust_own_certificate
-
-    scheme = "https" if settings.tls_cert else "http"
-    try:
-        context = trust_own_certificate(settings.tls_cert) if settings.tls_cert else None
-        status = _get(f"{scheme}://{settings.rest}/healthz", {}, context)
-    except FailureError as error:
-        return Finding("REST", "broken", str(error))
-    except ssl.SSLError as error:
-        return Finding("REST", "broken", f"{settings.rest}: {explain_handshake(error, own=True)}")
-    except OSError:
-        return _unreachable("REST", settings.rest, served)
-    if status == 503:
-        return Finding(
-            "REST", "broken", f"{settings.rest} takes no requests: it is not ready, or shutting down"
-        )
-    if status != 200:
-        return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
-    return Finding("REST", "ok", f"{settings.rest} serves")
-
-
-def _unreachable(name: str, address: str, served: bool) -> Finding:
-    if served:
-        return Finding(name, "broken", f"the server runs, but {address} does not answer")
-    return Finding(name, "off", f"no server at {address}. Start one with: pomelo serve")
-
-
 def _providers(
     settings: Settings, registry: Registry | SettingsError, server: GetServerResponse | None
 ) -> Iterator[Finding]:
@@ -381,7 +292,7 @@ def _provider(entry: Entry, configured: Mapping[str, Credentials]) -> Finding:
         return Finding(name, "ok", f"{key_variable} is set; the provider has no free request to check it")
     try:
         headers = {**probe.headers, probe.header: probe.prefix + key} if key else dict(probe.headers)
-        status = _get(base_url.rstrip("/") + probe.path, headers)
+        status = get_status(base_url.rstrip("/") + probe.path, headers)
     except OSError:
         return Finding(name, "broken", f"{base_url} can't be reached")
     if status in (401, 403):
@@ -389,29 +300,3 @@ def _provider(entry: Entry, configured: Mapping[str, Credentials]) -> Finding:
     if status >= 400:
         return Finding(name, "broken", f"{base_url} answers {status}")
     return Finding(name, "ok", f"{base_url} takes the key" if key else f"{base_url} answers")
-
-
-def _get(url: str, headers: dict[str, str], context: SSLContext | None = None) -> int:
-    """Returns the status of a response. Follows no redirect and uses no proxy, like the server.
-
-    `context` has the trusted certificates for https; None: the well-known authorities.
-
-    Raises:
-        OSError: there is no response.
-    """
-    from http.client import HTTPConnection, HTTPException, HTTPSConnection
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme == "https":
-        connection: HTTPConnection = HTTPSConnection(host, parts.port, timeout=_TIMEOUT, context=context)
-    else:
-        connection = HTTPConnection(host, parts.port, timeout=_TIMEOUT)
-    try:
-        connection.request("GET", parts.path, headers=headers)
-        return connection.getresponse().status
-    except HTTPException as error:
-        raise OSError(str(error)) from error
-    finally:
-        connection.close()

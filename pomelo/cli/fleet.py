@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from pomelo.cli.doctor import Finding
+from pomelo.cli.findings import Finding
 from pomelo.cli.terminal import explain
 
 if TYPE_CHECKING:

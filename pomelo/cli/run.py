@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from io import SEEK_END, TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli.safe_text import visible_lines
+from pomelo.cli.sink import Sink
 from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, print_line, task_type_name
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _check_out(out: str | None) -> None:
 async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: Progress) -> None:
     """Writes a stream as it arrives. A file gets its name at the end of the stream."""
     started: Any = None
-    sink: _Sink | None = None
+    sink: Sink | None = None
     completed: TaskResult | None = None
     try:
         async for event in events:
@@ -242,7 +242,7 @@ async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: P
                     sink.write_text(event.text_delta.text)
                 case "audio_chunk":
                     if sink is None:
-                        sink = _Sink(_media_path(out, started.id, event.audio_chunk.content_type))
+                        sink = Sink(_media_path(out, started.id, event.audio_chunk.content_type))
                     sink.write(event.audio_chunk.data)
                     progress.show(f"Received {sink.size:,} bytes")
                 case "image_progress":
@@ -287,10 +287,10 @@ def _write_media(output: Any, task_id: str, out: str | None) -> None:
     if output.media.url:
         print_line(output.media.url)
     if output.data:
-        _write_output(output.data, _Sink(_media_path(out, task_id, output.content_type)))
+        _write_output(output.data, Sink(_media_path(out, task_id, output.content_type)))
 
 
-def _write_output(data: bytes | str, sink: _Sink) -> None:
+def _write_output(data: bytes | str, sink: Sink) -> None:
     try:
         if isinstance(data, str):
             sink.write_text(data)
@@ -302,8 +302,8 @@ def _write_output(data: bytes | str, sink: _Sink) -> None:
     sink.commit()
 
 
-def _text_sink(out: str | None) -> _Sink:
-    return _Sink(None, end_line=True) if out in (None, "-") else _Sink(Path(out or ""))
+def _text_sink(out: str | None) -> Sink:
+    return Sink(None, end_line=True) if out in (None, "-") else Sink(Path(out or ""))
 
 
 def _media_path(out: str | None, task_id: str, content_type: str) -> Path | None:
@@ -334,76 +334,3 @@ def _note_adjustments(adjustments: Iterable[Any]) -> None:
     fields = ", ".join(f"{one.field}={one.used}" if one.used else f"no {one.field}" for one in adjustments)
     if fields:
         typer.echo(f"(Adjusted to what the model takes: {fields}.)", err=True)
-
-
-class _Sink:
-    """stdout, or a file that gets its name when it is complete; the name is then printed.
-
-    On stdout, `end_line` ends the output with a newline.
-
-    Raises:
-        OSError: the file can't be written. The error has the name that the user gave.
-    """
-
-    def __init__(self, path: Path | None, *, end_line: bool = False) -> None:
-        self._path = path
-        self._end_line = end_line
-        self._partial = path
-        # Devices and pipes are written to directly: renaming a file to their name would replace them.
-        if path is not None and (path.is_file() or not path.exists()):
-            self._partial = path.with_name(path.name + ".part")
-        with self._user_path():
-            self._file: BinaryIO = sys.stdout.buffer if self._partial is None else self._partial.open("wb")
-        self._last = b""
-        self.size = 0
-
-    def write_text(self, text: str) -> None:
-        """Writes text without buffering; on a terminal, with escapes for control characters."""
-        self.write((visible_lines(text) if self._file.isatty() else text).encode())
-
-    def write(self, data: bytes) -> None:
-        """Writes bytes without buffering."""
-        with self._user_path():
-            self._file.write(data)
-            self._file.flush()
-        self._last = data[-1:] or self._last
-        self.size += len(data)
-
-    def commit(self) -> None:
-        """Ends complete output: gives the file its name and prints it."""
-        if self._partial is None or self._path is None:
-            self._finish_line()
-            return
-        try:
-            with self._user_path():
-                self._file.close()
-                if self._partial != self._path:
-                    self._partial.replace(self._path)
-        except OSError:
-            self.discard()
-            raise
-        print_line(str(self._path))
-
-    def discard(self) -> None:
-        """Ends incomplete output: removes the file, so that none looks complete."""
-        if self._partial is None:
-            self._finish_line()
-            return
-        with suppress(OSError):
-            self._file.close()
-        if self._partial != self._path:
-            self._partial.unlink(missing_ok=True)
-
-    @contextmanager
-    def _user_path(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if self._path is not None:
-                error.filename, error.filename2 = str(self._path), None
-            raise
-
-    def _finish_line(self) -> None:
-        if self._end_line and self._last not in (b"", b"\n"):
-            self._file.write(b"\n")
-            self._file.flush()

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pomelo.accounts.keys import parse
+from pomelo.accounts.key_format import parse
 from pomelo.app import App
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub

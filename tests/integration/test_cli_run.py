@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import pytest
 
-from pomelo.cli.run import _Sink
+from pomelo.cli.sink import Sink
 from pomelo.secrets import DATABASE
 from tests.integration.commands import CommandResult, assert_refused, environment, names, pomelo
 from tests.serving import Served
@@ -184,7 +184,7 @@ async def test_an_output_directory_is_refused_before_the_task_runs(command: Comm
 def test_a_file_that_can_not_be_renamed_leaves_no_partial_file_and_the_error_has_its_name(
     folder: Path,
 ) -> None:
-    sink = _Sink(folder / "a.txt")
+    sink = Sink(folder / "a.txt")
     sink.write(b"x")
     (folder / "a.txt").mkdir()
     with pytest.raises(OSError, match="directory") as caught:
@@ -192,7 +192,7 @@ def test_a_file_that_can_not_be_renamed_leaves_no_partial_file_and_the_error_has
     assert (caught.value.filename, caught.value.filename2) == (str(folder / "a.txt"), None)
     assert names(folder) == ["a.txt"]
     with pytest.raises(OSError, match="too long") as caught:
-        _Sink(folder / ("n" * 254))
+        Sink(folder / ("n" * 254))
     assert caught.value.filename == str(folder / ("n" * 254))
 
 

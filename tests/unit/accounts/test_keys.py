@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.accounts.keys import CACHE_SIZE, Keyring, make_key, parse
+from pomelo.accounts.key_format import make_key, parse
+from pomelo.accounts.keys import CACHE_SIZE, Keyring
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import UnknownAccountError

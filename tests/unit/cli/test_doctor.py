@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pomelo.cli.doctor import Finding, _as_served
+from pomelo.cli.doctor import _as_served
+from pomelo.cli.findings import Finding
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""Whether a server answers at the addresses of the settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pomelo.cli.findings import Finding
+from pomelo.cli.terminal import FailureError, explain
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from pomelo.settings import Settings
+
+TIMEOUT = 5.0
+"""Seconds that one check may take."""
+
+
+def check_grpc(settings: Settings, served: bool) -> Finding:
+    """Asks the gRPC server for its health. `served`: the operator's socket says that a server runs."""
+    if not settings.grpc:
+        return Finding("gRPC", "off", "POMELO_GRPC is empty")
+    import asyncio
+
+    from pomelo.cli.client import NobodyError, open_client
+    from pomelo.server.remote.health import open_health
+
+    async def is_serving() -> bool:
+        async with open_client(open_health, settings, None) as check:
+            return await check(TIMEOUT)
+
+    try:
+        serving = asyncio.run(is_serving())
+    except NobodyError:
+        return _unreachable("gRPC", settings.grpc, served)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        return Finding("gRPC", "broken", line)
+    if not serving:
+        return Finding("gRPC", "broken", f"{settings.grpc} takes no calls: it is not ready, or shutting down")
+    return Finding("gRPC", "ok", f"{settings.grpc} serves")
+
+
+def check_rest(settings: Settings, served: bool) -> Finding:
+    """Asks the REST gateway for its health. `served` as in `check_grpc`."""
+    if not settings.rest:
+        return Finding("REST", "off", "POMELO_REST is empty")
+    import ssl
+
+    from pomelo.cli.trust import explain_handshake, trust_own_certificate
+
+    scheme = "https" if settings.tls_cert else "http"
+    try:
+        context = trust_own_certificate(settings.tls_cert) if settings.tls_cert else None
+        status = get_status(f"{scheme}://{settings.rest}/healthz", {}, context)
+    except FailureError as error:
+        return Finding("REST", "broken", str(error))
+    except ssl.SSLError as error:
+        return Finding("REST", "broken", f"{settings.rest}: {explain_handshake(error, own=True)}")
+    except OSError:
+        return _unreachable("REST", settings.rest, served)
+    if status == 503:
+        return Finding(
+            "REST", "broken", f"{settings.rest} takes no requests: it is not ready, or shutting down"
+        )
+    if status != 200:
+        return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
+    return Finding("REST", "ok", f"{settings.rest} serves")
+
+
+def _unreachable(name: str, address: str, served: bool) -> Finding:
+    if served:
+        return Finding(name, "broken", f"the server runs, but {address} does not answer")
+    return Finding(name, "off", f"no server at {address}. Start one with: pomelo serve")
+
+
+def get_status(url: str, headers: dict[str, str], context: SSLContext | None = None) -> int:
+    """Returns the status of a response. Follows no redirect and uses no proxy, like the server.
+
+    `context` has the trusted certificates for https; None: the well-known authorities.
+
+    Raises:
+        OSError: there is no response.
+    """
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        connection: HTTPConnection = HTTPSConnection(host, parts.port, timeout=TIMEOUT, context=context)
+    else:
+        connection = HTTPConnection(host, parts.port, timeout=TIMEOUT)
+    try:
+        connection.request("GET", parts.path, headers=headers)
+        return connection.getresponse().status
+    except HTTPException as error:
+        raise OSError(str(error)) from error
+    finally:
+        connection.close()
