@@ -122,7 +122,7 @@ def network(address: str) -> str:
 
 def caller_address(peer: str, forwarded: str, proxies: Iterable[IPv4Network | IPv6Network]) -> str:
     """Returns the IP address of a caller: `peer`, or, if that is one of the operator's `proxies`, the last
-    address in `forwarded` that is none of them.
+    address in `forwarded` that is not a proxy's.
 
     `forwarded` is the value of X-Forwarded-For. Each proxy appends the address from which it got the request.
     What is before those may be anything.

@@ -205,7 +205,7 @@ def parse_budget(text: str, hint: str) -> Budget:
     """Returns the budget of text such as 5/day.
 
     Raises:
-        typer.BadParameter: the text is none.
+        typer.BadParameter: the text is not a budget.
     """
     from pomelo.accounts.budgets import PERIODS
     from pomelo.gen.admin.v1.admin_service_pb2 import Budget

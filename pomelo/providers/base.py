@@ -49,7 +49,7 @@ class VendorCall:
 
     @property
     def request_id(self) -> str:
-        """The vendor's id of the request; "" if there is none or it is not like an id."""
+        """The vendor's id of the request; empty if it sent no id, or text that can't be an id."""
         found = b""
         if self.status:
             for name, value in self.fields:

@@ -1,7 +1,7 @@
 """The log of the operator's acts: what was changed, when, and from which value to which.
 
-A method that changes something writes its act in the same step; without a change there is none. No act is
-ever changed or deleted.
+A method that changes something writes its act in the same step; a call that changes nothing writes no act.
+An act is never changed or deleted.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Process:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """The process in JSON of this version or another one.
+        """The process in JSON of this or another version.
 
         Raises:
             ValueError: it is not one.

@@ -193,7 +193,7 @@ class ConnectionPool:
         """
         if self._proof.known:
             status = await self._health(self.pick())
-        else:  # a server closes a connection that presents no key: another one for each check is quieter
+        else:  # a server closes a connection that presents no key, so each check opens its own
             async with self._open_channel() as channel:
                 status = await self._health(Connection(channel, self._proof, self._watch))
         if status != health_pb2.HealthCheckResponse.SERVING:

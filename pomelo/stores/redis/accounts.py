@@ -158,10 +158,10 @@ class Accounts:
 
 
 async def check_account(connection: Connection, name: str) -> None:
-    """Checks that there is an account. None is ever deleted, so this need not be part of a script.
+    """Checks that an account exists. Accounts are never deleted, so this need not be part of a script.
 
     Raises:
-        UnknownAccountError: there is none.
+        UnknownAccountError: it does not exist.
     """
     if not await connection.send("HEXISTS", ACCOUNTS, name):
         raise UnknownAccountError(name)
