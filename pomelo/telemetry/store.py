@@ -43,23 +43,27 @@ def _timed(store: LedgerStore, operation: str, metrics: Metrics) -> Callable[...
     """Returns a method of a store, timed until its result is there, whether or not somebody awaits it."""
     clock = time.perf_counter
 
-    def ended(started: float, error: BaseException | None) -> None:
-        metrics.store_operations.observe(clock() - started, operation)
-        if error is not None and not isinstance(
-            error, LostReservationError
-        ):  # which the store reports rightly
+    observe = metrics.store_operations.observe
+
+    def failed(error: BaseException) -> None:
+        # That a reservation is lost is not a failure of the store.
+        if not isinstance(error, LostReservationError):
             metrics.store_errors.values[operation,] += 1
 
     def done(started: float, future: asyncio.Future[Any]) -> None:
-        ended(started, asyncio.CancelledError() if future.cancelled() else future.exception())
+        observe(clock() - started, operation)
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if error is not None:
+            failed(error)
 
     async def wait(awaitable: Awaitable[Any], started: float) -> Any:
         try:
             result = await awaitable
         except Exception as error:
-            ended(started, error)
+            observe(clock() - started, operation)
+            failed(error)
             raise
-        ended(started, None)
+        observe(clock() - started, operation)
         return result
 
     def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
