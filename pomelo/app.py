@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -52,6 +52,7 @@ from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
 from pomelo.media.store import MediaStore
+from pomelo.process import in_background
 from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http.client import Timeouts
@@ -158,11 +159,11 @@ async def open_app(
         observers = (metrics, *observers)
         timed_store: Any = TimedLedgerStore(store, metrics)
         ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
-        await stack.enter_async_context(_in_background(keyring.keep_use()))
+        await stack.enter_async_context(in_background(keyring.keep_use()))
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, in_flight(settings))
         media = await stack.enter_async_context(open_media(settings, secret, previous, now))
-        await stack.enter_async_context(_in_background(_sweep(media)))
+        await stack.enter_async_context(in_background(_sweep(media)))
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
         router = make_router(providers)
@@ -351,7 +352,7 @@ async def _maintain(ledger: Ledger) -> AsyncIterator[None]:
     """Saves the progress of running tasks and reconciles reservations. On leaving, waits for unfinished store
     operations."""
     try:
-        async with _in_background(ledger.keep_progress()), _in_background(ledger.keep_reconciled()):
+        async with in_background(ledger.keep_progress()), in_background(ledger.keep_reconciled()):
             yield
     finally:
         await ledger.operations.idle()
@@ -370,15 +371,3 @@ async def _sweep(media: MediaStore) -> None:
         except Exception as error:  # a disk error may be gone at the next scan
             log.error("expired media were not deleted\n%s", format_trace(error))
         duration = time.monotonic() - started
-
-
-@asynccontextmanager
-async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Runs `work` concurrently with the body, and cancels it on leaving."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

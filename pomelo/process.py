@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
@@ -183,3 +183,15 @@ def raise_descriptor_limit() -> int:
             with suppress(ValueError, OSError):  # macOS allows less than it reports
                 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     return descriptor_limit()
+
+
+@asynccontextmanager
+async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs `work` concurrently with the body, and cancels it on leaving."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

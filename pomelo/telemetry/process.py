@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
+from pomelo.process import in_background
 from pomelo.telemetry.instruments import Histogram
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness
@@ -18,13 +19,8 @@ INTERVAL = 0.25
 async def measure_process(metrics: Metrics, readiness: Readiness) -> AsyncIterator[None]:
     """Measures this process while the body runs."""
     metrics.ready.read_one(lambda: not readiness.code)
-    task = asyncio.create_task(_measure_lag(metrics.loop_lag))
-    try:
+    async with in_background(_measure_lag(metrics.loop_lag)):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _measure_lag(histogram: Histogram) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+
+from pomelo.process import in_background
 
 CHECK_INTERVAL = 1.0
 """Seconds between two checks."""
@@ -69,13 +71,8 @@ class Readiness:
         """Makes the process ready, and then as ready as `check` says while the body runs. A check fails if it
         raises an exception or takes too long; then the process is not ready, with `code`."""
         self._set("")
-        task = asyncio.create_task(self._follow(check, code, interval, within))
-        try:
+        async with in_background(self._follow(check, code, interval, within)):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _follow(
         self, check: Callable[[], Awaitable[object]], code: str, interval: float, within: float

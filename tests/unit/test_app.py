@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize
 
-from pomelo import app, front_ends
+from pomelo import front_ends, process
 from pomelo.configuration import find_certificate
 from pomelo.draining import Draining
 from pomelo.errors import PomeloError
@@ -99,7 +99,7 @@ async def test_background_work_is_cancelled_on_leaving() -> None:
             cancelled.set()
             raise
 
-    async with app._in_background(work()):
+    async with process.in_background(work()):
         await asyncio.sleep(0)
         assert not cancelled.is_set()
     assert cancelled.is_set(), "leaving waits for the end of the work"
