@@ -38,9 +38,9 @@ def test_a_later_feature_is_an_addition(names: Sequence[str], tmp_path: Path) ->
 
 def test_what_a_feature_adds_cannot_be_removed_again(tmp_path: Path) -> None:
     contract = Contract(tmp_path)
-    add_feature(contract, "tools")
+    add_feature(contract, "reasoning")
     contract.release("v0.1.0")
-    contract.replace("pomelo/v1/task.proto", "    ToolCallDelta tool_call_delta = 7;\n", "")
+    contract.replace("pomelo/v1/task.proto", "    ReasoningDelta reasoning_delta = 8;\n", "")
     passed, output = contract.make("breaking")
     assert not passed
-    assert '"tool_call_delta"' in output
+    assert '"reasoning_delta"' in output

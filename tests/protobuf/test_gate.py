@@ -16,6 +16,7 @@ IMAGE = "pomelo/v1/image.proto"
 MEDIA = "pomelo/v1/media.proto"
 TOP_P = "  optional double top_p = 4;\n"
 SYSTEM = "  ROLE_SYSTEM = 1;\n"
+TOOL_RESULT = "    ToolResult tool_result = 4;\n"
 
 Change = Callable[[Contract], None]
 
@@ -54,7 +55,7 @@ def test_unchanged_files_pass(contract: Contract) -> None:
     "change",
     [
         add_a_field,
-        replace(TEXT, SYSTEM, f"{SYSTEM}  ROLE_TOOL = 9;\n"),
+        replace(TEXT, SYSTEM, f"{SYSTEM}  ROLE_OTHER = 9;\n"),
         replace(TEXT, "    ImagePart image = 2;\n", "    ImagePart image = 2;\n    string other = 9;\n"),
         replace(IMAGE, "message ImageProgress {", "message Fresh {}\n\nmessage ImageProgress {"),
         replace(TEXT, TOP_P, TOP_P.replace(";", " [deprecated = true];")),
@@ -86,7 +87,7 @@ BREAKING: dict[str, tuple[Change, str]] = {
         "moved from outside to inside a oneof",
     ),
     "a field moved out of a oneof": (
-        replace(TEXT, "    ImagePart image = 2;\n  }\n", "  }\n  ImagePart image = 2;\n"),
+        replace(TEXT, TOOL_RESULT + "  }\n", "  }\n" + TOOL_RESULT.removeprefix("  ")),
         "moved from inside to outside a oneof",
     ),
     "a removed enum value": (replace(TEXT, SYSTEM, ""), 'enum value "1" on enum "Role" was deleted'),

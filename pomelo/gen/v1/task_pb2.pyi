@@ -326,8 +326,8 @@ Global___TaskStarted: _TypeAlias = TaskStarted  # noqa: Y015
 
 @_typing.final
 class TaskEvent(_message.Message):
-    """One event of a task: `started` first; then text deltas, audio chunks or image progress; `completed` last. A task
-    without `completed` is not complete, however its stream ends.
+    """One event of a task: `started` first; then pieces of text and of tool calls, audio chunks or image progress;
+    `completed` last. A task without `completed` is not complete, however its stream ends.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -338,6 +338,7 @@ class TaskEvent(_message.Message):
     AUDIO_CHUNK_FIELD_NUMBER: _builtins.int
     IMAGE_PROGRESS_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_DELTA_FIELD_NUMBER: _builtins.int
     sequence_number: _builtins.int
     """1, 2, 3 and so on, without gaps."""
     @_builtins.property
@@ -358,7 +359,11 @@ class TaskEvent(_message.Message):
 
     @_builtins.property
     def completed(self) -> Global___TaskResult:
-        """The last event: the result, without the text or audio that the events before contain."""
+        """The last event: the result, without the text, tool calls or audio that the events before contain."""
+
+    @_builtins.property
+    def tool_call_delta(self) -> _text_pb2.ToolCallDelta:
+        """A piece of a tool call of a text task."""
 
     def __init__(
         self,
@@ -369,12 +374,13 @@ class TaskEvent(_message.Message):
         audio_chunk: _speech_pb2.AudioChunk | None = ...,
         image_progress: _image_pb2.ImageProgress | None = ...,
         completed: Global___TaskResult | None = ...,
+        tool_call_delta: _text_pb2.ToolCallDelta | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "completed", b"completed", "event", b"event", "image_progress", b"image_progress", "started", b"started", "text_delta", b"text_delta"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "completed", b"completed", "event", b"event", "image_progress", b"image_progress", "started", b"started", "text_delta", b"text_delta", "tool_call_delta", b"tool_call_delta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "completed", b"completed", "event", b"event", "image_progress", b"image_progress", "sequence_number", b"sequence_number", "started", b"started", "text_delta", b"text_delta"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "completed", b"completed", "event", b"event", "image_progress", b"image_progress", "sequence_number", b"sequence_number", "started", b"started", "text_delta", b"text_delta", "tool_call_delta", b"tool_call_delta"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text_delta", "audio_chunk", "image_progress", "completed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text_delta", "audio_chunk", "image_progress", "completed", "tool_call_delta"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

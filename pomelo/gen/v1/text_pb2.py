@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pomelo.gen.v1 import media_pb2 as pomelo_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pomelo/v1/text.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\"3\n\tImagePart\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.MediaSource\"L\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x14.pomelo.v1.ImagePartH\x00\x42\x06\n\x04part\"Q\n\x07Message\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.pomelo.v1.Role\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.pomelo.v1.ContentPart\"\xb5\x02\n\tTextInput\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.pomelo.v1.Message\x12\x17\n\nmax_tokens\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"a\n\nTextOutput\x12#\n\x07message\x18\x01 \x01(\x0b\x32\x12.pomelo.v1.Message\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.pomelo.v1.FinishReason\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*\x81\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x03\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pomelo/v1/text.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\"[\n\tImagePart\x12&\n\x06source\x18\x01 \x01(\x0b\x32\x16.pomelo.v1.MediaSource\x12&\n\x06\x64\x65tail\x18\x02 \x01(\x0e\x32\x16.pomelo.v1.ImageDetail\"<\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\"E\n\nToolResult\x12\x14\n\x0ctool_call_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x10\n\x08is_error\x18\x03 \x01(\x08\"\xa4\x01\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x14.pomelo.v1.ImagePartH\x00\x12(\n\ttool_call\x18\x03 \x01(\x0b\x32\x13.pomelo.v1.ToolCallH\x00\x12,\n\x0btool_result\x18\x04 \x01(\x0b\x32\x15.pomelo.v1.ToolResultH\x00\x42\x06\n\x04part\"_\n\x07Message\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.pomelo.v1.Role\x12\'\n\x07\x63ontent\x18\x02 \x03(\x0b\x32\x16.pomelo.v1.ContentPart\x12\x0c\n\x04name\x18\x03 \x01(\t\"b\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x17\n\x0fparameters_json\x18\x03 \x01(\t\x12\x13\n\x06strict\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_strict\"\xa1\x01\n\nToolChoice\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.pomelo.v1.ToolChoice.ModeH\x00\x12\x0e\n\x04tool\x18\x02 \x01(\tH\x00\"M\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\r\n\tMODE_NONE\x10\x02\x12\x11\n\rMODE_REQUIRED\x10\x03\x42\x08\n\x06\x63hoice\"d\n\nJsonSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x13\n\x0bschema_json\x18\x03 \x01(\t\x12\x13\n\x06strict\x18\x04 \x01(\x08H\x00\x88\x01\x01\x42\t\n\x07_strict\"\x8b\x01\n\nTextFormat\x12\x37\n\x0bjson_object\x18\x01 \x01(\x0b\x32 .pomelo.v1.TextFormat.JsonObjectH\x00\x12,\n\x0bjson_schema\x18\x02 \x01(\x0b\x32\x15.pomelo.v1.JsonSchemaH\x00\x1a\x0c\n\nJsonObjectB\x08\n\x06\x66ormat\"\x98\x04\n\tTextInput\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.pomelo.v1.Message\x12\x17\n\nmax_tokens\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x05tools\x18\t \x03(\x0b\x32\x0f.pomelo.v1.Tool\x12*\n\x0btool_choice\x18\n \x01(\x0b\x32\x15.pomelo.v1.ToolChoice\x12 \n\x13parallel_tool_calls\x18\x0b \x01(\x08H\x06\x88\x01\x01\x12%\n\x06\x66ormat\x18\x0c \x01(\x0b\x32\x15.pomelo.v1.TextFormat\x12\x34\n\x10reasoning_effort\x18\r \x01(\x0e\x32\x1a.pomelo.v1.ReasoningEffortB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x16\n\x14_parallel_tool_calls\"a\n\nTextOutput\x12#\n\x07message\x18\x01 \x01(\x0b\x32\x12.pomelo.v1.Message\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.pomelo.v1.FinishReason\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"P\n\rToolCallDelta\x12\r\n\x05index\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x04 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x9f\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x03\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x04*o\n\x0bImageDetail\x12\x1c\n\x18IMAGE_DETAIL_UNSPECIFIED\x10\x00\x12\x15\n\x11IMAGE_DETAIL_AUTO\x10\x01\x12\x14\n\x10IMAGE_DETAIL_LOW\x10\x02\x12\x15\n\x11IMAGE_DETAIL_HIGH\x10\x03*\xf4\x01\n\x0fReasoningEffort\x12 \n\x1cREASONING_EFFORT_UNSPECIFIED\x10\x00\x12\x19\n\x15REASONING_EFFORT_NONE\x10\x01\x12\x1c\n\x18REASONING_EFFORT_MINIMAL\x10\x02\x12\x18\n\x14REASONING_EFFORT_LOW\x10\x03\x12\x1b\n\x17REASONING_EFFORT_MEDIUM\x10\x04\x12\x19\n\x15REASONING_EFFORT_HIGH\x10\x05\x12\x1a\n\x16REASONING_EFFORT_XHIGH\x10\x06\x12\x18\n\x14REASONING_EFFORT_MAX\x10\x07\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,20 +33,42 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pomelo.gen.v1.text_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\tpomelo.v1P\001Z\022pomelo/v1;pomelov1\252\002\tPomelo.V1'
-  _globals['_ROLE']._serialized_start=710
-  _globals['_ROLE']._serialized_end=790
-  _globals['_FINISHREASON']._serialized_start=793
-  _globals['_FINISHREASON']._serialized_end=922
+  _globals['_ROLE']._serialized_start=1803
+  _globals['_ROLE']._serialized_end=1898
+  _globals['_FINISHREASON']._serialized_start=1901
+  _globals['_FINISHREASON']._serialized_end=2060
+  _globals['_IMAGEDETAIL']._serialized_start=2062
+  _globals['_IMAGEDETAIL']._serialized_end=2173
+  _globals['_REASONINGEFFORT']._serialized_start=2176
+  _globals['_REASONINGEFFORT']._serialized_end=2420
   _globals['_IMAGEPART']._serialized_start=58
-  _globals['_IMAGEPART']._serialized_end=109
-  _globals['_CONTENTPART']._serialized_start=111
-  _globals['_CONTENTPART']._serialized_end=187
-  _globals['_MESSAGE']._serialized_start=189
-  _globals['_MESSAGE']._serialized_end=270
-  _globals['_TEXTINPUT']._serialized_start=273
-  _globals['_TEXTINPUT']._serialized_end=582
-  _globals['_TEXTOUTPUT']._serialized_start=584
-  _globals['_TEXTOUTPUT']._serialized_end=681
-  _globals['_TEXTDELTA']._serialized_start=683
-  _globals['_TEXTDELTA']._serialized_end=708
+  _globals['_IMAGEPART']._serialized_end=149
+  _globals['_TOOLCALL']._serialized_start=151
+  _globals['_TOOLCALL']._serialized_end=211
+  _globals['_TOOLRESULT']._serialized_start=213
+  _globals['_TOOLRESULT']._serialized_end=282
+  _globals['_CONTENTPART']._serialized_start=285
+  _globals['_CONTENTPART']._serialized_end=449
+  _globals['_MESSAGE']._serialized_start=451
+  _globals['_MESSAGE']._serialized_end=546
+  _globals['_TOOL']._serialized_start=548
+  _globals['_TOOL']._serialized_end=646
+  _globals['_TOOLCHOICE']._serialized_start=649
+  _globals['_TOOLCHOICE']._serialized_end=810
+  _globals['_TOOLCHOICE_MODE']._serialized_start=723
+  _globals['_TOOLCHOICE_MODE']._serialized_end=800
+  _globals['_JSONSCHEMA']._serialized_start=812
+  _globals['_JSONSCHEMA']._serialized_end=912
+  _globals['_TEXTFORMAT']._serialized_start=915
+  _globals['_TEXTFORMAT']._serialized_end=1054
+  _globals['_TEXTFORMAT_JSONOBJECT']._serialized_start=1032
+  _globals['_TEXTFORMAT_JSONOBJECT']._serialized_end=1044
+  _globals['_TEXTINPUT']._serialized_start=1057
+  _globals['_TEXTINPUT']._serialized_end=1593
+  _globals['_TEXTOUTPUT']._serialized_start=1595
+  _globals['_TEXTOUTPUT']._serialized_end=1692
+  _globals['_TEXTDELTA']._serialized_start=1694
+  _globals['_TEXTDELTA']._serialized_end=1719
+  _globals['_TOOLCALLDELTA']._serialized_start=1721
+  _globals['_TOOLCALLDELTA']._serialized_end=1801
 # @@protoc_insertion_point(module_scope)
