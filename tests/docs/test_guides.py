@@ -1,0 +1,90 @@
+"""Runs the examples of the guides for callers, and compares what they print with what the guides show.
+
+A block of bash, python or javascript is run; if a block of text follows, it is its output, in which … stands for
+anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.serving import Served, serve
+
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDES = ("streaming", "errors", "limits", "testing", "migrating")
+COMMANDS = {
+    "python": (sys.executable, "-c"),
+    "javascript": ("node", "--input-type=module", "-e"),
+    "bash": ("bash", "-o", "pipefail", "-c"),
+}
+
+
+class Example(NamedTuple):
+    language: str
+    code: str
+    output: str
+
+
+def examples(guide: str) -> list[Example]:
+    """Returns the examples of a guide, in their order."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", (DOCS / f"{guide}.md").read_text(), re.DOTALL | re.MULTILINE)
+    following = [*blocks[1:], ("", "")]
+    return [
+        Example(language, code, output if kind == "text" else "")
+        for (language, code), (kind, output) in zip(blocks, following, strict=True)
+        if language in COMMANDS
+    ]
+
+
+EXAMPLES = [
+    pytest.param(example, id=f"{guide} {number} {example.language}")
+    for guide in GUIDES
+    for number, example in enumerate(examples(guide), 1)
+]
+
+
+@pytest.fixture(scope="module")
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """A running server."""
+    async with serve(tmp_path_factory.mktemp("served")) as process:
+        yield process
+
+
+def test_the_guides_have_examples_with_their_output() -> None:
+    found = [example for guide in GUIDES for example in examples(guide)]
+    assert len(found) >= 20
+    assert {example.language for example in found} == set(COMMANDS)
+    assert all(example.output for example in found)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+async def test_an_example_prints_what_the_guide_shows(
+    example: Example, served: Served, tmp_path: Path
+) -> None:
+    command = COMMANDS[example.language]
+    if shutil.which(command[0]) is None or (example.language == "bash" and shutil.which("curl") is None):
+        pytest.skip(f"{command[0]} or curl is not on this machine")
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        example.code,
+        cwd=tmp_path,
+        env={**os.environ, "URL": served.url, "KEY": served.key},
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    async with asyncio.timeout(60):
+        out, error = await process.communicate()
+    assert process.returncode == 0, error.decode()
+    printed = out.decode().replace("\r\n", "\n").strip()
+    shown = ".*".join(map(re.escape, example.output.strip().split("…")))
+    assert re.fullmatch(shown, printed, re.DOTALL), printed
