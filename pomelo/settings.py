@@ -152,6 +152,8 @@ class Settings(BaseModel):
     """None: text on a terminal, otherwise JSON."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks have to finish when the server shuts down."""
+    drain_delay: float = Field(default=0.0, ge=0, le=600)
+    """Seconds for which a server that shuts down still accepts calls while its health checks fail already."""
 
     @model_validator(mode="before")
     @classmethod

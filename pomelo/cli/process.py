@@ -141,6 +141,7 @@ async def serve_app(
         async with on_hangup(lambda: app.reload(load), stop):
             print_greeting(settings, app.configured, app.rest, app.grpc, admin, new_key)
             await wait_for_signal(stop, settings)
+            await wait_for_end(stop, settings, readiness)
 
 
 async def serve_gateway(
@@ -177,6 +178,7 @@ async def serve_gateway(
         _print(f"  gRPC  asks {target}")
         _print(f"  admin {_admin_url(admin)}")
         await wait_for_signal(stop, settings)
+        await wait_for_end(stop, settings, readiness)
 
 
 def open_admin(
@@ -209,9 +211,19 @@ def addresses(settings: Settings) -> dict[str, str]:
     return {"POMELO_REST": settings.rest, "POMELO_GRPC": settings.grpc, "POMELO_ADMIN": settings.admin}
 
 
+async def wait_for_end(stop: asyncio.Event, settings: Settings, readiness: Readiness) -> None:
+    """Returns when new calls are to be refused: `drain_delay` after `stop` was set. Until then only health
+    checks fail, so that load balancers send calls elsewhere."""
+    await stop.wait()
+    readiness.drain()
+    await asyncio.sleep(settings.drain_delay)
+
+
 async def wait_for_signal(stop: asyncio.Event, settings: Settings) -> None:
     """Returns once `stop` is set, and logs what happens next."""
     await stop.wait()
+    if settings.drain_delay:
+        log.warning("Ending in %g s; until then new calls are accepted", settings.drain_delay)
     log.warning("Ending: running tasks have %g s. Signal again to end immediately.", settings.grace)
 
 

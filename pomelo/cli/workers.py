@@ -28,6 +28,7 @@ from pomelo.cli.process import (
     print_greeting,
     process_metrics,
     run_process,
+    wait_for_end,
     wait_for_signal,
 )
 from pomelo.cli.terminal import FailureError, explain
@@ -46,7 +47,7 @@ RESTART_DELAY = 1.0
 """Seconds after which a worker that died is restarted."""
 
 END_TIMEOUT = 15.0
-"""Seconds beyond the grace period after which a worker that has not ended is killed."""
+"""Seconds beyond the drain delay and the grace period after which a worker that has not ended is killed."""
 
 log = logging.getLogger("pomelo.workers")
 
@@ -97,7 +98,9 @@ async def supervise(
             for task in tasks:
                 task.cancel()
         finally:
-            await asyncio.gather(*[worker.end(settings.grace + END_TIMEOUT) for worker in workers])
+            await asyncio.gather(
+                *[worker.end(settings.drain_delay + settings.grace + END_TIMEOUT) for worker in workers]
+            )
 
 
 @contextmanager
@@ -239,7 +242,7 @@ async def _serve(
             defer_garbage_collection()
             async with on_hangup(lambda: app.reload(load), stop):
                 pipe.send(Ready(app.configured, app.rest, app.grpc, admin))
-                await stop.wait()
+                await wait_for_end(stop, settings, readiness)
     except Exception as error:
         line = explain(error)
         if line is None or stop.is_set():

@@ -148,7 +148,7 @@ class Ledger:
     async def reserve(self, accepted: AcceptedJob, plan: Plan, call: Call) -> Reservation | ReplayedAnswer:
         """Reserves all that a task needs in one step; or returns the answer to its Idempotency-Key, if there
         is one. A caller that leaves meanwhile leaves nothing reserved. Writes limits and credits into the
-        response headers.
+        response headers, unless the task is reserved and not streamed.
 
         Raises:
             PomeloError: rate_limit_exceeded, concurrency_limit_exceeded, token_limit_exceeded,
@@ -185,6 +185,14 @@ class Ledger:
         self._reserving.add(job.task_id)
         try:
             outcome = await self._reserve(request)
+            if isinstance(outcome, Reserved):
+                reservation = Reservation(self, accepted, limits, draft, outcome, call)
+                self.running[job.task_id] = reservation
+                if job.stream:  # otherwise the headers are sent at the end, with the limits of then
+                    reservation.report()
+                if estimate.exact and not prices.bills_reported_cost():  # a reported cost is known at the end
+                    call.response_headers[CHARGED_HEADER] = money.format_credits(request.maximum)
+                return reservation
             now = self.now()
             call.response_headers |= limits.headers(outcome.limit_status, now)
             if isinstance(outcome, Refused):
@@ -192,15 +200,9 @@ class Ledger:
                     assert principal.budget is not None
                     raise budgets.exceeded(principal.budget, request.minimum, now)
                 raise limits.refusal(outcome, request.minimum, now)
-            if isinstance(outcome, ReplayedAnswer):
-                call.response_headers[CHARGED_HEADER] = money.format_credits(0)
-                call.response_headers["Idempotent-Replayed"] = "true"
-                return outcome
-            if estimate.exact and not prices.bills_reported_cost():  # a reported cost is known at the end
-                call.response_headers[CHARGED_HEADER] = money.format_credits(request.maximum)
-            reservation = Reservation(self, accepted, limits, draft, outcome, call)
-            self.running[job.task_id] = reservation
-            return reservation
+            call.response_headers[CHARGED_HEADER] = money.format_credits(0)
+            call.response_headers["Idempotent-Replayed"] = "true"
+            return outcome
         finally:
             self._reserving.discard(job.task_id)
 

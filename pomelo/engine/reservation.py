@@ -35,7 +35,7 @@ class Reservation:
 
     __slots__ = (
         "_call", "_collector", "_draft", "_ended", "_ledger", "_limits", "_route", "_saved_bytes", "_started",
-        "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes", "record",
+        "_status", "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes", "record",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +50,8 @@ class Reservation:
         self._ledger = ledger
         self._call = call
         self._limits = limits
+        self._status: LimitStatus | None = reserved.limit_status
+        """Limits and credits after the reservation; None if the response headers have them, or later ones."""
         self._draft = draft
         self.accepted = accepted
         self.job = accepted.job
@@ -76,6 +78,12 @@ class Reservation:
     def wallet(self) -> Wallet:
         """Who pays."""
         return self._draft.wallet
+
+    def report(self) -> None:
+        """Writes limits and credits, as they are after the reservation, into the response headers."""
+        if self._status is not None:
+            self._call.response_headers |= self._limits.headers(self._status, self._draft.at)
+            self._status = None
 
     def record_route(self, job: Job[Any]) -> None:
         """Records the job of the route that is called now."""
@@ -131,11 +139,13 @@ class Reservation:
         """Charges what was delivered, records the `code` of the failure, and releases the rest, in the
         background. Does nothing after the end."""
         if not self._ended:
+            self.report()
             self._end()
             self._settle_or_void(code)
 
     async def fail(self, code: str = "internal_error") -> None:
         """As `release`, and reports what the task cost. Never raises."""
+        self.report()
         if self._ended:
             return
         self._end()
@@ -151,7 +161,7 @@ class Reservation:
                     status = await self._ledger.limit_status(self.wallet, self._limits.counters)
                     self._report_status(status, None if self.lost else 0)
         except (PomeloError, LostReservationError, TimeoutError):
-            pass  # The store fails: the headers written at the start remain.
+            pass  # The store fails: what was reported first remains.
 
     async def refuse(self) -> None:
         """Voids a task that was never begun; it does not count toward the limits.
@@ -159,6 +169,7 @@ class Reservation:
         Raises:
             PomeloError: store_unavailable.
         """
+        self.report()
         self._end()
         self._call.response_headers.pop(CHARGED_HEADER, None)
         voiding = self._ledger.refund(self._draft)
@@ -196,6 +207,7 @@ class Reservation:
 
     def _report_status(self, status: LimitStatus, cost: int | None) -> None:
         """Writes limits, credits and the cost, if it is known, into the response headers and trailers."""
+        self._status = None
         headers = self._limits.headers(status, self._ledger.now())
         if cost is not None:
             headers[CHARGED_HEADER] = money.format_credits(cost)

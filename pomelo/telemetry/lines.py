@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic_core import to_json
@@ -43,7 +44,13 @@ def _escape(match: re.Match[str]) -> str:
 
 def timestamp(now: float) -> str:
     """Returns Unix time as text, such as 2026-11-26T18:25:44.123+00:00."""
-    return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
+    second, millisecond = divmod(int(now * 1000), 1000)
+    return f"{_second(second)}.{millisecond:03}+00:00"
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def json_line(fields: Mapping[str, Any]) -> bytes:

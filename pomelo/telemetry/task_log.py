@@ -127,10 +127,8 @@ class TaskLog:
 
     def _log(self, level: str, event: str, fields: Mapping[str, Any], *, urgent: bool = False) -> None:
         line = {"time": timestamp(self._now()), "level": level, "event": event}
-        for name, value in fields.items():
-            if value:
-                line[name] = value
-        line.update(self._constant)
+        line |= _known(fields)
+        line |= self._constant
         self._write(self._render(line), urgent=urgent)
 
 

@@ -1,6 +1,4 @@
-"""Envoy's configuration: its routes, and its time limits beside Pomelo's. No package of Envoy is available to the tests,
-so it is not run. Its protobuf definitions, from the package xds-protos, would check each field, but that package
-overwrites modules of other packages."""
+"""Envoy's configuration: its routes, and its time limits beside Pomelo's."""
 
 from __future__ import annotations
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
-from tests.certificates import make_certificate
+from tests.integration.proxy import Proxy, Upstream, write_certificate
 from tests.waiting import until
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "nginx"
@@ -37,15 +33,6 @@ http {{
 """
 
 
-@dataclass(frozen=True)
-class Upstream:
-    """The ports of a server behind nginx. `down`: it gets no new calls."""
-
-    rest: int
-    grpc: int
-    down: bool = False
-
-
 def write_upstreams(folder: Path, *servers: Upstream) -> None:
     """Writes the shipped upstreams.conf with other servers."""
     text = (DEPLOY / "upstreams.conf").read_text()
@@ -63,7 +50,7 @@ def write_upstreams(folder: Path, *servers: Upstream) -> None:
 def write_configuration(folder: Path, port: int, *servers: Upstream) -> Path:
     """Writes the shipped configuration to a folder, with other addresses and a certificate for localhost. Returns
     the main file."""
-    make_certificate(folder, "tls", "localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+    write_certificate(folder)
     replaced = {
         "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
         "listen [::]:443 ssl http2;": "",
@@ -81,28 +68,8 @@ def write_configuration(folder: Path, port: int, *servers: Upstream) -> Path:
     return main
 
 
-@dataclass
-class Nginx:
+class Nginx(Proxy):
     """A running nginx."""
-
-    folder: Path
-    port: int
-    process: asyncio.subprocess.Process
-
-    @property
-    def url(self) -> str:
-        return f"https://localhost:{self.port}"
-
-    @property
-    def tls(self) -> ssl.SSLContext:
-        """Trusts its certificate."""
-        return ssl.create_default_context(cafile=str(self.folder / "tls.pem"))
-
-    def channel(self) -> grpc.aio.Channel:
-        """Returns a new channel to it."""
-        credentials = grpc.ssl_channel_credentials((self.folder / "tls.pem").read_bytes())
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        return grpc.aio.secure_channel(f"localhost:{self.port}", credentials, options)
 
     def workers(self) -> set[int]:
         """Returns the ids of its worker processes."""

@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from tests.calls import bearer
 from tests.integration.commands import (
     assert_refused,
     create_data,
@@ -26,7 +32,7 @@ from tests.integration.commands import (
     start_server,
 )
 from tests.ports import free_port
-from tests.tasks import text_body
+from tests.tasks import text_body, text_task
 
 
 async def curl(line: str) -> Any:
@@ -108,6 +114,31 @@ async def test_a_signal_lets_running_tasks_finish_and_removes_the_socket(
             assert (await answer.text()).endswith("data: [DONE]\n\n")
         assert await server.wait() == 0
         assert not (tmp_path / "data" / "admin.sock").exists()
+
+
+async def test_calls_are_accepted_during_the_drain_delay_while_health_checks_fail(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    addresses = free_addresses() | {"POMELO_DRAIN_DELAY": "600"}
+    async with start_server(tmp_path, **addresses) as server:
+        headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
+        url = f"http://{addresses['POMELO_REST']}"
+        server.process.send_signal(signal.SIGTERM)
+        await server.read_until("Ending")
+        async with asyncio.timeout(10):
+            while (health := await http.get(f"{url}/healthz")).status == 200:
+                pass  # the signal may not have been handled yet
+        assert (health.status, (await health.json())["error"]["code"]) == (503, "shutting_down")
+        async with grpc.aio.insecure_channel(addresses["POMELO_GRPC"]) as channel:
+            checked = await HealthStub(channel).Check(HealthCheckRequest())
+            assert checked.status == HealthCheckResponse.NOT_SERVING
+            request = RunTaskRequest(spec=text_task())
+            key = development_key(tmp_path)
+            assert (await TaskServiceStub(channel).RunTask(request, metadata=bearer(key))).result.id
+        async with http.post(f"{url}/api/v1/task", json=text_body(), headers=headers) as answer:
+            assert answer.status == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.wait() == -signal.SIGTERM
 
 
 async def test_a_second_signal_ends_the_server_immediately(

@@ -217,6 +217,7 @@ async def test_a_task_that_fails_late_reports_the_end_of_its_own_window(tmp_path
         call = Call.from_headers(lambda name: None, protocol="rest")
         reservation = await ledger.reserve(job, plan, call)
         assert not isinstance(reservation, ReplayedAnswer)
+        reservation.report()
         assert call.response_headers["X-RateLimit-Reset"] == "1000061"
         assert call.response_headers["X-Credits-Charged"] == "0.04"
         now += 50
