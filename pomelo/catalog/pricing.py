@@ -134,15 +134,11 @@ def cost(usage: Usage, prices: Prices) -> int:
         usage = Usage(provider_micros=usage.provider_micros)
     elif usage.cached_input_tokens or usage.cache_write_input_tokens:
         usage = _split_input(usage, units)
-    return _sum(usage, units)
+    return cost_at(usage, units)
 
 
-def max_cost(usage: Usage, prices: Prices) -> int:
-    """The maximum microcredits of a task that uses at most `usage`, by its counts."""
-    return _sum(usage, prices.max_prices(usage.input_tokens))
-
-
-def _sum(usage: Usage, units: UnitPrices) -> int:
+def cost_at(usage: Usage, units: UnitPrices) -> int:
+    """The microcredits of the counts of a usage, each at its price, rounded up once."""
     parts = 0
     for unit, micros in units.items():
         name, factor = _FACTORS[unit]

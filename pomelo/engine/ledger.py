@@ -14,7 +14,7 @@ from pomelo.accounts import budgets
 from pomelo.accounts.plans import Plan
 from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog.catalog import Model
-from pomelo.catalog.pricing import max_cost
+from pomelo.catalog.pricing import cost_at
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.limits import SHARES, CallLimits, LimitedCall
 from pomelo.engine.reservation import Reservation
@@ -156,6 +156,7 @@ class Ledger:
         """
         job, principal = accepted.job, accepted.principal
         estimate, prices = accepted.estimate, accepted.prices
+        max_prices = prices.max_prices(estimate.maximum.input_tokens)
         limits = CallLimits(LimitedCall(plan, principal, job.model, accepted))
         draft = UsageRecord(
             task_id=job.task_id,
@@ -174,9 +175,9 @@ class Ledger:
         )
         request = ReserveRequest(
             draft,
-            minimum=max_cost(estimate.minimum, prices),
-            maximum=max_cost(estimate.maximum, prices),
-            sufficient=0 if estimate.sufficient is None else max_cost(estimate.sufficient, prices),
+            minimum=cost_at(estimate.minimum, max_prices),
+            maximum=cost_at(estimate.maximum, max_prices),
+            sufficient=0 if estimate.sufficient is None else cost_at(estimate.sufficient, max_prices),
             counters=limits.counters,
             shares=SHARES,
             idempotency_key=accepted.idempotency_key,

@@ -17,8 +17,8 @@ from pomelo.catalog.pricing import (
     Usage,
     affordable_output_tokens,
     cost,
+    cost_at,
     decode_prices,
-    max_cost,
 )
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 
@@ -71,6 +71,11 @@ def usages(draw: Any) -> Usage:
 
 def test_every_unit_of_the_contract_has_a_measure() -> None:
     assert set(UNITS) == set(MEASURES) | set(CACHE_UNITS) | {REPORTED}
+
+
+def max_cost(usage: Usage, price_table: Prices) -> int:
+    """Returns what a task reserves that uses at most `usage`."""
+    return cost_at(usage, price_table.max_prices(usage.input_tokens))
 
 
 @given(usages(), prices)
