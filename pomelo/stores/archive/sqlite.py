@@ -15,7 +15,7 @@ from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import damage, usage
-from pomelo.stores.sqlite.transaction import transaction
+from pomelo.stores.sqlite.transaction import Transaction
 from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal
 
 _APPLICATION_ID = 0x504D4C41
@@ -56,7 +56,7 @@ class _SqliteArchive:
         def write(connection: sqlite3.Connection) -> None:
             if connection.in_transaction:  # of an earlier call that could not be rolled back
                 connection.execute("ROLLBACK")
-            with transaction(connection):
+            with Transaction(connection):
                 for record in records:
                     usage.insert_once(connection, record)
 
@@ -126,7 +126,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
-    with transaction(connection):
+    with Transaction(connection):
         for statements in ARCHIVE_MIGRATIONS:
             for statement in statements:
                 connection.execute(statement)
@@ -148,7 +148,7 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Runs the missing migrations in one transaction; another process may have run some meanwhile."""
-    with transaction(connection):
+    with Transaction(connection):
         for number in range(_version(connection, path) + 1, len(ARCHIVE_MIGRATIONS)):
             for statement in ARCHIVE_MIGRATIONS[number]:
                 connection.execute(statement)

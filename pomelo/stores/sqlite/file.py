@@ -19,7 +19,7 @@ from pomelo.stores.base import StoreError
 from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
 from pomelo.stores.sqlite import damage
 from pomelo.stores.sqlite.log_size import LogSize
-from pomelo.stores.sqlite.transaction import transaction
+from pomelo.stores.sqlite.transaction import Transaction
 
 _MIN_SQLITE = (3, 37, 0)
 
@@ -183,7 +183,7 @@ def _migrate(
     begin: Callable[[sqlite3.Connection], None] = lambda connection: None,
 ) -> None:
     """Runs the missing migrations and `begin` in one transaction."""
-    with transaction(connection):
+    with Transaction(connection):
         _run_migrations(connection, path)
         try:
             begin(connection)

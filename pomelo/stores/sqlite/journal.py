@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pomelo.stores.ledger import REPLAY_SECONDS
-from pomelo.stores.sqlite.transaction import transaction
+from pomelo.stores.sqlite.transaction import Transaction
 from pomelo.stores.sqlite.usage import find_record, insert_records
 from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
 from pomelo.stores.usage import UsageRecord
@@ -109,7 +109,7 @@ class Batch:
             connection.execute("ROLLBACK")  # of an earlier batch that could not be rolled back
         if not self.writes:
             return [_read(connection, operation) for operation in self.operations]
-        with transaction(connection):
+        with Transaction(connection):
             if self._certainly:
                 write_certainly(connection)
             self.write_ends(connection)

@@ -12,7 +12,6 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -302,8 +301,10 @@ class Writer:
         self._report(resolve, self._ended, None)
 
     def _report(self, callback: Callable[..., None], *arguments: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed; nobody waits
+        try:
             self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            return  # the loop is closed; nobody waits
 
 
 def _errors(outcomes: list[tuple[Any, Exception | None]] | Exception) -> list[Exception]:
