@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 from pomelo.catalog.catalog import Model, Route
-from pomelo.catalog.pricing import MAX_TOKENS, Usage
+from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import (
     MAX_MESSAGES,
@@ -19,15 +16,11 @@ from pomelo.fields import (
     check_numbers,
 )
 from pomelo.gen.v1.media_pb2 import MediaSource
-from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
-from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, Message, Role, TextInput, TextOutput
-from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
+from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
 from pomelo.media import data_uris
 from pomelo.media.content_types import image_type
-from pomelo.providers.chunks import output_text, split_text
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
-
-log = logging.getLogger("pomelo.tasks")
+from pomelo.tasks.base import AudioInfo, Estimate, ReadMedia, TaskDefinition
+from pomelo.tasks.text_output import BYTES_PER_TOKEN, TextCollector, output_size, replay
 
 MAX_MESSAGE_TOKENS = 16
 """More tokens than any model adds to a message."""
@@ -45,9 +38,6 @@ SUFFICIENT_OUTPUT_TOKENS = 1_024
 MAX_OUTPUT_TOKENS = 128_000
 """Output tokens of a model without a limit in the catalogue."""
 
-BYTES_PER_TOKEN = 8
-"""More than the average of any language, so that Pomelo's own counts are never too high."""
-
 _SLICE = 16 * 1024
 """Characters of a text that are processed in one step, during which no other thread can run."""
 
@@ -55,8 +45,6 @@ _IMAGE_HEAD = 16
 """Bytes of an image that show its format."""
 
 _NOT_AN_IMAGE = "a PNG, JPEG, WebP or GIF image. The bytes decide, not the media type"
-
-_NO_USAGE = Usage()
 
 _ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT))
 
@@ -214,159 +202,6 @@ def limit_output(task_input: TextInput, estimate: Estimate, affordable: int) -> 
     if affordable >= maximum and not task_input.HasField("max_tokens"):
         return None
     return min(maximum, affordable)
-
-
-def _size(text: str) -> int:
-    """The bytes of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
-
-
-class TextCollector(Collector):
-    """Joins deltas if the whole text is needed; otherwise only counts them."""
-
-    __slots__ = ("_context", "_counted", "_joins", "_last", "_pieces", "_rest", "_stream", "_text", "_usage")
-
-    def __init__(self, context: CollectorContext) -> None:
-        super().__init__()
-        self._context = context
-        self._stream = context.stream
-        self._joins = not context.stream or context.keep
-        self._text = bytearray()  # a list would need sixty more bytes per delta
-        self._pieces = 0
-        self._last: TaskResult | None = None
-        self._rest = ""
-        """The text that came with the end, in no delta."""
-        self._usage = _NO_USAGE
-        self._counted = True
-
-    def add(self, event: TaskEvent) -> TaskEvent | None:
-        text = event.text_delta.text
-        if not text:
-            if event.HasField("completed"):
-                self._last = event.completed
-            return None
-        self.output_bytes += len(text) if text.isascii() else len(text.encode())
-        self._pieces += 1
-        if self._joins:
-            self._text += text.encode()
-        return event if self._stream else None
-
-    def finish(self, result: TaskResult) -> None:
-        last = self._last
-        if last is None:
-            raise PomeloError("provider_failed")
-        self._rest = output_text(last.text)
-        self._usage = self._complete_usage(last)
-        result.text.finish_reason = last.text.finish_reason
-        self.output_bytes += _size(self._rest)
-        if self._joins:
-            _write_text(result.text, self._text.decode() + self._rest)
-
-    def end_stream(self, result: TaskResult) -> TaskEvent | None:
-        result.text.ClearField("message")
-        if not self._rest:
-            return None
-        event = TaskEvent()
-        event.text_delta.text = self._rest
-        return event
-
-    def _complete_usage(self, last: TaskResult) -> Usage:
-        """The provider's counts; the impossible or missing ones are estimated."""
-        usage = _from_counts(last.usage)
-        valid_input, valid_output = self._validate_usage(usage) if last.HasField("usage") else (False, False)
-        if valid_input and valid_output:
-            return usage
-        self._counted = False
-        # The whole answer may be one event.
-        pieces = self._pieces + (0 if self._stream else len(self._rest.split()))
-        estimated = self._estimated_usage(pieces, self.output_bytes + _size(self._rest))
-        if valid_input:
-            return replace(usage, output_tokens=estimated.output_tokens, reasoning_tokens=0)
-        if valid_output:
-            return replace(
-                estimated, output_tokens=usage.output_tokens, reasoning_tokens=usage.reasoning_tokens
-            )
-        return estimated
-
-    def _validate_usage(self, usage: Usage) -> tuple[bool, bool]:
-        """Whether a provider's counts of input and of output are possible; impossible ones are logged."""
-        min_output = 1 if self.output_bytes or self._rest else 0
-        max_output = self._context.model.limits.max_output_tokens or MAX_TOKENS
-        valid_input = self._is_valid_input(usage)
-        valid_output = min_output <= usage.output_tokens <= max_output
-        if not (valid_input and valid_output):
-            log.warning(
-                "a provider of %s reported impossible counts, so they are estimated: %d tokens of input "
-                "(%d read from a cache, %d written to it), %d of output",
-                self._context.model.name,
-                usage.input_tokens,
-                usage.cached_input_tokens,
-                usage.cache_write_input_tokens,
-                usage.output_tokens,
-            )
-        return valid_input, valid_output
-
-    def _is_valid_input(self, usage: Usage) -> bool:
-        cached, written = usage.cached_input_tokens, usage.cache_write_input_tokens
-        return (
-            1 <= usage.input_tokens <= (self._context.model.limits.max_input_tokens or MAX_TOKENS)
-            and min(cached, written) >= 0
-            and cached + written <= usage.input_tokens
-            and 0 <= usage.cache_write_1h_input_tokens <= written
-        )
-
-    def partial_usage(self, task_input: TextInput) -> Usage:
-        return self._estimated_usage(self._pieces, self.output_bytes)
-
-    def _estimated_usage(self, pieces: int, size: int) -> Usage:
-        """The provider's count of the input if it has reported one, else Pomelo's: for text lower than that
-        of any tokenizer, for images a typical one. Each piece of output has at least one token."""
-        estimate = self._context.estimate
-        tokens = min(max(pieces, size // BYTES_PER_TOKEN), estimate.maximum.output_tokens)
-        counts = self._context.report.usage
-        if counts is not None and self._is_valid_input(reported := _from_counts(counts)):
-            return replace(reported, output_tokens=tokens, reasoning_tokens=0)
-        return Usage(
-            input_tokens=min(estimate.input_tokens, estimate.maximum.input_tokens), output_tokens=tokens
-        )
-
-    def usage(self) -> tuple[Usage, bool]:
-        return self._usage, self._counted
-
-
-def _from_counts(counts: UsageCounts) -> Usage:
-    reasoning = counts.reasoning_tokens
-    return Usage(
-        input_tokens=counts.input_tokens,
-        output_tokens=counts.output_tokens,
-        cached_input_tokens=counts.cached_input_tokens,
-        cache_write_input_tokens=counts.cache_write_input_tokens,
-        cache_write_1h_input_tokens=counts.cache_write_1h_input_tokens,
-        # It is part of a count that is charged, and is not charged itself.
-        reasoning_tokens=reasoning if 0 <= reasoning <= counts.output_tokens else 0,
-    )
-
-
-def _write_text(output: TextOutput, text: str) -> None:
-    message = output.message
-    message.role = ROLE_ASSISTANT
-    message.content.add().text = text
-
-
-def output_size(result: TaskResult) -> int:
-    return len(output_text(result.text).encode())
-
-
-def replay(result: TaskResult, audio: Path | None) -> Iterator[TaskEvent]:
-    """The deltas of a stored text, and the result without it."""
-    text = output_text(result.text)
-    if text:
-        event = TaskEvent()
-        event.text_delta.text = text
-        yield from split_text(event)
-    last = TaskEvent(completed=result)
-    last.completed.text.ClearField("message")
-    yield last
 
 
 DEFINITION = TaskDefinition(
