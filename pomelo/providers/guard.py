@@ -16,6 +16,7 @@ from typing import Any
 
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.errors import TABLE, PomeloError
+from pomelo.fields import MAX_CALL_CHARACTERS, MAX_PARTS
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, FinishReason, TextOutput, ToolCall, ToolCallDelta
@@ -41,11 +42,8 @@ log = logging.getLogger("pomelo.providers")
 MAX_RETRY_AFTER = 3600
 """The longest Retry-After of a provider, in seconds."""
 
-MAX_TOOL_CALLS = 128
-"""Tool calls of one answer."""
-
-MAX_CALL_NAME = 256
-"""Characters of the id of a tool call, and of the name of its tool."""
+MAX_TOOL_CALLS = MAX_PARTS - 1
+"""Tool calls of one answer: the caller can send it back, with its text."""
 
 _FINISH_REASONS = frozenset(FinishReason.values())
 
@@ -292,7 +290,7 @@ class GuardedEvents:
     def _begin_call(self, call: ToolCall | ToolCallDelta) -> None:
         if len(self._call_ids) == MAX_TOOL_CALLS:
             raise self._failed(f"yielded more than {MAX_TOOL_CALLS} tool calls")
-        if not (0 < len(call.id) <= MAX_CALL_NAME and 0 < len(call.name) <= MAX_CALL_NAME):
+        if not (0 < len(call.id) <= MAX_CALL_CHARACTERS and 0 < len(call.name) <= MAX_CALL_CHARACTERS):
             raise self._failed("yielded a tool call without a usable id and name")
         if call.id in self._call_ids:
             raise self._failed("yielded two tool calls with the same id")

@@ -145,7 +145,7 @@ async def test_the_events_of_a_task_type_are_passed_on_unchanged(
         (
             "text",
             [piece(index, id=f"call_{index}", name="x") for index in range(MAX_TOOL_CALLS + 1)],
-            "yielded more than 128 tool calls",
+            "yielded more than 99 tool calls",
         ),
         (
             "text",
