@@ -28,6 +28,8 @@ log = logging.getLogger("pomelo.tasks")
 BYTES_PER_TOKEN = 8
 """More than the average of any language, so that Pomelo's own counts are never too high."""
 
+_NO_ARGUMENTS = "{}"
+
 _NO_USAGE = Usage()
 
 
@@ -55,7 +57,7 @@ class TextCollector(Collector):
     """Joins deltas if the whole text is needed; otherwise only counts them."""
 
     __slots__ = (
-        "_calls", "_context", "_counted", "_joins", "_last", "_pieces", "_rest", "_rest_calls", "_stream",
+        "_calls", "_context", "_counted", "_empty_calls", "_joins", "_last", "_pieces", "_rest", "_rest_calls", "_stream",
         "_text", "_usage",
     )  # fmt: skip
 
@@ -67,6 +69,8 @@ class TextCollector(Collector):
         self._text = bytearray()  # a list would need sixty more bytes per delta
         self._calls: list[tuple[ToolCall, bytearray]] = []
         """The tool calls of which deltas have come, and their arguments if they are joined."""
+        self._empty_calls: set[int] = set()
+        """Those without arguments so far. Clients parse arguments as JSON, so they become {}."""
         self._pieces = 0
         self._last: TaskResult | None = None
         self._rest = ""
@@ -94,6 +98,9 @@ class TextCollector(Collector):
         piece = event.tool_call_delta
         if piece.index == len(self._calls):
             self._calls.append((ToolCall(id=piece.id, name=piece.name), bytearray()))
+            self._empty_calls.add(piece.index)
+        if piece.arguments_json:
+            self._empty_calls.discard(piece.index)
         self.output_bytes += _call_size(piece)
         self._pieces += 1
         if self._joins:
@@ -108,6 +115,8 @@ class TextCollector(Collector):
         self._rest = output_text(output)
         if len(output.message.content) > bool(self._rest):  # it has more than a text
             self._rest_calls = output_calls(output)
+            for call in self._rest_calls:
+                call.arguments_json = call.arguments_json or _NO_ARGUMENTS
         self._usage = self._complete_usage(last)
         self.output_bytes += _size(self._rest) + sum(map(_call_size, self._rest_calls))
         reason = output.finish_reason
@@ -125,16 +134,20 @@ class TextCollector(Collector):
         if text or not (self._calls or self._rest_calls):
             message.content.add().text = text
         for call, arguments in self._calls:
-            call.arguments_json = arguments.decode()
+            call.arguments_json = arguments.decode() or _NO_ARGUMENTS
             message.content.add().tool_call.CopyFrom(call)
         for call in self._rest_calls:
             message.content.add().tool_call.CopyFrom(call)
 
     def end_stream(self, result: TaskResult) -> Iterable[TaskEvent]:
         result.text.ClearField("message")
-        if not (self._rest or self._rest_calls):
+        if not (self._rest or self._rest_calls or self._empty_calls):
             return ()
-        return _deltas(self._rest, self._rest_calls, len(self._calls))
+        ends = [
+            TaskEvent(tool_call_delta=ToolCallDelta(index=index, arguments_json=_NO_ARGUMENTS))
+            for index in sorted(self._empty_calls)
+        ]
+        return [*ends, *_deltas(self._rest, self._rest_calls, len(self._calls))]
 
     def _complete_usage(self, last: TaskResult) -> Usage:
         """The provider's counts; the impossible or missing ones are estimated."""

@@ -20,8 +20,8 @@ from pomelo.tasks.base import Collector
 from tests.unit.tasks.collectors import collector, definition_of, delta, finish, text_end, text_of
 
 WEATHER = ToolCall(id="call_1", name="weather", arguments_json='{"city":"Köln"}')
-TIME = ToolCall(id="call_2", name="time")
-SIZE = len("weather") + len('{"city":"Köln"}'.encode()) + len("time")
+TIME = ToolCall(id="call_2", name="time", arguments_json="{}")
+SIZE = len("weather") + len('{"city":"Köln"}'.encode()) + len("time{}")
 
 
 def end(*calls: ToolCall, text: str = "") -> TaskEvent:
@@ -148,6 +148,21 @@ def test_a_stored_answer_is_replayed_with_its_tool_calls() -> None:
     assert weather.tool_call_delta == ToolCallDelta(
         index=0, id="call_1", name="weather", arguments_json='{"city":"Köln"}'
     )
-    assert time.tool_call_delta == ToolCallDelta(index=1, id="call_2", name="time")
+    assert time.tool_call_delta == ToolCallDelta(index=1, id="call_2", name="time", arguments_json="{}")
     assert last.completed.text.finish_reason == FINISH_REASON_TOOL_CALLS
     assert not last.completed.text.HasField("message")
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_call_without_arguments_has_an_empty_object(keep: bool) -> None:
+    bare = ToolCall(id="call_3", name="now")
+    collected = collector("gpt-4", stream=True, keep=keep)
+    passed = streamed(collected, [*pieces(bare, 0), *pieces(WEATHER, 1)])
+    assert len(passed) == len(pieces(WEATHER, 1)) + 1
+    collected.add(end(ToolCall(id="call_4", name="now")))
+    result = finish(collected)
+    if keep:
+        assert [call.arguments_json for call in calls_of(result)] == ["{}", '{"city":"Köln"}', "{}"]
+    first, last = collected.end_stream(result)
+    assert first.tool_call_delta == ToolCallDelta(index=0, arguments_json="{}")
+    assert last.tool_call_delta == ToolCallDelta(index=2, id="call_4", name="now", arguments_json="{}")
