@@ -57,8 +57,8 @@ class TextCollector(Collector):
     """Joins deltas if the whole text is needed; otherwise only counts them."""
 
     __slots__ = (
-        "_calls", "_context", "_counted", "_empty_calls", "_joins", "_last", "_pieces", "_rest", "_rest_calls", "_stream",
-        "_text", "_usage",
+        "_calls", "_context", "_counted", "_empty_calls", "_joins", "_last", "_pieces", "_rest",
+        "_rest_calls", "_stream", "_text", "_usage",
     )  # fmt: skip
 
     def __init__(self, context: CollectorContext) -> None:
@@ -119,6 +119,7 @@ class TextCollector(Collector):
                 call.arguments_json = call.arguments_json or _NO_ARGUMENTS
         self._usage = self._complete_usage(last)
         self.output_bytes += _size(self._rest) + sum(map(_call_size, self._rest_calls))
+        self.output_bytes += len(_NO_ARGUMENTS) * len(self._empty_calls)
         reason = output.finish_reason
         # Some vendors call it a stop if a tool was called, or the reverse.
         if reason in (FINISH_REASON_STOP, FINISH_REASON_TOOL_CALLS):
