@@ -170,8 +170,8 @@ def _number(schema: Mapping[str, Any], step: float) -> float:
         number = high
     if not step and low is not None and high is not None and low > high:
         number = low / 2 + high / 2  # both are exclusive, and less than 2 apart
-    multiple = schema.get("multipleOf")
-    if type(multiple) in (int, float) and multiple > 0:
+    multiple = _given_number(schema, "multipleOf")
+    if multiple is not None and multiple > 0:
         step = multiple
     try:
         # Away from 0, because towards it is out of the range.
@@ -182,7 +182,10 @@ def _number(schema: Mapping[str, Any], step: float) -> float:
 
 def _limit(schema: Mapping[str, Any], ending: str, inwards: float) -> float | None:
     """The minimum or the maximum of a number; an exclusive one is moved `inwards`."""
-    inclusive, exclusive = schema.get("m" + ending), schema.get("exclusiveM" + ending)
-    if type(exclusive) in (int, float):
-        return exclusive + inwards
-    return inclusive if type(inclusive) in (int, float) else None
+    exclusive = _given_number(schema, "exclusiveM" + ending)
+    return _given_number(schema, "m" + ending) if exclusive is None else exclusive + inwards
+
+
+def _given_number(schema: Mapping[str, Any], keyword: str) -> float | None:
+    value = schema.get(keyword)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
