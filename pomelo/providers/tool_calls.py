@@ -163,6 +163,6 @@ def _arguments_text(arguments: Any) -> str:
 
 def _is_object(text: str) -> bool:
     try:
-        return type(from_json(text)) is dict
+        return type(from_json(well_formed(text))) is dict
     except ValueError:
         return False

@@ -35,9 +35,8 @@ def parse_message(message: Any) -> Event:
         texts = [block["text"] for block in blocks if block["type"] == "text"]
         calls = [block for block in blocks if block["type"] == "tool_use"]
         finish = finish_reason(message["stop_reason"], _FINISHES)
-        return completed_text(
-            well_formed("".join(texts)), finish, _usage(message.get("usage")), whole_calls(map(_call, calls))
-        )
+        text, usage = well_formed("".join(texts)), _usage(message.get("usage"))
+        return completed_text(text, finish, usage, whole_calls(map(_call, calls)) if calls else ())
     except (AttributeError, KeyError, TypeError):
         pass
     raise malformed_response("a response of another shape")

@@ -43,7 +43,9 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
             finish = _of_refusal(finish)
         if type(content) is list:
             content = _join_text(content)
-        calls = whole_calls(map(_call, message.get("tool_calls") or ()))
+        calls = message.get("tool_calls") or ()
+        if calls:
+            calls = whole_calls(map(_call, calls))
         return completed_text(well_formed(content), finish, _usage(completion.get("usage")), calls)
     except (AttributeError, IndexError, KeyError, TypeError):
         pass
