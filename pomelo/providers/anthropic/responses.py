@@ -78,6 +78,11 @@ class MessageStream(StreamState):
         self._in_call = False
         """Whether the current block is a tool call; blocks follow each other."""
 
+    def completed(self) -> Event:
+        if self._calls is not None:
+            self._calls.end()
+        return super().completed()
+
     def parse_event(self, data: bytes) -> str:
         if self.ended:
             return ""
