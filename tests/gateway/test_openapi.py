@@ -125,6 +125,7 @@ def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
         assert request.group_by[0].dimension
     assert re.fullmatch(metadata["pattern"], "metadata.a b")
     request = parse_query({"group_by": "metadata.a b"})
+    assert isinstance(request, pb.SumUsageRequest)
     assert request.group_by[0].metadata_key == "a b"
     for bound in ("minimum", "maximum"):
         size = schemas["page_size"][bound]
