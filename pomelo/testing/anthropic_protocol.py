@@ -12,8 +12,7 @@ from pomelo.testing.anthropic_checks import VERSIONS, check
 from pomelo.testing.broken import BODY
 from pomelo.testing.checks import Problem, access_refusal
 from pomelo.testing.reply import Received, Reply, VendorProtocol, json_reply
-from pomelo.testing.text_answer import TextAnswer, pieces, text_faults
-from pomelo.testing.tool_calls import Call
+from pomelo.testing.text_answer import Call, TextAnswer, pieces, text_faults
 
 PATH = "/v1/messages"
 

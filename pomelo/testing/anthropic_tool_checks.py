@@ -42,11 +42,23 @@ def _schema(name: str, schema: Any, strict: Any) -> Problem | None:
         return Problem("missing_required_parameter", f"{name}.type", "Field required")
     if schema["type"] != "object":
         return Problem("invalid_value", f"{name}.type", "Input should be 'object'")
-    if strict and schema.get("additionalProperties") is not False:
-        return Problem(
-            "invalid_value", name, "For 'object' type, 'additionalProperties' must be set to false"
-        )
+    if strict and (fault := _fault(schema)):
+        return Problem("invalid_value", name, fault)
     return None
+
+
+def _fault(schema: Any) -> str:
+    """Why a schema, or one within it, is not in the part of JSON Schema for strict schemas; "" if it is."""
+    if isinstance(schema, list):
+        return next(filter(None, map(_fault, schema)), "")
+    if not isinstance(schema, dict):
+        return ""
+    if schema.get("type") == "object" and schema.get("additionalProperties") is not False:
+        return "For 'object' type, 'additionalProperties' must be explicitly set to false"
+    for keyword in ("minimum", "maximum", "minLength", "maxLength", "maxItems"):
+        if isinstance(schema.get(keyword), int | float):
+            return f"property '{keyword}' is not supported"
+    return next(filter(None, map(_fault, schema.values())), "")
 
 
 def tool_choice(name: str, value: Any) -> Problem | None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
+from pomelo.providers.sandbox.examples import example_of
 from pomelo.testing.broken import without_end
 from pomelo.testing.reply import Received, Reply, Script, Step, Stop, Token, VendorFaults
-from pomelo.testing.tool_calls import Call, example
 
 COUNTED: Mapping[str, int] = {}
 """As the `usage` of an answer: the true counts, in words."""
@@ -29,6 +29,15 @@ _PIECE = 9
 """Characters of a piece of arguments."""
 
 _WORD = re.compile(r"\s*\S+|\s+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call of an answer. `id` None: the protocol makes one."""
+
+    name: str
+    arguments: str = "{}"
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +133,12 @@ class TextAnswer(ABC):
             return replace(
                 self,
                 text="" if self.text == GREETING else self.text,
-                tool_calls=(Call(name, json.dumps(example(schema), separators=(",", ":"))),),
+                tool_calls=(Call(name, json.dumps(example_of(schema), separators=(",", ":"))),),
                 finish_reason=_CALLED.get(self.finish_reason or "", self.finish_reason),
             )
         schema = self.output_schema(received)
         if schema is not None and self.text == GREETING:
-            return replace(self, text=json.dumps(example(schema)))
+            return replace(self, text=json.dumps(example_of(schema)))
         return self
 
     def _whole(self, received: Received) -> list[Step]:

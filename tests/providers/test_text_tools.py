@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pomelo.gen.v1.text_pb2 import FinishReason, JsonSchema, TextFormat, ToolChoice
-from pomelo.testing import FaultUpstream, Stop
-from pomelo.testing.tool_calls import Call
+from pomelo.testing import Call, FaultUpstream, Stop
 from tests.providers.rig import Rig, open_rig, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
@@ -28,7 +27,10 @@ from tests.providers.text_rig import (
     tools_input,
 )
 
-SCHEMA = '{"type":"object","properties":{"z":{"type":"integer"},"a":{"type":"string"}},"additionalProperties":false}'
+SCHEMA = (
+    '{"type":"object","required":["z","a"],"properties":{"z":{"type":"integer"},"a":{"type":"string"}},'
+    '"additionalProperties":false}'
+)
 
 
 @pytest.fixture(name="vendor", params=VENDORS, ids=lambda vendor: vendor.name)
@@ -62,7 +64,7 @@ async def test_an_answer_may_be_a_tool_call_alone(vendor: Vendor, rig: Rig, stre
     assert text(answer) == ""
     ((call_id, name, arguments),) = tool_calls(answer, stream=stream)
     assert call_id
-    assert (name, json.loads(arguments)) == ("weather", {"city": "Paris"})
+    assert (name, list(json.loads(arguments))) == ("weather", ["city"])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ async def test_a_schema_for_the_output_is_sent_in_its_own_order(
     schema = JsonSchema(name="a_number", description="One", schema_json=SCHEMA, strict=True)
     task = hi(format=TextFormat(json_schema=schema))
     answer = await read_all(rig.provider, vendor.job(task, stream=stream))
-    assert json.loads(text(answer)) == {"z": 7, "a": "Paris"}
+    assert list(json.loads(text(answer))) == ["z", "a"]
     assert SCHEMA.encode() in rig.requests[0].raw
     await read_all(rig.provider, vendor.job(hi(tools=[WEATHER], format=task.format), stream=stream))
     assert WEATHER.parameters_json.encode() in rig.requests[1].raw

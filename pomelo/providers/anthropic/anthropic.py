@@ -19,6 +19,7 @@ from pomelo.providers import Credentials
 from pomelo.providers.anthropic.errors import ERROR_MAPPING
 from pomelo.providers.anthropic.request import encode_request, max_tokens, thinks
 from pomelo.providers.anthropic.responses import MessageStream, parse_message
+from pomelo.providers.anthropic.schemas import output_schema
 from pomelo.providers.base import Event, Job, Options, Probe, one_event
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
@@ -68,8 +69,8 @@ class Anthropic(Vendor):
         for name in ("seed", "presence_penalty", "frequency_penalty"):
             fitting.drop(name)
         options = fitting.route.options
-        if fitting.input.format.HasField("json_object"):
-            fitting.drop("format", "left out, or a json_schema")
+        if fitting.get("format") and output_schema(fitting.input.format.json_schema) is None:
+            fitting.drop("format", "left out, or a json_schema whose objects have named properties")
         if fitting.get("reasoning_effort") == ReasoningEffort.REASONING_EFFORT_MINIMAL:
             fitting.replace("reasoning_effort", ReasoningEffort.REASONING_EFFORT_LOW, "another one")
         if thinks(fitting.input, options):

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 from pomelo.providers.anthropic.messages import Conversation
+from pomelo.providers.anthropic.schemas import output_schema
 from pomelo.providers.anthropic.tools import tool_choice, tools_json, undeclared_tools
 from pomelo.providers.base import Job
 from pomelo.providers.errors import UpstreamError
@@ -78,8 +79,9 @@ def encode_request(job: Job[TextInput], *, stream: bool) -> bytes:
     if text.tools:
         encoded = with_member(encoded, "tools", tools_json(text.tools))
     if text.HasField("format"):
-        schema = with_member({"type": "json_schema"}, "schema", text.format.json_schema.schema_json)
-        encoded = with_member(encoded, "output_config", with_member(config, "format", schema))
+        schema = output_schema(text.format.json_schema) or "{}"
+        output_format = with_member({"type": "json_schema"}, "schema", schema)
+        encoded = with_member(encoded, "output_config", with_member(config, "format", output_format))
     return encoded
 
 

@@ -22,9 +22,8 @@ from pomelo.gen.v1.text_pb2 import (
     ToolChoice,
 )
 from pomelo.providers.base import fit_job
-from pomelo.testing import FaultUpstream, Reply
+from pomelo.testing import Call, FaultUpstream, Reply
 from pomelo.testing.anthropic_protocol import Answer, error_reply, event, words
-from pomelo.testing.tool_calls import Call
 from tests.providers.rig import Rig, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
@@ -211,6 +210,76 @@ async def test_a_schema_for_the_output_is_sent_beside_the_effort(upstream: Fault
     }
 
 
+CITY = {"type": "object", "properties": {"name": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "schema"),
+    [
+        (CITY, CITY | {"additionalProperties": False}),
+        (CITY | {"additionalProperties": True}, CITY | {"additionalProperties": False}),
+        ({"properties": {"a": {"const": 1}}}, {"properties": {"a": {"const": 1}}}),
+        (
+            {
+                "type": "object",
+                "properties": {"n": {"type": "integer", "minimum": 1, "description": "minimum"}},
+            },
+            {"type": "object", "properties": {"n": {"type": "integer", "description": "minimum"}}},
+        ),
+        (
+            {"type": "object", "properties": {"minimum": {"type": "array", "items": CITY, "minItems": 2}}},
+            {
+                "type": "object",
+                "properties": {"minimum": {"type": "array", "items": CITY | {"additionalProperties": False}}},
+            },
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"anyOf": [{"$ref": "#/$defs/c"}, CITY]}},
+                "$defs": {"c": CITY},
+            },
+            {
+                "type": "object",
+                "properties": {
+                    "a": {"anyOf": [{"$ref": "#/$defs/c"}, CITY | {"additionalProperties": False}]}
+                },
+                "$defs": {"c": CITY | {"additionalProperties": False}},
+            },
+        ),
+    ],
+)
+async def test_a_schema_that_is_not_strict_is_sent_as_the_vendor_takes_it(
+    rig: Rig, given: dict[str, Any], schema: dict[str, Any]
+) -> None:
+    task = hi(format=TextFormat(json_schema=JsonSchema(name="n", schema_json=json.dumps(given))))
+    job = ANTHROPIC.job(task, stream=False)
+    await read_all(rig.provider, job)
+    expected = {"type": "object", "additionalProperties": False, **schema}
+    assert rig.requests[0].body["output_config"]["format"]["schema"] == expected
+    assert adjusted(rig, job) == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "string"},
+        {"type": "object", "additionalProperties": {"type": "number"}},
+        {"type": "object", "properties": {"prices": {"type": "object", "additionalProperties": True}}},
+    ],
+)
+async def test_a_schema_that_the_vendor_has_not_is_left_out_and_reported(
+    rig: Rig, schema: dict[str, Any]
+) -> None:
+    task = hi(format=TextFormat(json_schema=JsonSchema(name="n", schema_json=json.dumps(schema))))
+    job = ANTHROPIC.job(task, stream=False)
+    await read_all(rig.provider, job)
+    assert "output_config" not in rig.requests[0].body
+    assert adjusted(rig, job) == ["response_format"]
+
+
 async def test_any_json_object_is_left_out_and_reported(rig: Rig) -> None:
     job = ANTHROPIC.job(hi(format=TextFormat(json_object=TextFormat.JsonObject())), stream=False)
     await read_all(rig.provider, job)
@@ -381,7 +450,11 @@ async def test_a_refusal_keeps_its_finish_reason(rig: Rig, stream: bool) -> None
         (hi(tools=[Tool(name="x", parameters_json='{"type":"object"}', strict=True)]), "tools"),
         (hi(tools=[Tool(name="x", parameters_json='{"type":"string"}')]), "tools"),
         (
-            hi(format=TextFormat(json_schema=JsonSchema(name="x", schema_json='{"type":"object"}'))),
+            hi(
+                format=TextFormat(
+                    json_schema=JsonSchema(name="x", schema_json='{"type":"object"}', strict=True)
+                )
+            ),
             "response_format",
         ),
     ],
