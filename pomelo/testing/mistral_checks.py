@@ -108,7 +108,7 @@ _FIELDS: Mapping[str, Check] = {
     "tool_choice": tool_choice("any"),
     "parallel_tool_calls": flag,
     "response_format": response_format,
-    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "prompt_mode": one_of("reasoning"),
     "prompt_cache_key": text(),
 }
