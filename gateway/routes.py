@@ -13,6 +13,7 @@ from gateway.media import get_media
 from gateway.objects import render_model
 from gateway.openai import models as openai_models
 from gateway.openai.chat import create_chat_completion
+from gateway.openai.responses import create_response
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -69,6 +70,7 @@ ROUTES: Mapping[tuple[str, str], Handler] = {
 
 OPENAI_ROUTES: Mapping[tuple[str, str], Handler] = {
     ("POST", "/v1/chat/completions"): create_chat_completion,
+    ("POST", "/v1/responses"): create_response,
     ("GET", "/v1/models"): openai_models.list_models,
     ("GET", "/v1/models/{id}"): openai_models.get_model,
 }

@@ -108,8 +108,8 @@ class ChatRequest(TextRequest):
 
 
 def _to_message(message: Any) -> Any:
-    """Returns a message as a task has it. An answer that a caller sends back has two more members: annotations,
-    which no model takes, and a refusal in place of its content."""
+    """Returns a message as a task has it. An answer that a caller sends back has two more members:
+    annotations, which no model takes, and a refusal in place of its content."""
     if type(message) is not dict or message.keys().isdisjoint(_ANSWER_MEMBERS):
         return message
     kept = {name: value for name, value in message.items() if name not in _ANSWER_MEMBERS}
