@@ -19,7 +19,11 @@ from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
 from pomelo.service import Visit
 
-_DEFAULTS: Mapping[str, Collection[Any]] = {"background": (False,), "truncation": ("disabled",)}
+_DEFAULTS: Mapping[str, Collection[Any]] = {
+    "background": (False,),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
 """Fields that are accepted with these values, which change nothing."""
 
 _STORED = ("previous_response_id", "conversation", "prompt")
