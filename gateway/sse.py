@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from gateway.errors import error_body, log_unexpected
 from gateway.request import Request
@@ -17,11 +20,11 @@ from gateway.types import EVENT_RENDERERS, render_last
 from gateway.types.base import Link, StreamObjects
 from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import TaskSpec, TaskStarted
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec, TaskStarted
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.service import TaskService
 
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 _MAX_BATCH = 16 * 1024
@@ -45,15 +48,18 @@ class SseResponse:
 
     Its headers are sent with the first event, or after `keep_alive` seconds without one; after each further
     silence of that length, a comment is sent. An event is sent immediately; events that follow it in the
-    same iteration of the event loop are joined into one write.
+    same iteration of the event loop are joined into one write. `encode` replaces `encode_event`.
     """
 
     __slots__ = (
-        "_batch", "_call", "_flushing", "_keep_alive", "_last_sent", "_loop", "_request", "_size",
+        "_batch", "_call", "_encode", "_flushing", "_keep_alive", "_last_sent", "_loop", "_request", "_size",
         "_stream", "_timer",
     )  # fmt: skip
 
-    def __init__(self, request: Request, call: Call, keep_alive: float) -> None:
+    def __init__(
+        self, request: Request, call: Call, keep_alive: float, encode: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        self._encode = encode
         self._stream: ResponseStream | None = None
         self._request = request
         self._call = call
@@ -90,8 +96,10 @@ class SseResponse:
         Raises:
             ConnectionError: the client has left.
         """
-        # Not by `encode_event`: there may be an event for each word.
-        data = b"data: %b\n\n" % data if data.isascii() else encode_event(data)
+        if self._encode is not None:
+            data = self._encode(data)
+        else:  # not by `encode_event` if possible: there may be an event for each word
+            data = b"data: %b\n\n" % data if data.isascii() else encode_event(data)
         if self._flushing is None:
             self._flushing = self._loop.call_soon(self._flush)
             self._last_sent = self._loop.time()
@@ -138,14 +146,40 @@ class SseResponse:
         self._timer = self._loop.call_at(due, self._on_timer)
 
 
+@dataclass(frozen=True, slots=True)
+class StreamFormat:
+    """How an API sends the events of a task.
+
+    `open` returns the state of a stream, which the other functions get. `renderers`, by type of event, return
+    the JSON texts of the events to send. `render_last` returns the events that end a complete stream,
+    `render_error` those that end another one, both encoded. `encode` replaces `encode_event`.
+    """
+
+    open: Callable[[TaskStarted], Any]
+    renderers: Mapping[str, Callable[[Any, Any], Iterable[bytes]]]
+    render_last: Callable[[Any, TaskResult], bytes]
+    render_error: Callable[[Any, PomeloError, Request], bytes]
+    encode: Callable[[bytes], bytes] | None = None
+
+
+def task_stream(link: Link) -> StreamFormat:
+    """Returns the format of `POST /api/v1/task`."""
+    return StreamFormat(
+        StreamObjects,
+        EVENT_RENDERERS,
+        lambda objects, result: encode_event(render_last(objects, result, link)) + DONE,
+        lambda objects, error, request: b"event: error\n" + encode_event(error_body(error, request)),
+    )
+
+
 async def stream_task(
     request: Request,
     call: Call,
     tasks: TaskService,
     spec: TaskSpec,
     options: TaskOptions,
+    stream_format: StreamFormat,
     *,
-    link: Link,
     keep_alive: float,
 ) -> None:
     """Runs a task and sends its events as they arrive. The last event is sent once the task is settled, so
@@ -155,8 +189,9 @@ async def stream_task(
         PomeloError: an error before anything was sent.
         ConnectionError: the client has left.
     """
-    sse = SseResponse(request, call, keep_alive)
-    objects = StreamObjects(TaskStarted())
+    sse = SseResponse(request, call, keep_alive, stream_format.encode)
+    renderers = stream_format.renderers
+    objects = stream_format.open(TaskStarted())
     last = b""
     failure: PomeloError | None = None
     try:
@@ -164,16 +199,16 @@ async def stream_task(
             sse.start()
             async for event in events:
                 event_type: str = event.WhichOneof("event") or ""
-                renderer = EVENT_RENDERERS.get(event_type)
+                renderer = renderers.get(event_type)
                 if renderer is not None:
                     for data in renderer(objects, getattr(event, event_type)):
                         if sse.send(data):
                             await sse.drain()
                 elif event_type == "completed":
-                    last = render_last(objects, event.completed, link)
+                    last = stream_format.render_last(objects, event.completed)
                 elif event_type == "started":
-                    objects = StreamObjects(event.started)
                     report_adjustments(call, event.started.adjustments)
+                    objects = stream_format.open(event.started)
         if not last:
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:
@@ -186,9 +221,9 @@ async def stream_task(
         sse.stop()
     try:
         if failure is None:
-            await sse.finish(encode_event(last) + _DONE)
+            await sse.finish(last)
         elif request.answered:
-            await sse.finish(b"event: error\n" + encode_event(error_body(failure)))
+            await sse.finish(stream_format.render_error(objects, failure, request))
         else:
             raise failure
     finally:

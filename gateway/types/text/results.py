@@ -10,10 +10,10 @@ from pydantic_core import to_json
 from gateway.openapi.schema import Schema, object_of, ref
 from gateway.types.base import Link, StreamObjects, open_object, result_schema
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, ToolCall, ToolCallDelta
+from pomelo.gen.v1.text_pb2 import FinishReason, Message, TextDelta, ToolCall, ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Usage
 
-_FINISH_REASONS: Mapping[int, str] = {
+FINISH_REASONS: Mapping[int, str] = {
     FinishReason.FINISH_REASON_STOP: "stop",
     FinishReason.FINISH_REASON_LENGTH: "length",
     FinishReason.FINISH_REASON_CONTENT_FILTER: "content_filter",
@@ -25,19 +25,26 @@ _CHUNK = "task.completion.chunk"
 
 def render_result(result: TaskResult, link: Link) -> bytes:
     text = result.text
-    parts = text.message.content
-    content = parts[0].text if len(parts) == 1 else "".join([part.text for part in parts])
-    message: dict[str, Any] = {"role": "assistant", "content": content}
-    if parts and parts[-1].HasField("tool_call"):  # calls come last
-        message["content"] = content or None
-        message["tool_calls"] = [_render_call(part.tool_call) for part in parts if part.HasField("tool_call")]
     choice = {
         "index": 0,
-        "message": message,
-        "finish_reason": _FINISH_REASONS.get(text.finish_reason),
+        "message": render_message(text.message),
+        "finish_reason": FINISH_REASONS.get(text.finish_reason),
     }
     usage = _render_usage(result.usage)
     return open_object(result, "task.completion", choices=[choice], usage=usage) + b"}"
+
+
+def render_message(message: Message) -> dict[str, Any]:
+    """Returns the message of a response. Its content is null if there are only tool calls."""
+    parts = message.content
+    content = parts[0].text if len(parts) == 1 else "".join([part.text for part in parts])
+    rendered: dict[str, Any] = {"role": "assistant", "content": content}
+    if parts and parts[-1].HasField("tool_call"):  # calls come last
+        rendered["content"] = content or None
+        rendered["tool_calls"] = [
+            _render_call(part.tool_call) for part in parts if part.HasField("tool_call")
+        ]
+    return rendered
 
 
 def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
@@ -49,10 +56,15 @@ def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
 def render_tool_call(objects: StreamObjects, delta: ToolCallDelta) -> tuple[bytes, ...]:
     """Returns a `task.completion.chunk` of a piece of a tool call; the first has its id, type and name."""
     opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
-    call: dict[str, Any] = {"index": delta.index, "function": {"arguments": delta.arguments_json}}
+    return (b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, encode_call_piece(delta)),)
+
+
+def encode_call_piece(delta: ToolCallDelta) -> bytes:
+    """Returns a piece of a tool call as JSON."""
+    call: dict[str, Any] = {"function": {"arguments": delta.arguments_json}}
     if delta.id:
-        call = {"index": delta.index, **_render_call(delta)}
-    return (b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, to_json(call)),)
+        call = _render_call(delta)
+    return to_json({"index": delta.index, **call})
 
 
 def _render_call(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
@@ -68,7 +80,7 @@ def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
             _open_chunk(objects),
             b"" if has_text else b'"content":""',
             b'},"finish_reason":',
-            to_json(_FINISH_REASONS.get(result.text.finish_reason)),
+            to_json(FINISH_REASONS.get(result.text.finish_reason)),
             b'}],"usage":',
             to_json(_render_usage(result.usage)),
             b"}",
@@ -109,7 +121,7 @@ _TOOL_CALLS = {"tool_calls": {"type": "array", "items": ref("ToolCall")}}
 _CHOICE = {
     "index": {"const": 0},
     "message": object_of({**_RESPONSE_MESSAGE, **_TOOL_CALLS}, _RESPONSE_MESSAGE),
-    "finish_reason": {"enum": [*_FINISH_REASONS.values(), None]},
+    "finish_reason": {"enum": [*FINISH_REASONS.values(), None]},
 }
 
 SCHEMAS: Mapping[str, Schema] = {

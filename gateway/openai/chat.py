@@ -1,0 +1,150 @@
+"""`POST /v1/chat/completions`: runs a text task in the form of OpenAI's chat completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from pydantic_core import to_json
+
+from gateway import sse
+from gateway.errors import error_body
+from gateway.openai.text import TextRequest, run_text
+from gateway.request import Request
+from gateway.responses import Response
+from gateway.state import Gateway
+from gateway.types.base import StreamObjects, open_object
+from gateway.types.fields import check_flag, check_names
+from gateway.types.text.results import FINISH_REASONS, encode_call_piece, render_message
+from pomelo.call import Call
+from pomelo.errors import invalid
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
+from pomelo.gen.v1.text_pb2 import TextDelta, ToolCallDelta
+from pomelo.gen.v1.usage_pb2 import Usage
+from pomelo.service import Visit
+
+_DEFAULTS: Mapping[str, Collection[Any]] = {"modalities": (["text"],), "verbosity": ("medium",)}
+"""Fields that are accepted with these values, which change nothing."""
+
+_CHUNK = "chat.completion.chunk"
+
+
+async def create_chat_completion(
+    gateway: Gateway, request: Request, call: Call, visit: Visit
+) -> Response | None:
+    return await run_text(gateway, request, call, visit, ChatRequest(call))
+
+
+class ChatRequest(TextRequest):
+    """A request for a chat completion. Most fields are those of `POST /api/v1/task`."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self._include_usage = False
+        self._limit_name = "max_tokens"
+
+    def to_fields(self, body: dict[str, Any]) -> Mapping[str, Any]:
+        self.take_shared(body)
+        self.take_defaults(body, _DEFAULTS)
+        self._take_stream_options(body.pop("stream_options", None))
+        limit = body.pop("max_completion_tokens", None)
+        if limit is not None:
+            if body.get("max_tokens") not in (None, limit):
+                raise invalid("max_tokens", "left out, or the same as max_completion_tokens")
+            self._limit_name = "max_completion_tokens"
+            body["max_tokens"] = limit
+        return body
+
+    def _take_stream_options(self, options: Any) -> None:
+        if options is None:
+            return
+        if type(options) is not dict:
+            raise invalid("stream_options", "an object")
+        check_names(options, ("include_usage", "include_obfuscation"), "stream_options")
+        include_usage = options.get("include_usage")
+        if include_usage is not None:
+            self._include_usage = check_flag("stream_options.include_usage", include_usage)
+
+    def caller_name(self, field: str) -> str:
+        return self._limit_name if field == "max_tokens" else field
+
+    def render(self, result: TaskResult) -> bytes:
+        text = result.text
+        choice = {
+            "index": 0,
+            "message": {**render_message(text.message), "refusal": None},
+            "logprobs": None,
+            "finish_reason": FINISH_REASONS.get(text.finish_reason),
+        }
+        return open_object(result, "chat.completion", choices=[choice], usage=_usage(result.usage)) + b"}"
+
+    def stream_format(self) -> sse.StreamFormat:
+        return sse.StreamFormat(
+            self._open_stream,
+            _RENDERERS,
+            _render_last,
+            lambda objects, error, request: sse.encode_event(error_body(error, request)),
+        )
+
+    def _open_stream(self, started: TaskStarted) -> ChatChunks:
+        self.report_adjusted()
+        return ChatChunks(started, include_usage=self._include_usage)
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_input_tokens,
+            "cache_write_tokens": usage.cache_write_input_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+# --- streams
+
+
+class ChatChunks(StreamObjects):
+    """The chunks of a stream, with the usage in one of their own if the caller asked for it."""
+
+    __slots__ = ("include_usage",)
+
+    def __init__(self, started: TaskStarted, *, include_usage: bool) -> None:
+        super().__init__(started)
+        self.include_usage = include_usage
+
+    def open_choice(self) -> bytes:
+        """Returns the beginning of a chunk, up to the members of its delta."""
+        # Only the first chunk has the role.
+        role = b'"role":"assistant",' if self.is_first else b""
+        usage = b',"usage":null' if self.include_usage else b""
+        return self.prefix(_CHUNK, usage + b',"choices":[{"index":0,"delta":{') + role
+
+
+def _render_delta(chunks: ChatChunks, delta: TextDelta) -> Iterable[bytes]:
+    opening = chunks.prefixes.get(_CHUNK) or chunks.open_choice()
+    return (b'%b"content":%b},"finish_reason":null}]}' % (opening, to_json(delta.text)),)
+
+
+def _render_tool_call(chunks: ChatChunks, delta: ToolCallDelta) -> Iterable[bytes]:
+    opening = chunks.prefixes.get(_CHUNK) or chunks.open_choice()
+    return (b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, encode_call_piece(delta)),)
+
+
+_RENDERERS: Mapping[str, Callable[[ChatChunks, Any], Iterable[bytes]]] = {
+    "text_delta": _render_delta,
+    "tool_call_delta": _render_tool_call,
+}
+
+
+def _render_last(chunks: ChatChunks, result: TaskResult) -> bytes:
+    content = b'"content":""' if chunks.is_first else b""
+    reason = to_json(FINISH_REASONS.get(result.text.finish_reason))
+    events = sse.encode_event(b'%b%b},"finish_reason":%b}]}' % (chunks.open_choice(), content, reason))
+    if chunks.include_usage:
+        usage = open_object(result, _CHUNK, choices=[], usage=_usage(result.usage)) + b"}"
+        events += sse.encode_event(usage)
+    return events + sse.DONE
