@@ -82,7 +82,8 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
         return sent
     except PomeloError as error:
         code, status = error.code, error.row.http
-        response = error_response(error, call)  # not later: the error would be kept with its traceback
+        # Not later: the error would be kept with its traceback.
+        response = error_response(error, call, request)
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, asyncio.CancelledError) and is_cancelled():
             if request.is_closing:
@@ -92,7 +93,7 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
             raise
         unexpected = log_unexpected(call)
         code, status = unexpected.code, unexpected.row.http
-        response = error_response(unexpected, call)
+        response = error_response(unexpected, call, request)
     finally:
         if visit is not None:
             visit.close()

@@ -8,31 +8,45 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11
 from pydantic_core import to_json
 
+from gateway.openai.errors import is_openai, retry_header
 from gateway.responses import SAFE_HEADERS, Response, encode_head, json_response
 from pomelo.call import Call
 from pomelo.errors import RETRY_AFTER, PomeloError
 from pomelo.ids import new_id
 from pomelo.logs import format_trace
 
+if TYPE_CHECKING:
+    from gateway.request import Request
+
 log = logging.getLogger("pomelo.gateway")
 
 
-def error_body(error: PomeloError) -> bytes:
-    """Returns the JSON error body: message, type and code."""
+def error_body(error: PomeloError, request: Request | None = None) -> bytes:
+    """Returns the JSON error body: message, type and code; for a request of a path under /v1, `param` too.
+    None: the request can't be read."""
     # A field name from the caller may contain characters that can't be encoded as UTF-8.
-    message = error.message.encode("utf-8", "replace").decode()
-    return to_json({"error": {"message": message, "type": error.row.type, "code": error.code}})
+    body: dict[str, str | None] = {"message": _encodable(error.message), "type": error.row.type}
+    if request is not None and is_openai(request):
+        body["param"] = None if error.field is None else _encodable(error.field)
+    return to_json({"error": body | {"code": error.code}})
 
 
-def error_response(error: PomeloError, call: Call) -> Response:
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def error_response(error: PomeloError, call: Call, request: Request) -> Response:
     """Returns the response for an error, with the call's headers and, for retryable errors, Retry-After."""
-    response = json_response(call, error_body(error), error.row.http)
+    response = json_response(call, error_body(error, request), error.row.http)
     if error.retry_after is not None and error.row.http in RETRY_AFTER:
         response.headers["Retry-After"] = str(error.retry_after)
+    if is_openai(request):
+        response.headers.update(retry_header(error))
     return response
 
 
@@ -45,10 +59,10 @@ def unrouted_headers(error: PomeloError, extra: Mapping[str, str]) -> dict[str, 
     return headers
 
 
-def raw_error_response(error: PomeloError, extra: Mapping[str, str]) -> bytes:
+def raw_error_response(error: PomeloError, extra: Mapping[str, str], request: Request | None = None) -> bytes:
     """Returns a complete HTTP/1.1 error response as bytes, which closes the connection. `extra` are
-    additional headers."""
-    body = error_body(error)
+    additional headers. `request` is None if it can't be read."""
+    body = error_body(error, request)
     headers = unrouted_headers(error, extra) | {"Content-Length": str(len(body)), "Connection": "close"}
     return encode_head(HttpVersion11, error.row.http, headers) + body
 

@@ -11,6 +11,8 @@ from gateway.account import get_account, list_usage
 from gateway.connections.connection import HEALTH_PATH
 from gateway.media import get_media
 from gateway.objects import render_model
+from gateway.openai import models as openai_models
+from gateway.openai.chat import create_chat_completion
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -65,6 +67,13 @@ ROUTES: Mapping[tuple[str, str], Handler] = {
 }
 """The routes that require a key, by method and path; GET also handles HEAD."""
 
+OPENAI_ROUTES: Mapping[tuple[str, str], Handler] = {
+    ("POST", "/v1/chat/completions"): create_chat_completion,
+    ("GET", "/v1/models"): openai_models.list_models,
+    ("GET", "/v1/models/{id}"): openai_models.get_model,
+}
+"""The routes of the OpenAI-compatible API, which require a key, too."""
+
 OPEN_ROUTES: Mapping[str, OpenHandler] = {
     "/media/{media_id}": get_media,
     "/openapi.json": get_openapi,
@@ -85,7 +94,8 @@ class Route(NamedTuple):
 def _by_path() -> dict[str, dict[str, Route]]:
     """Returns the routes by path, without its variable part, and by method."""
     routes = [
-        (method, path, Route(handler, True, f"{method} {path}")) for (method, path), handler in ROUTES.items()
+        (method, path, Route(handler, True, f"{method} {path}"))
+        for (method, path), handler in {**ROUTES, **OPENAI_ROUTES}.items()
     ]
     routes += [("GET", path, Route(handler, False, f"GET {path}")) for path, handler in OPEN_ROUTES.items()]
     paths: dict[str, dict[str, Route]] = {}

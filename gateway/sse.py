@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from gateway.errors import error_body, log_unexpected
 from gateway.request import Request
@@ -17,11 +20,11 @@ from gateway.types import EVENT_RENDERERS, render_last
 from gateway.types.base import Link, StreamObjects
 from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import TaskSpec, TaskStarted
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec, TaskStarted
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.service import TaskService
 
-_DONE = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 
 _MAX_BATCH = 16 * 1024
@@ -138,14 +141,39 @@ class SseResponse:
         self._timer = self._loop.call_at(due, self._on_timer)
 
 
+@dataclass(frozen=True, slots=True)
+class StreamFormat:
+    """How an API sends the events of a task.
+
+    `open` returns the state of a stream, which the other functions get. `renderers`, by type of event, return
+    the JSON texts of the events to send. `render_last` returns the events that end a complete stream,
+    `render_error` those that end another one, both encoded.
+    """
+
+    open: Callable[[TaskStarted], Any]
+    renderers: Mapping[str, Callable[[Any, Any], Iterable[bytes]]]
+    render_last: Callable[[Any, TaskResult], bytes]
+    render_error: Callable[[Any, PomeloError, Request], bytes]
+
+
+def task_stream(link: Link) -> StreamFormat:
+    """Returns the format of `POST /api/v1/task`."""
+    return StreamFormat(
+        StreamObjects,
+        EVENT_RENDERERS,
+        lambda objects, result: encode_event(render_last(objects, result, link)) + DONE,
+        lambda objects, error, request: b"event: error\n" + encode_event(error_body(error, request)),
+    )
+
+
 async def stream_task(
     request: Request,
     call: Call,
     tasks: TaskService,
     spec: TaskSpec,
     options: TaskOptions,
+    stream_format: StreamFormat,
     *,
-    link: Link,
     keep_alive: float,
 ) -> None:
     """Runs a task and sends its events as they arrive. The last event is sent once the task is settled, so
@@ -156,7 +184,8 @@ async def stream_task(
         ConnectionError: the client has left.
     """
     sse = SseResponse(request, call, keep_alive)
-    objects = StreamObjects(TaskStarted())
+    renderers = stream_format.renderers
+    objects = stream_format.open(TaskStarted())
     last = b""
     failure: PomeloError | None = None
     try:
@@ -164,15 +193,15 @@ async def stream_task(
             sse.start()
             async for event in events:
                 event_type: str = event.WhichOneof("event") or ""
-                renderer = EVENT_RENDERERS.get(event_type)
+                renderer = renderers.get(event_type)
                 if renderer is not None:
                     for data in renderer(objects, getattr(event, event_type)):
                         if sse.send(data):
                             await sse.drain()
                 elif event_type == "completed":
-                    last = render_last(objects, event.completed, link)
+                    last = stream_format.render_last(objects, event.completed)
                 elif event_type == "started":
-                    objects = StreamObjects(event.started)
+                    objects = stream_format.open(event.started)
                     report_adjustments(call, event.started.adjustments)
         if not last:
             raise ValueError("the stream ended without its last event")
@@ -186,9 +215,9 @@ async def stream_task(
         sse.stop()
     try:
         if failure is None:
-            await sse.finish(encode_event(last) + _DONE)
+            await sse.finish(last)
         elif request.answered:
-            await sse.finish(b"event: error\n" + encode_event(error_body(failure)))
+            await sse.finish(stream_format.render_error(objects, failure, request))
         else:
             raise failure
     finally:

@@ -36,7 +36,7 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
                 tasks,
                 parsed.spec,
                 parsed.options,
-                link=gateway.link,
+                sse.task_stream(gateway.link),
                 keep_alive=gateway.options.keep_alive,
             )
             return None

@@ -143,7 +143,7 @@ class Connection(HttpConnection):
         connections = self._connections
         connections.close(self.slot)
         extra = self._cors_headers(request)
-        raw.write(raw_error_response(error, {**extra, **HSTS} if self.has_tls else extra))
+        raw.write(raw_error_response(error, {**extra, **HSTS} if self.has_tls else extra, request))
         if self._task is not None:
             self._task.cancel()
         lingers = connections.lingering < _MAX_LINGERING_SHARE * connections.limits.max_connections
@@ -370,7 +370,7 @@ class Connection(HttpConnection):
     def _refuse(self, request: Request, error: PomeloError) -> Response:
         request.keep_alive = False
         headers = unrouted_headers(error, self._cors_headers(request))
-        return Response(headers, error_body(error), error.row.http)
+        return Response(headers, error_body(error, request), error.row.http)
 
     def _cors_headers(self, request: Request | None) -> Mapping[str, str]:
         """Returns the CORS headers of a response that no route sends."""

@@ -6,7 +6,7 @@ Checks the names and types of fields; values and required fields are checked by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from gateway.parsing.json import LARGE_BODY, parse_json, read_json
 from gateway.parsing.multipart import Form, read_form
 from gateway.request import Request
 from gateway.state import Gateway, account_of
-from gateway.types import COMMON_FIELDS, TASK_FORMATS
+from gateway.types import COMMON_FIELDS, TASK_FORMATS, type_name
 from gateway.types.base import TaskFormat
 from gateway.types.fields import Field, check_flag, check_text, parse_flag_text, unknown_field
 from pomelo.call import Call
@@ -40,8 +40,20 @@ class TaskRequest:
     stream: bool = False
 
 
-async def read_task(gateway: Gateway, request: Request, call: Call, visit: Visit) -> TaskRequest:
-    """Reads the request, storing its audio if it is large.
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """A request for tasks of one type in the form of another API, in JSON. `to_fields` returns the fields of
+    `POST /api/v1/task` for those of a body, or raises PomeloError."""
+
+    task_type: int
+    to_fields: Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+async def read_task(
+    gateway: Gateway, request: Request, call: Call, visit: Visit, translation: Translation | None = None
+) -> TaskRequest:
+    """Reads the request, storing its audio if it is large. With a `translation` it is in the form of another
+    API.
 
     Raises:
         PomeloError: what the request is refused with; its headers come first, then body, model and fields.
@@ -52,6 +64,8 @@ async def read_task(gateway: Gateway, request: Request, call: Call, visit: Visit
     form = Form()
     try:
         is_form = _is_form(request)
+        if is_form and translation is not None:
+            raise PomeloError("unsupported_media_type", "Send application/json")
         data = b""
         if is_form:
             await read_form(gateway, request, call, visit, form)
@@ -64,12 +78,16 @@ async def read_task(gateway: Gateway, request: Request, call: Call, visit: Visit
             if not is_form:
                 values = parse_json(data)
             task_type = await gateway.task_type(model_of(values), call)
+            if translation is not None:
+                values = _translate(translation, task_type, values)
             parsed = build_task(values["model"], task_type, values, form=is_form)
         else:
             async with gateway.parse_queue.body(account_of(call), size) as steps:
                 if not is_form:
                     values = steps.run(partial(parse_json, data))
                 task_type = await gateway.task_type(model_of(values), call)
+                if translation is not None:
+                    values = steps.run(partial(_translate, translation, task_type, values))
                 parsed = steps.run(partial(build_task, values["model"], task_type, values, form=is_form))
             await asyncio.sleep(0)  # yields to other requests, because the next steps take time too
         del data
@@ -80,6 +98,13 @@ async def read_task(gateway: Gateway, request: Request, call: Call, visit: Visit
         # `refuse` returns the error to report: one of the model precedes one of a field.
         raise await visit.refuse(error, model if type(model) is str else "") from None
     return parsed
+
+
+def _translate(translation: Translation, task_type: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    if task_type != translation.task_type:
+        expected = type_name(translation.task_type)
+        raise invalid("model", f"one of the {expected} models; this path runs no other tasks")
+    return translation.to_fields(dict(values))
 
 
 async def _read_json(options: GatewayOptions, request: Request, call: Call, visit: Visit) -> bytes:

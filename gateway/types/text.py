@@ -18,7 +18,7 @@ from pomelo.gen.v1.usage_pb2 import Usage
 
 _ROLES = {"system": Role.ROLE_SYSTEM, "user": Role.ROLE_USER, "assistant": Role.ROLE_ASSISTANT}
 
-_FINISH_REASONS: Mapping[int, str] = {
+FINISH_REASONS: Mapping[int, str] = {
     FinishReason.FINISH_REASON_STOP: "stop",
     FinishReason.FINISH_REASON_LENGTH: "length",
     FinishReason.FINISH_REASON_CONTENT_FILTER: "content_filter",
@@ -114,7 +114,7 @@ def render_result(result: TaskResult, link: Link) -> bytes:
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": content},
-        "finish_reason": _FINISH_REASONS.get(text.finish_reason),
+        "finish_reason": FINISH_REASONS.get(text.finish_reason),
     }
     usage = _render_usage(result.usage)
     return open_object(result, "task.completion", choices=[choice], usage=usage) + b"}"
@@ -134,7 +134,7 @@ def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
             _open_chunk(objects),
             b"" if has_text else b'"content":""',
             b'},"finish_reason":',
-            to_json(_FINISH_REASONS.get(result.text.finish_reason)),
+            to_json(FINISH_REASONS.get(result.text.finish_reason)),
             b'}],"usage":',
             to_json(_render_usage(result.usage)),
             b"}",
