@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aiohttp import HttpVersion11
 from pydantic_core import to_json
 
-from gateway.openai.errors import is_openai, retry_header
+from gateway.openai.errors import is_openai, named_parameter, retry_header
 from gateway.responses import SAFE_HEADERS, Response, encode_head, json_response
 from pomelo.call import Call
 from pomelo.errors import RETRY_AFTER, PomeloError
@@ -30,10 +30,12 @@ def error_body(error: PomeloError, request: Request | None = None) -> bytes:
     """Returns the JSON error body: message, type and code; for a request of a path under /v1, `param` too.
     None: the request can't be read."""
     # A field name from the caller may contain characters that can't be encoded as UTF-8.
-    body: dict[str, str | None] = {"message": _encodable(error.message), "type": error.row.type}
+    parameter: dict[str, str | None] = {}
     if request is not None and is_openai(request):
-        body["param"] = None if error.field is None else _encodable(error.field)
-    return to_json({"error": body | {"code": error.code}})
+        error = named_parameter(error, request)
+        parameter["param"] = None if error.field is None else _encodable(error.field)
+    named = {"message": _encodable(error.message), "type": error.row.type, **parameter, "code": error.code}
+    return to_json({"error": named})
 
 
 def _encodable(text: str) -> str:

@@ -11,7 +11,7 @@ from gateway.responses import Response, ResponseStream, json_response, response_
 from gateway.state import Gateway
 from gateway.types import render_result
 from gateway.types.base import TaskFormat
-from pomelo.call import Call
+from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.service import TaskService, Visit
@@ -43,7 +43,7 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
         accept = request.headers.get("Accept")
         media_range = raw_media_range(accept, parsed.task_format) if accept is not None else None
         if media_range is not None:
-            return await _send_raw(request, call, tasks, parsed, media_range)
+            return await send_raw(request, call, tasks, parsed, media_range)
         result = await tasks.run_task(parsed.spec, parsed.options, call)
         return json_response(call, render_result(result, gateway.link))
     except PomeloError as error:
@@ -68,8 +68,8 @@ def raw_media_range(accept: str | None, task_format: TaskFormat) -> str | None:
     return None
 
 
-async def _send_raw(
-    request: Request, call: Call, tasks: TaskService, parsed: TaskRequest, media_range: str
+async def send_raw(
+    request: Request, call: Call, tasks: TaskService, parsed: TaskRequest, media_range: str = ""
 ) -> Response | None:
     """Runs the task and sends its media, audio as it arrives; nothing is stored.
 
@@ -97,6 +97,8 @@ async def _send_raw(
                     response = ResponseStream(request, headers)
                 if response.push(chunk.data):
                     await response.drain()
+            elif event_type == "started":
+                report_adjustments(call, event.started.adjustments)
             elif event_type == "completed":
                 done = True
                 if task_format.raw_media is not None:

@@ -17,7 +17,7 @@ MAX_SENTENCE_MS = 30_000
 _LOOKAHEAD = 200
 """Characters that a transcript has between two words, at most: spaces and punctuation."""
 
-_SENTENCE_END = re.compile(r"""[.!?…。\uff01\uff1f]["'”’»)\]]*\s*$""")
+_SENTENCE_END = re.compile(r"""[.!?…。\uff01\uff1f]["'\u201d\u2019»)\]]*\s*$""")
 
 
 @dataclass(slots=True)

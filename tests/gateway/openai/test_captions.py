@@ -33,8 +33,7 @@ def spoken(text: str, each: float = 0.5) -> Transcription:
 
 def test_srt_numbers_its_cues_and_writes_times_with_a_comma() -> None:
     assert to_srt(spoken("Hi there. How are you?")) == (
-        "1\n00:00:00,000 --> 00:00:01,000\nHi there.\n\n"
-        "2\n00:00:01,000 --> 00:00:02,500\nHow are you?\n\n"
+        "1\n00:00:00,000 --> 00:00:01,000\nHi there.\n\n2\n00:00:01,000 --> 00:00:02,500\nHow are you?\n\n"
     )
 
 
@@ -93,8 +92,7 @@ def test_a_sentence_without_an_end_is_divided_after_half_a_minute() -> None:
 
 def test_a_text_without_words_is_spread_over_the_audio() -> None:
     assert to_srt(transcript("Hi there. Bye now.", seconds=18)) == (
-        "1\n00:00:00,000 --> 00:00:09,000\nHi there.\n\n"
-        "2\n00:00:10,000 --> 00:00:18,000\nBye now.\n\n"
+        "1\n00:00:00,000 --> 00:00:09,000\nHi there.\n\n2\n00:00:10,000 --> 00:00:18,000\nBye now.\n\n"
     )
 
 
