@@ -96,7 +96,7 @@ class Access:
         Raises:
             PomeloError: store_unavailable.
         """
-        await self._limits.report(call, principal, self._catalog.models.get(model))
+        await self._limits.report(call, principal, self._catalog.by_any_name.get(model))
 
     def plan(self, principal: Principal) -> Plan:
         """The account's plan.
@@ -125,15 +125,15 @@ class Access:
         )
 
     def model(self, name: str, principal: Principal) -> Model:
-        """The model of that name.
+        """The model of that name or alias.
 
         Raises:
             PomeloError: unsupported_model, model_not_allowed.
         """
-        model = self._catalog.models.get(name)
+        model = self._catalog.by_any_name.get(name)
         if model is None:
             raise unsupported_model(name)
-        if not self.may_use(principal, name):
+        if not self.may_use(principal, model.name):
             raise PomeloError("model_not_allowed", field="model", values={"model": name})
         return model
 

@@ -89,6 +89,9 @@ class Limits:
 class Model:
     """A model. `prices` are never empty; `price_note` explains a difference from the published price list.
 
+    `aliases` are other names by which callers may ask for it. `alias` is the one that a caller used, empty
+    for its name: results have it, everything else goes by `name`.
+
     `retires` is the day on which the model ends, by default that of its last route if every route has one.
     `deprecated` is the day on which its end was announced. Both are None if no end is known.
     """
@@ -102,6 +105,8 @@ class Model:
     price_note: str = ""
     retires: date | None = None
     deprecated: date | None = None
+    aliases: tuple[str, ...] = ()
+    alias: str = ""
 
     def prices_for(self, route: Route) -> tuple[Prices, str]:
         """The prices of a task whose first route is `route`, and their version."""
@@ -118,10 +123,17 @@ class CatalogError(ValueError):
 
 
 class Catalog:
-    """The models by name, sorted, and the rows of the hosts. Immutable."""
+    """The models by name, sorted, and the rows of the hosts. Immutable.
+
+    `by_any_name` has the models by their aliases, too. Of models with the same alias the last one has it, and
+    the name of a model is never the alias of another one.
+    """
 
     def __init__(self, models: Iterable[Model], hosts: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        self.models: Mapping[str, Model] = {m.name: m for m in sorted(models, key=lambda m: m.name)}
+        listed = list(models)
+        aliases = {alias: replace(m, alias=alias) for m in listed for alias in m.aliases}
+        self.models: Mapping[str, Model] = {m.name: m for m in sorted(listed, key=lambda m: m.name)}
+        self.by_any_name: Mapping[str, Model] = {**aliases, **self.models}
         self.hosts: Mapping[str, Mapping[str, Any]] = hosts or {}
 
     @classmethod
@@ -160,12 +172,12 @@ class Catalog:
         return cls([_with_voices(model, voices) for model in models.values()], hosts)
 
     def resolve(self, name: str) -> Model:
-        """The model with this name.
+        """The model with this name or alias.
 
         Raises:
             PomeloError: unsupported_model.
         """
-        model = self.models.get(name)
+        model = self.by_any_name.get(name)
         if model is None:
             raise unsupported_model(name)
         return model
@@ -184,6 +196,7 @@ def _model(name: str, row: dict[str, Any]) -> Model:
     try:
         task_type = row["type"]
         routes = tuple(_route(dict(route), task_type) for route in row["routes"])
+        retires, deprecated = _dates(row, routes)
         return Model(
             name=name,
             task_type=TaskType.Value(f"TASK_TYPE_{task_type.upper()}"),
@@ -192,7 +205,9 @@ def _model(name: str, row: dict[str, Any]) -> Model:
             prices=_prices(row["price"], row.get("price_tiers", []), task_type),
             price_version=row["price_version"],
             price_note=row.get("price_note", ""),
-            **_dates(row, routes),
+            retires=retires,
+            deprecated=deprecated,
+            aliases=tuple(row.get("aliases", ())),
         )
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{error} is missing" if isinstance(error, KeyError) else str(error)) from error
@@ -219,15 +234,12 @@ def _route(row: dict[str, Any], task_type: str) -> Route:
     )
 
 
-def _dates(row: Mapping[str, Any], routes: Sequence[Route]) -> dict[str, date | None]:
+def _dates(row: Mapping[str, Any], routes: Sequence[Route]) -> tuple[date | None, date | None]:
     """The end of a model, and the day on which it was announced."""
     dates = {key: parse_date(row[key]) for key in ("retires", "deprecated") if key in row}
     ends = [route.retires for route in routes if route.retires is not None]
     retires = dates.get("retires") or (max(ends) if len(ends) == len(routes) else None)
-    return {
-        "retires": retires,
-        "deprecated": dates.get("deprecated") or (None if retires is None else retires - RETIREMENT_NOTICE),
-    }
+    return retires, dates.get("deprecated") or (None if retires is None else retires - RETIREMENT_NOTICE)
 
 
 def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], task_type: str) -> Prices:

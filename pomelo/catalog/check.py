@@ -49,6 +49,7 @@ def check(file: TomlFile, check_price: CheckPrice) -> list[Fault]:
         faults += _name_faults(file, keys, name) + row_faults(file, keys, ModelRow, row)
         if isinstance(row, dict):
             faults += [*_model_faults(file, keys, row), *_price_faults(file, keys, row, check_price)]
+    faults += _alias_faults(file)
     return sorted(faults, key=lambda fault: fault.line)
 
 
@@ -90,6 +91,18 @@ def _name_faults(file: TomlFile, keys: Keys, name: str) -> list[Fault]:
     except ValueError as error:
         return [file.fault(keys, f"its name {error}")]
     return []
+
+
+def _alias_faults(file: TomlFile) -> Iterator[Fault]:
+    """Aliases that are the name or an alias of another model in the same file."""
+    models = tables(file, "models")
+    owners = {name: name for name, _ in models}
+    for name, row in models:
+        listed = row.get("aliases") if isinstance(row, dict) else None
+        for index, alias in enumerate(listed if isinstance(listed, list) else ()):
+            if isinstance(alias, str) and owners.setdefault(alias, name) != name:
+                keys = ("models", name, "aliases", index)
+                yield file.fault(keys, f"is a name of {owners[alias]}, too. Remove one of them")
 
 
 def _voice_faults(file: TomlFile) -> list[Fault]:

@@ -35,6 +35,7 @@ EXAMPLES: Mapping[str, str] = {
     "price_tiers": 'price_tiers = [{ from_input_tokens = 272_001, million_input_tokens = "8" }]',
     "price_note": 'price_note = "the price of our own contract"',
     "price_version": 'price_version = "2026-11-22"',
+    "aliases": 'aliases = ["gpt-5.6-sol"]',
     "retires": "retires = 2026-12-31",
     "deprecated": "deprecated = 2026-11-01",
     "routes": '[[models.NAME.routes]] with provider = "…" and model = "…"',
@@ -159,6 +160,7 @@ class ModelRow(Row):
     price_tiers: list[dict[str, Any]] = []
     price_version: Name
     price_note: Name | None = None
+    aliases: list[Name] = []
     routes: Annotated[list[RouteRow], Field(min_length=1)]
     retires: Date | None = None
     deprecated: Date | None = None

@@ -50,7 +50,7 @@ class LocalModels:
         principal = await self._access.identify(call, model_id)
         if not model_id:
             raise missing("id")
-        if model_id not in self._catalog.models:
+        if model_id not in self._catalog.by_any_name:
             raise model_not_found(model_id)
         return self._describe(self._access.model(model_id, principal), principal)
 

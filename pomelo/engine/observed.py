@@ -78,7 +78,7 @@ class ObservedTask:
             principal.account,
             principal.key_id,
             principal.live,
-            self._model,
+            self._model if accepted is None else accepted.job.model.name,
             self._stream,
             outcome,
             code,

@@ -12,7 +12,8 @@ from pomelo.stores.usage import UsageRecord
 
 def new_result(job: Job[Any], create_time: int) -> TaskResult:
     """The result of a job, without its output; `create_time` is in Unix seconds."""
-    result = TaskResult(id=job.task_id, model=job.model.name, adjustments=job.adjustments)
+    model = job.model
+    result = TaskResult(id=job.task_id, model=model.alias or model.name, adjustments=job.adjustments)
     result.create_time.seconds = create_time
     return result
 

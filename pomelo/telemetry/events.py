@@ -24,12 +24,12 @@ NextStep = Literal["retry", "next route", "end"]
 class TaskReport:
     """One task of a caller with a valid key, at its end. Text and numbers that are not known are "" and 0.
 
-    `model` is the requested name, which may be any text if `task_id` is empty: the task was refused before
-    its model was known. `task_type` is the name of the input, such as text. `provider`, `provider_model` and
-    `route` (from 1) are those that were called last; `attempts` counts all calls to providers. `code` is the
-    error's; `http_status` belongs to it on REST, 0 if the caller has left. `upstream_status` and
-    `vendor_request_id` are of the vendor's last response, `vendor_code` and `reason` of the error: the
-    vendor's own code, and in Pomelo's words why the call failed.
+    `model` is the model's name, or the requested one, which may be any text, if `task_id` is empty: the task
+    was refused before its model was known. `task_type` is the name of the input, such as text. `provider`,
+    `provider_model` and `route` (from 1) are those that were called last; `attempts` counts all calls to
+    providers. `code` is the error's; `http_status` belongs to it on REST, 0 if the caller has left.
+    `upstream_status` and `vendor_request_id` are of the vendor's last response, `vendor_code` and `reason` of
+    the error: the vendor's own code, and in Pomelo's words why the call failed.
 
     `elapsed_ms` begins when the caller's key is known, `first_byte_ms` when the task is reserved;
     `upstream_ms` is the time of all calls to vendors. `record` is its usage record, None if it left none.

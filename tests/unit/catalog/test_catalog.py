@@ -215,3 +215,40 @@ def test_all_errors_of_all_files_are_reported_in_order(tmp_path: Path) -> None:
     lines = [line.removeprefix(f"{tmp_path}/").split(": ")[0] for line in str(caught.value).split("\n")]
     assert lines == ["one.toml:5", "one.toml:16", "one.toml:19", "two.toml:5", "two.toml:16"]
     assert "models.x.routes[0]: is wrong" in str(caught.value)
+
+
+# --- aliases
+
+
+def test_a_model_is_found_by_its_aliases_and_listed_by_its_name(tmp_path: Path) -> None:
+    catalog = load(tmp_path, entry("x", more='aliases = ["vendor/x", "x-2"]') + entry("y"))
+    assert list(catalog.models) == ["x", "y"]
+    for alias in ("vendor/x", "x-2"):
+        found = catalog.resolve(alias)
+        assert (found.name, found.alias) == ("x", alias)
+    assert catalog.resolve("x").alias == ""
+
+
+def test_a_name_wins_over_an_alias_and_a_later_alias_over_an_earlier_one(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text(entry("x", more='aliases = ["mine", "theirs"]'))
+    two.write_text(entry("a", more='aliases = ["theirs"]') + entry("mine"))
+    catalog = Catalog.load(one, two)
+    assert catalog.resolve("mine").name == "mine"
+    assert catalog.resolve("theirs").name == "a"
+
+
+@pytest.mark.parametrize("alias", ["y", "z"])
+def test_two_models_of_a_file_do_not_share_a_name(tmp_path: Path, alias: str) -> None:
+    rows = entry("x", more=f'aliases = ["{alias}"]') + entry("y", more='aliases = ["z"]')
+    with pytest.raises(
+        CatalogError, match=r"catalog.toml:\d+: models\.[xy]\.aliases\[0\]: is a name of [xy], too"
+    ):
+        load(tmp_path, rows)
+
+
+def test_the_names_of_the_vendors_find_the_models_that_they_serve() -> None:
+    catalog = Catalog.load()
+    for model in catalog.models.values():
+        served = {route.model for route in model.routes}
+        assert set(model.aliases) <= served
