@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.types.fields import unknown_field
+from gateway.types.fields import renamed_field
 from pomelo.call import Call, report_adjustments
 from pomelo.errors import invalid
 
@@ -43,9 +43,9 @@ class Parameters:
         Raises:
             PomeloError: invalid_parameter.
         """
-        for field in self._names:
+        for field, name in self._names.items():
             if body.get(field) is not None:
-                raise unknown_field(field)
+                raise renamed_field(field, name)
 
     def leave_out(self, body: dict[str, Any], parameters: Mapping[str, tuple[Any, ...]]) -> None:
         """Removes parameters that have no effect from a body. Those whose value is not among these, the ones

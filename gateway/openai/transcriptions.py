@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from gateway import sse
 from gateway.errors import error_body
 from gateway.openai.captions import to_srt, to_vtt
-from gateway.openai.parameters import TRANSCRIPTIONS, Parameters
+from gateway.openai.parameters import PARAMETERS, TRANSCRIPTIONS, Parameters
 from gateway.openai.segments import join, sentences
 from gateway.parsing.multipart import FormFields
 from gateway.parsing.task import Translation, read_task
@@ -43,6 +43,7 @@ _FORM = FormFields(
     },
     lists={_GRANULARITIES},
     file="file",
+    renamed=PARAMETERS[TRANSCRIPTIONS],
 )
 
 _THREAD_CHARACTERS = 16 * 1024

@@ -6,7 +6,7 @@ An upload is never buffered as a whole.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from gateway.parsing.json import JsonScan
 from gateway.request import Request
 from gateway.state import Gateway
 from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS, check_task_type
-from gateway.types.fields import unknown_field
+from gateway.types.fields import renamed_field, unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
@@ -219,12 +219,14 @@ class FormFields:
     """The fields that a form may have, by their names in it.
 
     `json` are those with JSON text, `lists` those that may be given several times, `file` is the audio file.
+    `renamed` are the fields of a task that have another name here.
     """
 
     names: Collection[str]
     json: Collection[str] = ()
     lists: Collection[str] = ()
     file: str = "audio"
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 TASK_FIELDS = FormFields(FIELD_NAMES, JSON_FIELDS)
@@ -262,7 +264,7 @@ async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit
     while (part := await parts.next()) is not None:
         name = part.name
         if name not in fields.names:
-            raise unknown_field(name)
+            raise renamed_field(name, fields.renamed[name]) if name in fields.renamed else unknown_field(name)
         is_list = name in fields.lists
         if (name in form.texts and not is_list) or (name == fields.file and form.audio is not None):
             raise invalid(name, "given once")
