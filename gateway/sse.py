@@ -201,8 +201,8 @@ async def stream_task(
                 elif event_type == "completed":
                     last = stream_format.render_last(objects, event.completed)
                 elif event_type == "started":
-                    objects = stream_format.open(event.started)
                     report_adjustments(call, event.started.adjustments)
+                    objects = stream_format.open(event.started)
         if not last:
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic_core import to_json
 
 from gateway import sse
 from gateway.errors import error_body
-from gateway.parsing.task import Translation, read_task
+from gateway.openai.text import TextRequest, run_text
 from gateway.request import Request
-from gateway.responses import Response, json_response
+from gateway.responses import Response
 from gateway.state import Gateway
 from gateway.types.base import StreamObjects, open_object
+from gateway.types.fields import check_flag, check_names
 from gateway.types.text import FINISH_REASONS
 from pomelo.call import Call
-from pomelo.errors import PomeloError, invalid
-from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
+from pomelo.errors import invalid
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
 from pomelo.gen.v1.text_pb2 import TextDelta
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.service import Visit
+
+_DEFAULTS: Mapping[str, Collection[Any]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "verbosity": ("medium",),
+}
+"""Fields that are accepted with these values, which change nothing."""
+
+_ANSWER_MEMBERS = ("annotations", "refusal")
 
 _CHUNK = "chat.completion.chunk"
 
@@ -28,59 +40,82 @@ _CHUNK = "chat.completion.chunk"
 async def create_chat_completion(
     gateway: Gateway, request: Request, call: Call, visit: Visit
 ) -> Response | None:
-    """Runs a text task and sends its result: JSON or server-sent events.
-
-    Raises:
-        PomeloError: any error of the table.
-    """
-    translation = Translation(TaskType.TASK_TYPE_TEXT, _to_fields)
-    parsed = await read_task(gateway, request, call, visit, translation)
-    tasks = gateway.services.tasks
-    try:
-        if parsed.stream:
-            await sse.stream_task(
-                request,
-                call,
-                tasks,
-                parsed.spec,
-                parsed.options,
-                _STREAM,
-                keep_alive=gateway.options.keep_alive,
-            )
-            return None
-        return json_response(call, _render(await tasks.run_task(parsed.spec, parsed.options, call)))
-    except PomeloError as error:
-        raise await visit.refuse_task(error) from None
+    return await run_text(gateway, request, call, visit, ChatRequest(call))
 
 
-# --- request
+class ChatRequest(TextRequest):
+    """A request for a chat completion. Most fields are those of `POST /api/v1/task`."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self._include_usage = False
+        self._limit_name = "max_tokens"
+
+    def to_fields(self, body: dict[str, Any]) -> Mapping[str, Any]:
+        self.take_shared(body)
+        self.take_defaults(body, _DEFAULTS)
+        self._take_stream_options(body.pop("stream_options", None))
+        limit = body.pop("max_completion_tokens", None)
+        if limit is not None:
+            if body.get("max_tokens") not in (None, limit):
+                raise invalid("max_tokens", "left out, or the same as max_completion_tokens")
+            self._limit_name = "max_completion_tokens"
+            body["max_tokens"] = limit
+        messages = body.get("messages")
+        if type(messages) is list:
+            body["messages"] = [_to_message(message) for message in messages]
+        self.check_strict()
+        return body
+
+    def _take_stream_options(self, options: Any) -> None:
+        if options is None:
+            return
+        if type(options) is not dict:
+            raise invalid("stream_options", "an object")
+        check_names(options, ("include_usage", "include_obfuscation"), "stream_options")
+        include_usage = options.get("include_usage")
+        if include_usage is not None:
+            self._include_usage = check_flag("stream_options.include_usage", include_usage)
+
+    def caller_name(self, field: str) -> str:
+        return self._limit_name if field == "max_tokens" else field
+
+    def render(self, result: TaskResult) -> bytes:
+        text = result.text
+        choice = {
+            "index": 0,
+            "message": {
+                "role": "assistant",
+                "content": "".join([part.text for part in text.message.content]),
+                "refusal": None,
+            },
+            "logprobs": None,
+            "finish_reason": FINISH_REASONS.get(text.finish_reason),
+        }
+        return open_object(result, "chat.completion", choices=[choice], usage=_usage(result.usage)) + b"}"
+
+    def stream_format(self) -> sse.StreamFormat:
+        return sse.StreamFormat(
+            self._open_stream,
+            {"text_delta": _render_delta},
+            _render_last,
+            lambda objects, error, request: sse.encode_event(error_body(error, request)),
+        )
+
+    def _open_stream(self, started: TaskStarted) -> ChatChunks:
+        self.report_ignored()
+        return ChatChunks(started, include_usage=self._include_usage)
 
 
-def _to_fields(body: dict[str, Any]) -> Mapping[str, Any]:
-    limit = body.pop("max_completion_tokens", None)
-    if limit is not None:
-        if body.get("max_tokens") not in (None, limit):
-            raise invalid("max_tokens", "left out, or the same as max_completion_tokens")
-        body["max_tokens"] = limit
-    return body
-
-
-# --- results
-
-
-def _render(result: TaskResult) -> bytes:
-    text = result.text
-    choice = {
-        "index": 0,
-        "message": {
-            "role": "assistant",
-            "content": "".join([part.text for part in text.message.content]),
-            "refusal": None,
-        },
-        "logprobs": None,
-        "finish_reason": FINISH_REASONS.get(text.finish_reason),
-    }
-    return open_object(result, "chat.completion", choices=[choice], usage=_usage(result.usage)) + b"}"
+def _to_message(message: Any) -> Any:
+    """Returns a message as a task has it. An answer that a caller sends back has two more members: annotations,
+    which no model takes, and a refusal in place of its content."""
+    if type(message) is not dict or message.keys().isdisjoint(_ANSWER_MEMBERS):
+        return message
+    kept = {name: value for name, value in message.items() if name not in _ANSWER_MEMBERS}
+    if kept.get("content") is None:
+        kept["content"] = message.get("refusal")
+    return kept
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
@@ -88,34 +123,44 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_input_tokens,
+            "cache_write_tokens": usage.cache_write_input_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
 # --- streams
 
 
-def _open_chunk(objects: StreamObjects) -> bytes:
-    # Only the first chunk has the role.
-    role = b'"role":"assistant",' if objects.is_first else b""
-    return objects.prefix(_CHUNK, b',"choices":[{"index":0,"delta":{') + role
+class ChatChunks(StreamObjects):
+    """The chunks of a stream, with the usage in one of their own if the caller asked for it."""
+
+    __slots__ = ("include_usage",)
+
+    def __init__(self, started: TaskStarted, *, include_usage: bool) -> None:
+        super().__init__(started)
+        self.include_usage = include_usage
+
+    def open_choice(self) -> bytes:
+        """Returns the beginning of a chunk, up to the members of its delta."""
+        # Only the first chunk has the role.
+        role = b'"role":"assistant",' if self.is_first else b""
+        usage = b',"usage":null' if self.include_usage else b""
+        return self.prefix(_CHUNK, usage + b',"choices":[{"index":0,"delta":{') + role
 
 
-def _render_delta(objects: StreamObjects, delta: TextDelta) -> Iterable[bytes]:
-    opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
+def _render_delta(chunks: ChatChunks, delta: TextDelta) -> Iterable[bytes]:
+    opening = chunks.prefixes.get(_CHUNK) or chunks.open_choice()
     return (b'%b"content":%b},"finish_reason":null}]}' % (opening, to_json(delta.text)),)
 
 
-def _render_last(objects: StreamObjects, result: TaskResult) -> bytes:
-    content = b'"content":""' if objects.is_first else b""
+def _render_last(chunks: ChatChunks, result: TaskResult) -> bytes:
+    content = b'"content":""' if chunks.is_first else b""
     reason = to_json(FINISH_REASONS.get(result.text.finish_reason))
-    chunk = b'%b%b},"finish_reason":%b}]}' % (_open_chunk(objects), content, reason)
-    return sse.encode_event(chunk) + sse.DONE
-
-
-_STREAM = sse.StreamFormat(
-    StreamObjects,
-    {"text_delta": _render_delta},
-    _render_last,
-    lambda objects, error, request: sse.encode_event(error_body(error, request)),
-)
+    events = sse.encode_event(b'%b%b},"finish_reason":%b}]}' % (chunks.open_choice(), content, reason))
+    if chunks.include_usage:
+        usage = open_object(result, _CHUNK, choices=[], usage=_usage(result.usage)) + b"}"
+        events += sse.encode_event(usage)
+    return events + sse.DONE
