@@ -27,15 +27,19 @@ log = logging.getLogger("pomelo.gateway")
 
 
 def error_body(error: PomeloError, request: Request | None = None) -> bytes:
-    """Returns the JSON error body: message, type and code; for a request of a path under /v1, `param` too.
+    """Returns the JSON error body, of `error_members`."""
+    return to_json({"error": error_members(error, request)})
+
+
+def error_members(error: PomeloError, request: Request | None = None) -> dict[str, str | None]:
+    """Returns the members of an error: message, type, code; for a request of a path under /v1, `param` too.
     None: the request can't be read."""
     # A field name from the caller may contain characters that can't be encoded as UTF-8.
     parameter: dict[str, str | None] = {}
     if request is not None and is_openai(request):
         error = named_parameter(error, request)
         parameter["param"] = None if error.field is None else _encodable(error.field)
-    named = {"message": _encodable(error.message), "type": error.row.type, **parameter, "code": error.code}
-    return to_json({"error": named})
+    return {"message": _encodable(error.message), "type": error.row.type, **parameter, "code": error.code}
 
 
 def _encodable(text: str) -> str:

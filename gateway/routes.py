@@ -15,6 +15,7 @@ from gateway.openai import models as openai_models
 from gateway.openai.chat import create_chat_completion
 from gateway.openai.images import create_image
 from gateway.openai.parameters import IMAGES, SPEECH, TRANSCRIPTIONS
+from gateway.openai.responses import create_response
 from gateway.openai.speech import create_speech
 from gateway.openai.transcriptions import create_transcription
 from gateway.request import Request
@@ -76,6 +77,7 @@ OPENAI_ROUTES: Mapping[tuple[str, str], Handler] = {
     ("POST", IMAGES): create_image,
     ("POST", SPEECH): create_speech,
     ("POST", TRANSCRIPTIONS): create_transcription,
+    ("POST", "/v1/responses"): create_response,
     ("GET", "/v1/models"): openai_models.list_models,
     ("GET", "/v1/models/{id}"): openai_models.get_model,
 }

@@ -48,15 +48,18 @@ class SseResponse:
 
     Its headers are sent with the first event, or after `keep_alive` seconds without one; after each further
     silence of that length, a comment is sent. An event is sent immediately; events that follow it in the
-    same iteration of the event loop are joined into one write.
+    same iteration of the event loop are joined into one write. `encode` replaces `encode_event`.
     """
 
     __slots__ = (
-        "_batch", "_call", "_flushing", "_keep_alive", "_last_sent", "_loop", "_request", "_size",
+        "_batch", "_call", "_encode", "_flushing", "_keep_alive", "_last_sent", "_loop", "_request", "_size",
         "_stream", "_timer",
     )  # fmt: skip
 
-    def __init__(self, request: Request, call: Call, keep_alive: float) -> None:
+    def __init__(
+        self, request: Request, call: Call, keep_alive: float, encode: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        self._encode = encode
         self._stream: ResponseStream | None = None
         self._request = request
         self._call = call
@@ -93,8 +96,10 @@ class SseResponse:
         Raises:
             ConnectionError: the client has left.
         """
-        # Not by `encode_event`: there may be an event for each word.
-        data = b"data: %b\n\n" % data if data.isascii() else encode_event(data)
+        if self._encode is not None:
+            data = self._encode(data)
+        else:  # not by `encode_event` if possible: there may be an event for each word
+            data = b"data: %b\n\n" % data if data.isascii() else encode_event(data)
         if self._flushing is None:
             self._flushing = self._loop.call_soon(self._flush)
             self._last_sent = self._loop.time()
@@ -147,13 +152,14 @@ class StreamFormat:
 
     `open` returns the state of a stream, which the other functions get. `renderers`, by type of event, return
     the JSON texts of the events to send. `render_last` returns the events that end a complete stream,
-    `render_error` those that end another one, both encoded.
+    `render_error` those that end another one, both encoded. `encode` replaces `encode_event`.
     """
 
     open: Callable[[TaskStarted], Any]
     renderers: Mapping[str, Callable[[Any, Any], Iterable[bytes]]]
     render_last: Callable[[Any, TaskResult], bytes]
     render_error: Callable[[Any, PomeloError, Request], bytes]
+    encode: Callable[[bytes], bytes] | None = None
 
 
 def task_stream(link: Link) -> StreamFormat:
@@ -183,7 +189,7 @@ async def stream_task(
         PomeloError: an error before anything was sent.
         ConnectionError: the client has left.
     """
-    sse = SseResponse(request, call, keep_alive)
+    sse = SseResponse(request, call, keep_alive, stream_format.encode)
     renderers = stream_format.renderers
     objects = stream_format.open(TaskStarted())
     last = b""

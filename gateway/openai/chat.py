@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -15,24 +15,16 @@ from gateway.responses import Response
 from gateway.state import Gateway
 from gateway.types.base import StreamObjects, open_object
 from gateway.types.fields import check_flag, check_names
-from gateway.types.text import FINISH_REASONS
+from gateway.types.text.results import FINISH_REASONS, encode_call_piece, render_message
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
-from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.gen.v1.text_pb2 import TextDelta, ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.service import Visit
 
-_DEFAULTS: Mapping[str, Collection[Any]] = {
-    "n": (1,),
-    "logprobs": (False,),
-    "logit_bias": ({},),
-    "modalities": (["text"],),
-    "verbosity": ("medium",),
-}
+_DEFAULTS: Mapping[str, Collection[Any]] = {"modalities": (["text"],), "verbosity": ("medium",)}
 """Fields that are accepted with these values, which change nothing."""
-
-_ANSWER_MEMBERS = ("annotations", "refusal")
 
 _CHUNK = "chat.completion.chunk"
 
@@ -61,9 +53,6 @@ class ChatRequest(TextRequest):
                 raise invalid("max_tokens", "left out, or the same as max_completion_tokens")
             self._limit_name = "max_completion_tokens"
             body["max_tokens"] = limit
-        messages = body.get("messages")
-        if type(messages) is list:
-            body["messages"] = [_to_message(message) for message in messages]
         self.check_strict()
         return body
 
@@ -84,11 +73,7 @@ class ChatRequest(TextRequest):
         text = result.text
         choice = {
             "index": 0,
-            "message": {
-                "role": "assistant",
-                "content": "".join([part.text for part in text.message.content]),
-                "refusal": None,
-            },
+            "message": {**render_message(text.message), "refusal": None},
             "logprobs": None,
             "finish_reason": FINISH_REASONS.get(text.finish_reason),
         }
@@ -97,7 +82,7 @@ class ChatRequest(TextRequest):
     def stream_format(self) -> sse.StreamFormat:
         return sse.StreamFormat(
             self._open_stream,
-            {"text_delta": _render_delta},
+            _RENDERERS,
             _render_last,
             lambda objects, error, request: sse.encode_event(error_body(error, request)),
         )
@@ -105,17 +90,6 @@ class ChatRequest(TextRequest):
     def _open_stream(self, started: TaskStarted) -> ChatChunks:
         self.report_ignored()
         return ChatChunks(started, include_usage=self._include_usage)
-
-
-def _to_message(message: Any) -> Any:
-    """Returns a message as a task has it. An answer that a caller sends back has two more members: annotations,
-    which no model takes, and a refusal in place of its content."""
-    if type(message) is not dict or message.keys().isdisjoint(_ANSWER_MEMBERS):
-        return message
-    kept = {name: value for name, value in message.items() if name not in _ANSWER_MEMBERS}
-    if kept.get("content") is None:
-        kept["content"] = message.get("refusal")
-    return kept
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
@@ -154,6 +128,17 @@ class ChatChunks(StreamObjects):
 def _render_delta(chunks: ChatChunks, delta: TextDelta) -> Iterable[bytes]:
     opening = chunks.prefixes.get(_CHUNK) or chunks.open_choice()
     return (b'%b"content":%b},"finish_reason":null}]}' % (opening, to_json(delta.text)),)
+
+
+def _render_tool_call(chunks: ChatChunks, delta: ToolCallDelta) -> Iterable[bytes]:
+    opening = chunks.prefixes.get(_CHUNK) or chunks.open_choice()
+    return (b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, encode_call_piece(delta)),)
+
+
+_RENDERERS: Mapping[str, Callable[[ChatChunks, Any], Iterable[bytes]]] = {
+    "text_delta": _render_delta,
+    "tool_call_delta": _render_tool_call,
+}
 
 
 def _render_last(chunks: ChatChunks, result: TaskResult) -> bytes:

@@ -18,10 +18,7 @@ from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.service import Visit
 
-_DEFAULTS: Mapping[str, Collection[Any]] = {
-    "service_tier": ("auto", "default"),
-    "top_logprobs": (0,),
-}
+_DEFAULTS: Mapping[str, Collection[Any]] = {"service_tier": ("auto", "default")}
 """Fields of both forms that are accepted with these values, which change nothing."""
 
 _IGNORED = ("store", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention")

@@ -46,14 +46,16 @@ SCHEMAS = DOCUMENT["components"]["schemas"]
 
 
 def described_rules(schema: dict[str, Any]) -> dict[str, FieldRule]:
-    """The rules that the schema of an object describes, by field; without the fields of every task type."""
-    fields = {name: each for name, each in schema["properties"].items() if name not in COMMON_FIELDS}
+    """The rules that the schema of an object describes, by field; without the fields of every task type, and
+    those that have no effect."""
+    without_rule = COMMON_FIELDS | {"n", "logprobs", "top_logprobs", "logit_bias"}
+    fields = {name: each for name, each in schema["properties"].items() if name not in without_rule}
     return {name: described_rule(each, name in schema["required"]) for name, each in fields.items()}
 
 
 def described_rule(schema: dict[str, Any], required: bool) -> FieldRule:
     """The rule that a field's schema describes."""
-    if "anyOf" in schema:
+    if "anyOf" in schema and "type" not in schema:
         reference, null = schema["anyOf"]
         assert null == {"type": "null"}
         name = reference["$ref"].removeprefix("#/components/schemas/")
@@ -70,7 +72,7 @@ def described_rule(schema: dict[str, Any], required: bool) -> FieldRule:
         minimum=schema.get("minimum"),
         maximum=schema.get("maximum"),
         max_length=schema.get("maxLength"),
-        max_items=schema.get("maxItems"),
+        max_items=schema.get("maxItems", schema.get("maxProperties")),
         choices=tuple(each for each in choices if each is not None),
         default=schema.get("default"),
     )

@@ -14,7 +14,7 @@ from gateway.media import public_links
 from gateway.objects import render_model
 from gateway.types import TASK_FORMATS, render_result
 from gateway.types.base import Link, StreamObjects
-from gateway.types.text import render_delta, render_last
+from gateway.types.text.results import render_delta, render_last
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted, TaskType

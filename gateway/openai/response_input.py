@@ -1,0 +1,96 @@
+"""The input of OpenAI's responses: its items, and the messages of a task that they make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.types.fields import check_names
+from pomelo.errors import invalid, missing
+
+
+class Conversation:
+    """The messages of a task, made from the items of an input. `labels` are the caller's names of the
+    messages, `ignored` those of items without effect."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.labels: list[str] = []
+        self.ignored: list[str] = []
+
+    def add_instructions(self, text: Any) -> None:
+        if text is not None:
+            self._add("instructions", {"role": "system", "content": text})
+
+    def add_input(self, value: Any) -> None:
+        """Adds a text, or a list of items.
+
+        Raises:
+            PomeloError: invalid_parameter, missing_parameter.
+        """
+        if value is None:
+            raise missing("input")
+        if type(value) is not list:
+            self._add("input", {"role": "user", "content": value})
+            return
+        for i, item in enumerate(value):
+            self._add_item(f"input[{i}]", item)
+
+    def _add(self, label: str, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+        self.labels.append(label)
+
+    def _add_item(self, label: str, item: Any) -> None:
+        if type(item) is not dict:
+            raise invalid(label, "an object")
+        match item.get("type"):
+            case None | "message":
+                check_names(item, ("type", "id", "role", "content", "status", "phase"), label)
+                content = _to_content(f"{label}.content", item.get("content"))
+                self._add(label, {"role": item.get("role"), "content": content})
+            case "function_call":
+                self._add_call(label, item)
+            case "function_call_output":
+                check_names(item, ("type", "id", "call_id", "output", "status"), label)
+                if item.get("call_id") is None:
+                    raise missing(f"{label}.call_id")
+                content = _to_content(f"{label}.output", item.get("output"))
+                self._add(label, {"role": "tool", "tool_call_id": item["call_id"], "content": content})
+            case "reasoning":  # of another provider: no model takes it
+                self.ignored.append(label)
+            case _:
+                raise invalid(f"{label}.type", "message, function_call or function_call_output")
+
+    def _add_call(self, label: str, item: dict[str, Any]) -> None:
+        """Adds a call of a tool to the answer that it belongs to."""
+        check_names(item, ("type", "id", "call_id", "name", "arguments", "status"), label)
+        for name in ("call_id", "name"):
+            if item.get(name) is None:
+                raise missing(f"{label}.{name}")
+        function = {"name": item["name"], "arguments": item.get("arguments")}
+        call = {"id": item["call_id"], "type": "function", "function": function}
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            self._add(label, {"role": "assistant", "content": None})
+        self.messages[-1].setdefault("tool_calls", []).append(call)
+
+
+def _to_content(label: str, value: Any) -> Any:
+    if type(value) is not list:
+        return value
+    return [_to_part(f"{label}[{i}]", part) for i, part in enumerate(value)]
+
+
+def _to_part(label: str, part: Any) -> dict[str, Any]:
+    if type(part) is not dict:
+        raise invalid(label, "an object with type")
+    match part.get("type"):
+        case "input_text" | "output_text":
+            check_names(part, ("type", "text", "annotations", "logprobs"), label)
+            return {"type": "text", "text": part.get("text")}
+        case "refusal":
+            return {"type": "text", "text": part.get("refusal")}
+        case "input_image":
+            check_names(part, ("type", "image_url", "detail"), label)
+            image = {"url": part.get("image_url"), "detail": part.get("detail")}
+            return {"type": "image_url", "image_url": image}
+        case _:
+            raise invalid(f"{label}.type", "input_text, input_image, output_text or refusal")
