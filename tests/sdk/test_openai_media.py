@@ -1,7 +1,7 @@
 """The Python SDK of OpenAI makes images, speech and transcripts: in the sandbox and with played vendors, through a
 gateway in the server's process and one elsewhere.
 
-Every answer has all that the SDK's types require.
+Every answer has all that the SDK's types and OpenAI's published schemas require.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pomelo.media.audio import wav_header
 from pomelo.testing import Transcript
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.app import Account, RunningApp, app_fixture
+from tests.sdk import published
 
 SENTENCES = ["Good morning to you.", "How are you today?"]
 TEXT = " ".join(SENTENCES)
@@ -60,10 +61,25 @@ async def sdk(
         yield client
 
 
+SCHEMAS: dict[type[BaseModel], str] = {
+    ImagesResponse: "ImagesResponse",
+    ImageGenCompletedEvent: "ImageGenStreamEvent",
+    Transcription: "CreateTranscriptionResponseJson",
+    TranscriptionVerbose: "CreateTranscriptionResponseVerboseJson",
+    TranscriptionTextDeltaEvent: "CreateTranscriptionResponseStreamEvent",
+    TranscriptionTextDoneEvent: "CreateTranscriptionResponseStreamEvent",
+}
+"""The published schemas of the SDK's types."""
+
+
 def check(value: BaseModel, expected: type[BaseModel]) -> None:
-    """Asserts that a value of the SDK, which it does not validate itself, has what its type requires."""
+    """Asserts that a value of the SDK, which it does not validate itself, has what its type and OpenAI's published
+    schema require."""
     assert type(value) is expected
-    expected.model_validate(value.model_dump(exclude_unset=True), strict=True)
+    members = value.model_dump(exclude_unset=True)
+    expected.model_validate(members, strict=True)
+    if expected in SCHEMAS:
+        assert not published.errors(SCHEMAS[expected], members)
 
 
 async def speak(client: openai.AsyncOpenAI, **more: Any) -> bytes:
@@ -95,13 +111,15 @@ async def test_a_streamed_image_is_a_completed_event(
     app: RunningApp, account: Account, protocol: str, mode: str
 ) -> None:
     async with sdk(app, account, protocol, mode) as client:
-        stream = await client.images.generate(**IMAGE, stream=True, output_format="webp", quality="high")
+        stream = await client.images.generate(
+            **(IMAGE | {"size": "1024x1024"}), stream=True, output_format="webp", quality="high"
+        )
         (event,) = [event async for event in stream]
         assert stream.response.headers["X-Pomelo-Adjusted"] == "quality"
         check(event, ImageGenCompletedEvent)
         assert isinstance(event, ImageGenCompletedEvent)
         assert base64.b64decode(event.b64_json)[8:12] == b"WEBP"
-        assert (event.output_format, event.size) == ("webp", "256x288")
+        assert (event.output_format, event.size) == ("webp", "1024x1024")
 
 
 @CALLERS
@@ -169,6 +187,8 @@ async def test_events_of_speech_have_the_raw_audio(
         *deltas, done = [event async for event in stream]
         assert b"".join(base64.b64decode(delta["audio"]) for delta in deltas) == whole
         assert done["type"] == "speech.audio.done"
+        for event in (*deltas, done):
+            assert not published.errors("CreateSpeechResponseStreamEvent", event)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +255,8 @@ async def test_the_sdk_repeats_a_call_that_the_vendor_could_not_take(
         busy = error_reply(429, "system_busy", error_type="rate_limit_error", headers={"Retry-After": "1"})
         app.upstream.script(*[busy] * 3)  # more than Pomelo's own attempts
         patient = client.with_options(max_retries=3)
-        assert await speak(patient)
+        response = await patient.audio.speech.with_raw_response.create(**SPEECH)
+        assert (response.retries_taken, len(app.upstream.requests)) == (1, 4)
 
 
 @pytest.mark.parametrize("model", ["flux-1-pro", "eleven-labs-tts", STT])
