@@ -17,19 +17,19 @@ import pytest
 FOLDER = Path(__file__).parent / "node"
 
 
-def install(cache: Path) -> Path:
-    """Installs the packages below `cache`, unless they are there; returns their `node_modules`. Skips the test if
-    Node.js is missing or npm can't install."""
+def install(cache: Path, folder: Path = FOLDER) -> Path:
+    """Installs the packages of `folder` below `cache`, unless they are there; returns their `node_modules`. Skips the
+    test if Node.js is missing or npm can't install."""
     for command in ("node", "npm"):
         if shutil.which(command) is None:
             pytest.skip(f"{command} is not on this machine")
-    lock = (FOLDER / "package-lock.json").read_bytes()
+    lock = (folder / "package-lock.json").read_bytes()
     target = cache / hashlib.sha256(lock).hexdigest()[:16]
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=cache))
         for name in ("package.json", "package-lock.json"):
-            shutil.copy(FOLDER / name, temporary)
+            shutil.copy(folder / name, temporary)
         try:
             subprocess.run(
                 ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"],
@@ -50,7 +50,8 @@ def install(cache: Path) -> Path:
 
 
 async def run(modules: Path, script: str, argument: Any) -> Any:
-    """Runs a script with an argument in JSON; returns the JSON that it prints."""
+    """Runs a script of tests/node, or another one by its absolute path, with an argument in JSON; returns the JSON
+    that it prints."""
     process = await asyncio.create_subprocess_exec(
         "node",
         str(FOLDER / script),
