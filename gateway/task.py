@@ -11,7 +11,7 @@ from gateway.responses import Response, ResponseStream, json_response, response_
 from gateway.state import Gateway
 from gateway.types import render_result
 from gateway.types.base import TaskFormat
-from pomelo.call import Call, report_adjustments
+from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.service import TaskService, Visit
@@ -97,8 +97,6 @@ async def send_raw(
                     response = ResponseStream(request, headers)
                 if response.push(chunk.data):
                     await response.drain()
-            elif event_type == "started":
-                report_adjustments(call, event.started.adjustments)
             elif event_type == "completed":
                 done = True
                 if task_format.raw_media is not None:

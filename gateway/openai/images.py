@@ -17,7 +17,7 @@ from gateway.responses import Response, json_response
 from gateway.state import Gateway
 from gateway.types.base import Link, render_media
 from gateway.types.fields import check_text
-from pomelo.call import Call, report_adjustments
+from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
@@ -68,7 +68,6 @@ async def create_image(gateway: Gateway, request: Request, call: Call, visit: Vi
             )
             return None
         result = await tasks.run_task(parsed.spec, parsed.options, call)
-        report_adjustments(call, result.adjustments)
         images = b",".join([render_media(image, gateway.link) for image in result.image.images])
         return json_response(call, b'{"created":%d,"data":[%b]}' % (result.create_time.seconds, images))
     except PomeloError as error:

@@ -20,7 +20,7 @@ from gateway.request import Request
 from gateway.responses import Response, response_headers
 from gateway.state import Gateway
 from gateway.types.fields import parse_flag_text
-from pomelo.call import Call, report_adjustments
+from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
@@ -78,7 +78,6 @@ async def create_transcription(
         result = await tasks.run_task(parsed.spec, parsed.options, call)
     except PomeloError as error:
         raise await visit.refuse_task(error) from None
-    report_adjustments(call, result.adjustments)
     transcription, form = result.transcription, parameters.format
     if len(transcription.text) < _THREAD_CHARACTERS:
         body = form.render(transcription, parameters.granularities)

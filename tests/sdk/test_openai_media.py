@@ -177,6 +177,21 @@ async def test_speech_has_the_format_that_was_asked_for(
 
 
 @CALLERS
+@pytest.mark.parametrize("stream_format", ["audio", "sse"])
+async def test_adjusted_parameters_have_openais_names(
+    app: RunningApp, account: Account, protocol: str, mode: str, stream_format: Any
+) -> None:
+    async with sdk(app, account, protocol, mode) as client:
+        given: dict[str, Any] = {"speed": 4, "instructions": "Whisper", "stream_format": stream_format}
+        speech = await client.audio.speech.with_raw_response.create(**(SPEECH | given))
+        assert speech.headers["X-Pomelo-Adjusted"] == "speed=1.2; instructions"
+        image = await client.images.with_raw_response.generate(
+            **(IMAGE | {"size": "64x64", "style": "natural"})
+        )
+        assert image.headers["X-Pomelo-Adjusted"] == "size=256x256; style"
+
+
+@CALLERS
 async def test_events_of_speech_have_the_raw_audio(
     app: RunningApp, account: Account, protocol: str, mode: str
 ) -> None:
