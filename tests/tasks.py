@@ -80,8 +80,9 @@ def task_type_of(model: object) -> str:
 def to_options(body: Mapping[str, Any], *, stream: bool = False) -> TaskOptions:
     """Returns the options that are equivalent to a REST body. Does not use the gateway's code."""
     has_media = task_type_of(body.get("model")) not in ("text", "speech_to_text")
-    default = "both" if has_media and not stream else "unspecified"
-    return TaskOptions(delivery=_DELIVERIES[body.get("response_format", default)])
+    if not has_media:
+        return TaskOptions()
+    return TaskOptions(delivery=_DELIVERIES[body.get("response_format", "unspecified" if stream else "both")])
 
 
 def to_task(body: Mapping[str, Any]) -> TaskSpec:

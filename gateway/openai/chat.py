@@ -53,7 +53,6 @@ class ChatRequest(TextRequest):
                 raise invalid("max_tokens", "left out, or the same as max_completion_tokens")
             self._limit_name = "max_completion_tokens"
             body["max_tokens"] = limit
-        self.check_strict()
         return body
 
     def _take_stream_options(self, options: Any) -> None:
@@ -88,7 +87,7 @@ class ChatRequest(TextRequest):
         )
 
     def _open_stream(self, started: TaskStarted) -> ChatChunks:
-        self.report_ignored()
+        self.report_adjusted()
         return ChatChunks(started, include_usage=self._include_usage)
 
 

@@ -145,7 +145,6 @@ class ResponseEvents:
             "status": status,
             "incomplete_details": None,
             "output": self._output,
-            "usage": None,
         }
 
     # --- events

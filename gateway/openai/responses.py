@@ -13,7 +13,7 @@ from gateway.openai.text import TextRequest, run_text
 from gateway.request import Request
 from gateway.responses import Response
 from gateway.state import Gateway
-from gateway.types.fields import check_names
+from gateway.types.fields import check_names, unknown_field
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
@@ -28,6 +28,14 @@ _DEFAULTS: Mapping[str, Collection[Any]] = {
 
 _STORED = ("previous_response_id", "conversation", "prompt")
 """Fields that name what OpenAI stores."""
+
+_FIELDS = frozenset(
+    {
+        *("model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "stream", "text"),
+        *("reasoning", "tools", "tool_choice", "parallel_tool_calls", "user", "metadata"),
+    }
+)
+"""The other fields."""
 
 _NAMES: Mapping[str, str] = {
     "messages": "input",
@@ -61,6 +69,9 @@ class ResponseRequest(TextRequest):
                 raise invalid(name, "left out: nothing is stored. Send the whole conversation as input")
         self._take_include(body.pop("include", None))
         body.pop("stream_options", None)  # only about padding
+        for name, value in body.items():
+            if name not in _FIELDS and value is not None:
+                raise unknown_field(name)
         self._members = _common_members(body)
         body["max_tokens"] = body.pop("max_output_tokens", None)
         body["response_format"] = self._take_text(body.pop("text", None))
@@ -72,7 +83,6 @@ class ResponseRequest(TextRequest):
         conversation.add_input(body.pop("input", None))
         body["messages"] = conversation.messages
         self.ignored += conversation.ignored
-        self.check_strict()
         return body
 
     def _take_include(self, include: Any) -> None:
@@ -125,7 +135,7 @@ class ResponseRequest(TextRequest):
         return sse.StreamFormat(self._open_stream, RENDERERS, render_last, render_error, encode)
 
     def _open_stream(self, started: TaskStarted) -> ResponseEvents:
-        self.report_ignored()
+        self.report_adjusted()
         return ResponseEvents(started, self._members)
 
 
@@ -152,8 +162,7 @@ def _common_members(body: Mapping[str, Any]) -> dict[str, Any]:
         "tools": body.get("tools") or [],
         "top_p": body.get("top_p"),
         "truncation": "disabled",
-        "user": body.get("user"),
-    }
+    } | ({} if body.get("user") is None else {"user": body["user"]})
 
 
 def _to_tools(tools: Any) -> Any:

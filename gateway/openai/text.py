@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -35,10 +35,19 @@ class TextRequest(ABC):
     def __init__(self, call: Call) -> None:
         self.ignored: list[str] = []
         self._call = call
+        self._is_translated = False
+
+    def translate(self, body: dict[str, Any]) -> Mapping[str, Any]:
+        """Returns the fields of `POST /api/v1/task`; `body` may be changed. Raises as `to_fields`."""
+        fields = self.to_fields(body)
+        if self.ignored and self._call.strict:
+            raise invalid(self.ignored[0], "left out: it has no effect here")
+        self._is_translated = True
+        return fields
 
     @abstractmethod
     def to_fields(self, body: dict[str, Any]) -> Mapping[str, Any]:
-        """Returns the fields of `POST /api/v1/task`; `body` may be changed.
+        """Translates the body, and notes what is `ignored`.
 
         Raises:
             PomeloError: invalid_parameter, missing_parameter.
@@ -74,32 +83,30 @@ class TextRequest(ABC):
             if value is not None and not any(type(value) is type(one) and value == one for one in accepted):
                 raise invalid(name, " or ".join([to_json(one).decode() for one in accepted]))
 
-    def check_strict(self) -> None:
-        """Refuses ignored fields if the handling is strict.
-
-        Raises:
-            PomeloError: invalid_parameter.
-        """
-        if self.ignored and self._call.strict:
-            raise invalid(self.ignored[0], "left out: it has no effect here")
-
-    def report_ignored(self) -> None:
-        """Adds the ignored fields to the header of adjustments."""
-        if self.ignored:
-            headers = self._call.response_headers
-            adjusted = [headers[ADJUSTED_HEADER]] if ADJUSTED_HEADER in headers else []
+    def report_adjusted(self) -> None:
+        """Makes the header of adjustments one of the caller's fields: it gets their names, and the ignored
+        ones."""
+        headers = self._call.response_headers
+        header = headers.get(ADJUSTED_HEADER)
+        adjusted = [] if header is None else [_renamed(each, self.caller_name) for each in header.split("; ")]
+        if adjusted or self.ignored:
             headers[ADJUSTED_HEADER] = "; ".join([*adjusted, *self.ignored])
 
     def renamed(self, error: PomeloError) -> PomeloError:
-        """Returns an error with the caller's name of its field."""
+        """Returns an error of the task with the caller's name of its field."""
         field = error.field
-        name = "" if field is None else self.caller_name(field)
-        if field is None or name == field:
+        if field is None or not self._is_translated or (name := self.caller_name(field)) == field:
             return error
         message = error.message.replace(field, name, 1)
         return PomeloError(
             error.code, message, field=name, retry_after=error.retry_after, values=error.values
         )
+
+
+def _renamed(adjustment: str, caller_name: Callable[[str], str]) -> str:
+    """Returns one adjustment of the header, such as max_tokens=10, with the caller's name of the field."""
+    name, separator, used = adjustment.partition("=")
+    return caller_name(name) + separator + used
 
 
 async def run_text(
@@ -111,7 +118,7 @@ async def run_text(
         PomeloError: any error of the table.
     """
     try:
-        translation = Translation(TaskType.TASK_TYPE_TEXT, form.to_fields)
+        translation = Translation(TaskType.TASK_TYPE_TEXT, form.translate)
         parsed = await read_task(gateway, request, call, visit, translation)
         tasks = gateway.services.tasks
         try:
@@ -131,5 +138,5 @@ async def run_text(
             raise await visit.refuse_task(error) from None
     except PomeloError as error:
         raise form.renamed(error) from None
-    form.report_ignored()
+    form.report_adjusted()
     return json_response(call, form.render(result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema_rs
@@ -117,10 +118,15 @@ def test_every_operation_describes_the_errors_that_any_request_may_get(path: str
 def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
     (operation,) = DOCUMENT["paths"]["/api/v1/usage"].values()
     schemas = {each["name"]: each["schema"] for each in operation["parameters"]}
-    for group in schemas["group_by"]["enum"]:
+    dimensions, metadata = schemas["group_by"]["anyOf"]
+    for group in dimensions["enum"]:
         request = parse_query({"group_by": group})
         assert isinstance(request, pb.SumUsageRequest)
         assert request.group_by[0].dimension
+    assert re.fullmatch(metadata["pattern"], "metadata.a b")
+    request = parse_query({"group_by": "metadata.a b"})
+    assert isinstance(request, pb.SumUsageRequest)
+    assert request.group_by[0].metadata_key == "a b"
     for bound in ("minimum", "maximum"):
         size = schemas["page_size"][bound]
         assert parse_query({"page_size": str(size)}).page_size == size

@@ -44,16 +44,20 @@ def errors(name: str, answer: Any) -> list[str]:
 
 
 def _without_texts(schema: Any, *, is_map: bool = False) -> Any:
-    """Returns a schema without texts; `is_map`: it is a map of schemas by the names of members."""
+    """Returns a schema without texts, and with `nullable` in the words of JSON Schema; `is_map`: it is a map of schemas
+    by the names of members."""
     if isinstance(schema, list):
         return [_without_texts(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    return {
+    kept = {
         name: _without_texts(value, is_map=not is_map and name == "properties")
         for name, value in schema.items()
         if is_map or not (name in _TEXTS or name.startswith("x-"))
     }
+    if not is_map and kept.pop("nullable", False):
+        return {"anyOf": [kept, {"type": "null"}]}
+    return kept
 
 
 def _references(schema: Any) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -76,12 +76,15 @@ PARAMETERS = "tools[0].function.parameters"
         (given(WEATHER, parallel_tool_calls=False), ""),
         *[
             (given(WEATHER, tool_choice=ToolChoice(mode=mode)), found)
-            for mode, found in (
-                (ToolChoice.MODE_NONE, ""),
-                (ToolChoice.MODE_AUTO, ""),
-                (ToolChoice.MODE_REQUIRED, ""),
-                (ToolChoice.MODE_UNSPECIFIED, "invalid_parameter tool_choice"),
-                (9, "invalid_parameter tool_choice"),
+            for mode, found in cast(
+                "list[tuple[ToolChoice.Mode.ValueType, str]]",
+                [
+                    (ToolChoice.MODE_NONE, ""),
+                    (ToolChoice.MODE_AUTO, ""),
+                    (ToolChoice.MODE_REQUIRED, ""),
+                    (ToolChoice.MODE_UNSPECIFIED, "invalid_parameter tool_choice"),
+                    (9, "invalid_parameter tool_choice"),
+                ],
             )
         ],
         (given(WEATHER, tool_choice=ToolChoice()), "missing_parameter tool_choice"),
