@@ -89,8 +89,8 @@ class _ImageParameters(Parameters):
         if body.pop("n", None) not in (None, 1):
             raise invalid("n", "1")
         for name in ("user", "safety_identifier"):
-            if value := body.pop(name, None):
-                self.user = check_text(name, value)
+            if (value := body.pop(name, None)) is not None:
+                self.user = check_text(name, value) or self.user
         self.leave_out(body, _NO_EFFECT)
         size = body.pop("size", None)
         if size is not None and size != "auto":

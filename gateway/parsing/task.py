@@ -50,14 +50,19 @@ class Translation:
     form_fields: FormFields | None = None
 
     def check_content(self, *, is_form: bool) -> None:
-        """Raises unsupported_media_type for a form instead of JSON, or the reverse."""
+        """Refuses a form instead of JSON, or JSON instead of a form.
+
+        Raises:
+            PomeloError: unsupported_media_type.
+        """
         if is_form != (self.form_fields is not None):
             raise PomeloError(
                 "unsupported_media_type", f"Send {'application/json' if is_form else 'multipart/form-data'}"
             )
 
     def translate(self, values: Mapping[str, Any], task_type: int) -> Mapping[str, Any]:
-        """Returns the fields of the task that a body has, whose model has this task type."""
+        """Returns the fields of a task for those of a body, whose model has this task type. Raises as
+        `to_fields`."""
         check_task_type(task_type, self.task_type)
         return self.to_fields(dict(values))
 
