@@ -28,6 +28,7 @@ from pomelo.service import Visit
 from pomelo.times import from_duration
 
 _GRANULARITIES = "timestamp_granularities[]"
+_GRANULARITY_NAMES = frozenset({"word", "segment"})
 
 _NO_EFFECT: Mapping[str, tuple[str, ...]] = {
     "temperature": ("0", "0.0"),
@@ -115,13 +116,9 @@ class _TranscriptionParameters(Parameters):
             self.granularities = granularities
         if "language" in body:
             body["language_code"] = body.pop("language")
-        body["timestamps"] = response_format.timestamps
         if name == "diarized_json":
             body["diarize"] = "true"
         return body
-
-
-_GRANULARITY_NAMES = frozenset({"word", "segment"})
 
 
 # --- results
@@ -129,11 +126,9 @@ _GRANULARITY_NAMES = frozenset({"word", "segment"})
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """A response format: its rendering of a transcript and of granularities, and the timestamps that this
-    needs."""
+    """A response format. `render` returns a transcript in it; only verbose JSON uses the granularities."""
 
     content_type: str
-    timestamps: str
     render: Callable[[Transcription, Collection[str]], bytes]
 
 
@@ -202,12 +197,12 @@ def _usage(transcription: Transcription) -> dict[str, Any]:
 _TEXT = "text/plain; charset=utf-8"
 
 _FORMATS: Mapping[str, _Format] = {
-    "json": _Format("application/json", "none", _render_json),
-    "text": _Format(_TEXT, "none", _render_text),
-    "verbose_json": _Format("application/json", "word", _render_verbose),
-    "diarized_json": _Format("application/json", "word", _render_diarized),
-    "srt": _Format(_TEXT, "word", lambda transcription, _: to_srt(transcription).encode()),
-    "vtt": _Format("text/vtt", "word", lambda transcription, _: to_vtt(transcription).encode()),
+    "json": _Format("application/json", _render_json),
+    "text": _Format(_TEXT, _render_text),
+    "verbose_json": _Format("application/json", _render_verbose),
+    "diarized_json": _Format("application/json", _render_diarized),
+    "srt": _Format(_TEXT, lambda transcription, _: to_srt(transcription).encode()),
+    "vtt": _Format("text/vtt", lambda transcription, _: to_vtt(transcription).encode()),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.openai import transcriptions
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.speech_pb2 import TimestampGranularity, Transcription
+from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.providers.transcripts import add_word
@@ -57,7 +57,6 @@ async def test_parameters_become_the_fields_of_a_task(gateway: GatewayApp, first
         assert "X-Pomelo-Adjusted" not in response.headers
     given = gateway.provider.jobs[-1].input
     assert (given.language_code, given.diarize, given.num_speakers) == ("de", True, 3)
-    assert given.timestamps == TimestampGranularity.TIMESTAMP_GRANULARITY_NONE
     assert gateway.provider.received_audio[-1] == AUDIO
     assert gateway.provider.audio.path is not None, "it was stored as it arrived"
 
@@ -87,7 +86,6 @@ async def test_verbose_json_has_the_times_that_were_asked_for(
     fields = [("timestamp_granularities[]", name) for name in granularities]
     async with transcribe(gateway, ("response_format", "verbose_json"), *fields) as response:
         value = await response.json()
-    assert gateway.provider.jobs[-1].input.timestamps == TimestampGranularity.TIMESTAMP_GRANULARITY_WORD
     words, segments = value.pop("words", None), value.pop("segments", None)
     assert {name for name, times in (("words", words), ("segments", segments)) if times} == members
     assert value == {
@@ -124,6 +122,16 @@ async def test_a_long_transcript_is_rendered_as_a_short_one(
         async with transcribe(gateway, ("response_format", "srt")) as response:
             bodies.append(await response.text())
     assert bodies[0] == bodies[1] != ""
+
+
+async def test_an_idempotency_key_returns_the_same_transcript_in_every_format(gateway: GatewayApp) -> None:
+    headers = {"Idempotency-Key": "one-transcript"}
+    async with transcribe(gateway, headers=headers) as response:
+        assert (await response.json())["text"] == "hi there"
+    async with transcribe(gateway, ("response_format", "srt"), headers=headers) as response:
+        assert response.headers["Idempotent-Replayed"] == "true"
+        assert await response.text() == "1\n00:00:00,000 --> 00:00:00,500\nhi there\n\n"
+    assert len(gateway.provider.jobs) == 1
 
 
 @pytest.mark.parametrize(
