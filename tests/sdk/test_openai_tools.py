@@ -1,0 +1,144 @@
+"""OpenAI's Python SDK calls tools and parses JSON that matches a schema, by chat completions and by responses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import pytest
+from pydantic import BaseModel
+
+from tests.app import Account, RunningApp, app_fixture
+from tests.sdk import published
+from tests.sdk.sdk import SANDBOX, sdk
+
+app = app_fixture()
+
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "kelvin"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+WEATHER: Any = {"name": "weather", "description": "The weather in a city.", "parameters": PARAMETERS}
+CHAT_TOOLS: Any = [{"type": "function", "function": {**WEATHER, "strict": True}}]
+RESPONSE_TOOLS: Any = [{"type": "function", **WEATHER, "strict": True}]
+QUESTION = "How is the weather in Paris and in Rome? [[calls:2]]"
+
+
+class Forecast(BaseModel):
+    """What a model is to answer."""
+
+    city: str
+    sky: Literal["clear", "cloudy"]
+
+
+@pytest.fixture(name="account", scope="module")
+async def _account(app: RunningApp) -> Account:
+    return await app.account()
+
+
+@SANDBOX
+async def test_a_chat_calls_tools_and_takes_their_results(
+    app: RunningApp, account: Account, protocol: str
+) -> None:
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    async with sdk(app, account, protocol, "test") as client:
+        asked: dict[str, Any] = {"model": "gpt-4", "tools": CHAT_TOOLS, "parallel_tool_calls": True}
+        first = await client.chat.completions.create(messages=messages, **asked)
+        (choice,) = first.choices
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        calls = choice.message.tool_calls or []
+        assert len(calls) == 2
+        messages.append(choice.message)
+        for call in calls:
+            assert call.type == "function"
+            assert call.function.name == "weather"
+            assert set(json.loads(call.function.arguments)) == {"city", "unit"}
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": "Sunny, 20 degrees"})
+        async with client.chat.completions.stream(messages=messages[:1], **asked) as stream:
+            async for _ in stream:
+                pass
+            streamed = (await stream.get_final_completion()).choices[0]
+        assert streamed.finish_reason == "tool_calls"
+        assert [
+            (call.id, call.function.name, call.function.arguments)
+            for call in streamed.message.tool_calls or []
+        ] == [(call.id, call.function.name, call.function.arguments) for call in calls]
+        last = await client.chat.completions.create(messages=messages, **asked)
+        assert last.choices[0].finish_reason == "stop"
+        assert "Sunny" in (last.choices[0].message.content or "")
+
+
+@SANDBOX
+async def test_a_chat_parses_json_that_matches_a_schema(
+    app: RunningApp, account: Account, protocol: str
+) -> None:
+    messages: Any = [{"role": "user", "content": "How is the weather?"}]
+    async with sdk(app, account, protocol, "test") as client:
+        answer = await client.chat.completions.parse(
+            model="gpt-4", messages=messages, response_format=Forecast
+        )
+    assert isinstance(answer.choices[0].message.parsed, Forecast)
+
+
+@SANDBOX
+async def test_a_response_calls_tools_and_takes_their_results(
+    app: RunningApp, account: Account, protocol: str
+) -> None:
+    asked: dict[str, Any] = {
+        "model": "gpt-4",
+        "tools": RESPONSE_TOOLS,
+        "tool_choice": {"type": "function", "name": "weather"},
+    }
+    conversation: list[Any] = [{"role": "user", "content": QUESTION}]
+    async with sdk(app, account, protocol, "test") as client:
+        first = await client.responses.create(input=conversation, **asked)
+        calls = [item for item in first.output if item.type == "function_call"]
+        assert [call.name for call in calls] == ["weather", "weather"]
+        async with client.responses.stream(input=conversation, **asked) as stream:
+            events = [event async for event in stream]
+            last = await stream.get_final_response()
+        streamed = [item for item in last.output if item.type == "function_call"]
+        assert [(item.call_id, item.arguments) for item in streamed] == [
+            (item.call_id, item.arguments) for item in calls
+        ]
+        assert [event.type for event in events].count("response.function_call_arguments.done") == 2
+        conversation += first.output
+        for call in calls:
+            output = [{"type": "input_text", "text": "Sunny, 20 degrees"}]
+            conversation.append({"type": "function_call_output", "call_id": call.call_id, "output": output})
+        final = await client.responses.create(input=conversation, model="gpt-4", tools=RESPONSE_TOOLS)
+    assert "Sunny" in final.output_text
+
+
+@SANDBOX
+async def test_a_response_parses_json_that_matches_a_schema(
+    app: RunningApp, account: Account, protocol: str
+) -> None:
+    async with sdk(app, account, protocol, "test") as client:
+        answer = await client.responses.parse(
+            model="gpt-4", input="How is the weather?", text_format=Forecast
+        )
+    assert isinstance(answer.output_parsed, Forecast)
+
+
+@SANDBOX
+async def test_answers_with_calls_are_valid_by_the_published_schemas(
+    app: RunningApp, account: Account, protocol: str
+) -> None:
+    async def post(path: str, schema: str, body: dict[str, Any]) -> None:
+        headers = {"Authorization": f"Bearer {account.test}"}
+        async with app.session.post(app.urls[protocol] + path, json=body, headers=headers) as answer:
+            lines = (await answer.text()).split("\n")
+        texts = [line.removeprefix("data: ") for line in lines if line.startswith(("data: {", "{"))]
+        assert texts
+        for text in texts:
+            assert published.errors(schema, json.loads(text)) == []
+
+    chat = {"model": "gpt-4", "messages": [{"role": "user", "content": QUESTION}], "tools": CHAT_TOOLS}
+    await post("/v1/chat/completions", "CreateChatCompletionResponse", chat)
+    await post("/v1/chat/completions", "CreateChatCompletionStreamResponse", {**chat, "stream": True})
+    response = {"model": "gpt-4", "input": QUESTION, "tools": RESPONSE_TOOLS}
+    await post("/v1/responses", "Response", response)
+    await post("/v1/responses", "ResponseStreamEvent", {**response, "stream": True})
