@@ -13,7 +13,11 @@ from gateway.media import get_media
 from gateway.objects import render_model
 from gateway.openai import models as openai_models
 from gateway.openai.chat import create_chat_completion
+from gateway.openai.images import create_image
+from gateway.openai.parameters import IMAGES, SPEECH, TRANSCRIPTIONS
 from gateway.openai.responses import create_response
+from gateway.openai.speech import create_speech
+from gateway.openai.transcriptions import create_transcription
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -70,6 +74,9 @@ ROUTES: Mapping[tuple[str, str], Handler] = {
 
 OPENAI_ROUTES: Mapping[tuple[str, str], Handler] = {
     ("POST", "/v1/chat/completions"): create_chat_completion,
+    ("POST", IMAGES): create_image,
+    ("POST", SPEECH): create_speech,
+    ("POST", TRANSCRIPTIONS): create_transcription,
     ("POST", "/v1/responses"): create_response,
     ("GET", "/v1/models"): openai_models.list_models,
     ("GET", "/v1/models/{id}"): openai_models.get_model,

@@ -43,7 +43,7 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
         accept = request.headers.get("Accept")
         media_range = raw_media_range(accept, parsed.task_format) if accept is not None else None
         if media_range is not None:
-            return await _send_raw(request, call, tasks, parsed, media_range)
+            return await send_raw(request, call, tasks, parsed, media_range)
         result = await tasks.run_task(parsed.spec, parsed.options, call)
         return json_response(call, render_result(result, gateway.link))
     except PomeloError as error:
@@ -68,8 +68,8 @@ def raw_media_range(accept: str | None, task_format: TaskFormat) -> str | None:
     return None
 
 
-async def _send_raw(
-    request: Request, call: Call, tasks: TaskService, parsed: TaskRequest, media_range: str
+async def send_raw(
+    request: Request, call: Call, tasks: TaskService, parsed: TaskRequest, media_range: str = ""
 ) -> Response | None:
     """Runs the task and sends its media, audio as it arrives; nothing is stored.
 

@@ -96,7 +96,8 @@ class Call:
     task's first event and on every error. `response_trailers` has those that are known only at a stream's
     end. `at_end` are the functions that `end` runs. `reserve` counts more bytes as buffered by an admitted
     call, as `pomelo.service.Visit.reserve` does; `file_bytes` are those of files that its task names.
-    `reported` is set when its task was reported to the observers.
+    `reported` is set when its task was reported to the observers. `translate_adjusted` returns the value of
+    ADJUSTED_HEADER for a caller whose API has other fields; None: the caller's fields are those of the task.
     """
 
     api_key: str | None
@@ -117,6 +118,7 @@ class Call:
     reserve: Callable[[int], None] = lambda size: None
     file_bytes: int = 0
     reported: bool = False
+    translate_adjusted: Callable[[str], str] | None = None
 
     def end(self) -> None:
         """Deletes the uploads that belong to this call only. Idempotent."""
@@ -229,7 +231,10 @@ def adjusted_header(adjustments: Iterable[Adjustment]) -> str:
 
 def report_adjustments(call: Call, adjustments: Sequence[Adjustment]) -> None:
     """Sets the response header of the adjustments, or removes it without adjustments."""
-    if adjustments:
-        call.response_headers[ADJUSTED_HEADER] = adjusted_header(adjustments)
+    value = adjusted_header(adjustments) if adjustments else ""
+    if call.translate_adjusted is not None:
+        value = call.translate_adjusted(value)
+    if value:
+        call.response_headers[ADJUSTED_HEADER] = value
     else:
         call.response_headers.pop(ADJUSTED_HEADER, None)

@@ -6,16 +6,16 @@ An upload is never buffered as a whole.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.parsing.body import UTF_8, RequestBody, charset_of, too_large
 from gateway.parsing.json import JsonScan
 from gateway.request import Request
 from gateway.state import Gateway
-from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS
-from gateway.types.fields import unknown_field
+from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS, check_task_type
+from gateway.types.fields import renamed_field, unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
@@ -214,39 +214,64 @@ def _malformed() -> PomeloError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class FormFields:
+    """The fields that a form may have, by their names in it.
+
+    `json` are those with JSON text, `lists` those that may be given several times, `file` is the audio file.
+    `renamed` are the fields of a task that have another name here.
+    """
+
+    names: Collection[str]
+    json: Collection[str] = ()
+    lists: Collection[str] = ()
+    file: str = "audio"
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+TASK_FIELDS = FormFields(FIELD_NAMES, JSON_FIELDS)
+"""The fields of a form of `POST /api/v1/task`."""
+
+
 @dataclass(slots=True)
 class Form:
-    """The fields of a form: its texts by name, and its audio file once stored."""
+    """A form: its texts by name, lists of them for `fields.lists`, and its audio file once stored.
 
-    texts: dict[str, str] = field(default_factory=dict)
+    `task_type` is the one that it must be for, 0 if its model decides.
+    """
+
+    fields: FormFields = TASK_FIELDS
+    task_type: int = 0
+    texts: dict[str, Any] = field(default_factory=dict)
     audio: Media | None = None
 
 
 async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit, form: Form) -> None:
     """Reads a body into `form`, part by part; after a failure, `form` has what came before it.
 
-    A part `audio` with a file name or with a media type other than text is a file, which is stored as it
-    arrives. If the model precedes it, text-to-speech drops the file, and types without audio refuse it.
+    A part of the file's name with a file name or with a media type other than text is a file, which is stored
+    as it arrives. If the model precedes it, text-to-speech drops the file, and types without audio refuse it.
 
     Raises:
         PomeloError: invalid_body, invalid_parameter, payload_too_large, overloaded; what storing the file
             and looking up the model raise.
     """
-    options = gateway.options
+    options, fields = gateway.options, form.fields
     text_limit = options.json_limit
     body = RequestBody(request, call, visit, options.upload_limit + text_limit, options)
     parts = FormParts(request.headers["Content-Type"], body)
     text_size = 0
     while (part := await parts.next()) is not None:
         name = part.name
-        if name not in FIELD_NAMES:
-            raise unknown_field(name)
-        if name in form.texts or (name == "audio" and form.audio is not None):
+        if name not in fields.names:
+            raise renamed_field(name, fields.renamed[name]) if name in fields.renamed else unknown_field(name)
+        is_list = name in fields.lists
+        if (name in form.texts and not is_list) or (name == fields.file and form.audio is not None):
             raise invalid(name, "given once")
-        if name == "audio" and _is_file(part):
-            form.audio = await _store_file(gateway, call, parts, part, form.texts.get("model"))
+        if name == fields.file and _is_file(part):
+            form.audio = await _store_file(gateway, call, parts, part, form)
             continue
-        scan = JsonScan() if name in JSON_FIELDS else None
+        scan = JsonScan() if name in fields.json else None
         pieces = []
         while piece := await parts.read(min(READ_SIZE, text_limit - text_size + 1)):
             text_size += len(piece)
@@ -256,7 +281,11 @@ async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit
             if scan is not None:
                 scan.feed(piece)
             pieces.append(piece)
-        form.texts[name] = _decode(name, b"".join(pieces), part.content_type)
+        text = _decode(name, b"".join(pieces), part.content_type)
+        if is_list:
+            form.texts.setdefault(name, []).append(text)
+        else:
+            form.texts[name] = text
     if not form.texts and form.audio is None:
         raise PomeloError("invalid_body", "The form is empty. Send at least a part named model")
 
@@ -277,12 +306,15 @@ def _decode(name: str, data: bytes, content_type: str) -> str:
     raise invalid(name, "UTF-8 text")
 
 
-async def _store_file(gateway: Gateway, call: Call, parts: FormParts, part: Part, model: str | None) -> Media:
+async def _store_file(gateway: Gateway, call: Call, parts: FormParts, part: Part, form: Form) -> Media:
     # Not from the cache, so that no file is accepted for a model that the key may not use.
+    model = form.texts.get("model")
     task_type = await gateway.fetch_task_type(model, call) if model is not None else 0
+    if task_type and form.task_type:
+        check_task_type(task_type, form.task_type)
     task_format = TASK_FORMATS.get(task_type)
     if task_format is not None and not task_format.accepts_audio_file:
-        raise unknown_field("audio", task_format.name)
+        raise unknown_field(form.fields.file, task_format.name)
     first = await parts.read()
     pieces = _pieces(first, parts, gateway.options.upload_limit)
     if task_type and (task_format is None or not task_format.takes_audio):

@@ -14,10 +14,10 @@ from typing import Any
 from gateway.options import GatewayOptions
 from gateway.parsing.body import UTF_8, RequestBody, arrived_body, charset_of
 from gateway.parsing.json import LARGE_BODY, parse_json, read_json
-from gateway.parsing.multipart import Form, read_form
+from gateway.parsing.multipart import Form, FormFields, read_form
 from gateway.request import Request
 from gateway.state import Gateway, account_of
-from gateway.types import COMMON_FIELDS, TASK_FORMATS, type_name
+from gateway.types import COMMON_FIELDS, TASK_FORMATS, check_task_type
 from gateway.types.base import TaskFormat
 from gateway.types.fields import Field, check_flag, check_text, parse_flag_text, unknown_field
 from pomelo.call import Call
@@ -42,11 +42,29 @@ class TaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A request for tasks of one type in the form of another API, in JSON. `to_fields` returns the fields of
-    `POST /api/v1/task` for those of a body, or raises PomeloError."""
+    """A request for tasks of one type in the form of another API, in JSON or in a form with `form_fields`.
+    `to_fields` returns the fields of `POST /api/v1/task` for those of a body, or raises PomeloError."""
 
     task_type: int
     to_fields: Callable[[dict[str, Any]], Mapping[str, Any]]
+    form_fields: FormFields | None = None
+
+    def check_content(self, *, is_form: bool) -> None:
+        """Refuses a form instead of JSON, or JSON instead of a form.
+
+        Raises:
+            PomeloError: unsupported_media_type.
+        """
+        if is_form != (self.form_fields is not None):
+            raise PomeloError(
+                "unsupported_media_type", f"Send {'application/json' if is_form else 'multipart/form-data'}"
+            )
+
+    def translate(self, values: Mapping[str, Any], task_type: int) -> Mapping[str, Any]:
+        """Returns the fields of a task for those of a body, whose model has this task type. Raises as
+        `to_fields`."""
+        check_task_type(task_type, self.task_type)
+        return self.to_fields(dict(values))
 
 
 async def read_task(
@@ -64,8 +82,10 @@ async def read_task(
     form = Form()
     try:
         is_form = _is_form(request)
-        if is_form and translation is not None:
-            raise PomeloError("unsupported_media_type", "Send application/json")
+        if translation is not None:
+            translation.check_content(is_form=is_form)
+            if translation.form_fields is not None:
+                form = Form(translation.form_fields, translation.task_type)
         data = b""
         if is_form:
             await read_form(gateway, request, call, visit, form)
@@ -79,7 +99,7 @@ async def read_task(
                 values = parse_json(data)
             task_type = await gateway.task_type(model_of(values), call)
             if translation is not None:
-                values = _translate(translation, task_type, values)
+                values = translation.translate(values, task_type)
             parsed = build_task(values["model"], task_type, values, form=is_form)
         else:
             async with gateway.parse_queue.body(account_of(call), size) as steps:
@@ -87,7 +107,7 @@ async def read_task(
                     values = steps.run(partial(parse_json, data))
                 task_type = await gateway.task_type(model_of(values), call)
                 if translation is not None:
-                    values = steps.run(partial(_translate, translation, task_type, values))
+                    values = steps.run(partial(translation.translate, values, task_type))
                 parsed = steps.run(partial(build_task, values["model"], task_type, values, form=is_form))
             await asyncio.sleep(0)  # yields to other requests, because the next steps take time too
         del data
@@ -98,13 +118,6 @@ async def read_task(
         # `refuse` returns the error to report: one of the model precedes one of a field.
         raise await visit.refuse(error, model if type(model) is str else "") from None
     return parsed
-
-
-def _translate(translation: Translation, task_type: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
-    if task_type != translation.task_type:
-        expected = type_name(translation.task_type)
-        raise invalid("model", f"one of the {expected} models; this path runs no other tasks")
-    return translation.to_fields(dict(values))
 
 
 async def _read_json(options: GatewayOptions, request: Request, call: Call, visit: Visit) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.types import image, speech, text, transcription
 from gateway.types.base import Link, StreamObjects, TaskFormat
+from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 
 TASK_FORMATS: Mapping[int, TaskFormat] = {
@@ -40,6 +41,16 @@ def type_name(task_type: int) -> str:
     """Returns a task type's public name; `unknown` for one that is newer than this gateway."""
     task_format = TASK_FORMATS.get(task_type)
     return task_format.name if task_format is not None else "unknown"
+
+
+def check_task_type(task_type: int, expected: int) -> None:
+    """Refuses a model whose task type is not the `expected` one of a path.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    if task_type != expected:
+        raise invalid("model", f"one of the {type_name(expected)} models; this path runs no other tasks")
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:

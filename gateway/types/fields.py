@@ -246,6 +246,11 @@ def unknown_field(name: str, type_name: str = "") -> PomeloError:
     return PomeloError("invalid_parameter", f"Unknown field{where}: {shown}. Leave it out", field=shown)
 
 
+def renamed_field(name: str, parameter: str) -> PomeloError:
+    """Returns the error for a field of a task that a path has by the name `parameter`."""
+    return invalid(parameter, f"given by this name, not as {name}")
+
+
 def shorten_name(name: str) -> str:
     """Returns a field's name as error messages show it."""
     return name if len(name) <= 100 else name[:100] + "…"

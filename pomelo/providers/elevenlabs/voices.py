@@ -69,6 +69,23 @@ DEFAULTS = {
 }
 """The vendor's default voices, by their names in lower case."""
 
+OPENAI_VOICES = {
+    "alloy": "river",
+    "ash": "will",
+    "ballad": "george",
+    "cedar": "roger",
+    "coral": "laura",
+    "echo": "eric",
+    "fable": "daniel",
+    "marin": "aria",
+    "nova": "jessica",
+    "onyx": "brian",
+    "sage": "alice",
+    "shimmer": "sarah",
+    "verse": "liam",
+}
+"""The default voices that stand in for OpenAI's, so that clients of its API can be used unchanged."""
+
 LAST_DAY = date(2026, 12, 31)
 """The last day of the vendor's default voices. Accounts created since March 2026 don't have
 them."""
@@ -83,8 +100,8 @@ class Voices:
     """Finds the ids of voices. A text that it does not know never becomes an id, and so a part of a URL.
 
     A name is looked up in the operator's table, then in the account's list, then until LAST_DAY among the
-    vendor's default voices. Concurrent calls share one read of the list. `now` is monotonic, `today` returns
-    the date in UTC.
+    vendor's default voices, which have OpenAI's names, too. Concurrent calls share one read of the list.
+    `now` is monotonic, `today` returns the date in UTC.
     """
 
     def __init__(
@@ -125,7 +142,7 @@ class Voices:
         is_voice_id = _ID.fullmatch(voice) is not None
         if is_voice_id and voice not in gone:
             return voice
-        default = DEFAULTS.get(name) if self._today() <= LAST_DAY else None
+        default = DEFAULTS.get(OPENAI_VOICES.get(name, name)) if self._today() <= LAST_DAY else None
         if default in gone:
             default = None
         age = float("inf") if self._read_at is None else self._now() - self._read_at

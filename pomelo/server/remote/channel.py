@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from pomelo.call import STRICT, Call
+from pomelo.call import ADJUSTED_HEADER, STRICT, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
@@ -339,6 +339,8 @@ def _fill(call: Call, metadata: Iterable[tuple[str, Any]] | None) -> None:
     for key, value in metadata:
         name = header_name(key)
         if name is not None:
+            if name == ADJUSTED_HEADER and call.translate_adjusted is not None:
+                value = call.translate_adjusted(value)
             headers[name] = value
 
 

@@ -22,6 +22,7 @@ MINE = (
     ("Evil", "../../v1/user"),
     ("  ", "F" * 20),
     ("Zoë de Vries", "G" * 20),
+    ("Onyx", "H" * 20),
 )
 
 
@@ -52,6 +53,8 @@ def lists(vendor: FaultUpstream) -> int:
         ("sarah", "A" * 20),
         ("sarah - mine", "A" * 20),
         ("adam", DEFAULTS["adam"]),
+        ("alloy", DEFAULTS["river"]),
+        ("Onyx", "H" * 20),
         ("otto", "C" * 20),
         ("OTTO", "C" * 20),
         ("Otto  - the great", "B" * 20),

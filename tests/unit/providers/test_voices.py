@@ -8,7 +8,15 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.providers.base import CALLER
-from pomelo.providers.elevenlabs.voices import DEFAULTS, LAST_DAY, MAX_AGE, MAX_NAMES, REFRESH_AFTER, Voices
+from pomelo.providers.elevenlabs.voices import (
+    DEFAULTS,
+    LAST_DAY,
+    MAX_AGE,
+    MAX_NAMES,
+    OPENAI_VOICES,
+    REFRESH_AFTER,
+    Voices,
+)
 from pomelo.providers.errors import UpstreamError
 
 OTTO = "B" * 20
@@ -112,6 +120,16 @@ async def test_a_default_voice_is_the_last_choice_and_ends_with_its_last_day() -
     assert await voices.find("adam") == OTTO
     assert await voices.find("adam", {"adam": "E" * 20}) == "E" * 20
     assert await voices.find("adam", {"adam": "E" * 20}, gone={"E" * 20}) == OTTO
+
+
+@pytest.mark.parametrize("name", OPENAI_VOICES)
+async def test_a_voice_of_openai_is_the_accounts_own_or_else_a_default_voice(name: str) -> None:
+    account = Account()
+    voices = Voices(account.listed, now=lambda: account.time, today=lambda: LAST_DAY)
+    assert await voices.find(name) == DEFAULTS[OPENAI_VOICES[name]]
+    account.time += MAX_AGE
+    account.voices = [(name.title(), "C" * 20)]
+    assert await voices.find(name) == "C" * 20
 
 
 async def test_a_default_voice_serves_while_the_list_can_not_be_read() -> None:
