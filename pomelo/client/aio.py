@@ -82,7 +82,7 @@ class AsyncClient:
         )
         self._channel: Any = None
         self._stubs: Stubs | None = None
-        self._closed = False
+        self._closed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,7 +94,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connection, and ends the calls that are running. Idempotent."""
-        self._closed = True
+        self._closed.set()
         if self._channel is not None:
             await self._channel.close()
 
@@ -173,7 +173,7 @@ class AsyncClient:
     # --- calls
 
     def _services(self) -> Stubs:
-        if self._closed:
+        if self._closed.is_set():
             raise ClientClosed("The client is closed")
         if self._stubs is None:  # not before: a channel belongs to the running loop
             target, options = self._connection.target, self._connection.options()
@@ -191,9 +191,13 @@ class AsyncClient:
             yield
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._closed and not (task is not None and task.cancelling()):
+            if self._closed.is_set() and not (task is not None and task.cancelling()):
                 raise ClientClosed("The client was closed during the call") from None
             raise
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)
 
     async def _run_task(self, task: Task[T, R]) -> R:
         attempts = Attempts(self._connection, task.settings, task=True)
@@ -222,7 +226,7 @@ class AsyncClient:
                     return response, text_metadata(await rpc.trailing_metadata())
             except grpc.aio.AioRpcError as error:
                 wait = attempts.wait(error)
-            await asyncio.sleep(wait)
+            await self._sleep(wait)
 
     async def _open(
         self, method: Callable[[Stubs], Any], request: Any, attempts: Attempts
@@ -242,7 +246,7 @@ class AsyncClient:
             except BaseException:
                 rpc.cancel()
                 raise
-            await asyncio.sleep(wait)
+            await self._sleep(wait)
 
     async def _next(self, rpc: Any, attempts: Attempts) -> Any:
         """Returns the next message of a stream, None at its end."""
@@ -287,7 +291,7 @@ class AsyncClient:
                 if rpc.cancel():
                     with suppress(asyncio.CancelledError):
                         await rpc  # else the call occupies a stream until the garbage collector runs
-            await asyncio.sleep(wait)
+            await self._sleep(wait)
 
 
 class AsyncStream(StreamState[T, R]):

@@ -247,7 +247,11 @@ def to_error(error: Any, target: str) -> ApiError:
     ):
         message = f"The server at {target} can't be reached. Check the address, and that it is running"
     return _BY_CODE[known.code](
-        message, field=known.field, values=known.values, retry_after=known.retry_after, metadata=metadata
+        message,
+        field=known.field,
+        values=dict(known.values),
+        retry_after=known.retry_after,
+        metadata=metadata,
     )
 
 

@@ -60,6 +60,14 @@ def make_client(kind: str, target: str, key: str, **options: Any) -> Any:
     return Threaded(Client(target, key=key, **options))
 
 
+async def read(stream: Any, pieces: list[Any]) -> Any:
+    """Reads a stream to its end into `pieces`; returns its result."""
+    async with stream:
+        async for piece in stream:
+            pieces.append(piece)
+    return stream.result
+
+
 async def _iterate(iterator: Any) -> AsyncIterator[Any]:
     while (item := await asyncio.to_thread(next, iterator, _END)) is not _END:
         yield item
