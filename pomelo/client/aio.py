@@ -336,6 +336,8 @@ class AsyncStream(StreamState[T, R]):
             yield event
 
     async def _next_event(self) -> TaskEvent | None:
+        if self._rpc is None:
+            raise RuntimeError("Open the stream with: async with client.stream(…) as stream")
         message, self._first = self._first, None
         if message is None:
             message = await self._client._next(self._rpc, self._attempts)

@@ -306,6 +306,8 @@ class Stream(StreamState[T, R]):
             yield event
 
     def _next_event(self) -> TaskEvent | None:
+        if self._rpc is None:
+            raise RuntimeError("Open the stream with: with client.stream(…) as stream")
         message, self._first = self._first, None
         if message is None:
             message = self._client._next(self._rpc, self._attempts)

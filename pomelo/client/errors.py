@@ -245,7 +245,7 @@ def to_error(error: Any, target: str) -> ApiError:
     if error.code() is grpc.StatusCode.UNAVAILABLE and not any(
         key == DETAILS_KEY for key, _ in error.trailing_metadata() or ()
     ):
-        message = f"The server at {target} can't be reached. Check the address, and that it is running"
+        message = f"The server at {target} can't be reached. Check the address, TLS, and that it is running"
     return _BY_CODE[known.code](
         message,
         field=known.field,
