@@ -9,6 +9,7 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 from pomelo.client import ApiError
+from pomelo.errors import RETRY_AFTER, TABLE
 from tests.serving import serve
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
@@ -17,9 +18,16 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 def test_the_page_names_existing_exceptions_alone() -> None:
     known = {each.__name__ for each in ApiError.__subclasses__()}
-    assert "RateLimitExceeded" in known
-    repeated = re.findall(r"A call is repeated .*?\.", PAGE, re.DOTALL)[0]
-    assert set(re.findall(r"`(\w+)`", repeated)) <= {each.code for each in ApiError.__subclasses__()}
+    assert set(re.findall(r"`([A-Z]\w+Exceeded)`", PAGE)) <= known
+
+
+def test_the_page_names_the_errors_that_are_repeated() -> None:
+    (sentence,) = re.findall(r"A call is repeated if .*?\.", PAGE, re.DOTALL)
+    assert sorted(re.findall(r"`(\w+)`", sentence)) == sorted(
+        code
+        for code, row in TABLE.items()
+        if row.http in RETRY_AFTER and row.retry_after and not row.permanent
+    )
 
 
 async def test_the_blocks_run(tmp_path: Path) -> None:

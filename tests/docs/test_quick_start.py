@@ -25,6 +25,7 @@ SECTIONS = {
 }
 CURL = [code for _, code in SECTIONS["curl"]]
 PYTHON = [code for title in ("Python", "Python with requests") for _, code in SECTIONS[title]]
+(README,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 (JAVASCRIPT,) = [code for _, code in SECTIONS["JavaScript"]]
 GO = dict(SECTIONS["Go"])
 (NODE,) = [code for _, code in SECTIONS["Node.js over gRPC"]]
@@ -98,6 +99,11 @@ async def test_the_blocks_for_python(number: int, served: Served, folder: Path) 
     assert printed.count(SANDBOX) >= 2
     if "RateLimitExceeded" in PYTHON[number]:
         assert printed.splitlines()[-2:] == ["Hello.", "Retry after 60 s"]
+
+
+async def test_the_program_of_the_readme(served: Served, folder: Path) -> None:
+    (folder / "program.py").write_text(README.replace("pml_test_…", served.key))
+    assert (await run(served, folder, f"{sys.executable} program.py")).startswith(SANDBOX)
 
 
 async def test_the_block_for_javascript(served: Served, folder: Path) -> None:
