@@ -32,7 +32,6 @@ one."""
 _OPTIONS: dict[str, Any] = {
     "grpc.primary_user_agent": f"pomelo-client/{__version__}",
     "grpc.max_receive_message_length": _MAX_MESSAGE_BYTES,
-    "grpc.enable_retries": 0,  # the client repeats calls itself
     "grpc.service_config_disable_resolution": 1,
     # Times are in milliseconds.
     "grpc.keepalive_time_ms": 30_000,
