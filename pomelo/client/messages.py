@@ -116,20 +116,14 @@ def arguments(call: ToolCall) -> Any:
 
 
 def to_messages(messages: Messages, instructions: str | None) -> list[Message]:
-    """Returns the messages of a conversation, after one with the instructions. The results of tools that
-    follow each other become one message.
+    """Returns the messages of a conversation, after one with the instructions.
 
     Raises:
         ValueError: a role is unknown.
     """
-    found = [system(instructions)] if instructions else []
-    for one in [user(messages)] if isinstance(messages, str) else messages:
-        message = one if isinstance(one, Message) else _from_dict(one)
-        if message.role == ROLE_TOOL and found and found[-1].role == ROLE_TOOL:
-            found[-1] = Message(role=ROLE_TOOL, content=[*found[-1].content, *message.content])
-        else:
-            found.append(message)
-    return found
+    first = [system(instructions)] if instructions else []
+    rest = [user(messages)] if isinstance(messages, str) else messages
+    return first + [one if isinstance(one, Message) else _from_dict(one) for one in rest]
 
 
 def to_tool(tool: Tool) -> text_pb2.Tool:

@@ -47,6 +47,7 @@ async def test_the_blocks_run(tmp_path: Path) -> None:
         "temperature 2",
         "True True",
         "Too slow",
+        "Sunny, 21 °C in",
         "customer-17 {'project': 'alpha'}",
     ):
         assert expected in printed
