@@ -6,9 +6,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from types import TracebackType
-from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
 
@@ -17,12 +16,12 @@ from pomelo.client.connection import Attempts, Connection
 from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
 from pomelo.client.files import File, Upload, written_file
 from pomelo.client.streams import StreamState
-from pomelo.client.stubs import Stubs, usage_request
+from pomelo.client.stubs import Stubs, UsageOptions, list_usage_request, sum_usage_request
 from pomelo.client.tasks import Task
-from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, UsageRecord
+from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, UsageRecord, UsageSum
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
-from pomelo.gen.v1.model_service_pb2 import ListModelsRequest, Model
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 
@@ -135,6 +134,13 @@ class Client:
         for page in self._pages(lambda stubs: stubs.models.ListModels, request):
             yield from page.models
 
+    def model(self, name: str) -> Model:
+        """Returns a model, with its limits and prices."""
+        request = GetModelRequest(id=name)
+        response, _ = self._unary(lambda stubs: stubs.models.GetModel, request, Attempts(self._connection))
+        model: Model = response.model
+        return model
+
     def account(self) -> Account:
         """Returns the account of the key: its plan, limits and credits, in the mode of the key."""
         attempts = Attempts(self._connection)
@@ -142,21 +148,19 @@ class Client:
         account: Account = response.account
         return account
 
-    def usage(
-        self,
-        *,
-        start: datetime | None = None,
-        end: datetime | None = None,
-        model: str = "",
-        key_id: str = "",
-        failed: bool = False,
-    ) -> Iterator[UsageRecord]:
-        """Yields the usage records of the account, newest first: those of tasks that ended from `start` until
-        before `end`, of a model, of a key. `failed`: of tasks that failed, in place of those that were
-        billed."""
-        request = usage_request(start, end, model, key_id, failed)
+    def usage(self, **options: Unpack[UsageOptions]) -> Iterator[UsageRecord]:
+        """Yields usage records of the account, newest first: those that match every option."""
+        request = list_usage_request(options)
         for page in self._pages(lambda stubs: stubs.accounts.ListUsage, request):
             yield from page.records
+
+    def usage_sums(self, *group_by: str, **options: Unpack[UsageOptions]) -> Iterator[UsageSum]:
+        """Yields sums of the usage records that match every option: one of all, or one for each group of up
+        to 4 properties. These are model, key, day, user, task_type, provider, protocol, code, and
+        metadata.NAME for the value of NAME in the tasks' metadata."""
+        request = sum_usage_request(group_by, options)
+        for page in self._pages(lambda stubs: stubs.accounts.SumUsage, request):
+            yield from page.sums
 
     # --- calls
 

@@ -22,8 +22,8 @@ class Threaded:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
-        if name in ("models", "usage"):
-            return lambda **options: _iterate(method(**options))
+        if name in ("models", "usage", "usage_sums"):
+            return lambda *arguments, **options: _iterate(method(*arguments, **options))
         if name.startswith("stream"):
             return lambda *arguments, **options: ThreadedStream(method(*arguments, **options))
         return lambda *arguments, **options: asyncio.to_thread(partial(method, *arguments, **options))

@@ -18,6 +18,7 @@ from pomelo.client import (
     InvalidApiKey,
     InvalidParameter,
     ModelNotAllowed,
+    ModelNotFound,
     NotFound,
     PayloadTooLarge,
     PomeloClientError,
@@ -73,6 +74,9 @@ async def test_an_error_names_the_field_and_the_values(client: Any) -> None:
     assert caught.value.retry_after is None
     with pytest.raises(UnsupportedModel, match="no-such-model"):
         await client.text("no-such-model", "Hi")
+    with pytest.raises(ModelNotFound) as missing:
+        await client.model("no-such-model")
+    assert missing.value.values["model"] == "no-such-model"
 
 
 async def test_an_error_can_be_pickled(client: Any) -> None:

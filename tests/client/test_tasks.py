@@ -199,6 +199,14 @@ async def test_the_account_its_models_and_its_usage(connect: ClientFactory, app:
     assert [record.id for record in records] == [result.id for result in reversed(results)]
     assert {(record.user, record.metadata["team"]) for record in records} == {("ann", "red")}
     assert len([record async for record in client.usage()]) == 4
+    sums = [each async for each in client.usage_sums("user", "metadata.team", "task_type")]
+    assert [(list(each.groups), each.tasks) for each in sums] == [
+        (["", "", "image"], 1),
+        (["ann", "red", "text"], 3),
+    ]
+    assert to_credits(sums[1].cost_micros) == sum(result.cost for result in results)
+    assert [each.tasks async for each in client.usage_sums(model="gpt-4")] == [3]
+    assert (await client.model("gpt-4")).id == "gpt-4"
     hour = timedelta(hours=1)
     now = datetime.now(UTC)
     assert [record async for record in client.usage(start=now + hour)] == []
@@ -235,5 +243,9 @@ async def test_a_wrong_argument_is_refused_before_the_call(client: Any) -> None:
         await client.image("flux-1-pro", "Hi", delivery="post")
     with pytest.raises(ValueError, match="role"):
         await client.text("gpt-4", [{"role": "tool", "content": "Hi"}])
+    with pytest.raises(ValueError, match="USAGE_DIMENSION_COLOUR"):
+        _ = [each async for each in client.usage_sums("colour")]
+    with pytest.raises(TypeError, match="begin"):
+        _ = [record async for record in client.usage(begin=None)]
     with pytest.raises(ValueError, match="time zone"):
         _ = [record async for record in client.usage(start=datetime(2026, 1, 1))]  # noqa: DTZ001
