@@ -17,8 +17,6 @@ from pomelo.client import (
     ApiError,
     IdempotencyMismatch,
     Overloaded,
-    ProviderFailed,
-    ProviderUnavailable,
     RateLimitExceeded,
     ServerUnavailable,
 )
@@ -240,17 +238,6 @@ async def test_a_stream_that_breaks_after_the_first_piece_is_not_repeated(
     assert len(server.upstream.requests) == before + 1
     (record,) = await server.records(account)
     assert (record.complete, record.output_tokens) == (False, 2)
-
-
-@KIND
-async def test_an_unavailable_provider_is_tried_again(kind: str, server: RunningApp) -> None:
-    account = await server.account()
-    client = make_client(kind, str(server.server.grpc), account.test, timeout=4)
-    with pytest.raises(ProviderUnavailable):
-        await client.text("gpt-4", "[[error:provider_unavailable]]")
-    with pytest.raises(ProviderFailed):
-        await client.text("gpt-4", "[[error:provider_failed]]")
-    await client.close()
 
 
 async def test_an_upload_is_repeated_if_it_can_be_read_again(
