@@ -46,20 +46,26 @@ from pomelo.client.errors import (
     UnsupportedMediaType,
     UnsupportedModel,
 )
+from pomelo.client.files import Audio, File
 from pomelo.client.limits import Limit, Limits, to_credits
-from pomelo.client.messages import JsonSchema, Tool, arguments, assistant, system, tool_result, user
+from pomelo.client.messages import JsonSchema, Messages, Tool, arguments, assistant, system, tool_result, user
 from pomelo.client.results import ImageResult, Result, SpeechResult, TextResult, Transcript
+from pomelo.client.tasks import Settings, Voice
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.gen.v1.text_pb2 import Message, ToolCall
 
 __all__ = [
     "ApiError",
     "AsyncClient",
     "AsyncStream",
+    "Audio",
     "Client",
     "ClientClosed",
     "ConcurrencyLimitExceeded",
     "ContentPolicyViolation",
     "ContextLengthExceeded",
     "DeadlineExceeded",
+    "File",
     "IdempotencyConflict",
     "IdempotencyMismatch",
     "ImageResult",
@@ -72,6 +78,9 @@ __all__ = [
     "JsonSchema",
     "Limit",
     "Limits",
+    "Media",
+    "Message",
+    "Messages",
     "MethodNotAllowed",
     "MissingParameter",
     "ModelNotAllowed",
@@ -86,6 +95,7 @@ __all__ = [
     "RateLimitExceeded",
     "Result",
     "ServerUnavailable",
+    "Settings",
     "ShuttingDown",
     "SpeechResult",
     "StoreUnavailable",
@@ -93,9 +103,11 @@ __all__ = [
     "TextResult",
     "TokenLimitExceeded",
     "Tool",
+    "ToolCall",
     "Transcript",
     "UnsupportedMediaType",
     "UnsupportedModel",
+    "Voice",
     "arguments",
     "assistant",
     "system",

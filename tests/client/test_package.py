@@ -18,7 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pomelo.client import AsyncClient, Client, JsonSchema, RateLimitExceeded, Tool, arguments, tool_result, user
+from pomelo.client import (
+    AsyncClient, Client, JsonSchema, Message, RateLimitExceeded, Tool, arguments, tool_result, user
+)
 
 weather = Tool("weather", "The weather of a place", {"type": "object"})
 
@@ -26,7 +28,7 @@ weather = Tool("weather", "The weather of a place", {"type": "object"})
 def run(client: Client) -> Iterator[str]:
     result = client.text("gpt-4", [user("Hi")], max_tokens=5, tools=[weather], format=JsonSchema({}), timeout=3)
     yield result.text
-    messages = [user("Hi"), result.message, *[tool_result(call, "warm") for call in result.tool_calls]]
+    messages: list[Message] = [user("Hi"), result.message, *[tool_result(call, "warm") for call in result.tool_calls]]
     print(arguments(result.tool_calls[0]), result.usage.input_tokens, result.limits.requests, result.cost)
     with client.stream("gpt-4", messages, temperature=0.5) as stream:
         yield from stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import time
 from base64 import b64decode
@@ -133,6 +134,11 @@ async def test_small_audio_is_sent_in_the_task(client: Any, app: App, tmp_path: 
         assert [word.text for word in transcript.words] == ["Hear", "this."]
         assert transcript.language == "en"
     assert set((app.settings.data / "media").iterdir()) == stored
+
+
+async def test_concurrent_calls_share_a_client(client: Any) -> None:
+    results = await asyncio.gather(*[client.text("gpt-4", f"[[words:{n}]] Hi") for n in range(1, 21)])
+    assert [len(result.text.split()) for result in results] == list(range(1, 21))
 
 
 class Pipe(io.RawIOBase):
