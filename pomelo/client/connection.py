@@ -29,6 +29,9 @@ _MAX_BACKOFF = 8.0
 """Seconds before a retry, at random between a half and the whole; the first is doubled for each further
 one."""
 
+_INTERRUPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""The status of a call that did not reach the server, or that broke; CANCELLED, if the server was stopped."""
+
 _OPTIONS: dict[str, Any] = {
     "grpc.primary_user_agent": f"pomelo-client/{__version__}",
     "grpc.max_receive_message_length": _MAX_MESSAGE_BYTES,
@@ -152,7 +155,7 @@ class Attempts:
         pushback = text_metadata(error.trailing_metadata()).get("grpc-retry-pushback-ms")
         if pushback is not None:
             return int(pushback) / 1000 + jitter if pushback.isdigit() else None
-        if error.code() is grpc.StatusCode.UNAVAILABLE and self._repeatable:
+        if error.code() in _INTERRUPTED and self._repeatable:
             return backoff / 2 + jitter
         return None
 

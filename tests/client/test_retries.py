@@ -26,7 +26,7 @@ from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService
-from pomelo.testing import Answer, Gate
+from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.app import RunningApp, app_fixture
 from tests.client.clients import KINDS, make_client, read
 from tests.client.conftest import ClientFactory
@@ -172,6 +172,29 @@ async def test_a_call_waits_for_a_server_that_starts(connect: ClientFactory, app
         app.services, ServerOptions(f"127.0.0.1:{port}"), connections=ConnectionObserver()
     ):
         assert (await call).text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_call_survives_the_restart_of_its_server(
+    connect: ClientFactory, app: App, keys: Keys, upstream: FaultUpstream, stream: bool
+) -> None:
+    gate = Gate()
+    prompt = f"restart {time.monotonic_ns()}"
+    upstream.when(prompt, Answer("never seen", at={0: gate}))
+    options = ServerOptions(f"127.0.0.1:{free_port()}", grace=0.1)
+    client = connect(keys.live, str(options.address), retries=20)
+    async with open_server(app.services, options, connections=ConnectionObserver()):
+        if stream:
+            call = asyncio.ensure_future(read(client.stream("gpt-4", prompt), []))
+        else:
+            call = asyncio.ensure_future(client.text("gpt-4", prompt))
+        await gate.reached.wait()
+    upstream.reset()
+    upstream.when(prompt, Answer("one two"))
+    assert not call.done()
+    async with open_server(app.services, options, connections=ConnectionObserver()):
+        assert (await call).text == "one two"
+    upstream.reset()
 
 
 @KIND
