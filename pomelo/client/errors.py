@@ -25,7 +25,7 @@ class IncompleteStream(PomeloClientError):
 
 
 class ApiError(PomeloClientError):
-    """A call was refused or failed. Each code has a subclass; this one is raised itself for no known code.
+    """A call was refused or failed. Each code has its own subclass.
 
     `code` is the code of the error, such as rate_limit_exceeded; `message` says what to do; `field` is the
     field at fault, or None. `values` are the values that the message names, as text: error_reason.proto lists
@@ -223,7 +223,7 @@ class Overloaded(ApiError):
 
 
 class ServerUnavailable(ApiError):
-    """The server can't be reached."""
+    """The server can't be reached, or the connection broke."""
 
     code = "server_unavailable"
 
@@ -245,7 +245,7 @@ def to_error(error: Any, target: str) -> ApiError:
     if error.code() is grpc.StatusCode.UNAVAILABLE and not any(
         key == DETAILS_KEY for key, _ in error.trailing_metadata() or ()
     ):
-        message = f"The server at {target} can't be reached. Check the address, TLS, and that it is running"
+        message = f"The connection to {target} failed. Check the address, TLS, and that a server is running"
     return _BY_CODE[known.code](
         message,
         field=known.field,
