@@ -41,7 +41,7 @@ unit: .venv/.dev browser generators nginx
 browser:
 	@tests/browser/install.sh
 
-# Installs Debian's protoc and its plugins for Go where they are missing and this user is root.
+# Installs Debian's protoc, its plugins for Go, and Go where they are missing and this user is root.
 generators:
 	@tests/protobuf/install.sh
 

@@ -41,8 +41,8 @@ PREFIX = "POMELO_"
 CONFIG = Path("pomelo.toml")
 """Read from the working directory when neither --config nor POMELO_CONFIG names a file."""
 
-_CLI_VARIABLES = frozenset({"POMELO_CONFIG", "POMELO_KEY"})
-"""Variables that are not settings: the command line reads them itself."""
+_CLIENT_VARIABLES = frozenset({"POMELO_CONFIG", "POMELO_KEY", "POMELO_TARGET"})
+"""Variables that are not settings: the command line and `pomelo.client` read them themselves."""
 
 _SERVERS = frozenset({"POMELO_REST", "POMELO_GRPC", "POMELO_ADMIN"})
 """Variables that turn a server off if they are empty."""
@@ -341,7 +341,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
     names = Settings.model_fields.keys() - _COLLECTED - {"plans"}
-    known = {variable(name) for name in names} | _CLI_VARIABLES
+    known = {variable(name) for name in names} | _CLIENT_VARIABLES
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
             raise SettingsError(f"Unknown variable {name}{_suggestion(name, known)}")

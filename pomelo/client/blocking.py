@@ -1,0 +1,333 @@
+"""The client for programs without asyncio."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
+
+import grpc
+
+from pomelo.client import tasks
+from pomelo.client.connection import Attempts, Connection
+from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
+from pomelo.client.files import File, Upload, written_file
+from pomelo.client.streams import StreamState
+from pomelo.client.stubs import Stubs, UsageOptions, list_usage_request, sum_usage_request
+from pomelo.client.tasks import Task
+from pomelo.gen.v1.account_service_pb2 import Account, GetAccountRequest, UsageRecord, UsageSum
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
+from pomelo.gen.v1.task_pb2 import TaskEvent
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+def _run(build: Callable[P, Task[T, R]]) -> Callable[Concatenate[Client, P], R]:
+    @tasks.described_by(build)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._run_task(build(*args, **kwargs))
+
+    return method
+
+
+def _stream(build: Callable[P, Task[T, R]]) -> Callable[Concatenate[Client, P], Stream[T, R]]:
+    @tasks.described_by(build)
+    def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Stream[T, R]:
+        return Stream(self, build(*args, **kwargs))
+
+    return method
+
+
+class Client:
+    """A client of a Pomelo server, over gRPC. Threads can share it, for concurrent calls.
+
+    The arguments and exceptions are those of AsyncClient. Leaving the context, or `close` in another thread,
+    ends all calls.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        key: str | None = None,
+        ca: str | os.PathLike[str] | bytes | None = None,
+        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+        timeout: float = 600.0,
+        retries: int = 2,
+        strict: bool = False,
+    ) -> None:
+        self._connection = connection = Connection.from_arguments(
+            target, key, ca=ca, certificate=certificate, timeout=timeout, retries=retries, strict=strict
+        )
+        if connection.credentials is None:
+            self._channel = grpc.insecure_channel(connection.target, options=connection.options())
+        else:
+            self._channel = grpc.secure_channel(
+                connection.target, connection.credentials, options=connection.options()
+            )
+        self._stubs = Stubs(self._channel)
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection, and ends the calls that are running. Idempotent."""
+        self._closed.set()
+        self._channel.close()
+
+    text = _run(tasks.text)
+    image = _run(tasks.image)
+    speech = _run(tasks.speech)
+    convert_speech = _run(tasks.convert_speech)
+    transcribe = _run(tasks.transcribe)
+    stream = _stream(tasks.text)
+    stream_image = _stream(tasks.image)
+    stream_speech = _stream(tasks.speech)
+    stream_converted_speech = _stream(tasks.convert_speech)
+
+    def upload(self, file: File, *, content_type: str = "") -> Media:
+        """Stores a file for one hour; tasks then take it in place of its bytes. It is read in chunks.
+
+        `content_type` is needed for raw samples alone, such as audio/pcm;rate=16000.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        return self._upload(Upload(file, content_type), Attempts(self._connection))
+
+    def download(self, media: Media | str, to: str | os.PathLike[str] | BinaryIO) -> Media:
+        """Writes stored media, by their id, to a path or an open file, in chunks. A path exists only when the
+        file is complete.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        attempts = Attempts(self._connection)
+        request = DownloadMediaRequest(id=media if isinstance(media, str) else media.id)
+        rpc, first = self._open(lambda stubs: stubs.media.DownloadMedia, request, attempts)
+        try:
+            with written_file(to) as file:
+                while (message := self._next(rpc, attempts)) is not None:
+                    file.write(message.chunk)
+        finally:
+            rpc.cancel()
+        stored: Media = first.media
+        return stored
+
+    def models(self) -> Iterator[Model]:
+        """Yields the models that the key may use, with their limits and prices."""
+        request = ListModelsRequest(page_size=1000)
+        for page in self._pages(lambda stubs: stubs.models.ListModels, request):
+            yield from page.models
+
+    def model(self, name: str) -> Model:
+        """Returns a model, with its limits and prices."""
+        request = GetModelRequest(id=name)
+        response, _ = self._unary(lambda stubs: stubs.models.GetModel, request, Attempts(self._connection))
+        model: Model = response.model
+        return model
+
+    def account(self) -> Account:
+        """Returns the account of the key: its plan, limits and credits, in the mode of the key."""
+        attempts = Attempts(self._connection)
+        response, _ = self._unary(lambda stubs: stubs.accounts.GetAccount, GetAccountRequest(), attempts)
+        account: Account = response.account
+        return account
+
+    def usage(self, **options: Unpack[UsageOptions]) -> Iterator[UsageRecord]:
+        """Yields usage records of the account, newest first: those that match every option."""
+        request = list_usage_request(options)
+        for page in self._pages(lambda stubs: stubs.accounts.ListUsage, request):
+            yield from page.records
+
+    def usage_sums(self, *group_by: str, **options: Unpack[UsageOptions]) -> Iterator[UsageSum]:
+        """Yields sums of the usage records that match every option: one of all, or one for each group of up
+        to 4 properties. These are model, key, day, user, task_type, provider, protocol, code, and
+        metadata.NAME for the value of NAME in the tasks' metadata."""
+        request = sum_usage_request(group_by, options)
+        for page in self._pages(lambda stubs: stubs.accounts.SumUsage, request):
+            yield from page.sums
+
+    # --- calls
+
+    def _services(self) -> Stubs:
+        if self._closed.is_set():
+            raise ClientClosed("The client is closed")
+        return self._stubs
+
+    @contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        """Raises ClientClosed for a call that ended because the client was closed."""
+        try:
+            yield
+        except (grpc.RpcError, ValueError):  # a ValueError of a channel that is closed
+            if self._closed.is_set():
+                raise ClientClosed("The client was closed during the call") from None
+            raise
+
+    def _sleep(self, seconds: float) -> None:
+        if self._closed.wait(seconds):
+            raise ClientClosed("The client was closed during the call")
+
+    def _run_task(self, task: Task[T, R]) -> R:
+        attempts = Attempts(self._connection, task.settings, task=True)
+        self._upload_audio(task, attempts)
+        request = RunTaskRequest(spec=task.spec, options=task.options)
+        response, metadata = self._unary(lambda stubs: stubs.tasks.RunTask, request, attempts)
+        return task.reader().result(response.result, metadata)
+
+    def _open_task(self, task: Task[T, R]) -> tuple[Any, Any, Attempts]:
+        """Returns the call of a streamed task, its first message, and its attempts."""
+        attempts = Attempts(self._connection, task.settings, task=True)
+        self._upload_audio(task, attempts)
+        request = StreamTaskRequest(spec=task.spec, options=task.options)
+        rpc, first = self._open(lambda stubs: stubs.tasks.StreamTask, request, attempts)
+        return rpc, first, attempts
+
+    def _unary(
+        self, method: Callable[[Stubs], Any], request: Any, attempts: Attempts
+    ) -> tuple[Any, dict[str, str]]:
+        """Returns the response of a call, and its metadata."""
+        while True:
+            call = method(self._services()).with_call
+            try:
+                with self._unless_closed():
+                    response, rpc = call(request, **attempts.arguments())
+                return response, text_metadata(rpc.trailing_metadata())
+            except grpc.RpcError as error:
+                wait = attempts.wait(error)
+            self._sleep(wait)
+
+    def _open(self, method: Callable[[Stubs], Any], request: Any, attempts: Attempts) -> tuple[Any, Any]:
+        """Returns a call whose response is a stream, and the first message, after which it is not
+        repeated."""
+        while True:
+            call = method(self._services())
+            try:
+                with self._unless_closed():
+                    rpc = call(request, **attempts.arguments())
+                    first = next(rpc, None)
+            except grpc.RpcError as error:
+                wait = attempts.wait(error)
+            else:
+                if first is None:
+                    raise IncompleteStream("The server sent nothing. Try again")
+                return rpc, first
+            self._sleep(wait)
+
+    def _next(self, rpc: Any, attempts: Attempts) -> Any:
+        """Returns the next message of a stream, None at its end."""
+        try:
+            with self._unless_closed():
+                return next(rpc, None)
+        except grpc.RpcError as error:
+            raise attempts.failure(error) from None
+
+    def _pages(self, method: Callable[[Stubs], Any], request: Any) -> Iterator[Any]:
+        while True:
+            response, _ = self._unary(method, request, Attempts(self._connection))
+            yield response
+            request.page_token = response.next_page_token
+            if not request.page_token:
+                return
+
+    def _upload_audio(self, task: Task[T, R], attempts: Attempts) -> None:
+        if task.upload is not None:
+            media = self._upload(task.upload, attempts)
+            getattr(task.spec, task.spec.WhichOneof("input") or "").audio.media_id = media.id
+
+    def _upload(self, upload: Upload, attempts: Attempts) -> Media:
+        while True:
+            failures: list[Exception] = []
+            try:
+                with upload.open() as file, self._unless_closed():
+                    requests = _recorded(upload.requests(file), failures)
+                    response = self._services().media.UploadMedia(requests, **attempts.arguments())
+                media: Media = response.media
+                return media
+            except grpc.RpcError as error:
+                if failures:
+                    raise failures[0] from None
+                if not upload.repeatable:
+                    raise attempts.failure(error) from None
+                wait = attempts.wait(error)
+            self._sleep(wait)
+
+
+class Stream(StreamState[T, R]):
+    """The output of a task as it arrives: `with` opens the stream and cancels it when it is left, `for`
+    yields its pieces. After the last piece there is the `result`.
+
+    Raises:
+        pomelo.client.ApiError: the task was refused or failed.
+        pomelo.client.IncompleteStream: the server ended the stream too early.
+    """
+
+    def __init__(self, client: Client, task: Task[T, R]) -> None:
+        super().__init__(task.reader())
+        self._client = client
+        self._task = task
+        self._rpc: Any = None
+        self._first: Any = None
+
+    def __enter__(self) -> Self:
+        self._rpc, self._first, self._attempts = self._client._open_task(self._task)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rpc.cancel()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        while (event := self._next_event()) is not None:
+            piece = self._read(event)
+            if piece is not None:
+                return piece
+        raise StopIteration
+
+    def events(self) -> Iterator[TaskEvent]:
+        """Yields the events of the contract in place of the pieces."""
+        while (event := self._next_event()) is not None:
+            self._read(event)
+            yield event
+
+    def _next_event(self) -> TaskEvent | None:
+        if self._rpc is None:
+            raise RuntimeError("Open the stream with: with client.stream(…) as stream")
+        message, self._first = self._first, None
+        if message is None:
+            message = self._client._next(self._rpc, self._attempts)
+        if message is None:
+            self._finish(text_metadata(self._rpc.initial_metadata(), self._rpc.trailing_metadata()))
+            return None
+        event: TaskEvent = message.event
+        return event
+
+
+def _recorded(
+    requests: Iterator[UploadMediaRequest], failures: list[Exception]
+) -> Iterator[UploadMediaRequest]:
+    """Yields the requests; keeps the exception that ends them, which grpc does not report."""
+    try:
+        yield from requests
+    except Exception as error:
+        failures.append(error)
+        raise

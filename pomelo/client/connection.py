@@ -1,0 +1,198 @@
+"""The server of a client: its address, TLS, the key, and how calls are made and repeated."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+
+from pomelo import __version__
+from pomelo.client.errors import ApiError, DeadlineExceeded, text_metadata, to_error
+from pomelo.client.tasks import Settings
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+"""Where a server listens if its settings say nothing else."""
+
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""The maximum size of a response: an image or audio of 16 MiB, and more."""
+
+_FIRST_BACKOFF = 0.5
+_MAX_BACKOFF = 8.0
+"""Seconds before a retry, at random between a half and the whole; the first is doubled for each further
+one."""
+
+_INTERRUPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""The status of a call that did not reach the server, or that broke; CANCELLED, if the server was stopped."""
+
+_OPTIONS: dict[str, Any] = {
+    "grpc.primary_user_agent": f"pomelo-client/{__version__}",
+    "grpc.max_receive_message_length": _MAX_MESSAGE_BYTES,
+    "grpc.service_config_disable_resolution": 1,
+    # Times are in milliseconds.
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 2_000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """How to reach a server, and the defaults of calls. `credentials` are grpc's, None without TLS."""
+
+    target: str
+    key: str = field(repr=False)
+    credentials: Any = field(repr=False)
+    timeout: float
+    retries: int
+    strict: bool
+
+    @classmethod
+    def from_arguments(
+        cls,
+        target: str | None,
+        key: str | None,
+        *,
+        ca: str | os.PathLike[str] | bytes | None,
+        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
+        timeout: float,
+        retries: int,
+        strict: bool,
+    ) -> Connection:
+        """Reads the arguments of a client; POMELO_TARGET and POMELO_KEY stand in for absent ones.
+
+        Raises:
+            ValueError: one of them is missing or wrong.
+            OSError: a file can't be read.
+        """
+        address, secure = _parse_target(target or os.environ.get("POMELO_TARGET") or DEFAULT_TARGET)
+        secure = secure or ca is not None or certificate is not None
+        key = key or os.environ.get("POMELO_KEY") or ""
+        if not key:
+            raise ValueError("There is no key: give the argument key, or set POMELO_KEY")
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError("The key has characters that no key has")
+        credentials = None
+        if secure:
+            chain, private = certificate or (None, None)
+            roots = ca if isinstance(ca, bytes) else _read(ca)
+            credentials = grpc.ssl_channel_credentials(roots, _read(private), _read(chain))
+        return cls(address, key, credentials, timeout, retries, strict)
+
+    def options(self) -> list[tuple[str, Any]]:
+        """Returns the options of a channel."""
+        return [*_OPTIONS.items(), ("grpc.enable_http_proxy", int(not _is_local(self.target)))]
+
+
+class Attempts:
+    """The attempts of one call, which share its deadline and its idempotency key.
+
+    A `task` gets the caller's idempotency key, or a new one if it may be repeated. Without a key it is
+    repeated only if the server says so: it might run twice.
+    """
+
+    def __init__(
+        self, connection: Connection, settings: Settings | None = None, *, task: bool = False
+    ) -> None:
+        self._target = connection.target
+        settings = settings or {}
+        timeout, retries, strict = settings.get("timeout"), settings.get("retries"), settings.get("strict")
+        self._deadline = time.monotonic() + (connection.timeout if timeout is None else timeout)
+        self._left = connection.retries if retries is None else retries
+        self._backoff = _FIRST_BACKOFF
+        self.metadata = [("authorization", f"Bearer {connection.key}")]
+        if request_id := settings.get("request_id"):
+            self.metadata.append(("x-request-id", request_id))
+        if connection.strict if strict is None else strict:
+            self.metadata.append(("prefer", "handling=strict"))
+        key = settings.get("idempotency_key")
+        if task and key is None and self._left > 0:
+            key = str(uuid.uuid4())
+        if key:
+            self.metadata.append(("idempotency-key", key))
+        self._repeatable = bool(key) or not task
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the metadata and the timeout of the next attempt.
+
+        Raises:
+            DeadlineExceeded: no time is left.
+        """
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise DeadlineExceeded("The timeout passed before the call was done")
+        return {"metadata": self.metadata, "timeout": remaining}
+
+    def wait(self, error: Any) -> float:
+        """Returns the seconds to wait before the next attempt, after an error (a grpc.RpcError).
+
+        Raises:
+            ApiError: the error, if the call must not or can't be repeated in time.
+        """
+        seconds = self._wait_before_retry(error)
+        if seconds is None or self._left <= 0 or time.monotonic() + seconds >= self._deadline:
+            raise self.failure(error) from None
+        self._left -= 1
+        return seconds
+
+    def failure(self, error: Any) -> ApiError:
+        """Returns the exception of an error."""
+        return to_error(error, self._target)
+
+    def _wait_before_retry(self, error: Any) -> float | None:
+        """Returns the seconds that the server asks for, or our own backoff, both with jitter; None: no
+        retry."""
+        backoff, self._backoff = self._backoff, min(2 * self._backoff, _MAX_BACKOFF)
+        jitter = random.uniform(0, backoff / 2)  # noqa: S311 - not a secret
+        pushback = text_metadata(error.trailing_metadata()).get("grpc-retry-pushback-ms")
+        if pushback is not None:
+            return int(pushback) / 1000 + jitter if pushback.isdigit() else None
+        if error.code() in _INTERRUPTED and self._repeatable:
+            return backoff / 2 + jitter
+        return None
+
+
+def _parse_target(text: str) -> tuple[str, bool]:
+    """Returns the address for grpc, and whether to use TLS.
+
+    Raises:
+        ValueError: it is no target.
+    """
+    if text.startswith("unix:"):
+        return text, False
+    scheme, separator, rest = text.rpartition("://")
+    try:
+        url = urlsplit(f"//{rest}")
+        host, port = url.hostname, url.port
+    except ValueError:
+        host = port = None
+    if scheme not in ("", "http", "https") or not host or url.path not in ("", "/"):
+        raise ValueError(f"{text!r} is no target, such as 127.0.0.1:50051 or https://pomelo.example")
+    if port is None:
+        if not separator:
+            raise ValueError(f"{text!r} has no port, such as {text}:50051")
+        port = 443 if scheme == "https" else 80
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return address, scheme == "https" or (not scheme and not _is_local(address))
+
+
+def _is_local(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if address.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(path: str | os.PathLike[str] | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()

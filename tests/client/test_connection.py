@@ -1,0 +1,122 @@
+"""Where a client connects to, with which key, and over TLS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.app import App
+from pomelo.client import Client, ServerUnavailable
+from pomelo.client.connection import Connection
+from pomelo.server.server import ServerOptions, open_server
+from pomelo.settings import load
+from tests.certificates import make_certificate
+from tests.client.conftest import ClientFactory
+from tests.conftest import Keys
+
+
+def connection(target: str | None = None, key: str | None = "pml_test_x", **options: Any) -> Connection:
+    defaults: dict[str, Any] = {
+        "ca": None,
+        "certificate": None,
+        "timeout": 1.0,
+        "retries": 0,
+        "strict": False,
+    }
+    return Connection.from_arguments(target, key, **{**defaults, **options})
+
+
+@pytest.mark.parametrize(
+    ("target", "address", "secure"),
+    [
+        ("127.0.0.1:50051", "127.0.0.1:50051", False),
+        ("localhost:1", "localhost:1", False),
+        ("[::1]:50051", "[::1]:50051", False),
+        ("http://10.0.0.5:50051", "10.0.0.5:50051", False),
+        ("http://pomelo.example", "pomelo.example:80", False),
+        ("https://127.0.0.1:50051/", "127.0.0.1:50051", True),
+        ("https://pomelo.example", "pomelo.example:443", True),
+        ("pomelo.example:50051", "pomelo.example:50051", True),
+        ("[2001:db8::1]:50051", "[2001:db8::1]:50051", True),
+        ("unix:/run/pomelo.sock", "unix:/run/pomelo.sock", False),
+        (None, "127.0.0.1:50051", False),
+    ],
+)
+def test_a_target_has_tls_unless_it_is_on_this_machine(
+    target: str | None, address: str, secure: bool
+) -> None:
+    made = connection(target)
+    assert (made.target, made.credentials is not None) == (address, secure)
+
+
+@pytest.mark.parametrize(
+    "target", ["pomelo.example", "ftp://host:1", "host:port", "https://host/path", "https://", ":1"]
+)
+def test_what_is_no_target_is_refused(target: str) -> None:
+    with pytest.raises(ValueError, match=r"no target|no port"):
+        connection(target)
+
+
+def test_target_and_key_come_from_the_environment_which_a_server_accepts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ValueError, match="POMELO_KEY"):
+        connection(key=None)
+    variables = {"POMELO_TARGET": "https://pomelo.example", "POMELO_KEY": "pml_test_y"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    made = connection(key=None)
+    assert (made.target, made.key) == ("pomelo.example:443", "pml_test_y")
+    assert connection("127.0.0.1:1", "pml_test_x").key == "pml_test_x"
+    assert load(None, variables)
+
+
+def test_the_key_is_never_shown() -> None:
+    assert "pml_test_x" not in repr(connection())
+    for key in ("pml_test_\n", "pml_tést_secret", "two words"):
+        with pytest.raises(ValueError, match="characters that no key has") as caught:
+            connection(key=key)
+        assert key not in str(caught.value)
+
+
+def test_a_stream_outside_a_block_says_how_to_open_it() -> None:
+    with Client(key="pml_test_x") as client, pytest.raises(RuntimeError, match="with client"):
+        next(client.stream("gpt-4", "Hi"))
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and certificates for localhost and for a client."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificate(folder, "ca", "Test authority")
+    issued = ("-addext", "subjectAltName=DNS:localhost", "-CA", "ca.pem", "-CAkey", "ca.key")
+    for name in ("server", "client"):
+        make_certificate(folder, name, name, *issued)
+    return folder
+
+
+@pytest.mark.parametrize("clients", [False, True], ids=["any client", "clients with a certificate"])
+async def test_a_server_with_tls_is_reached_by_its_authority(
+    connect: ClientFactory, app: App, keys: Keys, certificates: Path, clients: bool
+) -> None:
+    ca = certificates / "ca.pem"
+    options = ServerOptions(
+        "127.0.0.1:0",
+        tls_cert=certificates / "server.pem",
+        tls_key=certificates / "server.key",
+        tls_client_ca=ca if clients else None,
+    )
+    own = {"certificate": (certificates / "client.pem", certificates / "client.key")} if clients else {}
+    async with open_server(app.services, options) as server:
+        target = f"localhost:{server.address.rpartition(':')[2]}"
+        for trusted in (ca, str(ca), ca.read_bytes()):
+            assert (await connect(keys.test, f"https://{target}", ca=trusted, **own).account()).plan
+            assert (await connect(keys.test, target, ca=trusted, **own).account()).plan
+        wrong: list[dict[str, Any]] = [{"target": f"https://{target}"}, {"target": target}]
+        if clients:
+            wrong.append({"target": target, "ca": ca})
+        for arguments in wrong:
+            with pytest.raises(ServerUnavailable, match="TLS"):
+                await connect(keys.test, retries=0, **arguments).account()
