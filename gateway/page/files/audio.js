@@ -53,7 +53,10 @@ export class AudioInput {
     }
     const parts = [];
     const recorder = this.#recorder = new MediaRecorder(stream);
-    recorder.ondataavailable = ({ data }) => parts.push(data);
+    recorder.ondataavailable = ({ data }) => {
+      parts.push(data);
+      this.#note.textContent = `Recording: ${bytes(parts.reduce((sum, part) => sum + part.size, 0))}`;
+    };
     recorder.onstop = () => {
       stream.getTracks().forEach((track) => track.stop());
       this.#recorder = null;
@@ -61,8 +64,8 @@ export class AudioInput {
       const type = recorder.mimeType.split(';')[0];
       this.#choose(new File(parts, `recording.${type.split('/')[1]}`, { type }));
     };
-    recorder.start();
+    recorder.start(250);
     this.#button.textContent = 'Stop recording';
-    this.#note.textContent = 'Recording…';
+    this.#note.textContent = 'Recording';
   }
 }

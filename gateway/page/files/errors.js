@@ -6,6 +6,7 @@ import { h } from './dom.js';
 const ADVICE = {
   invalid_api_key: 'Check the key. Your operator may have revoked it, or it may have expired.',
   model_not_allowed: 'Choose another model, or ask your operator for a plan or a key that allows this one.',
+  invalid_body: 'Correct the body of the request, or send less.',
   missing_parameter: 'Fill in the field that the message names.',
   invalid_parameter: 'Change the field that the message names.',
   unsupported_model: 'Choose a model of the list.',
@@ -17,6 +18,7 @@ const ADVICE = {
   concurrency_limit_exceeded: 'Wait until a running task ends.',
   insufficient_credits: 'Set max_tokens or choose a cheaper model, or ask your operator for credits.',
   idempotency_conflict: 'Wait until the first request ends.',
+  idempotency_mismatch: 'Use another Idempotency-Key for another request.',
   provider_not_configured: 'Ask your operator to configure the provider, or choose another model.',
   provider_unavailable: 'Try again, or choose another model.',
   provider_failed: 'Try again. If it happens again, report the request id to your operator.',
