@@ -88,9 +88,8 @@ class Page:
 async def open_page(browser: Browser, url: str) -> AsyncIterator[Page]:
     """Opens the page in a tab with no key; asserts at the end that nothing went wrong in it."""
     async with browser.open_tab() as tab:
+        await tab.call("Storage.clearDataForOrigin", origin=url, storageTypes="local_storage")
         await tab.open(f"{url}/")
-        await tab.until("document.querySelector('.sign-in, .answer')")
-        await tab.run("sessionStorage.clear(); localStorage.clear(); location.reload()")
-        await tab.until("document.readyState === 'complete' && document.querySelector('.sign-in')")
+        await tab.until("document.querySelector('.sign-in')")
         yield Page(tab, url)
         assert tab.problems == []
