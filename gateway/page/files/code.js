@@ -153,7 +153,7 @@ function grpc({ type, body, file }) {
   const end = `\\\n  ${protocol}//${hostname}:50051/pomelo.v1.TaskService/${method}`;
   const json = JSON.stringify(grpcRequest(type, body, file ? AUDIO : null), null, 2);
   if (!file) return `${start}${quote(json)} ${end}`;
-  return `${start}@- ${end} <<JSON\n${escapeHere(json).replace(AUDIO, `$(base64 -w0 ${quote(file.name)})`)}\nJSON`;
+  return `${start}@- ${end} <<JSON\n${escapeHere(json).replace(AUDIO, () => `$(base64 < ${quote(file.name)} | tr -d '\\n')`)}\nJSON`;
 }
 
 const AUDIO = 'AUDIO_AS_BASE64';
