@@ -2,7 +2,7 @@
 
 import { get } from './api.js';
 import { facts, h } from './dom.js';
-import { count, credits } from './format.js';
+import { count, credits, words } from './format.js';
 
 export async function account(query, { key, signOut }) {
   const [details, { data: keys }] = await Promise.all([get('api/v1/account'), get('api/v1/usage', { group_by: 'key' })]);
@@ -12,7 +12,7 @@ export async function account(query, { key, signOut }) {
     h('div', { class: 'columns even' },
       h('section', { class: 'card stack', 'aria-label': 'Credits' }, h('h2', {}, 'Credits'),
         facts(['available', 'granted', 'spent', 'held', 'credit_limit']
-          .map((name) => [name.replace('_', ' '), details.credits[name] === undefined ? null : credits(details.credits[name])])),
+          .map((name) => [words(name), details.credits[name] === undefined ? null : credits(details.credits[name])])),
         h('p', { class: 'dim' }, 'Held is the maximum cost of the tasks that are running.')),
       h('section', { class: 'card stack', 'aria-label': 'Plan' }, h('h2', {}, 'Plan'), facts([
         ['Account', details.id],

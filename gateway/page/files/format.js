@@ -15,5 +15,5 @@ export const bytes = (size) =>
 
 export const time = (unixSeconds) => clock.format(unixSeconds * 1000);
 
-/** Names of the API as words: million_input_tokens is "million input tokens". */
-export const words = (name) => name.replaceAll('_', ' ');
+/** Names of the API as words: million_input_tokens is "million input tokens", text-to-speech "text to speech". */
+export const words = (name) => name.replaceAll(/[-_]/g, ' ');

@@ -26,7 +26,7 @@ function row(model) {
     h('th', { scope: 'row' }, model.id,
       model.available ? null : h('span', { class: 'badge' }, 'no provider'),
       model.retires ? h('small', {}, `ends ${model.retires}`) : null),
-    h('td', {}, model.type.replaceAll('-', ' ')),
+    h('td', {}, words(model.type)),
     h('td', {}, prices(model.price), (model.price_tiers ?? []).map((tier) => h('div', {},
       h('small', {}, `From ${count(tier.from_input_tokens)} input tokens`), prices(tier.price)))),
     h('td', {}, pairs(Object.entries(model.limits).map(([name, value]) => [words(name), count(value)]))),
