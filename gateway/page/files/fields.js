@@ -35,6 +35,9 @@ const EXAMPLES = {
 /** A value that a control can't read; the message says which and why. */
 export class InvalidField extends Error {}
 
+/** Whether a field may have more than one value. */
+export const isFree = ({ enum: values }) => !values || values.filter((value) => value !== null).length > 1;
+
 /** Follows a reference, and drops null as an alternative. */
 function resolve(schema, schemas) {
   const options = (schema.anyOf ?? schema.oneOf ?? []).filter((option) => option.type !== 'null');

@@ -6,7 +6,7 @@ import { AudioInput } from './audio.js';
 import { CodePanel } from './code.js';
 import { Conversation } from './conversation.js';
 import { h, labelled } from './dom.js';
-import { InvalidField, field, readAll } from './fields.js';
+import { InvalidField, field, isFree, readAll } from './fields.js';
 import { words } from './format.js';
 import { limitMeters } from './meters.js';
 
@@ -75,7 +75,7 @@ class Playground {
     this.conversation = null;
     this.#fields = [];
     for (const [name, declared] of Object.entries(schema.properties)) {
-      if (name === 'model' || name === 'stream') continue;
+      if (name === 'model' || name === 'stream' || !isFree(declared)) continue;
       const part = this.#field(name, declared);
       if (part.input && PRESETS[name] && required.has(name)) part.input.value = PRESETS[name];
       (required.has(name) ? main : more).push(part.element);
