@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from tests.browser.chromium import Browser
 from tests.browser.tab import Tab
@@ -72,16 +71,6 @@ class Page:
         await self.tab.click(f"button:{form}")
         text: str = await self.tab.run("document.querySelector('[role=tabpanel]').textContent")
         return text
-
-    async def overflow(self) -> list[Any]:
-        """Returns the elements that make the page wider than its tab."""
-        found: list[Any] = await self.tab.run(
-            """document.documentElement.scrollWidth <= document.documentElement.clientWidth ? [] :
-            [...document.querySelectorAll('body *')]
-              .filter((each) => each.getBoundingClientRect().right > document.documentElement.clientWidth)
-              .map((each) => each.outerHTML.slice(0, 100))"""
-        )
-        return found
 
 
 @asynccontextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway import page as page_module
-from tests import node_client
 from tests.app import RunningApp, app_fixture
+from tests.browser.access import overflow, serious_faults
 from tests.browser.chromium import Browser
 from tests.browser.page import ANSWER, Page, open_page
 
@@ -19,14 +19,6 @@ app = app_fixture()
 FOCUSED = "document.activeElement"
 FOCUSABLE = """[...document.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex]')]
   .filter((each) => each.tabIndex >= 0 && !each.disabled && each.checkVisibility())"""
-
-
-@pytest.fixture(scope="module")
-def modules(request: pytest.FixtureRequest) -> Path:
-    """The npm packages of these tests."""
-    cache = request.config.cache
-    assert cache is not None
-    return node_client.install(Path(cache.mkdir("node")), Path(__file__).parent)
 
 
 @pytest.fixture(name="page")
@@ -99,14 +91,8 @@ async def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_screen(
     if scene != "nothing":
         await page.sign_in((await app.account("all")).test)
     await SCENES[scene](page)
-    await page.tab.run((modules / "axe-core" / "axe.min.js").read_text() + ";0")
-    found = await page.tab.run(
-        """axe.run(document).then(({violations}) => violations
-          .filter(({impact}) => ['serious', 'critical'].includes(impact))
-          .map(({id, nodes}) => [id, ...nodes.map(({html}) => html)]))"""
-    )
-    assert found == []
-    assert await page.overflow() == []
+    assert await serious_faults(page.tab, modules) == []
+    assert await overflow(page.tab) == []
 
 
 async def test_a_task_is_run_by_keyboard_alone(page: Page, app: RunningApp) -> None:
@@ -196,7 +182,7 @@ async def test_the_theme_of_the_system_can_be_replaced_and_is_kept(page: Page) -
 
 
 def test_the_copy_of_uplot_is_that_of_its_npm_package(modules: Path) -> None:
-    copy = Path(page_module.__file__).parent / "files" / "vendor"
+    copy = Path(page_module.__file__).parent / "static" / "vendor"
     package = modules / "uplot"
     version = json.loads((package / "package.json").read_text())["version"]
     assert f" {version}," in (copy / "README.md").read_text()

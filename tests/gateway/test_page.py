@@ -12,7 +12,7 @@ from gateway import page
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import code_of
 
-FILES = Path(page.__file__).parent / "files"
+FILES = Path(page.__file__).parent / "static"
 OWN = [path for path in FILES.iterdir() if path.is_file()]
 
 
