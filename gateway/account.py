@@ -31,9 +31,12 @@ _DIMENSIONS = {
     "model": pb.USAGE_DIMENSION_MODEL,
     "key": pb.USAGE_DIMENSION_KEY,
     "day": pb.USAGE_DIMENSION_DAY,
+    "user": pb.USAGE_DIMENSION_USER,
     "provider": pb.USAGE_DIMENSION_PROVIDER,
     "code": pb.USAGE_DIMENSION_CODE,
 }
+_METADATA = "metadata."
+"""Begins a group_by of a key of the tasks' metadata."""
 
 
 async def get_account(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response:
@@ -66,12 +69,12 @@ def parse_query(parameters: Mapping[str, str]) -> pb.ListUsageRequest | pb.SumUs
         PomeloError: invalid_parameter.
     """
     values = _parse(parameters, _PARAMETERS)
-    dimension = values.pop("group_by", None)
+    grouping = values.pop("group_by", None)
     page = {name: values.pop(name) for name in ("page_size", "page_token") if name in values}
     usage_filter = pb.UsageFilter(**values) if values else None
-    if dimension is None:
+    if grouping is None:
         return pb.ListUsageRequest(filter=usage_filter, **page)
-    return pb.SumUsageRequest(filter=usage_filter, group_by=[pb.UsageGrouping(dimension=dimension)], **page)
+    return pb.SumUsageRequest(filter=usage_filter, group_by=[grouping], **page)
 
 
 def _parse(parameters: Mapping[str, str], known: Mapping[str, tuple[str, _Parser]]) -> dict[str, Any]:
@@ -109,10 +112,13 @@ def _page_size(name: str, text: str) -> int:
     return int(text)
 
 
-def _group(name: str, text: str) -> Any:
-    if text not in _DIMENSIONS:
-        raise invalid(name, "model, key, day, provider or code")
-    return _DIMENSIONS[text]
+def _group(name: str, text: str) -> pb.UsageGrouping:
+    if text in _DIMENSIONS:
+        return pb.UsageGrouping(dimension=_DIMENSIONS[text])
+    key = _text(name, text.removeprefix(_METADATA))
+    if not text.startswith(_METADATA) or not key:
+        raise invalid(name, f"{', '.join(_DIMENSIONS)} or {_METADATA}KEY")
+    return pb.UsageGrouping(metadata_key=key)
 
 
 def _boolean(name: str, text: str) -> bool:

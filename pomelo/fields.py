@@ -5,6 +5,7 @@ The table is plain data, which validation and the OpenAPI description read, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
@@ -23,8 +24,27 @@ MAX_TOTAL_PARTS = 10_000
 
 MAX_STOPS = 4
 MAX_USER_CHARACTERS = 256
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY = 64
+"""Characters of a key of metadata."""
+
 MAX_METADATA_VALUE = 512
 """Characters of a value of metadata."""
+
+MAX_TOOLS = 128
+MAX_CALL_CHARACTERS = 256
+"""Characters of the id of a tool call, and of the name of its tool."""
+
+MAX_SCHEMA_CHARACTERS = 100_000
+"""Characters of one JSON schema."""
+
+MAX_SCHEMAS_CHARACTERS = 1_000_000
+"""Characters of the JSON schemas of all tools together."""
+
+JSON_OBJECT = "a JSON object"
+"""What a JSON schema must be."""
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 MAX_SEED = 2**53 - 1
 MAX_SPEECH_SEED = 2**32 - 1
@@ -82,6 +102,7 @@ _PENALTY = FieldRule("number", minimum=-2, maximum=2)
 _STRING = FieldRule("string")
 _CHARACTERS = FieldRule("string", required=True, max_length=MAX_CHARACTERS)
 _RESPONSE_FORMAT = FieldRule("string", choices=("url", "b64_json"))
+_METADATA = FieldRule("object", max_items=MAX_METADATA_PAIRS)
 
 TEXT_FIELDS: Rules = {
     "messages": FieldRule("array", required=True, max_items=MAX_MESSAGES),
@@ -92,7 +113,15 @@ TEXT_FIELDS: Rules = {
     "seed": _SEED,
     "presence_penalty": _PENALTY,
     "frequency_penalty": _PENALTY,
+    "tools": FieldRule("array", max_items=MAX_TOOLS),
+    "tool_choice": FieldRule("object"),
+    "parallel_tool_calls": FieldRule("boolean"),
+    "response_format": FieldRule("object"),
+    "reasoning_effort": FieldRule(
+        "string", choices=("none", "minimal", "low", "medium", "high", "xhigh", "max")
+    ),
     "user": FieldRule("string", max_length=MAX_USER_CHARACTERS),
+    "metadata": _METADATA,
 }
 
 IMAGE_FIELDS: Rules = {
@@ -104,6 +133,7 @@ IMAGE_FIELDS: Rules = {
     "seed": _SEED,
     "output_format": FieldRule("string", choices=("png", "jpeg", "webp"), default="png"),
     "response_format": _RESPONSE_FORMAT,
+    "metadata": _METADATA,
 }
 
 VOICE_SETTINGS_FIELDS: Rules = {
@@ -120,6 +150,7 @@ SPEECH_FIELDS: Rules = {
     "output_format": FieldRule("string", choices=tuple(sorted(AUDIO_FORMATS)), default=DEFAULT_AUDIO_FORMAT),
     "seed": FieldRule("integer", minimum=0, maximum=MAX_SPEECH_SEED),
     "response_format": _RESPONSE_FORMAT,
+    "metadata": _METADATA,
 }
 """The fields that text-to-speech and speech-to-speech share."""
 
@@ -133,6 +164,7 @@ SPEECH_TO_TEXT_FIELDS: Rules = {
     "diarize": FieldRule("boolean", default=False),
     "num_speakers": FieldRule("integer", minimum=1, maximum=MAX_SPEAKERS),
     "timestamps": FieldRule("string", choices=("none", "word", "character"), default="word"),
+    "metadata": _METADATA,
 }
 
 FIELD_RULES: Mapping[TaskType.ValueType, Rules] = {
@@ -171,6 +203,16 @@ def check_enum(message: Any, field: str, enum: Any) -> None:
     value = getattr(message, field)
     if value and value not in enum.values():
         raise invalid(field, "one of the documented values")
+
+
+def check_name(name: str, label: str) -> None:
+    """Refuses a name that is not an identifier, as vendors take them. The error names `label`.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    if not _NAME.fullmatch(name):
+        raise invalid(label, "1 to 64 of the characters A-Z, a-z, 0-9, _ and -")
 
 
 def check_required_text(message: Any, field: str, max_length: int) -> None:

@@ -140,6 +140,9 @@ class GrpcDriver:
             elif which == "text_delta":
                 text.append(event.text_delta.text)
                 outcome.output["text"] = "".join(text)
+            elif which == "tool_call_delta":
+                piece = event.tool_call_delta
+                _add_call_piece(outcome, piece.index, piece.id, piece.name, piece.arguments_json)
             elif which == "audio_chunk":
                 audio.append(event.audio_chunk.data)
                 outcome.output["audio"] = digest(b"".join(audio))
@@ -168,8 +171,11 @@ class GrpcDriver:
         match result.WhichOneof("output"):
             case "text":
                 assert result.id.startswith("task_")
-                (part,) = result.text.message.content
-                output |= {"text": part.text} | _text_end(result)
+                parts = result.text.message.content
+                output |= {"text": "".join(part.text for part in parts)} | _text_end(result)
+                calls = [part.tool_call for part in parts if part.HasField("tool_call")]
+                if calls:
+                    output["calls"] = [[call.id, call.name, call.arguments_json] for call in calls]
             case "image":
                 assert result.id.startswith("img_")
                 (image,) = result.image.images
@@ -269,9 +275,14 @@ class RestDriver:
             if name == "task.completion.chunk":
                 (choice,) = chunk["choices"]
                 outcome.output["text"] = outcome.output.get("text", "") + choice["delta"].get("content", "")
+                for call in choice["delta"].get("tool_calls", []):
+                    function = call["function"]
+                    assert call.get("type", "function") == "function"
+                    first = call.get("id", ""), function.get("name", "")
+                    _add_call_piece(outcome, call["index"], *first, function["arguments"])
                 if choice["finish_reason"]:
                     outcome.output["finish"] = choice["finish_reason"]
-                    outcome.output["usage"] = list(chunk["usage"].values())
+                    outcome.output["usage"] = _token_counts(chunk["usage"])
             elif name == "speech.generation.chunk":
                 audio.append(base64.b64decode(chunk["audio"]["b64_json"]))
                 outcome.output["audio"] = digest(b"".join(audio))
@@ -293,8 +304,13 @@ class RestDriver:
                 (choice,) = result["choices"]
                 assert choice["index"] == 0
                 assert choice["message"]["role"] == "assistant"
-                output |= {"text": choice["message"]["content"], "finish": choice["finish_reason"]}
-                output["usage"] = [result["usage"][f"{n}_tokens"] for n in ("prompt", "completion", "total")]
+                output |= {"text": choice["message"]["content"] or "", "finish": choice["finish_reason"]}
+                output["usage"] = _token_counts(result["usage"])
+                if "tool_calls" in choice["message"]:
+                    output["calls"] = [
+                        [call["id"], call["function"]["name"], call["function"]["arguments"]]
+                        for call in choice["message"]["tool_calls"]
+                    ]
             case "image.generation":
                 assert set(result) == {"id", "object", "created", "model", "data"}
                 (media,) = result["data"]
@@ -321,6 +337,23 @@ class RestDriver:
                 data = await answer.read()
                 assert answer.status == 200, data
                 _add_link(outcome, media["url"], data, answer.headers["Content-Type"])
+
+
+def _add_call_piece(outcome: Outcome, index: int, call_id: str, name: str, arguments: str) -> None:
+    """Adds a piece of a tool call to the output, which has its id, name and arguments."""
+    calls = outcome.output.setdefault("calls", [])
+    if index == len(calls):
+        assert call_id
+        assert name
+        calls.append([call_id, name, ""])
+    else:
+        assert not call_id
+        assert not name
+    calls[index][2] += arguments
+
+
+def _token_counts(usage: Mapping[str, Any]) -> list[int]:
+    return [usage[f"{name}_tokens"] for name in ("prompt", "completion", "total")]
 
 
 def digest(data: bytes) -> str:

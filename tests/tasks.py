@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,15 +80,16 @@ def task_type_of(model: object) -> str:
 def to_options(body: Mapping[str, Any], *, stream: bool = False) -> TaskOptions:
     """Returns the options that are equivalent to a REST body. Does not use the gateway's code."""
     has_media = task_type_of(body.get("model")) not in ("text", "speech_to_text")
-    default = "both" if has_media and not stream else "unspecified"
-    return TaskOptions(delivery=_DELIVERIES[body.get("response_format", default)])
+    if not has_media:
+        return TaskOptions()
+    return TaskOptions(delivery=_DELIVERIES[body.get("response_format", "unspecified" if stream else "both")])
 
 
 def to_task(body: Mapping[str, Any]) -> TaskSpec:
     """Returns the task that is equivalent to a REST body. Does not use the gateway's code."""
     task_type = task_type_of(body.get("model"))
-    task = TaskSpec(model=body.get("model", ""), user=body.get("user", ""))
-    fields = {name: value for name, value in body.items() if name not in ("model", "user")}
+    task = TaskSpec(model=body.get("model", ""), user=body.get("user", ""), metadata=body.get("metadata"))
+    fields = {name: value for name, value in body.items() if name not in ("model", "user", "metadata")}
     task_input = getattr(task, task_type)
     task_input.SetInParent()
     if task_type == "text":
@@ -105,15 +107,47 @@ def _set_text(text: text_pb2.TextInput, fields: dict[str, Any]) -> None:
         sent = text.messages.add()
         if "role" in message:
             sent.role = text_pb2.Role.Value(f"ROLE_{message['role'].upper()}")
+        sent.name = message.get("name", "")
         content = message.get("content")
+        if message.get("role") == "tool":
+            sent.content.add().tool_result.tool_call_id = message["tool_call_id"]
+            sent.content[0].tool_result.content = content
+            continue
         parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         for part in parts:
             if part["type"] == "text":
                 sent.content.add(text=part["text"])
             else:
                 sent.content.add().image.source.url = part["image_url"]["url"]
+        for call in message.get("tool_calls", []):
+            made = sent.content.add().tool_call
+            made.id, function = call["id"], call["function"]
+            made.name, made.arguments_json = function["name"], function["arguments"]
     stop = fields.pop("stop", [])
     text.stop.extend([stop] if isinstance(stop, str) else stop)
+    _set_tools(text, fields)
+
+
+def _set_tools(text: text_pb2.TextInput, fields: dict[str, Any]) -> None:
+    for tool in fields.pop("tools", []):
+        function = dict(tool["function"])
+        parameters = function.pop("parameters", None)
+        text.tools.add(**function, parameters_json="" if parameters is None else json.dumps(parameters))
+    choice = fields.pop("tool_choice", None)
+    if isinstance(choice, str):
+        text.tool_choice.mode = text_pb2.ToolChoice.Mode.Value(f"MODE_{choice.upper()}")
+    elif choice is not None:
+        text.tool_choice.tool = choice["function"]["name"]
+    output_format = fields.pop("response_format", {"type": "text"})
+    if output_format["type"] == "json_object":
+        text.format.json_object.SetInParent()
+    elif output_format["type"] == "json_schema":
+        definition = dict(output_format["json_schema"])
+        schema = json.dumps(definition.pop("schema"))
+        text.format.json_schema.CopyFrom(text_pb2.JsonSchema(**definition, schema_json=schema))
+    effort = fields.pop("reasoning_effort", None)
+    if effort is not None:
+        text.reasoning_effort = text_pb2.ReasoningEffort.Value(f"REASONING_EFFORT_{effort.upper()}")
 
 
 def _set_media(task_input: Any, task_type: str, fields: dict[str, Any]) -> None:

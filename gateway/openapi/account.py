@@ -62,7 +62,7 @@ def schemas() -> dict[str, Schema]:
         "metadata": {
             "type": "object",
             "additionalProperties": _TEXT,
-            "description": "Of gRPC tasks, as the caller gave it.",
+            "description": "As the caller gave it.",
         },
         **_USAGE,
         "processing_ms": _COUNT,
@@ -131,7 +131,15 @@ def paths() -> Schema:
                 "failed", "query", {"type": "boolean"}, "True: only tasks that failed. Else only billed ones."
             ),
             parameter(
-                "group_by", "query", {"type": "string", "enum": ["model", "key", "day", "provider", "code"]}
+                "group_by",
+                "query",
+                {
+                    "type": "string",
+                    "anyOf": [
+                        {"enum": ["model", "key", "day", "user", "provider", "code"]},
+                        {"pattern": "^metadata\\..+$"},
+                    ],
+                },
             ),
         ),
     }

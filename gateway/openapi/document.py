@@ -44,6 +44,9 @@ def _task(task_format: TaskFormat) -> Schema:
     for name, rule in task_format.rules.items():
         field = task_format.fields.get(name)
         properties[name] = describe(rule, _AUDIO if field is None else field.schema)
+    for name, field in task_format.fields.items():
+        if name not in task_format.rules:
+            properties[name] = field.schema
     required = (name for name, rule in task_format.rules.items() if rule.required)
     return object_of(properties, ("model", *required), additionalProperties=NULL_ONLY)
 

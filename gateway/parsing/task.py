@@ -132,7 +132,7 @@ def build_task(model: str, task_type: int, values: Mapping[str, Any], *, form: b
     if form and stream is not None:
         stream = parse_flag_text(stream)
     parsed.stream = stream is not None and check_flag("stream", stream)
-    if "response_format" in fields and not parsed.stream and not parsed.options.delivery:
+    if task_format.media_range and not parsed.stream and not parsed.options.delivery:
         # A stream keeps the default of the API, which makes its lines short enough for every client.
         parsed.options.delivery = MediaDelivery.MEDIA_DELIVERY_BOTH
     return parsed

@@ -29,7 +29,7 @@ JSON_FIELDS = frozenset(
 """The fields that a form has as JSON text."""
 
 EVENT_RENDERERS: Mapping[str, Callable[[StreamObjects, Any], Iterable[bytes]]] = {
-    each.event: each.render_event for each in TASK_FORMATS.values() if each.event
+    event: render for each in TASK_FORMATS.values() for event, render in each.render_events.items()
 }
 """Renders the events of streams, by type of event."""
 

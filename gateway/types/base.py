@@ -26,8 +26,8 @@ class TaskFormat:
 
     `name` is its public name, `input` its field of `TaskSpec`, `output` its field of `TaskResult`. `rules`
     has a rule for each of `fields`, and for `audio` if the type takes audio. If `ignores_audio_file`, a form
-    may have an audio file, which is not used. `render_event` returns the stream's objects for an event of the
-    type `event` (empty: the stream has none but its last). `render_last` returns the object that ends a
+    may have an audio file, which is not used. `render_events` return the stream's objects for an event, by
+    the type of event (empty: the stream has none but its last). `render_last` returns the object that ends a
     stream; None: the result.
 
     `schema_name` and `result_schema_name` name its OpenAPI schemas; `schemas` has the latter and those that
@@ -48,8 +48,7 @@ class TaskFormat:
     fields: Mapping[str, Field]
     render_result: Callable[[TaskResult, Link], bytes]
     schemas: Mapping[str, Schema] = field(default_factory=dict)
-    event: str = ""
-    render_event: Callable[[StreamObjects, Any], Iterable[bytes]] = lambda objects, event: ()
+    render_events: Mapping[str, Callable[[StreamObjects, Any], Iterable[bytes]]] = field(default_factory=dict)
     render_last: Callable[[StreamObjects, TaskResult], bytes] | None = None
     media_range: str = ""
     output_formats: Mapping[str, int] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from jiter import from_json
 
 from gateway.openapi.schema import Schema
 from pomelo.errors import PomeloError, invalid
-from pomelo.fields import FieldRule
+from pomelo.fields import MAX_METADATA_KEY, MAX_METADATA_VALUE, FieldRule
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 
 Target = Literal["input", "spec", "options"]
@@ -42,7 +42,7 @@ class Field:
     @property
     def is_json(self) -> bool:
         """Whether a form has the field as JSON text."""
-        return self.parse_form in (parse_json_text, parse_list_text)
+        return self.parse_form in (parse_json_text, parse_list_text, parse_object_text)
 
 
 def _parse_number_text(text: str) -> Any:
@@ -68,6 +68,10 @@ def parse_list_text(text: str) -> Any:
     return parse_json_text(text) if text.startswith(('["', "[]")) else text
 
 
+def parse_object_text(text: str) -> Any:
+    return parse_json_text(text) if text.startswith("{") else text
+
+
 def describe(rule: FieldRule, schema: Schema) -> Schema:
     """Returns the OpenAPI schema of a field: what its `rule` says, with the members of `schema` added or
     replaced. For an object it is `schema` alone, which refers to the schema of the object."""
@@ -81,7 +85,7 @@ def describe(rule: FieldRule, schema: Schema) -> Schema:
         "minLength": min_size if rule.type == "string" else None,
         "maxLength": rule.max_length,
         "minItems": min_size if rule.type == "array" else None,
-        "maxItems": rule.max_items,
+        "maxItems" if rule.type == "array" else "maxProperties": rule.max_items,
         "enum": [*rule.choices, *([] if rule.required else [None])] if rule.choices else None,
         "default": rule.default,
     }
@@ -155,6 +159,18 @@ def choice(
     return Field(name, assign, str, schema, target)
 
 
+def unsupported(name: str, expected: str, *, neutral: Any = None) -> Field:
+    """Returns a field of other APIs that has no effect, and may only have a value that asks for none: null or
+    `neutral`. `expected` completes the sentence "it must be …"."""
+
+    def assign(message: Any, value: Any) -> None:
+        if type(value) is not type(neutral) or value != neutral:
+            raise invalid(name, expected)
+
+    values = [None] if neutral is None else [neutral, None]
+    return Field(name, assign, parse_json_text, {"enum": values, "description": f"Must be {expected}."})
+
+
 def by_name(*fields: Field) -> dict[str, Field]:
     return {each.name: each for each in fields}
 
@@ -165,6 +181,26 @@ RESPONSE_FORMAT = choice(
     target="options",
     attribute="delivery",
     description="A link or the bytes; both when absent, if they fit a stream's line.",
+)
+
+
+def _assign_metadata(spec: Any, value: Any) -> None:
+    if type(value) is not dict:
+        raise invalid("metadata", "an object of texts")
+    for key, text in value.items():
+        spec.metadata[key] = check_text(f"metadata.{shorten_name(key)}", text)
+
+
+METADATA = Field(
+    "metadata",
+    _assign_metadata,
+    parse_json_text,
+    {
+        "propertyNames": {"minLength": 1, "maxLength": MAX_METADATA_KEY},
+        "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE},
+        "description": "Your own data for the usage record, by which usage can be summed.",
+    },
+    "spec",
 )
 
 

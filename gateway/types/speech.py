@@ -70,6 +70,7 @@ _FIELDS = (
     fields.text("output_format", description="Codec, rate and kbit/s, such as mp3_44100_128."),
     fields.integer("seed", description="For repeatable output."),
     fields.RESPONSE_FORMAT,
+    fields.METADATA,
 )
 
 _SCHEMAS = {
@@ -95,8 +96,7 @@ TEXT_TO_SPEECH = TaskFormat(
     rules=TEXT_TO_SPEECH_FIELDS,
     fields=fields.by_name(fields.text("text", description="What to say."), *_FIELDS, LANGUAGE_CODE),
     render_result=render_result,
-    event="audio_chunk",
-    render_event=render_chunk,
+    render_events={"audio_chunk": render_chunk},
     media_range="audio/",
     ignores_audio_file=True,  # the API reference sends one with text-to-speech
 )

@@ -63,6 +63,7 @@ FORMAT = TaskFormat(
                 "character": TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER,
             },
         ),
+        fields.METADATA,
     ),
     render_result=render_result,
 )

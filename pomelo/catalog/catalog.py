@@ -17,11 +17,12 @@ from pomelo import money
 from pomelo.catalog import check as rules
 from pomelo.catalog import voice_names
 from pomelo.catalog.pricing import Prices, UnitPrices, parse_unit
-from pomelo.catalog.rows import parse_date
+from pomelo.catalog.rows import EFFORT_PREFIX, parse_date
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, TomlFile
 from pomelo.errors import unsupported_model
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.text_pb2 import ReasoningEffort
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 
@@ -40,7 +41,8 @@ class Route:
 
     `drop` names the parameters that it can't take. `clamp` has the parameters with a narrower range than the
     contract's: name -> (minimum, maximum, multiple of; 0 for none). `prices` and `price_version` are set if
-    they differ from the model's. `options` is the rest of the row, for the provider. `retires` is the day on
+    they differ from the model's. `efforts` are the reasoning efforts that a text model takes, from the lowest
+    on; empty: all of them. `options` is the rest of the row, for the provider. `retires` is the day on
     which the vendor ends it, None if unknown.
     """
 
@@ -48,6 +50,7 @@ class Route:
     model: str
     drop: frozenset[str] = frozenset()
     clamp: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    efforts: tuple[ReasoningEffort.ValueType, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     prices: Prices = Prices()  # noqa: RUF009 - it is immutable.
     price_version: str = ""
@@ -202,6 +205,9 @@ def _route(row: dict[str, Any], task_type: str) -> Route:
     provider, model = row.pop("provider"), row.pop("model")
     drop, clamp = frozenset(row.pop("drop", ())), row.pop("clamp", {})
     retires = row.pop("retires", None)
+    efforts = sorted(
+        ReasoningEffort.Value(f"{EFFORT_PREFIX}{name.upper()}") for name in row.pop("efforts", ())
+    )
     prices, version, note = Prices(), "", ""
     if "price" in row:
         prices = _prices(row.pop("price"), row.pop("price_tiers", []), task_type)
@@ -211,6 +217,7 @@ def _route(row: dict[str, Any], task_type: str) -> Route:
         model=model,
         drop=drop,
         clamp={k: (*v, 0)[:3] for k, v in clamp.items()},
+        efforts=tuple(efforts),
         options=row,
         prices=prices,
         price_version=version,

@@ -146,6 +146,8 @@ def _model_faults(file: TomlFile, keys: Keys, row: Mapping[str, Any]) -> Iterato
                         f"no parameter of {task_type} is called {name}. {suggest(name, optional)}",
                     )
         yield from _drop_and_clamp_faults(file, route_keys, route, known)
+        if "efforts" in route and "reasoning_effort" not in known:
+            yield file.fault((*route_keys, "efforts"), f"is not a key of {task_type}. Remove it")
         for key, required_key in (
             ("price", "price_version"),
             ("price_version", "price"),

@@ -16,11 +16,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
+from pomelo.gen.v1.text_pb2 import ReasoningEffort
 
 MAX_LIMIT = 2**31 - 1
 _MAX_NAME_LENGTH = 200
 INT64 = 2**63
 _YEARS = range(2000, 3000)
+
+EFFORT_PREFIX = "REASONING_EFFORT_"
+_EFFORTS = [name.removeprefix(EFFORT_PREFIX).lower() for name in ReasoningEffort.keys()[1:]]
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
@@ -47,6 +51,7 @@ EXAMPLES: Mapping[str, str] = {
     "credentials": 'credentials = "together"',
     "stream_usage": 'stream_usage = "always"',
     "max_tokens_field": 'max_tokens_field = "max_completion_tokens"',
+    "efforts": 'efforts = ["none", "low", "medium", "high"]',
     "reasoning_effort": 'reasoning_effort = "none"',
     "extra": "extra = { top_k = 40 }",
     "headers": 'headers = { X-Title = "Pomelo" }',
@@ -111,6 +116,12 @@ def _task_type(text: str) -> str:
     return text
 
 
+def _effort(text: str) -> str:
+    if text not in _EFFORTS:
+        raise ValueError(f"must be reasoning efforts. {suggest(text, _EFFORTS)}")
+    return text
+
+
 def _clamp(values: list[Any]) -> list[Any]:
     numbers = [value for value in values if type(value) in (int, float) and isfinite(value)]
     if len(numbers) != len(values) or len(values) not in (2, 3):
@@ -145,6 +156,7 @@ class RouteRow(Row):
     model: Name
     drop: list[str] = []
     clamp: dict[str, Annotated[list[Any], AfterValidator(_clamp)]] = {}
+    efforts: Annotated[list[Annotated[str, AfterValidator(_effort)]], Field(min_length=1)] | None = None
     price: dict[str, Any] | None = None
     price_tiers: list[dict[str, Any]] | None = None
     price_version: Name | None = None

@@ -33,7 +33,7 @@ TASK_TYPE_ROWS: Mapping[str, TaskTypeRow] = {
             "million_cache_write_1h_input_tokens",
         ),
         price_example='price = { million_input_tokens = "4", million_output_tokens = "20" }',
-        events=frozenset({"text_delta", "completed"}),
+        events=frozenset({"text_delta", "tool_call_delta", "completed"}),
         output="text",
     ),
     "image": TaskTypeRow(

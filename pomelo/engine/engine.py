@@ -291,8 +291,7 @@ class Engine:
                 number = 1
                 report_adjustments(call, reservation.job.adjustments)
                 yield started_event(result)
-            rest = collector.end_stream(result)
-            if rest is not None:
+            for rest in collector.end_stream(result):
                 number += 1
                 rest.sequence_number = number
                 yield rest

@@ -119,9 +119,10 @@ speech_to_speech, speech_to_text.
 
 It is an async generator. What it yields, by task type:
 
-* text: any number of `text_delta`, then `completed` with `text.finish_reason`, with `usage` if the vendor
-  reported a credible one, and with a `text.message` of the text that no delta had: all of it without a
-  stream.
+* text: any number of `text_delta` and `tool_call_delta`, then `completed` with `text.finish_reason`, with
+  `usage` if the vendor reported a credible one, and with a `text.message` of the text and then the tool calls
+  that no delta had: all of it without a stream. The first piece of a call has its id and name; calls are
+  numbered from 0, without gaps. A stop and tool calls are one finish reason: the engine sets the right one.
 * image: any number of `image_progress`, then `completed` with `image.images[0].data` and `.content_type`.
 * text_to_speech, speech_to_speech: `audio_chunk` events of at most 64 KiB; the first has content_type.
 * speech_to_text: `completed` with `transcription`.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pomelo.gen.v1.task_pb2 import TaskEvent
-from pomelo.gen.v1.text_pb2 import TextOutput
+from pomelo.gen.v1.text_pb2 import TextOutput, ToolCall, ToolCallDelta
 
 MAX_TEXT_CHARS = 8 * 1024
-"""Characters of text in one event: at most 48 KiB of JSON, however they are escaped."""
+"""Characters of text, or of the arguments of a tool call, in one event: at most 48 KiB of JSON, however they
+are escaped."""
 
 MAX_AUDIO_BYTES = 64 * 1024
 """Bytes of audio in one event."""
@@ -27,6 +28,11 @@ def output_text(output: TextOutput) -> str:
     return parts[0].text if len(parts) == 1 else "".join([part.text for part in parts])
 
 
+def output_calls(output: TextOutput) -> list[ToolCall]:
+    """Return the tool calls of an output's message."""
+    return [part.tool_call for part in output.message.content if part.HasField("tool_call")]
+
+
 def split_text(event: TaskEvent) -> Iterator[TaskEvent]:
     """Split the text of an event into text deltas. The last part of a `completed` remains in it."""
     text = event_text(event)
@@ -38,9 +44,10 @@ def split_text(event: TaskEvent) -> Iterator[TaskEvent]:
         return
     rest = TaskEvent()
     rest.CopyFrom(event)
-    message = rest.completed.text.message
-    del message.content[1:]
-    message.content[0].text = text[last:]
+    content = rest.completed.text.message.content
+    del content[:]
+    content.add().text = text[last:]
+    content.extend([part for part in event.completed.text.message.content if part.HasField("tool_call")])
     yield rest
 
 
@@ -48,6 +55,19 @@ def _text_delta(text: str) -> TaskEvent:
     event = TaskEvent()
     event.text_delta.text = text
     return event
+
+
+def split_tool_call(call: ToolCall | ToolCallDelta, index: int) -> Iterator[TaskEvent]:
+    """Split the tool call `index`, or a piece of it, into deltas; the first has its id and name."""
+    arguments = call.arguments_json
+    for start in range(0, len(arguments) or 1, MAX_TEXT_CHARS):
+        event = TaskEvent()
+        delta = event.tool_call_delta
+        delta.index = index
+        if not start:
+            delta.id, delta.name = call.id, call.name
+        delta.arguments_json = arguments[start : start + MAX_TEXT_CHARS]
+        yield event
 
 
 def split_audio(event: TaskEvent) -> Iterator[TaskEvent]:

@@ -22,6 +22,14 @@ from pomelo.values import value_type
 _CONTENT = frozenset(("messages", "prompt", "text", "voice", "audio"))
 """Fields that are not parameters of a model: never dropped or clamped."""
 
+_OBJECTS = frozenset(("voice_settings",))
+"""Fields whose own fields are parameters, too."""
+
+_LABELS = {"format": "response_format"}
+"""The names of parameters for callers, if they are not those of the contract in protobuf."""
+
+_ONLY_WITH_TOOLS = ("tool_choice", "parallel_tool_calls")
+
 _NOT_SUPPORTED = "left out: the model does not take it"
 
 InputT = TypeVar("InputT")
@@ -79,10 +87,10 @@ def _parameters(message_type: Descriptor, outer: str = "") -> dict[str, _Paramet
         if field.name in _CONTENT:
             continue
         number = field.cpp_type in _NUMBERS and not field.is_repeated
-        label = f"{outer}.{field.name}" if outer else field.name
+        label = f"{outer}.{field.name}" if outer else _LABELS.get(field.name, field.name)
         order = len(parameters)
         parameters[field.name] = _Parameter(field, order, outer, label, number, field.has_presence)
-        if field.message_type is not None:
+        if field.name in _OBJECTS and field.message_type is not None:
             parameters |= _parameters(field.message_type, field.name)
     if not outer:
         user = TaskSpec.DESCRIPTOR.fields_by_name["user"]
@@ -104,8 +112,9 @@ class Fitting:
     """An input while it is fitted to a route.
 
     `input` is the caller's own message until the first change, which makes a copy; `user` is the end user's
-    id, or "". Parameters have their names in the catalogue, those of voice_settings their own names. A name
-    that the input does not have is ignored. The argument `expected` completes the sentence "it must be …".
+    id, or "". Parameters have their names in the catalogue: those of the fields of the input, also of its
+    voice_settings. A name that the input does not have is ignored. The argument `expected` completes the
+    sentence "it must be …".
     """
 
     __slots__ = ("_changes", "_given", "_parameters", "input", "present", "route", "user")
@@ -121,7 +130,7 @@ class Fitting:
         for field, value in given.input.ListFields():
             if field.name in parameters:
                 present.add(field.name)
-                if field.message_type is not None and not field.is_repeated:
+                if field.name in _OBJECTS:
                     present.update(inner.name for inner, _ in value.ListFields())
         self._changes: dict[str, tuple[tuple[bool, int, str], Adjustment, str]] = {}
 
@@ -130,7 +139,7 @@ class Fitting:
         return self._parameters[name].read(self) if name in self.present else None
 
     def drop(self, name: str, expected: str = _NOT_SUPPORTED) -> None:
-        """Leave a parameter out, if it is set."""
+        """Leave a parameter out, if it is set; with the tools, what needs them."""
         if self.get(name) is None:
             return
         parameter = self._parameters[name]
@@ -142,6 +151,9 @@ class Fitting:
             prefix = parameter.label + "."
             self._changes = {k: v for k, v in self._changes.items() if not k.startswith(prefix)}
         self._record(parameter, None, expected)
+        if name == "tools":
+            for each in _ONLY_WITH_TOOLS:
+                self.drop(each, expected)
 
     def drop_items(self, name: str, unwanted: Callable[[Any], bool], expected: str) -> None:
         """Leave out the items of a list that are `unwanted`."""
@@ -191,6 +203,14 @@ class Fitting:
                 limits = f"from {_format_number(minimum)} to {_format_number(maximum)}"
                 what = f"a multiple of {_format_number(step)}" if step else "a number"
                 self.replace(name, value, f"{what} {limits}")
+
+    def clamp_effort(self) -> None:
+        """Replace the reasoning effort by the nearest one of the route's; the lower of two."""
+        effort, efforts = self.get("reasoning_effort"), self.route.efforts
+        if effort is not None and efforts and effort not in efforts:
+            nearest = min(efforts, key=lambda each: (abs(each - effort), each))
+            listed = ", ".join(map(self._parameters["reasoning_effort"].format, efforts))
+            self.replace("reasoning_effort", nearest, f"one of {listed}")
 
     @property
     def adjustments(self) -> list[Adjustment]:
@@ -248,6 +268,8 @@ def fit(
     for name in route.clamp:
         if name in present:
             fitting.clamp(name)
+    if "reasoning_effort" in present:
+        fitting.clamp_effort()
     if max_tokens is not None and (fitting.get("max_tokens") or 0) > max_tokens:
         _limit_tokens(fitting, 0, max_tokens)  # a clamp may have raised it above what is reserved
     if hook is not None:

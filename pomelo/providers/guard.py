@@ -16,15 +16,24 @@ from typing import Any
 
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.errors import TABLE, PomeloError
+from pomelo.fields import MAX_CALL_CHARACTERS, MAX_PARTS
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, FinishReason, TextOutput
+from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, FinishReason, TextOutput, ToolCall, ToolCallDelta
 from pomelo.logs import format_trace
 from pomelo.process import is_cancelled
 from pomelo.providers.base import CALLER, CompleteMethod, Event, Job, JobMethod
 from pomelo.providers.cancellation import SelfCancelledError, StillRunningError, await_bounded
-from pomelo.providers.chunks import MAX_AUDIO_BYTES, MAX_TEXT_CHARS, event_text, split_audio, split_text
+from pomelo.providers.chunks import (
+    MAX_AUDIO_BYTES,
+    MAX_TEXT_CHARS,
+    event_text,
+    split_audio,
+    split_text,
+    split_tool_call,
+)
 from pomelo.providers.errors import CODES, RetryPolicy, UpstreamError
+from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.http.connections import NoConnectionError
 from pomelo.providers.http.errors import TruncatedError
 
@@ -32,6 +41,9 @@ log = logging.getLogger("pomelo.providers")
 
 MAX_RETRY_AFTER = 3600
 """The longest Retry-After of a provider, in seconds."""
+
+MAX_TOOL_CALLS = MAX_PARTS - 1
+"""Tool calls of one answer: the caller can send it back, with its text."""
 
 _FINISH_REASONS = frozenset(FinishReason.values())
 
@@ -57,8 +69,9 @@ class GuardedEvents:
     """
 
     __slots__ = (
-        "_account", "_allowed", "_audio_started", "_content_type", "_events", "_finished", "_is_text", "_job",
-        "_loop", "_method", "_next", "_pending", "_task_type", "_trusted", "ended", "on_close", "on_failure",
+        "_account", "_allowed", "_audio_started", "_call_ids", "_call_size", "_content_type", "_events",
+        "_finished", "_is_text", "_job", "_loop", "_method", "_next", "_pending", "_task_type", "_trusted",
+        "ended", "on_close", "on_failure",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +88,10 @@ class GuardedEvents:
         self._finished = False
         self._audio_started = False
         self._content_type = ""
+        self._call_ids: list[str] = []
+        """The ids of the tool calls so far."""
+        self._call_size = 0
+        """Characters of their arguments."""
         self._events: Any = None
         self._next: Any = None
         self._pending: Iterator[Event] | None = None
@@ -144,6 +161,10 @@ class GuardedEvents:
             if which == "completed":
                 if self._job.stream and len(event_text(event)) > MAX_TEXT_CHARS:
                     self._pending = split_text(event)
+            elif which == "tool_call_delta":
+                piece = event.tool_call_delta
+                if self._job.stream and len(piece.arguments_json) > MAX_TEXT_CHARS:
+                    self._pending = split_tool_call(piece, piece.index)
             elif which == "audio_chunk":
                 audio = event.audio_chunk
                 if not audio.data:
@@ -221,6 +242,8 @@ class GuardedEvents:
                 self._content_type = self._content_type or content_type
             elif not self._content_type:
                 raise self._failed("yielded audio without its content_type")
+        elif which == "tool_call_delta":
+            self._check_call_piece(event.tool_call_delta)
         return which
 
     def _check_result(self, result: TaskResult) -> None:
@@ -234,7 +257,8 @@ class GuardedEvents:
             self._check_content_type(image.content_type, "image/")
 
     def _check_text(self, text: TextOutput) -> None:
-        """Refuse a text without a known finish reason, and a message that is not a text of the assistant."""
+        """Refuse a text without a known finish reason, and a message that is not of the assistant, or has
+        something else than text and then tool calls."""
         finish, message = text.finish_reason, text.message
         if not finish:
             raise self._failed("yielded a text without its finish_reason")
@@ -242,9 +266,40 @@ class GuardedEvents:
             raise self._failed(f"yielded the unknown finish_reason {finish}")
         if text.HasField("message") and message.role != ROLE_ASSISTANT:
             raise self._failed(f"yielded a message of the role {message.role} instead of the assistant's")
+        calls = 0
         for part in message.content:
-            if not part.HasField("text"):
+            if part.HasField("tool_call"):
+                calls += 1
+                self._begin_call(part.tool_call)
+                self._add_arguments(part.tool_call)
+            elif not part.HasField("text"):
                 raise self._failed(f"yielded a message with {part.WhichOneof('part') or 'an empty part'}")
+            elif calls:
+                raise self._failed("yielded a message with text after a tool call")
+
+    def _check_call_piece(self, piece: ToolCallDelta) -> None:
+        """Refuse a piece of a tool call that belongs to no call, or begins one again."""
+        if piece.index == len(self._call_ids):
+            self._begin_call(piece)
+        elif not 0 <= piece.index < len(self._call_ids):
+            raise self._failed(f"yielded a piece of tool call {piece.index} too early")
+        elif piece.id or piece.name:
+            raise self._failed("yielded the beginning of a tool call twice")
+        self._add_arguments(piece)
+
+    def _begin_call(self, call: ToolCall | ToolCallDelta) -> None:
+        if len(self._call_ids) == MAX_TOOL_CALLS:
+            raise self._failed(f"yielded more than {MAX_TOOL_CALLS} tool calls")
+        if not (0 < len(call.id) <= MAX_CALL_CHARACTERS and 0 < len(call.name) <= MAX_CALL_CHARACTERS):
+            raise self._failed("yielded a tool call without a usable id and name")
+        if call.id in self._call_ids:
+            raise self._failed("yielded two tool calls with the same id")
+        self._call_ids.append(call.id)
+
+    def _add_arguments(self, call: ToolCall | ToolCallDelta) -> None:
+        self._call_size += len(call.arguments_json)
+        if self._call_size > MAX_BODY_BYTES:
+            raise self._failed(f"yielded tool calls with more than {MAX_BODY_BYTES:,} characters")
 
     def _check_content_type(self, content_type: str, prefix: str) -> None:
         """Refuse a content type of other media, or with characters that a header can't have."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, FinishReason, Message
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, FinishReason, Message, ToolCall
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.http.client import MAX_BODY_BYTES
@@ -26,7 +26,7 @@ _MAX_TOKENS = 10**9
 class StreamState:
     """The state of a stream of text, without the text. A subclass parses the events of a vendor."""
 
-    __slots__ = ("ended", "finish", "report", "usage")
+    __slots__ = ("_halves", "ended", "finish", "report", "tool_calls", "usage")
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -36,14 +36,44 @@ class StreamState:
         self.finish: FinishReason.ValueType | None = None
         self.usage: Usage | None = None
         """The vendor's count of tokens, once a credible one has arrived."""
+        self.tool_calls: list[Event] = []
+        """Pieces of tool calls that are to be yielded, after the text of the same event."""
+        self._halves: dict[int, str] = {}
+        """Of each tool call half a surrogate pair, whose other half has not arrived."""
 
     def parse_event(self, data: bytes) -> str:
-        """Return the text that an event adds, often "". It may begin or end with half a surrogate pair.
+        """Return the text that an event adds, often "". It may begin or end with half a surrogate pair. Tool
+        calls are added by `add_tool_call`.
 
         Raises:
             UpstreamError: provider_failed for an invalid event; the mapped error of an error event.
         """
         raise NotImplementedError
+
+    def add_tool_call(self, index: int, arguments: str, call_id: str = "", name: str = "") -> None:
+        """Add a piece of the tool call `index`; the first piece has its id and name. The arguments may begin
+        or end with half a surrogate pair."""
+        event = Event()
+        delta = event.tool_call_delta
+        delta.index = index
+        if call_id or name:
+            delta.id, delta.name = well_formed(call_id), well_formed(name)
+        if index in self._halves:
+            arguments = self._halves.pop(index) + arguments
+        try:
+            delta.arguments_json = arguments
+        except UnicodeEncodeError:
+            arguments, half = split_half(arguments)
+            if half:
+                self._halves[index] = half
+            delta.arguments_json = well_formed(arguments)
+        self.tool_calls.append(event)
+
+    def end_tool_calls(self) -> None:
+        """Add the halves of surrogate pairs that stayed alone, as U+FFFD."""
+        for index, half in list(self._halves.items()):
+            del self._halves[index]
+            self.add_tool_call(index, well_formed(half))
 
     def completed(self) -> Event:
         """Return the last event, without usage if the vendor reported no credible count.
@@ -62,7 +92,7 @@ async def stream_text(
     """Yield the events of a streamed response: `connect` sends the request, `state` parses the events.
 
     A complete stream without a credible count of tokens ends without usage, which the engine estimates. A
-    stream with more text than a whole response may have fails.
+    stream with more text, arguments of tool calls included, than a whole response may have fails.
 
     Raises:
         UpstreamError: by the error map.
@@ -99,20 +129,32 @@ async def stream_text(
                         half = ""
                     except UnicodeEncodeError:
                         text, half = split_half(half + text)
-                        if not text:
-                            continue
                         event.text_delta.text = well_formed(text)
-                    yield event
+                    if text:
+                        yield event
+                if state.tool_calls:
+                    pieces, state.tool_calls = state.tool_calls, []
+                    for event in pieces:
+                        left -= len(event.tool_call_delta.arguments_json)
+                        if left < 0:
+                            raise malformed_response("arguments of tool calls above the limit")
+                        yield event
         await stream.drain()
     if half:
         event = Event()
         event.text_delta.text = well_formed(half)
         yield event
+    state.end_tool_calls()
+    for event in state.tool_calls:
+        yield event
     yield state.completed()
 
 
-def completed_text(text: str, finish: FinishReason.ValueType, usage: Usage | None) -> Event:
-    """Return the last event of a text task. `text` is what no delta had: of a whole response all of it."""
+def completed_text(
+    text: str, finish: FinishReason.ValueType, usage: Usage | None, tool_calls: Iterable[ToolCall] = ()
+) -> Event:
+    """Return the last event of a text task. `text` and `tool_calls` are what no delta had: of a whole
+    response all of it."""
     event = Event()
     output = event.completed.text
     output.finish_reason = finish
@@ -120,6 +162,9 @@ def completed_text(text: str, finish: FinishReason.ValueType, usage: Usage | Non
         message = output.message
         message.role = ROLE_ASSISTANT
         message.content.add().text = text
+    for call in tool_calls:
+        output.message.role = ROLE_ASSISTANT
+        output.message.content.add().tool_call.CopyFrom(call)
     if usage is not None:
         event.completed.usage.CopyFrom(usage)
     return event
@@ -133,8 +178,8 @@ def only_text(message: Message) -> str | None:
 
 
 def finish_reason(reason: Any, reasons: Mapping[str, FinishReason.ValueType]) -> FinishReason.ValueType:
-    """Return a vendor's finish reason as ours. One that is not in `reasons` is a stop: no tool was offered,
-    and a new reason is not a failure.
+    """Return a vendor's finish reason as ours. One that is not in `reasons` is a stop, because a new reason
+    is not a failure.
 
     Raises:
         UpstreamError: provider_failed; it is not text.

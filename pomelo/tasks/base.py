@@ -133,10 +133,10 @@ class Collector(ABC):
             PomeloError: provider_failed: the output is incomplete; store_unavailable, payload_too_large.
         """
 
-    def end_stream(self, result: TaskResult) -> TaskEvent | None:
-        """Removes from a stream's result what its events have contained. Returns an event with the output
-        that none has contained, if there is any, to be sent before the last one."""
-        return None
+    def end_stream(self, result: TaskResult) -> Iterable[TaskEvent]:
+        """Removes from a stream's result what its events have contained. Returns events with the output that
+        none has contained, to be sent before the last one."""
+        return ()
 
     @abstractmethod
     def usage(self) -> tuple[Usage, bool]:

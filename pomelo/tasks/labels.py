@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pomelo.errors import invalid
-from pomelo.fields import MAX_METADATA_VALUE, MAX_USER_CHARACTERS
+from pomelo.fields import MAX_METADATA_KEY, MAX_METADATA_PAIRS, MAX_METADATA_VALUE, MAX_USER_CHARACTERS
 from pomelo.gen.v1.task_pb2 import TaskSpec
-
-MAX_PAIRS = 16
-MAX_KEY_CHARACTERS = 64
 
 
 def check_labels(spec: TaskSpec) -> None:
@@ -20,15 +17,15 @@ def check_labels(spec: TaskSpec) -> None:
         raise invalid("user", f"at most {MAX_USER_CHARACTERS} characters", maximum=MAX_USER_CHARACTERS)
     if not spec.metadata:
         return
-    if len(spec.metadata) > MAX_PAIRS:
-        raise invalid("metadata", f"at most {MAX_PAIRS} pairs", maximum=MAX_PAIRS)
+    if len(spec.metadata) > MAX_METADATA_PAIRS:
+        raise invalid("metadata", f"at most {MAX_METADATA_PAIRS} pairs", maximum=MAX_METADATA_PAIRS)
     for key, value in spec.metadata.items():
-        if not 0 < len(key) <= MAX_KEY_CHARACTERS or "\0" in key:
+        if not 0 < len(key) <= MAX_METADATA_KEY or "\0" in key:
             raise invalid(
                 "metadata",
-                f"pairs whose keys have 1 to {MAX_KEY_CHARACTERS} characters, without NUL",
+                f"pairs whose keys have 1 to {MAX_METADATA_KEY} characters, without NUL",
                 minimum=1,
-                maximum=MAX_KEY_CHARACTERS,
+                maximum=MAX_METADATA_KEY,
             )
         if len(value) > MAX_METADATA_VALUE or "\0" in value:
             raise invalid(

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable
 
 from pomelo.catalog.catalog import Model, Route
-from pomelo.catalog.pricing import MAX_TOKENS, Usage
-from pomelo.errors import PomeloError, invalid, missing
-from pomelo.fields import (
-    MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_STOPS,
-    MAX_TOTAL_PARTS,
-    TEXT_FIELDS,
-    check_numbers,
-)
-from pomelo.gen.v1.media_pb2 import MediaSource
-from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
-from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, Message, Role, TextInput, TextOutput
-from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
-from pomelo.media import data_uris
-from pomelo.media.content_types import image_type
-from pomelo.providers.chunks import output_text, split_text
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
-
-log = logging.getLogger("pomelo.tasks")
+from pomelo.catalog.pricing import Usage
+from pomelo.errors import PomeloError, invalid
+from pomelo.fields import MAX_STOPS, TEXT_FIELDS, check_enum, check_numbers
+from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
+from pomelo.providers.input_texts import other_texts
+from pomelo.tasks.base import AudioInfo, Estimate, ReadMedia, TaskDefinition
+from pomelo.tasks.conversation import check_messages, image_files
+from pomelo.tasks.text_output import BYTES_PER_TOKEN, TextCollector, output_size, replay
+from pomelo.tasks.tools import check_format, check_tools
 
 MAX_MESSAGE_TOKENS = 16
 """More tokens than any model adds to a message."""
+
+MAX_TOOLS_TOKENS = 1_000
+"""More tokens than any model adds to a task because it has tools, or a format of its output."""
+
+MAX_TOOL_TOKENS = 32
+"""More tokens than any model adds to a tool."""
 
 MAX_IMAGE_TOKENS = 6_000
 """More tokens than any model counts for an image."""
@@ -45,54 +37,30 @@ SUFFICIENT_OUTPUT_TOKENS = 1_024
 MAX_OUTPUT_TOKENS = 128_000
 """Output tokens of a model without a limit in the catalogue."""
 
-BYTES_PER_TOKEN = 8
-"""More than the average of any language, so that Pomelo's own counts are never too high."""
-
 _SLICE = 16 * 1024
 """Characters of a text that are processed in one step, during which no other thread can run."""
-
-_IMAGE_HEAD = 16
-"""Bytes of an image that show its format."""
-
-_NOT_AN_IMAGE = "a PNG, JPEG, WebP or GIF image. The bytes decide, not the media type"
-
-_NO_USAGE = Usage()
-
-_ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT))
 
 
 def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
     """Refuses a conversation or a parameter that no text model takes. Replaces each image by a `data:` URI in
-    its canonical form, which every vendor takes.
+    its canonical form, which every vendor takes, and each JSON schema by its compact form.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter, context_length_exceeded.
     """
-    messages = task_input.messages
-    if not messages:
-        raise missing("messages")
-    if len(messages) > MAX_MESSAGES:
-        raise invalid("messages", f"at most {MAX_MESSAGES:,} messages", maximum=MAX_MESSAGES)
-    characters = parts = 0
-    for index, message in enumerate(messages):
-        if message.role not in _ROLES:
-            name = f"messages[{index}].role"
-            raise invalid(name, "system, user or assistant") if message.role else missing(name)
-        content = message.content
-        if len(content) == 1 and (part := content[0]).HasField("text"):
-            characters += len(part.text)
-        else:
-            parts += len(content)
-            if parts > MAX_TOTAL_PARTS:
-                expected = f"at most {MAX_TOTAL_PARTS:,} parts in all messages together"
-                raise invalid("messages", expected, maximum=MAX_TOTAL_PARTS)
-            characters += _check_parts(message, f"messages[{index}].content", read_media)
+    characters = check_messages(task_input, read_media)
     check_numbers(task_input, TEXT_FIELDS)
     if task_input.stop and (len(task_input.stop) > MAX_STOPS or not all(task_input.stop)):
         raise invalid("stop", f"at most {MAX_STOPS} strings, none of them empty", maximum=MAX_STOPS)
+    if task_input.tools or task_input.HasField("tool_choice") or task_input.HasField("parallel_tool_calls"):
+        characters += check_tools(task_input)
+    if task_input.HasField("format"):
+        characters += check_format(task_input.format)
+    if task_input.reasoning_effort:
+        check_enum(task_input, "reasoning_effort", ReasoningEffort)
     # Every tokenizer makes more tokens than words. Counting words is slow, so it is done only if necessary.
     max_input = model.limits.max_input_tokens
-    if characters > max_input and _count_words(task_input) > max_input:
+    if characters > max_input and _count_words(task_input, other_texts(task_input)) > max_input:
         raise PomeloError(
             "context_length_exceeded",
             f"The prompt is longer than the {max_input:,} tokens that the model takes. Shorten messages",
@@ -101,73 +69,15 @@ def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
         )
 
 
-def _check_parts(message: Message, name: str, read_media: ReadMedia) -> int:
-    parts = message.content
-    if not parts:
-        raise missing(name)
-    if len(parts) > MAX_PARTS:
-        raise invalid(name, f"at most {MAX_PARTS} parts", maximum=MAX_PARTS)
-    characters = 0
-    for index, part in enumerate(parts):
-        part_type = part.WhichOneof("part")
-        if part_type is None:
-            raise invalid(f"{name}[{index}]", "a text or an image_url")
-        if part_type == "text":
-            characters += len(part.text)
-        elif message.role != Role.ROLE_USER:
-            raise invalid(f"{name}[{index}]", "a text; only messages of the role user can contain images")
-        else:
-            _make_canonical(part.image.source, f"{name}[{index}].image_url", read_media)
-    return characters
-
-
-def _make_canonical(source: MediaSource, name: str, read_media: ReadMedia) -> None:
-    """Replaces an image by its canonical `data:` URI, wherever its bytes are."""
-    kind = source.WhichOneof("source")
-    if kind == "media_id":
-        source.url = _encode_image(read_media(source.media_id, name), name)
-    elif kind == "data":
-        source.url = _encode_image(source.data, name)
-    else:
-        url = source.url
-        canonical = _canonical_image(url, name)
-        if canonical is not url:
-            source.url = canonical
-    source.ClearField("content_type")
-
-
-def image_files(task_input: TextInput) -> Iterator[str]:
-    """The ids of the images that are files."""
-    for message in task_input.messages:
-        for part in message.content:
-            if part.image.source.media_id:
-                yield part.image.source.media_id
-
-
-def _encode_image(data: bytes, name: str) -> str:
-    media_type = image_type(data[:_IMAGE_HEAD])
-    if media_type is None:
-        raise invalid(name, _NOT_AN_IMAGE)
-    return data_uris.encode(data, media_type)
-
-
-def _canonical_image(url: str, name: str) -> str:
-    """The canonical `data:` URI of an image, with the media type of its bytes: vendors refuse any other."""
-    _, start = data_uris.head(url, name)
-    if not start:
-        raise invalid(name, "a data: URI with a base64 PNG, JPEG, WebP or GIF; remote URLs are off")
-    media_type = image_type(next(data_uris.decode(url, start, name), b""))
-    if media_type is None:
-        raise invalid(name, _NOT_AN_IMAGE)
-    return data_uris.canonical(url, start, media_type, name)
-
-
-def _count_words(task_input: TextInput) -> int:
+def _count_words(task_input: TextInput, others: Iterable[str]) -> int:
+    """The words of the messages, and of `others`."""
     count = 0
     for message in task_input.messages:
         for part in message.content:
             text = part.text
             count += len(text.split()) if len(text) <= _SLICE else _count_words_in(text)
+    for text in others:
+        count += _count_words_in(text)
     return count
 
 
@@ -186,12 +96,25 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
     """At most one token per byte of UTF-8, with every tokenizer in use, and max_tokens of output. Without
     max_tokens the output may be cut to what the account can pay."""
     size = images = 0
+    tools = task_input.tools
+    has_others = bool(tools) or task_input.HasField("format")
     for message in task_input.messages:
+        size += len(message.name)  # which is ASCII
         for part in message.content:
             text = part.text
-            size += len(text) if text.isascii() else len(text.encode())
-            images += part.HasField("image")
-    tokens = size + MAX_MESSAGE_TOKENS * (len(task_input.messages) + 1) + MAX_IMAGE_TOKENS * images
+            if text:
+                size += len(text) if text.isascii() else len(text.encode())
+            elif part.HasField("image"):
+                images += 1
+            elif not part.HasField("text"):
+                has_others = True
+    tokens = MAX_MESSAGE_TOKENS * (len(task_input.messages) + 1) + MAX_IMAGE_TOKENS * images
+    others: list[str] = []
+    if has_others:
+        others = other_texts(task_input)
+        size += sum([len(text.encode()) for text in others])
+        tokens += MAX_TOOLS_TOKENS + MAX_TOOL_TOKENS * len(tools)
+    tokens += size
     limits = model.limits
     if limits.max_input_tokens:
         tokens = min(tokens, limits.max_input_tokens)
@@ -204,7 +127,8 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
         if requested
         else Usage(input_tokens=tokens, output_tokens=min(SUFFICIENT_OUTPUT_TOKENS, max_output)),
         tokens=size // 4 + requested,
-        input_tokens=max(_count_words(task_input), size // BYTES_PER_TOKEN) + TYPICAL_IMAGE_TOKENS * images,
+        input_tokens=max(_count_words(task_input, others), size // BYTES_PER_TOKEN)
+        + TYPICAL_IMAGE_TOKENS * images,
     )
 
 
@@ -214,159 +138,6 @@ def limit_output(task_input: TextInput, estimate: Estimate, affordable: int) -> 
     if affordable >= maximum and not task_input.HasField("max_tokens"):
         return None
     return min(maximum, affordable)
-
-
-def _size(text: str) -> int:
-    """The bytes of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
-
-
-class TextCollector(Collector):
-    """Joins deltas if the whole text is needed; otherwise only counts them."""
-
-    __slots__ = ("_context", "_counted", "_joins", "_last", "_pieces", "_rest", "_stream", "_text", "_usage")
-
-    def __init__(self, context: CollectorContext) -> None:
-        super().__init__()
-        self._context = context
-        self._stream = context.stream
-        self._joins = not context.stream or context.keep
-        self._text = bytearray()  # a list would need sixty more bytes per delta
-        self._pieces = 0
-        self._last: TaskResult | None = None
-        self._rest = ""
-        """The text that came with the end, in no delta."""
-        self._usage = _NO_USAGE
-        self._counted = True
-
-    def add(self, event: TaskEvent) -> TaskEvent | None:
-        text = event.text_delta.text
-        if not text:
-            if event.HasField("completed"):
-                self._last = event.completed
-            return None
-        self.output_bytes += len(text) if text.isascii() else len(text.encode())
-        self._pieces += 1
-        if self._joins:
-            self._text += text.encode()
-        return event if self._stream else None
-
-    def finish(self, result: TaskResult) -> None:
-        last = self._last
-        if last is None:
-            raise PomeloError("provider_failed")
-        self._rest = output_text(last.text)
-        self._usage = self._complete_usage(last)
-        result.text.finish_reason = last.text.finish_reason
-        self.output_bytes += _size(self._rest)
-        if self._joins:
-            _write_text(result.text, self._text.decode() + self._rest)
-
-    def end_stream(self, result: TaskResult) -> TaskEvent | None:
-        result.text.ClearField("message")
-        if not self._rest:
-            return None
-        event = TaskEvent()
-        event.text_delta.text = self._rest
-        return event
-
-    def _complete_usage(self, last: TaskResult) -> Usage:
-        """The provider's counts; the impossible or missing ones are estimated."""
-        usage = _from_counts(last.usage)
-        valid_input, valid_output = self._validate_usage(usage) if last.HasField("usage") else (False, False)
-        if valid_input and valid_output:
-            return usage
-        self._counted = False
-        # The whole answer may be one event.
-        pieces = self._pieces + (0 if self._stream else len(self._rest.split()))
-        estimated = self._estimated_usage(pieces, self.output_bytes + _size(self._rest))
-        if valid_input:
-            return replace(usage, output_tokens=estimated.output_tokens, reasoning_tokens=0)
-        if valid_output:
-            return replace(
-                estimated, output_tokens=usage.output_tokens, reasoning_tokens=usage.reasoning_tokens
-            )
-        return estimated
-
-    def _validate_usage(self, usage: Usage) -> tuple[bool, bool]:
-        """Whether a provider's counts of input and of output are possible; impossible ones are logged."""
-        min_output = 1 if self.output_bytes or self._rest else 0
-        max_output = self._context.model.limits.max_output_tokens or MAX_TOKENS
-        valid_input = self._is_valid_input(usage)
-        valid_output = min_output <= usage.output_tokens <= max_output
-        if not (valid_input and valid_output):
-            log.warning(
-                "a provider of %s reported impossible counts, so they are estimated: %d tokens of input "
-                "(%d read from a cache, %d written to it), %d of output",
-                self._context.model.name,
-                usage.input_tokens,
-                usage.cached_input_tokens,
-                usage.cache_write_input_tokens,
-                usage.output_tokens,
-            )
-        return valid_input, valid_output
-
-    def _is_valid_input(self, usage: Usage) -> bool:
-        cached, written = usage.cached_input_tokens, usage.cache_write_input_tokens
-        return (
-            1 <= usage.input_tokens <= (self._context.model.limits.max_input_tokens or MAX_TOKENS)
-            and min(cached, written) >= 0
-            and cached + written <= usage.input_tokens
-            and 0 <= usage.cache_write_1h_input_tokens <= written
-        )
-
-    def partial_usage(self, task_input: TextInput) -> Usage:
-        return self._estimated_usage(self._pieces, self.output_bytes)
-
-    def _estimated_usage(self, pieces: int, size: int) -> Usage:
-        """The provider's count of the input if it has reported one, else Pomelo's: for text lower than that
-        of any tokenizer, for images a typical one. Each piece of output has at least one token."""
-        estimate = self._context.estimate
-        tokens = min(max(pieces, size // BYTES_PER_TOKEN), estimate.maximum.output_tokens)
-        counts = self._context.report.usage
-        if counts is not None and self._is_valid_input(reported := _from_counts(counts)):
-            return replace(reported, output_tokens=tokens, reasoning_tokens=0)
-        return Usage(
-            input_tokens=min(estimate.input_tokens, estimate.maximum.input_tokens), output_tokens=tokens
-        )
-
-    def usage(self) -> tuple[Usage, bool]:
-        return self._usage, self._counted
-
-
-def _from_counts(counts: UsageCounts) -> Usage:
-    reasoning = counts.reasoning_tokens
-    return Usage(
-        input_tokens=counts.input_tokens,
-        output_tokens=counts.output_tokens,
-        cached_input_tokens=counts.cached_input_tokens,
-        cache_write_input_tokens=counts.cache_write_input_tokens,
-        cache_write_1h_input_tokens=counts.cache_write_1h_input_tokens,
-        # It is part of a count that is charged, and is not charged itself.
-        reasoning_tokens=reasoning if 0 <= reasoning <= counts.output_tokens else 0,
-    )
-
-
-def _write_text(output: TextOutput, text: str) -> None:
-    message = output.message
-    message.role = ROLE_ASSISTANT
-    message.content.add().text = text
-
-
-def output_size(result: TaskResult) -> int:
-    return len(output_text(result.text).encode())
-
-
-def replay(result: TaskResult, audio: Path | None) -> Iterator[TaskEvent]:
-    """The deltas of a stored text, and the result without it."""
-    text = output_text(result.text)
-    if text:
-        event = TaskEvent()
-        event.text_delta.text = text
-        yield from split_text(event)
-    last = TaskEvent(completed=result)
-    last.completed.text.ClearField("message")
-    yield last
 
 
 DEFINITION = TaskDefinition(

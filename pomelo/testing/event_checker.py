@@ -8,7 +8,7 @@ from typing import Any
 from pomelo.catalog.reported_cost import microdollars
 from pomelo.gen.v1.image_pb2 import ImageOutput
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import Role, TextOutput
+from pomelo.gen.v1.text_pb2 import Role, TextOutput, ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 
@@ -25,6 +25,7 @@ class EventChecker:
         self._stream = stream
         self._needs_usage = needs_usage
         self._progress = -1.0
+        self._tool_calls = 0
         self.events = 0
         self.complete = False
         """Whether the events so far look like a complete response. Events of audio can't show that."""
@@ -40,6 +41,8 @@ class EventChecker:
         which = event.WhichOneof("event")
         if self._task_type == "text" and which == "text_delta":
             self._text_delta(event.text_delta.text)
+        elif self._task_type == "text" and which == "tool_call_delta":
+            self._tool_call_delta(event.tool_call_delta)
         elif self._task_type in ("text_to_speech", "speech_to_speech"):
             self._expect(which, "audio_chunk")
             self._audio(event)
@@ -85,6 +88,17 @@ class EventChecker:
         if not self._stream:
             self._report("a whole response has more than one event")
 
+    def _tool_call_delta(self, piece: ToolCallDelta) -> None:
+        self._text_delta(piece.name + piece.arguments_json)
+        if piece.index == self._tool_calls:
+            self._tool_calls += 1
+            if not (piece.id and piece.name):
+                self._report("the first piece of a tool call has no id or no name")
+        elif not 0 <= piece.index < self._tool_calls:
+            self._report("tool calls are not numbered from 0 without gaps")
+        elif piece.id or piece.name:
+            self._report("a later piece of a tool call has an id or a name")
+
     def _audio(self, event: Event) -> None:
         chunk = event.audio_chunk
         self.delivered += len(chunk.data)
@@ -119,11 +133,13 @@ class EventChecker:
         if not text.finish_reason:
             self._report("the result has no finish_reason")
         message = text.message
-        self.delivered += sum(len(part.text.encode()) for part in message.content)
+        for part in message.content:
+            generated = part.text or part.tool_call.name + part.tool_call.arguments_json
+            self.delivered += len(generated.encode())
         if text.HasField("message") and message.role != Role.ROLE_ASSISTANT:
             self._report("the message of the result must have the role assistant")
-        if not all(part.HasField("text") for part in message.content):
-            self._report("the message of the result must have nothing but text")
+        if not all(part.HasField("text") or part.HasField("tool_call") for part in message.content):
+            self._report("the message of the result must have nothing but text and tool calls")
 
     def _images(self, output: ImageOutput) -> None:
         images = output.images

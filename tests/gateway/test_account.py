@@ -44,6 +44,7 @@ def test_every_query_parameter_sets_its_field() -> None:
     assert parse_query(parameters) == records
     for name, dimension in (
         ("day", pb.USAGE_DIMENSION_DAY),
+        ("user", pb.USAGE_DIMENSION_USER),
         ("provider", pb.USAGE_DIMENSION_PROVIDER),
         ("code", pb.USAGE_DIMENSION_CODE),
     ):
@@ -97,7 +98,7 @@ def test_a_time_is_a_date_or_an_rfc_3339_time(text: str, seconds: int) -> None:
                 "2026-1-4",
             )
         ],
-        *[("group_by", text) for text in ("", "account", "MODEL", "hour")],
+        *[("group_by", text) for text in ("", "account", "MODEL", "hour", "metadata", "metadata.", "\udcff")],
         *[("failed", text) for text in ("", "1", "True", "yes")],
         *[(name, "\udcff") for name in ("model", "key_id", "page_token")],
         ("from_time", "2026-11-24"),
@@ -295,6 +296,12 @@ def test_a_page_has_one_to_a_thousand_records(size: int) -> None:
 def test_each_grouping_sets_its_enum_value(text: str, dimension: pb.UsageDimension.ValueType) -> None:
     request = parse_query({"group_by": text})
     assert request == pb.SumUsageRequest(group_by=[pb.UsageGrouping(dimension=dimension)])
+
+
+@pytest.mark.parametrize("key", ["team", "a.b", "model", "größe"])
+def test_usage_is_grouped_by_a_key_of_the_metadata(key: str) -> None:
+    request = parse_query({"group_by": f"metadata.{key}"})
+    assert request == pb.SumUsageRequest(group_by=[pb.UsageGrouping(metadata_key=key)])
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])

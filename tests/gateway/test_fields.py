@@ -16,11 +16,12 @@ from pomelo.gen.v1.image_pb2 import ImageFormat
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.speech_pb2 import TimestampGranularity
 from pomelo.gen.v1.task_pb2 import TaskSpec, TaskType
-from pomelo.gen.v1.text_pb2 import ContentPart, Role
+from pomelo.gen.v1.text_pb2 import ContentPart, ReasoningEffort, Role
 
 TEXT, IMAGE, TTS = TaskType.TASK_TYPE_TEXT, TaskType.TASK_TYPE_IMAGE, TaskType.TASK_TYPE_TEXT_TO_SPEECH
 STS, STT = TaskType.TASK_TYPE_SPEECH_TO_SPEECH, TaskType.TASK_TYPE_SPEECH_TO_TEXT
 HI = [{"role": "user", "content": "Hi"}]
+WITHOUT_EFFECT = {"n", "logprobs", "top_logprobs", "logit_bias"}
 
 
 def build(task_type: int, values: dict[str, Any], *, form: bool = False) -> TaskSpec:
@@ -47,12 +48,21 @@ def test_every_field_of_a_text_task_is_set_in_the_message() -> None:
         "seed": 2**53 - 1,
         "presence_penalty": -2,
         "frequency_penalty": 0.5,
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "response_format": {"type": "json_object"},
+        "reasoning_effort": "xhigh",
         "user": "u",
+        "metadata": {"team": "a"},
     }
     task = build(TEXT, values)
     text = task.text
-    assert {f.name for f, _ in text.ListFields()} | {"user"} == set(TASK_FORMATS[TEXT].fields)
-    assert task.user == "u"
+    assert set(values) | WITHOUT_EFFECT == set(TASK_FORMATS[TEXT].fields)
+    of_message = {f.name for f, _ in text.ListFields()}
+    assert of_message == set(values) - {"user", "metadata", "response_format"} | {"format"}
+    assert (task.user, dict(task.metadata)) == ("u", {"team": "a"})
+    assert text.reasoning_effort == ReasoningEffort.REASONING_EFFORT_XHIGH
     (message,) = text.messages
     assert (message.role, list(message.content)) == (Role.ROLE_USER, [ContentPart(text="Hi")])
     assert (text.max_tokens, text.temperature, text.top_p, list(text.stop)) == (100, 0.7, 1.0, ["a", "b"])
@@ -65,6 +75,7 @@ def test_every_field_of_the_other_task_types_is_set_in_the_message() -> None:
         "output_format": "mp3_44100_128",
         "seed": 1,
         "response_format": "url",
+        "metadata": {"team": "a"},
     }
     image = {
         "prompt": "p",
@@ -75,6 +86,7 @@ def test_every_field_of_the_other_task_types_is_set_in_the_message() -> None:
         "seed": 42,
         "output_format": "jpg",
         "response_format": "b64_json",
+        "metadata": {"team": "a"},
     }
     cases: list[tuple[int, str, dict[str, Any]]] = [
         (IMAGE, "image", image),
@@ -83,13 +95,20 @@ def test_every_field_of_the_other_task_types_is_set_in_the_message() -> None:
         (
             STT,
             "speech_to_text",
-            {"language_code": "en", "diarize": True, "num_speakers": 2, "timestamps": "none"},
+            {
+                "language_code": "en",
+                "diarize": True,
+                "num_speakers": 2,
+                "timestamps": "none",
+                "metadata": {"team": "a"},
+            },
         ),
     ]
     for task_type, name, values in cases:
         message = getattr(build(task_type, values), name)
         assert set(values) == set(TASK_FORMATS[task_type].fields)
-        assert {f.name for f, _ in message.ListFields()} == set(values) - {"response_format"}
+        assert {f.name for f, _ in message.ListFields()} == set(values) - {"response_format", "metadata"}
+        assert dict(build(task_type, values).metadata) == {"team": "a"}
     assert [delivery(task_type, values) for task_type, _, values in cases] == [
         MediaDelivery.MEDIA_DELIVERY_INLINE,
         MediaDelivery.MEDIA_DELIVERY_LINK,
@@ -309,8 +328,8 @@ def test_a_voice_setting_that_is_null_is_absent(field: str) -> None:
     assert settings.ListFields() == []
 
 
-@pytest.mark.parametrize("field", ["detail", "URL", "x"])
-def test_an_image_url_object_has_only_the_field_url(field: str) -> None:
+@pytest.mark.parametrize("field", ["details", "URL", "x"])
+def test_an_image_url_object_has_only_the_fields_url_and_detail(field: str) -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", field: "high"}}
     error = refusal(TEXT, {"messages": [{"role": "user", "content": [part]}]})
     assert (error.code, error.field) == (

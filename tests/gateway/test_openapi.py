@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jsonschema_rs
@@ -46,14 +47,16 @@ SCHEMAS = DOCUMENT["components"]["schemas"]
 
 
 def described_rules(schema: dict[str, Any]) -> dict[str, FieldRule]:
-    """The rules that the schema of an object describes, by field; without the fields of every task type."""
-    fields = {name: each for name, each in schema["properties"].items() if name not in COMMON_FIELDS}
+    """The rules that the schema of an object describes, by field; without the fields of every task type, and
+    those that have no effect."""
+    without_rule = COMMON_FIELDS | {"n", "logprobs", "top_logprobs", "logit_bias"}
+    fields = {name: each for name, each in schema["properties"].items() if name not in without_rule}
     return {name: described_rule(each, name in schema["required"]) for name, each in fields.items()}
 
 
 def described_rule(schema: dict[str, Any], required: bool) -> FieldRule:
     """The rule that a field's schema describes."""
-    if "anyOf" in schema:
+    if "anyOf" in schema and "type" not in schema:
         reference, null = schema["anyOf"]
         assert null == {"type": "null"}
         name = reference["$ref"].removeprefix("#/components/schemas/")
@@ -70,7 +73,7 @@ def described_rule(schema: dict[str, Any], required: bool) -> FieldRule:
         minimum=schema.get("minimum"),
         maximum=schema.get("maximum"),
         max_length=schema.get("maxLength"),
-        max_items=schema.get("maxItems"),
+        max_items=schema.get("maxItems", schema.get("maxProperties")),
         choices=tuple(each for each in choices if each is not None),
         default=schema.get("default"),
     )
@@ -115,10 +118,15 @@ def test_every_operation_describes_the_errors_that_any_request_may_get(path: str
 def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
     (operation,) = DOCUMENT["paths"]["/api/v1/usage"].values()
     schemas = {each["name"]: each["schema"] for each in operation["parameters"]}
-    for group in schemas["group_by"]["enum"]:
+    dimensions, metadata = schemas["group_by"]["anyOf"]
+    for group in dimensions["enum"]:
         request = parse_query({"group_by": group})
         assert isinstance(request, pb.SumUsageRequest)
         assert request.group_by[0].dimension
+    assert re.fullmatch(metadata["pattern"], "metadata.a b")
+    request = parse_query({"group_by": "metadata.a b"})
+    assert isinstance(request, pb.SumUsageRequest)
+    assert request.group_by[0].metadata_key == "a b"
     for bound in ("minimum", "maximum"):
         size = schemas["page_size"][bound]
         assert parse_query({"page_size": str(size)}).page_size == size

@@ -14,11 +14,11 @@ from gateway.media import public_links
 from gateway.objects import render_model
 from gateway.types import TASK_FORMATS, render_result
 from gateway.types.base import Link, StreamObjects
-from gateway.types.text import render_delta, render_last
+from gateway.types.text.results import render_delta, render_last, render_tool_call
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted, TaskType
-from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TextOutput
+from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, TextOutput, ToolCall, ToolCallDelta
 
 AWKWARD = 'quote " back\\slash \n \x01 \u2028 é 🍊 </script>'
 
@@ -80,12 +80,69 @@ def test_cached_tokens_are_rendered_if_there_are_any(cached: int, written: int) 
     }
 
 
+@pytest.mark.parametrize(("text", "content"), [("", None), (AWKWARD, AWKWARD)])
+def test_tool_calls_have_the_shape_of_openai(text: str, content: str | None) -> None:
+    task_result = result()
+    parts = task_result.text.message.content
+    if text:
+        parts.add(text=text)
+    parts.add().tool_call.MergeFrom(ToolCall(id="call_1", name="weather", arguments_json='{"city":"é"}'))
+    parts.add().tool_call.MergeFrom(ToolCall(id="call_2", name="now", arguments_json=AWKWARD))
+    assert rendered(task_result)["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": content,
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": "weather", "arguments": '{"city":"é"}'},
+            },
+            {"id": "call_2", "type": "function", "function": {"name": "now", "arguments": AWKWARD}},
+        ],
+    }
+
+
+def test_pieces_of_tool_calls_have_the_shape_of_openai() -> None:
+    objects = StreamObjects(TaskStarted(id="x_1"))
+    first = ToolCallDelta(index=0, id="call_1", name="weather")
+    deltas = []
+    for piece in (
+        first,
+        ToolCallDelta(index=0, arguments_json=AWKWARD),
+        ToolCallDelta(index=1, id="b", name="now"),
+    ):
+        (chunk,) = render_tool_call(objects, piece)
+        (choice,) = json.loads(chunk)["choices"]
+        assert (choice["index"], choice["finish_reason"]) == (0, None)
+        deltas.append(choice["delta"])
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+    assert deltas == [
+        {"role": "assistant", "tool_calls": [call]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": AWKWARD}}]},
+        {
+            "tool_calls": [
+                {"index": 1, "id": "b", "type": "function", "function": {"name": "now", "arguments": ""}}
+            ]
+        },
+    ]
+    last = json.loads(render_last(objects, result()))
+    assert last["choices"][0]["delta"] == {}
+
+
+def test_reasoning_tokens_are_rendered_if_there_are_any() -> None:
+    task_result = result()
+    task_result.text.SetInParent()
+    task_result.usage.output_tokens, task_result.usage.reasoning_tokens = 9, 4
+    assert rendered(task_result)["usage"]["completion_tokens_details"] == {"reasoning_tokens": 4}
+
+
 @pytest.mark.parametrize(
     ("reason", "shown"),
     [
         (FinishReason.FINISH_REASON_STOP, "stop"),
         (FinishReason.FINISH_REASON_LENGTH, "length"),
         (FinishReason.FINISH_REASON_CONTENT_FILTER, "content_filter"),
+        (FinishReason.FINISH_REASON_TOOL_CALLS, "tool_calls"),
         (FinishReason.FINISH_REASON_UNSPECIFIED, None),
     ],
 )

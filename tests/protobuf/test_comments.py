@@ -7,9 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.fields import FIELD_RULES, MAX_METADATA_VALUE, MAX_PARTS, MAX_USER_CHARACTERS, FieldRule
+from pomelo.errors import PomeloError
+from pomelo.fields import (
+    FIELD_RULES,
+    MAX_CALL_CHARACTERS,
+    MAX_METADATA_KEY,
+    MAX_METADATA_PAIRS,
+    MAX_METADATA_VALUE,
+    MAX_PARTS,
+    MAX_SCHEMA_CHARACTERS,
+    MAX_SCHEMAS_CHARACTERS,
+    MAX_USER_CHARACTERS,
+    FieldRule,
+    check_name,
+)
 from pomelo.gen.v1.task_pb2 import TaskSpec, TaskType
-from pomelo.tasks.labels import MAX_KEY_CHARACTERS, MAX_PAIRS
 
 PROTO = Path(__file__).parents[2] / "proto" / "pomelo" / "v1"
 _FIELD = re.compile(r"((?:^ *// .*\n)+) *(?:optional |repeated )?[\w.<>, ]+ (\w+) = \d+;", re.MULTILINE)
@@ -80,6 +92,22 @@ def test_the_comments_of_messages_and_labels_state_their_limits() -> None:
     labels = comments("TaskSpec")
     assert f"up to {MAX_USER_CHARACTERS} characters" in labels["user"]
     assert (
-        f"up to {MAX_PAIRS} pairs, keys of 1 to {MAX_KEY_CHARACTERS} characters, values of up to {MAX_METADATA_VALUE}"
+        f"up to {MAX_METADATA_PAIRS} pairs, keys of 1 to {MAX_METADATA_KEY} characters, values of up to {MAX_METADATA_VALUE}"
         in labels["metadata"]
     )
+
+
+def test_the_comments_of_tools_state_their_limits() -> None:
+    call = comments("ToolCall")
+    assert f": 1 to {MAX_CALL_CHARACTERS} characters" in call["id"]
+    assert f": 1 to {MAX_CALL_CHARACTERS} characters" in call["name"]
+    schema = f"at most {MAX_SCHEMA_CHARACTERS:,} characters"
+    assert f"{schema}, and at most {MAX_SCHEMAS_CHARACTERS:,} in all" in comments("Tool")["parameters_json"]
+    assert schema in comments("JsonSchema")["schema_json"]
+
+
+@pytest.mark.parametrize("message", ["Message", "Tool", "JsonSchema"])
+def test_the_comment_of_a_name_states_its_characters(message: str) -> None:
+    with pytest.raises(PomeloError) as refused:
+        check_name("ä", "name")
+    assert refused.value.values["expected"] in comments(message)["name"]

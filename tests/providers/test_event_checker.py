@@ -8,7 +8,15 @@ import pytest
 
 from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.gen.v1.text_pb2 import ContentPart, ImagePart, Message, Role, TextDelta, TextOutput
+from pomelo.gen.v1.text_pb2 import (
+    ContentPart,
+    ImagePart,
+    Message,
+    Role,
+    TextDelta,
+    TextOutput,
+    ToolCallDelta,
+)
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.text import completed_text
@@ -34,6 +42,11 @@ def problems(*events: Event, stream: bool = True, needs_usage: bool = True) -> l
         checker.add(event)
     checker.end()
     return checker.problems
+
+
+def call_piece(index: int, **first: str) -> Event:
+    """A piece of a tool call; `first` are the id and the name in its first piece."""
+    return Event(tool_call_delta=ToolCallDelta(index=index, arguments_json="{", **first))
 
 
 def message(part: ContentPart, role: Role.ValueType = Role.ROLE_ASSISTANT) -> Event:
@@ -76,7 +89,7 @@ def test_the_text_of_deltas_and_of_the_message_is_delivered() -> None:
         ),
         (
             message(ContentPart(image=ImagePart())),
-            "the message of the result must have nothing but text",
+            "the message of the result must have nothing but text and tool calls",
         ),
         (
             Event(completed=TaskResult(transcription=Transcription())),
@@ -87,6 +100,22 @@ def test_the_text_of_deltas_and_of_the_message_is_delivered() -> None:
 )
 def test_a_wrong_last_event_is_a_problem(last: Event, problem: str) -> None:
     assert problem in problems(WORD, last)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "found"),
+    [
+        ([call_piece(0, id="a", name="x"), call_piece(0), call_piece(1, id="b", name="x")], []),
+        ([call_piece(0, id="a")], ["the first piece of a tool call has no id or no name"]),
+        ([call_piece(1, id="a", name="x")], ["tool calls are not numbered from 0 without gaps"]),
+        (
+            [call_piece(0, id="a", name="x")] * 2,
+            ["a later piece of a tool call has an id or a name"],
+        ),
+    ],
+)
+def test_pieces_of_tool_calls_must_belong_together(pieces: list[Event], found: list[str]) -> None:
+    assert problems(*pieces, completed_text("", STOP, USAGE)) == found
 
 
 @pytest.mark.parametrize(

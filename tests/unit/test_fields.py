@@ -49,7 +49,9 @@ RANGES: list[tuple[str, str, float, float]] = [
 LENGTHS = [
     (TEXT, "messages", 10_000, "invalid_parameter"),
     (TEXT, "stop", 4, "invalid_parameter"),
+    (TEXT, "tools", 128, "invalid_parameter"),
     (TEXT, "user", 256, "invalid_parameter"),
+    *[(model, "metadata", 16, "invalid_parameter") for model in BODIES],
     (IMAGE, "prompt", 10_000, "context_length_exceeded"),
     (TTS, "text", 10_000, "context_length_exceeded"),
     (TTS, "voice", 64, "invalid_parameter"),
@@ -80,10 +82,10 @@ def refusal_of(model: str, field: str, value: float) -> str:
     return refusal(model, given)
 
 
-def refusal_of_user(user: str) -> str:
-    """What a task with this id of the end user is refused for."""
+def refusal_of_labels(**labels: Any) -> str:
+    """What a task with this id of the end user, or this metadata, is refused for."""
     try:
-        check_labels(TaskSpec(user=user))
+        check_labels(TaskSpec(**labels))
     except PomeloError as error:
         return f"{error.code} {error.field}"
     return ""
@@ -91,9 +93,11 @@ def refusal_of_user(user: str) -> str:
 
 @EACH_TYPE
 def test_every_field_of_an_input_and_of_a_rest_body_has_a_rule(model: str) -> None:
-    # In a message, the user is part of the TaskSpec, and response_format is TaskOptions.delivery.
-    of_body = {TEXT: {"user"}, STT: set()}.get(model, {"response_format"})
-    assert set(RULES[model]) == {field.name for field in input_descriptor(model).fields} | of_body
+    # In a message, the user and metadata are part of the TaskSpec; response_format is TaskOptions.delivery, or the
+    # format of a text.
+    of_body = {TEXT: {"user", "response_format"}, STT: set()}.get(model, {"response_format"}) | {"metadata"}
+    of_message = {field.name for field in input_descriptor(model).fields} - {"format"}
+    assert set(RULES[model]) == of_message | of_body
     assert set(VOICE_SETTINGS_FIELDS) == {field.name for field in speech_pb2.VoiceSettings.DESCRIPTOR.fields}
 
 
@@ -152,7 +156,12 @@ def test_a_text_or_a_list_has_at_most_its_maximum_length(
         if field in ("messages", "stop"):
             value = [BODIES[TEXT]["messages"][0] if field == "messages" else "x"] * count
         if field == "user":
-            assert refusal_of_user(value) == refused
+            assert refusal_of_labels(user=value) == refused
+        elif field == "metadata":
+            assert refusal_of_labels(metadata={str(key): "" for key in range(count)}) == refused
+        elif field == "tools":
+            tools = [{"type": "function", "function": {"name": str(index)}} for index in range(count)]
+            assert refusal(model, task_input(model, tools=tools)) == refused
         else:
             assert refusal(model, task_input(model, **{field: value})) == refused
 

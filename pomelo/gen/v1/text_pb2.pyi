@@ -198,7 +198,7 @@ class ToolCall(_message.Message):
     id: _builtins.str
     """Its id, as the model made it: 1 to 256 characters. Required."""
     name: _builtins.str
-    """The name of the tool. Required."""
+    """The name of the tool, as the model wrote it: 1 to 256 characters. Required."""
     arguments_json: _builtins.str
     """The arguments, as the model wrote them: usually a JSON object, as text, with its members in their order; nothing
     guarantees that it is valid. Empty is the same as {}.
@@ -228,7 +228,7 @@ class ToolResult(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     IS_ERROR_FIELD_NUMBER: _builtins.int
     tool_call_id: _builtins.str
-    """The id of the call. Required."""
+    """The id of a call in the last message of the assistant, which has no other result. Required."""
     content: _builtins.str
     """What the tool returned, as text. It may be empty."""
     is_error: _builtins.bool
@@ -266,7 +266,9 @@ class ContentPart(_message.Message):
 
     @_builtins.property
     def tool_call(self) -> Global___ToolCall:
-        """A call of a tool; only in messages with the role assistant, after their text."""
+        """A call of a tool; only in messages with the role assistant, after their text. Each call of a message has another
+        id, and its result in the messages with the role tool that follow.
+        """
 
     @_builtins.property
     def tool_result(self) -> Global___ToolResult:
@@ -339,7 +341,9 @@ class Tool(_message.Message):
     description: _builtins.str
     """What it does and when to call it. Default: none."""
     parameters_json: _builtins.str
-    """The JSON Schema of its arguments, an object, as text; the order of its members is kept. Default: no arguments."""
+    """The JSON Schema of its arguments, an object, as text of at most 100,000 characters, and at most 1,000,000 in all
+    tools together; the order of its members is kept. Default: no arguments.
+    """
     strict: _builtins.bool
     """Whether the arguments always match the schema, which then may use only a part of JSON Schema. Default: the
     provider's.
@@ -432,7 +436,7 @@ class JsonSchema(_message.Message):
     description: _builtins.str
     """What the output is for. Default: none."""
     schema_json: _builtins.str
-    """The JSON Schema, an object, as text; the order of its members is kept. Required."""
+    """The JSON Schema, an object, as text of at most 100,000 characters; the order of its members is kept. Required."""
     strict: _builtins.bool
     """Whether the output always matches the schema, which then may use only a part of JSON Schema. Default: the
     provider's.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from itertools import cycle, islice
+from typing import NamedTuple
+
+from pydantic_core import from_json
 
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import FinishReason, Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextInput
+from pomelo.providers.base import Event
+from pomelo.providers.input_texts import other_texts
+from pomelo.providers.sandbox.examples import example_of
 
 IMAGE_TOKENS = 85
 """Tokens of an image in a message."""
@@ -35,17 +42,31 @@ _FILLER = (
 )
 
 
-def read_prompt(messages: Sequence[Message]) -> tuple[str, int]:
-    """The text of the user's last message (empty without one), and the tokens of all messages."""
+class Prompt(NamedTuple):
+    """The text of the user's last message (empty without one), that of the tools' results if they come last
+    (None: they do not), and the tokens of the whole input."""
+
+    text: str
+    result: str | None
+    tokens: int
+
+
+def read_prompt(given: TextInput) -> Prompt:
     tokens = 0
     last = ""
-    for message in messages:
+    results: list[str] | None = None
+    for message in given.messages:
         parts = message.content
         text = "\n".join([part.text for part in parts if part.HasField("text")])
         tokens += len(text.split()) + IMAGE_TOKENS * sum(part.HasField("image") for part in parts)
+        if message.role == Role.ROLE_TOOL:
+            results = [*(results or ()), *(part.tool_result.content for part in parts)]
+        else:
+            results = None
         if message.role == Role.ROLE_USER:
             last = text
-    return last, tokens
+    tokens += sum(len(text.split()) for text in other_texts(given))
+    return Prompt(last, None if results is None else " ".join(results), tokens)
 
 
 def check_length(tokens: int, limit: int) -> None:
@@ -63,25 +84,24 @@ def check_length(tokens: int, limit: int) -> None:
         )
 
 
+def output_limit(given: TextInput, model_limit: int) -> int:
+    """The tokens that an answer may have; 0: any number. So is a `model_limit` of 0."""
+    return min(filter(None, (model_limit, given.max_tokens)), default=0)
+
+
 def reply(
-    prompt: str, given: TextInput, model: str, words: int = 0, max_tokens: int = 0
+    prompt: Prompt, given: TextInput, model: str, words: int = 0, limit: int = 0
 ) -> tuple[str, FinishReason.ValueType]:
     """The reply to `prompt`, with one space between words, and its finish reason.
 
-    `words` is the requested length (0: a short reply); `max_tokens` is the model's limit (0: none).
+    `words` is the requested length (0: a short reply); `limit` is the most words (0: any number).
     """
-    digest = zlib.crc32(f"{model} {given.seed if given.HasField('seed') else '-'} {prompt}".encode())
-    first = digest % len(_FILLER)
-    second = (first + 1 + (digest >> 8) % (len(_FILLER) - 1)) % len(_FILLER)
-    echo = " ".join(prompt[:200].split()[:12])
-    text = (
-        f'This is the Pomelo sandbox, answering for {model}. You said: "{echo}" '
-        f"{_FILLER[first]} {_FILLER[second]}"
-    )
-    limit = min(filter(None, (max_tokens, given.max_tokens)), default=0)
-    if words:
-        # One more than the limit shows below that the reply was truncated.
-        text = _of_length(text, first, min(words, (limit or MAX_WORDS) + 1))
+    text = _prose(prompt, given, model, words, limit)
+    output_format = given.format.WhichOneof("format")
+    if output_format == "json_schema":
+        text = json.dumps(example_of(from_json(given.format.json_schema.schema_json)), ensure_ascii=False)
+    elif output_format == "json_object":
+        text = json.dumps({"answer": text}, ensure_ascii=False)
     finish = FinishReason.FINISH_REASON_STOP
     # A word has at least a letter and a space, so most replies are known to be short without splitting them.
     if limit and len(text) >= limit * 2 and (pieces := text.split(" ", limit))[limit:]:
@@ -92,6 +112,34 @@ def reply(
         if ends:
             return text[: min(ends)].rstrip(" "), FinishReason.FINISH_REASON_STOP
     return text, finish
+
+
+def _prose(prompt: Prompt, given: TextInput, model: str, words: int, limit: int) -> str:
+    seed = given.seed if given.HasField("seed") else "-"
+    digest = zlib.crc32(f"{model} {seed} {prompt.text}".encode())
+    first = digest % len(_FILLER)
+    second = (first + 1 + (digest >> 8) % (len(_FILLER) - 1)) % len(_FILLER)
+    said, quoted = (
+        ("You said", prompt.text) if prompt.result is None else ("The tool returned", prompt.result)
+    )
+    echo = " ".join(quoted[:200].split()[:12])
+    text = (
+        f'This is the Pomelo sandbox, answering for {model}. {said}: "{echo}" '
+        f"{_FILLER[first]} {_FILLER[second]}"
+    )
+    if words:
+        # One more than the limit shows that the reply was truncated.
+        text = _of_length(text, first, min(words, (limit or MAX_WORDS) + 1))
+    return text
+
+
+def pieces(text: str) -> Iterator[Event]:
+    """The text as deltas of a word each."""
+    for index, word in enumerate(text.split(" ") if text else ()):
+        # Filling a new event in place takes a third of the time of building its parts first.
+        event = Event()
+        event.text_delta.text = " " + word if index else word
+        yield event
 
 
 def count(text: str) -> int:

@@ -11,6 +11,7 @@ from pomelo.errors import TABLE, PomeloError, invalid, missing, unsupported_mode
 _TRIGGER = re.compile(r"\[\[([a-z]+)(?::([a-z0-9_.]{1,40}))?\]\]")
 _SECONDS = re.compile(r"\d{1,4}(?:\.\d{1,6})?")
 _WORDS = re.compile(r"[1-9]\d{0,8}")
+_CALLS = re.compile(r"[1-9]\d?")
 _BEFORE_TASKS = {"unsupported_media_type", "not_found", "method_not_allowed", "model_not_found"}
 ERRORS = frozenset(TABLE) - _BEFORE_TASKS
 """The codes that `[[error:CODE]]` accepts: all but those that a front end returns before there is a task."""
@@ -18,12 +19,13 @@ ERRORS = frozenset(TABLE) - _BEFORE_TASKS
 
 @dataclass(frozen=True, slots=True)
 class Triggers:
-    """The triggers of a text; `delay` and `pace` are in seconds, `words` is 0 for the default length."""
+    """The triggers of a text; `delay` and `pace` are in seconds, `words` and `calls` 0 for the default."""
 
     error: str = ""
     delay: float = 0
     pace: float = 0
     words: int = 0
+    calls: int = 0
     stall: bool = False
     cut: bool = False
 
@@ -48,6 +50,8 @@ def parse(text: str) -> Triggers:
             found[name] = float(value)
         elif name == "words" and _WORDS.fullmatch(value):
             found["words"] = int(value)
+        elif name == "calls" and _CALLS.fullmatch(value):
+            found["calls"] = int(value)
         elif name in ("stall", "cut") and not value:
             found[name] = True
     return Triggers(**found) if found else NO_TRIGGERS  # type: ignore[arg-type]

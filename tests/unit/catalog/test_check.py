@@ -68,6 +68,12 @@ def limited(limits: str) -> str:
         (entry("x", route="clamp = { seed = [1, 2, 0] }"), "clamp.seed: must have a third number above 0"),
         (entry("x", route="clamp = { seed = [1] }"), "clamp.seed: must be two numbers"),
         (entry("x", route="clamp = { seed = [true, 1] }"), "clamp.seed: must be two numbers"),
+        (entry("x", "text", "efforts = []"), "routes[0].efforts: must be a list of at least one"),
+        (
+            entry("x", "text", 'efforts = ["hgh"]'),
+            "routes[0].efforts[0]: must be reasoning efforts. Did you mean high?",
+        ),
+        (entry("x", route='efforts = ["high"]'), "routes[0].efforts: is not a key of image"),
         *[
             (entry("x", route=key), f"routes[0].{missing}: is missing beside {key.split()[0]}")
             for key, missing in (

@@ -13,7 +13,22 @@ from pomelo.catalog.pricing import Prices
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TextToSpeechInput, VoiceSettings
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import (
+    REASONING_EFFORT_HIGH,
+    REASONING_EFFORT_LOW,
+    REASONING_EFFORT_MAX,
+    REASONING_EFFORT_MEDIUM,
+    REASONING_EFFORT_MINIMAL,
+    REASONING_EFFORT_NONE,
+    ContentPart,
+    Message,
+    ReasoningEffort,
+    Role,
+    TextFormat,
+    TextInput,
+    Tool,
+    ToolChoice,
+)
 from pomelo.providers.fitting import Fitting, Given, Hook, fit
 
 MESSAGES = [Message(role=Role.ROLE_USER, content=[ContentPart(text="Hi")])]
@@ -171,3 +186,65 @@ def test_the_message_of_a_refusal_has_the_limit_of_the_model(
     made = fit_input(ImageInput(prompt="x", width=2001), clamp={"width": clamp})
     error = made.refusal()
     assert (error.code, error.field, error.message) == ("invalid_parameter", "width", takes)
+
+
+def test_a_model_without_tools_gets_none_and_no_choice_between_them() -> None:
+    original = TextInput(
+        messages=MESSAGES,
+        tools=[Tool(name="weather")],
+        tool_choice=ToolChoice(mode=ToolChoice.MODE_REQUIRED),
+        parallel_tool_calls=False,
+    )
+    made = fit_input(original, drop=["tools"])
+    assert made.input == TextInput(messages=MESSAGES)
+    assert adjusted_header(made.adjustments) == "tools; tool_choice; parallel_tool_calls"
+    assert fit_input(original).input is original
+
+
+def test_the_format_of_the_output_has_the_name_that_callers_know() -> None:
+    original = TextInput(format=TextFormat(json_object=TextFormat.JsonObject()))
+    made = fit_input(original, drop=["format"])
+    assert (adjusted_header(made.adjustments), made.input) == ("response_format", TextInput())
+    assert made.refusal().field == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("efforts", "given", "used", "reported"),
+    [
+        ((), REASONING_EFFORT_MAX, REASONING_EFFORT_MAX, ""),
+        ((REASONING_EFFORT_LOW,), 0, 0, ""),
+        ((REASONING_EFFORT_NONE, REASONING_EFFORT_HIGH), REASONING_EFFORT_HIGH, REASONING_EFFORT_HIGH, ""),
+        (
+            (REASONING_EFFORT_NONE, REASONING_EFFORT_HIGH),
+            REASONING_EFFORT_MAX,
+            REASONING_EFFORT_HIGH,
+            "reasoning_effort=high",
+        ),
+        (
+            (REASONING_EFFORT_LOW, REASONING_EFFORT_MEDIUM),
+            REASONING_EFFORT_NONE,
+            REASONING_EFFORT_LOW,
+            "reasoning_effort=low",
+        ),
+        (
+            (REASONING_EFFORT_NONE, REASONING_EFFORT_LOW),
+            REASONING_EFFORT_MINIMAL,
+            REASONING_EFFORT_NONE,
+            "reasoning_effort=none",
+        ),
+    ],
+)
+def test_a_reasoning_effort_is_the_nearest_one_of_the_route(
+    efforts: tuple[ReasoningEffort.ValueType, ...],
+    given: ReasoningEffort.ValueType,
+    used: ReasoningEffort.ValueType,
+    reported: str,
+) -> None:
+    made = fit_input(TextInput(messages=MESSAGES, reasoning_effort=given), efforts=efforts)
+    assert (made.input.reasoning_effort, adjusted_header(made.adjustments)) == (used, reported)
+
+
+def test_the_message_of_a_refused_effort_lists_those_of_the_route() -> None:
+    given = TextInput(reasoning_effort=REASONING_EFFORT_MAX)
+    made = fit_input(given, efforts=(REASONING_EFFORT_NONE, REASONING_EFFORT_HIGH))
+    assert made.refusal().message == "Invalid reasoning_effort: must be one of none, high"

@@ -13,10 +13,21 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk, Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskStarted
-from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, ImagePart, Message, Role, TextDelta, TextOutput
+from pomelo.gen.v1.text_pb2 import (
+    ContentPart,
+    FinishReason,
+    ImagePart,
+    Message,
+    Role,
+    TextDelta,
+    TextOutput,
+    ToolCall,
+    ToolCallDelta,
+)
 from pomelo.providers.base import Job
 from pomelo.providers.chunks import MAX_TEXT_CHARS
-from pomelo.providers.guard import GuardedEvents
+from pomelo.providers.guard import MAX_TOOL_CALLS, GuardedEvents
+from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.text import completed_text
 from pomelo.testing.samples import sample
 
@@ -30,6 +41,18 @@ IMAGE = TaskEvent(
 TRANSCRIPT = TaskEvent(completed=TaskResult(transcription=Transcription(text="Hi")))
 AUDIO = TaskEvent(audio_chunk=AudioChunk(data=b"x", content_type="audio/mpeg"))
 AN_IMAGE = ContentPart(image=ImagePart())
+A_CALL = ContentPart(tool_call=ToolCall(id="call_1", name="weather"))
+
+
+def piece(index: int, arguments: str = "", **first: str) -> TaskEvent:
+    """A piece of a tool call; `first` are the id and the name in its first piece."""
+    return TaskEvent(tool_call_delta=ToolCallDelta(index=index, arguments_json=arguments, **first))
+
+
+FIRST = piece(0, id="call_1", name="weather")
+SECOND = piece(1, "{}", id="call_2", name="weather")
+LATE = "yielded a piece of tool call {} too early"
+UNUSABLE = "yielded a tool call without a usable id and name"
 
 
 def message(*parts: ContentPart, role: Any = Role.ROLE_ASSISTANT) -> TaskEvent:
@@ -57,6 +80,10 @@ async def guarded(task_type: str, *yielded: TaskEvent, stream: bool = True) -> l
         ("text", [WORD, message(ContentPart(text=" there"))]),
         ("text", [message(ContentPart(text="a"), ContentPart(text="b"))]),
         ("text", [message()]),
+        ("text", [message(A_CALL)]),
+        ("text", [message(ContentPart(text="Hi"), A_CALL)]),
+        ("text", [WORD, FIRST, piece(0, '{"a":'), SECOND, piece(0, "1}"), WORD, TEXT]),
+        ("text", [piece(0, id="call_2", name="x"), message(A_CALL)]),
         ("image", [PROGRESS, IMAGE]),
         ("image", [IMAGE]),
         ("speech_to_text", [TRANSCRIPT]),
@@ -102,6 +129,29 @@ async def test_the_events_of_a_task_type_are_passed_on_unchanged(
         ("text", [message(role=0)], "yielded a message of the role 0 instead of the assistant's"),
         ("text", [message(ContentPart(text="Hi"), AN_IMAGE)], "yielded a message with image"),
         ("text", [message(ContentPart())], "yielded a message with an empty part"),
+        ("text", [message(A_CALL, ContentPart(text="Hi"))], "yielded a message with text after a tool call"),
+        ("text", [message(A_CALL, A_CALL)], "yielded two tool calls with the same id"),
+        ("text", [FIRST, message(A_CALL)], "yielded two tool calls with the same id"),
+        ("text", [message(ContentPart(tool_call=ToolCall(id="call_1")))], UNUSABLE),
+        ("text", [message(ContentPart(tool_call=ToolCall(name="weather")))], UNUSABLE),
+        ("text", [piece(0, "{}")], UNUSABLE),
+        ("text", [piece(0, id="x" * 257, name="weather")], UNUSABLE),
+        ("text", [piece(0, id="x", name="y" * 257)], UNUSABLE),
+        ("text", [SECOND], LATE.format(1)),
+        ("text", [FIRST, piece(2)], LATE.format(2)),
+        ("text", [FIRST, piece(-1)], LATE.format(-1)),
+        ("text", [FIRST, FIRST], "yielded the beginning of a tool call twice"),
+        ("image", [FIRST], "yielded tool_call_delta for a task of type image"),
+        (
+            "text",
+            [piece(index, id=f"call_{index}", name="x") for index in range(MAX_TOOL_CALLS + 1)],
+            "yielded more than 99 tool calls",
+        ),
+        (
+            "text",
+            [FIRST, *[piece(0, "x" * MAX_TEXT_CHARS)] * (MAX_BODY_BYTES // MAX_TEXT_CHARS + 1)],
+            "yielded tool calls with more than 8,388,608 characters",
+        ),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -124,3 +174,16 @@ async def test_a_long_text_at_the_end_of_a_stream_is_split() -> None:
 async def test_a_long_text_of_a_whole_response_is_not_split() -> None:
     event = completed_text("x" * (MAX_TEXT_CHARS + 1), STOP, None)
     assert await guarded("text", event, stream=False) == [event]
+
+
+async def test_long_arguments_in_a_piece_of_a_stream_are_split() -> None:
+    arguments = "x" * MAX_TEXT_CHARS + "y"
+    first, second, _ = await guarded("text", piece(0, arguments, id="call_1", name="weather"), TEXT)
+    assert first == piece(0, "x" * MAX_TEXT_CHARS, id="call_1", name="weather")
+    assert second == piece(0, "y")
+
+
+async def test_a_long_text_at_the_end_of_a_stream_keeps_its_tool_calls() -> None:
+    delta, last = await guarded("text", message(ContentPart(text="x" * (MAX_TEXT_CHARS + 1)), A_CALL))
+    assert delta.text_delta.text == "x" * MAX_TEXT_CHARS
+    assert last == message(ContentPart(text="x"), A_CALL)

@@ -112,7 +112,7 @@ async def test_triggered_errors_have_the_messages_of_the_real_ones() -> None:
         assert (await error("invalid_parameter", task_type)).field == field
 
 
-@pytest.mark.parametrize("text", ["[[error:nothing]]", "[[error]]", "[[error:not_found]]", "[[delay:soon]]", "[[", "[[cut:1]]", "[[words:0]]", "[[what]]", "[[delay:-1]]", "[[delay:inf]]", "[[pace:1e9]]"])  # fmt: skip
+@pytest.mark.parametrize("text", ["[[error:nothing]]", "[[error]]", "[[error:not_found]]", "[[delay:soon]]", "[[", "[[cut:1]]", "[[words:0]]", "[[calls:0]]", "[[calls:100]]", "[[what]]", "[[delay:-1]]", "[[delay:inf]]", "[[pace:1e9]]"])  # fmt: skip
 async def test_an_unknown_trigger_is_plain_text(sandbox: Sandbox, text: str) -> None:
     assert parse(text) is NO_TRIGGERS
     (answer,) = await ask(sandbox, user_input(f"say {text} please"), stream=False)
@@ -120,8 +120,8 @@ async def test_an_unknown_trigger_is_plain_text(sandbox: Sandbox, text: str) -> 
 
 
 def test_triggers_can_be_combined() -> None:
-    text = "a [[delay:1.5]] b [[pace:0.01]][[words:12]] [[cut]] [[delay:2]]"
-    assert parse(text) == Triggers(delay=2, pace=0.01, words=12, cut=True)
+    text = "a [[delay:1.5]] b [[pace:0.01]][[words:12]] [[cut]] [[delay:2]] [[calls:99]]"
+    assert parse(text) == Triggers(delay=2, pace=0.01, words=12, calls=99, cut=True)
 
 
 @given(st.text(alphabet="[]:.abcdelyrowst 0123456789_", max_size=80))

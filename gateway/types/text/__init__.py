@@ -1,0 +1,101 @@
+"""Text generation: its fields, and what its results and schemas are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.openapi.schema import ref
+from gateway.types import fields
+from gateway.types.base import TaskFormat
+from gateway.types.text import messages, results, tools
+from pomelo.errors import invalid
+from pomelo.fields import TEXT_FIELDS
+from pomelo.gen.v1.text_pb2 import ReasoningEffort
+
+_EFFORTS = {
+    name: ReasoningEffort.Value(f"REASONING_EFFORT_{name.upper()}")
+    for name in TEXT_FIELDS["reasoning_effort"].choices
+}
+
+
+def _assign_stop(message: Any, value: Any) -> None:
+    texts = [value] if type(value) is str else value
+    if type(texts) is not list:
+        raise invalid("stop", "a text or a list of texts")
+    for i, text in enumerate(texts):
+        message.stop.append(fields.check_text(f"stop[{i}]", text))
+
+
+FORMAT = TaskFormat(
+    name="text",
+    input="text",
+    output="text",
+    schema_name="TextTask",
+    result_schema_name="TaskCompletion",
+    schemas={**messages.SCHEMAS, **tools.SCHEMAS, **results.SCHEMAS},
+    example_model="gpt-4",
+    rules=TEXT_FIELDS,
+    fields=fields.by_name(
+        fields.Field(
+            "messages",
+            messages.assign_messages,
+            fields.parse_json_text,
+            {"items": ref("Message"), "description": "The conversation, oldest first."},
+        ),
+        fields.integer("max_tokens", description="The most tokens to generate."),
+        fields.number("temperature", description="Randomness."),
+        fields.number("top_p", description="Nucleus sampling."),
+        fields.Field(
+            "stop",
+            _assign_stop,
+            fields.parse_list_text,
+            {
+                "type": ["string", "array", "null"],
+                "minLength": 1,
+                "items": {"type": "string", "minLength": 1},
+                "description": "Text that ends the output, or a list of such texts.",
+            },
+        ),
+        fields.integer("seed", description="For repeatable output."),
+        fields.number("presence_penalty"),
+        fields.number("frequency_penalty"),
+        fields.Field(
+            "tools",
+            tools.assign_tools,
+            fields.parse_json_text,
+            {"items": ref("Tool"), "description": "The functions that the model may call."},
+        ),
+        fields.Field(
+            "tool_choice",
+            tools.assign_tool_choice,
+            fields.parse_object_text,
+            {
+                "type": ["string", "object", "null"],
+                "anyOf": [{"enum": [*tools.MODES, None]}, ref("ToolChoice")],
+                "description": "Whether the model calls tools, or the tool that it calls; only with tools.",
+            },
+        ),
+        fields.flag(
+            "parallel_tool_calls",
+            description="Whether the model may call several tools in one response; only with tools.",
+        ),
+        fields.Field(
+            "response_format",
+            tools.assign_response_format,
+            fields.parse_json_text,
+            {"anyOf": [ref("ResponseFormat"), {"type": "null"}]},
+        ),
+        fields.choice(
+            "reasoning_effort", _EFFORTS, description="How much the model thinks before it answers."
+        ),
+        fields.text("user", target="spec", description="Your own name for the end user."),
+        fields.METADATA,
+        fields.unsupported("n", "1: send a request for each answer", neutral=1),
+        fields.unsupported("logprobs", "false: there are no log probabilities", neutral=False),
+        fields.unsupported("top_logprobs", "left out: there are no log probabilities"),
+        fields.unsupported("logit_bias", "left out: it has no effect on any model", neutral={}),
+    ),
+    render_result=results.render_result,
+    render_events={"text_delta": results.render_delta, "tool_call_delta": results.render_tool_call},
+    render_last=results.render_last,
+)

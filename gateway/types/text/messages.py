@@ -1,0 +1,218 @@
+"""The messages of a conversation, as OpenAI's chat completions have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.openapi.schema import NULL_ONLY, Schema, object_of, ref
+from gateway.types import fields
+from gateway.types.text.tools import function_of
+from pomelo.errors import invalid, missing
+from pomelo.fields import MAX_CALL_CHARACTERS, MAX_PARTS
+from pomelo.gen.v1.text_pb2 import ImageDetail, ImagePart, Message, Role
+
+_ROLES = {
+    "system": Role.ROLE_SYSTEM,
+    "developer": Role.ROLE_SYSTEM,
+    "user": Role.ROLE_USER,
+    "assistant": Role.ROLE_ASSISTANT,
+    "tool": Role.ROLE_TOOL,
+}
+_TEXT_ROLES = {name: role for name, role in _ROLES.items() if name != "tool"}
+"""The roles whose messages may be nothing but a text."""
+
+_DETAILS = {
+    "auto": ImageDetail.IMAGE_DETAIL_AUTO,
+    "low": ImageDetail.IMAGE_DETAIL_LOW,
+    "high": ImageDetail.IMAGE_DETAIL_HIGH,
+}
+
+
+def assign_messages(task_input: Any, value: Any) -> None:
+    if type(value) is not list:
+        raise invalid("messages", "a list of messages")
+    add = task_input.messages.add
+    for i, item in enumerate(value):
+        if type(item) is dict and len(item) == 2:
+            # A fast path for the common shape, with as few checks as possible.
+            role, content = item.get("role"), item.get("content")
+            number = _TEXT_ROLES.get(role) if type(role) is str else None
+            if number is not None and type(content) is str:
+                message = add()
+                message.role = number
+                message.content.add().text = content
+                continue
+        _fill_message(add(), f"messages[{i}]", item)
+
+
+def _fill_message(message: Message, label: str, item: Any) -> None:
+    if type(item) is not dict:
+        raise invalid(label, "an object with role and content")
+    role = item.get("role")
+    if role is None:
+        raise missing(f"{label}.role")
+    number = _ROLES.get(role) if type(role) is str else None
+    if number is None:
+        raise invalid(f"{label}.role", "system, user, assistant or tool")
+    message.role = number
+    if item.get("name") is not None:
+        message.name = fields.check_text(f"{label}.name", item["name"])
+    if number == Role.ROLE_TOOL:
+        _fill_result(message, label, item)
+    elif number == Role.ROLE_ASSISTANT:
+        _fill_response(message, label, item)
+    else:
+        fields.check_names(item, ("role", "content", "name"), label)
+        _add_content(message, f"{label}.content", item.get("content"))
+
+
+def _fill_response(message: Message, label: str, item: dict[str, Any]) -> None:
+    """Fills a message of the assistant from an earlier response. SDKs send back all of its members."""
+    known = ["role", "content", "name", "tool_calls"]
+    if item.get("annotations") == []:
+        known.append("annotations")
+    fields.check_names(item, known, label)
+    calls, content = item.get("tool_calls"), item.get("content")
+    if not (calls and content in (None, "")):
+        _add_content(message, f"{label}.content", content)
+    if calls is None:
+        return
+    if type(calls) is not list:
+        raise invalid(f"{label}.tool_calls", "a list of tool calls")
+    for i, each in enumerate(calls):
+        call_label = f"{label}.tool_calls[{i}]"
+        function = function_of(each, call_label, ("name", "arguments"), "id")
+        call = message.content.add().tool_call
+        call.id = _required_text(each, "id", call_label)
+        call.name = _required_text(function, "name", f"{call_label}.function")
+        call.arguments_json = _required_text(function, "arguments", f"{call_label}.function")
+
+
+def _fill_result(message: Message, label: str, item: dict[str, Any]) -> None:
+    fields.check_names(item, ("role", "content", "name", "tool_call_id"), label)
+    result = message.content.add().tool_result
+    result.tool_call_id = _required_text(item, "tool_call_id", label)
+    content = item.get("content")
+    if type(content) is list:
+        texts = Message()
+        _add_parts(texts, f"{label}.content", content, ("text",))
+        content = "".join([part.text for part in texts.content])
+    result.content = _required_text({"content": content}, "content", label)
+
+
+def _required_text(item: Mapping[str, Any], name: str, label: str) -> str:
+    value = item.get(name)
+    if value is None:
+        raise missing(f"{label}.{name}")
+    return fields.check_text(f"{label}.{name}", value)
+
+
+def _add_content(message: Message, label: str, content: Any) -> None:
+    if content is None:
+        raise missing(label)
+    if type(content) is list:
+        _add_parts(message, label, content, ("text", "image_url"))
+    elif type(content) is str:
+        message.content.add(text=content)
+    else:
+        raise invalid(label, "a text or a list of parts")
+
+
+def _add_parts(message: Message, label: str, items: list[Any], part_types: tuple[str, ...]) -> None:
+    for i, item in enumerate(items):
+        part_label = f"{label}[{i}]"
+        if type(item) is not dict:
+            raise invalid(part_label, "an object with type")
+        part_type = item.get("type")
+        if part_type is None:
+            raise missing(f"{part_label}.type")
+        if part_type not in part_types:
+            raise invalid(f"{part_label}.type", f"one of {', '.join(part_types)}")
+        fields.check_names(item, ("type", part_type), part_label)
+        value = item.get(part_type)
+        if value is None:
+            raise missing(f"{part_label}.{part_type}")
+        if part_type == "text":
+            message.content.add(text=fields.check_text(f"{part_label}.text", value))
+        else:
+            _fill_image(message.content.add().image, f"{part_label}.image_url", value)
+
+
+def _fill_image(image: ImagePart, label: str, value: Any) -> None:
+    if type(value) is not dict:
+        image.source.url = fields.check_text(label, value)
+        return
+    fields.check_names(value, ("url", "detail"), label)
+    image.source.url = _required_text(value, "url", label)
+    detail = value.get("detail")
+    if detail is not None:
+        number = _DETAILS.get(detail) if type(detail) is str else None
+        if number is None:
+            raise invalid(f"{label}.detail", "auto, low or high")
+        image.detail = number
+
+
+_NAME = {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+_TEXT_PART = {"type": {"const": "text"}, "text": {"type": "string"}}
+_TEXT_PARTS = {
+    "type": "array",
+    "items": object_of(_TEXT_PART, _TEXT_PART, additionalProperties=NULL_ONLY),
+    "minItems": 1,
+    "maxItems": MAX_PARTS,
+}
+_PARTS = {"type": "array", "items": ref("Part"), "minItems": 1, "maxItems": MAX_PARTS}
+_URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
+_DETAIL = {"enum": [*_DETAILS, None], "description": "How closely the model looks at it."}
+_IMAGE_PART = {
+    "type": {"const": "image_url"},
+    "image_url": object_of({**_URL, "detail": _DETAIL}, _URL, additionalProperties=NULL_ONLY),
+}
+_FUNCTION_CALL = {
+    "name": {"type": "string", "minLength": 1, "maxLength": MAX_CALL_CHARACTERS},
+    "arguments": {"type": "string", "description": "JSON, as the model wrote it."},
+}
+_CALL = {
+    "id": {"type": "string", "minLength": 1, "maxLength": MAX_CALL_CHARACTERS},
+    "type": {"const": "function"},
+    "function": object_of(_FUNCTION_CALL, _FUNCTION_CALL, additionalProperties=NULL_ONLY),
+}
+
+
+def _message_schema(roles: list[str], content: Schema, **members: Schema) -> Schema:
+    properties = {"role": {"type": "string", "enum": roles}, "content": content, "name": _NAME, **members}
+    required = ("role", "content", *(name for name in members if name == "tool_call_id"))
+    return object_of(properties, required, additionalProperties=NULL_ONLY)
+
+
+_RESPONSE = _message_schema(
+    ["assistant"],
+    {"anyOf": [{"type": ["string", "null"]}, _TEXT_PARTS], "description": "Null only with tool_calls."},
+    tool_calls={
+        "type": ["array", "null"],
+        "items": ref("ToolCall"),
+        "description": "Each is answered by a message of the role tool, right after this one.",
+    },
+    annotations={"type": ["array", "null"], "maxItems": 0},
+)
+
+SCHEMAS: Mapping[str, Schema] = {
+    "Message": {
+        "anyOf": [
+            _message_schema(["system", "developer", "user"], {"anyOf": [{"type": "string"}, _PARTS]}),
+            {**_RESPONSE, "required": ["role"]},
+            _message_schema(
+                ["tool"],
+                {"anyOf": [{"type": "string"}, _TEXT_PARTS]},
+                tool_call_id={"type": "string", "description": "The id of the call."},
+            ),
+        ]
+    },
+    "Part": {
+        "oneOf": [
+            object_of(_TEXT_PART, _TEXT_PART, additionalProperties=NULL_ONLY),
+            object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=NULL_ONLY),
+        ]
+    },
+    "ToolCall": object_of(_CALL, _CALL, additionalProperties=NULL_ONLY),
+}

@@ -1,0 +1,72 @@
+"""Tool calls of the sandbox: of which tools, and with which arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import cycle, islice
+
+from pydantic_core import from_json
+
+from pomelo.gen.v1.text_pb2 import TextInput, Tool, ToolCall, ToolChoice
+from pomelo.providers.base import Event
+from pomelo.providers.sandbox.examples import example_of
+from pomelo.providers.sandbox.text import Prompt
+
+
+def tool_calls(prompt: Prompt, given: TextInput, model: str, number: int) -> list[ToolCall]:
+    """The calls that answer a message of the user, if the task has tools; none after the tools' results. They
+    are `number` calls (0: one) of the chosen tool, or of the tools in turn."""
+    choice = given.tool_choice
+    if not given.tools or prompt.result is not None or choice.mode == ToolChoice.MODE_NONE:
+        return []
+    tools = [tool for tool in given.tools if choice.tool in ("", tool.name)]
+    if given.HasField("parallel_tool_calls") and not given.parallel_tool_calls:
+        number = 1
+    seed = given.seed if given.HasField("seed") else "-"
+    return [
+        _call(tool, f"{model} {seed} {index} {prompt.text}")
+        for index, tool in enumerate(islice(cycle(tools), number or 1))
+    ]
+
+
+def _call(tool: Tool, seed: str) -> ToolCall:
+    schema = from_json(tool.parameters_json) if tool.parameters_json else {}
+    arguments = example_of({"type": "object", **schema})
+    call_id = "call_" + hashlib.blake2s(seed.encode(), digest_size=12).hexdigest()
+    return ToolCall(id=call_id, name=tool.name, arguments_json=json.dumps(arguments, ensure_ascii=False))
+
+
+def truncate(calls: list[ToolCall], limit: int) -> Iterator[ToolCall]:
+    """The first `limit` tokens of calls: the last arguments may be incomplete."""
+    for call in calls:
+        if limit <= 0:
+            return
+        words = _words(call)
+        call.arguments_json = " ".join(words[: limit - 1])
+        limit -= 1 + len(words)
+        yield call
+
+
+def count(calls: list[ToolCall]) -> int:
+    """The tokens of calls: their names and the words of their arguments."""
+    return len(calls) + sum(map(len, map(_words, calls)))
+
+
+def _words(call: ToolCall) -> list[str]:
+    return call.arguments_json.split(" ") if call.arguments_json else []
+
+
+def pieces(calls: list[ToolCall]) -> Iterator[Event]:
+    """The calls, a token at a time."""
+    for index, call in enumerate(calls):
+        event = Event()
+        delta = event.tool_call_delta
+        delta.index, delta.id, delta.name = index, call.id, call.name
+        yield event
+        for number, word in enumerate(_words(call)):
+            event = Event()
+            event.tool_call_delta.index = index
+            event.tool_call_delta.arguments_json = " " + word if number else word
+            yield event
