@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -13,13 +14,18 @@ import pytest
 
 from tests.app import RunningApp, app_fixture
 from tests.browser.chromium import Browser
-from tests.browser.page import Page, open_page
+from tests.browser.page import ANSWER, Page, open_page
 from tests.tasks import TASK_BODIES
 
 app = app_fixture()
 
 HARD = 'It\'s "quoted": $HOME `id` $(id) \\ \\n true null None 日本 <b>&amp;'
 """Text with what shells, Python, JavaScript and HTML treat in their own way."""
+
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {}}},
+}
 
 
 @pytest.fixture(name="page")
@@ -35,6 +41,20 @@ async def text(page: Page, folder: Path) -> None:
     await page.tab.fill("label:temperature", "0.5")
     await page.tab.fill("label:stop", "one\ntwo")
     await page.tab.fill("label:user", "anna")
+
+
+async def tools(page: Page, folder: Path) -> None:
+    await page.write(HARD)
+    await page.tab.click("summary")
+    await page.tab.click("button:Insert an example")
+    await page.tab.fill("label:reasoning effort", '"low"')
+    await page.tab.fill("label:metadata", json.dumps({"team": HARD}))
+    assert await page.run() == "done"
+    await page.tab.fill("label:Result of get_weather", HARD)
+    await page.tab.click("button:Send the results")
+    await page.tab.until(f"{ANSWER}.querySelector('.text').textContent.includes('tool returned')")
+    await page.tab.fill("label:tool choice", "none")
+    await page.tab.fill("label:response format", json.dumps(FORMAT))
 
 
 async def image(page: Page, folder: Path) -> None:
@@ -69,9 +89,19 @@ async def speech_to_text(page: Page, folder: Path) -> None:
 
 
 TASKS: Mapping[str, Callable[[Page, Path], Awaitable[None]]] = {
-    each.__name__: each for each in (text, image, text_to_speech, speech_to_speech, speech_to_text)
+    each.__name__: each for each in (text, tools, image, text_to_speech, speech_to_speech, speech_to_text)
 }
-COMPARED = ("model", "user", "input_tokens", "output_tokens", "characters", "images", "audio_ms", "cost")
+COMPARED = (
+    "model",
+    "user",
+    "metadata",
+    "input_tokens",
+    "output_tokens",
+    "characters",
+    "images",
+    "audio_ms",
+    "cost",
+)
 """What the usage records of equal requests have in common."""
 
 COMMANDS: Mapping[str, tuple[str, ...]] = {

@@ -3,9 +3,11 @@
 import { h, labelled } from './dom.js';
 import { words } from './format.js';
 
-const HINTS = {
+const JSON_HINTS = {
   tools: 'A list of functions that the model may call, as JSON.',
-  stop: 'One text a line.',
+  tool_choice: 'auto, none, required, or one of the tools as JSON.',
+  response_format: 'The form of the output, as JSON.',
+  metadata: 'Pairs of texts for the usage record, as JSON, such as {"team": "search"}.',
 };
 
 const EXAMPLES = {
@@ -56,14 +58,14 @@ export function field(name, declared, schemas, label = words(name)) {
   const schema = resolve(declared, schemas);
   const types = typesOf(schema);
   const choices = (schema.enum ?? []).filter((value) => value !== null);
-  const hint = HINTS[name] ?? schema.description ?? '';
+  const hint = schema.description ?? '';
   if (choices.length) return choice(label, choices, schema.default, hint);
   if (types.length === 1 && types[0] === 'boolean') return choice(label, [true, false], schema.default, hint);
   if (types.length === 1 && types[0] === 'object' && isFlat(schema)) return group(label, schema, schemas);
   if (types.length === 1 && (types[0] === 'number' || types[0] === 'integer')) return numeric(label, schema, hint);
   if (types.length === 1 && types[0] === 'string') return text(label, schema, hint);
-  if (types.includes('string') && schema.items?.type === 'string') return lines(label, hint);
-  return json(name, label, hint);
+  if (types.includes('string') && schema.items?.type === 'string') return lines(label, `${hint} One a line.`);
+  return json(name, label, JSON_HINTS[name] ?? `${hint} As JSON.`);
 }
 
 const isFlat = (schema) => {
@@ -115,11 +117,12 @@ function lines(label, hint) {
 
 function json(name, label, hint) {
   const input = h('textarea', { rows: 3, class: 'code', spellcheck: 'false' });
-  const element = labelled(label, input, hint || 'JSON.', 'wide');
+  const element = labelled(label, input, hint, 'wide');
   if (EXAMPLES[name]) {
     element.append(h('button', { type: 'button', class: 'quiet', onclick: () => {
       input.value = JSON.stringify(EXAMPLES[name], null, 2);
       input.rows = 8;
+      input.dispatchEvent(new Event('input', { bubbles: true }));
       input.focus();
     } }, 'Insert an example'));
   }
