@@ -16,6 +16,11 @@ app = app_fixture()
 
 EACH_FRONT_END = pytest.mark.parametrize("front_end", ["rest", "remote"])
 WORDS = "[...document.querySelectorAll('.word span')].map((each) => each.textContent).join(' ')"
+UPLOADS = f"""new MutationObserver(() => {{
+  window.uploaded = {ANSWER}.querySelector('progress[aria-label=Upload]')?.value ?? window.uploaded;
+}}).observe({ANSWER}, {{subtree: true, childList: true, attributes: true}}), 0"""
+"""Keeps which share of a file was shown as sent."""
+
 PLAYED = """(async () => {
   const player = document.querySelector('.answer audio');
   const ended = new Promise((resolve) => { player.addEventListener('ended', resolve); });
@@ -107,7 +112,9 @@ async def test_a_file_is_uploaded_and_transcribed_with_its_words(
         await page.sign_in(caller.test)
         await page.choose("eleven-labs-stt")
         await page.tab.choose_files("label:audio", [await speech_file(app, caller, tmp_path)])
+        await page.tab.run(UPLOADS)
         assert await page.run() == "done"
+        assert await page.tab.run("window.uploaded") == 1  # the whole file
         assert "Good morning to you." in await page.answer()
         assert await page.tab.run(WORDS) == "Good morning to you."
         assert await page.tab.run("document.querySelectorAll('.word')[1].title") != ""
@@ -162,6 +169,16 @@ async def test_a_conversation_goes_on_with_the_answer(page: Page) -> None:
     await page.tab.fill(".turn:last-child textarea", "Second")
     assert await page.run() == "done"
     assert 'You said: "Second"' in await page.answer()
+
+
+async def test_the_playground_is_as_it_was_left_after_another_view(page: Page) -> None:
+    await page.write("Remember this")
+    assert await page.run() == "done"
+    await page.view("models")
+    await page.tab.run("history.back()")
+    await page.tab.until(ANSWER)
+    assert await page.tab.run("document.querySelector('.turn textarea').value") == "Remember this"
+    assert "Remember this" in await page.answer()
 
 
 async def test_limits_and_credits_are_those_of_the_latest_response(

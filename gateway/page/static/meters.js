@@ -14,10 +14,7 @@ const METERS = [
 export function limitMeters() {
   const strip = h('section', { class: 'meters', 'aria-label': 'Limits and credits' });
   const show = () => strip.replaceChildren(...METERS.map(meter), creditsLeft());
-  const timer = setInterval(() => {
-    if (!strip.isConnected) clearInterval(timer);
-    else show();
-  }, 1000);
+  setInterval(show, 1000);  // windows end
   limits.addEventListener('change', show);
   show();
   return strip;

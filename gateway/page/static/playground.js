@@ -15,22 +15,27 @@ const PRESETS = { prompt: 'A pomelo on a wooden table, morning light', text: 'He
 /** Returns the name of a task type's schema: that of text-to-speech is TextToSpeechTask. */
 const schemaName = (type) => `${type.split('-').map((word) => word[0].toUpperCase() + word.slice(1)).join('')}Task`;
 
-/** Returns the view. `query` may name the model. */
-export async function playground(query) {
-  const [{ data: models }, { components }] = await Promise.all([get('api/v1/models'), get('openapi.json')]);
-  const known = models.filter(({ type }) => components.schemas[schemaName(type)]);
-  return new Playground(known, components.schemas, query.get('model')).element;
+let opened = { key: '', view: null };
+
+/** Returns the view, as it was left if the key is the same. `query` may name the model. */
+export async function playground(query, { key }) {
+  if (opened.key !== key) {
+    const [{ data: models }, { components }] = await Promise.all([get('api/v1/models'), get('openapi.json')]);
+    const known = models.filter(({ type }) => components.schemas[schemaName(type)]);
+    opened = { key, view: new Playground(known, components.schemas) };
+  }
+  opened.view.choose(query.get('model'));
+  return opened.view.element;
 }
 
 class Playground {
   #abort = null;
   #fields = [];
 
-  constructor(models, schemas, modelName) {
+  constructor(models, schemas) {
     this.models = new Map(models.map((model) => [model.id, model]));
     this.schemas = schemas;
-    this.model = h('select', { name: 'model', onchange: () => this.#choose() }, groups(models));
-    this.model.value = this.models.has(modelName) ? modelName : this.models.has('gpt-4') ? 'gpt-4' : models[0]?.id;
+    this.model = h('select', { name: 'model', onchange: () => this.#showModel() }, groups(models));
     this.inputs = h('div', { class: 'stack' });
     this.stream = h('input', { type: 'checkbox', checked: true, id: 'stream' });
     this.run = h('button', { class: 'primary', type: 'submit' }, 'Run');
@@ -51,10 +56,16 @@ class Playground {
       h('h1', { class: 'hidden' }, 'Playground'),
       limitMeters(),
       h('div', { class: 'columns' }, this.form, h('div', { class: 'stack' }, this.answer.element, this.code.element)));
-    this.#choose();
+    this.choose(models.find(({ type, available }) => type === 'text' && available)?.id);
   }
 
-  #choose() {
+  /** Chooses a model, if there is one of this name. */
+  choose(name) {
+    if (this.models.has(name)) this.model.value = name;
+    this.#showModel();
+  }
+
+  #showModel() {
     const model = this.models.get(this.model.value);
     if (!model) {
       this.inputs.replaceChildren(h('p', {}, 'This key may not use any model.'));
@@ -158,5 +169,6 @@ class Playground {
 function groups(models) {
   const types = [...new Set(models.map(({ type }) => type))].sort((a, b) => (b === 'text') - (a === 'text'));
   return types.map((type) => h('optgroup', { label: words(type) },
-    models.filter((model) => model.type === type).map(({ id }) => h('option', {}, id))));
+    models.filter((model) => model.type === type).map(({ id, available }) =>
+      h('option', { value: id }, available ? id : `${id} (no provider)`))));
 }
