@@ -23,9 +23,10 @@ class GatewayOptions:
     """The options of a gateway; sizes in bytes, times in seconds.
 
     `public_url` is the URL by which callers reach this gateway, used in media links (empty: its own
-    address). `json_limit` bounds a JSON body and a form without its file, `upload_limit` a file; audio in
-    base64 is passed inline up to `inline_limit` and uploaded beyond it. `keep_alive` is the silence after
-    which a stream sends a comment. `cors_origins` are the origins whose pages may call, or only `*`.
+    address). `page` is whether the page for developers is served. `json_limit` bounds a JSON body and a form
+    without its file, `upload_limit` a file; audio in base64 is passed inline up to `inline_limit` and
+    uploaded beyond it. `keep_alive` is the silence after which a stream sends a comment. `cors_origins` are
+    the origins whose pages may call, or only `*`.
 
     `head_timeout` limits the time for a request's head, `read_timeout` the time between two pieces of its
     body. `read_rate` is the minimum rate of the body, in bytes a second, after `read_grace`.
@@ -43,6 +44,7 @@ class GatewayOptions:
     """
 
     public_url: str = ""
+    page: bool = True
     cors_origins: tuple[str, ...] = ()
     json_limit: int = 8 * MIB
     upload_limit: int = 50 * MIB

@@ -18,6 +18,7 @@ from gateway.openai.parameters import IMAGES, SPEECH, TRANSCRIPTIONS
 from gateway.openai.responses import create_response
 from gateway.openai.speech import create_speech
 from gateway.openai.transcriptions import create_transcription
+from gateway.page import get_page, get_page_file
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -87,6 +88,8 @@ OPEN_ROUTES: Mapping[str, OpenHandler] = {
     "/media/{media_id}": get_media,
     "/openapi.json": get_openapi,
     HEALTH_PATH: get_health,
+    "/": get_page,
+    "/page/{name}": get_page_file,
 }
 """The GET routes that require no key: they are cheap, or check their caller themselves."""
 
@@ -118,7 +121,7 @@ _BY_PATH = _by_path()
 _BY_TARGET = {
     (method, path): route
     for path, methods in _BY_PATH.items()
-    if not path.endswith("/")
+    if path == "/" or not path.endswith("/")
     for method, route in methods.items()
 }
 
@@ -136,8 +139,10 @@ def find_route(request: Request, call: Call) -> Route:
     start = path.rfind("/") + 1
     value = path[start:]
     methods = None
-    if value and "{" not in value and "}" not in value:
-        methods = _BY_PATH.get(path) or _BY_PATH.get(path[:start])
+    if path == "/" or (value and "{" not in value and "}" not in value):
+        methods = _BY_PATH.get(path)
+        if methods is None and start > 1:  # a path of one part is not that of `/` with a value
+            methods = _BY_PATH.get(path[:start])
     if methods is None:
         raise PomeloError("not_found")
     if request.method not in methods:

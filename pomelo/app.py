@@ -91,6 +91,7 @@ class App:
     draining: Draining
     connections: ConnectionLimiter
     services: Services
+    operator: LocalOperator
     rest: tuple[str, int] | None
     grpc: str | None
     reload: Reload
@@ -263,6 +264,7 @@ async def open_app(
                 draining=draining,
                 connections=connections,
                 services=services,
+                operator=operator,
                 rest=rest,
                 grpc=server.address if server else None,
                 reload=reload,

@@ -42,6 +42,7 @@ def open_rest_of(
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
+        page=settings.page,
         json_limit=settings.json_limit,
         upload_limit=settings.upload_limit,
         inline_limit=inline_limit,

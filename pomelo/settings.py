@@ -107,6 +107,8 @@ class Settings(BaseModel):
     """Number of serving processes; more than 1 needs a store that they can share."""
     public_url: Url = ""
     """The URL at which callers reach REST; empty: its address."""
+    page: bool = True
+    """Whether REST serves the page for developers at `/`."""
     cors_origins: Origins = ()
     """Origins whose pages may call REST from a browser, such as https://app.example; `*` alone: all."""
     secret: Secret = Field(default="", repr=False)

@@ -83,7 +83,7 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
         load(config), pb.ListAccountsRequest(), lambda operator, query: operator.list_accounts(query)
     )
     if as_json:
-        print_array(_json(account) for page in found for account in page.accounts)
+        print_array(account_json(account) for page in found for account in page.accounts)
         return
     for page in found:
         rows = [
@@ -252,7 +252,7 @@ def _micros(text: str, hint: str) -> int:
 
 def _print(account: Account, as_json: bool) -> None:
     if as_json:
-        print_json(_json(account))
+        print_json(account_json(account))
         return
     print_line(f"account  {account.id}, created {format_time(account, 'create_time')}")
     print_line(f"plan     {_plan(account)}{_format_limits(account)}")
@@ -287,7 +287,7 @@ def _format_limits(account: Account) -> str:
     return f": {', '.join(parts) or 'no limits'}"
 
 
-def _json(account: Account) -> bytes:
+def account_json(account: Account) -> bytes:
     """Returns the JSON object of an account: as over REST, but with the credits of both modes."""
     from pydantic_core import to_json
 

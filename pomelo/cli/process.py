@@ -17,6 +17,7 @@ import typer
 from pomelo import __version__, process
 from pomelo.accounts.keys import Keyring
 from pomelo.addresses import split_address
+from pomelo.cli.operator_page import OperatorPage
 from pomelo.cli.terminal import FailureError
 from pomelo.configuration import rest_url, store_of
 from pomelo.logs import format_trace
@@ -126,14 +127,16 @@ async def serve_app(
     from pomelo.app import open_app
 
     metrics, readiness = process_metrics(task_log), Readiness("store_unavailable")
+    page = OperatorPage()
     # Before the servers listen, so that a caller who can connect finds the key, too.
     new_key = await create_development_key(settings)
     async with AsyncExitStack() as stack:
         try:
-            admin = await stack.enter_async_context(open_admin(settings, metrics, readiness))
+            admin = await stack.enter_async_context(open_admin(settings, metrics, readiness, page))
             traces = await stack.enter_async_context(open_tracing())
             opening = open_app(settings, observers=(task_log, *traces), metrics=metrics, readiness=readiness)
             app = await stack.enter_async_context(opening)
+            page.operator = app.operator
         except OSError as error:
             await stack.aclose()  # so that only the addresses of others are in use
             raise find_used_address(**addresses(settings)) or error from error
@@ -161,9 +164,10 @@ async def serve_gateway(
     from pomelo.app import open_gateway
 
     metrics, readiness = process_metrics(task_log), Readiness("server_unavailable")
+    page = OperatorPage()
     async with AsyncExitStack() as stack:
         try:
-            admin = await stack.enter_async_context(open_admin(settings, metrics, readiness))
+            admin = await stack.enter_async_context(open_admin(settings, metrics, readiness, page))
             opening = open_gateway(
                 settings, target, tls=tls, ca=ca, observers=[task_log], metrics=metrics, readiness=readiness
             )
@@ -182,10 +186,15 @@ async def serve_gateway(
 
 
 def open_admin(
-    settings: Settings, metrics: Metrics, readiness: Readiness, worker: int | None = None
+    settings: Settings,
+    metrics: Metrics,
+    readiness: Readiness,
+    page: OperatorPage,
+    worker: int | None = None,
 ) -> AbstractAsyncContextManager[str]:
-    """Serves metrics and health, and yields the bound address, empty if they are off. `worker` is the number
-    of this process among several: the first one serves the metrics of all, which the others report to it."""
+    """Serves metrics, health and the operator's page, and yields the bound address, empty if they are off.
+    `worker` is the number of this process among several: the first one serves the metrics of all, which the
+    others report to it."""
     from pomelo.telemetry.admin import open_admin as serve_admin
     from pomelo.telemetry.exposition import Exposition, open_worker_socket, worker_socket
 
@@ -194,7 +203,8 @@ def open_admin(
     address = "" if worker else settings.admin
     shared = worker is not None
     others = {n: worker_socket(settings.data, n) for n in range(1, settings.workers)} if shared else {}
-    return serve_admin(address, Exposition(metrics, 0, others), readiness, reuse_port=shared)
+    exposition = Exposition(metrics, 0, others)
+    return serve_admin(address, exposition, readiness, find_page=page.find, reuse_port=shared)
 
 
 def process_metrics(task_log: TaskLog) -> Metrics:

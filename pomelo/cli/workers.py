@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from pomelo.addresses import join_address, split_address
+from pomelo.cli.operator_page import OperatorPage
 from pomelo.cli.process import (
     addresses,
     create_development_key,
@@ -225,11 +226,12 @@ async def _serve(
     from pomelo.app import open_app
 
     metrics, readiness = process_metrics(task_log), Readiness("store_unavailable")
+    page = OperatorPage()
     # The other end is closed when the supervisor is gone, even if it was killed.
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:
         async with (
-            open_admin(settings, metrics, readiness, number) as admin,
+            open_admin(settings, metrics, readiness, page, number) as admin,
             open_tracing(number) as traces,
             open_app(
                 settings,
@@ -239,6 +241,7 @@ async def _serve(
                 readiness=readiness,
             ) as app,
         ):
+            page.operator = app.operator
             defer_garbage_collection()
             async with on_hangup(lambda: app.reload(load), stop):
                 pipe.send(Ready(app.configured, app.rest, app.grpc, admin))

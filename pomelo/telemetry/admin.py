@@ -36,6 +36,9 @@ _QUIET = logging.Logger("aiohttp", logging.CRITICAL)
 
 _JSON = "application/json"
 
+Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
+"""Returns the response to a request with GET or HEAD."""
+
 
 @asynccontextmanager
 async def open_admin(
@@ -43,11 +46,13 @@ async def open_admin(
     exposition: Exposition,
     readiness: Readiness,
     *,
+    find_page: Callable[[str], Page | None] = lambda path: None,
     reuse_port: bool = False,
     lifetime: float = LIFETIME,
 ) -> AsyncIterator[str]:
-    """Serves /metrics, /livez and /readyz at `host:port` (port 0: a free one); yields the bound address. An
-    empty address serves nothing. Every connection ends within `lifetime` seconds.
+    """Serves /metrics, /livez, /readyz and what `find_page` returns for other paths, at `host:port` (port 0:
+    a free one); yields the bound address. An empty address serves nothing. Every connection ends within
+    `lifetime` seconds.
 
     Raises:
         OSError: the address can't be used.
@@ -55,8 +60,8 @@ async def open_admin(
     if not address:
         yield ""
         return
-    pages = _Pages(exposition, readiness)
-    server = web.Server(pages.respond, logger=_QUIET, access_log=None, lingering_time=0)
+    handler = _Pages(exposition, readiness, find_page)
+    server = web.Server(handler.respond, logger=_QUIET, access_log=None, lingering_time=0)
     loop = asyncio.get_running_loop()
 
     def connect() -> asyncio.Protocol:
@@ -78,10 +83,13 @@ async def open_admin(
 class _Pages:
     """The responses to requests."""
 
-    def __init__(self, exposition: Exposition, readiness: Readiness) -> None:
+    def __init__(
+        self, exposition: Exposition, readiness: Readiness, find_page: Callable[[str], Page | None]
+    ) -> None:
         self._exposition = exposition
         self._readiness = readiness
-        self._pages: Mapping[str, Callable[[], Awaitable[web.Response]]] = {
+        self._find_page = find_page
+        self._pages: Mapping[str, Page] = {
             "/metrics": self._metrics,
             "/livez": self._live,
             "/readyz": self._ready,
@@ -90,22 +98,22 @@ class _Pages:
         self._started = 0.0
 
     async def respond(self, request: web.BaseRequest) -> web.Response:
-        page = self._pages.get(request.path)
+        page = self._pages.get(request.path) or self._find_page(request.path)
         if page is None:
             response = web.Response(status=404, text=f"Use {', '.join(self._pages)}\n")
         elif request.method not in ("GET", "HEAD"):
             response = web.Response(status=405, text="Use GET\n", headers={"Allow": "GET, HEAD"})
         else:
             try:
-                response = await page()
+                response = await page(request)
             except Exception as error:
                 log.error("%s can't be reported\n%s", request.path, format_trace(error))
                 response = web.Response(status=500, text="Internal error. The log has its trace\n")
-        response.headers["Cache-Control"] = "no-store"
+        response.headers.setdefault("Cache-Control", "no-store")
         response.force_close()
         return response
 
-    async def _metrics(self) -> web.Response:
+    async def _metrics(self, request: web.BaseRequest) -> web.Response:
         now = time.monotonic()
         if self._report is None or (self._report.done() and now - self._started > SHARED_FOR):
             self._report = asyncio.ensure_future(self._exposition.all())
@@ -113,13 +121,13 @@ class _Pages:
         text = await asyncio.shield(self._report)
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _live(self) -> web.Response:
+    async def _live(self, request: web.BaseRequest) -> web.Response:
         return web.Response(text='{"status":"ok"}', content_type=_JSON)
 
-    async def _ready(self) -> web.Response:
+    async def _ready(self, request: web.BaseRequest) -> web.Response:
         code = self._readiness.code
         if not code:
-            return await self._live()
+            return await self._live(request)
         body = json.dumps({"status": "unavailable", "code": code, "reason": REASONS[code]})
         return web.Response(status=503, text=body, content_type=_JSON)
 

@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 import aiohttp
 
+from tests.browser.tab import Tab
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 _OPTIONS = (
@@ -26,6 +28,8 @@ _OPTIONS = (
     "--disable-breakpad",
     "--no-first-run",
     "--autoplay-policy=no-user-gesture-required",
+    "--use-fake-device-for-media-stream",  # a microphone that beeps
+    "--use-fake-ui-for-media-stream",  # and that every page may use
     "--remote-debugging-port=0",
 )
 
@@ -63,6 +67,20 @@ class Browser:
         finally:
             await self.session.get(f"{self.address}/json/close/{page['id']}")
         return text
+
+    @asynccontextmanager
+    async def open_tab(self) -> AsyncIterator[Tab]:
+        """Opens an empty tab; closes it on exit."""
+        async with self.session.put(f"{self.address}/json/new?about:blank") as response:
+            page = await response.json()
+        try:
+            async with self.session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as tools:
+                tab = Tab(tools)
+                for domain in ("Page", "Runtime", "Log"):
+                    await tab.call(f"{domain}.enable")
+                yield tab
+        finally:
+            await self.session.get(f"{self.address}/json/close/{page['id']}")
 
 
 @asynccontextmanager

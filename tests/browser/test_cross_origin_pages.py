@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from tests.app import RunningApp, run_app
-from tests.browser.chromium import NAMES, Browser, find_browser, open_browser
+from tests.browser.chromium import Browser
 from tests.tasks import TASK_BODIES
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "rest-api.md"
@@ -127,15 +127,6 @@ class Pages:
     allowed: str
     foreign: str
     script: str = ""
-
-
-@pytest.fixture(scope="module")
-async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
-    """The installed browser."""
-    if find_browser() is None:
-        pytest.skip(f"no browser is installed: install {' or '.join(NAMES)} (`make browser` does it as root)")
-    async with open_browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tests.gateway.requests import KEY, code_of, headers_of, raw_get
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/api/v2/task", "/api/v1/task/", "/media/", "/%00", "/api/v1/models/a/b"),
+        *("/page", "/api/v2/task", "/api/v1/task/", "/media/", "/%00", "/api/v1/models/a/b"),
         *("/API/v1/models", "/api/v1/Models", "//api/v1/models", "/api//v1/models", "/api/v1/models/"),
     ],
 )
@@ -26,6 +26,7 @@ async def test_an_unknown_path_is_a_json_error(gateway: GatewayApp, path: str) -
         ("GET", "/api/v1/task", "POST"),
         ("POST", "/openapi.json", "GET, HEAD"),
         ("PUT", "/healthz", "GET, HEAD"),
+        ("POST", "/", "GET, HEAD"),
         ("OPTIONS", "/api/v1/task", "POST"),
         ("OPTIONS", "/api/v1/models", "GET, HEAD"),
     ],
@@ -47,6 +48,8 @@ async def test_another_method_is_a_json_error_with_the_allowed_ones(
         "/api/v1/usage",
         "/openapi.json",
         "/healthz",
+        "/",
+        "/page/main.js",
     ],
 )
 async def test_head_gets_the_headers_of_get_without_the_body(gateway: GatewayApp, path: str) -> None:

@@ -1,0 +1,139 @@
+// Calls of the REST API: JSON by fetch, forms with a file by XMLHttpRequest, which reports the upload's progress.
+
+import { observe } from './limits.js';
+import { readEvents, eventParser } from './events.js';
+
+let key = '';
+
+export const setKey = (value) => { key = value; };
+
+/** An error of the API: its code, message, HTTP status, and the headers of the response. */
+export class ApiError extends Error {
+  constructor(error, status = 0, headers = new Headers()) {
+    super(error.message);
+    this.code = error.code;
+    this.status = status;
+    this.requestId = headers.get('X-Request-Id');
+    this.retryAfter = Number(headers.get('Retry-After')) || 0;
+  }
+}
+
+const unreachable = () => new ApiError({ code: 'no_answer', message: 'The server did not answer.' });
+const incomplete = () => new ApiError({ code: 'incomplete', message: 'The stream ended before it was complete.' });
+
+function errorOf(body, status, headers) {
+  return new ApiError(body?.error ?? { code: `http_${status}`, message: 'The response is not of Pomelo.' }, status, headers);
+}
+
+/** Returns the JSON of a GET endpoint; throws an ApiError. `path` is relative to the page. */
+export async function get(path, query = {}) {
+  const parameters = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== ''));
+  const response = await send(`${path}?${parameters}`, {});
+  return response.json();
+}
+
+async function send(path, options) {
+  const headers = { Authorization: `Bearer ${key}`, ...options.headers };
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    throw error.name === 'AbortError' ? error : unreachable();
+  }
+  observe(response.headers);
+  if (!response.ok) throw errorOf(await response.json().catch(() => null), response.status, response.headers);
+  return response;
+}
+
+/**
+ * Runs a task. `onEvent` gets the objects of a stream, `onUpload` the sent share of a file, 0 to 1. Returns the
+ * response's headers and its object; for a stream, the last one. Throws an ApiError, or an AbortError.
+ */
+export function runTask(body, file, { signal, onHead, onEvent, onUpload }) {
+  return file ? runForm(body, file, { signal, onHead, onEvent, onUpload }) : runJson(body, { signal, onHead, onEvent });
+}
+
+async function runJson(body, { signal, onHead, onEvent }) {
+  const response = await send('api/v1/task', {
+    method: 'POST', signal, body: JSON.stringify(body), headers: { 'Content-Type': 'application/json' },
+  });
+  onHead(response.headers);
+  if (!body.stream) return { headers: response.headers, result: await response.json() };
+  let last;
+  try {
+    for await (const event of readEvents(response.body)) last = handle(event, last, response.headers, onEvent);
+  } catch (error) {
+    throw error instanceof TypeError ? incomplete() : error;
+  }
+  if (!last?.done) throw incomplete();
+  return { headers: response.headers, result: last.result };
+}
+
+/** Passes an event on; returns the last object so far, and whether the stream is complete. */
+function handle({ event, data }, last, headers, onEvent) {
+  if (data === '[DONE]') return { ...last, done: true };
+  const object = JSON.parse(data);
+  if (event === 'error') throw errorOf(object, 0, headers);
+  onEvent(object);
+  return { result: object, done: false };
+}
+
+/** Returns the form of a task: objects as JSON text, and the file as `audio`. */
+function formOf(body, file) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(body)) {
+    form.append(name, typeof value === 'object' ? JSON.stringify(value) : String(value));
+  }
+  form.append('audio', file, file.name);
+  return form;
+}
+
+function runForm(body, file, { signal, onHead, onEvent, onUpload }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    const headers = { get: (name) => request.getResponseHeader(name) };
+    const parse = eventParser();
+    let read = 0;
+    let last;
+    const isStream = () => request.status === 200 && body.stream;
+    const readOn = () => {
+      const text = request.responseText.slice(read);
+      read += text.length;
+      for (const event of parse(text)) last = handle(event, last, headers, onEvent);
+    };
+    const guarded = (action) => () => {
+      try { action(); } catch (error) { reject(error); request.abort(); }
+    };
+    request.open('POST', 'api/v1/task');
+    request.setRequestHeader('Authorization', `Bearer ${key}`);
+    request.upload.onprogress = (event) => onUpload(event.loaded / event.total);
+    request.onreadystatechange = () => {
+      if (request.readyState !== XMLHttpRequest.HEADERS_RECEIVED || !request.status) return;
+      observe(headers);
+      if (request.status === 200) onHead(headers);
+    };
+    request.onprogress = guarded(() => { if (isStream()) readOn(); });
+    request.onload = guarded(() => {
+      if (isStream()) {
+        readOn();
+        if (!last?.done) throw incomplete();
+        resolve({ headers, result: last.result });
+      } else if (request.status === 200) {
+        resolve({ headers, result: JSON.parse(request.responseText) });
+      } else {
+        throw errorOf(parseOrNull(request.responseText), request.status, headers);
+      }
+    });
+    request.onerror = () => reject(read ? incomplete() : unreachable());
+    request.onabort = () => reject(new DOMException('Stopped', 'AbortError'));
+    signal.addEventListener('abort', () => request.abort());
+    request.send(formOf(body, file));
+  });
+}
+
+function parseOrNull(text) {
+  try { return JSON.parse(text); } catch { return null; }
+}
+
+/** Returns the path of a media link on this page's own host: the policy of the page allows no other. */
+export const ownMedia = (url) => url.slice(url.indexOf('/media/') + 1);

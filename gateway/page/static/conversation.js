@@ -1,0 +1,49 @@
+// The editor of a text task's messages.
+
+import { h, labelled, newId } from './dom.js';
+
+const ROLES = ['user', 'assistant'];
+
+/** The messages of a text task: a system prompt and turns; messages with tool calls are kept as they are. */
+export class Conversation {
+  constructor() {
+    this.system = h('textarea', { rows: 2, placeholder: 'How the model should answer (optional)' });
+    this.turns = h('div', { class: 'turns' });
+    this.element = h('div', { class: 'wide' },
+      labelled('System prompt', this.system),
+      this.turns,
+      h('div', { class: 'row' },
+        h('button', { type: 'button', class: 'quiet', onclick: () => this.add('user').focus() }, 'Add a message')));
+    this.add('user').value = 'Explain quantum computing in one paragraph.';
+  }
+
+  /** Adds a turn; returns its text control. */
+  add(role, content = '') {
+    const text = h('textarea', { rows: 3, id: newId('message'), value: content });
+    const select = h('select', { 'aria-label': 'Role' }, ROLES.map((name) => h('option', { selected: name === role }, name)));
+    const turn = h('div', { class: 'turn' },
+      h('div', { class: 'row' },
+        h('label', { for: text.id }, 'Message'), select,
+        h('button', { type: 'button', class: 'quiet end', onclick: () => turn.remove() }, 'Remove')),
+      text);
+    turn.read = () => (text.value ? [{ role: select.value, content: text.value }] : []);
+    this.turns.append(turn);
+    return text;
+  }
+
+  /** Adds messages that can't be edited: an assistant's tool calls, and their results. */
+  keep(messages) {
+    const turn = h('div', { class: 'turn' },
+      h('div', { class: 'row' }, h('strong', {}, messages[0].tool_calls ? 'Tool calls and results' : 'Messages'),
+        h('button', { type: 'button', class: 'quiet end', onclick: () => turn.remove() }, 'Remove')),
+      h('pre', { class: 'code', tabindex: 0 }, JSON.stringify(messages, null, 2)));
+    turn.read = () => messages;
+    this.turns.append(turn);
+  }
+
+  read() {
+    const system = this.system.value.trim();
+    const turns = [...this.turns.children].flatMap((turn) => turn.read());
+    return [...(system ? [{ role: 'system', content: system }] : []), ...turns];
+  }
+}

@@ -1,0 +1,43 @@
+// Elements without markup in strings: text from users and models is never parsed as HTML.
+
+/** Returns a new element. `on…` properties are listeners, `class`, `aria-…` and the like attributes. */
+export function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith('on')) element.addEventListener(name.slice(2), value);
+    else if (name === 'value') element.value = value;
+    else if (value === true) element.setAttribute(name, '');
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child != null && child !== false));
+  return element;
+}
+
+let ids = 0;
+
+/** Returns an id that no other element has. */
+export const newId = (prefix) => `${prefix}-${++ids}`;
+
+/** Returns a label above a control, with an optional hint that screen readers read as its description. */
+export function labelled(text, control, hint = '', className = '') {
+  control.id ||= newId('field');
+  const note = hint ? h('p', { class: 'hint', id: `${control.id}-hint` }, hint) : null;
+  if (note) control.setAttribute('aria-describedby', note.id);
+  return h('div', { class: `field ${className}`.trim() }, h('label', { for: control.id }, text), control, note);
+}
+
+/** Returns a button that copies a text. */
+export function copyButton(text, label = 'Copy') {
+  const button = h('button', { type: 'button', class: 'quiet', onclick: async () => {
+    await navigator.clipboard.writeText(text());
+    button.textContent = 'Copied';
+    setTimeout(() => { button.textContent = label; }, 1500);
+  } }, label);
+  return button;
+}
+
+/** Returns a list of facts: pairs of a name and a text or an element; those without a value are left out. */
+export function facts(pairs) {
+  return h('dl', { class: 'facts' }, pairs.filter(([, value]) => value != null && value !== '')
+    .map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+}

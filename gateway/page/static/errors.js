@@ -1,0 +1,61 @@
+// Errors: the message, the code, what to do, and when to try again.
+
+import { h } from './dom.js';
+
+/** What to do about a code, in addition to what its message says. */
+const ADVICE = {
+  invalid_api_key: 'Check the key. Your operator may have revoked it, or it may have expired.',
+  model_not_allowed: 'Choose another model, or ask your operator for a plan or a key that allows this one.',
+  invalid_body: 'Correct the body of the request, or send less.',
+  missing_parameter: 'Fill in the field that the message names.',
+  invalid_parameter: 'Change the field that the message names.',
+  unsupported_model: 'Choose a model of the list.',
+  context_length_exceeded: 'Shorten the messages, or choose a model with a longer context.',
+  content_policy_violation: 'Rephrase the request. It is refused again if it stays the same.',
+  payload_too_large: 'Send a smaller file or body, or wait until stored media expire.',
+  rate_limit_exceeded: 'Wait until the window ends.',
+  token_limit_exceeded: 'Wait until the window ends, or use fewer tokens.',
+  concurrency_limit_exceeded: 'Wait until a running task ends.',
+  insufficient_credits: 'Set max_tokens or choose a cheaper model, or ask your operator for credits.',
+  idempotency_conflict: 'Wait until the first request ends.',
+  idempotency_mismatch: 'Use another Idempotency-Key for another request.',
+  provider_not_configured: 'Ask your operator to configure the provider, or choose another model.',
+  provider_unavailable: 'Try again, or choose another model.',
+  provider_failed: 'Try again. If it happens again, report the request id to your operator.',
+  deadline_exceeded: 'Try again, or ask for less output.',
+  overloaded: 'Try again in a moment.',
+  store_unavailable: 'Try again in a moment.',
+  shutting_down: 'Try again: another server takes over.',
+  server_unavailable: 'Try again in a moment.',
+  internal_error: 'Report the request id to your operator.',
+  no_answer: 'Check your connection, and that the server runs.',
+  incomplete: 'Try again. What was delivered may have been charged.',
+};
+
+const RETRYABLE = new Set([
+  'rate_limit_exceeded', 'token_limit_exceeded', 'concurrency_limit_exceeded', 'idempotency_conflict',
+  'provider_unavailable', 'provider_failed', 'deadline_exceeded', 'overloaded', 'store_unavailable', 'shutting_down',
+  'server_unavailable', 'no_answer', 'incomplete',
+]);
+
+/** Returns what an error says. Its button calls `retry`, once Retry-After has passed. */
+export function errorPanel(error, retry = null) {
+  return h('div', { class: 'error', role: 'alert' },
+    h('p', { class: 'message' }, error.message),
+    ADVICE[error.code] ? h('p', {}, ADVICE[error.code]) : null,
+    h('p', { class: 'dim' }, h('code', {}, error.code), error.status ? ` · HTTP ${error.status}` : ''),
+    retry && RETRYABLE.has(error.code) ? retryButton(error.retryAfter, retry) : null);
+}
+
+function retryButton(wait, retry) {
+  const button = h('button', { type: 'button', onclick: retry }, 'Try again');
+  const at = Date.now() + wait * 1000;
+  const show = () => {
+    const left = Math.ceil((at - Date.now()) / 1000);
+    button.disabled = left > 0;
+    button.textContent = left > 0 ? `Try again in ${left} s` : 'Try again';
+    if (left > 0) setTimeout(show, 250);
+  };
+  show();
+  return button;
+}

@@ -1,0 +1,54 @@
+// A task of the REST API as the JSON form of a gRPC request. Fields have the same names unless listed here.
+
+const DELIVERY = { url: 'MEDIA_DELIVERY_LINK', b64_json: 'MEDIA_DELIVERY_INLINE' };
+const SPEC_FIELDS = ['user', 'metadata'];
+const ROLES = { developer: 'ROLE_SYSTEM' };
+
+/** Returns a RunTaskRequest or StreamTaskRequest; `audio` is the audio as base64, or null. */
+export function grpcRequest(type, body, audio) {
+  const { model, stream, response_format: format, ...fields } = body;
+  const spec = { model };
+  const input = {};
+  for (const [name, value] of Object.entries(fields)) {
+    if (SPEC_FIELDS.includes(name)) spec[name] = value;
+    else input[name] = CONVERSIONS[`${type}.${name}`]?.(value) ?? CONVERSIONS[name]?.(value) ?? value;
+  }
+  if (audio) input.audio = { data: audio };
+  if (type === 'text' && format) Object.assign(input, textFormat(format));
+  spec[type.replaceAll('-', '_')] = input;
+  const delivery = typeof format === 'string' ? DELIVERY[format] : undefined;
+  return { spec, ...(delivery ? { options: { delivery } } : {}) };
+}
+
+const CONVERSIONS = {
+  messages: (messages) => messages.map(message),
+  stop: (value) => [value].flat(),
+  tools: (tools) => tools.map(({ function: { name, description, parameters, strict } }) => ({
+    name, description, parameters_json: parameters && JSON.stringify(parameters), strict,
+  })),
+  tool_choice: (value) => (typeof value === 'string' ? { mode: `MODE_${value.toUpperCase()}` } : { tool: value.function.name }),
+  reasoning_effort: (value) => `REASONING_EFFORT_${value.toUpperCase()}`,
+  timestamps: (value) => `TIMESTAMP_GRANULARITY_${value.toUpperCase()}`,
+  'image.output_format': (value) => `IMAGE_FORMAT_${value.toUpperCase()}`,
+};
+
+function message({ role, name, content, tool_calls: calls = [], tool_call_id: id }) {
+  const texts = typeof content === 'string' ? [{ text: content }] : (content ?? []).map(part);
+  const made = calls.map((call) => ({
+    tool_call: { id: call.id, name: call.function.name, arguments_json: call.function.arguments },
+  }));
+  return {
+    role: ROLES[role] ?? `ROLE_${role.toUpperCase()}`,
+    content: role === 'tool' ? [{ tool_result: { tool_call_id: id, content } }] : [...texts, ...made],
+    ...(name ? { name } : {}),
+  };
+}
+
+const part = (each) => (each.type === 'text' ? { text: each.text } : { image: { source: { url: each.image_url.url } } });
+
+function textFormat({ type, json_schema: declared }) {
+  if (type === 'json_object') return { format: { json_object: {} } };
+  if (type !== 'json_schema') return {};
+  const { name, description, schema, strict } = declared;
+  return { format: { json_schema: { name, description, schema_json: JSON.stringify(schema), strict } } };
+}

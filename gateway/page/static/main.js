@@ -1,0 +1,121 @@
+// The page: signing in with a key, its views by the fragment of the URL, and what all of them show.
+
+import { account } from './account.js';
+import { ApiError, get, setKey } from './api.js';
+import { h, labelled } from './dom.js';
+import { errorPanel } from './errors.js';
+import { credits } from './format.js';
+import { current, limits } from './limits.js';
+import { models } from './models.js';
+import { playground } from './playground.js';
+import { usage } from './usage.js';
+
+const VIEWS = { playground, usage, models, account };
+const STORED = 'pomelo.key';
+
+const content = document.getElementById('content');
+const navigation = document.getElementById('views');
+const status = document.getElementById('status');
+
+let shown = 0;
+
+/** Shows the view that the URL names, or the form that asks for a key. */
+async function show() {
+  const key = sessionStorage.getItem(STORED) ?? localStorage.getItem(STORED);
+  const turn = ++shown;
+  navigation.hidden = status.hidden = !key;
+  if (!key) {
+    document.title = 'Pomelo';
+    content.replaceChildren(signIn());
+    return;
+  }
+  setKey(key);
+  const [name, query = ''] = location.hash.replace(/^#\/?/, '').split('?');
+  const view = VIEWS[name] ? name : 'playground';
+  document.title = `${view[0].toUpperCase()}${view.slice(1)} · Pomelo`;
+  for (const link of navigation.children) {
+    if (link.hash === `#/${view}`) link.setAttribute('aria-current', 'page');
+    else link.removeAttribute('aria-current');
+  }
+  content.setAttribute('aria-busy', 'true');
+  let element;
+  try {
+    element = await VIEWS[view](new URLSearchParams(query), { key, signOut });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    if (error.code === 'invalid_api_key') {
+      forget();
+      element = signIn(error);
+    } else {
+      element = h('div', { class: 'card' }, errorPanel(error, show));
+    }
+  }
+  if (turn !== shown) return;
+  content.removeAttribute('aria-busy');
+  content.replaceChildren(element);
+}
+
+function forget() {
+  sessionStorage.removeItem(STORED);
+  localStorage.removeItem(STORED);
+  navigation.hidden = status.hidden = true;
+}
+
+function signOut() {
+  forget();
+  show();
+}
+
+function signIn(error = null) {
+  const key = h('input', { type: 'password', autocomplete: 'off', required: true, spellcheck: 'false', placeholder: 'pml_test_…' });
+  const remember = h('input', { type: 'checkbox', id: 'remember' });
+  const problem = h('div', {}, error ? errorPanel(error) : null);
+  const submit = h('button', { class: 'primary', type: 'submit' }, 'Continue');
+  const form = h('form', { class: 'card stack sign-in', onsubmit: async (event) => {
+    event.preventDefault();
+    const value = key.value.trim();
+    if (!value) return key.focus();
+    setKey(value);
+    try {
+      await get('api/v1/account');
+    } catch (refusal) {
+      problem.replaceChildren(errorPanel(refusal));
+      return key.focus();
+    }
+    sessionStorage.setItem(STORED, value);
+    if (remember.checked) localStorage.setItem(STORED, value);
+    await show();
+    return content.focus();
+  } },
+    h('h1', {}, 'Enter your API key'),
+    h('p', { class: 'dim' }, 'Keys begin with pml_test_ (answered by the sandbox) or pml_live_. Your operator creates them; ',
+      h('code', {}, 'pomelo serve'), ' keeps a test key in its data folder.'),
+    labelled('API key', key),
+    h('label', { class: 'check', for: 'remember' }, remember, 'Remember on this device'),
+    problem,
+    submit);
+  return form;
+}
+
+/** Shows the mode and the credits beside the views. */
+function showStatus() {
+  const mode = current['Pomelo-Mode'];
+  status.replaceChildren(
+    h('span', { class: `badge ${mode}` }, mode),
+    h('span', { class: 'amount' }, `${credits(current['Credits-Remaining'])} credits`));
+}
+
+const theme = document.getElementById('theme');
+theme.value = document.documentElement.dataset.theme;
+theme.addEventListener('change', () => {
+  document.documentElement.dataset.theme = theme.value;
+  localStorage.setItem('pomelo.theme', theme.value);
+  dispatchEvent(new Event('themechange'));
+});
+
+limits.addEventListener('change', showStatus);
+addEventListener('hashchange', async () => {
+  await show();
+  content.focus();
+});
+show();

@@ -1,0 +1,169 @@
+// The view of usage: totals by day and model as charts, and the tasks as a table with filters and pages.
+
+import { get } from './api.js';
+import { dailyChart } from './chart.js';
+import { h, labelled } from './dom.js';
+import { errorPanel } from './errors.js';
+import { bytes, count, credits, seconds, time } from './format.js';
+
+const DAY = 86_400_000;
+const MAX_SERIES = 5;
+const MAX_DAYS = 366;
+const PAGE_SIZE = 25;
+const isoDate = (at) => new Date(at).toISOString().slice(0, 10);
+
+const METRICS = {
+  cost: ['Cost (credits)', (total) => total.cost, credits],
+  tasks: ['Tasks', (total) => total.tasks, count],
+  tokens: ['Tokens', (total) => total.input_tokens + total.output_tokens, count],
+};
+
+export async function usage() {
+  const view = new UsageView();
+  view.refresh();  // the chart needs the width of the view once it is shown
+  return view.element;
+}
+
+class UsageView {
+  #from = h('input', { type: 'date', value: isoDate(Date.now() - 29 * DAY) });
+  #to = h('input', { type: 'date', value: isoDate(Date.now()) });
+  #model = h('select', {}, h('option', { value: '' }, 'All models'));
+  #outcome = h('select', {}, h('option', { value: 'false' }, 'Billed'), h('option', { value: 'true' }, 'Failed'));
+  #metric = h('select', { 'aria-label': 'Shown in the chart', onchange: () => this.#draw() },
+    Object.entries(METRICS).map(([name, [label]]) => h('option', { value: name }, label)));
+  #chart = h('div', {});
+  #table = h('div', {});
+  #tokens = [''];
+
+  constructor() {
+    const refresh = () => this.refresh();
+    const redraw = () => {
+      if (this.element.isConnected) this.#draw();
+      else removeEventListener('themechange', redraw);
+    };
+    addEventListener('themechange', redraw);
+    this.element = h('div', { class: 'stack' },
+      h('h1', {}, 'Usage'),
+      h('form', { class: 'card filters', 'aria-label': 'Filters', onchange: refresh, onsubmit: (event) => event.preventDefault() },
+        labelled('From', this.#from), labelled('To', this.#to), labelled('Model', this.#model), labelled('Outcome', this.#outcome)),
+      h('section', { class: 'card stack', 'aria-label': 'By day and model' },
+        h('div', { class: 'row' }, h('h2', {}, 'By day and model'), h('span', { class: 'end' }, this.#metric)), this.#chart),
+      h('section', { class: 'card stack', 'aria-label': 'Tasks' }, h('h2', {}, 'Tasks'), this.#table));
+  }
+
+  get #filters() {
+    const to = this.#to.value && isoDate(Date.parse(this.#to.value) + DAY);
+    return { from: this.#from.value, to, model: this.#model.value, failed: this.#outcome.value };
+  }
+
+  /** Reads the usage that the filters select. */
+  async refresh() {
+    this.#tokens = [''];
+    await this.#guard(this.#chart, () => this.#readTotals());
+    await this.#guard(this.#table, () => this.#showPage());
+  }
+
+  async #guard(place, action) {
+    try { await action(); } catch (error) { place.replaceChildren(errorPanel(error, () => this.refresh())); }
+  }
+
+  async #readTotals() {
+    const filters = this.#filters;
+    const { data: models } = await get('api/v1/usage', { ...filters, group_by: 'model' });
+    for (const { group } of models) {
+      if (![...this.#model.options].some(({ value }) => value === group)) this.#model.append(h('option', { value: group }, group));
+    }
+    const largest = models.toSorted((a, b) => b.cost - a.cost || b.tasks - a.tasks).slice(0, MAX_SERIES);
+    const series = [];
+    for (const { group } of largest) {
+      const { data: days } = await get('api/v1/usage', { ...filters, model: group, group_by: 'day' });
+      series.push([group, days]);
+    }
+    if (models.length > MAX_SERIES) {
+      const { data: days } = await get('api/v1/usage', { ...filters, group_by: 'day' });
+      series.push(['other models', days.map((day) => without(day, series))]);
+    }
+    this.totals = models;
+    this.series = series;
+    await this.#draw();
+  }
+
+  async #draw() {
+    const [label, value, format] = METRICS[this.#metric.value];
+    if (!this.totals.length) {
+      this.#chart.replaceChildren(h('p', { class: 'dim' }, 'No task in this period.'));
+      return;
+    }
+    const days = [];
+    const last = Date.parse(this.#to.value || isoDate(Date.now()));
+    const earliest = this.series.flatMap(([, totals]) => totals.map(({ group }) => group)).sort()[0];
+    const first = Math.max(Date.parse(this.#from.value || earliest), last - MAX_DAYS * DAY);
+    for (let day = first; day <= last; day += DAY) days.push(isoDate(day));
+    const rows = this.series.map(([name, totals]) => {
+      const byDay = new Map(totals.map((total) => [total.group, value(total)]));
+      return { name, values: days.map((day) => byDay.get(day) ?? 0) };
+    });
+    this.#chart.replaceChildren();
+    await dailyChart(this.#chart, days, rows, label, format);
+    this.#chart.append(totalsTable(this.totals));
+  }
+
+  async #showPage() {
+    const query = { ...this.#filters, page_size: PAGE_SIZE, page_token: this.#tokens.at(-1) };
+    const { data, next_page_token: next } = await get('api/v1/usage', query);
+    const isFailed = this.#outcome.value === 'true';
+    const turn = (name, isPossible, change) => h('button', { type: 'button', disabled: !isPossible, onclick: async () => {
+      change();
+      await this.#guard(this.#table, () => this.#showPage());
+      this.#table.querySelector('[role=region]')?.focus();
+    } }, name);
+    this.#table.replaceChildren(
+      h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Tasks' }, recordsTable(data, isFailed)),
+      h('div', { class: 'row' },
+        turn('Newer', this.#tokens.length > 1, () => this.#tokens.pop()),
+        h('span', { class: 'dim' }, `Page ${this.#tokens.length}`),
+        turn('Older', next, () => this.#tokens.push(next))));
+  }
+}
+
+/** Returns a day's totals without those of some models. */
+function without(day, series) {
+  const rest = { ...day };
+  for (const [, days] of series) {
+    const other = days.find(({ group }) => group === day.group);
+    for (const name of ['cost', 'tasks', 'input_tokens', 'output_tokens']) rest[name] -= other?.[name] ?? 0;
+  }
+  return rest;
+}
+
+const columns = (names, firstNumber) =>
+  h('thead', {}, h('tr', {}, names.map((name, i) => h('th', { scope: 'col', class: i >= firstNumber && 'number' }, name))));
+
+function totalsTable(totals) {
+  return h('details', {}, h('summary', {}, 'Totals by model'), h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Totals by model' },
+    h('table', {}, columns(['Model', 'Tasks', 'Input tokens', 'Output tokens', 'Cost'], 1),
+      h('tbody', {}, totals.map((total) => h('tr', {}, h('th', { scope: 'row' }, total.group),
+        [count(total.tasks), count(total.input_tokens), count(total.output_tokens), credits(total.cost)]
+          .map((text) => h('td', { class: 'number' }, text))))))));
+}
+
+function recordsTable(records, isFailed) {
+  const names = ['Time', 'Model', isFailed ? 'Error' : 'Output', 'Used', 'Took', 'Cost'];
+  const body = records.map((record) => h('tr', {},
+    h('td', { class: 'nowrap' }, time(record.time)),
+    h('th', { scope: 'row', title: record.id }, record.model),
+    h('td', {}, isFailed ? h('code', {}, record.code) : `${bytes(record.output_bytes)}${record.complete ? '' : ', interrupted'}`),
+    h('td', { class: 'number' }, used(record)),
+    h('td', { class: 'number nowrap' }, seconds(record.processing_ms)),
+    h('td', { class: 'number' }, credits(record.cost))));
+  const empty = h('tr', {}, h('td', { colspan: names.length }, isFailed ? 'No task failed in this period.' : 'No task in this period.'));
+  return h('table', { class: 'records' }, columns(names, 3), h('tbody', {}, body.length ? body : empty));
+}
+
+/** Returns what a record was charged for. */
+function used(record) {
+  if (record.images) return `${count(record.images)} image${record.images > 1 ? 's' : ''}`;
+  if (record.characters) return `${count(record.characters)} characters`;
+  if (record.audio_seconds) return `${record.audio_seconds.toFixed(1)} s of audio`;
+  return `${count(record.input_tokens)} + ${count(record.output_tokens)} tokens`;
+}

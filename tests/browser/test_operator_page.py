@@ -1,0 +1,117 @@
+"""The operator's page at the admin address of a running server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from pomelo.cli.operator_page import OperatorPage
+from tests.browser.access import overflow, serious_faults
+from tests.browser.chromium import Browser
+from tests.ports import free_port
+from tests.serving import Served, serve
+from tests.tasks import text_body
+
+
+@dataclass(frozen=True)
+class Operated:
+    """A server, the address of its admin server, and a client."""
+
+    served: Served
+    admin: str
+    http: aiohttp.ClientSession
+
+    async def run(self, text: str) -> int:
+        """Runs a text task with the development key; returns the status."""
+        url = f"{self.served.url}/api/v1/task"
+        async with self.http.post(url, json=text_body(text), headers=self.served.headers) as response:
+            await response.read()
+            return response.status
+
+
+@pytest.fixture(scope="module")
+async def operated(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Operated]:
+    port = free_port()
+    folder = tmp_path_factory.mktemp("operated")
+    async with (
+        serve(folder, POMELO_ADMIN=f"127.0.0.1:{port}") as served,
+        aiohttp.ClientSession() as http,
+    ):
+        yield Operated(served, f"http://127.0.0.1:{port}", http)
+
+
+def section(name: str) -> str:
+    """Returns the expression of the text of a section of the page."""
+    return f"(document.querySelector('section[aria-label=\"{name}\"]')?.innerText ?? '')"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1440, "dark")])
+async def test_the_operator_sees_load_errors_spend_and_accounts(
+    browser: Browser, operated: Operated, modules: Path, width: int, scheme: str
+) -> None:
+    assert await operated.run("Hello") == 200
+    assert await operated.run("[[error:provider_failed]]") == 502
+    async with browser.open_tab() as tab:
+        await tab.look(width, scheme)
+        await tab.open(f"{operated.admin}/")
+        await tab.until(f"{section('Accounts')}.includes('default')")
+        await tab.until(f"{section('Errors')}.includes('provider_failed')")
+        assert "sandbox" in await tab.run(section("Providers"))
+        assert "closed" in await tab.run(section("Providers"))
+        assert "gpt-4" in await tab.run(section("Spend since start"))
+        assert await tab.run("document.querySelector('#state').textContent") == "Ready"
+        assert await serious_faults(tab, modules) == []
+        assert await overflow(tab) == []
+        assert tab.problems == []
+
+
+async def test_the_operators_page_follows_what_happens(browser: Browser, operated: Operated) -> None:
+    ended = """[...document.querySelectorAll('dt')].find((each) => each.textContent === 'Tasks since start')
+      ?.nextSibling.textContent"""
+    async with browser.open_tab() as tab:
+        await tab.open(f"{operated.admin}/")
+        await tab.until(ended)
+        before = int(await tab.run(ended))
+        assert await operated.run("Hello") == 200
+        await tab.until(f"Number({ended}) === {before + 1}")
+
+
+async def test_pages_of_other_sites_can_not_read_the_accounts_through_a_name_of_their_own(
+    operated: Operated,
+) -> None:
+    url = f"{operated.admin}/accounts"
+    for host, status in {
+        "127.0.0.1:9090": 200,
+        "localhost": 200,
+        "[::1]:9090": 200,
+        "10.0.0.5:9090": 403,
+        "evil.example:9090": 403,
+        "127.0.0.1.evil.example": 403,
+        "localhost.evil.example": 403,
+    }.items():
+        async with operated.http.get(url, headers={"Host": host}) as response:
+            assert response.status == status, host
+            assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_an_invalid_page_token_of_the_accounts_is_refused(operated: Operated) -> None:
+    async with operated.http.get(f"{operated.admin}/accounts?page_token=x") as response:
+        assert response.status == 400
+        assert "page_token" in await response.text()
+
+
+async def test_the_operators_files_are_not_served_to_callers(operated: Operated) -> None:
+    for name, path in {"admin": operated.admin, "rest": operated.served.url}.items():
+        async with operated.http.get(f"{path}/page/operator.js") as response:
+            assert response.status == (200 if name == "admin" else 404)
+
+
+def test_a_gateway_has_no_accounts() -> None:
+    page = OperatorPage()
+    assert page.find("/accounts") is None
+    assert page.find("/nothing") is None
+    assert page.find("/") is not None

@@ -1,0 +1,162 @@
+"""The code that the page shows for a request runs as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.app import RunningApp, app_fixture
+from tests.browser.chromium import Browser
+from tests.browser.page import ANSWER, Page, open_page
+from tests.tasks import TASK_BODIES
+
+app = app_fixture()
+
+HARD = 'It\'s "quoted": $HOME `id` $(id) \\ \\n true null None 日本 <b>&amp;'
+"""Text with what shells, Python, JavaScript and HTML treat in their own way."""
+
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {}}},
+}
+
+
+@pytest.fixture(name="page")
+async def _page(browser: Browser, app: RunningApp) -> AsyncIterator[Page]:
+    async with open_page(browser, app.urls["rest"]) as page:
+        yield page
+
+
+async def text(page: Page, folder: Path) -> None:
+    await page.tab.fill("label:System prompt", "Be brief.")
+    await page.write(HARD)
+    await page.tab.click("summary")
+    await page.tab.fill("label:temperature", "0.5")
+    await page.tab.fill("label:stop", "one\ntwo")
+    await page.tab.fill("label:user", "anna")
+
+
+async def tools(page: Page, folder: Path) -> None:
+    await page.write(HARD)
+    await page.tab.click("summary")
+    await page.tab.click("button:Insert an example")
+    await page.tab.fill("label:reasoning effort", '"low"')
+    await page.tab.fill("label:metadata", json.dumps({"team": HARD}))
+    assert await page.run() == "done"
+    await page.tab.fill("label:Result of get_weather", HARD)
+    await page.tab.click("button:Send the results")
+    await page.tab.until(f"{ANSWER}.querySelector('.text').textContent.includes('tool returned')")
+    await page.tab.fill("label:tool choice", "none")
+    await page.tab.fill("label:response format", json.dumps(FORMAT))
+
+
+async def image(page: Page, folder: Path) -> None:
+    await page.choose("flux-1-pro")
+    await page.tab.fill("label:prompt", HARD)
+    await page.tab.click("summary")
+    await page.tab.fill("label:output format", '"webp"')
+    await page.tab.fill("label:response format", '"url"')
+
+
+async def text_to_speech(page: Page, folder: Path) -> None:
+    await page.choose("eleven-labs-tts")
+    await page.tab.fill("label:text", HARD)
+    await page.tab.click("summary")
+    await page.tab.fill("label:stability", "0.25")
+    await page.tab.fill("label:use speaker boost", "true")
+
+
+async def speech_to_speech(page: Page, folder: Path) -> None:
+    await page.choose("eleven-labs-sts")
+    await page.tab.choose_files("label:audio", [folder / 'it\'s "here".wav'])
+    await page.tab.click("summary")
+    await page.tab.fill("label:stability", "0.25")
+
+
+async def speech_to_text(page: Page, folder: Path) -> None:
+    await page.choose("eleven-labs-stt")
+    await page.tab.choose_files("label:audio", [folder / 'it\'s "here".wav'])
+    await page.tab.click("summary")
+    await page.tab.fill("label:diarize", "true")
+    await page.tab.fill("label:timestamps", '"character"')
+
+
+TASKS: Mapping[str, Callable[[Page, Path], Awaitable[None]]] = {
+    each.__name__: each for each in (text, tools, image, text_to_speech, speech_to_speech, speech_to_text)
+}
+COMPARED = (
+    "model",
+    "user",
+    "metadata",
+    "input_tokens",
+    "output_tokens",
+    "characters",
+    "images",
+    "audio_ms",
+    "cost",
+)
+"""What the usage records of equal requests have in common."""
+
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "curl": ("bash", "-e"),
+    "Python": (sys.executable,),
+    "JavaScript": ("node", "--input-type=module", "-"),
+    "gRPC": ("bash", "-e"),
+}
+PROGRAMS = {"curl": "curl", "Python": sys.executable, "JavaScript": "node", "gRPC": "buf"}
+
+
+async def run_code(form: str, code: str, key: str, folder: Path) -> str:
+    """Runs code of the page in a folder; returns what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *COMMANDS[form],
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=folder,
+        env=os.environ | {"POMELO_API_KEY": key},
+    )
+    out, errors = await process.communicate(code.encode())
+    assert process.returncode == 0, f"{code}\n{errors.decode()}"
+    return out.decode()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("form", COMMANDS)
+async def test_the_code_of_a_request_runs_and_is_the_same_request(
+    page: Page, app: RunningApp, tmp_path: Path, form: str, task: str, stream: bool
+) -> None:
+    if shutil.which(PROGRAMS[form]) is None:
+        pytest.skip(f"{PROGRAMS[form]} is not on this machine")
+    caller = await app.account("unlimited")
+    speech = await app.post(
+        "rest",
+        caller.test,
+        json=TASK_BODIES["tts"] | {"output_format": "wav_8000"},
+        headers={"Accept": "audio/*"},
+    )
+    (tmp_path / 'it\'s "here".wav').write_bytes(await speech.read())
+    await page.sign_in(caller.test)
+    await TASKS[task](page, tmp_path)
+    if not stream:
+        await page.tab.click("label:Stream")
+    assert await page.run() == "done"
+    code = await page.code(form)
+    assert caller.test not in code
+    assert "POMELO_API_KEY" in code
+    assert app.server.grpc is not None
+    code = code.replace(":50051", ":" + app.server.grpc.rpartition(":")[2])
+    printed = await run_code(form, code, caller.test, tmp_path)
+    assert '"error"' not in printed
+    again, first, *_ = await app.records(caller)
+    for name in COMPARED:
+        assert getattr(again, name) == getattr(first, name), name
+    assert (again.wire, again.complete) == ("grpc" if form == "gRPC" else "rest", True)

@@ -1,0 +1,138 @@
+"""The page shows every error, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pomelo.errors import GRPC_ERRORS, TABLE
+from tests.app import RunningApp, app_fixture
+from tests.browser.chromium import Browser
+from tests.browser.page import ANSWER, Page, open_page
+
+app = app_fixture()
+
+CODES = [
+    code
+    for code in TABLE
+    if code not in GRPC_ERRORS | {"not_found", "method_not_allowed", "unsupported_media_type"}
+]
+"""The errors that the sandbox returns on request."""
+
+RETRY = f"[...{ANSWER}.querySelectorAll('button')].find((each) => each.textContent.startsWith('Try again'))"
+ALERT = f"{ANSWER}.querySelector('[role=alert]')"
+
+
+@pytest.fixture(name="page", scope="module")
+async def _page(browser: Browser, app: RunningApp) -> AsyncIterator[Page]:
+    """The page in a tab, with a test key."""
+    async with open_page(browser, app.urls["rest"]) as page:
+        await page.sign_in((await app.account("unlimited")).test)
+        yield page
+
+
+@pytest.mark.parametrize("code", CODES)
+async def test_an_error_has_its_message_its_code_its_status_and_what_to_do(page: Page, code: str) -> None:
+    await page.write(f"[[error:{code}]]")
+    assert await page.run() == "failed"
+    paragraphs = await page.tab.run(f"[...{ALERT}.querySelectorAll('p')].map((each) => each.textContent)")
+    message, *advice, last = paragraphs
+    assert message
+    assert last == f"{code} · HTTP {TABLE[code].http}"
+    assert advice
+    assert await page.fact("Request")
+    assert await page.fact("Cost") == "0"
+
+
+async def test_a_refused_request_can_be_tried_again_when_its_time_has_come(
+    browser: Browser, app: RunningApp
+) -> None:
+    async with open_page(browser, app.urls["rest"]) as page:
+        await page.sign_in((await app.account("five")).test)
+        for _ in range(5):
+            assert await page.run() == "done"
+        assert await page.run() == "failed"
+        assert "rate_limit_exceeded" in await page.answer()
+        assert await page.tab.run(f"{RETRY}.disabled && /^Try again in \\d+ s$/.test({RETRY}.textContent)")
+        shown = await page.tab.run(f"{RETRY}.textContent")
+        await page.tab.until(f"{RETRY}.textContent !== {shown!r}")  # it counts down
+
+
+async def test_an_error_without_a_wait_can_be_tried_again_immediately(page: Page) -> None:
+    await page.write("[[error:provider_failed]]")
+    assert await page.run() == "failed"
+    await page.write("Hello")
+    await page.tab.click("button:Try again")
+    await page.tab.until(f"{ANSWER}.dataset.state === 'done'")
+    assert "Hello" in await page.answer()
+
+
+async def test_a_stream_that_fails_after_its_first_byte_keeps_what_was_delivered(page: Page) -> None:
+    await page.write("[[words:40]] [[cut]]")
+    assert await page.run() == "failed"
+    assert "provider_failed" in await page.tab.run(f"{ALERT}.textContent")
+    assert "Pomelo sandbox" in await page.tab.run(f"{ANSWER}.querySelector('.text').textContent")
+
+
+async def test_an_unreachable_server_is_an_error_that_says_so(page: Page) -> None:
+    network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.emulateNetworkConditions", offline=True, **network)
+    try:
+        assert await page.run() == "failed"
+        assert "The server did not answer." in await page.answer()
+    finally:
+        await page.tab.call("Network.emulateNetworkConditions", offline=False, **network)
+
+
+async def test_a_wrong_value_is_reported_before_anything_is_sent(page: Page) -> None:
+    await page.tab.click("summary")
+    await page.tab.fill("label:temperature", "3")
+    assert await page.run() == "failed"
+    assert "temperature" in await page.tab.run(f"{ALERT}.textContent")
+    assert not await page.tab.run(f"{ANSWER}.textContent.includes('Request')")
+    await page.tab.fill("label:temperature", "")
+
+
+async def test_audio_is_required_before_anything_is_sent(page: Page) -> None:
+    await page.choose("eleven-labs-stt")
+    assert await page.run() == "failed"
+    assert "audio: choose a file" in await page.tab.run(f"{ALERT}.textContent")
+    await page.choose("gpt-4")
+
+
+async def test_a_wrong_key_is_refused_and_not_kept(browser: Browser, app: RunningApp) -> None:
+    async with open_page(browser, app.urls["rest"]) as page:
+        await page.tab.fill("label:API key", "pml_test_wrong")
+        await page.tab.click("button:Continue")
+        await page.tab.until("document.querySelector('.sign-in [role=alert]')")
+        assert "invalid_api_key" in await page.tab.run("document.querySelector('.sign-in').textContent")
+        assert await page.tab.run("sessionStorage.length + localStorage.length") == 0
+
+
+async def test_a_revoked_key_leads_back_to_the_form_that_asks_for_a_key(
+    browser: Browser, app: RunningApp
+) -> None:
+    caller = await app.account("unlimited")
+    async with open_page(browser, app.urls["rest"]) as page:
+        await page.sign_in(caller.test)
+        await app.server.keyring.revoke(caller.test.split("_")[2])
+        await page.tab.run("location.hash = '#/models'")
+        await page.tab.until("document.querySelector('.sign-in [role=alert]')")
+        assert await page.tab.run("sessionStorage.length + localStorage.length") == 0
+
+
+@pytest.mark.parametrize("remember", [False, True])
+async def test_a_key_is_kept_beyond_its_tab_only_if_asked_and_forgotten_on_request(
+    browser: Browser, app: RunningApp, remember: bool
+) -> None:
+    async with open_page(browser, app.urls["rest"]) as page:
+        if remember:
+            await page.tab.click("#remember")
+        await page.sign_in((await app.account("unlimited")).test)
+        assert await page.tab.run("localStorage.getItem('pomelo.key') !== null") == remember
+        await page.view("account")
+        await page.tab.click("button:Forget this key")
+        await page.tab.until("document.querySelector('.sign-in')")
+        assert await page.tab.run("sessionStorage.length + localStorage.length") == 0
