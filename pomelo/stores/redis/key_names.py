@@ -117,6 +117,12 @@ def member(wallet: Wallet) -> str:
     return f"{'live' if wallet.live else 'test'}/{wallet.account}"
 
 
+def budget_start(name: str) -> str:
+    """The field of a wallet with the start of a budget's period: `window_fields` of wallet.lua."""
+    word, _, scope = name.partition(":")
+    return f"{word}_at:{scope}"
+
+
 def wallet_of(text: bytes) -> Wallet:
     """Reverses `member`."""
     mode, _, account = text.decode().partition("/")
