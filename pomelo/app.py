@@ -75,6 +75,9 @@ from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
 
+ALERTS_INTERVAL = 5.0
+"""Seconds between two searches for what is reported to the operator."""
+
 MAX_SWEEP_SHARE = 0.05
 """Maximum share of the time that scans take: with very many media they are less frequent."""
 
@@ -109,6 +112,7 @@ async def open_app(
     failed_keys: FailedKeys | None = None,
     now: Callable[[], float] = time.time,
     reconcile_every: float = RECONCILE_INTERVAL,
+    alerts_every: float = ALERTS_INTERVAL,
     worker: int | None = None,
     observers: Sequence[Observer] = (),
     metrics: Metrics | None = None,
@@ -117,10 +121,11 @@ async def open_app(
     """Builds the application and serves it. Leaving drains: running tasks have the grace period to finish.
 
     `now` returns Unix time for media, results and reported limits; the store has its own clock. Every
-    `reconcile_every` seconds, reservations without a running task are settled. `worker` is the number of this
-    process among several that share the addresses, None if it is alone; the first serves the operator.
-    `observers` get reports of tasks, calls and failed attempts; `metrics` get what is counted. `readiness`
-    follows the store, and is what health checks report.
+    `reconcile_every` seconds, reservations without a running task are settled; every `alerts_every` seconds,
+    what is found is sent to the operator. `worker` is the number of this process among several that share the
+    addresses, None if it is alone; the first serves the operator. `observers` get reports of tasks, calls and
+    failed attempts; `metrics` get what is counted. `readiness` follows the store, and is what health checks
+    report.
 
     Raises:
         OSError: an address is in use.
@@ -157,6 +162,21 @@ async def open_app(
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         metrics.know_models(catalog.models)
         observers = (metrics, *observers)
+        if settings.alert_url:
+            from pomelo.alerts.alert import signing_keys
+            from pomelo.alerts.watch import open_watch
+
+            watching = open_watch(
+                settings.alert_url,
+                signing_keys(settings.alert_secret, (secret, *previous)),
+                alerts_every,
+                store,
+                low_share=settings.alert_balance,
+                circuits=lambda: router.circuit_states(),
+                note_state=opened.note_state if isinstance(opened, Fleet) else None,
+                now=now,
+            )
+            observers = (*observers, await stack.enter_async_context(watching))
         timed_store: Any = TimedLedgerStore(store, metrics)
         ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
         await stack.enter_async_context(in_background(keyring.keep_use()))
