@@ -162,6 +162,7 @@ async def open_app(
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         metrics.know_models(catalog.models)
         observers = (metrics, *observers)
+        router = make_router(providers)
         if settings.alert_url:
             from pomelo.alerts.alert import signing_keys
             from pomelo.alerts.watch import open_watch
@@ -172,7 +173,7 @@ async def open_app(
                 alerts_every,
                 store,
                 low_share=settings.alert_balance,
-                circuits=lambda: router.circuit_states(),
+                circuits=router.circuit_states,
                 note_state=opened.note_state if isinstance(opened, Fleet) else None,
                 now=now,
             )
@@ -186,7 +187,6 @@ async def open_app(
         await stack.enter_async_context(in_background(_sweep(media)))
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
-        router = make_router(providers)
         acceptance = Acceptance(
             access=access,
             router=router,

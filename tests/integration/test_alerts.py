@@ -72,7 +72,7 @@ async def _alerted(
             settings["store"] = stack.enter_context(RedisServer()).url
             settings["archive"] = f"sqlite:{folder / 'usage.db'}"
             names.append("b")
-        options = {"make_router": nervous_router, "settings": settings, "alerts_every": 0.1}
+        options: dict[str, Any] = {"make_router": nervous_router, "settings": settings, "alerts_every": 0.1}
         opening = [run_app(folder / name, **options) for name in names]
         yield Alerted([await stack.enter_async_context(each) for each in opening], receiver)
 
