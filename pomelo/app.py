@@ -32,7 +32,6 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import (
     Configuration,
-    find_certificate,
     open_media,
     read_configuration,
     rest_url,
@@ -57,7 +56,7 @@ from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http.client import Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.reload import Reload, Reloader
+from pomelo.reload import GatewayReloader, Reload, Reloader
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.server import open_operator_socket, open_server
 from pomelo.service import Services
@@ -299,6 +298,7 @@ async def open_gateway(
     *,
     tls: bool | None = None,
     ca: Path | None = None,
+    reloader: GatewayReloader | None = None,
     observers: Sequence[Observer] = (),
     metrics: Metrics | None = None,
     readiness: Readiness | None = None,
@@ -307,8 +307,9 @@ async def open_gateway(
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. With the server's root secret, the server recognises this gateway. `observers` get reports of
-    calls, `metrics` what is counted. `readiness` follows the server, and is what health checks report.
+    settings. `reloader` has the certificate for callers (None: that of the settings). With the server's root
+    secret, the server recognises this gateway. `observers` get reports of calls, `metrics` what is counted.
+    `readiness` follows the server, and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -319,7 +320,6 @@ async def open_gateway(
         tls = not is_local and not settings.insecure
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
-    certificate = find_certificate(settings)
     if secret is None:
         log.warning(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
@@ -341,7 +341,7 @@ async def open_gateway(
         open_rest_of(
             draining.guard(services),
             settings,
-            ReplaceableContext(certificate) if certificate is not None else None,
+            (reloader or GatewayReloader(settings)).tls,
             metrics,
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,
