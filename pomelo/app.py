@@ -172,7 +172,7 @@ async def open_app(
                 alerts_every,
                 store,
                 low_share=settings.alert_balance,
-                circuits=router.circuit_states,
+                blocked_routes=router.blocked_routes,
                 note_state=opened.note_state if isinstance(opened, Fleet) else None,
                 now=now,
             )

@@ -55,8 +55,8 @@ async def open_watch(
 class Watch:
     """An `Observer` that reports live mode to `send`: each event once.
 
-    `low_share` is the share of its credits below which a balance is low. `circuits` returns the states of the
-    circuit breakers by provider and its model, 0 if it is closed. `note_state` is that of
+    `low_share` is the share of its credits below which a balance is low. `blocked_routes` returns the
+    routes that no account can call, as provider and its model. `note_state` is that of
     `pomelo.stores.fleet.Fleet`, None if no other process serves the store. `now` is Unix time.
     """
 
@@ -66,21 +66,21 @@ class Watch:
         send: Callable[[Alert], None],
         *,
         low_share: float,
-        circuits: Callable[[], Mapping[tuple[str, ...], int]],
+        blocked_routes: Callable[[], set[tuple[str, ...]]],
         note_state: Callable[[str, str, float], Awaitable[bool]] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._send = send
         self._low_share = low_share
-        self._circuits = circuits
+        self._blocked_routes = blocked_routes
         self._note_state = note_state or _Notes().note_state
         self._now = now
         self._accounts: set[str] = set()
         self._keys: dict[str, tuple[Principal, bool]] = {}
         """Keys with a budget, by id, and whether a task was refused."""
         self._uncollected: list[UsageRecord] = []
-        self._open: set[tuple[str, ...]] = set()
+        self._blocked: set[tuple[str, ...]] = set()
         self._top_ups: dict[str, tuple[int, str, int]] = {}
         """By account what was granted in total, and the id and amount of the last grant."""
 
@@ -148,14 +148,14 @@ class Watch:
         self._report("credits.uncollected", record.task_id, data)
 
     async def _check_circuits(self) -> None:
-        found = {route for route, state in self._circuits().items() if state}
-        for event, routes in (("provider.open", found - self._open), ("provider.closed", self._open - found)):
+        found, known = self._blocked_routes(), self._blocked
+        for event, routes in (("provider.open", found - known), ("provider.closed", known - found)):
             for route in sorted(routes):
                 provider, model = route
                 if await self._note_state(f"circuit {provider} {model}", event, _CIRCUIT_MEMORY):
                     data = {"provider": provider, "provider_model": model}
                     self._report(event, f"{route} {self._now()}", data)
-                self._open ^= {route}
+                self._blocked ^= {route}
 
     async def _check_balance(self, account: str) -> None:
         balance = await self._store.balance(Wallet(account, live=True))

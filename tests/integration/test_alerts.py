@@ -29,7 +29,7 @@ IMAGE_COST = 40_000
 SEARCHED = 30.0
 """Seconds in which a search has certainly found what has happened."""
 
-nervous_router = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=2, minimum_accounts=1))
+nervous_router = partial(Router, breaker=partial(CircuitBreaker, minimum_calls=2))
 """Makes a router whose circuit breakers open after two failures."""
 
 
