@@ -32,7 +32,6 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import (
     Configuration,
-    find_certificate,
     open_media,
     read_configuration,
     rest_url,
@@ -57,7 +56,7 @@ from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http.client import Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.reload import Reload, Reloader
+from pomelo.reload import GatewayReloader, Reload, Reloader
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.server import open_operator_socket, open_server
 from pomelo.service import Services
@@ -74,6 +73,9 @@ from pomelo.tls import ReplaceableContext
 from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
+
+ALERTS_INTERVAL = 5.0
+"""Seconds between two searches for what is reported to the operator."""
 
 MAX_SWEEP_SHARE = 0.05
 """Maximum share of the time that scans take: with very many media they are less frequent."""
@@ -110,6 +112,7 @@ async def open_app(
     failed_keys: FailedKeys | None = None,
     now: Callable[[], float] = time.time,
     reconcile_every: float = RECONCILE_INTERVAL,
+    alerts_every: float = ALERTS_INTERVAL,
     worker: int | None = None,
     observers: Sequence[Observer] = (),
     metrics: Metrics | None = None,
@@ -118,10 +121,11 @@ async def open_app(
     """Builds the application and serves it. Leaving drains: running tasks have the grace period to finish.
 
     `now` returns Unix time for media, results and reported limits; the store has its own clock. Every
-    `reconcile_every` seconds, reservations without a running task are settled. `worker` is the number of this
-    process among several that share the addresses, None if it is alone; the first serves the operator.
-    `observers` get reports of tasks, calls and failed attempts; `metrics` get what is counted. `readiness`
-    follows the store, and is what health checks report.
+    `reconcile_every` seconds, reservations without a running task are settled; every `alerts_every` seconds,
+    what is found is sent to the operator. `worker` is the number of this process among several that share the
+    addresses, None if it is alone; the first serves the operator. `observers` get reports of tasks, calls and
+    failed attempts; `metrics` get what is counted. `readiness` follows the store, and is what health checks
+    report.
 
     Raises:
         OSError: an address is in use.
@@ -158,6 +162,22 @@ async def open_app(
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         metrics.know_models(catalog.models)
         observers = (metrics, *observers)
+        router = make_router(providers)
+        if settings.alert_url:
+            from pomelo.alerts.alert import signing_keys
+            from pomelo.alerts.watch import open_watch
+
+            watching = open_watch(
+                settings.alert_url,
+                signing_keys(settings.alert_secret, (secret, *previous)),
+                alerts_every,
+                store,
+                low_share=settings.alert_balance,
+                blocked_routes=router.blocked_routes,
+                note_state=opened.note_state if isinstance(opened, Fleet) else None,
+                now=now,
+            )
+            observers = (*observers, await stack.enter_async_context(watching))
         timed_store: Any = TimedLedgerStore(store, metrics)
         ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
         await stack.enter_async_context(in_background(keyring.keep_use()))
@@ -167,7 +187,6 @@ async def open_app(
         await stack.enter_async_context(in_background(_sweep(media)))
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
-        router = make_router(providers)
         acceptance = Acceptance(
             access=access,
             router=router,
@@ -281,6 +300,7 @@ async def open_gateway(
     *,
     tls: bool | None = None,
     ca: Path | None = None,
+    reloader: GatewayReloader | None = None,
     observers: Sequence[Observer] = (),
     metrics: Metrics | None = None,
     readiness: Readiness | None = None,
@@ -289,8 +309,9 @@ async def open_gateway(
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. With the server's root secret, the server recognises this gateway. `observers` get reports of
-    calls, `metrics` what is counted. `readiness` follows the server, and is what health checks report.
+    settings. `reloader` has the certificate for callers (None: that of the settings). With the server's root
+    secret, the server recognises this gateway. `observers` get reports of calls, `metrics` what is counted.
+    `readiness` follows the server, and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -301,7 +322,6 @@ async def open_gateway(
         tls = not is_local and not settings.insecure
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
-    certificate = find_certificate(settings)
     if secret is None:
         log.warning(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
@@ -323,7 +343,7 @@ async def open_gateway(
         open_rest_of(
             draining.guard(services),
             settings,
-            ReplaceableContext(certificate) if certificate is not None else None,
+            (reloader or GatewayReloader(settings)).tls,
             metrics,
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,

@@ -19,6 +19,9 @@ from pomelo.ids import new_id
 DEFAULT_TIMEOUT = 600.0
 """Default deadline of a task, in seconds; also the maximum that a caller can set."""
 
+MODE_NAMES = ("test", "live")
+"""The names of the modes; the index is whether the mode is live."""
+
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _NUMBER = re.compile(r"\s*[+]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?\s*")
@@ -73,7 +76,7 @@ class Principal:
     @property
     def mode(self) -> str:
         """`live` or `test`."""
-        return "live" if self.live else "test"
+        return MODE_NAMES[self.live]
 
     @property
     def owner(self) -> str:

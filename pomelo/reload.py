@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from pomelo.configuration import Configuration, read_configuration
+from pomelo.configuration import Configuration, find_certificate, read_configuration
 from pomelo.providers import Credentials
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings, SettingsError, variable
+from pomelo.tls import ReplaceableContext
 
 RELOADED = frozenset(
     {
@@ -27,6 +28,8 @@ RELOADED = frozenset(
 
 _CHECK_INTERVAL = 1.0
 """Seconds between two looks whether the tasks that use replaced providers have ended."""
+
+_CERTIFICATE_CHANGED = "TLS certificate changed"
 
 log = logging.getLogger("pomelo.reload")
 
@@ -142,9 +145,7 @@ class Reloader:
         self.settings, self.configuration = settings, new
         self._opened, self.providers = opened, providers
         if self._is_first:
-            log.info("The configuration was reloaded: %s", "; ".join(changes) or "nothing has changed")
-            if fixed:
-                log.warning("Restart to apply %s", ", ".join(fixed))
+            _log_reloaded(changes, fixed)
 
     async def _open(
         self, stack: AsyncExitStack, settings: Settings, configuration: Configuration
@@ -176,6 +177,41 @@ class Reloader:
             await opened.aclose()
 
 
+class GatewayReloader:
+    """Holds the settings of a running gateway and the certificate that callers get, and replaces them.
+
+    Raises:
+        SettingsError: the files of the certificate can't be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._certificate = find_certificate(settings)
+        self.tls = None if self._certificate is None else ReplaceableContext(self._certificate)
+        """None: without TLS."""
+
+    async def reload(self, load: Callable[[], Settings]) -> None:
+        """As `Reloader.reload`. Of what can change in a running process, a gateway uses only the
+        certificate."""
+        try:
+            settings, fixed = await asyncio.to_thread(lambda: merge(self._settings, load()))
+            certificate = await asyncio.to_thread(find_certificate, settings)
+        except SettingsError as error:
+            log_refusal(error)
+            return
+        changed = certificate != self._certificate
+        if self.tls is not None and certificate is not None:
+            self.tls.replace(certificate)
+        self._settings, self._certificate = settings, certificate
+        _log_reloaded([_CERTIFICATE_CHANGED] if changed else [], fixed)
+
+
+def _log_reloaded(changes: Sequence[str], fixed: Sequence[str]) -> None:
+    log.info("The configuration was reloaded: %s", "; ".join(changes) or "nothing has changed")
+    if fixed:
+        log.warning("Restart to apply %s", ", ".join(fixed))
+
+
 def _changes(old: Configuration, new: Configuration) -> Iterator[str]:
     """What differs, in words. Of credentials only the providers are named."""
     yield from _difference("plans", old.plans, new.plans)
@@ -183,7 +219,7 @@ def _changes(old: Configuration, new: Configuration) -> Iterator[str]:
     yield from _difference("hosts", old.registry.catalog.hosts, new.registry.catalog.hosts)
     yield from _difference("credentials", _given(old), _given(new))
     if new.certificate != old.certificate:
-        yield "TLS certificate changed"
+        yield _CERTIFICATE_CHANGED
 
 
 def _given(configuration: Configuration) -> dict[str, Credentials]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
+from yarl import URL
 
 from pomelo import secrets
-from pomelo.addresses import check_network, normalize_origin, split_address
+from pomelo.addresses import check_network, is_loopback, normalize_origin, split_address
 from pomelo.stores import STORES
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -61,6 +64,20 @@ def _file(path: Path | None) -> Path | None:
     return path
 
 
+def _alert_url(text: str) -> str:
+    url = URL(text)
+    if not url.host or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.host))):
+        raise ValueError("must be https://HOST/PATH, or http:// on this machine")
+    return text
+
+
+def _alert_secret(text: str) -> str:
+    with suppress(ValueError):
+        if text.startswith("whsec_") and 24 <= len(base64.b64decode(text[6:], validate=True)) <= 64:
+            return text
+    raise ValueError("must be whsec_ and 24 to 64 bytes in base64. Without it, POMELO_SECRET is used")
+
+
 def _split(text: Any) -> Any:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
@@ -91,5 +108,7 @@ File = Annotated[Path | None, AfterValidator(_file)]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_split), AfterValidator(_origins)]
 Secrets = Annotated[tuple[Secret, ...], BeforeValidator(_split)]
 Urls = Annotated[tuple[Url, ...], BeforeValidator(_split)]
+AlertUrls = Annotated[tuple[Annotated[str, AfterValidator(_alert_url)], ...], BeforeValidator(_split)]
+AlertSecrets = Annotated[tuple[Annotated[str, AfterValidator(_alert_secret)], ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
 """Several values in one text, separated by commas."""

@@ -23,6 +23,8 @@ from pomelo import secrets
 from pomelo.addresses import is_loopback, split_address
 from pomelo.setting_types import (
     Address,
+    AlertSecrets,
+    AlertUrls,
     Archive,
     Bucket,
     File,
@@ -152,6 +154,12 @@ class Settings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] | None = None
     """None: text on a terminal, otherwise JSON."""
+    alert_url: AlertUrls = Field(default=(), repr=False)
+    """Receivers of alerts: https, or http on this machine."""
+    alert_secret: AlertSecrets = Field(default=(), repr=False)
+    """Secrets that alerts are signed with; empty: derived from the root secret."""
+    alert_balance: float = Field(default=0.2, ge=0, le=1)
+    """The share of its last grant below which the balance of an account is reported."""
     grace: float = Field(default=10.0, ge=0, le=3600)
     """Seconds that running tasks have to finish when the server shuts down."""
     drain_delay: float = Field(default=0.0, ge=0, le=600)

@@ -140,7 +140,7 @@ class RunningApp:
 
     async def idle(self, account: Account, *, live: bool = False) -> None:
         """Returns when an account runs no task and has no reservation in one mode."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await self.concurrency(account, live=live) or (await self.balance(account, live=live)).held:
                 pass
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 import grpc
+import hypothesis
 import pytest
 
 from pomelo.accounts.failed_keys import FailedKeys
@@ -25,6 +26,12 @@ from pomelo.service import Services
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from tests.app import app_settings, endow, patient_router
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "pomelo", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("pomelo")
 
 
 @dataclass(frozen=True)

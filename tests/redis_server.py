@@ -6,12 +6,9 @@ import asyncio
 import atexit
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Awaitable
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from redis import exceptions as errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.ports import free_port
+from tests.server_program import ServerProgram
 
 TEST_URL = os.environ.get("POMELO_TEST_REDIS_URL", "")
 """A server for all tests that need no server of their own. It is emptied."""
@@ -49,16 +46,15 @@ _DURABLE = (
 )
 
 
-class RedisServer:
+class RedisServer(ServerProgram):
     """A server in its own folder. Its data survive `kill`; `close` deletes them."""
 
     def __init__(self, *options: str, program: str = "", config: Path | None = None) -> None:
-        self.port = free_port()
+        super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="pomelo-redis-"))
         self._program = program or binary()
         self._options = options
         self._config = config
-        self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def sentinel(cls, config: Path) -> RedisServer:
@@ -78,17 +74,10 @@ class RedisServer:
             *self._options,
             *more,
         ]
+        absent = (errors.ConnectionError, errors.TimeoutError)
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        until = time.monotonic() + 20
-        while True:
-            try:
-                self.do("PING")
-            except (errors.ConnectionError, errors.TimeoutError):
-                assert time.monotonic() < until, (self.folder / "log").read_text()
-                time.sleep(0.01)
-            else:
-                return self
+            self.launch(command, partial(self.do, "PING"), absent, (self.folder / "log").read_text, log)
+        return self
 
     def do(self, *command: Any) -> Any:
         """Executes a command and returns the reply."""
@@ -96,22 +85,8 @@ class RedisServer:
         with Redis(port=self.port, protocol=2, socket_timeout=5.0, retry=no_retry) as client:
             return client.execute_command(*command)
 
-    def kill(self) -> None:
-        self._send(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait()
-
-    def stop(self) -> None:
-        """Pauses the server until `resume`."""
-        self._send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Continues a paused server."""
-        self._send(signal.SIGCONT)
-
     def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
+        super().close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> RedisServer:
@@ -119,10 +94,6 @@ class RedisServer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-    def _send(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
 
 
 def reply_of(command: Awaitable[Any]) -> asyncio.Future[Any]:

@@ -5,28 +5,21 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import count
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from tests.ports import free_port
+from tests.server_program import ServerProgram
 
 _names = count()
 
 
-class S3Server:
+class S3Server(ServerProgram):
     """A server with buckets in its memory."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -41,21 +34,11 @@ class S3Server:
 
     def start(self) -> S3Server:
         """Starts the server and waits until it answers."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self.launch(
+            command, partial(self._do, "GET", "moto-api/"), (URLError,), lambda: "moto does not start"
         )
-        until = time.monotonic() + 30
-        while True:
-            try:
-                self._do("GET", "moto-api/")
-            except URLError:
-                assert time.monotonic() < until, "moto does not start"
-                assert self._process.poll() is None, "moto ended"
-                time.sleep(0.02)
-            else:
-                return self
+        return self
 
     def new_bucket(self) -> str:
         """The URL of a prefix in a new bucket."""
@@ -79,28 +62,11 @@ class S3Server:
         policy = {"Version": "2012-10-17", "Statement": [statement]}
         self._do("PUT", f"{name}?policy", json.dumps(policy).encode())
 
-    def stop(self) -> None:
-        """Pauses the server until `resume`."""
-        self._send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Continues a paused server."""
-        self._send(signal.SIGCONT)
-
-    def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._send(signal.SIGKILL)
-            self._process.wait()
-
     def _do(self, method: str, path: str, data: bytes | None = None) -> None:
         headers = {"Content-Type": "application/json"}
         request = Request(f"http://127.0.0.1:{self.port}/{path}", data, headers, method=method)
         with urlopen(request, timeout=10):
             pass
-
-    def _send(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Returns when a condition is true; raises TimeoutError if it is not within `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 (the condition has no event)

@@ -20,7 +20,7 @@ from pomelo.gen.admin.v1.admin_service_pb2 import Account
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.ids import new_id
 from pomelo.in_flight import FairSemaphore
-from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS
+from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS, format_credits
 from pomelo.stores.accounts import (
     AccountRecord,
     AccountStore,
@@ -208,10 +208,11 @@ class AccountAdmin:
                 field="adjustment_id",
             )
         except OverdrawnError as error:
-            least = -max(0, (await self._store.balance(wallet)).available)
-            raise invalid(
-                "amount_micros", f"{least:,} or more: no more is available to take back", minimum=least
-            ) from error
+            most = max(0, (await self._store.balance(wallet)).available)
+            expected = f"{-most:,} or more: at most {format_credits(most)} credits can be taken back"
+            if not most:
+                expected = "above 0: the account has no credits that can be taken back"
+            raise invalid("amount_micros", expected, minimum=-most) from error
         return await self.get(account_id)
 
     async def set_credit_limit(self, account_id: str, credit_limit: int, *, live: bool) -> Account:

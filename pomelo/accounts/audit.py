@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Protocol
 
-from pomelo.call import DEFAULT_TIMEOUT
+from pomelo.accounts.budget_audit import LONGEST_TASK, BudgetStore, find_differences
 from pomelo.catalog.pricing import Prices, Usage, cost, decode_prices
 from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerResponse
 from pomelo.stores.accounts import AccountStore, Balance, Wallet
 from pomelo.stores.ledger import LedgerStore, OpenReservation
 from pomelo.stores.usage import UsageQuery, UsageRecord, UsageStore, WalletState
 
-OVERDUE = DEFAULT_TIMEOUT + 60.0
+OVERDUE = LONGEST_TASK
 """Seconds after which no process can still run a task: its deadline has passed, reconciliation has
 ended what was left of it, and the lease of its process has expired if that process died."""
 
@@ -32,7 +32,7 @@ _BUCKETS = 256
 _counts = attrgetter(*Usage.__slots__)
 
 
-class AuditedStore(AccountStore, LedgerStore, UsageStore, Protocol):
+class AuditedStore(BudgetStore, AccountStore, Protocol):
     """The parts of a store that an audit reads."""
 
 
@@ -69,7 +69,7 @@ async def audit(
     """Audits the whole store. Reads `page_size` records at a time, and lists at most `max_findings` findings.
 
     `runs` returns whether this process still runs a task that it admitted; `now` returns Unix time, to find
-    overdue reservations. Without them, these checks are skipped.
+    overdue reservations and to check budgets. Without them, these checks are skipped.
 
     Raises:
         PomeloError: store_unavailable.
@@ -141,6 +141,8 @@ async def _recompute(
     findings.response.wallets = len(checked)
     await _check_accounts(findings, store, checked)
     findings.sort(start)
+    if now is not None:
+        await _check_budgets(findings, store, now())
 
 
 async def _records(store: UsageStore, page_size: int) -> AsyncIterator[UsageRecord]:
@@ -311,6 +313,17 @@ async def _check_accounts(findings: _Findings, store: AccountStore, wallets: set
             wallets -= {_name(Wallet(account.name, live)) for live in (False, True)}
     for name in sorted(wallets):
         findings.add("account", name, 0, "Its account does not exist")
+
+
+async def _check_budgets(findings: _Findings, store: AuditedStore, now: float) -> None:
+    """Checks what is used of each budget against the records of its keys."""
+    async for found in find_differences(store, now):
+        findings.add(
+            "budget",
+            f"{_name(found.wallet)} key {found.origin}",
+            found.used - found.recorded,
+            f"{found.used} microcredits are used of its budget, but its records add up to {found.recorded}",
+        )
 
 
 def _outside(recomputed: int, earlier: int, later: int) -> int:

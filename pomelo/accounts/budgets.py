@@ -5,14 +5,16 @@ Periods begin at midnight UTC; a week begins on Monday.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from pomelo.call import KeyBudget
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.money import MAX_CREDITS, MICROS, format_credits
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.keys import KeyRecord
-from pomelo.stores.ledger import Budget
+from pomelo.stores.ledger import Budget, LedgerStore
 
 PERIODS = {
     "day": pb.BUDGET_PERIOD_DAY,
@@ -63,6 +65,23 @@ def budget_of(record: KeyRecord) -> KeyBudget | None:
 def current(budget: KeyBudget, now: float) -> Budget:
     """The budget in the period of Unix time `now`."""
     return Budget(budget.name, budget.limit, _begin(budget.period, now).timestamp())
+
+
+async def used(store: LedgerStore, records: Iterable[KeyRecord], now: float) -> dict[str, int]:
+    """How many microcredits of its budget each key has used in the period of Unix time `now`, by id. Keys
+    without a budget are left out.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    wallets: dict[Wallet, dict[str, Budget]] = {}
+    for record in records:
+        if (budget := budget_of(record)) is not None:
+            wallets.setdefault(Wallet(record.account, record.live), {})[record.key_id] = current(budget, now)
+    found: dict[str, int] = {}
+    for wallet, budgets in wallets.items():
+        found |= zip(budgets, await store.budget_use(wallet, list(budgets.values())), strict=True)
+    return found
 
 
 def exceeded(budget: KeyBudget, required: int, now: float) -> PomeloError:

@@ -21,7 +21,7 @@ from pomelo.accounts.acts import describe_key, key_act
 from pomelo.accounts.budgets import budget_of
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.accounts.key_format import ID, make_key, parse
-from pomelo.call import Call, Principal
+from pomelo.call import MODE_NAMES, Call, Principal
 from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
 from pomelo.logs import UnexpectedErrors
 from pomelo.process import periodically
@@ -117,7 +117,7 @@ class Keyring:
                 principal = cached.principal
                 if looked_up:  # as often as the cache forgets it
                     self._used[principal.key_id] = now - now % 60
-                call.response_headers["X-Pomelo-Mode"] = "live" if principal.live else "test"
+                call.response_headers["X-Pomelo-Mode"] = MODE_NAMES[principal.live]
                 return principal
             if cached.disabled:
                 raise self._failure(

@@ -88,7 +88,8 @@ class LocalOperator:
             after = (created, key_id)
         records = await self._keyring.list(request.account_id or None, limit=size + 1, after=after)
         outdated = await self._keyring.keys_of_previous_secrets(records)
-        keys = [_key(record, record.key_id in outdated) for record in records]
+        used = await budgets.used(self._store, records, self._now())
+        keys = [_key(record, record.key_id in outdated, used.get(record.key_id, 0)) for record in records]
         count = min(size, pages.fitting(keys))
         token = ""
         if count < len(keys):
@@ -226,7 +227,7 @@ def _key_id(key_id: str) -> str:
     return key_id
 
 
-def _key(record: KeyRecord, previous_secret: bool = False) -> pb.Key:
+def _key(record: KeyRecord, previous_secret: bool = False, budget_used: int = 0) -> pb.Key:
     return pb.Key(
         id=record.key_id,
         account_id=record.account,
@@ -239,4 +240,5 @@ def _key(record: KeyRecord, previous_secret: bool = False) -> pb.Key:
         budget=budgets.to_message(record.budget),
         last_use_time=None if record.used is None else times.to_timestamp(record.used),
         previous_secret=previous_secret,
+        budget_used_micros=budget_used,
     )

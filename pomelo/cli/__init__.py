@@ -12,7 +12,7 @@ import sys
 import typer
 
 import pomelo
-from pomelo.cli import accounts, audit, doctor, keys, log, models, prices, run, serve, usage
+from pomelo.cli import accounts, alerts, audit, doctor, keys, log, models, prices, run, serve, usage
 from pomelo.cli.terminal import explain, print_line
 
 __all__ = ["main", "program"]
@@ -40,6 +40,7 @@ def program() -> typer.Typer:
     app.command("usage")(usage.usage)
     app.command("audit")(audit.audit)
     app.command("log")(log.log)
+    app.add_typer(alerts.commands(), name="alerts")
     app.command("doctor")(doctor.doctor)
     return app
 

@@ -102,7 +102,7 @@ def list_keys(
     query = pb.ListKeysRequest(account_id=account)
     found = list_pages(load(config), query, lambda operator, query: operator.list_keys(query))
     if as_json:
-        print_array(_json(key) for page in found for key in page.keys)
+        print_array(_json(key) | {"budget_used": _used(key)} for page in found for key in page.keys)
         return
     for page in found:
         rows = [
@@ -113,6 +113,7 @@ def list_keys(
                 mode_name(key.mode),
                 ",".join(key.models.models) if key.HasField("models") else "all",
                 _budget(key) or "none",
+                _used(key) or "",
                 format_time(key, "create_time") or "",
                 format_time(key, "expire_time") or "never",
                 format_time(key, "last_use_time") or "never",
@@ -121,7 +122,7 @@ def list_keys(
             for key in page.keys
         ]
         header = (
-            *("KEY_ID", "NAME", "ACCOUNT", "MODE", "MODELS", "BUDGET"),
+            *("KEY_ID", "NAME", "ACCOUNT", "MODE", "MODELS", "BUDGET", "USED"),
             *("CREATED", "EXPIRES", "LAST_USE", "STATE"),
         )
         print_table(header, rows, optional=("CREATED", "EXPIRES", "LAST_USE", "MODELS", "BUDGET"))
@@ -224,6 +225,11 @@ def _budget(key: Key) -> str | None:
     if not key.HasField("budget"):
         return None
     return f"{format_credits(key.budget.limit_micros)}/{value_name(BudgetPeriod, key.budget.period)}"
+
+
+def _used(key: Key) -> str | None:
+    """Returns how many credits of a key's budget are used, as text; None without one."""
+    return format_credits(key.budget_used_micros) if key.HasField("budget") else None
 
 
 def _print_new(answer: Any, as_json: bool) -> None:

@@ -152,24 +152,35 @@ async def serve_gateway(
     target: str,
     tls: bool | None,
     ca: Path | None,
+    load: Callable[[], Settings],
     stop: asyncio.Event,
     task_log: TaskLog,
 ) -> None:
-    """Serves REST for the gRPC server at `target` until `stop` is set.
+    """Serves REST for the gRPC server at `target` until `stop` is set. At SIGHUP, changes to the settings
+    that `load` returns.
 
     Raises:
         FailureError: an address is in use.
         SettingsError: the data folder can't be used.
     """
     from pomelo.app import open_gateway
+    from pomelo.reload import GatewayReloader
 
     metrics, readiness = process_metrics(task_log), Readiness("server_unavailable")
     page = OperatorPage()
+    reloader = GatewayReloader(settings)
     async with AsyncExitStack() as stack:
         try:
             admin = await stack.enter_async_context(open_admin(settings, metrics, readiness, page))
             opening = open_gateway(
-                settings, target, tls=tls, ca=ca, observers=[task_log], metrics=metrics, readiness=readiness
+                settings,
+                target,
+                tls=tls,
+                ca=ca,
+                reloader=reloader,
+                observers=[task_log],
+                metrics=metrics,
+                readiness=readiness,
             )
             address = await stack.enter_async_context(opening)
         except OSError as error:
@@ -177,12 +188,13 @@ async def serve_gateway(
             used = find_used_address(POMELO_REST=settings.rest, POMELO_ADMIN=settings.admin)
             raise used or error from error
         process.defer_garbage_collection()
-        _print(f"Pomelo {__version__}, a gateway")
-        _print(f"  REST  {rest_url(settings, address)}")
-        _print(f"  gRPC  asks {target}")
-        _print(f"  admin {_admin_url(admin)}")
-        await wait_for_signal(stop, settings)
-        await wait_for_end(stop, settings, readiness)
+        async with on_hangup(lambda: reloader.reload(load), stop):
+            _print(f"Pomelo {__version__}, a gateway")
+            _print(f"  REST  {rest_url(settings, address)}")
+            _print(f"  gRPC  asks {target}")
+            _print(f"  admin {_admin_url(admin)}")
+            await wait_for_signal(stop, settings)
+            await wait_for_end(stop, settings, readiness)
 
 
 def open_admin(

@@ -65,7 +65,7 @@ def gateway(
     ca: Ca = None,
     config: Config = None,
 ) -> None:
-    """Serve REST alone, for a gRPC server that runs elsewhere."""
+    """Serve REST alone, for a gRPC server that runs elsewhere. SIGHUP reloads the certificate."""
     from pomelo.settings import load
 
     settings = load(config)
@@ -79,4 +79,4 @@ def gateway(
         tls = True
     from pomelo.cli.process import run_process, serve_gateway
 
-    run_process(partial(serve_gateway, settings, target, tls, ca), settings)
+    run_process(partial(serve_gateway, settings, target, tls, ca, partial(load, config)), settings)

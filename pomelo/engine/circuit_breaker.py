@@ -184,9 +184,9 @@ class CircuitBreaker:
         return State.CLOSED if own is None else own.state
 
     @property
-    def accounts(self) -> int:
-        """How many accounts are tracked."""
-        return len(self._accounts)
+    def account_states(self) -> list[State]:
+        """The states of the tracked accounts' own circuits."""
+        return [own.state for own in self._accounts.values()]
 
     def acquire(self, account: str, now: float) -> Attempt | None:
         """Return an attempt if the account may call the vendor now, otherwise None. The first call after the

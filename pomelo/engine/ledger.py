@@ -12,7 +12,7 @@ from functools import partial
 from pomelo import money
 from pomelo.accounts import budgets
 from pomelo.accounts.plans import Plan
-from pomelo.call import CHARGED_HEADER, Call, Principal
+from pomelo.call import CHARGED_HEADER, MODE_NAMES, Call, Principal
 from pomelo.catalog.catalog import Model
 from pomelo.catalog.pricing import cost_at
 from pomelo.engine.job import AcceptedJob
@@ -339,7 +339,7 @@ class Ledger:
                 "account %s (%s) could not pay all of task %s: %s credits are uncollected. "
                 "The provider counted more than was reserved",
                 record.account,
-                "live" if record.live else "test",
+                MODE_NAMES[record.live],
                 record.task_id,
                 money.format_credits(record.uncollected),
                 extra={

@@ -255,6 +255,11 @@ class Router:
         open."""
         return {route: _STATES.index(breaker.state) for route, breaker in self._breakers.items()}
 
+    def blocked_routes(self) -> set[tuple[str, ...]]:
+        """Return the routes, as provider and its model, that are blocked for all accounts, or for each one
+        that has called them."""
+        return {route for route, breaker in self._breakers.items() if _is_blocked(breaker)}
+
     async def start(
         self,
         job: Job[Any],
@@ -385,3 +390,8 @@ class Router:
 def is_late(now: float, deadline: float) -> bool:
     """Whether a task that is cancelled now has reached its deadline."""
     return now >= deadline - DEADLINE_MARGIN
+
+
+def _is_blocked(breaker: CircuitBreaker) -> bool:
+    accounts = breaker.account_states
+    return breaker.state is not State.CLOSED or (bool(accounts) and State.CLOSED not in accounts)

@@ -59,3 +59,12 @@ class Fleet(Protocol):
             PomeloError: store_unavailable.
         """
         ...
+
+    async def note_state(self, subject: str, state: str, seconds: float) -> bool:
+        """Notes the state of a subject for all processes, for that many seconds. Returns whether it has
+        changed: of the processes that note the same change, only the first gets True.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        ...

@@ -212,6 +212,11 @@ class LedgerStore(Protocol):
         matter."""
         ...
 
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
+        """How much of each budget is used in its period, or in a later one that is stored: what ended tasks
+        were charged, and what running tasks reserve. The limits don't matter."""
+        ...
+
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
         """All open reservations, in order of task id. `own`: only those that this process made, without
         those that the store itself is about to end."""

@@ -122,14 +122,14 @@ class _Pages:
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _live(self, request: web.BaseRequest) -> web.Response:
-        return web.Response(text='{"status":"ok"}', content_type=_JSON)
+        return web.Response(text='{"status":"ok"}\n', content_type=_JSON)
 
     async def _ready(self, request: web.BaseRequest) -> web.Response:
         code = self._readiness.code
         if not code:
             return await self._live(request)
         body = json.dumps({"status": "unavailable", "code": code, "reason": REASONS[code]})
-        return web.Response(status=503, text=body, content_type=_JSON)
+        return web.Response(status=503, text=body + "\n", content_type=_JSON)
 
 
 class _Refusal(asyncio.Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Container
 
 from pomelo import __version__
+from pomelo.call import MODE_NAMES
 from pomelo.money import MICROS
 from pomelo.stores.usage import UsageRecord
 from pomelo.telemetry.events import AttemptReport, CallReport, TaskReport
@@ -148,7 +149,7 @@ class Metrics:
 
     def task_ended(self, report: TaskReport) -> None:
         model = report.model if report.model in self._models else ""
-        mode = "live" if report.live else "test"
+        mode = MODE_NAMES[report.live]
         kind, provider = report.task_type, report.provider
         code = report.code or ("ok" if report.outcome == "completed" else report.outcome)
         self.tasks.values[report.call.protocol, mode, kind, model, provider, code] += 1
@@ -167,7 +168,7 @@ class Metrics:
         self.calls.values[report.call.protocol, report.code or "ok"] += 1
 
     def charged(self, record: UsageRecord) -> None:
-        labels = record.model, "live" if record.live else "test"
+        labels = record.model, MODE_NAMES[record.live]
         self.input_tokens.values[labels] += record.input_tokens
         self.output_tokens.values[labels] += record.output_tokens
         self.cost.values[labels] += record.cost

@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_i
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from pomelo import __version__
+from pomelo.call import MODE_NAMES
 from pomelo.stores.usage import UsageRecord
 from pomelo.telemetry.events import AttemptReport, CallReport, Observer, TaskReport
 
@@ -143,7 +144,7 @@ def _task_attributes(task: TaskReport) -> dict[str, Any]:
         "pomelo.task_id": task.task_id,
         "pomelo.account": task.account,
         "pomelo.key_id": task.key_id,
-        "pomelo.mode": "live" if task.live else "test",
+        "pomelo.mode": MODE_NAMES[task.live],
         "pomelo.protocol": task.call.protocol,
         "pomelo.outcome": task.outcome,
         "pomelo.attempts": task.attempts,

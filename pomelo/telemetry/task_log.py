@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pomelo import money
+from pomelo.call import MODE_NAMES
 from pomelo.stores.usage import UsageRecord
 from pomelo.telemetry.events import AttemptReport, CallReport, TaskReport
 from pomelo.telemetry.lines import Render, printable, timestamp
@@ -52,7 +53,7 @@ class TaskLog:
             "task_id": report.task_id,
             "account": report.account,
             "key_id": report.key_id,
-            "mode": "live" if report.live else "test",
+            "mode": MODE_NAMES[report.live],
             "protocol": call.protocol,
             "model": report.model if report.task_id else _name(report.model),
             "stream": report.stream,

@@ -11,7 +11,10 @@ from redis import Redis
 from pomelo.accounts.audit import audit
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.stores.accounts import Grant, Wallet
-from pomelo.stores.ledger import Settlement
+from pomelo.stores.acts import Act
+from pomelo.stores.base import Store
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import Budget, Reserved, ReserveRequest, Settlement
 from pomelo.stores.usage import UsageRecord
 from tests.contract.ledger_rig import RedisRig, Rig, rig
 from tests.unit.accounts.audited_store import ACME, PRICES, draft, reserve, run
@@ -63,6 +66,47 @@ async def test_an_uncollected_cost_is_reported_but_is_no_difference(rig: Rig) ->
     found = await audit(rig.store)
     assert not found.findings, found
     assert found.uncollected_micros == settled.record.uncollected > 0
+
+
+async def count(store: Store, task_id: str, key_id: str, budget: Budget | None) -> int:
+    """Runs a task of a key that counts toward a budget; returns its cost."""
+    counts: dict[str, Any] = {"input_tokens": 100, "output_tokens": 50}
+    record = draft(task_id, ACME, key_id=key_id, **counts, cost=cost(Usage(**counts), PRICES))
+    request = ReserveRequest(replace(record, cost=0), minimum=1, maximum=5_000, budget=budget)
+    assert isinstance(await store.reserve(request), Reserved)
+    await store.settle(Settlement(record))
+    return record.cost
+
+
+async def test_a_budget_that_differs_from_the_records_of_its_keys_is_found(rig: Rig) -> None:
+    store = rig.store
+    await store.grant(Grant("more", ACME, 1_000_000, 1.0))
+    first = KeyRecord("first", "acme", True, b"", (), 1.0, budget="1000000/total")
+    successor = replace(first, key_id="successor", origin="first", created=2.0)
+    other = replace(first, key_id="other")
+    for key in (first, successor, other):
+        await store.add_key(key)
+    of_first, of_other = Budget("budget:first.total", 0, 0.0), Budget("budget:other.total", 0, 0.0)
+    budget = of_first._replace(limit=1_000_000)
+    spent = await count(store, "a", "first", budget) + await count(store, "b", "successor", budget)
+    assert await store.budget_use(ACME, [of_first, of_other]) == [spent, 0]
+
+    async def found() -> list[tuple[str, str, int]]:
+        findings = (await audit(store, now=lambda: 1_500.0)).findings
+        return [(one.check, one.subject, one.difference_micros) for one in findings]
+
+    assert await found() == []
+    missing = await count(store, "c", "other", None)  # as a bug would do it
+    assert await found() == [("budget", "acme/live key other", -missing)]
+    act = Act("a1", 900.0, "set_key_budget", "acme", "other", True, "", "1000000/total")
+    await store.set_budget("other", "999999/total", act)
+    assert await found() == []  # it may have been spent before the budget
+    too_much = await count(store, "d", "other", budget)
+    assert await found() == [("budget", "acme/live key first", too_much)]
+    await store.reserve(ReserveRequest(draft("e", ACME, key_id="first"), 1, 5_000, budget=budget))
+    assert await found() == []  # while a task runs, what it uses is not known
+    await store.void(ACME, "e")
+    assert await found() == [("budget", "acme/live key first", too_much)]
 
 
 async def test_damage_in_redis_is_found(rig: Rig) -> None:

@@ -80,3 +80,17 @@ async def test_entries_of_other_versions_do_no_harm(server: RedisServer, tmp_pat
 async def test_the_clock_is_compared_with_that_of_the_server(server: RedisServer, tmp_path: Path) -> None:
     async with open_on(server.url, tmp_path) as store:
         assert abs(await store.clock_ahead()) < 1.0  # of the same machine
+
+
+async def test_a_change_is_news_for_the_first_process_that_notes_it(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with open_on(server.url, tmp_path) as first, open_on(server.url, tmp_path) as second:
+        assert isinstance(second, Fleet)
+        assert await first.note_state("vendor: a {b}", "open", 60)
+        assert not await second.note_state("vendor: a {b}", "open", 60)
+        assert await second.note_state("another vendor", "open", 60)
+        assert await second.note_state("vendor: a {b}", "closed", 60)
+        assert not await first.note_state("vendor: a {b}", "closed", 60)
+        (expires,) = {server.do("TTL", key) for key in server.do("KEYS", "*reported*")}
+        assert 0 < expires <= 60

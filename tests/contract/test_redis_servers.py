@@ -71,7 +71,7 @@ async def test_an_unreachable_server_is_refused_in_time(tmp_path: Path) -> None:
     assert "can't be reached" in await refusal_message(
         f"redis+sentinel://127.0.0.1:{free_port()}/main", tmp_path
     )
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
 
 
 async def test_the_error_for_a_wrong_password_does_not_contain_it(

@@ -3,11 +3,13 @@ microcredit."""
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
 from pomelo.accounts.audit import audit
+from pomelo.accounts.budgets import used
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery, UsageRecord
@@ -25,7 +27,7 @@ async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
         records += page
         if not after:
             break
-    audited = await audit(store)
+    audited = await audit(store, now=time.time)
     balance = await store.balance(LIVE)
     return {
         "audit": {
@@ -36,6 +38,7 @@ async def state(store: Store, since: float = 0.0) -> dict[str, Any]:
         "granted": sum(grant.amount for grant in await store.list_grants(LIVE)),
         "balance": asdict(balance) | {"available": balance.available},
         "spent": sum(total.cost for total in await store.sum_usage(UsageQuery(live=True), ("account",))),
+        "budgets": [*(await used(store, await store.list_keys(), time.time())).values()],
         "held": [draft.task_id for draft in await store.drafts()],
         "slots": (await limits(store, LIVE)).concurrency,
         "records": [asdict(record) for record in records],
@@ -62,6 +65,8 @@ class Books:
         assert audit["difference"] == 0
         assert self.balance["granted"] == self._state["granted"]
         assert self.balance["spent"] == self._state["spent"]
+        for budget in self._state["budgets"]:  # of the only live key
+            assert budget == self.balance["spent"] + self.balance["held"]
         left = self.balance["granted"] - self.balance["spent"] - self.balance["held"]
         assert self.balance["available"] == left
         assert min(self.balance.values()) >= 0

@@ -150,7 +150,7 @@ async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
                     runs = await _run_fault(block, drivers, upstream, fault)
                 await app.draining.idle()
                 try:
-                    async with asyncio.timeout(1):
+                    async with asyncio.timeout(10):
                         await upstream.idle()
                 except TimeoutError:
                     problems.append(f"{block} {fault and fault.name}: the vendor still serves a request")

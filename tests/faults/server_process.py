@@ -27,6 +27,9 @@ DYING = ("tests.faults.crashing_server",)
 """A server that kills itself at a given point."""
 SERVE = ("pomelo.cli", "serve")
 
+BUDGET = f"{10**15}/total"
+"""Counts what all tasks of a key cost, and refuses none."""
+
 RESOLVED_WITHIN = 35.0
 """Seconds from a restart until no reservation is left."""
 
@@ -96,11 +99,12 @@ class Deployment:
         self._running: ServerProcess | None = None
 
     async def prepare(self, micros: int, plan: str = "unlimited") -> Self:
-        """Creates a live key of an account with this plan and balance. No server may be running."""
+        """Creates a live key of an account with this plan and balance. No server may be running. The budget of
+        the key, which no test can spend, counts all its tasks."""
         settings = load(None, self._variables)
         secret = settings.root_secret()
         async with store_of(settings) as store:
-            _, self.key = await Keyring(store, secret).create("default", live=True)
+            _, self.key = await Keyring(store, secret).create("default", live=True, budget=BUDGET)
             await store.set_plan("default", plan)
             await store.grant(Grant(f"first {time.time()}", LIVE, micros, time.time()))
         return self

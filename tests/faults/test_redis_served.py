@@ -45,7 +45,7 @@ async def test_no_provider_is_called_in_an_outage_and_running_tasks_are_settled_
                 for number in range(3):
                     began = time.monotonic()
                     refused = await rest(text(f"refused-{number}"), f"refused-{number}")
-                    assert time.monotonic() - began < REFUSED_WITHIN + 0.5
+                    assert time.monotonic() - began < REFUSED_WITHIN + 3
                     assert (refused.status, refused.code) == (503, "store_unavailable")
                 assert set(vendor.calls) == {"before", "running"}, (
                     "a provider was called without a reservation"

@@ -168,7 +168,7 @@ async def closed_after(gateway: GatewayApp, *pieces: bytes) -> float:
                     await asyncio.sleep(0)
 
         feeding = asyncio.create_task(feed())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await read_until_closed(reader)
         feeding.cancel()
         return loop.time() - start
@@ -177,20 +177,20 @@ async def closed_after(gateway: GatewayApp, *pieces: bytes) -> float:
 async def test_an_incomplete_request_head_times_out(open_gateway: OpenApp) -> None:
     async with open_gateway(head_timeout=0.2, untrusted_timeout=0.2, idle_timeout=60) as gateway:
         for pieces in ([], [b"GET / HT"], [bytes([b]) for b in b"GET /openapi.json HTTP/1.1\r\nA: b"]):
-            assert 0.15 < await closed_after(gateway, *pieces) < 2
-        assert 0.15 < await closed_after(gateway, KEPT, b"POST /api") < 2
+            assert 0.15 < await closed_after(gateway, *pieces) < 20
+        assert 0.15 < await closed_after(gateway, KEPT, b"POST /api") < 20
 
 
 async def test_an_idle_connection_is_closed_later_than_an_unfinished_head(open_gateway: OpenApp) -> None:
     async with open_gateway(head_timeout=0.1, idle_timeout=0.5, idle_slack=0) as gateway:
-        assert 0.4 < await closed_after(gateway, KEPT) < 3
+        assert 0.4 < await closed_after(gateway, KEPT) < 20
 
 
 async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_the_same_timeout_closes_first(
     open_gateway: OpenApp,
 ) -> None:
     async with (
-        open_gateway(idle_timeout=0.5, idle_slack=1.0) as gateway,
+        open_gateway(idle_timeout=0.5, idle_slack=2.5) as gateway,
         gateway.connect() as (reader, writer),
     ):
         for _ in range(2):
@@ -199,7 +199,7 @@ async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_th
             await asyncio.sleep(0.7)
         begin = asyncio.get_running_loop().time()
         assert await read_until_closed(reader) == b""
-        assert 0.5 < asyncio.get_running_loop().time() - begin < 3
+        assert 1.5 < asyncio.get_running_loop().time() - begin < 20
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,13 @@ async def test_an_idle_connection_stays_a_little_longer_so_that_a_client_with_th
 async def test_an_idle_connection_from_a_trusted_proxy_stays_longer(
     open_gateway: OpenApp, networks: list[str], kept: bool
 ) -> None:
-    times: dict[str, Any] = {"idle_timeout": 0.1, "proxy_idle_timeout": 1.2, "idle_slack": 0.3}
+    times: dict[str, Any] = {"idle_timeout": 0.1, "proxy_idle_timeout": 3.0, "idle_slack": 0.3}
     times |= {"untrusted_timeout": 0.2, "trusted_proxies": tuple(map(ip_network, networks))}
     async with open_gateway(**times) as gateway:
         took = await closed_after(gateway, KEPT)
-        assert (1.3 if kept else 0.25) < took < (4 if kept else 1.3)
+        assert (3.1 if kept else 0.25) < took < (20 if kept else 3.0)
         # Without a valid key it is closed soon, from a proxy too.
-        assert await closed_after(gateway, BAD) < 1.3
+        assert await closed_after(gateway, BAD) < 3.0
 
 
 @pytest.mark.parametrize(

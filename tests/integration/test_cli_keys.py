@@ -18,7 +18,7 @@ from pomelo.cli.operator import PAGE_SIZE, call_operator, list_pages
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.service import Operator
 from pomelo.settings import Settings
-from tests.driver import RestDriver
+from tests.driver import RestDriver, TaskRequest
 from tests.integration.commands import (
     create_data,
     create_key,
@@ -28,6 +28,8 @@ from tests.integration.commands import (
     start_command,
 )
 from tests.serving import Served
+
+IMAGE = {"model": "flux-1-pro", "prompt": "A kite", "width": 96, "height": 64}
 
 
 async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path) -> None:
@@ -119,6 +121,21 @@ async def test_a_key_works_immediately_on_the_running_server_until_it_is_revoked
     assert (await rest.get("/api/v1/models", created["key"])).status == 200
     await pomelo(served.data.parent, "keys", "revoke", created["id"])
     assert (await rest.get("/api/v1/models", created["key"])).status == 401
+
+
+async def test_a_list_of_keys_shows_what_is_used_of_a_budget(
+    served: Served, http: aiohttp.ClientSession
+) -> None:
+    folder = served.data.parent
+    created = await pomelo_json(folder, "keys", "create", "--budget", "5/day")
+    answer = await RestDriver(http, served.url)(TaskRequest(IMAGE, created["key"]))
+    rotated = await pomelo_json(folder, "keys", "rotate", created["id"], "--grace", "1h")
+    used = {key["id"]: key["budget_used"] for key in await pomelo_json(folder, "keys", "list")}
+    assert used[created["id"]] == used[rotated["id"]] == answer.metadata["x-credits-charged"] == "0.04"
+    assert None in used.values()  # the first key has no budget
+    table = (await pomelo(folder, "keys", "list")).out
+    (row,) = [line.split() for line in table.splitlines() if line.startswith(created["id"])]
+    assert row[row.index("5/day") + 1] == "0.04"
 
 
 async def test_a_key_created_without_a_server_is_valid_on_the_next_one(

@@ -17,7 +17,7 @@ async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: 
         assert "live     99.5 credits left of 99.5" in corrected.out
     refused = await pomelo(folder, "accounts", "adjust", "acme", "-99.6", "--note", "too much")
     assert refused.status == 1
-    assert "-99,500,000 or more" in refused.error
+    assert "-99,500,000 or more: at most 99.5 credits can be taken back" in refused.error
     nameless = await pomelo(folder, "accounts", "adjust", "acme", "-1")
     assert nameless.status == 2
     assert "--note" in nameless.error
@@ -37,6 +37,10 @@ async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: 
     assert log[3]["note"] == "a zero too many"
     table = (await pomelo(folder, "log", "--since", "2026-01-01")).out
     assert "adjust_credits" in table
+    for status in (0, 1):
+        taken = await pomelo(folder, "accounts", "adjust", "acme", "-100", "--test", "--note", "no test")
+        assert taken.status == status
+    assert "must be above 0: the account has no credits that can be taken back" in taken.error
     audit = await pomelo(folder, "audit")
     assert (audit.status, audit.out.splitlines()[-1]) == (0, "Difference: none")
 

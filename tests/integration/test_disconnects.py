@@ -31,7 +31,7 @@ POINTS = {
 """Point at which the vendor waits -> the words before it; None: before the headers."""
 POINT = pytest.mark.parametrize("words", POINTS.values(), ids=POINTS)
 
-MAX_SECONDS = 0.1
+MAX_SECONDS = 1.0
 """Seconds after a caller leaves until its concurrency slot is free, and until the vendor sees it."""
 
 
@@ -110,11 +110,11 @@ async def test_a_deadline_bills_what_was_delivered(
     prompt = f"late at {words}: {protocol} {stream}"
     wait(app, prompt, words)
     body = text_body(prompt, max_tokens=50)
-    outcome = await app.ask(protocol, account.live, body, stream=stream, within=0.6)
+    outcome = await app.ask(protocol, account.live, body, stream=stream, within=1.5)
     assert outcome.code == "deadline_exceeded"
     assert not outcome.done
     await app.idle(account, live=True)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await received(app, prompt).left.wait()
     await check_billed(app, account, words, stream=stream)
     if protocol != "grpc" and not (stream and words):  # a stream's headers were sent before

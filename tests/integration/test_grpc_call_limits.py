@@ -109,7 +109,7 @@ async def test_an_unauthenticated_call_with_an_incomplete_message_is_replaced_by
         began = time.monotonic()
         checks = [health.Check(HealthCheckRequest()) for _ in range(20)]
         assert all([(await check).status for check in checks])
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5
         for task in sending:
             task.cancel()
 
@@ -123,7 +123,7 @@ async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, ke
         head = http2.prefixed(b"", size=9 * MIB)
         for path, data in ((RUN_TASK, b""), (RUN_TASK, head), (UPLOAD, b""), (UPLOAD, head)):
             call = await exchange(connection, path, bearer(keys.test), data)
-            assert 0.25 < call.lasted < 2.5
+            assert 0.25 < call.lasted < 10
         for path in (RUN_TASK, UPLOAD):
             silent = opened.channel.stream_unary(path)(metadata=bearer(keys.test))
             error = await refusal(silent, StatusCode.DEADLINE_EXCEEDED, "deadline_exceeded")
@@ -135,11 +135,11 @@ async def test_a_message_that_does_not_arrive_in_time_ends_the_call(app: App, ke
 
 
 async def test_an_upload_may_take_long_while_chunks_arrive(app: App, keys: Keys) -> None:
-    async with open_server_under_test(app, chunk_time=0.6, read_time=0.6) as opened:
+    async with open_server_under_test(app, chunk_time=1.5, read_time=1.5) as opened:
         call = opened.media.UploadMedia(metadata=bearer(keys.test))
         for _ in range(6):
             await call.write(UploadMediaRequest(chunk=b"x" * 1000))
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.3)
         await call.done_writing()
         assert (await call).media.size_bytes == 6000
 
@@ -151,7 +151,7 @@ async def test_an_account_receives_a_few_messages_at_a_time_without_delaying_oth
     half = http2.prefixed(b"\x0a" * MIB, size=2 * MIB)
     async with (
         asyncio.timeout(20),
-        open_server_under_test(app, reads=2, read_time=1.0) as opened,
+        open_server_under_test(app, reads=2, read_time=3.0) as opened,
         opened.raw() as connection,
     ):
         calls = [connection.begin(RUN_TASK, bearer(keys.test)) for _ in range(6)]
@@ -159,12 +159,12 @@ async def test_an_account_receives_a_few_messages_at_a_time_without_delaying_oth
         await opened.reports.until("authenticated", 6)
         began = time.monotonic()
         assert (await opened.list_models(key)).models
-        assert time.monotonic() - began < 1.0
-        if time.monotonic() - calls[0].began < 0.9:
+        assert time.monotonic() - began < 2.5
+        if time.monotonic() - calls[0].began < 2.5:
             assert sum(one.done() for one in sending) <= 2, "a window is opened when the turn has come"
         for call in calls:
             await connection.over(call)
-            assert call.lasted < 4, "the time to wait for a turn is part of the time to read"
+            assert call.lasted < 8, "the time to wait for a turn is part of the time to read"
         assert len(half) in await asyncio.gather(*sending)
         assert (await opened.list_models(keys.test)).models
 

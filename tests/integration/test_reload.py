@@ -226,6 +226,29 @@ async def test_new_connections_get_the_new_certificate_and_open_ones_stay(
             assert answer.status == 200
 
 
+async def test_a_gateway_reads_its_certificate_again_and_refuses_one_that_does_not_fit(
+    tmp_path: Path, pairs: Path
+) -> None:
+    rest = free_addresses()["POMELO_REST"]
+    install(pairs / "old", tmp_path)
+    (tmp_path / "pomelo.toml").write_text('tls_cert = "cert.pem"\ntls_key = "cert.key"\n')
+    target = ("--target", "127.0.0.1:1", "--no-tls")
+    async with start_command(tmp_path, "gateway", *target, POMELO_REST=rest) as gateway:
+        await gateway.read_until("admin")
+        assert await presented(rest) == "old"
+        shutil.copy(pairs / "new.pem", tmp_path / "cert.pem")
+        assert "cert.key is not the key of" in await hang_up(gateway)
+        assert await presented(rest) == "old"
+        install(pairs / "new", tmp_path)
+        (tmp_path / "pomelo.toml").write_text('tls_cert = "cert.pem"\ntls_key = "cert.key"\ngrace = 5\n')
+        assert "TLS certificate changed" in await hang_up(gateway)
+        await gateway.read_until("Restart to apply POMELO_GRACE")
+        assert await presented(rest) == "new"
+        (tmp_path / "pomelo.toml").write_text('tls_cert = "nowhere.pem"\ntls_key = "cert.key"\n')
+        assert "POMELO_TLS_CERT: is not a file" in await hang_up(gateway)
+        assert await presented(rest) == "new"
+
+
 def test_tls_is_not_turned_on_or_off_and_free_ports_are_no_change(tmp_path: Path, pairs: Path) -> None:
     files: dict[str, Any] = {"tls_cert": pairs / "old.pem", "tls_key": pairs / "old.key"}
     plain = Settings(rest="127.0.0.1:1", grpc="127.0.0.1:2")

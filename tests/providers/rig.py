@@ -23,7 +23,7 @@ KEY = "key-canary-2718"
 PROMPT = "my canary prompt"
 SECRETS = f"{KEY} {PROMPT} <b>body</b>"
 
-AT_ONCE = 0.05
+AT_ONCE = 1.0
 """Seconds that may pass until the vendor sees that a caller has left."""
 
 

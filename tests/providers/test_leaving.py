@@ -91,10 +91,24 @@ async def test_a_failure_that_the_reader_throws_closes_the_connection_too(rig: R
 
 
 async def test_a_deadline_closes_the_connection_immediately(rig: Rig, stream: bool) -> None:
-    rig.script(Answer(at={1: Gate()}))
+    gate = Gate()
+    rig.script(Answer(at={1: gate}))
+    loop = asyncio.get_running_loop()
+
+    async def read() -> None:
+        async with asyncio.timeout(None) as deadline:
+            expiring = asyncio.create_task(expire(deadline))
+            try:
+                await read_all(rig.provider, OPENAI.job(stream=stream))
+            finally:
+                await expiring
+
+    async def expire(deadline: asyncio.Timeout) -> None:
+        await gate.reached.wait()
+        deadline.reschedule(loop.time())
+
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await read_all(rig.provider, OPENAI.job(stream=stream))
+        await read()
     await check_left(rig.requests[0], asyncio.get_running_loop().time())
 
 

@@ -199,6 +199,8 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
         ],
         *[("STORE", "mysql://127.0.0.1"), ("ARCHIVE", "/somewhere"), ("WORKERS", "0"), ("WORKERS", "2")],
         *[("JSON_LIMIT", "much"), ("UPLOAD_LIMIT", "0"), ("GRACE", "-1"), ("INSECURE", "perhaps")],
+        *[("ALERT_URL", "http://hooks.example/x"), ("ALERT_URL", "hooks.example"), ("ALERT_BALANCE", "20")],
+        *[("ALERT_SECRET", "a" * 40), ("ALERT_SECRET", "whsec_abc"), ("ALERT_URL", "https://")],
         *[("MEDIA", "/srv/media"), ("MEDIA", "file:///srv"), ("MEDIA", "s3://"), ("MEDIA", "az://account")],
         *[
             ("MEDIA", "s3://key:secret@bucket"),
@@ -210,6 +212,14 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
 )
 def test_the_error_for_a_wrong_value_is_one_line_with_the_variable(name: str, value: str) -> None:
     assert load_error({f"POMELO_{name}": value}).startswith(f"POMELO_{name}: ")
+
+
+def test_alerts_may_have_several_receivers_and_secrets() -> None:
+    urls = "https://hooks.example/a?b=c, http://127.0.0.1:9000/"
+    secret = "whsec_" + "cG9tZWxv" * 4
+    settings = load(None, {"POMELO_ALERT_URL": urls, "POMELO_ALERT_SECRET": f"{secret},{secret}"})
+    assert settings.alert_url == ("https://hooks.example/a?b=c", "http://127.0.0.1:9000/")
+    assert settings.alert_secret == (secret, secret)
 
 
 @pytest.mark.parametrize(
@@ -259,6 +269,7 @@ DATA STORE MEDIA ARCHIVE SECRET SECRET_PREVIOUS CATALOG WORKERS GRACE DRAIN_DELA
 UPSTREAM_CONNECTIONS
 MAX_CONNECTIONS MAX_CALLS IDLE_TIMEOUT JSON_LIMIT UPLOAD_LIMIT INLINE_LIMIT
 MEDIA_LIMIT MEDIA_ACCOUNT_LIMIT DISK_RESERVE LOG_LEVEL LOG_FORMAT
+ALERT_URL ALERT_SECRET ALERT_BALANCE
 """
 
 

@@ -112,9 +112,20 @@ def key_position(created: float, key_id: str) -> str:
     return f"{struct.pack('>d', max(created, 0.0)).hex()}:{key_id}"
 
 
+def reported(subject: str) -> str:
+    """The key with the state of a subject that was last reported to the operator; it expires."""
+    return f"pomelo:reported:{subject}"
+
+
 def member(wallet: Wallet) -> str:
     """The wallet as a member of WALLETS."""
     return f"{'live' if wallet.live else 'test'}/{wallet.account}"
+
+
+def budget_start(name: str) -> str:
+    """The field of a wallet with the start of a budget's period: `window_fields` of wallet.lua."""
+    word, _, scope = name.partition(":")
+    return f"{word}_at:{scope}"
 
 
 def wallet_of(text: bytes) -> Wallet:

@@ -17,6 +17,7 @@ from pomelo.stores import records
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     DEFAULT_SHARES,
+    Budget,
     Count,
     Counter,
     LimitStatus,
@@ -31,7 +32,7 @@ from pomelo.stores.ledger import (
     UnknownOutcomeError,
 )
 from pomelo.stores.redis.connection import Argument, Attempt, Connection, one_deadline, translated_errors
-from pomelo.stores.redis.key_names import names
+from pomelo.stores.redis.key_names import budget_start, names
 from pomelo.stores.redis.ordered_tasks import Operation, OrderedTasks
 from pomelo.stores.redis.scripts import LIMIT_STATUS, NOTE, RESERVE, SETTLE, VOID
 from pomelo.stores.redis.usage import Usage
@@ -136,6 +137,15 @@ class Ledger:
         args = _format_counters(counters)
         status = await self._connection.run(LIMIT_STATUS, [keys.wallet, keys.holds], args)
         return _limit_status(status, counters)
+
+    @translated_errors
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
+        fields = [field for budget in budgets for field in (budget.name, budget_start(budget.name))]
+        found = await self._connection.send("HMGET", names(wallet).wallet, *fields) if fields else []
+        return [
+            int(used or 0) if int(start or 0) >= round(budget.start * 1e6) else 0
+            for budget, used, start in zip(budgets, found[::2], found[1::2], strict=True)
+        ]
 
     @translated_errors
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:

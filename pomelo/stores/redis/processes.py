@@ -6,9 +6,9 @@ import time
 from contextlib import suppress
 
 from pomelo.stores.fleet import Process
-from pomelo.stores.redis.connection import Connection, Timing, one_deadline
-from pomelo.stores.redis.key_names import PROCESSES, WORKERS
-from pomelo.stores.redis.scripts import CLOCK
+from pomelo.stores.redis.connection import Connection, Timing, one_deadline, translated_errors
+from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
+from pomelo.stores.redis.scripts import CLOCK, NOTE_STATE
 from pomelo.stores.redis.url import connect, parse_url
 from pomelo.stores.redis.workers import Worker
 
@@ -29,6 +29,10 @@ class Processes:
     @one_deadline
     async def clock_ahead(self) -> float:
         return await clock_ahead(self._connection)
+
+    @translated_errors
+    async def note_state(self, subject: str, state: str, seconds: float) -> bool:
+        return bool(await self._connection.run(NOTE_STATE, [reported(subject)], [state, round(seconds)]))
 
 
 async def read_processes(connection: Connection) -> dict[str, Process]:

@@ -17,6 +17,7 @@ from typing import Any
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.ledger import (
+    Budget,
     Counter,
     LimitStatus,
     LostReservationError,
@@ -275,6 +276,14 @@ class Ledger:
         await asyncio.sleep(0)  # A caller may poll it.
         status: LimitStatus = await self.with_wallet(wallet.account, wallet.live, read)
         return status
+
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
+        def read(state: LoadedWallet, future: asyncio.Future[Any]) -> None:
+            found = [state.find_budget(budget.name, budget.start) for budget in budgets]
+            resolve(future, [budget.spent + budget.held for budget in found])
+
+        used: list[int] = await self.with_wallet(wallet.account, wallet.live, read)
+        return used
 
     # --- what running tasks add to what the file has
 

@@ -22,6 +22,7 @@ from pomelo.stores.acts import Act
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import (
+    Budget,
     Counter,
     LimitStatus,
     OpenReservation,
@@ -182,6 +183,9 @@ class SqliteStore:
 
     async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
         return await self._ledger.limit_status(wallet, counters)
+
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
+        return await self._ledger.budget_use(wallet, budgets)
 
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
         return await self._ledger.reservations()

@@ -26,7 +26,7 @@ from tests.providers.rig import (
     run,
 )
 
-AT_ONCE = 0.05
+AT_ONCE = 1.0
 """Seconds that may pass until the vendor sees that a caller has left."""
 
 

@@ -253,7 +253,7 @@ async def test_the_sum_is_our_own(rig: Rig) -> None:
 async def test_a_vendor_that_does_not_close_a_finished_stream_delays_no_caller(rig: Rig) -> None:
     steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), b"data: [DONE]\n\n")
     rig.script(Reply(steps=(*steps, Gate())))
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         check_last(await read_all(rig.provider, OPENAI.job(stream=True)), 9, 7, STOP)
         await rig.requests[0].left.wait()
 

@@ -17,6 +17,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
+    Budget,
     Counter,
     LimitStatus,
     LostReservationError,
@@ -111,6 +112,9 @@ class FailingStore:
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
         self.noted.set()
         return await self._do("note", "", [], lambda: None)
+
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
+        return await self._do("budget_use", "", [0] * len(budgets), lambda: None)
 
     async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
         return await self._do("limit_status", "", LimitStatus(0), lambda: None)

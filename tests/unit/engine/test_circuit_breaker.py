@@ -235,7 +235,7 @@ def test_tracked_accounts_are_limited_and_open_circuits_are_not_dropped() -> Non
         if number % 10 == 0:
             traffic.call("poison")
         traffic.now += 0.01
-    assert traffic.breaker.accounts == 100
+    assert len(traffic.breaker.account_states) == 100
     assert traffic.passed["poison"] <= MINIMUM_CALLS + 5 + 50 / PROBE_WAIT_MAX
     assert traffic.state() is State.CLOSED
     traffic.healthy = lambda account: False
@@ -248,7 +248,7 @@ def test_tracked_accounts_are_limited_even_if_all_their_circuits_are_open() -> N
     for number in range(100):
         for _ in range(MINIMUM_CALLS):
             traffic.call(f"account {number}")
-    assert traffic.breaker.accounts == 20
+    assert len(traffic.breaker.account_states) == 20
 
 
 def test_each_change_of_state_is_one_line_that_names_provider_and_model(

@@ -325,7 +325,7 @@ async def test_connecting_has_one_timeout_for_the_name_tcp_and_tls(tmp_path: Pat
     async with raw_server(silent) as server, Http(limits, resolver=Names("127.0.0.1", wait=60)) as http:
         with unanswered_connection("http://x/") as unanswered:
             for url in (URL("http://acme.example"), URL(unanswered), server.url.with_scheme("https")):
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(10):
                     with pytest.raises(UpstreamError) as failure:
                         await http.request_json(url, {}, b"{}", PAID)
                 assert failure.value.code == "provider_unavailable", url

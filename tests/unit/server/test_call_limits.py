@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -46,9 +45,7 @@ async def test_a_slow_call_keeps_its_slot_until_another_call_waits() -> None:
     second = asyncio.ensure_future(slow("second"))
     await first
     assert ended == ["first overloaded"]
-    began = time.monotonic()
-    async with limiter.slot():
-        assert time.monotonic() - began < 1.0
+    async with asyncio.timeout(10), limiter.slot():
         await second
     assert ended == ["first overloaded", "second overloaded"]
 

@@ -122,6 +122,7 @@ class Key(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     PREVIOUS_SECRET_FIELD_NUMBER: _builtins.int
+    BUDGET_USED_MICROS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its public id: the 12 characters after pml_test_ or pml_live_."""
     account_id: _builtins.str
@@ -133,6 +134,10 @@ class Key(_message.Message):
     previous_secret: _builtins.bool
     """While the root secret is rotated: whether the key has not been used since, and needs the previous secret. Only in
     lists.
+    """
+    budget_used_micros: _builtins.int
+    """With a budget: how much of it is used in the current period, in millionths of a credit: what ended tasks were
+    charged, and what running tasks reserve. Only in lists.
     """
     @_builtins.property
     def models(self) -> _account_service_pb2.ModelSet:
@@ -172,10 +177,11 @@ class Key(_message.Message):
         budget: Global___Budget | None = ...,
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
         previous_secret: _builtins.bool = ...,
+        budget_used_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "models", b"models", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "last_use_time", b"last_use_time", "mode", b"mode", "models", b"models", "name", b"name", "previous_secret", b"previous_secret", "revoke_time", b"revoke_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "budget_used_micros", b"budget_used_micros", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "last_use_time", b"last_use_time", "mode", b"mode", "models", b"models", "name", b"name", "previous_secret", b"previous_secret", "revoke_time", b"revoke_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

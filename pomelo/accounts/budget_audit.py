@@ -1,0 +1,114 @@
+"""The audit of budgets: compares what is used of them in the current period with the usage records.
+
+A record has the time of its end, and a task counts in the period in which it began: records of the first
+minutes of a period may belong to the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Protocol
+
+from pomelo.accounts import budgets
+from pomelo.call import DEFAULT_TIMEOUT
+from pomelo.stores.accounts import PAGE, Wallet
+from pomelo.stores.acts import ActStore
+from pomelo.stores.keys import KeyRecord, KeyStore
+from pomelo.stores.ledger import Budget, LedgerStore
+from pomelo.stores.usage import UsageQuery, UsageStore
+
+LONGEST_TASK = DEFAULT_TIMEOUT + 60.0
+"""Seconds after which no task of an earlier period can end."""
+
+
+class BudgetStore(KeyStore, ActStore, LedgerStore, UsageStore, Protocol):
+    """The parts of a store that are read."""
+
+
+class Difference(NamedTuple):
+    """What is `used` of a budget by the keys that succeeded `origin`, and what its records add up to."""
+
+    wallet: Wallet
+    origin: str
+    used: int
+    recorded: int
+
+
+class _Group(NamedTuple):
+    """A budget in the current period, and the ids of all keys that may have used it."""
+
+    wallet: Wallet
+    origin: str
+    budget: Budget
+    key_ids: frozenset[str]
+
+
+async def find_differences(store: BudgetStore, now: float) -> AsyncIterator[Difference]:
+    """Yields the budgets that differ from their records at Unix time `now`. Those of running tasks are left
+    out.
+
+    Raises:
+        PomeloError: store_unavailable.
+    """
+    for group in await _groups(store, now):
+        first = await _compare(store, group)
+        if first is None or group.key_ids & {draft.key_id for draft in await store.drafts()}:
+            continue
+        again = await _compare(store, group)
+        if again is not None and again.used == first.used:  # no task has begun or ended meanwhile
+            yield again
+
+
+async def _groups(store: KeyStore, now: float) -> list[_Group]:
+    successors: dict[str, set[str]] = {}
+    found: dict[tuple[str, str], tuple[Wallet, Budget]] = {}
+    async for record in _keys(store):
+        origin = record.origin or record.key_id
+        if record.origin:
+            successors.setdefault(origin, set()).add(record.key_id)
+        if (budget := budgets.budget_of(record)) is not None:
+            found[origin, budget.name] = Wallet(record.account, record.live), budgets.current(budget, now)
+    return [
+        _Group(wallet, origin, budget, frozenset({origin, *successors.get(origin, ())}))
+        for (origin, _), (wallet, budget) in found.items()
+    ]
+
+
+async def _keys(store: KeyStore) -> AsyncIterator[KeyRecord]:
+    after = None
+    while records := await store.list_keys(limit=PAGE, after=after):
+        for record in records:
+            yield record
+        after = records[-1].created, records[-1].key_id
+
+
+async def _compare(store: BudgetStore, group: _Group) -> Difference | None:
+    """The difference of a budget, if nothing is used of it meanwhile."""
+    wallet, origin, budget, _ = group
+    (used,) = await store.budget_use(wallet, [budget])
+    most = await _recorded(store, group, budget.start)
+    least = await _recorded(store, group, budget.start + LONGEST_TASK)
+    if least > used and await _was_changed(store, group):
+        least = 0  # what was spent under another budget, or without one, does not count
+    if least <= used <= most or [used] != await store.budget_use(wallet, [budget]):
+        return None
+    return Difference(wallet, origin, used, most if used > most else least)
+
+
+async def _recorded(store: UsageStore, group: _Group, since: float) -> int:
+    """What the records of a group cost from Unix time `since` on."""
+    query = UsageQuery(account=group.wallet.account, live=group.wallet.live, since=since)
+    sums = await store.sum_usage(query, ("key",))
+    return sum(total.cost for total in sums if total.groups[0] in group.key_ids)
+
+
+async def _was_changed(store: ActStore, group: _Group) -> bool:
+    """Whether the operator has changed the budget of a key of the group in this period."""
+    after = None
+    while acts := await store.list_acts(
+        group.wallet.account, since=group.budget.start, limit=PAGE, after=after
+    ):
+        if any(act.action == "set_key_budget" and act.key_id in group.key_ids for act in acts):
+            return True
+        after = acts[-1].at, acts[-1].act_id
+    return False

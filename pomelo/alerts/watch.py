@@ -1,0 +1,229 @@
+"""Finds what an operator should know: low balances, budgets that are reached, vendors that are blocked.
+
+Running tasks only mark their accounts and keys; what these have left is read from the store every few
+seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from pomelo.accounts import budgets
+from pomelo.alerts.alert import Alert, alert_id
+from pomelo.alerts.webhooks import open_webhooks
+from pomelo.call import Principal
+from pomelo.errors import PomeloError
+from pomelo.logs import UnexpectedErrors
+from pomelo.process import in_background, periodically
+from pomelo.stores.accounts import AccountStore, Balance, Wallet
+from pomelo.stores.ledger import LedgerStore
+from pomelo.stores.usage import UsageRecord
+from pomelo.telemetry.events import AttemptReport, CallReport, TaskReport
+
+MAX_MARKED = 10_000
+"""Accounts, keys and records that are looked at in one search; more are left out until their next task."""
+
+_DAY = 86_400.0
+_BALANCE_MEMORY, _CIRCUIT_MEMORY = 30 * _DAY, 300.0
+"""Seconds for which it is noted what was reported. A circuit's state is forgotten soon: its process may have
+died without closing it."""
+
+
+log = logging.getLogger("pomelo.alerts")
+
+
+class WatchedStore(AccountStore, LedgerStore, Protocol):
+    """The parts of a store that are searched."""
+
+
+@asynccontextmanager
+async def open_watch(
+    urls: Sequence[str], keys: Sequence[bytes], interval: float, store: WatchedStore, **options: Any
+) -> AsyncIterator[Watch]:
+    """Searches every `interval` seconds within the context, and delivers what is found to `urls`, signed with
+    `keys`. `options` are those of `Watch`."""
+    async with open_webhooks(urls, keys) as webhooks:
+        watch = Watch(store, webhooks.send, **options)
+        async with in_background(watch.keep_watching(interval)):
+            yield watch
+
+
+class Watch:
+    """An `Observer` that reports live mode to `send`: each event once.
+
+    `low_share` is the share of its credits below which a balance is low. `blocked_routes` returns the
+    routes that no account can call, as provider and its model. `note_state` is that of
+    `pomelo.stores.fleet.Fleet`, None if no other process serves the store. `now` is Unix time.
+    """
+
+    def __init__(
+        self,
+        store: WatchedStore,
+        send: Callable[[Alert], None],
+        *,
+        low_share: float,
+        blocked_routes: Callable[[], set[tuple[str, ...]]],
+        note_state: Callable[[str, str, float], Awaitable[bool]] | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._send = send
+        self._low_share = low_share
+        self._blocked_routes = blocked_routes
+        self._note_state = note_state or _Notes().note_state
+        self._now = now
+        self._accounts: set[str] = set()
+        self._keys: dict[str, tuple[Principal, bool]] = {}
+        """Keys with a budget, by id, and whether a task was refused."""
+        self._uncollected: list[UsageRecord] = []
+        self._blocked: set[tuple[str, ...]] = set()
+        self._top_ups: dict[str, tuple[int, str, int]] = {}
+        """By account what was granted in total, and the id and amount of the last grant."""
+
+    # --- what running tasks report
+
+    def task_ended(self, report: TaskReport) -> None:
+        principal = report.call.principal
+        if principal is not None and principal.budget is not None and principal.live:
+            refused = report.code == "insufficient_credits"
+            if len(self._keys) < MAX_MARKED:
+                known = self._keys.get(principal.key_id)
+                self._keys[principal.key_id] = principal, refused or (known is not None and known[1])
+
+    def charged(self, record: UsageRecord) -> None:
+        if record.live and len(self._accounts) < MAX_MARKED:
+            self._accounts.add(record.account)
+            if record.uncollected and len(self._uncollected) < MAX_MARKED:
+                self._uncollected.append(record)
+
+    def attempt_failed(self, report: AttemptReport) -> None:
+        pass
+
+    def call_ended(self, report: CallReport) -> None:
+        pass
+
+    # --- the search
+
+    async def keep_watching(self, interval: float) -> None:
+        """Until cancelled, searches every `interval` seconds for what is to be reported."""
+        await periodically(
+            self.search, interval, "What is to be reported could not be searched for", UnexpectedErrors(log)
+        )
+
+    async def search(self) -> None:
+        """Reports all that has happened since the last search.
+
+        Raises:
+            PomeloError: store_unavailable. The next search tries again.
+        """
+        for record in self._uncollected:
+            self._report_uncollected(record)
+        self._uncollected.clear()
+        await self._check_circuits()
+        accounts, self._accounts = self._accounts, set()
+        keys, self._keys = self._keys, {}
+        try:
+            for account in accounts:
+                await self._check_balance(account)
+            for principal, refused in keys.values():
+                await self._check_budget(principal, refused)
+        except PomeloError:
+            self._accounts |= accounts
+            self._keys = keys | self._keys
+            raise
+
+    def _report_uncollected(self, record: UsageRecord) -> None:
+        data = {
+            "account": record.account,
+            "mode": "live",
+            "task_id": record.task_id,
+            "request_id": record.request_id,
+            "provider": record.provider,
+            "uncollected_micros": record.uncollected,
+        }
+        self._report("credits.uncollected", record.task_id, data)
+
+    async def _check_circuits(self) -> None:
+        found, known = self._blocked_routes(), self._blocked
+        for event, routes in (("provider.open", found - known), ("provider.closed", known - found)):
+            for route in sorted(routes):
+                provider, model = route
+                if await self._note_state(f"circuit {provider} {model}", event, _CIRCUIT_MEMORY):
+                    data = {"provider": provider, "provider_model": model}
+                    self._report(event, f"{route} {self._now()}", data)
+                self._blocked ^= {route}
+
+    async def _check_balance(self, account: str) -> None:
+        balance = await self._store.balance(Wallet(account, live=True))
+        grant_id, granted = await self._last_top_up(account, balance)
+        threshold = round(self._low_share * (granted + balance.credit_limit))
+        if balance.available + balance.held >= threshold:
+            return
+        state = f"{grant_id} {balance.credit_limit}"
+        if await self._note_state(f"balance {account}", state, _BALANCE_MEMORY):
+            data = {
+                "account": account,
+                "mode": "live",
+                "available_micros": balance.available,
+                "held_micros": balance.held,
+                "threshold_micros": threshold,
+            }
+            self._report("balance.low", f"{account} {state}", data)
+
+    async def _last_top_up(self, account: str, balance: Balance) -> tuple[str, int]:
+        """The id and the amount of an account's last grant."""
+        known = self._top_ups.pop(account, None)
+        if known is None or known[0] != balance.granted:
+            grants = await self._store.list_grants(Wallet(account, live=True))
+            last = next((grant for grant in reversed(grants) if grant.amount > 0), None)
+            known = balance.granted, *(("", 0) if last is None else (last.grant_id, last.amount))
+        self._top_ups[account] = known
+        if len(self._top_ups) > MAX_MARKED:
+            del self._top_ups[next(iter(self._top_ups))]
+        return known[1:]
+
+    async def _check_budget(self, principal: Principal, refused: bool) -> None:
+        assert principal.budget is not None
+        wallet, budget = Wallet(principal.account, live=True), principal.budget
+        current = budgets.current(budget, self._now())
+        (used,) = await self._store.budget_use(wallet, [current])
+        left = budget.limit - used
+        # A refusal is the balance's if that has less left.
+        if left > 0 and not (refused and left < (await self._store.balance(wallet)).available):
+            return
+        state = f"{current.start:.0f} {budget.limit}"
+        if await self._note_state(f"budget {principal.account} {budget.name}", state, _BALANCE_MEMORY):
+            data = {
+                "account": principal.account,
+                "mode": "live",
+                "key_id": principal.key_id,
+                "budget_micros": budget.limit,
+                "period": budget.period,
+                "used_micros": used,
+            }
+            self._report("budget.reached", f"{principal.account} {budget.name} {state}", data)
+
+    def _report(self, event: str, occasion: str, data: Mapping[str, Any]) -> None:
+        log.info("%s: an alert is sent", event, extra={"fields": data})
+        self._send(Alert(alert_id(event, occasion), event, self._now(), data))
+
+
+class _Notes:
+    """What this process has reported, if it serves alone."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+
+    async def note_state(self, subject: str, state: str, seconds: float) -> bool:
+        """As `pomelo.stores.fleet.Fleet.note_state`, but forgets only the oldest of many."""
+        if self._states.pop(subject, "") == state:
+            self._states[subject] = state
+            return False
+        self._states[subject] = state
+        if len(self._states) > MAX_MARKED:
+            del self._states[next(iter(self._states))]
+        return True

@@ -1,0 +1,66 @@
+"""`pomelo alerts`: shows the secret that alerts are signed with, and sends one to try the receivers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import typer
+
+from pomelo.cli.terminal import Config, FailureError, print_line
+
+if TYPE_CHECKING:
+    from pomelo.settings import Settings
+
+
+def commands() -> typer.Typer:
+    app = typer.Typer(
+        help="Alerts for the operator, by webhook.", no_args_is_help=True, rich_markup_mode=None
+    )
+    app.command("test")(send_test)
+    app.command("secret")(secret)
+    return app
+
+
+def send_test(config: Config = None) -> None:
+    """Send an alert of the type `test` to each receiver, once. Status 1 if one did not get it."""
+    from pomelo.settings import load
+
+    settings = load(config)
+    if not settings.alert_url:
+        raise FailureError("No receiver of alerts is set. Set POMELO_ALERT_URL")
+    failures = asyncio.run(_send(settings, _keys(settings)))
+    for failure in failures:
+        print_line(failure or "Delivered")
+    if any(failures):
+        raise typer.Exit(1)
+
+
+def secret(config: Config = None) -> None:
+    """Print the secrets that alerts are signed with, one on each line, the current one first."""
+    from pomelo.alerts.alert import encode_secret
+    from pomelo.settings import load
+
+    for key in _keys(load(config)):
+        print_line(encode_secret(key))
+
+
+def _keys(settings: Settings) -> tuple[bytes, ...]:
+    from pomelo.alerts.alert import signing_keys
+
+    root = settings.shared_secret()
+    if root is None and not settings.alert_secret:
+        raise FailureError("There is no root secret yet. Start the server once, or set POMELO_ALERT_SECRET")
+    return signing_keys(settings.alert_secret, [*filter(None, [root]), *settings.previous_secrets()])
+
+
+async def _send(settings: Settings, keys: tuple[bytes, ...]) -> list[str]:
+    """Why each receiver did not get the alert, empty if it did."""
+    from pomelo.alerts.alert import Alert
+    from pomelo.alerts.webhooks import open_webhooks
+    from pomelo.ids import new_id
+
+    alert = Alert(new_id("alert_"), "test", time.time(), {"message": "Alerts of Pomelo reach you here"})
+    async with open_webhooks(settings.alert_url, keys) as webhooks:
+        return [await webhooks.post(alert, url) for url in webhooks.urls]

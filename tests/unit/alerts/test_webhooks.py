@@ -1,0 +1,150 @@
+"""The delivery of alerts to a real receiver."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from pomelo.alerts import webhooks as module
+from pomelo.alerts.alert import Alert, encode_secret, signed_headers, signing_keys
+from pomelo.alerts.webhooks import Webhooks
+from tests.alerts import Receiver, open_receiver
+from tests.certificates import make_certificate
+from tests.waiting import until
+
+KEYS = (b"k" * 32, b"the former key, which is replaced")
+ALERT = Alert("alert_1", "balance.low", 1_700_000_000.5, {"account": "acme", "available_micros": 5})
+
+
+@pytest.fixture(name="receiver")
+async def _receiver() -> AsyncIterator[Receiver]:
+    async with open_receiver(KEYS) as receiver:
+        yield receiver
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def sender(session: aiohttp.ClientSession, *urls: str, attempts: int = 5) -> Webhooks:
+    """Webhooks that repeat quickly."""
+    return Webhooks(session, urls, KEYS, waits=(0.01,) * (attempts - 1))
+
+
+def test_the_signature_is_that_of_standard_webhooks() -> None:
+    # The example of the specification's libraries.
+    (key,) = signing_keys(["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], [])
+    alert = Alert("msg_p5jXN8AQM9LWM0D4loKWxJek", "", 0.0, {})
+    headers = signed_headers(alert, b'{"test": 2432232314}', [key], 1614265330)
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert encode_secret(key) == "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def test_without_a_secret_of_their_own_alerts_are_signed_with_one_of_each_root_secret() -> None:
+    current, former = signing_keys([], [b"root", b"former root"])
+    assert len(current) == len(former) == 32
+    assert current != former
+    assert signing_keys([], [b"root"]) == (current,)
+    assert signing_keys(["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], [b"root"]) != (current,)
+
+
+async def test_an_alert_is_repeated_with_its_id_until_the_receiver_has_it(
+    receiver: Receiver, session: aiohttp.ClientSession
+) -> None:
+    receiver.answers = [500, 302, 404]
+    webhooks = sender(session, receiver.url)
+    webhooks.send(ALERT)
+    await until(lambda: bool(receiver.received))
+    assert receiver.attempts == 4  # a redirection was not followed
+    assert {headers["id"] for headers in receiver.headers} == {"alert_1"}
+    assert receiver.received == [
+        {
+            "id": "alert_1",
+            "type": "balance.low",
+            "timestamp": "2023-11-14T22:13:20.500Z",
+            "data": {"account": "acme", "available_micros": 5},
+        }
+    ]
+    await webhooks.close()
+
+
+async def test_an_alert_that_is_never_taken_is_given_up_and_the_log_hides_the_path(
+    receiver: Receiver, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answers = [500] * 5
+    sender(session, receiver.url).send(ALERT)
+    await until(lambda: "given up" in caplog.text)
+    assert receiver.attempts == 5
+    lines = [record for record in caplog.records if record.name == "pomelo.alerts"]
+    assert [record.levelno for record in lines] == [logging.WARNING] * 4 + [logging.ERROR]
+    assert "alert_1 (balance.low) was given up after 5 attempts" in lines[-1].getMessage()
+    assert "answered 500" in lines[-1].getMessage()
+    assert "secret-path" not in caplog.text
+
+
+async def test_a_receiver_that_fails_delays_no_other(
+    receiver: Receiver, session: aiohttp.ClientSession
+) -> None:
+    async with open_receiver(KEYS) as other:
+        receiver.answers = [500] * 1000
+        webhooks = sender(session, receiver.url, other.url, attempts=1000)
+        webhooks.send(ALERT)
+        await until(lambda: bool(other.received))
+        assert not receiver.received
+        await webhooks.close()
+    assert other.attempts == 1
+
+
+async def test_too_many_alerts_are_dropped(
+    receiver: Receiver,
+    session: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    webhooks = sender(session, receiver.url)
+    for _ in range(5):
+        webhooks.send(ALERT)
+    await until(lambda: len(receiver.received) == 3)
+    assert caplog.text.count("was dropped") == 2
+    await webhooks.close()
+
+
+async def test_what_waits_when_the_process_ends_is_dropped(
+    receiver: Receiver, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answers = [500]
+    webhooks = Webhooks(session, [receiver.url], KEYS)
+    webhooks.send(ALERT)
+    await until(lambda: "Next attempt" in caplog.text)
+    async with asyncio.timeout(5):
+        await webhooks.close()
+    assert "because it ends: 1" in caplog.text
+    assert receiver.attempts == 1
+
+
+async def test_a_receiver_that_is_not_there_or_has_no_valid_certificate_is_named(
+    session: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/secret-path"
+    webhooks = sender(session, url)
+    assert await webhooks.post(ALERT, url) == f"http://127.0.0.1:{port} can't be reached"
+    make_certificate(tmp_path, "server", "localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        own = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        failure = await webhooks.post(ALERT, f"{own}/secret-path")
+        assert failure == f"TLS with {own} failed: its certificate has to be valid"
