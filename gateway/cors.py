@@ -27,9 +27,20 @@ _ALLOWED_HEADERS = (
     "Prefer",
     "traceparent",
     "Range",
+    # OpenAI's SDK for JavaScript sends these on every request.
+    "OpenAI-Organization",
+    "OpenAI-Project",
+    "X-Stainless-Arch",
+    "X-Stainless-Lang",
+    "X-Stainless-OS",
+    "X-Stainless-Package-Version",
+    "X-Stainless-Retry-Count",
+    "X-Stainless-Runtime",
+    "X-Stainless-Runtime-Version",
+    "X-Stainless-Timeout",
 )
 
-_EXPOSED_HEADERS = (*RESPONSE_HEADERS, "Accept-Ranges", "Content-Range", "ETag")
+_EXPOSED_HEADERS = (*RESPONSE_HEADERS, "X-Should-Retry", "Accept-Ranges", "Content-Range", "ETag")
 """Listed by name because older browsers do not support `*`."""
 
 _EXPOSE: Mapping[str, str] = {hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: ", ".join(_EXPOSED_HEADERS)}

@@ -95,7 +95,7 @@ RETRY_AFTER = frozenset({409, 429, 503})
 """HTTP statuses that have a Retry-After header; other statuses don't report a wait."""
 
 GRPC_ERRORS = frozenset({"model_not_found"})
-"""Codes that are never sent over REST."""
+"""Codes that no path under /api sends."""
 
 BODY_ERRORS = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})
 """Codes of a body or message that was not read, so the task in it is unknown."""

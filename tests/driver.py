@@ -274,8 +274,10 @@ class RestDriver:
             )
             if name == "task.completion.chunk":
                 (choice,) = chunk["choices"]
-                outcome.output["text"] = outcome.output.get("text", "") + choice["delta"].get("content", "")
-                for call in choice["delta"].get("tool_calls", []):
+                delta = choice["delta"]
+                if "content" in delta or choice["finish_reason"]:
+                    outcome.output["text"] = outcome.output.get("text", "") + delta.get("content", "")
+                for call in delta.get("tool_calls", []):
                     function = call["function"]
                     assert call.get("type", "function") == "function"
                     first = call.get("id", ""), function.get("name", "")

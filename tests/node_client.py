@@ -18,8 +18,8 @@ FOLDER = Path(__file__).parent / "node"
 
 
 def install(cache: Path, folder: Path = FOLDER) -> Path:
-    """Installs the packages of `folder` below `cache`, unless they are there; returns their `node_modules`. Skips the
-    test if Node.js is missing or npm can't install."""
+    """Installs the packages of the lock file in `folder` below `cache`, unless they are there; returns their
+    `node_modules`. Skips the test if Node.js is missing or npm can't install."""
     for command in ("node", "npm"):
         if shutil.which(command) is None:
             pytest.skip(f"{command} is not on this machine")
@@ -41,7 +41,7 @@ def install(cache: Path, folder: Path = FOLDER) -> Path:
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             shutil.rmtree(temporary)
             last = ((error.stderr or b"").decode(errors="replace").strip().splitlines() or ["no answer"])[-1]
-            pytest.skip(f"npm can't install the packages of Node's client: {last}")
+            pytest.skip(f"npm can't install the packages of {folder.name}: {last}")
         if target.exists():  # another test run has installed them
             shutil.rmtree(temporary)
         else:
@@ -50,8 +50,7 @@ def install(cache: Path, folder: Path = FOLDER) -> Path:
 
 
 async def run(modules: Path, script: str, argument: Any) -> Any:
-    """Runs a script of tests/node, or another one by its absolute path, with an argument in JSON; returns the JSON
-    that it prints."""
+    """Runs a script with an argument in JSON; returns the JSON that it prints."""
     process = await asyncio.create_subprocess_exec(
         "node",
         str(FOLDER / script),

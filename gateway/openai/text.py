@@ -73,7 +73,7 @@ class TextRequest(ABC):
             if value is not None and value is not False:
                 self.ignored.append(name)
         identifier = body.pop("safety_identifier", None)
-        if body.get("user") is None:
+        if identifier is not None:
             body["user"] = identifier
 
     def take_defaults(self, body: dict[str, Any], defaults: Mapping[str, Collection[Any]]) -> None:

@@ -230,6 +230,7 @@ async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: P
     started: Any = None
     sink: Sink | None = None
     completed: TaskResult | None = None
+    calls: list[dict[str, str]] = []
     try:
         async for event in events:
             match event.WhichOneof("event"):
@@ -240,6 +241,11 @@ async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: P
                         progress.clear()
                         sink = _text_sink(out)
                     sink.write_text(event.text_delta.text)
+                case "tool_call_delta":
+                    piece = event.tool_call_delta
+                    if piece.index == len(calls):
+                        calls.append({"id": piece.id, "name": piece.name, "arguments": ""})
+                    calls[piece.index]["arguments"] += piece.arguments_json
                 case "audio_chunk":
                     if sink is None:
                         sink = Sink(_media_path(out, started.id, event.audio_chunk.content_type))
@@ -257,10 +263,15 @@ async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: P
         if sink is not None:
             sink.discard()
         raise FailureError("The server ended the stream before the task was complete. Try again")
-    if sink is None:
+    if sink is None and not calls:
         _write_result(completed, out, progress)
         return
     progress.clear()
+    if calls:
+        lines = [] if sink is None else [""]  # the text before them ends its line
+        sink = sink or _text_sink(out)
+        sink.write_text("\n".join(lines + list(map(json.dumps, calls))))
+    assert sink is not None
     sink.commit()
     _note_result(completed)
 
@@ -270,8 +281,13 @@ def _write_result(result: TaskResult, out: str | None, progress: Progress) -> No
     output = result.WhichOneof("output")
     match output:
         case "text":
-            text = "".join([part.text for part in result.text.message.content])
-            _write_output(text, _text_sink(out))
+            parts = result.text.message.content
+            text = "".join([part.text for part in parts])
+            lines = [text] if text or not parts else []
+            for call in [part.tool_call for part in parts if part.HasField("tool_call")]:
+                values = {"id": call.id, "name": call.name, "arguments": call.arguments_json}
+                lines.append(json.dumps(values))
+            _write_output("\n".join(lines), _text_sink(out))
         case "transcription":
             _write_output(result.transcription.text, _text_sink(out))
         case "image":

@@ -122,5 +122,7 @@ async def check(found: dict[str, Any], code: str, served: Served) -> None:
     else:
         (choice,) = found["choices"]
         assert choice["message"]["role"] == "assistant"
-        assert choice["message"]["content"]
+        calls_tools = '"tools"' in code and '"tool"' not in code
+        assert (choice["finish_reason"] == "tool_calls") == calls_tools
+        assert choice["message"]["tool_calls" if calls_tools else "content"]
         assert all(isinstance(found["usage"][f"{n}_tokens"], int) for n in ("prompt", "completion", "total"))

@@ -29,7 +29,7 @@ from tests.gateway.scripts import play
 APP, LOCAL, FOREIGN = "https://app.example", "http://localhost:3000", "https://evil.example"
 PATHS = [
     *("/api/v1/task", "/api/v1/models", "/api/v1/models/gpt-4", "/api/v1/account", "/api/v1/usage"),
-    *("/media/media_x.png?e=1&s=2", "/openapi.json", "/healthz", "/nowhere"),
+    *("/media/media_x.png?e=1&s=2", "/openapi.json", "/healthz", "/nowhere", "/v1/chat/completions"),
 ]
 PREFLIGHT = (
     b"OPTIONS /api/v1/task HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\n"
@@ -37,11 +37,14 @@ PREFLIGHT = (
 )
 ASKED = {
     "authorization", "content-type", "idempotency-key", "x-request-id", "x-request-timeout", "prefer",
-    "traceparent", "accept", "range",
+    "traceparent", "accept", "range", "openai-organization", "openai-project", "x-stainless-arch",
+    "x-stainless-lang", "x-stainless-os", "x-stainless-package-version", "x-stainless-retry-count",
+    "x-stainless-runtime", "x-stainless-runtime-version", "x-stainless-timeout",
 }  # fmt: skip
 EXPOSED = {
     "retry-after", "x-request-id", "x-pomelo-mode", "x-pomelo-adjusted", "x-credits-remaining",
     "x-credits-charged", "idempotent-replayed", "preference-applied", "deprecation", "sunset",
+    "x-should-retry",
 } | {name.lower() for name in RESPONSE_HEADERS}  # fmt: skip
 
 

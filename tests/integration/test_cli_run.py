@@ -44,6 +44,16 @@ async def test_text_is_printed_with_a_final_newline_and_nothing_else(command: Co
     assert not result.out.endswith("\n\n")
 
 
+@OPTION
+async def test_tool_calls_are_printed_as_lines_of_json(command: Command, option: str) -> None:
+    tools = '[{"name": "now"}, {"name": "say", "parametersJson": "{\\"required\\": [\\"a\\"]}"}]'
+    result = await command("run", "[[calls:2]]", "-p", f"tools={tools}", option)
+    assert (result.status, result.error) == (0, "")
+    calls = [json.loads(line) for line in result.out.splitlines()]
+    assert [(call["name"], call["arguments"]) for call in calls] == [("now", "{}"), ("say", '{"a": "text"}')]
+    assert all(call["id"].startswith("call_") for call in calls)
+
+
 async def test_text_is_read_from_a_file_or_stdin_and_written_to_a_file(
     command: Command, folder: Path
 ) -> None:
@@ -132,7 +142,7 @@ async def test_labels_are_kept_in_the_usage_record(served: Served, command: Comm
         (("run", "x", "-p", "nothing=1"), "--param nothing: there is no such field"),
         (
             ("run", "x", "-p", "nothing=1"),
-            "Fields: delivery, frequency_penalty, max_tokens, messages, metadata, ",
+            "Fields: delivery, format, frequency_penalty, max_tokens, messages, metadata, ",
         ),
         (("run", "x", "-p", "delivery=b64_json"), "not one of link, inline, both"),
         (("run", "x", "-p", "metadata=kites"), "'kites' is no value of this field"),

@@ -202,6 +202,26 @@ async def test_a_tool_call_costs_the_same_over_all_front_ends(
     assert totals[team]["tasks"] == len(clients)
 
 
+async def test_a_stream_of_tool_calls_that_breaks_off_costs_what_was_delivered(
+    clients: Mapping[str, Driver], keys: Keys, http: Any, rest_url: str
+) -> None:
+    ask = TaskRequest(text_body("[[calls:4]] [[cut]]", tools=TOOLS), keys.test, stream=True)
+    outcomes = await ask_all(clients, ask)
+    assert {each.code for each in outcomes.values()} == {"provider_failed"}
+    assert_same(outcomes, ask)
+    calls = outcomes["rest"].output["calls"]
+    words = sum(1 + len(arguments.split()) for _, _, arguments in calls)
+    headers = {"Authorization": f"Bearer {keys.test}"}
+    async with http.get(f"{rest_url}/api/v1/usage?failed=true", headers=headers) as answer:
+        records = {record["id"]: record for record in (await answer.json())["data"]}
+    for each in outcomes.values():
+        record = records[each.id]
+        assert record["output_tokens"] == words
+        assert record["output_bytes"] == sum(len((name + text).encode()) for _, name, text in calls)
+        assert (record["complete"], record["code"]) == (False, "provider_failed")
+        assert record["cost"] > 0
+
+
 async def test_a_form_takes_tools_as_json_text(rest_url: str, http: Any, keys: Keys) -> None:
     body = talk(
         called(CALL),

@@ -30,6 +30,15 @@ PNG = base64.b64encode(
 ).decode()
 """An image of one pixel."""
 
+_PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "kelvin"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+WEATHER: Any = {"name": "weather", "description": "The weather in a city.", "parameters": _PARAMETERS}
+"""A tool."""
+
 
 @asynccontextmanager
 async def sdk(

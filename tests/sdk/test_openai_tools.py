@@ -10,17 +10,10 @@ from pydantic import BaseModel
 
 from tests.app import Account, RunningApp, app_fixture
 from tests.sdk import published
-from tests.sdk.sdk import SANDBOX, sdk
+from tests.sdk.sdk import SANDBOX, WEATHER, sdk
 
 app = app_fixture()
 
-PARAMETERS: dict[str, Any] = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "kelvin"]}},
-    "required": ["city", "unit"],
-    "additionalProperties": False,
-}
-WEATHER: Any = {"name": "weather", "description": "The weather in a city.", "parameters": PARAMETERS}
 CHAT_TOOLS: Any = [{"type": "function", "function": {**WEATHER, "strict": True}}]
 RESPONSE_TOOLS: Any = [{"type": "function", **WEATHER, "strict": True}]
 QUESTION = "How is the weather in Paris and in Rome? [[calls:2]]"
