@@ -29,7 +29,7 @@ from pomelo.catalog.pricing import Prices
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
-from pomelo.providers.anthropic import Anthropic
+from pomelo.providers.anthropic.anthropic import Anthropic
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.bfl import BFL
 from pomelo.providers.chat.compatible import Compatible, host
