@@ -106,12 +106,14 @@ def _set_text(text: text_pb2.TextInput, fields: dict[str, Any]) -> None:
     for message in fields.pop("messages", []):
         sent = text.messages.add()
         if "role" in message:
-            sent.role = text_pb2.Role.Value(f"ROLE_{message['role'].upper()}")
+            role = "system" if message["role"] == "developer" else message["role"]
+            sent.role = text_pb2.Role.Value(f"ROLE_{role.upper()}")
         sent.name = message.get("name", "")
         content = message.get("content")
         if message.get("role") == "tool":
             sent.content.add().tool_result.tool_call_id = message["tool_call_id"]
-            sent.content[0].tool_result.content = content
+            texts = [part["text"] for part in content] if isinstance(content, list) else [content]
+            sent.content[0].tool_result.content = "".join(texts)
             continue
         parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
         for part in parts:
