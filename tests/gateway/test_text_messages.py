@@ -27,6 +27,7 @@ TEXT = TaskType.TASK_TYPE_TEXT
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"b": 1}'}}
 CALL_PART = ContentPart(tool_call=ToolCall(id="a", name="f", arguments_json='{"b": 1}'))
 RESULT = {"role": "tool", "tool_call_id": "a"}
+NO_OBJECTS: list[Any] = [[], "{}", 1]
 
 
 def build(form: bool = False, **values: Any) -> TextInput:
@@ -63,7 +64,13 @@ def test_an_answer_of_nothing_but_tool_calls_can_be_sent_back(content: dict[str,
 
 
 def test_all_members_that_an_sdk_sends_back_are_accepted() -> None:
-    empty = {"refusal": None, "audio": None, "function_call": None, "annotations": [], "name": None}
+    empty: dict[str, Any] = {
+        "refusal": None,
+        "audio": None,
+        "function_call": None,
+        "annotations": [],
+        "name": None,
+    }
     built = message(role="assistant", content="Hm", tool_calls=[CALL], **empty)
     assert list(built.content) == [ContentPart(text="Hm"), CALL_PART]
     assert message(role="assistant", content="Hm", tool_calls=None, **empty).content[0].text == "Hm"
@@ -137,8 +144,9 @@ def test_the_form_of_the_output_is_text_json_or_a_schema() -> None:
 
 
 def test_fields_without_effect_are_accepted_if_they_ask_for_nothing() -> None:
-    values = {"n": 1, "logprobs": False, "top_logprobs": None, "logit_bias": {}}
-    assert build(**values) == build(**dict.fromkeys(values)) == TextInput()
+    values: dict[str, Any] = {"n": 1, "logprobs": False, "top_logprobs": None, "logit_bias": {}}
+    nulls: dict[str, Any] = dict.fromkeys(values)
+    assert build(**values) == build(**nulls) == TextInput()
     assert build(form=True, n="1", logprobs="false", logit_bias="{}") == TextInput()
 
 
@@ -150,7 +158,7 @@ def test_fields_without_effect_are_accepted_if_they_ask_for_nothing() -> None:
         ({"logprobs": True}, "Invalid logprobs: must be false: there are no log probabilities"),
         ({"logprobs": 0}, "Invalid logprobs: must be false: there are no log probabilities"),
         ({"top_logprobs": 3}, "Invalid top_logprobs: must be left out: there are no log probabilities"),
-        ({"logit_bias": {"1": 5}}, "Invalid logit_bias: must be left out: it has no effect on any model"),
+        ({"logit_bias": {"1": 5}}, "Invalid logit_bias: must be left out: it is not supported"),
     ],
 )
 def test_fields_without_effect_are_refused_with_what_to_do(values: dict[str, Any], message: str) -> None:
@@ -188,7 +196,7 @@ def function(**more: Any) -> dict[str, Any]:
         (tool(name="f", description=1), "tools[0].function.description"),
         (tool(name="f", strict="yes"), "tools[0].function.strict"),
         (tool(name="f", x=1), "tools[0].function.x"),
-        *[(tool(name="f", parameters=each), "tools[0].function.parameters") for each in ([], "{}", 1)],
+        *[(tool(name="f", parameters=each), "tools[0].function.parameters") for each in NO_OBJECTS],
         ({"tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": 1}, "tool_choice"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),

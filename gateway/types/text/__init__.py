@@ -93,7 +93,7 @@ FORMAT = TaskFormat(
         fields.unsupported("n", "1: send a request for each answer", neutral=1),
         fields.unsupported("logprobs", "false: there are no log probabilities", neutral=False),
         fields.unsupported("top_logprobs", "left out: there are no log probabilities"),
-        fields.unsupported("logit_bias", "left out: it has no effect on any model", neutral={}),
+        fields.unsupported("logit_bias", "left out: it is not supported", neutral={}),
     ),
     render_result=results.render_result,
     render_events={"text_delta": results.render_delta, "tool_call_delta": results.render_tool_call},

@@ -154,14 +154,10 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
 
 
 _NAME = {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_-]{1,64}$"}
-_TEXT_PART = {"type": {"const": "text"}, "text": {"type": "string"}}
-_TEXT_PARTS = {
-    "type": "array",
-    "items": object_of(_TEXT_PART, _TEXT_PART, additionalProperties=NULL_ONLY),
-    "minItems": 1,
-    "maxItems": MAX_PARTS,
-}
-_PARTS = {"type": "array", "items": ref("Part"), "minItems": 1, "maxItems": MAX_PARTS}
+_TEXT = {"type": {"const": "text"}, "text": {"type": "string"}}
+_TEXT_PART = object_of(_TEXT, _TEXT, additionalProperties=NULL_ONLY)
+_TEXT_PARTS = {"type": "array", "items": _TEXT_PART, "minItems": 1, "maxItems": MAX_PARTS}
+_PARTS = {**_TEXT_PARTS, "items": ref("Part")}
 _URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
 _DETAIL = {"enum": [*_DETAILS, None], "description": "How closely the model looks at it."}
 _IMAGE_PART = {
@@ -179,38 +175,44 @@ _CALL = {
 }
 
 
-def _message_schema(roles: list[str], content: Schema, **members: Schema) -> Schema:
-    properties = {"role": {"type": "string", "enum": roles}, "content": content, "name": _NAME, **members}
-    required = ("role", "content", *(name for name in members if name == "tool_call_id"))
-    return object_of(properties, required, additionalProperties=NULL_ONLY)
+def _message_schema(roles: tuple[str, ...], required: tuple[str, ...], **members: Schema) -> Schema:
+    properties = {"role": {"type": "string", "enum": list(roles)}, "name": _NAME, **members}
+    return object_of(properties, ("role", *required), additionalProperties=NULL_ONLY)
 
-
-_RESPONSE = _message_schema(
-    ["assistant"],
-    {"anyOf": [{"type": ["string", "null"]}, _TEXT_PARTS], "description": "Null only with tool_calls."},
-    tool_calls={
-        "type": ["array", "null"],
-        "items": ref("ToolCall"),
-        "description": "Each is answered by a message of the role tool, right after this one.",
-    },
-    annotations={"type": ["array", "null"], "maxItems": 0},
-)
 
 SCHEMAS: Mapping[str, Schema] = {
     "Message": {
         "anyOf": [
-            _message_schema(["system", "developer", "user"], {"anyOf": [{"type": "string"}, _PARTS]}),
-            {**_RESPONSE, "required": ["role"]},
             _message_schema(
-                ["tool"],
-                {"anyOf": [{"type": "string"}, _TEXT_PARTS]},
+                ("system", "developer", "user"),
+                ("content",),
+                content={"anyOf": [{"type": "string"}, _PARTS]},
+            ),
+            _message_schema(
+                ("assistant",),
+                (),
+                content={
+                    "anyOf": [{"type": ["string", "null"]}, _TEXT_PARTS],
+                    "description": "Absent or null only with tool_calls.",
+                },
+                tool_calls={
+                    "type": ["array", "null"],
+                    "items": ref("ToolCall"),
+                    "description": "Each is answered by a message of the role tool, right after this one.",
+                },
+                annotations={"type": ["array", "null"], "maxItems": 0},
+            ),
+            _message_schema(
+                ("tool",),
+                ("content", "tool_call_id"),
+                content={"anyOf": [{"type": "string"}, _TEXT_PARTS]},
                 tool_call_id={"type": "string", "description": "The id of the call."},
             ),
         ]
     },
     "Part": {
         "oneOf": [
-            object_of(_TEXT_PART, _TEXT_PART, additionalProperties=NULL_ONLY),
+            _TEXT_PART,
             object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=NULL_ONLY),
         ]
     },

@@ -18,6 +18,9 @@ MAX_VALUES = 1_000
 MAX_CHARACTERS = 100_000
 """Characters of all strings and given values together."""
 
+MAX_STEPS = 20_000
+"""Keywords, names and characters of references that are read: a few milliseconds."""
+
 _FORMATS = {
     "date": "2026-01-01",
     "date-time": "2026-01-01T00:00:00Z",
@@ -51,10 +54,11 @@ class _Example:
         self._root = root
         self._left = MAX_VALUES
         self._characters = MAX_CHARACTERS
+        self._steps = MAX_STEPS
 
     def value(self, schema: Any, depth: int) -> Any:
         self._left -= 1
-        if self._left < 0 or depth > MAX_DEPTH:
+        if self._left < 0 or depth > MAX_DEPTH or self._steps < 0:
             return None
         schema = self._resolve(schema)
         choices = schema.get("enum")
@@ -78,7 +82,8 @@ class _Example:
         return self._given(_string(schema))
 
     def _given(self, value: Any) -> Any:
-        self._characters -= len(to_json(value))
+        if self._characters >= 0:
+            self._characters -= len(to_json(value))
         return value if self._characters >= 0 else None
 
     def _resolve(self, schema: Any) -> Mapping[str, Any]:
@@ -86,11 +91,15 @@ class _Example:
         merged: dict[str, Any] = {}
         pending = [schema]
         for _ in range(MAX_DEPTH):
-            if not pending:
+            if not pending or self._steps < 0:
                 break
             found = pending.pop(0)
             if not isinstance(found, dict):
                 continue
+            self._steps -= len(found)
+            for key in ("properties", "required", "$ref"):
+                if isinstance(value := found.get(key), dict | list | str):
+                    self._steps -= len(value)
             for key, value in found.items():
                 known = merged.get(key)
                 if key == "properties" and isinstance(known, dict) and isinstance(value, dict):

@@ -24,18 +24,23 @@ def tool_calls(prompt: Prompt, given: TextInput, model: str, number: int) -> lis
     tools = [tool for tool in given.tools if choice.tool in ("", tool.name)]
     if given.HasField("parallel_tool_calls") and not given.parallel_tool_calls:
         number = 1
+    number = number or 1
     seed = given.seed if given.HasField("seed") else "-"
+    arguments = cycle([_arguments(tool) for tool in tools[:number]])
     return [
-        _call(tool, f"{model} {seed} {index} {prompt.text}")
-        for index, tool in enumerate(islice(cycle(tools), number or 1))
+        ToolCall(id=_call_id(f"{model} {seed} {index} {prompt.text}"), name=name, arguments_json=text)
+        for index, (name, text) in enumerate(islice(arguments, number))
     ]
 
 
-def _call(tool: Tool, seed: str) -> ToolCall:
+def _arguments(tool: Tool) -> tuple[str, str]:
+    """The name of a tool, and arguments that match its schema."""
     schema = from_json(tool.parameters_json) if tool.parameters_json else {}
-    arguments = example_of({"type": "object", **schema})
-    call_id = "call_" + hashlib.blake2s(seed.encode(), digest_size=12).hexdigest()
-    return ToolCall(id=call_id, name=tool.name, arguments_json=json.dumps(arguments, ensure_ascii=False))
+    return tool.name, json.dumps(example_of({"type": "object", **schema}), ensure_ascii=False)
+
+
+def _call_id(seed: str) -> str:
+    return "call_" + hashlib.blake2s(seed.encode(), digest_size=12).hexdigest()
 
 
 def truncate(calls: list[ToolCall], limit: int) -> Iterator[ToolCall]:

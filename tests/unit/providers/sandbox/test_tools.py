@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import groupby
 from typing import Any
 
@@ -205,9 +206,14 @@ def test_an_example_is_small_however_large_its_schema_wants_it() -> None:
         {"type": "string", "minLength": 10**9},
         {"type": "array", "minItems": 900, "items": {"const": "x" * 90_000}},
         {"required": [str(number) for number in range(5_000)]},
+        {"type": "array", "minItems": 999, "items": {"$ref": "#"}, **dict.fromkeys(map(str, range(9_000)))},
+        {"type": "array", "minItems": 999, "items": {"required": ["a"] * 9_000}},
+        {"type": "array", "minItems": 999, "items": {"$ref": "#" + "/a" * 9_000}},
     ]
+    before = time.thread_time()
     for schema in bombs:
         assert len(json.dumps(example_of(schema))) < 2 * MAX_CHARACTERS
+    assert time.thread_time() - before < 1
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
