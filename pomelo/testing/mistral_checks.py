@@ -17,7 +17,9 @@ from pomelo.testing.tool_checks import check_calls, response_format, tool_choice
 def check(body: Mapping[str, Any]) -> Problem | None:
     """Return the first problem of a request, or None."""
     problem = declared(body, _FIELDS, _OTHERS, required=("model", "messages"))
-    return problem or _check_order(body["messages"]) or check_calls(body["messages"], _CALL_ID)
+    if problem is None:
+        problem = _check_order(body["messages"])
+    return problem or check_calls(body["messages"], _CALL_ID, indexed=True)
 
 
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
@@ -108,7 +110,7 @@ _FIELDS: Mapping[str, Check] = {
     "tool_choice": tool_choice("any"),
     "parallel_tool_calls": flag,
     "response_format": response_format,
-    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "prompt_mode": one_of("reasoning"),
     "prompt_cache_key": text(),
 }

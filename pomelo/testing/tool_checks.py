@@ -96,9 +96,11 @@ def response_format(name: str, value: Any) -> Problem | None:
     return _schema(name, schema.get("schema"), schema.get("strict"), "")
 
 
-def check_calls(messages: Sequence[Mapping[str, Any]], call_id: re.Pattern[str]) -> Problem | None:
+def check_calls(
+    messages: Sequence[Mapping[str, Any]], call_id: re.Pattern[str], *, indexed: bool = False
+) -> Problem | None:
     """Check that tool calls are complete, with ids that match `call_id`, and that the results of each
-    message's calls, and nothing else, follow it."""
+    message's calls, and nothing else, follow it. With `indexed`, calls may have an index."""
     unanswered: set[str] = set()
     for index, message in enumerate(messages):
         name = f"messages[{index}]"
@@ -110,6 +112,8 @@ def check_calls(messages: Sequence[Mapping[str, Any]], call_id: re.Pattern[str])
         if unanswered:
             return Problem("", "messages", "Tool calls must be followed by tool messages")
         for number, call in enumerate(message.get("tool_calls") or ()):
+            if indexed and isinstance(call, dict):
+                call = {key: value for key, value in call.items() if key != "index"}
             problem = _call(f"{name}.tool_calls[{number}]", call, call_id)
             if problem is not None:
                 return problem

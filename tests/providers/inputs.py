@@ -196,7 +196,7 @@ def _conversations() -> st.SearchStrategy[list[Message]]:
 
 
 @st.composite
-def _texts(draw: st.DrawFn, **fields: st.SearchStrategy[Any]) -> TextInput:
+def _texts(draw: st.DrawFn, /, **fields: st.SearchStrategy[Any]) -> TextInput:
     task: TextInput = draw(_messages_of(TextInput, {"messages": _conversations()}, **fields))
     if draw(st.booleans()):
         task.tools.extend(draw(_tools()))

@@ -51,7 +51,8 @@ def convert_messages(
 def _in_strict_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Move system messages before the conversation, leave out empty messages of the assistant, and put one of
     the assistant between the result of a tool and a message of the user's."""
-    system, ordered = [], []
+    system: list[dict[str, Any]] = []
+    ordered: list[dict[str, Any]] = []
     for message in messages:
         role = message["role"]
         if role == "system":
