@@ -28,7 +28,7 @@ GROUP = "pomelo.providers"
 
 BUILTIN: Mapping[str, str] = {
     "openai": "pomelo.providers.chat.openai:OpenAI",
-    "anthropic": "pomelo.providers.anthropic:Anthropic",
+    "anthropic": "pomelo.providers.anthropic.anthropic:Anthropic",
     "mistral": "pomelo.providers.chat.mistral:Mistral",
     "bfl": "pomelo.providers.bfl:BFL",
     "together": "pomelo.providers.together:Together",

@@ -41,10 +41,12 @@ from pomelo.testing.reply import (
     VendorProtocol,
     plain_refusal,
 )
+from pomelo.testing.text_answer import Call
 from pomelo.testing.upstream import FaultUpstream
 
 __all__ = [
     "Answer",
+    "Call",
     "FaultUpstream",
     "Gate",
     "Part",

@@ -1,7 +1,7 @@
 """Checks a Messages request as Anthropic does.
 
 It is strict: it refuses fields that the vendor's own client does not have, and what a model or a version of
-the API does not take. The values of some fields, such as those of tools, are not checked.
+the API does not take. The values of some fields, such as those of containers, are not checked.
 """
 
 from __future__ import annotations
@@ -10,6 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pomelo.testing.anthropic_tool_checks import (
+    check_calls,
+    check_thinking,
+    output_config,
+    thinking,
+    tool_choice,
+    tools,
+)
 from pomelo.testing.checks import Check, Problem, conversation, declared, flag, number, one_of, text, whole
 
 SAMPLING_VERSION = "2023-06-01"
@@ -32,7 +40,7 @@ _BLANK = "text content blocks must contain non-whitespace text"
 def check(body: Mapping[str, Any], version: str) -> Problem | None:
     """Return the first problem of a request in a version of the API, or None."""
     problem = declared(body, _FIELDS, _OTHERS, required=("model", "max_tokens", "messages"))
-    return problem or _check_combinations(body, version)
+    return problem or _check_combinations(body, version) or check_calls(body) or check_thinking(body)
 
 
 def _check_combinations(body: Mapping[str, Any], version: str) -> Problem | None:
@@ -137,11 +145,14 @@ _FIELDS: Mapping[str, Check] = {
     "top_k": whole(0, 2**31 - 1),
     "stream": flag,
     "metadata": _metadata,
+    "tools": tools,
+    "tool_choice": tool_choice,
+    "output_config": output_config,
+    "thinking": thinking,
     "service_tier": one_of("auto", "standard_only"),
     "speed": one_of("standard", "fast"),
 }
 
 _OTHERS = frozenset((
-    "cache_control", "container", "diagnostics", "inference_geo", "output_config", "thinking", "tool_choice",
-    "tools", "user_profile_id", "workspace_id",
+    "cache_control", "container", "diagnostics", "inference_geo", "user_profile_id", "workspace_id",
 ))  # fmt: skip

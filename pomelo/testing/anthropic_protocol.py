@@ -12,7 +12,7 @@ from pomelo.testing.anthropic_checks import VERSIONS, check
 from pomelo.testing.broken import BODY
 from pomelo.testing.checks import Problem, access_refusal
 from pomelo.testing.reply import Received, Reply, VendorProtocol, json_reply
-from pomelo.testing.text_answer import TextAnswer, text_faults
+from pomelo.testing.text_answer import Call, TextAnswer, pieces, text_faults
 
 PATH = "/v1/messages"
 
@@ -28,15 +28,19 @@ class Answer(TextAnswer):
     """A script that answers a conversation.
 
     A stream begins with message_start, the block of `thinking` (if it is set), the start of the text block
-    and a ping; it ends with the end of the block, message_delta and message_stop. `usage` has the vendor's
-    own counts: input_tokens, output_tokens and those of the cache.
+    and a ping; it ends with the end of the last block, message_delta and message_stop. `usage` has the
+    vendor's own counts: input_tokens, output_tokens and those of the cache.
     """
 
     finish_reason: str | None = "end_turn"
     thinking: str | None = None
 
     def body(self, received: Received) -> dict[str, Any]:
-        blocks: list[dict[str, Any]] = [{"type": "text", "text": self.text}]
+        calls = [
+            {"type": "tool_use", "id": call_id, "name": call.name, "input": json.loads(call.arguments)}
+            for call_id, call in self._calls
+        ]
+        blocks: list[dict[str, Any]] = [*self._text_blocks(), *calls]
         if self.thinking is not None:
             blocks.insert(0, {"type": "thinking", "thinking": self.thinking, "signature": "c2lnbmVk"})
         message = _message(received, blocks) | {"stop_reason": self.finish_reason}
@@ -57,10 +61,28 @@ class Answer(TextAnswer):
             events.append(event("content_block_stop", index=0))
             index = 1
         block = {"type": "text", "text": ""}
-        return [*events, event("content_block_start", index=index, content_block=block), PING]
+        if self._text_blocks():
+            events.append(event("content_block_start", index=index, content_block=block))
+        return [*events, PING]
 
     def event(self, received: Received, number: int, word: str) -> bytes:
-        return words(word, index=self._index)
+        return words(word, index=self._text_index)
+
+    def call_events(self, received: Received) -> list[bytes]:
+        events = []
+        index = self._text_index if self._text_blocks() else self._text_index - 1
+        if self._calls and self._text_blocks():
+            events.append(event("content_block_stop", index=index))
+        for number, (call_id, call) in enumerate(self._calls):
+            if number:
+                events.append(event("content_block_stop", index=index))
+            index += 1
+            block = {"type": "tool_use", "id": call_id, "name": call.name, "input": {}}
+            events.append(event("content_block_start", index=index, content_block=block))
+            for piece in ("", *pieces(call.arguments)):
+                delta = {"type": "input_json_delta", "partial_json": piece}
+                events.append(event("content_block_delta", index=index, delta=delta))
+        return events
 
     def ending(self, received: Received) -> list[bytes]:
         counts = self.usage_field(received)
@@ -68,14 +90,41 @@ class Answer(TextAnswer):
             counts["usage"] = {name: usage[name] for name in usage if name.startswith("output_tokens")}
         delta = {"stop_reason": self.finish_reason, "stop_sequence": None}
         events = [
-            event("content_block_stop", index=self._index),
+            event("content_block_stop", index=self._last_index),
             event("message_delta", delta=delta, **counts),
         ]
         return [*events, event("message_stop")] if self.done else events
 
+    def tool_to_call(self, received: Received) -> tuple[str, Any] | None:
+        body = received.body
+        choice = body.get("tool_choice") or {}
+        content = body["messages"][-1]["content"]
+        answered = isinstance(content, list) and content[0]["type"] == "tool_result"
+        if not body.get("tools") or choice.get("type") == "none" or answered:
+            return None
+        tools = {tool["name"]: tool["input_schema"] for tool in body["tools"]}
+        name = choice.get("name") or next(iter(tools))
+        return name, tools.get(name, {})
+
+    def output_schema(self, received: Received) -> Any:
+        return ((received.body.get("output_config") or {}).get("format") or {}).get("schema")
+
+    def _text_blocks(self) -> list[dict[str, Any]]:
+        return [{"type": "text", "text": self.text}] if self.text or not self.tool_calls else []
+
     @property
-    def _index(self) -> int:
+    def _calls(self) -> list[tuple[str, Call]]:
+        """The tool calls with their ids."""
+        numbered = enumerate(self.tool_calls or (), 1)
+        return [(f"toolu_test{n:04}" if call.id is None else call.id, call) for n, call in numbered]
+
+    @property
+    def _text_index(self) -> int:
         return 0 if self.thinking is None else 1
+
+    @property
+    def _last_index(self) -> int:
+        return self._text_index + len(self._text_blocks()) + len(self._calls) - 1
 
     def true_usage(self, received: Received, prompt: int, completion: int) -> dict[str, Any]:
         return {

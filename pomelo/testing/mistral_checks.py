@@ -1,22 +1,28 @@
 """Checks a chat-completions request as Mistral does.
 
 It is strict, as the vendor is: it refuses fields that the vendor's API description and client do not have.
-The values of some fields, such as those of tools, are not checked.
+The values of some fields, such as those of guardrails, are not checked.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pomelo.testing.checks import Check, Problem, conversation, declared, flag, number, one_of, text, whole
+from pomelo.testing.tool_checks import check_calls, response_format, tool_choice, tools
 
 
 def check(body: Mapping[str, Any]) -> Problem | None:
     """Return the first problem of a request, or None."""
     problem = declared(body, _FIELDS, _OTHERS, required=("model", "messages"))
-    return problem or _check_order(body["messages"])
+    if problem is None:
+        problem = _check_order(body["messages"])
+    return problem or check_calls(body["messages"], _CALL_ID, indexed=True)
 
+
+_CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
 
 MESSAGE_ORDER = "message_order"
 """The code of a problem with the order of roles."""
@@ -100,13 +106,16 @@ _FIELDS: Mapping[str, Check] = {
     "n": whole(1, 128),
     "stream": flag,
     "safe_prompt": flag,
+    "tools": tools(parameters_needed=True),
+    "tool_choice": tool_choice("any"),
     "parallel_tool_calls": flag,
-    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+    "response_format": response_format,
+    "reasoning_effort": one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
     "prompt_mode": one_of("reasoning"),
     "prompt_cache_key": text(),
 }
 
 _OTHERS = frozenset((
     "guardrails", "logprobs", "metadata", "min_tokens", "prediction", "prompt_logprobs", "repetition_penalty",
-    "response_format", "service_tier", "tool_choice", "tools", "top_k", "top_logprobs", "top_prompt_logprobs",
+    "service_tier", "top_k", "top_logprobs", "top_prompt_logprobs",
 ))  # fmt: skip

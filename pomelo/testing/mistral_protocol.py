@@ -12,12 +12,20 @@ from pomelo.testing.broken import BODY
 from pomelo.testing.checks import Problem, access_refusal
 from pomelo.testing.mistral_checks import MESSAGE_ORDER, check
 from pomelo.testing.reply import Received, Reply, VendorProtocol, json_reply
-from pomelo.testing.text_answer import DONE, TextAnswer, data_event, text_faults, token_counts
+from pomelo.testing.text_answer import (
+    DONE,
+    TextAnswer,
+    data_event,
+    text_faults,
+    token_counts,
+    whole_calls,
+)
 
 PREFIX = "/mistral"
 PATH = f"{PREFIX}/v1/chat/completions"
 
 _ID = "cmpl-test0001"
+_CALL_ID = "test{:05}"
 _CREATED = 1_790_000_000
 _NAME = re.compile(r"\w+")
 
@@ -27,7 +35,7 @@ class Answer(TextAnswer):
     """A script that answers a conversation.
 
     A stream has a chunk for the role, one for each word, one for the finish_reason and the usage, and the end
-    marker. With `thinking`, content is in lists of chunks.
+    marker. All tool calls are in one chunk, whole. With `thinking`, content is in lists of chunks.
     """
 
     thinking: str | None = None
@@ -36,7 +44,8 @@ class Answer(TextAnswer):
         content: Any = self.text
         if self.thinking is not None:
             content = [_thinking_chunk(self.thinking), {"type": "text", "text": self.text}]
-        message = {"role": "assistant", "content": content, "tool_calls": None}
+        calls = whole_calls(self.tool_calls, _CALL_ID) or None
+        message = {"role": "assistant", "content": content, "tool_calls": calls}
         return {
             "id": _ID,
             "object": "chat.completion",
@@ -56,6 +65,11 @@ class Answer(TextAnswer):
     def event(self, received: Received, number: int, word: str) -> bytes:
         content = word if self.thinking is None else [{"type": "text", "text": word}]
         return chunk({"content": content}, model=received.body["model"])
+
+    def call_events(self, received: Received) -> list[bytes]:
+        calls = whole_calls(self.tool_calls, _CALL_ID)
+        numbered = [call | {"index": index} for index, call in enumerate(calls)]
+        return [chunk({"content": "", "tool_calls": numbered}, model=received.body["model"])] if calls else []
 
     def ending(self, received: Received) -> list[bytes]:
         more = {"model": received.body["model"], **self.usage_field(received)}

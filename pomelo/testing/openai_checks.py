@@ -1,15 +1,19 @@
 """Checks a chat-completions request as OpenAI does.
 
 It is strict: it refuses fields that the vendor's API description does not have, and parameters that newer
-models do not take. The values of some fields, such as those of tools and audio, are not checked.
+models do not take. The values of some fields, such as those of audio, are not checked.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pomelo.testing.checks import Check, Problem, conversation, declared, flag, number, one_of, text, whole
+from pomelo.testing.tool_checks import check_calls, response_format, tool_choice, tools
+
+_CALL_ID = re.compile(r".{1,40}", re.DOTALL)
 
 
 def check(body: Mapping[str, Any]) -> Problem | None:
@@ -22,12 +26,20 @@ def _check_combinations(body: Mapping[str, Any]) -> Problem | None:
         return Problem("invalid_value", "stream_options", "stream_options are only for streams")
     if body.get("max_tokens") is not None and body.get("max_completion_tokens") is not None:
         return Problem("invalid_parameter_combination", "max_tokens", "Send one of the two limits")
+    for name in ("tool_choice", "parallel_tool_calls"):
+        if body.get(name) is not None and not body.get("tools"):
+            return Problem("invalid_value", name, f"{name} is only for requests with tools")
+    if problem := check_calls(body["messages"], _CALL_ID):
+        return problem
     if not str(body["model"]).startswith(("gpt-5", "gpt-6", "o1", "o3", "o4")):
         return None
     for name in ("max_tokens", "stop", "presence_penalty", "frequency_penalty", "logit_bias"):
         if body.get(name) is not None:
             return Problem("unsupported_parameter", name, f"This model takes no {name}")
     if body.get("reasoning_effort") != "none":
+        if body.get("tools"):
+            message = "Function tools with reasoning_effort are not supported here. Set it to none"
+            return Problem("", "reasoning_effort", message)
         for name in ("temperature", "top_p", "logprobs", "top_logprobs"):
             if body.get(name) is not None:
                 return Problem("unsupported_value", name, f"This model takes {name} only without reasoning")
@@ -118,11 +130,13 @@ _FIELDS: Mapping[str, Check] = {
     "prompt_cache_key": text(),
     "user": text(),
     "store": flag,
+    "tools": tools(),
+    "tool_choice": tool_choice(),
     "parallel_tool_calls": flag,
+    "response_format": response_format,
 }
 
 _OTHERS = frozenset((
     "audio", "function_call", "functions", "logit_bias", "metadata", "modalities", "moderation", "prediction",
-    "prompt_cache_options", "prompt_cache_retention", "response_format", "tool_choice", "tools", "verbosity",
-    "web_search_options",
+    "prompt_cache_options", "prompt_cache_retention", "verbosity", "web_search_options",
 ))  # fmt: skip

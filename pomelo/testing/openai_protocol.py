@@ -11,11 +11,20 @@ from pomelo.testing.broken import BODY
 from pomelo.testing.checks import access_refusal
 from pomelo.testing.openai_checks import check
 from pomelo.testing.reply import Received, Reply, VendorProtocol, json_reply
-from pomelo.testing.text_answer import DONE, TextAnswer, data_event, text_faults, token_counts
+from pomelo.testing.text_answer import (
+    DONE,
+    TextAnswer,
+    data_event,
+    pieces,
+    text_faults,
+    token_counts,
+    whole_calls,
+)
 
 PATH = "/v1/chat/completions"
 
 _ID = "chatcmpl-test0001"
+_CALL_ID = "call_test{:04}"
 _CREATED = 1_790_000_000
 
 
@@ -24,7 +33,7 @@ class Answer(TextAnswer):
     """A script that answers a conversation.
 
     A stream has a chunk for the role, one for each word, one for the finish_reason, one for the usage (if the
-    request asks for it), and the end marker. A `refusal` replaces the text.
+    request asks for it), and the end marker. Tool calls are in pieces. A `refusal` replaces the text.
     """
 
     refusal: str | None = None
@@ -33,7 +42,9 @@ class Answer(TextAnswer):
         return self.text if self.refusal is None else self.refusal
 
     def body(self, received: Received) -> dict[str, Any]:
-        message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
+        message: dict[str, Any] = {"role": "assistant", "content": self.text, "refusal": self.refusal}
+        if self.tool_calls:
+            message |= {"content": self.text or None, "tool_calls": whole_calls(self.tool_calls, _CALL_ID)}
         if self.refusal is not None:
             message["content"] = None
         return {
@@ -58,6 +69,18 @@ class Answer(TextAnswer):
         padding = {"obfuscation": "x" * (number % 7)} if obfuscated else {}
         key = "content" if self.refusal is None else "refusal"
         return chunk({key: word}, model=received.body["model"], **padding)
+
+    def call_events(self, received: Received) -> list[bytes]:
+        model = received.body["model"]
+        events = []
+        for index, call in enumerate(whole_calls(self.tool_calls, _CALL_ID)):
+            arguments = call["function"]["arguments"]
+            begun = call | {"index": index, "function": call["function"] | {"arguments": ""}}
+            events.append(chunk({"tool_calls": [begun]}, model=model))
+            for piece in pieces(arguments):
+                more = {"index": index, "function": {"arguments": piece}}
+                events.append(chunk({"tool_calls": [more]}, model=model))
+        return events
 
     def ending(self, received: Received) -> list[bytes]:
         model = received.body["model"]

@@ -5,30 +5,53 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+from pomelo.providers.sandbox.examples import example_of
 from pomelo.testing.broken import without_end
 from pomelo.testing.reply import Received, Reply, Script, Step, Stop, Token, VendorFaults
 
 COUNTED: Mapping[str, int] = {}
 """As the `usage` of an answer: the true counts, in words."""
 
+GREETING = "Hello from the upstream."
+"""The text of an answer that is not scripted."""
+
 JSON = {"Content-Type": "application/json"}
 
 _EVENTS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+_CALLED = {"stop": "tool_calls", "end_turn": "tool_use"}
+"""A vendor's finish reason of a text -> that of tool calls."""
+
+_PIECE = 9
+"""Characters of a piece of arguments."""
+
 _WORD = re.compile(r"\s*\S+|\s+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call of an answer. `id` None: the protocol makes one."""
+
+    name: str
+    arguments: str = "{}"
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TextAnswer(ABC):
     """A script that answers a conversation with `text`, whole or streamed as requested.
 
-    A stream has an event for each word. `at` inserts steps after a number of words: {0: …} is before the
-    first, {2: Gate()} stalls after two, {2: Stop.RESET} resets the connection there; bytes are sent
-    unchanged. In a whole answer, the steps of 0 are before the body, all others in its middle. `before` is
-    before the head.
+    A stream has an event for each word, and then those of the tool calls. `at` inserts steps after a number
+    of events: {0: …} is before the first, {2: Gate()} stalls after two, {2: Stop.RESET} resets the connection
+    there; bytes are sent unchanged. In a whole answer, the steps of 0 are before the body, all others in its
+    middle. `before` is before the head.
+
+    `tool_calls` follow the text. None: as the request asks. If it has tools, the tool of its `tool_choice`,
+    or the first, is called with an example of its schema, unless the choice is none or the last message is
+    the result of a tool. If it has a schema for the output, an example of it replaces the default text.
 
     `finish_reason` is the vendor's own value; None leaves it out, as `usage` None and `done` False leave out
     the usage and the end marker. The true count of output includes `reasoning_tokens`. `packing` puts an
@@ -36,7 +59,7 @@ class TextAnswer(ABC):
     change the form of the events.
     """
 
-    text: str = "Hello from the upstream."
+    text: str = GREETING
     finish_reason: str | None = "stop"
     usage: Any = field(default_factory=lambda: COUNTED)
     done: bool = True
@@ -46,11 +69,13 @@ class TextAnswer(ABC):
     line_end: bytes = b"\n"
     comments: bool = False
     reasoning_tokens: int = 0
+    tool_calls: tuple[Call, ...] | None = None
 
     def __call__(self, received: Received) -> Reply:
+        answer = self._asked(received) if self.tool_calls is None else self
         if received.body.get("stream"):
-            return Reply(headers=_EVENTS, before=self.before, steps=tuple(self._packed(received)))
-        return Reply(headers=JSON, before=self.before, steps=tuple(self._whole(received)))
+            return Reply(headers=_EVENTS, before=self.before, steps=tuple(answer._packed(received)))
+        return Reply(headers=JSON, before=self.before, steps=tuple(answer._whole(received)))
 
     @abstractmethod
     def true_usage(self, received: Received, prompt: int, completion: int) -> dict[str, Any]:
@@ -68,9 +93,21 @@ class TextAnswer(ABC):
     def event(self, received: Received, number: int, word: str) -> bytes:
         """The event of a word; the first has number 1."""
 
+    def call_events(self, received: Received) -> list[bytes]:
+        """The events of the tool calls."""
+        return []
+
+    def tool_to_call(self, received: Received) -> tuple[str, Any] | None:
+        """The name and the schema of the tool that a request asks to call; None without one."""
+        return chosen_tool(received.body)
+
+    def output_schema(self, received: Received) -> Any:
+        """The schema of the output that a request asks for; None without one."""
+        return output_schema(received.body)
+
     @abstractmethod
     def ending(self, received: Received) -> list[bytes]:
-        """The events after the last word."""
+        """The events after the last word and the last tool call."""
 
     def output(self) -> str:
         """The text that is split into words."""
@@ -79,7 +116,8 @@ class TextAnswer(ABC):
     def counts(self, received: Received) -> tuple[int, int]:
         """The words of the conversation, and those of the answer and its reasoning."""
         prompt = sum(len(str(message.get("content") or "").split()) for message in received.body["messages"])
-        return prompt, len(self.output().split()) + self.reasoning_tokens
+        calls = sum(len(call.arguments.split()) for call in self.tool_calls or ())
+        return prompt, len(self.output().split()) + calls + self.reasoning_tokens
 
     def usage_field(self, received: Received) -> dict[str, Any]:
         """The field `usage`, or no field."""
@@ -87,6 +125,21 @@ class TextAnswer(ABC):
         if usage is COUNTED:
             usage = self.true_usage(received, *self.counts(received))
         return {} if usage is None else {"usage": usage}
+
+    def _asked(self, received: Received) -> Self:
+        """This answer with the tool call, or in the format, that a request asks for."""
+        if tool := self.tool_to_call(received):
+            name, schema = tool
+            return replace(
+                self,
+                text="" if self.text == GREETING else self.text,
+                tool_calls=(Call(name, json.dumps(example_of(schema), separators=(",", ":"))),),
+                finish_reason=_CALLED.get(self.finish_reason or "", self.finish_reason),
+            )
+        schema = self.output_schema(received)
+        if schema is not None and self.text == GREETING:
+            return replace(self, text=json.dumps(example_of(schema)))
+        return self
 
     def _whole(self, received: Received) -> list[Step]:
         body = json.dumps(self.body(received), ensure_ascii=False).encode()
@@ -97,8 +150,10 @@ class TextAnswer(ABC):
 
     def _streamed(self, received: Received) -> list[Step]:
         steps: list[Step] = [*self.beginning(received), *as_steps(self.at.get(0, ()))]
-        for number, word in enumerate(_WORD.findall(self.output()), 1):
-            steps.append(Token(self.event(received, number, word)))
+        words = enumerate(_WORD.findall(self.output()), 1)
+        events = [self.event(received, number, word) for number, word in words]
+        for number, event in enumerate([*events, *self.call_events(received)], 1):
+            steps.append(Token(event))
             steps += as_steps(self.at.get(number, ()))
         return steps + self.ending(received)
 
@@ -121,6 +176,38 @@ class TextAnswer(ABC):
 
 DONE = b"data: [DONE]\n\n"
 """The end marker of chat completions."""
+
+
+def chosen_tool(body: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Return the name and the schema of the tool that a request for chat completions asks to call."""
+    choice = body.get("tool_choice")
+    if not body.get("tools") or choice == "none" or body["messages"][-1]["role"] == "tool":
+        return None
+    tools = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in body["tools"]}
+    name = choice["function"]["name"] if isinstance(choice, dict) else next(iter(tools))
+    return name, tools.get(name, {})
+
+
+def output_schema(body: Mapping[str, Any]) -> Any:
+    """Return the schema of the output that a request for chat completions asks for."""
+    return ((body.get("response_format") or {}).get("json_schema") or {}).get("schema")
+
+
+def whole_calls(calls: Iterable[Call] | None, form: str) -> list[dict[str, Any]]:
+    """Return tool calls of chat completions; `form` makes their ids of their numbers."""
+    return [
+        {
+            "id": form.format(number) if call.id is None else call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for number, call in enumerate(calls or (), 1)
+    ]
+
+
+def pieces(arguments: str) -> list[str]:
+    """Return arguments in pieces, as they are streamed."""
+    return [arguments[at : at + _PIECE] for at in range(0, len(arguments), _PIECE)]
 
 
 def data_event(body: Any) -> bytes:

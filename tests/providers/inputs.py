@@ -23,7 +23,21 @@ from pomelo.gen.v1.speech_pb2 import (
     TimestampGranularity,
     VoiceSettings,
 )
-from pomelo.gen.v1.text_pb2 import ContentPart, ImagePart, Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import (
+    ContentPart,
+    ImageDetail,
+    ImagePart,
+    JsonSchema,
+    Message,
+    ReasoningEffort,
+    Role,
+    TextFormat,
+    TextInput,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+)
 from pomelo.providers.base import AudioSource
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.tasks import TASK_TYPES
@@ -116,14 +130,85 @@ def _integer(minimum: int, maximum: int) -> st.SearchStrategy[int]:
 def _message(role: Role.ValueType) -> st.SearchStrategy[Message]:
     text = st.builds(lambda content: ContentPart(text=content), _TEXTS)
     source = st.sampled_from(PICTURES).map(lambda url: MediaSource(url=url))
-    image = source.map(lambda source: ContentPart(image=ImagePart(source=source)))
+    details = st.sampled_from(ImageDetail.values())
+    image = st.builds(
+        lambda source, detail: ContentPart(image=ImagePart(source=source, detail=detail)), source, details
+    )
     part = st.one_of(text, image) if role == Role.ROLE_USER else text
     # One text is the most frequent form, and has a form of its own in requests.
     content = st.one_of(st.tuples(text), st.lists(part, min_size=1, max_size=4))
-    return content.map(lambda parts: Message(role=role, content=parts))
+    names = st.sampled_from(["", "ann", "B-0_b"])
+    return st.builds(lambda parts, name: Message(role=role, content=parts, name=name), content, names)
 
 
 _ROLES = (Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT)
+_NAMES = st.one_of(st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True), st.just("weather"))
+_SCHEMAS = st.sampled_from([
+    "{}",
+    '{"type":"object"}',
+    ' {"properties" : {"ü": {"type": "number", "minimum": 1e-7}}, "required": ["ü"]} ',
+    '{"type":"object","properties":{"b":{"enum":["🍊"]},"a":{}},"additionalProperties":false}',
+])  # fmt: skip
+_STRICT_SCHEMAS = st.just('{"type":"object","properties":{},"additionalProperties":false}')
+_CALL_IDS = st.one_of(
+    st.sampled_from(["1", "call_1", "null", "abcdefghi", "ä:" * 128]), st.text(min_size=1, max_size=50)
+)
+_ARGUMENTS = st.sampled_from(["", "{}", '{"b": 1, "a": [null, 1e999]}', "{", "[]", '"x"', '{"a":"\\ud83c"}'])
+
+
+def _strictly(message: Callable[..., Any], field: str, **more: Any) -> st.SearchStrategy[Any]:
+    """Messages with a schema, which is one that vendors take as strict if they are."""
+    loose = _messages_of(message, {**more, field: _SCHEMAS}, strict=st.just(False))
+    return st.one_of(loose, _messages_of(message, {**more, field: _STRICT_SCHEMAS}, strict=st.booleans()))
+
+
+def _tools() -> st.SearchStrategy[list[Tool]]:
+    texts = st.sampled_from(["", "Looks out of the window"])
+    declared = _strictly(Tool, "parameters_json", name=_NAMES, description=texts)
+    tool = st.one_of(declared, st.builds(Tool, name=_NAMES))
+    return st.lists(tool, min_size=1, max_size=3, unique_by=lambda each: each.name)
+
+
+@st.composite
+def _exchanges(draw: st.DrawFn) -> list[Message]:
+    """A message of the assistant that calls tools, and the messages with their results."""
+    ids = draw(st.lists(_CALL_IDS, min_size=1, max_size=3, unique=True))
+    calls = [
+        ContentPart(tool_call=ToolCall(id=each, name=draw(_NAMES), arguments_json=draw(_ARGUMENTS)))
+        for each in ids
+    ]
+    texts = [ContentPart(text=each) for each in draw(st.lists(_TEXTS, max_size=2))]
+    results = [
+        ContentPart(
+            tool_result=ToolResult(tool_call_id=each, content=draw(_TEXTS), is_error=draw(st.booleans()))
+        )
+        for each in draw(st.permutations(ids))
+    ]
+    cut = draw(st.integers(0, len(results)))
+    messages = [Message(role=Role.ROLE_TOOL, content=some) for some in (results[:cut], results[cut:]) if some]
+    return [Message(role=Role.ROLE_ASSISTANT, content=[*texts, *calls]), *messages]
+
+
+def _conversations() -> st.SearchStrategy[list[Message]]:
+    one = st.sampled_from(_ROLES).flatmap(_message).map(lambda message: [message])
+    steps = st.lists(st.one_of(one, one, _exchanges()), min_size=1, max_size=6)
+    return steps.map(lambda parts: [message for messages in parts for message in messages])
+
+
+@st.composite
+def _texts(draw: st.DrawFn, /, **fields: st.SearchStrategy[Any]) -> TextInput:
+    task: TextInput = draw(_messages_of(TextInput, {"messages": _conversations()}, **fields))
+    if draw(st.booleans()):
+        task.tools.extend(draw(_tools()))
+        modes = [ToolChoice(mode=mode) for mode in ToolChoice.Mode.values()[1:]]
+        choices = [None, ToolChoice(tool=task.tools[-1].name), *modes]
+        if choice := draw(st.sampled_from(choices)):
+            task.tool_choice.CopyFrom(choice)
+        if (parallel := draw(st.sampled_from([None, False, True]))) is not None:
+            task.parallel_tool_calls = parallel
+    return task
+
+
 _SETTINGS = _messages_of(
     VoiceSettings,
     {},
@@ -147,9 +232,7 @@ _SPEECH: dict[str, Any] = {
 _AUDIO = st.just(MediaSource(media_id="media_1"))
 
 _INPUTS: dict[str, st.SearchStrategy[Any]] = {
-    "text": _messages_of(
-        TextInput,
-        {"messages": st.lists(st.sampled_from(_ROLES).flatmap(_message), min_size=1, max_size=6)},
+    "text": _texts(
         max_tokens=_integer(1, 2**31 - 1),
         temperature=_number(0, 2),
         top_p=_number(0, 1),
@@ -157,6 +240,11 @@ _INPUTS: dict[str, st.SearchStrategy[Any]] = {
         seed=_integer(0, MAX_SEED),
         presence_penalty=_number(-2, 2),
         frequency_penalty=_number(-2, 2),
+        format=st.one_of(
+            st.just(TextFormat(json_object=TextFormat.JsonObject())),
+            st.builds(TextFormat, json_schema=_strictly(JsonSchema, "schema_json", name=_NAMES)),
+        ),
+        reasoning_effort=st.sampled_from(ReasoningEffort.values()),
     ),
     "image": _messages_of(
         ImageInput,

@@ -29,7 +29,7 @@ from pomelo.catalog.pricing import Prices
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers import Credentials
-from pomelo.providers.anthropic import Anthropic
+from pomelo.providers.anthropic.anthropic import Anthropic
 from pomelo.providers.base import AudioSource, Job
 from pomelo.providers.bfl import BFL
 from pomelo.providers.chat.compatible import Compatible, host
@@ -190,7 +190,19 @@ async def check(setup: Setup, case: Case, received: Received, stream: bool) -> N
     if case.route.provider == "replicate":
         assert body.keys() == {"input"}
         body = body["input"]
+    if case.route.provider == "mistral":
+        body = client_names(body)
     _fields(case.route.provider, case.route.model, stream).validate_json(to_json(body), strict=True)
+
+
+def client_names(body: dict[str, Any]) -> dict[str, Any]:
+    """A body with the name that Mistral's client has for the field `schema` of an output format."""
+    output_format = body.get("response_format", {})
+    if "json_schema" not in output_format:
+        return body
+    schema = dict(output_format["json_schema"])
+    schema["schema_definition"] = schema.pop("schema")
+    return body | {"response_format": output_format | {"json_schema": schema}}
 
 
 def _check_call(case: Case, received: Received, stream: bool) -> None:

@@ -24,20 +24,55 @@ from pomelo.gen.v1.speech_pb2 import (
     TimestampGranularity,
     VoiceSettings,
 )
+from pomelo.gen.v1.text_pb2 import (
+    ImageDetail,
+    JsonSchema,
+    ReasoningEffort,
+    TextFormat,
+    TextInput,
+    ToolChoice,
+)
 from pomelo.providers.base import AudioSource
 from pomelo.testing import Received, VoiceList
 from pomelo.testing.form import Part
 from tests.providers import image_rig, inputs, text_rig
 from tests.providers.elevenlabs import rig
-from tests.providers.published import CASES, REFUSALS, Case, Setup, check, open_providers, sent
+from tests.providers.published import (
+    CASES,
+    REFUSALS,
+    Case,
+    Setup,
+    check,
+    client_names,
+    open_providers,
+    sent,
+)
 from tests.providers.rig import KEY, open_provider
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 SMALLEST = AudioSource("audio/pcm;rate=16000", 4, data=b"\0\1\0\1")
 
 _SETTINGS = VoiceSettings(stability=1, similarity_boost=0, style=0.5, use_speaker_boost=False, speed=4)
+
+
+def _largest_text() -> TextInput:
+    schema = JsonSchema(name="n", description="d", schema_json=text_rig.WEATHER.parameters_json, strict=True)
+    task = text_rig.largest_input()
+    task.MergeFrom(
+        text_rig.tools_input(
+            tool_choice=ToolChoice(tool="time"),
+            parallel_tool_calls=False,
+            format=TextFormat(json_schema=schema),
+            reasoning_effort=ReasoningEffort.REASONING_EFFORT_HIGH,
+        )
+    )
+    task.messages[1].name = "ann"
+    task.messages[1].content[1].image.detail = ImageDetail.IMAGE_DETAIL_LOW
+    return task
+
+
 LARGEST: dict[str, Any] = {
-    "text": text_rig.largest_input(),
+    "text": _largest_text(),
     "image": image_rig.largest_input(),
     "text_to_speech": TextToSpeechInput(
         text="Grüße 🍊\nthere",
@@ -143,6 +178,7 @@ async def _mistral(setup: Setup, received: Received) -> None:
     body = dict(received.body)
     url = setup.upstream.mistral_base_url
     async with mistralai.client.Mistral(server_url=url, api_key=KEY) as client:
+        body = client_names(body)
         if body.pop("stream", False):
             async with await client.chat.stream_async(**body):
                 pass
@@ -175,17 +211,31 @@ async def test_the_vendors_own_client_makes_the_same_request(setup: Setup, case:
 
 
 def plain(body: dict[str, Any]) -> dict[str, Any]:
-    """A body without what some client says though it is the default: no stream, and no begun answer."""
+    """A body without what some client says though it is the default: no stream, no begun answer, and that all
+    tool calls are the first."""
     body = {name: value for name, value in body.items() if (name, value) != ("stream", False)}
     if "messages" in body:
         body["messages"] = [
-            {name: value for name, value in message.items() if (name, value) != ("prefix", False)}
+            {
+                name: _plain_calls(name, value)
+                for name, value in message.items()
+                if (name, value) != ("prefix", False)
+            }
             for message in body["messages"]
         ]
     return body
 
 
+def _plain_calls(name: str, value: Any) -> Any:
+    if name != "tool_calls":
+        return value
+    return [{key: item for key, item in call.items() if (key, item) != ("index", 0)} for call in value]
+
+
 # --- the check would notice
+
+OF_THE_CALLER = ("parameters", "schema", "input_schema", "input")
+"""Fields that contain JSON of the caller's, with any names."""
 
 
 def spots(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
@@ -194,7 +244,8 @@ def spots(value: Any, *path: Any) -> Iterator[tuple[Any, ...]]:
         yield path
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inner:
-        yield from spots(item, *path, key)
+        if key not in OF_THE_CALLER:
+            yield from spots(item, *path, key)
 
 
 def changed(received: Received) -> Iterator[tuple[str, Received]]:

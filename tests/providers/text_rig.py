@@ -12,16 +12,27 @@ from pomelo.catalog.catalog import Limits, Route
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, ImagePart, Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import (
+    ContentPart,
+    FinishReason,
+    ImagePart,
+    Message,
+    Role,
+    TextInput,
+    Tool,
+    ToolCall,
+    ToolResult,
+)
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers import Credentials
-from pomelo.providers.anthropic import Anthropic
+from pomelo.providers.anthropic.anthropic import Anthropic
 from pomelo.providers.base import Event, Job
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
 from pomelo.providers.chat.openai import OpenAI
 from pomelo.providers.http.client import Http
 from pomelo.testing import FaultUpstream, Received, anthropic_protocol, mistral_protocol, openai_protocol
+from pomelo.testing.event_checker import EventChecker
 from tests.providers.rig import PROMPT, base_url, make_job, open_provider, read_all, run
 
 STOP = FinishReason.FINISH_REASON_STOP
@@ -116,6 +127,71 @@ def largest_input() -> TextInput:
     )
 
 
+WEATHER = Tool(
+    name="weather",
+    description="The weather of a city",
+    parameters_json='{"type":"object","required":["city"],"properties":{"city":{"type":"string"}},'
+    '"additionalProperties":false}',
+    strict=True,
+)
+TIME = Tool(name="time")
+
+
+def tools_input(**options: Any) -> TextInput:
+    """A conversation with a tool that was called twice and another that was called once, and a last question."""
+    first, second, third = "call_1234567890123456789012345", "null", "2"
+    return TextInput(
+        messages=[
+            *hi("How is the weather?").messages,
+            assistant(
+                "I'll ask.",
+                ToolCall(id=first, name="weather", arguments_json='{"city": "Zürich"}'),
+                ToolCall(id=second, name="weather", arguments_json="{"),
+            ),
+            result(second, "no such city", is_error=True),
+            result(first, ""),
+            assistant("", ToolCall(id=first, name="time")),
+            result(first, "12:00"),
+            message(Role.ROLE_SYSTEM, "Be brief."),
+            *hi("And now?").messages,
+            assistant("", ToolCall(id=third, name="weather", arguments_json='{"city":"Bonn"}')),
+            result(third, "Fine"),
+        ],
+        tools=[WEATHER, TIME],
+        **options,
+    )
+
+
+def assistant(content: str, *calls: ToolCall) -> Message:
+    """A message of the assistant that calls tools; with an empty content, it has no text."""
+    parts = [ContentPart(text=content)] if content else []
+    return Message(
+        role=Role.ROLE_ASSISTANT, content=[*parts, *(ContentPart(tool_call=call) for call in calls)]
+    )
+
+
+def result(call_id: str, content: str, *, is_error: bool = False) -> Message:
+    """A message with the result of a tool."""
+    tool_result = ToolResult(tool_call_id=call_id, content=content, is_error=is_error)
+    return Message(role=Role.ROLE_TOOL, content=[ContentPart(tool_result=tool_result)])
+
+
+def tool_calls(answer: list[Event], *, stream: bool) -> list[tuple[str, str, str]]:
+    """The ids, names and arguments of the tool calls of an answer, whose events are as they must be."""
+    checker = EventChecker("text", stream=stream, needs_usage=False)
+    calls: list[ToolCall] = []
+    for event in answer:
+        checker.add(event)
+        piece = event.tool_call_delta
+        if piece.id:
+            calls.append(ToolCall(id=piece.id, name=piece.name))
+        if event.HasField("tool_call_delta"):
+            calls[piece.index].arguments_json += piece.arguments_json
+    assert checker.problems == []
+    calls += [part.tool_call for part in answer[-1].completed.text.message.content if part.tool_call.id]
+    return [(call.id, call.name, call.arguments_json) for call in calls]
+
+
 def hi(content: str = "Hi", **options: Any) -> TextInput:
     """The shortest input, with options."""
     return TextInput(messages=[message(Role.ROLE_USER, content)], **options)
@@ -154,7 +230,7 @@ async def failure(provider: Any, text_job: Job[Any]) -> tuple[PomeloError, str]:
         async with aclosing(run(provider, text_job)) as events:
             async for event in events:
                 answer += event.text_delta.text
-                assert event.WhichOneof("event") == "text_delta", "a failed answer looked complete"
+                assert event.WhichOneof("event") != "completed", "a failed answer looked complete"
     except PomeloError as error:
         return error, answer
     raise AssertionError(f"no failure; received {answer!r}")
@@ -201,9 +277,10 @@ def _text(event: Event) -> str:
         return event.text_delta.text
     output = event.completed.text
     if output.HasField("message"):
-        (part,) = output.message.content
+        part = output.message.content[0]
         assert output.message.role == Role.ROLE_ASSISTANT
-        assert part.text, "an empty part"
+        assert part.text or part.HasField("tool_call"), "an empty part"
+        assert not any(other.text for other in output.message.content[1:]), "more than one text"
         return part.text
     return ""
 

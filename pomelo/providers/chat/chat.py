@@ -1,13 +1,14 @@
 """Chat completions: OpenAI's API, which many hosts have with differences.
 
 A `Profile` describes the differences of a host as data. A route may override `max_tokens_field`,
-`seed_field`, `user_field` and `stream_usage`; it may also have `reasoning_effort` (sent unchanged) and
-`extra` (a table of further fields to send). No field is sent unless the caller, the profile or the route sets
-it.
+`seed_field`, `user_field` and `stream_usage`; it may also have `reasoning_effort` (if the caller sets none),
+`reasoning_excludes` (parameters that the model takes only without reasoning) and `extra` (a table of further
+fields to send). No field is sent unless the caller, the profile or the route sets it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,18 +20,29 @@ from yarl import URL
 
 from pomelo.catalog.catalog import Route
 from pomelo.catalog.rows import Name
-from pomelo.gen.v1.text_pb2 import Message, Role, TextInput
+from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe, one_event
 from pomelo.providers.chat.errors import MEANINGS, read_error_body
+from pomelo.providers.chat.messages import convert_messages
 from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
+from pomelo.providers.chat.tools import response_format_json, tool_choice, tools_json
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
 from pomelo.providers.http.vendor import Vendor
+from pomelo.providers.raw_json import with_member
 from pomelo.providers.text import stream_text
 
-_ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
+_EFFORTS = {
+    ReasoningEffort.REASONING_EFFORT_NONE: "none",
+    ReasoningEffort.REASONING_EFFORT_MINIMAL: "minimal",
+    ReasoningEffort.REASONING_EFFORT_LOW: "low",
+    ReasoningEffort.REASONING_EFFORT_MEDIUM: "medium",
+    ReasoningEffort.REASONING_EFFORT_HIGH: "high",
+    ReasoningEffort.REASONING_EFFORT_XHIGH: "xhigh",
+    ReasoningEffort.REASONING_EFFORT_MAX: "max",
+}
 
 StreamUsage = Literal["option", "always", "none"]
 
@@ -50,6 +62,7 @@ class ChatOptions(Options):
     user_field: Name | None = None
     stream_usage: StreamUsage | None = None
     reasoning_effort: Name | None = None
+    reasoning_excludes: list[Literal["temperature", "tools", "top_p"]] | None = None
     extra: dict[str, Any] | None = None
 
 
@@ -66,8 +79,11 @@ class Profile:
     * `meanings`: the host's own error codes -> the codes of our table.
     * `patient`: a stream may be silent as long as a whole response, because the host loads its models.
     * `reports_cost`: the `usage` of a response has its `cost` in US dollars.
-    * `system_first`: system messages are moved before the conversation, and empty messages of the assistant
-      are left out.
+    * `strict_order`: it takes system messages only before the conversation, no empty message of the
+      assistant, and no message of the user's right after the result of a tool.
+    * `message_names`: messages may have the name of their author.
+    * `call_ids`: the ids of tool calls that it takes; others are sent as a digest.
+    * `no_parameters`: the schema of a tool without parameters, or "" if it needs none.
     """
 
     vendor: str
@@ -85,7 +101,10 @@ class Profile:
     meanings: Mapping[str, str] = field(default_factory=dict)
     patient: bool = False
     reports_cost: bool = False
-    system_first: bool = False
+    strict_order: bool = False
+    message_names: bool = True
+    call_ids: re.Pattern[str] = re.compile(r"[!-~]{1,40}")
+    no_parameters: str = '{"type":"object","properties":{}}'
 
 
 class Chat(Vendor):
@@ -118,6 +137,8 @@ class Chat(Vendor):
             if value is not None and value < minimum:
                 fitting.replace(name, minimum, f"at least {minimum:g}")
         fitting.override(names, {**self.profile.extra, **fitting.route.options.get("extra", {})})
+        if "reasoning_excludes" in fitting.route.options:
+            _fit_reasoning(fitting)
 
     def text(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
         """Answer a conversation. A complete response without a credible count of tokens has no usage.
@@ -133,7 +154,8 @@ class Chat(Vendor):
                 self._json_headers,
                 self._body(job),
                 self._error_mapping,
-                patient=self.profile.patient,
+                # A model sends nothing while it reasons.
+                patient=self.profile.patient or _effort(job.input, job.route) not in (None, "none"),
             ),
             ChunkStream(self._error_mapping, job.report, reports_cost=self.profile.reports_cost),
         )
@@ -149,22 +171,38 @@ class Chat(Vendor):
         return event
 
     def _body(self, job: Job[TextInput]) -> bytes:
-        return to_json(request(job, self.profile))
+        text = job.input
+        body = to_json(request(job, self.profile))
+        if text.tools:
+            body = with_member(body, "tools", tools_json(text.tools, self.profile.no_parameters))
+        if text.HasField("format"):
+            body = with_member(body, "response_format", response_format_json(text.format))
+        return body
 
 
 def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
-    """Return the request body for a text job on a host."""
+    """Return the request body for a text job on a host, without what has a schema: tools and format."""
     text, options = job.input, job.route.options
-    body: dict[str, Any] = {"model": job.route.model, "messages": _messages(text, profile)}
+    messages = convert_messages(
+        text.messages,
+        call_ids=profile.call_ids,
+        names=profile.message_names,
+        strict_order=profile.strict_order,
+    )
+    body: dict[str, Any] = {"model": job.route.model, "messages": messages}
     names = _names(job.route, profile)
     for name in ("max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
         if text.HasField(name):
             body[names[name]] = getattr(text, name)
     if text.stop:
         body["stop"] = list(text.stop)
+    if text.HasField("tool_choice"):
+        body["tool_choice"] = tool_choice(text.tool_choice)
+    if text.HasField("parallel_tool_calls"):
+        body["parallel_tool_calls"] = text.parallel_tool_calls
     if job.user:
         body[names["user"]] = _user(job.user, profile.user_most)
-    effort = options.get("reasoning_effort")
+    effort = _effort(text, job.route)
     if effort is not None:
         body["reasoning_effort"] = effort
     if job.stream:
@@ -178,6 +216,25 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
     return body
 
 
+def _effort(text: TextInput, route: Route) -> Any:
+    """The reasoning effort to request, or None."""
+    return _EFFORTS.get(text.reasoning_effort) or route.options.get("reasoning_effort")
+
+
+def _fit_reasoning(fitting: Fitting) -> None:
+    """Adjust an input to a model that takes some parameters only without reasoning. With tools, it does not
+    reason; otherwise, the others are left out if it does."""
+    if _effort(fitting.input, fitting.route) in (None, "none"):
+        return
+    excluded = fitting.route.options["reasoning_excludes"]
+    if "tools" in excluded and fitting.get("tools"):
+        none = ReasoningEffort.REASONING_EFFORT_NONE
+        fitting.replace("reasoning_effort", none, "none, because the model does not reason beside tools")
+        return
+    for name in excluded:
+        fitting.drop(name, "left out unless reasoning_effort is none")
+
+
 def _names(route: Route, profile: Profile) -> dict[str, str]:
     """The contract's name of each parameter -> the host's, or "none"."""
     options = route.options
@@ -189,6 +246,11 @@ def _names(route: Route, profile: Profile) -> dict[str, str]:
         "seed": options.get("seed_field", profile.seed_field),
         "presence_penalty": "presence_penalty",
         "frequency_penalty": "frequency_penalty",
+        "tools": "tools",
+        "tool_choice": "tool_choice",
+        "parallel_tool_calls": "parallel_tool_calls",
+        "format": "response_format",
+        "reasoning_effort": "reasoning_effort",
         "user": options.get("user_field", profile.user_field),
     }
 
@@ -196,24 +258,3 @@ def _names(route: Route, profile: Profile) -> dict[str, str]:
 def _user(user: str, max_length: int) -> str:
     """The caller's id of the end user, or a digest of it if it is too long for the host."""
     return user if len(user) <= max_length else sha256(user.encode()).hexdigest()
-
-
-def _messages(text: TextInput, profile: Profile) -> list[dict[str, Any]]:
-    messages = list(map(_message, text.messages))
-    if not profile.system_first:
-        return messages
-    messages = [message for message in messages if message["role"] != "assistant" or message["content"]]
-    return sorted(messages, key=lambda message: message["role"] != "system")  # a stable sort
-
-
-def _message(message: Message) -> dict[str, Any]:
-    role, content = _ROLES[message.role], message.content
-    if len(content) == 1 and content[0].HasField("text"):
-        return {"role": role, "content": content[0].text}
-    parts: list[dict[str, Any]] = []
-    for part in content:
-        if part.HasField("text"):
-            parts.append({"type": "text", "text": part.text})
-        else:
-            parts.append({"type": "image_url", "image_url": {"url": part.image.source.url}})
-    return {"role": role, "content": parts}

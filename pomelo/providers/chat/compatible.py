@@ -16,9 +16,10 @@ from pomelo.providers.chat.chat import Chat, Profile, StreamUsage, TokensField
 from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http
 
-PARAMETERS = frozenset(
-    ("max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "user")
-)
+PARAMETERS = frozenset((
+    "max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "tools",
+    "tool_choice", "parallel_tool_calls", "format", "reasoning_effort", "user",
+))  # fmt: skip
 """The parameters of a text task, which `allow` and `drop` of a row may name."""
 
 _URL = re.compile(r"https?://[!-~]+")
@@ -85,6 +86,7 @@ class HostRow(Row):
     meanings: dict[str, Annotated[str, AfterValidator(_code)]] | None = None
     patient: bool | None = None
     reports_cost: bool | None = None
+    message_names: bool | None = None
 
 
 class Compatible(Chat):

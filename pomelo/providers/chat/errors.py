@@ -73,6 +73,10 @@ _FIELDS = {
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
     "safety_identifier": "user",
+    "tools": "tools",
+    "tool_choice": "tool_choice",
+    "parallel_tool_calls": "parallel_tool_calls",
+    "response_format": "response_format",
 }
 """A host's name of a parameter -> the contract's."""
 

@@ -1,11 +1,13 @@
 """Mistral: chat completions that refuse unknown fields.
 
-Its base URL has no /v1. The vendor refuses a system message after one of the assistant, and an empty message
-of the assistant. The last chunk of a stream has the count of tokens without a request for it. Whether the
-vendor accepts `stream_options` is uncertain, so they are sent only if a route has `stream_usage = "option"`.
+Its base URL has no /v1. The vendor refuses names of authors, and ids of tool calls that are not nine letters
+or digits. The last chunk of a stream has the count of tokens without a request for it. Whether the vendor
+accepts `stream_options` is uncertain, so they are sent only if a route has `stream_usage = "option"`.
 """
 
 from __future__ import annotations
+
+import re
 
 from pomelo.providers.base import Probe
 from pomelo.providers.chat.chat import Chat, Profile
@@ -22,6 +24,8 @@ class Mistral(Chat):
         stream_usage="always",
         # Zero is refused. A tiny value has the same effect: only the most likely token is left.
         minimums={"top_p": 1e-6},
-        system_first=True,
+        strict_order=True,
+        message_names=False,
+        call_ids=re.compile(r"[A-Za-z0-9]{9}"),
         meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
     )

@@ -11,6 +11,7 @@ class OpenAI(Chat):
         "openai",
         user_field="safety_identifier",
         user_most=64,
+        no_parameters="",
         # Padding against eavesdroppers who count bytes costs time, and is of no use here.
         stream_options={"include_usage": True, "include_obfuscation": False},
     )

@@ -1,7 +1,7 @@
 """Parses the responses of chat completions, whole or streamed.
 
-It reads what OpenAI, Mistral and compatible hosts send: text as a string or as chunks, token counts in
-several places, errors in place of a response or of a chunk.
+It reads what OpenAI, Mistral and compatible hosts send: text as a string or as chunks, tool calls whole or in
+pieces, token counts in several places, errors in place of a response or of a chunk.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 from pomelo.catalog.reported_cost import Report
-from pomelo.gen.v1.text_pb2 import FinishReason
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, FinishReason
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, well_formed
 from pomelo.providers.text import StreamState, completed_text, finish_reason, token_usage
+from pomelo.providers.tool_calls import ToolCallStream, whole_calls
 
 _FINISHES = {
     "length": FinishReason.FINISH_REASON_LENGTH,
@@ -36,11 +37,16 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
             raise from_error_body(completion, error_mapping)
         choice = completion["choices"][0]
         message = choice["message"]
-        content = message.get("content") or message.get("refusal") or ""
         finish = _finish_reason(choice, error_mapping)
+        content = message.get("content")
+        if not content and (content := message.get("refusal") or ""):
+            finish = _of_refusal(finish)
         if type(content) is list:
             content = _join_text(content)
-        return completed_text(well_formed(content), finish, _usage(completion.get("usage")))
+        calls = message.get("tool_calls") or ()
+        if calls:
+            calls = whole_calls(map(_call, calls))
+        return completed_text(well_formed(content), finish, _usage(completion.get("usage")), calls)
     except (AttributeError, IndexError, KeyError, TypeError):
         pass
     raise malformed_response("a response of another shape")
@@ -49,12 +55,21 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
 class ChunkStream(StreamState):
     """A stream of chunks. With `reports_cost`, the host reports the cost of each response."""
 
-    __slots__ = ("_error_mapping", "_reports_cost")
+    __slots__ = ("_calls", "_error_mapping", "_refused", "_reports_cost")
 
     def __init__(self, error_mapping: ErrorMapping, report: Report, *, reports_cost: bool) -> None:
         super().__init__(report)
         self._error_mapping = error_mapping
         self._reports_cost = reports_cost
+        self._calls: ToolCallStream | None = None
+        self._refused = False
+
+    def completed(self) -> Event:
+        if self._calls is not None:
+            self._calls.end()
+        if self._refused and self.finish is not None:
+            self.finish = _of_refusal(self.finish)
+        return super().completed()
 
     def parse_event(self, data: bytes) -> str:
         if self.ended:
@@ -87,9 +102,14 @@ class ChunkStream(StreamState):
             delta = choice.get("delta")
             if not delta:
                 return ""
-            content = delta.get("content") or delta.get("refusal")
+            if calls := delta.get("tool_calls"):
+                self._add_calls(calls)
+            content = delta.get("content")
             if not content:
-                return ""
+                content = delta.get("refusal")
+                if not content:
+                    return ""
+                self._refused = True
             if type(content) is list:
                 content = _join_text(content)
             if type(content) is str:
@@ -97,6 +117,12 @@ class ChunkStream(StreamState):
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             pass
         raise malformed_response("a chunk that can't be read")
+
+    def _add_calls(self, calls: list[Any]) -> None:
+        if self._calls is None:
+            self._calls = ToolCallStream(self)
+        for call in calls:
+            self._calls.add(call.get("index"), *_call(call))
 
     def _count(self, usage: Usage | None) -> None:
         """Replace each count by a later one; null and 0 replace nothing. A count with a smaller prompt is
@@ -120,6 +146,18 @@ def reported_cost(usage: Any) -> Any:
     own fee, which does not count.
     """
     return None if not isinstance(usage, dict) or usage.get("is_byok") else usage.get("cost")
+
+
+def _call(call: Any) -> tuple[Any, Any, Any]:
+    """The id, name and arguments of a tool call, or of a piece of one."""
+    function = call.get("function") or {}
+    return call.get("id"), function.get("name"), function.get("arguments")
+
+
+def _of_refusal(finish: FinishReason.ValueType) -> FinishReason.ValueType:
+    """The finish reason of a text in which the model says why it refuses to answer: it must not be taken for
+    the answer, which may have to be JSON."""
+    return FinishReason.FINISH_REASON_CONTENT_FILTER if finish == FINISH_REASON_STOP else finish
 
 
 def _join_text(chunks: list[Any]) -> str:

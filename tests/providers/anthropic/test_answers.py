@@ -309,7 +309,7 @@ async def test_pings_unknown_events_and_other_blocks_are_skipped(rig: Rig) -> No
         PING,
         START,
         b"data: {}\n\n",
-        event("content_block_start", index=0, content_block={"type": "tool_use", "id": "t", "name": "n"}),
+        event("content_block_start", index=0, content_block={"type": "server_tool_use", "name": "n"}),
         event("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": "{}"}),
         event("content_block_delta", index=0, delta={"type": "a_new_delta", "text": "not this"}),
         event("content_block_start", index=1, content_block={"type": "text", "text": "Hi"}),

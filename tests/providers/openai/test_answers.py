@@ -48,7 +48,7 @@ async def test_a_refusal_is_the_text(rig: Rig, stream: bool) -> None:
     rig.script(Answer(refusal="I can't help with that."))
     answer = await read_all(rig.provider, OPENAI.job(stream=stream))
     assert text(answer) == "I can't help with that."
-    assert finish_reason(answer) == STOP
+    assert finish_reason(answer) == FILTERED
 
 
 @pytest.mark.parametrize("content", ["", [], None])

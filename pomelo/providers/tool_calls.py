@@ -1,0 +1,168 @@
+"""Tool calls in the responses of vendors, whole or in pieces, as the contract has them.
+
+Hosts differ: ids are missing, "null" or the same for two calls, pieces have no index or all have the same,
+and arguments are a JSON object instead of its text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from secrets import token_hex
+from typing import Any
+
+from pydantic_core import from_json
+
+from pomelo.fields import MAX_CALL_CHARACTERS
+from pomelo.gen.v1.text_pb2 import ToolCall
+from pomelo.providers.guard import MAX_TOOL_CALLS
+from pomelo.providers.http.errors import malformed_response
+from pomelo.providers.http.parsing import well_formed
+from pomelo.providers.text import StreamState
+
+
+class _Ids:
+    """The ids of the calls of one response, which are all different."""
+
+    __slots__ = ("_used",)
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def add(self, call_id: str) -> str:
+        """Return the id of one more call: the vendor's `call_id`, or a new one if that is "" or in use.
+
+        Raises:
+            UpstreamError: provider_failed; the response has too many calls.
+        """
+        if len(self._used) == MAX_TOOL_CALLS:
+            raise malformed_response("too many tool calls")
+        if not call_id or call_id in self._used:
+            call_id = f"call_{token_hex(12)}"
+        self._used.add(call_id)
+        return call_id
+
+
+def whole_calls(calls: Iterable[tuple[Any, Any, Any]]) -> list[ToolCall]:
+    """Return the calls of a whole response from their ids, names and arguments.
+
+    Raises:
+        TypeError: arguments of another type.
+        UpstreamError: provider_failed; a call without a usable name, or too many calls.
+    """
+    ids = _Ids()
+    return [
+        ToolCall(
+            id=ids.add(_usable_id(call_id)),
+            name=_usable_name(name),
+            arguments_json=well_formed(_arguments_text(arguments)),
+        )
+        for call_id, name, arguments in calls
+    ]
+
+
+class _Call:
+    """A call that has begun. Its `index` is -1 until its name has arrived. `is_whole`: the piece with its
+    name had all of its arguments."""
+
+    __slots__ = ("id", "index", "is_whole", "vendor_id")
+
+    def __init__(self, call_id: str, vendor_id: str) -> None:
+        self.id = call_id
+        self.vendor_id = vendor_id
+        self.index = -1
+        self.is_whole = False
+
+    def begins_another(self, index: int | None, call_id: str) -> bool:
+        """Whether a piece with a name, for this call by its index, begins another call."""
+        if self.index < 0:
+            return False
+        if call_id:
+            return call_id != self.vendor_id
+        return index is None or self.is_whole
+
+
+class ToolCallStream:
+    """The tool calls of a stream, from the pieces that a vendor sends."""
+
+    __slots__ = ("_by_index", "_ids", "_last", "_named", "_state", "_unnamed")
+
+    def __init__(self, state: StreamState) -> None:
+        self._state = state
+        self._ids = _Ids()
+        self._by_index: dict[int, _Call] = {}
+        self._last: _Call | None = None
+        self._named = self._unnamed = 0
+
+    def add(self, index: Any, call_id: Any, name: Any, arguments: Any) -> None:
+        """Add a vendor's piece to the state of the stream. Any of its values may be missing.
+
+        A piece belongs to the call at its `index`, or to the last call if it has none. It begins another call
+        if there is no such call; or if it has a name, and either another id, or no id while the arguments of
+        that call are complete. Another id without a name begins none: some hosts make one for each piece.
+
+        Raises:
+            TypeError: arguments of another type.
+            UpstreamError: provider_failed; a name that can't be one, arguments before it, or too many calls.
+        """
+        text = _arguments_text(arguments)
+        call_id = _usable_id(call_id)
+        if type(index) is not int:
+            index = None
+        call = self._last if index is None else self._by_index.get(index)
+        if call is None or (name and call.begins_another(index, call_id)):
+            if not (call_id or name or text):
+                return
+            call = _Call(self._ids.add(call_id), call_id)
+            self._unnamed += 1
+            if index is not None:
+                self._by_index[index] = call
+        self._last = call
+        if call.index >= 0:
+            if text:
+                self._state.add_tool_call(call.index, text)
+        elif name or text:
+            call.index = self._named
+            call.is_whole = _is_object(text)
+            self._named += 1
+            self._unnamed -= 1
+            self._state.add_tool_call(call.index, text, call.id, _usable_name(name))
+
+    def end(self) -> None:
+        """Check the calls at the end of the stream.
+
+        Raises:
+            UpstreamError: provider_failed; a call has no name.
+        """
+        if self._unnamed:
+            raise malformed_response("a tool call without a name")
+
+
+def _usable_id(call_id: Any) -> str:
+    """A vendor's id of a call; "" for what can't be one."""
+    usable = type(call_id) is str and call_id != "null" and len(call_id) <= MAX_CALL_CHARACTERS
+    return call_id if usable and call_id.isprintable() else ""
+
+
+def _usable_name(name: Any) -> str:
+    if type(name) is not str or not 0 < len(name) <= MAX_CALL_CHARACTERS:
+        raise malformed_response("a tool call without a usable name")
+    return well_formed(name)
+
+
+def _arguments_text(arguments: Any) -> str:
+    """A vendor's arguments as text, which may begin or end with half a surrogate pair."""
+    if type(arguments) is str:
+        return arguments
+    if arguments is None:
+        return ""
+    if type(arguments) is dict:
+        return json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+    raise TypeError
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return type(from_json(well_formed(text))) is dict
+    except ValueError:
+        return False

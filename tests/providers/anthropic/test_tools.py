@@ -1,0 +1,492 @@
+"""Tools, output formats and reasoning at Anthropic, whose API has other forms of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pomelo.catalog.catalog import Catalog, Route
+from pomelo.gen.v1.text_pb2 import (
+    ImageDetail,
+    JsonSchema,
+    Message,
+    ReasoningEffort,
+    Role,
+    TextFormat,
+    TextInput,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from pomelo.providers.base import fit_job
+from pomelo.testing import Call, FaultUpstream, Reply
+from pomelo.testing.anthropic_protocol import Answer, error_reply, event, words
+from tests.providers.rig import Rig, read_all
+from tests.providers.text_rig import (
+    ANTHROPIC,
+    FILTERED,
+    PNG,
+    TIME,
+    WEATHER,
+    assistant,
+    failure,
+    finish_reason,
+    hi,
+    image,
+    reported_usage,
+    result,
+    sent,
+    text,
+    tool_calls,
+    tools_input,
+)
+
+NONE = ReasoningEffort.REASONING_EFFORT_NONE
+MINIMAL = ReasoningEffort.REASONING_EFFORT_MINIMAL
+LOW = ReasoningEffort.REASONING_EFFORT_LOW
+MAX = ReasoningEffort.REASONING_EFFORT_MAX
+OPUS = Catalog.load().models["claude-3-opus"].routes[0]
+HAIKU = Catalog.load().models["claude-3-haiku"].routes[0]
+
+
+async def test_a_request_with_tools_is_exactly_this(upstream: FaultUpstream) -> None:
+    task = tools_input(tool_choice=ToolChoice(tool="time"), parallel_tool_calls=False)
+    body = (await sent(ANTHROPIC, upstream, task)).body
+    first = "call_1234567890123456789012345"
+    again = body["messages"][3]["content"][0]["id"]
+    assert again != first
+    assert body == {
+        "model": "claude-haiku-4-5",
+        "max_tokens": 4096,
+        "system": "Be brief.",
+        "messages": [
+            {"role": "user", "content": "How is the weather?"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "text", "text": "I'll ask."},
+                    {"type": "tool_use", "id": first, "name": "weather", "input": {"city": "Zürich"}},
+                    {"type": "tool_use", "id": "null", "name": "weather", "input": {"INVALID_JSON": "{"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "null",
+                        "content": "no such city",
+                        "is_error": True,
+                    },
+                    {"type": "tool_result", "tool_use_id": first},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": again, "name": "time", "input": {}}],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": again, "content": "12:00"},
+                    {"type": "text", "text": "And now?"},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "2", "name": "weather", "input": {"city": "Bonn"}}],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "2", "content": "Fine"}]},
+        ],
+        "tool_choice": {"type": "tool", "name": "time", "disable_parallel_tool_use": True},
+        "tools": [
+            {
+                "name": "weather",
+                "description": "The weather of a city",
+                "strict": True,
+                "input_schema": json.loads(WEATHER.parameters_json),
+            },
+            {"name": "time", "input_schema": {"type": "object"}},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"parallel_tool_calls": False}, {"type": "auto", "disable_parallel_tool_use": True}),
+        ({"parallel_tool_calls": True}, {"type": "auto", "disable_parallel_tool_use": False}),
+        ({"tool_choice": ToolChoice(mode=ToolChoice.MODE_AUTO)}, {"type": "auto"}),
+        ({"tool_choice": ToolChoice(mode=ToolChoice.MODE_REQUIRED)}, {"type": "any"}),
+        (
+            {"tool_choice": ToolChoice(mode=ToolChoice.MODE_NONE), "parallel_tool_calls": False},
+            {"type": "none"},
+        ),
+    ],
+)
+async def test_the_choice_between_tools_has_the_vendors_form(
+    upstream: FaultUpstream, options: dict[str, Any], expected: dict[str, Any] | None
+) -> None:
+    assert (await sent(ANTHROPIC, upstream, hi(tools=[TIME], **options))).body.get("tool_choice") == expected
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sent_schema"),
+    [
+        ("", {"type": "object"}),
+        ("{}", {"type": "object"}),
+        ('{"properties":{}}', {"properties": {}, "type": "object"}),
+        ('{"type":"object","x":[1]}', {"type": "object", "x": [1]}),
+    ],
+)
+async def test_a_schema_without_a_type_gets_one(
+    upstream: FaultUpstream, parameters: str, sent_schema: dict[str, Any]
+) -> None:
+    body = (await sent(ANTHROPIC, upstream, hi(tools=[Tool(name="x", parameters_json=parameters)]))).body
+    assert body["tools"] == [{"name": "x", "input_schema": sent_schema}]
+
+
+async def test_tools_that_were_called_are_declared_in_a_task_without_tools(upstream: FaultUpstream) -> None:
+    task = tools_input()
+    task.ClearField("tools")
+    body = (await sent(ANTHROPIC, upstream, task)).body
+    assert body["tool_choice"] == {"type": "none"}
+    assert body["tools"] == [
+        {"name": name, "input_schema": {"type": "object"}} for name in ("weather", "time")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ("", {}),
+        ('{"b":1,"a":[2.5,null]}', {"b": 1, "a": [2.5, None]}),
+        ("[1]", {"INVALID_JSON": "[1]"}),
+        ('"x"', {"INVALID_JSON": '"x"'}),
+        ('{"a":NaN}', {"INVALID_JSON": '{"a":NaN}'}),
+        ('{"a":"\\ud83c"}', {"INVALID_JSON": '{"a":"\\ud83c"}'}),
+        ('{"a":1e999}', {"a": None}),
+    ],
+)
+async def test_arguments_are_sent_as_an_object(
+    upstream: FaultUpstream, arguments: str, given: dict[str, Any]
+) -> None:
+    called = assistant("", ToolCall(id="a", name="time", arguments_json=arguments))
+    task = TextInput(messages=[*hi().messages, called, result("a", "12:00")], tools=[TIME])
+    (block,) = (await sent(ANTHROPIC, upstream, task)).body["messages"][1]["content"]
+    assert block["input"] == given
+
+
+async def test_ids_of_other_vendors_are_replaced(upstream: FaultUpstream) -> None:
+    called = assistant("", ToolCall(id="call:1", name="time"), ToolCall(id="ä", name="time"))
+    task = TextInput(messages=[*hi().messages, called, result("ä", "2"), result("call:1", "1")], tools=[TIME])
+    _, calls, results = (await sent(ANTHROPIC, upstream, task)).body["messages"]
+    ids = [block["id"] for block in calls["content"]]
+    assert [block["tool_use_id"] for block in results["content"]] == ids[::-1]
+
+
+async def test_the_detail_of_an_image_and_names_are_left_out(upstream: FaultUpstream) -> None:
+    looked_at = image(PNG)
+    looked_at.image.detail = ImageDetail.IMAGE_DETAIL_HIGH
+    question = Message(role=Role.ROLE_USER, content=[looked_at], name="ann")
+    (turn,) = (await sent(ANTHROPIC, upstream, TextInput(messages=[question]))).body["messages"]
+    assert turn.keys() == {"role", "content"}
+    assert turn["content"][0].keys() == {"type", "source"}
+
+
+async def test_a_schema_for_the_output_is_sent_beside_the_effort(upstream: FaultUpstream) -> None:
+    schema = JsonSchema(
+        name="n", description="d", schema_json='{"type":"object","additionalProperties":false}'
+    )
+    task = hi(format=TextFormat(json_schema=schema), reasoning_effort=LOW)
+    body = (await sent(ANTHROPIC, upstream, task, route=OPUS)).body
+    assert body["output_config"] == {
+        "effort": "low",
+        "format": {"type": "json_schema", "schema": {"type": "object", "additionalProperties": False}},
+    }
+
+
+CITY = {"type": "object", "properties": {"name": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "schema"),
+    [
+        (CITY, CITY | {"additionalProperties": False}),
+        (CITY | {"additionalProperties": True}, CITY | {"additionalProperties": False}),
+        ({"properties": {"a": {"const": 1}}}, {"properties": {"a": {"const": 1}}}),
+        (
+            {
+                "type": "object",
+                "properties": {"n": {"type": "integer", "minimum": 1, "description": "minimum"}},
+            },
+            {"type": "object", "properties": {"n": {"type": "integer", "description": "minimum"}}},
+        ),
+        (
+            {"type": "object", "properties": {"minimum": {"type": "array", "items": CITY, "minItems": 2}}},
+            {
+                "type": "object",
+                "properties": {"minimum": {"type": "array", "items": CITY | {"additionalProperties": False}}},
+            },
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"anyOf": [{"$ref": "#/$defs/c"}, CITY]}},
+                "$defs": {"c": CITY},
+            },
+            {
+                "type": "object",
+                "properties": {
+                    "a": {"anyOf": [{"$ref": "#/$defs/c"}, CITY | {"additionalProperties": False}]}
+                },
+                "$defs": {"c": CITY | {"additionalProperties": False}},
+            },
+        ),
+    ],
+)
+async def test_a_schema_that_is_not_strict_is_sent_as_the_vendor_takes_it(
+    rig: Rig, given: dict[str, Any], schema: dict[str, Any]
+) -> None:
+    task = hi(format=TextFormat(json_schema=JsonSchema(name="n", schema_json=json.dumps(given))))
+    job = ANTHROPIC.job(task, stream=False)
+    await read_all(rig.provider, job)
+    expected = {"type": "object", "additionalProperties": False, **schema}
+    assert rig.requests[0].body["output_config"]["format"]["schema"] == expected
+    assert adjusted(rig, job) == []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"type": "string"},
+        {"type": "object", "additionalProperties": {"type": "number"}},
+        {"type": "object", "properties": {"prices": {"type": "object", "additionalProperties": True}}},
+    ],
+)
+async def test_a_schema_that_the_vendor_has_not_is_left_out_and_reported(
+    rig: Rig, schema: dict[str, Any]
+) -> None:
+    task = hi(format=TextFormat(json_schema=JsonSchema(name="n", schema_json=json.dumps(schema))))
+    job = ANTHROPIC.job(task, stream=False)
+    await read_all(rig.provider, job)
+    assert "output_config" not in rig.requests[0].body
+    assert adjusted(rig, job) == ["response_format"]
+
+
+async def test_any_json_object_is_left_out_and_reported(rig: Rig) -> None:
+    job = ANTHROPIC.job(hi(format=TextFormat(json_object=TextFormat.JsonObject())), stream=False)
+    await read_all(rig.provider, job)
+    assert "output_config" not in rig.requests[0].body
+    assert adjusted(rig, job) == ["response_format"]
+
+
+# --- reasoning
+
+
+@pytest.mark.parametrize(
+    ("effort", "config", "thinking", "reported"),
+    [
+        (0, None, None, []),
+        (NONE, None, {"type": "disabled"}, []),
+        (MINIMAL, None, {"type": "disabled"}, ["reasoning_effort=none"]),
+        (LOW, {"effort": "low"}, {"type": "adaptive"}, []),
+        (
+            ReasoningEffort.REASONING_EFFORT_XHIGH,
+            {"effort": "high"},
+            {"type": "adaptive"},
+            ["reasoning_effort=high"],
+        ),
+        (MAX, {"effort": "max"}, {"type": "adaptive"}, []),
+    ],
+)
+async def test_an_effort_makes_the_model_think(
+    rig: Rig, effort: Any, config: Any, thinking: Any, reported: list[str], stream: bool
+) -> None:
+    job = ANTHROPIC.job(hi(reasoning_effort=effort), stream=stream, route=OPUS)
+    await read_all(rig.provider, job)
+    body = rig.requests[0].body
+    assert (body.get("output_config"), body.get("thinking")) == (config, thinking)
+    assert adjusted(rig, job) == reported
+
+
+async def test_a_route_without_efforts_gets_the_lowest_of_the_vendor(rig: Rig) -> None:
+    job = ANTHROPIC.job(hi(reasoning_effort=MINIMAL), stream=False, route=replace(OPUS, efforts=()))
+    await read_all(rig.provider, job)
+    assert rig.requests[0].body["output_config"] == {"effort": "low"}
+    assert adjusted(rig, job) == ["reasoning_effort=low"]
+
+
+async def test_a_model_that_can_not_think_gets_no_effort(rig: Rig) -> None:
+    for effort, reported in ((MAX, ["reasoning_effort=none"]), (NONE, [])):
+        job = ANTHROPIC.job(hi(reasoning_effort=effort, temperature=1), stream=False, route=HAIKU)
+        await read_all(rig.provider, job)
+        body = rig.requests[-1].body
+        assert body.keys() == {"model", "max_tokens", "messages", "temperature"}
+        assert adjusted(rig, job) == reported
+
+
+async def test_sampling_is_left_out_while_the_model_thinks(rig: Rig) -> None:
+    job = ANTHROPIC.job(hi(reasoning_effort=LOW, temperature=1, top_p=1), stream=False, route=OPUS)
+    await read_all(rig.provider, job)
+    assert rig.requests[0].body.keys().isdisjoint(("temperature", "top_p"))
+    assert adjusted(rig, job) == ["temperature", "top_p"]
+
+
+async def test_the_model_does_not_think_after_tool_calls_whose_thoughts_the_caller_lacks(rig: Rig) -> None:
+    job = ANTHROPIC.job(tools_input(reasoning_effort=LOW, temperature=1), stream=False, route=OPUS)
+    await read_all(rig.provider, job)
+    body = rig.requests[0].body
+    assert (body["output_config"], body["thinking"]) == ({"effort": "low"}, {"type": "disabled"})
+    assert body["temperature"] == 1
+    assert adjusted(rig, job) == []
+
+
+async def test_fields_of_the_operator_replace_the_callers(rig: Rig) -> None:
+    fixed = {"tools": [{"name": "x", "input_schema": {"type": "object"}}], "output_config": {"effort": "low"}}
+    schema = JsonSchema(name="n", schema_json="{}")
+    task = hi(tools=[TIME], format=TextFormat(json_schema=schema), reasoning_effort=MAX)
+    job = ANTHROPIC.job(task, stream=False, route=replace(OPUS, options={"extra": fixed}))
+    await read_all(rig.provider, job)
+    assert {name: rig.requests[0].body[name] for name in fixed} == fixed
+    assert rig.requests[0].raw.count(b'"tools"') == rig.requests[0].raw.count(b'"output_config"') == 1
+    assert adjusted(rig, job) == ["tools", "response_format", "reasoning_effort"]
+
+
+def adjusted(rig: Rig, job: Any) -> list[str]:
+    """What is reported of a job."""
+    adjustments = fit_job(job, rig.provider.fit_text).adjustments
+    return [f"{each.field}={each.used}" if each.used else each.field for each in adjustments]
+
+
+# --- responses
+
+
+async def test_thinking_beside_tool_calls_is_skipped_and_counted(rig: Rig, stream: bool) -> None:
+    rig.script(Answer("Hm.", thinking="hm", tool_calls=(Call("time"),), reasoning_tokens=5))
+    answer = await read_all(rig.provider, ANTHROPIC.job(hi(tools=[TIME]), stream=stream))
+    assert text(answer) == "Hm."
+    assert [name for _, name, _ in tool_calls(answer, stream=stream)] == ["time"]
+    assert reported_usage(answer).reasoning_tokens == 5
+
+
+START = event("message_start", message={"usage": {"input_tokens": 9, "output_tokens": 1}})
+END = event("message_delta", delta={"stop_reason": "tool_use"}, usage={"output_tokens": 7})
+OVER = event("message_stop")
+
+
+def begun(index: int, **fields: Any) -> bytes:
+    """The event that begins a block."""
+    return event("content_block_start", index=index, content_block=fields)
+
+
+def more(index: int, partial_json: Any) -> bytes:
+    """The event with a piece of arguments."""
+    delta = {"type": "input_json_delta", "partial_json": partial_json}
+    return event("content_block_delta", index=index, delta=delta)
+
+
+async def test_only_the_pieces_of_tools_of_the_caller_are_tool_calls(rig: Rig) -> None:
+    steps = (
+        START,
+        begun(0, type="text", text="Hi"),
+        begun(1, type="server_tool_use", id="s", name="web_search", input={}),
+        more(1, '{"query":"x"}'),
+        begun(2, type="tool_use", id="a", name="weather", input={}),
+        more(2, ""),
+        more(2, '{"city":'),
+        more(2, '"Bonn"}'),
+        begun(3, type="server_tool_use", id="t", name="web_search", input={}),
+        more(3, '{"query":"y"}'),
+        # Some proxies send the whole input at once.
+        begun(4, type="tool_use", id="b", name="time", input={"at": "noon"}),
+        words("!", index=5),
+        END,
+        OVER,
+    )
+    rig.script(Reply(steps=steps))
+    answer = await read_all(rig.provider, ANTHROPIC.job(hi(tools=[WEATHER, TIME]), stream=True))
+    assert text(answer) == "Hi!"
+    assert tool_calls(answer, stream=True) == [
+        ("a", "weather", '{"city":"Bonn"}'),
+        ("b", "time", '{"at":"noon"}'),
+    ]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        begun(0, type="tool_use", id="a", input={}),
+        begun(0, type="tool_use", id="a", name=7, input={}),
+        begun(0, type="tool_use", id="a", name="time", input=[1]),
+        begun(0, type="tool_use", id="a", name="time", input={}) + more(0, 7),
+        begun(0, type="tool_use", id="a", name="time", input={})
+        + more(0, None).replace(b', "partial_json": null', b""),
+    ],
+)
+async def test_a_tool_call_that_can_not_be_read_fails(rig: Rig, broken: bytes) -> None:
+    rig.script(Reply(steps=(START, broken, END, OVER)))
+    error, _ = await failure(rig.provider, ANTHROPIC.job(hi(tools=[TIME]), stream=True))
+    assert error.code == "provider_failed"
+
+
+async def test_a_refusal_keeps_its_finish_reason(rig: Rig, stream: bool) -> None:
+    rig.script(Answer("No.", finish_reason="refusal"))
+    assert finish_reason(await read_all(rig.provider, ANTHROPIC.job(stream=stream))) == FILTERED
+
+
+# --- refusals of the vendor
+
+
+@pytest.mark.parametrize(
+    ("task", "field"),
+    [
+        (hi(tools=[Tool(name="x", parameters_json='{"type":"object"}', strict=True)]), "tools"),
+        (hi(tools=[Tool(name="x", parameters_json='{"type":"string"}')]), "tools"),
+        (
+            hi(
+                format=TextFormat(
+                    json_schema=JsonSchema(name="x", schema_json='{"type":"object"}', strict=True)
+                )
+            ),
+            "response_format",
+        ),
+    ],
+)
+async def test_a_schema_that_the_vendor_refuses_is_the_callers_fault(
+    rig: Rig, task: TextInput, field: str, stream: bool
+) -> None:
+    error, _ = await failure(rig.provider, ANTHROPIC.job(task, stream=stream))
+    assert (error.code, error.field) == ("invalid_parameter", field)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "field"),
+    [
+        ("tools.0.custom.input_schema: JSON schema is invalid", "invalid_parameter", "tools"),
+        ("tool_choice: no tool is called x", "invalid_parameter", "tool_choice"),
+        ("output_config.format.schema: too complex", "invalid_parameter", "response_format"),
+        ("output_config.effort: not for this model", "provider_failed", None),
+        ("messages.1: `tool_use` ids were found without", "invalid_parameter", "messages"),
+    ],
+)
+async def test_the_field_at_fault_is_named_if_the_caller_set_it(
+    rig: Rig, wrong: str, code: str, field: str | None
+) -> None:
+    rig.script(error_reply(400, message=wrong))
+    error, _ = await failure(rig.provider, ANTHROPIC.job(stream=False))
+    assert (error.code, error.field) == (code, field)
+
+
+async def test_a_route_that_drops_tools_still_takes_calls_of_before(rig: Rig) -> None:
+    route = Route("anthropic", "claude-haiku-4-5", drop=frozenset(("tools",)))
+    job = ANTHROPIC.job(tools_input(tool_choice=ToolChoice(tool="time")), stream=False, route=route)
+    await read_all(rig.provider, job)
+    assert rig.requests[0].body["tool_choice"] == {"type": "none"}
+    assert adjusted(rig, job) == ["tools", "tool_choice"]
