@@ -32,10 +32,10 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed"}
 """Errors of requests that are no task."""
 
-CALLERS = [("test", "gpt-4")]
+CALLERS = [("test", "gpt-4"), *(("live", model) for model in ("gpt-4", "claude-3-haiku", "mixtral-8x7b"))]
 """Modes and models."""
 
-app = app_fixture()
+app = app_fixture(settings={"anthropic_api_key": "anthropic-upstream"})
 
 
 def response_body(name: str, model: str) -> dict[str, Any]:
