@@ -30,7 +30,7 @@ def request_id_of(received: Received) -> str:
 
 class Vendor:
     """The answers to all requests. `scripts` has those to single requests, by request id; `calls` counts the
-    requests."""
+    requests. If a request has tools, an answer calls one of them after its words: see `TextAnswer`."""
 
     def __init__(self) -> None:
         self.text: Script = Answer(WORDS)

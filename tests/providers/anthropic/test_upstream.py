@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from pomelo.testing import FaultUpstream, Stop
+from pomelo.testing import Call, FaultUpstream, Stop
 from pomelo.testing.anthropic_protocol import Answer, error_event, error_reply
 from tests.providers.rig import KEY, ask
 
@@ -146,3 +146,71 @@ async def test_a_wrong_key_or_version_is_refused(upstream: FaultUpstream) -> Non
     assert (await post(upstream, GOOD, version="2020-01-01"))[0] == 400
     assert (await post(upstream, GOOD | {"temperature": 1}, version="2026-10-21"))[0] == 400
     assert (await post(upstream, [GOOD]))[0] == 400
+
+
+TOOL: Any = {"name": "weather", "input_schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize("thinking", [None, "hm"])
+@pytest.mark.parametrize("text", ["", "Hm."])
+async def test_the_official_client_reads_tool_calls(
+    upstream: FaultUpstream, client: anthropic.AsyncAnthropic, thinking: str | None, text: str
+) -> None:
+    calls = (Call("weather", '{"city":"Zürich"}'), Call("weather"))
+    upstream.script(*[Answer(text, tool_calls=calls, thinking=thinking, finish_reason="tool_use")] * 2)
+    answer = await client.messages.create(**GOOD, tools=[TOOL])
+    async with client.messages.stream(**GOOD, tools=[TOOL]) as stream:
+        streamed = await stream.get_final_message()
+    for message in (answer, streamed):
+        blocks: list[Any] = list(message.content)
+        assert [block.input for block in blocks if block.type == "tool_use"] == [{"city": "Zürich"}, {}]
+        assert len(blocks) == 2 + bool(thinking) + bool(text)
+        assert message.stop_reason == "tool_use"
+
+
+USE = {"type": "tool_use", "id": "a", "name": "weather", "input": {}}
+RESULT = {"type": "tool_result", "tool_use_id": "a"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": [{"name": "weather", "input_schema": {}}]},
+        {"tools": [{"name": "a b", "input_schema": {"type": "object"}}]},
+        {"tools": [TOOL, TOOL]},
+        {"tools": [TOOL | {"strict": True}]},
+        {"tools": [TOOL], "tool_choice": {"type": "required"}},
+        {"tools": [TOOL], "tool_choice": {"type": "none", "disable_parallel_tool_use": True}},
+        {"output_config": {"effort": "minimal"}},
+        {"output_config": {"effort": "low"}},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+        {"model": "claude-opus-4-6", "thinking": {"type": "adaptive"}, "temperature": 1},
+        *(
+            {"tools": tools, "messages": [*GOOD["messages"], *turns]}
+            for tools, turns in (
+                ([TOOL], [{"role": "assistant", "content": [USE]}]),
+                ([TOOL], [{"role": "user", "content": [RESULT]}]),
+                ([], [{"role": "assistant", "content": [USE]}, {"role": "user", "content": [RESULT]}]),
+                (
+                    [TOOL],
+                    [{"role": "assistant", "content": [USE, USE]}, {"role": "user", "content": [RESULT]}],
+                ),
+                (
+                    [TOOL],
+                    [
+                        {"role": "assistant", "content": [USE]},
+                        {"role": "user", "content": [{"type": "text", "text": "x"}, RESULT]},
+                    ],
+                ),
+            )
+        ),
+    ],
+)
+async def test_tools_that_the_vendor_would_refuse_are_refused(
+    upstream: FaultUpstream, change: dict[str, Any]
+) -> None:
+    headers = {"x-api-key": KEY, "anthropic-version": "2023-06-01"}
+    status, body = await ask(
+        "POST", upstream.anthropic_base_url + "/v1/messages", json=GOOD | change, headers=headers
+    )
+    assert (status, body["error"]["type"]) == (400, "invalid_request_error")

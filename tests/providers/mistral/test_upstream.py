@@ -9,7 +9,7 @@ import pytest
 from mistralai.client import Mistral
 from mistralai.client.errors import HTTPValidationError, SDKError
 
-from pomelo.testing import FaultUpstream
+from pomelo.testing import Call, FaultUpstream
 from pomelo.testing.mistral_protocol import Answer, error_reply
 from tests.providers.rig import KEY, ask
 
@@ -150,3 +150,21 @@ async def ordered(upstream: FaultUpstream, messages: list[dict[str, Any]]) -> in
     if status != 200:
         assert (body["type"], body["code"]) == ("invalid_request_message_order", "3230")
     return status
+
+
+async def test_the_official_client_reads_tool_calls(upstream: FaultUpstream, client: Mistral) -> None:
+    calls = (Call("weather", '{"city":"Zürich"}'), Call("weather"))
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    upstream.script(*[Answer("", tool_calls=calls, finish_reason="tool_calls")] * 2)
+    answer = await client.chat.complete_async(**GOOD, tools=tools)
+    assert answer.choices[0].message is not None
+    found = [answer.choices[0].message.tool_calls]
+    async with await client.chat.stream_async(**GOOD, tools=tools) as stream:
+        found += [event.data.choices[0].delta.tool_calls async for event in stream]
+    whole, streamed = [each for each in found if each]
+    for tool_calls in (whole, streamed):
+        functions = [call.function for call in tool_calls]
+        assert [(each.name, each.arguments) for each in functions] == [
+            ("weather", '{"city":"Zürich"}'),
+            ("weather", "{}"),
+        ]

@@ -10,7 +10,7 @@ import aiohttp
 import openai
 import pytest
 
-from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_event, error_reply
+from pomelo.testing import Answer, Call, FaultUpstream, Gate, Stop, error_event, error_reply
 from tests.providers.rig import KEY, ask
 
 GOOD: dict[str, Any] = {"model": "gpt-4.1", "messages": [{"role": "user", "content": "Hi"}]}
@@ -214,3 +214,49 @@ async def test_an_opened_gate_lets_the_answer_continue(
     gate.open()
     assert (await request_task).choices[0].message.content == "one two"
     assert not upstream.requests[0].left.is_set()
+
+
+TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+async def test_the_official_client_reads_tool_calls(
+    upstream: FaultUpstream, client: openai.AsyncOpenAI
+) -> None:
+    calls = (Call("weather", '{"city":"Zürich"}'), Call("weather"))
+    upstream.script(*[Answer("Hm.", tool_calls=calls, finish_reason="tool_calls")] * 2)
+    answer = await client.chat.completions.create(**GOOD, tools=[TOOL])
+    async with client.chat.completions.stream(**GOOD, tools=[TOOL]) as stream:
+        streamed = await stream.get_final_completion()
+    for choice in (answer.choices[0], streamed.choices[0]):
+        assert (choice.message.content, choice.finish_reason) == ("Hm.", "tool_calls")
+        functions = [call.function for call in choice.message.tool_calls or () if call.type == "function"]
+        assert [(each.name, each.arguments) for each in functions] == [
+            ("weather", '{"city":"Zürich"}'),
+            ("weather", "{}"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"tools": []}, "tools"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        ({"response_format": {"type": "json"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"messages": [{"role": "tool", "tool_call_id": "1", "content": "x"}]}, "messages[0]"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            "messages[0].tool_calls[0]",
+        ),
+        ({"model": "gpt-5.6-sol", "tools": [TOOL]}, "reasoning_effort"),
+    ],
+)
+async def test_tools_that_the_vendor_would_refuse_are_refused(
+    upstream: FaultUpstream, client: openai.AsyncOpenAI, change: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.chat.completions.create(**(GOOD | change))
+    assert refused.value.param == param
