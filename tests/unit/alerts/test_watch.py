@@ -1,0 +1,57 @@
+"""What is reported of a real store, search by search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pomelo.alerts.alert import Alert
+from pomelo.alerts.watch import Watch
+from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Grant
+from pomelo.stores.sqlite import open_sqlite
+from tests.unit.accounts.audited_store import ACME, add_account, run
+
+
+async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_another_grant(
+    tmp_path: Path,
+) -> None:
+    sent: list[Alert] = []
+    failures = [PomeloError("store_unavailable")]
+    noted: dict[str, str] = {}
+
+    async def note_state(subject: str, state: str, seconds: float) -> bool:
+        if failures:
+            raise failures.pop()
+        return noted.get(subject) != noted.setdefault(subject, state)
+
+    async with open_sqlite(tmp_path / "pomelo.db") as store:
+        await add_account(store, micros=900)
+        watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
+        watch.charged(await run(store, "a", output_tokens=50))  # 750 microcredits
+        with pytest.raises(PomeloError):
+            await watch.search()
+        assert not sent
+        await watch.search()
+        assert [(alert.type, alert.data["available_micros"]) for alert in sent] == [("balance.low", 150)]
+        noted.clear()  # only the next charged task is looked at
+        await watch.search()
+        assert len(sent) == 1
+        watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set)
+        watch.charged(await run(store, "free", input_tokens=0, output_tokens=0))
+        await watch.search()
+        assert sent[1].id == sent[0].id  # after a restart, the receiver recognises it
+        await store.grant(Grant("second", ACME, 1_000, 2.0))
+        watch.charged(await run(store, "b", output_tokens=50))
+        await watch.search()
+        assert len(sent) == 2  # 400 are left, more than a fifth of the last grant
+        await store.set_credit_limit(ACME, 10_000)
+        watch.charged(await run(store, "c", output_tokens=50))
+        await watch.search()
+        assert len(sent) == 2
+        await store.set_credit_limit(ACME, 400)
+        watch.charged(await run(store, "d", input_tokens=0, output_tokens=0))
+        await watch.search()
+        assert [alert.data["threshold_micros"] for alert in sent] == [180, 180, 280]
+        assert sent[2].id != sent[1].id
