@@ -41,6 +41,7 @@ from pomelo.providers.replicate import Replicate
 from pomelo.providers.together import Together
 from pomelo.tasks import TASK_TYPES
 from pomelo.testing import FaultUpstream, Received
+from tests.providers.client_names import client_names
 from tests.providers.rig import KEY, read_all
 
 REFUSALS = (AssertionError, TypeError, ValueError)
@@ -182,7 +183,7 @@ async def check(setup: Setup, case: Case, received: Received, stream: bool) -> N
     if case.route.provider == "elevenlabs":
         await _check_speech(setup, case, received)
         return
-    body = dict(received.body)
+    body = client_names(case.route.provider, received.body)
     if case.route.provider == "anthropic":
         _check_sampling(body)
         # What may take long is asked for as a stream and put together.
@@ -190,19 +191,7 @@ async def check(setup: Setup, case: Case, received: Received, stream: bool) -> N
     if case.route.provider == "replicate":
         assert body.keys() == {"input"}
         body = body["input"]
-    if case.route.provider == "mistral":
-        body = client_names(body)
     _fields(case.route.provider, case.route.model, stream).validate_json(to_json(body), strict=True)
-
-
-def client_names(body: dict[str, Any]) -> dict[str, Any]:
-    """A body with the name that Mistral's client has for the field `schema` of an output format."""
-    output_format = body.get("response_format", {})
-    if "json_schema" not in output_format:
-        return body
-    schema = dict(output_format["json_schema"])
-    schema["schema_definition"] = schema.pop("schema")
-    return body | {"response_format": output_format | {"json_schema": schema}}
 
 
 def _check_call(case: Case, received: Received, stream: bool) -> None:
@@ -271,9 +260,8 @@ def _types(provider: str, model: str, stream: bool) -> Any:
         params = anthropic_types
         return params.MessageCreateParamsStreaming if stream else params.MessageCreateParamsNonStreaming
     if provider == "mistral":
-        params = mistral_types
         kind = "Stream" if stream else ""
-        return getattr(params, f"ChatCompletion{kind}RequestTypedDict")
+        return getattr(mistral_types, f"ChatCompletion{kind}RequestTypedDict")
     return {
         "flux-pro-1.1": _FluxPro,
         "flux-dev": _FluxDev,

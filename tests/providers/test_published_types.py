@@ -36,6 +36,7 @@ from pomelo.providers.base import AudioSource
 from pomelo.testing import Received, VoiceList
 from pomelo.testing.form import Part
 from tests.providers import image_rig, inputs, text_rig
+from tests.providers.client_names import client_names
 from tests.providers.elevenlabs import rig
 from tests.providers.published import (
     CASES,
@@ -43,7 +44,6 @@ from tests.providers.published import (
     Case,
     Setup,
     check,
-    client_names,
     open_providers,
     sent,
 )
@@ -178,7 +178,7 @@ async def _mistral(setup: Setup, received: Received) -> None:
     body = dict(received.body)
     url = setup.upstream.mistral_base_url
     async with mistralai.client.Mistral(server_url=url, api_key=KEY) as client:
-        body = client_names(body)
+        body = client_names("mistral", body)
         if body.pop("stream", False):
             async with await client.chat.stream_async(**body):
                 pass

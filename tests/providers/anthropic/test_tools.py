@@ -22,25 +22,18 @@ from pomelo.gen.v1.text_pb2 import (
     ToolChoice,
 )
 from pomelo.providers.base import fit_job
-from pomelo.testing import Call, FaultUpstream, Reply
-from pomelo.testing.anthropic_protocol import Answer, error_reply, event, words
+from pomelo.testing import FaultUpstream
 from tests.providers.rig import Rig, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
-    FILTERED,
     PNG,
     TIME,
     WEATHER,
     assistant,
-    failure,
-    finish_reason,
     hi,
     image,
-    reported_usage,
     result,
     sent,
-    text,
-    tool_calls,
     tools_input,
 )
 
@@ -287,6 +280,14 @@ async def test_any_json_object_is_left_out_and_reported(rig: Rig) -> None:
     assert adjusted(rig, job) == ["response_format"]
 
 
+async def test_a_route_that_drops_tools_still_takes_calls_of_before(rig: Rig) -> None:
+    route = Route("anthropic", "claude-haiku-4-5", drop=frozenset(("tools",)))
+    job = ANTHROPIC.job(tools_input(tool_choice=ToolChoice(tool="time")), stream=False, route=route)
+    await read_all(rig.provider, job)
+    assert rig.requests[0].body["tool_choice"] == {"type": "none"}
+    assert adjusted(rig, job) == ["tools", "tool_choice"]
+
+
 # --- reasoning
 
 
@@ -363,130 +364,3 @@ def adjusted(rig: Rig, job: Any) -> list[str]:
     """What is reported of a job."""
     adjustments = fit_job(job, rig.provider.fit_text).adjustments
     return [f"{each.field}={each.used}" if each.used else each.field for each in adjustments]
-
-
-# --- responses
-
-
-async def test_thinking_beside_tool_calls_is_skipped_and_counted(rig: Rig, stream: bool) -> None:
-    rig.script(Answer("Hm.", thinking="hm", tool_calls=(Call("time"),), reasoning_tokens=5))
-    answer = await read_all(rig.provider, ANTHROPIC.job(hi(tools=[TIME]), stream=stream))
-    assert text(answer) == "Hm."
-    assert [name for _, name, _ in tool_calls(answer, stream=stream)] == ["time"]
-    assert reported_usage(answer).reasoning_tokens == 5
-
-
-START = event("message_start", message={"usage": {"input_tokens": 9, "output_tokens": 1}})
-END = event("message_delta", delta={"stop_reason": "tool_use"}, usage={"output_tokens": 7})
-OVER = event("message_stop")
-
-
-def begun(index: int, **fields: Any) -> bytes:
-    """The event that begins a block."""
-    return event("content_block_start", index=index, content_block=fields)
-
-
-def more(index: int, partial_json: Any) -> bytes:
-    """The event with a piece of arguments."""
-    delta = {"type": "input_json_delta", "partial_json": partial_json}
-    return event("content_block_delta", index=index, delta=delta)
-
-
-async def test_only_the_pieces_of_tools_of_the_caller_are_tool_calls(rig: Rig) -> None:
-    steps = (
-        START,
-        begun(0, type="text", text="Hi"),
-        begun(1, type="server_tool_use", id="s", name="web_search", input={}),
-        more(1, '{"query":"x"}'),
-        begun(2, type="tool_use", id="a", name="weather", input={}),
-        more(2, ""),
-        more(2, '{"city":'),
-        more(2, '"Bonn"}'),
-        begun(3, type="server_tool_use", id="t", name="web_search", input={}),
-        more(3, '{"query":"y"}'),
-        # Some proxies send the whole input at once.
-        begun(4, type="tool_use", id="b", name="time", input={"at": "noon"}),
-        words("!", index=5),
-        END,
-        OVER,
-    )
-    rig.script(Reply(steps=steps))
-    answer = await read_all(rig.provider, ANTHROPIC.job(hi(tools=[WEATHER, TIME]), stream=True))
-    assert text(answer) == "Hi!"
-    assert tool_calls(answer, stream=True) == [
-        ("a", "weather", '{"city":"Bonn"}'),
-        ("b", "time", '{"at":"noon"}'),
-    ]
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        begun(0, type="tool_use", id="a", input={}),
-        begun(0, type="tool_use", id="a", name=7, input={}),
-        begun(0, type="tool_use", id="a", name="time", input=[1]),
-        begun(0, type="tool_use", id="a", name="time", input={}) + more(0, 7),
-        begun(0, type="tool_use", id="a", name="time", input={})
-        + more(0, None).replace(b', "partial_json": null', b""),
-    ],
-)
-async def test_a_tool_call_that_can_not_be_read_fails(rig: Rig, broken: bytes) -> None:
-    rig.script(Reply(steps=(START, broken, END, OVER)))
-    error, _ = await failure(rig.provider, ANTHROPIC.job(hi(tools=[TIME]), stream=True))
-    assert error.code == "provider_failed"
-
-
-async def test_a_refusal_keeps_its_finish_reason(rig: Rig, stream: bool) -> None:
-    rig.script(Answer("No.", finish_reason="refusal"))
-    assert finish_reason(await read_all(rig.provider, ANTHROPIC.job(stream=stream))) == FILTERED
-
-
-# --- refusals of the vendor
-
-
-@pytest.mark.parametrize(
-    ("task", "field"),
-    [
-        (hi(tools=[Tool(name="x", parameters_json='{"type":"object"}', strict=True)]), "tools"),
-        (hi(tools=[Tool(name="x", parameters_json='{"type":"string"}')]), "tools"),
-        (
-            hi(
-                format=TextFormat(
-                    json_schema=JsonSchema(name="x", schema_json='{"type":"object"}', strict=True)
-                )
-            ),
-            "response_format",
-        ),
-    ],
-)
-async def test_a_schema_that_the_vendor_refuses_is_the_callers_fault(
-    rig: Rig, task: TextInput, field: str, stream: bool
-) -> None:
-    error, _ = await failure(rig.provider, ANTHROPIC.job(task, stream=stream))
-    assert (error.code, error.field) == ("invalid_parameter", field)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "code", "field"),
-    [
-        ("tools.0.custom.input_schema: JSON schema is invalid", "invalid_parameter", "tools"),
-        ("tool_choice: no tool is called x", "invalid_parameter", "tool_choice"),
-        ("output_config.format.schema: too complex", "invalid_parameter", "response_format"),
-        ("output_config.effort: not for this model", "provider_failed", None),
-        ("messages.1: `tool_use` ids were found without", "invalid_parameter", "messages"),
-    ],
-)
-async def test_the_field_at_fault_is_named_if_the_caller_set_it(
-    rig: Rig, wrong: str, code: str, field: str | None
-) -> None:
-    rig.script(error_reply(400, message=wrong))
-    error, _ = await failure(rig.provider, ANTHROPIC.job(stream=False))
-    assert (error.code, error.field) == (code, field)
-
-
-async def test_a_route_that_drops_tools_still_takes_calls_of_before(rig: Rig) -> None:
-    route = Route("anthropic", "claude-haiku-4-5", drop=frozenset(("tools",)))
-    job = ANTHROPIC.job(tools_input(tool_choice=ToolChoice(tool="time")), stream=False, route=route)
-    await read_all(rig.provider, job)
-    assert rig.requests[0].body["tool_choice"] == {"type": "none"}
-    assert adjusted(rig, job) == ["tools", "tool_choice"]
