@@ -22,8 +22,8 @@ _MEMBERS: Mapping[str, str] = {
 
 
 class Conversation:
-    """The messages of a task, made from the items of an input. `ignored` are the caller's names of
-    those without effect."""
+    """The messages of a task, made from the items of an input. `ignored` has the caller's name of the first
+    item without effect; a long conversation may have thousands of them."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -82,7 +82,8 @@ class Conversation:
                 message = {"role": "tool", "tool_call_id": item["call_id"], "content": content}
                 self._add(label, message, output_label)
             case "reasoning":  # of another provider: no model takes it
-                self.ignored.append(label)
+                if not self.ignored:
+                    self.ignored.append(label)
             case _:
                 raise invalid(f"{label}.type", "message, function_call or function_call_output")
 

@@ -142,6 +142,12 @@ async def test_adjusted_fields_have_the_names_that_the_caller_used(gateway: Gate
         assert adjusted == "max_output_tokens=128000"
 
 
+async def test_of_many_items_without_effect_only_the_first_is_in_the_header(gateway: GatewayApp) -> None:
+    items = [{"role": "user", "content": "Hi"}, *[{"type": "reasoning"}] * 5000]
+    _, adjusted = await post(gateway, "/v1/responses", {**RESPONSE, "input": items})
+    assert adjusted == "input[1]"
+
+
 async def test_a_large_request_is_answered_as_a_small_one(gateway: GatewayApp) -> None:
     text = "Hello there " * 10_000
     for path, body in (
