@@ -68,9 +68,9 @@ class Conversation:
         match item.get("type"):
             case None | "message":
                 check_names(item, ("type", "id", "role", "content", "status", "phase"), label)
-                content_label = f"{label}.content"
-                content = _to_content(content_label, item.get("content"))
-                self._add(label, {"role": item.get("role"), "content": content}, content_label)
+                self._add_message(
+                    label, item.get("role"), _to_content(f"{label}.content", item.get("content"))
+                )
             case "function_call":
                 self._add_call(label, item)
             case "function_call_output":
@@ -86,6 +86,17 @@ class Conversation:
                     self.ignored.append(label)
             case _:
                 raise invalid(f"{label}.type", "message, function_call or function_call_output")
+
+    def _add_message(self, label: str, role: Any, content: Any) -> None:
+        """Adds a message, or what an answer says after calls of tools, which come last in a message."""
+        content_label = f"{label}.content"
+        last = self.messages[-1] if self.messages else {}
+        if role != "assistant" or "tool_calls" not in last:
+            self._add(label, {"role": role, "content": content}, content_label)
+            return
+        if last["content"] is None:
+            self._labels[f"messages[{len(self.messages) - 1}].content"] = content_label
+        last["content"] = [*_to_parts(last["content"]), *_to_parts(content)]
 
     def _add_call(self, label: str, item: dict[str, Any]) -> None:
         """Adds a call of a tool to the answer that it belongs to."""
@@ -106,6 +117,12 @@ def _to_content(label: str, value: Any) -> Any:
     if type(value) is not list:
         return value
     return [_to_part(f"{label}[{i}]", part) for i, part in enumerate(value)]
+
+
+def _to_parts(content: Any) -> list[Any]:
+    if content is None or type(content) is list:
+        return content or []
+    return [{"type": "text", "text": content}]
 
 
 def _to_part(label: str, part: Any) -> dict[str, Any]:

@@ -86,6 +86,7 @@ OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "noon"}
         ({"input": [CALL, CALL]}, "input[1].call_id"),
         ({"input": [CALL, {**OUTPUT, "output": 1}]}, "input[1].output"),
         ({"input": [CALL, {**OUTPUT, "call_id": "d"}]}, "input[1].call_id"),
+        ({"input": [CALL, {"role": "assistant", "content": 1}, OUTPUT]}, "input[1].content[0].text"),
         ({"input": [{"type": "reasoning"}, CALL]}, "input[1]"),
     ],
 )
