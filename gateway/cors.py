@@ -27,10 +27,13 @@ _ALLOWED_HEADERS = (
     "Prefer",
     "traceparent",
     "Range",
-    # OpenAI's SDK for JavaScript sends these on every request.
+    # OpenAI's SDK for JavaScript sends these: User-Agent if the browser lets it, as Firefox does, and
+    # X-Stainless-Helper-Method for helpers such as `stream` and `parse`, the others on every request.
     "OpenAI-Organization",
     "OpenAI-Project",
+    "User-Agent",
     "X-Stainless-Arch",
+    "X-Stainless-Helper-Method",
     "X-Stainless-Lang",
     "X-Stainless-OS",
     "X-Stainless-Package-Version",

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.types.fields import check_names
 from pomelo.errors import invalid, missing
 
+_PART = re.compile(r"messages\[\d+\](?:\.content|\.tool_calls\[\d+\])?")
+"""A message of a task, its content or one of its tool calls."""
+
+_MEMBERS: Mapping[str, str] = {
+    ".id": ".call_id",
+    ".function.name": ".name",
+    ".function.arguments": ".arguments",
+    ".tool_call_id": ".call_id",
+}
+"""The members of items whose names are not those of a task's messages."""
+
 
 class Conversation:
-    """The messages of a task, made from the items of an input. `labels` are the caller's names of the
-    messages, `ignored` those of items without effect."""
+    """The messages of a task, made from the items of an input. `ignored` has the caller's name of the first
+    item without effect; a long conversation may have thousands of them."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
-        self.labels: list[str] = []
         self.ignored: list[str] = []
+        self._labels: dict[str, str] = {}
+        """The caller's names of messages, of their contents and of their tool calls."""
+
+    def caller_name(self, field: str) -> str:
+        """Returns the caller's name of a field of a message."""
+        part = _PART.match(field)
+        if part is None:
+            return field
+        rest = field[part.end() :]
+        return self._labels[part[0]] + _MEMBERS.get(rest, rest)
 
     def add_instructions(self, text: Any) -> None:
         if text is not None:
-            self._add("instructions", {"role": "system", "content": text})
+            self._add("instructions", {"role": "system", "content": text}, "instructions")
 
     def add_input(self, value: Any) -> None:
         """Adds a text, or a list of items.
@@ -30,14 +52,15 @@ class Conversation:
         if value is None:
             raise missing("input")
         if type(value) is not list:
-            self._add("input", {"role": "user", "content": value})
+            self._add("input", {"role": "user", "content": value}, "input")
             return
         for i, item in enumerate(value):
             self._add_item(f"input[{i}]", item)
 
-    def _add(self, label: str, message: dict[str, Any]) -> None:
+    def _add(self, label: str, message: dict[str, Any], content_label: str) -> None:
+        field = f"messages[{len(self.messages)}]"
+        self._labels[field], self._labels[f"{field}.content"] = label, content_label
         self.messages.append(message)
-        self.labels.append(label)
 
     def _add_item(self, label: str, item: Any) -> None:
         if type(item) is not dict:
@@ -45,20 +68,35 @@ class Conversation:
         match item.get("type"):
             case None | "message":
                 check_names(item, ("type", "id", "role", "content", "status", "phase"), label)
-                content = _to_content(f"{label}.content", item.get("content"))
-                self._add(label, {"role": item.get("role"), "content": content})
+                self._add_message(
+                    label, item.get("role"), _to_content(f"{label}.content", item.get("content"))
+                )
             case "function_call":
                 self._add_call(label, item)
             case "function_call_output":
                 check_names(item, ("type", "id", "call_id", "output", "status"), label)
                 if item.get("call_id") is None:
                     raise missing(f"{label}.call_id")
-                content = _to_content(f"{label}.output", item.get("output"))
-                self._add(label, {"role": "tool", "tool_call_id": item["call_id"], "content": content})
+                output_label = f"{label}.output"
+                content = _to_content(output_label, item.get("output"))
+                message = {"role": "tool", "tool_call_id": item["call_id"], "content": content}
+                self._add(label, message, output_label)
             case "reasoning":  # of another provider: no model takes it
-                self.ignored.append(label)
+                if not self.ignored:
+                    self.ignored.append(label)
             case _:
                 raise invalid(f"{label}.type", "message, function_call or function_call_output")
+
+    def _add_message(self, label: str, role: Any, content: Any) -> None:
+        """Adds a message, or what an answer says after calls of tools, which come last in a message."""
+        content_label = f"{label}.content"
+        last = self.messages[-1] if self.messages else {}
+        if role != "assistant" or "tool_calls" not in last:
+            self._add(label, {"role": role, "content": content}, content_label)
+            return
+        if last["content"] is None:
+            self._labels[f"messages[{len(self.messages) - 1}].content"] = content_label
+        last["content"] = [*_to_parts(last["content"]), *_to_parts(content)]
 
     def _add_call(self, label: str, item: dict[str, Any]) -> None:
         """Adds a call of a tool to the answer that it belongs to."""
@@ -69,14 +107,22 @@ class Conversation:
         function = {"name": item["name"], "arguments": item.get("arguments")}
         call = {"id": item["call_id"], "type": "function", "function": function}
         if not self.messages or self.messages[-1]["role"] != "assistant":
-            self._add(label, {"role": "assistant", "content": None})
-        self.messages[-1].setdefault("tool_calls", []).append(call)
+            self._add(label, {"role": "assistant", "content": None}, f"{label}.content")
+        calls = self.messages[-1].setdefault("tool_calls", [])
+        self._labels[f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"] = label
+        calls.append(call)
 
 
 def _to_content(label: str, value: Any) -> Any:
     if type(value) is not list:
         return value
     return [_to_part(f"{label}[{i}]", part) for i, part in enumerate(value)]
+
+
+def _to_parts(content: Any) -> list[Any]:
+    if content is None or type(content) is list:
+        return content or []
+    return [{"type": "text", "text": content}]
 
 
 def _to_part(label: str, part: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -45,8 +44,6 @@ _NAMES: Mapping[str, str] = {
     "response_format": "text.format",
 }
 """The caller's names of the fields of a task."""
-
-_MESSAGE = re.compile(r"messages\[(\d+)\]")
 
 
 async def create_response(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response | None:
@@ -120,8 +117,8 @@ class ResponseRequest(TextRequest):
         return reasoning.get("effort")
 
     def caller_name(self, field: str) -> str:
-        if (message := _MESSAGE.match(field)) is not None:
-            return self._conversation.labels[int(message[1])] + field[message.end() :]
+        if field.startswith("messages["):
+            return self._conversation.caller_name(field)
         for name, own in _NAMES.items():
             if field == name or field.startswith((f"{name}.", f"{name}[")):
                 return own + field[len(name) :]

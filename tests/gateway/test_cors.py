@@ -37,9 +37,10 @@ PREFLIGHT = (
 )
 ASKED = {
     "authorization", "content-type", "idempotency-key", "x-request-id", "x-request-timeout", "prefer",
-    "traceparent", "accept", "range", "openai-organization", "openai-project", "x-stainless-arch",
-    "x-stainless-lang", "x-stainless-os", "x-stainless-package-version", "x-stainless-retry-count",
-    "x-stainless-runtime", "x-stainless-runtime-version", "x-stainless-timeout",
+    "traceparent", "accept", "range", "openai-organization", "openai-project", "user-agent",
+    "x-stainless-arch", "x-stainless-helper-method", "x-stainless-lang", "x-stainless-os",
+    "x-stainless-package-version", "x-stainless-retry-count", "x-stainless-runtime",
+    "x-stainless-runtime-version", "x-stainless-timeout",
 }  # fmt: skip
 EXPOSED = {
     "retry-after", "x-request-id", "x-pomelo-mode", "x-pomelo-adjusted", "x-credits-remaining",

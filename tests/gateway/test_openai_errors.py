@@ -69,6 +69,37 @@ async def test_an_error_of_a_field_names_it_as_param(
     assert headers["X-Pomelo-Mode"] == "test"
 
 
+CALL = {"type": "function_call", "call_id": "c", "name": "time", "arguments": "{}"}
+OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "noon"}
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"input": 1}, "input"),
+        ({"instructions": 1}, "instructions"),
+        ({"input": [{"role": "user", "content": 1}]}, "input[0].content"),
+        ({"input": [{"role": "pilot", "content": "Hi"}]}, "input[0].role"),
+        ({"input": [CALL, {**CALL, "call_id": 1}]}, "input[1].call_id"),
+        ({"input": [CALL, {**CALL, "call_id": "d", "name": 1}]}, "input[1].name"),
+        ({"input": [CALL, {**CALL, "call_id": "d", "arguments": 1}]}, "input[1].arguments"),
+        ({"input": [CALL, CALL]}, "input[1].call_id"),
+        ({"input": [CALL, {**OUTPUT, "output": 1}]}, "input[1].output"),
+        ({"input": [CALL, {**OUTPUT, "call_id": "d"}]}, "input[1].call_id"),
+        ({"input": [CALL, {"role": "assistant", "content": 1}, OUTPUT]}, "input[1].content[0].text"),
+        ({"input": [{"type": "reasoning"}, CALL]}, "input[1]"),
+    ],
+)
+async def test_an_error_of_an_item_of_a_response_names_its_own_members(
+    gateway: GatewayApp, more: dict[str, Any], param: str
+) -> None:
+    body = {"model": "gpt-4", "input": "Hi", **more}
+    request = gateway.http.post(f"{gateway.url}/v1/responses", json=body, headers=gateway.headers)
+    error, _ = await error_of(request, 400)
+    assert error["param"] == param
+    assert f" {param}: must be" in error["message"]
+
+
 async def test_a_body_that_is_too_large_or_no_json_has_the_shape_of_openai(open_gateway: OpenApp) -> None:
     async with open_gateway(json_limit=1000) as gateway:
         error, _ = await error_of(post_chat(gateway, data=b" " * 1001, headers=JSON_BODY), 413)

@@ -9,6 +9,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import Role
 from pomelo.gen.v1.usage_pb2 import Usage
 from tests.gateway.gateway_app import GatewayApp
 from tests.gateway.requests import HI
@@ -140,6 +141,34 @@ async def test_adjusted_fields_have_the_names_that_the_caller_used(gateway: Gate
         response = {**RESPONSE, "max_output_tokens": 10**6, "stream": stream}
         _, adjusted = await post(gateway, "/v1/responses", response)
         assert adjusted == "max_output_tokens=128000"
+
+
+async def test_a_text_after_calls_of_tools_belongs_to_their_message(gateway: GatewayApp) -> None:
+    items: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Let me "},
+        {"type": "function_call", "call_id": "c", "name": "time", "arguments": "{}"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "see."}]},
+        {"type": "function_call", "call_id": "d", "name": "time", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "noon"},
+        {"type": "function_call_output", "call_id": "d", "output": "noon"},
+    ]
+    await post(gateway, "/v1/responses", {**RESPONSE, "input": items})
+    messages = gateway.provider.jobs[-1].input.messages
+    assert [message.role for message in messages] == [
+        Role.ROLE_USER,
+        Role.ROLE_ASSISTANT,
+        *[Role.ROLE_TOOL] * 2,
+    ]
+    *texts, first, second = messages[1].content
+    assert [part.text for part in texts] == ["Let me ", "see."]
+    assert (first.tool_call.id, second.tool_call.id) == ("c", "d")
+
+
+async def test_of_many_items_without_effect_only_the_first_is_in_the_header(gateway: GatewayApp) -> None:
+    items = [{"role": "user", "content": "Hi"}, *[{"type": "reasoning"}] * 5000]
+    _, adjusted = await post(gateway, "/v1/responses", {**RESPONSE, "input": items})
+    assert adjusted == "input[1]"
 
 
 async def test_a_large_request_is_answered_as_a_small_one(gateway: GatewayApp) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from pydantic_core import from_json
@@ -15,18 +16,22 @@ from pomelo.providers.text import only_text
 
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]+")
 
+_MAX_VALUES = 65_536
+"""Values in the arguments of all calls that are parsed, as parsing holds up other tasks."""
+
 
 class Conversation:
     """Messages as the API takes them: the texts of the system's, the turns, and the names of all tools that
     were called. Blank texts, which the vendor refuses, are left out."""
 
-    __slots__ = ("_ids", "called", "system", "turns")
+    __slots__ = ("_ids", "_values_left", "called", "system", "turns")
 
     def __init__(self, messages: Iterable[Message]) -> None:
         self.system: list[str] = []
         self.turns: list[dict[str, Any]] = []
         self.called: dict[str, None] = {}
         self._ids: CallIds | None = None
+        self._values_left = _MAX_VALUES
         results: list[dict[str, Any]] | None = None  # of the last turn, if it has any
         for message in messages:
             if message.role == Role.ROLE_SYSTEM:
@@ -60,9 +65,20 @@ class Conversation:
             call = part.tool_call
             self.called[call.name] = None
             call_id = self._ids.of_call(call.id)
-            arguments = _arguments(call.arguments_json)
+            arguments = self._arguments(call.arguments_json)
             return {"type": "tool_use", "id": call_id, "name": call.name, "input": arguments}
         return _tool_result(part.tool_result, self._ids)
+
+    def _arguments(self, text: str) -> dict[str, Any]:
+        """The arguments of a call, which must be an object. The vendor's documentation shows invalid ones to
+        the model in this form; so are those that have too many values."""
+        arguments = None
+        values = sum(map(text.count, "[{,"))  # those in strings, too
+        if values <= self._values_left:
+            self._values_left -= values
+            with suppress(ValueError):
+                arguments = from_json(text or "{}", allow_inf_nan=False)
+        return arguments if isinstance(arguments, dict) else {"INVALID_JSON": text}
 
 
 def _source(image: MediaSource) -> dict[str, str]:
@@ -70,16 +86,6 @@ def _source(image: MediaSource) -> dict[str, str]:
     if not head.startswith("data:"):
         return {"type": "url", "url": image.url}
     return {"type": "base64", "media_type": head[5:].partition(";")[0], "data": data}
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """The arguments of a call, which must be an object. The vendor's documentation shows invalid ones to the
-    model in this form."""
-    try:
-        arguments = from_json(text or "{}", allow_inf_nan=False)
-    except ValueError:
-        arguments = None
-    return arguments if isinstance(arguments, dict) else {"INVALID_JSON": text}
 
 
 def _tool_result(result: ToolResult, ids: CallIds) -> dict[str, Any]:

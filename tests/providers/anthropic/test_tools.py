@@ -174,6 +174,21 @@ async def test_arguments_are_sent_as_an_object(
     assert block["input"] == given
 
 
+async def test_the_arguments_of_all_calls_together_have_a_limited_number_of_values(
+    upstream: FaultUpstream,
+) -> None:
+    half = '{"a":[' + "[]," * 20_000 + "0]}"
+    texts = (half, half, '{"b":1}')
+    called = assistant(
+        "", *[ToolCall(id=f"{i}", name="time", arguments_json=text) for i, text in enumerate(texts)]
+    )
+    results = [result(f"{i}", "12:00") for i in range(len(texts))]
+    task = TextInput(messages=[*hi().messages, called, *results], tools=[TIME])
+    blocks = (await sent(ANTHROPIC, upstream, task)).body["messages"][1]["content"]
+    inputs = [block["input"] for block in blocks]
+    assert inputs == [{"a": [*[[]] * 20_000, 0]}, {"INVALID_JSON": half}, {"b": 1}]
+
+
 async def test_ids_of_other_vendors_are_replaced(upstream: FaultUpstream) -> None:
     called = assistant("", ToolCall(id="call:1", name="time"), ToolCall(id="ä", name="time"))
     task = TextInput(messages=[*hi().messages, called, result("ä", "2"), result("call:1", "1")], tools=[TIME])
