@@ -42,7 +42,7 @@ async def get_model(gateway: Gateway, request: Request, call: Call, visit: Visit
 
 
 async def get_openapi(gateway: Gateway, request: Request, call: Call) -> Response:
-    return json_response(call, gateway.openapi)
+    return json_response(call, gateway.openapi.to_json())
 
 
 async def get_health(gateway: Gateway, request: Request, call: Call) -> Response:

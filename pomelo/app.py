@@ -32,6 +32,7 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import (
     Configuration,
+    find_catalog,
     find_certificate,
     open_media,
     read_configuration,
@@ -229,7 +230,16 @@ async def open_app(
         tls = ReplaceableContext(certificate) if certificate is not None else None
         if settings.rest:
             rest = await stack.enter_async_context(
-                open_rest_of(services, settings, tls, metrics, readiness, shared, observers=observers)
+                open_rest_of(
+                    services,
+                    settings,
+                    tls,
+                    metrics,
+                    readiness,
+                    shared,
+                    observers=observers,
+                    catalog=lambda: reloader.configuration.registry.catalog,
+                )
             )
             media.public_url = media.public_url or rest_url(settings, rest)
 
@@ -300,6 +310,7 @@ async def open_gateway(
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
     certificate = find_certificate(settings)
+    catalog = find_catalog(settings)
     if secret is None:
         log.warning(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
@@ -326,6 +337,7 @@ async def open_gateway(
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,
             observers=(metrics, *observers),
+            catalog=lambda: catalog,
         ) as rest,
     ):
         try:

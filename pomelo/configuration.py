@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pomelo import install_command
 from pomelo.accounts.plans import BUILTIN, Plan
 from pomelo.addresses import join_address
+from pomelo.catalog.catalog import BUILTIN as BUILTIN_CATALOG
 from pomelo.catalog.catalog import Catalog
 from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
@@ -114,16 +115,32 @@ def find_providers(settings: Settings) -> Registry:
     Raises:
         SettingsError: a plug-in, the operator's catalogue or a provider's setting can't be used.
     """
-    try:
+    with _catalog_errors():
         registry = read_registry(settings.catalog)
+    settings.check_providers(registry.entries)
+    return registry
+
+
+def find_catalog(settings: Settings) -> Catalog:
+    """Returns the built-in models and the operator's, without those of plug-ins.
+
+    Raises:
+        SettingsError: the operator's catalogue can't be used.
+    """
+    with _catalog_errors():
+        return Catalog.load(BUILTIN_CATALOG, *([settings.catalog] if settings.catalog is not None else []))
+
+
+@contextmanager
+def _catalog_errors() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(
             f"{error.filename}: can't be read: {error.strerror}. Set POMELO_CATALOG"
         ) from error
-    settings.check_providers(registry.entries)
-    return registry
 
 
 def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials]:

@@ -17,19 +17,19 @@ import pytest
 FOLDER = Path(__file__).parent / "node"
 
 
-def install(cache: Path) -> Path:
-    """Installs the packages below `cache`, unless they are there; returns their `node_modules`. Skips the test if
-    Node.js is missing or npm can't install."""
+def install(cache: Path, folder: Path = FOLDER) -> Path:
+    """Installs the packages of the lock file in `folder` below `cache`, unless they are there; returns their
+    `node_modules`. Skips the test if Node.js is missing or npm can't install."""
     for command in ("node", "npm"):
         if shutil.which(command) is None:
             pytest.skip(f"{command} is not on this machine")
-    lock = (FOLDER / "package-lock.json").read_bytes()
+    lock = (folder / "package-lock.json").read_bytes()
     target = cache / hashlib.sha256(lock).hexdigest()[:16]
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=cache))
         for name in ("package.json", "package-lock.json"):
-            shutil.copy(FOLDER / name, temporary)
+            shutil.copy(folder / name, temporary)
         try:
             subprocess.run(
                 ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefer-offline"],
@@ -41,7 +41,7 @@ def install(cache: Path) -> Path:
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             shutil.rmtree(temporary)
             last = ((error.stderr or b"").decode(errors="replace").strip().splitlines() or ["no answer"])[-1]
-            pytest.skip(f"npm can't install the packages of Node's client: {last}")
+            pytest.skip(f"npm can't install the packages of {folder.name}: {last}")
         if target.exists():  # another test run has installed them
             shutil.rmtree(temporary)
         else:

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from gateway.openapi.schema import NULL_ONLY, Schema, object_of, ref
+from gateway.openapi import examples
+from gateway.openapi.schema import Schema, object_of, ref
 from gateway.types import fields
 from gateway.types.base import Link, StreamObjects, TaskFormat, open_object, result_schema
 from pomelo.errors import invalid, missing
@@ -167,38 +168,51 @@ def _render_usage(usage: Usage) -> dict[str, Any]:
 _COUNT = {"type": "integer", "minimum": 0}
 _USAGE = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
 _CACHE_USAGE = dict.fromkeys(("cached_tokens", "cache_write_tokens"), _COUNT)
+_FINISH_REASON = {"enum": ["stop", "length", "content_filter", None]}
 _RESPONSE_MESSAGE = {"role": {"const": "assistant"}, "content": {"type": "string"}}
 _CHOICE = {
     "index": {"const": 0},
     "message": object_of(_RESPONSE_MESSAGE, _RESPONSE_MESSAGE),
-    "finish_reason": {"enum": ["stop", "length", "content_filter", None]},
+    "finish_reason": _FINISH_REASON,
 }
+_DELTA = {
+    "role": {"const": "assistant", "description": "In the first chunk."},
+    "content": {"type": "string", "description": "Text to append."},
+}
+_CHUNK_CHOICE = {"index": {"const": 0}, "delta": object_of(_DELTA), "finish_reason": _FINISH_REASON}
 _PARTS = {"type": "array", "items": ref("Part"), "minItems": 1, "maxItems": MAX_PARTS}
 _MESSAGE = {
     "role": {"type": "string", "enum": ["system", "user", "assistant"]},
     "content": {"anyOf": [{"type": "string"}, _PARTS]},
 }
 _TEXT_PART = {"type": {"const": "text"}, "text": {"type": "string"}}
+_IMAGE_PART = {"type": {"const": "image_url"}, "image_url": ref("ImageUrl")}
 _URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
-_IMAGE_PART = {
-    "type": {"const": "image_url"},
-    "image_url": object_of(_URL, _URL, additionalProperties=NULL_ONLY),
-}
 
 _SCHEMAS: Mapping[str, Schema] = {
-    "Message": object_of(_MESSAGE, _MESSAGE, additionalProperties=NULL_ONLY),
-    "Part": {
-        "oneOf": [
-            object_of(_TEXT_PART, _TEXT_PART, additionalProperties=NULL_ONLY),
-            object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=NULL_ONLY),
-        ]
-    },
+    "Message": object_of(_MESSAGE, _MESSAGE, additionalProperties=False),
+    "Part": {"oneOf": [ref("TextPart"), ref("ImagePart")]},
+    "TextPart": object_of(_TEXT_PART, _TEXT_PART, additionalProperties=False),
+    "ImagePart": object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=False),
+    "ImageUrl": object_of(_URL, _URL, additionalProperties=False),
     "TaskCompletion": result_schema(
         "task.completion",
         "task",
         choices={"type": "array", "items": object_of(_CHOICE, _CHOICE), "minItems": 1, "maxItems": 1},
-        usage=object_of({**_USAGE, "prompt_tokens_details": ref("PromptTokensDetails")}, _USAGE),
+        usage=ref("TokenUsage"),
     ),
+    "TaskCompletionChunk": result_schema(
+        _CHUNK,
+        "task",
+        choices={
+            "type": "array",
+            "items": object_of(_CHUNK_CHOICE, _CHUNK_CHOICE),
+            "minItems": 1,
+            "maxItems": 1,
+        },
+        optional={"usage": ref("TokenUsage")},
+    ),
+    "TokenUsage": object_of({**_USAGE, "prompt_tokens_details": ref("PromptTokensDetails")}, _USAGE),
     "PromptTokensDetails": object_of(
         _CACHE_USAGE,
         _CACHE_USAGE,
@@ -213,7 +227,41 @@ FORMAT = TaskFormat(
     schema_name="TextTask",
     result_schema_name="TaskCompletion",
     schemas=_SCHEMAS,
+    stream_schema_names=("TaskCompletionChunk",),
     example_model="gpt-4",
+    examples={
+        "A question": {
+            "model": "gpt-4",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 50,
+        },
+        "A stream": {
+            "model": "claude-3-haiku",
+            "messages": [
+                {"role": "system", "content": "Answer in one sentence."},
+                {"role": "user", "content": "Explain quantum computing."},
+            ],
+            "stream": True,
+        },
+        "An image in a message": {
+            "model": "gpt-4-turbo",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "What is in this image?"},
+                        {"type": "image_url", "image_url": {"url": examples.IMAGE}},
+                    ],
+                }
+            ],
+        },
+    },
+    result_example={
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "Paris."}, "finish_reason": "stop"}
+        ],
+        "usage": {"prompt_tokens": 14, "completion_tokens": 2, "total_tokens": 16},
+    },
     rules=TEXT_FIELDS,
     fields=fields.by_name(
         fields.Field(
