@@ -11,6 +11,7 @@ from gateway.account import get_account, list_usage
 from gateway.connections.connection import HEALTH_PATH
 from gateway.media import get_media
 from gateway.objects import render_model
+from gateway.reference import get_reference, get_reference_file
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -68,6 +69,8 @@ ROUTES: Mapping[tuple[str, str], Handler] = {
 OPEN_ROUTES: Mapping[str, OpenHandler] = {
     "/media/{media_id}": get_media,
     "/openapi.json": get_openapi,
+    "/docs": get_reference,
+    "/docs/{file}": get_reference_file,
     HEALTH_PATH: get_health,
 }
 """The GET routes that require no key: they are cheap, or check their caller themselves."""

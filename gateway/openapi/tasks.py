@@ -183,7 +183,6 @@ def _operation(request_examples: Schema) -> Schema:
                 {"type": "string"},
                 "handling=strict (RFC 7240): a field that the model does not accept as it is is refused with "
                 "invalid_parameter. By default it is adjusted, and listed in X-Pomelo-Adjusted.",
-                examples={"strict": {"value": "handling=strict"}},
             ),
             parameter(
                 "X-Request-Timeout",
