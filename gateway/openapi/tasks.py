@@ -18,6 +18,7 @@ _AUDIO = {
     "minLength": 2,
     "description": "Audio as base64, or as a data: URI; in a form, also as a file.",
 }
+_JSON_EVENT = {"type": "string", "contentMediaType": JSON, "contentSchema": ref("TaskEvent")}
 _CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
 _TASK_ERRORS = tuple(code for code in _CODES if code not in ("not_found", "method_not_allowed"))
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "audio/mpeg", "audio/wav", "audio/ogg")
@@ -125,6 +126,14 @@ def _schemas(models: Mapping[str, int]) -> dict[str, Schema]:
             "description": "The data of an event of a stream. `Error` is that of the event `error`.",
             "oneOf": [ref(name) for name in (*events, "Error")],
         },
+        "StreamEvent": object_of(
+            {
+                "event": {"enum": ["message", "error"], "default": "message"},
+                "data": {"anyOf": [{"const": "[DONE]"}, _JSON_EVENT]},
+            },
+            ["data"],
+            description="A server-sent event.",
+        ),
         **schemas,
         "Form": _form(model_name(models, *TASK_FORMATS)),
     }
@@ -201,7 +210,7 @@ def _operation(request_examples: Schema) -> Schema:
         "responses": responses(
             {
                 JSON: {"schema": ref("TaskResult"), "examples": _result_examples()},
-                "text/event-stream": {"schema": ref("TaskEvent")},
+                "text/event-stream": {"schema": ref("StreamEvent")},
                 **dict.fromkeys((*_MEDIA_TYPES, "application/octet-stream"), BINARY),
             },
             *_TASK_ERRORS,
