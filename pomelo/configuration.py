@@ -110,13 +110,14 @@ async def open_bucket(settings: Settings) -> Bucket:
 
 
 def find_providers(settings: Settings) -> Registry:
-    """Returns the models and their providers.
+    """Returns the models and their providers, without what plug-ins break.
 
     Raises:
-        SettingsError: a plug-in, the operator's catalogue or a provider's setting can't be used.
+        SettingsError: the operator's catalogue or a provider's setting can't be used, or two providers have
+            the same name.
     """
     with _catalog_errors():
-        registry = read_registry(settings.catalog)
+        registry = read_registry(settings.catalog, tolerant=True)
     settings.check_providers(registry.entries)
     return registry
 

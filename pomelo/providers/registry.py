@@ -7,7 +7,7 @@ provider's, its object is the provider's class.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -22,7 +22,7 @@ from pomelo.catalog.check import routes, tables
 from pomelo.catalog.rows import RouteRow, row_faults, suggest
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
-from pomelo.providers import BUILTIN, GROUP, SANDBOX, Credentials
+from pomelo.providers import BUILTIN, GROUP, SANDBOX, Credentials, Unusable
 from pomelo.providers.base import Probe, Provider
 from pomelo.providers.chat.compatible import Compatible, HostRow, host
 from pomelo.providers.http.client import Http
@@ -46,6 +46,7 @@ class Entry:
     probe: Probe | None = None
     options: type[BaseModel] | None = None
     task_types: frozenset[str] | None = None
+    is_plugin: bool = False
 
     def located(self, credentials: Mapping[str, Credentials]) -> Credentials:
         """Return its credentials among those of all accounts, with the default base URL if they have none."""
@@ -55,17 +56,23 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The models, and the providers by name, without the sandbox."""
+    """The models, and the providers by name, without the sandbox. `broken` has the plug-ins that can't be
+    used: name -> why, in one line. They are among the providers, but not configured; one of which only the
+    catalogue is wrong has no models."""
 
     catalog: Catalog
     entries: Mapping[str, Entry]
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_registry(own: Path | None = None, plugins: Collection[EntryPoint] | None = None) -> Registry:
+def read_registry(
+    own: Path | None = None, plugins: Collection[EntryPoint] | None = None, *, tolerant: bool = False
+) -> Registry:
     """Read the catalogues and find the providers.
 
     `own` is the operator's catalogue, whose entries replace all others; those of plug-ins replace none.
-    `plugins` are the entry points to load; None: all that are installed.
+    `plugins` are the entry points to load; None: all that are installed. `tolerant`: a plug-in that can't be
+    used is reported in `broken`, and all others work.
 
     Raises:
         ValueError: a plug-in can't be loaded, a name is used twice, or rows are invalid; the message has a
@@ -76,20 +83,44 @@ def read_registry(own: Path | None = None, plugins: Collection[EntryPoint] | Non
         module, _, class_name = reference.partition(":")
         built_in = getattr(import_module(module), class_name)
         entries[name] = replace(_entry(name, built_in), task_types=_task_types(built_in))
-    files = [BUILTIN_CATALOG]
+    broken: dict[str, str] = {}
+    catalogs: list[tuple[EntryPoint, Any]] = []
     for plugin in entry_points(group=GROUP) if plugins is None else plugins:
         if plugin.name in entries or plugin.name == SANDBOX:
             raise ValueError(
                 f"the plug-in {plugin.value}: the name {plugin.name} is used by another provider"
             )
-        provider = _load(plugin)
-        entries[plugin.name] = _entry(plugin.name, provider)
-        if (path := getattr(provider, "catalog", None)) is not None:
-            files.append(_check_catalog(plugin, path, files))
-    catalog = Catalog.load(
-        *files, *([own] if own is not None else []), check=lambda read: list(_faults(read, entries))
-    )
-    return Registry(catalog, entries | {name: _host(name, dict(row)) for name, row in catalog.hosts.items()})
+        try:
+            provider = _load(plugin)
+            entries[plugin.name] = replace(_entry(plugin.name, provider), is_plugin=True)
+        except ValueError as error:
+            if not tolerant:
+                raise
+            broken[plugin.name] = str(error)
+            entries[plugin.name] = Entry(plugin.name, Unusable, is_plugin=True)
+        else:
+            if (path := getattr(provider, "catalog", None)) is not None:
+                catalogs.append((plugin, path))
+
+    def check(read: Sequence[TomlFile]) -> list[Fault]:
+        return list(_faults(read, entries))
+
+    files = [BUILTIN_CATALOG]
+    for plugin, path in catalogs:
+        try:
+            file = _check_catalog(plugin, path, files)
+            if tolerant:
+                Catalog.load(*files, file, check=check)
+        except (ValueError, OSError) as error:
+            if not tolerant:
+                raise
+            named = "" if str(error).startswith("the plug-in ") else f"the plug-in {plugin.name}: "
+            broken[plugin.name] = named + "; ".join(str(error).splitlines())
+        else:
+            files.append(file)
+    catalog = Catalog.load(*files, *([own] if own is not None else []), check=check)
+    hosts = {name: _host(name, dict(row)) for name, row in catalog.hosts.items()}
+    return Registry(catalog, entries | hosts, broken)
 
 
 def _load(plugin: EntryPoint) -> Any:

@@ -221,17 +221,3 @@ async def test_doctor_reports_the_plug_in_and_the_hosts(site: Path, vendor: Vend
     assert found["ollama"]["detail"] == "OLLAMA_BASE_URL is not set"
     assert found["second-vllm"]["state"] == "off"
     assert KEY not in result.out + result.error
-
-
-async def test_a_broken_plug_in_prevents_the_start_with_one_line_that_names_it(
-    site: Path, vendor: Vendor, tmp_path: Path
-) -> None:
-    broken = tmp_path / "site"
-    metadata = broken / "pomelo_bad-1.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pomelo-bad\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text("[pomelo.providers]\nbad = pomelo_bad:Bad\n")
-    result = await pomelo(tmp_path, "serve", **variables(broken, vendor))
-    assert result.status == 1
-    assert result.error.startswith("pomelo: the plug-in bad (pomelo_bad:Bad) can't be loaded: ")
-    assert len(result.error.splitlines()) == 1
