@@ -148,10 +148,14 @@ def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials
     """Returns the operator's credentials for each provider, by its name.
 
     Raises:
-        SettingsError: a variable has a wrong value.
+        SettingsError: a variable or a setting has a wrong value.
     """
-    configured = {name: settings.provider(name) for name in registry.entries}
-    return {name: Credentials(one.api_key, one.base_url) for name, one in configured.items()}
+    found = {}
+    for name, entry in registry.entries.items():
+        one = settings.provider(name)
+        further = None if name in registry.broken else one.further(name, entry.settings)
+        found[name] = Credentials(one.api_key, one.base_url, further)
+    return found
 
 
 def find_plans(settings: Settings, catalog: Catalog) -> dict[str, Plan]:

@@ -45,13 +45,14 @@ class Entry:
     key_needed: bool = True
     probe: Probe | None = None
     options: type[BaseModel] | None = None
+    settings: type[BaseModel] | None = None
     task_types: frozenset[str] | None = None
     is_plugin: bool = False
 
     def located(self, credentials: Mapping[str, Credentials]) -> Credentials:
         """Return its credentials among those of all accounts, with the default base URL if they have none."""
         own = credentials.get(self.account or self.name, Credentials(None))
-        return own if own.base_url else Credentials(own.api_key, self.base_url)
+        return own if own.base_url else replace(own, base_url=self.base_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +217,23 @@ def _entry(name: str, provider: Any) -> Entry:
         ValueError: an attribute of the class has a wrong type.
     """
     base_url, probe = getattr(provider, "base_url", ""), getattr(provider, "probe", None)
-    options = getattr(provider, "options", None)
     if not isinstance(base_url, str):
         raise ValueError(f"the provider {name}: base_url must be text")
     if not (probe is None or isinstance(probe, Probe)):
         raise ValueError(f"the provider {name}: probe must be a Probe")
-    if not (options is None or (isinstance(options, type) and issubclass(options, BaseModel))):
-        raise ValueError(f"the provider {name}: options must be a subclass of pomelo.providers.base.Options")
-    return Entry(name, provider, base_url=base_url, probe=probe, options=options)
+    options, settings = _declared(name, provider, "options"), _declared(name, provider, "settings")
+    if settings is not None and any(field.is_required() for field in settings.model_fields.values()):
+        raise ValueError(f"the provider {name}: each of its settings must have a default")
+    return Entry(name, provider, base_url=base_url, probe=probe, options=options, settings=settings)
+
+
+def _declared(name: str, provider: Any, attribute: str) -> type[BaseModel] | None:
+    found = getattr(provider, attribute, None)
+    if not (found is None or (isinstance(found, type) and issubclass(found, BaseModel))):
+        raise ValueError(
+            f"the provider {name}: {attribute} must be a subclass of pomelo.providers.base.Options"
+        )
+    return found
 
 
 def _task_types(provider: type) -> frozenset[str]:
