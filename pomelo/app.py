@@ -32,6 +32,7 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import (
     Configuration,
+    find_catalog,
     open_media,
     read_configuration,
     rest_url,
@@ -249,7 +250,16 @@ async def open_app(
         tls = ReplaceableContext(certificate) if certificate is not None else None
         if settings.rest:
             rest = await stack.enter_async_context(
-                open_rest_of(services, settings, tls, metrics, readiness, shared, observers=observers)
+                open_rest_of(
+                    services,
+                    settings,
+                    tls,
+                    metrics,
+                    readiness,
+                    shared,
+                    observers=observers,
+                    catalog=lambda: reloader.configuration.registry.catalog,
+                )
             )
             media.public_url = media.public_url or rest_url(settings, rest)
 
@@ -315,13 +325,14 @@ async def open_gateway(
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
-        pomelo.settings.SettingsError: the root secret in the data folder can't be used.
+        pomelo.settings.SettingsError: the root secret in the data folder or the catalogue can't be used.
     """
     if tls is None:
         is_local = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
         tls = not is_local and not settings.insecure
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
+    catalog = find_catalog(settings)
     if secret is None:
         log.warning(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
@@ -348,6 +359,7 @@ async def open_gateway(
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,
             observers=(metrics, *observers),
+            catalog=lambda: catalog,
         ) as rest,
     ):
         try:

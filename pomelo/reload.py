@@ -111,11 +111,15 @@ class Reloader:
     @asynccontextmanager
     async def open(self, providers: Providers | None = None) -> AsyncIterator[Providers]:
         """Opens the providers, unless they are given. Leaving closes them and all that have replaced them.
+        A plug-in that can't be used is logged, and costs its own models alone.
 
         Raises:
             SettingsError: a provider can't be opened.
         """
-        self.providers = providers or await self._open(self._opened, self.settings, self.configuration)
+        self._report_broken(self.configuration)
+        self.providers = providers or await self._open(
+            self._opened, self.settings, self.configuration, self._log_broken
+        )
         try:
             yield self.providers
         finally:
@@ -137,6 +141,7 @@ class Reloader:
             log_refusal(error)
             return
         changes = list(_changes(self.configuration, new))
+        self._report_broken(new)
         self.apply(new, providers)
         if opened is not self._opened:
             task = asyncio.create_task(self._close(self._opened, set(self._running())))
@@ -147,13 +152,26 @@ class Reloader:
         if self._is_first:
             _log_reloaded(changes, fixed)
 
+    def _report_broken(self, configuration: Configuration) -> None:
+        for reason in configuration.registry.broken.values():
+            self._log_broken(reason)
+
+    def _log_broken(self, reason: str) -> None:
+        if self._is_first:
+            log.error("A plug-in can't be used, and its models are not available: %s", reason)
+
     async def _open(
-        self, stack: AsyncExitStack, settings: Settings, configuration: Configuration
+        self,
+        stack: AsyncExitStack,
+        settings: Settings,
+        configuration: Configuration,
+        on_broken: Callable[[str], None] | None = None,
     ) -> Providers:
         opening = self._open_providers(
             configuration.registry.entries.values(),
             configuration.credentials,
             origins=settings.delivery_origins,
+            on_broken=on_broken,
         )
         try:
             return await stack.enter_async_context(opening)
