@@ -14,6 +14,7 @@ import grpc
 import pytest
 from aiohttp import web
 
+from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import bearer
@@ -200,3 +201,16 @@ async def test_doctor_reports_the_plug_in_and_the_hosts(site: Path, vendor: Vend
     assert found["ollama"]["detail"] == "OLLAMA_BASE_URL is not set"
     assert found["second-vllm"]["state"] == "off"
     assert KEY not in result.out + result.error
+
+
+def test_the_page_has_the_limits_units_and_events_of_each_task_type() -> None:
+    rows = {}
+    for line in PAGE.read_text().splitlines():
+        cells = [re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:-1]]
+        if len(cells) == 5 and cells[0] and cells[0][0] in TASK_TYPE_ROWS:
+            rows[cells[0][0]] = cells[1:]
+    expected = {
+        name: [[name], list(row.limits), list(row.price_units), sorted(row.events, key="completed".__eq__)]
+        for name, row in TASK_TYPE_ROWS.items()
+    }
+    assert rows == expected
