@@ -46,6 +46,7 @@ FACTS = (
     Fact(ARCHIVE, True, "Set POMELO_ARCHIVE to one Postgres: usage of one is missing on the others"),
     Fact(PUBLIC_URL, False, "Set POMELO_PUBLIC_URL to the address of the load balancer"),
     Fact("providers", False, "Give all the same credentials: some models are not available everywhere"),
+    Fact("alerts", False, "Set the same POMELO_ALERT_URL: what some servers see is not reported"),
     Fact("version", False, "Normal during an upgrade; finish it"),
 )
 """In the order in which they are reported."""
@@ -74,6 +75,7 @@ def describe_process(
         ARCHIVE: _archive(settings.archive_url(), own_disk),
         PUBLIC_URL: settings.public_url or "not set",
         "providers": ", ".join(sorted(names)) or "none",
+        "alerts": fingerprint(settings.alert_url) if settings.alert_url else "none",
         "version": __version__,
     }
     return Process(host, time.time(), clock, facts)

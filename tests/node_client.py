@@ -50,8 +50,7 @@ def install(cache: Path, folder: Path = FOLDER) -> Path:
 
 
 async def run(modules: Path, script: str, argument: Any) -> Any:
-    """Runs a script of tests/node, or another one by its absolute path, with an argument in JSON; returns the JSON
-    that it prints."""
+    """Runs a script with an argument in JSON; returns the JSON that it prints."""
     process = await asyncio.create_subprocess_exec(
         "node",
         str(FOLDER / script),

@@ -27,13 +27,15 @@ class ResponseEvents:
 
     def __init__(self, started: TaskStarted, members: Mapping[str, Any]) -> None:
         self._id = started.id
-        self._members = {
+        common = {
             "id": started.id,
             "object": "response",
             "created_at": started.create_time.seconds,
             "model": started.model,
             **members,
         }
+        self._opening = to_json(common)[:-1]
+        """The beginning of each response: the request that it repeats may be large."""
         self._sequence_number = 0
         self._output: list[dict[str, Any]] = []
         self._pieces: list[list[str]] = []
@@ -74,8 +76,8 @@ class ResponseEvents:
         status of its own."""
         if not self._sequence_number:
             response = self._response("in_progress")
-            yield self._event("response.created", response=response)
-            yield self._event("response.in_progress", response=response)
+            yield self._response_event("response.created", response)
+            yield self._response_event("response.in_progress", response)
 
     def _add_item(self, item: dict[str, Any]) -> Iterator[bytes]:
         index = len(self._output)
@@ -110,7 +112,7 @@ class ResponseEvents:
                 "response.function_call_arguments.done", index, name=item["name"], arguments=arguments
             )
             yield self._event("response.output_item.done", output_index=index, item=item)
-        yield self._event(f"response.{status}", response=self._finished(result))
+        yield self._response_event(f"response.{status}", self._finished(result))
 
     def render(self, result: TaskResult) -> bytes:
         """Returns the response of a result that was not streamed."""
@@ -124,7 +126,7 @@ class ResponseEvents:
                 index, call = len(self._output), part.tool_call
                 item = _call_item(self._id, index, status, call.id, call.name, call.arguments_json)
                 self._output.append(item)
-        return to_json(self._finished(result))
+        return self._finished(result)
 
     def fail(self, error: dict[str, str | None]) -> bytes:
         """Returns the last event of a stream that failed. SDKs raise its member `error`; the others are those
@@ -132,20 +134,14 @@ class ResponseEvents:
         documented = {name: error[name] for name in ("code", "message", "param")}
         return self._event("error", **documented, error=error)
 
-    def _finished(self, result: TaskResult) -> dict[str, Any]:
+    def _finished(self, result: TaskResult) -> bytes:
         reason = _INCOMPLETE.get(result.text.finish_reason)
-        response = self._response(_status(result))
-        response["incomplete_details"] = None if reason is None else {"reason": reason}
-        response["usage"] = _usage(result.usage)
-        return response
+        details = None if reason is None else {"reason": reason}
+        return self._response(_status(result), incomplete_details=details, usage=_usage(result.usage))
 
-    def _response(self, status: str) -> dict[str, Any]:
-        return {
-            **self._members,
-            "status": status,
-            "incomplete_details": None,
-            "output": self._output,
-        }
+    def _response(self, status: str, **members: Any) -> bytes:
+        varying = {"status": status, "incomplete_details": None, "output": self._output, **members}
+        return b"%b,%b" % (self._opening, to_json(varying)[1:])
 
     # --- events
 
@@ -153,6 +149,9 @@ class ResponseEvents:
         event = {"type": event_type, "sequence_number": self._sequence_number, **members}
         self._sequence_number += 1
         return to_json(event)
+
+    def _response_event(self, event_type: str, response: bytes) -> bytes:
+        return b'%b,"response":%b}' % (self._event(event_type)[:-1], response)
 
     def _item_event(self, event_type: str, index: int, **members: Any) -> bytes:
         return self._event(event_type, item_id=self._output[index]["id"], output_index=index, **members)

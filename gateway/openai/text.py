@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -35,6 +35,7 @@ class TextRequest(ABC):
     def __init__(self, call: Call) -> None:
         self.ignored: list[str] = []
         self._call = call
+        self._user_name = "user"
         self._is_translated = False
 
     def translate(self, body: dict[str, Any]) -> Mapping[str, Any]:
@@ -75,6 +76,7 @@ class TextRequest(ABC):
         identifier = body.pop("safety_identifier", None)
         if identifier is not None:
             body["user"] = identifier
+            self._user_name = "safety_identifier"
 
     def take_defaults(self, body: dict[str, Any], defaults: Mapping[str, Collection[Any]]) -> None:
         """Removes fields whose value changes nothing; refuses other values."""
@@ -88,25 +90,27 @@ class TextRequest(ABC):
         ones."""
         headers = self._call.response_headers
         header = headers.get(ADJUSTED_HEADER)
-        adjusted = [] if header is None else [_renamed(each, self.caller_name) for each in header.split("; ")]
-        if adjusted or self.ignored:
+        adjusted = [] if header is None else map(self._rename_adjustment, header.split("; "))
+        if header is not None or self.ignored:
             headers[ADJUSTED_HEADER] = "; ".join([*adjusted, *self.ignored])
 
     def renamed(self, error: PomeloError) -> PomeloError:
         """Returns an error of the task with the caller's name of its field."""
         field = error.field
-        if field is None or not self._is_translated or (name := self.caller_name(field)) == field:
+        if field is None or not self._is_translated or (name := self._name(field)) == field:
             return error
         message = error.message.replace(field, name, 1)
         return PomeloError(
             error.code, message, field=name, retry_after=error.retry_after, values=error.values
         )
 
+    def _rename_adjustment(self, adjustment: str) -> str:
+        """Returns an adjustment of the header, such as max_tokens=10, with the caller's name of the field."""
+        field, separator, used = adjustment.partition("=")
+        return self._name(field) + separator + used
 
-def _renamed(adjustment: str, caller_name: Callable[[str], str]) -> str:
-    """Returns one adjustment of the header, such as max_tokens=10, with the caller's name of the field."""
-    name, separator, used = adjustment.partition("=")
-    return caller_name(name) + separator + used
+    def _name(self, field: str) -> str:
+        return self._user_name if field == "user" else self.caller_name(field)
 
 
 async def run_text(

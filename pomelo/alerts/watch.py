@@ -32,7 +32,6 @@ _BALANCE_MEMORY, _CIRCUIT_MEMORY = 30 * _DAY, 300.0
 """Seconds for which it is noted what was reported. A circuit's state is forgotten soon: its process may have
 died without closing it."""
 
-
 log = logging.getLogger("pomelo.alerts")
 
 

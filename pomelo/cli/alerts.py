@@ -30,10 +30,10 @@ def send_test(config: Config = None) -> None:
     settings = load(config)
     if not settings.alert_url:
         raise FailureError("No receiver of alerts is set. Set POMELO_ALERT_URL")
-    failures = asyncio.run(_send(settings, _keys(settings)))
-    for failure in failures:
-        print_line(failure or "Delivered")
-    if any(failures):
+    results = asyncio.run(_send(settings, _keys(settings)))
+    for receiver, failure in results:
+        print_line(failure or f"Delivered to {receiver}")
+    if any(failure for _, failure in results):
         raise typer.Exit(1)
 
 
@@ -55,12 +55,12 @@ def _keys(settings: Settings) -> tuple[bytes, ...]:
     return signing_keys(settings.alert_secret, [*filter(None, [root]), *settings.previous_secrets()])
 
 
-async def _send(settings: Settings, keys: tuple[bytes, ...]) -> list[str]:
-    """Why each receiver did not get the alert, empty if it did."""
+async def _send(settings: Settings, keys: tuple[bytes, ...]) -> list[tuple[str, str]]:
+    """The receivers, and why each did not get the alert, empty if it did."""
     from pomelo.alerts.alert import Alert
-    from pomelo.alerts.webhooks import open_webhooks
+    from pomelo.alerts.webhooks import open_webhooks, origin
     from pomelo.ids import new_id
 
     alert = Alert(new_id("alert_"), "test", time.time(), {"message": "Alerts of Pomelo reach you here"})
     async with open_webhooks(settings.alert_url, keys) as webhooks:
-        return [await webhooks.post(alert, url) for url in webhooks.urls]
+        return [(origin(url), await webhooks.post(alert, url)) for url in webhooks.urls]

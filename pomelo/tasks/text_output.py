@@ -99,6 +99,8 @@ class TextCollector(Collector):
         if piece.index == len(self._calls):
             self._calls.append((ToolCall(id=piece.id, name=piece.name), bytearray()))
             self._empty_calls.add(piece.index)
+        elif not piece.arguments_json:
+            return None
         if piece.arguments_json:
             self._empty_calls.discard(piece.index)
         self.output_bytes += _call_size(piece)

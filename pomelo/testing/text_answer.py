@@ -183,9 +183,9 @@ def chosen_tool(body: Mapping[str, Any]) -> tuple[str, Any] | None:
     choice = body.get("tool_choice")
     if not body.get("tools") or choice == "none" or body["messages"][-1]["role"] == "tool":
         return None
-    tools = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in body["tools"]}
-    name = choice["function"]["name"] if isinstance(choice, dict) else next(iter(tools))
-    return name, tools.get(name, {})
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in body["tools"]}
+    name = choice["function"]["name"] if isinstance(choice, dict) else next(iter(schemas))
+    return name, schemas.get(name) or {"type": "object"}
 
 
 def output_schema(body: Mapping[str, Any]) -> Any:

@@ -78,6 +78,7 @@ class Browser:
                 tab = Tab(tools)
                 for domain in ("Page", "Runtime", "Log"):
                     await tab.call(f"{domain}.enable")
+                await tab.call("Emulation.setFocusEmulationEnabled", enabled=True)
                 yield tab
         finally:
             await self.session.get(f"{self.address}/json/close/{page['id']}")

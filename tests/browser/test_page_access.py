@@ -38,6 +38,13 @@ async def text(page: Page) -> None:
     await page.fact("Cost")
 
 
+async def tools(page: Page) -> None:
+    await page.tab.click("summary")
+    await page.tab.click("button:Insert an example")
+    assert await page.run() == "done"
+    assert "get_weather" in await page.answer()
+
+
 async def image(page: Page) -> None:
     await page.choose("flux-1-pro")
     assert await page.run() == "done"
@@ -77,7 +84,8 @@ async def account(page: Page) -> None:
 
 
 SCENES: Mapping[str, Callable[[Page], Awaitable[None]]] = {
-    each.__name__: each for each in (nothing, text, image, speech, transcript, error, usage, models, account)
+    each.__name__: each
+    for each in (nothing, text, tools, image, speech, transcript, error, usage, models, account)
 }
 
 

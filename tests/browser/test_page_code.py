@@ -160,3 +160,14 @@ async def test_the_code_of_a_request_runs_and_is_the_same_request(
     for name in COMPARED:
         assert getattr(again, name) == getattr(first, name), name
     assert (again.wire, again.complete) == ("grpc" if form == "gRPC" else "rest", True)
+
+
+async def test_the_code_can_be_copied(page: Page, app: RunningApp) -> None:
+    await page.sign_in((await app.account("unlimited")).test)
+    await page.tab.call(
+        "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+    )
+    code = await page.code("Python")
+    await page.tab.click("section[aria-label=Code] .quiet")
+    await page.tab.until("document.querySelector('section[aria-label=Code] .quiet').textContent === 'Copied'")
+    assert await page.tab.run("navigator.clipboard.readText()") == code

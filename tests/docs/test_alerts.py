@@ -57,17 +57,16 @@ async def test_the_receiver_of_the_page_takes_signed_alerts_alone(tmp_path: Path
     own = (await pomelo(tmp_path, "alerts", "secret", POMELO_ALERT_SECRET=SECRET)).out.strip()
     assert (own, derived[:6]) == (SECRET, "whsec_")
     port = free_port()
+    delivered = (0, f"Delivered to http://127.0.0.1:{port}\n")
     async with receiver(derived, port) as output:
-        assert await _send(tmp_path, port, {}) == (0, "Delivered\n")
+        assert await _send(tmp_path, port, {}) == delivered
         async with asyncio.timeout(30):
             assert await output.readline() == b"test {'message': 'Alerts of Pomelo reach you here'}\n"
         refused = (1, f"http://127.0.0.1:{port} answered 401\n")
         assert await _send(tmp_path, port, {"POMELO_ALERT_SECRET": SECRET}) == refused
         # The secret of before is still one of the signatures while it is rotated.
-        assert await _send(tmp_path, port, {"POMELO_ALERT_SECRET": f"{SECRET},{derived}"}) == (
-            0,
-            "Delivered\n",
-        )
+        both = {"POMELO_ALERT_SECRET": f"{SECRET},{derived}"}
+        assert await _send(tmp_path, port, both) == delivered
 
 
 async def test_without_a_receiver_or_a_secret_the_commands_say_what_to_set(tmp_path: Path) -> None:

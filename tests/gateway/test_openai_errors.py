@@ -79,14 +79,13 @@ async def test_a_body_that_is_too_large_or_no_json_has_the_shape_of_openai(open_
         assert error["code"] == "unsupported_media_type"
 
 
-async def test_a_request_that_no_route_answers_has_the_shape_of_its_path(open_gateway: OpenApp) -> None:
+async def test_a_head_that_can_not_be_read_has_no_path_and_so_the_plain_shape(open_gateway: OpenApp) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
     async with (
         open_gateway() as gateway,
         gateway.connect(head.encode() + b"X-Pad: " + b"x" * 9000 + b"\r\n\r\n") as (reader, _),
     ):
         status, _, body = await read_response(reader)
-        # The head can't be read, so its path is not known.
         assert status == 400
         assert set(json.loads(body)["error"]) == {"message", "type", "code"}
 

@@ -127,7 +127,7 @@ async def test_a_list_of_keys_shows_what_is_used_of_a_budget(
     served: Served, http: aiohttp.ClientSession
 ) -> None:
     folder = served.data.parent
-    created = await pomelo_json(folder, "keys", "create", "--budget", "5/day")
+    created = await pomelo_json(folder, "keys", "create", "--budget", "5/total")
     answer = await RestDriver(http, served.url)(TaskRequest(IMAGE, created["key"]))
     rotated = await pomelo_json(folder, "keys", "rotate", created["id"], "--grace", "1h")
     used = {key["id"]: key["budget_used"] for key in await pomelo_json(folder, "keys", "list")}
@@ -135,7 +135,7 @@ async def test_a_list_of_keys_shows_what_is_used_of_a_budget(
     assert None in used.values()  # the first key has no budget
     table = (await pomelo(folder, "keys", "list")).out
     (row,) = [line.split() for line in table.splitlines() if line.startswith(created["id"])]
-    assert row[row.index("5/day") + 1] == "0.04"
+    assert row[row.index("5/total") + 1] == "0.04"
 
 
 async def test_a_key_created_without_a_server_is_valid_on_the_next_one(

@@ -94,6 +94,7 @@ async def test_machines_that_share_everything_are_ok(redis: RedisServer, tmp_pat
         ("archive", "broken", {"POMELO_ARCHIVE": "postgresql://db2.internal/usage"}),
         ("public URL", "warning", {"POMELO_PUBLIC_URL": "https://web-1.example"}),
         ("providers", "warning", {"OPENAI_API_KEY": "sk-hunter2"}),
+        ("alerts", "warning", {"POMELO_ALERT_URL": "https://hooks.example/hunter2"}),
     ],
 )
 async def test_what_machines_do_not_share_is_named_with_both_values(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from pomelo.errors import GRPC_ERRORS, TABLE
 from tests.app import RunningApp, app_fixture
-from tests.driver import REST_PROTOCOL
+from tests.driver import REST_PROTOCOL, STREAM
 from tests.tasks import text_body
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -31,55 +32,71 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 NOT_PROVOKED = {"unsupported_media_type", "not_found", "method_not_allowed"}
 """Errors of requests that are no task."""
 
+CALLERS = [("test", "gpt-4")]
+"""Modes and models."""
+
 app = app_fixture()
 
 
-def response_body(name: str) -> dict[str, Any]:
+def response_body(name: str, model: str) -> dict[str, Any]:
     """Returns the body of a request for the response of a task."""
     body, fields = TASKS[name]
-    return {"model": body["model"], "input": body["messages"], **fields}
+    return {"model": model, "input": body["messages"], **fields}
 
 
 async def post(app: RunningApp, protocol: str, key: str, path: str, body: Any) -> tuple[int, Any]:
-    """Returns the status of an answer and its JSON."""
+    """Returns the status of an answer and its JSON: of a stream, that of its events."""
     headers = {"Authorization": f"Bearer {key}"}
     async with app.session.post(app.urls[protocol] + path, json=body, headers=headers) as answer:
-        return answer.status, await answer.json()
+        if answer.content_type != "text/event-stream":
+            return answer.status, await answer.json()
+        lines = [line.removeprefix("data: ") for line in (await answer.text()).split("\n")]
+        return answer.status, [json.loads(line) for line in lines if line.startswith("{")]
 
 
-def output_of(answer: dict[str, Any]) -> tuple[str, list[tuple[str, str, str]]]:
-    """Returns the text of an answer in any of the three shapes, and its tool calls."""
-    if "choices" in answer:
+def chat_output(answer: Any) -> tuple[str, list[list[str]]]:
+    """Returns the text and the tool calls of a chat completion, whole or in chunks."""
+    if not isinstance(answer, list):
         message = answer["choices"][0]["message"]
-        calls = [(call["id"], *call["function"].values()) for call in message.get("tool_calls", ())]
+        calls = [[call["id"], *call["function"].values()] for call in message.get("tool_calls", ())]
         return message["content"] or "", calls
-    items = answer["output"]
-    text = "".join([item["content"][0]["text"] for item in items if item["type"] == "message"])
-    calls = [
-        (item["call_id"], item["name"], item["arguments"])
-        for item in items
-        if item["type"] == "function_call"
-    ]
-    return text, calls
+    deltas = [chunk["choices"][0]["delta"] for chunk in answer]
+    calls = []
+    for delta in deltas:
+        for call in delta.get("tool_calls", ()):
+            if "id" in call:
+                calls.append([call["id"], call["function"]["name"], ""])
+            calls[call["index"]][2] += call["function"]["arguments"]
+    return "".join([delta.get("content") or "" for delta in deltas]), calls
+
+
+def response_output(answer: Any) -> tuple[str, list[list[str]]]:
+    """Returns the text and the tool calls of a response, whole or from the last of its events."""
+    items = (answer[-1]["response"] if isinstance(answer, list) else answer)["output"]
+    calls = [[i["call_id"], i["name"], i["arguments"]] for i in items if i["type"] == "function_call"]
+    return "".join([item["content"][0]["text"] for item in items if item["type"] == "message"]), calls
 
 
 @REST_PROTOCOL
+@STREAM
+@pytest.mark.parametrize(("mode", "model"), CALLERS)
 @pytest.mark.parametrize("name", TASKS)
-async def test_a_task_is_the_same_under_every_path(app: RunningApp, protocol: str, name: str) -> None:
+async def test_a_task_is_the_same_under_every_path(
+    app: RunningApp, protocol: str, stream: bool, mode: str, model: str, name: str
+) -> None:
     account = await app.account()
-    answers = [
-        await post(app, protocol, account.test, path, body)
-        for path, body in (
-            ("/api/v1/task", TASKS[name][0]),
-            ("/v1/chat/completions", TASKS[name][0]),
-            ("/v1/responses", response_body(name)),
-        )
-    ]
-    assert (await app.ask("grpc", account.test, TASKS[name][0])).code == "ok"
-    assert [status for status, _ in answers] == [200] * 3
-    first, *others = [output_of(answer) for _, answer in answers]
-    assert others == [first] * 2
-    assert bool(first[1]) is (name == "tools")
+    key = account.live if mode == "live" else account.test
+    body = {**TASKS[name][0], "model": model}
+    outcomes = [await app.ask(front, key, body, stream=stream) for front in ("grpc", protocol)]
+    assert [outcome.code for outcome in outcomes] == ["ok", "ok"]
+    expected, other = [(one.output.get("text") or "", one.output.get("calls", [])) for one in outcomes]
+    assert other == expected
+    assert bool(expected[1]) is (name == "tools")
+    streamed = {"stream": True} if stream else {}
+    _, chat = await post(app, protocol, key, "/v1/chat/completions", {**body, **streamed})
+    assert chat_output(chat) == expected
+    _, response = await post(app, protocol, key, "/v1/responses", {**response_body(name, model), **streamed})
+    assert response_output(response) == expected
     records = await app.records(account)
     billed = {(each.cost, each.input_tokens, each.output_tokens, each.provider_model) for each in records}
     assert (len(records), len(billed)) == (4, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,12 @@ _REFERENCE = "#/components/schemas/"
 
 def errors(name: str, answer: Any) -> list[str]:
     """Returns what is wrong with an answer by the schema of that name."""
-    schemas = json.loads(FILE.read_text())
-    validator = jsonschema_rs.validator_for({"$ref": _REFERENCE + name, **schemas})
-    return [f"{error.instance_path}: {error.message}"[:300] for error in validator.iter_errors(answer)]
+    return [f"{error.instance_path}: {error.message}"[:300] for error in _validator(name).iter_errors(answer)]
+
+
+@cache
+def _validator(name: str) -> Any:
+    return jsonschema_rs.validator_for({"$ref": _REFERENCE + name, **json.loads(FILE.read_text())})
 
 
 def _without_texts(schema: Any, *, is_map: bool = False) -> Any:

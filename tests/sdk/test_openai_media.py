@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import wave
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
@@ -31,6 +29,7 @@ from pomelo.testing import Transcript
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.app import Account, RunningApp, app_fixture
 from tests.sdk import published
+from tests.sdk.sdk import CALLERS, sdk
 
 SENTENCES = ["Good morning to you.", "How are you today?"]
 TEXT = " ".join(SENTENCES)
@@ -38,9 +37,6 @@ IMAGE: dict[str, Any] = {"model": "flux-1-pro", "prompt": "A kite", "size": "256
 SPEECH: dict[str, Any] = {"model": "eleven-labs-tts", "input": TEXT, "voice": "alloy"}
 STT = "eleven-labs-stt"
 WAV = wav_header("audio/pcm;rate=16000", 64_000) + bytes(64_000)
-CALLERS = pytest.mark.parametrize(
-    ("protocol", "mode"), [("rest", "test"), ("rest", "live"), ("remote", "test"), ("remote", "live")]
-)
 
 app = app_fixture()
 
@@ -48,17 +44,6 @@ app = app_fixture()
 @pytest.fixture(name="account", scope="module")
 async def _account(app: RunningApp) -> Account:
     return await app.account()
-
-
-@asynccontextmanager
-async def sdk(
-    app: RunningApp, account: Account, protocol: str, mode: str
-) -> AsyncIterator[openai.AsyncOpenAI]:
-    """A client of OpenAI's SDK that does not retry."""
-    app.upstream.reset()
-    key = account.live if mode == "live" else account.test
-    async with openai.AsyncOpenAI(base_url=f"{app.urls[protocol]}/v1", api_key=key, max_retries=0) as client:
-        yield client
 
 
 SCHEMAS: dict[type[BaseModel], str] = {

@@ -138,6 +138,8 @@ async def test_parameters_without_effect_are_taken_and_reported(app: RunningApp,
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"safety_identifier": "x" * 257}, "safety_identifier"),
+        ({"user": "x" * 257}, "user"),
     ],
 )
 async def test_a_parameter_that_can_not_be_met_is_refused_by_its_name(

@@ -141,7 +141,7 @@ function tokensOf(usage) {
 
 /** Returns the usage record of a task, or undefined; one of a stopped task may take a moment. */
 async function findRecord(id) {
-  for (let attempt = 0; attempt < 4; attempt++) {
+  for (let attempt = 0; attempt < 8; attempt++) {
     await new Promise((resolve) => setTimeout(resolve, attempt * 400));
     const pages = await Promise.all(['false', 'true'].map((failed) => get('api/v1/usage', { page_size: 50, failed })))
       .catch(() => []);

@@ -26,13 +26,14 @@ export function labelled(text, control, hint = '', className = '') {
   return h('div', { class: `field ${className}`.trim() }, h('label', { for: control.id }, text), control, note);
 }
 
-/** Returns a button that copies a text. */
-export function copyButton(text, label = 'Copy') {
+/** Returns a button that copies a text; null where browsers do not allow it: without HTTPS, on other machines. */
+export function copyButton(text) {
+  if (!navigator.clipboard) return null;
   const button = h('button', { type: 'button', class: 'quiet', onclick: async () => {
-    await navigator.clipboard.writeText(text());
-    button.textContent = 'Copied';
-    setTimeout(() => { button.textContent = label; }, 1500);
-  } }, label);
+    const isCopied = await navigator.clipboard.writeText(text()).then(() => true, () => false);
+    button.textContent = isCopied ? 'Copied' : 'The browser refused';
+    setTimeout(() => { button.textContent = 'Copy'; }, 1500);
+  } }, 'Copy');
   return button;
 }
 

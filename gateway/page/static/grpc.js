@@ -2,7 +2,6 @@
 
 const DELIVERY = { url: 'MEDIA_DELIVERY_LINK', b64_json: 'MEDIA_DELIVERY_INLINE' };
 const SPEC_FIELDS = ['user', 'metadata'];
-const ROLES = { developer: 'ROLE_SYSTEM' };
 
 /** Returns a RunTaskRequest or StreamTaskRequest; `audio` is the audio as base64, or null. */
 export function grpcRequest(type, body, audio) {
@@ -32,19 +31,17 @@ const CONVERSIONS = {
   'image.output_format': (value) => `IMAGE_FORMAT_${value.toUpperCase()}`,
 };
 
-function message({ role, name, content, tool_calls: calls = [], tool_call_id: id }) {
-  const texts = typeof content === 'string' ? [{ text: content }] : (content ?? []).map(part);
+/** Converts a message of the page, whose content is a text or null. */
+function message({ role, content, tool_calls: calls = [], tool_call_id: id }) {
+  const texts = content === null ? [] : [{ text: content }];
   const made = calls.map((call) => ({
     tool_call: { id: call.id, name: call.function.name, arguments_json: call.function.arguments },
   }));
   return {
-    role: ROLES[role] ?? `ROLE_${role.toUpperCase()}`,
+    role: `ROLE_${role.toUpperCase()}`,
     content: role === 'tool' ? [{ tool_result: { tool_call_id: id, content } }] : [...texts, ...made],
-    ...(name ? { name } : {}),
   };
 }
-
-const part = (each) => (each.type === 'text' ? { text: each.text } : { image: { source: { url: each.image_url.url } } });
 
 function textFormat({ type, json_schema: declared }) {
   if (type === 'json_object') return { format: { json_object: {} } };

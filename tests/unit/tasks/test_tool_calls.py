@@ -166,3 +166,11 @@ def test_a_call_without_arguments_has_an_empty_object(keep: bool) -> None:
     first, last = collected.end_stream(result)
     assert first.tool_call_delta == ToolCallDelta(index=0, arguments_json="{}")
     assert last.tool_call_delta == ToolCallDelta(index=2, id="call_4", name="now", arguments_json="{}")
+
+
+def test_a_piece_without_anything_in_it_is_neither_passed_on_nor_counted() -> None:
+    collected = collector("gpt-4", stream=True)
+    first, *rest = pieces(WEATHER, 0, size=5)
+    empty = TaskEvent(tool_call_delta=ToolCallDelta())
+    assert streamed(collected, [first, empty, *rest, empty]) == [first, *rest]
+    assert collected.partial_usage(None).output_tokens == 1 + len(rest)

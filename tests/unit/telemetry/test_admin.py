@@ -119,7 +119,7 @@ async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     metrics = Metrics()
     for number in range(30_000):
         metrics.input_tokens.values[f"model-{number:0200}", "test"] += 1
-    async with served(exposition=Exposition(metrics), lifetime=2.0) as address:
+    async with served(exposition=Exposition(metrics), lifetime=1.0) as address:
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
