@@ -210,7 +210,10 @@ def test_the_page_has_the_limits_units_and_events_of_each_task_type() -> None:
         if len(cells) == 5 and cells[0] and cells[0][0] in TASK_TYPE_ROWS:
             rows[cells[0][0]] = cells[1:]
     expected = {
-        name: [[name], list(row.limits), list(row.price_units), sorted(row.events, key="completed".__eq__)]
+        name: [
+            *([name], list(row.limits), list(row.price_units)),
+            sorted(row.events, key=lambda event: (event == "completed", event)),
+        ]
         for name, row in TASK_TYPE_ROWS.items()
     }
     assert rows == expected

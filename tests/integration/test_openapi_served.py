@@ -105,6 +105,7 @@ def test_each_model_has_the_schema_of_its_type(described: dict[str, Any]) -> Non
         schema = schemas[reference.rpartition("/")[2]]
         assert name in schema["properties"]["model"]["enum"]
     assert mapping["gpt-4"] == "#/components/schemas/TextTask"
+    assert mapping["gpt-5.6-sol"] == mapping["gpt-4"]  # the vendor's name for a model
     assert mapping["eleven-labs-sts"] == "#/components/schemas/SpeechToSpeechTask"
     assert schemas["Form"]["properties"]["model"]["enum"] == sorted(mapping)
 
