@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any
 
 from pomelo.configuration import Configuration, find_certificate, read_configuration
-from pomelo.providers import Credentials
+from pomelo.providers import Credentials, Unusable
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings, SettingsError, variable
 from pomelo.tls import ReplaceableContext
@@ -116,7 +116,8 @@ class Reloader:
         Raises:
             SettingsError: a provider can't be opened.
         """
-        self._report_broken(self.configuration)
+        for name, reason in self.configuration.registry.broken.items():
+            self._log_broken(name, reason)
         self.providers = providers or await self._open(
             self._opened, self.settings, self.configuration, self._log_broken
         )
@@ -134,14 +135,15 @@ class Reloader:
         opened, providers = self._opened, self.providers
         try:
             settings, new, fixed = await read_changes(self.settings, load)
+            for name in new.registry.broken.keys() - self.configuration.registry.broken.keys():
+                raise SettingsError(new.registry.broken[name])
             if self._changes_providers(settings, new):
                 opened = AsyncExitStack()
-                providers = await self._open(opened, settings, new)
+                providers = await self._open(opened, settings, new, self._refuse_broken)
         except SettingsError as error:
             log_refusal(error)
             return
         changes = list(_changes(self.configuration, new))
-        self._report_broken(new)
         self.apply(new, providers)
         if opened is not self._opened:
             task = asyncio.create_task(self._close(self._opened, set(self._running())))
@@ -152,20 +154,21 @@ class Reloader:
         if self._is_first:
             _log_reloaded(changes, fixed)
 
-    def _report_broken(self, configuration: Configuration) -> None:
-        for reason in configuration.registry.broken.values():
-            self._log_broken(reason)
-
-    def _log_broken(self, reason: str) -> None:
+    def _log_broken(self, name: str, reason: str) -> None:
         if self._is_first:
             log.error("A plug-in can't be used, and its models are not available: %s", reason)
+
+    def _refuse_broken(self, name: str, reason: str) -> None:
+        """Raises ValueError if the plug-in worked before: then its models should go on."""
+        if not isinstance(self.providers.get(name), Unusable):
+            raise ValueError(reason)
 
     async def _open(
         self,
         stack: AsyncExitStack,
         settings: Settings,
         configuration: Configuration,
-        on_broken: Callable[[str], None] | None = None,
+        on_broken: Callable[[str, str], None],
     ) -> Providers:
         opening = self._open_providers(
             configuration.registry.entries.values(),

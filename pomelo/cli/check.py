@@ -53,7 +53,7 @@ def _check(config: Path | None, workers: int | None) -> Iterator[Finding]:
     try:
         configuration = read_configuration(settings)
         broken += configuration.registry.broken.values()
-        asyncio.run(_open_providers(settings, configuration, broken.append))
+        asyncio.run(_open_providers(settings, configuration, lambda name, reason: broken.append(reason)))
     except SettingsError as error:
         yield Finding("configuration", "broken", str(error))
     else:
@@ -86,7 +86,7 @@ def _data(settings: Settings) -> Finding:
 
 
 async def _open_providers(
-    settings: Settings, configuration: Configuration, on_broken: Callable[[str], None]
+    settings: Settings, configuration: Configuration, on_broken: Callable[[str, str], None]
 ) -> None:
     from pomelo.providers import open_providers
     from pomelo.settings import SettingsError

@@ -51,12 +51,13 @@ async def open_providers(
     origins: Collection[str] = (),
     connections: ConnectionLimiter | None = None,
     turns: Turns | None = None,
-    on_broken: Callable[[str], None] | None = None,
+    on_broken: Callable[[str, str], None] | None = None,
 ) -> AsyncIterator[dict[str, Provider]]:
     """Open the sandbox, and each of `entries` with its credentials: a mapping by name. Leaving closes all.
 
     The providers share one `Http`, which gets `timeouts`, `connections`, `origins` and `turns`. `on_broken`
-    is called with the reason why a plug-in can't be opened, which then is not configured; None: that raises.
+    is called with the name of a plug-in that can't be opened and the reason, and may raise ValueError; the
+    plug-in then is not configured. None: it raises.
 
     Raises:
         ValueError: a provider can't be opened; the message is one line that names it.
@@ -80,7 +81,7 @@ async def open_providers(
                 reason = f"the provider {entry.name} can't be opened: {name}"
                 if on_broken is None or not entry.is_plugin:
                     raise ValueError(reason) from error
-                on_broken(reason)
+                on_broken(entry.name, reason)
                 provider = Unusable()
             providers[entry.name] = provider
         for name, provider in providers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tests.integration.commands import live_key, pomelo
 from tests.serving import Served, serve
 from tests.tasks import text_body
+from tests.waiting import until
 
 CATALOGUE = """
 [models.{name}-model]
@@ -42,6 +44,7 @@ MODULES = {
     "shapeless": "class P:\n    def __init__(self, credentials, http): pass",
     "uncatalogued": WORKING.format(catalog="'/nowhere/catalog.toml'"),
     "misrowed": WORKING.format(catalog="Path(__file__).with_name('misrowed.toml')"),
+    "late": WORKING.format(catalog="Path(__file__).with_name('late.toml')"),
     "stuck": """
 import asyncio
 class P:
@@ -53,7 +56,8 @@ class P:
             except asyncio.CancelledError: pass
 """,
 }
-"""What is wrong with a plug-in, and its module. `stuck` works until it is closed."""
+"""What is wrong with a plug-in, and its module. `late` works until a test writes its catalogue, `stuck` until it
+is closed."""
 
 KEY = "key-of-the-operator"
 
@@ -64,6 +68,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     site = tmp_path_factory.mktemp("site")
     own = site / "catalog.toml"
     own.write_text("".join(CATALOGUE.format(name=name, model="m") for name in MODULES if name != "misrowed"))
+    (site / "late.toml").write_text("")
     (site / "misrowed.toml").write_text(
         CATALOGUE.format(name="misrowed", model="m").replace('"2026', '"x\\u0007')
     )
@@ -98,7 +103,7 @@ async def test_its_models_answer_that_it_is_not_configured_and_its_name_is_logge
 ) -> None:
     live = await live_key(served.data.parent, **variables)
     for name in MODULES:
-        if name in ("misrowed", "stuck"):
+        if name in ("misrowed", "late", "stuck"):
             continue
         assert await post(http, served, live, f"{name}-model") == (503, "provider_not_configured")
         assert await post(http, served, served.key, f"{name}-model") == (200, "")  # the sandbox answers
@@ -119,19 +124,37 @@ async def test_neither_a_key_nor_a_traceback_is_logged(served: Served) -> None:
     assert "Traceback" not in served.log()
 
 
+async def test_they_do_not_prevent_a_reload_and_one_that_worked_goes_on(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    own, catalogue = tmp_path / "pomelo.toml", Path(variables["POMELO_CATALOG"]).with_name("late.toml")
+    catalogue.write_text("")
+    async with serve(tmp_path, **variables) as process:
+        own.write_text('openai_base_url = "http://127.0.0.1:9/v1"\n')
+        os.kill(process.pid, signal.SIGHUP)
+        await until(
+            lambda: "The configuration was reloaded: credentials added: openai" in process.log(), 30
+        )
+        catalogue.write_text(CATALOGUE.format(name="late", model="m").replace("2026", "\\u0007"))
+        os.kill(process.pid, signal.SIGHUP)
+        await until(lambda: "The configuration was not reloaded" in process.log(), 30)
+    catalogue.write_text("")
+    assert "the plug-in late: " in process.log()
+
+
 async def test_doctor_and_the_check_before_a_start_name_each(
     served: Served, variables: dict[str, str]
 ) -> None:
     result = await pomelo(served.data.parent, "doctor", "--json", **variables)
     found = {finding["name"]: finding for finding in json.loads(result.out)}
     for name in MODULES:
-        if name != "stuck":
+        if name not in ("late", "stuck"):
             assert found[name]["state"] == "broken"
             assert found[name]["detail"].endswith("Its models are not available")
     assert result.status == 1
     checked = await pomelo(served.data.parent, "serve", "--check", **variables)
     for name in MODULES:
-        assert bool(re.search(rf"\b{name}\b", checked.out)) == (name != "stuck")
+        assert bool(re.search(rf"\b{name}\b", checked.out)) == (name not in ("late", "stuck"))
     assert KEY not in result.out + result.error + checked.out + checked.error
 
 
