@@ -14,7 +14,7 @@ from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOLS, Outcome
 
 MODELS = ("gpt-4", "claude-3-opus", "claude-3-haiku", "mixtral-8x7b")
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",
