@@ -132,9 +132,7 @@ async def test_they_do_not_prevent_a_reload_and_one_that_worked_goes_on(
     async with serve(tmp_path, **variables) as process:
         own.write_text('openai_base_url = "http://127.0.0.1:9/v1"\n')
         os.kill(process.pid, signal.SIGHUP)
-        await until(
-            lambda: "The configuration was reloaded: credentials added: openai" in process.log(), 30
-        )
+        await until(lambda: "The configuration was reloaded: credentials added: openai" in process.log(), 30)
         catalogue.write_text(CATALOGUE.format(name="late", model="m").replace("2026", "\\u0007"))
         os.kill(process.pid, signal.SIGHUP)
         await until(lambda: "The configuration was not reloaded" in process.log(), 30)

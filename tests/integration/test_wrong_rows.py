@@ -373,7 +373,7 @@ async def test_doctor_reports_all_wrong_rows_of_a_plug_in(tmp_path: Path) -> Non
     assert (finding["state"], result.status) == ("broken", 1)
     for start, excerpt in expected:
         assert any(
-            line.startswith(start) and excerpt in line for line in re.split("; |: (?=/)", finding["detail"])
+            line.startswith(start) and excerpt in line for line in re.split("[;:] (?=/)", finding["detail"])
         )
 
 
