@@ -75,8 +75,7 @@ class ProviderSettings(BaseModel):
     base_url: Url = ""
 
     def further(self, name: str, schema: type[BaseModel] | None) -> BaseModel | None:
-        """Returns the further settings of the provider `name`, an instance of the `schema` that it declares;
-        None if it declares none.
+        """Returns the further settings as an instance of `schema`; None if the provider `name` declares none.
 
         Raises:
             SettingsError: a key is unknown, or has a wrong value.
