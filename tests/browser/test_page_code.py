@@ -14,7 +14,7 @@ import pytest
 
 from tests.app import RunningApp, app_fixture
 from tests.browser.chromium import Browser
-from tests.browser.page import ANSWER, Page, open_page
+from tests.browser.page import ANSWER, ENDED, Page, open_page
 from tests.tasks import TASK_BODIES
 
 app = app_fixture()
@@ -53,6 +53,7 @@ async def tools(page: Page, folder: Path) -> None:
     await page.tab.fill("label:Result of get_weather", HARD)
     await page.tab.click("button:Send the results")
     await page.tab.until(f"{ANSWER}.querySelector('.text').textContent.includes('tool returned')")
+    await page.tab.until(ENDED)
     await page.tab.fill("label:tool choice", "none")
     await page.tab.fill("label:response format", json.dumps(FORMAT))
 
