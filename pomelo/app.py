@@ -5,7 +5,6 @@ Nothing is global: several applications can run in one process. Keyword argument
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -48,10 +47,9 @@ from pomelo.errors import PomeloError
 from pomelo.fleet import describe_process, join
 from pomelo.front_ends import drain, gateway_proof, in_flight, open_rest_of, server_options
 from pomelo.gen.admin.v1.admin_service_pb2 import GetServerResponse
-from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
-from pomelo.media.store import MediaStore
+from pomelo.media.sweep import sweep
 from pomelo.process import in_background
 from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
@@ -77,9 +75,6 @@ log = logging.getLogger("pomelo.app")
 
 ALERTS_INTERVAL = 5.0
 """Seconds between two searches for what is reported to the operator."""
-
-MAX_SWEEP_SHARE = 0.05
-"""Maximum share of the time that scans take: with very many media they are less frequent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +180,7 @@ async def open_app(
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, in_flight(settings))
         media = await stack.enter_async_context(open_media(settings, secret, previous, now))
-        await stack.enter_async_context(in_background(_sweep(media)))
+        await stack.enter_async_context(in_background(sweep(media)))
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
         acceptance = Acceptance(
@@ -390,18 +385,3 @@ async def _maintain(ledger: Ledger) -> AsyncIterator[None]:
             yield
     finally:
         await ledger.operations.idle()
-
-
-async def _sweep(media: MediaStore) -> None:
-    """Deletes expired media and counts the others periodically, until it is cancelled."""
-    duration = 0.0
-    while True:
-        await asyncio.sleep(max(media.refresh_interval, duration / MAX_SWEEP_SHARE))
-        started = time.monotonic()
-        try:
-            await media.refresh()
-        except PomeloError:  # the bucket has failed, and has logged it
-            pass
-        except Exception as error:  # a disk error may be gone at the next scan
-            log.error("expired media were not deleted\n%s", format_trace(error))
-        duration = time.monotonic() - started

@@ -10,14 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from pomelo import secrets
 from pomelo.addresses import is_loopback, split_address
@@ -28,10 +21,10 @@ from pomelo.setting_types import (
     Archive,
     Bucket,
     File,
-    Limit,
     Networks,
     Origins,
     PlanName,
+    PlanSettings,
     Secret,
     Secrets,
     Store,
@@ -89,17 +82,6 @@ class ProviderSettings(BaseModel):
             return schema.model_validate(given)
         except ValidationError as error:
             raise SettingsError(f"providers.{name}.{_first_error(error, {})}") from None
-
-
-class PlanSettings(BaseModel):
-    """A plan of the operator, `[plans.NAME]`: the limits of each mode of an account. None: no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    requests_per_minute: Limit | None = None
-    concurrent_requests: Limit | None = None
-    tokens_per_minute: Limit | None = None
-    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
 
 
 class Settings(BaseModel):
