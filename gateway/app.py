@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 
-from pydantic_core import to_json
-
 from gateway.connections.connection import Connection
 from gateway.connections.http import HttpConnection
 from gateway.connections.limits import ConnectionLimits, Connections, StartQueues
@@ -18,7 +16,7 @@ from gateway.connections.listener import Listener, bind
 from gateway.cors import Cors, is_preflight
 from gateway.errors import error_response, log_unexpected
 from gateway.media import public_links
-from gateway.openapi.document import document
+from gateway.openapi.document import Description
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
 from gateway.request import Request
@@ -45,7 +43,7 @@ def make_gateway(
         services=services,
         options=options,
         link=public_links(options.public_url),
-        openapi=to_json(document(options.public_url)),
+        openapi=Description(options.public_url, options.models),
         parse_queue=ParseQueue(),
         downloads=InFlight(
             InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))

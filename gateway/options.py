@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -40,7 +40,8 @@ class GatewayOptions:
     process may open). Each address keeps `max_untrusted` connections without a valid key; of its older
     ones, slow ones end after `untrusted_grace`. Every connection without a valid key ends after
     `untrusted_timeout`. `max_downloads` limits the concurrent downloads by signed links; one address may
-    have half of them. `observers` get reports of calls.
+    have half of them. `observers` get reports of calls. `models` returns the names of the models that the
+    OpenAPI description lists, with their task types; empty if they are unknown.
     """
 
     public_url: str = ""
@@ -67,3 +68,4 @@ class GatewayOptions:
     linger_timeout: float = 10.0
     drain_timeout: float = 2.0
     observers: Sequence[Observer] = ()
+    models: Callable[[], Mapping[str, int]] = dict

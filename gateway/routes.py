@@ -19,6 +19,7 @@ from gateway.openai.responses import create_response
 from gateway.openai.speech import create_speech
 from gateway.openai.transcriptions import create_transcription
 from gateway.page import get_page, get_page_file
+from gateway.reference import get_reference, get_reference_file
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -50,7 +51,7 @@ async def get_model(gateway: Gateway, request: Request, call: Call, visit: Visit
 
 
 async def get_openapi(gateway: Gateway, request: Request, call: Call) -> Response:
-    return json_response(call, gateway.openapi)
+    return json_response(call, gateway.openapi.to_json())
 
 
 async def get_health(gateway: Gateway, request: Request, call: Call) -> Response:
@@ -87,6 +88,8 @@ OPENAI_ROUTES: Mapping[tuple[str, str], Handler] = {
 OPEN_ROUTES: Mapping[str, OpenHandler] = {
     "/media/{media_id}": get_media,
     "/openapi.json": get_openapi,
+    "/docs": get_reference,
+    "/docs/{file}": get_reference_file,
     HEALTH_PATH: get_health,
     "/": get_page,
     "/page/{name}": get_page_file,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from gateway.cors import Cors
+from gateway.openapi.document import Description
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
 from gateway.request import Request
@@ -22,16 +23,15 @@ _MAX_CACHED_TYPES = 1024
 class Gateway:
     """What the request handlers share.
 
-    `link` maps media links to the address by which callers reach this gateway. `openapi` is the OpenAPI
-    description as JSON. `parse_queue` queues large bodies, `downloads` counts the downloads by signed
-    links. `unready` returns the code of the error of health checks, empty if requests should be sent here.
-    `cors` is None if browsers may not read responses.
+    `link` maps media links to the address by which callers reach this gateway. `parse_queue` queues large
+    bodies, `downloads` counts the downloads by signed links. `unready` returns the code of the error of
+    health checks, empty if requests should be sent here. `cors` is None if browsers may not read responses.
     """
 
     services: Services
     options: GatewayOptions
     link: Link
-    openapi: bytes
+    openapi: Description
     parse_queue: ParseQueue
     downloads: InFlight
     unready: Callable[[], str]

@@ -5,7 +5,6 @@ Nothing is global: several applications can run in one process. Keyword argument
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -32,6 +31,7 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import (
     Configuration,
+    find_catalog,
     open_media,
     read_configuration,
     rest_url,
@@ -47,10 +47,9 @@ from pomelo.errors import PomeloError
 from pomelo.fleet import describe_process, join
 from pomelo.front_ends import drain, gateway_proof, in_flight, open_rest_of, server_options
 from pomelo.gen.admin.v1.admin_service_pb2 import GetServerResponse
-from pomelo.logs import format_trace
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
-from pomelo.media.store import MediaStore
+from pomelo.media.sweep import sweep
 from pomelo.process import in_background
 from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
@@ -76,9 +75,6 @@ log = logging.getLogger("pomelo.app")
 
 ALERTS_INTERVAL = 5.0
 """Seconds between two searches for what is reported to the operator."""
-
-MAX_SWEEP_SHARE = 0.05
-"""Maximum share of the time that scans take: with very many media they are less frequent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +180,7 @@ async def open_app(
         await stack.enter_async_context(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, in_flight(settings))
         media = await stack.enter_async_context(open_media(settings, secret, previous, now))
-        await stack.enter_async_context(in_background(_sweep(media)))
+        await stack.enter_async_context(in_background(sweep(media)))
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
         acceptance = Acceptance(
@@ -249,7 +245,16 @@ async def open_app(
         tls = ReplaceableContext(certificate) if certificate is not None else None
         if settings.rest:
             rest = await stack.enter_async_context(
-                open_rest_of(services, settings, tls, metrics, readiness, shared, observers=observers)
+                open_rest_of(
+                    services,
+                    settings,
+                    tls,
+                    metrics,
+                    readiness,
+                    shared,
+                    observers=observers,
+                    catalog=lambda: reloader.configuration.registry.catalog,
+                )
             )
             media.public_url = media.public_url or rest_url(settings, rest)
 
@@ -315,13 +320,14 @@ async def open_gateway(
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
-        pomelo.settings.SettingsError: the root secret in the data folder can't be used.
+        pomelo.settings.SettingsError: the root secret in the data folder or the catalogue can't be used.
     """
     if tls is None:
         is_local = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
         tls = not is_local and not settings.insecure
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
+    catalog = find_catalog(settings)
     if secret is None:
         log.warning(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
@@ -348,6 +354,7 @@ async def open_gateway(
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,
             observers=(metrics, *observers),
+            catalog=lambda: catalog,
         ) as rest,
     ):
         try:
@@ -378,18 +385,3 @@ async def _maintain(ledger: Ledger) -> AsyncIterator[None]:
             yield
     finally:
         await ledger.operations.idle()
-
-
-async def _sweep(media: MediaStore) -> None:
-    """Deletes expired media and counts the others periodically, until it is cancelled."""
-    duration = 0.0
-    while True:
-        await asyncio.sleep(max(media.refresh_interval, duration / MAX_SWEEP_SHARE))
-        started = time.monotonic()
-        try:
-            await media.refresh()
-        except PomeloError:  # the bucket has failed, and has logged it
-            pass
-        except Exception as error:  # a disk error may be gone at the next scan
-            log.error("expired media were not deleted\n%s", format_trace(error))
-        duration = time.monotonic() - started

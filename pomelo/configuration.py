@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pomelo import install_command
 from pomelo.accounts.plans import BUILTIN, Plan
 from pomelo.addresses import join_address
+from pomelo.catalog.catalog import BUILTIN as BUILTIN_CATALOG
 from pomelo.catalog.catalog import Catalog
 from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
@@ -109,31 +110,52 @@ async def open_bucket(settings: Settings) -> Bucket:
 
 
 def find_providers(settings: Settings) -> Registry:
-    """Returns the models and their providers.
+    """Returns the models and their providers, without what plug-ins break.
 
     Raises:
-        SettingsError: a plug-in, the operator's catalogue or a provider's setting can't be used.
+        SettingsError: the operator's catalogue or a provider's setting can't be used, or two providers have
+            the same name.
     """
+    with _catalog_errors():
+        registry = read_registry(settings.catalog, tolerant=True)
+    settings.check_providers(registry.entries)
+    return registry
+
+
+def find_catalog(settings: Settings) -> Catalog:
+    """Returns the built-in models and the operator's, without those of plug-ins.
+
+    Raises:
+        SettingsError: the operator's catalogue can't be used.
+    """
+    with _catalog_errors():
+        return Catalog.load(BUILTIN_CATALOG, *([settings.catalog] if settings.catalog is not None else []))
+
+
+@contextmanager
+def _catalog_errors() -> Iterator[None]:
     try:
-        registry = read_registry(settings.catalog)
+        yield
     except ValueError as error:
         raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(
             f"{error.filename}: can't be read: {error.strerror}. Set POMELO_CATALOG"
         ) from error
-    settings.check_providers(registry.entries)
-    return registry
 
 
 def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials]:
     """Returns the operator's credentials for each provider, by its name.
 
     Raises:
-        SettingsError: a variable has a wrong value.
+        SettingsError: a variable or a setting has a wrong value.
     """
-    configured = {name: settings.provider(name) for name in registry.entries}
-    return {name: Credentials(one.api_key, one.base_url) for name, one in configured.items()}
+    found = {}
+    for name, entry in registry.entries.items():
+        one = settings.provider(name)
+        further = None if name in registry.broken else one.further(name, entry.settings)
+        found[name] = Credentials(one.api_key, one.base_url, further)
+    return found
 
 
 def find_plans(settings: Settings, catalog: Catalog) -> dict[str, Plan]:

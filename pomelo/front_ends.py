@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from gateway.app import open_rest
 from gateway.options import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
+from pomelo.catalog.catalog import Catalog
 from pomelo.draining import Draining
 from pomelo.in_flight import InFlightLimits
 from pomelo.origin import GatewayProof
@@ -37,8 +38,11 @@ def open_rest_of(
     shared: bool = False,
     inline_limit: int = INLINE_LIMIT,
     observers: Sequence[Observer] = (),
+    *,
+    catalog: Callable[[], Catalog],
 ) -> AbstractAsyncContextManager[tuple[str, int]]:
-    """Serves `services` over REST, and yields the bound address. `shared`: other processes listen on it."""
+    """Serves `services` over REST, and yields the bound address. `shared`: other processes listen on it.
+    `catalog` returns the catalogue whose models the OpenAPI description lists."""
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
@@ -53,6 +57,7 @@ def open_rest_of(
         trusted_proxies=_trusted_proxies(settings),
         drain_timeout=FLUSH_TIMEOUT,
         observers=observers,
+        models=lambda: {name: model.task_type for name, model in catalog().by_any_name.items()},
     )
     return open_rest(
         services,

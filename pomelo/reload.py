@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any
 
 from pomelo.configuration import Configuration, find_certificate, read_configuration
-from pomelo.providers import Credentials
+from pomelo.providers import Credentials, Unusable
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings, SettingsError, variable
 from pomelo.tls import ReplaceableContext
@@ -111,11 +111,16 @@ class Reloader:
     @asynccontextmanager
     async def open(self, providers: Providers | None = None) -> AsyncIterator[Providers]:
         """Opens the providers, unless they are given. Leaving closes them and all that have replaced them.
+        A plug-in that can't be used is logged, and costs its own models alone.
 
         Raises:
             SettingsError: a provider can't be opened.
         """
-        self.providers = providers or await self._open(self._opened, self.settings, self.configuration)
+        for name, reason in self.configuration.registry.broken.items():
+            self._log_broken(name, reason)
+        self.providers = providers or await self._open(
+            self._opened, self.settings, self.configuration, self._log_broken
+        )
         try:
             yield self.providers
         finally:
@@ -130,9 +135,11 @@ class Reloader:
         opened, providers = self._opened, self.providers
         try:
             settings, new, fixed = await read_changes(self.settings, load)
+            for name in new.registry.broken.keys() - self.configuration.registry.broken.keys():
+                raise SettingsError(new.registry.broken[name])
             if self._changes_providers(settings, new):
                 opened = AsyncExitStack()
-                providers = await self._open(opened, settings, new)
+                providers = await self._open(opened, settings, new, self._refuse_broken)
         except SettingsError as error:
             log_refusal(error)
             return
@@ -147,13 +154,27 @@ class Reloader:
         if self._is_first:
             _log_reloaded(changes, fixed)
 
+    def _log_broken(self, name: str, reason: str) -> None:
+        if self._is_first:
+            log.error("A plug-in can't be used, and its models are not available: %s", reason)
+
+    def _refuse_broken(self, name: str, reason: str) -> None:
+        """Raises ValueError if the plug-in worked before: then its models should go on."""
+        if not isinstance(self.providers.get(name), Unusable):
+            raise ValueError(reason)
+
     async def _open(
-        self, stack: AsyncExitStack, settings: Settings, configuration: Configuration
+        self,
+        stack: AsyncExitStack,
+        settings: Settings,
+        configuration: Configuration,
+        on_broken: Callable[[str, str], None],
     ) -> Providers:
         opening = self._open_providers(
             configuration.registry.entries.values(),
             configuration.credentials,
             origins=settings.delivery_origins,
+            on_broken=on_broken,
         )
         try:
             return await stack.enter_async_context(opening)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from yarl import URL
 
 from pomelo import secrets
@@ -112,3 +112,14 @@ AlertUrls = Annotated[tuple[Annotated[str, AfterValidator(_alert_url)], ...], Be
 AlertSecrets = Annotated[tuple[Annotated[str, AfterValidator(_alert_secret)], ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_split)]
 """Several values in one text, separated by commas."""
+
+
+class PlanSettings(BaseModel):
+    """A plan of the operator, `[plans.NAME]`: the limits of each mode of an account. None: no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    requests_per_minute: Limit | None = None
+    concurrent_requests: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None

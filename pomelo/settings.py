@@ -10,14 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ByteSize,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from pomelo import secrets
 from pomelo.addresses import is_loopback, split_address
@@ -28,10 +21,10 @@ from pomelo.setting_types import (
     Archive,
     Bucket,
     File,
-    Limit,
     Networks,
     Origins,
     PlanName,
+    PlanSettings,
     Secret,
     Secrets,
     Store,
@@ -50,7 +43,7 @@ _SERVERS = frozenset({"POMELO_REST", "POMELO_GRPC", "POMELO_ADMIN"})
 """Variables that turn a server off if they are empty."""
 
 _COLLECTED = frozenset({"providers", "variables"})
-"""Settings that are collected from others, and have no name of their own in a file or the environment."""
+"""Settings that are collected from others, and have no variable of their own."""
 
 _PROVIDER_SETTING = re.compile(r"([a-z][a-z0-9_-]*)_(api_key|base_url)")
 """The settings of a provider. Their variables have the vendor's own names, which its own tools read, too."""
@@ -66,23 +59,29 @@ class SettingsError(Exception):
 
 
 class ProviderSettings(BaseModel):
-    """The operator's settings of one provider. An empty `base_url` stands for the vendor's own."""
+    """The operator's settings of one provider, `[providers.NAME]`. An empty `base_url` stands for the
+    vendor's own. Further keys are those that the provider declares."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
     api_key: str | None = Field(default=None, repr=False)
     base_url: Url = ""
 
+    def further(self, name: str, schema: type[BaseModel] | None) -> BaseModel | None:
+        """Returns the further settings as an instance of `schema`; None if the provider `name` declares none.
 
-class PlanSettings(BaseModel):
-    """A plan of the operator, `[plans.NAME]`: the limits of each mode of an account. None: no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    requests_per_minute: Limit | None = None
-    concurrent_requests: Limit | None = None
-    tokens_per_minute: Limit | None = None
-    models: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+        Raises:
+            SettingsError: a key is unknown, or has a wrong value.
+        """
+        given = self.model_extra or {}
+        if schema is None:
+            for key in given:
+                raise SettingsError(f"providers.{name}.{key}: there is no such key")
+            return None
+        try:
+            return schema.model_validate(given)
+        except ValidationError as error:
+            raise SettingsError(f"providers.{name}.{_first_error(error, {})}") from None
 
 
 class Settings(BaseModel):
@@ -169,11 +168,16 @@ class Settings(BaseModel):
     @classmethod
     def _collect_providers(cls, values: dict[str, Any]) -> dict[str, Any]:
         rest = dict(values)
-        providers = dict(rest.get("providers", {}))
+        providers = rest.get("providers", {})
+        if not isinstance(providers, Mapping):
+            return rest  # which is refused
+        providers = dict(providers)
         for name in values:
             if name not in cls.model_fields and (match := _PROVIDER_SETTING.fullmatch(name)):
                 provider, field = match.groups()
-                providers[provider] = {**providers.get(provider, {}), field: rest.pop(name)}
+                own = providers.get(provider, {})
+                if isinstance(own, Mapping):
+                    providers[provider] = {**own, field: rest.pop(name)}
         return {**rest, "providers": providers}
 
     @model_validator(mode="after")
@@ -339,7 +343,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
         raise SettingsError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} can't be read: {secrets.describe_file_error(error)}") from None
-    known = Settings.model_fields.keys() - _COLLECTED
+    known = Settings.model_fields.keys() - {"variables"}
     for name in values:
         if name not in known and not _PROVIDER_SETTING.fullmatch(name):
             raise SettingsError(f"{path}: unknown key {name!r}{_suggestion(name, known)}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gateway.openapi.schema import (
     COMMON_ERRORS,
     JSON,
     Schema,
+    Section,
     object_of,
     operation,
     parameter,
@@ -33,8 +36,12 @@ _USAGE: dict[str, Schema] = {
 _DATE_OR_TIME = {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
 
 
-def schemas() -> dict[str, Schema]:
-    """Returns the schemas of the objects in responses."""
+def section(models: Mapping[str, int]) -> Section:
+    """Describes the operations."""
+    return Section("Account", "Limits, credits and usage of the key's account.", _paths(), _schemas())
+
+
+def _schemas() -> dict[str, Schema]:
     task_types = [*(each.name for each in TASK_FORMATS.values()), "unknown"]
     limits = {
         "requests_per_minute": _LIMIT,
@@ -109,17 +116,16 @@ def schemas() -> dict[str, Schema]:
     }
 
 
-def paths() -> Schema:
-    """Returns the operations by path."""
+def _paths() -> Schema:
     return {
         "/api/v1/account": operation(
             "getAccount",
-            "The plan, limits and credits of the key's account.",
+            "Get the plan, limits and credits of the key's account.",
             responses({JSON: {"schema": ref("Account")}}, *COMMON_ERRORS, "model_not_allowed"),
         ),
         "/api/v1/usage": operation(
             "listUsage",
-            "Usage records, newest first; with group_by, totals.",
+            "List usage records, newest first; with group_by, totals.",
             responses({JSON: {"schema": ref("UsageList")}}, *COMMON_ERRORS),
             parameter("page_size", "query", _PAGE_SIZE, "Absent: 100 records, or 10,000 totals."),
             parameter("page_token", "query", _TEXT, "next_page_token of the previous page."),

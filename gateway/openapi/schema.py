@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from pomelo.errors import TABLE
+from pomelo.errors import RETRY_AFTER, TABLE
 
 Schema = dict[str, Any]
 
-JSON = "application/json"
 
-NULL_ONLY: Schema = {"type": "null"}
-"""The schema of unknown fields: they are refused, unless they are null."""
+class Section(NamedTuple):
+    """The operations of one tag, by path and method, and the schemas that they add."""
+
+    tag: str
+    description: str
+    paths: Schema
+    schemas: Mapping[str, Schema]
+
+
+JSON = "application/json"
 
 COMMON_ERRORS = (
     "invalid_api_key",
@@ -33,30 +40,61 @@ def object_of(properties: Schema, required: Iterable[str] = (), **more: Any) -> 
     return {"type": "object", "properties": properties, "required": list(required), **more}
 
 
+def union(description: str, members: Mapping[str, str], property_name: str) -> Schema:
+    """Returns a schema of alternatives: `members` has the schema's name for each value of the property."""
+    return {
+        "description": description,
+        "oneOf": [ref(name) for name in dict.fromkeys(members.values())],
+        "discriminator": {
+            "propertyName": property_name,
+            "mapping": {value: ref(name)["$ref"] for value, name in members.items()},
+        },
+    }
+
+
 def parameter(name: str, location: str, schema: Schema, description: str = "", **more: Any) -> Schema:
     described = {"description": description} if description else {}
     return {"name": name, "in": location, "schema": schema, **described, **more}
 
 
-def operation(operation_id: str, summary: str, responses: Schema, *parameters: Schema) -> Schema:
+def operation(
+    operation_id: str, summary: str, responses: Schema, *parameters: Schema, description: str = ""
+) -> Schema:
     """Returns a GET operation."""
-    described = {"operationId": operation_id, "summary": summary, "responses": responses}
-    return {"get": {**described, "parameters": list(parameters)} if parameters else described}
+    described: Schema = {"operationId": operation_id, "summary": summary}
+    if description:
+        described["description"] = description
+    if parameters:
+        described["parameters"] = list(parameters)
+    return {"get": described | {"responses": responses}}
 
 
-def responses(ok: Mapping[str, Any], *codes: str) -> Schema:
-    """Returns the responses of an operation: `ok` by media type, and the errors `codes` by HTTP status."""
-    described: Schema = {"200": {"description": "Done.", "headers": RESPONSE_HEADERS, "content": dict(ok)}}
+def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False) -> Schema:
+    """Returns the responses of an operation: `ok` by media type, and the errors `codes` by HTTP status.
+    `is_task`: the operation runs a task."""
+    described: Schema = {"200": {"description": "Done.", "headers": headers(is_task), "content": dict(ok)}}
     by_status: dict[int, list[str]] = {}
     for code in codes:
         by_status.setdefault(TABLE[code].http, []).append(code)
     for status, listed in sorted(by_status.items()):
+        examples = {code: {"$ref": f"#/components/examples/{code}"} for code in listed}
         described[str(status)] = {
             "description": ", ".join(listed),
-            "headers": RESPONSE_HEADERS,
-            "content": {JSON: {"schema": ref("Error")}},
+            "headers": headers(is_task, can_retry=status in RETRY_AFTER),
+            "content": {JSON: {"schema": ref("Error"), "examples": examples}},
         }
     return described
+
+
+def headers(is_task: bool, can_retry: bool = False) -> Schema:
+    """Returns the headers of a response. `is_task`: of an operation that runs a task; `can_retry`: of an
+    error that has Retry-After."""
+    left_out = set() if is_task else TASK_HEADERS
+    if not can_retry:
+        left_out = left_out | {"Retry-After"}
+    return {
+        name: {"$ref": f"#/components/headers/{name}"} for name in RESPONSE_HEADERS if name not in left_out
+    }
 
 
 def _count(description: str) -> Schema:
@@ -104,3 +142,12 @@ RESPONSE_HEADERS: Mapping[str, Schema] = {
     "Retry-After": _count("Seconds to wait; with 409 if a request still runs, with 429 and 503."),
 }
 """By name. Limits are present if the plan has them; without a valid key there is only the first header."""
+
+TASK_HEADERS = frozenset(
+    {
+        *("X-Credits-Charged", "Idempotent-Replayed", "X-Pomelo-Adjusted", "Preference-Applied"),
+        *("Deprecation", "Sunset"),
+        *("X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens", "X-RateLimit-Reset-Tokens"),
+    }
+)
+"""The headers of operations that run a task, or name a model."""

@@ -1,15 +1,23 @@
-"""The page at `/` for developers with a key. Its files are static: their scripts call the REST API."""
+"""The pages for developers, at `/`, and for operators. Their files are static: the scripts call the REST API,
+or read the metrics."""
 
 from __future__ import annotations
 
-import asyncio
+from pathlib import Path
 
-from gateway.page.files import PAGE_HEADERS, page_files
 from gateway.request import Request
-from gateway.responses import Response, response_headers
+from gateway.responses import Response
 from gateway.state import Gateway
+from gateway.static_files import StaticFiles, respond_with_file
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+
+_FOLDER = Path(__file__).with_name("static")
+
+_FILES = StaticFiles(_FOLDER, _FOLDER / "vendor")
+
+OPERATOR_FILES = StaticFiles(_FOLDER, _FOLDER / "operator")
+"""The files of the operator's page, which the server of metrics sends."""
 
 
 async def get_page(gateway: Gateway, request: Request, call: Call) -> Response:
@@ -29,16 +37,4 @@ async def get_page_file(gateway: Gateway, request: Request, call: Call) -> Respo
 async def _respond(gateway: Gateway, request: Request, call: Call, name: str) -> Response:
     if not gateway.options.page:
         raise PomeloError("not_found")
-    if not page_files.cache_info().currsize:
-        await asyncio.to_thread(page_files)
-    file = page_files().get(name)
-    if file is None:
-        raise PomeloError("not_found")
-    headers = {**response_headers(call), **PAGE_HEADERS, "ETag": file.tag}
-    if file.tag in request.headers.get("If-None-Match", ""):
-        return Response(headers, status=304)
-    headers["Content-Type"] = file.content_type
-    if "gzip" in request.headers.get("Accept-Encoding", ""):
-        headers["Content-Encoding"] = "gzip"
-        return Response(headers, file.compressed)
-    return Response(headers, file.data)
+    return await respond_with_file(_FILES, name, request, call)

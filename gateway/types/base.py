@@ -30,8 +30,10 @@ class TaskFormat:
     the type of event (empty: the stream has none but its last). `render_last` returns the object that ends a
     stream; None: the result.
 
-    `schema_name` and `result_schema_name` name its OpenAPI schemas; `schemas` has the latter and those that
-    it refers to.
+    `schema_name` and `result_schema_name` name its OpenAPI schemas, `stream_schema_names` those of the
+    objects in its streams (empty: the result); `schemas` has all but the first, and those that they refer to.
+    `examples` are request bodies by their titles; `result_example` has the members of a result beside the
+    common ones.
 
     `media_range` is the prefix of media types that `Accept` may ask for in place of JSON, or
     empty, and `output_formats` are the values of output_format by media type. `raw_media` returns the
@@ -48,6 +50,9 @@ class TaskFormat:
     fields: Mapping[str, Field]
     render_result: Callable[[TaskResult, Link], bytes]
     schemas: Mapping[str, Schema] = field(default_factory=dict)
+    stream_schema_names: tuple[str, ...] = ()
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    result_example: Mapping[str, Any] = field(default_factory=dict)
     render_events: Mapping[str, Callable[[StreamObjects, Any], Iterable[bytes]]] = field(default_factory=dict)
     render_last: Callable[[StreamObjects, TaskResult], bytes] | None = None
     media_range: str = ""
@@ -118,8 +123,11 @@ MEDIA_SCHEMA = object_of(
 )
 
 
-def result_schema(object_type: str, id_prefix: str, **members: Any) -> Schema:
-    """Returns the schema of a result with the common members and `members`, all of them required."""
+def result_schema(
+    object_type: str, id_prefix: str, *, optional: Mapping[str, Schema] | None = None, **members: Any
+) -> Schema:
+    """Returns the schema of an object with the common members, `members`, which it must have as well, and
+    `optional` ones."""
     return object_of(
         {
             "id": {"type": "string", "pattern": f"^{id_prefix}_"},
@@ -127,6 +135,7 @@ def result_schema(object_type: str, id_prefix: str, **members: Any) -> Schema:
             "created": {"type": "integer", "description": "Unix seconds."},
             "model": {"type": "string"},
             **members,
+            **(optional or {}),
         },
         ("id", "object", "created", "model", *members),
     )

@@ -30,7 +30,7 @@ class Field:
 
     `assign` sets a JSON value in the protobuf message `target`; it raises invalid_parameter or
     missing_parameter. `parse_form` converts the text of a form field to the JSON value; it raises ValueError.
-    `schema` is what OpenAPI says about the field besides its rule.
+    `schema` is what OpenAPI says about the field besides its rule; a field without both is not described.
     """
 
     name: str
@@ -75,7 +75,7 @@ def parse_object_text(text: str) -> Any:
 def describe(rule: FieldRule, schema: Schema) -> Schema:
     """Returns the OpenAPI schema of a field: what its `rule` says, with the members of `schema` added or
     replaced. For an object it is `schema` alone, which refers to the schema of the object."""
-    if rule.fields is not None:
+    if "anyOf" in schema:
         return schema
     min_size = 1 if rule.required else None
     described = {
@@ -161,14 +161,17 @@ def choice(
 
 def unsupported(name: str, expected: str, *, neutral: Any = None) -> Field:
     """Returns a field of other APIs that has no effect, and may only have a value that asks for none: null or
-    `neutral`. `expected` completes the sentence "it must be …"."""
+    `neutral`, which is a number, false or {}. `expected` completes the sentence "it must be …"."""
 
     def assign(message: Any, value: Any) -> None:
         if type(value) is not type(neutral) or value != neutral:
             raise invalid(name, expected)
 
-    values = [None] if neutral is None else [neutral, None]
-    return Field(name, assign, parse_json_text, {"enum": values, "description": f"Must be {expected}."})
+    if neutral is None:
+        return Field(name, assign, parse_json_text, {})
+    only = {"type": "object", "maxProperties": 0} if neutral == {} else {"const": neutral}
+    schema = {"anyOf": [only, {"type": "null"}], "description": f"Must be {expected}."}
+    return Field(name, assign, parse_json_text, schema)
 
 
 def by_name(*fields: Field) -> dict[str, Field]:

@@ -43,9 +43,23 @@ FORMAT = TaskFormat(
     schemas={
         "ImageGeneration": result_schema(
             "image.generation", "img", data={"type": "array", "items": MEDIA_SCHEMA, "minItems": 1}
-        )
+        ),
+        "ImageProgress": result_schema(
+            "image.progress", "img", progress={"type": "number", "minimum": 0, "maximum": 1}
+        ),
     },
+    stream_schema_names=("ImageProgress", "ImageGeneration"),
     example_model="flux-1-pro",
+    examples={
+        "An image": {
+            "model": "flux-1-pro",
+            "prompt": "A futuristic city at night with neon lights",
+            "width": 1024,
+            "height": 1024,
+            "response_format": "url",
+        }
+    },
+    result_example={"data": [{"url": "https://your-domain.com/media/media_01.png?exp=1234571490&sig=AbC"}]},
     rules=IMAGE_FIELDS,
     fields=fields.by_name(
         fields.text("prompt", description="What to draw."),

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from gateway.openapi.schema import NULL_ONLY, object_of, ref
+from gateway.openapi import examples
+from gateway.openapi.schema import object_of, ref
 from gateway.types import fields
 from gateway.types.base import (
     MEDIA_SCHEMA,
@@ -73,12 +74,22 @@ _FIELDS = (
     fields.METADATA,
 )
 
+_PIECE_OF_AUDIO = {
+    "b64_json": {
+        "type": "string",
+        "contentEncoding": "base64",
+        "description": "A piece of the file; append it to the ones before it.",
+    }
+}
 _SCHEMAS = {
     "VoiceSettings": object_of(
         {name: fields.describe(rule, {}) for name, rule in VOICE_SETTINGS_FIELDS.items()},
-        additionalProperties=NULL_ONLY,
+        additionalProperties=False,
     ),
     "SpeechGeneration": result_schema("speech.generation", "speech", audio=MEDIA_SCHEMA),
+    "SpeechGenerationChunk": result_schema(
+        "speech.generation.chunk", "speech", audio=object_of(_PIECE_OF_AUDIO, _PIECE_OF_AUDIO)
+    ),
 }
 
 LANGUAGE_CODE = fields.text(
@@ -92,7 +103,17 @@ TEXT_TO_SPEECH = TaskFormat(
     schema_name="TextToSpeechTask",
     result_schema_name="SpeechGeneration",
     schemas=_SCHEMAS,
+    stream_schema_names=("SpeechGenerationChunk", "SpeechGeneration"),
     example_model="eleven-labs-tts",
+    examples={
+        "Speech from text": {
+            "model": "eleven-labs-tts",
+            "text": "Hello, this is a test of our text-to-speech API.",
+            "voice": "adam",
+            "response_format": "url",
+        }
+    },
+    result_example={"audio": {"url": "https://your-domain.com/media/media_01.mp3?exp=1234571490&sig=AbC"}},
     rules=TEXT_TO_SPEECH_FIELDS,
     fields=fields.by_name(fields.text("text", description="What to say."), *_FIELDS, LANGUAGE_CODE),
     render_result=render_result,
@@ -107,6 +128,14 @@ SPEECH_TO_SPEECH = replace(
     input="speech_to_speech",
     schema_name="SpeechToSpeechTask",
     example_model="eleven-labs-sts",
+    examples={
+        "Speech in another voice": {
+            "model": "eleven-labs-sts",
+            "audio": examples.AUDIO,
+            "voice": "adam",
+            "response_format": "url",
+        }
+    },
     rules=SPEECH_TO_SPEECH_FIELDS,
     fields=fields.by_name(*_FIELDS),
     ignores_audio_file=False,

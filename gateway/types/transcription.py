@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.openapi import examples
 from gateway.openapi.schema import object_of
 from gateway.types import fields
 from gateway.types.base import Link, TaskFormat, open_object, result_schema
@@ -50,6 +51,15 @@ FORMAT = TaskFormat(
         )
     },
     example_model="eleven-labs-stt",
+    examples={"Text from speech": {"model": "eleven-labs-stt", "audio": examples.AUDIO}},
+    result_example={
+        "text": "Hi there.",
+        "language": "en",
+        "words": [
+            {"text": "Hi", "start": 0.1, "end": 0.32, "speaker": None},
+            {"text": "there.", "start": 0.34, "end": 0.7, "speaker": None},
+        ],
+    },
     rules=SPEECH_TO_TEXT_FIELDS,
     fields=fields.by_name(
         LANGUAGE_CODE,

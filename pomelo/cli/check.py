@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,9 +49,11 @@ def _check(config: Path | None, workers: int | None) -> Iterator[Finding]:
     yield Finding("settings", "ok", "valid")
     served = is_served(settings.admin_socket)
     yield _data(settings)
+    broken: list[str] = []
     try:
         configuration = read_configuration(settings)
-        asyncio.run(_open_providers(settings, configuration))
+        broken += configuration.registry.broken.values()
+        asyncio.run(_open_providers(settings, configuration, lambda name, reason: broken.append(reason)))
     except SettingsError as error:
         yield Finding("configuration", "broken", str(error))
     else:
@@ -59,6 +61,8 @@ def _check(config: Path | None, workers: int | None) -> Iterator[Finding]:
         yield Finding(
             "configuration", "ok", f"{len(catalog.models)} models, {len(configuration.plans)} plans"
         )
+        for reason in broken:
+            yield Finding("plug-in", "warning", f"{reason}. Its models are not available")
         yield _certificate(settings, configuration.certificate)
     yield _store(settings, served)
     yield from _addresses(settings, served)
@@ -81,13 +85,15 @@ def _data(settings: Settings) -> Finding:
     return found
 
 
-async def _open_providers(settings: Settings, configuration: Configuration) -> None:
+async def _open_providers(
+    settings: Settings, configuration: Configuration, on_broken: Callable[[str, str], None]
+) -> None:
     from pomelo.providers import open_providers
     from pomelo.settings import SettingsError
 
     entries, origins = configuration.registry.entries.values(), settings.delivery_origins
     try:
-        async with open_providers(entries, configuration.credentials, origins=origins):
+        async with open_providers(entries, configuration.credentials, origins=origins, on_broken=on_broken):
             pass
     except ValueError as error:
         raise SettingsError(str(error)) from error

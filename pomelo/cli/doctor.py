@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import stat
@@ -241,9 +242,28 @@ def _providers(
         return
     yield from _retirements(registry, configured, today_utc())
     for entry in registry.entries.values():
-        if not entry.account:  # a provider with the key of another is covered by that one
+        if broken := registry.broken.get(entry.name) or _opening_error(entry, configured):
+            yield Finding(entry.name, "broken", f"{broken}. Its models are not available")
+        elif not entry.account:  # a provider with the key of another is covered by that one
             finding = _provider(entry, configured)
             yield finding if server is None else _as_served(finding, entry.name in server.providers)
+
+
+def _opening_error(entry: Entry, configured: Mapping[str, Credentials]) -> str:
+    """Why a plug-in can't be opened; empty if it can be."""
+    if not entry.is_plugin:
+        return ""
+    from pomelo.providers import open_providers
+
+    async def open_it() -> None:
+        async with open_providers([entry], configured):
+            pass
+
+    try:
+        asyncio.run(open_it())
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _as_served(finding: Finding, has_it: bool) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,9 +46,10 @@ class OperatorPage:
 async def _respond_with_file(name: str, request: web.BaseRequest) -> web.Response:
     from aiohttp import web
 
-    from gateway.page.files import PAGE_HEADERS, operator_files
+    from gateway.page import OPERATOR_FILES
+    from gateway.static_files import PAGE_HEADERS
 
-    file = (await asyncio.to_thread(operator_files)).get(name)
+    file = await OPERATOR_FILES.find(name)
     if file is None:
         return web.Response(status=404, text="Not found. Use /\n")
     headers = {**PAGE_HEADERS, "ETag": file.tag, "Content-Type": file.content_type}

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from pomelo.providers.registry import Entry
     from pomelo.turns import Turns
 
-__all__ = ["BUILTIN", "GROUP", "SANDBOX", "Credentials", "open_providers"]
+__all__ = ["BUILTIN", "GROUP", "SANDBOX", "Credentials", "Unusable", "open_providers"]
+
+log = logging.getLogger("pomelo.providers")
 
 SANDBOX = "sandbox"
 """The provider for test keys; it needs no credentials and no network."""
@@ -47,10 +51,13 @@ async def open_providers(
     origins: Collection[str] = (),
     connections: ConnectionLimiter | None = None,
     turns: Turns | None = None,
+    on_broken: Callable[[str, str], None] | None = None,
 ) -> AsyncIterator[dict[str, Provider]]:
     """Open the sandbox, and each of `entries` with its credentials: a mapping by name. Leaving closes all.
 
-    The providers share one `Http`, which gets `timeouts`, `connections`, `origins` and `turns`.
+    The providers share one `Http`, which gets `timeouts`, `connections`, `origins` and `turns`. `on_broken`
+    is called with the name of a plug-in that can't be opened and the reason, and may raise ValueError; the
+    plug-in then is not configured. None: it raises.
 
     Raises:
         ValueError: a provider can't be opened; the message is one line that names it.
@@ -65,12 +72,39 @@ async def open_providers(
         providers: dict[str, Provider] = {SANDBOX: Sandbox()}
         for entry in entries:
             try:
-                providers[entry.name] = entry.make(entry.located(credentials), http)
+                provider = entry.make(entry.located(credentials), http)
+                _ = provider.configured, provider.aclose
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a plug-in may raise anything
                 name = type(error).__name__  # the message may contain the key
-                raise ValueError(f"the provider {entry.name} can't be opened: {name}") from error
-        for provider in providers.values():
-            stack.push_async_callback(provider.aclose)
+                reason = f"the provider {entry.name} can't be opened: {name}"
+                if on_broken is None or not entry.is_plugin:
+                    raise ValueError(reason) from error
+                on_broken(entry.name, reason)
+                provider = Unusable()
+            providers[entry.name] = provider
+        for name, provider in providers.items():
+            stack.push_async_callback(_close, name, provider)
         yield providers
+
+
+async def _close(name: str, provider: Provider) -> None:
+    from pomelo.providers.cancellation import await_bounded
+
+    try:
+        await await_bounded(provider.aclose, asyncio.get_running_loop(), closing=True)
+    except Exception as error:
+        log.error("the provider %s can't be closed: %s", name, type(error).__name__)
+
+
+class Unusable:
+    """In place of a plug-in that can't be used: its models answer `provider_not_configured`."""
+
+    configured = False
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass

@@ -151,8 +151,9 @@ class Probe:
 
 
 class Options(Row):
-    """The keys of a route that a provider reads beside the common keys. Subclass it with a field for each
-    key, with its type and a default. A route with an unknown key or a wrong type is refused at start."""
+    """The keys that a provider reads in a route beside the common keys, or in the operator's settings beside
+    the key and the base URL. Subclass it with a field for each key, with its type and a default. An unknown
+    key or a wrong type is refused at start."""
 
 
 class Provider(Protocol):
@@ -165,7 +166,8 @@ class Provider(Protocol):
 
     Its class is called with (credentials, http). It may have these class attributes: `base_url`, the default
     address of the vendor's API; `probe`, a Probe; `options`, Options or a subclass (without it, routes may
-    have any keys); and, in a plug-in, `catalog`, the path of a catalogue file with its models.
+    have any keys); `settings`, a subclass of Options, of which `credentials.settings` is an instance; and, in
+    a plug-in, `catalog`, the path of a catalogue file with its models.
     """
 
     @property

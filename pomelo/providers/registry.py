@@ -7,7 +7,7 @@ provider's, its object is the provider's class.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -22,7 +22,7 @@ from pomelo.catalog.check import routes, tables
 from pomelo.catalog.rows import RouteRow, row_faults, suggest
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
-from pomelo.providers import BUILTIN, GROUP, SANDBOX, Credentials
+from pomelo.providers import BUILTIN, GROUP, SANDBOX, Credentials, Unusable
 from pomelo.providers.base import Probe, Provider
 from pomelo.providers.chat.compatible import Compatible, HostRow, host
 from pomelo.providers.http.client import Http
@@ -45,27 +45,35 @@ class Entry:
     key_needed: bool = True
     probe: Probe | None = None
     options: type[BaseModel] | None = None
+    settings: type[BaseModel] | None = None
     task_types: frozenset[str] | None = None
+    is_plugin: bool = False
 
     def located(self, credentials: Mapping[str, Credentials]) -> Credentials:
         """Return its credentials among those of all accounts, with the default base URL if they have none."""
         own = credentials.get(self.account or self.name, Credentials(None))
-        return own if own.base_url else Credentials(own.api_key, self.base_url)
+        return own if own.base_url else replace(own, base_url=self.base_url)
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The models, and the providers by name, without the sandbox."""
+    """The models, and the providers by name, without the sandbox. `broken` has the plug-ins that can't be
+    used: name -> why, in one line. They are among the providers, but not configured; one of which only the
+    catalogue is wrong has no models."""
 
     catalog: Catalog
     entries: Mapping[str, Entry]
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_registry(own: Path | None = None, plugins: Collection[EntryPoint] | None = None) -> Registry:
+def read_registry(
+    own: Path | None = None, plugins: Collection[EntryPoint] | None = None, *, tolerant: bool = False
+) -> Registry:
     """Read the catalogues and find the providers.
 
     `own` is the operator's catalogue, whose entries replace all others; those of plug-ins replace none.
-    `plugins` are the entry points to load; None: all that are installed.
+    `plugins` are the entry points to load; None: all that are installed. `tolerant`: a plug-in that can't be
+    used is reported in `broken`, and all others work.
 
     Raises:
         ValueError: a plug-in can't be loaded, a name is used twice, or rows are invalid; the message has a
@@ -76,20 +84,44 @@ def read_registry(own: Path | None = None, plugins: Collection[EntryPoint] | Non
         module, _, class_name = reference.partition(":")
         built_in = getattr(import_module(module), class_name)
         entries[name] = replace(_entry(name, built_in), task_types=_task_types(built_in))
-    files = [BUILTIN_CATALOG]
+    broken: dict[str, str] = {}
+    catalogs: list[tuple[EntryPoint, Any]] = []
     for plugin in entry_points(group=GROUP) if plugins is None else plugins:
         if plugin.name in entries or plugin.name == SANDBOX:
             raise ValueError(
                 f"the plug-in {plugin.value}: the name {plugin.name} is used by another provider"
             )
-        provider = _load(plugin)
-        entries[plugin.name] = _entry(plugin.name, provider)
-        if (path := getattr(provider, "catalog", None)) is not None:
-            files.append(_check_catalog(plugin, path, files))
-    catalog = Catalog.load(
-        *files, *([own] if own is not None else []), check=lambda read: list(_faults(read, entries))
-    )
-    return Registry(catalog, entries | {name: _host(name, dict(row)) for name, row in catalog.hosts.items()})
+        try:
+            provider = _load(plugin)
+            entries[plugin.name] = replace(_entry(plugin.name, provider), is_plugin=True)
+        except ValueError as error:
+            if not tolerant:
+                raise
+            broken[plugin.name] = str(error)
+            entries[plugin.name] = Entry(plugin.name, Unusable, is_plugin=True)
+        else:
+            if (path := getattr(provider, "catalog", None)) is not None:
+                catalogs.append((plugin, path))
+
+    def check(read: Sequence[TomlFile]) -> list[Fault]:
+        return list(_faults(read, entries))
+
+    files = [BUILTIN_CATALOG]
+    for plugin, path in catalogs:
+        try:
+            file = _check_catalog(plugin, path, files)
+            if tolerant:
+                Catalog.load(*files, file, check=check)
+        except (ValueError, OSError) as error:
+            if not tolerant:
+                raise
+            named = "" if str(error).startswith("the plug-in ") else f"the plug-in {plugin.name}: "
+            broken[plugin.name] = named + "; ".join(str(error).splitlines())
+        else:
+            files.append(file)
+    catalog = Catalog.load(*files, *([own] if own is not None else []), check=check)
+    hosts = {name: _host(name, dict(row)) for name, row in catalog.hosts.items()}
+    return Registry(catalog, entries | hosts, broken)
 
 
 def _load(plugin: EntryPoint) -> Any:
@@ -185,14 +217,23 @@ def _entry(name: str, provider: Any) -> Entry:
         ValueError: an attribute of the class has a wrong type.
     """
     base_url, probe = getattr(provider, "base_url", ""), getattr(provider, "probe", None)
-    options = getattr(provider, "options", None)
     if not isinstance(base_url, str):
         raise ValueError(f"the provider {name}: base_url must be text")
     if not (probe is None or isinstance(probe, Probe)):
         raise ValueError(f"the provider {name}: probe must be a Probe")
-    if not (options is None or (isinstance(options, type) and issubclass(options, BaseModel))):
-        raise ValueError(f"the provider {name}: options must be a subclass of pomelo.providers.base.Options")
-    return Entry(name, provider, base_url=base_url, probe=probe, options=options)
+    options, settings = _declared(name, provider, "options"), _declared(name, provider, "settings")
+    if settings is not None and any(field.is_required() for field in settings.model_fields.values()):
+        raise ValueError(f"the provider {name}: each of its settings must have a default")
+    return Entry(name, provider, base_url=base_url, probe=probe, options=options, settings=settings)
+
+
+def _declared(name: str, provider: Any, attribute: str) -> type[BaseModel] | None:
+    found = getattr(provider, attribute, None)
+    if not (found is None or (isinstance(found, type) and issubclass(found, BaseModel))):
+        raise ValueError(
+            f"the provider {name}: {attribute} must be a subclass of pomelo.providers.base.Options"
+        )
+    return found
 
 
 def _task_types(provider: type) -> frozenset[str]:

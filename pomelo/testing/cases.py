@@ -26,7 +26,8 @@ class Subject:
 
     `make` creates it from credentials and an `Http`; `base_url` returns its base URL on the server. The
     `default` of its `protocol` replies to each of the `jobs`. `cost` is what the provider must report for
-    each valid response, in US dollars; None: that is not checked.
+    each valid response, in US dollars; None: that is not checked. `counts_tokens` is False if the vendor does
+    not count the tokens of a text: Pomelo then estimates them.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Subject:
     protocol: VendorProtocol
     jobs: Sequence[Job[Any]]
     cost: int | float | Decimal | None = None
+    counts_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)

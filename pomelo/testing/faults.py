@@ -35,8 +35,8 @@ class Fault:
     away from the vendor; without both, the vendor's protocol has the script. `stalls`: timeouts of the
     provider end the fault; `endless`: only the caller's deadline does. `keeps`: the output of a stream before
     the fault is delivered. `uncounted`: a response may end without usage, because the vendor's count is
-    impossible. `wait` is the Retry-After in seconds. `unsupported` gives the reasons why the fault is
-    impossible, by task type, or by "whole" and "stream".
+    impossible. `json`: a response that is a file can't have it. `wait` is the Retry-After in seconds.
+    `unsupported` gives the reasons why the fault is impossible, by task type, or by "whole" and "stream".
     """
 
     name: str
@@ -49,6 +49,7 @@ class Fault:
     endless: bool = False
     keeps: bool = False
     uncounted: bool = False
+    json: bool = False
     wait: int | None = None
     unsupported: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,6 +65,8 @@ class Fault:
     def unsupported_reason(self, protocol: VendorProtocol, task_type: str, stream: bool) -> str:
         """Return why the fault is impossible with this vendor and task type; empty if it is possible."""
         reason = self.unsupported.get("stream" if stream else "whole") or self.unsupported.get(task_type)
+        if self.json and task_type in protocol.raw:
+            reason = reason or "the response is a file: it has neither lines nor an end marker"
         if reason is None and self.vendor_specific:
             faults = protocol.faults.get(task_type)
             if faults is None or self.name not in faults.scripts:
@@ -138,7 +141,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("closed half way", "FIN in the middle of the body", breaks=broken.half_way(Stop.CLOSE)),
     Fault("reset half way", "RST in the middle of the body", breaks=broken.half_way(Stop.RESET)),
     Fault("ended half way", "half of the body, which ends correctly", breaks=broken.half_way(Stop.END),
-          unsupported=_UNMARKED),
+          json=True, unsupported=_UNMARKED),
     Fault("silence half way", "the body stops in its middle", TIMEOUT, TIMEOUT, broken.half_way(Stop.SILENCE),
           stalls=True, keeps=True),
     Fault("drips forever", "the second half of the body arrives a byte at a time, without content", TIMEOUT,
@@ -168,7 +171,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("broken JSON", "JSON that ends within a text",
           breaks=broken.body(b'{"id": "', b'data: {"id": "\n\n')),
     Fault("half a character", "text that is not UTF-8, in otherwise valid JSON",
-          breaks=broken.half_character, unsupported=_LINES),
+          breaks=broken.half_character, json=True, unsupported=_LINES),
     Fault("an unfinished event", "the last event lacks its line ends", stream=OK,
           breaks=broken.unfinished_event, unsupported=_EVENTS_ONLY),
     Fault("a huge line", "1 MB without a line end", breaks=broken.body(_MEGABYTE, b"data: " + _MEGABYTE),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -157,7 +157,8 @@ class VendorProtocol:
     `serves` returns whether a request is the vendor's. `refused` returns the refusal of an invalid request,
     or None; its second argument is the only valid key, or None if every key is. `default` replies to a valid
     request. For `pomelo.testing.faults`, `refusal` makes a reply with the vendor's error body from a status
-    and a message, and `faults` are the vendor's own faults by task type.
+    and a message, and `faults` are the vendor's own faults by task type. `raw` are the task types whose
+    response is the file itself, not JSON that contains it or leads to it.
     """
 
     name: str
@@ -166,3 +167,4 @@ class VendorProtocol:
     default: Script
     refusal: Callable[[int, str], Reply] = plain_refusal
     faults: Mapping[str, VendorFaults] = field(default_factory=dict)
+    raw: Collection[str] = ()

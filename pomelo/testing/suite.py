@@ -109,7 +109,7 @@ class _Run:
         self._case = case
         self._upstream = upstream
         self._problems = problems
-        needs_usage = case.fault is None or not case.fault.uncounted
+        needs_usage = case.subject.counts_tokens and not (case.fault is not None and case.fault.uncounted)
         self._checker = EventChecker(case.task_type, stream=case.stream, needs_usage=needs_usage)
         self._gate = Gate()
         self.late: list[str] = []

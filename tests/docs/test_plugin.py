@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +14,17 @@ import grpc
 import pytest
 from aiohttp import web
 
+from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import bearer
+from tests.docs.packages import DOCS, install_package, path_with, run_suite, write_package
 from tests.driver import STREAM, RestDriver, TaskRequest
 from tests.integration.commands import live_key, pomelo
 from tests.serving import Served, serve
 from tests.tasks import text_body, text_task
 
-PAGE = Path(__file__).parents[2] / "docs" / "adding-a-provider.md"
-FILES = dict(re.findall(r"^`([\w./-]+)`:\n\n```\w+\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE))
+PAGE = DOCS / "adding-a-provider.md"
 CATALOGUE = re.search(r"```toml\n(# A vLLM of ours.*?)```", PAGE.read_text(), re.DOTALL)
 KEY = "acme-key-of-the-operator"
 
@@ -86,10 +84,7 @@ async def vendor() -> AsyncIterator[Vendor]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package's files of the page."""
     folder = tmp_path_factory.mktemp("pomelo-acme")
-    for name, text in FILES.items():
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
+    write_package(PAGE.name, folder)
     return folder
 
 
@@ -97,10 +92,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which pip installed the package."""
     target = tmp_path_factory.mktemp("site")
-    offline = ("--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", *offline, "--target", target, source], check=True
-    )
+    install_package(source, target)
     return target
 
 
@@ -119,7 +111,7 @@ async def served(
 def variables(site: Path, vendor: Vendor) -> dict[str, str]:
     """The operator's variables."""
     return {
-        "PYTHONPATH": os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": path_with(site),
         "ACME_API_KEY": KEY,
         "ACME_BASE_URL": vendor.url,
         "VLLM_BASE_URL": vendor.url + "/v1",
@@ -197,19 +189,7 @@ async def test_a_model_of_the_operators_catalogue_uses_a_host_without_a_key(
 
 
 def test_the_packages_own_tests_run_the_provider_contract(source: Path, site: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_acme.py"],
-        cwd=source,
-        env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    passed = re.search(r"(\d+) passed", result.stdout)
-    assert passed is not None
-    assert int(passed[1]) > 50
-    assert "skipped" not in result.stdout
+    assert run_suite(source, site, "test_acme.py") > 50
 
 
 async def test_doctor_reports_the_plug_in_and_the_hosts(site: Path, vendor: Vendor, served: Served) -> None:
@@ -223,15 +203,17 @@ async def test_doctor_reports_the_plug_in_and_the_hosts(site: Path, vendor: Vend
     assert KEY not in result.out + result.error
 
 
-async def test_a_broken_plug_in_prevents_the_start_with_one_line_that_names_it(
-    site: Path, vendor: Vendor, tmp_path: Path
-) -> None:
-    broken = tmp_path / "site"
-    metadata = broken / "pomelo_bad-1.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pomelo-bad\nVersion: 1\n")
-    (metadata / "entry_points.txt").write_text("[pomelo.providers]\nbad = pomelo_bad:Bad\n")
-    result = await pomelo(tmp_path, "serve", **variables(broken, vendor))
-    assert result.status == 1
-    assert result.error.startswith("pomelo: the plug-in bad (pomelo_bad:Bad) can't be loaded: ")
-    assert len(result.error.splitlines()) == 1
+def test_the_page_has_the_limits_units_and_events_of_each_task_type() -> None:
+    rows = {}
+    for line in PAGE.read_text().splitlines():
+        cells = [re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:-1]]
+        if len(cells) == 5 and cells[0] and cells[0][0] in TASK_TYPE_ROWS:
+            rows[cells[0][0]] = cells[1:]
+    expected = {
+        name: [
+            *([name], list(row.limits), list(row.price_units)),
+            sorted(row.events, key=lambda event: (event == "completed", event)),
+        ]
+        for name, row in TASK_TYPE_ROWS.items()
+    }
+    assert rows == expected

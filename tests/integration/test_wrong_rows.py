@@ -351,9 +351,8 @@ def catalog_environment(folder: Path, path: Path, origin: str) -> dict[str, str]
     return {"PYTHONPATH": str(site)}
 
 
-@pytest.mark.parametrize("origin", ["own", "plug-in", "built-in"])
-async def test_serve_and_doctor_report_all_wrong_rows_together(tmp_path: Path, origin: str) -> None:
-    path = tmp_path / "catalog.toml"
+def write_wrong_rows(path: Path) -> list[tuple[str, str]]:
+    """Writes a catalogue; returns how the message about each of its rows begins, and a part of it."""
     rows = [(text, key, excerpt) for text, key, excerpt in ROWS.values() if not text.startswith("[models]")]
     text, expected = "", []
     for number, (row, key, excerpt) in enumerate(rows):
@@ -363,6 +362,25 @@ async def test_serve_and_doctor_report_all_wrong_rows_together(tmp_path: Path, o
         expected.append((f"{path}:{line}: models.model-{number}.{key}: ", excerpt))
     assert len(expected) >= 30
     path.write_text(text)
+    return expected
+
+
+async def test_doctor_reports_all_wrong_rows_of_a_plug_in(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    expected = write_wrong_rows(path)
+    result = await pomelo(tmp_path, "doctor", "--json", **catalog_environment(tmp_path, path, "plug-in"))
+    (finding,) = (item for item in json.loads(result.out) if item["name"] == "plugin")
+    assert (finding["state"], result.status) == ("broken", 1)
+    for start, excerpt in expected:
+        assert any(
+            line.startswith(start) and excerpt in line for line in re.split("[;:] (?=/)", finding["detail"])
+        )
+
+
+@pytest.mark.parametrize("origin", ["own", "built-in"])
+async def test_serve_and_doctor_report_all_wrong_rows_together(tmp_path: Path, origin: str) -> None:
+    path = tmp_path / "catalog.toml"
+    expected = write_wrong_rows(path)
     environment = catalog_environment(tmp_path, path, origin) | free_addresses()
 
     result = await pomelo(tmp_path, "serve", **environment)

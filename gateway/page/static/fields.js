@@ -38,7 +38,7 @@ const EXAMPLES = {
 export class InvalidField extends Error {}
 
 /** Whether a field may have more than one value. */
-export const isFree = ({ enum: values }) => !values || values.filter((value) => value !== null).length > 1;
+export const isFree = ({ anyOf }) => !anyOf?.some((option) => 'const' in option || option.maxProperties === 0);
 
 /** Follows a reference, and drops null as an alternative. */
 function resolve(schema, schemas) {

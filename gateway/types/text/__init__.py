@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.openapi import examples
 from gateway.openapi.schema import ref
 from gateway.types import fields
 from gateway.types.base import TaskFormat
@@ -26,6 +27,14 @@ def _assign_stop(message: Any, value: Any) -> None:
         message.stop.append(fields.check_text(f"stop[{i}]", text))
 
 
+_CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+_WEATHER = {"name": "get_weather", "description": "Returns the weather of a city.", "parameters": _CITY}
+
 FORMAT = TaskFormat(
     name="text",
     input="text",
@@ -33,7 +42,52 @@ FORMAT = TaskFormat(
     schema_name="TextTask",
     result_schema_name="TaskCompletion",
     schemas={**messages.SCHEMAS, **tools.SCHEMAS, **results.SCHEMAS},
+    stream_schema_names=("TaskCompletionChunk",),
     example_model="gpt-4",
+    examples={
+        "A question": {
+            "model": "gpt-4",
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "max_tokens": 50,
+        },
+        "A stream": {
+            "model": "claude-3-haiku",
+            "messages": [
+                {"role": "system", "content": "Answer in one sentence."},
+                {"role": "user", "content": "Explain quantum computing."},
+            ],
+            "stream": True,
+        },
+        "An image in a message": {
+            "model": "gpt-4-turbo",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "What is in this image?"},
+                        {"type": "image_url", "image_url": {"url": examples.IMAGE}},
+                    ],
+                }
+            ],
+        },
+        "A tool": {
+            "model": "gpt-4",
+            "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+            "tools": [{"type": "function", "function": _WEATHER}],
+            "tool_choice": "auto",
+        },
+        "An answer in JSON": {
+            "model": "gpt-4",
+            "messages": [{"role": "user", "content": "Name a city in France."}],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": _CITY}},
+        },
+    },
+    result_example={
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "Paris."}, "finish_reason": "stop"}
+        ],
+        "usage": {"prompt_tokens": 14, "completion_tokens": 2, "total_tokens": 16},
+    },
     rules=TEXT_FIELDS,
     fields=fields.by_name(
         fields.Field(
@@ -70,8 +124,7 @@ FORMAT = TaskFormat(
             tools.assign_tool_choice,
             fields.parse_object_text,
             {
-                "type": ["string", "object", "null"],
-                "anyOf": [{"enum": [*tools.MODES, None]}, ref("ToolChoice")],
+                "anyOf": [{"type": "string", "enum": [*tools.MODES]}, ref("ToolChoice"), {"type": "null"}],
                 "description": "Whether the model calls tools, or the tool that it calls; only with tools.",
             },
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.openapi.schema import NULL_ONLY, Schema, object_of, ref
+from gateway.openapi.schema import Schema, object_of, ref, union
 from gateway.types import fields
 from gateway.types.text.tools import function_of
 from pomelo.errors import invalid, missing
@@ -154,16 +154,17 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
 
 
 _NAME = {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_-]{1,64}$"}
-_TEXT = {"type": {"const": "text"}, "text": {"type": "string"}}
-_TEXT_PART = object_of(_TEXT, _TEXT, additionalProperties=NULL_ONLY)
-_TEXT_PARTS = {"type": "array", "items": _TEXT_PART, "minItems": 1, "maxItems": MAX_PARTS}
-_PARTS = {**_TEXT_PARTS, "items": ref("Part")}
+_TEXT_PARTS = {"type": "array", "items": ref("TextPart"), "minItems": 1, "maxItems": MAX_PARTS}
+_TEXT = {"anyOf": [{"type": "string"}, _TEXT_PARTS]}
+_TEXT_AND_IMAGES = {"anyOf": [{"type": "string"}, {**_TEXT_PARTS, "items": ref("Part")}]}
+_TEXT_OR_NULL = {
+    "anyOf": [{"type": ["string", "null"]}, _TEXT_PARTS],
+    "description": "Absent or null only with tool_calls.",
+}
+_TEXT_PART = {"type": {"const": "text"}, "text": {"type": "string"}}
+_IMAGE_PART = {"type": {"const": "image_url"}, "image_url": ref("ImageUrl")}
 _URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
 _DETAIL = {"enum": [*_DETAILS, None], "description": "How closely the model looks at it."}
-_IMAGE_PART = {
-    "type": {"const": "image_url"},
-    "image_url": object_of({**_URL, "detail": _DETAIL}, _URL, additionalProperties=NULL_ONLY),
-}
 _FUNCTION_CALL = {
     "name": {"type": "string", "minLength": 1, "maxLength": MAX_CALL_CHARACTERS},
     "arguments": {"type": "string", "description": "JSON, as the model wrote it."},
@@ -171,50 +172,49 @@ _FUNCTION_CALL = {
 _CALL = {
     "id": {"type": "string", "minLength": 1, "maxLength": MAX_CALL_CHARACTERS},
     "type": {"const": "function"},
-    "function": object_of(_FUNCTION_CALL, _FUNCTION_CALL, additionalProperties=NULL_ONLY),
+    "function": object_of(_FUNCTION_CALL, _FUNCTION_CALL, additionalProperties=False),
 }
 
 
 def _message_schema(roles: tuple[str, ...], required: tuple[str, ...], **members: Schema) -> Schema:
     properties = {"role": {"type": "string", "enum": list(roles)}, "name": _NAME, **members}
-    return object_of(properties, ("role", *required), additionalProperties=NULL_ONLY)
+    return object_of(properties, ("role", *required), additionalProperties=False)
 
 
 SCHEMAS: Mapping[str, Schema] = {
-    "Message": {
-        "anyOf": [
-            _message_schema(
-                ("system", "developer", "user"),
-                ("content",),
-                content={"anyOf": [{"type": "string"}, _PARTS]},
-            ),
-            _message_schema(
-                ("assistant",),
-                (),
-                content={
-                    "anyOf": [{"type": ["string", "null"]}, _TEXT_PARTS],
-                    "description": "Absent or null only with tool_calls.",
-                },
-                tool_calls={
-                    "type": ["array", "null"],
-                    "items": ref("ToolCall"),
-                    "description": "Each is answered by a message of the role tool, right after this one.",
-                },
-                annotations={"type": ["array", "null"], "maxItems": 0},
-            ),
-            _message_schema(
-                ("tool",),
-                ("content", "tool_call_id"),
-                content={"anyOf": [{"type": "string"}, _TEXT_PARTS]},
-                tool_call_id={"type": "string", "description": "The id of the call."},
-            ),
-        ]
-    },
-    "Part": {
-        "oneOf": [
-            _TEXT_PART,
-            object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=NULL_ONLY),
-        ]
-    },
-    "ToolCall": object_of(_CALL, _CALL, additionalProperties=NULL_ONLY),
+    "Message": union(
+        "A message; its role decides what it may have.",
+        {
+            "system": "SystemMessage",
+            "developer": "SystemMessage",
+            "user": "UserMessage",
+            "assistant": "AssistantMessage",
+            "tool": "ToolMessage",
+        },
+        "role",
+    ),
+    "SystemMessage": _message_schema(("system", "developer"), ("content",), content=_TEXT_AND_IMAGES),
+    "UserMessage": _message_schema(("user",), ("content",), content=_TEXT_AND_IMAGES),
+    "AssistantMessage": _message_schema(
+        ("assistant",),
+        (),
+        content=_TEXT_OR_NULL,
+        tool_calls={
+            "type": ["array", "null"],
+            "items": ref("ToolCall"),
+            "description": "Each is answered by a message of the role tool, right after this one.",
+        },
+        annotations={"type": ["array", "null"], "items": {}, "maxItems": 0},
+    ),
+    "ToolMessage": _message_schema(
+        ("tool",),
+        ("content", "tool_call_id"),
+        content=_TEXT,
+        tool_call_id={"type": "string", "description": "The id of the call."},
+    ),
+    "Part": union("A part of a message.", {"text": "TextPart", "image_url": "ImagePart"}, "type"),
+    "TextPart": object_of(_TEXT_PART, _TEXT_PART, additionalProperties=False),
+    "ImagePart": object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=False),
+    "ImageUrl": object_of({**_URL, "detail": _DETAIL}, _URL, additionalProperties=False),
+    "ToolCall": object_of(_CALL, _CALL, additionalProperties=False),
 }

@@ -109,6 +109,10 @@ def _render_usage(usage: Usage) -> dict[str, Any]:
     return counts
 
 
+def _only(item: Schema) -> Schema:
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": 1}
+
+
 _COUNT = {"type": "integer", "minimum": 0}
 _USAGE = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
 _CACHE_USAGE = dict.fromkeys(("cached_tokens", "cache_write_tokens"), _COUNT)
@@ -118,29 +122,58 @@ _RESPONSE_MESSAGE = {
     "content": {"type": ["string", "null"], "description": "Null if there are only tool calls."},
 }
 _TOOL_CALLS = {"tool_calls": {"type": "array", "items": ref("ToolCall")}}
+_FINISH_REASON = {"enum": [*FINISH_REASONS.values(), None]}
 _CHOICE = {
     "index": {"const": 0},
     "message": object_of({**_RESPONSE_MESSAGE, **_TOOL_CALLS}, _RESPONSE_MESSAGE),
-    "finish_reason": {"enum": [*FINISH_REASONS.values(), None]},
+    "finish_reason": _FINISH_REASON,
 }
+_DELTA = {
+    "role": {"const": "assistant", "description": "In the first chunk."},
+    "content": {"type": "string", "description": "Text to append."},
+    "tool_calls": _only(ref("ToolCallDelta")),
+}
+_CHUNK_CHOICE = {"index": {"const": 0}, "delta": object_of(_DELTA), "finish_reason": _FINISH_REASON}
+_ARGUMENTS = {"arguments": {"type": "string", "description": "JSON text to append."}}
+_CALL_DELTA = {
+    "index": {**_COUNT, "description": "Which call it is a piece of."},
+    "function": object_of(
+        {"name": {"type": "string", "description": "In the first piece of a call."}, **_ARGUMENTS}, _ARGUMENTS
+    ),
+}
+_FIRST_PIECE = {
+    "id": {"type": "string", "description": "In the first piece of a call."},
+    "type": {"const": "function", "description": "In the first piece of a call."},
+}
+
 
 SCHEMAS: Mapping[str, Schema] = {
     "TaskCompletion": result_schema(
-        "task.completion",
+        "task.completion", "task", choices=_only(object_of(_CHOICE, _CHOICE)), usage=ref("TokenUsage")
+    ),
+    "TaskCompletionChunk": result_schema(
+        _CHUNK,
         "task",
-        choices={"type": "array", "items": object_of(_CHOICE, _CHOICE), "minItems": 1, "maxItems": 1},
-        usage=object_of(
-            {
-                **_USAGE,
-                "prompt_tokens_details": ref("PromptTokensDetails"),
-                "completion_tokens_details": object_of(_REASONING, _REASONING),
-            },
-            _USAGE,
-        ),
+        choices=_only(object_of(_CHUNK_CHOICE, _CHUNK_CHOICE)),
+        optional={"usage": ref("TokenUsage")},
+    ),
+    "ToolCallDelta": object_of(
+        {**_CALL_DELTA, **_FIRST_PIECE}, _CALL_DELTA, description="A piece of a tool call."
+    ),
+    "TokenUsage": object_of(
+        {
+            **_USAGE,
+            "prompt_tokens_details": ref("PromptTokensDetails"),
+            "completion_tokens_details": ref("CompletionTokensDetails"),
+        },
+        _USAGE,
     ),
     "PromptTokensDetails": object_of(
         _CACHE_USAGE,
         _CACHE_USAGE,
         description="The input tokens that the provider read from its cache and wrote to it.",
+    ),
+    "CompletionTokensDetails": object_of(
+        _REASONING, _REASONING, description="The output tokens that the model thought with."
     ),
 }

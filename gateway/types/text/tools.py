@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from gateway.openapi.schema import NULL_ONLY, Schema, object_of
+from gateway.openapi.schema import Schema, object_of, ref, union
 from gateway.types import fields
 from pomelo.errors import invalid, missing
 from pomelo.fields import JSON_OBJECT
@@ -121,34 +121,29 @@ _DEFINITION: Mapping[str, Schema] = {
     "description": {"type": ["string", "null"]},
     "strict": {"type": ["boolean", "null"], "description": "Whether the output always matches the schema."},
 }
-_FUNCTION = {**_DEFINITION, "parameters": {"type": ["object", "null"], "description": "A JSON Schema."}}
-_JSON_SCHEMA = {**_DEFINITION, "schema": {"type": "object", "description": "A JSON Schema."}}
+_ANY_SCHEMA = {"type": "object", "additionalProperties": True, "description": "A JSON Schema."}
+_FUNCTION = {**_DEFINITION, "parameters": {**_ANY_SCHEMA, "type": ["object", "null"]}}
+_FUNCTION_NAME = {"name": {"type": "string"}}
+_JSON_SCHEMA = {**_DEFINITION, "schema": _ANY_SCHEMA}
 
 
-def _function_object(function: Schema) -> Schema:
-    properties = {"type": {"const": "function"}, "function": function}
-    return object_of(properties, properties, additionalProperties=NULL_ONLY)
-
-
-def _format_object(kind: str, **members: Schema) -> Schema:
+def _typed_object(kind: str, **members: Schema) -> Schema:
     properties = {"type": {"const": kind}, **members}
-    return object_of(properties, properties, additionalProperties=NULL_ONLY)
+    return object_of(properties, properties, additionalProperties=False)
 
 
 SCHEMAS: Mapping[str, Schema] = {
-    "Tool": _function_object(object_of(_FUNCTION, ["name"], additionalProperties=NULL_ONLY)),
-    "ToolChoice": _function_object(
-        object_of({"name": {"type": "string"}}, ["name"], additionalProperties=NULL_ONLY)
+    "Tool": _typed_object("function", function=object_of(_FUNCTION, ["name"], additionalProperties=False)),
+    "ToolChoice": _typed_object(
+        "function", function=object_of(_FUNCTION_NAME, _FUNCTION_NAME, additionalProperties=False)
     ),
-    "ResponseFormat": {
-        "oneOf": [
-            _format_object("text"),
-            _format_object("json_object"),
-            _format_object(
-                "json_schema",
-                json_schema=object_of(_JSON_SCHEMA, ["name", "schema"], additionalProperties=NULL_ONLY),
-            ),
-        ],
-        "description": "The form of the output. For json_object, the messages must ask for JSON, too.",
-    },
+    "ResponseFormat": union(
+        "The form of the output. For json_object, the messages must ask for JSON, too.",
+        {"text": "TextFormat", "json_object": "JsonObjectFormat", "json_schema": "JsonSchemaFormat"},
+        "type",
+    ),
+    "TextFormat": _typed_object("text"),
+    "JsonObjectFormat": _typed_object("json_object"),
+    "JsonSchemaFormat": _typed_object("json_schema", json_schema=ref("JsonSchema")),
+    "JsonSchema": object_of(_JSON_SCHEMA, ["name", "schema"], additionalProperties=False),
 }

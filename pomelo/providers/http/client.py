@@ -1,9 +1,9 @@
 """The HTTP client that all providers share.
 
 `Http.request_json` returns parsed JSON, `Http.fetch` a whole file; `Http.stream_events` opens a stream of
-server-sent events, `Http.stream_bytes` one of raw bytes. Failures are mapped to an `UpstreamError` by
-`pomelo.providers.http.errors`. The client follows no redirect, keeps no cookie, ignores proxy variables and
-asks for no compression. The number of connections is limited before anything is sent
+server-sent events or lines, `Http.stream_bytes` one of raw bytes. Failures are mapped to an `UpstreamError`
+by `pomelo.providers.http.errors`. The client follows no redirect, keeps no cookie, ignores proxy variables
+and asks for no compression. The number of connections is limited before anything is sent
 (`pomelo.providers.http.connections`).
 
 A vendor may close a kept connection at any time, even while the next request is on its way. Then it is
@@ -39,10 +39,12 @@ from pomelo.providers.http.errors import (
     truncated,
 )
 from pomelo.providers.http.head import request_head
+from pomelo.providers.http.lines import LineParser
 from pomelo.providers.http.parsing import parse
 from pomelo.providers.http.pool import Pool
 from pomelo.providers.http.protocol import NO_LIMIT, Body, Connection, Origin
 from pomelo.providers.http.responses import ResponseBody, SseStream
+from pomelo.providers.http.sse import SseParser
 from pomelo.turns import Turns
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -197,10 +199,11 @@ class Http:
         error_mapping: ErrorMapping,
         *,
         patient: bool = False,
+        lines: bool = False,
     ) -> AsyncGenerator[SseStream, None]:
-        """POST `body` and open the response as a stream of server-sent events. Leaving closes the connection
-        immediately, unless the response was read to its end. With `patient` the response may begin as late as
-        a whole response.
+        """POST `body` and open the response as a stream of server-sent events; with `lines`, each line of it
+        is an event (NDJSON). Leaving closes the connection immediately, unless the response was read to its
+        end. With `patient` the response may begin as late as a whole response.
 
         Raises:
             UpstreamError: by the error map; overloaded if no connection became free.
@@ -210,7 +213,7 @@ class Http:
         connection.silence = self._timeouts.silence
         try:
             # The content type is not checked: proxies change it, and a page has no end marker.
-            yield SseStream(ResponseBody(connection))
+            yield SseStream(ResponseBody(connection), LineParser() if lines else SseParser())
         finally:
             self._close(connection)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.errors import truncated
+from pomelo.providers.http.lines import LineParser
 from pomelo.providers.http.protocol import NO_LIMIT, READ_AHEAD, Connection
 from pomelo.providers.http.sse import SseEvent, SseParser
 
@@ -68,13 +69,13 @@ class ResponseBody:
 
 
 class SseStream:
-    """A response that is a stream of server-sent events."""
+    """A response that is a stream of server-sent events, or of lines."""
 
     __slots__ = ("_body", "_parser")
 
-    def __init__(self, body: ResponseBody) -> None:
+    def __init__(self, body: ResponseBody, parser: SseParser | LineParser) -> None:
         self._body = body
-        self._parser = SseParser()
+        self._parser = parser
 
     async def read(self) -> list[SseEvent]:
         """Return the next events, all that have arrived; empty only at the end of the response.

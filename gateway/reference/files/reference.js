@@ -1,0 +1,18 @@
+// Shows /openapi.json. Requests go to the server that this page comes from, whatever its public URL is.
+const base = new URL(".", location.href);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", follow);
+follow();
+
+const response = await fetch(new URL("openapi.json", base));
+const spec = await response.json();
+spec.servers = [{ url: base.href.replace(/\/$/, "") }];
+SwaggerUIBundle({
+  spec,
+  domNode: document.getElementById("reference"),
+  deepLinking: true,
+  displayRequestDuration: true,
+  tryItOutEnabled: true,
+  validatorUrl: null,
+});
