@@ -42,7 +42,7 @@ async def test_the_calls_of_all_threads_are_counted_and_those_of_functions_in_c_
 
 
 BOUNDS = {
-    "pomelo REST whole": 425,
+    "pomelo REST whole": 412,
     "pomelo REST stream": 18,
     "pomelo gRPC whole": 490,
     "pomelo gRPC stream": 27,
