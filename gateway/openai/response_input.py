@@ -96,7 +96,8 @@ class Conversation:
             return
         if last["content"] is None:
             self._labels[f"messages[{len(self.messages) - 1}].content"] = content_label
-        last["content"] = [*_to_parts(last["content"]), *_to_parts(content)]
+        last["content"] = parts = _to_parts(last["content"])
+        parts += _to_parts(content)  # in place: thousands may follow
 
     def _add_call(self, label: str, item: dict[str, Any]) -> None:
         """Adds a call of a tool to the answer that it belongs to."""

@@ -78,7 +78,7 @@ class _SpeechParameters(Parameters):
         if stream_format not in (None, "audio", "sse"):
             raise invalid("stream_format", "one of audio, sse")
         self.has_events = stream_format == "sse"
-        if body.pop("stream", None):
+        if body.pop("stream", None) not in (None, False):
             raise unknown_field("stream")
         body["text"] = body.pop("input", None)
         voice = body.get("voice")
@@ -87,9 +87,9 @@ class _SpeechParameters(Parameters):
         if (response_format := body.pop("response_format", None)) is not None:
             body["output_format"] = _output_format(response_format)
         if (speed := body.pop("speed", None)) is not None:
-            settings = body.get("voice_settings") or {}
-            if type(settings) is dict:
-                body["voice_settings"] = {**settings, "speed": speed}
+            settings = body.get("voice_settings")
+            if settings is None or type(settings) is dict:
+                body["voice_settings"] = {**(settings or {}), "speed": speed}
         return body
 
 
