@@ -65,6 +65,10 @@ class FrontEnd(ServerState):
                     return outcome
                 try:
                     await context.abort(*outcome)
+                except grpc.aio.InternalError:
+                    # The call has ended: its caller has left, or grpc itself has refused its message. grpc
+                    # would log this error with its trace.
+                    raise asyncio.CancelledError from None
                 finally:
                     # The call references the error that `abort` raises, which references this frame. Emptying
                     # the frame breaks this cycle, which only the garbage collector would free.

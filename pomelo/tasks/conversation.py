@@ -7,12 +7,22 @@ from collections.abc import Iterator
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import MAX_CALL_CHARACTERS, MAX_MESSAGES, MAX_PARTS, MAX_TOTAL_PARTS, check_name
 from pomelo.gen.v1.media_pb2 import MediaSource
-from pomelo.gen.v1.text_pb2 import ImageDetail, ImagePart, Message, Role, TextInput, ToolCall
+from pomelo.gen.v1.text_pb2 import (
+    ROLE_ASSISTANT,
+    ROLE_SYSTEM,
+    ROLE_TOOL,
+    ROLE_USER,
+    ImageDetail,
+    ImagePart,
+    Message,
+    TextInput,
+    ToolCall,
+)
 from pomelo.media import data_uris
 from pomelo.media.content_types import image_type
 from pomelo.tasks.base import ReadMedia
 
-_ROLES = frozenset((Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT, Role.ROLE_TOOL))
+_ROLES = frozenset((ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL))
 
 _IMAGE_HEAD = 16
 """Bytes of an image that show its format."""
@@ -45,10 +55,10 @@ def check_messages(task_input: TextInput, read_media: ReadMedia) -> int:
             raise invalid(name, "system, user, assistant or tool") if role else missing(name)
         if message.name:
             check_name(message.name, f"messages[{index}].name")
-        if open_calls and role != Role.ROLE_TOOL:
+        if open_calls and role != ROLE_TOOL:
             raise _unanswered(open_calls)
         content = message.content
-        if len(content) == 1 and (part := content[0]).HasField("text") and role != Role.ROLE_TOOL:
+        if len(content) == 1 and (part := content[0]).HasField("text") and role != ROLE_TOOL:
             characters += len(part.text)
             continue
         parts += len(content)
@@ -60,7 +70,7 @@ def check_messages(task_input: TextInput, read_media: ReadMedia) -> int:
             raise missing(f"{label}.content")
         if len(content) > MAX_PARTS:
             raise invalid(f"{label}.content", f"at most {MAX_PARTS} parts", maximum=MAX_PARTS)
-        if role == Role.ROLE_TOOL:
+        if role == ROLE_TOOL:
             characters += _check_results(message, label, open_calls)
         else:
             characters += _check_parts(message, label, read_media, open_calls)
@@ -79,7 +89,7 @@ def _check_parts(message: Message, label: str, read_media: ReadMedia, open_calls
         part_type = part.WhichOneof("part")
         name = f"{label}.content[{index}]"
         if part_type == "tool_call":
-            if message.role != Role.ROLE_ASSISTANT:
+            if message.role != ROLE_ASSISTANT:
                 raise invalid(name, "a text; only messages of the role assistant can contain tool calls")
             characters += _check_call(part.tool_call, f"{label}.tool_calls[{calls}]", open_calls)
             calls += 1
@@ -91,7 +101,7 @@ def _check_parts(message: Message, label: str, read_media: ReadMedia, open_calls
             raise invalid(name, "a text or an image_url")
         elif part_type == "text":
             characters += len(part.text)
-        elif message.role != Role.ROLE_USER:
+        elif message.role != ROLE_USER:
             raise invalid(name, "a text; only messages of the role user can contain images")
         else:
             _check_image(part.image, f"{name}.image_url", read_media)

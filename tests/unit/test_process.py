@@ -159,7 +159,7 @@ stop = asyncio.Event()
 stop.set()
 with open_log("info", None) as log:
     if sys.argv[2:]:
-        asyncio.run(serve_gateway(settings, "127.0.0.1:1", False, None, stop, log))
+        asyncio.run(serve_gateway(settings, "127.0.0.1:1", False, None, lambda: settings, stop, log))
     else:
         asyncio.run(serve_app(settings, lambda: settings, stop, log))
 print(json.dumps([gc.get_freeze_count(), gc.get_threshold()]))
