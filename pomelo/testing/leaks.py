@@ -34,13 +34,15 @@ async def no_leaks(problems: list[str], *, within: float) -> AsyncIterator[None]
         await asyncio.sleep(0)  # for the callbacks of tasks that have ended
         until = loop.time() + within
         # Another thread may have a file open for a moment, such as one that lists a folder.
-        while _open_files() - files and loop.time() < until:  # noqa: ASYNC110 - nothing reports it
+        opened = _open_files() - files
+        while opened and loop.time() < until:  # nothing reports it
             await asyncio.sleep(0.001)
+            opened = _open_files() - files
     finally:
         loop.set_exception_handler(handler)
     if more:
         problems.append(f"asyncio tasks are left: {', '.join(sorted(map(_task_name, more)))}")
-    if opened := _open_files() - files:
+    if opened:
         problems.append(f"files are left open: {', '.join(sorted(opened))}")
 
 
