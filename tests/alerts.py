@@ -12,6 +12,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.web_server import serve_application
+
 
 class Receiver:
     """Answers with the statuses of `answers` in turn, then 200. `received` are the bodies of valid alerts, with their
@@ -51,13 +53,6 @@ async def open_receiver(keys: Sequence[bytes]) -> AsyncIterator[Receiver]:
     receiver = Receiver(keys)
     app = web.Application()
     app.router.add_post("/{path:.*}", receiver.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0]
-        receiver.url = f"http://{host}:{port}/secret-path"
+    async with serve_application(app) as url:
+        receiver.url = f"{url}/secret-path"
         yield receiver
-    finally:
-        await runner.cleanup()

@@ -23,6 +23,7 @@ from tests.driver import STREAM, RestDriver, TaskRequest
 from tests.integration.commands import live_key, pomelo
 from tests.serving import Served, serve
 from tests.tasks import text_body, text_task
+from tests.web_server import serve_application
 
 PAGE = DOCS / "adding-a-provider.md"
 CATALOGUE = re.search(r"```toml\n(# A vLLM of ours.*?)```", PAGE.read_text(), re.DOTALL)
@@ -72,12 +73,8 @@ async def vendor() -> AsyncIterator[Vendor]:
     app.router.add_post("/say", vendor.say)
     app.router.add_get("/me", vendor.me)
     app.router.add_post("/v1/chat/completions", vendor.chat)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    vendor.url = "http://{}:{}".format(*runner.addresses[0])
-    yield vendor
-    await runner.cleanup()
+    async with serve_application(app) as vendor.url:
+        yield vendor
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from aiohttp import web
 from tests.docs.packages import install_package, path_with, run_suite, write_package
 from tests.integration.commands import live_key
 from tests.serving import Served, serve
+from tests.web_server import serve_application
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 KEY = "key-of-the-operator"
@@ -60,12 +61,8 @@ async def vendors() -> AsyncIterator[Vendors]:
     app.router.add_post("/orders", vendors.order)
     app.router.add_get("/orders/7", vendors.state)
     app.router.add_get("/file.png", vendors.file)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    vendors.url = "http://{}:{}".format(*runner.addresses[0])
-    yield vendors
-    await runner.cleanup()
+    async with serve_application(app) as vendors.url:
+        yield vendors
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from pomelo.telemetry.tracing import is_configured
 from pomelo.testing import Answer, error_reply
 from tests.tasks import text_body
 from tests.unit.engine.apps import open_engine
+from tests.web_server import serve_application
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -62,13 +63,9 @@ async def _collector() -> AsyncIterator[Collector]:
     collector = Collector()
     app = web.Application()
     app.router.add_post("/v1/traces", collector.receive)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    collector.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/traces"
-    yield collector
-    await runner.cleanup()
+    async with serve_application(app) as url:
+        collector.url = f"{url}/v1/traces"
+        yield collector
 
 
 async def ask(
