@@ -152,7 +152,7 @@ class StreamFormat:
 
     `open` returns the state of a stream, which the other functions get. `renderers`, by type of event, return
     the JSON texts of the events to send. `render_last` returns the events that end a complete stream,
-    `render_error` those that end another one, both encoded. `encode` replaces `encode_event`.
+    `render_error` those that end a failed stream, both encoded. `encode` replaces `encode_event`.
     """
 
     open: Callable[[TaskStarted], Any]

@@ -53,7 +53,7 @@ class StaticFiles:
         self._files: Mapping[str, File] | None = None
 
     async def find(self, name: str) -> File | None:
-        """Returns the file of this name, None if there is none."""
+        """Returns the file of this name, None if it does not exist."""
         if self._files is None:
             self._files = await asyncio.to_thread(self._read)
         return self._files.get(name)

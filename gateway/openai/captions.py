@@ -28,8 +28,8 @@ class Cue:
 
 
 def make_cues(transcription: Transcription) -> Iterator[Cue]:
-    """Yields the cues of a transcript, in order. None of them is empty, and none begins before the one before
-    it ends. Each sentence begins a new cue."""
+    """Yields the cues of a transcript, in order. No cue is empty, and no cue begins before the previous one
+    ends. Each sentence begins a new cue."""
     end = 0
     for sentence in sentences(transcription):
         lines = list(_lines(word for piece in sentence for word in divide(piece, MAX_LINE)))

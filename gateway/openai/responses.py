@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: runs a text task in the form of OpenAI's responses, of which none is stored."""
+"""`POST /v1/responses`: runs a text task in the form of OpenAI's responses. Nothing is stored."""
 
 from __future__ import annotations
 

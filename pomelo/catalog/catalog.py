@@ -129,7 +129,7 @@ class Catalog:
     """The models by name, sorted, and the rows of the hosts. Immutable.
 
     `by_any_name` has the models by their aliases, too. Of models with the same alias the last one has it, and
-    the name of a model is never the alias of another one.
+    the name of a model is never the alias of a different model.
     """
 
     def __init__(self, models: Iterable[Model], hosts: Mapping[str, Mapping[str, Any]] | None = None) -> None:

@@ -33,7 +33,7 @@ class OperatorPage:
         self.operator: LocalOperator | None = None
 
     def find(self, path: str) -> Page | None:
-        """Returns the page at a path, None if there is none."""
+        """Returns the page at a path, None if the path has no page."""
         if path == "/accounts" and self.operator is not None:
             return partial(_respond_with_accounts, self.operator)
         if path == "/":

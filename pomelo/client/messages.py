@@ -78,7 +78,7 @@ def user(
     name: str = "",
 ) -> Message:
     """Returns a message of the user: a text, and images for models that accept them. `detail` is how closely
-    the model looks at the images; `name` tells apart several users.
+    the model looks at the images; `name` distinguishes several users.
 
     Raises:
         OSError: an image can't be read.

@@ -166,8 +166,8 @@ class Provider(Protocol):
 
     Its class is called with (credentials, http). It may have these class attributes: `base_url`, the default
     address of the vendor's API; `probe`, a Probe; `options`, Options or a subclass (without it, routes may
-    have any keys); `settings`, a subclass of Options, of which `credentials.settings` is an instance; and, in
-    a plug-in, `catalog`, the path of a catalogue file with its models.
+    have any keys); `settings`, a subclass of Options (`credentials.settings` is an instance of it); and, in a
+    plug-in, `catalog`, the path of a catalogue file with its models.
     """
 
     @property

@@ -58,8 +58,8 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Registry:
     """The models, and the providers by name, without the sandbox. `broken` has the plug-ins that can't be
-    used: name -> why, in one line. They are among the providers, but not configured; one of which only the
-    catalogue is wrong has no models."""
+    used: name -> why, in one line. They are among the providers, but not configured; a plug-in that has
+    only a wrong catalogue has no models."""
 
     catalog: Catalog
     entries: Mapping[str, Entry]

@@ -68,7 +68,7 @@ class TextCollector(Collector):
         self._joins = not context.stream or context.keep
         self._text = bytearray()  # a list would need sixty more bytes per delta
         self._calls: list[tuple[ToolCall, bytearray]] = []
-        """The tool calls of which deltas have come, and their arguments if they are joined."""
+        """The tool calls whose deltas have arrived, and their arguments if they are joined."""
         self._empty_calls: set[int] = set()
         """Those without arguments so far. Clients parse arguments as JSON, so they become {}."""
         self._pieces = 0

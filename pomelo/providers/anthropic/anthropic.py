@@ -72,7 +72,7 @@ class Anthropic(Vendor):
         if fitting.get("format") and output_schema(fitting.input.format.json_schema) is None:
             fitting.drop("format", "left out, or a json_schema whose objects have named properties")
         if fitting.get("reasoning_effort") == ReasoningEffort.REASONING_EFFORT_MINIMAL:
-            fitting.replace("reasoning_effort", ReasoningEffort.REASONING_EFFORT_LOW, "another one")
+            fitting.replace("reasoning_effort", ReasoningEffort.REASONING_EFFORT_LOW, "none, low or higher")
         if thinks(fitting.input, options):
             for name in ("temperature", "top_p"):
                 fitting.drop(name, "left out: the model does not take it while it thinks")

@@ -1,4 +1,4 @@
-"""Tool calls of the sandbox: of which tools, and with which arguments."""
+"""Tool calls of the sandbox: which tools it calls, and with which arguments."""
 
 from __future__ import annotations
 
