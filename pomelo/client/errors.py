@@ -35,6 +35,10 @@ class ApiError(PomeloClientError):
 
     code = ""
 
+    def __init_subclass__(cls, code: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.code = code or cls.code
+
     def __init__(
         self,
         message: str,
@@ -66,172 +70,116 @@ class ApiError(PomeloClientError):
         return read_limits(self.metadata)
 
 
-class InvalidApiKey(ApiError):
+class InvalidApiKey(ApiError, code="invalid_api_key"):
     """The key is missing, unknown, revoked or expired."""
 
-    code = "invalid_api_key"
 
-
-class ModelNotAllowed(ApiError):
+class ModelNotAllowed(ApiError, code="model_not_allowed"):
     """The key or its account's plan may not use the model."""
 
-    code = "model_not_allowed"
 
-
-class InvalidBody(ApiError):
+class InvalidBody(ApiError, code="invalid_body"):
     """The message can't be decoded."""
 
-    code = "invalid_body"
 
-
-class MissingParameter(ApiError):
+class MissingParameter(ApiError, code="missing_parameter"):
     """A required field is missing."""
 
-    code = "missing_parameter"
 
-
-class InvalidParameter(ApiError):
+class InvalidParameter(ApiError, code="invalid_parameter"):
     """A field has a wrong type, range or name."""
 
-    code = "invalid_parameter"
 
-
-class UnsupportedModel(ApiError):
+class UnsupportedModel(ApiError, code="unsupported_model"):
     """A task names a model that does not exist."""
 
-    code = "unsupported_model"
 
-
-class ModelNotFound(ApiError):
+class ModelNotFound(ApiError, code="model_not_found"):
     """A model was looked up that does not exist."""
 
-    code = "model_not_found"
 
-
-class ContextLengthExceeded(ApiError):
+class ContextLengthExceeded(ApiError, code="context_length_exceeded"):
     """The prompt is longer than the model takes."""
 
-    code = "context_length_exceeded"
 
-
-class ContentPolicyViolation(ApiError):
+class ContentPolicyViolation(ApiError, code="content_policy_violation"):
     """The provider's content policy refused the input or the output."""
 
-    code = "content_policy_violation"
 
-
-class PayloadTooLarge(ApiError):
+class PayloadTooLarge(ApiError, code="payload_too_large"):
     """A message or a file is too large, or the account stores too much."""
 
-    code = "payload_too_large"
 
-
-class UnsupportedMediaType(ApiError):
+class UnsupportedMediaType(ApiError, code="unsupported_media_type"):
     """The body is neither JSON nor a form; never sent over gRPC."""
 
-    code = "unsupported_media_type"
 
-
-class NotFound(ApiError):
+class NotFound(ApiError, code="not_found"):
     """The file or the method does not exist."""
 
-    code = "not_found"
 
-
-class MethodNotAllowed(ApiError):
+class MethodNotAllowed(ApiError, code="method_not_allowed"):
     """The server does not have the method."""
 
-    code = "method_not_allowed"
 
-
-class RateLimitExceeded(ApiError):
+class RateLimitExceeded(ApiError, code="rate_limit_exceeded"):
     """The plan's requests of this minute are used up."""
 
-    code = "rate_limit_exceeded"
 
-
-class ConcurrencyLimitExceeded(ApiError):
+class ConcurrencyLimitExceeded(ApiError, code="concurrency_limit_exceeded"):
     """As many tasks are running as the plan allows."""
 
-    code = "concurrency_limit_exceeded"
 
-
-class TokenLimitExceeded(ApiError):
+class TokenLimitExceeded(ApiError, code="token_limit_exceeded"):
     """The plan's tokens of this minute are used up for the model."""
 
-    code = "token_limit_exceeded"
 
-
-class InsufficientCredits(ApiError):
+class InsufficientCredits(ApiError, code="insufficient_credits"):
     """The balance, or the budget of the key, does not cover the task."""
 
-    code = "insufficient_credits"
 
-
-class IdempotencyConflict(ApiError):
+class IdempotencyConflict(ApiError, code="idempotency_conflict"):
     """The first request with the idempotency key is still running."""
 
-    code = "idempotency_conflict"
 
-
-class IdempotencyMismatch(ApiError):
+class IdempotencyMismatch(ApiError, code="idempotency_mismatch"):
     """The idempotency key was used for another request."""
 
-    code = "idempotency_mismatch"
 
-
-class ProviderNotConfigured(ApiError):
+class ProviderNotConfigured(ApiError, code="provider_not_configured"):
     """The operator has no credentials for the model."""
 
-    code = "provider_not_configured"
 
-
-class ProviderUnavailable(ApiError):
+class ProviderUnavailable(ApiError, code="provider_unavailable"):
     """The provider is overloaded or down."""
 
-    code = "provider_unavailable"
 
-
-class ProviderFailed(ApiError):
+class ProviderFailed(ApiError, code="provider_failed"):
     """The provider returned no usable answer."""
 
-    code = "provider_failed"
 
-
-class DeadlineExceeded(ApiError):
+class DeadlineExceeded(ApiError, code="deadline_exceeded"):
     """The timeout passed."""
 
-    code = "deadline_exceeded"
 
-
-class StoreUnavailable(ApiError):
+class StoreUnavailable(ApiError, code="store_unavailable"):
     """The server can't reach its store."""
 
-    code = "store_unavailable"
 
-
-class ShuttingDown(ApiError):
+class ShuttingDown(ApiError, code="shutting_down"):
     """The server is shutting down."""
 
-    code = "shutting_down"
 
-
-class Overloaded(ApiError):
+class Overloaded(ApiError, code="overloaded"):
     """The server has more calls than it takes."""
 
-    code = "overloaded"
 
-
-class ServerUnavailable(ApiError):
+class ServerUnavailable(ApiError, code="server_unavailable"):
     """The server can't be reached, or the connection broke."""
 
-    code = "server_unavailable"
 
-
-class InternalError(ApiError):
+class InternalError(ApiError, code="internal_error"):
     """A fault in Pomelo."""
-
-    code = "internal_error"
 
 
 _BY_CODE = {each.code: each for each in ApiError.__subclasses__()}
