@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError, unsupported_model
-from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
+from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2 import (
     Account,
     ListUsageRequest,
@@ -219,162 +219,51 @@ class AccountService(Protocol):
 
 
 class Operator(Protocol):
-    """Administers keys, accounts and usage. Whoever can reach it may do everything: it checks no key."""
+    """Administers keys, accounts and usage. Whoever can reach it may do everything: it checks no key.
 
-    async def create_key(self, request: admin_pb.CreateKeyRequest) -> admin_pb.CreateKeyResponse:
-        """Creates a key.
+    Its methods are those of AdminService, which admin_service.proto documents.
 
-        Raises:
-            PomeloError: not_found (the account), invalid_parameter, store_unavailable.
-        """
-        ...
+    Raises:
+        PomeloError: missing_parameter, invalid_parameter, not_found, store_unavailable.
+    """
 
-    async def list_keys(self, request: admin_pb.ListKeysRequest) -> admin_pb.ListKeysResponse:
-        """Returns a page of the keys of one account or of all, oldest first.
+    async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse: ...
 
-        Raises:
-            PomeloError: invalid_parameter, store_unavailable.
-        """
-        ...
+    async def list_keys(self, request: pb.ListKeysRequest) -> pb.ListKeysResponse: ...
 
-    async def rotate_key(self, request: admin_pb.RotateKeyRequest) -> admin_pb.RotateKeyResponse:
-        """Replaces a key with a new one that has the same properties. The old one may work for a time.
+    async def rotate_key(self, request: pb.RotateKeyRequest) -> pb.RotateKeyResponse: ...
 
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        ...
+    async def revoke_key(self, request: pb.RevokeKeyRequest) -> pb.RevokeKeyResponse: ...
 
-    async def revoke_key(self, request: admin_pb.RevokeKeyRequest) -> admin_pb.RevokeKeyResponse:
-        """Revokes a key. Idempotent.
+    async def set_key_budget(self, request: pb.SetKeyBudgetRequest) -> pb.SetKeyBudgetResponse: ...
 
-        Raises:
-            PomeloError: missing_parameter, not_found, store_unavailable.
-        """
-        ...
+    async def create_account(self, request: pb.CreateAccountRequest) -> pb.CreateAccountResponse: ...
 
-    async def set_key_budget(self, request: admin_pb.SetKeyBudgetRequest) -> admin_pb.SetKeyBudgetResponse:
-        """Changes or removes the budget of a key.
+    async def list_accounts(self, request: pb.ListAccountsRequest) -> pb.ListAccountsResponse: ...
 
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        ...
+    async def get_account(self, request: pb.GetAccountRequest) -> pb.GetAccountResponse: ...
 
-    async def create_account(self, request: admin_pb.CreateAccountRequest) -> admin_pb.CreateAccountResponse:
-        """Creates an account.
+    async def grant_credits(self, request: pb.GrantCreditsRequest) -> pb.GrantCreditsResponse: ...
 
-        Raises:
-            PomeloError: missing_parameter, invalid_parameter, store_unavailable.
-        """
-        ...
+    async def adjust_credits(self, request: pb.AdjustCreditsRequest) -> pb.AdjustCreditsResponse: ...
 
-    async def list_accounts(self, request: admin_pb.ListAccountsRequest) -> admin_pb.ListAccountsResponse:
-        """Returns a page of accounts, sorted by id.
+    async def set_credit_limit(self, request: pb.SetCreditLimitRequest) -> pb.SetCreditLimitResponse: ...
 
-        Raises:
-            PomeloError: invalid_parameter, store_unavailable.
-        """
-        ...
+    async def disable_account(self, request: pb.DisableAccountRequest) -> pb.DisableAccountResponse: ...
 
-    async def get_account(self, request: admin_pb.GetAccountRequest) -> admin_pb.GetAccountResponse:
-        """Returns one account.
+    async def enable_account(self, request: pb.EnableAccountRequest) -> pb.EnableAccountResponse: ...
 
-        Raises:
-            PomeloError: missing_parameter, not_found, store_unavailable.
-        """
-        ...
+    async def set_account_plan(self, request: pb.SetAccountPlanRequest) -> pb.SetAccountPlanResponse: ...
 
-    async def grant_credits(self, request: admin_pb.GrantCreditsRequest) -> admin_pb.GrantCreditsResponse:
-        """Grants credits to an account; live ones unless the mode is test. Idempotent for a `grant_id`.
+    async def list_usage(self, request: pb.ListUsageRequest) -> pb.ListUsageResponse: ...
 
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        ...
+    async def sum_usage(self, request: pb.SumUsageRequest) -> pb.SumUsageResponse: ...
 
-    async def adjust_credits(self, request: admin_pb.AdjustCreditsRequest) -> admin_pb.AdjustCreditsResponse:
-        """Corrects the credits of an account, up or down; live ones unless the mode is test. Idempotent for
-        an `adjustment_id`.
+    async def audit_ledger(self, request: pb.AuditLedgerRequest) -> pb.AuditLedgerResponse: ...
 
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        ...
+    async def list_acts(self, request: pb.ListActsRequest) -> pb.ListActsResponse: ...
 
-    async def set_credit_limit(
-        self, request: admin_pb.SetCreditLimitRequest
-    ) -> admin_pb.SetCreditLimitResponse:
-        """Sets what an account may spend beyond what was granted.
-
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        ...
-
-    async def disable_account(
-        self, request: admin_pb.DisableAccountRequest
-    ) -> admin_pb.DisableAccountResponse:
-        """Refuses all calls with the keys of an account. Idempotent.
-
-        Raises:
-            PomeloError: missing_parameter, not_found, store_unavailable.
-        """
-        ...
-
-    async def enable_account(self, request: admin_pb.EnableAccountRequest) -> admin_pb.EnableAccountResponse:
-        """Lets the keys of an account work again. Idempotent.
-
-        Raises:
-            PomeloError: missing_parameter, not_found, store_unavailable.
-        """
-        ...
-
-    async def set_account_plan(
-        self, request: admin_pb.SetAccountPlanRequest
-    ) -> admin_pb.SetAccountPlanResponse:
-        """Changes the plan of an account.
-
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        ...
-
-    async def list_usage(self, request: admin_pb.ListUsageRequest) -> admin_pb.ListUsageResponse:
-        """Returns a page of the usage records of one account or of all, newest first.
-
-        Raises:
-            PomeloError: not_found, invalid_parameter, store_unavailable.
-        """
-        ...
-
-    async def sum_usage(self, request: admin_pb.SumUsageRequest) -> admin_pb.SumUsageResponse:
-        """Returns a page of sums of the usage records of one account or of all, ordered by their groups.
-
-        Raises:
-            PomeloError: not_found, missing_parameter, invalid_parameter, store_unavailable.
-        """
-        ...
-
-    async def audit_ledger(self, request: admin_pb.AuditLedgerRequest) -> admin_pb.AuditLedgerResponse:
-        """Recomputes every balance and bill from the records, and returns the differences.
-
-        Raises:
-            PomeloError: store_unavailable.
-        """
-        ...
-
-    async def list_acts(self, request: admin_pb.ListActsRequest) -> admin_pb.ListActsResponse:
-        """Returns a page of what the operator has changed, newest first.
-
-        Raises:
-            PomeloError: not_found, invalid_parameter, store_unavailable.
-        """
-        ...
-
-    async def get_server(self, request: admin_pb.GetServerRequest) -> admin_pb.GetServerResponse:
-        """Describes the process that serves the operator."""
-        ...
+    async def get_server(self, request: pb.GetServerRequest) -> pb.GetServerResponse: ...
 
 
 @dataclass(frozen=True, slots=True)
