@@ -20,7 +20,7 @@ import pomelo
 from gateway.options import INLINE_LIMIT
 from pomelo import times
 from pomelo.accounts.access import Access
-from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
+from pomelo.accounts.accounts import LocalAccounts
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.operator import LocalOperator
@@ -192,7 +192,6 @@ async def open_app(
             now=now,
         )
         usage = UsageReader(store, secret, previous)
-        account_admin = AccountAdmin(store, plans, account_changed=keyring.forget_account)
         models = LocalModels(catalog, router, access)
         await stack.enter_async_context(
             readiness.follow(partial(store.get_account, DEFAULT_ACCOUNT), "store_unavailable")
@@ -219,7 +218,7 @@ async def open_app(
         operator = LocalOperator(
             store,
             keyring,
-            account_admin,
+            plans,
             usage,
             catalog.models,
             now,
@@ -261,10 +260,9 @@ async def open_app(
         def apply(new: Configuration, providers: Mapping[str, Provider]) -> None:
             access.configure(new.plans, new.registry.catalog)
             ledger.configure(new.plans)
-            account_admin.configure(new.plans)
             models.configure(new.registry.catalog)
             metrics.know_models(new.registry.catalog.models)
-            operator.configure(new.registry.catalog.models)
+            operator.configure(new.plans, new.registry.catalog.models)
             router.configure(providers)
             if tls is not None and new.certificate is not None:
                 tls.replace(new.certificate)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -11,12 +10,12 @@ from pomelo import times
 from pomelo.accounts import pages
 from pomelo.accounts.access import Access
 from pomelo.accounts.acts import new_act
-from pomelo.accounts.modes import to_mode
+from pomelo.accounts.modes import is_live, to_mode
 from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader, read_filter, read_groupings
 from pomelo.call import Call, before_deadline
 from pomelo.errors import PomeloError, invalid, missing
-from pomelo.gen.admin.v1.admin_service_pb2 import Account
+from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.ids import new_id
 from pomelo.in_flight import FairSemaphore
@@ -30,6 +29,7 @@ from pomelo.stores.accounts import (
     UnknownAccountError,
     Wallet,
 )
+from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery
 
 MAX_NOTE = 200
@@ -88,38 +88,31 @@ class LocalAccounts:
                 self._reports.release(principal.account)
 
 
-class AccountAdmin:
-    """Manages accounts for the operator. `account_changed` is called with the name of an account whose plan
-    changed, or that was disabled or enabled, so that caches forget it. `now` is Unix time."""
+class AccountOperator:
+    """The operator's requests about accounts; a part of `pomelo.service.Operator`.
+
+    `account_changed` is called with the name of an account whose plan changed, or that was disabled or
+    enabled, so that caches forget it. `now` returns Unix time.
+    """
 
     def __init__(
         self,
-        store: AccountStore,
+        store: Store,
         plans: Mapping[str, Plan],
-        *,
-        account_changed: Callable[[str], None] = lambda account: None,
-        now: Callable[[], float] = time.time,
+        account_changed: Callable[[str], None],
+        now: Callable[[], float],
     ) -> None:
         self._store = store
         self._plans = plans
         self._account_changed = account_changed
         self._now = now
 
-    def configure(self, plans: Mapping[str, Plan]) -> None:
-        """Replaces the plans."""
-        self._plans = plans
-
-    async def create(self, account_id: str, plan: str, live_micros: int) -> Account:
-        """Creates an account with initial test credits; an empty `plan` is the default one.
-
-        Raises:
-            PomeloError: missing_parameter, invalid_parameter, store_unavailable.
-        """
+    async def create_account(self, request: admin_pb.CreateAccountRequest) -> admin_pb.CreateAccountResponse:
+        account_id, plan, live_micros = request.id, request.plan or NEW_ACCOUNTS, request.live_micros
         if not account_id:
             raise missing("id")
         if not _ID.fullmatch(account_id):
             raise invalid("id", _IDS)
-        plan = plan or NEW_ACCOUNTS
         self._check_plan(plan)
         if not 0 <= live_micros <= _MAX_MICROS:
             raise invalid("live_micros", f"0 to {_MAX_MICROS:,}", minimum=0, maximum=_MAX_MICROS)
@@ -133,15 +126,10 @@ class AccountAdmin:
             await self._give(
                 f"live:{account_id}", Wallet(account_id, live=True), live_micros, "to begin with"
             )
-        return await self.get(account_id)
+        return admin_pb.CreateAccountResponse(account=await self._account(account_id))
 
-    async def list(self, size: int, token: str) -> tuple[list[Account], str]:
-        """A page of accounts, ordered by id, and the token of the next page (empty: this was the last).
-
-        Raises:
-            PomeloError: invalid_parameter, store_unavailable.
-        """
-        size = pages.page_size(size)
+    async def list_accounts(self, request: admin_pb.ListAccountsRequest) -> admin_pb.ListAccountsResponse:
+        size, token = pages.page_size(request.page_size), request.page_token
         (after,) = pages.read_token(token, "accounts", str) if token else ("",)
         found = [
             self._detail(record, record.live, record.test)
@@ -149,61 +137,47 @@ class AccountAdmin:
         ]
         page = found[: min(size, pages.fitting(found))]
         more = len(page) < len(found)
-        return page, pages.make_token("accounts", page[-1].id) if more else ""
+        return admin_pb.ListAccountsResponse(
+            accounts=page, next_page_token=pages.make_token("accounts", page[-1].id) if more else ""
+        )
 
-    async def get(self, account_id: str) -> Account:
-        """The account with that id.
+    async def get_account(self, request: admin_pb.GetAccountRequest) -> admin_pb.GetAccountResponse:
+        return admin_pb.GetAccountResponse(account=await self._account(request.id, "id"))
 
-        Raises:
-            PomeloError: missing_parameter, not_found, store_unavailable.
-        """
-        record = await self._found(account_id, "id")
-        live, test = [await self._store.balance(Wallet(account_id, live)) for live in (True, False)]
-        return self._detail(record, live, test)
-
-    async def grant(
-        self, account_id: str, amount: int, *, live: bool, note: str = "", grant_id: str = ""
-    ) -> Account:
-        """Grants credits, once for each `grant_id` (empty: a new one); returns the account after the grant.
-
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        await self._found(account_id, "account_id")
+    async def grant_credits(self, request: admin_pb.GrantCreditsRequest) -> admin_pb.GrantCreditsResponse:
+        wallet, amount = (
+            Wallet(request.account_id, is_live(request.mode, default=True)),
+            request.amount_micros,
+        )
+        await self._found(wallet.account)
         if not 0 < amount <= _MAX_MICROS:
             raise invalid("amount_micros", f"1 to {_MAX_MICROS:,}", minimum=1, maximum=_MAX_MICROS)
-        _check_id(grant_id, "grant_id")
-        wallet = Wallet(account_id, live)
-        await self._check_change(wallet, "amount_micros", amount, note)
-        await self._give(grant_id or new_id("grant_"), wallet, amount, note)
-        return await self.get(account_id)
+        _check_id(request.grant_id, "grant_id")
+        await self._check_change(wallet, "amount_micros", amount, request.note)
+        await self._give(request.grant_id or new_id("grant_"), wallet, amount, request.note)
+        return admin_pb.GrantCreditsResponse(account=await self._account(wallet.account))
 
-    async def adjust(
-        self, account_id: str, amount: int, *, live: bool, note: str, adjustment_id: str = ""
-    ) -> Account:
-        """Adds credits, or takes them back if `amount` is negative, once for each `adjustment_id` (empty: a
-        new one); returns the account after the change.
-
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        await self._found(account_id, "account_id")
+    async def adjust_credits(self, request: admin_pb.AdjustCreditsRequest) -> admin_pb.AdjustCreditsResponse:
+        wallet, amount = (
+            Wallet(request.account_id, is_live(request.mode, default=True)),
+            request.amount_micros,
+        )
+        await self._found(wallet.account)
         if not amount:
             raise missing("amount_micros")
         if abs(amount) > _MAX_MICROS:
             bounds = f"-{_MAX_MICROS:,} to {_MAX_MICROS:,}"
             raise invalid("amount_micros", bounds, minimum=-_MAX_MICROS, maximum=_MAX_MICROS)
-        if not note.strip():
+        if not request.note.strip():
             raise missing("note")
-        _check_id(adjustment_id, "adjustment_id")
-        wallet = Wallet(account_id, live)
-        await self._check_change(wallet, "amount_micros", amount, note)
+        _check_id(request.adjustment_id, "adjustment_id")
+        await self._check_change(wallet, "amount_micros", amount, request.note)
         try:
             await self._give(
-                adjustment_id or new_id("adjustment_"),
+                request.adjustment_id or new_id("adjustment_"),
                 wallet,
                 amount,
-                note,
+                request.note,
                 action="adjust_credits",
                 field="adjustment_id",
             )
@@ -213,21 +187,21 @@ class AccountAdmin:
             if not most:
                 expected = "above 0: the account has no credits that can be taken back"
             raise invalid("amount_micros", expected, minimum=-most) from error
-        return await self.get(account_id)
+        return admin_pb.AdjustCreditsResponse(account=await self._account(wallet.account))
 
-    async def set_credit_limit(self, account_id: str, credit_limit: int, *, live: bool) -> Account:
-        """Sets what an account may spend beyond what was granted; returns the account after the change.
-
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        await self._found(account_id, "account_id")
-        field, wallet = "credit_limit_micros", Wallet(account_id, live)
+    async def set_credit_limit(
+        self, request: admin_pb.SetCreditLimitRequest
+    ) -> admin_pb.SetCreditLimitResponse:
+        wallet = Wallet(request.account_id, is_live(request.mode, default=True))
+        field, credit_limit = "credit_limit_micros", request.credit_limit_micros
+        await self._found(wallet.account)
         if not 0 <= credit_limit <= _MAX_MICROS:
             raise invalid(field, f"0 to {_MAX_MICROS:,}", minimum=0, maximum=_MAX_MICROS)
         old = (await self._store.balance(wallet)).credit_limit
         await self._check_change(wallet, field, credit_limit - old)
-        act = new_act("set_credit_limit", account_id, self._now(), live=live, new=str(credit_limit))
+        act = new_act(
+            "set_credit_limit", wallet.account, self._now(), live=wallet.live, new=str(credit_limit)
+        )
         try:
             await self._store.set_credit_limit(wallet, credit_limit, act)
         except OverdrawnError as error:
@@ -235,30 +209,31 @@ class AccountAdmin:
             least = max(0, balance.credit_limit - balance.available)
             expected = f"{least:,} or more: the account has used that much of its limit. Grant credits first"
             raise invalid(field, expected, minimum=least) from error
-        return await self.get(account_id)
+        return admin_pb.SetCreditLimitResponse(account=await self._account(wallet.account))
 
-    async def set_enabled(self, account_id: str, enabled: bool) -> Account:
-        """Lets the keys of an account work, or refuses them; returns the account after the change.
+    async def disable_account(
+        self, request: admin_pb.DisableAccountRequest
+    ) -> admin_pb.DisableAccountResponse:
+        return admin_pb.DisableAccountResponse(account=await self._set_enabled(request.account_id, False))
 
-        Raises:
-            PomeloError: missing_parameter, not_found, store_unavailable.
-        """
-        await self._found(account_id, "account_id")
+    async def enable_account(self, request: admin_pb.EnableAccountRequest) -> admin_pb.EnableAccountResponse:
+        return admin_pb.EnableAccountResponse(account=await self._set_enabled(request.account_id, True))
+
+    async def _set_enabled(self, account_id: str, enabled: bool) -> admin_pb.Account:
+        await self._found(account_id)
         now = self._now()
         states = ("disabled", "enabled") if enabled else ("enabled", "disabled")
         action = "enable_account" if enabled else "disable_account"
         act = new_act(action, account_id, now, old=states[0], new=states[1])
         await self._store.set_disabled(account_id, None if enabled else now, act)
         self._account_changed(account_id)
-        return await self.get(account_id)
+        return await self._account(account_id)
 
-    async def set_plan(self, account_id: str, plan: str) -> Account:
-        """Changes an account's plan; returns the account after the change.
-
-        Raises:
-            PomeloError: missing_parameter, not_found, invalid_parameter, store_unavailable.
-        """
-        await self._found(account_id, "account_id")
+    async def set_account_plan(
+        self, request: admin_pb.SetAccountPlanRequest
+    ) -> admin_pb.SetAccountPlanResponse:
+        account_id, plan = request.account_id, request.plan
+        await self._found(account_id)
         if not plan:
             raise missing("plan")
         self._check_plan(plan)
@@ -266,9 +241,14 @@ class AccountAdmin:
         if not await self._store.set_plan(account_id, plan, act):
             raise unknown_account(account_id)
         self._account_changed(account_id)
-        return await self.get(account_id)
+        return admin_pb.SetAccountPlanResponse(account=await self._account(account_id))
 
-    async def _found(self, account_id: str, field: str) -> AccountRecord:
+    async def _account(self, account_id: str, field: str = "account_id") -> admin_pb.Account:
+        record = await self._found(account_id, field)
+        live, test = [await self._store.balance(Wallet(account_id, live)) for live in (True, False)]
+        return self._detail(record, live, test)
+
+    async def _found(self, account_id: str, field: str = "account_id") -> AccountRecord:
         if not account_id:
             raise missing(field)
         record = await self._store.get_account(account_id)
@@ -313,9 +293,9 @@ class AccountAdmin:
         if plan not in self._plans:
             raise invalid("plan", f"one of {', '.join(sorted(self._plans))}")
 
-    def _detail(self, record: AccountRecord, live: Balance, test: Balance) -> Account:
+    def _detail(self, record: AccountRecord, live: Balance, test: Balance) -> admin_pb.Account:
         plan = self._plans.get(record.plan)
-        return Account(
+        return admin_pb.Account(
             id=record.name,
             plan=record.plan,
             limits=_limits(plan) if plan is not None else None,

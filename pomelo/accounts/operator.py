@@ -4,15 +4,16 @@ the operator's log."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from pomelo import times
 from pomelo.accounts import budgets, pages
-from pomelo.accounts.accounts import AccountAdmin, unknown_account
+from pomelo.accounts.accounts import AccountOperator, unknown_account
 from pomelo.accounts.acts import to_message
 from pomelo.accounts.audit import audit
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.modes import is_live, to_mode
+from pomelo.accounts.plans import Plan
 from pomelo.accounts.usage import UsageReader, read_filter, read_groupings, read_time
 from pomelo.errors import invalid, missing
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
@@ -29,7 +30,7 @@ MAX_GRACE = 30 * 86_400
 """Seconds that a key may work after it was replaced."""
 
 
-class LocalOperator:
+class LocalOperator(AccountOperator):
     """Implements `pomelo.service.Operator`.
 
     A key may be restricted to some of `models`. `now` returns Unix time; `runs` returns whether this process
@@ -40,7 +41,7 @@ class LocalOperator:
         self,
         store: Store,
         keyring: Keyring,
-        accounts: AccountAdmin,
+        plans: Mapping[str, Plan],
         usage: UsageReader,
         models: Collection[str],
         now: Callable[[], float] = time.time,
@@ -48,17 +49,16 @@ class LocalOperator:
         runs: Callable[[str], bool] = lambda task_id: False,
         server: Callable[[], pb.GetServerResponse] = pb.GetServerResponse,
     ) -> None:
-        self._store = store
+        super().__init__(store, plans, keyring.forget_account, now)
         self._keyring = keyring
-        self._accounts = accounts
         self._usage = usage
         self._models = models
-        self._now = now
         self._runs = runs
         self._server = server
 
-    def configure(self, models: Collection[str]) -> None:
-        """Replaces the models."""
+    def configure(self, plans: Mapping[str, Plan], models: Collection[str]) -> None:
+        """Replaces the plans and the models."""
+        self._plans = plans
         self._models = models
 
     async def create_key(self, request: pb.CreateKeyRequest) -> pb.CreateKeyResponse:
@@ -109,55 +109,6 @@ class LocalOperator:
     async def set_key_budget(self, request: pb.SetKeyBudgetRequest) -> pb.SetKeyBudgetResponse:
         budget = budgets.read_budget(request.budget) if request.HasField("budget") else ""
         return pb.SetKeyBudgetResponse(key=_key(await self._keyring.set_budget(_key_id(request.id), budget)))
-
-    async def create_account(self, request: pb.CreateAccountRequest) -> pb.CreateAccountResponse:
-        account = await self._accounts.create(request.id, request.plan, request.live_micros)
-        return pb.CreateAccountResponse(account=account)
-
-    async def list_accounts(self, request: pb.ListAccountsRequest) -> pb.ListAccountsResponse:
-        accounts, token = await self._accounts.list(request.page_size, request.page_token)
-        return pb.ListAccountsResponse(accounts=accounts, next_page_token=token)
-
-    async def get_account(self, request: pb.GetAccountRequest) -> pb.GetAccountResponse:
-        return pb.GetAccountResponse(account=await self._accounts.get(request.id))
-
-    async def grant_credits(self, request: pb.GrantCreditsRequest) -> pb.GrantCreditsResponse:
-        account = await self._accounts.grant(
-            request.account_id,
-            request.amount_micros,
-            live=is_live(request.mode, default=True),
-            note=request.note,
-            grant_id=request.grant_id,
-        )
-        return pb.GrantCreditsResponse(account=account)
-
-    async def adjust_credits(self, request: pb.AdjustCreditsRequest) -> pb.AdjustCreditsResponse:
-        account = await self._accounts.adjust(
-            request.account_id,
-            request.amount_micros,
-            live=is_live(request.mode, default=True),
-            note=request.note,
-            adjustment_id=request.adjustment_id,
-        )
-        return pb.AdjustCreditsResponse(account=account)
-
-    async def set_credit_limit(self, request: pb.SetCreditLimitRequest) -> pb.SetCreditLimitResponse:
-        account = await self._accounts.set_credit_limit(
-            request.account_id, request.credit_limit_micros, live=is_live(request.mode, default=True)
-        )
-        return pb.SetCreditLimitResponse(account=account)
-
-    async def disable_account(self, request: pb.DisableAccountRequest) -> pb.DisableAccountResponse:
-        account = await self._accounts.set_enabled(request.account_id, enabled=False)
-        return pb.DisableAccountResponse(account=account)
-
-    async def enable_account(self, request: pb.EnableAccountRequest) -> pb.EnableAccountResponse:
-        account = await self._accounts.set_enabled(request.account_id, enabled=True)
-        return pb.EnableAccountResponse(account=account)
-
-    async def set_account_plan(self, request: pb.SetAccountPlanRequest) -> pb.SetAccountPlanResponse:
-        account = await self._accounts.set_plan(request.account_id, request.plan)
-        return pb.SetAccountPlanResponse(account=account)
 
     async def list_usage(self, request: pb.ListUsageRequest) -> pb.ListUsageResponse:
         query = await self._read_query(request)

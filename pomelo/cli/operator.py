@@ -125,7 +125,6 @@ async def _open_remote(path: Path, seconds: float) -> AsyncIterator[Operator]:
 
 @asynccontextmanager
 async def _open_local(settings: Settings) -> AsyncIterator[Operator]:
-    from pomelo.accounts.accounts import AccountAdmin
     from pomelo.accounts.keys import Keyring
     from pomelo.accounts.operator import LocalOperator
     from pomelo.accounts.usage import UsageReader
@@ -138,7 +137,7 @@ async def _open_local(settings: Settings) -> AsyncIterator[Operator]:
         yield LocalOperator(
             store,
             Keyring(store, secret, previous=previous),
-            AccountAdmin(store, plans),
+            plans,
             UsageReader(store, secret, previous),
             catalog.models,
         )

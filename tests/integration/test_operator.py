@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pomelo.accounts.accounts import AccountAdmin
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.pages import MAX_PAGE_BYTES
@@ -33,10 +32,9 @@ async def operator(tmp_path: Path) -> AsyncIterator[LocalOperator]:
     async with open_store(f"sqlite:{tmp_path / 'pomelo.db'}") as store:
         await add_account(store)
         await reserve(store, "task_1")
-        keyring, accounts = Keyring(store, SECRET), AccountAdmin(store, BUILTIN)
-        usage = UsageReader(store, SECRET)
+        keyring, usage = Keyring(store, SECRET), UsageReader(store, SECRET)
         runs = {"task_1"}.__contains__
-        yield LocalOperator(store, keyring, accounts, usage, ["gpt-4", *LONG], lambda: NOW, runs=runs)
+        yield LocalOperator(store, keyring, BUILTIN, usage, ["gpt-4", *LONG], lambda: NOW, runs=runs)
 
 
 async def test_pages_of_keys_have_each_key_once_and_belong_to_one_account(operator: LocalOperator) -> None:

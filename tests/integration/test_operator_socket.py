@@ -15,7 +15,6 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-from pomelo.accounts.accounts import AccountAdmin
 from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN
 from pomelo.accounts.usage import UsageReader
@@ -32,7 +31,7 @@ from tests.conftest import Keys
 @pytest.fixture
 def operator(app: App) -> LocalOperator:
     usage = UsageReader(app.store, b"s" * 32)
-    return LocalOperator(app.store, app.keyring, AccountAdmin(app.store, BUILTIN), usage, ())
+    return LocalOperator(app.store, app.keyring, BUILTIN, usage, ())
 
 
 @pytest.fixture

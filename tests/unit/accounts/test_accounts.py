@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.access import Access
-from pomelo.accounts.accounts import AccountAdmin, LocalAccounts
+from pomelo.accounts.accounts import AccountOperator, LocalAccounts
 from pomelo.accounts.plans import BUILTIN, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader
 from pomelo.call import Call, Principal
@@ -36,13 +36,40 @@ def changed() -> list[str]:
     return []
 
 
+class Admin:
+    """Sends requests to an operator of accounts."""
+
+    def __init__(self, operator: AccountOperator) -> None:
+        self._operator = operator
+
+    async def create(self, account_id: str, plan: str, live_micros: int) -> admin_pb.Account:
+        request = admin_pb.CreateAccountRequest(id=account_id, plan=plan, live_micros=live_micros)
+        return (await self._operator.create_account(request)).account
+
+    async def list(self, size: int, token: str) -> tuple[list[admin_pb.Account], str]:
+        request = admin_pb.ListAccountsRequest(page_size=size, page_token=token)
+        page = await self._operator.list_accounts(request)
+        return [*page.accounts], page.next_page_token
+
+    async def get(self, account_id: str) -> admin_pb.Account:
+        return (await self._operator.get_account(admin_pb.GetAccountRequest(id=account_id))).account
+
+    async def grant(self, account_id: str, amount: int, *, live: bool, **more: Any) -> admin_pb.Account:
+        values: dict[str, Any] = {"account_id": account_id, "amount_micros": amount, "mode": MODES[live]}
+        return (await self._operator.grant_credits(admin_pb.GrantCreditsRequest(**values, **more))).account
+
+    async def set_plan(self, account_id: str, plan: str) -> admin_pb.Account:
+        request = admin_pb.SetAccountPlanRequest(account_id=account_id, plan=plan)
+        return (await self._operator.set_account_plan(request)).account
+
+
 @pytest.fixture
-def admin(store: Store, changed: list[str]) -> AccountAdmin:
+def admin(store: Store, changed: list[str]) -> Admin:
     plans = {**BUILTIN, "team": Plan("team", concurrent=3, models=frozenset({"gpt-4", "flux-1-pro"}))}
-    return AccountAdmin(store, plans, account_changed=changed.append, now=lambda: 1234.5)
+    return Admin(AccountOperator(store, plans, changed.append, lambda: 1234.5))
 
 
-async def test_a_new_account_is_free_and_has_test_credits_once(admin: AccountAdmin, store: Store) -> None:
+async def test_a_new_account_is_free_and_has_test_credits_once(admin: Admin, store: Store) -> None:
     account = await admin.create("acme", "", 0)
     assert (account.id, account.plan, account.create_time.ToMilliseconds()) == ("acme", "free", 1_234_500)
     assert account.limits == pb.PlanLimits(
@@ -57,7 +84,7 @@ async def test_a_new_account_is_free_and_has_test_credits_once(admin: AccountAdm
     assert grant.amount == TEST_CREDITS
 
 
-async def test_a_new_account_has_the_requested_plan_and_credits(admin: AccountAdmin) -> None:
+async def test_a_new_account_has_the_requested_plan_and_credits(admin: Admin) -> None:
     account = await admin.create("acme", "team", 5 * CREDIT)
     assert account.limits == pb.PlanLimits(
         concurrent_requests=3, models=pb.ModelSet(models=["flux-1-pro", "gpt-4"])
@@ -75,21 +102,21 @@ async def test_a_new_account_has_the_requested_plan_and_credits(admin: AccountAd
     ],
 )
 async def test_an_invalid_account_is_refused_and_not_created(
-    admin: AccountAdmin, name: str, plan: str, micros: int, code: str, field: str
+    admin: Admin, name: str, plan: str, micros: int, code: str, field: str
 ) -> None:
     with refused(code, field):
         await admin.create(name, plan, micros)
     assert [one.id for one in (await admin.list(0, ""))[0]] == ["default"]
 
 
-async def test_amounts_and_notes_may_have_their_maximum(admin: AccountAdmin, store: Store) -> None:
+async def test_amounts_and_notes_may_have_their_maximum(admin: Admin, store: Store) -> None:
     assert (await admin.create("acme", "", 10**15)).live.granted_micros == 10**15
     await admin.grant("acme", 1, live=False, note="n" * 200, grant_id="g" * 64)
     grant = Grant("g" * 64, Wallet("acme", False), 1, 1234.5, "n" * 200)
     assert grant in await store.list_grants(Wallet("acme", False))
 
 
-async def test_accounts_are_listed_in_pages_with_their_balances(admin: AccountAdmin, store: Store) -> None:
+async def test_accounts_are_listed_in_pages_with_their_balances(admin: Admin, store: Store) -> None:
     for name in "abc":
         await admin.create(name, "", 5)
     await reserve(store, "task_1", Wallet("a", True), maximum=3)
@@ -101,7 +128,7 @@ async def test_accounts_are_listed_in_pages_with_their_balances(admin: AccountAd
     assert first[0].live == pb.Balance(granted_micros=5, held_micros=3, available_micros=2)
 
 
-async def test_credits_are_granted_once_for_each_id(admin: AccountAdmin) -> None:
+async def test_credits_are_granted_once_for_each_id(admin: Admin) -> None:
     await admin.create("acme", "", 0)
     for _ in range(3):
         after = await admin.grant("acme", 7, live=True, note="thanks", grant_id="order-1")
@@ -111,7 +138,7 @@ async def test_credits_are_granted_once_for_each_id(admin: AccountAdmin) -> None
     assert (await admin.grant("acme", 7, live=False)).test.granted_micros == TEST_CREDITS + 7
 
 
-async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin: AccountAdmin) -> None:
+async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin: Admin) -> None:
     await admin.create("acme", "", 0)
     await admin.grant("acme", 7, live=True, grant_id="order-1")
     before = (await admin.list(0, ""))[0]
@@ -133,7 +160,7 @@ async def test_the_id_of_a_different_grant_is_refused_and_grants_nothing(admin: 
     ],
 )
 async def test_an_invalid_grant_is_refused(
-    admin: AccountAdmin, name: str, amount: int, more: dict[str, str], code: str, field: str
+    admin: Admin, name: str, amount: int, more: dict[str, str], code: str, field: str
 ) -> None:
     before = (await admin.list(0, ""))[0]
     with refused(code, field):
@@ -141,7 +168,7 @@ async def test_an_invalid_grant_is_refused(
     assert (await admin.list(0, ""))[0] == before
 
 
-async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admin: AccountAdmin) -> None:
+async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admin: Admin) -> None:
     for _ in range(9):
         await admin.grant("default", 10**15, live=True)
     with refused("invalid_parameter", "amount_micros"):
@@ -162,7 +189,7 @@ async def test_a_grant_above_the_total_that_stores_count_exactly_is_refused(admi
     ],
 )
 async def test_the_values_of_a_refused_grant_are_those_that_its_message_names(
-    admin: AccountAdmin, name: str, amount: int, note: str, values: dict[str, str]
+    admin: Admin, name: str, amount: int, note: str, values: dict[str, str]
 ) -> None:
     with pytest.raises(PomeloError) as caught:
         await admin.grant(name, amount, live=True, note=note)
@@ -170,7 +197,7 @@ async def test_the_values_of_a_refused_grant_are_those_that_its_message_names(
 
 
 async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(
-    admin: AccountAdmin, changed: list[str]
+    admin: Admin, changed: list[str]
 ) -> None:
     assert (await admin.set_plan("default", "team")).plan == "team"
     assert changed == ["default"]
@@ -184,9 +211,7 @@ async def test_a_change_of_plan_is_reported_and_an_unknown_plan_refused(
     assert changed == ["default"]
 
 
-async def test_an_account_whose_plan_was_removed_is_shown_without_limits(
-    store: Store, admin: AccountAdmin
-) -> None:
+async def test_an_account_whose_plan_was_removed_is_shown_without_limits(store: Store, admin: Admin) -> None:
     await store.set_plan("default", "old")
     for account in (await admin.get("default"), ((await admin.list(0, ""))[0])[0]):
         assert account.plan == "old"
@@ -212,7 +237,7 @@ def accounts_of(store: Store, live: bool) -> LocalAccounts:
     return LocalAccounts(store, UsageReader(store, b"s" * 32), access)
 
 
-async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: AccountAdmin) -> None:
+async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: Admin) -> None:
     await admin.create("other", "pro", CREDIT)
     await admin.grant("default", CREDIT, live=True)
     await run(store, "task_live", Wallet("default", True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pomelo.accounts.accounts import AccountAdmin
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN, TEST_CREDITS
@@ -27,9 +26,9 @@ def clock() -> Clock:
 @pytest.fixture
 def operator(store: Store, clock: Clock) -> LocalOperator:
     keyring = Keyring(store, b"r" * 64, clock=clock, monotonic=clock)
-    accounts, usage = AccountAdmin(store, BUILTIN), UsageReader(store, b"s" * 32)
+    usage = UsageReader(store, b"s" * 32)
     return LocalOperator(
-        store, keyring, accounts, usage, {"gpt-4"}, clock, runs=lambda task_id: task_id == "task_1"
+        store, keyring, BUILTIN, usage, {"gpt-4"}, clock, runs=lambda task_id: task_id == "task_1"
     )
 
 

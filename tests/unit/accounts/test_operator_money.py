@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pomelo.accounts.accounts import AccountAdmin
 from pomelo.accounts.keys import CACHE_SECONDS, Keyring
 from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN
@@ -46,9 +45,8 @@ def keyring(store: Store, clock: Clock) -> Keyring:
 @pytest.fixture
 async def operator(store: Store, keyring: Keyring, clock: Clock) -> LocalOperator:
     await add_account(store)
-    accounts = AccountAdmin(store, BUILTIN, account_changed=keyring.forget_account, now=clock)
     return LocalOperator(
-        store, keyring, accounts, UsageReader(store, b"s" * 32), {"gpt-4"}, clock, runs=lambda task_id: True
+        store, keyring, BUILTIN, UsageReader(store, b"s" * 32), {"gpt-4"}, clock, runs=lambda task_id: True
     )
 
 
