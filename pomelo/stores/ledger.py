@@ -222,7 +222,7 @@ class LedgerStore(Protocol):
         those that the store itself is about to end."""
         ...
 
-    async def recover(self, wallet: Wallet, task_id: str) -> None:
+    def recover(self, wallet: Wallet, task_id: str) -> Awaitable[None]:
         """Ends a task that this process reserved but does not run, as if the process had died: charges the
         last noted cost, if any, and releases the reservation. Without a reservation, does nothing."""
         ...

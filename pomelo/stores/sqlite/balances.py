@@ -35,12 +35,12 @@ class Balances:
         test = self._ledger.add_held(Wallet(summary.name, False), summary.test)
         return replace(summary, live=live, test=test)
 
-    async def grant(self, grant: Grant, act: Act | None) -> Balance:
+    async def grant(self, grant: Grant, act: Act | None = None) -> Balance:
         """Gives credits or takes them back."""
         write = partial(accounts.add_grant, grant=grant, act=act)
         return await self._change(grant.wallet, lambda wallet: -grant.amount, write)
 
-    async def set_credit_limit(self, wallet: Wallet, credit_limit: int, act: Act | None) -> Balance:
+    async def set_credit_limit(self, wallet: Wallet, credit_limit: int, act: Act | None = None) -> Balance:
         """Changes a credit limit."""
         write = partial(accounts.set_credit_limit, wallet=wallet, credit_limit=credit_limit, act=act)
         return await self._change(wallet, lambda loaded: loaded.credit_limit - credit_limit, write)

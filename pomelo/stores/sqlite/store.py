@@ -9,7 +9,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,21 +17,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import PAGE, AccountRecord, AccountSummary, Balance, Grant, Wallet
+from pomelo.stores.accounts import PAGE, AccountRecord, AccountSummary, Grant, Wallet
 from pomelo.stores.acts import Act
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import (
-    Budget,
-    Counter,
-    LimitStatus,
     OpenReservation,
-    Refused,
-    ReplayedAnswer,
-    Reserved,
-    ReserveRequest,
-    Settled,
-    Settlement,
 )
 from pomelo.stores.sqlite import accounts, acts, keys, usage
 from pomelo.stores.sqlite.balances import Balances
@@ -126,7 +117,16 @@ class SqliteStore:
         self._connection = connection
         self._log_size = log_size
         self._ledger = Ledger(writer, clock)
+        self.reserve = self._ledger.reserve
+        self.settle = self._ledger.settle
+        self.void = self._ledger.void
+        self.limit_status = self._ledger.limit_status
+        self.budget_use = self._ledger.budget_use
+        self.recover = self._ledger.recover
         self._balances = Balances(writer, self._ledger)
+        self.grant = self._balances.grant
+        self.set_credit_limit = self._balances.set_credit_limit
+        self.balance = self._balances.get
 
     # --- KeyStore
 
@@ -169,29 +169,11 @@ class SqliteStore:
 
     # --- LedgerStore
 
-    def reserve(self, request: ReserveRequest) -> Awaitable[Reserved | Refused | ReplayedAnswer]:
-        return self._ledger.reserve(request)
-
-    def settle(self, settlement: Settlement) -> Awaitable[Settled]:
-        return self._ledger.settle(settlement)
-
-    def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
-        return self._ledger.void(wallet, task_id, refund=refund)
-
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
         return await self._ledger.note(tuple(records))
 
-    async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
-        return await self._ledger.limit_status(wallet, counters)
-
-    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
-        return await self._ledger.budget_use(wallet, budgets)
-
     async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
         return await self._ledger.reservations()
-
-    async def recover(self, wallet: Wallet, task_id: str) -> None:
-        await self._ledger.recover(wallet, task_id)
 
     # --- AccountStore
 
@@ -212,20 +194,11 @@ class SqliteStore:
     async def set_disabled(self, name: str, disabled: float | None, act: Act | None = None) -> bool:
         return await self._writer.do(lambda c: accounts.set_disabled(c, name, disabled, act))
 
-    async def grant(self, grant: Grant, act: Act | None = None) -> Balance:
-        return await self._balances.grant(grant, act)
-
-    async def set_credit_limit(self, wallet: Wallet, credit_limit: int, act: Act | None = None) -> Balance:
-        return await self._balances.set_credit_limit(wallet, credit_limit, act)
-
     async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
         return await self._writer.do(lambda c: accounts.get_grant(c, wallet, grant_id), reads=True)
 
     async def list_grants(self, wallet: Wallet) -> list[Grant]:
         return await self._writer.do(lambda c: accounts.list_grants(c, wallet), reads=True)
-
-    async def balance(self, wallet: Wallet) -> Balance:
-        return await self._balances.get(wallet)
 
     # --- ActStore
 
