@@ -363,7 +363,6 @@ async def open_gateway(
 
 
 def _describe(reloader: Reloader, started: float) -> GetServerResponse:
-    """Describes this process to the operator."""
     start_time = times.to_timestamp(started)
     providers = sorted(_configured(reloader.providers))
     return GetServerResponse(version=pomelo.__version__, start_time=start_time, providers=providers)

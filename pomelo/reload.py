@@ -76,7 +76,6 @@ async def read_changes(
 
 
 def log_refusal(error: SettingsError) -> None:
-    """Logs that a configuration was not reloaded."""
     lines = "; ".join(str(error).splitlines())
     log.error("The configuration was not reloaded, and the one from before goes on: %s", lines)
 

@@ -76,7 +76,6 @@ def header_name(key: str) -> str | None:
 
 
 def status_code(error: PomeloError) -> Any:
-    """Returns the grpc.StatusCode of an error."""
     return _CODES[error.code]
 
 

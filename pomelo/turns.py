@@ -79,7 +79,6 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """The number of waiting streams."""
         return sum(not future.done() for future in (*self._fresh, *self._exhausted))
 
     def stream(self) -> Turn:

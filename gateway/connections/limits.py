@@ -114,7 +114,6 @@ class SlotGroups:
             self._by_size.setdefault(now, {})[name] = None
 
     def size(self, name: Hashable) -> int:
-        """Returns the number of slots in a group."""
         return len(self._groups.get(name, ()))
 
     def excess(self, name: Hashable, count: int) -> list[Slot]:

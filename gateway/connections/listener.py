@@ -117,7 +117,6 @@ class Listener:
         self._last_log = -_LOG_INTERVAL
 
     def start(self) -> None:
-        """Starts to accept connections."""
         for listening in self._sockets:
             self._loop.add_reader(listening, self._accept, listening)
 
@@ -269,7 +268,6 @@ class _PendingConnection:
         self.opened = False
 
     def stop_waiting(self) -> None:
-        """Stops waiting for the first byte."""
         if self in self._silent:
             self._silent.remove(self)
             self._loop.remove_reader(self.socket)

@@ -37,7 +37,6 @@ _DATE_OR_TIME = {"anyOf": [{"type": "string", "format": "date"}, {"type": "strin
 
 
 def section(models: Mapping[str, int]) -> Section:
-    """Describes the operations."""
     return Section("Account", "Limits, credits and usage of the key's account.", _paths(), _schemas())
 
 

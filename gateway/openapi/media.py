@@ -23,7 +23,6 @@ _FILE = {
 
 
 def section(models: Mapping[str, int]) -> Section:
-    """Describes the operation."""
     described = operation(
         "getMedia",
         "Download an image or audio file by its signed link.",

@@ -26,7 +26,6 @@ _PRICE = object_of(
 
 
 def section(models: Mapping[str, int]) -> Section:
-    """Describes the operations."""
     return Section("Models", "What the key may use, with limits and prices.", _paths(), _schemas())
 
 

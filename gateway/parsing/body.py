@@ -40,7 +40,6 @@ def charset_of(content_type: str) -> str:
 
 
 def too_large(subject: str, limit: int) -> PomeloError:
-    """Returns the error for a `subject` of more than `limit` bytes."""
     return PomeloError("payload_too_large", f"{subject} is larger than {limit:,} bytes. Send less")
 
 
@@ -122,7 +121,6 @@ class RequestBody:
                 )
 
     async def _wait(self) -> bytes:
-        """Waits for the next bytes."""
         if self._expects_continue:
             await self._send_continue()
         loop = asyncio.get_running_loop()
@@ -192,7 +190,6 @@ class ParseSteps:
         self.seconds = 0.0
 
     def run(self, step: Callable[[], T]) -> T:
-        """Runs `step` and returns its result."""
         begin = time.monotonic()
         try:
             return step()

@@ -208,7 +208,6 @@ def _parse_part_headers(head: bytes) -> Part:
 
 
 def _malformed() -> PomeloError:
-    """Returns the error for a malformed form."""
     return PomeloError(
         "invalid_body", "The form is malformed. Send multipart/form-data with a boundary, to its end"
     )

@@ -62,7 +62,6 @@ class TaskFormat:
 
     @property
     def takes_audio(self) -> bool:
-        """Whether audio is part of the input."""
         return "audio" in self.rules
 
     @property

@@ -23,12 +23,10 @@ def new_act(action: str, account: str, at: float, **values: Any) -> Act:
 
 
 def key_act(action: str, key: KeyRecord, at: float, *, new: str = "") -> Act:
-    """An act that concerns a key."""
     return new_act(action, key.account, at, key_id=key.key_id, live=key.live, new=new)
 
 
 def describe_key(key: KeyRecord) -> str:
-    """The properties of a new key."""
     parts = [f"name {key.name}"] if key.name else []
     parts.append(f"models {', '.join(key.models)}" if key.models else "all models")
     if key.budget:
@@ -39,7 +37,6 @@ def describe_key(key: KeyRecord) -> str:
 
 
 def to_message(act: Act) -> pb.Act:
-    """The message of an act."""
     message = pb.Act(
         id=act.act_id,
         time=times.to_timestamp(act.at),

@@ -38,8 +38,6 @@ class AuditedStore(BudgetStore, AccountStore, Protocol):
 
 @dataclass(slots=True)
 class _Findings:
-    """Collects findings into the response."""
-
     max_findings: int
     response: AuditLedgerResponse = field(default_factory=AuditLedgerResponse)
 

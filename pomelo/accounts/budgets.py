@@ -55,7 +55,6 @@ def format_budget(text: str) -> str:
 
 
 def budget_of(record: KeyRecord) -> KeyBudget | None:
-    """The budget of a key."""
     if not record.budget:
         return None
     limit, _, period = record.budget.partition("/")

@@ -11,7 +11,6 @@ T = TypeVar("T")
 
 
 def to_mode(live: bool) -> Mode.ValueType:
-    """The mode of a message."""
     return Mode.MODE_LIVE if live else Mode.MODE_TEST
 
 

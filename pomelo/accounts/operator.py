@@ -57,7 +57,6 @@ class LocalOperator(AccountOperator):
         self._server = server
 
     def configure(self, plans: Mapping[str, Plan], models: Collection[str]) -> None:
-        """Replaces the plans and the models."""
         self._plans = plans
         self._models = models
 

@@ -88,7 +88,6 @@ class Connection:
         return cls(address, key, credentials, timeout, retries, strict)
 
     def options(self) -> list[tuple[str, Any]]:
-        """Returns the options of a channel."""
         return [*_OPTIONS.items(), ("grpc.enable_http_proxy", int(not _is_local(self.target)))]
 
 
@@ -144,7 +143,6 @@ class Attempts:
         return seconds
 
     def failure(self, error: Any) -> ApiError:
-        """Returns the exception of an error."""
         return to_error(error, self._target)
 
     def _wait_before_retry(self, error: Any) -> float | None:

@@ -34,7 +34,6 @@ def to_credits(micros: int) -> Decimal:
 
 
 def read_limits(metadata: Mapping[str, str]) -> Limits:
-    """Returns the limits that the metadata of a response report."""
     left = metadata.get("x-credits-remaining")
     return Limits(
         requests=_limit(metadata, ""),

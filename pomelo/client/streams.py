@@ -14,8 +14,6 @@ R = TypeVar("R")
 
 
 class StreamState(Generic[T, R]):
-    """What was read of a stream."""
-
     def __init__(self, reader: Reader[T, R]) -> None:
         self._reader = reader
         self._completed: TaskResult | None = None

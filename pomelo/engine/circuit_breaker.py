@@ -54,8 +54,6 @@ _EVICTION_TRIES = 8
 
 
 class State(Enum):
-    """The state of a circuit."""
-
     CLOSED = "closed"
     OPEN = "open"
     HALF_OPEN = "half-open"

@@ -58,7 +58,6 @@ class ReplayedTask:
             )
 
     async def events(self) -> AsyncGenerator[TaskEvent, None]:
-        """The answer as a stream."""
         yield started_event(self.result)
         for number, event in enumerate(self._accepted.definition.replay(self.result, self._file), 2):
             event.sequence_number = number

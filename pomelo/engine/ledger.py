@@ -91,23 +91,12 @@ class Ledger:
     # --- limits and credits
 
     async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:
-        """Writes the current limits and credits into the response headers. With a text `model`, its token
-        limit is included.
-
-        Raises:
-            PomeloError: store_unavailable.
-        """
         plan = self._plans.get(principal.plan, _NO_PLAN)
         limits = CallLimits(LimitedCall(plan, principal, model))
         status = await self.limit_status(Wallet(principal.account, principal.live), limits.counters)
         call.response_headers |= limits.headers(status, self.now())
 
     async def count_request(self, call: Call, principal: Principal) -> None:
-        """Counts a request whose body was refused toward the requests per minute; reserves nothing.
-
-        Raises:
-            PomeloError: rate_limit_exceeded, store_unavailable.
-        """
         plan = self._plans.get(principal.plan, _NO_PLAN)
         draft = UsageRecord(
             task_id=new_id("refused_"),

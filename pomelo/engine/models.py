@@ -27,7 +27,6 @@ class LocalModels:
         self._access = access
 
     def configure(self, catalog: Catalog) -> None:
-        """Replaces the catalogue."""
         self._catalog = catalog
 
     async def list_models(

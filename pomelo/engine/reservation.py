@@ -86,12 +86,10 @@ class Reservation:
             self._status = None
 
     def record_route(self, job: Job[Any]) -> None:
-        """Records the job of the route that is called now."""
         self.job = job
         self._route = job.route
 
     def record_output(self, total: int) -> None:
-        """Records the bytes of output so far."""
         if not self.output_bytes:
             self.first_byte_ms = self._elapsed_ms()
         self.output_bytes = total

@@ -214,7 +214,6 @@ class StoreOperations:
         return None if ended else self._unknown_outcome(error)
 
     def _unknown_outcome(self, error: BaseException) -> UnknownOutcomeError:
-        """Logs an unexpected error of the store, and returns it as an UnknownOutcomeError."""
         self.unexpected.log("The store failed", error)
         return UnknownOutcomeError("store_unavailable")
 

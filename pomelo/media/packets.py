@@ -134,7 +134,6 @@ class _Decoder:
         """In the last decoded block."""
 
     def add(self, packet: Any) -> None:
-        """Decodes or skips a packet."""
         if not self._left_in_block:
             if self._decoding:
                 self._seconds_per_packet = self._block_seconds / _BLOCK_PACKETS

@@ -34,8 +34,6 @@ class Reader(Protocol):
 
 
 class FileReader:
-    """Reads a file of the disk."""
-
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
 

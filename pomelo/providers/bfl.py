@@ -83,7 +83,6 @@ def _dollars(cost: Any) -> Any:
 
 
 def request(job: Job[ImageInput]) -> dict[str, Any]:
-    """Return the request body for an image job."""
     image, route = job.input, job.route
     body: dict[str, Any] = {"prompt": image.prompt, **image_size(image, route)}
     body |= renamed_fields(image, _NAMES)

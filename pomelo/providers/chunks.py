@@ -23,13 +23,11 @@ def event_text(event: TaskEvent) -> str:
 
 
 def output_text(output: TextOutput) -> str:
-    """Return the text of an output's message."""
     parts = output.message.content
     return parts[0].text if len(parts) == 1 else "".join([part.text for part in parts])
 
 
 def output_calls(output: TextOutput) -> list[ToolCall]:
-    """Return the tool calls of an output's message."""
     return [part.tool_call for part in output.message.content if part.HasField("tool_call")]
 
 

@@ -57,8 +57,6 @@ ERROR_MAPPING = ErrorMapping("together", _read_error_body, _MEANINGS, replays=Fa
 
 
 class Together(Vendor):
-    """Together as a provider of images."""
-
     base_url = "https://api.together.ai/v1"
     options = Options
     probe = Probe("/models")
@@ -119,7 +117,6 @@ class Together(Vendor):
 
 
 def request(job: Job[ImageInput]) -> dict[str, Any]:
-    """Return the request body for an image job."""
     image, route = job.input, job.route
     body: dict[str, Any] = {"model": route.model, "prompt": image.prompt, **image_size(image, route)}
     body |= renamed_fields(image, _NAMES)

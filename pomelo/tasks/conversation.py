@@ -159,7 +159,6 @@ def _make_canonical(source: MediaSource, name: str, read_media: ReadMedia) -> No
 
 
 def image_files(task_input: TextInput) -> Iterator[str]:
-    """The ids of the images that are files."""
     for message in task_input.messages:
         for part in message.content:
             if part.image.source.media_id:

@@ -81,8 +81,6 @@ async def open_admin(
 
 
 class _Pages:
-    """The responses to requests."""
-
     def __init__(
         self, exposition: Exposition, readiness: Readiness, find_page: Callable[[str], Page | None]
     ) -> None:

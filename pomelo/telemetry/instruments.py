@@ -70,7 +70,6 @@ class Histogram(Instrument):
         self.values: dict[LabelValues, Distribution] = {}
 
     def observe(self, value: float, *labels: str) -> None:
-        """Counts one observation."""
         found = self.values.get(labels)
         if found is None:
             found = self.values[labels] = Distribution(len(self.bounds) + 1)
@@ -96,7 +95,6 @@ class Gauge(Instrument):
         self._sources.append(lambda: {labels: source()})
 
     def readings(self) -> Iterator[tuple[LabelValues, float]]:
-        """Yields the current values."""
         for source in self._sources:
             yield from source().items()
 

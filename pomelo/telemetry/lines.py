@@ -94,7 +94,6 @@ class RecordFormatter:
         self._constant = constant
 
     def format(self, record: logging.LogRecord) -> bytes:
-        """Returns the line of a record."""
         try:
             event = record.getMessage()
         except Exception:  # of another library, with values that do not fit its message

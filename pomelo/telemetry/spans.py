@@ -71,8 +71,6 @@ async def open_spans(
 
 
 class Spans(Observer):
-    """Makes spans of the reports."""
-
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._failed: dict[str, list[tuple[AttemptReport, int]]] = {}

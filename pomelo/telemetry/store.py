@@ -91,7 +91,6 @@ class OpenReservations:
         self._next_read = 0.0
 
     def register(self, metrics: Metrics) -> None:
-        """Adds the sources of the metrics."""
         metrics.before_reading(self.refresh)
         for live, mode in ((True, "live"), (False, "test")):
             metrics.held.read_one(partial(self._held, live), mode)

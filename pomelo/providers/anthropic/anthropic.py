@@ -54,8 +54,6 @@ class AnthropicOptions(Options):
 
 
 class Anthropic(Vendor):
-    """Anthropic as a provider of text."""
-
     base_url = "https://api.anthropic.com"
     options = AnthropicOptions
     probe = Probe("/v1/models", "x-api-key", "", {"anthropic-version": _VERSION})

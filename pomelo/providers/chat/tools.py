@@ -24,7 +24,6 @@ def tools_json(tools: Iterable[Tool], no_parameters: str) -> bytes:
 
 
 def tool_choice(choice: ToolChoice) -> str | dict[str, Any]:
-    """Return the field `tool_choice`."""
     if choice.HasField("tool"):
         return {"type": "function", "function": {"name": choice.tool}}
     return _MODES[choice.mode]

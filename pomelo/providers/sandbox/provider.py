@@ -94,7 +94,6 @@ class Sandbox:
         return completed_text(reply.text, reply.finish, reply.usage, reply.calls)
 
     async def _reply(self, job: Job[Any]) -> tuple[Triggers, _Reply]:
-        """The triggers of a text job, and its reply."""
         given, model = job.input, job.model
         prompt = text.read_prompt(given)
         text.check_length(prompt.tokens, model.limits.max_input_tokens)

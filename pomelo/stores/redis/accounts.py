@@ -174,7 +174,6 @@ def _balance(amounts: Sequence[bytes | None]) -> Balance:
 
 
 def _changed_balance(wallet: Wallet, reply: list[Any]) -> Balance:
-    """The balance after a change, by the reply of its script."""
     if reply[0] == b"full":
         raise invalid("credits", "few enough to keep the sum of all grants below 9,007,199,254")
     if reply[0] == b"overdrawn":

@@ -118,7 +118,6 @@ class Usage:
             return await self._archive.sum_usage(query, by, limit=limit, after=after)
 
     async def get(self, wallet: Wallet, task_id: str) -> UsageRecord | None:
-        """The record of a task, or None."""
         await self.drain([wallet])
         found = await self._archive.get(task_id)
         return found if found is not None and found.wallet == wallet else None

@@ -42,7 +42,6 @@ class WalletIndex:
         self._known: set[Wallet] = set()
 
     def has(self, wallet: Wallet) -> bool:
-        """Whether this process has added a wallet."""
         return wallet in self._known
 
     async def add(self, wallet: Wallet) -> None:
@@ -96,12 +95,10 @@ class WalletIndex:
         return list(zip(parts, replies, strict=True))
 
     async def reservations(self) -> list[StoredReservation]:
-        """All reservations."""
         pages = await for_each(await self.with_data("holds"), self._reservations_of)
         return [reservation for page in pages for reservation in page]
 
     async def reservation(self, wallet: Wallet, task_id: str) -> StoredReservation | None:
-        """The reservation of a task, or None."""
         text = await self._connection.send("HGET", names(wallet).holds, task_id)
         return None if text is None else _parse(wallet, task_id, text.decode())
 

@@ -25,7 +25,6 @@ class Balances:
         self._ledger = ledger
 
     async def get(self, wallet: Wallet) -> Balance:
-        """A wallet's balance."""
         read = partial(accounts.balance, wallet=wallet)
         return await self._writer.do_then(read, partial(self._ledger.add_held, wallet), reads=True)
 
@@ -41,7 +40,6 @@ class Balances:
         return await self._change(grant.wallet, lambda wallet: -grant.amount, write)
 
     async def set_credit_limit(self, wallet: Wallet, credit_limit: int, act: Act | None = None) -> Balance:
-        """Changes a credit limit."""
         write = partial(accounts.set_credit_limit, wallet=wallet, credit_limit=credit_limit, act=act)
         return await self._change(wallet, lambda loaded: loaded.credit_limit - credit_limit, write)
 

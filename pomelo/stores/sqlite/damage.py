@@ -44,7 +44,6 @@ def message_of(error: object) -> str:
 
 
 def damaged(path: Path, detail: object) -> StoreError:
-    """The error for a damaged file."""
     return StoreError(f"{path} is damaged: {detail}. {REMEDY}")
 
 

@@ -49,12 +49,10 @@ def insert_once(connection: sqlite3.Connection, record: UsageRecord) -> None:
 
 
 def insert_records(connection: sqlite3.Connection, ended: Iterable[UsageRecord]) -> None:
-    """Adds the records of tasks."""
     connection.executemany(_INSERT, map(records.values, ended))
 
 
 def find_record(connection: sqlite3.Connection, task_id: str) -> UsageRecord | None:
-    """The record of a task, or None."""
     row = connection.execute(_SELECT, (task_id,)).fetchone()
     return None if row is None else records.from_row(row)
 
@@ -76,7 +74,6 @@ class UsagePage:
         self._found: list[list[tuple[_Position, UsageRecord]]] = [[] for _ in self._walks]
 
     def step(self, connection: sqlite3.Connection) -> tuple[list[UsageRecord], str] | None:
-        """Reads the next step. None: there is more to read."""
         unfinished = [
             each for each in zip(self._walks, self._found, strict=True) if self._is_unfinished(*each)
         ]
@@ -135,7 +132,6 @@ class UsageSum:
         """The last groups that can be on the page, once known. Later ones are skipped."""
 
     def step(self, connection: sqlite3.Connection) -> list[UsageTotal] | None:
-        """Reads the next step. None: there is more to read."""
         if self._last_row is None:
             row = connection.execute("SELECT coalesce(max(rowid), 0) FROM usage").fetchone()
             self._last_row = int(row[0])

@@ -259,7 +259,6 @@ class LoadedWallet:
         return DEFAULT_SHARES
 
     def close_windows(self, now: float) -> None:
-        """Forgets the windows that have ended."""
         # A start in the future is no open window: the clock may have been set back while no process ran.
         self.counts = {
             name: count
