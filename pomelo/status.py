@@ -3,7 +3,7 @@ channel."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -196,3 +196,23 @@ def _truncate(text: str, limit: int) -> str:
     if len(data) <= limit:
         return data.decode()
     return data[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def error_of(rpc: Any) -> Any:
+    """Returns the current status of a call of grpc.aio that is done, as an error."""
+    return grpc.aio.AioRpcError(
+        _result(rpc.code()),
+        _result(rpc.initial_metadata()),
+        _result(rpc.trailing_metadata()),
+        _result(rpc.details()),
+    )
+
+
+def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Returns the result of a coroutine that does not wait for anything."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("the coroutine had to wait")

@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
@@ -24,6 +23,7 @@ from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.status import error_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,9 +86,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -282,7 +280,7 @@ class AsyncClient:
         while True:
             rpc = self._services().media.UploadMedia(**attempts.arguments())
             errors: list[grpc.aio.AioRpcError] = []
-            rpc.add_done_callback(lambda rpc, errors=errors: errors.append(_error_of(rpc)))
+            rpc.add_done_callback(lambda rpc, errors=errors: errors.append(error_of(rpc)))
             try:
                 with self._unless_closed():
                     await _send(rpc, upload)
@@ -301,7 +299,7 @@ class AsyncClient:
             await self._sleep(wait)
 
 
-class AsyncStream(StreamState[T, R]):
+class AsyncStream(StreamState[AsyncClient, T, R]):
     """The output of a task as it arrives: `async with` opens the stream and cancels it when it is left,
     `async for` yields its pieces. After the last piece there is the `result`.
 
@@ -310,20 +308,11 @@ class AsyncStream(StreamState[T, R]):
         pomelo.client.IncompleteStream: the server ended the stream too early.
     """
 
-    def __init__(self, client: AsyncClient, task: Task[T, R]) -> None:
-        super().__init__(task.reader())
-        self._client = client
-        self._task = task
-        self._rpc: Any = None
-        self._first: Any = None
-
     async def __aenter__(self) -> Self:
         self._rpc, self._first, self._attempts = await self._client._open_task(self._task)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self._rpc.cancel()
 
     def __aiter__(self) -> Self:
@@ -363,21 +352,3 @@ async def _send(rpc: Any, upload: Upload) -> None:
         while (request := await asyncio.to_thread(next, requests, None)) is not None:
             await rpc.write(request)
         await rpc.done_writing()
-
-
-def _error_of(rpc: Any) -> Any:
-    """Returns the status of a call that is done, as an error."""
-    parts = [
-        _value(part) for part in (rpc.code(), rpc.initial_metadata(), rpc.trailing_metadata(), rpc.details())
-    ]
-    return grpc.aio.AioRpcError(*parts)
-
-
-def _value(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Returns the value of a coroutine that does not wait, because its call is done."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    coroutine.close()
-    raise RuntimeError("the call is not done")

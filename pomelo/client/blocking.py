@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
@@ -79,9 +78,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -268,7 +265,7 @@ class Client:
             self._sleep(wait)
 
 
-class Stream(StreamState[T, R]):
+class Stream(StreamState[Client, T, R]):
     """The output of a task as it arrives: `with` opens the stream and cancels it when it is left, `for`
     yields its pieces. After the last piece there is the `result`.
 
@@ -277,20 +274,11 @@ class Stream(StreamState[T, R]):
         pomelo.client.IncompleteStream: the server ended the stream too early.
     """
 
-    def __init__(self, client: Client, task: Task[T, R]) -> None:
-        super().__init__(task.reader())
-        self._client = client
-        self._task = task
-        self._rpc: Any = None
-        self._first: Any = None
-
     def __enter__(self) -> Self:
         self._rpc, self._first, self._attempts = self._client._open_task(self._task)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._rpc.cancel()
 
     def __iter__(self) -> Self:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pomelo.client.errors import IncompleteStream
-from pomelo.client.results import Reader
+from pomelo.client.tasks import Task
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 
+C = TypeVar("C")
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class StreamState(Generic[T, R]):
-    def __init__(self, reader: Reader[T, R]) -> None:
-        self._reader = reader
+class StreamState(Generic[C, T, R]):
+    def __init__(self, client: C, task: Task[T, R]) -> None:
+        self._client = client
+        self._task = task
+        self._reader = task.reader()
+        self._rpc: Any = None
+        self._first: Any = None
         self._completed: TaskResult | None = None
         self._result: R | None = None
 

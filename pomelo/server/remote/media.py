@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
 from pomelo.service import MediaBytes
+from pomelo.status import error_of
 from pomelo.turns import Turns
 
 _MESSAGE_BYTES = 512 * 1024
@@ -132,7 +133,7 @@ async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> li
     active = True
 
     def call_done(_: Any) -> None:
-        errors.append(_error_of(rpc))
+        errors.append(error_of(rpc))
         if active and len(errors) == 1:
             sending.reschedule(0)  # stops waiting for the next chunk
 
@@ -153,23 +154,3 @@ async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> li
     finally:
         active = False
     return errors
-
-
-def _error_of(rpc: Any) -> Any:
-    """Returns the current status of a call that is done, as an error."""
-    return grpc.aio.AioRpcError(
-        _result(rpc.code()),
-        _result(rpc.initial_metadata()),
-        _result(rpc.trailing_metadata()),
-        _result(rpc.details()),
-    )
-
-
-def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Returns the result of a coroutine that does not wait for anything."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        return stop.value
-    coroutine.close()
-    raise RuntimeError("the coroutine had to wait")
