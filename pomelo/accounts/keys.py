@@ -26,7 +26,7 @@ from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
 from pomelo.logs import UnexpectedErrors
 from pomelo.process import periodically
 from pomelo.secrets import derive_key, derive_keys
-from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountStore
+from pomelo.stores.accounts import DEFAULT_ACCOUNT, AccountStore
 from pomelo.stores.keys import KeyRecord, KeyStore
 
 log = logging.getLogger("pomelo.accounts")
@@ -258,17 +258,6 @@ class Keyring:
         finally:
             with suppress(PomeloError):
                 await self.save_use()
-
-    async def list(
-        self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
-    ) -> list[KeyRecord]:
-        """At most `limit` keys of an account, or of all accounts; oldest first. `after` is the creation time
-        and the id of the last key of the previous page.
-
-        Raises:
-            PomeloError: store_unavailable.
-        """
-        return await self._store.list_keys(account, limit=limit, after=after)
 
     async def keys_of_previous_secrets(self, records: Sequence[KeyRecord]) -> set[str]:
         """The ids of those of the keys whose digest is not known to be made with the current secret; none if

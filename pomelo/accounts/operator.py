@@ -85,7 +85,7 @@ class LocalOperator(AccountOperator):
         if request.page_token:
             created, key_id = pages.read_token(request.page_token, list_name, float, str)
             after = (created, key_id)
-        records = await self._keyring.list(request.account_id or None, limit=size + 1, after=after)
+        records = await self._store.list_keys(request.account_id or None, limit=size + 1, after=after)
         outdated = await self._keyring.keys_of_previous_secrets(records)
         used = await budgets.used(self._store, records, self._now())
         keys = [_key(record, record.key_id in outdated, used.get(record.key_id, 0)) for record in records]

@@ -274,10 +274,9 @@ async def create_development_key(settings: Settings) -> str | None:
     """
     secret = settings.root_secret()
     async with store_of(settings) as store:
-        keyring = Keyring(store, secret, previous=settings.previous_secrets())
-        if await keyring.list(limit=1):
+        if await store.list_keys(limit=1):
             return None
-        _, key = await keyring.create()
+        _, key = await Keyring(store, secret, previous=settings.previous_secrets()).create()
         write_private(settings.key_file, key, replace=True)
     return key
 
