@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
 import grpc
 
 from pomelo.client import tasks
-from pomelo.client.connection import Attempts, Connection
+from pomelo.client.connection import Attempts, ClientBase
 from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
 from pomelo.client.files import File, Upload, written_file
 from pomelo.client.streams import StreamState
@@ -46,7 +46,7 @@ def _stream(build: Callable[P, Task[T, R]]) -> Callable[Concatenate[AsyncClient,
     return method
 
 
-class AsyncClient:
+class AsyncClient(ClientBase):
     """A client of a Pomelo server, over gRPC. One client serves any number of concurrent calls.
 
     `target` is `host:port` (with TLS unless it is this machine), `https://host[:port]`, `http://host:port` or
@@ -65,20 +65,7 @@ class AsyncClient:
         pomelo.client.ClientClosed: the client was closed before or during a call.
     """
 
-    def __init__(
-        self,
-        target: str | None = None,
-        *,
-        key: str | None = None,
-        ca: str | os.PathLike[str] | bytes | None = None,
-        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
-        timeout: float = 600.0,
-        retries: int = 2,
-        strict: bool = False,
-    ) -> None:
-        self._connection = Connection.from_arguments(
-            target, key, ca=ca, certificate=certificate, timeout=timeout, retries=retries, strict=strict
-        )
+    def _open_client(self) -> None:
         self._channel: Any = None
         self._stubs: Stubs | None = None
         self._closed = asyncio.Event()
@@ -181,11 +168,7 @@ class AsyncClient:
         if self._closed.is_set():
             raise ClientClosed("The client is closed")
         if self._stubs is None:  # not before: a channel belongs to the running loop
-            target, options = self._connection.target, self._connection.options()
-            if self._connection.credentials is None:
-                self._channel = grpc.aio.insecure_channel(target, options=options)
-            else:
-                self._channel = grpc.aio.secure_channel(target, self._connection.credentials, options=options)
+            self._channel = self._connection.channel(grpc.aio)
             self._stubs = Stubs(self._channel)
         return self._stubs
 

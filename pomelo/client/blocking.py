@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
 import grpc
 
 from pomelo.client import tasks
-from pomelo.client.connection import Attempts, Connection
+from pomelo.client.connection import Attempts, ClientBase
 from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
 from pomelo.client.files import File, Upload, written_file
 from pomelo.client.streams import StreamState
@@ -45,33 +45,15 @@ def _stream(build: Callable[P, Task[T, R]]) -> Callable[Concatenate[Client, P], 
     return method
 
 
-class Client:
+class Client(ClientBase):
     """A client of a Pomelo server, over gRPC. Threads can share it, for concurrent calls.
 
     The arguments and exceptions are those of AsyncClient. Leaving the context, or `close` in another thread,
     ends all calls.
     """
 
-    def __init__(
-        self,
-        target: str | None = None,
-        *,
-        key: str | None = None,
-        ca: str | os.PathLike[str] | bytes | None = None,
-        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
-        timeout: float = 600.0,
-        retries: int = 2,
-        strict: bool = False,
-    ) -> None:
-        self._connection = connection = Connection.from_arguments(
-            target, key, ca=ca, certificate=certificate, timeout=timeout, retries=retries, strict=strict
-        )
-        if connection.credentials is None:
-            self._channel = grpc.insecure_channel(connection.target, options=connection.options())
-        else:
-            self._channel = grpc.secure_channel(
-                connection.target, connection.credentials, options=connection.options()
-            )
+    def _open_client(self) -> None:
+        self._channel = self._connection.channel(grpc)
         self._stubs = Stubs(self._channel)
         self._closed = threading.Event()
 

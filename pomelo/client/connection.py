@@ -55,24 +55,33 @@ class Connection:
     retries: int
     strict: bool
 
-    @classmethod
-    def from_arguments(
-        cls,
-        target: str | None,
-        key: str | None,
-        *,
-        ca: str | os.PathLike[str] | bytes | None,
-        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
-        timeout: float,
-        retries: int,
-        strict: bool,
-    ) -> Connection:
-        """Reads the arguments of a client; POMELO_TARGET and POMELO_KEY stand in for absent ones.
+    def channel(self, api: Any) -> Any:
+        """Returns a new channel; `api` is grpc or grpc.aio."""
+        options = [*_OPTIONS.items(), ("grpc.enable_http_proxy", int(not _is_local(self.target)))]
+        if self.credentials is None:
+            return api.insecure_channel(self.target, options=options)
+        return api.secure_channel(self.target, self.credentials, options=options)
 
-        Raises:
-            ValueError: one of them is missing or wrong.
-            OSError: a file can't be read.
-        """
+
+class ClientBase:
+    """The arguments of both clients. POMELO_TARGET and POMELO_KEY stand in for absent ones.
+
+    Raises:
+        ValueError: one of them is missing or wrong.
+        OSError: a file can't be read.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        key: str | None = None,
+        ca: str | os.PathLike[str] | bytes | None = None,
+        certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+        timeout: float = 600.0,
+        retries: int = 2,
+        strict: bool = False,
+    ) -> None:
         address, secure = _parse_target(target or os.environ.get("POMELO_TARGET") or DEFAULT_TARGET)
         secure = secure or ca is not None or certificate is not None
         key = key or os.environ.get("POMELO_KEY") or ""
@@ -85,10 +94,11 @@ class Connection:
             chain, private = certificate or (None, None)
             roots = ca if isinstance(ca, bytes) else _read(ca)
             credentials = grpc.ssl_channel_credentials(roots, _read(private), _read(chain))
-        return cls(address, key, credentials, timeout, retries, strict)
+        self._connection = Connection(address, key, credentials, timeout, retries, strict)
+        self._open_client()
 
-    def options(self) -> list[tuple[str, Any]]:
-        return [*_OPTIONS.items(), ("grpc.enable_http_proxy", int(not _is_local(self.target)))]
+    def _open_client(self) -> None:
+        """Sets the state of the client."""
 
 
 class Attempts:

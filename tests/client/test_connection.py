@@ -9,7 +9,7 @@ import pytest
 
 from pomelo.app import App
 from pomelo.client import Client, ServerUnavailable
-from pomelo.client.connection import Connection
+from pomelo.client.connection import ClientBase, Connection
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.settings import load
 from tests.certificates import make_certificate
@@ -18,14 +18,7 @@ from tests.conftest import Keys
 
 
 def connection(target: str | None = None, key: str | None = "pml_test_x", **options: Any) -> Connection:
-    defaults: dict[str, Any] = {
-        "ca": None,
-        "certificate": None,
-        "timeout": 1.0,
-        "retries": 0,
-        "strict": False,
-    }
-    return Connection.from_arguments(target, key, **{**defaults, **options})
+    return ClientBase(target, key=key, **options)._connection
 
 
 @pytest.mark.parametrize(
