@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -40,13 +40,11 @@ class Webhooks:
         keys: Sequence[bytes],
         *,
         waits: Sequence[float] = WAITS,
-        now: Callable[[], float] = time.time,
     ) -> None:
         self.urls = urls
         self._session = session
         self._keys = keys
         self._waits = waits
-        self._now = now
         self._pending: set[asyncio.Task[None]] = set()
 
     def send(self, alert: Alert) -> None:
@@ -84,7 +82,7 @@ class Webhooks:
     async def post(self, alert: Alert, url: str) -> str:
         """Sends an alert to one receiver, once. Returns why it was not delivered, empty if it was."""
         body = alert.body()
-        headers = signed_headers(alert, body, self._keys, int(self._now()))
+        headers = signed_headers(alert, body, self._keys, int(time.time()))
         receiver = origin(url)
         try:
             # Not redirected: the request would leave the host that the operator has named.

@@ -51,8 +51,7 @@ LARGE = 256 * 1024
 class Acceptance:
     """Turns tasks into jobs, or refuses them.
 
-    `inline_limit` is the most bytes of inline audio over gRPC, `now` is Unix time, `new_id` makes a task id
-    from its prefix.
+    `inline_limit` is the most bytes of inline audio over gRPC, `now` is Unix time.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class Acceptance:
         measurer: Measurer,
         inline_limit: int = INLINE_LIMIT,
         now: Callable[[], float] = time.time,
-        new_id: Callable[[str], str] = new_id,
     ) -> None:
         self._access = access
         self._router = router
@@ -72,7 +70,6 @@ class Acceptance:
         self._measurer = measurer
         self._inline_limit = inline_limit
         self._now = now
-        self._new_id = new_id
 
     async def accept(
         self, spec: TaskSpec, options: TaskOptions, call: Call, principal: Principal, *, stream: bool
@@ -162,7 +159,7 @@ class Acceptance:
                 output = definition.estimate(fitted.input, model, fitted.route, info)
             media_bytes = definition.media_size(fitted.input, output)
         job = Job(
-            task_id=self._new_id(definition.id_prefix),
+            task_id=new_id(definition.id_prefix),
             model=model,
             route=fitted.route,
             input=fitted.input,

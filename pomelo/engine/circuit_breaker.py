@@ -152,8 +152,6 @@ class CircuitBreaker:
         minimum_accounts: int = MINIMUM_ACCOUNTS,
         window: float = WINDOW,
         probe_wait: float = PROBE_WAIT,
-        probe_wait_max: float = PROBE_WAIT_MAX,
-        probe_timeout: float = PROBE_TIMEOUT,
         max_accounts: int = MAX_ACCOUNTS,
     ) -> None:
         self.provider = provider
@@ -165,8 +163,6 @@ class CircuitBreaker:
         self._minimum_accounts = minimum_accounts
         self._window = window
         self._probe_wait = probe_wait
-        self._probe_wait_max = probe_wait_max
-        self._probe_timeout = probe_timeout
         self._max_accounts = max_accounts
         self._accounts: dict[str, _Account] = {}
         self._votes = _Window(0.0)
@@ -196,7 +192,7 @@ class CircuitBreaker:
             return None
         attempt = Attempt(account)
         own = own or self._track(account, now)
-        timeout = now + self._probe_timeout
+        timeout = now + PROBE_TIMEOUT
         if self.state is not State.CLOSED:
             attempt.probes_route = True
             self._probe = attempt
@@ -206,7 +202,7 @@ class CircuitBreaker:
             attempt.probes_account = True
             own.probe = attempt
             own.state = State.HALF_OPEN
-        own.probe_at = timeout + self._probe_wait_max  # if it never ends, other accounts probe first
+        own.probe_at = timeout + PROBE_WAIT_MAX  # if it never ends, other accounts probe first
         return attempt
 
     def retry_after(self, account: str, now: float) -> float:
@@ -360,7 +356,7 @@ class CircuitBreaker:
     def _postpone(self, own: _Account, now: float) -> None:
         """Delay the account's next probe, longer each time."""
         own.probe_at = now + own.wait
-        own.wait = min(2 * own.wait, self._probe_wait_max)
+        own.wait = min(2 * own.wait, PROBE_WAIT_MAX)
 
     def _end_probe(self, attempt: Attempt, own: _Account, now: float, reason: str | None) -> bool:
         """Open the circuits of a probe again, and return whether it opened any: an expired probe opens none.

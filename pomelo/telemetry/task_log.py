@@ -25,7 +25,7 @@ class TaskLog:
     other calls at DEBUG. A field that is not known is left out.
 
     `write` gets each line, and whether it is urgent; `constant` are fields that every line has; `level` is
-    that of `logging`. `now` is Unix time. `lines_dropped` returns how many lines of the log were not written.
+    that of `logging`. `lines_dropped` returns how many lines of the log were not written.
     """
 
     def __init__(
@@ -34,7 +34,6 @@ class TaskLog:
         render: Render,
         level: int,
         constant: Mapping[str, Any],
-        now: Callable[[], float] = time.time,
         lines_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self.lines_dropped = lines_dropped
@@ -42,7 +41,6 @@ class TaskLog:
         self._render = render
         self._level = level
         self._constant = constant
-        self._now = now
 
     def task_ended(self, report: TaskReport) -> None:
         if self._level > logging.INFO:
@@ -127,7 +125,7 @@ class TaskLog:
         pass
 
     def _log(self, level: str, event: str, fields: Mapping[str, Any], *, urgent: bool = False) -> None:
-        line = {"time": timestamp(self._now()), "level": level, "event": event}
+        line = {"time": timestamp(time.time()), "level": level, "event": event}
         line |= _known(fields)
         line |= self._constant
         self._write(self._render(line), urgent=urgent)
