@@ -6,6 +6,7 @@ import re
 import socket
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -41,15 +42,13 @@ _MAX_UNDRAINED = 64 * 1024
 """Bytes of a streamed response that may be written before the client has read what came before them."""
 
 
+@dataclass(slots=True, eq=False)
 class Response:
     """A complete response. Its `headers` are in the order in which they are sent."""
 
-    __slots__ = ("body", "headers", "status")
-
-    def __init__(self, headers: dict[str, str], body: bytes = b"", status: int = 200) -> None:
-        self.headers = headers
-        self.body = body
-        self.status = status
+    headers: dict[str, str]
+    body: bytes = b""
+    status: int = 200
 
     def encode(self, request: Request) -> tuple[bytes, ...]:
         """Returns the bytes of the response to `request`, in one or two writes.

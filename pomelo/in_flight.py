@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pomelo.errors import PomeloError
 
@@ -26,14 +26,12 @@ class InFlightLimits:
     account_bytes: int = 128 * MIB
 
 
+@dataclass(slots=True, eq=False)
 class _Usage:
     """The calls and buffered bytes of one owner."""
 
-    __slots__ = ("bytes", "calls")
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.bytes = 0
+    calls: int = 0
+    bytes: int = 0
 
 
 class InFlight:
@@ -112,14 +110,12 @@ class Ticket:
                 del in_flight._owners[self._owner]
 
 
+@dataclass(slots=True, eq=False)
 class _Slots:
     """The slots that one owner has taken, and its waiters."""
 
-    __slots__ = ("count", "waiters")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.waiters: deque[asyncio.Future[None]] = deque()
+    count: int = 0
+    waiters: deque[asyncio.Future[None]] = field(default_factory=deque)
 
 
 class FairSemaphore:

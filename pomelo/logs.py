@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pomelo.errors import ErrorRow
 
@@ -83,17 +84,15 @@ _EXCERPT = 200
 _Kind = tuple[str, int, str]
 
 
+@dataclass(slots=True, eq=False)
 class _Lines:
     """The lines of one kind in a window, which ends at `ends` on the monotonic clock."""
 
-    __slots__ = ("count", "ends", "suppressed", "text", "timer")
-
-    def __init__(self, ends: float) -> None:
-        self.ends = ends
-        self.count = 0
-        self.suppressed = 0
-        self.text = ""
-        self.timer: threading.Timer | None = None
+    ends: float
+    count: int = 0
+    suppressed: int = 0
+    text: str = ""
+    timer: threading.Timer | None = None
 
 
 class LimitedHandler(logging.Handler):

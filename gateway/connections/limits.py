@@ -48,6 +48,7 @@ class ConnectionLimits:
     lifetime: float = 8.0
 
 
+@dataclass(slots=True, eq=False)
 class Slot:
     """One connection's entry, from its accept to its end.
 
@@ -56,22 +57,16 @@ class Slot:
     exceeds the limit: its requests are refused, except for health checks.
     """
 
-    __slots__ = (
-        "busy", "end", "group", "idle_since", "open", "owner", "request_started", "since", "surplus",
-        "waiting",
-    )  # fmt: skip
-
-    def __init__(self, group: Hashable, end: EndConnection) -> None:
-        self.group = group
-        self.end = end
-        self.owner: Hashable = None
-        self.since = 0.0
-        self.request_started: float | None = None
-        self.idle_since = 0.0
-        self.busy = False
-        self.waiting = False
-        self.surplus = False
-        self.open = True
+    group: Hashable
+    end: EndConnection
+    owner: Hashable = None
+    since: float = 0.0
+    request_started: float | None = None
+    idle_since: float = 0.0
+    busy: bool = False
+    waiting: bool = False
+    surplus: bool = False
+    open: bool = True
 
 
 class SlotGroups:

@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
 
 from pomelo.origin import network
@@ -24,15 +25,13 @@ MAX_ADDRESSES = 10_000
 """The maximum number of stored addresses; the address that failed least recently is dropped first."""
 
 
+@dataclass(slots=True, eq=False)
 class _Failures:
     """The failures of an address in its window, which ends at `window_end` on the monotonic clock."""
 
-    __slots__ = ("count", "last_digest", "window_end")
-
-    def __init__(self, window_end: float) -> None:
-        self.window_end = window_end
-        self.count = 0
-        self.last_digest = b""
+    window_end: float
+    count: int = 0
+    last_digest: bytes = b""
 
 
 class FailedKeys:

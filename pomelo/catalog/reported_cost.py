@@ -6,7 +6,7 @@ The adapter of a vendor that reports the cost of each request writes it into the
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil
@@ -19,6 +19,7 @@ from pomelo.money import MAX_CREDITS, MICROS
 log = logging.getLogger("pomelo.catalog")
 
 
+@dataclass(slots=True, eq=False)
 class Report:
     """What a provider reports about a task in addition to its events.
 
@@ -27,11 +28,8 @@ class Report:
     early; None until it is known.
     """
 
-    __slots__ = ("cost", "usage")
-
-    def __init__(self) -> None:
-        self.cost: Any = None
-        self.usage: UsageCounts | None = None
+    cost: Any = None
+    usage: UsageCounts | None = None
 
     def reset(self) -> None:
         """Forgets what an earlier attempt reported."""

@@ -18,6 +18,7 @@ that closing the route's circuit iterates over the tracked accounts.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from enum import Enum
 
 log = logging.getLogger("pomelo.engine")
@@ -59,15 +60,13 @@ class State(Enum):
     HALF_OPEN = "half-open"
 
 
+@dataclass(slots=True, eq=False)
 class Attempt:
     """One call to the vendor. Its outcome is reported to the breaker that returned it."""
 
-    __slots__ = ("account", "probes_account", "probes_route")
-
-    def __init__(self, account: str) -> None:
-        self.account = account
-        self.probes_account = False
-        self.probes_route = False
+    account: str
+    probes_account: bool = False
+    probes_route: bool = False
 
     @property
     def probe(self) -> bool:

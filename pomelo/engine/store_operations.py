@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -25,25 +26,17 @@ log = logging.getLogger("pomelo.engine")
 T = TypeVar("T")
 
 
+@dataclass(slots=True, eq=False)
 class _Operation:
     """An idempotent operation that ends a task. `fallback` replaces the retries if the operation is known to
     have failed without effect; with `once` it is not retried. `due` is on the monotonic clock."""
 
-    __slots__ = ("due", "fallback", "once", "task_id", "wait", "work")
-
-    def __init__(
-        self,
-        task_id: str,
-        work: Callable[[], Awaitable[Any]],
-        once: bool,
-        fallback: Callable[[], object] | None,
-    ) -> None:
-        self.task_id = task_id
-        self.work = work
-        self.once = once
-        self.fallback = fallback
-        self.wait = WAIT_INITIAL / 2
-        self.due = 0.0
+    task_id: str
+    work: Callable[[], Awaitable[Any]]
+    once: bool
+    fallback: Callable[[], object] | None
+    wait: float = WAIT_INITIAL / 2
+    due: float = 0.0
 
 
 class StoreOperations:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -206,17 +207,17 @@ class BucketStore(MediaStore):
         task.add_done_callback(self._deletions.discard)
 
 
+@dataclass(slots=True, eq=False)
 class _Copy:
     """A copy of a file in the bucket, for as long as calls use it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.users = 0
-        self.lock = asyncio.Lock()
-        self.media: Media | None = None
-        """None until the copy is complete."""
-        self.deleted = False
-        """Whether the file in the bucket was deleted."""
+    path: Path
+    users: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    media: Media | None = None
+    """None until the copy is complete."""
+    deleted: bool = False
+    """Whether the file in the bucket was deleted."""
 
 
 class _ObjectReader:

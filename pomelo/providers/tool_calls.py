@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any
 
@@ -61,17 +62,15 @@ def whole_calls(calls: Iterable[tuple[Any, Any, Any]]) -> list[ToolCall]:
     ]
 
 
+@dataclass(slots=True, eq=False)
 class _Call:
     """A call that has begun. Its `index` is -1 until its name has arrived. `is_whole`: the piece with its
     name had all of its arguments."""
 
-    __slots__ = ("id", "index", "is_whole", "vendor_id")
-
-    def __init__(self, call_id: str, vendor_id: str) -> None:
-        self.id = call_id
-        self.vendor_id = vendor_id
-        self.index = -1
-        self.is_whole = False
+    id: str
+    vendor_id: str
+    index: int = -1
+    is_whole: bool = False
 
     def begins_another(self, index: int | None, call_id: str) -> bool:
         """Whether a piece with a name, for this call by its index, begins another call."""

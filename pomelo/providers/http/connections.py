@@ -16,6 +16,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 
@@ -41,18 +42,16 @@ class NoConnectionError(UpstreamError):
     """`overloaded`: no connection to a vendor became free, and nothing was sent."""
 
 
+@dataclass(slots=True, eq=False)
 class _Host:
     """The connections in use to one host, and the calls that wait for a connection."""
 
-    __slots__ = ("in_use", "queues", "used", "waiting")
-
-    def __init__(self) -> None:
-        self.in_use = 0
-        self.waiting = 0
-        self.used: dict[str, int] = {}
-        """By account."""
-        self.queues: dict[str, deque[asyncio.Future[None]]] = {}
-        """By account, in the order in which the accounts are served."""
+    in_use: int = 0
+    waiting: int = 0
+    used: dict[str, int] = field(default_factory=dict)
+    """By account."""
+    queues: dict[str, deque[asyncio.Future[None]]] = field(default_factory=dict)
+    """By account, in the order in which the accounts are served."""
 
 
 class ConnectionLimiter:

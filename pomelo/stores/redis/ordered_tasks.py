@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -40,27 +41,18 @@ class Operation(NamedTuple, Generic[T]):
     complete: Callable[[Attempt | None], Awaitable[T]]
 
 
+@dataclass(slots=True, eq=False)
 class _Running(Generic[T]):
     """A started operation. `outcome` is its caller's, who may cancel it; that does not stop the operation."""
 
-    __slots__ = ("ends_task", "finished", "operation", "outcome", "runner", "task_id", "undo")
-
-    def __init__(
-        self,
-        task_id: str,
-        operation: Operation[T],
-        outcome: asyncio.Future[T],
-        ends_task: bool,
-        undo: Callable[[], Awaitable[None]] | None,
-    ) -> None:
-        self.task_id = task_id
-        self.operation = operation
-        self.outcome = outcome
-        self.ends_task = ends_task
-        self.undo = undo
-        self.runner: asyncio.Task[None] | None = None
-        self.finished: asyncio.Future[None] | None = None
-        """Done when the operation has ended, if anything waits for that."""
+    task_id: str
+    operation: Operation[T]
+    outcome: asyncio.Future[T]
+    ends_task: bool
+    undo: Callable[[], Awaitable[None]] | None
+    runner: asyncio.Task[None] | None = None
+    finished: asyncio.Future[None] | None = None
+    """Done when the operation has ended, if anything waits for that."""
 
     def ending(self) -> asyncio.Future[None]:
         """The future `finished`, while the operation runs."""
