@@ -14,7 +14,6 @@ from gateway.objects import render_model
 from gateway.openai import models as openai_models
 from gateway.openai.chat import create_chat_completion
 from gateway.openai.images import create_image
-from gateway.openai.parameters import IMAGES, SPEECH, TRANSCRIPTIONS
 from gateway.openai.responses import create_response
 from gateway.openai.speech import create_speech
 from gateway.openai.transcriptions import create_transcription
@@ -76,9 +75,9 @@ ROUTES: Mapping[tuple[str, str], Handler] = {
 
 OPENAI_ROUTES: Mapping[tuple[str, str], Handler] = {
     ("POST", "/v1/chat/completions"): create_chat_completion,
-    ("POST", IMAGES): create_image,
-    ("POST", SPEECH): create_speech,
-    ("POST", TRANSCRIPTIONS): create_transcription,
+    ("POST", "/v1/images/generations"): create_image,
+    ("POST", "/v1/audio/speech"): create_speech,
+    ("POST", "/v1/audio/transcriptions"): create_transcription,
     ("POST", "/v1/responses"): create_response,
     ("GET", "/v1/models"): openai_models.list_models,
     ("GET", "/v1/models/{id}"): openai_models.get_model,
