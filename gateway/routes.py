@@ -50,7 +50,21 @@ async def get_model(gateway: Gateway, request: Request, call: Call, visit: Visit
 
 
 async def get_openapi(gateway: Gateway, request: Request, call: Call) -> Response:
-    return json_response(call, gateway.openapi.to_json())
+    """Responds with the OpenAPI description. With a key, it also lists the models that the operator has added
+    and that the key may use.
+
+    Raises:
+        PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
+    """
+    added: Mapping[str, int] = {}
+    if call.api_key is not None:
+        visit = await gateway.admit(request, call)
+        try:
+            models = await list_all_models(gateway.services.models, call)
+            added = {model.id: model.task_type for model in models}
+        finally:
+            visit.close()
+    return json_response(call, gateway.openapi.to_json(added))
 
 
 async def get_health(gateway: Gateway, request: Request, call: Call) -> Response:

@@ -27,8 +27,8 @@ from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.service import Visit
 from pomelo.times import from_duration
 
-_GRANULARITIES = "timestamp_granularities[]"
-_GRANULARITY_NAMES = frozenset({"word", "segment"})
+GRANULARITIES = "timestamp_granularities[]"
+GRANULARITY_NAMES = frozenset({"word", "segment"})
 
 NO_EFFECT: Values = {
     "temperature": ("0", "0.0"),
@@ -66,11 +66,11 @@ class TranscriptionParameters(Parameters):
     names: ClassVar[Mapping[str, str]] = _NAMES
     form_fields = FormFields(
         {
-            *("model", "file", "language", "response_format", _GRANULARITIES, "stream"),
+            *("model", "file", "language", "response_format", GRANULARITIES, "stream"),
             *("diarize", "num_speakers"),
             *NO_EFFECT,
         },
-        lists={_GRANULARITIES},
+        lists={GRANULARITIES},
         file="file",
         renamed=_NAMES,
     )
@@ -91,9 +91,9 @@ class TranscriptionParameters(Parameters):
         self.format = response_format
         if name not in ("json", "text") and parse_flag_text(body.get("stream", "false")) is not False:
             raise invalid("response_format", "json or text with stream")
-        granularities = body.pop(_GRANULARITIES, None)
+        granularities = body.pop(GRANULARITIES, None)
         if granularities is not None:
-            if not _GRANULARITY_NAMES.issuperset(granularities):
+            if not GRANULARITY_NAMES.issuperset(granularities):
                 raise invalid("timestamp_granularities", "word, segment or both")
             if name != "verbose_json":
                 raise invalid("timestamp_granularities", "left out unless response_format is verbose_json")
