@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aiohttp import HttpVersion11
 from pydantic_core import to_json
 
-from gateway.openai.errors import is_openai, named_parameter, retry_header
+from gateway.openai.errors import is_openai, retry_header
 from gateway.responses import SAFE_HEADERS, Response, encode_head, json_response
 from pomelo.call import Call
 from pomelo.errors import RETRY_AFTER, PomeloError
@@ -37,7 +37,6 @@ def error_members(error: PomeloError, request: Request | None = None) -> dict[st
     # A field name from the caller may contain characters that can't be encoded as UTF-8.
     parameter: dict[str, str | None] = {}
     if request is not None and is_openai(request):
-        error = named_parameter(error, request)
         parameter["param"] = None if error.field is None else _encodable(error.field)
     return {"message": _encodable(error.message), "type": error.row.type, **parameter, "code": error.code}
 

@@ -41,7 +41,7 @@ class GatewayOptions:
     ones, slow ones end after `untrusted_grace`. Every connection without a valid key ends after
     `untrusted_timeout`. `max_downloads` limits the concurrent downloads by signed links; one address may
     have half of them. `observers` get reports of calls. `models` returns the names of the models that the
-    OpenAPI description lists, with their task types; empty if they are unknown.
+    OpenAPI description lists for callers without a key, with their task types; empty if they are unknown.
     """
 
     public_url: str = ""

@@ -14,7 +14,6 @@ from gateway.objects import render_model
 from gateway.openai import models as openai_models
 from gateway.openai.chat import create_chat_completion
 from gateway.openai.images import create_image
-from gateway.openai.parameters import IMAGES, SPEECH, TRANSCRIPTIONS
 from gateway.openai.responses import create_response
 from gateway.openai.speech import create_speech
 from gateway.openai.transcriptions import create_transcription
@@ -51,7 +50,21 @@ async def get_model(gateway: Gateway, request: Request, call: Call, visit: Visit
 
 
 async def get_openapi(gateway: Gateway, request: Request, call: Call) -> Response:
-    return json_response(call, gateway.openapi.to_json())
+    """Responds with the OpenAPI description. With a key, it also lists the models that the operator has added
+    and that the key may use.
+
+    Raises:
+        PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
+    """
+    added: Mapping[str, int] = {}
+    if call.api_key is not None:
+        visit = await gateway.admit(request, call)
+        try:
+            models = await list_all_models(gateway.services.models, call)
+            added = {model.id: model.task_type for model in models}
+        finally:
+            visit.close()
+    return json_response(call, gateway.openapi.to_json(added))
 
 
 async def get_health(gateway: Gateway, request: Request, call: Call) -> Response:
@@ -76,9 +89,9 @@ ROUTES: Mapping[tuple[str, str], Handler] = {
 
 OPENAI_ROUTES: Mapping[tuple[str, str], Handler] = {
     ("POST", "/v1/chat/completions"): create_chat_completion,
-    ("POST", IMAGES): create_image,
-    ("POST", SPEECH): create_speech,
-    ("POST", TRANSCRIPTIONS): create_transcription,
+    ("POST", "/v1/images/generations"): create_image,
+    ("POST", "/v1/audio/speech"): create_speech,
+    ("POST", "/v1/audio/transcriptions"): create_transcription,
     ("POST", "/v1/responses"): create_response,
     ("GET", "/v1/models"): openai_models.list_models,
     ("GET", "/v1/models/{id}"): openai_models.get_model,

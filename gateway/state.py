@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gateway.cors import Cors
-from gateway.openapi.document import Description
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
 from gateway.request import Request
@@ -15,6 +15,9 @@ from pomelo.call import Call
 from pomelo.in_flight import InFlight
 from pomelo.origin import network
 from pomelo.service import Services, Visit, get_task_model
+
+if TYPE_CHECKING:
+    from gateway.openapi.document import Description  # which describes the handlers, too
 
 _MAX_CACHED_TYPES = 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from functools import partial
+from functools import cache, partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from gateway.app import open_rest
@@ -42,7 +42,7 @@ def open_rest_of(
     catalog: Callable[[], Catalog],
 ) -> AbstractAsyncContextManager[tuple[str, int]]:
     """Serves `services` over REST, and yields the bound address. `shared`: other processes listen on it.
-    `catalog` returns the catalogue whose models the OpenAPI description lists."""
+    `catalog` returns the catalogue; the OpenAPI description lists its models that are built in."""
     host, port = settings.rest_address()
     options = GatewayOptions(
         public_url=settings.public_url,
@@ -57,7 +57,7 @@ def open_rest_of(
         trusted_proxies=_trusted_proxies(settings),
         drain_timeout=FLUSH_TIMEOUT,
         observers=observers,
-        models=lambda: {name: model.task_type for name, model in catalog().by_any_name.items()},
+        models=lambda: _known_models(catalog()),
     )
     return open_rest(
         services,
@@ -69,6 +69,17 @@ def open_rest_of(
         unready=lambda: readiness.code,
         report_connections=partial(metrics.watch_connections, "rest"),
     )
+
+
+def _known_models(catalog: Catalog) -> dict[str, int]:
+    """Returns the task types of the models that everyone may know, by all of their names. Those that the
+    operator has added are not among them."""
+    return {name: model.task_type for name, model in catalog.by_any_name.items() if name in _builtin_names()}
+
+
+@cache
+def _builtin_names() -> frozenset[str]:
+    return frozenset(Catalog.load().by_any_name)
 
 
 def in_flight(settings: Settings) -> InFlightLimits:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.errors import error_body
-from gateway.openai.text import TextRequest, run_text
+from gateway.openai.parameters import Values, run_task
+from gateway.openai.text import TextParameters
 from gateway.request import Request
 from gateway.responses import Response
 from gateway.state import Gateway
-from gateway.types.base import StreamObjects, open_object
-from gateway.types.fields import check_flag, check_names
+from gateway.types.base import Link, StreamObjects, open_object
 from gateway.types.text.results import FINISH_REASONS, encode_call_piece, render_message
 from pomelo.call import Call
 from pomelo.errors import invalid
@@ -23,8 +22,8 @@ from pomelo.gen.v1.text_pb2 import TextDelta, ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.service import Visit
 
-_DEFAULTS: Mapping[str, Collection[Any]] = {"modalities": (["text"],), "verbosity": ("medium",)}
-"""Fields that are accepted with these values, which change nothing."""
+DEFAULTS: Values = {"modalities": (["text"],), "verbosity": ("medium",)}
+"""Parameters that are accepted with these values, which change nothing."""
 
 _CHUNK = "chat.completion.chunk"
 
@@ -32,11 +31,16 @@ _CHUNK = "chat.completion.chunk"
 async def create_chat_completion(
     gateway: Gateway, request: Request, call: Call, visit: Visit
 ) -> Response | None:
-    return await run_text(gateway, request, call, visit, ChatRequest(call))
+    """Runs a text task and sends a chat completion: JSON or server-sent events.
+
+    Raises:
+        PomeloError: any error of the table.
+    """
+    return await run_task(gateway, request, call, visit, ChatParameters(call))
 
 
-class ChatRequest(TextRequest):
-    """A request for a chat completion. Most fields are those of `POST /api/v1/task`."""
+class ChatParameters(TextParameters):
+    """The parameters of one request for a chat completion. Most are fields of `POST /api/v1/task`."""
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -45,8 +49,8 @@ class ChatRequest(TextRequest):
 
     def to_fields(self, body: dict[str, Any]) -> Mapping[str, Any]:
         self.take_shared(body)
-        self.take_defaults(body, _DEFAULTS)
-        self._take_stream_options(body.pop("stream_options", None))
+        self.take_only(body, DEFAULTS)
+        self._include_usage = self.take_stream_options(body)
         limit = body.pop("max_completion_tokens", None)
         if limit is not None:
             if body.get("max_tokens") not in (None, limit):
@@ -55,18 +59,8 @@ class ChatRequest(TextRequest):
             body["max_tokens"] = limit
         return body
 
-    def _take_stream_options(self, options: Any) -> None:
-        if options is None:
-            return
-        if type(options) is not dict:
-            raise invalid("stream_options", "an object")
-        check_names(options, ("include_usage", "include_obfuscation"), "stream_options")
-        include_usage = options.get("include_usage")
-        if include_usage is not None:
-            self._include_usage = check_flag("stream_options.include_usage", include_usage)
-
     def caller_name(self, field: str) -> str:
-        return self._limit_name if field == "max_tokens" else field
+        return self._limit_name if field == "max_tokens" else super().caller_name(field)
 
     def render(self, result: TaskResult) -> bytes:
         text = result.text
@@ -78,17 +72,13 @@ class ChatRequest(TextRequest):
         }
         return open_object(result, "chat.completion", choices=[choice], usage=_usage(result.usage)) + b"}"
 
-    def stream_format(self) -> sse.StreamFormat:
+    def stream_format(self, link: Link) -> sse.StreamFormat:
         return sse.StreamFormat(
-            self._open_stream,
+            lambda started: ChatChunks(started, include_usage=self._include_usage),
             _RENDERERS,
             _render_last,
-            lambda objects, error, request: sse.encode_event(error_body(error, request)),
+            self.render_error,
         )
-
-    def _open_stream(self, started: TaskStarted) -> ChatChunks:
-        self.report_adjusted()
-        return ChatChunks(started, include_usage=self._include_usage)
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -5,10 +5,8 @@ The HTTP status decides which exception an SDK raises, the header `X-Should-Retr
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
-from gateway.openai.parameters import PARAMETERS
 from pomelo.errors import PomeloError
 
 if TYPE_CHECKING:
@@ -18,16 +16,6 @@ if TYPE_CHECKING:
 def is_openai(request: Request) -> bool:
     """Returns whether the request is for a path of the OpenAI-compatible API, known or not."""
     return request.url.path.startswith("/v1/")
-
-
-def named_parameter(error: PomeloError, request: Request) -> PomeloError:
-    """Returns `error` with the name that the path of the request has for its field."""
-    field = error.field or ""
-    name = PARAMETERS.get(request.url.path, {}).get(field)
-    if name is None:
-        return error
-    message = re.sub(rf"\b{re.escape(field)}\b", name, error.message, count=1)
-    return PomeloError(error.code, message, field=name)
 
 
 def retry_header(error: PomeloError) -> dict[str, str]:

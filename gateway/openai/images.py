@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.errors import error_body
-from gateway.openai.parameters import IMAGES, Parameters
-from gateway.parsing.task import Translation, read_task
+from gateway.openai.parameters import Parameters, Values, run_task
+from gateway.parsing.task import TaskRequest
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
 from gateway.types.base import Link, render_media
 from gateway.types.fields import check_text
 from pomelo.call import Call
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.service import Visit
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
-_NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
+DEFAULTS: Values = {"n": (1,)}
+
+NO_EFFECT: Values = {
     "quality": ("auto", "standard"),
     "style": ("vivid",),
     "background": ("auto", "opaque"),
@@ -49,49 +50,25 @@ async def create_image(gateway: Gateway, request: Request, call: Call, visit: Vi
     Raises:
         PomeloError: any error of the table.
     """
-    parameters = _ImageParameters(call)
-    translation = Translation(TaskType.TASK_TYPE_IMAGE, parameters.to_fields)
-    parsed = await read_task(gateway, request, call, visit, translation)
-    parsed.spec.user = parameters.user
-    tasks = gateway.services.tasks
-    try:
-        if parsed.stream:
-            parsed.options.delivery = MediaDelivery.MEDIA_DELIVERY_INLINE
-            await sse.stream_task(
-                request,
-                call,
-                tasks,
-                parsed.spec,
-                parsed.options,
-                parameters.stream_format(gateway.link),
-                keep_alive=gateway.options.keep_alive,
-            )
-            return None
-        result = await tasks.run_task(parsed.spec, parsed.options, call)
-        images = b",".join([render_media(image, gateway.link) for image in result.image.images])
-        return json_response(call, b'{"created":%d,"data":[%b]}' % (result.create_time.seconds, images))
-    except PomeloError as error:
-        raise await visit.refuse_task(error) from None
+    return await run_task(gateway, request, call, visit, ImageParameters(call))
 
 
-class _ImageParameters(Parameters):
-    """The parameters of one request. `user` is the caller's user, `size` the size that the provider is asked
-    for, `auto` if its model decides."""
+class ImageParameters(Parameters):
+    """The parameters of one request for an image. `size` is the one that the provider is asked for, `auto`
+    if its model decides."""
+
+    task_type = TaskType.TASK_TYPE_IMAGE
+    names: ClassVar[Mapping[str, str]] = {"width": "size", "height": "size"}
 
     def __init__(self, call: Call) -> None:
-        super().__init__(call, IMAGES)
-        self.user = ""
+        super().__init__(call)
         self.size = "auto"
         self._sides: tuple[str, str] = ("", "")
 
     def to_fields(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.check_names(body)
-        if body.pop("n", None) not in (None, 1):
-            raise invalid("n", "1")
-        for name in ("user", "safety_identifier"):
-            if (value := body.pop(name, None)) is not None:
-                self.user = check_text(name, value) or self.user
-        self.leave_out(body, _NO_EFFECT)
+        self.take_only(body, DEFAULTS)
+        self.take_user(body)
+        self.leave_out(body, NO_EFFECT)
         size = body.pop("size", None)
         if size is not None and size != "auto":
             sides = _SIZE.fullmatch(check_text("size", size))
@@ -102,13 +79,24 @@ class _ImageParameters(Parameters):
             body["width"], body["height"] = map(int, self._sides)
         return body
 
-    def rename_adjusted(self, adjusted: dict[str, str]) -> dict[str, str]:
-        if "width" in adjusted or "height" in adjusted:
+    def complete(self, task: TaskRequest) -> None:
+        super().complete(task)
+        if task.stream:
+            task.options.delivery = MediaDelivery.MEDIA_DELIVERY_INLINE
+
+    async def run(self, gateway: Gateway, request: Request, call: Call, task: TaskRequest) -> Response | None:
+        result = await gateway.services.tasks.run_task(task.spec, task.options, call)
+        images = b",".join([render_media(image, gateway.link) for image in result.image.images])
+        return json_response(call, b'{"created":%d,"data":[%b]}' % (result.create_time.seconds, images))
+
+    def rename_adjusted(self, adjusted: Mapping[str, str]) -> dict[str, str]:
+        renamed = dict(adjusted)
+        if "width" in renamed or "height" in renamed:
             width, height = self._sides
-            width, height = adjusted.pop("width", width), adjusted.pop("height", height)
+            width, height = renamed.pop("width", width), renamed.pop("height", height)
             self.size = f"{width}x{height}" if width and height else "auto"
-            adjusted["size"] = self.size
-        return adjusted
+            renamed["size"] = self.size
+        return super().rename_adjusted(renamed)
 
     def stream_format(self, link: Link) -> sse.StreamFormat:
         """Returns the format of a stream: one event with the image."""
@@ -128,9 +116,4 @@ class _ImageParameters(Parameters):
             event = to_json(members)[:-1] + b"," + render_media(image, link)[1:]
             return sse.encode_event(event) + sse.DONE
 
-        return sse.StreamFormat(
-            lambda started: None,
-            {},
-            render_last,
-            lambda _, error, request: sse.encode_event(error_body(error, request)),
-        )
+        return sse.StreamFormat(lambda started: None, {}, render_last, self.render_error)

@@ -1,76 +1,201 @@
-"""The parameters of OpenAI's API for images and audio: their names, and those that have no effect."""
+"""The parameters of OpenAI's API: how they become the fields of a task, and how the task runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
-from gateway.types.fields import renamed_field
+from pydantic_core import to_json
+
+from gateway import sse
+from gateway.errors import error_body
+from gateway.parsing.multipart import FormFields
+from gateway.parsing.task import TaskRequest, Translation, read_task
+from gateway.request import Request
+from gateway.responses import Response
+from gateway.state import Gateway
+from gateway.types.base import Link
+from gateway.types.fields import check_text, renamed_field
 from pomelo.call import Call, report_adjustments
-from pomelo.errors import invalid
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.service import Visit
 
-IMAGES = "/v1/images/generations"
-SPEECH = "/v1/audio/speech"
-TRANSCRIPTIONS = "/v1/audio/transcriptions"
-
-PARAMETERS: Mapping[str, Mapping[str, str]] = {
-    IMAGES: {"width": "size", "height": "size"},
-    SPEECH: {"text": "input", "voice_settings.speed": "speed", "output_format": "response_format"},
-    TRANSCRIPTIONS: {
-        "audio": "file",
-        "language_code": "language",
-        "timestamps": "timestamp_granularities",
-    },
-}
-"""The parameters of each path that are fields of a task by another name: path -> field -> parameter."""
+Values = Mapping[str, Collection[Any]]
+"""Parameters with some of their values."""
 
 
-class Parameters:
-    """The parameters of one request of `call` to `path`, while they become the fields of a task.
+class Parameters(ABC):
+    """The parameters of one request of `call`, while they become the fields of a task.
 
-    What is adjusted is reported under their names.
+    Errors and adjustments have the caller's names of parameters. `ignored` are those that were given and have
+    no effect: they are reported as adjustments are, and refused if the handling is strict. `user` is the
+    caller's identifier of the end user.
     """
 
-    def __init__(self, call: Call, path: str) -> None:
-        self._call = call
-        self._names = PARAMETERS[path]
-        self._left_out: list[str] = []
+    task_type: ClassVar[TaskType.ValueType]
+    form_fields: ClassVar[FormFields | None] = None
+    """The fields of the form; None: the body is JSON."""
+
+    names: ClassVar[Mapping[str, str]] = {}
+    """Parameters that are fields of a task by another name: field -> parameter."""
+
+    def __init__(self, call: Call) -> None:
+        self.ignored: list[str] = []
+        self.user = ""
+        self._user_name = "user"
+        self._strict = call.strict
         call.translate_adjusted = self._translate_adjusted
 
-    def check_names(self, body: Mapping[str, Any]) -> None:
-        """Refuses fields of a task that have another name here.
+    @abstractmethod
+    def to_fields(self, body: dict[str, Any]) -> Mapping[str, Any]:
+        """Returns the fields of `POST /api/v1/task`; `body` may be changed.
 
         Raises:
-            PomeloError: invalid_parameter.
+            PomeloError: invalid_parameter, missing_parameter.
         """
-        for field, name in self._names.items():
+
+    def complete(self, task: TaskRequest) -> None:
+        """Sets what the task has beside its fields."""
+        if self.user:
+            task.spec.user = self.user
+
+    @abstractmethod
+    async def run(self, gateway: Gateway, request: Request, call: Call, task: TaskRequest) -> Response | None:
+        """Runs the task without events. Returns the response; None: it was sent.
+
+        Raises:
+            PomeloError: any error of the table.
+        """
+
+    @abstractmethod
+    def stream_format(self, link: Link) -> sse.StreamFormat:
+        """Returns how the events of the task are sent."""
+
+    # --- parameters
+
+    def check_names(self, body: Mapping[str, Any]) -> None:
+        """Refuses fields of a task that have another name here. Raises as `to_fields`."""
+        for field, name in self.names.items():
             if body.get(field) is not None:
                 raise renamed_field(field, name)
 
-    def leave_out(self, body: dict[str, Any], parameters: Mapping[str, tuple[Any, ...]]) -> None:
-        """Removes parameters that have no effect from a body. Those whose value is not among these, the ones
-        that describe what happens anyway, are reported as left out.
+    def take_only(self, body: dict[str, Any], parameters: Values) -> None:
+        """Removes parameters from a body. Those whose value is not among these, which change nothing, are
+        refused. Raises as `to_fields`."""
+        for name, accepted in parameters.items():
+            value = body.pop(name, None)
+            if value is not None and not _is_among(value, accepted):
+                raise invalid(name, _join(accepted))
 
-        Raises:
-            PomeloError: invalid_parameter: there is one, and the caller prefers strict handling.
-        """
+    def leave_out(self, body: dict[str, Any], parameters: Values) -> None:
+        """Removes parameters that have no effect from a body. Those whose value is not among these, which
+        describe what happens anyway, are ignored. Raises as `ignore`."""
         for name, usual in parameters.items():
             value = body.pop(name, None)
-            if value in (None, "", *usual):
-                continue
-            if self._call.strict:
-                raise invalid(name, f"{', '.join(map(str, usual))} or left out" if usual else "left out")
-            self._left_out.append(name)
-        if self._left_out:
-            report_adjustments(self._call, ())
+            if value is not None and value != "" and not _is_among(value, usual):
+                self.ignore(name, usual)
 
-    def rename_adjusted(self, adjusted: dict[str, str]) -> dict[str, str]:
+    def ignore(self, name: str, usual: Collection[Any] = ()) -> None:
+        """Notes a parameter without effect. The values `usual` describe what happens anyway.
+
+        Raises:
+            PomeloError: invalid_parameter: the caller prefers strict handling.
+        """
+        if self._strict:
+            others = f"{_join(usual)} or " if usual else ""
+            raise invalid(name, f"{others}left out: it has no effect here")
+        self.ignored.append(name)
+
+    def take_user(self, body: dict[str, Any]) -> None:
+        """Removes the identifier of the end user from a body. Raises as `to_fields`."""
+        for name in ("user", "safety_identifier"):
+            value = body.pop(name, None)
+            if value is not None and check_text(name, value):
+                self.user, self._user_name = value, name
+
+    # --- their names
+
+    def caller_name(self, field: str) -> str:
+        """Returns the caller's name of a field of the task."""
+        for name, own in self.names.items():
+            if field == name or field.startswith((f"{name}.", f"{name}[")):
+                return own + field[len(name) :]
+        return self._user_name if field == "user" else field
+
+    def rename_adjusted(self, adjusted: Mapping[str, str]) -> dict[str, str]:
         """Returns what was adjusted, by parameter, from what was adjusted by field; empty values were left
         out."""
-        return {self._names.get(field, field): value for field, value in adjusted.items()}
+        return {self.caller_name(field): value for field, value in adjusted.items()}
+
+    def renamed(self, error: PomeloError) -> PomeloError:
+        """Returns an error with the caller's name of its field."""
+        field = error.field
+        if field is None or (name := self.caller_name(field)) == field:
+            return error
+        message = re.sub(rf"(?<!\w){re.escape(field)}(?!\w)", lambda _: name, error.message, count=1)
+        return PomeloError(
+            error.code, message, field=name, retry_after=error.retry_after, values=error.values
+        )
+
+    def render_error(self, _: Any, error: PomeloError, request: Request) -> bytes:
+        """Returns the event that ends a failed stream."""
+        return sse.encode_event(error_body(self.renamed(error), request))
 
     def _translate_adjusted(self, header: str) -> str:
+        if not header and not self.ignored:
+            return ""
         pairs = [item.partition("=") for item in header.split("; ") if item]
         adjusted = self.rename_adjusted({field: value for field, _, value in pairs})
-        adjusted.update(dict.fromkeys(self._left_out, ""))
+        adjusted.update(dict.fromkeys(self.ignored, ""))
         return "; ".join([f"{name}={value}" if value else name for name, value in adjusted.items()])
+
+
+async def run_task(
+    gateway: Gateway, request: Request, call: Call, visit: Visit, parameters: Parameters
+) -> Response | None:
+    """Runs the task of a request in the form of OpenAI's API, and sends its result.
+
+    Raises:
+        PomeloError: any error of the table.
+    """
+
+    def translate(body: dict[str, Any]) -> Mapping[str, Any]:
+        parameters.check_names(body)
+        fields = parameters.to_fields(body)
+        if parameters.ignored:
+            report_adjustments(call, ())
+        return fields
+
+    translation = Translation(parameters.task_type, translate, parameters.form_fields)
+    try:
+        task = await read_task(gateway, request, call, visit, translation)
+        parameters.complete(task)
+        try:
+            if not task.stream:
+                return await parameters.run(gateway, request, call, task)
+            await sse.stream_task(
+                request,
+                call,
+                gateway.services.tasks,
+                task.spec,
+                task.options,
+                parameters.stream_format(gateway.link),
+                keep_alive=gateway.options.keep_alive,
+            )
+            return None
+        except PomeloError as error:
+            raise await visit.refuse_task(error) from None
+    except PomeloError as error:
+        raise parameters.renamed(error) from None
+
+
+def _is_among(value: Any, accepted: Collection[Any]) -> bool:
+    """Whether a JSON value is one of these: true is not 1."""
+    return any(value == one and (type(value) is bool) is (type(one) is bool) for one in accepted)
+
+
+def _join(values: Collection[Any]) -> str:
+    return " or ".join([to_json(one).decode() for one in values])

@@ -15,7 +15,7 @@ from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Usage
 
-_INCOMPLETE: Mapping[int, str] = {
+INCOMPLETE: Mapping[int, str] = {
     FinishReason.FINISH_REASON_LENGTH: "max_output_tokens",
     FinishReason.FINISH_REASON_CONTENT_FILTER: "content_filter",
 }
@@ -135,7 +135,7 @@ class ResponseEvents:
         return self._event("error", **documented, error=error)
 
     def _finished(self, result: TaskResult) -> bytes:
-        reason = _INCOMPLETE.get(result.text.finish_reason)
+        reason = INCOMPLETE.get(result.text.finish_reason)
         details = None if reason is None else {"reason": reason}
         return self._response(_status(result), incomplete_details=details, usage=_usage(result.usage))
 
@@ -161,7 +161,7 @@ class ResponseEvents:
 
 
 def _status(result: TaskResult) -> str:
-    return "incomplete" if result.text.finish_reason in _INCOMPLETE else "completed"
+    return "incomplete" if result.text.finish_reason in INCOMPLETE else "completed"
 
 
 def _message_item(task_id: str, index: int, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.types.fields import check_names
+from gateway.types.fields import check_names, check_text
 from pomelo.errors import invalid, missing
 
 _PART = re.compile(r"messages\[\d+\](?:\.content|\.tool_calls\[\d+\])?")
@@ -20,24 +20,33 @@ _MEMBERS: Mapping[str, str] = {
 }
 """The members of items whose names are not those of a task's messages."""
 
+_IMAGE = re.compile(r"(\[\d+\])\.image_url\.(url|detail)")
+"""A member of an image in the content of a message, which has no such members in an item."""
+
+_IMAGE_MEMBERS = {"url": "image_url", "detail": "detail"}
+
+_PARTS = ("input_text", "input_image", "output_text", "refusal")
+_OUTPUT_PARTS = ("input_text", "output_text")
+"""The types of parts that an output of a function may have."""
+
 
 class Conversation:
-    """The messages of a task, made from the items of an input. `ignored` has the caller's name of the first
-    item without effect; a long conversation may have thousands of them."""
+    """The messages of a task, made from the items of an input. `ignored` is the caller's name of the first
+    item without effect, or empty; a long conversation may have thousands of them."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
-        self.ignored: list[str] = []
+        self.ignored = ""
         self._labels: dict[str, str] = {}
         """The caller's names of messages, of their contents and of their tool calls."""
 
     def caller_name(self, field: str) -> str:
         """Returns the caller's name of a field of a message."""
         part = _PART.match(field)
-        if part is None:
+        if part is None or (label := self._labels.get(part[0])) is None:
             return field
-        rest = field[part.end() :]
-        return self._labels[part[0]] + _MEMBERS.get(rest, rest)
+        rest = _IMAGE.sub(lambda image: f"{image[1]}.{_IMAGE_MEMBERS[image[2]]}", field[part.end() :])
+        return label + _MEMBERS.get(rest, rest)
 
     def add_instructions(self, text: Any) -> None:
         if text is not None:
@@ -68,9 +77,8 @@ class Conversation:
         match item.get("type"):
             case None | "message":
                 check_names(item, ("type", "id", "role", "content", "status", "phase"), label)
-                self._add_message(
-                    label, item.get("role"), _to_content(f"{label}.content", item.get("content"))
-                )
+                content = _to_content(f"{label}.content", item.get("content"), _PARTS)
+                self._add_message(label, item.get("role"), content)
             case "function_call":
                 self._add_call(label, item)
             case "function_call_output":
@@ -78,12 +86,14 @@ class Conversation:
                 if item.get("call_id") is None:
                     raise missing(f"{label}.call_id")
                 output_label = f"{label}.output"
-                content = _to_content(output_label, item.get("output"))
+                content = _to_content(output_label, item.get("output"), _OUTPUT_PARTS)
                 message = {"role": "tool", "tool_call_id": item["call_id"], "content": content}
                 self._add(label, message, output_label)
             case "reasoning":  # of another provider: no model takes it
-                if not self.ignored:
-                    self.ignored.append(label)
+                self.ignored = self.ignored or label
+            case "item_reference":
+                expected = "that of a whole item: nothing is stored. Set store to false in your client"
+                raise invalid(f"{label}.type", expected)
             case _:
                 raise invalid(f"{label}.type", "message, function_call or function_call_output")
 
@@ -114,10 +124,10 @@ class Conversation:
         calls.append(call)
 
 
-def _to_content(label: str, value: Any) -> Any:
+def _to_content(label: str, value: Any, part_types: tuple[str, ...]) -> Any:
     if type(value) is not list:
         return value
-    return [_to_part(f"{label}[{i}]", part) for i, part in enumerate(value)]
+    return [_to_part(f"{label}[{i}]", part, part_types) for i, part in enumerate(value)]
 
 
 def _to_parts(content: Any) -> list[Any]:
@@ -126,18 +136,24 @@ def _to_parts(content: Any) -> list[Any]:
     return [{"type": "text", "text": content}]
 
 
-def _to_part(label: str, part: Any) -> dict[str, Any]:
+def _to_part(label: str, part: Any, part_types: tuple[str, ...]) -> dict[str, Any]:
     if type(part) is not dict:
         raise invalid(label, "an object with type")
-    match part.get("type"):
-        case "input_text" | "output_text":
-            check_names(part, ("type", "text", "annotations", "logprobs"), label)
-            return {"type": "text", "text": part.get("text")}
-        case "refusal":
-            return {"type": "text", "text": part.get("refusal")}
-        case "input_image":
-            check_names(part, ("type", "image_url", "detail"), label)
-            image = {"url": part.get("image_url"), "detail": part.get("detail")}
-            return {"type": "image_url", "image_url": image}
-        case _:
-            raise invalid(f"{label}.type", "input_text, input_image, output_text or refusal")
+    part_type = part.get("type")
+    if part_type not in part_types:
+        raise invalid(f"{label}.type", f"one of {', '.join(part_types)}")
+    if part_type == "input_image":
+        check_names(part, ("type", "image_url", "detail"), label)
+        image = {"url": _required_text(part, "image_url", label), "detail": part.get("detail")}
+        return {"type": "image_url", "image_url": image}
+    if part_type == "refusal":
+        check_names(part, ("type", "refusal"), label)
+        return {"type": "text", "text": _required_text(part, "refusal", label)}
+    check_names(part, ("type", "text", "annotations", "logprobs"), label)
+    return {"type": "text", "text": part.get("text")}
+
+
+def _required_text(part: Mapping[str, Any], name: str, label: str) -> str:
+    if part.get(name) is None:
+        raise missing(f"{label}.{name}")
+    return check_text(f"{label}.{name}", part[name])

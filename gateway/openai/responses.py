@@ -2,56 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from gateway import sse
+from gateway.openai.parameters import Values, run_task
 from gateway.openai.response_events import RENDERERS, ResponseEvents, encode, render_error, render_last
 from gateway.openai.response_input import Conversation
-from gateway.openai.text import TextRequest, run_text
+from gateway.openai.text import TextParameters
 from gateway.request import Request
 from gateway.responses import Response
 from gateway.state import Gateway
+from gateway.types.base import Link
 from gateway.types.fields import check_names, unknown_field
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
 from pomelo.service import Visit
 
-_DEFAULTS: Mapping[str, Collection[Any]] = {
+DEFAULTS: Values = {
     "background": (False,),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
-"""Fields that are accepted with these values, which change nothing."""
+"""Parameters that are accepted with these values, which change nothing."""
 
 _STORED = ("previous_response_id", "conversation", "prompt")
-"""Fields that name what OpenAI stores."""
+"""Parameters that name what OpenAI stores."""
+
+NOT_INCLUDED = (
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+)
+"""Parts of items that no response has, so that including them changes nothing."""
 
 _FIELDS = frozenset(
     {
         *("model", "input", "instructions", "max_output_tokens", "temperature", "top_p", "stream", "text"),
-        *("reasoning", "tools", "tool_choice", "parallel_tool_calls", "user", "metadata"),
+        *("reasoning", "tools", "tool_choice", "parallel_tool_calls", "metadata"),
     }
 )
 """The other fields."""
 
-_NAMES: Mapping[str, str] = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "reasoning_effort": "reasoning.effort",
-    "response_format.json_schema": "text.format",
-    "response_format": "text.format",
-}
-"""The caller's names of the fields of a task."""
-
 
 async def create_response(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response | None:
-    return await run_text(gateway, request, call, visit, ResponseRequest(call))
+    """Runs a text task and sends a response: JSON or server-sent events.
+
+    Raises:
+        PomeloError: any error of the table.
+    """
+    return await run_task(gateway, request, call, visit, ResponseParameters(call))
 
 
-class ResponseRequest(TextRequest):
-    """A request for a response."""
+class ResponseParameters(TextParameters):
+    """The parameters of one request for a response."""
+
+    names: ClassVar[Mapping[str, str]] = {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "reasoning_effort": "reasoning.effort",
+        "response_format.json_schema": "text.format",
+        "response_format": "text.format",
+    }
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -60,16 +77,16 @@ class ResponseRequest(TextRequest):
 
     def to_fields(self, body: dict[str, Any]) -> Mapping[str, Any]:
         self.take_shared(body)
-        self.take_defaults(body, _DEFAULTS)
+        self.take_only(body, DEFAULTS)
         for name in _STORED:
             if body.pop(name, None) is not None:
                 raise invalid(name, "left out: nothing is stored. Send the whole conversation as input")
         self._take_include(body.pop("include", None))
-        body.pop("stream_options", None)  # only about padding
+        self.take_stream_options(body)
         for name, value in body.items():
             if name not in _FIELDS and value is not None:
                 raise unknown_field(name)
-        self._members = _common_members(body)
+        self._members = _common_members(body, self.user)
         body["max_tokens"] = body.pop("max_output_tokens", None)
         body["response_format"] = self._take_text(body.pop("text", None))
         body["reasoning_effort"] = self._take_reasoning(body.pop("reasoning", None))
@@ -79,15 +96,16 @@ class ResponseRequest(TextRequest):
         conversation.add_instructions(body.pop("instructions", None))
         conversation.add_input(body.pop("input", None))
         body["messages"] = conversation.messages
-        self.ignored += conversation.ignored
+        if conversation.ignored:
+            self.ignore(conversation.ignored)
         return body
 
     def _take_include(self, include: Any) -> None:
         if include is None or include == []:
             return
-        if include != ["reasoning.encrypted_content"]:
-            raise invalid("include", "left out, or reasoning.encrypted_content, which no response has")
-        self.ignored.append("include")
+        if type(include) is not list or any(each not in NOT_INCLUDED for each in include):
+            raise invalid("include", f"left out, or of {', '.join(NOT_INCLUDED)}, which no response has")
+        self.ignore("include")
 
     def _take_text(self, text: Any) -> Any:
         """Returns the field `response_format` of a task."""
@@ -111,32 +129,33 @@ class ResponseRequest(TextRequest):
         if type(reasoning) is not dict:
             raise invalid("reasoning", "an object with effort")
         check_names(reasoning, ("effort", "summary", "generate_summary"), "reasoning")
-        self.ignored += [
-            f"reasoning.{name}" for name in ("summary", "generate_summary") if reasoning.get(name) is not None
-        ]
+        for name in ("summary", "generate_summary"):
+            if reasoning.get(name) is not None:
+                self.ignore(f"reasoning.{name}")
         return reasoning.get("effort")
 
     def caller_name(self, field: str) -> str:
         if field.startswith("messages["):
             return self._conversation.caller_name(field)
-        for name, own in _NAMES.items():
-            if field == name or field.startswith((f"{name}.", f"{name}[")):
-                return own + field[len(name) :]
-        return field.replace(".function.", ".") if field.startswith("tools[") else field
+        if field.startswith(("tools[", "tool_choice.")):
+            return field.replace(".function.", ".", 1)
+        return super().caller_name(field)
 
     def render(self, result: TaskResult) -> bytes:
         started = TaskStarted(id=result.id, create_time=result.create_time, model=result.model)
         return ResponseEvents(started, self._members).render(result)
 
-    def stream_format(self) -> sse.StreamFormat:
-        return sse.StreamFormat(self._open_stream, RENDERERS, render_last, render_error, encode)
+    def stream_format(self, link: Link) -> sse.StreamFormat:
+        return sse.StreamFormat(
+            lambda started: ResponseEvents(started, self._members),
+            RENDERERS,
+            render_last,
+            lambda events, error, request: render_error(events, self.renamed(error), request),
+            encode,
+        )
 
-    def _open_stream(self, started: TaskStarted) -> ResponseEvents:
-        self.report_adjusted()
-        return ResponseEvents(started, self._members)
 
-
-def _common_members(body: Mapping[str, Any]) -> dict[str, Any]:
+def _common_members(body: Mapping[str, Any], user: str) -> dict[str, Any]:
     """Returns the members of a response that repeat the request."""
     reasoning, text = body.get("reasoning"), body.get("text")
     text_format = text.get("format") if type(text) is dict else None
@@ -159,7 +178,8 @@ def _common_members(body: Mapping[str, Any]) -> dict[str, Any]:
         "tools": body.get("tools") or [],
         "top_p": body.get("top_p"),
         "truncation": "disabled",
-    } | ({} if body.get("user") is None else {"user": body["user"]})
+        **({"user": user} if user else {}),
+    }
 
 
 def _to_tools(tools: Any) -> Any:

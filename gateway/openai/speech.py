@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.errors import error_body
-from gateway.openai.parameters import SPEECH, Parameters
-from gateway.parsing.task import Translation, read_task
+from gateway.openai.parameters import Parameters, Values, run_task
+from gateway.parsing.task import TaskRequest
 from gateway.request import Request
 from gateway.responses import Response
 from gateway.state import Gateway
 from gateway.task import send_raw
+from gateway.types.base import Link
 from gateway.types.fields import unknown_field
 from gateway.types.speech import MAX_CHUNK_AUDIO
 from pomelo.call import Call
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.speech_pb2 import AudioChunk
-from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.service import Visit
 
-_OUTPUT_FORMATS = {
+OUTPUT_FORMATS = {
     "mp3": "mp3_44100_128",
     "opus": "opus_48000_64",
     "wav": "wav_24000",
@@ -33,7 +33,7 @@ _OUTPUT_FORMATS = {
 }
 """The output_format of a task for each response_format that Pomelo has; raw samples are those of OpenAI."""
 
-_NO_EFFECT: Mapping[str, tuple[Any, ...]] = {"instructions": ()}
+NO_EFFECT: Values = {"instructions": ()}
 
 
 async def create_speech(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response | None:
@@ -42,42 +42,26 @@ async def create_speech(gateway: Gateway, request: Request, call: Call, visit: V
     Raises:
         PomeloError: any error of the table, also after the first byte.
     """
-    parameters = _SpeechParameters(call)
-    translation = Translation(TaskType.TASK_TYPE_TEXT_TO_SPEECH, parameters.to_fields)
-    parsed = await read_task(gateway, request, call, visit, translation)
-    tasks = gateway.services.tasks
-    try:
-        if not parameters.has_events:
-            return await send_raw(request, call, tasks, parsed)
-        parsed.options.delivery = MediaDelivery.MEDIA_DELIVERY_INLINE
-        await sse.stream_task(
-            request,
-            call,
-            tasks,
-            parsed.spec,
-            parsed.options,
-            _STREAM,
-            keep_alive=gateway.options.keep_alive,
-        )
-        return None
-    except PomeloError as error:
-        raise await visit.refuse_task(error) from None
+    return await run_task(gateway, request, call, visit, SpeechParameters(call))
 
 
-class _SpeechParameters(Parameters):
-    """The parameters of one request. `has_events` is whether it asks for server-sent events."""
+class SpeechParameters(Parameters):
+    """The parameters of one request for speech."""
+
+    task_type = TaskType.TASK_TYPE_TEXT_TO_SPEECH
+    names: ClassVar[Mapping[str, str]] = {"text": "input", "output_format": "response_format"}
 
     def __init__(self, call: Call) -> None:
-        super().__init__(call, SPEECH)
-        self.has_events = False
+        super().__init__(call)
+        self._has_events = False
+        self._has_speed = False
 
     def to_fields(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.check_names(body)
-        self.leave_out(body, _NO_EFFECT)
+        self.leave_out(body, NO_EFFECT)
         stream_format = body.pop("stream_format", None)
         if stream_format not in (None, "audio", "sse"):
             raise invalid("stream_format", "one of audio, sse")
-        self.has_events = stream_format == "sse"
+        self._has_events = stream_format == "sse"
         if body.pop("stream", None) not in (None, False):
             raise unknown_field("stream")
         body["text"] = body.pop("input", None)
@@ -89,20 +73,46 @@ class _SpeechParameters(Parameters):
         if (speed := body.pop("speed", None)) is not None:
             settings = body.get("voice_settings")
             if settings is None or type(settings) is dict:
-                body["voice_settings"] = {**(settings or {}), "speed": speed}
+                body["voice_settings"] = self._add_speed(settings or {}, speed)
         return body
+
+    def _add_speed(self, settings: Mapping[str, Any], speed: Any) -> Mapping[str, Any]:
+        """Returns voice settings with the speed. Raises as `to_fields`."""
+        given = settings.get("speed")
+        if given is not None and (given != speed or type(speed) is bool):
+            raise invalid("speed", "left out, or the same as voice_settings.speed")
+        self._has_speed = True
+        return {**settings, "speed": speed}
+
+    def caller_name(self, field: str) -> str:
+        if field == "voice_settings.speed" and self._has_speed:
+            return "speed"
+        return super().caller_name(field)
+
+    def complete(self, task: TaskRequest) -> None:
+        super().complete(task)
+        task.stream = self._has_events
+        task.options.delivery = MediaDelivery.MEDIA_DELIVERY_INLINE
+
+    async def run(self, gateway: Gateway, request: Request, call: Call, task: TaskRequest) -> Response | None:
+        return await send_raw(request, call, gateway.services.tasks, task)
+
+    def stream_format(self, link: Link) -> sse.StreamFormat:
+        return sse.StreamFormat(
+            lambda started: None, {"audio_chunk": _render_chunk}, _render_last, self.render_error
+        )
 
 
 def _output_format(response_format: Any) -> str:
     """Returns the output_format of a task, which may also be given itself, as it is more exact."""
     if type(response_format) is str:
-        if (output_format := _OUTPUT_FORMATS.get(response_format)) is not None:
+        if (output_format := OUTPUT_FORMATS.get(response_format)) is not None:
             return output_format
         if "_" in response_format:
             return response_format
     raise invalid(
         "response_format",
-        f"one of {', '.join(_OUTPUT_FORMATS)}, or an output_format of Pomelo, such as mp3_44100_192",
+        f"one of {', '.join(OUTPUT_FORMATS)}, or an output_format of Pomelo, such as mp3_44100_192",
     )
 
 
@@ -116,9 +126,6 @@ def _render_chunk(_: None, chunk: AudioChunk) -> Iterator[bytes]:
 # Speech has a price, but no tokens; SDKs require the counts.
 _DONE = {"type": "speech.audio.done", "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}}
 
-_STREAM = sse.StreamFormat(
-    lambda started: None,
-    {"audio_chunk": _render_chunk},
-    lambda _, result: sse.encode_event(to_json(_DONE)) + sse.DONE,
-    lambda _, error, request: sse.encode_event(error_body(error, request)),
-)
+
+def _render_last(_: None, result: TaskResult) -> bytes:
+    return sse.encode_event(to_json(_DONE)) + sse.DONE

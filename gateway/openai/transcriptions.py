@@ -5,47 +5,42 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.errors import error_body
 from gateway.openai.captions import to_srt, to_vtt
-from gateway.openai.parameters import PARAMETERS, TRANSCRIPTIONS, Parameters
+from gateway.openai.parameters import Parameters, Values, run_task
 from gateway.openai.segments import join, sentences
 from gateway.parsing.multipart import FormFields
-from gateway.parsing.task import Translation, read_task
+from gateway.parsing.task import TaskRequest
 from gateway.request import Request
 from gateway.responses import Response, response_headers
 from gateway.state import Gateway
+from gateway.types.base import Link
 from gateway.types.fields import parse_flag_text
 from pomelo.call import Call
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import invalid
 from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.service import Visit
 from pomelo.times import from_duration
 
-_GRANULARITIES = "timestamp_granularities[]"
-_GRANULARITY_NAMES = frozenset({"word", "segment"})
+GRANULARITIES = "timestamp_granularities[]"
+GRANULARITY_NAMES = frozenset({"word", "segment"})
 
-_NO_EFFECT: Mapping[str, tuple[str, ...]] = {
+NO_EFFECT: Values = {
     "temperature": ("0", "0.0"),
     "prompt": (),
     "chunking_strategy": ("auto",),
 }
 
-_FORM = FormFields(
-    {
-        *("model", "file", "language", "response_format", _GRANULARITIES, "stream"),
-        *("diarize", "num_speakers"),
-        *_NO_EFFECT,
-    },
-    lists={_GRANULARITIES},
-    file="file",
-    renamed=PARAMETERS[TRANSCRIPTIONS],
-)
+_NAMES = {
+    "audio": "file",
+    "language_code": "language",
+    "timestamps": "timestamp_granularities",
+}
 
 _THREAD_CHARACTERS = 16 * 1024
 """Characters from which a transcript is rendered in a thread, as that takes some 10 ms."""
@@ -60,56 +55,45 @@ async def create_transcription(
     Raises:
         PomeloError: any error of the table.
     """
-    parameters = _TranscriptionParameters(call)
-    translation = Translation(TaskType.TASK_TYPE_SPEECH_TO_TEXT, parameters.to_fields, _FORM)
-    parsed = await read_task(gateway, request, call, visit, translation)
-    tasks = gateway.services.tasks
-    try:
-        if parsed.stream:
-            await sse.stream_task(
-                request,
-                call,
-                tasks,
-                parsed.spec,
-                parsed.options,
-                _STREAM,
-                keep_alive=gateway.options.keep_alive,
-            )
-            return None
-        result = await tasks.run_task(parsed.spec, parsed.options, call)
-    except PomeloError as error:
-        raise await visit.refuse_task(error) from None
-    transcription, form = result.transcription, parameters.format
-    if len(transcription.text) < _THREAD_CHARACTERS:
-        body = form.render(transcription, parameters.granularities)
-    else:
-        body = await asyncio.to_thread(form.render, transcription, parameters.granularities)
-    return Response(response_headers(call, Content_Type=form.content_type), body)
+    return await run_task(gateway, request, call, visit, TranscriptionParameters(call))
 
 
-class _TranscriptionParameters(Parameters):
-    """The parameters of one request. `format` is the response format; `granularities` are what verbose JSON
-    has times of: words, segments or both."""
+class TranscriptionParameters(Parameters):
+    """The parameters of one request for a transcript. `format` is the response format; `granularities` are
+    what verbose JSON has times of: words, segments or both."""
+
+    task_type = TaskType.TASK_TYPE_SPEECH_TO_TEXT
+    names: ClassVar[Mapping[str, str]] = _NAMES
+    form_fields = FormFields(
+        {
+            *("model", "file", "language", "response_format", GRANULARITIES, "stream"),
+            *("diarize", "num_speakers"),
+            *NO_EFFECT,
+        },
+        lists={GRANULARITIES},
+        file="file",
+        renamed=_NAMES,
+    )
 
     def __init__(self, call: Call) -> None:
-        super().__init__(call, TRANSCRIPTIONS)
-        self.format = _FORMATS["json"]
+        super().__init__(call)
+        self.format = FORMATS["json"]
         self.granularities: Collection[str] = ("segment",)
 
     def to_fields(self, body: dict[str, Any]) -> dict[str, Any]:
         if body.pop("file", None) is not None:
             raise invalid("file", "a file, with a file name")
-        self.leave_out(body, _NO_EFFECT)
+        self.leave_out(body, NO_EFFECT)
         name = body.pop("response_format", "json")
-        response_format = _FORMATS.get(name)
+        response_format = FORMATS.get(name)
         if response_format is None:
-            raise invalid("response_format", f"one of {', '.join(_FORMATS)}")
+            raise invalid("response_format", f"one of {', '.join(FORMATS)}")
         self.format = response_format
         if name not in ("json", "text") and parse_flag_text(body.get("stream", "false")) is not False:
             raise invalid("response_format", "json or text with stream")
-        granularities = body.pop(_GRANULARITIES, None)
+        granularities = body.pop(GRANULARITIES, None)
         if granularities is not None:
-            if not _GRANULARITY_NAMES.issuperset(granularities):
+            if not GRANULARITY_NAMES.issuperset(granularities):
                 raise invalid("timestamp_granularities", "word, segment or both")
             if name != "verbose_json":
                 raise invalid("timestamp_granularities", "left out unless response_format is verbose_json")
@@ -119,6 +103,18 @@ class _TranscriptionParameters(Parameters):
         if name == "diarized_json":
             body["diarize"] = "true"
         return body
+
+    async def run(self, gateway: Gateway, request: Request, call: Call, task: TaskRequest) -> Response | None:
+        result = await gateway.services.tasks.run_task(task.spec, task.options, call)
+        transcription, render = result.transcription, self.format.render
+        if len(transcription.text) < _THREAD_CHARACTERS:
+            body = render(transcription, self.granularities)
+        else:
+            body = await asyncio.to_thread(render, transcription, self.granularities)
+        return Response(response_headers(call, Content_Type=self.format.content_type), body)
+
+    def stream_format(self, link: Link) -> sse.StreamFormat:
+        return sse.StreamFormat(lambda started: None, {}, _render_stream, self.render_error)
 
 
 # --- results
@@ -196,7 +192,7 @@ def _usage(transcription: Transcription) -> dict[str, Any]:
 
 _TEXT = "text/plain; charset=utf-8"
 
-_FORMATS: Mapping[str, _Format] = {
+FORMATS: Mapping[str, _Format] = {
     "json": _Format("application/json", _render_json),
     "text": _Format(_TEXT, _render_text),
     "verbose_json": _Format("application/json", _render_verbose),
@@ -216,11 +212,3 @@ def _render_stream(_: None, result: TaskResult) -> bytes:
         {"type": "transcript.text.done", "text": text},
     )
     return b"".join([sse.encode_event(to_json(event)) for event in events]) + sse.DONE
-
-
-_STREAM = sse.StreamFormat(
-    lambda started: None,
-    {},
-    _render_stream,
-    lambda _, error, request: sse.encode_event(error_body(error, request)),
-)

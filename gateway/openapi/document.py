@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic_core import to_json
 
-from gateway.openapi import account, media, models, tasks
+from gateway.openapi import account, media, models, openai, tasks
 from gateway.openapi.examples import error_example
 from gateway.openapi.schema import RESPONSE_HEADERS, Schema, Section, object_of
 from pomelo.errors import GRPC_ERRORS, TABLE
@@ -16,9 +16,13 @@ SECTIONS: Sequence[Callable[[Mapping[str, int]], Section]] = (
     models.section,
     account.section,
     media.section,
+    openai.section,
 )
 """The parts of the description, in the order in which pages show them. Each is called with the models by
 name and their task types, and has its own tag; operations of another API are another part."""
+
+_MAX_MADE = 8
+"""Descriptions that are kept: keys may use different models."""
 
 _CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
 
@@ -74,17 +78,22 @@ def _error() -> Schema:
 
 
 class Description:
-    """The OpenAPI description as JSON, made when it is first asked for, and again when the models have
-    changed. `models` returns them by name, with their task types."""
+    """The OpenAPI description as JSON. `models` returns the models that everyone may know: their task types
+    by name."""
 
     def __init__(self, public_url: str, models: Callable[[], Mapping[str, int]]) -> None:
         self._public_url = public_url
         self._models = models
-        self._described: Mapping[str, int] = {}
-        self._json = b""
+        self._made: dict[frozenset[tuple[str, int]], bytes] = {}
+        """The latest ones, by their models."""
 
-    def to_json(self) -> bytes:
-        models = self._models()
-        if not self._json or models != self._described:
-            self._json, self._described = to_json(document(self._public_url, models)), models
-        return self._json
+    def to_json(self, more: Mapping[str, int]) -> bytes:
+        """Returns the description with `more` models, those that a key may use."""
+        models = {**self._models(), **more}
+        key = frozenset(models.items())
+        made = self._made.get(key)
+        if made is None:
+            if len(self._made) >= _MAX_MADE:
+                del self._made[next(iter(self._made))]
+            made = self._made[key] = to_json(document(self._public_url, models))
+        return made

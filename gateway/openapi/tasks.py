@@ -20,8 +20,37 @@ _AUDIO = {
 }
 _JSON_EVENT = {"type": "string", "contentMediaType": JSON, "contentSchema": ref("TaskEvent")}
 _CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
-_TASK_ERRORS = tuple(code for code in _CODES if code not in ("not_found", "method_not_allowed"))
+TASK_ERRORS = tuple(code for code in _CODES if code not in ("not_found", "method_not_allowed"))
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "audio/mpeg", "audio/wav", "audio/ogg")
+
+TASK_PARAMETERS = [
+    parameter(
+        "X-Request-Id",
+        "header",
+        {"type": "string", "pattern": "^[!-~]{1,128}$"},
+        "Your id of the request; one is made if it is absent.",
+    ),
+    parameter(
+        "Idempotency-Key",
+        "header",
+        {"type": "string", "pattern": "^[!-~]{1,255}$"},
+        "A unique name of the request: if it is sent again within 24 hours, the first response is returned.",
+    ),
+    parameter(
+        "Prefer",
+        "header",
+        {"type": "string"},
+        "handling=strict (RFC 7240): a field that the model does not accept as it is is refused with "
+        "invalid_parameter. By default it is adjusted, and listed in X-Pomelo-Adjusted.",
+    ),
+    parameter(
+        "X-Request-Timeout",
+        "header",
+        {"type": "number", "minimum": 1, "maximum": 600, "default": 600},
+        "Seconds that the task may take; fractions and values below 1 are accepted.",
+    ),
+]
+"""The headers of a request that runs a task."""
 
 _DESCRIPTION = """\
 The model decides the type of task, and so which other fields the body may have.
@@ -55,7 +84,8 @@ def model_name(models: Mapping[str, int], *task_types: int) -> Schema:
     return {"type": "string", "enum": names} if names else {"type": "string"}
 
 
-def _task(task_format: TaskFormat, model: Schema) -> Schema:
+def task_schema(task_format: TaskFormat, model: Schema) -> Schema:
+    """Returns the schema of a task's body."""
     properties: Schema = {
         "model": {
             **model,
@@ -94,7 +124,7 @@ def _form(model: Schema) -> Schema:
 def _schemas(models: Mapping[str, int]) -> dict[str, Schema]:
     schemas: dict[str, Schema] = {}
     for task_type, each in TASK_FORMATS.items():
-        schemas[each.schema_name] = _task(each, model_name(models, task_type))
+        schemas[each.schema_name] = task_schema(each, model_name(models, task_type))
         schemas |= each.schemas
     by_model = {
         name: TASK_FORMATS[task_type].schema_name
@@ -163,34 +193,7 @@ def _operation(request_examples: Schema) -> Schema:
         "operationId": "runTask",
         "summary": "Run a task; the model decides its type.",
         "description": _DESCRIPTION,
-        "parameters": [
-            parameter(
-                "X-Request-Id",
-                "header",
-                {"type": "string", "pattern": "^[!-~]{1,128}$"},
-                "Your id of the request; one is made if it is absent.",
-            ),
-            parameter(
-                "Idempotency-Key",
-                "header",
-                {"type": "string", "pattern": "^[!-~]{1,255}$"},
-                "A unique name of the request: if it is sent again within 24 hours, the first response is "
-                "returned.",
-            ),
-            parameter(
-                "Prefer",
-                "header",
-                {"type": "string"},
-                "handling=strict (RFC 7240): a field that the model does not accept as it is is refused with "
-                "invalid_parameter. By default it is adjusted, and listed in X-Pomelo-Adjusted.",
-            ),
-            parameter(
-                "X-Request-Timeout",
-                "header",
-                {"type": "number", "minimum": 1, "maximum": 600, "default": 600},
-                "Seconds that the task may take; fractions and values below 1 are accepted.",
-            ),
-        ],
+        "parameters": TASK_PARAMETERS,
         "requestBody": {
             "required": True,
             "content": {
@@ -204,7 +207,7 @@ def _operation(request_examples: Schema) -> Schema:
                 "text/event-stream": {"schema": ref("StreamEvent")},
                 **dict.fromkeys((*_MEDIA_TYPES, "application/octet-stream"), BINARY),
             },
-            *_TASK_ERRORS,
+            *TASK_ERRORS,
             is_task=True,
         ),
     }

@@ -30,6 +30,9 @@ _LABELS = {"format": "response_format"}
 
 _ONLY_WITH_TOOLS = ("tool_choice", "parallel_tool_calls")
 
+_PENALTIES = ("presence_penalty", "frequency_penalty")
+"""Parameters that have no effect if they are 0, as many clients send them."""
+
 _NOT_SUPPORTED = "left out: the model does not take it"
 
 InputT = TypeVar("InputT")
@@ -239,7 +242,7 @@ class Fitting:
         if original is None:
             return
         label = label or parameter.label
-        if value == original:
+        if value == original or (value is None and not original and parameter.descriptor.name in _PENALTIES):
             self._changes.pop(label, None)
             return
         if value is None:

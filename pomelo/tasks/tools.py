@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from jiter import from_json
 from pydantic_core import to_json
 
@@ -20,16 +22,19 @@ _MODES = (ToolChoice.MODE_NONE, ToolChoice.MODE_AUTO, ToolChoice.MODE_REQUIRED)
 
 def check_tools(task_input: TextInput) -> int:
     """Refuses invalid tools, or a choice between tools that are not there. Replaces each schema by its
-    compact form. Returns the number of characters of all tools.
+    compact form; without tools, removes what says something about them. Returns the number of characters of
+    all tools.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
     """
     tools = task_input.tools
     if not tools:
-        for field in ("tool_choice", "parallel_tool_calls"):
-            if task_input.HasField(field):
-                raise invalid(field, "left out in a task without tools")
+        # Clients send these by default; vendors refuse them in a request without tools.
+        if task_input.HasField("tool_choice"):
+            _check_choice(task_input.tool_choice, ())
+            task_input.ClearField("tool_choice")
+        task_input.ClearField("parallel_tool_calls")
         return 0
     if len(tools) > MAX_TOOLS:
         raise invalid("tools", f"at most {MAX_TOOLS} tools", maximum=MAX_TOOLS)
@@ -55,12 +60,14 @@ def check_tools(task_input: TextInput) -> int:
     return characters
 
 
-def _check_choice(choice: ToolChoice, names: set[str]) -> None:
+def _check_choice(choice: ToolChoice, names: Collection[str]) -> None:
     which = choice.WhichOneof("choice")
     if which is None:
         raise missing("tool_choice")
     if which == "mode" and choice.mode not in _MODES:
         raise invalid("tool_choice", "none, auto, required or a tool")
+    if not names and (which == "tool" or choice.mode == ToolChoice.MODE_REQUIRED):
+        raise invalid("tool_choice", "none, auto or left out in a task without tools")
     if which == "tool" and choice.tool not in names:
         raise invalid("tool_choice.function.name", "the name of one of the tools")
 

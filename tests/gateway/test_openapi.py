@@ -14,7 +14,7 @@ from gateway.errors import error_body
 from gateway.objects import render_account, render_model, render_records, render_sums
 from gateway.openapi.document import document
 from gateway.openapi.schema import RESPONSE_HEADERS
-from gateway.routes import OPEN_ROUTES, ROUTES
+from gateway.routes import OPEN_ROUTES, OPENAI_ROUTES, ROUTES
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import TaskFormat
 from pomelo.errors import GRPC_ERRORS, TABLE, PomeloError
@@ -30,7 +30,7 @@ REST_CODES = [code for code in TABLE if code not in GRPC_ERRORS]
 def test_every_route_every_field_and_every_error_of_a_task_is_described() -> None:
     described = document("")
     paths = {(method.upper(), path) for path, ops in described["paths"].items() for method in ops}
-    assert paths == {*ROUTES, ("GET", "/media/{media_id}")}
+    assert paths == {*ROUTES, *OPENAI_ROUTES, ("GET", "/media/{media_id}")}
     assert set(OPEN_ROUTES) == {
         *("/media/{media_id}", "/openapi.json", "/healthz"),
         *("/docs", "/docs/{file}"),

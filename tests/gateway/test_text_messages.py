@@ -144,7 +144,7 @@ def test_the_form_of_the_output_is_text_json_or_a_schema() -> None:
 
 
 def test_fields_without_effect_are_accepted_if_they_ask_for_nothing() -> None:
-    values: dict[str, Any] = {"n": 1, "logprobs": False, "top_logprobs": None, "logit_bias": {}}
+    values: dict[str, Any] = {"n": 1, "logprobs": False, "top_logprobs": 0, "logit_bias": {}}
     nulls: dict[str, Any] = dict.fromkeys(values)
     assert build(**values) == build(**nulls) == TextInput()
     assert build(form=True, n="1", logprobs="false", logit_bias="{}") == TextInput()
@@ -157,7 +157,7 @@ def test_fields_without_effect_are_accepted_if_they_ask_for_nothing() -> None:
         ({"n": True}, "Invalid n: must be 1: send a request for each answer"),
         ({"logprobs": True}, "Invalid logprobs: must be false: there are no log probabilities"),
         ({"logprobs": 0}, "Invalid logprobs: must be false: there are no log probabilities"),
-        ({"top_logprobs": 3}, "Invalid top_logprobs: must be left out: there are no log probabilities"),
+        ({"top_logprobs": 3}, "Invalid top_logprobs: must be 0: there are no log probabilities"),
         ({"logit_bias": {"1": 5}}, "Invalid logit_bias: must be left out: it is not supported"),
     ],
 )
@@ -229,7 +229,10 @@ def function(**more: Any) -> dict[str, Any]:
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "user", "content": "x", "name": 1}]}, "messages[0].name"),
-        ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "messages[0].refusal"),
+        ({"messages": [{"role": "assistant", "content": "x", "refusal": 1}]}, "messages[0].refusal"),
+        ({"messages": [{"role": "user", "content": "x", "refusal": "no"}]}, "messages[0].refusal"),
+        ({"messages": [{"role": "user", "content": [{"type": "refusal"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "messages[0].content[0].refusal"),
         ({"messages": [{"role": "assistant", "content": "x", "annotations": [1]}]}, "messages[0].annotations"),
         ({"messages": [{"role": "assistant", "tool_calls": {}}]}, "messages[0].content"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": {}}]}, "messages[0].tool_calls"),

@@ -10,21 +10,36 @@ from typing import TypeVar
 from pomelo_api.api.account import list_usage
 from pomelo_api.api.media import get_media
 from pomelo_api.api.models import get_model
+from pomelo_api.api.open_ai import (
+    create_chat_completion,
+    create_image,
+    create_response,
+    create_speech,
+    create_transcription,
+)
 from pomelo_api.api.tasks import run_task
 from pomelo_api.client import AuthenticatedClient
 from pomelo_api.models import (
     AssistantMessage,
+    ChatCompletion,
+    ChatCompletionRequest,
     Error,
     Form,
     ImageGeneration,
     ImagePart,
+    ImageRequest,
+    Images,
     ImageTask,
     ImageUrl,
     JsonSchema,
     JsonSchemaFormat,
     JsonSchemaSchema,
     Model,
+    OpenAIError,
+    PlainTranscript,
+    ResponseRequest,
     SpeechGeneration,
+    SpeechRequest,
     SpeechToSpeechTask,
     SpeechToTextTask,
     SpeechTranscription,
@@ -32,11 +47,13 @@ from pomelo_api.models import (
     TaskCompletion,
     TaskCompletionChunk,
     TextPart,
+    TextResponse,
     TextTask,
     TextToSpeechTask,
     Tool,
     ToolFunction,
     ToolMessage,
+    TranscriptionForm,
     UsageList,
     UsageRecord,
     UserMessage,
@@ -128,6 +145,22 @@ city = TextTask(
 )
 named = expect(TaskCompletion, run_task.sync(client=client, body=city)).choices[0].message.content
 assert "city" in json.loads(str(named))
+
+chat = ChatCompletionRequest(model="gpt-4-turbo", messages=[UserMessage(role="user", content="Hi")])
+chosen = expect(ChatCompletion, create_chat_completion.sync(client=client, body=chat)).choices[0]
+assert chosen.message.content
+asked_for = ResponseRequest(model="gpt-4-turbo", input_="Hi")
+assert expect(TextResponse, create_response.sync(client=client, body=asked_for)).output
+asked_for.temperature = 3
+wrong = expect(OpenAIError, create_response.sync(client=client, body=asked_for)).error
+assert (wrong.code, wrong.param) == ("invalid_parameter", "temperature")
+kite = create_image.sync(client=client, body=ImageRequest(model="flux-1-pro", prompt="A kite", size="64x64"))
+assert expect(Images, kite).data[0].url
+speech = SpeechRequest(model="eleven-labs-tts", input_="Hi", voice="alloy", response_format="wav")
+assert expect(File, create_speech.sync(client=client, body=speech)).payload.read(4) == b"RIFF"
+with Path(sys.argv[2]).open("rb") as file:
+    upload = TranscriptionForm(model="eleven-labs-stt", file=File(payload=file, file_name="a.wav"))
+    assert expect(PlainTranscript, create_transcription.sync(client=client, body=upload)).text
 
 refused = run_task.sync_detailed(client=client, body=TextTask(model="gpt-4", messages=[]))
 assert (refused.status_code, expect(Error, refused.parsed).error.code) == (400, "missing_parameter")

@@ -101,6 +101,24 @@ const answered = await run({
 assert(answered.object === "task.completion");
 assert("city" in JSON.parse(answered.choices[0].message.content ?? ""));
 
+const chat = await client.POST("/v1/chat/completions", {
+  body: { model: "gpt-4-turbo", messages: [{ role: "user", content: "Hi" }], n: 1 },
+});
+assert(chat.data?.choices[0].message.content);
+const response = await client.POST("/v1/responses", { body: { model: "gpt-4-turbo", input: "Hi" } });
+assert(response.data?.output[0].type === "message" && response.data.output[0].content[0].text);
+const event: Schemas["TextResponseEvent"] = { type: "error", sequence_number: 0, code: "", message: "", param: null, error: {} };
+assert(event.type === "error");
+const drawing = await client.POST("/v1/images/generations", { body: { model: "flux-1-pro", prompt: "A kite" } });
+assert(drawing.data?.data[0].url);
+const speech = await client.POST("/v1/audio/speech", {
+  body: { model: "eleven-labs-tts", input: "Hi", voice: { id: "adam" }, speed: 1.1 },
+  parseAs: "arrayBuffer",
+});
+assert(speech.response.headers.get("Content-Type")?.startsWith("audio/"));
+const unknown = await client.GET("/v1/models/{id}", { params: { path: { id: "gpt-99" } } });
+assert.equal(unknown.error?.error.param, "model");
+
 const refused = await client.POST("/api/v1/task", { body: { model: "gpt-4", messages: [] } });
 assert.equal(refused.error?.error.code, "missing_parameter");
 // @ts-expect-error: the model decides which fields there are

@@ -110,28 +110,40 @@ def test_each_model_has_the_schema_of_its_type(described: dict[str, Any]) -> Non
     assert schemas["Form"]["properties"]["model"]["enum"] == sorted(mapping)
 
 
-async def test_the_description_follows_the_catalogue_and_is_the_same_each_time(folder: Path) -> None:
+@pytest.mark.parametrize("front_end", ["rest", "remote"])
+async def test_the_models_of_the_operator_are_described_only_for_keys_that_may_use_them(
+    folder: Path, front_end: str
+) -> None:
     catalogue = folder / "catalog.toml"
     catalogue.write_text("")
-    settings = {"catalog": catalogue}
-    async with run_app(folder, settings=settings) as running:
-        before = await fetch(running, "rest")
-        assert await fetch(running, "rest") == before
+    async with run_app(folder, settings={"catalog": catalogue}) as running:
+        account = await running.account()
+        before = await fetch(running, front_end, account.test)
+        assert await fetch(running, front_end, account.test) == before
         assert b"house-model" not in before
         catalogue.write_text(CATALOGUE)
         await running.server.reload(lambda: running.server.settings)
-        mapping = json.loads(await fetch(running, "rest"))["components"]["schemas"]["Task"]["discriminator"]
-    assert mapping["mapping"]["house-model"] == "#/components/schemas/TextTask"
+        described = json.loads(await fetch(running, front_end, account.test))["components"]["schemas"]
+        mapping = described["Task"]["discriminator"]["mapping"]
+        assert mapping["house-model"] == "#/components/schemas/TextTask"
+        assert "house-model" in described["ChatCompletionRequest"]["properties"]["model"]["enum"]
+        without_key = await fetch(running, front_end)
+        assert b"house-model" not in without_key
+        assert b"gpt-5.6-sol" in without_key
+        limited = await running.account(models=("gpt-4",))
+        assert await fetch(running, front_end, limited.test) == without_key
 
 
-async def test_a_gateway_elsewhere_describes_the_models_of_its_own_catalogue(folder: Path) -> None:
-    (folder / "catalog.toml").write_text(CATALOGUE)
-    async with run_app(folder, gateway_settings={"catalog": folder / "catalog.toml"}) as running:
-        assert b"house-model" not in await fetch(running, "rest")
-        assert b"house-model" in await fetch(running, "remote")
+async def test_a_bad_key_gets_no_description(http: aiohttp.ClientSession, rest_url: str) -> None:
+    for authorization, status in (("Bearer pml_test_no", 401), ("Basic eDp5", 200)):
+        headers = {"Authorization": authorization}
+        async with http.get(f"{rest_url}/openapi.json", headers=headers) as response:
+            assert response.status == status
 
 
-async def fetch(running: RunningApp, front_end: str) -> bytes:
-    """Returns the description that a front end sends."""
-    async with running.session.get(f"{running.urls[front_end]}/openapi.json") as response:
+async def fetch(running: RunningApp, front_end: str, key: str = "") -> bytes:
+    """Returns the description that a front end sends to a caller with this key."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with running.session.get(f"{running.urls[front_end]}/openapi.json", headers=headers) as response:
+        assert response.status == 200
         return await response.read()

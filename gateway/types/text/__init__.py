@@ -125,12 +125,12 @@ FORMAT = TaskFormat(
             fields.parse_object_text,
             {
                 "anyOf": [{"type": "string", "enum": [*tools.MODES]}, ref("ToolChoice"), {"type": "null"}],
-                "description": "Whether the model calls tools, or the tool that it calls; only with tools.",
+                "description": "Whether it calls tools, or which one. Without tools, none or auto.",
             },
         ),
         fields.flag(
             "parallel_tool_calls",
-            description="Whether the model may call several tools in one response; only with tools.",
+            description="Whether it may call several tools in one response. No effect without tools.",
         ),
         fields.Field(
             "response_format",
@@ -145,7 +145,7 @@ FORMAT = TaskFormat(
         fields.METADATA,
         fields.unsupported("n", "1: send a request for each answer", neutral=1),
         fields.unsupported("logprobs", "false: there are no log probabilities", neutral=False),
-        fields.unsupported("top_logprobs", "left out: there are no log probabilities"),
+        fields.unsupported("top_logprobs", "0: there are no log probabilities", neutral=0),
         fields.unsupported("logit_bias", "left out: it is not supported", neutral={}),
     ),
     render_result=results.render_result,

@@ -22,6 +22,10 @@ _ROLES = {
 _TEXT_ROLES = {name: role for name, role in _ROLES.items() if name != "tool"}
 """The roles whose messages may be nothing but a text."""
 
+_PARTS = ("text", "image_url")
+_RESPONSE_PARTS = (*_PARTS, "refusal")
+"""The types of parts that a message of the assistant may have. What it refused with is a text of it."""
+
 _DETAILS = {
     "auto": ImageDetail.IMAGE_DETAIL_AUTO,
     "low": ImageDetail.IMAGE_DETAIL_LOW,
@@ -68,21 +72,24 @@ def _fill_message(message: Message, label: str, item: Any) -> None:
 
 
 def _fill_response(message: Message, label: str, item: dict[str, Any]) -> None:
-    """Fills a message of the assistant from an earlier response. SDKs send back all of its members."""
-    known = ["role", "content", "name", "tool_calls"]
+    """Fills a message of the assistant from an earlier response. SDKs send back all of its members, and what
+    they have parsed of them."""
+    known = ["role", "content", "refusal", "parsed", "name", "tool_calls"]
     if item.get("annotations") == []:
         known.append("annotations")
     fields.check_names(item, known, label)
-    calls, content = item.get("tool_calls"), item.get("content")
-    if not (calls and content in (None, "")):
-        _add_content(message, f"{label}.content", content)
+    calls, content, refusal = item.get("tool_calls"), item.get("content"), item.get("refusal")
+    if not ((calls or refusal) and content in (None, "")):
+        _add_content(message, f"{label}.content", content, _RESPONSE_PARTS)
+    if refusal is not None and fields.check_text(f"{label}.refusal", refusal):
+        message.content.add(text=refusal)
     if calls is None:
         return
     if type(calls) is not list:
         raise invalid(f"{label}.tool_calls", "a list of tool calls")
     for i, each in enumerate(calls):
         call_label = f"{label}.tool_calls[{i}]"
-        function = function_of(each, call_label, ("name", "arguments"), "id")
+        function = function_of(each, call_label, ("name", "arguments", "parsed_arguments"), "id")
         call = message.content.add().tool_call
         call.id = _required_text(each, "id", call_label)
         call.name = _required_text(function, "name", f"{call_label}.function")
@@ -108,11 +115,11 @@ def _required_text(item: Mapping[str, Any], name: str, label: str) -> str:
     return fields.check_text(f"{label}.{name}", value)
 
 
-def _add_content(message: Message, label: str, content: Any) -> None:
+def _add_content(message: Message, label: str, content: Any, part_types: tuple[str, ...] = _PARTS) -> None:
     if content is None:
         raise missing(label)
     if type(content) is list:
-        _add_parts(message, label, content, ("text", "image_url"))
+        _add_parts(message, label, content, part_types)
     elif type(content) is str:
         message.content.add(text=content)
     else:
@@ -133,8 +140,8 @@ def _add_parts(message: Message, label: str, items: list[Any], part_types: tuple
         value = item.get(part_type)
         if value is None:
             raise missing(f"{part_label}.{part_type}")
-        if part_type == "text":
-            message.content.add(text=fields.check_text(f"{part_label}.text", value))
+        if part_type != "image_url":
+            message.content.add(text=fields.check_text(f"{part_label}.{part_type}", value))
         else:
             _fill_image(message.content.add().image, f"{part_label}.image_url", value)
 
@@ -158,9 +165,10 @@ _TEXT_PARTS = {"type": "array", "items": ref("TextPart"), "minItems": 1, "maxIte
 _TEXT = {"anyOf": [{"type": "string"}, _TEXT_PARTS]}
 _TEXT_AND_IMAGES = {"anyOf": [{"type": "string"}, {**_TEXT_PARTS, "items": ref("Part")}]}
 _TEXT_OR_NULL = {
-    "anyOf": [{"type": ["string", "null"]}, _TEXT_PARTS],
-    "description": "Absent or null only with tool_calls.",
+    "anyOf": [{"type": ["string", "null"]}, {**_TEXT_PARTS, "items": ref("AssistantPart")}],
+    "description": "Absent or null only with tool_calls or refusal.",
 }
+_REFUSAL_PART = {"type": {"const": "refusal"}, "refusal": {"type": "string"}}
 _TEXT_PART = {"type": {"const": "text"}, "text": {"type": "string"}}
 _IMAGE_PART = {"type": {"const": "image_url"}, "image_url": ref("ImageUrl")}
 _URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
@@ -199,6 +207,7 @@ SCHEMAS: Mapping[str, Schema] = {
         ("assistant",),
         (),
         content=_TEXT_OR_NULL,
+        refusal={"type": ["string", "null"], "description": "What the assistant refused with."},
         tool_calls={
             "type": ["array", "null"],
             "items": ref("ToolCall"),
@@ -213,6 +222,10 @@ SCHEMAS: Mapping[str, Schema] = {
         tool_call_id={"type": "string", "description": "The id of the call."},
     ),
     "Part": union("A part of a message.", {"text": "TextPart", "image_url": "ImagePart"}, "type"),
+    "AssistantPart": union(
+        "A part of a message of the assistant.", {"text": "TextPart", "refusal": "RefusalPart"}, "type"
+    ),
+    "RefusalPart": object_of(_REFUSAL_PART, _REFUSAL_PART, additionalProperties=False),
     "TextPart": object_of(_TEXT_PART, _TEXT_PART, additionalProperties=False),
     "ImagePart": object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=False),
     "ImageUrl": object_of({**_URL, "detail": _DETAIL}, _URL, additionalProperties=False),

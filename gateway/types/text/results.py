@@ -109,7 +109,8 @@ def _render_usage(usage: Usage) -> dict[str, Any]:
     return counts
 
 
-def _only(item: Schema) -> Schema:
+def exactly_one(item: Schema) -> Schema:
+    """Returns the schema of an array of one item."""
     return {"type": "array", "items": item, "minItems": 1, "maxItems": 1}
 
 
@@ -117,23 +118,23 @@ _COUNT = {"type": "integer", "minimum": 0}
 _USAGE = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
 _CACHE_USAGE = dict.fromkeys(("cached_tokens", "cache_write_tokens"), _COUNT)
 _REASONING = {"reasoning_tokens": _COUNT}
-_RESPONSE_MESSAGE = {
+RESPONSE_MESSAGE = {
     "role": {"const": "assistant"},
     "content": {"type": ["string", "null"], "description": "Null if there are only tool calls."},
 }
-_TOOL_CALLS = {"tool_calls": {"type": "array", "items": ref("ToolCall")}}
+TOOL_CALLS = {"tool_calls": {"type": "array", "items": ref("ToolCall")}}
 _FINISH_REASON = {"enum": [*FINISH_REASONS.values(), None]}
-_CHOICE = {
+CHOICE = {
     "index": {"const": 0},
-    "message": object_of({**_RESPONSE_MESSAGE, **_TOOL_CALLS}, _RESPONSE_MESSAGE),
+    "message": object_of({**RESPONSE_MESSAGE, **TOOL_CALLS}, RESPONSE_MESSAGE),
     "finish_reason": _FINISH_REASON,
 }
 _DELTA = {
     "role": {"const": "assistant", "description": "In the first chunk."},
     "content": {"type": "string", "description": "Text to append."},
-    "tool_calls": _only(ref("ToolCallDelta")),
+    "tool_calls": exactly_one(ref("ToolCallDelta")),
 }
-_CHUNK_CHOICE = {"index": {"const": 0}, "delta": object_of(_DELTA), "finish_reason": _FINISH_REASON}
+CHUNK_CHOICE = {"index": {"const": 0}, "delta": object_of(_DELTA), "finish_reason": _FINISH_REASON}
 _ARGUMENTS = {"arguments": {"type": "string", "description": "JSON text to append."}}
 _CALL_DELTA = {
     "index": {**_COUNT, "description": "Which call it is a piece of."},
@@ -149,12 +150,12 @@ _FIRST_PIECE = {
 
 SCHEMAS: Mapping[str, Schema] = {
     "TaskCompletion": result_schema(
-        "task.completion", "task", choices=_only(object_of(_CHOICE, _CHOICE)), usage=ref("TokenUsage")
+        "task.completion", "task", choices=exactly_one(object_of(CHOICE, CHOICE)), usage=ref("TokenUsage")
     ),
     "TaskCompletionChunk": result_schema(
         _CHUNK,
         "task",
-        choices=_only(object_of(_CHUNK_CHOICE, _CHUNK_CHOICE)),
+        choices=exactly_one(object_of(CHUNK_CHOICE, CHUNK_CHOICE)),
         optional={"usage": ref("TokenUsage")},
     ),
     "ToolCallDelta": object_of(

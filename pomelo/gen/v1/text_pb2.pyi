@@ -540,7 +540,7 @@ class TextInput(_message.Message):
     frequency_penalty: _builtins.float
     """The same in proportion to how often the text has them, -2 to 2. Default: the model's own."""
     parallel_tool_calls: _builtins.bool
-    """Whether it may call several tools in one response; only with tools. Default: the provider's, usually true."""
+    """Whether it may call several tools in one response. No effect without tools. Default: the provider's, usually true."""
     reasoning_effort: Global___ReasoningEffort.ValueType
     """How much the model thinks before it answers. Default: as the model decides."""
     @_builtins.property
@@ -557,7 +557,7 @@ class TextInput(_message.Message):
 
     @_builtins.property
     def tool_choice(self) -> Global___ToolChoice:
-        """Whether it calls them; only with tools. Default: as the model decides."""
+        """Whether it calls them. Without tools, none or auto. Default: as the model decides."""
 
     @_builtins.property
     def format(self) -> Global___TextFormat:

@@ -77,6 +77,8 @@ async def test_an_image_is_a_link_or_bytes_or_both(
         ({"response_format": "svg"}, "response_format"),
         ({"user": "u" * 257}, "user"),
         ({"safety_identifier": 7}, "safety_identifier"),
+        ({"user": "u", "safety_identifier": "u" * 257}, "safety_identifier"),
+        ({"n": True}, "n"),
         ({"width": 512}, "size"),
         ({"frame_count": 3}, "frame_count"),
         ({"stream": "yes"}, "stream"),

@@ -62,6 +62,9 @@ async def test_the_response_format_selects_the_audio(
         ({"voice": "\n"}, "voice"),
         ({"speed": 5}, "speed"),
         ({"speed": "fast"}, "speed"),
+        ({"voice_settings": {"speed": 5}}, "voice_settings.speed"),
+        ({"speed": 1, "voice_settings": {"speed": 1.1}}, "speed"),
+        ({"speed": True, "voice_settings": {"speed": 1}}, "speed"),
         ({"speed": 1, "voice_settings": [1]}, "voice_settings"),
         ({"speed": 1, "voice_settings": []}, "voice_settings"),
         ({"response_format": "flac"}, "response_format"),
@@ -79,6 +82,23 @@ async def test_a_wrong_parameter_is_named(gateway: GatewayApp, given: dict[str, 
     status, _, param = await error_of(post(gateway, PATH, HI | given))
     assert (status, param) == (400, parameter)
     assert not gateway.provider.jobs
+
+
+async def test_a_speed_that_is_given_twice_has_to_be_the_same(gateway: GatewayApp) -> None:
+    same = HI | {"speed": 1.1, "voice_settings": {"speed": 1.1, "stability": 0.5}}
+    async with post(gateway, PATH, same) as response:
+        assert response.status == 200
+    settings = gateway.provider.jobs[-1].input.voice_settings
+    assert (settings.speed, settings.stability) == (1.1, 0.5)
+    async with post(gateway, PATH, same | {"speed": 1.0}) as response:
+        message = (await response.json())["error"]["message"]
+    assert message == "Invalid speed: must be left out, or the same as voice_settings.speed"
+
+
+async def test_an_adjusted_speed_has_the_name_that_the_caller_used(gateway: GatewayApp) -> None:
+    for given, name in (({"speed": 4}, "speed"), ({"voice_settings": {"speed": 4}}, "voice_settings.speed")):
+        async with post(gateway, PATH, HI | given) as response:
+            assert response.headers["X-Pomelo-Adjusted"] == f"{name}=1.2"
 
 
 async def test_a_text_that_is_too_long_is_named_input(gateway: GatewayApp) -> None:

@@ -126,6 +126,14 @@ def test_a_default_is_not_an_adjustment() -> None:
     assert fit_input(ImageInput(prompt="x"), **row).adjustments == []
 
 
+@pytest.mark.parametrize(("penalty", "reported"), [(0, ""), (0.5, "presence_penalty; frequency_penalty")])
+def test_a_penalty_of_0_that_is_dropped_is_not_an_adjustment(penalty: float, reported: str) -> None:
+    original = TextInput(messages=MESSAGES, presence_penalty=penalty, frequency_penalty=penalty)
+    made = fit_input(original, drop=["presence_penalty", "frequency_penalty"])
+    assert made.input == TextInput(messages=MESSAGES)
+    assert adjusted_header(made.adjustments) == reported
+
+
 def test_a_field_that_is_not_a_parameter_is_never_dropped() -> None:
     original = ImageInput(prompt="x")
     assert fit_input(original, drop=["prompt", "response_format", "audio", "unheard_of"]).input is original

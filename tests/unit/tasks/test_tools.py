@@ -71,8 +71,10 @@ PARAMETERS = "tools[0].function.parameters"
         (given(Tool(name="a b")), f"invalid_parameter {NAME}"),
         (given(Tool(name="a\n")), f"invalid_parameter {NAME}"),
         (given(WEATHER, WEATHER), "invalid_parameter tools[1].function.name"),
-        (given(tool_choice=ToolChoice(mode=ToolChoice.MODE_AUTO)), "invalid_parameter tool_choice"),
-        (given(parallel_tool_calls=True), "invalid_parameter parallel_tool_calls"),
+        (given(tool_choice=ToolChoice(mode=ToolChoice.MODE_REQUIRED)), "invalid_parameter tool_choice"),
+        (given(tool_choice=ToolChoice(tool="weather")), "invalid_parameter tool_choice"),
+        (given(tool_choice=ToolChoice(mode=9)), "invalid_parameter tool_choice"),  # type: ignore[arg-type]
+        (given(tool_choice=ToolChoice()), "missing_parameter tool_choice"),
         (given(WEATHER, parallel_tool_calls=False), ""),
         *[
             (given(WEATHER, tool_choice=ToolChoice(mode=mode)), found)
@@ -103,6 +105,17 @@ PARAMETERS = "tools[0].function.parameters"
 )
 def test_tools_and_formats_are_checked_by_name(task: TextInput, found: str) -> None:
     assert refusal("gpt-4", task) == found
+
+
+@pytest.mark.parametrize("mode", [ToolChoice.MODE_NONE, ToolChoice.MODE_AUTO])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_without_tools_a_choice_that_needs_none_is_removed(
+    mode: ToolChoice.Mode.ValueType, parallel: bool
+) -> None:
+    task = given(tool_choice=ToolChoice(mode=mode), parallel_tool_calls=parallel)
+    assert refusal("gpt-4", task) == ""
+    assert not task.HasField("tool_choice")
+    assert not task.HasField("parallel_tool_calls")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,241 @@
+"""Images, speech and transcripts in the form of OpenAI's API in the OpenAPI description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.openai.images import DEFAULTS
+from gateway.openai.images import NO_EFFECT as IMAGE_NO_EFFECT
+from gateway.openai.speech import NO_EFFECT as SPEECH_NO_EFFECT
+from gateway.openai.speech import OUTPUT_FORMATS
+from gateway.openai.transcriptions import FORMATS, GRANULARITIES, GRANULARITY_NAMES
+from gateway.openai.transcriptions import NO_EFFECT as TRANSCRIPTION_NO_EFFECT
+from gateway.openapi.openai.operations import (
+    SSE,
+    events,
+    only,
+    operation,
+    task_properties,
+    without_effect,
+)
+from gateway.openapi.schema import JSON, Schema, object_of, ref, union
+from gateway.openapi.tasks import BINARY, model_name, task_schema
+from gateway.types import TASK_FORMATS
+from gateway.types.base import MEDIA_SCHEMA
+from pomelo.gen.v1.task_pb2 import TaskType
+
+_TEXT: Schema = {"type": "string"}
+_LABEL: Schema = {"type": ["string", "null"]}
+_TEXT_CONTENT: Schema = {"schema": _TEXT}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_NUMBER: Schema = {"type": "number"}
+_USER: Schema = {**_LABEL, "description": "Your own name for the end user."}
+
+
+def _typed(event_type: str, **members: Schema) -> Schema:
+    properties = {"type": {"type": "string", "enum": [event_type]}, **members}
+    return object_of(properties, properties)
+
+
+# --- images
+
+_IMAGES = {"created": _COUNT, "data": {"type": "array", "items": MEDIA_SCHEMA, "minItems": 1, "maxItems": 1}}
+_IMAGE_EVENT = _typed(
+    "image_generation.completed",
+    created_at=_COUNT,
+    b64_json=_TEXT,
+    output_format=_TEXT,
+    size=_TEXT,
+    quality=_TEXT,
+    background=_TEXT,
+    usage={"type": "object"},
+)
+
+
+def _image_request(task: Schema) -> Schema:
+    named = ("model", "prompt", "response_format", "output_format", "stream", "metadata")
+    properties = {
+        **task_properties(task, *named, "seed", "num_inference_steps", "guidance_scale"),
+        "size": {
+            "type": ["string", "null"],
+            "pattern": "^(auto|[0-9]{2,4}x[0-9]{2,4})$",
+            "description": "auto, or the width and height in pixels.",
+        },
+        **only(DEFAULTS),
+        "user": _USER,
+        "safety_identifier": {**_LABEL, "description": "Replaces user."},
+        **without_effect(IMAGE_NO_EFFECT),
+    }
+    return object_of(properties, ("model", "prompt"), additionalProperties=False)
+
+
+# --- speech
+
+_SPEECH_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), _COUNT)
+_SPEECH_EVENTS = {
+    "SpeechEvent": union(
+        "An event of speech.",
+        {"speech.audio.delta": "SpeechDelta", "speech.audio.done": "SpeechDone"},
+        "type",
+    ),
+    "SpeechDelta": _typed("speech.audio.delta", audio={**_TEXT, "description": "Base64 to append."}),
+    "SpeechDone": _typed("speech.audio.done", usage=object_of(_SPEECH_USAGE, _SPEECH_USAGE)),
+}
+_VOICE_ID = {"id": _TEXT}
+
+
+def _speech_request(task: Schema, speed: Schema) -> Schema:
+    fields = task["properties"]
+    properties = {
+        **task_properties(task, "model", "voice_settings", "language_code", "seed", "metadata"),
+        "input": fields["text"],
+        "voice": {
+            "anyOf": [fields["voice"], object_of(_VOICE_ID, _VOICE_ID)],
+            "description": "A voice's name or id.",
+        },
+        "response_format": {
+            "enum": [*OUTPUT_FORMATS, *fields["output_format"]["enum"]],
+            "default": next(iter(OUTPUT_FORMATS)),
+        },
+        "speed": {**speed, "description": "The same as voice_settings.speed."},
+        "stream_format": {"enum": ["audio", "sse", None], "default": "audio"},
+        **without_effect(SPEECH_NO_EFFECT),
+    }
+    return object_of(properties, ("model", "input", "voice"), additionalProperties=False)
+
+
+# --- transcripts
+
+_SEGMENT_TIMES = {"start": _NUMBER, "end": _NUMBER}
+_WORD = {"word": _TEXT, **_SEGMENT_TIMES}
+_SEGMENT = {
+    "id": _COUNT,
+    "seek": _COUNT,
+    **_SEGMENT_TIMES,
+    "text": _TEXT,
+    "tokens": {"type": "array", "items": _COUNT, "maxItems": 0},
+    **dict.fromkeys(("temperature", "avg_logprob", "compression_ratio", "no_speech_prob"), _NUMBER),
+}
+_SPEAKER_SEGMENT = {
+    "type": {"const": "transcript.text.segment"},
+    "id": _TEXT,
+    **_SEGMENT_TIMES,
+    "text": _TEXT,
+    "speaker": _TEXT,
+}
+_TRANSCRIPT_USAGE = {"type": {"const": "duration"}, "seconds": _NUMBER}
+_TRANSCRIPT = {"text": _TEXT, "usage": object_of(_TRANSCRIPT_USAGE, _TRANSCRIPT_USAGE)}
+_DURATION = {"task": {"const": "transcribe"}, "duration": _NUMBER}
+_VERBOSE = {**_DURATION, "language": _TEXT, **_TRANSCRIPT}
+_DIARIZED = {
+    **_DURATION,
+    **_TRANSCRIPT,
+    "segments": {"type": "array", "items": object_of(_SPEAKER_SEGMENT, _SPEAKER_SEGMENT)},
+}
+_TRANSCRIPT_SCHEMAS = {
+    "Transcript": {
+        "anyOf": [ref(name) for name in ("VerboseTranscript", "DiarizedTranscript", "PlainTranscript")]
+    },
+    "PlainTranscript": object_of(_TRANSCRIPT, _TRANSCRIPT),
+    "VerboseTranscript": object_of(
+        {
+            **_VERBOSE,
+            "words": {"type": "array", "items": object_of(_WORD, _WORD)},
+            "segments": {"type": "array", "items": object_of(_SEGMENT, _SEGMENT)},
+        },
+        _VERBOSE,
+    ),
+    "DiarizedTranscript": object_of(_DIARIZED, _DIARIZED),
+    "TranscriptEvent": union(
+        "An event of a transcript.",
+        {"transcript.text.delta": "TranscriptDelta", "transcript.text.done": "TranscriptDone"},
+        "type",
+    ),
+    "TranscriptDelta": _typed("transcript.text.delta", delta=_TEXT),
+    "TranscriptDone": _typed("transcript.text.done", text=_TEXT),
+}
+
+
+def _transcription_form(model: Schema) -> Schema:
+    properties = {
+        "model": {**model, "examples": ["eleven-labs-stt"]},
+        "file": {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"},
+        "language": {**_TEXT, "description": "An ISO 639 code or a BCP 47 tag, such as en or en-US."},
+        "response_format": {"type": "string", "enum": [*FORMATS], "default": "json"},
+        GRANULARITIES: {
+            "type": "array",
+            "items": {"type": "string", "enum": sorted(GRANULARITY_NAMES)},
+            "description": "What verbose_json has times of.",
+        },
+        "stream": {"type": "string", "enum": ["true", "false"]},
+        "diarize": {"type": "string", "enum": ["true", "false"], "description": "Distinguish speakers."},
+        "num_speakers": _TEXT,
+        **{
+            name: {"type": "string", **each} for name, each in without_effect(TRANSCRIPTION_NO_EFFECT).items()
+        },
+    }
+    return object_of(properties, ("model", "file"), additionalProperties=False)
+
+
+# --- all
+
+
+def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
+    """Returns the schemas; `models` are the models by name, with their task types."""
+    image, speech, transcript = (
+        task_schema(TASK_FORMATS[task_type], model_name(models, task_type))
+        for task_type in (
+            TaskType.TASK_TYPE_IMAGE,
+            TaskType.TASK_TYPE_TEXT_TO_SPEECH,
+            TaskType.TASK_TYPE_SPEECH_TO_TEXT,
+        )
+    )
+    speech_schemas = TASK_FORMATS[TaskType.TASK_TYPE_TEXT_TO_SPEECH].schemas
+    return {
+        "ImageRequest": _image_request(image),
+        "Images": object_of(_IMAGES, _IMAGES),
+        "ImageEvent": _IMAGE_EVENT,
+        "SpeechRequest": _speech_request(speech, speech_schemas["VoiceSettings"]["properties"]["speed"]),
+        **_SPEECH_EVENTS,
+        "TranscriptionForm": _transcription_form(transcript["properties"]["model"]),
+        **_TRANSCRIPT_SCHEMAS,
+    }
+
+
+def _example(title: str, **body: Any) -> Schema:
+    return {title: {"summary": title, "value": body}}
+
+
+_IMAGE_EXAMPLES = _example("An image", model="flux-1-schnell", prompt="A kite over the sea", size="1024x768")
+_SPEECH_EXAMPLES = _example("Speech", model="eleven-labs-tts", voice="alloy", input="Good morning.")
+_AUDIO_TYPES = ("audio/mpeg", "audio/wav", "audio/ogg", "application/octet-stream")
+
+
+def paths() -> Schema:
+    """Returns the operations."""
+    return {
+        "/v1/images/generations": operation(
+            "createImage",
+            "Run an image task in the form of OpenAI's API.",
+            {JSON: {"schema": ref("ImageRequest"), "examples": _IMAGE_EXAMPLES}},
+            {JSON: {"schema": ref("Images")}, SSE: events("ImageEvent")},
+        ),
+        "/v1/audio/speech": operation(
+            "createSpeech",
+            "Run a text-to-speech task in the form of OpenAI's API.",
+            {JSON: {"schema": ref("SpeechRequest"), "examples": _SPEECH_EXAMPLES}},
+            {**dict.fromkeys(_AUDIO_TYPES, BINARY), SSE: events("SpeechEvent")},
+            "The audio is sent as it arrives; with `stream_format` sse, as events.",
+        ),
+        "/v1/audio/transcriptions": operation(
+            "createTranscription",
+            "Run a speech-to-text task in the form of OpenAI's API.",
+            {"multipart/form-data": {"schema": ref("TranscriptionForm")}},
+            {
+                JSON: {"schema": ref("Transcript")},
+                **dict.fromkeys(("text/plain", "text/vtt"), _TEXT_CONTENT),
+                SSE: events("TranscriptEvent"),
+            },
+        ),
+    }

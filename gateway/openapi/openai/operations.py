@@ -1,0 +1,97 @@
+"""Operations of OpenAI's API in the OpenAPI description: their requests, responses, events and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.openai.parameters import Values
+from gateway.openapi.schema import JSON, Schema, headers, object_of, ref
+from gateway.openapi.tasks import TASK_ERRORS, TASK_PARAMETERS
+from pomelo.errors import RETRY_AFTER, TABLE
+
+SSE = "text/event-stream"
+
+_SHOULD_RETRY: Schema = {"schema": {"enum": ["true", "false"]}}
+
+_ERROR = {
+    "message": {"type": "string", "description": "What is wrong, with which parameter, and what to do."},
+    "type": {"enum": sorted({row.type for row in TABLE.values()})},
+    "param": {"type": ["string", "null"], "description": "The parameter at fault."},
+    "code": {"enum": list(TABLE)},
+}
+_ERROR_BODY = {"error": object_of(_ERROR, _ERROR, additionalProperties=False)}
+ERROR = object_of(_ERROR_BODY, _ERROR_BODY, additionalProperties=False)
+
+
+def operation(
+    operation_id: str,
+    summary: str,
+    request: Mapping[str, Any],
+    ok: Mapping[str, Any],
+    description: str = "",
+) -> Schema:
+    """Returns a POST operation that runs a task. `request` and `ok` are contents by media type."""
+    described = {
+        "operationId": operation_id,
+        "summary": summary,
+        "parameters": TASK_PARAMETERS,
+        "requestBody": {"required": True, "content": dict(request)},
+        "responses": responses(ok, *TASK_ERRORS, is_task=True),
+    }
+    return {"post": described | ({"description": description} if description else {})}
+
+
+def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False) -> Schema:
+    """Returns the responses of an operation: `ok` by media type, and the errors `codes` by HTTP status."""
+    described: Schema = {"200": {"description": "Done.", "headers": headers(is_task), "content": dict(ok)}}
+    by_status: dict[int, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(TABLE[code].http, []).append(code)
+    for status, listed in sorted(by_status.items()):
+        names = ("X-Request-Id", "Retry-After") if status in RETRY_AFTER else ("X-Request-Id",)
+        sent = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        described[str(status)] = {
+            "description": ", ".join(listed),
+            "headers": {**sent, "X-Should-Retry": _SHOULD_RETRY},
+            "content": {JSON: {"schema": ref("OpenAIError")}},
+        }
+    return described
+
+
+def events(schema: str, *, names: Sequence[str] = ()) -> Schema:
+    """Returns the content of a stream of events with the data `schema`. Either they have `names`, or an end
+    marker follows them."""
+    data: Schema = {"type": "string", "contentMediaType": JSON, "contentSchema": ref(schema)}
+    if names:
+        return {"schema": object_of({"event": {"enum": list(names)}, "data": data}, ("event", "data"))}
+    return {"schema": object_of({"data": {"anyOf": [{"const": "[DONE]"}, data]}}, ["data"])}
+
+
+def only(values: Values) -> dict[str, Schema]:
+    """Returns the schemas of parameters that may only have these values, which change nothing."""
+    return {name: _only(accepted) for name, accepted in values.items()}
+
+
+def without_effect(values: Values) -> dict[str, Schema]:
+    """Returns the schemas of parameters that have no effect."""
+    return {name: {"description": "No effect. Listed in X-Pomelo-Adjusted."} for name in values}
+
+
+def nullable(schema: Schema) -> Schema:
+    """Returns the schema of a parameter that may also be null."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def task_properties(task: Schema, *names: str) -> dict[str, Schema]:
+    """Returns the schemas of fields of a task that have the same name here."""
+    return {name: task["properties"][name] for name in names}
+
+
+def _only(accepted: Any) -> Schema:
+    values = list(accepted)
+    if all(type(value) is str for value in values):
+        return {"enum": [*values, None]}
+    if type(values[0]) is list:
+        return {"type": ["array", "null"], "items": {"type": "string", "enum": values[0]}}
+    return nullable({"const": values[0]})
