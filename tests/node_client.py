@@ -51,6 +51,11 @@ def install(cache: Path, folder: Path = FOLDER) -> Path:
 
 async def run(modules: Path, script: str, argument: Any) -> Any:
     """Runs a script with an argument in JSON; returns the JSON that it prints."""
+    return json.loads(await output(modules, script, argument))
+
+
+async def output(modules: Path, script: str, argument: Any) -> bytes:
+    """Runs a script with an argument in JSON; returns what it prints."""
     process = await asyncio.create_subprocess_exec(
         "node",
         str(FOLDER / script),
@@ -67,4 +72,4 @@ async def run(modules: Path, script: str, argument: Any) -> Any:
             process.kill()
             await process.wait()
     assert process.returncode == 0, error.decode()
-    return json.loads(out)
+    return out

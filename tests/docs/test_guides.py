@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.docs.blocks import blocks_of
 from tests.serving import Served, serve
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -88,3 +89,34 @@ async def test_an_example_prints_what_the_guide_shows(
     printed = out.decode().replace("\r\n", "\n").strip()
     shown = ".*".join(map(re.escape, example.output.strip().split("…")))
     assert re.fullmatch(shown, printed, re.DOTALL), printed
+
+
+async def test_the_commands_of_the_sandbox_page(served: Served, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not on this machine")
+    commands = [block for block in blocks_of(DOCS / "sandbox.md") if "curl " in block.code]
+    printed = []
+    for block in commands:  # some of them read the file that one before them has written
+        process = await asyncio.create_subprocess_exec(
+            *(*COMMANDS["bash"], block.code),
+            cwd=tmp_path,
+            env={**os.environ, "URL": served.url, "KEY": served.key},
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        async with asyncio.timeout(60):
+            out, error = await process.communicate()
+        assert process.returncode == 0, error.decode()
+        printed.append(out.decode())
+    stream, calls, image, speech, changed, transcript, triggers = printed
+    assert stream.endswith("data: [DONE]\n\n")
+    assert stream.count("task.completion.chunk") > 200
+    assert '"tool_calls"' in calls
+    assert (image, speech, changed) == ("", "", "")
+    assert (tmp_path / "image.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "hello.mp3").read_bytes().startswith(b"ID3")
+    assert (tmp_path / "again.ogg").read_bytes().startswith(b"OggS")
+    assert '"text":"Hello there. How are you?"' in transcript
+    assert "HTTP/1.1 429" in triggers
+    assert "event: error" in triggers
+    assert "HTTP/1.1 503" in triggers

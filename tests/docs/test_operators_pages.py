@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-import typer
 
-from pomelo.cli import program
 from pomelo.errors import GRPC_ERRORS, TABLE, ErrorRow
+from tests.docs.blocks import check_pomelo
 
 ROOT = Path(__file__).parents[2]
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
@@ -59,18 +57,7 @@ def test_the_pages_name_many_commands() -> None:
 
 @pytest.mark.parametrize("text", sorted(commands()))
 def test_a_command_exists_with_its_options(text: str) -> None:
-    command, words = typer.main.get_command(program()), shlex.split(text)[1:]
-    while words and words[0] in (inner := getattr(command, "commands", {})):
-        command, words = inner[words[0]], words[1:]
-    assert not getattr(command, "commands", None), f"{text!r} is not a whole command"
-    if words:  # one without arguments stands for the command as such
-        command.make_context(text, words)
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_is_valid_bash(block: str) -> None:
-    found = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
-    assert (found.returncode, found.stderr) == (0, "")
+    check_pomelo(text)
 
 
 def test_files_that_the_blocks_name_exist() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 from aiohttp import web
 
 from tests.docs.packages import install_package, path_with, run_suite, write_package
+from tests.driver import STREAM
 from tests.integration.commands import live_key
 from tests.serving import Served, serve
+from tests.tasks import text_body
 from tests.web_server import serve_application
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
@@ -24,7 +27,7 @@ KEY = "key-of-the-operator"
 
 @dataclass
 class Vendors:
-    """The APIs of Ink and of Loom."""
+    """The APIs of Ink, of Loom and of Quill."""
 
     url: str = ""
     requests: list[Any] = field(default_factory=list)
@@ -48,6 +51,19 @@ class Vendors:
             return web.json_response({"status": "weaving", "progress": 0.5})
         return web.json_response({"status": "woven", "file": f"{self.url}/file.png"})
 
+    async def write(self, request: web.Request) -> web.StreamResponse:
+        assert request.headers["Authorization"] == f"Quill {KEY}"
+        body = await request.json()
+        self.requests.append(body)
+        end = {"end": "full stop", "drops": [3, 2]}
+        if not body["lines"]:
+            return web.json_response({"ink": "Quill writes", **end})
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        for piece in (b'{"ink": "Qu', b'ill"}\n\n', b'{"ink": " writes"}\r\n', json.dumps(end).encode()):
+            await response.write(piece)
+        return response
+
     async def file(self, request: web.Request) -> web.Response:
         assert "Authorization" not in request.headers
         return web.Response(body=PNG, content_type="image/png")
@@ -58,6 +74,7 @@ async def vendors() -> AsyncIterator[Vendors]:
     vendors = Vendors()
     app = web.Application()
     app.router.add_post("/draw", vendors.draw)
+    app.router.add_post("/write", vendors.write)
     app.router.add_post("/orders", vendors.order)
     app.router.add_get("/orders/7", vendors.state)
     app.router.add_get("/file.png", vendors.file)
@@ -83,7 +100,7 @@ def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def variables(site: Path, vendors: Vendors) -> dict[str, str]:
-    names = ("INK", "LOOM")
+    names = ("INK", "LOOM", "QUILL")
     return {
         "PYTHONPATH": path_with(site),
         **{f"{name}_API_KEY": KEY for name in names},
@@ -108,9 +125,14 @@ async def live(served: Served, variables: dict[str, str]) -> str:
 
 
 async def draw(http: aiohttp.ClientSession, served: Served, key: str, **body: Any) -> tuple[str, float]:
+    """Sends a task for an image; returns the response, and what it cost."""
+    image = {"prompt": "A kite", "width": 512, "height": 512, "response_format": "url"}
+    return await ask(http, served, key, **{**image, **body})
+
+
+async def ask(http: aiohttp.ClientSession, served: Served, key: str, **body: Any) -> tuple[str, float]:
     """Sends a task; returns the response, and what it cost."""
     headers = {"Authorization": f"Bearer {key}"}
-    body = {"prompt": "A kite", "width": 512, "height": 512, "response_format": "url", **body}
     async with http.post(f"{served.url}/api/v1/task", json=body, headers=headers) as answer:
         text = await answer.text()
         assert answer.status == 200, text
@@ -157,6 +179,27 @@ async def test_an_order_is_polled_with_progress_and_its_image_downloaded(
     assert cost == 0.013108  # 0.262144 megapixels at 0.05, rounded up
 
 
-@pytest.mark.timeout(200)
+@STREAM
+async def test_lines_are_a_text(
+    served: Served, http: aiohttp.ClientSession, live: str, vendors: Vendors, stream: bool
+) -> None:
+    text, cost = await ask(
+        http, served, live, **text_body("Hi", "quill-prose", max_tokens=9000, stream=stream)
+    )
+    assert vendors.requests[-1] == {
+        "model": "prose-2",
+        "pages": [{"who": "user", "text": "Hi"}],
+        "most": 4000,
+        "lines": stream,
+    }
+    if stream:
+        assert re.findall(r'"content": ?"([^"]*)"', text) == ["Quill", " writes"]
+        assert text.endswith("data: [DONE]\n\n")
+    else:
+        assert json.loads(text)["choices"][0]["message"]["content"] == "Quill writes"
+    assert cost == 0.000007  # 3 tokens at 1 for a million, and 2 at 2
+
+
+@pytest.mark.timeout(300)
 def test_the_packages_own_tests_run_the_provider_contract(source: Path, site: Path) -> None:
-    assert run_suite(source, site, "test_crafts.py") > 150
+    assert run_suite(source, site, "test_crafts.py", "test_quill.py") > 220

@@ -1,4 +1,4 @@
-"""Runs every block of docs/quick-start.md as it is; only the ports of the server differ."""
+"""Runs every block of docs/quick-start.md, and those of README.md, as they are; only the ports of the server differ."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import node_client
+from tests.docs.blocks import blocks_of
 from tests.protobuf.contract import ENVIRONMENT, ROOT
 from tests.serving import Served, serve
 
@@ -25,7 +27,8 @@ SECTIONS = {
 }
 CURL = [code for _, code in SECTIONS["curl"]]
 PYTHON = [code for title in ("Python", "Python with requests") for _, code in SECTIONS[title]]
-(README,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+README_BLOCKS = blocks_of(ROOT / "README.md")
+(README,) = [block.code for block in README_BLOCKS if block.language == "python"]
 (JAVASCRIPT,) = [code for _, code in SECTIONS["JavaScript"]]
 GO = dict(SECTIONS["Go"])
 (NODE,) = [code for _, code in SECTIONS["Node.js over gRPC"]]
@@ -104,6 +107,43 @@ async def test_the_blocks_for_python(number: int, served: Served, folder: Path) 
 async def test_the_program_of_the_readme(served: Served, folder: Path) -> None:
     (folder / "program.py").write_text(README.replace("pml_test_…", served.key))
     assert (await run(served, folder, f"{sys.executable} program.py")).startswith(SANDBOX)
+
+
+async def test_the_commands_of_the_readme(served: Served, folder: Path) -> None:
+    needs("curl")
+    curl, buf = [block.code for block in README_BLOCKS if block.code.startswith(("curl ", "buf curl "))]
+    (shown,) = [json.loads(block.code) for block in README_BLOCKS if block.language == "json"]
+    answer = json.loads(await run(served, folder, of(served, curl)))
+    assert shape(answer) == shape(shown)
+    assert answer["usage"] == shown["usage"]
+    assert answer["choices"][0]["message"]["content"].startswith(SANDBOX)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    assert SANDBOX in await run(served, folder, of(served, buf), PATH=path)
+
+
+async def test_the_transcript_of_the_readme(served: Served, folder: Path) -> None:
+    (transcript,) = [block.code for block in README_BLOCKS if block.language == "text"]
+    greeting, *calls = re.split(r"^\$ (?=pomelo)", transcript, flags=re.MULTILINE)
+    log = " ".join(served.log().split())
+    for line in (
+        "No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY",
+        "Try it:",
+    ):
+        assert line in greeting
+        assert line in log
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    address = f"127.0.0.1:{served.grpc_port}"
+    for call in calls:
+        command, _, output = call.partition("\n")
+        printed = await run(served, folder, command, PATH=path, POMELO_GRPC=address)
+        assert printed.split() == output.split()
+
+
+def shape(value: Any) -> Any:
+    """Returns the keys of an answer and the types of its values."""
+    if isinstance(value, dict):
+        return {key: shape(each) for key, each in value.items()}
+    return [shape(each) for each in value] if isinstance(value, list) else type(value)
 
 
 async def test_the_block_for_javascript(served: Served, folder: Path) -> None:

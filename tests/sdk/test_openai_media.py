@@ -29,6 +29,7 @@ from pomelo.testing import Transcript
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.app import Account, RunningApp, app_fixture
 from tests.sdk import published
+from tests.sdk.python_clients import instead_of_waiting
 from tests.sdk.sdk import CALLERS, sdk
 
 SENTENCES = ["Good morning to you.", "How are you today?"]
@@ -251,12 +252,16 @@ async def test_the_sdk_names_the_parameter_at_fault(app: RunningApp, account: Ac
 async def test_the_sdk_repeats_a_call_that_the_vendor_could_not_take(
     app: RunningApp, account: Account
 ) -> None:
-    async with sdk(app, account, "rest", "live") as client:
-        busy = error_reply(429, "system_busy", error_type="rate_limit_error", headers={"Retry-After": "1"})
-        app.upstream.script(*[busy] * 3)  # more than Pomelo's own attempts
+    async def nothing() -> None:
+        return
+
+    async with sdk(app, account, "rest", "live") as client, instead_of_waiting(nothing) as waits:
+        app.upstream.script(
+            error_reply(429, "system_busy", error_type="rate_limit_error", headers={"Retry-After": "7"})
+        )
         patient = client.with_options(max_retries=3)
         response = await patient.audio.speech.with_raw_response.create(**SPEECH)
-        assert (response.retries_taken, len(app.upstream.requests)) == (1, 4)
+        assert (response.retries_taken, len(app.upstream.requests), waits) == (1, 2, [7])
 
 
 @pytest.mark.parametrize("model", ["flux-1-pro", "eleven-labs-tts", STT])

@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 
-from pomelo.testing import Answer, Gate, Stop, error_reply
+from pomelo.testing import Answer, Stop, error_reply
 from tests.app import Account, RunningApp, app_fixture
 from tests.sdk.sdk import CALLERS, CHAT, PNG, sdk
 
@@ -233,28 +233,6 @@ async def test_a_stream_that_breaks_raises(
 
 
 # --- retries
-
-
-async def test_a_retry_waits_as_long_as_retry_after_says(app: RunningApp) -> None:
-    account = await app.account("wide")
-    gates = [Gate(), Gate()]
-    refusals = []
-
-    async def note(response: httpx2.Response) -> None:
-        if response.status_code == 429:
-            refusals.append(response.headers["Retry-After"])
-            for gate in gates:
-                gate.open()
-
-    http = httpx2.AsyncClient(event_hooks={"response": [note]})
-    async with sdk(app, account, http_client=http, max_retries=2) as client:
-        app.upstream.script(*(Answer("one two", at={1: gate}) for gate in gates))
-        streams = [await client.chat.completions.create(**CHAT, max_tokens=50, stream=True) for _ in gates]
-        answer = await client.chat.completions.create(**CHAT, max_tokens=50)
-        for stream in streams:
-            assert await text_of(stream) == "one two"
-    assert answer.choices[0].message.content
-    assert refusals == ["1"] * len(refusals) != []
 
 
 async def test_an_error_that_a_retry_can_not_mend_is_not_retried(app: RunningApp, account: Account) -> None:

@@ -1,81 +1,88 @@
-// Uses the Vercel AI SDK with its provider for OpenAI-compatible APIs, and prints what it got. Its argument is JSON:
-// baseURL, key, badKey, parts (the functions below to call).
+// The checks of Vercel's AI SDK with its provider for OpenAI-compatible APIs.
 const { createOpenAICompatible } = require('@ai-sdk/openai-compatible');
-const { APICallError, Output, generateText, stepCountIs, streamText, tool } = require('ai');
+const { Output, generateImage, generateText, stepCountIs, streamText, tool } = require('ai');
 const { z } = require('zod');
+const { hello, run, shared } = require('./runner.cjs');
 
-const { baseURL, key, badKey, parts } = JSON.parse(process.argv[2]);
-const options = { name: 'pomelo', baseURL, includeUsage: true, supportsStructuredOutputs: true };
-const model = createOpenAICompatible({ ...options, apiKey: key })('gpt-4');
-const maxRetries = 0;
 const Forecast = z.object({ city: z.string(), sky: z.enum(['clear', 'cloudy']) });
+const Place = z.object({ city: z.string(), unit: z.enum(['celsius', 'kelvin']) });
 
-async function chat() {
-  const whole = await generateText({ model, prompt: 'Hello there', seed: 1, maxRetries });
-  const stream = streamText({ model, prompt: 'Hello there', seed: 1, maxRetries });
-  let text = '';
-  for await (const piece of stream.textStream) text += piece;
-  const usage = await stream.usage;
-  return {
-    whole: whole.text,
-    text,
-    finish: await stream.finishReason,
-    same: usage.totalTokens === whole.usage.totalTokens && usage.totalTokens > 0,
-  };
-}
-
-async function tools() {
-  const called = [];
-  const weather = tool({
-    description: 'The weather in a city.',
-    inputSchema: z.object({ city: z.string() }),
-    execute: async ({ city }) => {
-      called.push(typeof city);
-      return 'Sunny';
-    },
+function open({ url, key }, options = {}) {
+  return createOpenAICompatible({
+    name: 'pomelo',
+    baseURL: url,
+    apiKey: options.key ?? key,
+    includeUsage: true,
+    supportsStructuredOutputs: true,
+    fetch: options.fetch,
   });
-  const asked = { model, prompt: 'How is the weather?', tools: { weather }, stopWhen: stepCountIs(3), maxRetries };
-  const whole = await generateText(asked);
-  const streamed = streamText(asked);
-  return { called, whole: whole.text, text: await streamed.text, calls: called.length };
 }
 
-async function json() {
-  const output = Output.object({ schema: Forecast });
-  const answer = await generateText({ model, prompt: 'How is the weather?', output, maxRetries });
-  return Object.keys(answer.output).sort();
+const modelOf = (target, options) => open(target, options)('gpt-4');
+
+async function ask(target, { prompt, temperature, retries = 0, ...options }) {
+  const model = modelOf(target, options);
+  return (await generateText({ model, prompt, temperature, maxRetries: retries })).text;
 }
 
-async function image() {
-  const pixel = Buffer.from(
-    'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAACklEQVR4nGMAAQAABQABDQottAAAAABJRU5ErkJggg==', 'base64');
-  const content = [{ type: 'text', text: 'What is it?' }, { type: 'image', image: pixel, mediaType: 'image/png' }];
-  return (await generateText({ model, messages: [{ role: 'user', content }], maxRetries })).text;
-}
-
-async function errors() {
-  const failed = async (asked) => {
-    try {
-      await generateText({ maxRetries, prompt: 'Hello there', model, ...asked });
-      return [];
-    } catch (error) {
-      return [APICallError.isInstance(error), error.statusCode, error.isRetryable, error.message];
-    }
-  };
-  const stranger = createOpenAICompatible({ ...options, apiKey: badKey })('gpt-4');
-  return {
-    key: await failed({ model: stranger }),
-    field: await failed({ temperature: 3 }),
-    limit: await failed({ prompt: '[[error:rate_limit_exceeded]]' }),
-  };
-}
-
-async function main() {
-  const results = {};
-  for (const each of [chat, tools, json, image, errors]) {
-    if (parts.includes(each.name)) results[each.name] = await each();
+// Reads the whole stream: `textStream` leaves out errors.
+async function read(target, { prompt, ...options }) {
+  let text = '';
+  const model = modelOf(target, options);
+  const { fullStream } = streamText({ model, prompt, maxRetries: 0, onError: () => {} });
+  for await (const part of fullStream) {
+    if (part.type === 'error') throw part.error;
+    if (part.type === 'text-delta') text += part.text;
   }
-  console.log(JSON.stringify(results));
+  return text;
 }
 
-main();
+// An error within a stream is a part of it, and no exception.
+function describe(error) {
+  const name = error instanceof Error ? error.constructor.name : 'error part';
+  return [name, error.statusCode ?? null, error.data?.error.code ?? error.code ?? null];
+}
+
+const checks = {
+  ...shared({ ask, read, describe }),
+
+  async chat(target) {
+    const answer = await generateText({ model: modelOf(target), prompt: hello, maxRetries: 0 });
+    return { text: answer.text, tokens: answer.usage.totalTokens };
+  },
+
+  async tools(target) {
+    const called = [];
+    const execute = async (given) => {
+      called.push(given);
+      return 'Sunny';
+    };
+    const weather = tool({ description: 'The weather in a city.', inputSchema: Place, execute });
+    const options = { model: modelOf(target), prompt: 'How is the weather?', tools: { weather }, maxRetries: 0 };
+    const whole = await generateText({ ...options, stopWhen: stepCountIs(3) });
+    await streamText({ ...options, stopWhen: stepCountIs(3) }).text;
+    const [first, streamed] = called.map((given) => Object.keys(given).sort());
+    return { name: whole.steps[0].toolCalls[0].toolName, arguments: first, streamed, answer: whole.text };
+  },
+
+  async schema(target) {
+    const output = Output.object({ schema: Forecast });
+    const options = { model: modelOf(target), prompt: 'How is the weather?', output, maxRetries: 0 };
+    return Object.keys((await generateText(options)).output).sort();
+  },
+
+  async vision(target) {
+    const image = { type: 'image', image: Buffer.from(target.pixel, 'base64'), mediaType: 'image/png' };
+    const content = [{ type: 'text', text: `What does vercel on ${target.name} see?` }, image];
+    const messages = [{ role: 'user', content }];
+    return (await generateText({ model: modelOf(target), messages, maxRetries: 0 })).text;
+  },
+
+  async image(target) {
+    const model = open(target).imageModel('flux-1-pro');
+    const { image } = await generateImage({ model, prompt: 'A kite', size: '256x288', maxRetries: 0 });
+    return Buffer.from(image.uint8Array).toString('hex', 0, 4);
+  },
+};
+
+run(checks);

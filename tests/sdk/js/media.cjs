@@ -1,16 +1,8 @@
-// Makes images, speech and transcripts with OpenAI's SDK for JavaScript. Prints what the SDK returned as JSON.
-const { OpenAI, toFile } = require('openai');
+// Makes images, speech and transcripts in all forms with OpenAI's SDK for JavaScript. Returns what the SDK returned.
+const { toFile } = require('openai');
 
-const { url, key, text } = JSON.parse(process.argv[2]);
-const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: key, maxRetries: 0 });
 const image = { model: 'flux-1-pro', prompt: 'A kite', size: '256x288' };
-const speech = { model: 'eleven-labs-tts', voice: 'alloy', input: text };
 const model = 'eleven-labs-stt';
-
-async function bytes(options) {
-  const response = await client.audio.speech.create({ ...speech, ...options });
-  return Buffer.from(await response.arrayBuffer());
-}
 
 async function events(stream) {
   const found = [];
@@ -28,7 +20,13 @@ async function failure(call) {
   }
 }
 
-async function main() {
+// `target` has the text to speak.
+module.exports = async (client, target) => {
+  const speech = { model: 'eleven-labs-tts', voice: 'alloy', input: target.text };
+  const bytes = async (options) => {
+    const response = await client.audio.speech.create({ ...speech, ...options });
+    return Buffer.from(await response.arrayBuffer());
+  };
   const { data } = await client.images.generate(image);
   const download = await fetch(data[0].url);
   const linked = Buffer.from(await download.arrayBuffer());
@@ -44,25 +42,22 @@ async function main() {
   const granularities = ['word', 'segment'];
   const times = await transcribe({ response_format: 'verbose_json', timestamp_granularities: granularities });
 
-  console.log(
-    JSON.stringify({
-      sameImage: linked.equals(Buffer.from(data[0].b64_json, 'base64')),
-      streamed: streamed.map((event) => [event.type, event.output_format, event.size]),
-      audio: audio.subarray(0, 3).toString('latin1'),
-      wav: (await bytes({ response_format: 'wav' })).subarray(0, 4).toString('latin1'),
-      transcripts,
-      words: times.words.map((each) => each.word).join(' '),
-      segments: times.segments.map((each) => each.text),
-      events: await events(await transcribe({ stream: true })),
-      failures: [
-        await failure(client.images.generate({ ...image, size: '1x1' })),
-        await failure(client.audio.speech.create({ ...speech, input: '' })),
-        await failure(client.audio.transcriptions.create({ model: 'gpt-4', file: await toFile(audio, 'a.mp3') })),
-        await failure(client.withOptions({ apiKey: 'pml_test_wrong' }).images.generate(image)),
-        await failure(client.audio.speech.create({ ...speech, model: 'nobody' })),
-      ],
-    }),
-  );
-}
-
-main();
+  return {
+    sameImage: linked.equals(Buffer.from(data[0].b64_json, 'base64')),
+    streamed: streamed.map((event) => [event.type, event.output_format, event.size]),
+    audio: audio.subarray(0, 3).toString('latin1'),
+    wav: (await bytes({ response_format: 'wav' })).subarray(0, 4).toString('latin1'),
+    transcripts,
+    words: times.words.map((each) => each.word).join(' '),
+    segments: times.segments.map((each) => each.text),
+    events: await events(await transcribe({ stream: true })),
+    failures: [
+      await failure(client.images.generate({ ...image, size: '1x1' })),
+      await failure(client.audio.speech.create({ ...speech, input: '' })),
+      await failure(client.audio.transcriptions.create({ model: 'gpt-4', file: await toFile(audio, 'a.mp3') })),
+      await failure(client.withOptions({ apiKey: 'pml_test_wrong' }).images.generate(image)),
+      await failure(client.audio.speech.create({ ...speech, model: 'nobody' })),
+      await failure(client.models.retrieve('gpt-99')),
+    ],
+  };
+};
