@@ -43,7 +43,7 @@ export async function account(query, { key, signOut }) {
       table('Usage by key', ['Key', 'Tasks', 'Cost', 'Last use', 'Usage'], keys.map(({ group, tasks, cost }) => [
         [h('code', {}, group), group === own ? h('span', { class: 'badge' }, 'this key') : null],
         count(tasks), credits(cost), lastUses.get(group) ?? '–',
-        h('a', { href: `#/usage?key=${group}`, 'aria-label': `Usage of ${group}` }, 'Show'),
+        h('a', { href: `#/usage?key=${group}`, 'aria-label': `Show the usage of ${group}` }, 'Show'),
       ]), { numbers: [1, 2], empty: 'No task has run yet.' })));
 }
 

@@ -21,7 +21,7 @@ export class Conversation {
   /** Adds a turn; returns its text control. */
   add(role, content = '') {
     const text = h('textarea', { rows: 3, id: newId('message'), value: content });
-    const select = h('select', { 'aria-label': 'Role', onchange: () => showImages() },
+    const select = h('select', { 'aria-label': 'Role', oninput: () => showImages() },
       ROLES.map((name) => h('option', { selected: name === role }, name)));
     const turn = h('div', { class: 'turn' },
       h('div', { class: 'row' }, h('label', { for: text.id }, 'Message'), select, this.#removeButton(() => turn)),
