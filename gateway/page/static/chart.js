@@ -23,7 +23,7 @@ export async function dailyChart(place, days, rows, label, format) {
     cursor: { points: { show: false }, drag: { x: false, y: false } },
     scales: { x: { time: false, range: [-0.6, days.length - 0.4] }, y: { range: (_, __, max) => [0, (max || 1) * 1.05] } },
     axes: [
-      { ...axis, grid: { show: false }, space: 70, incrs: [1, 2, 5, 7, 14, 30, 60], values: (_, at) => at.map((day) => days[day]?.slice(5) ?? '') },
+      { ...axis, grid: { show: false }, size: 30, space: 70, incrs: [1, 2, 5, 7, 14, 30, 60], values: (_, at) => at.map((day) => days[day]?.slice(5) ?? '') },
       { ...axis, size: 64, values: (_, values) => values.map((value) => format(value)) },
     ],
     series: [{}, ...sums.map((_, i) => ({ fill: colours[rows.length - 1 - i], stroke: 'transparent', width: 0, paths: bars, points: { show: false } }))],
