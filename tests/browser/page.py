@@ -51,7 +51,8 @@ class Page:
 
     async def give_image(self, event: str = "paste") -> None:
         """Pastes or drops an image into the first message, and waits until it is there."""
-        kind, data = {"paste": ("ClipboardEvent", "clipboardData"), "drop": ("DragEvent", "dataTransfer")}[event]
+        kind = {"paste": "ClipboardEvent", "drop": "DragEvent"}[event]
+        data = {"paste": "clipboardData", "drop": "dataTransfer"}[event]
         await self.tab.run(
             f"""(() => {{ const {data} = new DataTransfer();
             {data}.items.add(new File(['GIF89a'], 'given.gif'));
