@@ -102,7 +102,7 @@ def list_keys(
     query = pb.ListKeysRequest(account_id=account)
     found = list_pages(load(config), query, lambda operator, query: operator.list_keys(query))
     if as_json:
-        print_array(_json(key) | {"budget_used": _used(key)} for page in found for key in page.keys)
+        print_array(listed_key(key) for page in found for key in page.keys)
         return
     for page in found:
         rows = [
@@ -244,6 +244,11 @@ def _print_new(answer: Any, as_json: bool) -> None:
         print_line(f"Its tasks may cost {limit}.")
     print_line("Store it now: it can't be shown again.")
     print_line(answer.secret)
+
+
+def listed_key(key: Key) -> dict[str, Any]:
+    """Returns the JSON object of a key of a list, without its secret."""
+    return _json(key) | {"budget_used": _used(key)}
 
 
 def _json(key: Key) -> dict[str, Any]:

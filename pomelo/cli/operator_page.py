@@ -1,7 +1,8 @@
-"""The operator's page at the admin address: its files, and the accounts. The rest of it is in /metrics."""
+"""The operator's page at the admin address: its files, the accounts and keys. The rest is in /metrics."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from yarl import URL
 
 from pomelo.addresses import is_loopback
 from pomelo.errors import PomeloError
-from pomelo.gen.admin.v1.admin_service_pb2 import ListAccountsRequest
+from pomelo.gen.admin.v1.admin_service_pb2 import ListAccountsRequest, ListKeysRequest
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -19,23 +20,26 @@ if TYPE_CHECKING:
 
 _PAGE_SIZE = 100
 
+_FORWARDED = ("Forwarded", "Via", "X-Forwarded-For", "X-Real-IP")
+"""Headers of proxies: a request with one of them may come from anywhere."""
+
 _ELSEWHERE = (
-    "Accounts are shown to this machine alone: open http://127.0.0.1:9090 on it, or through a tunnel such as "
-    "ssh -L 9090:127.0.0.1:9090\n"
+    "Accounts and keys are shown to this machine alone: open http://127.0.0.1:9090 on it, or through a "
+    "tunnel such as ssh -L 9090:127.0.0.1:9090\n"
 )
 
 
 class OperatorPage:
-    """The pages of the admin server besides metrics and health. `operator` is set once the application runs;
-    a gateway has none, and no accounts."""
+    """The pages of the admin server besides metrics and health. They only read. `operator` is set once the
+    application runs; a gateway has none, and no accounts."""
 
     def __init__(self) -> None:
         self.operator: LocalOperator | None = None
 
     def find(self, path: str) -> Page | None:
         """Returns the page at a path, None if the path has no page."""
-        if path == "/accounts" and self.operator is not None:
-            return partial(_respond_with_accounts, self.operator)
+        if path in _LISTS and self.operator is not None:
+            return partial(_respond_with_list, _LISTS[path], self.operator)
         if path == "/":
             return partial(_respond_with_file, "operator.html")
         if path.startswith("/page/"):
@@ -56,28 +60,54 @@ async def _respond_with_file(name: str, request: web.BaseRequest) -> web.Respons
     return web.Response(body=file.data, headers=headers)
 
 
-async def _respond_with_accounts(operator: LocalOperator, request: web.BaseRequest) -> web.Response:
-    """Returns a page of the accounts and their credits as JSON."""
+async def _list_accounts(operator: LocalOperator, query: Mapping[str, str]) -> tuple[Iterable[bytes], str]:
+    from pomelo.cli.accounts import account_json
+
+    page = await operator.list_accounts(
+        ListAccountsRequest(page_size=_PAGE_SIZE, page_token=query.get("page_token", ""))
+    )
+    return map(account_json, page.accounts), page.next_page_token
+
+
+async def _list_keys(operator: LocalOperator, query: Mapping[str, str]) -> tuple[Iterable[bytes], str]:
+    from pydantic_core import to_json
+
+    from pomelo.cli.keys import listed_key
+
+    request = ListKeysRequest(
+        account_id=query.get("account_id", ""), page_size=_PAGE_SIZE, page_token=query.get("page_token", "")
+    )
+    page = await operator.list_keys(request)
+    return (to_json(listed_key(key)) for key in page.keys), page.next_page_token
+
+
+_List = Callable[["LocalOperator", Mapping[str, str]], Awaitable[tuple[Iterable[bytes], str]]]
+"""Returns a page of JSON objects, and the token of the next page."""
+
+_LISTS: Mapping[str, _List] = {"/accounts": _list_accounts, "/keys": _list_keys}
+
+
+async def _respond_with_list(read: _List, operator: LocalOperator, request: web.BaseRequest) -> web.Response:
+    """Returns a page of a list as JSON, to this machine alone."""
     from aiohttp import web
     from pydantic_core import to_json
 
-    from pomelo.cli.accounts import account_json
-
     if not _is_local(request):
         return web.Response(status=403, text=_ELSEWHERE)
-    query = ListAccountsRequest(page_size=_PAGE_SIZE, page_token=request.query.get("page_token", ""))
     try:
-        page = await operator.list_accounts(query)
+        rows, token = await read(operator, request.query)
     except PomeloError as error:
         return web.Response(status=error.row.http, text=f"{error.message}\n")
-    accounts = b",".join(map(account_json, page.accounts))
-    body = b'{"data":[%b],"next_page_token":%b}' % (accounts, to_json(page.next_page_token or None))
+    body = b'{"data":[%b],"next_page_token":%b}' % (b",".join(rows), to_json(token or None))
     return web.Response(body=body, content_type="application/json")
 
 
 def _is_local(request: web.BaseRequest) -> bool:
     """Returns whether a request comes from this machine, or through a tunnel to it, and is addressed to it. A
-    page of another site can call this server through a name of its own, but then that is the `Host`."""
+    page of another site can call this server through a name of its own, but then that is the `Host`. A proxy
+    on this machine is found by the headers that it adds, if it adds any."""
+    if any(name in request.headers for name in _FORWARDED):
+        return False
     try:
         host = URL(f"http://{request.host}").host or ""
     except ValueError:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.browser.chromium import Browser
 from tests.browser.tab import Tab
@@ -42,6 +43,23 @@ class Page:
     async def write(self, text: str) -> None:
         """Writes the first message of a text task."""
         await self.tab.fill("label:Message", text)
+
+    async def attach(self, *paths: Path) -> None:
+        """Attaches images to the first message, and waits until they are there."""
+        await self.tab.choose_files(".turn input[type=file]", paths)
+        await self.tab.until(f"document.querySelectorAll('.attachment').length === {len(paths)}")
+
+    async def give_image(self, event: str = "paste") -> None:
+        """Pastes or drops an image into the first message, and waits until it is there."""
+        kind = {"paste": "ClipboardEvent", "drop": "DragEvent"}[event]
+        data = {"paste": "clipboardData", "drop": "dataTransfer"}[event]
+        await self.tab.run(
+            f"""(() => {{ const {data} = new DataTransfer();
+            {data}.items.add(new File(['GIF89a'], 'given.gif'));
+            document.querySelector('.turn textarea').dispatchEvent(
+              new {kind}('{event}', {{bubbles: true, cancelable: true, {data}}})); }})()"""
+        )
+        await self.tab.until("document.querySelector('.attachment')?.textContent.includes('given.gif')")
 
     async def run(self) -> str:
         """Runs the task to its end; returns the state of the answer."""

@@ -50,7 +50,7 @@ def section(name: str) -> str:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1440, "dark")])
-async def test_the_operator_sees_load_errors_spend_and_accounts(
+async def test_the_operator_sees_load_errors_spend_accounts_and_keys(
     browser: Browser, operated: Operated, modules: Path, width: int, scheme: str
 ) -> None:
     assert await operated.run("Hello") == 200
@@ -64,6 +64,10 @@ async def test_the_operator_sees_load_errors_spend_and_accounts(
         assert "closed" in await tab.run(section("Providers"))
         assert "gpt-4" in await tab.run(section("Spend since start"))
         assert await tab.run("document.querySelector('#state').textContent") == "Ready"
+        await tab.click("[aria-label='Keys of default']")
+        await tab.until(f"{section('Keys')}.includes('Those of default')")
+        assert operated.served.key.split("_")[2] in await tab.run(section("Keys"))
+        assert operated.served.key not in await tab.run("document.documentElement.outerHTML")
         assert await serious_faults(tab, modules) == []
         assert await overflow(tab) == []
         assert tab.problems == []
@@ -80,10 +84,11 @@ async def test_the_operators_page_follows_what_happens(browser: Browser, operate
         await tab.until(f"Number({ended}) === {before + 1}")
 
 
-async def test_pages_of_other_sites_can_not_read_the_accounts_through_a_name_of_their_own(
-    operated: Operated,
+@pytest.mark.parametrize("path", ["accounts", "keys"])
+async def test_pages_of_other_sites_can_not_read_the_lists_through_a_name_of_their_own(
+    operated: Operated, path: str
 ) -> None:
-    url = f"{operated.admin}/accounts"
+    url = f"{operated.admin}/{path}"
     for host, status in {
         "127.0.0.1:9090": 200,
         "localhost": 200,
@@ -98,8 +103,25 @@ async def test_pages_of_other_sites_can_not_read_the_accounts_through_a_name_of_
             assert "Access-Control-Allow-Origin" not in response.headers
 
 
-async def test_an_invalid_page_token_of_the_accounts_is_refused(operated: Operated) -> None:
-    async with operated.http.get(f"{operated.admin}/accounts?page_token=x") as response:
+@pytest.mark.parametrize("path", ["accounts", "keys"])
+@pytest.mark.parametrize("header", ["Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"])
+async def test_a_proxy_on_the_same_machine_does_not_show_the_lists(
+    operated: Operated, path: str, header: str
+) -> None:
+    async with operated.http.get(f"{operated.admin}/{path}", headers={header: "10.0.0.5"}) as response:
+        assert response.status == 403
+        assert "default" not in await response.text()
+
+
+async def test_the_lists_are_not_changed_through_the_operators_page(operated: Operated) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        async with operated.http.request(method, f"{operated.admin}/keys") as response:
+            assert response.status == 405
+
+
+@pytest.mark.parametrize("path", ["accounts", "keys"])
+async def test_an_invalid_page_token_of_the_lists_is_refused(operated: Operated, path: str) -> None:
+    async with operated.http.get(f"{operated.admin}/{path}?page_token=x") as response:
         assert response.status == 400
         assert "page_token" in await response.text()
 
@@ -113,5 +135,6 @@ async def test_the_operators_files_are_not_served_to_callers(operated: Operated)
 def test_a_gateway_has_no_accounts() -> None:
     page = OperatorPage()
     assert page.find("/accounts") is None
+    assert page.find("/keys") is None
     assert page.find("/nothing") is None
     assert page.find("/") is not None

@@ -34,6 +34,7 @@ async def nothing(page: Page) -> None:
 
 async def text(page: Page) -> None:
     await page.tab.click("summary")
+    await page.give_image()
     assert await page.run() == "done"
     await page.fact("Cost")
 

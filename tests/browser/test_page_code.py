@@ -22,6 +22,8 @@ app = app_fixture()
 HARD = 'It\'s "quoted": $HOME `id` $(id) \\ \\n true null None 日本 <b>&amp;'
 """Text with what shells, Python, JavaScript and HTML treat in their own way."""
 
+IMAGE = b"\x89PNG\r\n\x1a\n" + b"pixels" * 100
+
 FORMAT = {
     "type": "json_schema",
     "json_schema": {"name": "answer", "schema": {"type": "object", "properties": {}}},
@@ -37,6 +39,10 @@ async def _page(browser: Browser, app: RunningApp) -> AsyncIterator[Page]:
 async def text(page: Page, folder: Path) -> None:
     await page.tab.fill("label:System prompt", "Be brief.")
     await page.write(HARD)
+    image = folder / 'it\'s "this".png'
+    image.write_bytes(IMAGE)
+    await page.attach(image)
+    await page.tab.fill(".attachment select", "low")
     await page.tab.click("summary")
     await page.tab.fill("label:temperature", "0.5")
     await page.tab.fill("label:stop", "one\ntwo")

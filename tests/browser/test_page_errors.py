@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -10,6 +11,7 @@ from pomelo.errors import GRPC_ERRORS, TABLE
 from tests.app import RunningApp, app_fixture
 from tests.browser.chromium import Browser
 from tests.browser.page import ANSWER, Page, open_page
+from tests.faults.tcp_proxy import TcpProxy
 
 app = app_fixture()
 
@@ -75,15 +77,32 @@ async def test_a_stream_that_fails_after_its_first_byte_keeps_what_was_delivered
     assert "Pomelo sandbox" in await page.tab.run(f"{ANSWER}.querySelector('.text').textContent")
 
 
-async def test_an_unreachable_server_is_an_error_that_says_so(page: Page) -> None:
-    network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    await page.tab.call("Network.enable")
-    await page.tab.call("Network.emulateNetworkConditions", offline=True, **network)
-    try:
-        assert await page.run() == "failed"
-        assert "The server did not answer." in await page.answer()
-    finally:
-        await page.tab.call("Network.emulateNetworkConditions", offline=False, **network)
+async def test_a_broken_connection_keeps_what_was_delivered_and_an_unreachable_server_says_so(
+    browser: Browser, app: RunningApp
+) -> None:
+    assert app.server.rest is not None
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(TcpProxy(app.server.rest[1]))
+        page = await stack.enter_async_context(open_page(browser, f"http://127.0.0.1:{proxy.port}"))
+        await page.sign_in((await app.account("unlimited")).test)
+        await page.write("[[words:40]] [[stall]]")
+        await page.tab.click("button:Run")
+        await page.tab.until(f"{ANSWER}.querySelector('.text').textContent.includes('Pomelo sandbox')")
+        await proxy.close()
+        await page.tab.until(f"{ANSWER}.dataset.state === 'failed'")
+        assert "may have been charged" in await page.tab.run(f"{ALERT}.textContent")
+        assert "Pomelo sandbox" in await page.answer()
+        await page.tab.click("button:Try again")
+        await page.tab.until(f"{ALERT}.textContent.includes('Check your connection')")
+
+
+async def test_every_error_says_what_to_do(page: Page) -> None:
+    codes = [*(code for code in TABLE if code not in GRPC_ERRORS), "no_answer", "incomplete", "http_502"]
+    silent = await page.tab.run(
+        f"""import('./page/errors.js').then(({{errorPanel}}) => {codes}.filter((code) =>
+          errorPanel({{code, message: 'It failed.'}}).querySelectorAll('p').length < 3))"""
+    )
+    assert silent == []
 
 
 async def test_a_wrong_value_is_reported_before_anything_is_sent(page: Page) -> None:
@@ -111,15 +130,20 @@ async def test_a_wrong_key_is_refused_and_not_kept(browser: Browser, app: Runnin
         assert await page.tab.run("sessionStorage.length + localStorage.length") == 0
 
 
-async def test_a_revoked_key_leads_back_to_the_form_that_asks_for_a_key(
-    browser: Browser, app: RunningApp
+@pytest.mark.parametrize("view", ["playground", "models"])
+async def test_a_key_that_was_revoked_leads_back_to_the_form_that_asks_for_a_key(
+    browser: Browser, app: RunningApp, view: str
 ) -> None:
     caller = await app.account("unlimited")
     async with open_page(browser, app.urls["rest"]) as page:
         await page.sign_in(caller.test)
         await app.server.keyring.revoke(caller.test.split("_")[2])
-        await page.tab.run("location.hash = '#/models'")
-        await page.tab.until("document.querySelector('.sign-in [role=alert]')")
+        if view == "playground":
+            assert await page.run() == "failed"
+            await page.tab.click("button:Enter another key")
+        else:
+            await page.tab.run("location.hash = '#/models'")
+        await page.tab.until("document.querySelector('.sign-in')")
         assert await page.tab.run("sessionStorage.length + localStorage.length") == 0
 
 

@@ -53,6 +53,10 @@ class TcpProxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes all connections, and refuses others. Idempotent."""
         self._server.close()
         for task in list(self._open):
             task.cancel()

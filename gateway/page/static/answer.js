@@ -91,6 +91,7 @@ export class Answer {
       ['Request', requestId(error.requestId)],
     ]));
     this.#set('failed');
+    if (this.id) this.#showFacts(this.headers, null);
   }
 
   /** Shows what is wrong with the form; nothing was sent. */
@@ -102,8 +103,10 @@ export class Answer {
 
   async #showFacts(headers, usage) {
     const id = this.id;
-    const show = (record) => this.#facts.replaceChildren(facts([
-      ['Cost', costOf(headers, record)],
+    const isDone = this.element.dataset.state === 'done';
+    const charged = isDone ? headers.get('X-Credits-Charged') : null;  // that of the complete result
+    const show = (record, cost) => this.#facts.replaceChildren(facts([
+      ['Cost', cost],
       ['Tokens', tokensOf(usage ?? tokenCounts(record))],
       ['Time', seconds(this.elapsed)],
       ['First byte', this.firstByte === null ? null : seconds(this.firstByte)],
@@ -112,23 +115,19 @@ export class Answer {
       ['Id', h('code', {}, id)],
       ['Request', requestId(headers.get('X-Request-Id'))],
     ]));
-    show(null);
-    if (headers.get('X-Credits-Charged') !== null && this.element.dataset.state === 'done') {
+    show(null, charged === null ? '…' : amount(charged));
+    if (charged !== null) {
       await get('api/v1/account').catch(() => {});  // its headers have the limits after the task
       return;
     }
     const record = await findRecord(id);
-    if (record && this.id === id) show(record);
+    if (this.id === id) show(record, record ? amount(record.cost) : h('a', { href: '#/usage' }, 'see Usage'));
   }
 }
 
 const requestId = (id) => id && h('span', { class: 'id' }, h('code', {}, id), copyButton(() => id));
 
-/** The cost of a stream of text is only known at its end: its usage record has it. */
-function costOf(headers, record) {
-  const cost = record ? record.cost : headers.get('X-Credits-Charged');
-  return cost == null ? '…' : `${credits(cost)} credits`;
-}
+const amount = (cost) => `${credits(cost)} credits`;
 
 const tokenCounts = (record) =>
   record?.type === 'text' ? { prompt_tokens: record.input_tokens, completion_tokens: record.output_tokens } : null;
@@ -139,7 +138,7 @@ function tokensOf(usage) {
   return `${count(usage.prompt_tokens)} in${cached ? ` (${count(cached)} cached)` : ''}, ${count(usage.completion_tokens)} out`;
 }
 
-/** Returns the usage record of a task, or undefined; one of a stopped task may take a moment. */
+/** Returns the usage record of a task, or undefined; one of a stream or of a stopped task may take a moment. */
 async function findRecord(id) {
   for (let attempt = 0; attempt < 8; attempt++) {
     await new Promise((resolve) => setTimeout(resolve, attempt * 400));

@@ -19,17 +19,25 @@ export class ApiError extends Error {
 }
 
 const unreachable = () => new ApiError({ code: 'no_answer', message: 'The server did not answer.' });
-const incomplete = () => new ApiError({ code: 'incomplete', message: 'The stream ended before it was complete.' });
+const incomplete = () => new ApiError({ code: 'incomplete', message: 'The connection broke before the answer was complete.' });
 
 function errorOf(body, status, headers) {
-  return new ApiError(body?.error ?? { code: `http_${status}`, message: 'The response is not of Pomelo.' }, status, headers);
+  return new ApiError(body?.error ?? { code: `http_${status}`, message: 'The response did not come from Pomelo.' }, status, headers);
 }
 
 /** Returns the JSON of a GET endpoint; throws an ApiError. `path` is relative to the page. */
 export async function get(path, query = {}) {
   const parameters = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== ''));
-  const response = await send(`${path}?${parameters}`, {});
-  return response.json();
+  return readJson(await send(`${path}?${parameters}`, {}));
+}
+
+async function readJson(response) {
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error instanceof SyntaxError) throw errorOf(null, response.status, response.headers);
+    throw error.name === 'AbortError' ? error : incomplete();
+  }
 }
 
 async function send(path, options) {
@@ -58,7 +66,7 @@ async function runJson(body, { signal, onHead, onEvent }) {
     method: 'POST', signal, body: JSON.stringify(body), headers: { 'Content-Type': 'application/json' },
   });
   onHead(response.headers);
-  if (!body.stream) return { headers: response.headers, result: await response.json() };
+  if (!body.stream) return { headers: response.headers, result: await readJson(response) };
   let last;
   try {
     for await (const event of readEvents(response.body)) last = handle(event, last, response.headers, onEvent);
@@ -72,7 +80,8 @@ async function runJson(body, { signal, onHead, onEvent }) {
 /** Passes an event on; returns the last object so far, and whether the stream is complete. */
 function handle({ event, data }, last, headers, onEvent) {
   if (data === '[DONE]') return { ...last, done: true };
-  const object = JSON.parse(data);
+  const object = parseOrNull(data);
+  if (!object) throw incomplete();
   if (event === 'error') throw errorOf(object, 0, headers);
   onEvent(object);
   return { result: object, done: false };
@@ -119,7 +128,9 @@ function runForm(body, file, { signal, onHead, onEvent, onUpload }) {
         if (!last?.done) throw incomplete();
         resolve({ headers, result: last.result });
       } else if (request.status === 200) {
-        resolve({ headers, result: JSON.parse(request.responseText) });
+        const result = parseOrNull(request.responseText);
+        if (!result) throw errorOf(null, request.status, headers);
+        resolve({ headers, result });
       } else {
         throw errorOf(parseOrNull(request.responseText), request.status, headers);
       }

@@ -26,9 +26,11 @@ export class CodePanel {
     this.#select('curl');
   }
 
-  /** Shows a request; `file` is its audio, or null. */
-  show(type, body, file) {
-    this.#request = { type, body, file };
+  /** Shows a request. `file` is its audio, or null; `images` are those of its messages, with their data: URIs. */
+  show(type, body, file, images) {
+    const marks = new Map(images.map(({ url }, i) => [url, mark(i)]));
+    const marked = JSON.parse(JSON.stringify(body, (_, value) => marks.get(value) ?? value));
+    this.#request = { type, body: marked, file, images };
     this.#write();
   }
 
@@ -57,24 +59,48 @@ export class CodePanel {
   }
 }
 
+/** Stands for a file's content in a request: the code reads the file. A character for private use begins it. */
+const mark = (number) => `\uE000${number}`;
+
+/** Replaces the marks of JSON text by what `write` returns for each of the files. */
+const readFiles = (json, files, write) =>
+  json.replace(/"\uE000(\d+)"/g, (text, number) => (files[number] ? write(files[number]) : text));
+
+const dataUri = ({ type }) => `data:${type};base64,`;
+
 /** Quotes a text for a shell. */
 const quote = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+
+/** Returns a here document of a shell with JSON, in which `write` returns the text for each file. */
+const hereDocument = (json, files, write) =>
+  `<<JSON\n${readFiles(json.replace(/[\\$`]/g, '\\$&'), files, (file) => `"${write(file)}"`)}\nJSON`;
+
+/** Returns the expression of a shell for a file's content. */
+const shellBase64 = ({ name }) => `$(base64 < ${quote(name)} | tr -d '\\n')`;
 
 /** Returns the fields of a form as pairs of texts: objects as JSON. */
 const formFields = (body) =>
   Object.entries(body).map(([name, value]) => [name, typeof value === 'object' ? JSON.stringify(value) : String(value)]);
 
-function curl({ body, file }) {
+function curl({ body, file, images }) {
   const start = `curl ${body.stream ? '-N ' : ''}${URL_OF_TASKS} \\\n  -H "Authorization: Bearer $POMELO_API_KEY"`;
-  if (!file) return `${start} \\\n  -H 'Content-Type: application/json' \\\n  -d ${quote(JSON.stringify(body, null, 2))}`;
+  if (!file) {
+    const json = JSON.stringify(body, null, 2);
+    const data = images.length
+      ? `@- ${hereDocument(json, images, (image) => dataUri(image) + shellBase64(image))}`
+      : quote(json);
+    return `${start} \\\n  -H 'Content-Type: application/json' \\\n  -d ${data}`;
+  }
   const fields = formFields(body).map(([name, value]) => ` \\\n  --form-string ${quote(`${name}=${value}`)}`);
   return `${start}${fields.join('')} \\\n  -F ${quote(`audio=@"${file.name.replace(/["\\]/g, '\\$&')}"`)}`;
 }
 
-function python({ type, body, file }) {
+function python({ type, body, file, images }) {
+  const expression = (image) => `"${dataUri(image)}" + b64encode(Path(${JSON.stringify(image.name)}).read_bytes()).decode()`;
+  const imports = images.length ? 'from base64 import b64encode\nfrom pathlib import Path\n' : '';
   const sent = file
     ? `    data=${pythonLiteral(Object.fromEntries(formFields(body)))},\n    files={"audio": open(${JSON.stringify(file.name)}, "rb")},`
-    : `    json=${pythonLiteral(body)},`;
+    : `    json=${readFiles(pythonLiteral(body), images, expression)},`;
   const request = [
     'requests.post(',
     `    ${JSON.stringify(URL_OF_TASKS)},`,
@@ -83,10 +109,10 @@ function python({ type, body, file }) {
     body.stream ? '    stream=True,\n)' : ')',
   ].join('\n');
   if (!body.stream) {
-    return `import os\n\nimport requests\n\nresponse = ${request}\nresponse.raise_for_status()\n` +
+    return `import os\n${imports}\nimport requests\n\nresponse = ${request}\nresponse.raise_for_status()\n` +
       `result = response.json()\nprint(result${PYTHON_RESULTS[type] ?? ''})\n`;
   }
-  return `import json\nimport os\n\nimport requests\n\nwith ${request} as response:\n` +
+  return `import json\nimport os\n${imports}\nimport requests\n\nwith ${request} as response:\n` +
     '    response.raise_for_status()\n    for line in response.iter_lines():\n' +
     '        if line.startswith(b"data: ") and line != b"data: [DONE]":\n            print(json.loads(line[6:]))\n';
 }
@@ -106,7 +132,8 @@ function pythonLiteral(value) {
     .replaceAll('\n', '\n    ');
 }
 
-function javascript({ body, file }) {
+function javascript({ body, file, images }) {
+  const expression = (image) => `\`${dataUri(image)}\${readFileSync(${JSON.stringify(image.name)}, 'base64')}\``;
   const headers = ["    Authorization: `Bearer ${process.env.POMELO_API_KEY}`,"];
   const start = [];
   if (file) {
@@ -115,8 +142,10 @@ function javascript({ body, file }) {
     start.push(`form.append("audio", await openAsBlob(${JSON.stringify(file.name)}), ${JSON.stringify(file.name)});`, '');
   } else {
     headers.push("    'Content-Type': 'application/json',");
+    if (images.length) start.push("import { readFileSync } from 'node:fs';", '');
   }
-  const sent = file ? 'form' : `JSON.stringify(${JSON.stringify(body, null, 2).replaceAll('\n', '\n  ')})`;
+  const json = JSON.stringify(body, null, 2).replaceAll('\n', '\n  ');
+  const sent = file ? 'form' : `JSON.stringify(${readFiles(json, images, expression)})`;
   return [
     ...start,
     `const response = await fetch(${JSON.stringify(URL_OF_TASKS)}, {`,
@@ -145,18 +174,13 @@ const JAVASCRIPT_STREAM = [
 ];
 
 /** The gRPC server is assumed on the page's host and the default port: the page can't know its address. */
-function grpc({ type, body, file }) {
+function grpc({ type, body, file, images }) {
   const { protocol, hostname } = location;
   const method = body.stream ? 'StreamTask' : 'RunTask';
   const plain = protocol === 'https:' ? '' : ' --http2-prior-knowledge';
   const start = `buf curl --protocol grpc${plain} \\\n  -H "authorization: Bearer $POMELO_API_KEY" \\\n  -d `;
   const end = `\\\n  ${protocol}//${hostname}:50051/pomelo.v1.TaskService/${method}`;
-  const json = JSON.stringify(grpcRequest(type, body, file ? AUDIO : null), null, 2);
-  if (!file) return `${start}${quote(json)} ${end}`;
-  return `${start}@- ${end} <<JSON\n${escapeHere(json).replace(AUDIO, () => `$(base64 < ${quote(file.name)} | tr -d '\\n')`)}\nJSON`;
+  const json = JSON.stringify(grpcRequest(type, body, file ? mark(0) : null), null, 2);
+  const files = file ? [file] : images;
+  return files.length ? `${start}@- ${end} ${hereDocument(json, files, shellBase64)}` : `${start}${quote(json)} ${end}`;
 }
-
-const AUDIO = 'AUDIO_AS_BASE64';
-
-/** Escapes what a shell would expand in a here document. */
-const escapeHere = (text) => text.replace(/[\\$`]/g, '\\$&');

@@ -9,7 +9,7 @@ export function h(tag, properties = {}, ...children) {
     else if (value === true) element.setAttribute(name, '');
     else if (value !== false && value != null) element.setAttribute(name, value);
   }
-  element.append(...children.flat().filter((child) => child != null && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child != null && child !== false));
   return element;
 }
 
@@ -41,4 +41,21 @@ export function copyButton(text) {
 export function facts(pairs) {
   return h('dl', { class: 'facts' }, pairs.filter(([, value]) => value != null && value !== '')
     .map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+}
+
+/**
+ * Returns a table in a box that scrolls sideways. `numbers` are the columns with numbers, `header` is the one that names
+ * its row; `empty` is said without rows. The roles keep it a table for screen readers where a style stacks its cells.
+ */
+export function table(name, columns, rows, { numbers = [], header = 0, className = '', empty = 'None.' } = {}) {
+  const style = (i) => numbers.includes(i) && 'number';
+  const cell = (value, i) => (i === header
+    ? h('th', { scope: 'row', role: 'rowheader' }, value)
+    : h('td', { class: style(i), role: 'cell' }, value));
+  const body = rows.map((row) => h('tr', { role: 'row' }, row.map(cell)));
+  return h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': name },
+    h('table', { class: className, role: 'table' },
+      h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' },
+        columns.map((text, i) => h('th', { scope: 'col', role: 'columnheader', class: style(i) }, text)))),
+      h('tbody', { role: 'rowgroup' }, body.length ? body : h('tr', { role: 'row' }, h('td', { role: 'cell', class: 'dim', colspan: columns.length }, empty)))));
 }

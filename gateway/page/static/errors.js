@@ -28,6 +28,9 @@ const ADVICE = {
   shutting_down: 'Try again: another server takes over.',
   server_unavailable: 'Try again in a moment.',
   internal_error: 'Report the request id to your operator.',
+  not_found: 'Reload the page. If it happens again, your operator’s proxy may change paths.',
+  method_not_allowed: 'Reload the page. If it happens again, your operator’s proxy may change requests.',
+  unsupported_media_type: 'Reload the page. If it happens again, your operator’s proxy may change requests.',
   no_answer: 'Check your connection, and that the server runs.',
   incomplete: 'Try again. What was delivered may have been charged.',
 };
@@ -38,13 +41,26 @@ const RETRYABLE = new Set([
   'server_unavailable', 'no_answer', 'incomplete',
 ]);
 
-/** Returns what an error says. Its button calls `retry`, once Retry-After has passed. */
+const OF_A_PROXY = 'A proxy between you and the server may have answered. Try again, or report it to your operator.';
+
+const isOfAProxy = (code) => code.startsWith('http_');
+
+/**
+ * Returns what an error says, and what to do. Its button calls `retry` once Retry-After has passed, or asks the page
+ * for another key by the event `signout`.
+ */
 export function errorPanel(error, retry = null) {
-  return h('div', { class: 'error', role: 'alert' },
-    h('p', { class: 'message' }, error.message),
-    ADVICE[error.code] ? h('p', {}, ADVICE[error.code]) : null,
-    h('p', { class: 'dim' }, h('code', {}, error.code), error.status ? ` · HTTP ${error.status}` : ''),
-    retry && RETRYABLE.has(error.code) ? retryButton(error.retryAfter, retry) : null);
+  const { code, message, status, retryAfter } = error;
+  const advice = isOfAProxy(code) ? OF_A_PROXY : ADVICE[code];
+  const panel = h('div', { class: 'error', role: 'alert' },
+    h('p', { class: 'message' }, message),
+    advice ? h('p', {}, advice) : null,
+    h('p', { class: 'dim' }, h('code', {}, code), status ? ` · HTTP ${status}` : ''));
+  if (retry && (RETRYABLE.has(code) || isOfAProxy(code))) panel.append(retryButton(retryAfter, retry));
+  if (retry && code === 'invalid_api_key') {
+    panel.append(h('button', { type: 'button', onclick: () => panel.dispatchEvent(new Event('signout', { bubbles: true })) }, 'Enter another key'));
+  }
+  return panel;
 }
 
 function retryButton(wait, retry) {

@@ -13,7 +13,8 @@ export const seconds = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 10
 export const bytes = (size) =>
   size < 1024 ? `${size} B` : size < 1048576 ? `${Math.round(size / 1024)} KiB` : `${(size / 1048576).toFixed(1)} MiB`;
 
-export const time = (unixSeconds) => clock.format(unixSeconds * 1000);
+/** Times break into lines only between the day and the hour. */
+export const time = (unixSeconds) => clock.format(unixSeconds * 1000).replaceAll(/ (?!\d+:)/g, '\u00a0');
 
 /** Names of the API as words: million_input_tokens is "million input tokens", text-to-speech "text to speech". */
 export const words = (name) => name.replaceAll(/[-_]/g, ' ');

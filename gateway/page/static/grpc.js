@@ -3,7 +3,7 @@
 const DELIVERY = { url: 'MEDIA_DELIVERY_LINK', b64_json: 'MEDIA_DELIVERY_INLINE' };
 const SPEC_FIELDS = ['user', 'metadata'];
 
-/** Returns a RunTaskRequest or StreamTaskRequest; `audio` is the audio as base64, or null. */
+/** Returns a RunTaskRequest or StreamTaskRequest; `audio` is the audio as base64, or null. Images have base64 as URL. */
 export function grpcRequest(type, body, audio) {
   const { model, stream, response_format: format, ...fields } = body;
   const spec = { model };
@@ -31,9 +31,9 @@ const CONVERSIONS = {
   'image.output_format': (value) => `IMAGE_FORMAT_${value.toUpperCase()}`,
 };
 
-/** Converts a message of the page, whose content is a text or null. */
+/** Converts a message of the page, whose content is a text, a list of parts or null. */
 function message({ role, content, tool_calls: calls = [], tool_call_id: id }) {
-  const texts = content === null ? [] : [{ text: content }];
+  const texts = Array.isArray(content) ? content.map(part) : content === null ? [] : [{ text: content }];
   const made = calls.map((call) => ({
     tool_call: { id: call.id, name: call.function.name, arguments_json: call.function.arguments },
   }));
@@ -41,6 +41,11 @@ function message({ role, content, tool_calls: calls = [], tool_call_id: id }) {
     role: `ROLE_${role.toUpperCase()}`,
     content: role === 'tool' ? [{ tool_result: { tool_call_id: id, content } }] : [...texts, ...made],
   };
+}
+
+function part({ text, image_url: image }) {
+  if (!image) return { text };
+  return { image: { source: { data: image.url }, detail: image.detail && `IMAGE_DETAIL_${image.detail.toUpperCase()}` } };
 }
 
 function textFormat({ type, json_schema: declared }) {

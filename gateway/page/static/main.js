@@ -37,6 +37,7 @@ async function show() {
     if (link.hash === `#/${view}`) link.setAttribute('aria-current', 'page');
     else link.removeAttribute('aria-current');
   }
+  if (!content.querySelector('h1')) content.replaceChildren(h('p', { class: 'dim' }, 'Loading…'));
   content.setAttribute('aria-busy', 'true');
   let element;
   try {
@@ -114,6 +115,7 @@ theme.addEventListener('change', () => {
 });
 
 limits.addEventListener('change', showStatus);
+content.addEventListener('signout', signOut);
 addEventListener('hashchange', async () => {
   await show();
   content.focus();

@@ -16,11 +16,11 @@ class TextOutput {
   #text = h('div', { class: 'text', tabindex: 0, role: 'region', 'aria-label': 'Text' });
   #calls = [];
   #more = h('div', { class: 'stack' });
-  #reason = h('p', { class: 'dim' });
+  #reason = h('p', { class: 'hint' });
 
   constructor(body) {
     this.messages = body.messages;
-    this.element = h('div', { class: 'stack' }, this.#text, this.#more, this.#reason);
+    this.element = h('div', { class: 'stack' }, this.#text, this.#reason, this.#more);
   }
 
   add({ choices: [choice] }) {
@@ -83,8 +83,10 @@ class ImageOutput {
   finish({ data }) {
     this.element.replaceChildren(...data.map((file, i) => {
       const url = mediaUrl(file, this.type);
-      const image = h('img', { src: url, alt: this.prompt });
-      return h('figure', {}, image, h('figcaption', {}, downloadLink(url, `image-${i + 1}`)));
+      const figure = h('figure', {}, h('img', { src: url, alt: this.prompt, onerror: () =>
+        figure.replaceChildren(h('p', { class: 'bad', role: 'alert' }, 'The image can’t be loaded. Its link may have expired: run the task again.')) }),
+        h('figcaption', {}, downloadLink(url, `image-${i + 1}`)));
+      return figure;
     }));
   }
 
@@ -148,7 +150,7 @@ class TranscriptOutput {
     this.element.replaceChildren(
       h('div', { class: 'text', role: 'region', 'aria-label': 'Text', tabindex: 0 }, text),
       h('p', { class: 'dim' }, `Language: ${language ?? 'unknown'}`),
-      rows.length ? h('div', {}, h('h3', {}, 'Words'), player, h('div', { class: 'words' }, rows)) : '');
+      rows.length ? h('div', { class: 'stack' }, h('h3', {}, 'Words'), player, h('div', { class: 'words' }, rows)) : '');
   }
 
   stop() {}

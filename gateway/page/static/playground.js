@@ -110,7 +110,8 @@ class Playground {
   #showCode() {
     try {
       const { type } = this.models.get(this.model.value);
-      this.code.show(type, this.#body(), this.audio ? this.audio.file ?? new File([], 'input.mp3') : null);
+      this.code.show(type, this.#body(), this.audio ? this.audio.file ?? new File([], 'input.mp3') : null,
+        this.conversation?.images ?? []);
     } catch (error) {
       if (!(error instanceof InvalidField)) throw error;
     }

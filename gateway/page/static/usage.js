@@ -2,7 +2,7 @@
 
 import { get } from './api.js';
 import { dailyChart } from './chart.js';
-import { h, labelled } from './dom.js';
+import { facts, h, labelled, table } from './dom.js';
 import { errorPanel } from './errors.js';
 import { bytes, count, credits, seconds, time } from './format.js';
 
@@ -18,8 +18,8 @@ const METRICS = {
   tokens: ['Tokens', (total) => total.input_tokens + total.output_tokens, count],
 };
 
-export async function usage() {
-  const view = new UsageView();
+export async function usage(query) {
+  const view = new UsageView(query.get('key') ?? '');
   view.refresh();  // the chart needs the width of the view once it is shown
   return view.element;
 }
@@ -28,14 +28,18 @@ class UsageView {
   #from = h('input', { type: 'date', value: isoDate(Date.now() - 29 * DAY) });
   #to = h('input', { type: 'date', value: isoDate(Date.now()) });
   #model = h('select', {}, h('option', { value: '' }, 'All models'));
+  #key = h('select', {}, h('option', { value: '' }, 'All keys'));
   #outcome = h('select', {}, h('option', { value: 'false' }, 'Billed'), h('option', { value: 'true' }, 'Failed'));
   #metric = h('select', { 'aria-label': 'Shown in the chart', onchange: () => this.#draw() },
     Object.entries(METRICS).map(([name, [label]]) => h('option', { value: name }, label)));
-  #chart = h('div', {});
-  #table = h('div', {});
+  #chart = h('div', { class: 'stack' }, loading());
+  #table = h('div', {}, loading());
   #tokens = [''];
 
-  constructor() {
+  /** `key` is the id of the key that is shown first; empty: all. */
+  constructor(key) {
+    offer(this.#key, [key]);
+    this.#key.value = key;
     const refresh = () => this.refresh();
     const redraw = () => {
       if (this.element.isConnected) this.#draw();
@@ -45,7 +49,8 @@ class UsageView {
     this.element = h('div', { class: 'stack' },
       h('h1', {}, 'Usage'),
       h('form', { class: 'card filters', 'aria-label': 'Filters', onchange: refresh, onsubmit: (event) => event.preventDefault() },
-        labelled('From', this.#from), labelled('To', this.#to), labelled('Model', this.#model), labelled('Outcome', this.#outcome)),
+        labelled('From', this.#from), labelled('To', this.#to), labelled('Model', this.#model),
+        labelled('Key', this.#key), labelled('Outcome', this.#outcome)),
       h('section', { class: 'card stack', 'aria-label': 'By day and model' },
         h('div', { class: 'row' }, h('h2', {}, 'By day and model'), h('span', { class: 'end' }, this.#metric)), this.#chart),
       h('section', { class: 'card stack', 'aria-label': 'Tasks' }, h('h2', {}, 'Tasks'), this.#table));
@@ -53,12 +58,13 @@ class UsageView {
 
   get #filters() {
     const to = this.#to.value && isoDate(Date.parse(this.#to.value) + DAY);
-    return { from: this.#from.value, to, model: this.#model.value, failed: this.#outcome.value };
+    return { from: this.#from.value, to, model: this.#model.value, key_id: this.#key.value, failed: this.#outcome.value };
   }
 
   /** Reads the usage that the filters select. */
   async refresh() {
     this.#tokens = [''];
+    if (this.#outcome.value === 'true' && this.#metric.value === 'cost') this.#metric.value = 'tasks';  // they cost nothing
     await this.#guard(this.#chart, () => this.#readTotals());
     await this.#guard(this.#table, () => this.#showPage());
   }
@@ -69,18 +75,18 @@ class UsageView {
 
   async #readTotals() {
     const filters = this.#filters;
-    const { data: models } = await get('api/v1/usage', { ...filters, group_by: 'model' });
-    for (const { group } of models) {
-      if (![...this.#model.options].some(({ value }) => value === group)) this.#model.append(h('option', { value: group }, group));
-    }
-    const largest = models.toSorted((a, b) => b.cost - a.cost || b.tasks - a.tasks).slice(0, MAX_SERIES);
+    const by = async (group_by) => (await get('api/v1/usage', { ...filters, group_by })).data;
+    const [totals, keys] = await Promise.all([by('model'), by('key')]);
+    const models = totals.sort((a, b) => b.cost - a.cost || b.tasks - a.tasks);
+    offer(this.#model, models.map(({ group }) => group));
+    offer(this.#key, keys.map(({ group }) => group));
     const series = [];
-    for (const { group } of largest) {
+    for (const { group } of models.slice(0, MAX_SERIES)) {
       const { data: days } = await get('api/v1/usage', { ...filters, model: group, group_by: 'day' });
       series.push([group, days]);
     }
     if (models.length > MAX_SERIES) {
-      const { data: days } = await get('api/v1/usage', { ...filters, group_by: 'day' });
+      const days = await by('day');
       series.push(['other models', days.map((day) => without(day, series))]);
     }
     this.totals = models;
@@ -105,7 +111,7 @@ class UsageView {
     });
     this.#chart.replaceChildren();
     await dailyChart(this.#chart, days, rows, label, format);
-    this.#chart.append(totalsTable(this.totals));
+    this.#chart.append(...totalsOf(this.totals));
   }
 
   async #showPage() {
@@ -118,12 +124,20 @@ class UsageView {
       this.#table.querySelector('[role=region]')?.focus();
     } }, name);
     this.#table.replaceChildren(
-      h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Tasks' }, recordsTable(data, isFailed)),
+      recordsTable(data, isFailed),
       h('div', { class: 'row' },
         turn('Newer', this.#tokens.length > 1, () => this.#tokens.pop()),
         h('span', { class: 'dim' }, `Page ${this.#tokens.length}`),
         turn('Older', next, () => this.#tokens.push(next))));
   }
+}
+
+const loading = () => h('p', { class: 'dim' }, 'Loading…');
+
+/** Adds what a filter does not offer yet. */
+function offer(select, values) {
+  const known = new Set([...select.options].map(({ value }) => value));
+  select.append(...values.filter((value) => !known.has(value)).map((value) => h('option', { value }, value)));
 }
 
 /** Returns a day's totals without those of some models. */
@@ -136,28 +150,34 @@ function without(day, series) {
   return rest;
 }
 
-const columns = (names, firstNumber) =>
-  h('thead', {}, h('tr', {}, names.map((name, i) => h('th', { scope: 'col', class: i >= firstNumber && 'number' }, name))));
-
-function totalsTable(totals) {
-  return h('details', {}, h('summary', {}, 'Totals by model'), h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Totals by model' },
-    h('table', {}, columns(['Model', 'Tasks', 'Input tokens', 'Output tokens', 'Cost'], 1),
-      h('tbody', {}, totals.map((total) => h('tr', {}, h('th', { scope: 'row' }, total.group),
-        [count(total.tasks), count(total.input_tokens), count(total.output_tokens), credits(total.cost)]
-          .map((text) => h('td', { class: 'number' }, text))))))));
+/** Returns the sums of all models, and those of each. */
+function totalsOf(totals) {
+  const sum = (name) => totals.reduce((all, total) => all + total[name], 0);
+  return [
+    facts([
+      ['Cost', `${credits(sum('cost'))} credits`],
+      ['Tasks', count(sum('tasks'))],
+      ['Input tokens', count(sum('input_tokens'))],
+      ['Output tokens', count(sum('output_tokens'))],
+    ]),
+    h('details', {}, h('summary', {}, 'Totals by model'),
+      table('Totals by model', ['Model', 'Tasks', 'Input tokens', 'Output tokens', 'Cost'], totals.map((total) =>
+        [total.group, count(total.tasks), count(total.input_tokens), count(total.output_tokens), credits(total.cost)]),
+      { numbers: [1, 2, 3, 4] })),
+  ];
 }
 
 function recordsTable(records, isFailed) {
   const names = ['Time', 'Model', isFailed ? 'Error' : 'Output', 'Used', 'Took', 'Cost'];
-  const body = records.map((record) => h('tr', {},
-    h('td', { class: 'nowrap' }, time(record.time)),
-    h('th', { scope: 'row', title: record.id }, record.model),
-    h('td', {}, isFailed ? h('code', {}, record.code) : `${bytes(record.output_bytes)}${record.complete ? '' : ', interrupted'}`),
-    h('td', { class: 'number' }, used(record)),
-    h('td', { class: 'number nowrap' }, seconds(record.processing_ms)),
-    h('td', { class: 'number' }, credits(record.cost))));
-  const empty = h('tr', {}, h('td', { colspan: names.length }, isFailed ? 'No task failed in this period.' : 'No task in this period.'));
-  return h('table', { class: 'records' }, columns(names, 3), h('tbody', {}, body.length ? body : empty));
+  const rows = records.map((record) => [
+    time(record.time),
+    h('span', { title: record.id }, record.model),
+    isFailed ? h('code', {}, record.code) : `${bytes(record.output_bytes)}${record.complete ? '' : ', interrupted'}`,
+    used(record),
+    seconds(record.processing_ms),
+    credits(record.cost)]);
+  const empty = isFailed ? 'No task failed in this period.' : 'No task in this period.';
+  return table('Tasks', names, rows, { numbers: [3, 4, 5], header: 1, className: 'records', empty });
 }
 
 /** Returns what a record was charged for. */

@@ -1,7 +1,7 @@
-// The operator's page: live load, providers, errors and spend from /metrics, and the accounts.
+// The operator's page: live load, providers, errors and spend from /metrics, the accounts and their keys.
 
-import { facts, h } from './dom.js';
-import { bytes, count, credits } from './format.js';
+import { facts, h, table } from './dom.js';
+import { bytes, count, credits, time } from './format.js';
 import { Metrics } from './exposition.js';
 
 const INTERVAL = 5000;
@@ -9,10 +9,11 @@ const CIRCUITS = ['closed', 'half-open', 'open'];
 
 const live = h('div', { class: 'stack' });
 const accounts = h('div', { class: 'stack' });
+const keys = h('div', { class: 'stack' });
 const state = document.getElementById('state');
 let before = null;
 
-document.getElementById('content').append(h('h1', {}, 'Operator'), live, accounts);
+document.getElementById('content').append(h('h1', {}, 'Operator'), live, accounts, keys);
 
 /** Reads the metrics again and again while the page is open. */
 async function follow() {
@@ -78,14 +79,14 @@ function providers(metrics) {
     return [name, count(metrics.sum('pomelo_tasks_total', isOf) ?? 0), count(failed), attempts.join(', ') || 'none',
       open.length ? h('strong', { class: 'bad' }, open.join(', ')) : 'closed'];
   });
-  return section('Providers', table(['Provider', 'Tasks', 'Failed', 'Failed attempts', 'Circuit breaker'], rows, [1, 2]));
+  return section('Providers', table('Providers', ['Provider', 'Tasks', 'Failed', 'Failed attempts', 'Circuit breaker'], rows, { numbers: [1, 2] }));
 }
 
 function errors(metrics) {
   const rows = metrics.by('code', 'pomelo_tasks_total', ({ code }) => code !== 'ok')
     .map(([code, tasks]) => [code, count(tasks), metrics.by('model', 'pomelo_tasks_total', (labels) => labels.code === code)
       .map(([model, value]) => `${model || 'unknown model'} ${count(value)}`).join(', ')]);
-  return section('Errors', table(['Code', 'Tasks', 'Models'], rows, [1]));
+  return section('Errors', table('Errors', ['Code', 'Tasks', 'Models'], rows, { numbers: [1], empty: 'No task has failed since the start.' }));
 }
 
 function spend(metrics) {
@@ -95,38 +96,61 @@ function spend(metrics) {
     ...['live', 'test'].map((mode) => credits(of('pomelo_cost_credits_total', model, mode))),
     count(metrics.sum('pomelo_input_tokens_total', (labels) => labels.model === model) ?? 0),
     count(metrics.sum('pomelo_output_tokens_total', (labels) => labels.model === model) ?? 0)]);
-  return section('Spend since start', table(['Model', 'Live credits', 'Test credits', 'Input tokens', 'Output tokens'], rows, [1, 2, 3, 4]));
+  return section('Spend since start', table('Spend since start', ['Model', 'Live credits', 'Test credits', 'Input tokens', 'Output tokens'], rows, { numbers: [1, 2, 3, 4], empty: 'No task has cost anything since the start.' }));
 }
 
-/** Shows a page of the accounts; gateways have none. */
+/** Reads a page of accounts or keys; shows why in `place` and returns null if they are not shown. Gateways have none. */
+async function read(path, query, place, name) {
+  const response = await fetch(`${path}?${new URLSearchParams(query)}`).catch(() => null);
+  if (response?.ok) return response.json();
+  if (response?.status !== 404) place.replaceChildren(section(name, h('p', {}, response ? await response.text() : 'The server does not answer.')));
+  return null;
+}
+
+/** Returns the buttons of a list: `show` shows the page of a token. */
+const turns = (token, next, show) => h('div', { class: 'row' },
+  h('button', { type: 'button', onclick: () => show('') }, token ? 'First page' : 'Refresh'),
+  next ? h('button', { type: 'button', onclick: () => show(next) }, 'Next page') : null);
+
 async function showAccounts(token = '') {
-  const response = await fetch(`accounts?${new URLSearchParams({ page_token: token })}`);
-  if (response.status === 404) return;
-  if (!response.ok) {
-    accounts.replaceChildren(section('Accounts', h('p', {}, await response.text())));
-    return;
-  }
-  const { data, next_page_token: next } = await response.json();
-  const rows = data.map((account) => [
+  const page = await read('accounts', { page_token: token }, accounts, 'Accounts');
+  if (!page) return;
+  const rows = page.data.map((account) => [
     [account.id, account.disabled ? h('span', { class: 'badge' }, 'disabled') : null], account.plan,
-    ...[account.live, account.test].flatMap((balance) => [credits(balance.available), credits(balance.spent)])]);
+    ...[account.live, account.test].flatMap((balance) => [credits(balance.available), credits(balance.spent)]),
+    h('button', { type: 'button', class: 'quiet', 'aria-label': `Keys of ${account.id}`, onclick: async () => {
+      await showKeys(account.id);
+      keys.querySelector('h2').focus();
+    } }, 'Keys')]);
   accounts.replaceChildren(section('Accounts',
-    table(['Account', 'Plan', 'Live credits left', 'Live spent', 'Test credits left', 'Test spent'], rows, [2, 3, 4, 5]),
-    h('div', { class: 'row' },
-      h('button', { type: 'button', onclick: () => showAccounts() }, token ? 'First page' : 'Refresh'),
-      next ? h('button', { type: 'button', onclick: () => showAccounts(next) }, 'Next page') : null)));
+    table('Accounts', ['Account', 'Plan', 'Live credits left', 'Live spent', 'Test credits left', 'Test spent', 'Keys'], rows, { numbers: [2, 3, 4, 5] }),
+    turns(token, page.next_page_token, showAccounts)));
 }
 
-const section = (name, ...content) => h('section', { class: 'card stack', 'aria-label': name }, h('h2', {}, name), content);
-
-function table(names, rows, numbers) {
-  if (!rows.length) return h('p', { class: 'dim' }, 'None.');
-  const style = (i) => numbers.includes(i) && 'number';
-  return h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': `${names[0]}s` }, h('table', {},
-    h('thead', {}, h('tr', {}, names.map((name, i) => h('th', { scope: 'col', class: style(i) }, name)))),
-    h('tbody', {}, rows.map(([first, ...rest]) => h('tr', {}, h('th', { scope: 'row' }, first),
-      rest.map((value, i) => h('td', { class: style(i + 1) }, value)))))));
+/** Shows a page of the keys of an account, or of all. */
+async function showKeys(account = '', token = '') {
+  const page = await read('keys', { account_id: account, page_token: token }, keys, 'Keys');
+  if (!page) return;
+  const date = (at, none) => (at === null ? none : time(at));
+  const rows = page.data.map((key) => [
+    [h('code', {}, key.id), h('small', {}, key.name)],
+    key.account,
+    h('span', { class: `badge ${key.mode}` }, key.mode),
+    key.models?.join(', ') ?? 'all',
+    key.budget ? `${key.budget_used} of ${key.budget}` : 'none',
+    date(key.last_use, 'never'),
+    date(key.expires, 'never'),
+    key.state === 'active' ? key.state : h('strong', { class: 'bad' }, key.state)]);
+  keys.replaceChildren(section('Keys',
+    h('p', { class: 'dim' }, account ? `Those of ${account}. ` : '', 'This page only reads: ', h('code', {}, 'pomelo keys'), ' creates, limits, rotates and revokes keys.'),
+    table('Keys', ['Key', 'Account', 'Mode', 'Models', 'Credits used of the budget', 'Last use', 'Expires', 'State'], rows),
+    h('div', { class: 'row' }, turns(token, page.next_page_token, (next) => showKeys(account, next)),
+      account ? h('button', { type: 'button', onclick: () => showKeys() }, 'Keys of all accounts') : null)));
 }
+
+const section = (name, ...content) =>
+  h('section', { class: 'card stack', 'aria-label': name }, h('h2', { tabindex: -1 }, name), content);
 
 follow();
 showAccounts();
+showKeys();
