@@ -28,8 +28,10 @@ from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from pomelo.testing import FaultUpstream
-from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.driver import Outcome, TaskRequest
+from tests.grpc_driver import GrpcDriver
 from tests.limits import limits
+from tests.rest_driver import RestDriver
 
 RICH = 10**12
 """Microcredits that no test spends."""

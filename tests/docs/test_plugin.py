@@ -19,8 +19,9 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import bearer
 from tests.docs.packages import DOCS, install_package, path_with, run_suite, write_package
-from tests.driver import STREAM, RestDriver, TaskRequest
+from tests.driver import STREAM, TaskRequest
 from tests.integration.commands import live_key, pomelo
+from tests.rest_driver import RestDriver
 from tests.serving import Served, serve
 from tests.tasks import text_body, text_task
 from tests.web_server import serve_application

@@ -32,7 +32,9 @@ from pomelo.testing.faults import FAULTS, OK, TIMEOUT, UNAVAILABLE, Fault
 from pomelo.testing.leaks import connections_closed, no_leaks
 from pomelo.testing.suite import AUDIO, CASE_ATTEMPTS, KEY, PROMPT, SECRETS, TOLERANCE, Subject, task_type_of
 from tests.app import endow
-from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.driver import Outcome, TaskRequest
+from tests.grpc_driver import GrpcDriver
+from tests.rest_driver import RestDriver
 
 LIMIT = 0.3
 """Seconds of each of the app's time limits for vendors."""

@@ -7,53 +7,36 @@ import asyncio
 import itertools
 import os
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.accounts import Grant
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import LostReservationError, Reserved, ReserveRequest, Settlement
-from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.redis.key_names import WORKERS
-from pomelo.stores.usage import UsageQuery, UsageRecord
+from pomelo.stores.ledger import Reserved
+from tests.faults.redis_rig import (
+    ALL,
+    WALLET,
+    audit,
+    fails_within_a_second,
+    open_on,
+    record,
+    request,
+    run,
+    settlement,
+    wait_until_available,
+    wait_until_released,
+)
 from tests.faults.tcp_proxy import TcpProxy
-from tests.faults.waiting import first, until
-from tests.limits import counters, limits
-from tests.load.process_usage import queued_seconds
+from tests.faults.waiting import until
 from tests.redis_server import RedisServer
 
 SETTLES = int(os.environ.get("POMELO_REDIS_SETTLES", "2000"))
 """The number of tasks that run while replies are lost."""
-
-WALLET = Wallet("default", True)
-ALL = UsageQuery()
-CREDITS = 10**12
-LATE = 0.3
-"""Tolerance for a busy machine, in seconds."""
-
-
-def record(task_id: str, cost: int = 0, at: float = 0.0) -> UsageRecord:
-    return UsageRecord(task_id, "r", "default", True, "k", "rest", "gpt-4", "text", cost=cost, at=at)
-
-
-def request(task_id: str) -> ReserveRequest:
-    return ReserveRequest(record(task_id), 10, 10, counters(tokens=5))
-
-
-def settlement(task_id: str, cost: int = 7) -> Settlement:
-    return Settlement(record(task_id, cost=cost, at=5.0), counters(tokens=5))
-
-
-async def run(store: Store, task_id: str, cost: int = 7) -> None:
-    assert isinstance(await store.reserve(request(task_id)), Reserved)
-    assert (await store.settle(settlement(task_id, cost))).record.cost == cost
 
 
 @pytest.fixture
@@ -62,55 +45,10 @@ def server() -> Iterator[RedisServer]:
         yield started
 
 
-@asynccontextmanager
-async def open_on(url: str, folder: Path, **timing: float) -> AsyncIterator[Store]:
-    async with open_redis(url, f"sqlite:{folder / 'usage.db'}", timing=Timing(**timing)) as opened:
-        await opened.grant(Grant("g", WALLET, CREDITS, 1.0))
-        yield opened
-
-
 @pytest.fixture
 async def store(server: RedisServer, tmp_path: Path) -> AsyncIterator[Store]:
     async with open_on(server.url, tmp_path) as opened:
         yield opened
-
-
-def clock() -> float:
-    """Time that stands still while this process waits for a processor."""
-    return time.monotonic() - queued_seconds(os.getpid())
-
-
-async def fails_within_a_second(call: Awaitable[Any]) -> None:
-    begun = clock()
-    with pytest.raises(PomeloError) as caught:
-        await call
-    assert caught.value.code == "store_unavailable"
-    assert clock() - begun < 1.0 + LATE
-
-
-async def wait_until_available(store: Store) -> None:
-    async def is_available() -> bool:
-        with suppress(PomeloError):
-            await store.balance(WALLET)
-            return True
-        return False
-
-    await first(is_available, bool)
-
-
-async def wait_until_released(store: Store) -> None:
-    await first(store.drafts, lambda drafts: not drafts)
-
-
-async def audit(store: Store, tasks: set[str], cost: int = 7) -> None:
-    """Each task was charged once, and nothing else was charged."""
-    kept, after = await store.list_usage(ALL, limit=len(tasks) + 10)
-    assert after == ""
-    assert sorted(found.task_id for found in kept) == sorted(tasks)
-    found = await store.balance(WALLET)
-    assert (found.granted, found.spent, found.held) == (CREDITS, sum(r.cost for r in kept), 0)
-    assert found.spent == cost * len(tasks)
-    assert (await limits(store, WALLET)).concurrency == 0
 
 
 def restart(server: RedisServer) -> None:
@@ -334,95 +272,3 @@ async def test_settlements_continue_while_the_archive_is_locked(store: Store, tm
         assert caught.value.code == "store_unavailable"
         other.execute("ROLLBACK")
     await audit(store, {f"t{number}" for number in range(20)})
-
-
-async def test_a_process_that_was_only_paused_has_lost_its_reservations(
-    server: RedisServer, tmp_path: Path
-) -> None:
-    async with AsyncExitStack() as stack:
-        quick = {"heartbeat": 0.05, "dead_after": 0.4}
-        paused = await stack.enter_async_context(open_on(server.url, tmp_path, **quick))
-        other = await stack.enter_async_context(open_on(server.url, tmp_path, **quick))
-        await paused.reserve(request("a"))
-        await paused.reserve(request("b"))
-        await paused.note([record("a", cost=3)])
-        worker = paused._worker  # type: ignore[attr-defined]
-        await worker.stop()
-        await wait_until_released(other)
-        assert await paused.note([record("a", cost=4), record("b", cost=1)]) == ["a", "b"]
-        for task_id in ("a", "b"):
-            with pytest.raises(LostReservationError):
-                await paused.settle(settlement(task_id))
-        # It lives, and its new reservations stay.
-        await run(paused, "c", cost=3)
-        kept, _ = await other.list_usage(ALL, limit=9)
-        assert {found.task_id: (found.cost, found.source, found.complete) for found in kept} == {
-            "a": (3, "recovered", False),
-            "c": (3, "provider", True),
-        }
-        await audit(other, {"a", "c"}, cost=3)
-
-
-async def test_no_worker_is_marked_dead_because_the_server_hung(server: RedisServer, tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        quick = {"heartbeat": 0.05, "dead_after": 1.5, "timeout": 0.3, "attempt_timeout": 0.15}
-        stores = [await stack.enter_async_context(open_on(server.url, tmp_path, **quick)) for _ in range(2)]
-        for number, store in enumerate(stores):
-            await store.reserve(request(f"t{number}"))
-        server.stop()
-        stopped = time.monotonic()
-        while time.monotonic() - stopped < 2 * quick["dead_after"]:
-            await fails_within_a_second(stores[0].balance(WALLET))
-        server.resume()
-        await wait_until_available(stores[0])
-        before = sorted(map(int, server.do("HVALS", WORKERS)))
-        assert len(before) == len(stores)
-        # By then, each store has checked several times whether the other one has stopped.
-        await until(lambda: min(map(int, server.do("HVALS", WORKERS))) > before[-1] + 5)
-        for number, store in enumerate(stores):
-            assert (await store.settle(settlement(f"t{number}"))).record.cost == 7
-        await audit(stores[1], {"t0", "t1"})
-
-
-def is_primary(server: RedisServer) -> bool:
-    """Whether a server has been promoted. Sentinel closes all its connections then, including this one."""
-    with suppress(errors.ConnectionError):
-        return bool(server.do("INFO", "replication")["role"] == "master")
-    return False
-
-
-async def test_a_failover_by_sentinel_continues_with_the_data_of_the_replica(
-    server: RedisServer, tmp_path: Path
-) -> None:
-    server.do("CONFIG", "SET", "repl-diskless-sync-delay", "0")
-    with (
-        RedisServer("--replicaof", f"127.0.0.1 {server.port}") as replica,
-        sentinel(server, tmp_path) as watching,
-    ):
-        await until(lambda: replica.do("INFO", "replication")["master_link_status"] == "up")
-        await until(lambda: len(watching.do("SENTINEL", "REPLICAS", "main")) == 1)
-        async with open_on(f"redis+sentinel://127.0.0.1:{watching.port}/main", tmp_path) as store:
-            await store.reserve(request("before"))
-            written = server.do("INFO", "replication")["master_repl_offset"]
-            await until(lambda: replica.do("INFO", "replication")["slave_repl_offset"] >= written)
-            server.kill()
-            await fails_within_a_second(store.reserve(request("in")))
-            store.settle(settlement("before"))
-            await until(lambda: is_primary(replica))
-            await wait_until_available(store)
-            await wait_until_released(store)
-            await run(store, "after")
-            await audit(store, {"before", "after"})
-
-
-@contextmanager
-def sentinel(primary: RedisServer, folder: Path) -> Iterator[RedisServer]:
-    """A Sentinel that considers the primary dead after two seconds, which is longer than a task waits."""
-    config = folder / "sentinel.conf"
-    config.write_text(
-        f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
-        "sentinel down-after-milliseconds main 2000\n"
-        "sentinel failover-timeout main 5000\n"
-    )
-    with RedisServer.sentinel(config) as started:
-        yield started

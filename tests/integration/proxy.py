@@ -18,7 +18,9 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import bearer
 from tests.certificates import make_certificate
-from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.driver import Outcome, TaskRequest
+from tests.grpc_driver import GrpcDriver
+from tests.rest_driver import RestDriver
 from tests.serving import Served, serve
 from tests.tasks import text_body, text_task
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.driver import RestDriver, TaskRequest
+from tests.driver import TaskRequest
 from tests.integration.commands import (
     assert_refused,
     create_data,
@@ -20,6 +20,7 @@ from tests.integration.commands import (
     pomelo,
     pomelo_json,
 )
+from tests.rest_driver import RestDriver
 from tests.serving import Served, serve
 from tests.tasks import text_body
 

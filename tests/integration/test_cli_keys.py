@@ -18,7 +18,7 @@ from pomelo.cli.operator import PAGE_SIZE, call_operator, list_pages
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.service import Operator
 from pomelo.settings import Settings
-from tests.driver import RestDriver, TaskRequest
+from tests.driver import TaskRequest
 from tests.integration.commands import (
     create_data,
     create_key,
@@ -27,6 +27,7 @@ from tests.integration.commands import (
     pomelo_json,
     start_command,
 )
+from tests.rest_driver import RestDriver
 from tests.serving import Served
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite", "width": 96, "height": 64}

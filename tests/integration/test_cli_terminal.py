@@ -17,8 +17,9 @@ import aiohttp
 import pytest
 from rich.cells import cell_len
 
-from tests.driver import RestDriver, TaskRequest
+from tests.driver import TaskRequest
 from tests.integration.commands import create_key, environment, pomelo
+from tests.rest_driver import RestDriver
 from tests.serving import Served
 from tests.tasks import text_body
 

@@ -9,7 +9,6 @@ import aiohttp
 import pytest
 
 from tests.certificates import make_certificate
-from tests.driver import RestDriver
 from tests.integration.commands import (
     development_key,
     doctor,
@@ -19,6 +18,7 @@ from tests.integration.commands import (
     start_server,
 )
 from tests.ports import free_port
+from tests.rest_driver import RestDriver
 
 
 @pytest.fixture(scope="module")

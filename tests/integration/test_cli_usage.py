@@ -12,8 +12,9 @@ from typing import Any
 
 import aiohttp
 
-from tests.driver import RestDriver, TaskRequest
+from tests.driver import TaskRequest
 from tests.integration.commands import create_key, pomelo, pomelo_json
+from tests.rest_driver import RestDriver
 from tests.serving import Served, serve
 from tests.tasks import text_body
 from tests.unit.accounts.audited_store import corrupt

@@ -17,7 +17,9 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaReques
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
 from tests.calls import bearer, call_of
-from tests.driver import STREAM, GrpcDriver, RestDriver, TaskRequest
+from tests.driver import STREAM, TaskRequest
+from tests.grpc_driver import GrpcDriver
+from tests.rest_driver import RestDriver
 from tests.tasks import text_body
 
 

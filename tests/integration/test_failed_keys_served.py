@@ -22,7 +22,7 @@ from pomelo.server.remote import open_remote
 from pomelo.service import list_all_models
 from pomelo.settings import Settings
 from tests.calls import bearer, call_of, details_of, failure, reason_of
-from tests.driver import RestDriver
+from tests.rest_driver import RestDriver
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.settings import Settings
 from tests.calls import bearer
 from tests.conftest import Keys
-from tests.driver import RestDriver, TaskRequest
+from tests.driver import TaskRequest
+from tests.rest_driver import RestDriver
 from tests.tasks import text_body, text_task
 
 AUDIO = b"OggS" + b"audio that only this file has  " * 3_000

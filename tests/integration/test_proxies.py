@@ -18,12 +18,13 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import FaultUpstream, Received
 from tests.calls import bearer, failure, reason_of, upload_messages
-from tests.driver import RestDriver, TaskRequest
+from tests.driver import TaskRequest
 from tests.integration.commands import live_key
 from tests.integration.envoy import PROGRAM, open_envoy
 from tests.integration.nginx import open_nginx
 from tests.integration.proxy import WORDS, Client, Proxy, Upstream, serve_behind, wait
 from tests.ports import free_port
+from tests.rest_driver import RestDriver
 from tests.serving import Served
 from tests.tasks import text_body, text_task
 from tests.wav import PCM, wav_file

@@ -15,9 +15,11 @@ import pytest
 
 from pomelo.testing import Answer, Reply, Script, Stop, bfl_protocol, elevenlabs_protocol, error_reply
 from pomelo.testing.upstream import FaultUpstream
-from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.driver import Outcome, TaskRequest
+from tests.grpc_driver import GrpcDriver
 from tests.integration.commands import live_key
 from tests.ports import free_port
+from tests.rest_driver import RestDriver
 from tests.serving import Served, serve
 from tests.tasks import TASK_BODIES, text_body
 

@@ -6,7 +6,9 @@ import asyncio
 import re
 from collections.abc import Mapping
 
-from tests.driver import GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.driver import Outcome, TaskRequest
+from tests.grpc_driver import GrpcDriver
+from tests.rest_driver import RestDriver
 
 Driver = GrpcDriver | RestDriver
 

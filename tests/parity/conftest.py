@@ -8,8 +8,9 @@ import aiohttp
 import grpc
 import pytest
 
-from tests.driver import GrpcDriver, RestDriver
+from tests.grpc_driver import GrpcDriver
 from tests.parity.comparison import Driver
+from tests.rest_driver import RestDriver
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,9 @@ from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.service import TaskService
 from tests.conftest import Keys
-from tests.driver import RestDriver, TaskRequest
+from tests.driver import TaskRequest
 from tests.parity.comparison import Driver, ask_all, assert_same
+from tests.rest_driver import RestDriver
 from tests.tasks import task_type_of
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

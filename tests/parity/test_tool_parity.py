@@ -10,8 +10,9 @@ from uuid import uuid4
 import pytest
 
 from tests.conftest import Keys
-from tests.driver import STREAM, RestDriver, TaskRequest
+from tests.driver import STREAM, TaskRequest
 from tests.parity.comparison import Driver, ask_all, assert_same
+from tests.rest_driver import RestDriver
 from tests.tasks import text_body
 
 WEATHER = {

@@ -28,8 +28,9 @@ from pomelo.testing import (
 )
 from tests.app import app_settings, endow
 from tests.conftest import Keys
-from tests.driver import PROTOCOLS, STREAM, RestDriver, TaskRequest
+from tests.driver import PROTOCOLS, STREAM, TaskRequest
 from tests.parity.comparison import Driver, ask_all, assert_same
+from tests.rest_driver import RestDriver
 from tests.tasks import text_body
 
 CLOSED_WITHIN = 1.0

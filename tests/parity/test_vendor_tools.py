@@ -15,8 +15,10 @@ import pytest
 from pomelo.app import open_app
 from pomelo.testing import FaultUpstream
 from tests.app import app_settings, endow
-from tests.driver import STREAM, GrpcDriver, Outcome, RestDriver, TaskRequest
+from tests.driver import STREAM, Outcome, TaskRequest
+from tests.grpc_driver import GrpcDriver
 from tests.parity.comparison import Driver, ask_all, assert_same
+from tests.rest_driver import RestDriver
 
 MODELS = ("gpt-4", "claude-3-sonnet", "mixtral-8x7b")
 CITY = {

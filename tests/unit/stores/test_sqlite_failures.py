@@ -1,0 +1,199 @@
+"""Errors of SQLite's statements: each affects one operation, whose outcome is known or checked later."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Balance
+from pomelo.stores.base import Store
+from pomelo.stores.ledger import (
+    LostReservationError,
+    Refused,
+    Reserved,
+    Settled,
+    UnknownOutcomeError,
+)
+from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite.store import SqliteStore
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import record
+from tests.limits import Used, limits
+from tests.unit.stores.own_tasks import WALLET, own_request, own_settlement
+
+
+class Failing(sqlite3.Connection):
+    """A connection on which statements with a prefix fail a given number of times. `late`: the next COMMIT
+    fails after it was executed, and the next transaction fails too."""
+
+    fails: tuple[str, int] = ("", 0)
+    error: Callable[[], Exception] = RuntimeError
+    late = False
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        self.fail(sql)
+        cursor = super().execute(sql, parameters)
+        if Failing.late and sql == "COMMIT":
+            Failing.late, Failing.fails = False, ("BEGIN", 1)
+            raise Failing.error()
+        return cursor
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        self.fail(sql)
+        return super().executemany(sql, parameters)
+
+    def fail(self, sql: str) -> None:
+        start, times = Failing.fails
+        if times and sql.lstrip().startswith(start):
+            Failing.fails = (start, times - 1)
+            raise Failing.error()
+
+
+@pytest.fixture
+async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+    """A store whose connections are Failing."""
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
+    Failing.fails, Failing.error, Failing.late = ("", 0), RuntimeError, False
+    async with open_sqlite(tmp_path / "own.db") as store:
+        yield store
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError, sqlite3.OperationalError])
+@pytest.mark.parametrize("start", ["BEGIN", "SELECT a.name", "INSERT INTO usage", "UPDATE wallets", "COMMIT"])
+async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_continues(
+    failing: Store, start: str, error: type[Exception]
+) -> None:
+    Failing.error = error
+    Failing.fails = (start, 3)
+    tasks = ("a", "b")
+    outcomes = await asyncio.gather(
+        *(failing.reserve(own_request(task_id, minimum=0)) for task_id in tasks), return_exceptions=True
+    )
+    ends = await asyncio.gather(
+        *(failing.settle(own_settlement(task_id)) for task_id in tasks), return_exceptions=True
+    )
+    assert all(
+        isinstance(one, Reserved | Settled | LostReservationError)
+        or getattr(one, "code", "") == "store_unavailable"
+        for one in (*outcomes, *ends)
+    )
+    assert Failing.fails[1] < 3
+    Failing.fails = ("", 0)
+    for task_id in tasks:
+        with suppress(LostReservationError):  # it is settled
+            assert isinstance(await failing.reserve(own_request(task_id, minimum=0)), Reserved)
+        assert (await failing.settle(own_settlement(task_id))).record.cost == 3
+    assert (await limits(failing, WALLET)).concurrency == 0
+    assert (await failing.balance(WALLET)).spent == 6
+
+
+async def test_a_failed_rollback_is_repeated(failing: Store) -> None:
+    def work(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO accounts (name) VALUES ('half')")
+        Failing.fails = ("ROLLBACK", 4)
+        raise KeyError
+
+    assert isinstance(failing, SqliteStore)
+    with pytest.raises(PomeloError):
+        await failing._writer.do(work)
+    # The transaction is still open; the next operation must not be part of it.
+    assert Failing.fails == ("ROLLBACK", 2)
+    with pytest.raises(PomeloError):
+        await failing.get_account("half")
+    assert await failing.get_account("half") is None
+    assert isinstance(await failing.reserve(own_request("a", minimum=0)), Reserved)
+    assert await failing.get_account("half") is None
+
+
+async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_others(failing: Store) -> None:
+    errors = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
+    await failing.reserve(own_request("a"))
+    for start in ("INSERT INTO usage", "COMMIT"):
+        for error, unknown in errors:
+            Failing.error, Failing.fails = error, (start, 2)
+            with pytest.raises(PomeloError) as caught:
+                await failing.settle(own_settlement("a"))
+            assert isinstance(caught.value, UnknownOutcomeError) == unknown
+            assert (await limits(failing, WALLET)).concurrency == 1
+            assert (await failing.balance(WALLET)).held == 10
+
+
+async def test_after_a_failed_write_a_task_is_reserved_only_once_its_counts_are_written(
+    failing: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await failing.reserve(own_request("a"))
+    Failing.error = lambda: sqlite3.OperationalError("database or disk is full")
+    Failing.fails = ("BEGIN", 4)
+    with pytest.raises(PomeloError):
+        await failing.settle(own_settlement("a"))
+    with pytest.raises(PomeloError):
+        await failing.reserve(own_request("b"))
+    assert Failing.fails == ("BEGIN", 0)
+    assert (await limits(failing, WALLET)).without_resets() == Used(100_000_000 - 10, 1, 0, 1)
+    assert isinstance(await failing.reserve(own_request("c")), Reserved)
+    *failed, last = [record.getMessage() for record in caplog.records]
+    assert set(failed) == {"An operation failed: database or disk is full"}
+    assert last == "The database can be written again"
+    Failing.fails = ("BEGIN", 1)
+    assert isinstance(await failing.reserve(own_request("d")), Reserved)  # nothing is written for it
+    assert Failing.fails == ("BEGIN", 1)
+
+
+@pytest.mark.parametrize("end", ["settle", "void", "recover"])
+async def test_a_commit_that_fails_after_it_was_made_charges_once(failing: Store, end: str) -> None:
+    await failing.reserve(own_request("a"))
+    await failing.reserve(own_request("b"))
+    await failing.note([record("a", account="default", live=False, cost=2)])
+    Failing.late = True
+    with pytest.raises(UnknownOutcomeError):
+        await failing.settle(own_settlement("a"))
+    assert (await failing.balance(WALLET)).held == 20
+    assert await failing.drafts() != []
+    ends: dict[str, Callable[[], Awaitable[object]]] = {
+        "settle": partial(failing.settle, own_settlement("a", 5)),
+        "void": partial(failing.void, WALLET, "a", refund=True),
+        "recover": partial(failing.recover, WALLET, "a"),
+    }
+    await ends[end]()
+    assert (await failing.settle(own_settlement("a"))).record.cost == 3
+    assert await failing.balance(WALLET) == Balance(100_000_000, 3, 10)
+    status = await limits(failing, WALLET)
+    assert (status.available, status.concurrency) == (100_000_000 - 3 - 10, 1)
+    with pytest.raises(LostReservationError):
+        await failing.reserve(own_request("a"))
+    assert [draft.task_id for draft in await failing.drafts()] == ["b"]
+    records, _ = await failing.list_usage(UsageQuery(), limit=9)
+    assert [found.cost for found in records] == [3]
+
+
+async def test_a_charge_that_is_found_later_is_not_available_to_a_waiting_task(failing: Store) -> None:
+    await failing.reserve(own_request("a", minimum=60_000_000))
+    Failing.late = True
+    with pytest.raises(UnknownOutcomeError):
+        await failing.settle(own_settlement("a", 60_000_000))
+    settled, refused = await asyncio.gather(
+        failing.settle(own_settlement("a", 60_000_000)), failing.reserve(own_request("b", minimum=60_000_000))
+    )
+    assert settled.limit_status.available == 40_000_000
+    assert isinstance(refused, Refused)
+    assert (await limits(failing, WALLET)).available == 40_000_000
+
+
+async def test_a_task_whose_settlement_fails_is_recovered_with_what_was_noted(failing: Store) -> None:
+    await failing.reserve(own_request("a"))
+    await failing.note([record("a", account="default", live=False, cost=2)])
+    Failing.error, Failing.fails = sqlite3.OperationalError, ("COMMIT", 2)
+    outcomes = await asyncio.gather(
+        failing.settle(own_settlement("a")), failing.recover(WALLET, "a"), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], PomeloError)
+    assert outcomes[1] is None
+    assert await failing.balance(WALLET) == Balance(100_000_000, 2, 0)
