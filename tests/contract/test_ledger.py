@@ -271,6 +271,14 @@ async def test_a_repeated_settlement_returns_the_first_result(rig: Rig) -> None:
     assert len((await rig.store.list_usage(ALL, limit=9))[0]) == 1
 
 
+async def test_a_reserve_that_is_repeated_while_its_task_ends_reserves_nothing(rig: Rig) -> None:
+    await rig.store.reserve(request("a", 10))
+    settling = rig.store.settle(settlement("a", 7))
+    assert await is_lost(rig.store.reserve(request("a", 10)))
+    await settling
+    assert await balance(rig) == (7, 0, 993)
+
+
 async def test_a_repeated_void_releases_nothing_twice(rig: Rig) -> None:
     await rig.store.reserve(request("a", 10, tokens=3))
     await rig.store.reserve(request("b", 10, tokens=4))

@@ -184,6 +184,15 @@ async def test_only_a_valid_key_is_replaced_and_only_once(store: Store) -> None:
     assert not await store.replace_key("nothing", record("x"), 5.0)
 
 
+async def test_a_key_that_expires_has_one_successor(store: Store) -> None:
+    await store.add_key(record("old"))
+    assert await store.replace_key("old", record("new"), 5.0, expires=9.0)
+    for expires in (9.0, 90.0, None):
+        assert not await store.replace_key("old", record("other"), 6.0, expires=expires)
+    assert await store.get_key("old") == record("old", expires=9.0, successor="new")
+    assert await store.get_key("other") is None
+
+
 async def test_concurrent_callers_are_all_served(store: Store) -> None:
     await asyncio.gather(*(store.add_key(record(f"key{n}")) for n in range(100)))
     found = await asyncio.gather(*(store.get_key(f"key{n}") for n in range(100)))

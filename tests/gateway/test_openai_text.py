@@ -107,6 +107,16 @@ async def test_pieces_of_calls_are_chunks_of_a_chat_completion(gateway: GatewayA
     assert not any("usage" in data for _, data in events)
 
 
+async def test_every_chunk_has_a_usage_if_one_was_asked_for(gateway: GatewayApp) -> None:
+    gateway.provider.script = play(*CALLS)
+    options = {"stream_options": {"include_usage": True}}
+    events = await events_of(gateway, "/v1/chat/completions", {**HI, "tools": CHAT_TOOLS, **options})
+    assert events.pop() == ("", "[DONE]")
+    *chunks, last = [data for _, data in events]
+    assert [chunk["usage"] for chunk in chunks] == [None] * 8
+    assert (last["choices"], last["usage"]["total_tokens"]) == ([], 12)
+
+
 async def test_an_empty_output_is_complete(gateway: GatewayApp) -> None:
     gateway.provider.script = play(end(text_pb2.FinishReason.FINISH_REASON_CONTENT_FILTER))
     *chunks, _ = await events_of(gateway, "/v1/chat/completions", HI)

@@ -74,7 +74,8 @@ def replace_key(
 ) -> bool:
     if expires is None:
         replaced = connection.execute(
-            "UPDATE keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL", (at, key_id)
+            "UPDATE keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL AND successor = ''",
+            (at, key_id),
         )
     else:
         replaced = connection.execute(

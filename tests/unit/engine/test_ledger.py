@@ -42,6 +42,18 @@ async def test_progress_is_saved_while_a_void_is_pending() -> None:
     noting.cancel()
 
 
+async def test_progress_is_saved_only_when_there_is_more_output() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    running = await reserve(ledger, "img_running")
+    running.bill_partially(FixedUsage(lambda: Usage(images=1)))
+    for total, saved in ((0, False), (1, True), (1, False), (2, True), (2, False)):
+        store.noted.clear()
+        running.output_bytes = total
+        await ledger.save_progress()
+        assert store.noted.is_set() == saved
+
+
 async def test_a_failing_collector_delays_no_other_progress_and_its_task_is_recovered() -> None:
     store = FailingStore()
     ledger = open_ledger(store)

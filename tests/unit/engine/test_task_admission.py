@@ -167,9 +167,12 @@ async def test_a_task_costs_the_price_of_its_first_configured_route(tmp_path: Pa
 
 
 @STREAM
-async def test_a_route_that_takes_over_reports_its_own_adjustments(engine: EngineApp, stream: bool) -> None:
+@pytest.mark.parametrize("text", ["Hello", ""], ids=["some text", "no text"])
+async def test_a_route_that_takes_over_reports_its_own_adjustments(
+    engine: EngineApp, stream: bool, text: str
+) -> None:
     account = await engine.account()
-    engine.upstream.script(REVOKED, Words("Hello"))
+    engine.upstream.script(REVOKED, Words(text))
     body = text_task(model="mixtral-8x7b", max_tokens=20_000)
     key = {"idempotency-key": "k"}
     answer = await engine.ask(account, body, stream=stream, headers=key)

@@ -93,6 +93,17 @@ def test_a_reader_that_stalls_blocks_no_writer_and_the_dropped_lines_are_counted
     out.close()
 
 
+def test_each_dropped_line_is_reported_once(pipe: tuple[int, int]) -> None:
+    out = LogOutput(pipe[1], report, batch_time=HOUR)
+    for dropped in (3, 5):
+        out.write(b"first\n", urgent=True)  # wakes the thread up
+        assert read(pipe[0], 6) == b"first\n"
+        out.dropped += dropped
+        out.write(b"last\n", urgent=True)
+        assert read(pipe[0], 5 + 10) == b"last\n" + report(dropped)
+    out.close()
+
+
 def test_closing_gives_up_on_a_reader_that_stalls(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

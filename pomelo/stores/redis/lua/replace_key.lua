@@ -5,9 +5,11 @@
 local record = redis.call('HGET', KEYS[1], ARGV[1])
 local revoked = redis.call('HGET', KEYS[2], ARGV[1])
 local stored = redis.call('HGET', KEYS[1], ARGV[3])
+local names = redis.call('HGET', KEYS[3], ARGV[1])
 check_key_tables()
 if stored then return stored == ARGV[4] and 1 or -1 end
-if record ~= ARGV[11] or revoked then return 0 end
+local has_successor = names and cjson.decode(names)[3] ~= ''
+if record ~= ARGV[11] or revoked or has_successor then return 0 end
 store_key(3)
 if ARGV[12] == '' then
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])

@@ -1,0 +1,69 @@
+"""Files that are uploaded from their position on, and downloads that are complete or absent."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from pomelo.client.files import MAX_INLINE_BYTES, Upload, to_source, written_file
+from pomelo.gen.v1.media_pb2 import MediaSource
+
+
+def contents(upload: Upload) -> bytes:
+    """Returns the bytes of an upload's messages."""
+    with upload.open() as file:
+        header, *chunks = upload.requests(file)
+    assert header.HasField("header")
+    return b"".join(one.chunk for one in chunks)
+
+
+def test_a_download_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="lost"), written_file(tmp_path / "new.png") as file:
+        file.write(b"half")
+        raise OSError("lost")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_replaces_a_file_only_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "old.png"
+    path.write_bytes(b"before")
+    with pytest.raises(KeyboardInterrupt), written_file(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"before"
+    with written_file(str(path)) as file:
+        file.write(b"after")
+        assert path.read_bytes() == b"before"
+    assert path.read_bytes() == b"after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_open_file_is_uploaded_from_its_position_each_time_and_stays_open() -> None:
+    file = io.BytesIO(b"skipped" + b"sent")
+    file.seek(7)
+    upload = Upload(file)
+    assert (upload.size(), upload.repeatable) == (4, True)
+    assert contents(upload) == contents(upload) == b"sent"
+    assert not file.closed
+
+
+def test_a_pipe_is_read_once_and_its_size_is_unknown() -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    pipe: BinaryIO = Pipe(b"sent")
+    upload = Upload(pipe)
+    assert (upload.size(), upload.repeatable) == (None, False)
+    assert contents(upload) == b"sent"
+    assert isinstance(to_source(Pipe(b"sent"), ""), Upload)
+
+
+def test_audio_of_exactly_the_limit_is_sent_in_the_task() -> None:
+    source = to_source(bytes(MAX_INLINE_BYTES), "audio/mpeg")
+    assert isinstance(source, MediaSource)
+    assert len(source.data) == MAX_INLINE_BYTES
+    assert isinstance(to_source(bytes(MAX_INLINE_BYTES + 1), "audio/mpeg"), Upload)

@@ -1,0 +1,91 @@
+"""When keys were used last: to the minute, never lost to an outage, and not inherited by a successor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pomelo.accounts.keys import CACHE_SECONDS, Keyring
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.stores.base import Store
+from tests.unit.clock import Clock
+
+ROOT = b"r" * 64
+
+
+class FailingStore:
+    """A store that stores no use of keys while it is `failing`; then, `meanwhile` is called."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.failing = False
+        self.meanwhile: Any = None
+
+    async def record_key_use(self, used: dict[str, float]) -> None:
+        if self.failing:
+            if self.meanwhile is not None:
+                await self.meanwhile()
+            raise PomeloError("store_unavailable")
+        await self._store.record_key_use(used)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def use(keyring: Keyring, key: str) -> None:
+    """Authenticates a call."""
+    await keyring.authenticate(Call(api_key=key, request_id="req_1", protocol="rest", deadline=0.0))
+
+
+async def used(store: Store, key_id: str) -> float | None:
+    """When a key was used last, as it is stored."""
+    record = await store.get_key(key_id)
+    assert record is not None
+    return record.used
+
+
+async def test_the_last_use_is_stored_to_the_minute(store: Store) -> None:
+    clock = Clock()
+    keyring = Keyring(store, ROOT, clock=clock, monotonic=clock)
+    record, key = await keyring.create()
+    assert await used(store, record.key_id) is None
+    clock.now = 6_000.0 + 59.5
+    await use(keyring, key)
+    await keyring.save_use()
+    assert await used(store, record.key_id) == 6_000.0
+
+
+async def test_the_use_of_an_outage_is_stored_after_it(store: Store) -> None:
+    clock, failing = Clock(), FailingStore(store)
+    keyring = Keyring(failing, ROOT, clock=clock, monotonic=clock)  # type: ignore[arg-type]
+    record, key = await keyring.create()
+    other, other_key = await keyring.create()
+    clock.now = 6_000.0
+    for each in (key, other_key):
+        await use(keyring, each)
+
+    async def use_again() -> None:
+        clock.now += CACHE_SECONDS + 60
+        await use(keyring, key)
+
+    failing.failing, failing.meanwhile = True, use_again
+    with pytest.raises(PomeloError):
+        await keyring.save_use()
+    failing.failing = False
+    await keyring.save_use()
+    assert await used(store, record.key_id) == clock.now - clock.now % 60 > 6_000.0
+    assert await used(store, other.key_id) == 6_000.0
+
+
+async def test_a_successor_was_not_used(store: Store) -> None:
+    clock = Clock()
+    keyring = Keyring(store, ROOT, clock=clock, monotonic=clock)
+    record, key = await keyring.create()
+    await use(keyring, key)
+    await keyring.save_use()
+    assert await used(store, record.key_id) is not None
+    successor, _ = await keyring.rotate(record.key_id)
+    assert successor.used is None
+    assert await used(store, successor.key_id) is None
