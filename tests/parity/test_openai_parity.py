@@ -118,3 +118,22 @@ async def test_an_error_is_the_same_under_every_path(app: RunningApp, protocol: 
             assert set(error) == {"message", "type", "param", "code"}
             assert (error["type"], error["code"]) == (expected["error"]["type"], code)
     assert not [record for record in await app.records(account) if record.cost]
+
+
+@REST_PROTOCOL
+@STREAM
+@pytest.mark.parametrize("fails", [False, True])
+async def test_adjustments_have_the_names_of_parameters_in_every_answer(
+    app: RunningApp, protocol: str, stream: bool, fails: bool
+) -> None:
+    account = await app.account()
+    text = "[[error:provider_unavailable]]" if fails else "Hello there"
+    headers = {"Authorization": f"Bearer {account.test}"}
+    for path, name, body in (
+        ("/v1/chat/completions", "max_completion_tokens", text_body(text)),
+        ("/v1/responses", "max_output_tokens", {"model": "gpt-4", "input": text}),
+    ):
+        asked = {**body, name: 10**6, "store": True, "stream": stream}
+        async with app.session.post(app.urls[protocol] + path, json=asked, headers=headers) as answer:
+            assert answer.status == (503 if fails else 200)
+            assert answer.headers["X-Pomelo-Adjusted"] == f"{name}=128000; store"
