@@ -51,6 +51,7 @@ ALSO_RUN = {
     "npx openapi-typescript": "tests/generated/test_generated_clients.py",
     "openapi-python-client generate": "tests/generated/test_generated_clients.py",
     "python -m grpc_tools.protoc": "tests/protobuf/test_python_stubs.py",
+    "pomelo accounts adjust acme -22.5": "tests/docs/test_operators_pages.py",
 }
 """The tests that run single blocks, by a command of them."""
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pomelo.errors import GRPC_ERRORS, TABLE, ErrorRow
+from pomelo.settings import Settings
+from tests.docs.blocks import BLOCKS as BLOCKS_OF_ALL
 from tests.docs.blocks import check_pomelo
 
 ROOT = Path(__file__).parents[2]
@@ -88,3 +93,43 @@ def test_the_rolling_restart_takes_each_server_out_and_puts_it_back(folder: Path
     down = [int(line.rpartition(": ")[2]) for line in printed.stdout.splitlines()]
     assert down == [0, 2, 2, 0, 2, 2, 0], "a line each of REST and gRPC"
     assert file.read_text() == before
+
+
+def test_the_commands_for_accounts_keys_and_usage_run_in_their_order(folder: Path) -> None:
+    blocks = [block for block in BLOCKS_OF_ALL if block.page == "operations.md"]
+    nouns = ("pomelo accounts", "pomelo keys", "pomelo usage", "pomelo log")
+    found = [command for block in blocks for command in block.commands if command.startswith(nouns)]
+    expected = [command for command in found if "$KEY_ID" not in command]  # that one is run with a server
+    assert len(expected) > 20
+    # One process, because each would import all anew.
+    script = """
+import contextlib, io, json, shlex, sys
+from pomelo.cli import program
+
+def run(text):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        program()(shlex.split(text)[1:], standalone_mode=False)
+    return output.getvalue()
+
+for command in json.loads(sys.argv[1]):
+    if "KEY_ID" in command:
+        ids = [key["id"] for key in json.loads(run("pomelo keys list acme --json")) if not key.get("revoked")]
+        command = command.replace("KEY_ID", ids[0])
+    run(command)
+print(run("pomelo accounts show acme --json"))
+"""
+    settings = Settings(data=folder / "data")
+    settings.root_secret()
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(expected)],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), "POMELO_DATA": str(folder / "data")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "Nothing has failed" in done.stderr
+    account = json.loads(done.stdout)
+    granted = account["live"]["granted"], account["test"]["granted"]
+    assert granted == (132.5, 200), "10 + 25 - 22.5 + 120, and 100 + 100"
