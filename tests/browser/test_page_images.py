@@ -60,12 +60,12 @@ async def test_attached_images_are_sent_until_they_are_removed(page: Page, tmp_p
 async def test_files_that_can_not_be_sent_are_refused_before_the_request(page: Page, tmp_path: Path) -> None:
     text, large, more = tmp_path / "text.png", tmp_path / "large.gif", tmp_path / "more.gif"
     text.write_bytes(b"no image")
-    large.write_bytes(GIF + bytes(4_000_000))
-    more.write_bytes(GIF + bytes(2_000_000))
+    large.write_bytes(GIF + bytes(5_990_000))
+    more.write_bytes(GIF + bytes(20_000))
     await page.tab.choose_files(".turn input[type=file]", [text, large, more])
-    await page.tab.until(f"{NOTE}.includes('more.gif has 1.9 MiB')")
+    await page.tab.until(f"{NOTE}.includes('more.gif has 21 KiB')")
     assert "text.png is not a PNG, JPEG, WebP or GIF image." in await page.tab.run(NOTE)
-    assert await page.tab.run(SHOWN) == ["large.gif 3.8 MiB"]
+    assert await page.tab.run(SHOWN) == ["large.gif 5.7 MiB"]
     assert await page.run() == "done"  # the largest body that the page sends fits
 
 

@@ -80,6 +80,10 @@ async def test_usage_is_filtered_by_model_outcome_and_time(
     await page.tab.until(f"{ROWS}.join() === 'No task in this period.'")
 
 
+async def test_the_page_links_the_api_reference(page: Page) -> None:
+    assert await page.tab.run("fetch(document.querySelector('.bar-end a').href).then(({ok}) => ok)")
+
+
 async def test_usage_has_pages_that_can_be_turned_both_ways(
     page: Page, app: RunningApp, caller: Account
 ) -> None:
@@ -135,6 +139,9 @@ async def test_the_account_has_its_plan_credits_and_the_usage_of_its_keys(
     key_id = caller.test.split("_")[2]
     assert await page.tab.run("document.querySelector('tbody th').textContent") == f"{key_id}this key"
     assert caller.test not in await page.tab.run("document.documentElement.outerHTML")
+    await page.tab.click(f"[aria-label='Show the usage of {key_id}']")
+    await page.tab.until(f"{TASKS}.join() === 'flux-1-pro'")
+    assert await page.tab.run("document.querySelectorAll('.filters select')[1].value") == key_id
 
 
 async def test_a_live_key_is_shown_as_live_and_its_answers_come_from_the_provider(
