@@ -9,6 +9,8 @@ INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) 
 	$(PIP) --no-build-isolation --editable .
 MEASURING := tests/load tests/faults/test_floods.py tests/faults/test_unauthenticated.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Tests start hundreds of processes, which take three times as long if Python compiles every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: serve test lint proto breaking unit browser generators nginx load image-check crash bench bench-peers gen lock clean
 

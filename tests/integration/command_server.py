@@ -90,7 +90,7 @@ def _serve(listening: socket.socket) -> dict[str, Any]:
     # Every connection gets a process that waits for its command; these need no wait themselves.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        ready, _, _ = select.select([listening, 0], [], [])
+        ready, _, _ = select.select([listening.fileno(), 0], [], [])
         if 0 in ready:  # the test process has ended
             os._exit(0)
         connection, _ = listening.accept()
