@@ -16,9 +16,12 @@ HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n{}"
 
 
 async def test_no_more_of_a_body_is_read_than_is_wanted() -> None:
-    async with raw_server(sends(ENDLESS % b"200 OK", close=False)) as server, Http() as http:
-        async with http.stream_bytes(server.url, {}, b"{}", CHAT) as body:
-            assert await body.read_all(999) == (b"x" * 1_000, False)
+    async with (
+        raw_server(sends(ENDLESS % b"200 OK", close=False)) as server,
+        Http() as http,
+        http.stream_bytes(server.url, {}, b"{}", CHAT) as body,
+    ):
+        assert await body.read_all(999) == (b"x" * 1_000, False)
 
 
 async def test_the_body_of_a_redirection_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
