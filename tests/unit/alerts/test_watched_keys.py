@@ -31,8 +31,12 @@ def ended(code: str = "", *, live: bool = True) -> TaskReport:
     """A task of a key with a budget that ended with that code."""
     call = call_of(None)
     call.principal = Principal("acme", "k1", live, None, "pro", BUDGET)
-    task: Any = (call, "acme", "k1", live, "gpt-4", False, "failed" if code else "completed", code, 0, 1.0)
-    return TaskReport(*task, False, "", "", "", "", 0, 0, 0, "", "", "", 0.0, 0, 0, None)
+    outcome = "failed" if code else "completed"
+    values: Any = (
+        *(call, "acme", "k1", live, "gpt-4", False, outcome, code, 0, 1.0, False),
+        *("", "", "", "", 0, 0, 0, "", "", "", 0.0, 0, 0, None),
+    )
+    return TaskReport(*values)
 
 
 def watch_of(store: Store, sent: list[Alert], **options: Any) -> Watch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from yarl import URL
 
+from pomelo.providers.base import VENDOR_CALL, VendorCall
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http import client
 from pomelo.providers.http.client import Http, Timeouts
@@ -47,3 +48,16 @@ async def test_a_file_that_breaks_off_is_downloaded_again() -> None:
         downloader = Downloader(http, base, "acme.example", waits=(0.0, 0.0))
         assert await downloader.fetch(str(URL(base) / "file"), CHAT) == b"{}"
         assert len(server.peers) == 3
+
+
+async def test_a_call_that_gets_no_response_has_not_the_status_of_the_one_before() -> None:
+    call = VendorCall()
+    VENDOR_CALL.set(call)
+    async with Http() as http:
+        async with raw_server(sends(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")) as server:
+            with pytest.raises(UpstreamError):
+                await http.request_json(server.url, {}, b"{}", CHAT)
+        assert call.status == 503
+        with pytest.raises(UpstreamError):
+            await http.request_json(server.url, {}, b"{}", CHAT)
+        assert call.status == 0

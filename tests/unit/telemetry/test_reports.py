@@ -21,27 +21,12 @@ from tests.calls import call_of
 
 def task(task_id: str = "task_1", *, model: str = "gpt-4", attempts: int = 1, code: str = "") -> TaskReport:
     """A text task of 250 ms."""
-    values: Any = (call_of(None), "acme", "k1", True, model, False, "failed" if code else "completed", code)
-    return TaskReport(
-        *values,
-        200,
-        250.0,
-        False,
-        task_id,
-        "text",
-        "acme",
-        "large",
-        1,
-        attempts,
-        0,
-        "",
-        "",
-        "",
-        0.0,
-        0,
-        0,
-        None,
+    outcome = "failed" if code else "completed"
+    values: Any = (
+        *(call_of(None), "acme", "k1", True, model, False, outcome, code, 200, 250.0, False),
+        *(task_id, "text", "acme", "large", 1, attempts, 0, "", "", "", 0.0, 0, 0, None),
     )
+    return TaskReport(*values)
 
 
 def attempt(task_id: str) -> AttemptReport:
