@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,21 @@ def test_only_tasks_that_called_a_provider_have_a_duration() -> None:
     (found,) = metrics.duration.values.values()
     assert (sum(found.counts), found.sum) == (1, 0.25)
     assert sum(metrics.tasks.values.values()) == 2
+
+
+def test_a_cancelled_task_does_not_count_as_completed() -> None:
+    metrics = Metrics()
+    metrics.task_ended(replace(task(), outcome="cancelled"))
+    metrics.task_ended(task())
+    assert sorted(labels[-1] for labels in metrics.tasks.values) == ["cancelled", "ok"]
+
+
+def test_the_line_of_a_failed_attempt_does_not_wait() -> None:
+    urgent_lines: list[bool] = []
+    log = TaskLog(lambda line, urgent: urgent_lines.append(urgent), json_line, logging.INFO, {})
+    log.attempt_failed(attempt("task_1"))
+    log.task_ended(task())
+    assert urgent_lines == [True, False]
 
 
 def test_a_refused_call_of_an_account_is_logged_and_a_successful_one_only_for_debugging() -> None:
