@@ -105,7 +105,8 @@ class Reloader:
         self._is_first = is_first
         self.providers: Providers = {}
         self._opened = AsyncExitStack()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], AsyncExitStack] = {}
+        """The tasks that close replaced providers."""
 
     @asynccontextmanager
     async def open(self, providers: Providers | None = None) -> AsyncIterator[Providers]:
@@ -123,9 +124,12 @@ class Reloader:
         try:
             yield self.providers
         finally:
-            for task in self._closing:
+            closing = dict(self._closing)
+            for task in closing:
                 task.cancel()
-            await asyncio.gather(*self._closing, return_exceptions=True)
+            await asyncio.gather(*closing, return_exceptions=True)
+            for opened in closing.values():
+                await opened.aclose()  # a task that was cancelled before its first step has closed nothing
             await self._opened.aclose()
 
     async def reload(self, load: Callable[[], Settings]) -> None:
@@ -146,8 +150,8 @@ class Reloader:
         self.apply(new, providers)
         if opened is not self._opened:
             task = asyncio.create_task(self._close(self._opened, set(self._running())))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._closing[task] = self._opened
+            task.add_done_callback(self._closing.pop)
         self.settings, self.configuration = settings, new
         self._opened, self.providers = opened, providers
         if self._is_first:

@@ -20,19 +20,24 @@ def contents(upload: Upload) -> bytes:
     return b"".join(one.chunk for one in chunks)
 
 
-def test_a_download_that_fails_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="lost"), written_file(tmp_path / "new.png") as file:
+def fail(path: Path, error: BaseException) -> None:
+    """Writes half of a download, which then fails."""
+    with written_file(path) as file:
         file.write(b"half")
-        raise OSError("lost")
+        raise error
+
+
+def test_a_download_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="lost"):
+        fail(tmp_path / "new.png", OSError("lost"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_download_replaces_a_file_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "old.png"
     path.write_bytes(b"before")
-    with pytest.raises(KeyboardInterrupt), written_file(path) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fail(path, KeyboardInterrupt())
     assert path.read_bytes() == b"before"
     with written_file(str(path)) as file:
         file.write(b"after")

@@ -13,7 +13,7 @@ from pomelo.client import IncompleteStream
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.task_service_pb2 import StreamTaskResponse
 from pomelo.gen.v1.text_pb2 import TextDelta
-from tests.client.clients import KINDS, make_client
+from tests.client.clients import KINDS, make_client, read
 
 
 @asynccontextmanager
@@ -27,7 +27,9 @@ async def serve(*texts: str) -> AsyncIterator[str]:
 
     handlers = {"StreamTask": grpc.unary_stream_rpc_method_handler(stream_task)}
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("pomelo.v1.TaskService", handlers),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("pomelo.v1.TaskService", handlers),)
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -44,9 +46,7 @@ async def test_a_stream_without_its_last_event_has_no_result(kind: str, texts: t
         stream = client.stream("gpt-4", "Hi")
         pieces: list[str] = []
         with pytest.raises(IncompleteStream):
-            async with stream:
-                async for piece in stream:
-                    pieces.append(piece)
+            await read(stream, pieces)
         assert tuple(pieces) == texts
         with pytest.raises(IncompleteStream):
             _ = stream.result

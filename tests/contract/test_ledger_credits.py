@@ -157,3 +157,27 @@ async def test_a_task_between_two_changes_of_a_limit_does_not_overdraw_a_wallet(
         await lowered
     assert (await rig.store.balance(WALLET)).available >= 0
     assert await findings(rig) == []
+
+
+async def test_what_a_task_that_is_ending_releases_is_available(rig: Rig) -> None:
+    await rig.store.reserve(request("a", 1_000))
+    settling = rig.store.settle(settlement("a", 0))
+    assert isinstance(await rig.store.reserve(request("b", 1_000)), Reserved)
+    await settling
+    settling = rig.store.settle(settlement("b", 0))
+    await rig.store.grant(taken(1_000))
+    await settling
+    assert await rig.store.balance(WALLET) == Balance()
+
+
+async def test_credits_that_are_being_taken_back_can_not_be_reserved(rig: Rig) -> None:
+    taking = asyncio.ensure_future(rig.store.grant(taken(1_000)))
+    await asyncio.sleep(0)
+    reserving = await rig.store.reserve(request("a", 1_000))
+    try:
+        await taking
+    except OverdrawnError:
+        assert isinstance(reserving, Reserved)
+    else:
+        assert isinstance(reserving, Refused)
+    assert (await rig.store.balance(WALLET)).available == 0

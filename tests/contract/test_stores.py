@@ -193,6 +193,13 @@ async def test_a_key_that_expires_has_one_successor(store: Store) -> None:
     assert await store.get_key("other") is None
 
 
+async def test_an_older_use_of_a_key_replaces_no_later_one(store: Store) -> None:
+    await store.add_key(record("k1"))
+    for at, kept in ((120.0, 120.0), (60.0, 120.0), (180.0, 180.0)):
+        await store.record_key_use({"k1": at})
+        assert await store.get_key("k1") == record("k1", used=kept)
+
+
 async def test_concurrent_callers_are_all_served(store: Store) -> None:
     await asyncio.gather(*(store.add_key(record(f"key{n}")) for n in range(100)))
     found = await asyncio.gather(*(store.get_key(f"key{n}") for n in range(100)))

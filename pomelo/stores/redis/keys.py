@@ -116,12 +116,18 @@ class Keys:
         args = [key_id, budget, *act_args(act)]
         return bool(await self._connection.run(SET_BUDGET, [KEYS, BUDGETS, KEY_ACTS], args))
 
-    @translated_errors
+    @one_deadline
     async def record_key_use(self, used: Mapping[str, float]) -> None:
-        if used:
-            await self._connection.send(
-                "HSET", USED, *[part for key_id, at in used.items() for part in (key_id, repr(at))]
-            )
+        if not used:
+            return
+        # A server that could not store it for a while has an older use than the others.
+        stored = await self._connection.send("HMGET", USED, *used)
+        later: list[str] = []
+        for (key_id, at), known in zip(used.items(), stored, strict=True):
+            if known is None or float(known) < at:
+                later += (key_id, repr(at))
+        if later:
+            await self._connection.send("HSET", USED, *later)
 
     @one_deadline
     async def replace_key(

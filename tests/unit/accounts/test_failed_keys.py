@@ -26,6 +26,21 @@ def test_twenty_failures_a_minute_are_within_the_limit() -> None:
         assert failed.count("192.0.2.1", "bad") == 1
 
 
+def test_only_the_last_failed_key_is_repeated_and_only_within_the_window() -> None:
+    clock = Clock()
+    failed = FailedKeys(limit=2, monotonic=clock)
+    address = "192.0.2.1"
+    for _ in range(2):
+        failed.count(address, "bad")
+    assert failed.is_repeated(address, "bad")
+    assert not failed.is_repeated(address, "other")
+    failed.count(address, None)  # a call without a key
+    assert not failed.is_repeated(address, "bad")
+    failed.count(address, "bad")
+    clock.now += WINDOW
+    assert not failed.is_repeated(address, "bad")
+
+
 def test_failures_above_the_limit_do_not_make_the_wait_longer() -> None:
     clock = Clock()
     failed = FailedKeys(monotonic=clock)

@@ -11,6 +11,7 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
 from tests.unit.clock import Clock
+from tests.unit.refusals import refused
 
 ROOT = b"r" * 64
 
@@ -89,3 +90,16 @@ async def test_a_successor_was_not_used(store: Store) -> None:
     successor, _ = await keyring.rotate(record.key_id)
     assert successor.used is None
     assert await used(store, successor.key_id) is None
+
+
+async def test_only_the_holder_of_a_valid_key_learns_that_the_account_is_disabled(store: Store) -> None:
+    clock = Clock()
+    keyring = Keyring(store, ROOT, clock=clock, monotonic=clock)
+    revoked, revoked_key = await keyring.create()
+    _, valid_key = await keyring.create()
+    await keyring.revoke(revoked.key_id)
+    await store.set_disabled("default", 1.0)
+    for key, told in ((valid_key, True), (revoked_key, False), (valid_key[:-1] + "!", False)):
+        with refused("invalid_api_key") as caught:
+            await use(keyring, key)
+        assert ("disabled" in caught.value.message) == told

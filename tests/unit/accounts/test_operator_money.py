@@ -306,3 +306,6 @@ async def test_the_log_is_listed_in_pages_with_notes_and_never_a_key(
     await error_of(operator.list_acts(pb.ListActsRequest(account_id="nobody")), "not_found")
     token = pb.ListActsRequest(page_token=request.page_token, account_id="acme")
     await error_of(operator.list_acts(token), "invalid_parameter")
+    token = pb.ListActsRequest(page_token=request.page_token)
+    token.start_time.FromSeconds(1_010)
+    await error_of(operator.list_acts(token), "invalid_parameter")

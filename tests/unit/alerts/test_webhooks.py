@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import socket
 import ssl
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from pomelo.alerts import webhooks as module
 from pomelo.alerts.alert import Alert, encode_secret, signed_headers, signing_keys
@@ -18,6 +20,7 @@ from pomelo.alerts.webhooks import Webhooks
 from tests.alerts import Receiver, open_receiver
 from tests.certificates import make_certificate
 from tests.waiting import until
+from tests.web_server import serve_application
 
 KEYS = (b"k" * 32, b"the former key, which is replaced")
 ALERT = Alert("alert_1", "balance.low", 1_700_000_000.5, {"account": "acme", "available_micros": 5})
@@ -53,7 +56,8 @@ def test_without_a_secret_of_their_own_alerts_are_signed_with_one_of_each_root_s
     current, former = signing_keys([], [b"root", b"former root"])
     assert len(current) == len(former) == 32
     assert current != former
-    assert signing_keys([], [b"root"]) == (current,)
+    # Receivers were given it: it is the same in every version.
+    assert signing_keys([], [b"root"]) == (current,) == (hmac.digest(b"root", b"alerts\x01", "sha256"),)
     assert signing_keys(["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], [b"root"]) != (current,)
 
 
@@ -75,6 +79,20 @@ async def test_an_alert_is_repeated_with_its_id_until_the_receiver_has_it(
         }
     ]
     await webhooks.close()
+
+
+async def test_a_redirection_to_a_page_is_not_followed(session: aiohttp.ClientSession) -> None:
+    async def redirect(request: web.Request) -> web.Response:
+        raise web.HTTPTemporaryRedirect("/elsewhere")
+
+    async def other(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/", redirect)
+    app.router.add_post("/elsewhere", other)
+    async with serve_application(app) as url:
+        assert await sender(session).post(ALERT, f"{url}/") == f"{url} answered 307"
 
 
 async def test_an_alert_that_is_never_taken_is_given_up_and_the_log_hides_the_path(

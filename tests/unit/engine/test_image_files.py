@@ -14,6 +14,7 @@ import pytest
 
 from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from tests.calls import call_of
 from tests.tasks import text_task
@@ -245,3 +246,13 @@ async def test_other_tasks_run_while_a_file_is_read(engine: EngineApp) -> None:
         writer.join()
         path.unlink()
     assert beats >= 10
+
+
+async def test_files_count_as_buffered_by_their_call_as_often_as_they_are_named(engine: EngineApp) -> None:
+    account = await engine.account()
+    source = MediaSource(media_id=await file(engine, account))
+    call = call_of(account.key)
+    reserved: list[int] = []
+    call.reserve = reserved.append
+    await engine.app.services.tasks.run_task(task(source, source), TaskOptions(), call)
+    assert reserved == [2 * len(PNG)] == [call.file_bytes]

@@ -113,6 +113,21 @@ async def test_a_refused_caller_that_has_left_has_nothing_to_void() -> None:
     assert store.calls == ["reserve"]
 
 
+async def test_a_task_that_is_being_reserved_runs() -> None:
+    store = FailingStore()
+    store.waits["reserve"] = asyncio.Event()
+    ledger = open_ledger(store)
+    reserving = asyncio.create_task(reserve(ledger, "img_1"))
+    await wait_until(lambda: store.calls == ["reserve"])
+    assert ledger.runs("img_1")
+    store.reserved["img_1"] = usage_record("img_1")  # the store has it, and its caller does not know yet
+    await reconcile(ledger, 2)
+    assert store.calls == ["reserve"]
+    store.waits["reserve"].set()
+    await reserving
+    assert ledger.runs("img_1")
+
+
 async def reconcile(ledger: Ledger, checks: int) -> None:
     """Runs that many checks for reservations without a running task."""
     for _ in range(checks):

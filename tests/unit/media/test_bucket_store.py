@@ -183,6 +183,23 @@ async def test_a_file_that_a_task_reads_is_on_the_disk_until_the_last_call_that_
         store.find(media_id, "ann/test")
 
 
+async def test_a_copy_leaves_the_disk_reserve_free(machine: Callable[..., BucketStore]) -> None:
+    media_id = await upload(machine("a"))
+    store, call = machine("b", reserve=2**62), grpc_call()
+    with refused("store_unavailable"):
+        await store.fetch(media_id, "ann/test", call)
+    call.end()
+    assert on_disk(store) == []
+
+
+async def test_a_file_in_the_bucket_and_on_the_disk_counts_once(machine: Callable[..., BucketStore]) -> None:
+    store = machine("a")
+    media_id = await upload(store)
+    (store.folder / media_id).write_bytes(PNG)  # as while it is sent
+    await store.refresh()
+    assert store.quota.total == 4096
+
+
 async def test_media_expire_on_all_machines_and_any_machine_deletes_them(
     machine: Callable[..., BucketStore], url: str, clock: Clock
 ) -> None:

@@ -99,6 +99,7 @@ def test_speech_that_no_longer_fits_into_the_store_is_complete(
     for piece in pieces:
         assert collected.add(chunk(piece)) is None
     assert finish(collected).speech.data == b"".join(pieces)
+    assert (full.partial, full.quota.total, list(full.folder.iterdir())) == ({}, 0, [])
 
 
 @MEDIA

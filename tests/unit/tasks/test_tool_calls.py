@@ -174,3 +174,15 @@ def test_a_piece_without_anything_in_it_is_neither_passed_on_nor_counted() -> No
     empty = TaskEvent(tool_call_delta=ToolCallDelta())
     assert streamed(collected, [first, empty, *rest, empty]) == [first, *rest]
     assert collected.partial_usage(None).output_tokens == 1 + len(rest)
+
+
+def test_the_arguments_that_a_call_lacks_are_part_of_the_output() -> None:
+    collected = collector("gpt-4", stream=True)
+    passed = streamed(collected, [*pieces(ToolCall(id="call_1", name="time"), 0), *pieces(WEATHER, 1), end()])
+    result = TaskResult()
+    collected.finish(result)
+    passed += collected.end_stream(result)
+    size = sum(
+        len((each.tool_call_delta.name + each.tool_call_delta.arguments_json).encode()) for each in passed
+    )
+    assert collected.output_bytes == size == SIZE

@@ -296,3 +296,14 @@ def test_a_prompt_that_its_tools_make_too_long_is_refused(part: str) -> None:
         case "result":
             task.messages[2].content[0].tool_result.content = words
     assert refusal("claude-3-haiku", task) == "context_length_exceeded messages"
+
+
+@pytest.mark.parametrize(
+    "between", [message(USER, text()), message(ASSISTANT, text())], ids=["user", "assistant"]
+)
+def test_a_call_is_answered_before_any_other_message(between: Message) -> None:
+    before = [message(USER, text()), message(ASSISTANT, call())]
+    answer = message(TOOL, result())
+    assert refusal("gpt-4", TextInput(messages=[*before, answer, between])) == ""
+    late = TextInput(messages=[*before, between, answer])
+    assert refusal("gpt-4", late) == "invalid_parameter messages[1].tool_calls[0]"

@@ -1,0 +1,57 @@
+"""How Anthropic's counts of tokens are added up: its input leaves out what its cache was read or written for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic_core import to_json
+
+from pomelo.catalog.reported_cost import Report
+from pomelo.gen.v1.usage_pb2 import Usage
+from pomelo.providers.anthropic.responses import MessageStream, parse_message
+
+PARTS = {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({}, Usage(input_tokens=10, output_tokens=1)),
+        ({"cache_read_input_tokens": 5}, Usage(input_tokens=15, output_tokens=1, cached_input_tokens=5)),
+        (
+            {"cache_creation_input_tokens": 7},
+            Usage(input_tokens=17, output_tokens=1, cache_write_input_tokens=7),
+        ),
+        *(
+            (
+                {"cache_creation": PARTS, **total},
+                Usage(
+                    input_tokens=17,
+                    output_tokens=1,
+                    cache_write_input_tokens=7,
+                    cache_write_1h_input_tokens=4,
+                ),
+            )
+            for total in ({}, {"cache_creation_input_tokens": 7})
+        ),
+    ],
+    ids=["none", "read", "written", "parts", "parts and their sum"],
+)
+def test_the_input_includes_what_was_read_from_the_cache_and_written_to_it(
+    counts: dict[str, Any], expected: Usage
+) -> None:
+    usage = {"input_tokens": 10, "output_tokens": 1, **counts}
+    message = {"content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn", "usage": usage}
+    assert parse_message(message).completed.usage == expected
+
+
+@pytest.mark.parametrize("later", [None, 0])
+def test_a_later_count_that_is_missing_replaces_nothing(later: int | None) -> None:
+    stream = MessageStream(Report())
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
+    counts = {"input_tokens": later, "cache_read_input_tokens": later, "output_tokens": 5}
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": counts}
+    for event in (start, end):
+        assert stream.parse_event(to_json(event)) == ""
+    assert stream.usage == Usage(input_tokens=9, output_tokens=5)

@@ -1,0 +1,37 @@
+"""Operations on a store in the background: which tasks they concern, and how many are retried concurrently."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
+from tests.unit.engine.failing_store import Clock, FailingStore, open_ledger, reserve, wait_until
+
+
+def test_a_task_is_in_progress_until_its_last_release() -> None:
+    operations = StoreOperations(Clock(), lambda result: None)
+    operations.acquire("a")
+    operations.acquire("a")
+    operations.release("a")
+    assert operations.concerns("a")
+    operations.release("a")
+    assert not operations.concerns("a")
+
+
+async def test_retries_that_hang_are_not_joined_by_more() -> None:
+    store, clock = FailingStore("void"), Clock()
+    ledger = open_ledger(store, monotonic=clock)
+    for number in range(3 * MAX_CONCURRENT_RETRIES):
+        (await reserve(ledger, f"img_{number}")).release()
+    await wait_until(lambda: not ledger.operations._in_progress)
+    store.errors.clear()
+    store.waits["void"] = asyncio.Event()
+    store.calls.clear()
+    clock.now += 100
+    for _ in range(3):
+        ledger.operations.retry_pending()
+        await asyncio.sleep(0)
+    assert len(store.calls) == MAX_CONCURRENT_RETRIES
+    store.waits["void"].set()
+    await ledger.operations.idle()
+    assert store.reserved == {}

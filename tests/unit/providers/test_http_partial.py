@@ -1,0 +1,63 @@
+"""Responses that are read in part: refusals with an endless body, and files that break off."""
+
+from __future__ import annotations
+
+import pytest
+from yarl import URL
+
+from pomelo.providers.base import VENDOR_CALL, VendorCall
+from pomelo.providers.errors import UpstreamError
+from pomelo.providers.http import client
+from pomelo.providers.http.client import Http, Timeouts
+from pomelo.providers.http.downloads import Downloader
+from tests.unit.providers.raw_server import CHAT, OK, Peer, raw_server, sends
+
+ENDLESS = b"HTTP/1.1 %b\r\nTransfer-Encoding: chunked\r\n\r\n" + b"3e8\r\n" + b"x" * 1_000 + b"\r\n"
+HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\n{}"
+
+
+async def test_no_more_of_a_body_is_read_than_is_wanted() -> None:
+    async with (
+        raw_server(sends(ENDLESS % b"200 OK", close=False)) as server,
+        Http() as http,
+        http.stream_bytes(server.url, {}, b"{}", CHAT) as body,
+    ):
+        assert await body.read_all(999) == (b"x" * 1_000, False)
+
+
+async def test_the_body_of_a_redirection_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_ERROR_BODY_TIMEOUT", 3600.0)
+    redirection = ENDLESS % b"302 Found"
+    async with raw_server(sends(redirection, close=False)) as server, Http(Timeouts(silence=60)) as http:
+        with pytest.raises(UpstreamError) as raised:
+            await http.request_json(server.url, {}, b"{}", CHAT)
+        assert raised.value.reason.startswith("the vendor redirected")
+        assert await server.peers[0].left()
+
+
+async def test_a_file_that_breaks_off_is_downloaded_again() -> None:
+    replies = [HALF, HALF, OK]
+
+    async def answer(peer: Peer) -> None:
+        await peer.request()
+        peer.writer.write(replies.pop(0))
+        await peer.writer.drain()
+
+    async with raw_server(answer) as server, Http() as http:
+        base = str(server.url.origin())
+        downloader = Downloader(http, base, "acme.example", waits=(0.0, 0.0))
+        assert await downloader.fetch(str(URL(base) / "file"), CHAT) == b"{}"
+        assert len(server.peers) == 3
+
+
+async def test_a_call_that_gets_no_response_has_not_the_status_of_the_one_before() -> None:
+    call = VendorCall()
+    VENDOR_CALL.set(call)
+    async with Http() as http:
+        async with raw_server(sends(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")) as server:
+            with pytest.raises(UpstreamError):
+                await http.request_json(server.url, {}, b"{}", CHAT)
+        assert call.status == 503
+        with pytest.raises(UpstreamError):
+            await http.request_json(server.url, {}, b"{}", CHAT)
+        assert call.status == 0

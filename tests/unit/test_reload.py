@@ -1,0 +1,125 @@
+"""Which changes replace the providers of a running application, and when the former ones are closed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo import reload
+from pomelo.configuration import read_configuration
+from pomelo.providers.base import Provider
+from pomelo.reload import Reloader
+from pomelo.settings import Settings
+from tests.waiting import until
+
+CATALOG = """
+[hosts.mine]
+base_url = "http://127.0.0.1:{port}/v1"
+
+[models.mine]
+type = "text"
+limits = {{ max_input_tokens = 1000, max_output_tokens = 1000 }}
+price = {{ million_input_tokens = "{price}", million_output_tokens = "1" }}
+price_version = "2026-11-26"
+routes = [{{ provider = "mine", model = "one" }}]
+"""
+PLANS = {"new": {"requests_per_minute": 1}}
+
+
+class Rig:
+    """A reloader, the tasks that run, and which of the sets of providers that were opened are closed."""
+
+    def __init__(self, folder: Path, *, is_first: bool = True) -> None:
+        self.tasks: set[object] = set()
+        self.closed: list[bool] = []
+        self.applied = 0
+        self.checks = 0
+        """How often it was asked which tasks run."""
+        self._catalog = folder / "catalog.toml"
+        settings = self.settings()
+        self.reloader = Reloader(
+            settings, read_configuration(settings), self._open, self._running, is_first=is_first
+        )
+        self.reloader.apply = self._apply
+
+    def settings(self, *, port: int = 1, price: int = 1, **changes: Any) -> Settings:
+        """Settings with a catalogue of a host at that port, and of a model at that price."""
+        self._catalog.write_text(CATALOG.format(port=port, price=price))
+        return Settings(catalog=self._catalog, **changes)
+
+    async def reload(self, **changes: Any) -> None:
+        await self.reloader.reload(lambda: self.settings(**changes))
+
+    def _running(self) -> set[object]:
+        self.checks += 1
+        return self.tasks
+
+    def _apply(self, *configuration: Any) -> None:
+        self.applied += 1
+
+    @asynccontextmanager
+    async def _open(
+        self, entries: Iterable[object], *args: Any, **options: Any
+    ) -> AsyncIterator[Mapping[str, Provider]]:
+        number = len(self.closed)
+        self.closed.append(False)
+        yield {}
+        self.closed[number] = True
+
+
+@pytest.mark.parametrize(
+    ("changes", "opened"),
+    [
+        ({}, 1),
+        ({"price": 2}, 1),
+        ({"plans": PLANS}, 1),
+        ({"port": 2}, 2),
+        ({"openai_api_key": "another"}, 2),
+        ({"delivery_origins": "http://10.0.0.5:9000"}, 2),
+    ],
+    ids=["nothing", "a price", "a plan", "a host", "a key", "an origin"],
+)
+async def test_providers_are_replaced_if_a_change_concerns_them(
+    tmp_path: Path, changes: dict[str, Any], opened: int
+) -> None:
+    rig = Rig(tmp_path)
+    async with rig.reloader.open():
+        await rig.reload(**changes)
+        assert (len(rig.closed), rig.applied) == (opened, 1)
+    assert rig.closed == [True] * opened
+
+
+async def test_replaced_providers_are_closed_when_the_tasks_that_may_use_them_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "_CHECK_INTERVAL", 0.001)
+    rig = Rig(tmp_path)
+    async with rig.reloader.open():
+        rig.tasks = {"first", "second"}
+        await rig.reload(port=2)
+        rig.tasks = {"second", "third"}
+        await until(lambda: rig.checks > 3)
+        assert rig.closed == [False, False]
+        rig.tasks = {"third"}
+        await until(lambda: rig.closed == [True, False])
+        await rig.reload(port=3)
+    assert rig.closed == [True] * 3  # although a task runs
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_only_the_first_worker_reports_what_was_reloaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_first: bool
+) -> None:
+    rig = Rig(tmp_path, is_first=is_first)
+    with caplog.at_level(logging.INFO, "pomelo.reload"):
+        async with rig.reloader.open():
+            await rig.reload(price=2, grace=5.0)
+            lines = ["The configuration was reloaded: models changed: mine", "Restart to apply POMELO_GRACE"]
+            assert caplog.messages == (lines if is_first else [])
+            await rig.reload(price=-1)
+    assert "was not reloaded" in caplog.messages[-1]
