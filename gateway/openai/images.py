@@ -86,7 +86,8 @@ class _ImageParameters(Parameters):
 
     def to_fields(self, body: dict[str, Any]) -> dict[str, Any]:
         self.check_names(body)
-        if body.pop("n", None) not in (None, 1):
+        n = body.pop("n", None)
+        if n not in (None, 1) or n is True:
             raise invalid("n", "1")
         for name in ("user", "safety_identifier"):
             if (value := body.pop(name, None)) is not None:

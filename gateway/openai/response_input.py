@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.types.fields import check_names
+from gateway.types.fields import check_names, check_text
 from pomelo.errors import invalid, missing
 
 _PART = re.compile(r"messages\[\d+\](?:\.content|\.tool_calls\[\d+\])?")
@@ -19,6 +19,9 @@ _MEMBERS: Mapping[str, str] = {
     ".tool_call_id": ".call_id",
 }
 """The members of items whose names are not those of a task's messages."""
+
+_IMAGE = re.compile(r"\.image_url(?:\.url)?(\.detail)?$")
+"""A member of an image in a task's messages."""
 
 
 class Conversation:
@@ -37,7 +40,10 @@ class Conversation:
         if part is None:
             return field
         rest = field[part.end() :]
-        return self._labels[part[0]] + _MEMBERS.get(rest, rest)
+        label = self._labels[part[0]]
+        if (image := _IMAGE.search(rest)) is not None:
+            return label + rest[: image.start()] + (image[1] or ".image_url")
+        return label + _MEMBERS.get(rest, rest)
 
     def add_instructions(self, text: Any) -> None:
         if text is not None:
@@ -126,6 +132,12 @@ def _to_parts(content: Any) -> list[Any]:
     return [{"type": "text", "text": content}]
 
 
+def _required_refusal(label: str, text: Any) -> str:
+    if text is None:
+        raise missing(f"{label}.refusal")
+    return check_text(f"{label}.refusal", text)
+
+
 def _to_part(label: str, part: Any) -> dict[str, Any]:
     if type(part) is not dict:
         raise invalid(label, "an object with type")
@@ -134,7 +146,7 @@ def _to_part(label: str, part: Any) -> dict[str, Any]:
             check_names(part, ("type", "text", "annotations", "logprobs"), label)
             return {"type": "text", "text": part.get("text")}
         case "refusal":
-            return {"type": "text", "text": part.get("refusal")}
+            return {"type": "text", "text": _required_refusal(label, part.get("refusal"))}
         case "input_image":
             check_names(part, ("type", "image_url", "detail"), label)
             image = {"url": part.get("image_url"), "detail": part.get("detail")}

@@ -65,7 +65,9 @@ class ResponseRequest(TextRequest):
             if body.pop(name, None) is not None:
                 raise invalid(name, "left out: nothing is stored. Send the whole conversation as input")
         self._take_include(body.pop("include", None))
-        body.pop("stream_options", None)  # only about padding
+        options = body.pop("stream_options", None)  # only about padding
+        if options is not None and type(options) is not dict:
+            raise invalid("stream_options", "an object")
         for name, value in body.items():
             if name not in _FIELDS and value is not None:
                 raise unknown_field(name)
@@ -122,7 +124,7 @@ class ResponseRequest(TextRequest):
         for name, own in _NAMES.items():
             if field == name or field.startswith((f"{name}.", f"{name}[")):
                 return own + field[len(name) :]
-        return field.replace(".function.", ".") if field.startswith("tools[") else field
+        return field.replace(".function.", ".") if field.startswith(("tools[", "tool_choice.")) else field
 
     def render(self, result: TaskResult) -> bytes:
         started = TaskStarted(id=result.id, create_time=result.create_time, model=result.model)

@@ -74,7 +74,7 @@ class TextRequest(ABC):
             if value is not None and value is not False:
                 self.ignored.append(name)
         identifier = body.pop("safety_identifier", None)
-        if identifier is not None:
+        if identifier is not None and (identifier != "" or body.get("user") is None):
             body["user"] = identifier
             self._user_name = "safety_identifier"
 

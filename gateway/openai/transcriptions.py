@@ -27,7 +27,9 @@ from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.service import Visit
 from pomelo.times import from_duration
 
-_GRANULARITIES = "timestamp_granularities[]"
+_GRANULARITIES = ("timestamp_granularities[]", "timestamp_granularities")
+"""The names of a list in a form: as the SDKs write it, and as people do."""
+
 _GRANULARITY_NAMES = frozenset({"word", "segment"})
 
 _NO_EFFECT: Mapping[str, tuple[str, ...]] = {
@@ -38,11 +40,11 @@ _NO_EFFECT: Mapping[str, tuple[str, ...]] = {
 
 _FORM = FormFields(
     {
-        *("model", "file", "language", "response_format", _GRANULARITIES, "stream"),
+        *("model", "file", "language", "response_format", *_GRANULARITIES, "stream"),
         *("diarize", "num_speakers"),
         *_NO_EFFECT,
     },
-    lists={_GRANULARITIES},
+    lists=_GRANULARITIES,
     file="file",
     renamed=PARAMETERS[TRANSCRIPTIONS],
 )
@@ -107,8 +109,8 @@ class _TranscriptionParameters(Parameters):
         self.format = response_format
         if name not in ("json", "text") and parse_flag_text(body.get("stream", "false")) is not False:
             raise invalid("response_format", "json or text with stream")
-        granularities = body.pop(_GRANULARITIES, None)
-        if granularities is not None:
+        granularities = [each for name in _GRANULARITIES for each in body.pop(name, ())]
+        if granularities:
             if not _GRANULARITY_NAMES.issuperset(granularities):
                 raise invalid("timestamp_granularities", "word, segment or both")
             if name != "verbose_json":

@@ -329,7 +329,12 @@ def test_stop_in_a_form_is_a_list_only_if_written_as_one(text: str, stop: list[s
 def test_white_space_around_a_form_value_that_is_no_text_is_ignored() -> None:
     tools = '[{"type":"function","function":{"name":"f"}}]'
     choice = '\n{"type": "function", "function": {"name": "f"}}\n'
-    texts = {"messages": '[{"role":"user","content":"Hi"}]', "tools": tools, "tool_choice": choice, "parallel_tool_calls": "true\n"}
+    texts = {
+        "messages": '[{"role":"user","content":"Hi"}]',
+        "tools": tools,
+        "tool_choice": choice,
+        "parallel_tool_calls": "true\n",
+    }
     text = build(TEXT, {**texts, "logprobs": " False", "n": " 1 "}, form=True).text
     assert (text.tool_choice.tool, text.parallel_tool_calls) == ("f", True)
     assert build(STT, {"diarize": " True "}, form=True).speech_to_text.diarize

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
+from gateway.openai.chat import ChatRequest
+from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
@@ -187,3 +191,11 @@ async def test_line_breaks_that_some_clients_know_are_escaped(gateway: GatewayAp
         text, _ = await post(gateway, path, {**body, "stream": True})
         assert "one\\u2028two\\u0085three" in text
         assert "\u2028" not in text
+
+
+@pytest.mark.parametrize(
+    ("identifier", "user"), [("s", "s"), ("", "u"), (None, "u")], ids=["given", "empty", "absent"]
+)
+def test_an_empty_safety_identifier_does_not_replace_the_user(identifier: str | None, user: str) -> None:
+    request = ChatRequest(Call.from_headers({}.get, protocol="rest"))
+    assert request.translate({"user": "u", "safety_identifier": identifier})["user"] == user

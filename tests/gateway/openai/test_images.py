@@ -69,6 +69,7 @@ async def test_an_image_is_a_link_or_bytes_or_both(
         ({"prompt": None}, "prompt"),
         ({"prompt": 7}, "prompt"),
         ({"n": 2}, "n"),
+        ({"n": True}, "n"),
         ({"size": "1024"}, "size"),
         ({"size": 1024}, "size"),
         ({"size": "32x1024"}, "size"),
