@@ -197,5 +197,5 @@ async def test_line_breaks_that_some_clients_know_are_escaped(gateway: GatewayAp
     ("identifier", "user"), [("s", "s"), ("", "u"), (None, "u")], ids=["given", "empty", "absent"]
 )
 def test_an_empty_safety_identifier_does_not_replace_the_user(identifier: str | None, user: str) -> None:
-    request = ChatRequest(Call.from_headers({}.get, protocol="rest"))
+    request = ChatRequest(Call.from_headers(lambda name: None, protocol="rest"))
     assert request.translate({"user": "u", "safety_identifier": identifier})["user"] == user
