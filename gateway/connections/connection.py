@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import cast
 
-from aiohttp import HttpVersion10, web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.streams import StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
@@ -29,6 +29,8 @@ log = logging.getLogger("pomelo.gateway")
 
 Respond = Callable[[Request], Awaitable[Response | None]]
 """Returns the response to a request; None: it was sent already."""
+
+_VERSIONS = (HttpVersion11, HttpVersion10)
 
 HEALTH_PATH = "/healthz"
 
@@ -302,6 +304,8 @@ class Connection(HttpConnection):
         error = None
         if isinstance(parsed, HttpProcessingError):
             error, parsed = parsed, _NO_REQUEST
+        elif parsed.version not in _VERSIONS:  # aiohttp's parser accepts HTTP/0.9 and HTTP/2.0, too
+            error, parsed = BadHttpMessage("HTTP version"), _NO_REQUEST
         request = self._request = Request(self, parsed, content)
         slot = self.slot
         slot.busy = slot.waiting = True

@@ -62,7 +62,8 @@ class SpeechParameters(Parameters):
         if stream_format not in (None, "audio", "sse"):
             raise invalid("stream_format", "one of audio, sse")
         self._has_events = stream_format == "sse"
-        if body.pop("stream", None) not in (None, False):
+        stream = body.pop("stream", None)
+        if stream is not None and stream is not False:
             raise unknown_field("stream")
         body["text"] = body.pop("input", None)
         voice = body.get("voice")

@@ -27,7 +27,9 @@ from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.service import Visit
 from pomelo.times import from_duration
 
-GRANULARITIES = "timestamp_granularities[]"
+GRANULARITIES = ("timestamp_granularities[]", "timestamp_granularities")
+"""The names of a list in a form: as the SDKs write it, and as the documentation does."""
+
 GRANULARITY_NAMES = frozenset({"word", "segment"})
 
 NO_EFFECT: Values = {
@@ -66,11 +68,11 @@ class TranscriptionParameters(Parameters):
     names: ClassVar[Mapping[str, str]] = _NAMES
     form_fields = FormFields(
         {
-            *("model", "file", "language", "response_format", GRANULARITIES, "stream"),
+            *("model", "file", "language", "response_format", *GRANULARITIES, "stream"),
             *("diarize", "num_speakers"),
             *NO_EFFECT,
         },
-        lists={GRANULARITIES},
+        lists=GRANULARITIES,
         file="file",
         renamed=_NAMES,
     )
@@ -91,8 +93,8 @@ class TranscriptionParameters(Parameters):
         self.format = response_format
         if name not in ("json", "text") and parse_flag_text(body.get("stream", "false")) is not False:
             raise invalid("response_format", "json or text with stream")
-        granularities = body.pop(GRANULARITIES, None)
-        if granularities is not None:
+        granularities = [each for name in GRANULARITIES for each in body.pop(name, ())]
+        if granularities:
             if not GRANULARITY_NAMES.issuperset(granularities):
                 raise invalid("timestamp_granularities", "word, segment or both")
             if name != "verbose_json":

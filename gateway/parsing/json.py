@@ -160,12 +160,16 @@ def _syntax_error(data: bytes | bytearray, reason: str) -> PomeloError:
         return PomeloError("invalid_body", f"The body is not UTF-8 ({reason}). Send JSON in UTF-8")
     if "hex escape" in reason and (found := _lone_surrogate(data, reason)) is not None:
         name, escape = found
-        return invalid(name, f"Unicode text; it has {escape}, which is half a surrogate pair")
+        problem = f"Unicode text; it has {escape}, which is half a surrogate pair"
+        if not name:
+            return PomeloError("invalid_parameter", f"The name of each field must be {problem}")
+        return invalid(name, problem)
     return PomeloError("invalid_body", f"The body is not JSON: {reason}")
 
 
 def _lone_surrogate(data: bytes | bytearray, reason: str) -> tuple[str, str] | None:
-    """Returns the field whose text has a lone surrogate and its escape, None if the error is another."""
+    """Returns the field whose text has a lone surrogate (empty: the name of a field has it) and its escape;
+    None if the error is another."""
     position = _POSITION.search(reason)
     if position is None:
         return None
@@ -187,10 +191,11 @@ def _lone_surrogate(data: bytes | bytearray, reason: str) -> tuple[str, str] | N
         elif isinstance(value, list):
             name, value = f"{name}[{len(value) - 1}]", value[-1]
         else:
-            return None
+            break
     # Without the marker the surrogate is in a field's name, which was truncated.
-    in_value = isinstance(value, str) and value.endswith(_MARKER)
-    return (shorten_name(name), escape[0].decode()) if name and in_value else None
+    if not (isinstance(value, str) and value.endswith(_MARKER)):
+        return "", escape[0].decode()
+    return (shorten_name(name), escape[0].decode()) if name else None
 
 
 def _is_escaped(data: bytes | bytearray, at: int) -> bool:

@@ -5,6 +5,7 @@ Ranges and required fields are in `pomelo.fields`; the services check them, the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -22,6 +23,9 @@ Target = Literal["input", "spec", "options"]
 
 _MAX_NUMBER_LENGTH = 400
 """Characters; a float written out in full has some 330."""
+
+_LIST = re.compile(r'\s*+\[\s*+["\]]')
+"""The beginning of a list of texts, written as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +64,17 @@ def parse_json_text(text: str) -> Any:
 
 
 def parse_flag_text(text: str) -> Any:
-    return {"true": True, "false": False}.get(text.lower(), text)
+    # White space around it is ignored, as around numbers.
+    return {"true": True, "false": False}.get(text.strip().lower(), text)
 
 
 def parse_list_text(text: str) -> Any:
     # A text such as [END] is not a list.
-    return parse_json_text(text) if text.startswith(('["', "[]")) else text
+    return parse_json_text(text) if _LIST.match(text) else text
 
 
 def parse_object_text(text: str) -> Any:
-    return parse_json_text(text) if text.startswith("{") else text
+    return parse_json_text(text) if text.lstrip().startswith("{") else text
 
 
 def describe(rule: FieldRule, schema: Schema) -> Schema:
@@ -164,6 +169,8 @@ def unsupported(name: str, expected: str, *, neutral: Any = None) -> Field:
     `neutral`, which is a number, false or {}. `expected` completes the sentence "it must be …"."""
 
     def assign(message: Any, value: Any) -> None:
+        if type(neutral) is int and type(value) is float:
+            value = int(value) if value.is_integer() else value
         if type(value) is not type(neutral) or value != neutral:
             raise invalid(name, expected)
 
@@ -171,7 +178,7 @@ def unsupported(name: str, expected: str, *, neutral: Any = None) -> Field:
         return Field(name, assign, parse_json_text, {})
     only = {"type": "object", "maxProperties": 0} if neutral == {} else {"const": neutral}
     schema = {"anyOf": [only, {"type": "null"}], "description": f"Must be {expected}."}
-    return Field(name, assign, parse_json_text, schema)
+    return Field(name, assign, parse_flag_text if neutral is False else parse_json_text, schema)
 
 
 def by_name(*fields: Field) -> dict[str, Field]:

@@ -213,9 +213,12 @@ def parse_budget(text: str, hint: str) -> Budget:
 
     amount, _, period = text.partition("/")
     try:
-        return Budget(limit_micros=parse_credits(amount), period=PERIODS[period])
+        limit = parse_credits(amount)
+        if limit:
+            return Budget(limit_micros=limit, period=PERIODS[period])
     except (KeyError, ValueError):
-        raise typer.BadParameter(f"{text!r} is no budget: {_BUDGETS}", param_hint=hint) from None
+        pass
+    raise typer.BadParameter(f"{text!r} is no budget: {_BUDGETS}", param_hint=hint)
 
 
 def _budget(key: Key) -> str | None:

@@ -316,10 +316,41 @@ def test_each_role_sets_its_enum_value(content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "stop"), [("[]", []), ('["a"]', ["a"]), ("[a]", ["[a]"]), ("a", ["a"]), ("[", ["["])]
+    ("text", "stop"),
+    [
+        *[("[]", []), ('["a"]', ["a"]), ("[a]", ["[a]"]), ("a", ["a"]), ("[", ["["])],
+        *[('[ "a" ]', ["a"]), ('\n[\n  "a"]\n', ["a"]), ("[ ]", []), ("[ a ]", ["[ a ]"]), (" ", [" "])],
+    ],
 )
 def test_stop_in_a_form_is_a_list_only_if_written_as_one(text: str, stop: list[str]) -> None:
     assert list(build(TEXT, {"stop": text}, form=True).text.stop) == stop
+
+
+def test_white_space_around_a_form_value_that_is_no_text_is_ignored() -> None:
+    tools = '[{"type":"function","function":{"name":"f"}}]'
+    choice = '\n{"type": "function", "function": {"name": "f"}}\n'
+    texts = {
+        "messages": '[{"role":"user","content":"Hi"}]',
+        "tools": tools,
+        "tool_choice": choice,
+        "parallel_tool_calls": "true\n",
+    }
+    text = build(TEXT, {**texts, "logprobs": " False", "n": " 1 "}, form=True).text
+    assert (text.tool_choice.tool, text.parallel_tool_calls) == ("f", True)
+    assert build(STT, {"diarize": " True "}, form=True).speech_to_text.diarize
+    assert build_task("m", TEXT, {"stream": " true\n"}, form=True).stream is True
+
+
+@pytest.mark.parametrize(("name", "value"), [("n", 1), ("n", 1.0), ("logprobs", False), ("logit_bias", {})])
+def test_a_field_that_asks_for_nothing_is_accepted(name: str, value: Any) -> None:
+    assert build(TEXT, {"messages": HI, name: value}) == build(TEXT, {"messages": HI})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("n", True), ("n", 2), ("n", 1.5), ("n", "1"), ("logprobs", 0), ("top_logprobs", 0)]
+)
+def test_a_field_that_asks_for_what_no_model_has_is_refused(name: str, value: Any) -> None:
+    assert refusal(TEXT, {"messages": HI, name: value}).field == name
 
 
 @pytest.mark.parametrize("field", ["stability", "similarity_boost", "style", "speed", "use_speaker_boost"])

@@ -133,6 +133,24 @@ async def test_what_has_no_effect_is_taken_and_reported(app: RunningApp, account
         ({"tools": [{"type": "function", "name": "no spaces", "parameters": {}}]}, "tools[0].name"),
         ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content[0].image_url",
+        ),
+        (
+            {
+                "input": [
+                    {"role": "user", "content": [{"type": "input_image", "image_url": "x", "detail": "x"}]}
+                ]
+            },
+            "input[0].content[0].detail",
+        ),
+        ({"input": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "input[0].content[0].refusal"),
+        (
+            {"tools": [{"type": "function", "name": "f"}], "tool_choice": {"type": "function", "name": "g"}},
+            "tool_choice.name",
+        ),
+        ({"stream_options": []}, "stream_options"),
         ({"input": [{"role": "user", "content": "a"}, {"role": "user"}]}, "input[1].content"),
         ({"instructions": "x", "input": [{"role": "robot", "content": "a"}]}, "input[0].role"),
         ({"input": None}, "input"),

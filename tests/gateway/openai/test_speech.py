@@ -74,6 +74,7 @@ async def test_the_response_format_selects_the_audio(
         ({"stream_format": "chunks"}, "stream_format"),
         ({"stream": True}, "stream"),
         ({"stream": ""}, "stream"),
+        ({"stream": 0}, "stream"),
         ({"text": "Hi"}, "input"),
         ({"model": "eleven-labs-stt"}, "model"),
     ],

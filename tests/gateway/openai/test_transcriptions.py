@@ -79,11 +79,12 @@ async def test_the_transcript_may_be_plain_text_or_captions(gateway: GatewayApp)
     ("granularities", "members"),
     [((), {"segments"}), (("word",), {"words"}), (("segment", "word"), {"words", "segments"})],
 )
+@pytest.mark.parametrize("parameter", ["timestamp_granularities[]", "timestamp_granularities"])
 async def test_verbose_json_has_the_times_that_were_asked_for(
-    gateway: GatewayApp, granularities: tuple[str, ...], members: set[str]
+    gateway: GatewayApp, granularities: tuple[str, ...], members: set[str], parameter: str
 ) -> None:
     gateway.provider.script = TWO_SPEAKERS
-    fields = [("timestamp_granularities[]", name) for name in granularities]
+    fields = [(parameter, name) for name in granularities]
     async with transcribe(gateway, ("response_format", "verbose_json"), *fields) as response:
         value = await response.json()
     words, segments = value.pop("words", None), value.pop("segments", None)

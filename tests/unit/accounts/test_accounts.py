@@ -314,18 +314,3 @@ async def test_an_account_runs_two_reports_at_a_time_and_the_others_wait(store: 
             left.cancel()
         go_on.set()
     assert started[3:] == ["default"] * 6  # who leaves gives up the turn
-
-
-async def test_a_credit_limit_is_part_of_the_credits_that_are_given_in_all(admin: AccountAdmin) -> None:
-    await admin.create("acme", "", 0)
-    billion = 10**9 * CREDIT
-    await admin.set_credit_limit("acme", billion, live=True)
-    for _ in range(8):
-        await admin.grant("acme", billion, live=True)
-    with refused("invalid_parameter"):
-        await admin.grant("acme", 1, live=True)
-    with refused("invalid_parameter"):
-        await admin.adjust("acme", 1, live=True, note="one more")
-    await admin.set_credit_limit("acme", billion - 1, live=True)
-    account = await admin.grant("acme", 1, live=True)
-    assert account.live.available_micros == 9 * billion

@@ -119,6 +119,24 @@ async def test_an_invalid_adjustment_changes_nothing(
     assert not await acts(operator)
 
 
+async def test_a_credit_limit_is_part_of_the_credits_that_are_given_in_all(
+    operator: LocalOperator, store: Store
+) -> None:
+    billion = 10**15
+    given = pb.GrantCreditsRequest(account_id="acme", amount_micros=billion, mode=Mode.MODE_LIVE)
+    await operator.adjust_credits(adjustment(-1_000_000))
+    await operator.set_credit_limit(pb.SetCreditLimitRequest(account_id="acme", credit_limit_micros=billion))
+    for _ in range(8):
+        await operator.grant_credits(given)
+    one = pb.GrantCreditsRequest(account_id="acme", amount_micros=1, mode=Mode.MODE_LIVE)
+    await error_of(operator.grant_credits(one), "invalid_parameter")
+    await error_of(operator.adjust_credits(adjustment(1, "a2")), "invalid_parameter")
+    lower = pb.SetCreditLimitRequest(account_id="acme", credit_limit_micros=billion - 1)
+    await operator.set_credit_limit(lower)
+    account = (await operator.grant_credits(one)).account
+    assert account.live.available_micros == 9 * billion
+
+
 async def test_an_account_is_postpaid_until_it_has_paid(operator: LocalOperator, store: Store) -> None:
     await operator.adjust_credits(adjustment(-1_000_000))
     limit = pb.SetCreditLimitRequest(account_id="acme", credit_limit_micros=10_000)
