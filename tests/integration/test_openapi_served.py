@@ -16,14 +16,14 @@ from tests.conftest import Keys
 from tests.tasks import TASK_BODIES
 
 CATALOGUE = """
-[models.house-model]
+[models.our-model]
 type = "text"
 limits = { max_input_tokens = 1000, max_output_tokens = 100 }
 price = { million_input_tokens = "1", million_output_tokens = "1" }
 price_version = "2026-11-26"
-[[models.house-model.routes]]
+[[models.our-model.routes]]
 provider = "openai"
-model = "house"
+model = "ours"
 """
 EXAMPLES = [body for each in TASK_FORMATS.values() for body in each.examples.values()]
 SHORT_AUDIO = EXAMPLES[-1]["audio"]
@@ -117,18 +117,18 @@ async def test_the_description_follows_the_catalogue_and_is_the_same_each_time(f
     async with run_app(folder, settings=settings) as running:
         before = await fetch(running, "rest")
         assert await fetch(running, "rest") == before
-        assert b"house-model" not in before
+        assert b"our-model" not in before
         catalogue.write_text(CATALOGUE)
         await running.server.reload(lambda: running.server.settings)
         mapping = json.loads(await fetch(running, "rest"))["components"]["schemas"]["Task"]["discriminator"]
-    assert mapping["mapping"]["house-model"] == "#/components/schemas/TextTask"
+    assert mapping["mapping"]["our-model"] == "#/components/schemas/TextTask"
 
 
 async def test_a_gateway_elsewhere_describes_the_models_of_its_own_catalogue(folder: Path) -> None:
     (folder / "catalog.toml").write_text(CATALOGUE)
     async with run_app(folder, gateway_settings={"catalog": folder / "catalog.toml"}) as running:
-        assert b"house-model" not in await fetch(running, "rest")
-        assert b"house-model" in await fetch(running, "remote")
+        assert b"our-model" not in await fetch(running, "rest")
+        assert b"our-model" in await fetch(running, "remote")
 
 
 async def fetch(running: RunningApp, front_end: str) -> bytes:
