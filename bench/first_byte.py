@@ -1,4 +1,4 @@
-"""How much later than from the vendor the first byte of a sound leaves Pomelo, beside a bare relay.
+"""Measures how much later the first byte of audio leaves Pomelo than the vendor, beside a bare relay.
 
     python -m bench.first_byte [--calls 500] [--at-once 1]
 

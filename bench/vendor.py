@@ -93,7 +93,7 @@ def _burst(chunks: int) -> bytes:
 
 
 def speech() -> bytes:
-    """A sound whose first packet has the time at which it is sent."""
+    """Audio whose first packet has the time at which it is sent."""
     return _piece((b"ID3\4%020d" % time.monotonic_ns()).ljust(_PACKET, b"\0")) + _SPEECH_REST
 
 

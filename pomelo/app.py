@@ -1,4 +1,4 @@
-"""Builds Pomelo from its settings and runs it: the whole application, or the REST gateway alone.
+"""Builds Pomelo from its settings and runs it: the whole application, or only the REST gateway.
 
 Nothing is global: several applications can run in one process. Keyword arguments replace parts in tests.
 """
@@ -308,7 +308,7 @@ async def open_gateway(
     metrics: Metrics | None = None,
     readiness: Readiness | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serves REST alone, for the gRPC server at `target`; yields the bound address. Leaving drains.
+    """Serves only REST, for the gRPC server at `target`; yields the bound address. Leaving drains.
 
     `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
     trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the

@@ -92,8 +92,8 @@ def fingerprint(value: Any) -> str:
 
 
 def differences(own: Process, other: Process) -> list[Fact]:
-    """The facts that two processes don't share. One that another version doesn't have is no difference. While
-    the root secret is rotated, it is enough that each process accepts the other's."""
+    """The facts that two processes don't share. A fact that another version lacks is not a difference.
+    While the root secret is rotated, it is enough that each process accepts the other's."""
     return [
         fact
         for fact in FACTS

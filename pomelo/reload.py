@@ -1,7 +1,7 @@
 """Replaces the configuration of a running application: the catalogue, plans, providers and TLS certificate.
 
-A new configuration is read and checked whole before anything changes; if it can't be used, the one from
-before goes on. Tasks that run keep the model, route and provider that they began with.
+A new configuration is read and checked whole before anything changes; if it can't be used, the
+previous one stays in use. Running tasks keep the model, route and provider that they began with.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def read_changes(
 
 def log_refusal(error: SettingsError) -> None:
     lines = "; ".join(str(error).splitlines())
-    log.error("The configuration was not reloaded, and the one from before goes on: %s", lines)
+    log.error("The configuration was not reloaded, and the previous one stays in use: %s", lines)
 
 
 class Reloader:
@@ -111,7 +111,7 @@ class Reloader:
     @asynccontextmanager
     async def open(self, providers: Providers | None = None) -> AsyncIterator[Providers]:
         """Opens the providers, unless they are given. Leaving closes them and all that have replaced them.
-        A plug-in that can't be used is logged, and costs its own models alone.
+        A plug-in that can't be used is logged, and affects only its own models.
 
         Raises:
             SettingsError: a provider can't be opened.

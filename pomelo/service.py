@@ -219,7 +219,7 @@ class AccountService(Protocol):
 
 
 class Operator(Protocol):
-    """Administers keys, accounts and usage. Whoever can reach it may do everything: it checks no key.
+    """Administers keys, accounts and usage. It checks no key: clients that reach it may do everything.
 
     Its methods are those of AdminService, which admin_service.proto documents.
 

@@ -97,7 +97,7 @@ class Settings(BaseModel):
     rest: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:50051"
     admin: Address = "127.0.0.1:9090"
-    """The address of metrics and health, for the operator alone; it has neither keys nor TLS."""
+    """The address of metrics and health, for the operator only; it has neither keys nor TLS."""
     data: Path = Path(".pomelo")
     store: Store = Field(default="sqlite:", repr=False)
     archive: Archive = Field(default="", repr=False)

@@ -1,7 +1,7 @@
 """Who calls and what the caller may do: API keys, models, plans, and calls in flight.
 
 Both front ends admit a call here before its body or message is read: a call without a valid key is refused
-from its headers alone, and no account can exhaust the server with calls or buffered bytes.
+by its headers, and no account can exhaust the server with calls or buffered bytes.
 """
 
 from __future__ import annotations

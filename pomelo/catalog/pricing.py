@@ -1,6 +1,6 @@
 """Computes the cost of a task: its usage times the prices of its model, in whole microcredits.
 
-The cost depends on usage and prices alone, so that it can be computed again from a usage record.
+The cost depends only on usage and prices, so that it can be computed again from a usage record.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Prices:
     """The prices of a model. `tiers` are (input tokens, prices), ascending. A task with at least so many
     tokens of input pays the prices of the tier for all its usage; other tasks pay those in `units`.
 
-    If there is a price of PROVIDER_DOLLAR, a task whose provider reports its cost pays that alone. `encoded`
+    If there is a price of PROVIDER_DOLLAR, a task whose provider reports its cost pays only that. `encoded`
     are the prices in the format of usage records.
     """
 

@@ -42,7 +42,7 @@ def commands() -> typer.Typer:
     app.command("list")(list_accounts)
     app.command("show")(show)
     app.command("grant")(grant)
-    # An amount below 0 is no option.
+    # An amount below 0 is not an option.
     app.command("adjust", context_settings={"ignore_unknown_options": True})(adjust)
     app.command("postpaid")(postpaid)
     app.command("plan")(plan)

@@ -30,7 +30,7 @@ def doctor(
     config: Config = None,
     as_json: Json = False,
     fleet: Annotated[
-        bool, typer.Option("--fleet", help="Report instead whether all machines share what they must.")
+        bool, typer.Option("--fleet", help="Report whether all machines share the required settings.")
     ] = False,
 ) -> None:
     """Report what is configured, reachable and missing.

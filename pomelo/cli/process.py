@@ -299,7 +299,7 @@ def print_greeting(
     if not configured:
         _print("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
     if new_key is not None:
-        _print(f"\nYour test key, kept in {settings.key_file} for `pomelo run`:\n  {new_key}")
+        _print(f"\nYour test key, stored in {settings.key_file} for `pomelo run`:\n  {new_key}")
     key = new_key or (f"$(cat {settings.key_file.absolute()})" if settings.key_file.exists() else None)
     if rest is not None and key is not None:
         _print(

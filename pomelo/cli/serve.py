@@ -20,7 +20,7 @@ def serve(
         typer.Option(metavar="N", help="Number of serving processes. Default: 1; more need a Redis store."),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only check whether it could start. Status 1 if not.")
+        bool, typer.Option("--check", help="Only check whether the server could start. Status 1 if not.")
     ] = False,
 ) -> None:
     """Serve gRPC and REST until SIGTERM or Ctrl-C. SIGHUP reloads the configuration."""
@@ -65,7 +65,7 @@ def gateway(
     ca: Ca = None,
     config: Config = None,
 ) -> None:
-    """Serve REST alone, for a gRPC server that runs elsewhere. SIGHUP reloads the certificate."""
+    """Serve only REST, for a gRPC server that runs elsewhere. SIGHUP reloads the certificate."""
     from pomelo.settings import load
 
     settings = load(config)

@@ -5,7 +5,7 @@
     with Client(key="pml_test_…") as client:
         print(client.text("gpt-4", "Why is the sky blue?").text)
 
-Importing it loads nothing of the server.
+Importing it does not load the server.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Client(ClientBase):
     def upload(self, file: File, *, content_type: str = "") -> Media:
         """Stores a file for one hour; tasks then take it in place of its bytes. It is read in chunks.
 
-        `content_type` is needed for raw samples alone, such as audio/pcm;rate=16000.
+        `content_type` is needed only for raw samples, such as audio/pcm;rate=16000.
 
         Raises:
             OSError: the file can't be read.

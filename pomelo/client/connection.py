@@ -172,7 +172,7 @@ def _parse_target(text: str) -> tuple[str, bool]:
     """Returns the address for grpc, and whether to use TLS.
 
     Raises:
-        ValueError: it is no target.
+        ValueError: it is not a valid target.
     """
     if text.startswith("unix:"):
         return text, False

@@ -119,7 +119,7 @@ class ImageResult(Result):
 
     @property
     def data(self) -> bytes:
-        """The file. Empty if only a link was asked for, and above 16 MiB: download `media`."""
+        """The file. Empty if only a link was requested, and above 16 MiB: download `media`."""
         return self.raw.image.images[0].data
 
     @property
@@ -140,7 +140,7 @@ class SpeechResult(Result):
 
     @property
     def data(self) -> bytes:
-        """The file. Empty at the end of a stream, if only a link was asked for, and above 16 MiB: download
+        """The file. Empty at the end of a stream, if only a link was requested, and above 16 MiB: download
         `media`."""
         return self.raw.speech.data
 

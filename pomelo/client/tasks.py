@@ -230,7 +230,7 @@ def convert_speech(
 ) -> Task[bytes, SpeechResult]:
     """Speech in another voice; the pieces of a stream are those of the file.
 
-    Large audio is uploaded first. `content_type` is needed for raw samples alone, such as
+    Large audio is uploaded first. `content_type` is needed only for raw samples, such as
     audio/pcm;rate=16000. All other arguments are those of `speech`.
     """
     spec = TaskSpec(
@@ -259,7 +259,7 @@ def transcribe(
 ) -> Task[object, Transcript]:
     """A transcript of speech.
 
-    Large audio is uploaded first. `content_type` is needed for raw samples alone, such as
+    Large audio is uploaded first. `content_type` is needed only for raw samples, such as
     audio/pcm;rate=16000. All other arguments are those of the contract (proto/pomelo/v1/speech.proto), and of
     `Settings`.
     """

@@ -248,7 +248,7 @@ class CircuitBreaker:
 
     def release(self, attempt: Attempt, now: float) -> None:
         """Report the end of the call; idempotent. A probe without an outcome immediately allows a probe of
-        another account: its caller disconnected, its deadline passed, or its failure is no evidence."""
+        another account: its caller disconnected, its deadline passed, or its failure is not evidence."""
         if attempt.probe:
             own = self._accounts.get(attempt.account) or self._track(attempt.account, now)
             self._end_probe(attempt, own, now, None)

@@ -1,6 +1,6 @@
 """Media of tasks on several machines: files that a task reads are fetched, those that it makes are shared.
 
-Nothing of this is needed while the media store is the disk.
+It is not needed if the media store is the disk.
 """
 
 from __future__ import annotations

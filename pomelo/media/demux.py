@@ -28,7 +28,7 @@ FORMATS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mp4,m4a,3gp,3g2,"
     "mj2,mpeg,mpegts,mxf,nut,ogg,rf64,tta,voc,w64,wav,webm,wv"
 )
-"""The allowed demuxers: none of them opens another file or address."""
+"""The allowed demuxers. They open no other file or address."""
 
 MAX_MEMORY = 1024 * 1024 * 1024
 """Bytes of address space of this process."""
@@ -40,7 +40,7 @@ _LONGER_THAN_ANY_FILE = 2**62
 """In microseconds."""
 
 _BARE_FORMATS = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "amrnb", "amrwb", "gsm", "loas")
-"""Formats that consist of frames alone. Any garbage has bytes that look like a frame."""
+"""Formats that consist only of frames. Any garbage has bytes that look like a frame."""
 
 _MIN_COVERAGE = 0.33
 """The minimum share of frames in the bytes of a bare format."""

@@ -224,7 +224,7 @@ class GuardedEvents:
             self._failed("failed unexpectedly while it was closed", error)
 
     def _check(self, event: Event) -> str:
-        """Refuse what is no event of the task type, and an event after the last. Return the name of its
+        """Refuse anything but an event of the task type, and an event after the last. Return the name of its
         field."""
         if type(event) is not Event:
             raise self._failed(f"yielded a {type(event).__name__} instead of an Event")

@@ -70,7 +70,7 @@ class StreamState:
         self.tool_calls.append(event)
 
     def end_tool_calls(self) -> None:
-        """Add the halves of surrogate pairs that stayed alone, as U+FFFD."""
+        """Add the halves of surrogate pairs without their other half, as U+FFFD."""
         for index, half in list(self._halves.items()):
             del self._halves[index]
             self.add_tool_call(index, well_formed(half))

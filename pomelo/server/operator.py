@@ -26,7 +26,7 @@ ADMIN_SERVICE = DESCRIPTOR.services_by_name["AdminService"]
 
 def admin_handlers(operator: Operator) -> dict[str, Any]:
     """Returns grpc handlers of the methods of AdminService, by their names in the contract. They need no key
-    and apply no limits: serve them only where nobody but the operator can reach them."""
+    and apply no limits: serve them only where only the operator can reach them."""
     front_end = FrontEnd()
     return {
         method.name: grpc.unary_unary_rpc_method_handler(

@@ -21,7 +21,7 @@ from pomelo.media.writer import MediaWriter
 from pomelo.values import value_type
 
 MAX_INLINE_DEFAULT = 3 * 1024 * 1024
-"""Bytes of a media file that an answer contains inline if the caller asked for no MediaDelivery."""
+"""Bytes of a media file that an answer contains inline if the caller set no MediaDelivery."""
 
 MAX_INLINE_STREAM_DEFAULT = 45 * 1024
 """The same for a stream: as base64 they make a line of less than 64 KiB, which every client can read."""

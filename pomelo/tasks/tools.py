@@ -99,8 +99,8 @@ def _compact(text: str, label: str) -> str:
     both protocols, and a provider can insert it into its request.
 
     Raises:
-        PomeloError: invalid_parameter, naming `label`: it is no JSON object, is too long, nested deeper than
-            200 levels, or has a name twice or a number that is too large.
+        PomeloError: invalid_parameter, naming `label`: it is not a JSON object, is too long, nested deeper
+            than 200 levels, or has a name twice or a number that is too large.
     """
     if len(text) > MAX_SCHEMA_CHARACTERS:
         expected = f"at most {MAX_SCHEMA_CHARACTERS:,} characters"

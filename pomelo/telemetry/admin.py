@@ -1,7 +1,7 @@
 """The operator's HTTP server: metrics and health, for Prometheus and probes, never for callers.
 
 It has no key and no TLS, so it listens on loopback unless the operator decides otherwise. Each connection has
-one request and a few seconds, and there are few of them: whoever can reach it can cost little.
+one request and a few seconds, and there are few of them: a client that can reach it can cost little.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Instrument:
 
 
 class Counter(Instrument):
-    """Sums that only increase, in whole units, of which `units` make one reported unit. Add to `values`: they
+    """Sums that only increase, in whole units, where `units` make one reported unit. Add to `values`: they
     are by the values of the labels, in the order of the labels' names."""
 
     __slots__ = ("units", "values")

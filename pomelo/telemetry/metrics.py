@@ -1,6 +1,6 @@
 """The metrics of one process: what is counted and measured, and how the end of a task changes it.
 
-Labels have values of the catalogue and of fixed sets alone. What a caller sends is never one, nor is an
+Labels only have values of the catalogue and of fixed sets. What a caller sends is never one, nor is an
 account or a key.
 """
 

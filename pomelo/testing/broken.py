@@ -11,7 +11,7 @@ from functools import cache
 from pomelo.testing.reply import Gate, Received, Reply, Script, Step, Stop, Token, VendorProtocol
 
 BODY = "canary-body <b>of the vendor's</b>"
-"""The content of error bodies, beside the caller's key and prompt. Nothing of it may be shown to callers."""
+"""The content of error bodies, beside the caller's key and prompt. Callers must never see it."""
 
 FORBIDDEN_PATH = "/must-not-be-requested"
 

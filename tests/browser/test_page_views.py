@@ -157,7 +157,7 @@ async def test_a_live_key_is_shown_as_live_and_its_answers_come_from_the_provide
         assert await page.fact("Id") == record.task_id
 
 
-async def test_a_key_without_any_model_is_told_so(browser: Browser, app: RunningApp) -> None:
+async def test_a_key_without_any_model_gets_a_notice(browser: Browser, app: RunningApp) -> None:
     caller = await app.account("images", models=("gpt-4",))
     async with open_page(browser, app.urls["rest"]) as page:
         await page.sign_in(caller.test)

@@ -65,7 +65,7 @@ MISTAKES = [
 ]
 
 
-def test_importing_the_client_loads_nothing_of_the_server() -> None:
+def test_importing_the_client_does_not_load_the_server() -> None:
     code = "import sys, pomelo.client; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True

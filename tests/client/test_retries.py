@@ -116,7 +116,7 @@ async def test_a_call_is_repeated_as_often_as_allowed(
     assert tasks.keys["overloaded 9 0"] == [None], "a task that is never repeated has no key"
 
 
-async def test_an_error_that_no_retry_mends_is_raised_at_once(
+async def test_an_error_that_no_retry_can_mend_is_raised_immediately(
     connect: ClientFactory, failing: tuple[str, Failing], keys: Keys
 ) -> None:
     address, tasks = failing

@@ -71,7 +71,7 @@ async def test_a_count_of_running_tasks_is_deleted_with_the_last_of_them(
     assert "concurrency" not in fields(server)
 
 
-async def test_a_count_of_which_a_task_took_0_leaves_no_field(store: Any, server: RedisServer) -> None:
+async def test_a_task_that_takes_0_of_a_count_leaves_no_field(store: Any, server: RedisServer) -> None:
     streams = Counter("streams:key_1", 0, 1)
     ends: dict[str, Callable[[], Awaitable[object]]] = {
         "a": lambda: store.settle(Settlement(record("a"), (streams,))),

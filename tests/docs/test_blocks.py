@@ -84,13 +84,13 @@ def is_run(block: Block) -> bool:
     _, languages = RUN.get(block.page, ("", set()))
     if block.language in languages:
         return True
-    if block.page == "operations.md" and block.heading in operations_headings():
+    if block.page in ("maintenance.md", "operations.md") and block.heading in operations_headings():
         return True
     return any(f"\n{command}" in f"\n{block.code}" for command in ALSO_RUN)
 
 
 def operations_headings() -> set[str]:
-    """Returns the headings of docs/operations.md whose blocks its test runs or compares."""
+    """Returns the headings of docs/maintenance.md and docs/operations.md whose blocks a test runs or compares."""
     return set(re.findall(r'blocks\("(#+ .+?)"\)', (ROOT / "tests/docs/test_operations.py").read_text()))
 
 

@@ -22,7 +22,7 @@ def test_the_page_names_existing_exceptions_alone() -> None:
 
 
 def test_the_page_names_the_errors_that_are_repeated() -> None:
-    (sentence,) = re.findall(r"A call is repeated if .*?\.", PAGE, re.DOTALL)
+    (sentence,) = re.findall(r"A call is retried if .*?\.", PAGE, re.DOTALL)
     assert sorted(re.findall(r"`(\w+)`", sentence)) == sorted(
         code
         for code, row in TABLE.items()

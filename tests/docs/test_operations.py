@@ -1,4 +1,4 @@
-"""Runs the commands of docs/operations.md: backups, upgrades and rotations, with only the folders replaced."""
+"""Runs the commands of docs/maintenance.md and the reload of docs/operations.md, with only the folders replaced."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.tasks import text_body
 
-PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = "\n".join((DOCS / name).read_text() for name in ("maintenance.md", "operations.md"))
 
 needs = {
     name: pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not on this machine")
@@ -33,8 +34,8 @@ needs = {
 
 
 def blocks(heading: str) -> list[str]:
-    """Returns the commands under a heading of the page, up to the next heading."""
-    _, _, rest = PAGE.partition(f"\n{heading}\n")
+    """Returns the commands under a heading of the pages, up to the next heading."""
+    _, _, rest = PAGES.partition(f"\n{heading}\n")
     section = re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
     found = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
     assert found, heading
@@ -190,7 +191,7 @@ async def test_a_tls_certificate_is_rotated(tmp_path: Path, http: aiohttp.Client
 
 
 async def test_plans_are_reloaded(tmp_path: Path, http: aiohttp.ClientSession) -> None:
-    (reload,) = blocks("### Reload")
+    (reload,) = blocks("## Reload")
     machine = Machine(tmp_path / "one")
     async with machine.serve() as server:
         (machine.folder / "pomelo.toml").write_text("[plans.team]\nrequests_per_minute = 5\n")

@@ -1,4 +1,4 @@
-"""The example of docs/adding-a-provider.md: written to files, installed, served and called."""
+"""The examples of docs/adding-a-provider.md and docs/catalogue.md: written to files, installed, served and called."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.tasks import text_body, text_task
 from tests.web_server import serve_application
 
 PAGE = DOCS / "adding-a-provider.md"
-CATALOGUE = re.search(r"```toml\n(# A vLLM of ours.*?)```", PAGE.read_text(), re.DOTALL)
+CATALOGUE = re.search(r"```toml\n(# A vLLM of ours.*?)```", (DOCS / "catalogue.md").read_text(), re.DOTALL)
 KEY = "acme-key-of-the-operator"
 
 
@@ -174,7 +174,7 @@ async def test_with_a_test_key_the_sandbox_answers_for_the_plug_in(
 async def test_a_model_of_the_operators_catalogue_uses_a_host_without_a_key(
     served: Served, http: aiohttp.ClientSession, live: str, vendor: Vendor
 ) -> None:
-    request = TaskRequest(text_body("Hi", "house-mixtral", temperature=2), live)
+    request = TaskRequest(text_body("Hi", "our-mixtral", temperature=2), live)
     assert (await RestDriver(http, served.url)(request)).content == "vLLM says"
     headers = {"Authorization": f"Bearer {live}"}
     async with http.get(f"{served.url}/api/v1/models", headers=headers) as answer:
@@ -183,7 +183,7 @@ async def test_a_model_of_the_operators_catalogue_uses_a_host_without_a_key(
     assert key is None
     assert (sent["model"], sent["temperature"]) == ("mistralai/Mixtral-8x7B-Instruct-v0.1", 1.5)
     assert "acme-large" in listed
-    assert "house-mixtral" in listed
+    assert "our-mixtral" in listed
 
 
 def test_the_packages_own_tests_run_the_provider_contract(source: Path, site: Path) -> None:
@@ -203,7 +203,7 @@ async def test_doctor_reports_the_plug_in_and_the_hosts(site: Path, vendor: Vend
 
 def test_the_page_has_the_limits_units_and_events_of_each_task_type() -> None:
     rows = {}
-    for line in PAGE.read_text().splitlines():
+    for line in (DOCS / "provider-interface.md").read_text().splitlines():
         cells = [re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:-1]]
         if len(cells) == 5 and cells[0] and cells[0][0] in TASK_TYPE_ROWS:
             rows[cells[0][0]] = cells[1:]

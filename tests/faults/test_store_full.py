@@ -260,7 +260,7 @@ async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_th
         outcomes = await run_into_failure(failure, clients, process, upstream, vendor)
         books = await process.books()
         books.check()
-        # A task of which the file has nothing is released without it: one whose audio could not be stored.
+        # A task without an entry in the file is released without it: one whose audio could not be stored.
         assert sum(task_id.startswith("task_") for task_id in books.held) == len(outcomes) / 2
         assert len(books.held) <= len(outcomes)
         process.kill()

@@ -80,7 +80,7 @@ async def test_the_connection_that_is_idle_the_longest_is_evicted(open_gateway: 
                 assert await read_status(first) == 200
 
 
-async def test_callers_by_links_are_told_apart_by_their_address(open_gateway: OpenApp) -> None:
+async def test_callers_by_links_are_distinguished_by_their_address(open_gateway: OpenApp) -> None:
     async with open_gateway(max_connections=3) as gateway, AsyncExitStack() as stack:
         link = raw_get((await gateway.link()).removeprefix(gateway.url))
         await gateway.http.close()

@@ -128,7 +128,7 @@ async def test_a_body_of_thousands_of_chunks_does_not_stop_the_requests_behind_i
 
 
 @pytest.mark.parametrize("content_type", ["application/json", FORM])
-async def test_a_body_that_becomes_malformed_is_refused_at_once(
+async def test_a_body_that_becomes_malformed_is_refused_immediately(
     open_gateway: OpenApp, content_type: str
 ) -> None:
     begun = raw_task(b"", framing=CHUNKED, content_type=content_type, close=False) + b"1\r\n \r\n"

@@ -140,7 +140,7 @@ async def test_an_image_counts_the_same_in_every_form(app: RunningApp, account: 
 
 
 @METHOD
-async def test_an_image_that_is_none_or_no_one_s_own_is_refused(
+async def test_bytes_that_are_no_image_and_files_of_others_are_refused(
     app: RunningApp, account: Account, method: str
 ) -> None:
     other = await app.account()

@@ -16,14 +16,14 @@ from tests.conftest import Keys
 from tests.tasks import TASK_BODIES
 
 CATALOGUE = """
-[models.house-model]
+[models.our-model]
 type = "text"
 limits = { max_input_tokens = 1000, max_output_tokens = 100 }
 price = { million_input_tokens = "1", million_output_tokens = "1" }
 price_version = "2026-11-26"
-[[models.house-model.routes]]
+[[models.our-model.routes]]
 provider = "openai"
-model = "house"
+model = "ours"
 """
 EXAMPLES = [body for each in TASK_FORMATS.values() for body in each.examples.values()]
 SHORT_AUDIO = EXAMPLES[-1]["audio"]
@@ -120,15 +120,15 @@ async def test_the_models_of_the_operator_are_described_only_for_keys_that_may_u
         account = await running.account()
         before = await fetch(running, front_end, account.test)
         assert await fetch(running, front_end, account.test) == before
-        assert b"house-model" not in before
+        assert b"our-model" not in before
         catalogue.write_text(CATALOGUE)
         await running.server.reload(lambda: running.server.settings)
         described = json.loads(await fetch(running, front_end, account.test))["components"]["schemas"]
         mapping = described["Task"]["discriminator"]["mapping"]
-        assert mapping["house-model"] == "#/components/schemas/TextTask"
-        assert "house-model" in described["ChatCompletionRequest"]["properties"]["model"]["enum"]
+        assert mapping["our-model"] == "#/components/schemas/TextTask"
+        assert "our-model" in described["ChatCompletionRequest"]["properties"]["model"]["enum"]
         without_key = await fetch(running, front_end)
-        assert b"house-model" not in without_key
+        assert b"our-model" not in without_key
         assert b"gpt-5.6-sol" in without_key
         limited = await running.account(models=("gpt-4",))
         assert await fetch(running, front_end, limited.test) == without_key

@@ -98,7 +98,7 @@ async def test_a_running_task_keeps_its_model_and_provider_and_new_tasks_get_the
             assert "second" not in "".join(server.lines)
 
 
-async def test_a_configuration_that_can_not_be_used_is_refused_as_a_whole_and_the_old_one_goes_on(
+async def test_a_configuration_that_can_not_be_used_is_refused_as_a_whole_and_the_old_one_stays_in_use(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
     addresses, config = free_addresses(), tmp_path / "pomelo.toml"
@@ -114,7 +114,7 @@ async def test_a_configuration_that_can_not_be_used_is_refused_as_a_whole_and_th
         ):
             config.write_text(text)
             line = await hang_up(server)
-            assert "was not reloaded, and the one from before goes on" in line
+            assert "was not reloaded, and the previous one stays in use" in line
             assert reason in line
             answer = await task(http, addresses["POMELO_REST"], key)
             assert answer.headers["X-RateLimit-Limit"] == "77"

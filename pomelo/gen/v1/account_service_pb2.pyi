@@ -172,7 +172,7 @@ Global___PlanLimits: _TypeAlias = PlanLimits  # noqa: Y015
 @_typing.final
 class Balance(_message.Message):
     """Money, in millionths of a credit (of one US dollar of list price):
-    granted + credit_limit = spent + held + available. Without a credit limit, none of them is below 0.
+    granted + credit_limit = spent + held + available. Without a credit limit, all are 0 or more.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

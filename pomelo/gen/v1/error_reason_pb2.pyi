@@ -149,7 +149,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: the server is being restarted.
     """
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 28
-    """GetModel was asked for a model that does not exist. NOT_FOUND; never sent over REST. A task of such a model gets
+    """GetModel named a model that does not exist. NOT_FOUND; never sent over REST. A task of such a model gets
     UNSUPPORTED_MODEL.
     Metadata: model.
     Example: GetModel of "invalid-model".
@@ -323,7 +323,7 @@ ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason.ValueType  # 27
 Example: the server is being restarted.
 """
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 28
-"""GetModel was asked for a model that does not exist. NOT_FOUND; never sent over REST. A task of such a model gets
+"""GetModel named a model that does not exist. NOT_FOUND; never sent over REST. A task of such a model gets
 UNSUPPORTED_MODEL.
 Metadata: model.
 Example: GetModel of "invalid-model".

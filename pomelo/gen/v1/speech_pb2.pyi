@@ -174,7 +174,7 @@ class SpeechToSpeechInput(_message.Message):
     """For repeatable output, best effort, 0 to 4,294,967,295. Default: none."""
     @_builtins.property
     def audio(self) -> _media_pb2.MediaSource:
-        """What was said: up to 4 MiB of bytes, or a media_id. Required."""
+        """The audio: up to 4 MiB of bytes, or a media_id. Required."""
 
     @_builtins.property
     def voice_settings(self) -> Global___VoiceSettings:
@@ -220,7 +220,7 @@ class SpeechToTextInput(_message.Message):
     """What has timestamps in the transcript. Default: each word."""
     @_builtins.property
     def audio(self) -> _media_pb2.MediaSource:
-        """What was said: up to 4 MiB of bytes, or a media_id. Required."""
+        """The audio: up to 4 MiB of bytes, or a media_id. Required."""
 
     def __init__(
         self,

@@ -549,7 +549,7 @@ class TextInput(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the output, up to 4, none of them empty. Default: none."""
+        """Strings that end the output, up to 4 non-empty strings. Default: none."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:

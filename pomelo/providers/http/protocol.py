@@ -1,7 +1,7 @@
 """One connection to a vendor: sends a request, and parses the response as it arrives.
 
 httptools does the parsing. Limits, timeouts, flow control, and bodies that only the end of the connection
-ends are added here. Bytes that no request asked for close the connection: they would be taken for the
+ends are added here. Unrequested bytes close the connection: they would be taken for the
 response to the next request, which may be another caller's.
 """
 
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
             if self.error is not None and not self.status:
                 raise self.error
         except BaseException:
-            self.abort()  # also if it is complete: nobody will take the response, and keep the connection
+            self.abort()  # also if it is complete: no caller will take the response, and keep the connection
             raise
 
     async def wait(self) -> None:

@@ -29,7 +29,7 @@ class TextEmbedder:
     def __init__(self, text: str, rate: int, samples: int, width: int) -> None:
         payload = _payload(text, rate)
         bits = len(payload) * 8
-        # "0" and "1" differ in their lowest bit alone, so the digits are the bits.
+        # "0" and "1" differ only in their lowest bit, so the digits are the bits.
         digits = f"{int.from_bytes(payload):0{bits}b}".encode() if bits <= samples else b""
         self._bits = digits.translate(bytes(value & 1 for value in range(256)))
         self._width = width

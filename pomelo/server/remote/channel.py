@@ -129,7 +129,7 @@ class Connection:
         remaining = max(call.deadline - time.monotonic(), 0.001)
         authorization = ""
         if call.api_key is not None:
-            # Text that metadata can't carry is no key either; "-" is refused in the same way.
+            # Text that metadata can't carry is not a key either; "-" is refused in the same way.
             authorization = f"Bearer {call.api_key if _PLAIN.fullmatch(call.api_key) else '-'}"
         elif call.key_error:
             authorization = "-"

@@ -159,7 +159,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
         raise StoreError(
             f"{path} is no archive of Pomelo, or damaged. Set POMELO_ARCHIVE to another file, or restore a "
-            "backup: docs/operations.md, Backups"
+            "backup: docs/maintenance.md, Backups"
         )
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")

@@ -112,7 +112,7 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # of uvloop, it is no subclass
+        self._transport = cast(asyncio.Transport, transport)  # of uvloop, it is not a subclass
 
     def data_received(self, data: bytes) -> None:
         self._silent = 0

@@ -21,7 +21,7 @@ from pomelo.stores.base import StoreError
 CHECK_SECONDS = 2.0
 """Maximum duration of the check when a file is opened, in seconds."""
 
-REMEDY = "Stop Pomelo, keep a copy of the file, and restore a backup: docs/operations.md, Backups"
+REMEDY = "Stop Pomelo, keep a copy of the file, and restore a backup: docs/maintenance.md, Backups"
 
 _MAX_FINDINGS = 20
 _TABLES_WITH_REFERENCES = ("keys", "holds")
@@ -92,7 +92,7 @@ def check_exists(path: Path) -> None:
     try:
         if path.stat().st_size == 0:
             raise StoreError(
-                f"{path} is damaged: it is empty. Restore a backup (docs/operations.md, Backups), or delete "
+                f"{path} is damaged: it is empty. Restore a backup (docs/maintenance.md, Backups), or delete "
                 "it to start anew, without the accounts, keys and credits that it had"
             )
     except FileNotFoundError:
@@ -100,7 +100,7 @@ def check_exists(path: Path) -> None:
             if log_file.exists() and log_file.stat().st_size:
                 raise StoreError(
                     f"{path} is missing, and its log {log_file.name} is there. Restore both from one backup "
-                    "(docs/operations.md, Backups), or delete the log to start anew"
+                    "(docs/maintenance.md, Backups), or delete the log to start anew"
                 ) from None
 
 

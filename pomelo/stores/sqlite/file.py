@@ -173,7 +173,7 @@ def _check_application(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise StoreError(
             f"{path} is the database of another program, or damaged. Set POMELO_DATA to another folder, or "
-            "restore a backup: docs/operations.md, Backups"
+            "restore a backup: docs/maintenance.md, Backups"
         )
 
 

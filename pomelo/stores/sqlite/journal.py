@@ -155,7 +155,7 @@ def _insert(connection: sqlite3.Connection, charged: list[UsageRecord]) -> None:
     try:
         insert_records(connection, charged)
     except sqlite3.IntegrityError as error:
-        # Of several it is found by repeating each alone.
+        # Of several it is found by repeating each one separately.
         if len(charged) == 1 and (first := find_record(connection, charged[0].task_id)) is not None:
             raise EndedBeforeError(first) from error
         raise

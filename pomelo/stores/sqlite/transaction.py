@@ -8,7 +8,7 @@ from types import TracebackType
 
 class Transaction:
     """A context manager that commits what is written in the block, or rolls all of it back if the block or
-    the commit fails. Every task ends in one, so it is no generator."""
+    the commit fails. Every task ends in one, so it is not a generator."""
 
     __slots__ = ("_connection",)
 

@@ -259,7 +259,8 @@ class LoadedWallet:
         return DEFAULT_SHARES
 
     def close_windows(self, now: float) -> None:
-        # A start in the future is no open window: the clock may have been set back while no process ran.
+        """Forgets the windows that have ended."""
+        # A window that starts in the future is not open: the clock may have been set back while no process ran.
         self.counts = {
             name: count
             for name, count in self.counts.items()

@@ -76,7 +76,7 @@ class Writer:
         self._changed_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._repeated: deque[End | Operation] = deque()
-        """The parts of failed batches, each alone."""
+        """The parts of failed batches, one by one."""
         self._writing: Batch | None = None
         self._scheduled = False
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -241,7 +241,7 @@ class Writer:
         self._flush()
 
     def _failed(self, batch: Batch, error: Exception) -> None:
-        """Repeats the parts of a batch, each alone, so that one that fails does not affect the others."""
+        """Repeats the parts of a batch one by one, so that one that fails does not affect the others."""
         if not self.closed:
             for wallet in batch.wallets:
                 self.counts_changed(wallet)
@@ -314,13 +314,13 @@ def _errors(outcomes: list[tuple[Any, Exception | None]] | Exception) -> list[Ex
 
 
 def resolve(future: asyncio.Future[T], value: T) -> None:
-    """Returns the value to whoever awaits the future."""
+    """Sets the future's result to the value."""
     if not future.done():  # its awaiter may have been cancelled
         future.set_result(value)
 
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """Raises the error in whoever awaits the future, if anyone does."""
+    """Sets the error as the future's exception."""
     if not future.done():  # its awaiter may have been cancelled
         future.set_exception(error)
         # Reading it prevents asyncio's message about an exception that nobody retrieved.

@@ -65,7 +65,7 @@ async def test_only_the_pieces_of_tools_of_the_caller_are_tool_calls(rig: Rig) -
         more(2, '"Bonn"}'),
         begun(3, type="server_tool_use", id="t", name="web_search", input={}),
         more(3, '{"query":"y"}'),
-        # Some proxies send the whole input at once.
+        # Some proxies send the whole input in one event.
         begun(4, type="tool_use", id="b", name="time", input={"at": "noon"}),
         words("!", index=5),
         END,

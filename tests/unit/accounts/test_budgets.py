@@ -69,7 +69,7 @@ def test_a_budget_is_read_from_its_text(period: str) -> None:
     assert budgets.budget_of(key) == KeyBudget(f"budget:k1.{period}", 5_500_000, period)
 
 
-def test_without_a_budget_there_is_none() -> None:
+def test_a_key_has_no_budget_by_default() -> None:
     assert budgets.to_message("") is None
     assert budgets.format_budget("") == "none"
     assert budgets.budget_of(KeyRecord("k2", "acme", True, b"", (), 1.0)) is None

@@ -112,7 +112,7 @@ async def test_processor_time_is_that_of_all_threads_of_a_process(tmp_path: Path
         assert cpu_seconds([process]) == pytest.approx(reported, abs=0.05)
 
 
-async def test_a_process_that_ends_at_once_is_reported_with_its_output(tmp_path: Path) -> None:
+async def test_a_process_that_ends_immediately_is_reported_with_its_output(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="No module named no_such_module"):
         async with start(module("no_such_module"), tmp_path / "output", ready="never"):
             pass

@@ -34,7 +34,7 @@ def test_a_model_that_ends_has_the_headers_of_its_dates() -> None:
         (date(2026, 12, 31), "ended on 2026-12-31"),
     ],
 )
-def test_the_operator_is_told_sixty_days_before_a_model_or_a_route_ends(
+def test_the_operator_is_warned_sixty_days_before_a_model_or_a_route_ends(
     day: date | None, notice: str | None
 ) -> None:
     routes = (Route("p", "m-1", retires=day), Route("q", "m-2"))

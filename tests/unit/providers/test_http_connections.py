@@ -76,7 +76,9 @@ async def test_an_http_1_0_connection_is_kept_if_the_server_says_so(http: Http) 
 @pytest.mark.parametrize(
     "unrequested", [b"", OK, b"x", b"\r\n"], ids=["its end", "a response", "a byte", "a line"]
 )
-async def test_what_arrives_on_an_idle_connection_closes_it_at_once(http: Http, unrequested: bytes) -> None:
+async def test_what_arrives_on_an_idle_connection_closes_it_immediately(
+    http: Http, unrequested: bytes
+) -> None:
     more = asyncio.Event()
 
     async def answer(peer: Peer) -> None:
@@ -147,7 +149,7 @@ async def test_connections_are_kept_for_each_scheme_host_and_port(http: Http) ->
             await http.request_json(one.url.with_scheme("https"), {}, b"{}", CHAT)
 
 
-async def test_a_stream_that_is_left_closes_its_connection_at_once(http: Http) -> None:
+async def test_a_stream_that_is_left_closes_its_connection_immediately(http: Http) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
     async with raw_server(sends(head + b"{}", close=False)) as server:
         async with http.stream_bytes(server.url, {}, b"{}", CHAT) as body:
@@ -157,7 +159,7 @@ async def test_a_stream_that_is_left_closes_its_connection_at_once(http: Http) -
 
 @pytest.mark.parametrize("response", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"])
 @pytest.mark.parametrize("size", [2, 30_000_000])
-async def test_cancelling_closes_the_connection_at_once(http: Http, response: bytes, size: int) -> None:
+async def test_cancelling_closes_the_connection_immediately(http: Http, response: bytes, size: int) -> None:
     reached = asyncio.Event()
 
     async def answer(peer: Peer) -> None:

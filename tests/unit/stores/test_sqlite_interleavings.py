@@ -75,7 +75,7 @@ class Unreliable(sqlite3.Connection):
 
 @dataclass
 class Books:
-    """What callers were told."""
+    """What callers got as acknowledged."""
 
     settled: dict[str, UsageRecord] = field(default_factory=dict)
     begun: dict[str, int] = field(default_factory=dict)

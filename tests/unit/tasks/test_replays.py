@@ -41,7 +41,7 @@ def test_an_empty_text_is_replayed_as_its_end() -> None:
 
 
 @pytest.mark.parametrize("size", [1, MAX_AUDIO_BYTES, 2 * MAX_AUDIO_BYTES + 1])
-def test_audio_is_replayed_in_chunks_of_which_the_first_has_the_type(tmp_path: Path, size: int) -> None:
+def test_audio_is_replayed_in_chunks_and_the_first_has_the_type(tmp_path: Path, size: int) -> None:
     path, data = tmp_path / "audio", bytes(index % 251 for index in range(size))
     path.write_bytes(data)
     result = TaskResult(id="speech_1")

@@ -54,7 +54,7 @@ async def test_a_completed_task_is_reported_once_with_its_record(
 
 
 @STREAM
-async def test_each_failed_attempt_is_reported_with_what_the_vendor_said(
+async def test_each_failed_attempt_is_reported_with_the_vendors_code(
     engine: EngineApp, reports: Reports, stream: bool
 ) -> None:
     account = await engine.account()

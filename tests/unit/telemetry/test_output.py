@@ -58,7 +58,7 @@ def test_the_last_lines_are_written_at_the_end(pipe: tuple[int, int]) -> None:
     assert read(pipe[0], 4) == b"one\n"
 
 
-def test_each_write_has_whole_lines_and_is_not_larger_than_a_pipe_takes_at_once() -> None:
+def test_each_write_has_whole_lines_and_is_not_larger_than_a_pipe_takes_in_one_write() -> None:
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lines = [b"%d %s\n" % (number, b"x" * (number % 700)) for number in range(200)]
     lines[50] = b"y" * 10_000 + b"\n"
