@@ -260,7 +260,7 @@ class LoadedWallet:
 
     def close_windows(self, now: float) -> None:
         """Forgets the windows that have ended."""
-        # A window that starts in the future is not open: the clock may have been set back while no process ran.
+        # A window that starts in the future is not open: the clock may have been set back since.
         self.counts = {
             name: count
             for name, count in self.counts.items()
