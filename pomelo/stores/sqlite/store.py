@@ -21,9 +21,7 @@ from pomelo.stores.accounts import PAGE, AccountRecord, AccountSummary, Grant, W
 from pomelo.stores.acts import Act
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
-from pomelo.stores.ledger import (
-    OpenReservation,
-)
+from pomelo.stores.ledger import OpenReservation
 from pomelo.stores.sqlite import accounts, acts, keys, usage
 from pomelo.stores.sqlite.balances import Balances
 from pomelo.stores.sqlite.damage import DamageMonitor, check_completely
