@@ -7,6 +7,7 @@ media.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -49,6 +50,12 @@ class Keys:
 def _clean_environment() -> None:
     for name in [n for n in os.environ if n.startswith("POMELO_") or n.endswith(("_API_KEY", "_BASE_URL"))]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_exporters() -> None:
+    # An exporter goes on after its test, in a thread of its own, and what it logs would be another test's.
+    logging.getLogger("opentelemetry").propagate = False
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ def _transcription_form(model: Schema) -> Schema:
         "file": {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"},
         "language": {**_TEXT, "description": "An ISO 639 code or a BCP 47 tag, such as en or en-US."},
         "response_format": {"type": "string", "enum": [*FORMATS], "default": "json"},
-        **dict.fromkeys(GRANULARITIES, granularities),
+        GRANULARITIES[0]: granularities,
         "stream": {"type": "string", "enum": ["true", "false"]},
         "diarize": {"type": "string", "enum": ["true", "false"], "description": "Distinguish speakers."},
         "num_speakers": _TEXT,

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -34,6 +34,9 @@ from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal, W
 
 LOCK_WAIT = 2.0
 """Seconds to wait for another process: commands of the CLI open the store only for a moment."""
+
+_INTERRUPT_INTERVAL = 0.01
+"""Seconds between two attempts to end a report, while the file is being closed."""
 
 log = logging.getLogger("pomelo.stores")
 
@@ -76,10 +79,15 @@ async def open_sqlite(
                 connection = await asyncio.shield(connecting)
                 yield SqliteStore(writer, clock, reader, connection, path, monitor, log_size)
             finally:
-                # Before the writer, so that its closing empties the log. A running report ends early.
+                # Before the writer, so that its closing empties the log. Reports end early.
                 connection = await connecting
-                connection.interrupt()
-                await asyncio.shield(loop.run_in_executor(reader, connection.close))
+                closed = loop.run_in_executor(reader, connection.close)
+                while not closed.done():
+                    # Repeated, because it does not affect a statement that begins afterwards.
+                    with suppress(sqlite3.ProgrammingError):  # it was closed meanwhile
+                        connection.interrupt()
+                    await asyncio.wait([closed], timeout=_INTERRUPT_INTERVAL)
+                await closed
     finally:
         await writer.close()
 

@@ -73,12 +73,13 @@ async def test_the_log_stays_small_while_sums_are_read_back_to_back(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "STEP", 100)
-    numbers, ended, largest, longest, sums = itertools.count(), 0, 0, 0.0, 0
+    numbers, ended, largest, sums = itertools.count(), 0, 0, 0
+    waits: list[float] = []
 
     async def write() -> None:
-        nonlocal ended, longest, largest
+        nonlocal ended, largest
         while (number := next(numbers)) < 400:
-            longest = max(longest, await task(store, number))
+            waits.append(await task(store, number))
             ended += 1
             largest = max(largest, size(path))
 
@@ -99,7 +100,8 @@ async def test_the_log_stays_small_while_sums_are_read_back_to_back(
     assert sums > 3
     assert 400 * len(ANSWER) > 3 * BOUND
     assert largest < BOUND
-    assert longest < 1.0
+    # Not the longest: a disk that is busy for a moment delays all eight writers.
+    assert sorted(waits)[-20] < 0.5
 
 
 async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(
@@ -125,9 +127,9 @@ async def test_commits_do_not_wait_for_another_program_that_reads(
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN")
         assert other.execute("SELECT count(*) FROM usage").fetchone() == (4_000,)
-        longest = max([await task(store, number) for number in range(100)])
+        waits = sorted([await task(store, number) for number in range(100)])
         assert size(path) > 8 * MIB
-        assert longest < 1.0
+        assert waits[-5] < 0.5  # the longest may be the disk's
         assert other.execute("SELECT count(*) FROM usage").fetchone() == (4_000,)
         other.execute("COMMIT")
     number = itertools.count(100)
@@ -144,9 +146,9 @@ async def test_commits_do_not_wait_for_a_long_step_of_a_report(
     reading = store._log_size.reading()
     await asyncio.get_running_loop().run_in_executor(None, reading.__enter__)
     try:
-        longest = max([await task(store, number) for number in range(60)])
+        waits = sorted([await task(store, number) for number in range(60)])
         assert size(path) > log_size.LARGE
-        assert longest < 1.0
+        assert waits[-5] < 0.5  # the longest may be the disk's
     finally:
         reading.__exit__(None, None, None)
     number = itertools.count(60)
