@@ -145,10 +145,8 @@ class AccountOperator:
         return admin_pb.GetAccountResponse(account=await self._account(request.id, "id"))
 
     async def grant_credits(self, request: admin_pb.GrantCreditsRequest) -> admin_pb.GrantCreditsResponse:
-        wallet, amount = (
-            Wallet(request.account_id, is_live(request.mode, default=True)),
-            request.amount_micros,
-        )
+        wallet = Wallet(request.account_id, is_live(request.mode, default=True))
+        amount = request.amount_micros
         await self._found(wallet.account)
         if not 0 < amount <= _MAX_MICROS:
             raise invalid("amount_micros", f"1 to {_MAX_MICROS:,}", minimum=1, maximum=_MAX_MICROS)
@@ -158,10 +156,8 @@ class AccountOperator:
         return admin_pb.GrantCreditsResponse(account=await self._account(wallet.account))
 
     async def adjust_credits(self, request: admin_pb.AdjustCreditsRequest) -> admin_pb.AdjustCreditsResponse:
-        wallet, amount = (
-            Wallet(request.account_id, is_live(request.mode, default=True)),
-            request.amount_micros,
-        )
+        wallet = Wallet(request.account_id, is_live(request.mode, default=True))
+        amount = request.amount_micros
         await self._found(wallet.account)
         if not amount:
             raise missing("amount_micros")

@@ -30,6 +30,17 @@ ALLOWED: dict[str, Any] = {"allowed_openai_params": ["response_format"]}
 TTS, STT = "eleven-labs-tts", "eleven-labs-stt"
 
 
+def tool_result(call: Any, streamed: Any, last: Any) -> dict[str, Any]:
+    """What the check of tools returns, from a call, the streamed message of the same question, and the answer
+    to the call's result."""
+    return {
+        "name": call.function.name,
+        "arguments": sorted(json.loads(call.function.arguments)),
+        "streamed": sorted(json.loads(streamed.tool_calls[0].function.arguments)),
+        "answer": last.choices[0].message.content,
+    }
+
+
 class Forecast(BaseModel):
     """What a model is to answer."""
 
@@ -181,12 +192,7 @@ class OpenAi(PythonClient):
             streamed: Any = (await stream.get_final_completion()).choices[0].message
         result: Any = {"role": "tool", "tool_call_id": call.id, "content": RESULT}
         last = await create(model="gpt-4", messages=[*question, cast("Any", first), result], tools=TOOLS)
-        return {
-            "name": call.function.name,
-            "arguments": sorted(json.loads(call.function.arguments)),
-            "streamed": sorted(json.loads(streamed.tool_calls[0].function.arguments)),
-            "answer": last.choices[0].message.content,
-        }
+        return tool_result(call, streamed, last)
 
     async def schema(self) -> list[str]:
         answer = await self._client.chat.completions.parse(
@@ -324,12 +330,7 @@ class LiteLlm(PythonClient):
         (call,) = first.tool_calls
         result = {"role": "tool", "tool_call_id": call.id, "content": RESULT}
         last = await self._ask([*question, first, result], tools=TOOLS)
-        return {
-            "name": call.function.name,
-            "arguments": sorted(json.loads(call.function.arguments)),
-            "streamed": sorted(json.loads(streamed.tool_calls[0].function.arguments)),
-            "answer": last.choices[0].message.content,
-        }
+        return tool_result(call, streamed, last)
 
     async def schema(self) -> list[str]:
         answer = await self._ask(messages(WEATHER_QUESTION), response_format=Forecast, **ALLOWED)

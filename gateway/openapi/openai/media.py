@@ -158,17 +158,17 @@ _TRANSCRIPT_SCHEMAS = {
 
 
 def _transcription_form(model: Schema) -> Schema:
-    granularities = {
-        "type": "array",
-        "items": {"type": "string", "enum": sorted(GRANULARITY_NAMES)},
-        "description": "What verbose_json has times of.",
-    }
     properties = {
         "model": {**model, "examples": ["eleven-labs-stt"]},
         "file": {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"},
         "language": {**_TEXT, "description": "An ISO 639 code or a BCP 47 tag, such as en or en-US."},
         "response_format": {"type": "string", "enum": [*FORMATS], "default": "json"},
-        GRANULARITIES[0]: granularities,
+        # Clients are generated from the SDKs' name alone: with both, they would have one name twice.
+        GRANULARITIES[0]: {
+            "type": "array",
+            "items": {"type": "string", "enum": sorted(GRANULARITY_NAMES)},
+            "description": "What verbose_json has times of.",
+        },
         "stream": {"type": "string", "enum": ["true", "false"]},
         "diarize": {"type": "string", "enum": ["true", "false"], "description": "Distinguish speakers."},
         "num_speakers": _TEXT,

@@ -99,7 +99,7 @@ async def test_only_the_holder_of_a_valid_key_learns_that_the_account_is_disable
     _, valid_key = await keyring.create()
     await keyring.revoke(revoked.key_id)
     await store.set_disabled("default", 1.0)
-    for key, told in ((valid_key, True), (revoked_key, False), (valid_key[:-1] + "!", False)):
+    for key, reported in ((valid_key, True), (revoked_key, False), (valid_key[:-1] + "!", False)):
         with refused("invalid_api_key") as caught:
             await use(keyring, key)
-        assert ("disabled" in caught.value.message) == told
+        assert ("disabled" in caught.value.message) == reported
