@@ -95,6 +95,8 @@ class WalletModel:
     granted: int = 0
     credit_limit: int = 0
     windows: dict[str, Window] = field(default_factory=dict)
+    future: list[tuple[str, Window]] = field(default_factory=list)
+    """Windows, by counter, that began in the future when the store was opened, as the clock had been set back."""
     running: dict[str, Running] = field(default_factory=dict)
     records: dict[str, UsageRecord] = field(default_factory=dict)
     answers: dict[str, StoredAnswer] = field(default_factory=dict)
@@ -199,7 +201,13 @@ class WalletModel:
             if window is not None and window.is_open(now) and counter.name in amounts:
                 window.count += amounts[counter.name] - counter.amount
 
+    def reopen(self, found: LimitStatus, now: float) -> None:
+        """Takes back the windows of the future that a store opened later has `found`: it forgets them only in
+        memory, so they are in its file until something else is written there."""
+        for name, window in self.future:
+            if window.is_open(now) and found.counts[name] == Count(window.count, window.end - now):
+                self.windows[name] = window
+
     def forget_closed(self, now: float) -> None:
         """Forgets the windows that are not open."""
-        # One that nothing was written after may be open again when the clock has been set back.
         self.windows = {name: window for name, window in self.windows.items() if window.is_open(now)}

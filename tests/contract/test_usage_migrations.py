@@ -33,6 +33,10 @@ def left_by(version: int, folder: Path) -> Path:
 # --- version 3: records without cache counts, prices without tiers
 
 
+AT_3 = 1_795_663_008.25
+"""When version 3 ended."""
+
+
 @pytest.fixture
 def version_3(tmp_path: Path) -> Path:
     """A file as version 3 wrote it: two bills, one of them partly uncollected."""
@@ -41,7 +45,7 @@ def version_3(tmp_path: Path) -> Path:
 
 async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3: Path) -> None:
     for _ in range(2):
-        async with open_sqlite(version_3) as store:
+        async with open_sqlite(version_3, now=lambda: AT_3, monotonic=lambda: 3.0) as store:
             found = await audit(store)
             assert not found.findings
             assert (found.records, found.cost_micros, found.uncollected_micros) == (2, 1_000_000, 1_060_200)
@@ -53,7 +57,7 @@ async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3
 
 
 async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version_3: Path) -> None:
-    async with open_sqlite(version_3) as store:
+    async with open_sqlite(version_3, now=lambda: AT_3, monotonic=lambda: 3.0) as store:
         again = ReserveRequest(record("task_9"), 0, 0, idempotency_key=IdempotencyKey("again", b"f"))
         assert isinstance(await store.reserve(again), ReplayedAnswer)
         ended = record("task_2", input_tokens=9, cached_input_tokens=5, cache_write_input_tokens=3)
@@ -67,10 +71,10 @@ async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version
 
 async def test_a_file_of_version_3_stores_costs_reported_by_providers(version_3: Path) -> None:
     ended = record("task_3", provider_micros=70, prices="image=40000,provider_dollar=1100000", cost=77)
-    async with open_sqlite(version_3) as store:
+    async with open_sqlite(version_3, now=lambda: AT_3, monotonic=lambda: 3.0) as store:
         await store.reserve(ReserveRequest(ended, 0, 0))
         await store.settle(Settlement(ended))
-    async with open_sqlite(version_3) as store:
+    async with open_sqlite(version_3, now=lambda: AT_3, monotonic=lambda: 3.0) as store:
         *old, new = (await store.list_usage(UsageQuery(), limit=9))[0]
         assert [each.provider_micros for each in old] == [0, 0]
         assert (new.task_id, new.provider_micros, new.uncollected) == ("task_3", 70, 77)

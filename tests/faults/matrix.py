@@ -33,6 +33,7 @@ from pomelo.testing.leaks import connections_closed, no_leaks
 from pomelo.testing.suite import AUDIO, CASE_ATTEMPTS, KEY, PROMPT, SECRETS, TOLERANCE, Subject, task_type_of
 from tests.app import endow
 from tests.driver import Outcome, TaskRequest
+from tests.faults.waiting import first
 from tests.grpc_driver import GrpcDriver
 from tests.rest_driver import RestDriver
 
@@ -151,6 +152,8 @@ async def run_block(block: Block, folder: Path) -> tuple[list[Row], list[str]]:
                         break
                     runs = await _run_fault(block, drivers, upstream, fault)
                 await app.draining.idle()
+                # A call that its caller ended doesn't wait for its bill.
+                await first(app.store.drafts, lambda running: not running, 10)
                 try:
                     async with asyncio.timeout(10):
                         await upstream.idle()
