@@ -23,7 +23,7 @@ class FailingConnection(sqlite3.Connection):
     failures = 0
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        if sql == "PRAGMA wal_checkpoint(TRUNCATE)":
+        if sql.startswith("PRAGMA wal_checkpoint("):
             FailingConnection.failures += 1
             raise RuntimeError(MESSAGE)
         return super().execute(sql, parameters)

@@ -120,6 +120,20 @@ async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(
     assert (await store.balance(ACME)).spent == 82
 
 
+async def test_the_file_of_the_log_is_overwritten_until_it_is_twice_as_large(store: Store, path: Path) -> None:
+    sizes = [0]
+    for number in range(300):
+        await task(store, number)
+        if size(path) != sizes[-1]:
+            sizes.append(size(path))
+    grown = [after - before for before, after in itertools.pairwise(sizes) if before >= log_size.LARGE]
+    assert sum(growth > 0 for growth in grown) > 3
+    assert len(sizes) < 150  # most of the 300 commits change no size
+    assert log_size.LARGE < max(sizes) < log_size.TOO_LARGE + MIB
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT count(*) FROM usage WHERE account = 'acme'").fetchone() == (300,)
+
+
 async def test_commits_do_not_wait_for_another_program_that_reads(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +188,7 @@ def test_after_a_long_step_of_a_report_the_log_is_not_emptied_until_a_pause_is_o
         assert statements == []
         now += 0.01
         log.keep_small(connection)
-        assert "PRAGMA wal_checkpoint(TRUNCATE)" in statements
+        assert "PRAGMA wal_checkpoint(RESTART)" in statements
 
 
 async def test_a_large_log_left_by_a_crash_is_emptied(
