@@ -62,7 +62,8 @@ class RequestBody:
     ends, or raises `overloaded`.
 
     Raises:
-        PomeloError: payload_too_large: the Content-Length exceeds `limit`.
+        PomeloError: payload_too_large: the Content-Length exceeds `limit`; unsupported_media_type: the body
+            has another Transfer-Encoding than chunked.
     """
 
     __slots__ = (
@@ -74,7 +75,14 @@ class RequestBody:
         self, request: Request, call: Call, visit: Visit, limit: int, options: GatewayOptions
     ) -> None:
         length = request.headers.get("Content-Length")
-        if length is not None and int(length) > limit:
+        if length is None:
+            # The parser passes on the body in an encoding other than chunked as it came.
+            encoding = request.headers.get("Transfer-Encoding", "")
+            if encoding.strip().lower() not in ("", "chunked"):
+                raise PomeloError(
+                    "unsupported_media_type", "Send the body with no other Transfer-Encoding than chunked"
+                )
+        elif int(length) > limit:
             raise too_large("The body", limit)
         self._request = request
         self._content = request.content

@@ -39,6 +39,8 @@ _DISPOSITION = re.compile(r"\s*form-data\s*(?=;|$)", re.IGNORECASE)
 _PARAMETER = re.compile(r';\s*([\w!#$&+.^`|~-]+\*?)\s*=\s*("(?:[^"\\]|\\.)*"|[^;"\s]*)', re.ASCII)
 _HEADER = re.compile(r"([\w!#$%&'*+.^`|~-]+):[ \t]*(.*)", re.ASCII)
 _UNENCODED = frozenset({"", "7bit", "8bit", "binary"})
+_PART_HEADERS = frozenset({"content-disposition", "content-type", "content-transfer-encoding"})
+"""The headers of a part that are read. They may not be repeated: a proxy may read a different one."""
 
 
 class Source(Protocol):
@@ -190,7 +192,12 @@ def _parse_part_headers(head: bytes) -> Part:
         match = _HEADER.fullmatch(line.decode("utf-8", "surrogateescape"))
         if match is None:
             raise _malformed()
-        headers.setdefault(match[1].lower(), match[2].strip())
+        name = match[1].lower()
+        if name in headers and name in _PART_HEADERS:
+            raise PomeloError(
+                "invalid_body", f"A part of the form has two {name.title()} headers. Send each header once"
+            )
+        headers[name] = match[2].strip()
     if headers.get("content-transfer-encoding", "").lower() not in _UNENCODED:
         raise _malformed()
     content_type = headers.get("content-type", "").lower()

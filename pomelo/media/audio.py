@@ -34,8 +34,13 @@ _SAMPLE_TYPES = {
 }
 """Name of a media type of bare samples -> the canonical name."""
 
-_UNSUPPORTED_SAMPLES = re.compile(r"audio/(?:x-)?(?:l\d+|lpcm|linear\d*|raw|pcm[\w.-]*|[fsu]\d+(?:[bl]e)?)")
-"""Media types of bare samples that no provider takes. As unknown bytes they would reserve hours of audio."""
+_UNSUPPORTED_SAMPLES = re.compile(
+    r"audio/(?:x-)?(?:l\d+|lpcm|linear\d*|raw|pcm[\w.-]*|[fsu]\d+(?:[bl]e)?|basic|u-?law|a-?law|mu-?law)"
+    r"(?:[^\w.-].*)?",
+    re.DOTALL,
+)
+"""Media types of bare samples that no provider takes, and malformed ones (`audio/pcm,rate=16000`). As unknown
+bytes they would reserve hours of audio."""
 
 BIG_ENDIAN_TYPES = {rate: f"{_BIG_ENDIAN};rate={rate}" for rate in SAMPLE_RATES}
 """Sample rate -> the canonical media type of big-endian samples (RFC 2586)."""

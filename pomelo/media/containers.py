@@ -15,6 +15,9 @@ from typing import BinaryIO
 MAX_CHUNKS = 200_000
 """Chunks of a file that are read; the bytes after them are not counted as structure."""
 
+_MAX_POSITION = 2**62
+"""A chunk whose size is unknown claims to end there or later, beyond what a file's position can be."""
+
 _MAX_TAGS = 16
 """ID3v2 tags that are read."""
 
@@ -114,6 +117,9 @@ def structure_size(file: BinaryIO, size: int, name: str) -> int:
 
 
 def _read_at(file: BinaryIO, at: int, count: int) -> bytes:
+    """The bytes at a position; none after the end of the file, even if no file can be that long."""
+    if at > _MAX_POSITION:
+        return b""
     file.seek(at)
     return file.read(count)
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from pomelo.media.containers import FileSlice, chained_streams, structure_size, tag_sizes
 from pomelo.media.packets import MAX_FRAME, DecodeBudget, StreamLength
+from pomelo.media.unsized import with_size
 
 FORMATS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,asf,au,avi,caf,dts,eac3,flac,flv,gsm,loas,matroska,mov,mp3,mp4,m4a,3gp,3g2,"
@@ -80,6 +81,7 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
     import av
 
     try:
+        file = with_size(file, size)
         front, back = tag_sizes(file, size)
         ms, name, covered = 0, "", 0
         for start, length in chained_streams(file, front, size):

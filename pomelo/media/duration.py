@@ -34,11 +34,13 @@ _MAX_FILES_PER_WORKER = 2_000
 
 _CONTENT_TYPES = {
     "flac": "audio/flac",
+    "matroska": "audio/webm",
     "mov": "audio/mp4",
     "mp3": "audio/mpeg",
     "ogg": "audio/ogg",
     "wav": "audio/wav",
 }
+"""Name of a demuxer -> the media type of what it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ class Measurer:
         if audio.size and not self._av_missing:
             result = await self._measure(audio, account, sample_format is not None)
         if sample_format is None:
-            return Measured(result[0] if result else 0, content_type)
+            if not result:
+                return Measured(0, content_type)
+            # The media type may be the caller's, or that of an ID3 tag, which may be before any format.
+            return Measured(result[0], _CONTENT_TYPES.get(result[1], UNKNOWN) if result[1] else content_type)
         if result is None and audio.size:
             return Measured(0, content_type)  # a declared type must not make unmeasurable audio cheaper
         ms, name = result or (0, "")

@@ -20,6 +20,7 @@ from gateway.parsing.multipart import (
     Part,
 )
 from pomelo.errors import PomeloError
+from tests.unit.refusals import refused
 
 
 class SplitBody:
@@ -134,9 +135,22 @@ async def part(head: bytes) -> Part:
     return found
 
 
-async def test_the_first_of_repeated_part_headers_counts() -> None:
-    heads = [b"Content-Disposition: form-data; name=%b\r\n" % name for name in (b"one", b"two")]
-    assert (await part(b"".join(heads))).name == "one"
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"Content-Type: audio/mpeg", b"content-type: audio/pcm"),
+        (b"Content-Type: text/plain", b"Content-Type: text/plain"),
+        (b"Content-Disposition: form-data; name=b", b"A: b"),
+        (b"Content-Transfer-Encoding: binary", b"CONTENT-TRANSFER-ENCODING: base64"),
+    ],
+)
+async def test_a_part_with_a_header_twice_is_refused(first: bytes, second: bytes) -> None:
+    with refused("invalid_body", match="Send each header once"):
+        await part(b"Content-Disposition: form-data; name=a\r\n" + first + b"\r\n" + second + b"\r\n")
+
+
+async def test_other_headers_of_a_part_are_ignored_and_may_be_repeated() -> None:
+    assert (await part(b"A: b\r\nA: c\r\nContent-Disposition: form-data; name=a\r\nA: d\r\n")).name == "a"
 
 
 @pytest.mark.parametrize(

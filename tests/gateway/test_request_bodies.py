@@ -313,6 +313,15 @@ async def test_every_content_encoding_of_a_body_is_checked(gateway: GatewayApp) 
     assert (status, b'"code":"unsupported_media_type"' in body) == (415, True)
 
 
+@pytest.mark.parametrize("encoding", ["gzip, chunked", "gzip,chunked", "deflate, chunked"])
+async def test_a_transfer_encoding_other_than_chunked_is_refused(gateway: GatewayApp, encoding: str) -> None:
+    body = json.dumps(HI).encode()
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    for given, expected in ((encoding, 415), ("Chunked", 200)):
+        async with gateway.connect(raw_task(body, framing=f"Transfer-Encoding: {given}")) as (reader, _):
+            assert (await read_response(reader))[0] == expected
+
+
 # --- what a large body counts as
 
 

@@ -36,7 +36,11 @@ def test_a_media_file_is_stored_with_a_known_type(declared: str, head: bytes, st
 
 
 @pytest.mark.parametrize(
-    "parameters", ["L16;rate=11025", "pcm;channels=2", "pcm;rate=7", "pcm;endian=big", "pcm;rate"]
+    "parameters",
+    [
+        *("L16;rate=11025", "pcm;channels=2", "pcm;rate=7", "pcm;endian=big", "pcm;rate", "L24;rate=16000"),
+        *("pcm,rate=16000", "L16, rate=8000", "pcm rate=16000", "basic,rate=8000", "pcm:16000", "raw/16000"),
+    ],
 )
 def test_bare_samples_that_no_provider_takes_are_refused(parameters: str) -> None:
     with refused("invalid_parameter", "audio"):

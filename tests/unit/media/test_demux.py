@@ -213,3 +213,37 @@ def test_a_truncated_or_corrupt_file_never_fails(name: str) -> None:
     for at in range(1, 64, 3):
         assert measured(data[:at] + bytes(5) + data[at:][:20_000]) >= 0
         assert measured(data[:at]) >= 0
+
+
+def audio_last(head: bytes) -> bytes:
+    """An M4A file whose last atom is that with the audio; it has this head."""
+    data = corpus.make("m4a")
+    audio = data.index(b"mdat") - 4
+    index = data.index(b"moov") - 4
+    moov = bytearray(data[index:])
+    offsets = moov.index(b"stco") + 8
+    moved = len(moov) + len(head) - 8
+    for at in range(offsets + 4, offsets + 4 + 4 * int.from_bytes(moov[offsets : offsets + 4], "big"), 4):
+        moov[at : at + 4] = struct.pack(">I", int.from_bytes(moov[at : at + 4], "big") + moved)
+    return data[:audio] + bytes(moov) + head + data[audio + 8 : index]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        struct.pack(">I4s", 0, b"mdat"),  # to the end of the file
+        struct.pack(">I4s", 2**32 - 1, b"mdat"),
+        struct.pack(">I4sQ", 1, b"mdat", 2**63 - 1),
+        struct.pack(">I4sQ", 1, b"mdat", 2**64 - 1),
+    ],
+)
+def test_an_atom_without_its_real_size_is_measured(head: bytes) -> None:
+    assert measured(audio_last(head)) == pytest.approx(SECONDS, rel=0.03)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 2**62])
+def test_a_caf_file_that_was_written_into_a_pipe_is_measured(size: int) -> None:
+    data = bytearray(corpus.make("caf"))
+    at = data.index(b"data") + 4
+    data[at : at + 8] = struct.pack(">q", size)
+    assert measured(bytes(data)) == pytest.approx(SECONDS, rel=0.03)

@@ -75,6 +75,31 @@ async def test_the_bytes_override_the_content_type(measurer: Measurer, content_t
     assert samples.sample_format(measured.content_type) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "content_type"),
+    [
+        ("mp3", "audio/mpeg"),
+        ("flac", "audio/flac"),
+        ("ogg opus", "audio/ogg"),
+        ("m4a", "audio/mp4"),
+        ("webm opus", "audio/webm"),
+        ("rf64", "audio/wav"),
+        ("adts", "application/octet-stream"),
+        ("aiff", "application/octet-stream"),
+        ("caf", "application/octet-stream"),
+    ],
+)
+@pytest.mark.parametrize("declared", ["", "audio/mpeg", "audio/wav", "audio/x-m4a", "video/mp4"])
+@pytest.mark.parametrize("tag_bytes", [0, 12_000])
+async def test_the_content_type_is_that_of_the_bytes_after_a_tag(
+    measurer: Measurer, name: str, content_type: str, declared: str, tag_bytes: int
+) -> None:
+    data = corpus.make(name)
+    if tag_bytes and name in ("mp3", "flac", "ogg opus", "adts"):
+        data = tagged(data, tag_bytes)
+    assert (await measure(measurer, data, declared)).content_type == content_type
+
+
 async def test_a_large_tag_before_short_audio_is_not_counted_as_samples(measurer: Measurer) -> None:
     data = b"ID3\4\0\0\0\3\x7f\x76" + bytes(65_526) + corpus.mp3(0.2)
     assert await measure(measurer, data, "audio/pcm;rate=48000") == Measured(209, "audio/mpeg")
