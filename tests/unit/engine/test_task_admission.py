@@ -130,6 +130,17 @@ async def test_an_answer_that_must_be_stored_is_refused_without_storage_space(
         assert (await engine.used(account)).requests == 0
 
 
+@pytest.mark.parametrize(("live", "code"), [(False, "ok"), (True, "payload_too_large")])
+async def test_space_is_needed_for_the_image_that_the_mode_of_the_key_draws(
+    engine: EngineApp, live: bool, code: str
+) -> None:
+    """The sandbox draws 64 x 64 pixels, the vendor at least 256 x 256."""
+    account = await engine.account("limited", live=live)
+    await engine.upload(account, bytes(LIMIT - 64 * 1024))
+    body = {**IMAGE, "width": 64, "height": 64, "response_format": "url"}
+    assert (await engine.ask(account, body)).code == code
+
+
 @STREAM
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
 @pytest.mark.parametrize("task_type", TASK_TYPES)
