@@ -41,7 +41,9 @@ async def test_a_stream_that_is_left_ends_at_the_vendor_and_costs_what_was_deliv
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_a_cancelled_call_ends_at_the_vendor_and_costs_nothing(server: RunningApp, stream: bool) -> None:
+async def test_a_cancelled_call_ends_at_the_vendor_and_costs_nothing(
+    server: RunningApp, stream: bool
+) -> None:
     account = await server.account()
     gate = Gate()
     server.upstream.script(Answer("never seen", at={0: gate}))

@@ -74,7 +74,9 @@ async def _endless(app: App) -> AsyncIterator[tuple[str, EndlessMedia]]:
     """The address of a server, and its media."""
     media: Any = EndlessMedia()
     services = replace(app.services, media=media)
-    async with open_server(services, ServerOptions("127.0.0.1:0"), connections=ConnectionObserver()) as opened:
+    async with open_server(
+        services, ServerOptions("127.0.0.1:0"), connections=ConnectionObserver()
+    ) as opened:
         yield opened.address, media
 
 
@@ -84,11 +86,9 @@ async def test_a_pipe_is_uploaded_once_and_the_servers_error_raised(
 ) -> None:
     address, media = endless
     client = connect(keys.test, address)
+    call = client.transcribe("eleven-labs-stt", Pipe(b"OggS")) if task else client.upload(Pipe(b"OggS"))
     with pytest.raises(Overloaded):
-        if task:
-            await client.transcribe("eleven-labs-stt", Pipe(b"OggS"))
-        else:
-            await client.upload(Pipe(b"OggS"))
+        await call
     assert media.uploaded == [b"OggS"]
 
 

@@ -203,6 +203,10 @@ async def test_only_a_usable_retry_after_of_a_plug_in_is_passed_on(given: Any, p
     with pytest.raises(UpstreamError) as failure:
         await anext(events)
     error = failure.value
-    assert (error.code, error.message, error.retry) == ("provider_unavailable", "Busy", RetryPolicy.SAME_ROUTE)
+    assert (error.code, error.message, error.retry) == (
+        "provider_unavailable",
+        "Busy",
+        RetryPolicy.SAME_ROUTE,
+    )
     assert error.wait == passed
     assert type(error.wait) is type(passed)

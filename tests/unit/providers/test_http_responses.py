@@ -301,9 +301,12 @@ async def test_a_patient_stream_of_bytes_may_be_silent_as_long_as_a_whole_respon
             peer.writer.write(piece)
             await peer.writer.drain()
 
-    async with raw_server(answer) as server, Http(Timeouts(silence=0.1, whole=60)) as http:
-        async with http.stream_bytes(server.url, {}, b"{}", CHAT, patient=True) as body:
-            assert await body.read_all(99) == (b"body", True)
+    async with (
+        raw_server(answer) as server,
+        Http(Timeouts(silence=0.1, whole=60)) as http,
+        http.stream_bytes(server.url, {}, b"{}", CHAT, patient=True) as body,
+    ):
+        assert await body.read_all(99) == (b"body", True)
 
 
 async def test_a_kept_connection_obeys_the_shorter_silence_of_a_later_request() -> None:
