@@ -73,3 +73,8 @@ async def test_a_file_may_be_sent_six_times_as_long_as_other_operations_may_take
     assert (stored.size, stored.expires, data) == (len(PNG), 5.0, PNG[:4])
     await bucket.delete(["hour/new"])
     assert times == [120.0, 20.0, 20.0]
+
+
+async def test_a_file_that_was_deleted_before_it_is_sent_is_a_failure(url: str, tmp_path: Path) -> None:
+    with refused("store_unavailable"):
+        await Bucket(url).send("hour/gone", tmp_path / "gone", "image/png", 0.0)

@@ -210,7 +210,9 @@ async def test_media_expire_on_all_machines_and_any_machine_deletes_them(
     with refused("not_found"):
         await download(second, short)
     assert await download(second, kept) == PNG
-    clock.ahead = 661  # an id is made up to a call's maximum duration before its file is complete
+    clock.ahead = 600  # an id is made up to a call's maximum duration before its file is complete
+    assert await second.refresh() == 0
+    clock.ahead = 661
     assert await second.refresh() == 1
     assert [key.partition("/")[0] for key in keys(url)] == ["day"]
     assert await download(second, kept) == PNG

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from yarl import URL
 
@@ -61,3 +63,16 @@ async def test_a_call_that_gets_no_response_has_not_the_status_of_the_one_before
         with pytest.raises(UpstreamError):
             await http.request_json(server.url, {}, b"{}", CHAT)
         assert call.status == 0
+
+
+async def test_an_error_body_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_ERROR_BODY_TIMEOUT", 0.05)
+    busy = b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\n{"
+    async with (
+        raw_server(sends(busy, close=False)) as server,
+        Http(Timeouts(silence=3600, whole=3600)) as http,
+        asyncio.timeout(20),
+    ):
+        with pytest.raises(UpstreamError) as failure:
+            await http.request_json(server.url, {}, b"{}", CHAT)
+    assert failure.value.code == "provider_unavailable"

@@ -39,6 +39,7 @@ RESPONSES: dict[str, tuple[bytes, bytes | str]] = {
     "the end of the connection": (HEAD + b"\r\nbody", b"body"),
     "an encoding and the end of the connection": (HEAD + b"Transfer-Encoding: gzip\r\n\r\nbody", b"body"),
     "204": (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    "300": (b"HTTP/1.1 300 Multiple Choices\r\nContent-Length: 2\r\n\r\n{}", BAD),
     "HTTP/1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nbody", b"body"),
     "no reason": (b"HTTP/1.1 200\r\nContent-Length: 4\r\n\r\nbody", b"body"),
     "interim responses": (
@@ -271,6 +272,20 @@ async def test_a_response_that_progresses_is_not_silent() -> None:
     async with raw_server(drip) as server, Http(Timeouts(silence=0.3, whole=0.3)) as http:
         assert await outcome(http, server.url) == b"body"
         assert await streamed(http, server.url) == b"body"
+
+
+async def test_silence_after_progress_ends_a_whole_response() -> None:
+    async def drip(peer: Peer) -> None:
+        await peer.request()
+        peer.writer.write(HEAD + b"Content-Length: 9\r\n\r\n")
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            peer.writer.write(b"x")
+        await peer.reader.read()
+
+    async with raw_server(drip) as server, Http(Timeouts(whole=0.2)) as http, asyncio.timeout(20):
+        assert await outcome(http, server.url) == "deadline_exceeded"
+        assert await server.peers[0].left()
 
 
 @pytest.mark.parametrize("lines", [False, True], ids=["events", "lines"])

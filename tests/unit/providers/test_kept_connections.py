@@ -18,8 +18,8 @@ from pomelo.providers.http import pool
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from tests.breaking_proxy import BreakingProxy, breaking_proxy
-from tests.unit.providers.raw_server import OK, Peer, raw_server
-from tests.waiting import until
+from tests.unit.providers.raw_server import OK, Peer, raw_server, sends
+from tests.waiting import cancel, until
 
 CHAT = ErrorMapping("acme", lambda body: ErrorBody())
 PAID = ErrorMapping("acme", lambda body: ErrorBody(), replays=False)
@@ -196,3 +196,13 @@ async def test_idle_connections_are_closed_without_a_further_request(monkeypatch
         await asyncio.gather(*asked)
         for peer in server.peers:
             assert await peer.left()
+
+
+async def test_a_call_that_is_cancelled_while_certificates_are_loaded_cancels_no_other(http: Http) -> None:
+    async with raw_server(sends()) as server:
+        url = server.url.with_scheme("https")
+        first = asyncio.create_task(http.request_json(url, {}, b"{}", CHAT))
+        await asyncio.sleep(0)
+        await cancel(first)
+        with pytest.raises(UpstreamError):
+            await http.request_json(url, {}, b"{}", CHAT)

@@ -75,6 +75,9 @@ async def test_failures_are_retried_with_growing_waits_and_a_response_ends_their
 async def test_the_wait_that_the_vendor_asks_for_replaces_the_own_one(http: Http, waits: list[float]) -> None:
     assert await polled(http, BUSY, WORKING) == ["on"]
     assert waits == [2.0, 7.0]
+    waits.clear()
+    assert await polled(http, BUSY.replace(b"7", b"1"), WORKING, WORKING, count=2) == ["on", "on"]
+    assert waits == [2.0, 1.0, 2.5]
 
 
 async def test_a_refusal_is_not_retried(http: Http, waits: list[float]) -> None:

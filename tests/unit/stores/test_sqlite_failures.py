@@ -219,3 +219,22 @@ async def test_a_charge_above_the_reservation_that_was_not_written_is_taken_back
     assert await failing.balance(WALLET) == Balance(100_000_000, 25, 0)
     assert await failing.budget_use(WALLET, [budget]) == [25]
     assert (await failing.limit_status(WALLET, [tokens])).counts["tokens"].used == 40
+
+
+async def test_a_task_that_was_noted_and_settled_in_a_failed_batch_leaves_no_reservation(
+    failing: Store,
+) -> None:
+    await failing.reserve(own_request("a"))
+    Failing.error, Failing.fails = sqlite3.OperationalError, ("INSERT INTO usage", 1)
+    noted = record("a", account="default", live=False, cost=2)
+    await asyncio.gather(
+        failing.add_account("written first", "free", 1.0),
+        failing.note([noted]),
+        failing.settle(own_settlement("a")),
+    )
+    assert Failing.fails[1] == 0
+    assert isinstance(failing, SqliteStore)
+    assert (
+        await failing._writer.do(lambda connection: connection.execute("SELECT * FROM holds").fetchall())
+        == []
+    )
