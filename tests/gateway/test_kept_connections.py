@@ -98,3 +98,11 @@ async def test_a_connection_ends_if_the_rest_of_an_answered_body_does_not_arrive
             assert await read_status(reader) == 200
             writer.write(b"." + ACCOUNT)
             assert await read_status(reader) == 200
+
+
+async def test_only_the_known_expectation_is_answered(gateway: GatewayApp) -> None:
+    head = raw_task(BODY, "Expect: something", close=False)[: -len(BODY)]
+    async with gateway.connect(head) as (reader, writer):
+        assert await gateway.is_healthy()
+        writer.write(BODY)
+        assert await read_status(reader) == 200

@@ -84,7 +84,9 @@ async def test_the_places_of_messages_and_chunks_are_given_back() -> None:
         ("no_such_code many", "invalid_body", 0),
     ],
 )
-async def test_a_body_that_a_gateway_has_refused_is_counted_and_refused(told: str, code: str, size: int) -> None:
+async def test_a_body_that_a_gateway_has_refused_is_counted_and_refused(
+    told: str, code: str, size: int
+) -> None:
     async with serve_scripted() as opened:
         for metadata, error in (([*bearer(KEY), *GATEWAY], code), (bearer(KEY), "ok")):
             call = opened.task("RunTask", metadata=[*metadata, (REFUSED_KEY, told)])
