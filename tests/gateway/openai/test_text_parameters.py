@@ -314,3 +314,35 @@ async def test_an_unknown_model_is_not_found_and_the_message_says_where_they_are
         error = (await response.json())["error"]
     assert (response.status, error["code"]) == (404, "model_not_found")
     assert "GET /v1/models" in error["message"]
+
+
+async def test_a_response_repeats_whether_tools_may_be_called_in_parallel(gateway: GatewayApp) -> None:
+    for given, repeated in ((False, False), (True, True), (None, True)):
+        async with post(gateway, RESPONSE[0], RESPONSE[1] | {"parallel_tool_calls": given}) as response:
+            assert (await response.json())["parallel_tool_calls"] is repeated
+
+
+@pytest.mark.parametrize(
+    ("given", "parameter"),
+    [
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        (
+            {
+                "input": [
+                    {"type": "function_call", "call_id": "c", "name": "now", "arguments": "{}"},
+                    {
+                        "type": "function_call_output",
+                        "call_id": "c",
+                        "output": [{"type": "input_image", "image_url": PNG_URI}],
+                    },
+                ]
+            },
+            "input[1].output[0].type",
+        ),
+    ],
+)
+async def test_a_wrong_member_of_a_response_is_named(
+    gateway: GatewayApp, given: dict[str, Any], parameter: str
+) -> None:
+    refused = await error_of(post(gateway, RESPONSE[0], RESPONSE[1] | given))
+    assert refused == (400, "invalid_parameter", parameter)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pomelo.catalog.catalog import Route
 from pomelo.engine.observed import ObservedTask
 from pomelo.engine.routing import DEADLINE_MARGIN
 from pomelo.errors import PomeloError
@@ -86,3 +87,24 @@ async def test_the_outcome_of_a_task_says_who_ended_it(
 ) -> None:
     found = await report(error, **options)
     assert (found.outcome, found.code, found.http_status) == (outcome, code, status)
+
+
+async def test_a_report_has_what_the_task_and_its_calls_took() -> None:
+    clock, reports = Clock(), Reports()
+    task = ObservedTask([reports], clock, call_of(""), CALLER, "flux-1-pro", stream=True)
+    task.reservation = await reserve(open_ledger(FailingStore()), "img_1")
+    task.reservation.first_byte_ms, task.reservation.output_bytes = 7, 9
+    task.calls.route, task.calls.route_number, task.calls.attempts = Route("bfl", "flux"), 2, 3
+    task.calls.status, task.calls.seconds = 503, 1.5
+    clock.now += 4
+    task.__exit__(None, None, None)
+    (found,) = reports.ended
+    assert (found.provider, found.provider_model) == ("bfl", "flux")
+    assert (found.route, found.attempts, found.upstream_status) == (2, 3, 503)
+    assert (found.elapsed_ms, found.upstream_ms, found.first_byte_ms, found.output_bytes) == (
+        4_000,
+        1_500,
+        7,
+        9,
+    )
+    assert (found.account, found.key_id, found.live, found.stream) == ("default", "key", True, True)

@@ -197,3 +197,16 @@ def test_the_first_bucket_is_forgotten_once_it_has_its_part_of_the_calls() -> No
             else:
                 breaker.succeeded(attempt, float(second))
     assert breaker.account_state("ann") is State.OPEN, "the successes count no more"
+
+
+async def test_the_time_of_failed_attempts_counts(rig: Rig) -> None:
+    class Slow(FailingProvider):
+        async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
+            rig.now += 2
+            raise UpstreamError("provider_unavailable", retry=RetryPolicy.SAME_ROUTE)
+            yield Event()
+
+    rig.providers["one"], rig.two.default = Slow(), REVOKED
+    calls = UpstreamCalls()
+    await fail(rig, rig.router(), calls)
+    assert calls.seconds == 6

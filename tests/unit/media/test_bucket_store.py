@@ -175,6 +175,8 @@ async def test_a_file_that_a_task_reads_is_on_the_disk_until_the_last_call_that_
     assert path.read_bytes() == LARGE
     assert media.size_bytes == len(LARGE)
     assert on_disk(store) == [path.name]
+    with refused("not_found"):
+        store.find(media_id, "bob/test")
     for call in calls:
         assert path.exists()
         call.end()

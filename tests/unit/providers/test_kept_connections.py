@@ -102,6 +102,7 @@ async def test_a_request_on_a_connection_that_breaks_is_sent_again_on_a_new_one(
         await http.request_json(URL(proxy.url), {}, b"x" * size, CHAT)
     assert [(method, got) for method, got, _ in server.received] == [("POST", size)] * 4
     assert proxy.broken == 2
+    assert [headers.get("Connection") for headers in server.headers].count("close") == 2
 
 
 async def test_several_broken_connections_cost_a_request_only_one_more_attempt(
