@@ -87,17 +87,21 @@ async def test_a_connection_ends_if_the_rest_of_an_answered_body_does_not_arrive
     open_gateway: OpenApp,
 ) -> None:
     with_body = ACCOUNT[:-2] + b"Content-Length: 5\r\n\r\n"
+    times = {"idle_timeout": 60.0, "untrusted_timeout": 60.0}
     async with (
-        asyncio.timeout(10),
-        open_gateway(linger_timeout=0.1, idle_timeout=60.0, untrusted_timeout=60.0) as gateway,
+        asyncio.timeout(20),
+        open_gateway(linger_timeout=0.1, **times) as gateway,
+        gateway.connect(with_body + b"half") as (reader, writer),
     ):
-        async with gateway.connect(with_body + b"half") as (reader, writer):
-            assert await read_status(reader) == 200
-            assert await reader.read() == b""
-        async with gateway.connect(with_body + b"half") as (reader, writer):
-            assert await read_status(reader) == 200
-            writer.write(b"." + ACCOUNT)
-            assert await read_status(reader) == 200
+        assert await read_status(reader) == 200
+        assert await reader.read() == b""
+    async with (
+        open_gateway(linger_timeout=60.0, **times) as gateway,
+        gateway.connect(with_body + b"half") as (reader, writer),
+    ):
+        assert await read_status(reader) == 200
+        writer.write(b"." + ACCOUNT)
+        assert await read_status(reader) == 200
 
 
 async def test_only_the_known_expectation_is_answered(gateway: GatewayApp) -> None:

@@ -29,6 +29,11 @@ def _file(tmp_path: Path) -> Path:
     return path
 
 
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged about media."""
+    return [record.getMessage() for record in caplog.records if record.name == "pomelo.media"]
+
+
 async def test_a_missing_file_is_no_failure_of_the_bucket(url: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pomelo.media")
     bucket = Bucket(url)
@@ -37,7 +42,7 @@ async def test_a_missing_file_is_no_failure_of_the_bucket(url: str, caplog: pyte
     with pytest.raises(MissingFileError):
         await bucket.read("hour/none", 0, 1)
     assert bucket.available
-    assert caplog.messages == []
+    assert lines(caplog) == []
 
 
 async def test_a_missing_bucket_is_a_failure_and_not_a_missing_file(
@@ -52,7 +57,7 @@ async def test_a_missing_bucket_is_a_failure_and_not_a_missing_file(
         with refused("store_unavailable"):
             await work
     assert not bucket.available
-    (line,) = caplog.messages
+    (line,) = lines(caplog)
     assert "there is no such bucket (status 404, NoSuchBucket)" in line
 
 
@@ -60,10 +65,11 @@ async def test_a_file_may_be_sent_six_times_as_long_as_other_operations_may_take
     url: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times: list[float | None] = []
-    timeout = asyncio.timeout
+    timeout, task = asyncio.timeout, asyncio.current_task()
 
     def record(delay: float | None) -> asyncio.Timeout:
-        times.append(delay)
+        if asyncio.current_task() is task:  # others may run an app meanwhile
+            times.append(delay)
         return timeout(delay)
 
     bucket = Bucket(url, timeout=20.0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.media.store import MediaStore
 from pomelo.media.sweep import MAX_SWEEP_SHARE, sweep
+from tests.unit.sleeps import Sleeps
 
 TIMES = 4
 
@@ -36,30 +36,21 @@ def _media(tmp_path: Path) -> Scanned:
 
 
 @pytest.fixture(name="waits")
-def _waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds of every sleep, none of which takes any time; the last one is cancelled."""
-    waits: list[float] = []
-    sleep = asyncio.sleep
-
-    async def record(seconds: float, result: Any = None) -> Any:
-        waits.append(seconds)
-        if len(waits) == TIMES:
-            raise asyncio.CancelledError
-        return await sleep(0, result)
-
-    monkeypatch.setattr(asyncio, "sleep", record)
-    return waits
+def _waits(monkeypatch: pytest.MonkeyPatch) -> Sleeps:
+    return Sleeps(monkeypatch, last=TIMES)
 
 
-async def test_quick_scans_follow_each_other_at_the_interval(media: Scanned, waits: list[float]) -> None:
+async def test_quick_scans_follow_each_other_at_the_interval(media: Scanned, waits: Sleeps) -> None:
     media.refresh_interval = 60.0
+    waits.begin()
     with pytest.raises(asyncio.CancelledError):
         await sweep(media)
     assert waits == [60.0] * TIMES
 
 
-async def test_long_scans_are_less_frequent(media: Scanned, waits: list[float]) -> None:
+async def test_long_scans_are_less_frequent(media: Scanned, waits: Sleeps) -> None:
     media.took = 0.02
+    waits.begin()
     with pytest.raises(asyncio.CancelledError):
         await sweep(media)
     assert waits[0] == media.refresh_interval
@@ -70,12 +61,12 @@ async def test_long_scans_are_less_frequent(media: Scanned, waits: list[float]) 
     ("error", "logged"), [(PomeloError("store_unavailable"), False), (OSError("disk"), True)]
 )
 async def test_a_scan_that_fails_is_repeated_and_an_unexpected_error_logged(
-    media: Scanned, waits: list[float], error: Exception, logged: bool, caplog: pytest.LogCaptureFixture
+    media: Scanned, waits: Sleeps, error: Exception, logged: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     media.error = error
+    waits.begin()
     with pytest.raises(asyncio.CancelledError):
         await sweep(media)
     assert len(waits) == TIMES
-    assert [message.splitlines()[0] for message in caplog.messages] == (
-        ["expired media were not deleted"] * (TIMES - 1) if logged else []
-    )
+    lines = [one.getMessage().splitlines()[0] for one in caplog.records if one.name == "pomelo.media"]
+    assert lines == (["expired media were not deleted"] * (TIMES - 1) if logged else [])
