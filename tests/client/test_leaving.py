@@ -40,12 +40,18 @@ async def test_a_stream_that_is_left_ends_at_the_vendor_and_costs_what_was_deliv
     await client.close()
 
 
-async def test_a_cancelled_call_ends_at_the_vendor_and_costs_nothing(server: RunningApp) -> None:
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_cancelled_call_ends_at_the_vendor_and_costs_nothing(
+    server: RunningApp, stream: bool
+) -> None:
     account = await server.account()
     gate = Gate()
     server.upstream.script(Answer("never seen", at={0: gate}))
     client = make_client("asyncio", str(server.server.grpc), account.live)
-    call = asyncio.create_task(client.text("gpt-4", "Hello"))
+    if stream:
+        call: Any = asyncio.ensure_future(read(client.stream("gpt-4", "Hello"), []))
+    else:
+        call = asyncio.ensure_future(client.text("gpt-4", "Hello"))
     await gate.reached.wait()
     await cancel(call)
     async with asyncio.timeout(10):

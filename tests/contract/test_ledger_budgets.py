@@ -158,3 +158,7 @@ async def test_a_budget_survives_a_restart(rig: Rig) -> None:
     await rig.close()
     await rig.open()
     assert await left(rig) == 40
+
+
+async def test_a_budget_above_the_balance_does_not_replace_it(rig: Rig) -> None:
+    assert await amount(rig.store.reserve(limited("a", 10, 5_000, limit=10_000))) == 1_000

@@ -52,6 +52,17 @@ async def test_a_window_lasts_as_long_as_its_counter_says(rig: Rig, clock: Clock
     assert await used(rig.store, images(0)) == [3]
 
 
+async def test_the_first_window_to_end_does_so_whatever_the_order_of_the_counters(
+    rig: Rig, clock: Clock
+) -> None:
+    short, long = Counter("calls", 1, 1, 10.0), Counter("pages", 1, 5, 60.0)
+    assert isinstance(await rig.store.reserve(request("a", short, long)), Reserved)
+    assert await refusal(rig.store.reserve(request("b", short, long))) == "calls"
+    clock.passes(11)
+    assert isinstance(await rig.store.reserve(request("b", short, long)), Reserved)
+    assert await used(rig.store, short, long) == [1, 2]
+
+
 async def test_each_window_of_a_task_gets_its_own_actual_amount(rig: Rig) -> None:
     tokens = Counter("tokens:gpt-4", 40, None, 60.0)
     await rig.store.reserve(request("a", images(3), tokens))

@@ -233,3 +233,20 @@ async def test_a_connection_that_becomes_trusted_is_no_longer_protected_as_a_hea
     connections.table.protect_health_check(check)
     connections.open()
     assert set(connections.ended) == {moved}
+
+
+def test_the_youngest_slots_of_a_group_are_never_in_excess() -> None:
+    groups = SlotGroups()
+    slots = [Slot("a", lambda _: None) for _ in range(3)]
+    for slot in slots:
+        groups.add(slot)
+    assert [groups.excess("a", count) for count in (1, 2, 3, 4, 9)] == [slots[:2], slots[:1], [], [], []]
+
+
+async def test_a_connection_that_is_distrusted_makes_room_before_trusted_ones() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=2))
+    connections.open(owner="ann")
+    distrusted = connections.open(owner="ann")
+    connections.table.distrust(distrusted)
+    assert connections.table.make_room()
+    assert connections.ended == {distrusted: True}

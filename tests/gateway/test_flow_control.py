@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.connections.connection import MAX_HEAD
+from gateway.request import Request
+from gateway.responses import ResponseStream
 from pomelo.call import Call, Principal
 from pomelo.service import Services
 from tests.gateway.flow import ClientTransport, open_clients, until
@@ -24,6 +26,29 @@ def playing(gateway: GatewayApp, *steps: Step) -> Services:
     """The services of a gateway, whose streams play `steps`."""
     tasks: Any = ScriptedTasks(STARTED, *steps)
     return replace(gateway.services, tasks=tasks)
+
+
+async def test_a_stream_may_be_ahead_of_its_client_again_once_all_was_read(gateway: GatewayApp) -> None:
+    pushed: list[bool] = []
+
+    async def respond(request: Request) -> None:
+        stream = ResponseStream(request, {"Content-Type": "audio/mpeg"})
+        for size in (1_000, 64 * 1024, 1_000):
+            if stream.push(b"x" * size):
+                pushed.append(True)
+                await stream.drain()
+            else:
+                pushed.append(False)
+        await stream.finish()
+
+    async with open_clients(gateway.services) as clients:
+        client = clients.accept()
+        client.connection._respond = respond
+        client.connection.connection_made(client)
+        client.connection.data_received(ACCOUNT)
+        client.read_everything()
+        await until(lambda: client.received.endswith(b"0\r\n\r\n"))
+    assert pushed == [False, True, False]
 
 
 @pytest.mark.parametrize("left", [1, 100])

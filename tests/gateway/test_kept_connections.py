@@ -81,3 +81,32 @@ async def test_a_health_check_leaves_a_trusted_connection_trusted(open_gateway: 
             writer.write(each)
             assert await read_status(reader) == 200
             await asyncio.sleep(0.9)  # longer than the lifetime of an untrusted connection
+
+
+async def test_a_connection_ends_if_the_rest_of_an_answered_body_does_not_arrive_in_time(
+    open_gateway: OpenApp,
+) -> None:
+    with_body = ACCOUNT[:-2] + b"Content-Length: 5\r\n\r\n"
+    times = {"idle_timeout": 60.0, "untrusted_timeout": 60.0}
+    async with (
+        asyncio.timeout(20),
+        open_gateway(linger_timeout=0.1, **times) as gateway,
+        gateway.connect(with_body + b"half") as (reader, writer),
+    ):
+        assert await read_status(reader) == 200
+        assert await reader.read() == b""
+    async with (
+        open_gateway(linger_timeout=60.0, **times) as gateway,
+        gateway.connect(with_body + b"half") as (reader, writer),
+    ):
+        assert await read_status(reader) == 200
+        writer.write(b"." + ACCOUNT)
+        assert await read_status(reader) == 200
+
+
+async def test_only_the_known_expectation_is_answered(gateway: GatewayApp) -> None:
+    head = raw_task(BODY, "Expect: something", close=False)[: -len(BODY)]
+    async with gateway.connect(head) as (reader, writer):
+        assert await gateway.is_healthy()
+        writer.write(BODY)
+        assert await read_status(reader) == 200

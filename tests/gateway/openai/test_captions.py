@@ -136,3 +136,18 @@ def assert_in_order(made: Transcription) -> None:
         ]
         assert times == sorted(times)
         assert all(start < end for start, end in zip(times[::2], times[1::2], strict=True))
+
+
+def test_a_line_that_is_full_without_its_last_space_is_not_divided() -> None:
+    full = " ".join(["wordwordw"] * 4 + ["xx"])
+    assert len(full) == MAX_LINE
+    (cue,) = make_cues(spoken(f"{full} next"))
+    assert cue.lines == (full, "next")
+
+
+def test_a_word_never_ends_before_it_begins() -> None:
+    made = transcript("one two", ("one", 1.0, 0.5), ("two", 2.0, 1.0), seconds=3)
+    assert [(piece.start, piece.end) for sentence in sentences(made) for piece in sentence] == [
+        (1_000, 1_000),
+        (2_000, 2_000),
+    ]

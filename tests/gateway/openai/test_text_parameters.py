@@ -288,3 +288,61 @@ async def test_a_call_that_an_sdk_has_parsed_can_be_sent_back(gateway: GatewayAp
     async with post(gateway, CHAT[0], body) as response:
         assert response.status == 200, await response.text()
     assert gateway.provider.jobs[-1].input.messages[1].content[0].tool_call.arguments_json == "{}"
+
+
+async def test_both_names_of_the_limit_may_be_given_with_one_value(gateway: GatewayApp) -> None:
+    body = CHAT[1] | {"max_completion_tokens": 7}
+    async with post(gateway, CHAT[0], body | {"max_tokens": 7}) as response:
+        assert response.status == 200
+    assert gateway.provider.jobs[-1].input.max_tokens == 7
+    refused = await error_of(post(gateway, CHAT[0], body | {"max_tokens": 8}))
+    assert refused == (400, "invalid_parameter", "max_tokens")
+
+
+@pytest.mark.parametrize("name", ["previous_response_id", "conversation", "prompt"])
+async def test_what_a_response_would_read_from_a_store_is_refused_with_the_remedy(
+    gateway: GatewayApp, name: str
+) -> None:
+    async with post(gateway, RESPONSE[0], RESPONSE[1] | {name: "x"}) as response:
+        error = (await response.json())["error"]
+    assert (error["code"], error["param"]) == ("invalid_parameter", name)
+    assert "Send the whole conversation as input" in error["message"]
+
+
+async def test_an_unknown_model_is_not_found_and_the_message_says_where_they_are(gateway: GatewayApp) -> None:
+    async with gateway.http.get(f"{gateway.url}/v1/models/none", headers=gateway.headers) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (404, "model_not_found")
+    assert "GET /v1/models" in error["message"]
+
+
+async def test_a_response_repeats_whether_tools_may_be_called_in_parallel(gateway: GatewayApp) -> None:
+    for given, repeated in ((False, False), (True, True), (None, True)):
+        async with post(gateway, RESPONSE[0], RESPONSE[1] | {"parallel_tool_calls": given}) as response:
+            assert (await response.json())["parallel_tool_calls"] is repeated
+
+
+@pytest.mark.parametrize(
+    ("given", "parameter"),
+    [
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        (
+            {
+                "input": [
+                    {"type": "function_call", "call_id": "c", "name": "now", "arguments": "{}"},
+                    {
+                        "type": "function_call_output",
+                        "call_id": "c",
+                        "output": [{"type": "input_image", "image_url": PNG_URI}],
+                    },
+                ]
+            },
+            "input[1].output[0].type",
+        ),
+    ],
+)
+async def test_a_wrong_member_of_a_response_is_named(
+    gateway: GatewayApp, given: dict[str, Any], parameter: str
+) -> None:
+    refused = await error_of(post(gateway, RESPONSE[0], RESPONSE[1] | given))
+    assert refused == (400, "invalid_parameter", parameter)

@@ -198,3 +198,10 @@ async def test_a_refused_task_with_a_large_body_counts_as_a_request_unless_it_wa
     assert await visit.refuse_task(error) is error
     await access.report_limits(call, await access.authenticate(call))
     assert call.response_headers["X-RateLimit-Remaining"] == ("4" if counted else "5")
+
+
+async def test_the_memory_of_a_call_counts_for_its_visit(keyring: Keyring, access: Access) -> None:
+    call = await call_with_key(keyring)
+    visit = await access.admit(call)
+    assert call.reserve == visit.reserve
+    visit.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
 from tests.unit.clock import Clock
 from tests.unit.refusals import refused
+from tests.waiting import cancel
 
 ROOT = b"r" * 64
 
@@ -103,3 +105,15 @@ async def test_only_the_holder_of_a_valid_key_learns_that_the_account_is_disable
         with refused("invalid_api_key") as caught:
             await use(keyring, key)
         assert ("disabled" in caught.value.message) == reported
+
+
+async def test_the_last_use_is_stored_when_the_process_ends(store: Store) -> None:
+    keyring = Keyring(store, ROOT)
+    record, key = await keyring.create()
+    keeping = asyncio.create_task(keyring.keep_use())
+    await asyncio.sleep(0)
+    await use(keyring, key)
+    await cancel(keeping)
+    found = await store.get_key(record.key_id)
+    assert found is not None
+    assert found.used is not None

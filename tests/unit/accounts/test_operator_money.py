@@ -327,3 +327,7 @@ async def test_the_log_is_listed_in_pages_with_notes_and_never_a_key(
     token = pb.ListActsRequest(page_token=request.page_token)
     token.start_time.FromSeconds(1_010)
     await error_of(operator.list_acts(token), "invalid_parameter")
+
+
+async def test_a_name_of_the_maximum_length_is_accepted(operator: LocalOperator) -> None:
+    assert (await create_key(operator, name="n" * 64)).key.name == "n" * 64

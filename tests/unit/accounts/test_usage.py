@@ -350,3 +350,11 @@ async def test_a_token_is_valid_only_for_the_query_that_returned_it(
         text = base64.urlsafe_b64encode(changed).rstrip(b"=").decode()
         with refused("invalid_parameter", "page_token"):
             await ids(reader, page_token=text, model="gpt-4")
+
+
+def test_every_part_of_a_filter_is_in_the_query() -> None:
+    given = pb.UsageFilter(model="gpt-4", key_id="k1", failed=True)
+    given.start_time.seconds, given.end_time.seconds = 5, 9
+    assert read_filter(given, "acme", True) == UsageQuery(
+        account="acme", live=True, model="gpt-4", key_id="k1", since=5.0, until=9.0, failed=True
+    )

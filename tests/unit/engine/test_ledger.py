@@ -240,3 +240,12 @@ async def test_the_background_loops_outlive_any_error(error: str, monkeypatch: p
         loop.cancel()
     await asyncio.wait(loops)
     assert all(loop.cancelled() for loop in loops)
+
+
+async def test_a_reservation_must_be_found_by_two_successive_checks() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    for found in (True, False, True):
+        store.reserved = {"img_1": usage_record("img_1")} if found else {}
+        await reconcile(ledger, 1)
+    assert store.calls == []

@@ -14,6 +14,8 @@ import pytest
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.providers.base import CALLER, Event, Job
+from pomelo.providers.errors import UpstreamError
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, mistral_protocol
 from tests.calls import call_of
@@ -128,6 +130,17 @@ async def test_an_answer_that_must_be_stored_is_refused_without_storage_space(
     if stored:
         assert "X-Credits-Charged" not in answer.call.response_headers
         assert (await engine.used(account)).requests == 0
+
+
+@pytest.mark.parametrize(("live", "code"), [(False, "ok"), (True, "payload_too_large")])
+async def test_space_is_needed_for_the_image_that_the_mode_of_the_key_draws(
+    engine: EngineApp, live: bool, code: str
+) -> None:
+    """The sandbox draws 64 x 64 pixels, the vendor at least 256 x 256."""
+    account = await engine.account("limited", live=live)
+    await engine.upload(account, bytes(LIMIT - 64 * 1024))
+    body = {**IMAGE, "width": 64, "height": 64, "response_format": "url"}
+    assert (await engine.ask(account, body)).code == code
 
 
 @STREAM
@@ -267,3 +280,25 @@ async def test_a_route_that_takes_over_gets_the_users_id_that_the_first_does_not
     assert ("ann" in first.body.values(), "ann" in second.body.values()) == (False, True)
     assert "X-Pomelo-Adjusted" not in answer.call.response_headers
     assert (await engine.records(account))[0].user == "ann"
+
+
+async def test_a_provider_gets_the_account_and_the_deadline_of_its_task(tmp_path: Path) -> None:
+    found: list[Any] = []
+
+    class Capturing:
+        configured = True
+
+        async def text(self, job: Job[Any]) -> AsyncIterator[Event]:
+            found.append((CALLER.get(), job.deadline, job.request_id, job.user))
+            raise UpstreamError("provider_failed")
+            yield Event()
+
+        async def aclose(self) -> None: ...
+
+    async with open_engine(tmp_path, {"openai": Capturing()}) as engine:
+        account = await engine.account()
+        for stream in (False, True):
+            answer = await engine.ask(account, text_task(user="ada"), stream=stream)
+            assert answer.code == "provider_failed"
+            call = answer.call
+            assert found.pop() == (account.wallet.account, call.deadline, call.request_id, "ada")

@@ -175,6 +175,8 @@ async def test_a_file_that_a_task_reads_is_on_the_disk_until_the_last_call_that_
     assert path.read_bytes() == LARGE
     assert media.size_bytes == len(LARGE)
     assert on_disk(store) == [path.name]
+    with refused("not_found"):
+        store.find(media_id, "bob/test")
     for call in calls:
         assert path.exists()
         call.end()
@@ -210,7 +212,9 @@ async def test_media_expire_on_all_machines_and_any_machine_deletes_them(
     with refused("not_found"):
         await download(second, short)
     assert await download(second, kept) == PNG
-    clock.ahead = 661  # an id is made up to a call's maximum duration before its file is complete
+    clock.ahead = 600  # an id is made up to a call's maximum duration before its file is complete
+    assert await second.refresh() == 0
+    clock.ahead = 661
     assert await second.refresh() == 1
     assert [key.partition("/")[0] for key in keys(url)] == ["day"]
     assert await download(second, kept) == PNG

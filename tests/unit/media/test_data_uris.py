@@ -167,3 +167,13 @@ def test_a_hostile_head_is_parsed_quickly(part: str) -> None:
         except PomeloError as error:
             assert error.code == "invalid_parameter"  # noqa: PT017
     assert time.process_time() - began < 0.5
+
+
+def test_text_after_the_padding_is_refused_in_every_step() -> None:
+    step = 64 * 1024
+    assert "after its padding" in error_message("A" * (step - 2) + "==" + "AAAA")
+
+
+def test_base64_without_its_padding_is_padded() -> None:
+    uri = "data:image/png;base64,AA"
+    assert data_uris.canonical(uri, len(uri) - 2, "image/png", "x") == uri + "=="

@@ -347,3 +347,9 @@ async def test_waits_and_refusals_are_logged_at_most_once_in_an_interval(
         part in line for part in (HOST, "1 of 1 in use", "account acme", "POMELO_UPSTREAM_CONNECTIONS")
     )
     assert "20 waited and 20 were refused" in line
+
+
+async def test_one_account_gets_exactly_its_share() -> None:
+    connections = ConnectionLimiter(20)
+    assert [connections.try_acquire(HOST, "ann") for _ in range(20)].count(True) == 16
+    assert connections.try_acquire(HOST, "bob"), "of the reserve"

@@ -26,6 +26,7 @@ from pomelo.gen.v1.text_pb2 import (
 )
 from pomelo.providers.base import Job
 from pomelo.providers.chunks import MAX_TEXT_CHARS
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.guard import MAX_TOOL_CALLS, GuardedEvents
 from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.text import completed_text
@@ -187,3 +188,25 @@ async def test_a_long_text_at_the_end_of_a_stream_keeps_its_tool_calls() -> None
     delta, last = await guarded("text", message(ContentPart(text="x" * (MAX_TEXT_CHARS + 1)), A_CALL))
     assert delta.text_delta.text == "x" * MAX_TEXT_CHARS
     assert last == message(ContentPart(text="x"), A_CALL)
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [(None, None), (0, 0), (3600, 3600), (3601, None), (10**9, None), (-1, None), (1.5, None), (True, None)],
+)
+async def test_only_a_usable_retry_after_of_a_plug_in_is_passed_on(given: Any, passed: int | None) -> None:
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        raise UpstreamError("provider_unavailable", "Busy", retry=RetryPolicy.SAME_ROUTE, wait=given)
+        yield WORD
+
+    events = GuardedEvents(method, "text", sample("text", Route("acme", "large")))
+    with pytest.raises(UpstreamError) as failure:
+        await anext(events)
+    error = failure.value
+    assert (error.code, error.message, error.retry) == (
+        "provider_unavailable",
+        "Busy",
+        RetryPolicy.SAME_ROUTE,
+    )
+    assert error.wait == passed
+    assert type(error.wait) is type(passed)

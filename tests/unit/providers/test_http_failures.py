@@ -216,6 +216,13 @@ def test_an_operator_finds_the_status_the_code_and_the_request_id_in_the_traceba
     shown = "".join(traceback.format_exception(failure))
     assert "acme, HTTP 429, busy, req_8" in shown
     assert "req_8" not in failure.message
+    assert "req_9" in refuse(429, b"{}", {"request-id": "req_9"}).note
+
+
+def test_a_charged_request_is_repeated_only_if_the_vendor_has_refused_it() -> None:
+    mapping = replace(ACME, replays=False)
+    for status, policy in ((429, RetryPolicy.SAME_ROUTE), (503, RetryPolicy.NEVER)):
+        assert refused(status, CIMultiDict(), b"{}", mapping, NOW).retry is policy
 
 
 def test_the_text_of_a_vendor_never_gets_into_a_message_or_a_note() -> None:

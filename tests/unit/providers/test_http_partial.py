@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from yarl import URL
 
@@ -61,3 +63,44 @@ async def test_a_call_that_gets_no_response_has_not_the_status_of_the_one_before
         with pytest.raises(UpstreamError):
             await http.request_json(server.url, {}, b"{}", CHAT)
         assert call.status == 0
+
+
+async def test_an_error_body_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_ERROR_BODY_TIMEOUT", 0.05)
+    busy = b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\n{"
+    async with (
+        raw_server(sends(busy, close=False)) as server,
+        Http(Timeouts(silence=3600, whole=3600)) as http,
+        asyncio.timeout(20),
+    ):
+        with pytest.raises(UpstreamError) as failure:
+            await http.request_json(server.url, {}, b"{}", CHAT)
+    assert failure.value.code == "provider_unavailable"
+
+
+async def test_a_refusal_whose_body_breaks_off_is_that_refusal() -> None:
+    busy = b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\n{"
+    async with raw_server(sends(busy)) as server, Http() as http:
+        with pytest.raises(UpstreamError) as failure:
+            await http.request_json(server.url, {}, b"{}", CHAT)
+    assert failure.value.code == "provider_unavailable"
+    assert "503" in failure.value.note
+
+
+async def test_a_body_of_exactly_the_limit_is_read_to_its_end() -> None:
+    async with (
+        raw_server(sends(OK, close=False)) as server,
+        Http() as http,
+        http.stream_bytes(server.url, {}, b"{}", CHAT) as body,
+    ):
+        assert await body.read_all(2) == (b"{}", True)
+
+
+async def test_an_event_that_lacks_its_last_line_end_is_read_at_the_end() -> None:
+    stream = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\ndata: 1\n\ndata: 2"
+    async with (
+        raw_server(sends(stream)) as server,
+        Http() as http,
+        http.stream_events(server.url, {}, b"{}", CHAT) as events,
+    ):
+        assert [await events.read() for _ in range(3)] == [[("", b"1")], [("", b"2")], []]

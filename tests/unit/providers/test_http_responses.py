@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pomelo.errors import PomeloError
+from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.protocol import (
     MAX_FIELD_BYTES,
@@ -38,6 +39,7 @@ RESPONSES: dict[str, tuple[bytes, bytes | str]] = {
     "the end of the connection": (HEAD + b"\r\nbody", b"body"),
     "an encoding and the end of the connection": (HEAD + b"Transfer-Encoding: gzip\r\n\r\nbody", b"body"),
     "204": (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    "300": (b"HTTP/1.1 300 Multiple Choices\r\nContent-Length: 2\r\n\r\n{}", BAD),
     "HTTP/1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nbody", b"body"),
     "no reason": (b"HTTP/1.1 200\r\nContent-Length: 4\r\n\r\nbody", b"body"),
     "interim responses": (
@@ -270,6 +272,56 @@ async def test_a_response_that_progresses_is_not_silent() -> None:
     async with raw_server(drip) as server, Http(Timeouts(silence=0.3, whole=0.3)) as http:
         assert await outcome(http, server.url) == b"body"
         assert await streamed(http, server.url) == b"body"
+
+
+async def test_silence_after_progress_ends_a_whole_response() -> None:
+    async def drip(peer: Peer) -> None:
+        await peer.request()
+        peer.writer.write(HEAD + b"Content-Length: 9\r\n\r\n")
+        for _ in range(3):
+            await asyncio.sleep(0.05)
+            peer.writer.write(b"x")
+        await peer.reader.read()
+
+    async with raw_server(drip) as server, Http(Timeouts(whole=0.2)) as http, asyncio.timeout(20):
+        assert await outcome(http, server.url) == "deadline_exceeded"
+        assert await server.peers[0].left()
+
+
+@pytest.mark.parametrize("lines", [False, True], ids=["events", "lines"])
+async def test_a_patient_stream_may_begin_late_but_not_be_silent_as_long_afterwards(lines: bool) -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.request()
+        await asyncio.sleep(0.2)
+        peer.writer.write(HEAD + b"Content-Length: 99\r\n\r\ndata: 1\n\n")
+        await peer.reader.read()
+
+    async with raw_server(answer) as server, Http(Timeouts(silence=0.1, whole=60)) as http:
+        async with (
+            asyncio.timeout(20),
+            http.stream_events(server.url, {}, b"{}", CHAT, patient=True, lines=lines) as events,
+        ):
+            assert await events.read()
+            with pytest.raises(UpstreamError) as failure:
+                await events.read()
+        assert failure.value.code == "deadline_exceeded"
+        assert await server.peers[0].left()
+
+
+async def test_a_patient_stream_of_bytes_may_be_silent_as_long_as_a_whole_response() -> None:
+    async def answer(peer: Peer) -> None:
+        await peer.request()
+        for piece in (HEAD + b"Content-Length: 4\r\n\r\n", b"bo", b"dy"):
+            await asyncio.sleep(0.2)
+            peer.writer.write(piece)
+            await peer.writer.drain()
+
+    async with (
+        raw_server(answer) as server,
+        Http(Timeouts(silence=0.1, whole=60)) as http,
+        http.stream_bytes(server.url, {}, b"{}", CHAT, patient=True) as body,
+    ):
+        assert await body.read_all(99) == (b"body", True)
 
 
 async def test_a_kept_connection_obeys_the_shorter_silence_of_a_later_request() -> None:

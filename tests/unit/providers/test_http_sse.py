@@ -184,3 +184,10 @@ def test_the_events_are_the_same_however_the_stream_is_split(
     stream = stream.replace(b"\n", end)
     assert parse(*cut(stream, places)) == expected
     assert parse(*(stream[at : at + 1] for at in range(len(stream)))) == expected
+
+
+def test_the_size_of_each_event_is_limited_separately() -> None:
+    parser = SseParser()
+    line = b"data: " + b"x" * (MAX_EVENT_BYTES // 3) + b"\n"
+    for _ in range(4):
+        assert len(parser.feed(line + line + b"\n")) == 1

@@ -18,6 +18,8 @@ from pomelo.providers.http import pool
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from tests.breaking_proxy import BreakingProxy, breaking_proxy
+from tests.unit.providers.raw_server import OK, Peer, raw_server, sends
+from tests.waiting import cancel, until
 
 CHAT = ErrorMapping("acme", lambda body: ErrorBody())
 PAID = ErrorMapping("acme", lambda body: ErrorBody(), replays=False)
@@ -100,6 +102,7 @@ async def test_a_request_on_a_connection_that_breaks_is_sent_again_on_a_new_one(
         await http.request_json(URL(proxy.url), {}, b"x" * size, CHAT)
     assert [(method, got) for method, got, _ in server.received] == [("POST", size)] * 4
     assert proxy.broken == 2
+    assert [headers.get("Connection") for headers in server.headers].count("close") == 2
 
 
 async def test_several_broken_connections_cost_a_request_only_one_more_attempt(
@@ -172,3 +175,35 @@ async def test_an_idle_connection_is_closed_before_common_servers_close_it(
             await http.request_json(URL(server.url), {}, b"{}", CHAT)
             await asyncio.sleep(0.1)
     assert [connection for _, _, connection in server.received] == [0, 1]
+
+
+async def test_idle_connections_are_closed_without_a_further_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "KEEPALIVE", 0.1)
+    gates = asyncio.Event(), asyncio.Event()
+
+    async def answer(peer: Peer) -> None:
+        await peer.request()
+        await gates[server.peers.index(peer)].wait()
+        peer.writer.write(OK)
+        await peer.reader.read()
+
+    async with raw_server(answer) as server, Http() as http:
+        asked = [asyncio.create_task(http.request_json(server.url, {}, b"{}", CHAT)) for _ in gates]
+        await until(lambda: len(server.peers) == 2)
+        gates[0].set()
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0.05)  # so that they expire one after the other
+        gates[1].set()
+        await asyncio.gather(*asked)
+        for peer in server.peers:
+            assert await peer.left()
+
+
+async def test_a_call_that_is_cancelled_while_certificates_are_loaded_cancels_no_other(http: Http) -> None:
+    async with raw_server(sends()) as server:
+        url = server.url.with_scheme("https")
+        first = asyncio.create_task(http.request_json(url, {}, b"{}", CHAT))
+        await asyncio.sleep(0)
+        await cancel(first)
+        with pytest.raises(UpstreamError):
+            await http.request_json(url, {}, b"{}", CHAT)

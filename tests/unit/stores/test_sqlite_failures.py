@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Balance
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
+    Budget,
+    Counter,
     LostReservationError,
     Refused,
     Reserved,
@@ -197,3 +200,41 @@ async def test_a_task_whose_settlement_fails_is_recovered_with_what_was_noted(fa
     assert isinstance(outcomes[0], PomeloError)
     assert outcomes[1] is None
     assert await failing.balance(WALLET) == Balance(100_000_000, 2, 0)
+
+
+async def test_a_charge_above_the_reservation_that_was_not_written_is_taken_back(failing: Store) -> None:
+    budget = Budget("budget:key", 1_000, 0.0)
+    tokens = Counter("tokens", 10, 1_000, 60.0)
+    await failing.reserve(replace(own_request("a"), budget=budget, counters=(tokens,)))
+    charge = replace(own_settlement("a", 25), counters=(tokens._replace(amount=40),))
+    for _ in range(2):
+        Failing.error, Failing.fails = sqlite3.OperationalError, ("UPDATE wallets", 2)
+        with pytest.raises(PomeloError):
+            await failing.settle(charge)
+        assert await failing.balance(WALLET) == Balance(100_000_000, 0, 10)
+        assert await failing.budget_use(WALLET, [budget]) == [10]
+        assert (await failing.limit_status(WALLET, [tokens])).counts["tokens"].used == 10
+    settled = await failing.settle(charge)
+    assert (settled.record.cost, settled.record.uncollected) == (25, 0)
+    assert await failing.balance(WALLET) == Balance(100_000_000, 25, 0)
+    assert await failing.budget_use(WALLET, [budget]) == [25]
+    assert (await failing.limit_status(WALLET, [tokens])).counts["tokens"].used == 40
+
+
+async def test_a_task_that_was_noted_and_settled_in_a_failed_batch_leaves_no_reservation(
+    failing: Store,
+) -> None:
+    await failing.reserve(own_request("a"))
+    Failing.error, Failing.fails = sqlite3.OperationalError, ("INSERT INTO usage", 1)
+    noted = record("a", account="default", live=False, cost=2)
+    await asyncio.gather(
+        failing.add_account("written first", "free", 1.0),
+        failing.note([noted]),
+        failing.settle(own_settlement("a")),
+    )
+    assert Failing.fails[1] == 0
+    assert isinstance(failing, SqliteStore)
+    assert (
+        await failing._writer.do(lambda connection: connection.execute("SELECT * FROM holds").fetchall())
+        == []
+    )

@@ -12,8 +12,17 @@ from typing import Any
 
 import pytest
 
-from pomelo.stores.accounts import Wallet
-from pomelo.stores.ledger import Counter, IdempotencyKey, Reserved, ReserveRequest, Settlement
+from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Grant, OverdrawnError, Wallet
+from pomelo.stores.ledger import (
+    Counter,
+    IdempotencyKey,
+    Refused,
+    ReplayedAnswer,
+    Reserved,
+    ReserveRequest,
+    Settlement,
+)
 from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageRecord
 from tests.contract.ledger_rig import SqliteRig
@@ -127,3 +136,56 @@ async def test_a_wallet_is_not_dropped_while_a_reserve_looks_for_an_answer(
     assert (await rig.store.limit_status(WALLET)).available == granted - 10
     await rig.store.settle(Settlement(record("a", 10)))
     assert (await rig.store.limit_status(WALLET)).available == granted - 10
+
+
+async def test_no_wallet_is_in_use_when_all_operations_have_ended(rig: SqliteRig) -> None:
+    request = ReserveRequest(record("a"), 10, 10, idempotency_key=IdempotencyKey("key", b"one"))
+    assert isinstance(await rig.store.reserve(request), Reserved)
+    await rig.store.settle(Settlement(record("a", 10)))
+    await rig.store.grant(Grant("g1", WALLET, 5, 1.0))
+    await rig.store.set_credit_limit(WALLET, 7)
+    with pytest.raises(OverdrawnError):
+        await rig.store.grant(Grant("g2", WALLET, -(10**12), 1.0))
+    assert isinstance(rig.store, SqliteStore)
+    assert [wallet for wallet in rig.store._ledger._wallets.values() if wallet.in_use] == []
+
+
+async def test_a_task_has_one_wallet(rig: SqliteRig) -> None:
+    await rig.store.add_account("other", "pro", 1.0)
+    await reserve(rig, "a")
+    draft = UsageRecord("a", "req", "other", WALLET.live, "k", "rest", "m", "text")
+    with pytest.raises(PomeloError):
+        await rig.store.reserve(ReserveRequest(draft, 0, 0))
+    assert (await rig.store.balance(WALLET)).held == 10
+
+
+async def test_an_unknown_account_reserves_nothing_until_it_is_created(rig: SqliteRig) -> None:
+    draft = UsageRecord("a", "req", "later", True, "k", "rest", "m", "text")
+    with pytest.raises(PomeloError) as failure:
+        await rig.store.reserve(ReserveRequest(draft, 0, 0))
+    assert failure.value.code == "store_unavailable"
+    await rig.store.add_account("later", "pro", 1.0)
+    assert isinstance(await rig.store.reserve(ReserveRequest(draft, 0, 0)), Reserved)
+
+
+async def test_a_repeated_request_waits_for_the_answer_of_a_task_that_is_being_settled(
+    rig: SqliteRig,
+) -> None:
+    key = IdempotencyKey("key", b"one")
+    await rig.store.reserve(ReserveRequest(record("a"), 10, 10, idempotency_key=key))
+    settled, repeated = await asyncio.gather(
+        rig.store.settle(Settlement(record("a", 10), answer=b"answer")),
+        rig.store.reserve(ReserveRequest(record("b"), 10, 10, idempotency_key=key)),
+    )
+    assert isinstance(repeated, ReplayedAnswer)
+    assert (repeated.answer, repeated.record) == (b"answer", settled.record)
+
+
+async def test_credits_are_available_once_their_grant_is_written(rig: SqliteRig) -> None:
+    granted = (await rig.store.limit_status(WALLET)).available
+    more = ReserveRequest(record("a"), granted + 5, granted + 5)
+    granting = asyncio.ensure_future(rig.store.grant(Grant("g1", WALLET, 5, 1.0)))
+    await asyncio.sleep(0)  # it is being written
+    assert isinstance(await rig.store.reserve(more), Refused)
+    assert (await granting).granted == granted + 5
+    assert isinstance(await rig.store.reserve(more), Reserved)

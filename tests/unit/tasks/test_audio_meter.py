@@ -123,3 +123,10 @@ def test_the_length_is_known_at_any_time() -> None:
     assert lengths[0] == 0
     assert None not in lengths
     assert lengths == sorted(lengths, key=lambda ms: ms or 0)
+
+
+def test_the_lengths_of_chained_streams_are_added() -> None:
+    ogg = FILES["opus at 6 kbit/s"]
+    once = measured(ogg, "audio/ogg", "opus_48000_64")
+    assert once
+    assert measured(ogg + ogg, "audio/ogg", "opus_48000_64") == pytest.approx(2 * once, abs=2)

@@ -171,3 +171,13 @@ def test_an_unset_width_or_height_is_the_default_adjusted_to_the_route(
     )
     assert estimate.exact
     assert estimate.minimum == estimate.maximum == Usage(images=1, pixels=pixels)
+
+
+def test_audio_that_becomes_too_large_to_be_inline_is_stored_from_its_beginning(store: MediaStore) -> None:
+    collected = collector("eleven-labs-tts", store, delivery=INLINE)
+    for data in (b"a" * 10 * MIB, b"b" * 5 * MIB, b"c" * 2 * MIB):
+        collected.add(chunk(data))
+    result = finish(collected)
+    assert (result.speech.data, result.speech.media.size_bytes) == (b"", 17 * MIB)
+    stored = (store.folder / result.speech.media.id).read_bytes()
+    assert [stored.count(letter) for letter in (b"a", b"b", b"c")] == [10 * MIB, 5 * MIB, 2 * MIB]

@@ -139,3 +139,14 @@ def test_an_answer_of_another_length_than_its_input_is_billed_by_its_length_up_t
     used, counted = collected.usage()
     assert used.audio_ms == pytest.approx(billed, abs=2)
     assert counted == measured
+
+
+def test_audio_is_billed_up_to_the_maximum_of_the_model() -> None:
+    most = Usage(audio_ms=5_000)
+    given = task_input("eleven-labs-sts", output_format="pcm_16000")
+    collected = collector(
+        "eleven-labs-sts", delivery=INLINE, given=given, estimate=Estimate(most, most, input_audio_ms=9_000)
+    )
+    collected.add(chunk(bytes(9 * 32_000), SAMPLES))
+    finish(collected)
+    assert collected.usage() == (most, True)

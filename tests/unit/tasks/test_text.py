@@ -284,3 +284,18 @@ def test_the_bound_of_a_text_counts_its_bytes_its_messages_and_its_images() -> N
     assert found.sufficient == Usage(tokens, 100)
     assert partial_usage(estimated(max_input_tokens=1_000), [200, 300, 300]) == Usage(1_000, 100)
     assert partial_usage(found, [1] * 101).output_tokens == 100
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_size_of_a_text_is_in_bytes(stream: bool) -> None:
+    collected = collector("gpt-4", stream=stream)
+    collected.add(delta("größe"))
+    assert collected.output_bytes == 7
+
+
+def test_an_empty_text_is_a_message_with_an_empty_part() -> None:
+    collected = collector("gpt-4")
+    collected.add(text_end())
+    (part,) = finish(collected).text.message.content
+    assert part.HasField("text")
+    assert part.text == ""

@@ -1,0 +1,125 @@
+"""Uploads of what can be read only once, and downloads that are left before their end."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pomelo.app import App
+from pomelo.call import Call
+from pomelo.client import Overloaded
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_pb2 import Media
+from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.server.server import ServerOptions, open_server
+from tests.client.clients import make_client
+from tests.client.conftest import ClientFactory
+from tests.conftest import Keys
+from tests.waiting import cancel
+
+CHUNK = bytes(64 * 1024)
+
+
+class EndlessMedia:
+    """Media whose uploads are refused after their last byte, and whose downloads never end. `opens`: a download
+    begins when it is set; `opening` and `left` are set when one is asked for and when it has ended."""
+
+    def __init__(self) -> None:
+        self.uploaded: list[bytes] = []
+        self.opens, self.opening, self.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
+        self.uploaded.append(b"".join([chunk async for chunk in chunks]))
+        raise PomeloError("overloaded", retry_after=1)
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call
+    ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
+        self.opening.set()
+        try:
+            await self.opens.wait()
+            yield Media(id=media_id, size_bytes=2**40), self._chunks()
+        finally:
+            self.left.set()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while True:
+            yield CHUNK
+            await asyncio.sleep(0)
+
+
+class Pipe(io.BytesIO):
+    """Bytes that can be read once."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class FullDisk(io.BytesIO):
+    """A file that can't be written."""
+
+    def write(self, data: Any, /) -> int:
+        raise OSError("full")
+
+
+@pytest.fixture(name="endless")
+async def _endless(app: App) -> AsyncIterator[tuple[str, EndlessMedia]]:
+    """The address of a server, and its media."""
+    media: Any = EndlessMedia()
+    services = replace(app.services, media=media)
+    async with open_server(
+        services, ServerOptions("127.0.0.1:0"), connections=ConnectionObserver()
+    ) as opened:
+        yield opened.address, media
+
+
+@pytest.mark.parametrize("task", [False, True], ids=["upload", "task"])
+async def test_a_pipe_is_uploaded_once_and_the_servers_error_raised(
+    connect: ClientFactory, endless: tuple[str, EndlessMedia], keys: Keys, task: bool
+) -> None:
+    address, media = endless
+    client = connect(keys.test, address)
+    call = client.transcribe("eleven-labs-stt", Pipe(b"OggS")) if task else client.upload(Pipe(b"OggS"))
+    with pytest.raises(Overloaded):
+        await call
+    assert media.uploaded == [b"OggS"]
+
+
+async def test_a_file_that_can_be_read_again_is_uploaded_again(
+    connect: ClientFactory, endless: tuple[str, EndlessMedia], keys: Keys
+) -> None:
+    address, media = endless
+    with pytest.raises(Overloaded):
+        await connect(keys.test, address, retries=1).upload(io.BytesIO(b"OggS"))
+    assert media.uploaded == [b"OggS"] * 2
+
+
+async def test_a_download_whose_file_cannot_be_written_ends_at_the_server(
+    connect: ClientFactory, endless: tuple[str, EndlessMedia], keys: Keys
+) -> None:
+    address, media = endless
+    media.opens.set()
+    with pytest.raises(OSError, match="full") as failure:
+        await connect(keys.test, address).download("media_x", FullDisk())
+    async with asyncio.timeout(10):
+        await media.left.wait()
+    assert failure.value.__traceback__, "the call is not collected as garbage before"
+
+
+async def test_a_download_that_is_cancelled_before_its_first_byte_ends_at_the_server(
+    endless: tuple[str, EndlessMedia], keys: Keys
+) -> None:
+    address, media = endless
+    async with make_client("asyncio", address, keys.test) as client:
+        call = asyncio.create_task(client.download("media_x", io.BytesIO()))
+        await media.opening.wait()
+        await cancel(call)
+        async with asyncio.timeout(10):
+            await media.left.wait()

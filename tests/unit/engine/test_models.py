@@ -1,0 +1,78 @@
+"""Which models a key is shown, in which pages, at which prices, and whether they are available."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pomelo.catalog.catalog import Catalog
+from pomelo.gen.v1.model_service_pb2 import ListModelsRequest, Model
+from tests.calls import call_of
+from tests.unit.engine.apps import Account, EngineApp, open_engine
+from tests.unit.refusals import refused
+
+NAMES = sorted(Catalog.load().models)
+
+
+@pytest.fixture(scope="module", name="engine")
+async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+    async with open_engine(tmp_path_factory.mktemp("models"), mistral_api_key=None) as opened:
+        yield opened
+
+
+async def listed(engine: EngineApp, account: Account, page_size: int) -> list[str]:
+    """The names of all models that the key is shown, page by page."""
+    names: list[str] = []
+    request = ListModelsRequest(page_size=page_size)
+    while True:
+        response = await engine.app.services.models.list_models(request, call_of(account.key))
+        assert len(response.models) <= page_size
+        names += [model.id for model in response.models]
+        if not response.next_page_token:
+            return names
+        request.page_token = response.next_page_token
+
+
+async def one(engine: EngineApp, account: Account, name: str) -> Model:
+    return await engine.app.services.models.get_model(name, call_of(account.key))
+
+
+@pytest.mark.parametrize("page_size", [1, 7, len(NAMES), 1_000])
+async def test_pages_have_each_model_once(engine: EngineApp, page_size: int) -> None:
+    assert await listed(engine, await engine.account(), page_size) == NAMES
+
+
+async def test_a_key_is_shown_only_the_models_that_it_may_use(engine: EngineApp) -> None:
+    by_key = await engine.account(models=("gpt-4", "flux-1-pro"))
+    by_plan = await engine.account("images")
+    assert await listed(engine, by_key, 1) == ["flux-1-pro", "gpt-4"]
+    assert await listed(engine, by_plan, 1) == ["flux-1-pro"]
+    with refused("model_not_allowed"):
+        await one(engine, by_plan, "gpt-4")
+
+
+async def test_a_model_is_available_if_one_of_its_providers_is_configured(engine: EngineApp) -> None:
+    account = await engine.account()
+    found = {name: (await one(engine, account, name)).available for name in ("gpt-4", "claude-3-opus")}
+    assert found == {"gpt-4": True, "claude-3-opus": False}
+    assert (await one(engine, await engine.account(live=False), "claude-3-opus")).available
+
+
+async def test_a_live_key_pays_the_first_configured_route_and_a_test_key_the_first(engine: EngineApp) -> None:
+    model = Catalog.load().models["mixtral-8x7b"]
+    for live, route in ((False, model.routes[0]), (True, model.routes[1])):
+        shown = await one(engine, await engine.account(live=live), model.name)
+        prices, version = model.prices_for(route)
+        assert {line.unit: line.amount_micros for line in shown.prices} == dict(prices.units)
+        assert shown.price_version == version
+
+
+async def test_a_task_and_its_result_have_the_name_by_which_the_model_was_asked_for(
+    engine: EngineApp,
+) -> None:
+    account = await engine.account()
+    for name in ("gpt-6-luna", "gpt-4"):
+        body = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
+        assert (await engine.ask(account, body)).events[0].model == name
+        assert (await engine.ask(account, body, stream=True)).events[0].started.model == name

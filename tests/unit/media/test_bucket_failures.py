@@ -1,0 +1,86 @@
+"""What an operation of a bucket says about its failure, and how long it may take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from pomelo.media.bucket import Bucket, MissingFileError
+from tests.s3_server import any_server
+from tests.unit.media.files import PNG
+from tests.unit.refusals import refused
+
+
+@pytest.fixture(name="url")
+def _url(monkeypatch: pytest.MonkeyPatch) -> str:
+    server = any_server()
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    return server.new_bucket()
+
+
+@pytest.fixture(name="file")
+def _file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(PNG)
+    return path
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged about media."""
+    return [record.getMessage() for record in caplog.records if record.name == "pomelo.media"]
+
+
+async def test_a_missing_file_is_no_failure_of_the_bucket(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pomelo.media")
+    bucket = Bucket(url)
+    with pytest.raises(MissingFileError):
+        await bucket.begin("hour/none", 1)
+    with pytest.raises(MissingFileError):
+        await bucket.read("hour/none", 0, 1)
+    assert bucket.available
+    assert lines(caplog) == []
+
+
+async def test_a_missing_bucket_is_a_failure_and_not_a_missing_file(
+    url: str, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket = Bucket(url.replace("s3://", "s3://no-such-"))
+    for work in (
+        bucket.begin("hour/none", 1),
+        bucket.read("hour/none", 0, 1),
+        bucket.send("hour/new", file, "image/png", 0.0),
+    ):
+        with refused("store_unavailable"):
+            await work
+    assert not bucket.available
+    (line,) = lines(caplog)
+    assert "there is no such bucket (status 404, NoSuchBucket)" in line
+
+
+async def test_a_file_may_be_sent_six_times_as_long_as_other_operations_may_take(
+    url: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[float | None] = []
+    timeout, task = asyncio.timeout, asyncio.current_task()
+
+    def record(delay: float | None) -> asyncio.Timeout:
+        if asyncio.current_task() is task:  # others may run an app meanwhile
+            times.append(delay)
+        return timeout(delay)
+
+    bucket = Bucket(url, timeout=20.0)
+    monkeypatch.setattr(asyncio, "timeout", record)
+    await bucket.send("hour/new", file, "image/png", 5.0)
+    stored, data = await bucket.begin("hour/new", 4)
+    assert (stored.size, stored.expires, data) == (len(PNG), 5.0, PNG[:4])
+    await bucket.delete(["hour/new"])
+    assert times == [120.0, 20.0, 20.0]
+
+
+async def test_a_file_that_was_deleted_before_it_is_sent_is_a_failure(url: str, tmp_path: Path) -> None:
+    with refused("store_unavailable"):
+        await Bucket(url).send("hour/gone", tmp_path / "gone", "image/png", 0.0)

@@ -1,0 +1,172 @@
+"""Calls over a real channel, before services that the test plays: what is reported, counted and released."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
+from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.server.field_limit import SMALL_MESSAGE
+from pomelo.server.servicers import MAX_CHUNK
+from pomelo.status import OPEN_KEY, REFUSED_KEY
+from tests.calls import bearer, end, failure, reason_of
+from tests.integration.scripted_services import GATEWAY, KEY, ScriptedServices, raises, serve_scripted
+
+MIB = 1024 * 1024
+METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+
+
+class Recorder(ConnectionObserver):
+    """Records what is reported of connections."""
+
+    def __init__(self) -> None:
+        self.reports: list[str] = []
+
+    def checking(self, peer: str) -> None:
+        self.reports.append("checking")
+
+    def checked(self, peer: str) -> None:
+        self.reports.append("checked")
+
+    def authenticated(self, peer: str) -> None:
+        self.reports.append("authenticated")
+
+    def trust(self, peer: str) -> None:
+        self.reports.append("trust")
+
+    def ended(self, peer: str) -> None:
+        self.reports.append("ended")
+
+
+@METHODS
+async def test_the_key_and_the_end_of_each_call_are_reported_to_its_connection(method: str) -> None:
+    connections = Recorder()
+    async with serve_scripted(connections=connections) as opened:
+        await end(opened.task(method))
+        assert connections.reports == ["checking", "checked", "authenticated", "ended"]
+        connections.reports.clear()
+        assert reason_of(await failure(opened.task(method, metadata=bearer("no")))) == "invalid_api_key"
+        assert connections.reports == ["checking", "checked"]
+        connections.reports.clear()
+        await end(opened.task(method, metadata=[*bearer(KEY), *GATEWAY]))
+        assert connections.reports == ["checking", "checked", "authenticated", "trust", "ended"]
+        assert [visit.closed for visit in opened.services.visits] == [1, 1]
+
+
+@METHODS
+async def test_a_header_that_is_given_twice_is_an_error_of_the_call(method: str) -> None:
+    async with serve_scripted() as opened:
+        for times in (1, 2):
+            metadata = [*bearer(KEY), *[("x-request-timeout", "5")] * times]
+            await end(opened.task(method, metadata=metadata))
+            assert (opened.services.calls[-1].header_error is None) == (times == 1)
+
+
+async def test_the_places_of_messages_and_chunks_are_given_back() -> None:
+    async with serve_scripted(reads=1, uploads=1) as opened:
+        for _ in range(3):
+            await end(opened.task("RunTask"))
+            pieces = [UploadMediaRequest(chunk=b"x")] * 3
+            made = await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))
+            assert made.media.size_bytes == 3
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "size"),
+    [
+        ("payload_too_large 5000", "payload_too_large", 5_000),
+        (f"invalid_body {9 * MIB}", "invalid_body", MIB),
+        ("no_such_code many", "invalid_body", 0),
+    ],
+)
+async def test_a_body_that_a_gateway_has_refused_is_counted_and_refused(
+    told: str, code: str, size: int
+) -> None:
+    async with serve_scripted() as opened:
+        for metadata, error in (([*bearer(KEY), *GATEWAY], code), (bearer(KEY), "ok")):
+            call = opened.task("RunTask", metadata=[*metadata, (REFUSED_KEY, told)])
+            if error == "ok":  # no gateway may be believed without its proof
+                await end(call)
+                continue
+            assert reason_of(await failure(call)) == error
+            (visit,) = opened.services.visits
+            assert visit.reserved[-1] == size
+            assert visit.refused == [(code, "gpt-4")]
+
+
+@METHODS
+async def test_a_refused_body_is_refused_by_the_visit_with_its_model(method: str) -> None:
+    services = ScriptedServices(before=raises(PomeloError("invalid_body")), refusal=PomeloError("overloaded"))
+    async with serve_scripted(services) as opened:
+        assert reason_of(await failure(opened.task(method))) == "overloaded"
+    assert services.visits[0].refused == [("invalid_body", "gpt-4")]
+
+
+@pytest.mark.parametrize(("size", "counted"), [(SMALL_MESSAGE, True), (0, False)])
+async def test_the_files_of_a_task_count_as_its_message(size: int, counted: bool) -> None:
+    async def refuse(call: Call) -> None:
+        call.file_bytes = size
+        raise invalid("messages", "shorter")
+
+    async with serve_scripted(ScriptedServices(before=refuse)) as opened:
+        assert reason_of(await failure(opened.task("RunTask"))) == "invalid_parameter"
+        assert bool(opened.services.visits[0].refused) == counted
+
+
+@pytest.mark.parametrize("gateway", [True, False])
+async def test_a_gateway_learns_that_a_stream_has_begun_before_its_first_event(gateway: bool) -> None:
+    gate = asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        await gate.wait()
+
+    async with serve_scripted(ScriptedServices(during=wait)) as opened:
+        call = opened.task("StreamTask", metadata=[*bearer(KEY), *(GATEWAY if gateway else ())])
+        if not gateway:
+            gate.set()
+        metadata = dict(await call.initial_metadata())
+        assert (OPEN_KEY in metadata) == gateway
+        assert metadata["x-ratelimit-limit"] == "20"
+        gate.set()
+        assert len([message async for message in call]) == 2
+
+
+@pytest.mark.parametrize("signature", ["", "exp=1&sig=x"])
+async def test_a_signature_replaces_an_invalid_key(signature: str) -> None:
+    connections = Recorder()
+    async with serve_scripted(connections=connections) as opened:
+        request = DownloadMediaRequest(id="media_1", signature=signature)
+        call = opened.media.DownloadMedia(request, metadata=bearer("no"))
+        if not signature:
+            assert reason_of(await failure(call)) == "invalid_api_key"
+        else:
+            media, chunk = [message async for message in call]
+            assert (media.media.id, chunk.chunk) == ("media_1", b"abc")
+    assert connections.reports == ["checking", "checked", *(["authenticated", "ended"] if signature else [])]
+
+
+async def test_a_chunk_may_come_first_and_have_up_to_a_mebibyte() -> None:
+    whole, header = UploadMediaRequest(chunk=bytes(MAX_CHUNK)), UploadMediaHeader(content_type="audio/mpeg")
+    async with serve_scripted() as opened:
+        made = await opened.media.UploadMedia(iter([whole, whole]), metadata=bearer(KEY))
+        assert (made.media.size_bytes, made.media.content_type) == (2 * MAX_CHUNK, "")
+        named = [UploadMediaRequest(header=header), whole]
+        made = await opened.media.UploadMedia(iter(named), metadata=bearer(KEY))
+        assert (made.media.size_bytes, made.media.content_type) == (MAX_CHUNK, "audio/mpeg")
+        for wrong in (UploadMediaRequest(chunk=bytes(MAX_CHUNK + 1)), UploadMediaRequest(chunk=b"")):
+            call = opened.media.UploadMedia(iter([wrong]), metadata=bearer(KEY))
+            assert reason_of(await failure(call)) == "invalid_parameter"
+
+
+async def test_an_upload_with_a_wrong_header_is_refused_before_it_is_read() -> None:
+    async with serve_scripted() as opened:
+        metadata = bearer(KEY, x_request_timeout="soon")
+        call = opened.media.UploadMedia(iter([UploadMediaRequest(chunk=b"x")]), metadata=metadata)
+        error = await failure(call)
+        assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
+        assert opened.services.uploads == 0
