@@ -392,10 +392,8 @@ def test_the_store_behaves_like_the_model(store: str) -> None:
             settings=settings(
                 max_examples=min(200, max(1, STEPS // 50)),
                 stateful_step_count=50,
-                deadline=None,
                 database=None,
-                # Shrinking a failure may take an hour, which no time limit ends.
-                phases=[Phase.generate],
+                phases=[Phase.generate],  # shrinking may take an hour, which no time limit ends
                 suppress_health_check=list(HealthCheck),
             ),
         )
