@@ -1,8 +1,8 @@
 """The audit of budgets: compares what is used of them in the current period with the usage records.
 
 A record has the time of its end, and a task counts in the period in which it began: records of the first
-minutes of a period may belong to the one before. Clocks differ and are set back, and a task counts in the latest
-period that has begun by any clock: records of the last minutes before a period may belong to it.
+minutes of a period may belong to the one before. Clocks differ and are set back, and a task counts in the
+latest period that has begun by any clock: records of the last minutes before a period may belong to it.
 """
 
 from __future__ import annotations

@@ -68,9 +68,7 @@ async def test_an_uncollected_cost_is_reported_but_is_no_difference(rig: Rig) ->
     assert found.uncollected_micros == settled.record.uncollected > 0
 
 
-async def count(
-    store: Store, task_id: str, key_id: str, budget: Budget | None, at: float = 1_000.0
-) -> int:
+async def count(store: Store, task_id: str, key_id: str, budget: Budget | None, at: float = 1_000.0) -> int:
     """Runs a task of a key that counts toward a budget; returns its cost."""
     counts: dict[str, Any] = {"input_tokens": 100, "output_tokens": 50}
     record = draft(task_id, ACME, key_id=key_id, **counts, cost=cost(Usage(**counts), PRICES), at=at)
