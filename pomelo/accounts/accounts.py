@@ -179,7 +179,8 @@ class AccountOperator:
             )
         except OverdrawnError as error:
             most = max(0, (await self._store.balance(wallet)).available)
-            expected = f"{-most:,} or more: at most {format_credits(most)} credits can be taken back"
+            left = format_credits(most)
+            expected = f"{-most:,} microcredits or more: at most {left} credits can be taken back"
             if not most:
                 expected = "above 0: the account has no credits that can be taken back"
             raise invalid("amount_micros", expected, minimum=-most) from error
@@ -203,7 +204,9 @@ class AccountOperator:
         except OverdrawnError as error:
             balance = await self._store.balance(wallet)
             least = max(0, balance.credit_limit - balance.available)
-            expected = f"{least:,} or more: the account has used that much of its limit. Grant credits first"
+            used = format_credits(least)
+            expected = f"{least:,} microcredits or more: the account has used {used} credits of its limit. "
+            expected += "Grant credits first"
             raise invalid(field, expected, minimum=least) from error
         return admin_pb.SetCreditLimitResponse(account=await self._account(wallet.account))
 

@@ -1,7 +1,8 @@
 """The audit of budgets: compares what is used of them in the current period with the usage records.
 
 A record has the time of its end, and a task counts in the period in which it began: records of the first
-minutes of a period may belong to the one before.
+minutes of a period may belong to the one before. Clocks differ and are set back, and a task counts in the
+latest period that has begun by any clock: records of the last minutes before a period may belong to it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pomelo.stores.usage import UsageQuery, UsageStore
 
 LONGEST_TASK = DEFAULT_TIMEOUT + 60.0
 """Seconds after which no task of an earlier period can end."""
+
+CLOCK_TOLERANCE = LONGEST_TASK
+"""Seconds by which the clock of a task may be behind that of the task that began a period."""
 
 
 class BudgetStore(KeyStore, ActStore, LedgerStore, UsageStore, Protocol):
@@ -85,12 +89,14 @@ async def _keys(store: KeyStore) -> AsyncIterator[KeyRecord]:
 async def _compare(store: BudgetStore, group: _Group) -> Difference | None:
     """The difference of a budget, if nothing is used of it meanwhile."""
     wallet, origin, budget, _ = group
-    (used,) = await store.budget_use(wallet, [budget])
-    most = await _recorded(store, group, budget.start)
-    least = await _recorded(store, group, budget.start + LONGEST_TASK)
+    (use,) = await store.budget_use(wallet, [budget])
+    used = use.used
+    most = await _recorded(store, group, max(0.0, budget.start - CLOCK_TOLERANCE))
+    # This clock may be behind the period in which tasks count.
+    least = await _recorded(store, group, use.start + LONGEST_TASK)
     if least > used and await _was_changed(store, group):
         least = 0  # what was spent under another budget, or without one, does not count
-    if least <= used <= most or [used] != await store.budget_use(wallet, [budget]):
+    if least <= used <= most or [use] != await store.budget_use(wallet, [budget]):
         return None
     return Difference(wallet, origin, used, most if used > most else least)
 

@@ -79,7 +79,8 @@ async def used(store: LedgerStore, records: Iterable[KeyRecord], now: float) -> 
             wallets.setdefault(Wallet(record.account, record.live), {})[record.key_id] = current(budget, now)
     found: dict[str, int] = {}
     for wallet, budgets in wallets.items():
-        found |= zip(budgets, await store.budget_use(wallet, list(budgets.values())), strict=True)
+        uses = await store.budget_use(wallet, list(budgets.values()))
+        found |= {key_id: use.used for key_id, use in zip(budgets, uses, strict=True)}
     return found
 
 

@@ -189,7 +189,7 @@ class Watch:
         assert principal.budget is not None
         wallet, budget = Wallet(principal.account, live=True), principal.budget
         current = budgets.current(budget, self._now())
-        (used,) = await self._store.budget_use(wallet, [current])
+        ((used, _),) = await self._store.budget_use(wallet, [current])
         left = budget.limit - used
         # A refusal is the balance's if that has less left.
         if left > 0 and not (refused and left < (await self._store.balance(wallet)).available):

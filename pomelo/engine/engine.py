@@ -112,7 +112,7 @@ class Engine:
                     async with aclosing(self._stream(call, reservation, collector, deadline, task)) as events:
                         yield events
                 except BaseException as error:
-                    await self._fail(reservation, collector, deadline, error)
+                    await self._fail(reservation, collector, deadline, error, left=task.left_with(error))
                     raise
                 else:
                     deadline.ended_by(None)
@@ -206,9 +206,15 @@ class Engine:
             raise
 
     async def _fail(
-        self, reservation: Reservation, collector: Collector, deadline: CancelScope, error: BaseException
+        self,
+        reservation: Reservation,
+        collector: Collector,
+        deadline: CancelScope,
+        error: BaseException,
+        *,
+        left: bool = False,
     ) -> None:
-        """Ends the reservation of a task that `error` ended.
+        """Ends the reservation of a task that `error` ended. `left`: the caller has left.
 
         Raises:
             PomeloError: deadline_exceeded, or store_unavailable if the store took this process for dead; it
@@ -220,7 +226,7 @@ class Engine:
                 code = "store_unavailable" if reservation.lost else "deadline_exceeded"
                 await reservation.fail(code)
                 raise PomeloError(code) from error
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not left:
                 if _not_begun(error) and not reservation.output_bytes:
                     await reservation.refuse()
                 else:

@@ -51,11 +51,16 @@ class ObservedTask:
         self.reservation: Reservation | None = None
         self.replayed = False
         self.failure: Exception | None = None
-        """The error that ended a stream's events. Any other that is not a PomeloError is raised by the front
-        end, because the caller has left."""
+        """The error that ended a stream's events."""
 
     def __enter__(self) -> Self:
         return self
+
+    def left_with(self, error: BaseException) -> bool:
+        """Whether the front end raised `error` while it sent a stream, because the caller has left."""
+        if isinstance(error, PomeloError | asyncio.CancelledError):
+            return False
+        return self._stream and error is not self.failure
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Reports the end of the task; `error` ended it, if it is not None."""
@@ -113,7 +118,7 @@ class ObservedTask:
             if not is_late(now, self._call.deadline):
                 return "cancelled", ""
             code = "deadline_exceeded"
-        elif isinstance(error, GeneratorExit) or (self._stream and error is not self.failure):
+        elif isinstance(error, GeneratorExit) or self.left_with(error):
             return "cancelled", ""
         else:
             code = "internal_error"

@@ -64,6 +64,13 @@ class Budget(NamedTuple):
     start: float
 
 
+class BudgetUse(NamedTuple):
+    """What is `used` of a budget in the period that began at `start`, in Unix seconds."""
+
+    used: int
+    start: float
+
+
 @value_type(frozen=True, slots=True)
 class ReserveRequest:
     """What a task needs. `draft` is its record so far, with a cost of 0. Each of its `counters` has another
@@ -212,7 +219,7 @@ class LedgerStore(Protocol):
         matter."""
         ...
 
-    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[BudgetUse]:
         """How much of each budget is used in its period, or in a later one that is stored: what ended tasks
         were charged, and what running tasks reserve. The limits don't matter."""
         ...

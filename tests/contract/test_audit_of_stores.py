@@ -68,10 +68,10 @@ async def test_an_uncollected_cost_is_reported_but_is_no_difference(rig: Rig) ->
     assert found.uncollected_micros == settled.record.uncollected > 0
 
 
-async def count(store: Store, task_id: str, key_id: str, budget: Budget | None) -> int:
+async def count(store: Store, task_id: str, key_id: str, budget: Budget | None, at: float = 1_000.0) -> int:
     """Runs a task of a key that counts toward a budget; returns its cost."""
     counts: dict[str, Any] = {"input_tokens": 100, "output_tokens": 50}
-    record = draft(task_id, ACME, key_id=key_id, **counts, cost=cost(Usage(**counts), PRICES))
+    record = draft(task_id, ACME, key_id=key_id, **counts, cost=cost(Usage(**counts), PRICES), at=at)
     request = ReserveRequest(replace(record, cost=0), minimum=1, maximum=5_000, budget=budget)
     assert isinstance(await store.reserve(request), Reserved)
     await store.settle(Settlement(record))
@@ -89,7 +89,7 @@ async def test_a_budget_that_differs_from_the_records_of_its_keys_is_found(rig: 
     of_first, of_other = Budget("budget:first.total", 0, 0.0), Budget("budget:other.total", 0, 0.0)
     budget = of_first._replace(limit=1_000_000)
     spent = await count(store, "a", "first", budget) + await count(store, "b", "successor", budget)
-    assert await store.budget_use(ACME, [of_first, of_other]) == [spent, 0]
+    assert await store.budget_use(ACME, [of_first, of_other]) == [(spent, 0.0), (0, 0.0)]
 
     async def found() -> list[tuple[str, str, int]]:
         findings = (await audit(store, now=lambda: 1_500.0)).findings
@@ -107,6 +107,32 @@ async def test_a_budget_that_differs_from_the_records_of_its_keys_is_found(rig: 
     assert await found() == []  # while a task runs, what it uses is not known
     await store.void(ACME, "e")
     assert await found() == [("budget", "acme/live key first", too_much)]
+
+
+async def test_clocks_that_differ_at_the_edge_of_a_period_are_no_difference(rig: Rig) -> None:
+    store, midnight = rig.store, 10 * 86_400.0
+    await store.grant(Grant("more", ACME, 1_000_000, 1.0))
+    await store.add_key(KeyRecord("first", "acme", True, b"", (), 1.0, budget="1000000/day"))
+    before = Budget("budget:first.day", 1_000_000, midnight - 86_400.0)
+    after = before._replace(start=midnight)
+
+    async def found(now: float) -> list[tuple[str, str, int]]:
+        findings = (await audit(store, now=lambda: now)).findings
+        return [(one.check, one.subject, one.difference_micros) for one in findings]
+
+    await count(store, "a", "first", before, midnight - 40_000.0)
+    today = await count(store, "b", "first", after, midnight + 1.0)
+    assert await found(midnight + 2.0) == []
+    assert await found(midnight - 1.0) == []  # the clock of the audit is behind
+    today += await count(store, "c", "first", before, midnight - 1.0)  # the clock of a server is behind
+    assert await store.budget_use(ACME, [before, after]) == [(today, midnight)] * 2
+    for now in (midnight - 1.0, midnight + 2.0, midnight + 80_000.0):
+        assert await found(now) == []
+    missing = 0
+    for task_id in "def":  # as a bug would do it
+        missing += await count(store, task_id, "first", None, midnight + 40_000.0)
+    for now in (midnight - 1.0, midnight + 80_000.0):
+        assert await found(now) == [("budget", "acme/live key first", today - missing)]
 
 
 async def test_damage_in_redis_is_found(rig: Rig) -> None:

@@ -54,7 +54,8 @@ async def left(rig: Rig, limit: int = 100, start: float = DAY, name: str = NAME)
     task = limited("probe", 0, 10_000, limit=limit, start=start, name=name)
     found = await amount(rig.store.reserve(task))
     await rig.store.void(WALLET, "probe", refund=True)
-    assert await rig.store.budget_use(WALLET, [Budget(name, limit, start)]) == [limit - found]
+    (use,) = await rig.store.budget_use(WALLET, [Budget(name, limit, start)])
+    assert use.used == limit - found
     return found
 
 

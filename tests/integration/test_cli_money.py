@@ -17,12 +17,17 @@ async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: 
         assert "live     99.5 credits left of 99.5" in corrected.out
     refused = await pomelo(folder, "accounts", "adjust", "acme", "-99.6", "--note", "too much")
     assert refused.status == 1
-    assert "-99,500,000 or more: at most 99.5 credits can be taken back" in refused.error
+    assert "-99,500,000 microcredits or more: at most 99.5 credits can be taken back" in refused.error
     nameless = await pomelo(folder, "accounts", "adjust", "acme", "-1")
     assert nameless.status == 2
     assert "--note" in nameless.error
     postpaid = await pomelo(folder, "accounts", "postpaid", "acme", "--limit", "50")
     assert "live     149.5 credits left of 99.5 and a credit limit of 50: 0 spent" in postpaid.out
+    assert (await pomelo(folder, "accounts", "adjust", "acme", "-149.5", "--note", "used")).status == 0
+    refused = await pomelo(folder, "accounts", "postpaid", "acme", "--limit", "49")
+    assert refused.status == 1
+    assert "must be 50,000,000 microcredits or more: the account has used 50 credits" in refused.error
+    assert (await pomelo(folder, "accounts", "adjust", "acme", "149.5", "--note", "back")).status == 0
     assert (await pomelo(folder, "accounts", "disable", "acme")).status == 0
     table = (await pomelo(folder, "accounts", "list")).out
     assert "acme     free (disabled)" in table
@@ -31,10 +36,12 @@ async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: 
     assert [(act["action"], act["mode"], act["old"], act["new"]) for act in log][:-3] == [
         ("enable_account", None, "disabled", "enabled"),
         ("disable_account", None, "enabled", "disabled"),
+        ("adjust_credits", "live", "-50", "99.5"),
+        ("adjust_credits", "live", "99.5", "-50"),
         ("set_credit_limit", "live", "0", "50"),
         ("adjust_credits", "live", "1000", "99.5"),
     ]
-    assert log[3]["note"] == "a zero too many"
+    assert log[5]["note"] == "a zero too many"
     table = (await pomelo(folder, "log", "--since", "2026-01-01")).out
     assert "adjust_credits" in table
     for status in (0, 1):

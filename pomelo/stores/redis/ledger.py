@@ -18,6 +18,7 @@ from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     DEFAULT_SHARES,
     Budget,
+    BudgetUse,
     Count,
     Counter,
     LimitStatus,
@@ -139,11 +140,13 @@ class Ledger:
         return _limit_status(status, counters)
 
     @translated_errors
-    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[BudgetUse]:
         fields = [field for budget in budgets for field in (budget.name, budget_start(budget.name))]
         found = await self._connection.send("HMGET", names(wallet).wallet, *fields) if fields else []
         return [
-            int(used or 0) if int(start or 0) >= round(budget.start * 1e6) else 0
+            BudgetUse(int(used or 0), int(start) / 1e6)
+            if start and int(start) >= round(budget.start * 1e6)
+            else BudgetUse(0, budget.start)
             for budget, used, start in zip(budgets, found[::2], found[1::2], strict=True)
         ]
 

@@ -18,6 +18,7 @@ from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.ledger import (
     Budget,
+    BudgetUse,
     Counter,
     LimitStatus,
     LostReservationError,
@@ -277,12 +278,12 @@ class Ledger:
         status: LimitStatus = await self.with_wallet(wallet.account, wallet.live, read)
         return status
 
-    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[BudgetUse]:
         def read(state: LoadedWallet, future: asyncio.Future[Any]) -> None:
             found = [state.find_budget(budget.name, budget.start) for budget in budgets]
-            resolve(future, [budget.spent + budget.held for budget in found])
+            resolve(future, [BudgetUse(budget.spent + budget.held, budget.start) for budget in found])
 
-        used: list[int] = await self.with_wallet(wallet.account, wallet.live, read)
+        used: list[BudgetUse] = await self.with_wallet(wallet.account, wallet.live, read)
         return used
 
     # --- what running tasks add to what the file has

@@ -18,6 +18,7 @@ from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     Budget,
+    BudgetUse,
     Counter,
     LimitStatus,
     LostReservationError,
@@ -113,8 +114,9 @@ class FailingStore:
         self.noted.set()
         return await self._do("note", "", [], lambda: None)
 
-    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[int]:
-        return await self._do("budget_use", "", [0] * len(budgets), lambda: None)
+    async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[BudgetUse]:
+        uses = [BudgetUse(0, budget.start) for budget in budgets]
+        return await self._do("budget_use", "", uses, lambda: None)
 
     async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:
         return await self._do("limit_status", "", LimitStatus(0), lambda: None)

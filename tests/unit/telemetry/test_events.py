@@ -15,6 +15,7 @@ from tests.calls import call_of
 from tests.tasks import text_body, text_task
 from tests.unit.engine.apps import EngineApp, open_engine
 from tests.unit.telemetry.reports import Reports
+from tests.waiting import until
 
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 BUSY = error_reply(503, code="busy", headers={"x-request-id": "req_vendor"})
@@ -134,11 +135,12 @@ async def test_a_stream_whose_caller_leaves_is_reported_as_cancelled(
 
     with pytest.raises(ConnectionResetError):
         await leave()
-    await engine.settled(account)
+    await until(lambda: bool(reports.records))
     (report,) = reports.tasks
     assert (report.call, report.outcome, report.code, report.http_status) == (call, "cancelled", "", 0)
     assert report.record is not None
     assert reports.records[0].cost == report.record.cost > 0
+    assert reports.records[0].code == report.record.code == "cancelled"
 
 
 async def test_a_task_that_reaches_its_deadline_at_the_vendor_is_reported_with_the_attempt(
