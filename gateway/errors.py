@@ -23,6 +23,9 @@ from pomelo.logs import format_trace
 if TYPE_CHECKING:
     from gateway.request import Request
 
+CHALLENGE = "Bearer"
+"""How a caller authenticates: a response with the status 401 must say it (RFC 9110, section 11.6.1)."""
+
 log = logging.getLogger("pomelo.gateway")
 
 
@@ -46,10 +49,13 @@ def _encodable(text: str) -> str:
 
 
 def error_response(error: PomeloError, call: Call, request: Request) -> Response:
-    """Returns the response for an error, with the call's headers and, for retryable errors, Retry-After."""
+    """Returns the response for an error, with the call's headers and, as they apply, Retry-After and
+    WWW-Authenticate."""
     response = json_response(call, error_body(error, request), error.row.http)
     if error.retry_after is not None and error.row.http in RETRY_AFTER:
         response.headers["Retry-After"] = str(error.retry_after)
+    if error.row.http == 401:
+        response.headers["WWW-Authenticate"] = CHALLENGE
     if is_openai(request):
         response.headers.update(retry_header(error))
     return response
@@ -60,6 +66,8 @@ def unrouted_headers(error: PomeloError, extra: Mapping[str, str]) -> dict[str, 
     headers = {**SAFE_HEADERS, "Content-Type": "application/json", "X-Request-Id": new_id("req_")}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if error.row.http == 401:
+        headers["WWW-Authenticate"] = CHALLENGE
     headers.update(extra)
     return headers
 

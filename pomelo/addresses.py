@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 from yarl import URL
+
+_LOGIN = re.compile(r"//[^/?#]*@")
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -36,6 +39,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def without_login(url: str) -> str:
+    """Returns a URL without user, password and query, which may be secret, for messages."""
+    return _LOGIN.sub("//", url.partition("?")[0], count=1)
 
 
 def normalize_origin(text: str) -> str:

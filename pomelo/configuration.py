@@ -16,7 +16,7 @@ from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from pomelo.providers import Credentials
 from pomelo.providers.registry import Registry, read_registry
-from pomelo.settings import Settings, SettingsError
+from pomelo.settings import Settings, SettingsError, provider_variable
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
 from pomelo.tls import Certificate, read_certificate
@@ -153,6 +153,9 @@ def credentials(settings: Settings, registry: Registry) -> dict[str, Credentials
     found = {}
     for name, entry in registry.entries.items():
         one = settings.provider(name)
+        key = one.api_key or ""
+        if entry.probe is not None and not (key.isascii() and key.isprintable()):  # it is sent in a header
+            raise SettingsError(f"{provider_variable(name, 'api_key')} has characters that no key has")
         further = None if name in registry.broken else one.further(name, entry.settings)
         found[name] = Credentials(one.api_key, one.base_url, further)
     return found

@@ -26,8 +26,18 @@ def _address(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    if text and not text.startswith(("http://", "https://")):
+    if not text:
+        return text
+    if not text.startswith(("http://", "https://")):
         raise ValueError("must begin with http:// or https://")
+    try:
+        host = URL(text).host
+    except ValueError:
+        host = None
+    if not host:
+        raise ValueError(
+            "must be the URL of a server, such as https://api.example or http://10.0.0.5:8000/v1"
+        )
     return text.rstrip("/")
 
 
@@ -65,7 +75,10 @@ def _file(path: Path | None) -> Path | None:
 
 
 def _alert_url(text: str) -> str:
-    url = URL(text)
+    try:
+        url = URL(text)
+    except ValueError:
+        url = URL()
     if not url.host or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.host))):
         raise ValueError("must be https://HOST/PATH, or http:// on this machine")
     return text
@@ -76,6 +89,10 @@ def _alert_secret(text: str) -> str:
         if text.startswith("whsec_") and 24 <= len(base64.b64decode(text[6:], validate=True)) <= 64:
             return text
     raise ValueError("must be whsec_ and 24 to 64 bytes in base64. Without it, POMELO_SECRET is used")
+
+
+def _api_key(text: str | None) -> str | None:
+    return None if text is None else text.strip()
 
 
 def _split(text: Any) -> Any:
@@ -101,6 +118,8 @@ Bucket = Annotated[str, AfterValidator(_bucket)]
 Secret = Annotated[str, AfterValidator(_secret)]
 PlanName = Annotated[str, AfterValidator(_plan)]
 Limit = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
+ApiKey = Annotated[str | None, AfterValidator(_api_key)]
+"""A vendor's key, without the line end that a file of it has."""
 Url = Annotated[str, AfterValidator(_url)]
 Origin = Annotated[str, AfterValidator(normalize_origin)]
 Network = Annotated[str, AfterValidator(check_network)]

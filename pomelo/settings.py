@@ -18,6 +18,7 @@ from pomelo.setting_types import (
     Address,
     AlertSecrets,
     AlertUrls,
+    ApiKey,
     Archive,
     Bucket,
     File,
@@ -64,7 +65,7 @@ class ProviderSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
-    api_key: str | None = Field(default=None, repr=False)
+    api_key: ApiKey = Field(default=None, repr=False)
     base_url: Url = ""
 
     def further(self, name: str, schema: type[BaseModel] | None) -> BaseModel | None:

@@ -60,6 +60,9 @@ beside the headers, and clients accept 8 KiB."""
 
 _MAX_FIELD_BYTES = 128
 
+_FAILED_WRITE = "Internal error from Core"
+"""grpc.aio's details of a call whose write failed, whatever status the server sent."""
+
 _MAX_VALUE_BYTES = 256
 """Maximum UTF-8 bytes of one of an error's values. No error has more than two that can be so long."""
 
@@ -206,6 +209,12 @@ def error_of(rpc: Any) -> Any:
         _result(rpc.trailing_metadata()),
         _result(rpc.details()),
     )
+
+
+def cause(errors: Iterable[Any], last: Any) -> Any:
+    """Returns the error that ended a call of grpc.aio: the first of its earlier ones and its last one that is
+    not grpc.aio's own. When a write fails, that one comes before or after the server's status."""
+    return next((each for each in errors if each.details() != _FAILED_WRITE), last)
 
 
 def _result(coroutine: Coroutine[Any, Any, Any]) -> Any:

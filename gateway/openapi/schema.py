@@ -80,18 +80,19 @@ def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False) -> Sche
         examples = {code: {"$ref": f"#/components/examples/{code}"} for code in listed}
         described[str(status)] = {
             "description": ", ".join(listed),
-            "headers": headers(is_task, can_retry=status in RETRY_AFTER),
+            "headers": headers(is_task, status),
             "content": {JSON: {"schema": ref("Error"), "examples": examples}},
         }
     return described
 
 
-def headers(is_task: bool, can_retry: bool = False) -> Schema:
-    """Returns the headers of a response. `is_task`: of an operation that runs a task; `can_retry`: of an
-    error that has Retry-After."""
+def headers(is_task: bool, status: int = 200) -> Schema:
+    """Returns the headers of a response with an HTTP status. `is_task`: of an operation that runs a task."""
     left_out = set() if is_task else TASK_HEADERS
-    if not can_retry:
+    if status not in RETRY_AFTER:
         left_out = left_out | {"Retry-After"}
+    if status != 401:
+        left_out = left_out | {"WWW-Authenticate"}
     return {
         name: {"$ref": f"#/components/headers/{name}"} for name in RESPONSE_HEADERS if name not in left_out
     }
@@ -140,6 +141,7 @@ RESPONSE_HEADERS: Mapping[str, Schema] = {
         "description": "The earliest time at which the model may be removed, an HTTP date (RFC 8594).",
     },
     "Retry-After": _count("Seconds to wait; with 409 if a request still runs, with 429 and 503."),
+    "WWW-Authenticate": {"schema": {"const": "Bearer"}, "description": "With 401: send a key as Bearer."},
 }
 """By name. Limits are present if the plan has them; without a valid key there is only the first header."""
 

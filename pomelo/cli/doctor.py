@@ -299,6 +299,7 @@ def _retirements(registry: Registry, configured: Mapping[str, Credentials], toda
 
 
 def _provider(entry: Entry, configured: Mapping[str, Credentials]) -> Finding:
+    from pomelo.addresses import without_login
     from pomelo.settings import provider_variable
 
     name, credentials = entry.name, entry.located(configured)
@@ -310,13 +311,14 @@ def _provider(entry: Entry, configured: Mapping[str, Credentials]) -> Finding:
         return Finding(name, "off", f"{key_variable} is not set: its models need a test key")
     if probe is None:
         return Finding(name, "ok", f"{key_variable} is set; the provider has no free request to check it")
+    shown = without_login(base_url)
     try:
         headers = {**probe.headers, probe.header: probe.prefix + key} if key else dict(probe.headers)
         status = get_status(base_url.rstrip("/") + probe.path, headers)
     except OSError:
-        return Finding(name, "broken", f"{base_url} can't be reached")
+        return Finding(name, "broken", f"{shown} can't be reached")
     if status in (401, 403):
         return Finding(name, "broken", f"{key_variable} is refused ({status})")
     if status >= 400:
-        return Finding(name, "broken", f"{base_url} answers {status}")
-    return Finding(name, "ok", f"{base_url} takes the key" if key else f"{base_url} answers")
+        return Finding(name, "broken", f"{shown} answers {status}")
+    return Finding(name, "ok", f"{shown} takes the key" if key else f"{shown} answers")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pomelo.cli.terminal import FailureError
 
 if TYPE_CHECKING:
+    from pomelo.errors import PomeloError
     from pomelo.service import Operator
     from pomelo.settings import Settings
 
@@ -55,7 +56,19 @@ def call_operator(
         if name is None:
             raise
         message = re.sub(rf"\b{re.escape(error.field or '')}\b", name, error.message, count=1)
+        if (error.field or "").endswith("_micros"):
+            message = _with_credits(message, error)
         raise FailureError(f"{error.code}: {message}") from error
+
+
+def _with_credits(message: str, error: PomeloError) -> str:
+    """Returns the message of an error with its bounds in credits, as the command line takes them."""
+    from pomelo.money import format_credits
+
+    for bound in {error.values[name] for name in ("minimum", "maximum") if name in error.values}:
+        micros = int(bound)
+        message = re.sub(rf"(?<![\d,.-]){micros:,}(?![\d,.])", format_credits(micros), message)
+    return message
 
 
 def list_pages(settings: Settings, query: Q, request: Callable[[Operator, Q], Awaitable[T]]) -> Iterator[T]:

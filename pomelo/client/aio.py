@@ -13,7 +13,7 @@ import grpc
 from pomelo.client import tasks
 from pomelo.client.connection import Attempts, ClientBase
 from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
-from pomelo.client.files import File, Upload, written_file
+from pomelo.client.files import File, Upload, media_id, written_file
 from pomelo.client.streams import StreamState
 from pomelo.client.stubs import Stubs, UsageOptions, list_usage_request, sum_usage_request
 from pomelo.client.tasks import Task
@@ -23,7 +23,7 @@ from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, Model
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
-from pomelo.status import error_of
+from pomelo.status import cause, error_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,6 +68,7 @@ class AsyncClient(ClientBase):
     def _open_client(self) -> None:
         self._channel: Any = None
         self._stubs: Stubs | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -110,10 +111,10 @@ class AsyncClient(ClientBase):
             OSError: the file can't be written.
         """
         attempts = Attempts(self._connection)
-        request = DownloadMediaRequest(id=media if isinstance(media, str) else media.id)
+        request, target = DownloadMediaRequest(id=media_id(media)), written_file(to)
         rpc, first = await self._open(lambda stubs: stubs.media.DownloadMedia, request, attempts)
         try:
-            with written_file(to) as file:
+            with target as file:
                 while (message := await self._next(rpc, attempts)) is not None:
                     await asyncio.to_thread(file.write, message.chunk)
         finally:
@@ -167,9 +168,15 @@ class AsyncClient(ClientBase):
     def _services(self) -> Stubs:
         if self._closed.is_set():
             raise ClientClosed("The client is closed")
+        loop = asyncio.get_running_loop()
         if self._stubs is None:  # not before: a channel belongs to the running loop
+            self._loop = loop
             self._channel = self._connection.channel(grpc.aio)
             self._stubs = Stubs(self._channel)
+        elif self._loop is not loop:
+            raise RuntimeError(
+                "An AsyncClient belongs to the event loop of its first call. Make one for each loop"
+            )
         return self._stubs
 
     @contextmanager
@@ -270,11 +277,10 @@ class AsyncClient(ClientBase):
                     media: Media = (await rpc).media
                 return media
             except grpc.aio.AioRpcError as error:
-                # When a write fails after the server has answered, grpc.aio replaces the server's error.
-                first = errors[0] if errors else error
+                ended = cause(errors, error)
                 if not upload.repeatable:
-                    raise attempts.failure(first) from None
-                wait = attempts.wait(first)
+                    raise attempts.failure(ended) from None
+                wait = attempts.wait(ended)
             finally:
                 if rpc.cancel():
                     with suppress(asyncio.CancelledError):
@@ -292,10 +298,12 @@ class AsyncStream(StreamState[AsyncClient, T, R]):
     """
 
     async def __aenter__(self) -> Self:
+        self._check_unopened()
         self._rpc, self._first, self._attempts = await self._client._open_task(self._task)
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._left = True
         self._rpc.cancel()
 
     def __aiter__(self) -> Self:
@@ -317,15 +325,26 @@ class AsyncStream(StreamState[AsyncClient, T, R]):
     async def _next_event(self) -> TaskEvent | None:
         if self._rpc is None:
             raise RuntimeError("Open the stream with: async with client.stream(…) as stream")
+        if self._is_over():
+            return None
         message, self._first = self._first, None
         if message is None:
-            message = await self._client._next(self._rpc, self._attempts)
+            message = await self._next_message()
         if message is None:
             rpc = self._rpc
             self._finish(text_metadata(await rpc.initial_metadata(), await rpc.trailing_metadata()))
             return None
         event: TaskEvent = message.event
         return event
+
+    async def _next_message(self) -> Any:
+        try:
+            return await self._client._next(self._rpc, self._attempts)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._left and not (task is not None and task.cancelling()):
+                self._is_over()  # another task has left the block
+            raise
 
 
 async def _send(rpc: Any, upload: Upload) -> None:

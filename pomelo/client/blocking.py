@@ -12,8 +12,8 @@ import grpc
 
 from pomelo.client import tasks
 from pomelo.client.connection import Attempts, ClientBase
-from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
-from pomelo.client.files import File, Upload, written_file
+from pomelo.client.errors import ApiError, ClientClosed, IncompleteStream, text_metadata
+from pomelo.client.files import File, Upload, media_id, written_file
 from pomelo.client.streams import StreamState
 from pomelo.client.stubs import Stubs, UsageOptions, list_usage_request, sum_usage_request
 from pomelo.client.tasks import Task
@@ -96,10 +96,10 @@ class Client(ClientBase):
             OSError: the file can't be written.
         """
         attempts = Attempts(self._connection)
-        request = DownloadMediaRequest(id=media if isinstance(media, str) else media.id)
+        request, target = DownloadMediaRequest(id=media_id(media)), written_file(to)
         rpc, first = self._open(lambda stubs: stubs.media.DownloadMedia, request, attempts)
         try:
-            with written_file(to) as file:
+            with target as file:
                 while (message := self._next(rpc, attempts)) is not None:
                     file.write(message.chunk)
         finally:
@@ -257,10 +257,12 @@ class Stream(StreamState[Client, T, R]):
     """
 
     def __enter__(self) -> Self:
+        self._check_unopened()
         self._rpc, self._first, self._attempts = self._client._open_task(self._task)
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._left = True
         self._rpc.cancel()
 
     def __iter__(self) -> Self:
@@ -282,14 +284,23 @@ class Stream(StreamState[Client, T, R]):
     def _next_event(self) -> TaskEvent | None:
         if self._rpc is None:
             raise RuntimeError("Open the stream with: with client.stream(…) as stream")
+        if self._is_over():
+            return None
         message, self._first = self._first, None
         if message is None:
-            message = self._client._next(self._rpc, self._attempts)
+            message = self._next_message()
         if message is None:
             self._finish(text_metadata(self._rpc.initial_metadata(), self._rpc.trailing_metadata()))
             return None
         event: TaskEvent = message.event
         return event
+
+    def _next_message(self) -> Any:
+        try:
+            return self._client._next(self._rpc, self._attempts)
+        except ApiError:
+            self._is_over()  # another thread may have left the block
+            raise
 
 
 def _recorded(

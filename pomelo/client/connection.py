@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import random
 import time
@@ -23,6 +24,9 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """The maximum size of a response: an image or audio of 16 MiB, and more."""
+
+_MAX_TIMEOUT = 10.0**6
+"""Seconds of a longer timeout: grpc takes one of centuries for a time in the past."""
 
 _FIRST_BACKOFF = 0.5
 _MAX_BACKOFF = 8.0
@@ -67,7 +71,7 @@ class ClientBase:
     """The arguments of both clients. POMELO_TARGET and POMELO_KEY stand in for absent ones.
 
     Raises:
-        ValueError: one of them is missing or wrong.
+        ValueError, TypeError: one of them is missing or wrong.
         OSError: a file can't be read.
     """
 
@@ -87,13 +91,18 @@ class ClientBase:
         key = key or os.environ.get("POMELO_KEY") or ""
         if not key:
             raise ValueError("There is no key: give the argument key, or set POMELO_KEY")
-        if not key.isascii() or not key.isprintable() or " " in key:
+        if not isinstance(key, str):
+            raise TypeError(f"key must be text, not {type(key).__name__}")
+        if not _is_printable(key) or " " in key:
             raise ValueError("The key has characters that no key has")
         credentials = None
         if secure:
+            if certificate is not None and (isinstance(certificate, str) or len(certificate) != 2):
+                raise ValueError("certificate must be a pair of files: the certificate and its key")
             chain, private = certificate or (None, None)
             roots = ca if isinstance(ca, bytes) else _read(ca)
             credentials = grpc.ssl_channel_credentials(roots, _read(private), _read(chain))
+        timeout, retries = _checked_timeout(timeout), _checked_retries(retries)
         self._connection = Connection(address, key, credentials, timeout, retries, strict)
         self._open_client()
 
@@ -106,6 +115,9 @@ class Attempts:
 
     A `task` gets the caller's idempotency key, or a new one if it may be repeated. Without a key it is
     repeated only if the server says so: it might run twice.
+
+    Raises:
+        ValueError, TypeError: one of the `settings` is wrong.
     """
 
     def __init__(
@@ -114,19 +126,21 @@ class Attempts:
         self._target = connection.target
         settings = settings or {}
         timeout, retries, strict = settings.get("timeout"), settings.get("retries"), settings.get("strict")
-        self._deadline = time.monotonic() + (connection.timeout if timeout is None else timeout)
-        self._left = connection.retries if retries is None else retries
+        self._deadline = time.monotonic() + (
+            connection.timeout if timeout is None else _checked_timeout(timeout)
+        )
+        self._left = connection.retries if retries is None else _checked_retries(retries)
         self._backoff = _FIRST_BACKOFF
         self.metadata = [("authorization", f"Bearer {connection.key}")]
         if request_id := settings.get("request_id"):
-            self.metadata.append(("x-request-id", request_id))
+            self.metadata.append(("x-request-id", _checked_text("request_id", request_id)))
         if connection.strict if strict is None else strict:
             self.metadata.append(("prefer", "handling=strict"))
         key = settings.get("idempotency_key")
         if task and key is None and self._left > 0:
             key = str(uuid.uuid4())
         if key:
-            self.metadata.append(("idempotency-key", key))
+            self.metadata.append(("idempotency-key", _checked_text("idempotency_key", key)))
         self._repeatable = bool(key) or not task
 
     def arguments(self) -> dict[str, Any]:
@@ -168,21 +182,74 @@ class Attempts:
         return None
 
 
+def _is_printable(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _checked_text(name: str, value: str) -> str:
+    """Returns the value of an argument that is sent as metadata.
+
+    Raises:
+        ValueError, TypeError: metadata can't carry it. grpc's own error would blame the server.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text, not {type(value).__name__}")
+    if not _is_printable(value):
+        raise ValueError(f"{name} must be printable ASCII characters, not {value!r}")
+    return value
+
+
+def _checked_timeout(seconds: float) -> float:
+    """Returns a timeout that grpc takes as it is meant. One of 0 or less has passed.
+
+    Raises:
+        ValueError, TypeError: it is not a number.
+    """
+    if not isinstance(seconds, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, not {seconds!r}")
+    if math.isnan(seconds):
+        raise ValueError("timeout must be a number of seconds, not nan")
+    return min(seconds, _MAX_TIMEOUT)
+
+
+def _checked_retries(retries: int) -> int:
+    """Returns a number of retries.
+
+    Raises:
+        ValueError, TypeError: it is not one.
+    """
+    if not isinstance(retries, int):
+        raise TypeError(f"retries must be a whole number, not {retries!r}")
+    if retries < 0:
+        raise ValueError(f"retries must be 0 or more, not {retries}")
+    return retries
+
+
 def _parse_target(text: str) -> tuple[str, bool]:
     """Returns the address for grpc, and whether to use TLS.
 
     Raises:
-        ValueError: it is not a valid target.
+        ValueError, TypeError: it is not a valid target.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"target must be text, not {type(text).__name__}")
     if text.startswith("unix:"):
         return text, False
     scheme, separator, rest = text.rpartition("://")
+    if "@" in rest:
+        raise ValueError("A target has no user and no password: give the argument key")
     try:
         url = urlsplit(f"//{rest}")
         host, port = url.hostname, url.port
     except ValueError:
         host = port = None
-    if scheme not in ("", "http", "https") or not host or url.path not in ("", "/"):
+    if (
+        scheme not in ("", "http", "https")
+        or not host
+        or url.path not in ("", "/")
+        or url.query
+        or url.fragment
+    ):
         raise ValueError(f"{text!r} is no target, such as 127.0.0.1:50051 or https://pomelo.example")
     if port is None:
         if not separator:

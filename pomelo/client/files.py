@@ -26,9 +26,19 @@ Audio = File | Media
 
 
 class Upload:
-    """A file to upload. `repeatable`: it can be read again."""
+    """A file to upload. `repeatable`: it can be read again.
+
+    Raises:
+        TypeError: it is no file.
+    """
 
     def __init__(self, file: File, content_type: str = "") -> None:
+        if not isinstance(file, (bytes, str, os.PathLike)) and (
+            isinstance(file, io.TextIOBase) or not hasattr(file, "read")
+        ):
+            raise TypeError(
+                f"A file is bytes, a path, or open for reading bytes, not of the type {type(file).__name__}"
+            )
         self._file = Path(file) if isinstance(file, str) else file
         self._content_type = content_type
         self._start: int | None = None
@@ -76,6 +86,7 @@ def to_source(audio: Audio, content_type: str) -> MediaSource | Upload:
 
     Raises:
         OSError: it can't be read.
+        TypeError: it is no audio.
     """
     if isinstance(audio, Media):
         return MediaSource(media_id=audio.id, content_type=content_type)
@@ -87,17 +98,37 @@ def to_source(audio: Audio, content_type: str) -> MediaSource | Upload:
         return MediaSource(data=file.read(), content_type=content_type)
 
 
-@contextmanager
-def written_file(to: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
-    """Yields a file to write to: that of the caller, or a new one that gets its name at the end of the block.
+def media_id(media: Media | str) -> str:
+    """Returns the id of stored media.
+
+    Raises:
+        TypeError: it is neither media nor an id.
+    """
+    if isinstance(media, str):
+        return media
+    if not isinstance(media, Media):
+        raise TypeError(
+            f"Stored media is a Media, such as result.media, or its id, not {type(media).__name__}"
+        )
+    return media.id
+
+
+def written_file(to: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    """Returns a block with a file to write: the caller's, or a new one that gets its name at the end.
 
     Raises:
         OSError: it can't be written.
+        TypeError: it is no file.
     """
-    if not isinstance(to, (str, os.PathLike)):
-        yield to
-        return
-    path = Path(to)
+    if isinstance(to, (str, os.PathLike)):
+        return _renamed_when_complete(Path(to))
+    if not hasattr(to, "write"):
+        raise TypeError(f"A file is a path, or open for writing bytes, not of the type {type(to).__name__}")
+    return nullcontext(to)
+
+
+@contextmanager
+def _renamed_when_complete(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with partial.open("xb") as file:

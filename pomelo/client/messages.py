@@ -82,8 +82,11 @@ def user(
 
     Raises:
         OSError: an image can't be read.
+        ValueError: there is no such `detail`; TypeError: `images` is no list of images.
     """
-    level = ImageDetail.Value(f"IMAGE_DETAIL_{(detail or 'unspecified').upper()}")
+    level = to_enum(ImageDetail, "detail", detail)
+    if isinstance(images, (str, bytes)):
+        raise TypeError("images must be a list of images, also for one")
     parts = [ContentPart(text=text)] if text else []
     for image in images:
         parts.append(ContentPart(image=ImagePart(source=_image_source(image), detail=level)))
@@ -119,7 +122,7 @@ def to_messages(messages: Messages, instructions: str | None) -> list[Message]:
     """Returns the messages of a conversation, after one with the instructions.
 
     Raises:
-        ValueError: a role is unknown.
+        ValueError: the role of a dict is unknown, or it has other keys; TypeError: a message is none.
     """
     first = [system(instructions)] if instructions else []
     rest = [user(messages)] if isinstance(messages, str) else messages
@@ -127,13 +130,35 @@ def to_messages(messages: Messages, instructions: str | None) -> list[Message]:
 
 
 def to_tool(tool: Tool) -> text_pb2.Tool:
-    """Returns the message of a tool."""
+    """Returns the message of a tool.
+
+    Raises:
+        TypeError: it is no Tool.
+    """
+    if not isinstance(tool, Tool):
+        raise TypeError(f"tools must be a list of Tool, not of {type(tool).__name__}")
     return text_pb2.Tool(
         name=tool.name,
         description=tool.description,
         parameters_json="" if tool.parameters is None else json.dumps(tool.parameters, ensure_ascii=False),
         strict=tool.strict,
     )
+
+
+def to_enum(enum: Any, argument: str, name: str | None) -> Any:
+    """Returns the value of a protobuf enumeration, by its name without the prefix. None: unspecified.
+
+    Raises:
+        ValueError: there is no such value. The message names the `argument`.
+    """
+    prefix = enum.keys()[0].removesuffix("UNSPECIFIED")
+    if name is None:
+        return enum.values()[0]
+    try:
+        return enum.Value(f"{prefix}{str(name).upper()}")
+    except ValueError:
+        known = ", ".join(each.removeprefix(prefix).lower() for each in enum.keys()[1:])
+        raise ValueError(f"{argument} must be one of {known}, not {name!r}") from None
 
 
 def to_tool_choice(choice: Literal["auto", "none", "required"] | Tool | None) -> ToolChoice | None:
@@ -173,12 +198,22 @@ def to_format(form: Literal["text", "json"] | JsonSchema | None) -> TextFormat |
 
 
 def _from_dict(message: MessageDict) -> Message:
-    role = _ROLES.get(message["role"])
+    if not isinstance(message, Mapping):
+        made = "user, system, assistant or tool_result"
+        raise TypeError(f"A message is a dict or what {made} returns, not {type(message).__name__}")
+    role = _ROLES.get(message.get("role", ""))
     if role is None:
         raise ValueError(
-            f"The role of a dict is system, developer, user or assistant, not {message['role']!r}"
+            f"The role of a dict is system, developer, user or assistant, not {message.get('role')!r}"
         )
-    return Message(role=role, content=[ContentPart(text=message["content"])])
+    if unknown := message.keys() - MessageDict.__required_keys__:
+        raise ValueError(
+            f"A dict has role and content, not {min(unknown)!r}. See user, assistant and tool_result"
+        )
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise TypeError(f"The content of a dict is a text, not {type(content).__name__}. See user for images")
+    return Message(role=role, content=[ContentPart(text=content)])
 
 
 def _image_source(image: Image) -> MediaSource:

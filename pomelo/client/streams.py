@@ -23,6 +23,8 @@ class StreamState(Generic[C, T, R]):
         self._first: Any = None
         self._completed: TaskResult | None = None
         self._result: R | None = None
+        self._left = False
+        """Whether the block was left."""
 
     @property
     def result(self) -> R:
@@ -34,6 +36,29 @@ class StreamState(Generic[C, T, R]):
         if self._result is None:
             raise IncompleteStream("The stream has not been read to its end")
         return self._result
+
+    def _check_unopened(self) -> None:
+        """Checks that the stream was not opened before: it would add to the output that it has read.
+
+        Raises:
+            RuntimeError: it was.
+        """
+        if self._rpc is not None:
+            raise RuntimeError(
+                "A stream can be opened once. To run the task again, call the client's method again"
+            )
+
+    def _is_over(self) -> bool:
+        """Returns whether the stream has been read to its end.
+
+        Raises:
+            IncompleteStream: the block was left before.
+        """
+        if self._result is not None:
+            return True
+        if self._left:
+            raise IncompleteStream("The block of the stream was left before its end") from None
+        return False
 
     def _read(self, event: TaskEvent) -> T | None:
         if event.HasField("completed"):

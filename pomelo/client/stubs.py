@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
+from pomelo.client.messages import to_enum
 from pomelo.gen.v1.account_service_pb2 import (
     ListUsageRequest,
     SumUsageRequest,
@@ -47,7 +48,7 @@ def list_usage_request(options: UsageOptions) -> ListUsageRequest:
     """Returns the request of the first page of usage records.
 
     Raises:
-        ValueError: a time has no time zone; TypeError: there is no such option.
+        ValueError: a time has no time zone; TypeError: a time is no datetime, or there is no such option.
     """
     return ListUsageRequest(filter=_filter(**options), page_size=1000)
 
@@ -57,7 +58,8 @@ def sum_usage_request(group_by: Sequence[str], options: UsageOptions) -> SumUsag
     are grouped.
 
     Raises:
-        ValueError: a time has no time zone, or a property is unknown; TypeError: there is no such option.
+        ValueError: a time has no time zone, or a property is unknown; TypeError: a time is no datetime, or
+            there is no such option.
     """
     return SumUsageRequest(filter=_filter(**options), group_by=[_grouping(name) for name in group_by])
 
@@ -72,6 +74,8 @@ def _filter(
     wanted = UsageFilter(model=model, key_id=key_id, failed=failed)
     for time, target in ((start, wanted.start_time), (end, wanted.end_time)):
         if time is not None:
+            if not isinstance(time, datetime):
+                raise TypeError(f"start and end are of datetime.datetime, not {type(time).__name__}")
             if time.tzinfo is None:
                 raise ValueError("start and end need a time zone, such as datetime.UTC")
             target.FromDatetime(time)
@@ -79,6 +83,6 @@ def _filter(
 
 
 def _grouping(name: str) -> UsageGrouping:
-    if name.startswith(_METADATA):
+    if isinstance(name, str) and name.startswith(_METADATA):
         return UsageGrouping(metadata_key=name.removeprefix(_METADATA))
-    return UsageGrouping(dimension=UsageDimension.Value(f"USAGE_DIMENSION_{name.upper()}"))
+    return UsageGrouping(dimension=to_enum(UsageDimension, "group_by", name))

@@ -13,6 +13,7 @@ from pomelo.client.messages import (
     JsonSchema,
     Messages,
     Tool,
+    to_enum,
     to_format,
     to_messages,
     to_tool,
@@ -151,9 +152,7 @@ def text(
         tool_choice=to_tool_choice(tool_choice),
         parallel_tool_calls=parallel_tool_calls,
         format=to_format(format),
-        reasoning_effort=ReasoningEffort.Value(
-            f"REASONING_EFFORT_{(reasoning_effort or 'unspecified').upper()}"
-        ),
+        reasoning_effort=to_enum(ReasoningEffort, "reasoning_effort", reasoning_effort),
     )
     return _task(TaskSpec(model=model, text=task_input), TextReader, settings)
 
@@ -183,7 +182,7 @@ def image(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         seed=seed,
-        output_format=ImageFormat.Value(f"IMAGE_FORMAT_{(output_format or 'unspecified').upper()}"),
+        output_format=to_enum(ImageFormat, "output_format", output_format),
     )
     return _task(TaskSpec(model=model, image=task_input), ImageReader, settings, delivery=delivery)
 
@@ -263,14 +262,13 @@ def transcribe(
     audio/pcm;rate=16000. All other arguments are those of the contract (proto/pomelo/v1/speech.proto), and of
     `Settings`.
     """
-    granularity = f"TIMESTAMP_GRANULARITY_{(timestamps or 'unspecified').upper()}"
     spec = TaskSpec(
         model=model,
         speech_to_text=SpeechToTextInput(
             language_code=language_code,
             diarize=diarize,
             num_speakers=num_speakers,
-            timestamps=TimestampGranularity.Value(granularity),
+            timestamps=to_enum(TimestampGranularity, "timestamps", timestamps),
         ),
     )
     upload = _set_audio(spec.speech_to_text.audio, audio, content_type)

@@ -76,7 +76,7 @@ class ObservedTask:
             outcome, code = self._outcome(error, now)
         reason = vendor_code = ""
         if isinstance(error, UpstreamError):
-            reason, vendor_code = error.reason, error.vendor_code
+            reason, vendor_code = error.reason, calls.token(error.vendor_code)
         route = calls.route
         report = TaskReport(
             call,

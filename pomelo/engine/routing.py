@@ -101,6 +101,7 @@ class UpstreamCalls(VendorCall):
 
     def __init__(self, account: str = "", observers: Sequence[Observer] = ()) -> None:
         self.status = 0
+        self.sent = {}
         self.fields = ()
         self.account = account
         self._observers = observers
@@ -144,7 +145,7 @@ class UpstreamCalls(VendorCall):
             attempt=self.attempts,
             code=error.code,
             upstream_status=self.status,
-            vendor_code="" if upstream is None else upstream.vendor_code,
+            vendor_code="" if upstream is None else self.token(upstream.vendor_code),
             vendor_request_id=self.request_id,
             reason="" if upstream is None else upstream.reason,
             elapsed_ms=(now - self._began) * 1000,

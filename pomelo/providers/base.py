@@ -20,7 +20,7 @@ from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.logs import format_trace
 from pomelo.media.audio import AudioSource
-from pomelo.providers.errors import safe_token
+from pomelo.providers.errors import TOKEN, safe_token
 from pomelo.providers.fitting import Fitting, Given, Hook, InputT, fit
 from pomelo.values import value_type
 
@@ -37,14 +37,19 @@ _ID_FIELDS = frozenset((b"x-request-id", b"request-id", b"x-trace-id", b"cf-ray"
 _ID_LENGTHS = frozenset(map(len, _ID_FIELDS))
 
 
-class VendorCall:
-    """The last response in one call to a vendor, for the operator's log: its status, 0 before it has begun,
-    and the fields of its head."""
+_SECRET_LENGTH = 8
+"""Characters from which a part of a sent header can be a key."""
 
-    __slots__ = ("fields", "status")
+
+class VendorCall:
+    """The last request and response in one call to a vendor, for the operator's log: the headers that were
+    `sent`, the status of the response, 0 before it has begun, and the fields of its head."""
+
+    __slots__ = ("fields", "sent", "status")
 
     def __init__(self) -> None:
         self.status = 0
+        self.sent: Mapping[str, str] = {}
         self.fields: Sequence[tuple[bytes, bytes]] = ()
 
     @property
@@ -57,11 +62,29 @@ class VendorCall:
                     found = value
                     if lower != b"cf-ray":  # which is the proxy's
                         break
-        return safe_token(found.decode("latin-1")) if found else ""
+        return self.token(found.decode("latin-1")) if found else ""
+
+    def token(self, text: str) -> str:
+        """Return a vendor's code or id; empty if it can't be one, or if it repeats what a header sent to the
+        vendor, such as the API key."""
+        if not TOKEN.fullmatch(text):
+            return ""
+        if len(text) >= _SECRET_LENGTH:
+            for value in self.sent.values():
+                secret = value.rpartition(" ")[2]
+                if text in value or (len(secret) >= _SECRET_LENGTH and secret in text):
+                    return ""
+        return text
 
 
 VENDOR_CALL: ContextVar[VendorCall | None] = ContextVar("vendor call", default=None)
 """The current call to a vendor, None outside of one. The HTTP client writes into it."""
+
+
+def vendor_token(text: str) -> str:
+    """Return a vendor's code or id as `VendorCall.token` of the current call does."""
+    call = VENDOR_CALL.get()
+    return safe_token(text) if call is None else call.token(text)
 
 
 @value_type(frozen=True, slots=True)

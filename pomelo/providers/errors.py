@@ -28,12 +28,13 @@ provider_failed."""
 MAX_REASON = 200
 """Characters of a reason; more are cut off."""
 
-_TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+TOKEN = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+"""What a vendor's code or id may be."""
 
 
 def safe_token(text: str) -> str:
     """Return a vendor's code or id if it can't be anything else, otherwise ""."""
-    return text if _TOKEN.fullmatch(text) else ""
+    return text if TOKEN.fullmatch(text) else ""
 
 
 class RetryPolicy(Enum):

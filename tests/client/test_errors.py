@@ -196,3 +196,15 @@ async def test_a_closed_client_makes_no_calls(connect: ClientFactory, keys: Keys
     with pytest.raises(ClientClosed):
         async with client.stream("gpt-4", "Hi"):
             pytest.fail("the stream has begun")
+
+
+async def test_the_error_of_a_refused_upload_is_the_servers(
+    connect: ClientFactory, keys: Keys, tmp_path: Any
+) -> None:
+    # Whether a write fails before or after the refusal arrives is a race: grpc.aio then has an error of its own.
+    path = tmp_path / "long.wav"
+    path.write_bytes(bytes(8 * 2**20))
+    client = connect(keys.test)
+    for timeout in range(20):
+        with pytest.raises((DeadlineExceeded, InvalidParameter)):
+            await client.transcribe("eleven-labs-stt", path, timeout=0.005 + 0.001 * timeout, retries=0)

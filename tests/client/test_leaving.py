@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from pomelo.client import ClientClosed
+from pomelo.app import App
+from pomelo.client import AsyncClient, ClientClosed, IncompleteStream
 from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, app_fixture
 from tests.client.clients import KINDS, make_client, read
+from tests.conftest import Keys
 from tests.waiting import cancel
 
 server = app_fixture()
@@ -91,3 +93,56 @@ async def test_closing_the_client_ends_its_waits(kind: str, server: RunningApp) 
     await client.close()
     with pytest.raises(ClientClosed):
         await call
+
+
+async def test_a_stream_is_opened_once(client: Any) -> None:
+    stream = client.stream("gpt-4", "[[words:3]] Hello")
+    first = await read(stream, [])
+    with pytest.raises(RuntimeError, match="opened once"):
+        await read(stream, [])
+    assert stream.result.text == first.text
+
+
+async def test_a_stream_that_was_left_is_incomplete_and_one_that_was_read_is_over(client: Any) -> None:
+    left = client.stream("gpt-4", "[[words:30]] Hello")
+    async with left:
+        async for _ in left:
+            break
+    with pytest.raises(IncompleteStream, match="left before its end"):
+        _ = [piece async for piece in left]
+    complete = client.stream("gpt-4", "[[words:3]] Hello")
+    await read(complete, [])
+    assert [piece async for piece in complete] == []
+
+
+@KIND
+async def test_a_reader_of_a_stream_that_another_has_left_is_not_cancelled(
+    kind: str, server: RunningApp
+) -> None:
+    account = await server.account()
+    gate = Gate()
+    server.upstream.script(Answer("one two three", at={2: gate}))
+    client = make_client(kind, str(server.server.grpc), account.live)
+    async with client.stream("gpt-4", "Hello") as stream:
+
+        async def pieces() -> list[str]:
+            return [piece async for piece in stream]
+
+        reader = asyncio.ensure_future(pieces())
+        await gate.reached.wait()
+    with pytest.raises(IncompleteStream, match="left before its end"):
+        await reader
+    await server.idle(account, live=True)
+    await client.close()
+
+
+async def test_an_asyncio_client_says_that_it_belongs_to_another_event_loop(app: App, keys: Keys) -> None:
+    async with AsyncClient(str(app.grpc), key=keys.test) as client:
+        assert (await client.account()).plan
+
+        def elsewhere() -> None:
+            asyncio.run(client.account())
+
+        with pytest.raises(RuntimeError, match="belongs to the event loop of its first call"):
+            await asyncio.to_thread(elsewhere)
+        assert (await client.account()).plan

@@ -64,7 +64,7 @@ async def test_text_in_the_form_of_a_schema(client: Any) -> None:
 async def test_reasoning_effort_is_one_of_the_contract(client: Any) -> None:
     assert text("gpt-4", "Hi", reasoning_effort="xhigh").spec.text.reasoning_effort == REASONING_EFFORT_XHIGH
     assert (await client.text("gpt-4", "Hi", reasoning_effort="xhigh")).text
-    with pytest.raises(ValueError, match="REASONING_EFFORT_HUGE"):
+    with pytest.raises(ValueError, match=r"reasoning_effort must be .*huge"):
         await client.text("gpt-4", "Hi", reasoning_effort="huge")
 
 

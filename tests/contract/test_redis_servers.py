@@ -109,6 +109,7 @@ async def test_a_missing_archive_is_refused(server: RedisServer, tmp_path: Path)
         "redis+cluster://a/1",
         "redis+sentinel://a",
         "redis+magic://a",
+        "redis://user:password@[::1:6379",
     ],
 )
 def test_an_invalid_url_is_refused(url: str) -> None:

@@ -126,6 +126,13 @@ async def test_it_reports_whether_openai_accepts_the_key_and_never_shows_it(
         assert "sk-not-to-be-shown" not in result.out + result.error
 
 
+async def test_the_login_in_a_base_url_is_not_shown(tmp_path: Path) -> None:
+    address = free_addresses()["POMELO_REST"]
+    url = f"http://me:secret-word@{address}/v1?token=secret-word"
+    _, found = await doctor(tmp_path, **free_addresses(), OPENAI_API_KEY="sk-x", OPENAI_BASE_URL=url)
+    assert found["openai"] == ("broken", f"http://{address}/v1 can't be reached")
+
+
 async def test_live_keys_without_credits_are_reported(tmp_path: Path) -> None:
     await create_data(tmp_path)
     await create_key(tmp_path)

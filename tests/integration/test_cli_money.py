@@ -17,7 +17,7 @@ async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: 
         assert "live     99.5 credits left of 99.5" in corrected.out
     refused = await pomelo(folder, "accounts", "adjust", "acme", "-99.6", "--note", "too much")
     assert refused.status == 1
-    assert "-99,500,000 microcredits or more: at most 99.5 credits can be taken back" in refused.error
+    assert "AMOUNT: must be -99.5 or more: at most 99.5 credits can be taken back" in refused.error
     nameless = await pomelo(folder, "accounts", "adjust", "acme", "-1")
     assert nameless.status == 2
     assert "--note" in nameless.error

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from pomelo.configuration import credentials
+from pomelo.providers.registry import read_registry
 from pomelo.settings import ProviderSettings, Settings, SettingsError, load, variable
 
 MIB = 1024 * 1024
@@ -68,6 +70,22 @@ def test_the_error_for_a_wrong_base_url_has_its_name_and_not_its_value(config: P
     assert "api.openai.com" not in str(caught.value)
     config.write_text('openai_base_url = "api.openai.com"\n')
     assert load_error({}, config).startswith("openai_base_url: must begin with http")
+
+
+@pytest.mark.parametrize("url", ["http://", "http://me:secret@host:port/v1", "https://me:secret@[::1/v1"])
+def test_a_base_url_names_a_server(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL: must be the URL of a server") as caught:
+        load(None, {"OPENAI_BASE_URL": url}).provider("openai")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_vendors_key_has_no_line_end_and_no_characters_that_a_header_can_not_carry() -> None:
+    registry = read_registry(plugins=[])
+    settings = load(None, {"OPENAI_API_KEY": " sk-of-a-file\n"})
+    assert credentials(settings, registry)["openai"].api_key == "sk-of-a-file"
+    for key in ("sk-one\nsk-two", "sk-é", "sk-\u2028x"):
+        with pytest.raises(SettingsError, match=r"^OPENAI_API_KEY has characters that no key has$"):
+            credentials(load(None, {"OPENAI_API_KEY": key}), registry)
 
 
 def test_delivery_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(config: Path) -> None:
@@ -200,7 +218,8 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
         *[("STORE", "mysql://127.0.0.1"), ("ARCHIVE", "/somewhere"), ("WORKERS", "0"), ("WORKERS", "2")],
         *[("JSON_LIMIT", "much"), ("UPLOAD_LIMIT", "0"), ("GRACE", "-1"), ("INSECURE", "perhaps")],
         *[("ALERT_URL", "http://hooks.example/x"), ("ALERT_URL", "hooks.example"), ("ALERT_BALANCE", "20")],
-        *[("ALERT_SECRET", "a" * 40), ("ALERT_SECRET", "whsec_abc"), ("ALERT_URL", "https://")],
+        *[("ALERT_SECRET", "a" * 40), ("ALERT_SECRET", "whsec_abc"), ("ALERT_URL", "https://[/x")],
+        ("ALERT_URL", "https://"),
         *[("MEDIA", "/srv/media"), ("MEDIA", "file:///srv"), ("MEDIA", "s3://"), ("MEDIA", "az://account")],
         *[
             ("MEDIA", "s3://key:secret@bucket"),

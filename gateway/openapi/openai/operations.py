@@ -49,7 +49,11 @@ def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False) -> Sche
     for code in codes:
         by_status.setdefault(TABLE[code].http, []).append(code)
     for status, listed in sorted(by_status.items()):
-        names = ("X-Request-Id", "Retry-After") if status in RETRY_AFTER else ("X-Request-Id",)
+        names = ["X-Request-Id"]
+        if status in RETRY_AFTER:
+            names.append("Retry-After")
+        if status == 401:
+            names.append("WWW-Authenticate")
         sent = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
         described[str(status)] = {
             "description": ", ".join(listed),

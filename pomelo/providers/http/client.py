@@ -235,7 +235,7 @@ class Http:
         lease = f"{url.raw_host}:{url.port}", CALLER.get()
         call = VENDOR_CALL.get()
         if call is not None:
-            call.status = 0
+            call.status, call.sent = 0, headers
         if not self._connections.try_acquire(*lease):
             await self._connections.acquire(*lease)
         try:

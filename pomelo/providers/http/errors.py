@@ -34,7 +34,8 @@ from email.utils import parsedate_to_datetime
 from math import ceil, isfinite
 from typing import Any
 
-from pomelo.providers.errors import RetryPolicy, UpstreamError, safe_token
+from pomelo.providers.base import vendor_token
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.parsing import parse
 
 MAX_RETRY_AFTER = 60
@@ -247,7 +248,7 @@ def _reason(status: int, code: str) -> str:
 
 
 def _upstream_error(code: str, error_body: ErrorBody, *, message: str = "", **more: Any) -> UpstreamError:
-    more["vendor_code"] = next(filter(None, map(safe_token, error_body.codes)), "")
+    more["vendor_code"] = next(filter(None, map(vendor_token, error_body.codes)), "")
     if code != "invalid_parameter":
         return UpstreamError(code, message, **more)
     name = error_body.field or "messages"
@@ -257,4 +258,4 @@ def _upstream_error(code: str, error_body: ErrorBody, *, message: str = "", **mo
 
 def _safe(*words: str) -> list[str]:
     """Only those words of a vendor that look like a code or an id, and can't be anything else."""
-    return [word for word in words if safe_token(word)]
+    return [word for word in words if vendor_token(word)]

@@ -28,7 +28,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.origin import GatewayProof
 from pomelo.process import CancelScope, is_cancelled
 from pomelo.server.remote.watch import ServerWatch
-from pomelo.status import OPEN_KEY, from_rpc_error, header_name
+from pomelo.status import OPEN_KEY, cause, from_rpc_error, header_name
 from pomelo.turns import Turn
 
 MAX_MESSAGE = 64 * 1024 * 1024
@@ -43,9 +43,6 @@ _GRACE = 0.25
 
 _HEALTH_TIMEOUT = 1.0
 """Seconds that the server has to report its health."""
-
-_FAILED_WRITE = "Internal error from Core"
-"""grpc.aio's details of a call whose write failed, whatever status the server sent."""
 
 _PLAIN = re.compile(r"[\x21-\x7e]{1,256}")
 """Text that metadata can carry; longer than any key or traceparent."""
@@ -258,7 +255,7 @@ async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
         try:
             response = await rpc
         except grpc.aio.AioRpcError as last:
-            error = next((each for each in errors if each.details() != _FAILED_WRITE), last)
+            error = cause(errors, last)
             _fill(call, error.initial_metadata())
             _fill(call, error.trailing_metadata())
             raise error from None

@@ -53,7 +53,10 @@ def parse_url(url: str) -> ServerUrl:
     """
     scheme, _, rest = url.partition("://")
     base, _, topology = scheme.partition("+")
-    parts = urlsplit("//" + rest)
+    try:
+        parts = urlsplit("//" + rest)
+    except ValueError:
+        scheme, parts = "", urlsplit("")
     login, _, addresses = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))

@@ -104,3 +104,23 @@ async def test_an_event_that_lacks_its_last_line_end_is_read_at_the_end() -> Non
         http.stream_events(server.url, {}, b"{}", CHAT) as events,
     ):
         assert [await events.read() for _ in range(3)] == [[("", b"1")], [("", b"2")], []]
+
+
+@pytest.mark.parametrize("header", ["Authorization", "x-key"])
+async def test_a_vendor_that_repeats_the_key_as_a_code_or_an_id_is_not_reported(header: str) -> None:
+    call = VendorCall()
+    VENDOR_CALL.set(call)
+    body = b'{"error": {"message": "no", "code": "sk-of-the-operator"}}'
+    head = b"HTTP/1.1 400 No\r\nx-request-id: Bearer_sk-of-the-operator\r\nContent-Length: %d\r\n\r\n"
+    sent = {header: "Bearer sk-of-the-operator", "Accept": "*/*"}
+    async with Http() as http, raw_server(sends(head % len(body) + body)) as server:
+        with pytest.raises(UpstreamError) as caught:
+            await http.request_json(server.url, sent, b"{}", CHAT)
+    assert (call.request_id, caught.value.vendor_code) == ("", "")
+    assert "sk-of" not in caught.value.note + caught.value.reason
+    assert call.token("sk-of-the-operator") == call.token("the-operator") == ""
+    assert (call.token("req_0d1f"), call.token("invalid_api_key"), call.token("two words")) == (
+        "req_0d1f",
+        "invalid_api_key",
+        "",
+    )

@@ -120,7 +120,9 @@ async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(
     assert (await store.balance(ACME)).spent == 82
 
 
-async def test_the_file_of_the_log_is_overwritten_until_it_is_twice_as_large(store: Store, path: Path) -> None:
+async def test_the_file_of_the_log_is_overwritten_until_it_is_twice_as_large(
+    store: Store, path: Path
+) -> None:
     sizes = [0]
     for number in range(300):
         await task(store, number)
