@@ -97,6 +97,10 @@ class Ticket:
         used.bytes += size
         in_flight.bytes += size
 
+    def is_alone(self) -> bool:
+        """Returns whether no call of another owner is in flight."""
+        return self._in_flight.calls == self._used.calls
+
     def close(self) -> None:
         """Ends the call. Idempotent."""
         if self._open:

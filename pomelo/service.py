@@ -39,6 +39,10 @@ class Visit(Protocol):
         """
         ...
 
+    def is_alone(self) -> bool:
+        """Returns whether no call of another account is in flight."""
+        ...
+
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
         """Returns the error to report when the body or message is refused with `error`: `error` itself, or
         one that takes precedence (of a header, the model, the requests per minute). Fills

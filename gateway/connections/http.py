@@ -130,8 +130,10 @@ class HttpConnection(BaseProtocol):
         parser = self._parser
         if self._closing or parser is None:
             return
-        if self._task is None and b"pgrade:" in data:
-            data = _ignore_upgrade(data)
+        if self._task is None:
+            end = data.find(b"\r\n\r\n")  # bodies are not searched, which takes time
+            if data.find(b"pgrade:", 0, len(data) if end < 0 else end) >= 0:
+                data = _ignore_upgrade(data)
         upgraded = True
         while upgraded:
             messages: Sequence[tuple[ParsedRequest, StreamReader]]

@@ -163,9 +163,9 @@ class RequestBody:
 class ParseQueue:
     """Queues the parsing of large bodies: one body at a time per account.
 
-    After each body its account waits before the next one, so that most of the event loop's time is left to
-    others. The wait is three times as long as the steps took, and at least as long as the bytes take at
-    `RATE`, to allow for the other work that is done with them.
+    While other accounts have calls in flight, an account waits after each body before the next one, so that
+    most of the event loop's time is left to them. The wait is three times as long as the steps took, and at
+    least as long as the bytes take at `RATE`, to allow for the other work that is done with them.
     """
 
     RATE = 32 * 1024 * 1024
@@ -175,9 +175,11 @@ class ParseQueue:
         self._accounts: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def body(self, account: Hashable, size: int) -> AsyncIterator[ParseSteps]:
+    async def body(
+        self, account: Hashable, size: int, is_alone: Callable[[], bool]
+    ) -> AsyncIterator[ParseSteps]:
         """Waits for the account's turn and holds it for one body of `size` bytes; yields the runner of its
-        steps."""
+        steps. `is_alone` returns whether no other account has a call in flight."""
         lock = self._accounts.get(account)
         if lock is None:
             lock = self._accounts[account] = asyncio.Lock()
@@ -186,7 +188,11 @@ class ParseQueue:
         try:
             yield steps
         finally:
-            asyncio.get_running_loop().call_later(max(3 * steps.seconds, size / self.RATE), lock.release)
+            loop = asyncio.get_running_loop()
+            if is_alone():
+                loop.call_soon(lock.release)  # not now: an iteration of the loop parses one body
+            else:
+                loop.call_later(max(3 * steps.seconds, size / self.RATE), lock.release)
 
 
 class ParseSteps:

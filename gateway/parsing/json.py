@@ -121,12 +121,12 @@ class JsonScan:
                     "invalid_body",
                     f"The JSON text has more than {MAX_ESCAPES:,} backslashes. Send UTF-8 without escapes",
                 )
-        quotes = data.count(b'"')
-        self._quotes += quotes
-        if self._quotes > 4 * MAX_VALUES:  # each value may have a name
-            raise _too_many()
-        if quotes:
-            parts = data.split(b'"')
+        if b'"' in data:
+            parts = data.split(b'"')  # takes a fraction of the time of `data.count` if quotes are rare
+            quotes = len(parts) - 1
+            self._quotes += quotes
+            if self._quotes > 4 * MAX_VALUES:  # each value may have a name
+                raise _too_many()
             data = b" ".join(parts[1::2] if self._in_string else parts[::2])
             self._in_string ^= quotes % 2 == 1
         elif self._in_string:

@@ -102,7 +102,7 @@ async def read_task(
                 values = translation.translate(values, task_type)
             parsed = build_task(values["model"], task_type, values, form=is_form)
         else:
-            async with gateway.parse_queue.body(account_of(call), size) as steps:
+            async with gateway.parse_queue.body(account_of(call), size, visit.is_alone) as steps:
                 if not is_form:
                     values = steps.run(partial(parse_json, data))
                 task_type = await gateway.task_type(model_of(values), call)

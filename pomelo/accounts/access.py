@@ -185,6 +185,9 @@ class Visit:
         self.reserve = ticket.reserve
         self.close = ticket.close
 
+    def is_alone(self) -> bool:
+        return self._ticket.is_alone()
+
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
         counted = error.code in _COUNTED or (self._ticket.size > LARGE_BODY and error.row.http in (400, 413))
         try:

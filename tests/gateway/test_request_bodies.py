@@ -355,19 +355,40 @@ async def test_a_large_task_that_its_provider_refuses_counts_once(
 # --- the order in which large bodies are parsed
 
 
+async def of_two_accounts(call: Call) -> Principal:
+    """Accepts every key; those other than KEY are another account's."""
+    account = "default" if call.api_key == KEY else "other"
+    return Principal(account, "key", live=False, plan="unlimited")
+
+
 @pytest.mark.parametrize("content_type", [JSON, FORM])
-async def test_after_a_large_body_its_account_waits_before_the_next_one(
-    gateway: GatewayApp, content_type: str, monkeypatch: pytest.MonkeyPatch
+async def test_after_a_large_body_its_account_waits_before_the_next_one_if_others_have_calls_in_flight(
+    open_gateway: OpenApp, content_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ParseQueue, "RATE", 80_000)  # slower than any machine reads and parses a body
     text = b"x" * 80_000
     body = b'{"model":"gpt-4","user":"%b"}' % text
     if content_type == FORM:
         body = b'--B\r\nContent-Disposition: form-data; name="user"\r\n\r\n%b\r\n--B--' % text
-    begin = asyncio.get_running_loop().time()
-    for _ in range(2):
-        assert await gateway.status_of(raw_task(body, content_type=content_type)) == 400
-    assert asyncio.get_running_loop().time() - begin > len(text) / ParseQueue.RATE
+    other = incomplete(EXPECT, key="other")
+    async with (
+        open_gateway(authenticate=of_two_accounts) as gateway,
+        gateway.connect(other) as (reader, _),
+    ):
+        assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"  # it is in flight
+        begin = asyncio.get_running_loop().time()
+        for _ in range(2):
+            assert await gateway.status_of(raw_task(body, content_type=content_type)) == 400
+        assert asyncio.get_running_loop().time() - begin > len(text) / ParseQueue.RATE
+
+
+async def test_an_account_that_is_alone_does_not_wait_after_a_large_body(
+    open_gateway: OpenApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ParseQueue, "RATE", 20)  # a pause of more than an hour
+    async with open_gateway(authenticate=of_two_accounts) as gateway, asyncio.timeout(60):
+        for _ in range(3):
+            assert await code_of(gateway.post_task(long(80_000))) == (200, "")
 
 
 async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: GatewayApp) -> None:

@@ -9,6 +9,16 @@ from gateway.connections.limits import StartQueue
 from gateway.parsing.body import ParseQueue
 
 
+def alone() -> bool:
+    """Says that no other account has a call in flight."""
+    return True
+
+
+def in_company() -> bool:
+    """Says that another account has a call in flight."""
+    return False
+
+
 async def test_a_start_queue_releases_its_rate_per_iteration_in_order() -> None:
     queue = StartQueue(3)
     loop = asyncio.get_running_loop()
@@ -53,7 +63,7 @@ async def test_large_bodies_are_parsed_one_at_a_time_and_accounts_do_not_block_e
     order: list[str] = []
 
     async def body(account: str) -> None:
-        async with queue.body(account, 100_000) as steps:
+        async with queue.body(account, 100_000, in_company) as steps:
             steps.run(lambda: order.append(account))
             steps.run(lambda: order.append(account))
 
@@ -72,7 +82,7 @@ async def test_an_account_pauses_after_a_large_body_and_failures_release_its_tur
     size = queue.RATE // 5
 
     async def fails() -> None:
-        async with queue.body("acme", size) as steps:
+        async with queue.body("acme", size, in_company) as steps:
             steps.run(lambda: 1 // 0)
 
     begin = loop.time()
@@ -82,16 +92,50 @@ async def test_an_account_pauses_after_a_large_body_and_failures_release_its_tur
     waiting = asyncio.create_task(fails())
     await asyncio.sleep(0)
     waiting.cancel()
-    async with asyncio.timeout(5), queue.body("acme", 0) as steps:
+    async with asyncio.timeout(5), queue.body("acme", 0, in_company) as steps:
         assert steps.run(lambda: 7) == 7
 
 
 async def test_an_account_pauses_three_times_as_long_as_its_steps_took() -> None:
     queue = ParseQueue()
     loop = asyncio.get_running_loop()
-    async with queue.body("acme", 0) as steps:
+    async with queue.body("acme", 0, in_company) as steps:
         for _ in range(2):
             steps.run(lambda: time.sleep(0.05))
     end = loop.time()
-    async with asyncio.timeout(5), queue.body("acme", 0):
+    async with asyncio.timeout(5), queue.body("acme", 0, in_company):
         assert loop.time() - end > 0.29
+
+
+async def test_an_account_that_is_alone_parses_without_a_pause_one_body_an_iteration() -> None:
+    queue = ParseQueue()
+    loop = asyncio.get_running_loop()
+    turn = 0
+    parsed: list[int] = []
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        if len(parsed) < 10:
+            loop.call_soon(count)
+
+    async def body() -> None:
+        async with queue.body("acme", 3600 * queue.RATE, alone) as steps:
+            steps.run(lambda: parsed.append(turn))
+
+    loop.call_soon(count)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(body() for _ in range(10)))
+    assert len(set(parsed)) == 10
+
+
+async def test_an_account_pauses_if_another_one_comes_while_its_body_is_parsed() -> None:
+    queue = ParseQueue()
+    answers = [alone]
+    async with queue.body("acme", 3600 * queue.RATE, lambda: answers[-1]()):
+        answers.append(in_company)
+    waiting = asyncio.create_task(queue.body("acme", 0, alone).__aenter__())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    waiting.cancel()

@@ -50,6 +50,10 @@ class RecordingVisit:
         """Records the size."""
         self.reserved.append(size)
 
+    def is_alone(self) -> bool:
+        """Says that no other account has a call in flight."""
+        return True
+
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
         """Records the error; returns `refusal` in its place, if it is set."""
         self.refused.append((error.code, model))

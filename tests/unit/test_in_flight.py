@@ -29,6 +29,17 @@ def test_an_owner_can_not_use_the_calls_of_others() -> None:
         ticket.close()
 
 
+def test_an_owner_is_alone_while_only_its_own_calls_are_in_flight() -> None:
+    flight = InFlight(SMALL)
+    first, second = flight.enter("a"), flight.enter("a")
+    assert first.is_alone()
+    other = flight.enter("b")
+    assert not any(ticket.is_alone() for ticket in (first, second, other))
+    first.close()
+    second.close()
+    assert other.is_alone()
+
+
 def test_no_state_is_kept_of_an_owner_without_calls() -> None:
     flight = InFlight(SMALL)
     for number in range(1000):

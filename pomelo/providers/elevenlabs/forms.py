@@ -6,7 +6,6 @@ a caller or of the media store.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import re
@@ -93,12 +92,12 @@ class _File(aiohttp.Payload):
         raise NotImplementedError
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        loop = asyncio.get_running_loop()
         left = self._file_size
         if self._header:
             await writer.write(self._header)
         while left:
-            chunk = await loop.run_in_executor(None, self._value.read, min(left, _CHUNK_BYTES))
+            # Not in a thread: its switches take longer than the read, mostly of what was written just now.
+            chunk = self._value.read(min(left, _CHUNK_BYTES))
             if not chunk:
                 raise OSError("the file became shorter while it was sent")
             left -= len(chunk)

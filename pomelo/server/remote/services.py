@@ -92,6 +92,9 @@ class RemoteVisit:
         self.reserve = ticket.reserve
         self.close = ticket.close
 
+    def is_alone(self) -> bool:
+        return self._ticket.is_alone()
+
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
         header_error = self._call.header_error
         try:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -27,6 +28,13 @@ BATCH = 256
 
 COUNTS_DELAY = 0.05
 """Seconds until the counts of a wallet are written if no end of its tasks writes them before."""
+
+MAX_INTERVAL = 0.002
+"""Seconds between the beginnings of two batches of ends, while many tasks run. Ends that come in between
+share a commit, which takes longer than all else that is done for an end."""
+
+INTERVAL_PER_TASK = 0.0001
+"""The same for each running task: a few callers, of which each waits for its end, are hardly delayed."""
 
 log = logging.getLogger("pomelo.stores")
 
@@ -79,6 +87,10 @@ class Writer:
         """The parts of failed batches, one by one."""
         self._writing: Batch | None = None
         self._scheduled = False
+        self._begun = 0.0
+        """When the last batch was handed to the thread."""
+        self._interval = 0.0
+        """Seconds until the next batch of ends may follow."""
         self._ended: asyncio.Future[None] = loop.create_future()
 
     @classmethod
@@ -154,13 +166,26 @@ class Writer:
         self._operations.append(Operation(work, done, reads))
         self._flush()
 
-    def end(self, end: End, *, collect: bool) -> None:
-        """Queues the end of a task. `collect`: others may come until the end of this turn of the loop."""
+    def end(self, end: End, *, running: int) -> None:
+        """Queues the end of a task. If others are `running`, they may end until the end of this turn of the
+        loop, or soon after the last batch."""
         self._ends.append(end)
-        if not collect:
+        if running <= 1:
+            self._interval = 0.0
             self._flush()
-        elif self._writing is None and not self._scheduled:
-            self._scheduled = True
+        else:
+            self._interval = min(running * INTERVAL_PER_TASK, MAX_INTERVAL)
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        """Hands the next batch to the thread when its interval has passed, at the earliest next turn."""
+        if self._writing is not None or self._scheduled:
+            return
+        self._scheduled = True
+        wait = self._begun + self._interval - time.monotonic()
+        if wait > 0:
+            self._loop.call_later(wait, self._flush)
+        else:
             self._loop.call_soon(self._flush)
 
     def counts_changed(self, wallet: LoadedWallet) -> None:
@@ -198,6 +223,7 @@ class Writer:
         batch = self._next_batch()
         if batch is not None:
             self._writing = batch
+            self._begun = time.monotonic()
             self._queue.put(batch)
         elif self.closed:
             self._queue.put(None)
@@ -238,7 +264,10 @@ class Writer:
             for operation, (value, error) in zip(batch.operations, outcomes, strict=True):
                 operation.done(value, None if error is None else self.translate(error))
         self._writing = None
-        self._flush()
+        if self._operations or self._repeated or self._changed_due or self.closed:
+            self._flush()
+        elif self._ends:
+            self._flush_soon()
 
     def _failed(self, batch: Batch, error: Exception) -> None:
         """Repeats the parts of a batch one by one, so that one that fails does not affect the others."""

@@ -20,7 +20,7 @@ from pomelo.stores.ledger import (
     Settlement,
     UnknownOutcomeError,
 )
-from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite import open_sqlite, writer
 from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.sqlite.writer import BATCH
 from pomelo.stores.usage import UsageQuery
@@ -66,6 +66,25 @@ async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig
     assert isinstance(outcomes[3], Reserved)
     assert outcomes[4] is None
     assert (await limits(rig.store, WALLET)).concurrency == 2
+
+
+async def test_ends_that_follow_a_batch_closely_share_a_commit_unless_one_task_is_alone(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MAX_INTERVAL", 3600.0)
+    monkeypatch.setattr(writer, "INTERVAL_PER_TASK", 3600.0)
+    for task_id in "abcd":
+        await rig.store.reserve(own_request(task_id))
+    queue = inner(rig)._writer
+    await queue.do(writer.nothing, reads=True)
+    ends = [asyncio.ensure_future(rig.store.settle(own_settlement(task_id))) for task_id in "abc"]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not any(end.done() for end in ends)
+    async with asyncio.timeout(60):
+        await queue.do(writer.nothing, reads=True)  # what else is written takes them along
+        await asyncio.gather(*ends)
+        await rig.store.settle(own_settlement("d"))
 
 
 async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(
