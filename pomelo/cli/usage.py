@@ -19,9 +19,9 @@ from pomelo.cli.terminal import (
     Json,
     format_time,
     mode_name,
-    parse_time,
     print_array,
     print_table,
+    read_time,
     task_type_name,
     value_name,
 )
@@ -94,7 +94,7 @@ def usage(
     times = ((since, "--from", request.filter.start_time), (until, "--to", request.filter.end_time))
     for text, hint, field in times:
         if text:
-            field.FromNanoseconds(_nanoseconds(text, hint))
+            read_time(text, hint, field)
     pages = _pages(config, request)
     if as_json or output_format is Format.json:
         _print_json(pages)
@@ -114,15 +114,6 @@ def _grouping(by: By) -> UsageGrouping:
     if by is By.account:
         return UsageGrouping(operator_dimension=OPERATOR_DIMENSION_ACCOUNT)
     return UsageGrouping(dimension=UsageDimension.Value(f"USAGE_DIMENSION_{by.name.upper()}"))
-
-
-def _nanoseconds(text: str, hint: str) -> int:
-    seconds = parse_time(text)
-    if seconds is None:
-        raise typer.BadParameter(
-            f"{text!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint=hint
-        )
-    return int(seconds * 1000) * 1_000_000
 
 
 def _pages(config: Any, request: Any) -> Iterator[Sequence[Any]]:
