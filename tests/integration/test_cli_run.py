@@ -147,7 +147,7 @@ async def test_labels_are_kept_in_the_usage_record(served: Served, command: Comm
         (("run", "x", "-p", "delivery=b64_json"), "not one of link, inline, both"),
         (("run", "x", "-p", "metadata=kites"), "'kites' is not a value of this field"),
         (("run", "x", "-p", 'metadata={"project": 7}'), "is not a value of this field"),
-        (("run", "x", "-p", "max_tokens=many"), "--param max_tokens: 'many' is no value"),
+        (("run", "x", "-p", "max_tokens=many"), "--param max_tokens: 'many' is not a value"),
         (("run", "x", "-p", "max_tokens"), "write NAME=VALUE"),
         (("run", "x", "-m", "flux-1-pro", "-p", "output_format=bmp"), "not one of png, jpeg, webp"),
         (("run",), "takes a text"),
