@@ -329,9 +329,9 @@ class LedgerMachine(OperatorRules):
                 assert found.cost >= min(task.noted.cost, task.amount)
                 state.records[task_id] = found
             state.forget_closed(self.now)
-            found = self.do(self.store.limit_status(wallet, ALL_COUNTERS))
-            state.reopen(found, self.now)
-            self.compare(found, wallet, ALL_COUNTERS)
+            status = self.do(self.store.limit_status(wallet, ALL_COUNTERS))
+            state.reopen(status, self.now)
+            self.compare(status, wallet, ALL_COUNTERS)
 
     @rule(wallet=st.sampled_from(WALLETS))
     def check_limit_status(self, wallet: Wallet) -> None:
