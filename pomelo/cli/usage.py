@@ -6,7 +6,7 @@ Pages are printed as they arrive, so that a long list needs little memory.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import UsageGrouping
     from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageSum
     from pomelo.gen.v1.usage_pb2 import Usage
+    from pomelo.service import Operator
 
 _PAGE_SIZE = 1_000
 _COUNTS = (
@@ -121,19 +122,14 @@ def _pages(config: Any, request: Any) -> Iterator[Sequence[Any]]:
     from pomelo.gen.admin.v1.admin_service_pb2 import ListUsageRequest
     from pomelo.settings import load
 
-    settings = load(config)
+    settings, has_records = load(config), isinstance(request, ListUsageRequest)
+
+    def read(operator: Operator) -> Awaitable[Any]:
+        return operator.list_usage(request) if has_records else operator.sum_usage(request)
+
     while True:
-        page: Any
-        if isinstance(request, ListUsageRequest):
-            page = call_operator(
-                settings, lambda operator: operator.list_usage(request), _TIMEOUT, names=_NAMES
-            )
-            yield page.records
-        else:
-            page = call_operator(
-                settings, lambda operator: operator.sum_usage(request), _TIMEOUT, names=_NAMES
-            )
-            yield page.sums
+        page = call_operator(settings, read, _TIMEOUT, names=_NAMES)
+        yield page.records if has_records else page.sums
         if not page.next_page_token:
             return
         request.page_token = page.next_page_token
