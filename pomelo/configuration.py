@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pomelo import install_command
@@ -74,15 +75,13 @@ async def open_media(
     """
     limits = MediaLimits(settings.media_limit, settings.media_account_limit, reserve=settings.disk_reserve)
     folder, url = settings.data / "media", settings.public_url
+    make: Callable[..., MediaStore] = MediaStore
     if settings.media:
         bucket = await open_bucket(settings)
         from pomelo.media.bucket_store import BucketStore
 
-        media: MediaStore = BucketStore(
-            bucket, folder, secret, previous_secrets=previous, public_url=url, limits=limits, now=now
-        )
-    else:
-        media = MediaStore(folder, secret, previous_secrets=previous, public_url=url, limits=limits, now=now)
+        make = partial(BucketStore, bucket)
+    media = make(folder, secret, previous_secrets=previous, public_url=url, limits=limits, now=now)
     await media.refresh()
     try:
         yield media

@@ -31,7 +31,7 @@ def parse_credits(text: str) -> int:
     """
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text[:40]!r} is no number of credits, such as 10 or 2.5, with at most 6 places")
+        raise ValueError(f"{text[:40]!r} is not a number of credits such as 10 or 2.5, of at most 6 places")
     micros = int(match[1]) * MICROS + int((match[2] or "").ljust(6, "0"))
     if micros > MAX_CREDITS * MICROS:
         raise ValueError(f"{text} is more than {MAX_CREDITS:,} credits")

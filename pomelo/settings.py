@@ -372,7 +372,7 @@ def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _suggestion(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-    return f". Did you mean {close[0]}?" if close else ""
+    return f". Did you mean {close[0]}?" if close else ". Remove it, or correct its name"
 
 
 def _first_error(error: ValidationError, variables: Mapping[str, str] | None = None) -> str:

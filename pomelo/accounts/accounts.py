@@ -13,7 +13,7 @@ from pomelo.accounts.acts import new_act
 from pomelo.accounts.modes import is_live, to_mode
 from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader, read_filter, read_groupings
-from pomelo.call import Call, before_deadline
+from pomelo.call import MODE_NAMES, Call, before_deadline
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
@@ -121,25 +121,21 @@ class AccountOperator:
         if not await self._store.add_account(account_id, plan, now, act):
             raise invalid("id", f"new. The account {account_id!r} exists already")
         # Ids from callers have no colon, and those of accounts are unique, so these grant ids are free.
-        await self._give(f"test:{account_id}", Wallet(account_id, live=False), TEST_CREDITS, "to begin with")
-        if live_micros:
-            await self._give(
-                f"live:{account_id}", Wallet(account_id, live=True), live_micros, "to begin with"
-            )
+        for live, micros in ((False, TEST_CREDITS), (True, live_micros)):
+            if micros:
+                grant_id = f"{MODE_NAMES[live]}:{account_id}"
+                await self._give(grant_id, Wallet(account_id, live), micros, "to begin with")
         return admin_pb.CreateAccountResponse(account=await self._account(account_id))
 
     async def list_accounts(self, request: admin_pb.ListAccountsRequest) -> admin_pb.ListAccountsResponse:
-        size, token = pages.page_size(request.page_size), request.page_token
-        (after,) = pages.read_token(token, "accounts", str) if token else ("",)
+        size = pages.page_size(request.page_size)
+        (after,) = pages.read_token(request.page_token, "accounts", str) or ("",)
         found = [
             self._detail(record, record.live, record.test)
             for record in await self._store.list_accounts(limit=size + 1, after=after)
         ]
-        page = found[: min(size, pages.fitting(found))]
-        more = len(page) < len(found)
-        return admin_pb.ListAccountsResponse(
-            accounts=page, next_page_token=pages.make_token("accounts", page[-1].id) if more else ""
-        )
+        page, token = pages.first_page(found, size, "accounts", lambda last: (found[last].id,))
+        return admin_pb.ListAccountsResponse(accounts=page, next_page_token=token)
 
     async def get_account(self, request: admin_pb.GetAccountRequest) -> admin_pb.GetAccountResponse:
         return admin_pb.GetAccountResponse(account=await self._account(request.id, "id"))

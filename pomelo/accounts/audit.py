@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from pomelo.accounts.budget_audit import LONGEST_TASK, BudgetStore, find_differences
+from pomelo.call import MODE_NAMES
 from pomelo.catalog.pricing import Prices, Usage, cost, decode_prices
 from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerResponse
 from pomelo.stores.accounts import AccountStore, Balance, Wallet
@@ -256,30 +257,20 @@ async def _check_wallet(
 ) -> None:
     """Checks a wallet's balance against its grants, records and tasks. `before` is the balance's spent amount
     before the records were read, `spent` the sum of the records."""
-    wallet, balance = state.wallet, state.balance
-    if balance.granted != state.grants_sum:
-        findings.add(
-            "granted",
-            _name(wallet),
-            balance.granted - state.grants_sum,
-            f"{balance.granted} microcredits are granted, but its grants add up to {state.grants_sum}",
-        )
+    name, balance = _name(state.wallet), state.balance
+    if difference := balance.granted - state.grants_sum:
+        detail = f"{balance.granted} microcredits are granted, but its grants add up to {state.grants_sum}"
+        findings.add("granted", name, difference, detail)
     lowest = min(balance.credit_limit, balance.spent, balance.held, balance.available)
     if lowest < 0:
-        findings.add(
-            "balance",
-            _name(wallet),
-            lowest,
+        detail = (
             f"{balance.granted} microcredits are granted, the credit limit is {balance.credit_limit}; "
-            f"{balance.spent} are spent, {balance.held} reserved and {balance.available} available",
+            f"{balance.spent} are spent, {balance.held} reserved and {balance.available} available"
         )
-    if balance.held != state.reservations_sum:
-        findings.add(
-            "held",
-            _name(wallet),
-            balance.held - state.reservations_sum,
-            f"{balance.held} microcredits are reserved, but its tasks reserve {state.reservations_sum}",
-        )
+        findings.add("balance", name, lowest, detail)
+    if difference := balance.held - state.reservations_sum:
+        detail = f"{balance.held} microcredits are reserved, but its tasks reserve {state.reservations_sum}"
+        findings.add("held", name, difference, detail)
     await _check_spent(findings, store, state, before, spent)
 
 
@@ -292,14 +283,9 @@ async def _check_spent(
         sums = await store.sum_usage(UsageQuery(account=wallet.account, live=wallet.live), ())
         spent = sum(total.cost for total in sums)
         later = (await store.balance(wallet)).spent
-    difference = _outside(spent, earlier, later)
-    if difference:
-        findings.add(
-            "spent",
-            _name(wallet),
-            difference,
-            f"{spent + difference} microcredits are spent, but its records add up to {spent}",
-        )
+    if difference := _outside(spent, earlier, later):
+        detail = f"{spent + difference} microcredits are spent, but its records add up to {spent}"
+        findings.add("spent", _name(wallet), difference, detail)
 
 
 async def _check_accounts(findings: _Findings, store: AccountStore, wallets: set[str]) -> None:
@@ -316,12 +302,9 @@ async def _check_accounts(findings: _Findings, store: AccountStore, wallets: set
 async def _check_budgets(findings: _Findings, store: AuditedStore, now: float) -> None:
     """Checks what is used of each budget against the records of its keys."""
     async for found in find_differences(store, now):
-        findings.add(
-            "budget",
-            f"{_name(found.wallet)} key {found.origin}",
-            found.used - found.recorded,
-            f"{found.used} microcredits are used of its budget, but its records add up to {found.recorded}",
-        )
+        subject, used = f"{_name(found.wallet)} key {found.origin}", found.used
+        detail = f"{used} microcredits are used of its budget, but its records add up to {found.recorded}"
+        findings.add("budget", subject, used - found.recorded, detail)
 
 
 def _outside(recomputed: int, earlier: int, later: int) -> int:
@@ -333,7 +316,7 @@ def _outside(recomputed: int, earlier: int, later: int) -> int:
 
 
 def _name(wallet: Wallet) -> str:
-    return f"{wallet.account}/{'live' if wallet.live else 'test'}"
+    return f"{wallet.account}/{MODE_NAMES[wallet.live]}"
 
 
 def _wallet(name: str) -> Wallet:

@@ -81,19 +81,15 @@ class LocalOperator(AccountOperator):
 
     async def list_keys(self, request: pb.ListKeysRequest) -> pb.ListKeysResponse:
         size, list_name = pages.page_size(request.page_size), f"keys of {request.account_id}"
-        after: tuple[float, str] | None = None
-        if request.page_token:
-            created, key_id = pages.read_token(request.page_token, list_name, float, str)
-            after = (created, key_id)
+        after = pages.read_token(request.page_token, list_name, float, str)
         records = await self._store.list_keys(request.account_id or None, limit=size + 1, after=after)
         outdated = await self._keyring.keys_of_previous_secrets(records)
         used = await budgets.used(self._store, records, self._now())
         keys = [_key(record, record.key_id in outdated, used.get(record.key_id, 0)) for record in records]
-        count = min(size, pages.fitting(keys))
-        token = ""
-        if count < len(keys):
-            token = pages.make_token(list_name, records[count - 1].created, records[count - 1].key_id)
-        return pb.ListKeysResponse(keys=keys[:count], next_page_token=token)
+        page, token = pages.first_page(
+            keys, size, list_name, lambda last: (records[last].created, records[last].key_id)
+        )
+        return pb.ListKeysResponse(keys=page, next_page_token=token)
 
     async def rotate_key(self, request: pb.RotateKeyRequest) -> pb.RotateKeyResponse:
         grace = times.from_duration(request.grace)
@@ -128,19 +124,15 @@ class LocalOperator(AccountOperator):
             raise unknown_account(request.account_id)
         since = read_time(request, "start_time")
         size, list_name = pages.page_size(request.page_size), f"acts of {request.account_id} since {since}"
-        after: tuple[float, str] | None = None
-        if request.page_token:
-            at, act_id = pages.read_token(request.page_token, list_name, float, str)
-            after = (at, act_id)
+        after = pages.read_token(request.page_token, list_name, float, str)
         found = await self._store.list_acts(
             request.account_id or None, since=since, limit=size + 1, after=after
         )
         acts = [to_message(act) for act in found]
-        count = min(size, pages.fitting(acts))
-        token = ""
-        if count < len(acts):
-            token = pages.make_token(list_name, found[count - 1].at, found[count - 1].act_id)
-        return pb.ListActsResponse(acts=acts[:count], next_page_token=token)
+        page, token = pages.first_page(
+            acts, size, list_name, lambda last: (found[last].at, found[last].act_id)
+        )
+        return pb.ListActsResponse(acts=page, next_page_token=token)
 
     async def get_server(self, request: pb.GetServerRequest) -> pb.GetServerResponse:
         return self._server()

@@ -6,13 +6,15 @@ A page is limited in entries and in bytes, so that every client accepts the mess
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from pydantic_core import from_json, to_json
 
 from pomelo.errors import PomeloError, invalid
+
+_Entry = TypeVar("_Entry", bound=Message)
 
 PAGE_SIZE = 100
 """Entries in a page by default."""
@@ -45,23 +47,36 @@ def fitting(entries: Sequence[Message], max_bytes: int = MAX_PAGE_BYTES) -> int:
     return len(entries)
 
 
+def first_page(
+    entries: Sequence[_Entry], size: int, list_name: str, position: Callable[[int], Sequence[Any]]
+) -> tuple[Sequence[_Entry], str]:
+    """The entries of a page of at most `size`, and the token of the next page (empty: there is no more).
+    `position` returns that of the entry with this index."""
+    count = min(size, fitting(entries))
+    if count == len(entries):
+        return entries, ""
+    return entries[:count], make_token(list_name, *position(count - 1))
+
+
 def make_token(list_name: str, *position: Any) -> str:
     """The token of the page that begins after `position`; `list_name` identifies the list and its filters."""
     return encode(to_json([list_name, *position]))
 
 
-def read_token(token: str, list_name: str, *types: type) -> list[Any]:
-    """The position that `make_token` encoded for the same list; its values have these types.
+def read_token(token: str, list_name: str, *types: type) -> Any:
+    """The position that `make_token` encoded for the same list, a tuple of these types; None without a token.
 
     Raises:
         PomeloError: invalid_parameter.
     """
+    if not token:
+        return None
     try:
         match from_json(decode(token)):
             case [name, *position] if name == list_name and [type(value) for value in position] == list(
                 types
             ):
-                return position
+                return tuple(position)
     except ValueError:
         pass
     raise wrong_token()

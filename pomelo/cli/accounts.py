@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +24,7 @@ from pomelo.money import format_credits, parse_credits
 if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import Account
     from pomelo.gen.v1.usage_pb2 import Mode
+    from pomelo.service import Operator
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An account, from pomelo accounts list.")]
 
@@ -62,16 +65,10 @@ def create(
 ) -> None:
     """Create an account. It starts with 100 test credits."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.settings import load
 
     request = pb.CreateAccountRequest(id=name, plan=plan, live_micros=_micros(credits, "--credits"))
-    response = call_operator(
-        load(config),
-        lambda operator: operator.create_account(request),
-        names={"id": "NAME", "plan": "--plan", "live_micros": "--credits"},
-        creates=True,
-    )
-    _print(response.account, as_json)
+    names = {"id": "NAME", "plan": "--plan", "live_micros": "--credits"}
+    _request(config, as_json, lambda operator: operator.create_account(request), names, creates=True)
 
 
 def list_accounts(config: Config = None, as_json: Json = False) -> None:
@@ -102,12 +99,9 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:
     """Show the plan, the limits and the credits of an account."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.settings import load
 
     request = pb.GetAccountRequest(id=name)
-    names = {"id": "NAME"}
-    response = call_operator(load(config), lambda operator: operator.get_account(request), names=names)
-    _print(response.account, as_json)
+    _request(config, as_json, lambda operator: operator.get_account(request), {"id": "NAME"})
 
 
 def grant(
@@ -127,7 +121,6 @@ def grant(
 ) -> None:
     """Grant credits to an account."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.settings import load
 
     micros = _micros(credits, "CREDITS")
     if not micros:
@@ -140,8 +133,7 @@ def grant(
         grant_id=once,
     )
     names = {"account_id": "NAME", "amount_micros": "CREDITS", "note": "--note", "grant_id": "--id"}
-    response = call_operator(load(config), lambda operator: operator.grant_credits(request), names=names)
-    _print(response.account, as_json)
+    _request(config, as_json, lambda operator: operator.grant_credits(request), names)
 
 
 def adjust(
@@ -160,7 +152,6 @@ def adjust(
 ) -> None:
     """Correct the credits of an account. No more can be taken back than is available."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.settings import load
 
     if not note.strip():
         raise typer.BadParameter("give the reason", param_hint="--note")
@@ -173,8 +164,7 @@ def adjust(
         adjustment_id=once,
     )
     names = {"account_id": "NAME", "amount_micros": "AMOUNT", "note": "--note", "adjustment_id": "--id"}
-    response = call_operator(load(config), lambda operator: operator.adjust_credits(request), names=names)
-    _print(response.account, as_json)
+    _request(config, as_json, lambda operator: operator.adjust_credits(request), names)
 
 
 def postpaid(
@@ -189,36 +179,28 @@ def postpaid(
 ) -> None:
     """Let an account spend more than was granted, up to a credit limit. A payment is a grant."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.settings import load
 
     request = pb.SetCreditLimitRequest(
         account_id=name, credit_limit_micros=_micros(limit, "--limit"), mode=_mode(test)
     )
     names = {"account_id": "NAME", "credit_limit_micros": "--limit"}
-    response = call_operator(load(config), lambda operator: operator.set_credit_limit(request), names=names)
-    _print(response.account, as_json)
+    _request(config, as_json, lambda operator: operator.set_credit_limit(request), names)
 
 
 def disable(name: Name, config: Config = None, as_json: Json = False) -> None:
     """Refuse all calls with the keys of an account. Tasks that run end as usual."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.settings import load
 
     request = pb.DisableAccountRequest(account_id=name)
-    names = {"account_id": "NAME"}
-    response = call_operator(load(config), lambda operator: operator.disable_account(request), names=names)
-    _print(response.account, as_json)
+    _request(config, as_json, lambda operator: operator.disable_account(request), {"account_id": "NAME"})
 
 
 def enable(name: Name, config: Config = None, as_json: Json = False) -> None:
     """Let the keys of a disabled account work again."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.settings import load
 
     request = pb.EnableAccountRequest(account_id=name)
-    names = {"account_id": "NAME"}
-    response = call_operator(load(config), lambda operator: operator.enable_account(request), names=names)
-    _print(response.account, as_json)
+    _request(config, as_json, lambda operator: operator.enable_account(request), {"account_id": "NAME"})
 
 
 def plan(
@@ -229,11 +211,28 @@ def plan(
 ) -> None:
     """Change the plan of an account."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.settings import load
 
     request = pb.SetAccountPlanRequest(account_id=name, plan=plan)
-    names = {"account_id": "NAME", "plan": "P"}
-    response = call_operator(load(config), lambda operator: operator.set_account_plan(request), names=names)
+    _request(
+        config,
+        as_json,
+        lambda operator: operator.set_account_plan(request),
+        {"account_id": "NAME", "plan": "P"},
+    )
+
+
+def _request(
+    config: Path | None,
+    as_json: bool,
+    request: Callable[[Operator], Awaitable[Any]],
+    names: Mapping[str, str],
+    *,
+    creates: bool = False,
+) -> None:
+    """Runs a request, and prints the account of its response; `names` and `creates` as in `call_operator`."""
+    from pomelo.settings import load
+
+    response = call_operator(load(config), request, names=names, creates=creates)
     _print(response.account, as_json)
 
 

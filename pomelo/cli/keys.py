@@ -167,7 +167,7 @@ def rotate(
     if grace:
         span = _SPAN.fullmatch(grace)
         if span is None:
-            raise typer.BadParameter(f"{grace!r} is no time span such as 24h or 7d", param_hint="--grace")
+            raise typer.BadParameter(f"{grace!r} is not a time span such as 24h or 7d", param_hint="--grace")
         request.grace.FromSeconds(int(span[1]) * _SECONDS[span[2]])
     response = call_operator(load(config), lambda operator: operator.rotate_key(request), names=names)
     _print_new(response, as_json)

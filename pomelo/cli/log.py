@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pomelo.cli.operator import list_pages
-from pomelo.cli.terminal import Config, Json, format_time, mode_name, parse_time, print_array, print_table
+from pomelo.cli.terminal import Config, Json, format_time, mode_name, print_array, print_table, read_time
 
 if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import Act
@@ -25,12 +25,7 @@ def log(
 
     query = pb.ListActsRequest(account_id=account)
     if since:
-        seconds = parse_time(since)
-        if seconds is None:
-            raise typer.BadParameter(
-                f"{since!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint="--since"
-            )
-        query.start_time.FromNanoseconds(int(seconds * 1000) * 1_000_000)
+        read_time(since, "--since", query.start_time)
     found = list_pages(load(config), query, lambda operator, query: operator.list_acts(query))
     if as_json:
         print_array(_json(act) for page in found for act in page.acts)

@@ -111,17 +111,9 @@ def differences(catalog: Catalog, when: datetime) -> Iterator[Difference]:
             ours = _credits(prices.at(from_tokens))
             theirs = _list_prices_at(listed, from_tokens)
             for unit in _LIST_FIELDS:
-                if ours.get(unit) != theirs.get(unit):
-                    yield Difference(
-                        model.name,
-                        route.provider,
-                        route.model,
-                        from_tokens,
-                        unit,
-                        ours.get(unit),
-                        theirs.get(unit),
-                        note,
-                    )
+                if (price := ours.get(unit)) != (other := theirs.get(unit)):
+                    names = model.name, route.provider, route.model
+                    yield Difference(*names, from_tokens, unit, price, other, note)
 
 
 def _listed_routes(catalog: Catalog, when: datetime) -> Iterator[tuple[Model, Route, Any]]:

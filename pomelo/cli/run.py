@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from io import SEEK_END, TextIOWrapper
 from pathlib import Path
@@ -198,7 +198,7 @@ def _set_field(message: Any, name: str, text: str) -> None:
     try:
         ParseDict({name: value}, message)
     except ParseError:
-        raise FailureError(f"--param {name}: {text!r} is no value of this field") from None
+        raise FailureError(f"--param {name}: {text!r} is not a value of this field") from None
 
 
 def _enum_name(field: Any, text: str) -> str:
@@ -333,20 +333,12 @@ def _media_path(out: str | None, task_id: str, content_type: str) -> Path | None
 
 
 def _note_result(result: TaskResult) -> None:
-    _note_finish_reason(result.text.finish_reason)
-    _note_adjustments(result.adjustments)
-
-
-def _note_finish_reason(finish_reason: int) -> None:
     from pomelo.gen.v1.text_pb2 import FINISH_REASON_CONTENT_FILTER, FINISH_REASON_LENGTH
 
-    if finish_reason == FINISH_REASON_LENGTH:
+    if result.text.finish_reason == FINISH_REASON_LENGTH:
         typer.echo("(The text was truncated at max_tokens.)", err=True)
-    elif finish_reason == FINISH_REASON_CONTENT_FILTER:
+    elif result.text.finish_reason == FINISH_REASON_CONTENT_FILTER:
         typer.echo("(The provider's content filter ended the text.)", err=True)
-
-
-def _note_adjustments(adjustments: Iterable[Any]) -> None:
-    fields = ", ".join(f"{one.field}={one.used}" if one.used else f"no {one.field}" for one in adjustments)
-    if fields:
-        typer.echo(f"(Adjusted to what the model takes: {fields}.)", err=True)
+    adjusted = [f"{one.field}={one.used}" if one.used else f"no {one.field}" for one in result.adjustments]
+    if adjusted:
+        typer.echo(f"(Adjusted to what the model takes: {', '.join(adjusted)}.)", err=True)

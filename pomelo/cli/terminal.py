@@ -177,6 +177,19 @@ def parse_time(text: str) -> float | None:
         return None
 
 
+def read_time(text: str, hint: str, field: Any) -> None:
+    """Sets a Timestamp to the date or time that an option gives.
+
+    Raises:
+        typer.BadParameter: it is neither; `hint` names the option.
+    """
+    seconds = parse_time(text)
+    if seconds is None:
+        expected = "is not a date or time such as 2026-11-24 or 2026-11-24T12:00Z"
+        raise typer.BadParameter(f"{text!r} {expected}", param_hint=hint)
+    field.FromNanoseconds(int(seconds * 1000) * 1_000_000)
+
+
 def format_time(message: Any, field: str) -> str | None:
     """Returns a Timestamp field as text in UTC, None if it is absent."""
     if not message.HasField(field):

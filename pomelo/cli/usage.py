@@ -6,7 +6,7 @@ Pages are printed as they arrive, so that a long list needs little memory.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +19,9 @@ from pomelo.cli.terminal import (
     Json,
     format_time,
     mode_name,
-    parse_time,
     print_array,
     print_table,
+    read_time,
     task_type_name,
     value_name,
 )
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import UsageGrouping
     from pomelo.gen.v1.account_service_pb2 import UsageRecord, UsageSum
     from pomelo.gen.v1.usage_pb2 import Usage
+    from pomelo.service import Operator
 
 _PAGE_SIZE = 1_000
 _COUNTS = (
@@ -94,7 +95,7 @@ def usage(
     times = ((since, "--from", request.filter.start_time), (until, "--to", request.filter.end_time))
     for text, hint, field in times:
         if text:
-            field.FromNanoseconds(_nanoseconds(text, hint))
+            read_time(text, hint, field)
     pages = _pages(config, request)
     if as_json or output_format is Format.json:
         _print_json(pages)
@@ -116,33 +117,19 @@ def _grouping(by: By) -> UsageGrouping:
     return UsageGrouping(dimension=UsageDimension.Value(f"USAGE_DIMENSION_{by.name.upper()}"))
 
 
-def _nanoseconds(text: str, hint: str) -> int:
-    seconds = parse_time(text)
-    if seconds is None:
-        raise typer.BadParameter(
-            f"{text!r} is no date or time such as 2026-11-24 or 2026-11-24T12:00Z", param_hint=hint
-        )
-    return int(seconds * 1000) * 1_000_000
-
-
 def _pages(config: Any, request: Any) -> Iterator[Sequence[Any]]:
     """Yields the records or sums of each page; at least one page, which may be empty."""
     from pomelo.gen.admin.v1.admin_service_pb2 import ListUsageRequest
     from pomelo.settings import load
 
-    settings = load(config)
+    settings, has_records = load(config), isinstance(request, ListUsageRequest)
+
+    def read(operator: Operator) -> Awaitable[Any]:
+        return operator.list_usage(request) if has_records else operator.sum_usage(request)
+
     while True:
-        page: Any
-        if isinstance(request, ListUsageRequest):
-            page = call_operator(
-                settings, lambda operator: operator.list_usage(request), _TIMEOUT, names=_NAMES
-            )
-            yield page.records
-        else:
-            page = call_operator(
-                settings, lambda operator: operator.sum_usage(request), _TIMEOUT, names=_NAMES
-            )
-            yield page.sums
+        page = call_operator(settings, read, _TIMEOUT, names=_NAMES)
+        yield page.records if has_records else page.sums
         if not page.next_page_token:
             return
         request.page_token = page.next_page_token

@@ -34,15 +34,13 @@ class LocalModels:
     ) -> model_pb.ListModelsResponse:
         principal = await self._access.identify(call)
         size = pages.page_size(request.page_size)
-        (after,) = pages.read_token(request.page_token, "models", str) if request.page_token else ("",)
+        (after,) = pages.read_token(request.page_token, "models", str) or ("",)
         models = [
             self._describe(model, principal)
             for name, model in self._catalog.models.items()
             if name > after and self._access.may_use(principal, name)
         ]
-        page = models[: min(size, pages.fitting(models))]
-        more = len(page) < len(models)
-        token = pages.make_token("models", page[-1].id) if more else ""
+        page, token = pages.first_page(models, size, "models", lambda last: (models[last].id,))
         return model_pb.ListModelsResponse(models=page, next_page_token=token)
 
     async def get_model(self, model_id: str, call: Call) -> model_pb.Model:

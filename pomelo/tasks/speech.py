@@ -147,15 +147,8 @@ class SpeechCollector(Collector):
     """
 
     __slots__ = (
-        "_chunks",
-        "_content_type",
-        "_context",
-        "_max_inline",
-        "_meter",
-        "_passed_ms",
-        "_size",
-        "_writer",
-    )
+        "_chunks", "_content_type", "_context", "_max_inline", "_meter", "_passed_ms", "_size", "_writer",
+    )  # fmt: skip
 
     def __init__(self, context: CollectorContext) -> None:
         super().__init__()

@@ -135,6 +135,21 @@ async def test_the_page_follows_the_colours_of_the_system(
     assert (brightness(color) < brightness(text)) == (scheme == "dark"), (color, text)
 
 
+async def test_the_page_keeps_the_theme_of_the_playground_and_links_to_it(
+    browser: Browser, app: RunningApp
+) -> None:
+    async with open_tab(browser, app.urls["rest"]) as tab:
+        await tab.wait_for("document.getElementById('theme')?.value === 'system'")
+        await tab.evaluate(
+            "localStorage.setItem('pomelo.theme', 'dark'); location.assign('docs')",
+        )
+        await tab.wait_for("document.querySelector('#page:not([hidden])') !== null")
+        assert await tab.evaluate("document.documentElement.classList.contains('dark-mode')")
+        await tab.evaluate("document.getElementById('page').click()")
+        await tab.wait_for("document.querySelector('.sign-in') !== null")
+        await tab.evaluate("localStorage.clear()")
+
+
 def brightness(color: str) -> int:
     """The sum of red, green and blue of a computed color; of a transparent one that of white."""
     red, green, blue, *alpha = (float(each) for each in color.partition("(")[2].rstrip(")").split(","))

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and the answers of the fake vendors."""
+"""A server in a process of its own, a Redis server, and the answers of the fake vendors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from pomelo.testing import FaultUpstream
 from tests.faults.vendor import Vendor
+from tests.redis_server import RedisServer
 from tests.serving import Served, serve
 
 
@@ -16,6 +17,13 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     """`pomelo serve` as a separate process."""
     async with serve(tmp_path_factory.mktemp("served")) as process:
         yield process
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A Redis server of the test's own."""
+    with RedisServer() as started:
+        yield started
 
 
 @pytest.fixture

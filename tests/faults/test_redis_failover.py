@@ -29,12 +29,6 @@ from tests.faults.waiting import until
 from tests.redis_server import RedisServer
 
 
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as started:
-        yield started
-
-
 async def test_a_process_that_was_only_paused_has_lost_its_reservations(
     server: RedisServer, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 
@@ -37,12 +37,6 @@ from tests.redis_server import RedisServer
 
 SETTLES = int(os.environ.get("POMELO_REDIS_SETTLES", "2000"))
 """The number of tasks that run while replies are lost."""
-
-
-@pytest.fixture
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as started:
-        yield started
 
 
 @pytest.fixture

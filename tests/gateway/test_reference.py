@@ -10,7 +10,13 @@ import pytest
 from tests.gateway.gateway_app import GatewayApp
 from tests.gateway.requests import code_of
 
-FILES = ("/docs", "/docs/reference.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
+FILES = (
+    "/docs",
+    "/docs/reference.js",
+    "/docs/reference.css",
+    "/docs/swagger-ui.css",
+    "/docs/swagger-ui-bundle.js",
+)
 LICENCE = "/docs/swagger-ui-bundle.js.LICENSE.txt"
 
 

@@ -78,7 +78,7 @@ async def test_usable_keys_are_counted(tmp_path: Path) -> None:
 async def test_wrong_settings_are_broken(tmp_path: Path) -> None:
     status, found = await doctor(tmp_path, POMELO_NOTHING="1")
     assert status == 1
-    assert found["settings"] == ("broken", "Unknown variable POMELO_NOTHING")
+    assert found["settings"] == ("broken", "Unknown variable POMELO_NOTHING. Remove it, or correct its name")
 
 
 async def test_a_secret_that_others_can_read_or_that_is_missing_is_broken(tmp_path: Path) -> None:

@@ -123,9 +123,10 @@ async def test_a_bucket_that_cannot_be_used_is_broken_and_refused_at_start(
 
 def test_a_bucket_without_its_extra_names_the_command_that_installs_it(tmp_path: Path) -> None:
     program = "import sys; sys.modules['obstore'] = None; from pomelo.cli import main; main()"
+    ports = {"POMELO_REST": "127.0.0.1:0", "POMELO_GRPC": "127.0.0.1:0", "POMELO_ADMIN": ""}
     ran = subprocess.run(
         [sys.executable, "-c", program, "serve"],
-        env={**os.environ, "POMELO_DATA": str(tmp_path / "data"), "POMELO_MEDIA": BUCKET},
+        env={**os.environ, **ports, "POMELO_DATA": str(tmp_path / "data"), "POMELO_MEDIA": BUCKET},
         cwd=tmp_path,
         capture_output=True,
         text=True,

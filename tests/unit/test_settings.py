@@ -187,7 +187,7 @@ def test_a_named_file_must_exist_and_be_toml(config: Path) -> None:
 
 def test_the_error_for_an_unknown_variable_suggests_a_similar_one() -> None:
     assert load_error({"POMELO_RSET": "x"}) == "Unknown variable POMELO_RSET. Did you mean POMELO_REST?"
-    assert load_error({"POMELO_ZZZZ": ""}) == "Unknown variable POMELO_ZZZZ"
+    assert load_error({"POMELO_ZZZZ": ""}) == "Unknown variable POMELO_ZZZZ. Remove it, or correct its name"
 
 
 def test_the_error_for_an_unknown_key_suggests_a_similar_one(config: Path) -> None:

@@ -23,14 +23,14 @@ export function limitMeters() {
 function meter([name, limitName, remainingName, resetName]) {
   const limit = Number(current[limitName]);
   if (!current[limitName]) return '';
-  const left = Math.max(0, Math.ceil(Number(current[resetName]) - Date.now() / 1000));
-  const isOver = resetName && left === 0;  // the window has ended: all of the limit is there again
+  const left = Number(current[resetName]) - Date.now() / 1000;
+  const isOver = resetName && left <= 0;  // the window has ended: all of the limit is there again
   const remaining = isOver ? limit : Number(current[remainingName]);
   return h('div', {},
     h('span', { class: 'name' }, name),
     h('meter', { min: 0, max: limit, low: limit * 0.2, optimum: limit, value: String(remaining), 'aria-label': `${name}: left` }),
     h('span', {}, `${count(remaining)} of ${count(limit)} left`,
-      resetName && !isOver && remaining < limit ? h('span', { class: 'dim' }, `, resets in ${left} s`) : null));
+      resetName && !isOver && remaining < limit ? h('span', { class: 'dim' }, `, resets in ${Math.max(1, Math.floor(left))} s`) : null));
 }
 
 function creditsLeft() {

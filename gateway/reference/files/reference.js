@@ -1,7 +1,9 @@
 // Shows /openapi.json. Requests go to the server that this page comes from, whatever its public URL is.
 const base = new URL(".", location.href);
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+const theme = localStorage.getItem("pomelo.theme"); // chosen on the page at `/`
+const follow = () =>
+  document.documentElement.classList.toggle("dark-mode", theme === "dark" || (theme !== "light" && dark.matches));
 dark.addEventListener("change", follow);
 follow();
 
@@ -16,3 +18,4 @@ SwaggerUIBundle({
   tryItOutEnabled: true,
   validatorUrl: null,
 });
+document.getElementById("page").hidden = !(await fetch(base, { method: "HEAD" })).ok; // POMELO_PAGE=0: no page

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.accounts.pages import MAX_PAGE_BYTES, fitting, make_token, page_size, read_token
+from pomelo.accounts.pages import MAX_PAGE_BYTES, first_page, fitting, make_token, page_size, read_token
 from pomelo.gen.admin.v1.admin_service_pb2 import Key
 from tests.unit.refusals import refused
 
@@ -21,7 +21,7 @@ def test_too_large_a_page_size_is_reduced_and_a_negative_one_refused() -> None:
 def test_read_token_returns_the_position_of_a_token(name: str, created: float, key_id: str) -> None:
     name, key_id = name.encode("utf-8", "replace").decode(), key_id.encode("utf-8", "replace").decode()
     token = make_token(name, created, key_id)
-    assert read_token(token, name, float, str) == [created, key_id]
+    assert read_token(token, name, float, str) == (created, key_id)
     assert token.isascii()
     assert not set(token) & set("+/=")
 
@@ -55,3 +55,12 @@ def test_a_page_has_the_entries_that_fit_and_at_least_one() -> None:
     assert fitting([exact, exact]) == 2
     half = Key(id="k" * (MAX_PAGE_BYTES // 2 - 10))
     assert fitting([half, half, half]) == 2
+
+
+def test_a_first_page_has_a_token_only_if_entries_are_left() -> None:
+    keys = [Key(id=name) for name in "abc"]
+    page, token = first_page(keys, 2, "keys", lambda last: (keys[last].id,))
+    assert [key.id for key in page] == ["a", "b"]
+    assert read_token(token, "keys", str) == ("b",)
+    assert first_page(keys, 3, "keys", lambda last: (keys[last].id,)) == (keys, "")
+    assert read_token("", "keys", str) is None
