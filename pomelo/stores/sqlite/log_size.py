@@ -1,7 +1,7 @@
 """Keeps the write-ahead log small: once it is large, it is emptied between two commits.
 
-Its file keeps its size, and is overwritten from its beginning: a commit takes about a third of the time if the
-size of the file stays as it is. Only a file that grew far beyond its bound is truncated.
+Its file keeps its size, and is overwritten from its beginning: a commit takes about a third of the time if
+the size of the file stays as it is. Only a file that grew far beyond its bound is truncated.
 
 SQLite restarts the log only while nobody reads it. Under continuous reports that never happens, and the log
 grows. So reports read in steps, and wait before a step while the writer empties the log.
