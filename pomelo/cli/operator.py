@@ -67,7 +67,9 @@ def _with_credits(message: str, error: PomeloError) -> str:
 
     for bound in {error.values[name] for name in ("minimum", "maximum") if name in error.values}:
         micros = int(bound)
-        message = re.sub(rf"(?<![\d,.-]){micros:,}(?![\d,.])", format_credits(micros), message)
+        message = re.sub(
+            rf"(?<![\d,.-]){micros:,}(?![\d,.])( microcredits)?", format_credits(micros), message
+        )
     return message
 
 

@@ -18,6 +18,7 @@ from pomelo.stores.accounts import Balance
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     Budget,
+    BudgetUse,
     Counter,
     LostReservationError,
     Refused,
@@ -212,12 +213,12 @@ async def test_a_charge_above_the_reservation_that_was_not_written_is_taken_back
         with pytest.raises(PomeloError):
             await failing.settle(charge)
         assert await failing.balance(WALLET) == Balance(100_000_000, 0, 10)
-        assert await failing.budget_use(WALLET, [budget]) == [10]
+        assert await failing.budget_use(WALLET, [budget]) == [BudgetUse(10, 0.0)]
         assert (await failing.limit_status(WALLET, [tokens])).counts["tokens"].used == 10
     settled = await failing.settle(charge)
     assert (settled.record.cost, settled.record.uncollected) == (25, 0)
     assert await failing.balance(WALLET) == Balance(100_000_000, 25, 0)
-    assert await failing.budget_use(WALLET, [budget]) == [25]
+    assert await failing.budget_use(WALLET, [budget]) == [BudgetUse(25, 0.0)]
     assert (await failing.limit_status(WALLET, [tokens])).counts["tokens"].used == 40
 
 
