@@ -36,7 +36,7 @@ breaking: .venv/.dev
 
 # Three test processes, because many tests wait. The tests that measure times and memory then run on their own.
 unit: .venv/.dev browser generators nginx
-	pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
+	pytest -rs --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
 	pytest $(MEASURING)
 
 # Installs Chromium where there is no browser and this user is root.

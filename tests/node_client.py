@@ -36,7 +36,7 @@ def install(cache: Path, folder: Path = FOLDER) -> Path:
                 cwd=temporary,
                 check=True,
                 capture_output=True,
-                timeout=90,
+                timeout=240,
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             shutil.rmtree(temporary)

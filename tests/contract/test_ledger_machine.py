@@ -329,9 +329,9 @@ class LedgerMachine(OperatorRules):
                 assert found.cost >= min(task.noted.cost, task.amount)
                 state.records[task_id] = found
             state.forget_closed(self.now)
-            found = self.do(self.store.limit_status(wallet, ALL_COUNTERS))
-            state.reopen(found, self.now)
-            self.compare(found, wallet, ALL_COUNTERS)
+            status = self.do(self.store.limit_status(wallet, ALL_COUNTERS))
+            state.reopen(status, self.now)
+            self.compare(status, wallet, ALL_COUNTERS)
 
     @rule(wallet=st.sampled_from(WALLETS))
     def check_limit_status(self, wallet: Wallet) -> None:
@@ -392,10 +392,8 @@ def test_the_store_behaves_like_the_model(store: str) -> None:
             settings=settings(
                 max_examples=min(200, max(1, STEPS // 50)),
                 stateful_step_count=50,
-                deadline=None,
                 database=None,
-                # Shrinking a failure may take an hour, which no time limit ends.
-                phases=[Phase.generate],
+                phases=[Phase.generate],  # shrinking may take an hour, which no time limit ends
                 suppress_health_check=list(HealthCheck),
             ),
         )
