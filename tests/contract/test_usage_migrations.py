@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from pomelo.accounts.audit import audit
 from pomelo.stores.accounts import Balance
 from pomelo.stores.archive import open_archive
-from pomelo.stores.base import StoreError
+from pomelo.stores.base import Store, StoreError
 from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, ReserveRequest, Settlement
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
@@ -30,6 +30,11 @@ def left_by(version: int, folder: Path) -> Path:
     return path
 
 
+def open_at(path: Path, at: float) -> AbstractAsyncContextManager[Store]:
+    """The store of that file at that time (Unix seconds): what is stored in these files expires."""
+    return open_sqlite(path, now=lambda: at, monotonic=lambda: 5.0)
+
+
 # --- version 3: records without cache counts, prices without tiers
 
 
@@ -45,7 +50,7 @@ def version_3(tmp_path: Path) -> Path:
 
 async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3: Path) -> None:
     for _ in range(2):
-        async with open_sqlite(version_3, now=lambda: AT_3, monotonic=lambda: 3.0) as store:
+        async with open_at(version_3, AT_3) as store:
             found = await audit(store)
             assert not found.findings
             assert (found.records, found.cost_micros, found.uncollected_micros) == (2, 1_000_000, 1_060_200)
@@ -57,7 +62,7 @@ async def test_bills_of_version_3_are_recomputed_with_their_own_prices(version_3
 
 
 async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version_3: Path) -> None:
-    async with open_sqlite(version_3, now=lambda: AT_3, monotonic=lambda: 3.0) as store:
+    async with open_at(version_3, AT_3) as store:
         again = ReserveRequest(record("task_9"), 0, 0, idempotency_key=IdempotencyKey("again", b"f"))
         assert isinstance(await store.reserve(again), ReplayedAnswer)
         ended = record("task_2", input_tokens=9, cached_input_tokens=5, cache_write_input_tokens=3)
@@ -71,10 +76,10 @@ async def test_a_file_of_version_3_replays_answers_and_stores_new_counts(version
 
 async def test_a_file_of_version_3_stores_costs_reported_by_providers(version_3: Path) -> None:
     ended = record("task_3", provider_micros=70, prices="image=40000,provider_dollar=1100000", cost=77)
-    async with open_sqlite(version_3, now=lambda: AT_3, monotonic=lambda: 3.0) as store:
+    async with open_at(version_3, AT_3) as store:
         await store.reserve(ReserveRequest(ended, 0, 0))
         await store.settle(Settlement(ended))
-    async with open_sqlite(version_3, now=lambda: AT_3, monotonic=lambda: 3.0) as store:
+    async with open_at(version_3, AT_3) as store:
         *old, new = (await store.list_usage(UsageQuery(), limit=9))[0]
         assert [each.provider_micros for each in old] == [0, 0]
         assert (new.task_id, new.provider_micros, new.uncollected) == ("task_3", 70, 77)
@@ -117,7 +122,7 @@ async def test_records_of_version_5_are_read_unchanged_and_its_running_tasks_are
     version_5: Path,
 ) -> None:
     for _ in range(2):
-        async with open_sqlite(version_5, now=lambda: AT_5, monotonic=lambda: 5.0) as store:
+        async with open_at(version_5, AT_5) as store:
             assert not (await audit(store)).findings
             assert await store.balance(WALLET) == Balance(1_000_000, 3_400 + 80, 0)
             (second, *others), _ = await store.list_usage(UsageQuery(), limit=9)
@@ -138,14 +143,14 @@ async def test_records_of_version_5_are_read_unchanged_and_its_running_tasks_are
 async def test_a_file_of_version_5_replays_answers_and_stores_user_and_metadata(version_5: Path) -> None:
     changes: dict[str, Any] = {"output_tokens": 9, "reasoning_tokens": 7, "user": "ada", "at": AT_5 + 9}
     new = record("task_9", metadata=encode_metadata({"team": "red"}), **changes)
-    async with open_sqlite(version_5, now=lambda: AT_5, monotonic=lambda: 5.0) as store:
+    async with open_at(version_5, AT_5) as store:
         again = ReserveRequest(record("again"), 0, 0, idempotency_key=IdempotencyKey("order-1", b"f"))
         replayed = await store.reserve(again)
         assert isinstance(replayed, ReplayedAnswer)
         assert (replayed.answer, replayed.record) == (b"answer", ended_5("task_1", at=AT_5))
         await store.reserve(ReserveRequest(new, 0, 0))
         assert (await store.settle(Settlement(new))).record == new
-    async with open_sqlite(version_5, now=lambda: AT_5, monotonic=lambda: 5.0) as store:
+    async with open_at(version_5, AT_5) as store:
         (newest, *_), _ = await store.list_usage(UsageQuery(), limit=9)
         assert newest == new
         totals = await store.sum_usage(UsageQuery(live=True), (MetadataKey("team"), "user"))
