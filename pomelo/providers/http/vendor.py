@@ -15,7 +15,7 @@ class Vendor:
     probe: ClassVar[Probe]
 
     def __init__(self, credentials: Credentials, http: Http) -> None:
-        key = credentials.api_key or ""
+        key = (credentials.api_key or "").strip()
         self.configured = bool(key)
         self._http = http
         self._base = credentials.base_url.rstrip("/")
