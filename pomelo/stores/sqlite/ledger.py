@@ -238,7 +238,7 @@ class Ledger:
 
         task.ending = True
         wallet.ending += 1
-        self._writer.end(End(task, done, record, answer, self._clock()), running=len(self._tasks))
+        self._writer.end(End(task, done, record, answer, self._clock()), self._tasks)
 
     def _release(self, task: Reservation, now: float) -> None:
         task.release(now)

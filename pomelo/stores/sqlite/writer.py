@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -29,12 +29,13 @@ BATCH = 256
 COUNTS_DELAY = 0.05
 """Seconds until the counts of a wallet are written if no end of its tasks writes them before."""
 
-MAX_INTERVAL = 0.002
-"""Seconds between the beginnings of two batches of ends, while many tasks run. Ends that come in between
-share a commit, which takes longer than all else that is done for an end."""
+MAX_INTERVAL = 0.004
+"""Seconds between the beginnings of two batches of ends, while several tasks run. Ends that come in between
+share a commit, which costs more than all else that is done for an end."""
 
-INTERVAL_PER_TASK = 0.0001
-"""The same for each running task: a few callers, of which each waits for its end, are hardly delayed."""
+QUIET = 0.002
+"""Seconds without a beginning or an end of a task after which a batch does not wait for more: the callers may
+all be waiting for it."""
 
 log = logging.getLogger("pomelo.stores")
 
@@ -86,11 +87,12 @@ class Writer:
         self._repeated: deque[End | Operation] = deque()
         """The parts of failed batches, one by one."""
         self._writing: Batch | None = None
-        self._scheduled = False
+        self._tasks: Sized = ()
+        """All tasks whose end is not written."""
+        self._collecting = False
+        """Whether `_collect` is scheduled."""
         self._begun = 0.0
         """When the last batch was handed to the thread."""
-        self._interval = 0.0
-        """Seconds until the next batch of ends may follow."""
         self._ended: asyncio.Future[None] = loop.create_future()
 
     @classmethod
@@ -166,27 +168,27 @@ class Writer:
         self._operations.append(Operation(work, done, reads))
         self._flush()
 
-    def end(self, end: End, *, running: int) -> None:
-        """Queues the end of a task. If others are `running`, they may end until the end of this turn of the
-        loop, or soon after the last batch."""
+    def end(self, end: End, tasks: Sized) -> None:
+        """Queues the end of a task. `tasks` are all whose end is not written. A task that is alone is written
+        immediately; others share a commit with those that end soon."""
         self._ends.append(end)
-        if running <= 1:
-            self._interval = 0.0
+        self._tasks = tasks
+        if len(tasks) <= 1:
+            self._flush()
+        elif self._writing is None and not self._collecting:
+            self._collecting = True
+            self._loop.call_soon(self._collect)
+
+    def _collect(self, seen: tuple[int, int] = (0, 0)) -> None:
+        """Hands the ends to the thread MAX_INTERVAL after the last batch, or once no task begins or ends.
+        `seen`: the numbers of tasks and ends when it was called before."""
+        now = len(self._tasks), len(self._ends)
+        wait = self._begun + MAX_INTERVAL - time.monotonic()
+        if wait <= 0 or now == seen or not self._ends:
+            self._collecting = False
             self._flush()
         else:
-            self._interval = min(running * INTERVAL_PER_TASK, MAX_INTERVAL)
-            self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        """Hands the next batch to the thread when its interval has passed, at the earliest next turn."""
-        if self._writing is not None or self._scheduled:
-            return
-        self._scheduled = True
-        wait = self._begun + self._interval - time.monotonic()
-        if wait > 0:
-            self._loop.call_later(wait, self._flush)
-        else:
-            self._loop.call_soon(self._flush)
+            self._loop.call_later(min(wait, QUIET), self._collect, now)
 
     def counts_changed(self, wallet: LoadedWallet) -> None:
         """Writes a wallet's counts with the next end of its tasks, or COUNTS_DELAY later."""
@@ -217,7 +219,6 @@ class Writer:
 
     def _flush(self) -> None:
         """Hands the next batch to the thread, unless it is writing one."""
-        self._scheduled = False
         if self._writing is not None:
             return
         batch = self._next_batch()
@@ -266,8 +267,9 @@ class Writer:
         self._writing = None
         if self._operations or self._repeated or self._changed_due or self.closed:
             self._flush()
-        elif self._ends:
-            self._flush_soon()
+        elif self._ends and not self._collecting:
+            self._collecting = True
+            self._collect()
 
     def _failed(self, batch: Batch, error: Exception) -> None:
         """Repeats the parts of a batch one by one, so that one that fails does not affect the others."""

@@ -17,6 +17,7 @@ from pomelo.stores.ledger import (
     IdempotencyKey,
     LostReservationError,
     Reserved,
+    Settled,
     Settlement,
     UnknownOutcomeError,
 )
@@ -68,23 +69,61 @@ async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig
     assert (await limits(rig.store, WALLET)).concurrency == 2
 
 
+def timing(monkeypatch: pytest.MonkeyPatch, interval: float, quiet: float) -> None:
+    """Sets when a batch of ends begins. Counts of wallets begin none."""
+    monkeypatch.setattr(writer, "MAX_INTERVAL", interval)
+    monkeypatch.setattr(writer, "QUIET", quiet)
+    monkeypatch.setattr(writer, "COUNTS_DELAY", 3600.0)
+
+
+async def running(rig: SqliteRig, task_ids: str) -> None:
+    """Starts tasks, and lets a batch begin."""
+    for task_id in task_ids:
+        await rig.store.reserve(own_request(task_id))
+    await inner(rig)._writer.do(writer.nothing, reads=True)
+
+
+def settle(rig: SqliteRig, task_ids: str) -> list[asyncio.Future[Settled]]:
+    return [asyncio.ensure_future(rig.store.settle(own_settlement(task_id))) for task_id in task_ids]
+
+
 async def test_ends_that_follow_a_batch_closely_share_a_commit_unless_one_task_is_alone(
     rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "MAX_INTERVAL", 3600.0)
-    monkeypatch.setattr(writer, "INTERVAL_PER_TASK", 3600.0)
-    for task_id in "abcd":
-        await rig.store.reserve(own_request(task_id))
-    queue = inner(rig)._writer
-    await queue.do(writer.nothing, reads=True)
-    ends = [asyncio.ensure_future(rig.store.settle(own_settlement(task_id))) for task_id in "abc"]
+    timing(monkeypatch, interval=3600.0, quiet=3600.0)
+    await running(rig, "abcd")
+    ends = settle(rig, "abc")
     for _ in range(10):
         await asyncio.sleep(0)
     assert not any(end.done() for end in ends)
     async with asyncio.timeout(60):
-        await queue.do(writer.nothing, reads=True)  # what else is written takes them along
+        await inner(rig)._writer.do(writer.nothing, reads=True)  # what else is written takes them along
         await asyncio.gather(*ends)
         await rig.store.settle(own_settlement("d"))
+
+
+@pytest.mark.parametrize(("interval", "quiet"), [(0.02, 3600.0), (3600.0, 0.01)])
+async def test_ends_are_written_after_the_interval_or_when_no_task_begins_or_ends(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch, interval: float, quiet: float
+) -> None:
+    timing(monkeypatch, interval, quiet)
+    await running(rig, "abc")
+    async with asyncio.timeout(60):
+        await asyncio.gather(*settle(rig, "ab"))
+
+
+async def test_ends_are_not_written_before_the_interval_while_tasks_begin(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing(monkeypatch, interval=3600.0, quiet=0.0)
+    await running(rig, "ab")
+    (end,) = settle(rig, "a")
+    for number in range(20):
+        await rig.store.reserve(own_request(f"new_{number}"))
+        await asyncio.sleep(0)
+        assert not end.done()
+    async with asyncio.timeout(60):
+        await end
 
 
 async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(
