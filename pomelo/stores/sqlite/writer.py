@@ -184,7 +184,7 @@ class Writer:
         `seen`: the numbers of tasks and ends when it was called before."""
         now = len(self._tasks), len(self._ends)
         wait = self._begun + MAX_INTERVAL - time.monotonic()
-        if wait <= 0 or now == seen or not self._ends:
+        if wait <= 0 or now == seen or len(self._tasks) <= 1:
             self._collecting = False
             self._flush()
         else:

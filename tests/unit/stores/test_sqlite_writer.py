@@ -112,6 +112,16 @@ async def test_ends_are_written_after_the_interval_or_when_no_task_begins_or_end
         await asyncio.gather(*settle(rig, "ab"))
 
 
+async def test_a_task_that_is_alone_ends_with_the_batch_after_the_one_that_is_being_written(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing(monkeypatch, interval=3600.0, quiet=3600.0)
+    await rig.store.reserve(own_request("a"))
+    writing = inner(rig)._writer.do(writer.nothing, reads=True)
+    async with asyncio.timeout(60):
+        await asyncio.gather(writing, *settle(rig, "a"))
+
+
 async def test_ends_are_not_written_before_the_interval_while_tasks_begin(
     rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
