@@ -258,7 +258,7 @@ class Router:
 
     def blocked_routes(self) -> set[tuple[str, ...]]:
         """Return the routes, as provider and its model, that are blocked for all accounts, or for each one
-        that has called them."""
+        that has called them; one whose first calls have failed does not count."""
         return {route for route, breaker in self._breakers.items() if _is_blocked(breaker)}
 
     async def start(
@@ -394,5 +394,5 @@ def is_late(now: float, deadline: float) -> bool:
 
 
 def _is_blocked(breaker: CircuitBreaker) -> bool:
-    accounts = breaker.account_states
+    accounts = {*breaker.account_states} - {None}
     return breaker.state is not State.CLOSED or (bool(accounts) and State.CLOSED not in accounts)
