@@ -60,7 +60,7 @@ class TranscriptionCollector(Collector):
         output = result.transcription
         output.CopyFrom(self._transcription)
         output.ClearField("language_code")
-        if language := iso_language(self._transcription.language_code):
+        if language := iso_language(self._transcription.language_code.strip()):
             output.language_code = language
         _complete_times(output)
         estimate = self._context.estimate
