@@ -100,6 +100,7 @@ class UpstreamCalls(VendorCall):
     __slots__ = ("_began", "_observers", "account", "attempts", "route", "route_number", "seconds")
 
     def __init__(self, account: str = "", observers: Sequence[Observer] = ()) -> None:
+        self.job = None
         self.status = 0
         self.sent = {}
         self.fields = ()
@@ -351,6 +352,7 @@ class Router:
     ) -> Event | GuardedEvents:
         """Call a vendor once. Its circuit breaker learns of a success, and of the end of the events."""
         breaker = candidate.breaker
+        calls.job = job
         VENDOR_CALL.set(calls)
         guarded = GuardedEvents(
             candidate.method, candidate.task_type, job, account, trusted=candidate.trusted
