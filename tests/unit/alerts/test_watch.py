@@ -71,7 +71,7 @@ async def test_an_alert_is_reported_if_the_store_noted_it_without_an_answer(tmp_
         return changed
 
     calls: list[str] = []
-    blocked = {("openai", "gpt-4o")}
+    blocked: set[tuple[str, ...]] = {("openai", "gpt-4o")}
     async with open_sqlite(tmp_path / "pomelo.db") as store:
         await add_account(store, micros=900)
         watch = Watch(
