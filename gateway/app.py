@@ -154,7 +154,7 @@ async def open_rest(
         listener.start()
         yield bound
     finally:
-        listener.close()
+        await listener.close()
         await close_connections(live, options.drain_timeout)
 
 

@@ -22,10 +22,11 @@ DEFAULT_TIMEOUT = 600.0
 MODE_NAMES = ("test", "live")
 """The names of the modes; the index is whether the mode is live."""
 
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_REQUEST_ID = re.compile(r"[ \t]*([\x21-\x7e]{1,128})[ \t]*")
+_IDEMPOTENCY_KEY = re.compile(r"[ \t]*([\x21-\x7e]{1,255})[ \t]*")
+"""White space around a header is no part of it, as HTTP defines. gRPC does not remove it."""
 _NUMBER = re.compile(r"\s*[+]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?\s*")
-_BEARER = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
+_BEARER = re.compile(r"[ \t]*bearer +(\S+)[ \t]*", re.IGNORECASE)
 _PREFERENCES = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.)*+"?)++')
 _HANDLING = re.compile(
     r'\s*+handling\s*+(?:=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*+))\s*+)?(?:;.*)?', re.IGNORECASE | re.DOTALL
@@ -156,11 +157,16 @@ class Call:
         if timeout is None or timeout > DEFAULT_TIMEOUT:
             timeout = DEFAULT_TIMEOUT
         request_id = get("x-request-id")
-        if request_id is None or not _REQUEST_ID.fullmatch(request_id):
+        if request_id is not None and (match := _REQUEST_ID.fullmatch(request_id)):
+            request_id = match[1]
+        else:
             request_id = new_id("req_")
         idempotency_key = get("idempotency-key")
-        if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-            header_error = invalid("Idempotency-Key", "1 to 255 visible ASCII characters")
+        if idempotency_key is not None:
+            if match := _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+                idempotency_key = match[1]
+            else:
+                header_error = invalid("Idempotency-Key", "1 to 255 visible ASCII characters")
         for name in repeated:
             if name != "authorization":
                 header_error = invalid(_SINGLE_HEADERS[name], "given once")

@@ -309,7 +309,7 @@ def load(
     Raises:
         SettingsError: a named file can't be read; a name is unknown; a value is wrong.
     """
-    values = _from_file(_find_file(config, environ)) | _from_variables(environ)
+    values = _from_file(find_file(config, environ)) | _from_variables(environ)
     if workers is not None:
         values["workers"] = workers
     try:
@@ -328,7 +328,12 @@ def provider_variable(provider: str, field: str) -> str:
     return f"{provider}_{field}".upper().replace("-", "_")
 
 
-def _find_file(config: Path | None, environ: Mapping[str, str]) -> Path | None:
+def find_file(config: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Returns the file that `load` reads, None without one.
+
+    Raises:
+        SettingsError: a named file does not exist.
+    """
     path = config or (Path(name) if (name := environ.get("POMELO_CONFIG")) else None)
     if path is not None and not path.is_file():
         raise SettingsError(f"{path}: there is no such file")

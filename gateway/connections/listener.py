@@ -32,6 +32,9 @@ HEALTH_REQUEST = b"GET /healthz "
 _MAX_ACCEPTS = 256
 """Connections that are accepted in one iteration of the event loop, in some 10 µs each."""
 
+_CLOSING_TIME = 1.0
+"""Seconds in which connections that have sent something are started when the listener closes."""
+
 _MAX_STARTS = 16
 """Connections that are started in one iteration, in some 100 µs each."""
 
@@ -120,17 +123,24 @@ class Listener:
         for listening in self._sockets:
             self._loop.add_reader(listening, self._accept, listening)
 
-    def close(self) -> None:
-        """Stops accepting, and drops connections that have not started."""
+    async def close(self) -> None:
+        """Stops accepting, and drops connections that have sent nothing. Starts those that have sent
+        something, so that they are answered; a TLS handshake has `_CLOSING_TIME` seconds to end."""
         for listening in self._sockets:
+            self._accept(listening)
             self._loop.remove_reader(listening)
             listening.close()
         self._sockets = []
-        for pending in (*self._ready, *self._silent):
+        for pending in [*self._silent]:
             self._connections.close(pending.slot)
             pending.drop(False)
-        for task in self._starting:
-            task.cancel()
+        while self._ready:
+            self._start_ready()
+        if self._starting:
+            # Cancelling one of them would close a connection that has just been made, without an answer.
+            _, late = await asyncio.wait(self._starting, timeout=_CLOSING_TIME)
+            for task in late:
+                task.cancel()
         self._connections.stop()
 
     def _accept(self, listening: socket.socket) -> None:

@@ -6,10 +6,11 @@ seconds.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 from pomelo.accounts import budgets
@@ -32,6 +33,9 @@ _BALANCE_MEMORY, _CIRCUIT_MEMORY = 30 * _DAY, 300.0
 """Seconds for which it is noted what was reported. A circuit's state is forgotten soon: its process may have
 died without closing it."""
 
+_LAST_SEARCH = 2.0
+"""Seconds for the search when the process ends."""
+
 log = logging.getLogger("pomelo.alerts")
 
 
@@ -43,12 +47,17 @@ class WatchedStore(AccountStore, LedgerStore, Protocol):
 async def open_watch(
     urls: Sequence[str], keys: Sequence[bytes], interval: float, store: WatchedStore, **options: Any
 ) -> AsyncIterator[Watch]:
-    """Searches every `interval` seconds within the context, and delivers what is found to `urls`, signed with
-    `keys`. `options` are those of `Watch`."""
+    """Searches every `interval` seconds within the context and once on leaving, and delivers what is found to
+    `urls`, signed with `keys`. `options` are those of `Watch`."""
     async with open_webhooks(urls, keys) as webhooks:
         watch = Watch(store, webhooks.send, **options)
-        async with in_background(watch.keep_watching(interval)):
-            yield watch
+        try:
+            async with in_background(watch.keep_watching(interval)):
+                yield watch
+        finally:
+            with suppress(PomeloError, TimeoutError):
+                async with asyncio.timeout(_LAST_SEARCH):
+                    await watch.search()
 
 
 class Watch:
@@ -82,6 +91,8 @@ class Watch:
         self._blocked: set[tuple[str, ...]] = set()
         self._top_ups: dict[str, tuple[int, str, int]] = {}
         """By account what was granted in total, and the id and amount of the last grant."""
+        self._unsure: dict[str, str] = {}
+        """By subject the state that the store may have noted without an answer: it was not reported."""
 
     # --- what running tasks report
 
@@ -130,7 +141,7 @@ class Watch:
                 await self._check_balance(account)
             for principal, refused in keys.values():
                 await self._check_budget(principal, refused)
-        except PomeloError:
+        except BaseException:
             self._accounts |= accounts
             self._keys = keys | self._keys
             raise
@@ -151,7 +162,7 @@ class Watch:
         for event, routes in (("provider.open", found - known), ("provider.closed", known - found)):
             for route in sorted(routes):
                 provider, model = route
-                if await self._note_state(f"circuit {provider} {model}", event, _CIRCUIT_MEMORY):
+                if await self._is_new(f"circuit {provider} {model}", event, _CIRCUIT_MEMORY):
                     data = {"provider": provider, "provider_model": model}
                     self._report(event, f"{route} {self._now()}", data)
                 self._blocked ^= {route}
@@ -163,7 +174,7 @@ class Watch:
         if balance.available + balance.held >= threshold:
             return
         state = f"{grant_id} {balance.credit_limit}"
-        if await self._note_state(f"balance {account}", state, _BALANCE_MEMORY):
+        if await self._is_new(f"balance {account}", state, _BALANCE_MEMORY):
             data = {
                 "account": account,
                 "mode": "live",
@@ -195,7 +206,7 @@ class Watch:
         if left > 0 and not (refused and left < (await self._store.balance(wallet)).available):
             return
         state = f"{current.start:.0f} {budget.limit}"
-        if await self._note_state(f"budget {principal.account} {budget.name}", state, _BALANCE_MEMORY):
+        if await self._is_new(f"budget {principal.account} {budget.name}", state, _BALANCE_MEMORY):
             data = {
                 "account": principal.account,
                 "mode": "live",
@@ -205,6 +216,15 @@ class Watch:
                 "used_micros": used,
             }
             self._report("budget.reached", f"{principal.account} {budget.name} {state}", data)
+
+    async def _is_new(self, subject: str, state: str, seconds: float) -> bool:
+        """Notes the state of a subject; whether it is to be reported."""
+        try:
+            changed = await self._note_state(subject, state, seconds)
+        except PomeloError:
+            self._unsure[subject] = state
+            raise
+        return changed or self._unsure.pop(subject, None) == state
 
     def _report(self, event: str, occasion: str, data: Mapping[str, Any]) -> None:
         log.info("%s: an alert is sent", event, extra={"fields": data})

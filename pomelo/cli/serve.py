@@ -29,9 +29,10 @@ def serve(
 
         check_start(config, workers)
         return
-    from pomelo.settings import load
+    from pomelo.settings import find_file, load
 
-    load_again = partial(load, config, workers=workers)
+    # A file that was there at the start has to be there at a reload, too.
+    load_again = partial(load, find_file(config), workers=workers)
     settings = load_again()
     check_servers(settings)
     from pomelo.cli.process import run_process, serve_app
@@ -66,9 +67,10 @@ def gateway(
     config: Config = None,
 ) -> None:
     """Serve only REST, for a gRPC server that runs elsewhere. SIGHUP reloads the certificate."""
-    from pomelo.settings import load
+    from pomelo.settings import find_file, load
 
-    settings = load(config)
+    load_again = partial(load, find_file(config))
+    settings = load_again()
     settings.rest_address()
     if ca is not None:
         from pomelo.cli.trust import trust_authority
@@ -79,4 +81,4 @@ def gateway(
         tls = True
     from pomelo.cli.process import run_process, serve_gateway
 
-    run_process(partial(serve_gateway, settings, target, tls, ca, partial(load, config)), settings)
+    run_process(partial(serve_gateway, settings, target, tls, ca, load_again), settings)

@@ -138,7 +138,7 @@ class Acceptance:
             key = await idempotency.idempotency_key(call.idempotency_key, spec, audio)
         info = _NO_AUDIO
         if audio is not None:
-            measured = await self._measurer.measure(audio, principal.account)
+            measured = await self._measurer.measure(audio, principal.account, call.request_id)
             audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
             info = AudioInfo(audio.size, audio.ms)
             if info.exceeds(model):

@@ -177,9 +177,13 @@ class CircuitBreaker:
         return State.CLOSED if own is None else own.state
 
     @property
-    def account_states(self) -> list[State]:
-        """The states of the tracked accounts' own circuits."""
-        return [own.state for own in self._accounts.values()]
+    def account_states(self) -> list[State | None]:
+        """The states of the tracked accounts' own circuits; None for one that is still closed although no
+        call of the account has succeeded."""
+        return [
+            None if own.state is State.CLOSED and own.window.bad and not own.served else own.state
+            for own in self._accounts.values()
+        ]
 
     def acquire(self, account: str, now: float) -> Attempt | None:
         """Return an attempt if the account may call the vendor now, otherwise None. The first call after the

@@ -188,7 +188,9 @@ class Ledger:
             if isinstance(outcome, Refused):
                 if request.budget is not None and outcome.counter == request.budget.name:
                     assert principal.budget is not None
-                    raise budgets.exceeded(principal.budget, request.minimum, now)
+                    (use,) = await self.store.budget_use(draft.wallet, [request.budget])
+                    # If this clock was set back, the store may be in a later period.
+                    raise budgets.exceeded(principal.budget, request.minimum, max(now, use.start))
                 raise limits.refusal(outcome, request.minimum, now)
             call.response_headers[CHARGED_HEADER] = money.format_credits(0)
             call.response_headers["Idempotent-Replayed"] = "true"

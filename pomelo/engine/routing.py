@@ -100,6 +100,7 @@ class UpstreamCalls(VendorCall):
     __slots__ = ("_began", "_observers", "account", "attempts", "route", "route_number", "seconds")
 
     def __init__(self, account: str = "", observers: Sequence[Observer] = ()) -> None:
+        self.job = None
         self.status = 0
         self.sent = {}
         self.fields = ()
@@ -258,7 +259,7 @@ class Router:
 
     def blocked_routes(self) -> set[tuple[str, ...]]:
         """Return the routes, as provider and its model, that are blocked for all accounts, or for each one
-        that has called them."""
+        that has called them; one whose first calls have failed does not count."""
         return {route for route, breaker in self._breakers.items() if _is_blocked(breaker)}
 
     async def start(
@@ -351,6 +352,7 @@ class Router:
     ) -> Event | GuardedEvents:
         """Call a vendor once. Its circuit breaker learns of a success, and of the end of the events."""
         breaker = candidate.breaker
+        calls.job = job
         VENDOR_CALL.set(calls)
         guarded = GuardedEvents(
             candidate.method, candidate.task_type, job, account, trusted=candidate.trusted
@@ -394,5 +396,5 @@ def is_late(now: float, deadline: float) -> bool:
 
 
 def _is_blocked(breaker: CircuitBreaker) -> bool:
-    accounts = breaker.account_states
+    accounts = {*breaker.account_states} - {None}
     return breaker.state is not State.CLOSED or (bool(accounts) and State.CLOSED not in accounts)

@@ -65,8 +65,8 @@ class Measurer:
         """By account, while its audio is measured or waits for that."""
         self._av_missing = False
 
-    async def measure(self, audio: AudioSource, account: str = "") -> Measured:
-        """The length of `audio`, and its media type.
+    async def measure(self, audio: AudioSource, account: str = "", request_id: str = "") -> Measured:
+        """The length of `audio`, and its media type. `request_id` is for log lines.
 
         The files of one account are measured one at a time, so slow ones do not delay other accounts.
         """
@@ -74,7 +74,7 @@ class Measurer:
         sample_format = samples.sample_format(content_type)
         result = None
         if audio.size and not self._av_missing:
-            result = await self._measure(audio, account, sample_format is not None)
+            result = await self._measure(audio, account, sample_format is not None, request_id)
         if sample_format is None:
             if not result:
                 return Measured(0, content_type)
@@ -92,23 +92,30 @@ class Measurer:
             await worker.end()
         self._idle.clear()
 
-    async def _measure(self, audio: AudioSource, account: str, raw: bool) -> tuple[int, str] | None:
+    async def _measure(
+        self, audio: AudioSource, account: str, raw: bool, request_id: str
+    ) -> tuple[int, str] | None:
         lock = self._locks.setdefault(account, asyncio.Lock())
         async with lock, self._free_workers:
-            return await self._request(audio, raw)
+            return await self._request(audio, raw, request_id)
 
-    async def _request(self, audio: AudioSource, raw: bool) -> tuple[int, str] | None:
+    async def _request(self, audio: AudioSource, raw: bool, request_id: str) -> tuple[int, str] | None:
         """The demuxer's answer; None if it failed."""
         worker = self._idle.pop() if self._idle else None
+        extra = {"fields": {"request_id": request_id}} if request_id else {}
         try:
             if worker is None or not worker.alive:
                 worker = await _Worker.start()
             async with asyncio.timeout(self._timeout):
                 answer = await worker.request(audio, raw)
         except TimeoutError:
-            log.warning("audio of %d bytes could not be measured within %g s", audio.size, self._timeout)
+            log.warning(
+                "audio of %d bytes could not be measured within %g s", audio.size, self._timeout, extra=extra
+            )
         except (EOFError, OSError, ValueError) as error:
-            log.warning("audio of %d bytes could not be measured: %s", audio.size, type(error).__name__)
+            log.warning(
+                "audio of %d bytes could not be measured: %s", audio.size, type(error).__name__, extra=extra
+            )
         except _AvMissingError:
             self._av_missing = True
             log.warning(

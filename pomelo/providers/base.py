@@ -42,12 +42,13 @@ _SECRET_LENGTH = 8
 
 
 class VendorCall:
-    """The last request and response in one call to a vendor, for the operator's log: the headers that were
-    `sent`, the status of the response, 0 before it has begun, and the fields of its head."""
+    """The last request and response in one call to a vendor, for the operator's log: the `job`, the headers
+    that were `sent`, the status of the response, 0 before it has begun, and the fields of its head."""
 
-    __slots__ = ("fields", "sent", "status")
+    __slots__ = ("fields", "job", "sent", "status")
 
     def __init__(self) -> None:
+        self.job: Job[Any] | None = None
         self.status = 0
         self.sent: Mapping[str, str] = {}
         self.fields: Sequence[tuple[bytes, bytes]] = ()
@@ -85,6 +86,22 @@ def vendor_token(text: str) -> str:
     """Return a vendor's code or id as `VendorCall.token` of the current call does."""
     call = VENDOR_CALL.get()
     return safe_token(text) if call is None else call.token(text)
+
+
+def log_fields() -> dict[str, Any]:
+    """Return the `extra` of a log line about the current call to a vendor: its request and its route."""
+    call = VENDOR_CALL.get()
+    if call is None or call.job is None:
+        return {}
+    job = call.job
+    fields = {
+        "request_id": job.request_id,
+        "task_id": job.task_id,
+        "model": job.model.name,
+        "provider": job.route.provider,
+        "provider_model": job.route.model,
+    }
+    return {"fields": fields}
 
 
 @value_type(frozen=True, slots=True)

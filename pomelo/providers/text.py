@@ -11,7 +11,7 @@ from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, FinishReason, Message, ToolCall
 from pomelo.gen.v1.usage_pb2 import Usage
-from pomelo.providers.base import Event
+from pomelo.providers.base import Event, log_fields
 from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.http.errors import malformed_response
 from pomelo.providers.http.parsing import split_half, well_formed
@@ -209,7 +209,10 @@ def token_usage(
     prompt, completion = credible(prompt), credible(completion)
     if prompt is None or completion is None:
         if reported != (None, None):
-            log.warning("a provider reported an impossible count of tokens, or only one, so it is estimated")
+            log.warning(
+                "a provider reported an impossible count of tokens, or only one, so it is estimated",
+                extra=log_fields(),
+            )
         if not prompt and not completion:
             return None
         prompt, completion = prompt or 0, completion or 0

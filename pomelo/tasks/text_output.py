@@ -20,6 +20,7 @@ from pomelo.gen.v1.text_pb2 import (
     ToolCallDelta,
 )
 from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
+from pomelo.providers.base import log_fields
 from pomelo.providers.chunks import output_calls, output_text, split_text, split_tool_call
 from pomelo.tasks.base import Collector, CollectorContext
 
@@ -186,6 +187,7 @@ class TextCollector(Collector):
                 usage.cached_input_tokens,
                 usage.cache_write_input_tokens,
                 usage.output_tokens,
+                extra=log_fields(),
             )
         return valid_input, valid_output
 

@@ -14,6 +14,7 @@ from pomelo.errors import PomeloError
 from pomelo.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
+from pomelo.providers.base import log_fields
 from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
 from pomelo.tasks.speech import check_audio, check_language
 from pomelo.times import from_duration, is_duration
@@ -60,7 +61,7 @@ class TranscriptionCollector(Collector):
         output = result.transcription
         output.CopyFrom(self._transcription)
         output.ClearField("language_code")
-        if language := iso_language(self._transcription.language_code):
+        if language := iso_language(self._transcription.language_code.strip()):
             output.language_code = language
         _complete_times(output)
         estimate = self._context.estimate
@@ -87,6 +88,7 @@ class TranscriptionCollector(Collector):
                 "a provider reported %g s of audio that has at most %d ms",
                 seconds,
                 self._context.estimate.maximum.audio_ms,
+                extra=log_fields(),
             )
             return 0
         return ceil(seconds * 1000)

@@ -35,7 +35,7 @@ async def test_a_client_that_leaves_before_its_connection_is_made_frees_its_slot
                     client.sendall(b"GET / HTTP/1.1\r\n\r\n")
             await until(lambda: len(connections) == 0)
         finally:
-            listener.close()
+            await listener.close()
 
 
 async def test_connections_that_are_evicted_while_they_start_are_overloaded_and_not_reset(
@@ -53,7 +53,7 @@ async def test_connections_that_are_evicted_while_they_start_are_overloaded_and_
             return clients.connection(slot)
 
         listener = Listener([listening], connect, connections, tls=None, handshake_timeout=60.0)
-        stack.callback(listener.close)
+        stack.push_async_callback(listener.close)
         readers = []
         for _ in range(2):
             reader, writer = await asyncio.open_connection(*listening.getsockname())
@@ -87,7 +87,7 @@ async def test_without_descriptors_accepting_is_retried_ten_times_a_second_and_l
         try:
             with socket.create_connection(listening.getsockname()):
                 await asyncio.sleep(0.35)
+                assert 2 <= attempts <= 4
         finally:
-            listener.close()
-    assert 2 <= attempts <= 4
+            await listener.close()
     assert len(caplog.records) == 1

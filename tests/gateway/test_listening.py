@@ -104,6 +104,19 @@ async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open
             await client.get(gateway.url)
 
 
+async def test_requests_that_have_arrived_when_the_gateway_closes_are_answered(open_gateway: OpenApp) -> None:
+    sockets: list[socket.socket] = []
+    async with open_gateway() as gateway:
+        assert await gateway.is_healthy()
+        for _ in range(50):  # the kernel connects them; the event loop does not run
+            sockets.append(socket.create_connection((gateway.host, gateway.port)))
+            sockets[-1].sendall(raw_get("/nowhere"))
+    for each in sockets:
+        with each:
+            each.settimeout(5)
+            assert each.recv(1000).startswith(b"HTTP/1.1 404 ")
+
+
 @pytest.mark.parametrize(
     "data", [b"", raw_task(b"", key="bad", framing="Content-Length: 9")], ids=["silent", "refused"]
 )

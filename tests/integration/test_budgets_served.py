@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,11 +19,27 @@ IMAGE = {"model": "flux-1-pro", "prompt": "A kite", "width": 96, "height": 64}
 IMAGE_COST = 40_000
 
 
+class Clock:
+    """The time, or a `moment` that is set."""
+
+    moment: datetime | None = None
+
+    def now(self) -> float:
+        """Unix time."""
+        return time.time() if self.moment is None else self.moment.timestamp()
+
+
+@pytest.fixture(scope="module")
+def clock() -> Clock:
+    return Clock()
+
+
 @pytest.fixture(scope="module", name="app")
 async def _app(
-    tmp_path_factory: pytest.TempPathFactory, store_settings: dict[str, Any]
+    tmp_path_factory: pytest.TempPathFactory, store_settings: dict[str, Any], clock: Clock
 ) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("budgets"), settings=store_settings) as opened:
+    folder = tmp_path_factory.mktemp("budgets")
+    async with run_app(folder, settings=store_settings, now=clock.now) as opened:
         yield opened
 
 
@@ -47,6 +65,24 @@ async def test_a_task_above_the_budget_of_its_key_is_refused_with_the_time_of_it
     )
     assert outcome.headers["x-credits-remaining"] == "1000000"
     assert (await app.ask(protocol, account.test, IMAGE, stream=stream)).code == "ok"
+
+
+async def test_a_refusal_after_the_clock_was_set_back_names_the_end_of_the_period_that_counts(
+    app: RunningApp, clock: Clock
+) -> None:
+    moment = datetime(2030, 4, 30, 12, tzinfo=UTC)
+    try:
+        for period, reset in (("day", "2030-05-01"), ("month", "2030-05-01"), ("week", "2030-05-06")):
+            key = await limited_key(app, await app.account(), f"{IMAGE_COST}/{period}")
+            clock.moment = moment
+            assert (await app.ask("rest", key, IMAGE)).code == "ok"
+            clock.moment = moment - timedelta(days=40)
+            for protocol in ("rest", "grpc"):
+                outcome = await app.ask(protocol, key, IMAGE)
+                assert outcome.code == "insufficient_credits"
+                assert outcome.message.endswith(f"Reset at {reset}T00:00:00Z")
+    finally:
+        clock.moment = None
 
 
 async def test_a_budget_pays_for_exactly_ten_of_a_hundred_concurrent_tasks(app: RunningApp) -> None:

@@ -89,3 +89,20 @@ async def test_wrong_metadata_is_refused_by_every_grpc_method(
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert "Idempotency-Key" in (error.details() or "")
     assert "x-credits-remaining" in as_dict(error.trailing_metadata())
+
+
+async def test_white_space_around_metadata_is_ignored_as_around_headers_of_rest(
+    http: aiohttp.ClientSession, channel: grpc.aio.Channel, base_url: str, keys: Keys
+) -> None:
+    headers = {
+        "Authorization": f"  Bearer {keys.test} ",
+        "Idempotency-Key": " key ",
+        "X-Request-Id": " mine ",
+    }
+    async with http.get(f"{base_url}/api/v1/account", headers=headers) as response:
+        assert response.status == 200
+        assert response.headers["X-Request-Id"] == "mine"
+    metadata = tuple((name.lower(), value) for name, value in headers.items())
+    call = METHODS["GetAccount"](channel, metadata=metadata)
+    await call
+    assert as_dict(await call.trailing_metadata())["x-request-id"] == "mine"

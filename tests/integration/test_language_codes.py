@@ -15,7 +15,16 @@ app = app_fixture()
 @PROTOCOL_AND_STREAM
 @pytest.mark.parametrize(
     ("reported", "language"),
-    [("eng", "en"), ("en", "en"), ("EN", "en"), ("en-US", "en"), ("haw", "haw"), ("English", ""), ("", "")],
+    [
+        ("eng", "en"),
+        ("en", "en"),
+        ("EN", "en"),
+        ("en-US", "en"),
+        ("haw", "haw"),
+        (" eng ", "en"),
+        ("English", ""),
+        ("", ""),
+    ],
 )
 async def test_a_transcript_has_the_shortest_code_of_its_language(
     app: RunningApp, protocol: str, stream: bool, reported: str, language: str

@@ -111,8 +111,12 @@ async def test_a_configuration_that_can_not_be_used_is_refused_as_a_whole_and_th
             ("[plans.pro\n", "pomelo.toml"),
             ('catalog = "none.toml"\n[plans.pro]\nrequests_per_minute = 5\n', "POMELO_CATALOG"),
             ('opnai_api_key = "x"\n', "Did you mean openai?"),
+            (None, "pomelo.toml: there is no such file"),
         ):
-            config.write_text(text)
+            if text is None:
+                config.unlink()
+            else:
+                config.write_text(text)
             line = await hang_up(server)
             assert "was not reloaded, and the previous one stays in use" in line
             assert reason in line
@@ -247,6 +251,8 @@ async def test_a_gateway_reads_its_certificate_again_and_refuses_one_that_does_n
         (tmp_path / "pomelo.toml").write_text('tls_cert = "nowhere.pem"\ntls_key = "cert.key"\n')
         assert "POMELO_TLS_CERT: is not a file" in await hang_up(gateway)
         assert await presented(rest) == "new"
+        (tmp_path / "pomelo.toml").unlink()
+        assert "pomelo.toml: there is no such file" in await hang_up(gateway)
 
 
 def test_tls_is_not_turned_on_or_off_and_free_ports_are_no_change(tmp_path: Path, pairs: Path) -> None:

@@ -234,7 +234,13 @@ STT = {"model": "eleven-labs-stt", "audio": base64.b64encode(INPUT).decode()}
     ],
 )
 async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
-    app: RunningApp, protocol: str, stream: bool, reported: Any, ms: int, source: str
+    app: RunningApp,
+    protocol: str,
+    stream: bool,
+    reported: Any,
+    ms: int,
+    source: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caller = await app.account("wide")
     words = [None, {"text": None}, {"text": "Hi", "start": "0.5", "end": None, "type": None, "speaker_id": 5}]
@@ -243,6 +249,10 @@ async def test_a_transcript_costs_the_reported_length_or_the_measured_one(
     assert (answer.code, answer.content) == ("ok", "Hi")
     record = await app.only_record(caller)
     assert (record.audio_ms, record.source) == (ms, source)
+    lines = [line.__dict__["fields"] for line in caplog.records if "s of audio that has" in line.getMessage()]
+    assert bool(lines) == (reported == 31)
+    for fields in lines:
+        assert (fields["request_id"], fields["provider"]) == (record.request_id, record.provider)
 
 
 @PROTOCOL

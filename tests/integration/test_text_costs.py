@@ -142,6 +142,11 @@ async def test_impossible_counts_are_estimated_and_logged(
     assert (record.source, record.output_tokens) == ("estimated", 3 if "output" in impossible else 5)
     assert 0 < record.cost < 1_000
     assert "impossible counts" in caplog.text
+    for line in caplog.records:
+        if "impossible" in line.getMessage():
+            fields = line.__dict__["fields"]
+            assert (fields["request_id"], fields["task_id"]) == (record.request_id, record.task_id)
+            assert (fields["provider"], fields["model"]) == ("openai", record.model)
 
 
 # --- callers who leave

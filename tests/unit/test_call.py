@@ -25,6 +25,7 @@ def call(timeout: float | None = None, **headers: str) -> Call:
         ("Bearer abc", "abc"),
         ("bearer abc", "abc"),
         ("BEARER  abc ", "abc"),
+        (" \tBearer abc\t ", "abc"),
         ("Basic abc", None),
         ("abc", None),
         ("Bearer a b", None),
@@ -60,6 +61,18 @@ def test_a_timeout_may_be_any_plain_number(given: str, seconds: float) -> None:
 def test_a_request_id_has_up_to_128_characters() -> None:
     assert call(x_request_id="x" * 128).request_id == "x" * 128
     assert call(x_request_id="x" * 129).request_id.startswith("req_")
+
+
+def test_white_space_around_a_header_is_not_part_of_it() -> None:
+    made = call(
+        authorization="\tBearer abc ",
+        x_request_id=" id\t",
+        idempotency_key=" key ",
+        prefer=" handling=strict ",
+    )
+    assert (made.api_key, made.request_id, made.idempotency_key, made.strict) == ("abc", "id", "key", True)
+    assert made.header_error is None
+    assert made.response_headers["X-Request-Id"] == "id"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from itertools import islice
 
 from pomelo.catalog.voice_names import is_id, is_name, normalize
 from pomelo.errors import invalid
-from pomelo.providers.base import CALLER
+from pomelo.providers.base import CALLER, log_fields
 from pomelo.providers.errors import UpstreamError
 from pomelo.times import today_utc
 
@@ -154,7 +154,10 @@ class Voices:
         for voice_id in (self._names.get(name), default):
             if voice_id is not None and voice_id not in gone:
                 return voice_id
-        log.warning("no voice of a requested name or id is left. Set it in [voices] of POMELO_CATALOG")
+        log.warning(
+            "no voice of a requested name or id is left. Set it in [voices] of POMELO_CATALOG",
+            extra=log_fields(),
+        )
         examples = self._examples(table, gone)
         raise invalid("voice", f"the name of a voice of the provider{examples} or a voice's id")
 

@@ -23,21 +23,21 @@ MAX_WORDS = 1_000_000
 """Words of a reply of a model without a limit."""
 
 _FILLER = (
-    "The same words, model and seed always bring this answer, today and tomorrow.",
+    "The same message, model and seed always return this answer, word for word.",
     "A pomelo is the largest of the citrus fruits, and the mildest of them.",
     "Every word here counts as one token, so you can check the bill by hand.",
     "Morning light moves slowly over the hills and wakes the birds one by one.",
-    "Build against it freely, for test credits are all that it costs you.",
-    "Rain tapped on the tin roof while the kettle thought about its song.",
+    "Build against it freely, as it will only ever cost you test credits.",
+    "Rain tapped on the tin roof while the kettle whistled in the kitchen.",
     "Ask for more words with a trigger when you want to see a long stream.",
     "A small boat crossed the lake and left a silver line behind it.",
     "Good software says what it does and then does what it said.",
     "The old lighthouse keeper counts ships, gulls and the seconds between waves.",
     "Swap in a live key and a real model takes over from here.",
     "Somewhere a train is late, and nobody on the platform minds the quiet.",
-    "Errors, delays and broken streams can be had on request as well.",
+    "You can also request errors, delays and streams that are cut off.",
     "Seven lanterns hung above the market, each one a different shade of gold.",
-    "Nothing in these sentences is true because a model found it out.",
+    "These sentences are fixed, and no model was asked to write them.",
     "The gardener smiled, closed the gate and let the evening come in.",
 )
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from pomelo.alerts.alert import Alert
-from pomelo.alerts.watch import Watch
+from pomelo.alerts.watch import Watch, open_watch
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Grant
 from pomelo.stores.sqlite import open_sqlite
+from tests.alerts import open_receiver
 from tests.unit.accounts.audited_store import ACME, add_account, run
 
 
@@ -55,3 +56,44 @@ async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_an
         await watch.search()
         assert [alert.data["threshold_micros"] for alert in sent] == [180, 180, 280]
         assert sent[2].id != sent[1].id
+
+
+async def test_an_alert_is_reported_if_the_store_noted_it_without_an_answer(tmp_path: Path) -> None:
+    sent: list[Alert] = []
+    noted: dict[str, str] = {}
+
+    async def note_state(subject: str, state: str, seconds: float) -> bool:
+        changed = noted.get(subject) != state
+        noted[subject] = state
+        if len(calls) < 2:
+            calls.append(subject)
+            raise PomeloError("store_unavailable")
+        return changed
+
+    calls: list[str] = []
+    blocked: set[tuple[str, ...]] = {("openai", "gpt-4o")}
+    async with open_sqlite(tmp_path / "pomelo.db") as store:
+        await add_account(store, micros=900)
+        watch = Watch(
+            store, sent.append, low_share=0.2, blocked_routes=lambda: blocked, note_state=note_state
+        )
+        watch.charged(await run(store, "a", output_tokens=50))
+        for _ in range(2):
+            with pytest.raises(PomeloError):
+                await watch.search()
+        for _ in range(2):
+            await watch.search()
+        assert [alert.type for alert in sent] == ["provider.open", "balance.low"]
+        watch.charged(await run(store, "b", input_tokens=0, output_tokens=0))
+        await watch.search()
+        assert len(sent) == 2
+
+
+async def test_what_happened_just_before_the_end_is_reported(tmp_path: Path) -> None:
+    async with open_receiver([b"k"]) as receiver, open_sqlite(tmp_path / "pomelo.db") as store:
+        await add_account(store, micros=900)
+        async with open_watch(
+            [receiver.url], [b"k"], 3_600.0, store, low_share=0.2, blocked_routes=set
+        ) as watch:
+            watch.charged(await run(store, "a", output_tokens=50))
+        assert [alert["type"] for alert in receiver.received] == ["balance.low"]

@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -16,7 +17,7 @@ from aiohttp import web
 
 from pomelo.alerts import webhooks as module
 from pomelo.alerts.alert import Alert, encode_secret, signed_headers, signing_keys
-from pomelo.alerts.webhooks import Webhooks
+from pomelo.alerts.webhooks import Webhooks, open_webhooks, origin
 from tests.alerts import Receiver, open_receiver
 from tests.certificates import make_certificate
 from tests.waiting import until
@@ -30,6 +31,21 @@ ALERT = Alert("alert_1", "balance.low", 1_700_000_000.5, {"account": "acme", "av
 async def _receiver() -> AsyncIterator[Receiver]:
     async with open_receiver(KEYS) as receiver:
         yield receiver
+
+
+@asynccontextmanager
+async def silent_receiver() -> AsyncIterator[tuple[str, list[int]]]:
+    """A receiver that never answers, and a list with an item for each request that reached it."""
+    requests: list[int] = []
+
+    async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        requests.append(1)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(read, "127.0.0.1", 0) as server:
+        yield "http://{}:{}/secret-path".format(*server.sockets[0].getsockname()), requests
 
 
 @pytest.fixture
@@ -137,17 +153,59 @@ async def test_too_many_alerts_are_dropped(
     await webhooks.close()
 
 
-async def test_what_waits_when_the_process_ends_is_dropped(
+async def test_what_waits_when_the_process_ends_gets_a_last_attempt(
     receiver: Receiver, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
-    receiver.answers = [500]
-    webhooks = Webhooks(session, [receiver.url], KEYS)
-    webhooks.send(ALERT)
-    await until(lambda: "Next attempt" in caplog.text)
-    async with asyncio.timeout(5):
+    async with open_receiver(KEYS) as other:
+        receiver.answers, other.answers = [500], [500, 500]
+        webhooks = Webhooks(session, [receiver.url, other.url], KEYS)
+        webhooks.send(ALERT)
+        await until(lambda: caplog.text.count("Next attempt") == 2)
         await webhooks.close()
+        assert [each.attempts for each in (receiver, other)] == [2, 2]
+    assert [alert["id"] for alert in receiver.received] == ["alert_1"]
+    assert "given up after 2 attempts" in caplog.text
     assert "because it ends: 1" in caplog.text
-    assert receiver.attempts == 1
+
+
+async def test_the_last_attempts_have_a_limit_of_time(
+    monkeypatch: pytest.MonkeyPatch, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "CLOSING_TIMEOUT", 0.05)
+    async with silent_receiver() as (url, requests):
+        webhooks = Webhooks(session, [url], KEYS)
+        webhooks.send(ALERT)
+        await until(lambda: requests == [1])
+        async with asyncio.timeout(5):
+            await webhooks.close()
+    assert "because it ends: 1" in caplog.text
+
+
+async def test_a_receiver_that_does_not_answer_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 300.0)
+    monkeypatch.setattr(module, "CLOSING_TIMEOUT", 0.01)
+    async with (
+        open_receiver(KEYS) as other,
+        silent_receiver() as (url, requests),
+        open_webhooks([url, other.url], KEYS) as webhooks,
+    ):
+        for _ in range(3 * module.MAX_REQUESTS):
+            webhooks.send(ALERT)
+        await until(lambda: len(other.received) == 3 * module.MAX_REQUESTS)
+        await until(lambda: len(requests) == module.MAX_REQUESTS)
+
+
+async def test_alerts_that_are_dropped_for_one_receiver_are_sent_to_the_others(
+    monkeypatch: pytest.MonkeyPatch, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 2)
+    monkeypatch.setattr(module, "CLOSING_TIMEOUT", 0.01)
+    async with silent_receiver() as (url, _), open_webhooks([url, receiver.url], KEYS) as webhooks:
+        for count in range(1, 4):
+            webhooks.send(ALERT)
+            await until(lambda: not webhooks._receivers[1].pending)
+            assert len(receiver.received) == count
+        assert caplog.text.count(f"too many wait for delivery to {origin(url)}") == 1
 
 
 async def test_a_receiver_that_is_not_there_or_has_no_valid_certificate_is_named(

@@ -168,9 +168,16 @@ async def test_a_route_is_blocked_once_each_account_that_called_it_is(rig: Rig) 
     router.candidates(MODEL, "text", live=True)
     assert router.blocked_routes() == set()
     assert router.circuit_states() == {("one", "a"): 0, ("two", "b"): 0}
-    await rig.open_route(router, "ann")
+    rig.providers["one"] = FailingProvider(
+        UpstreamError("provider_unavailable", retry=RetryPolicy.NEXT_ROUTE)
+    )
+    for _ in range(5):
+        assert await rig.ask(router, "ann") == "from two"
     assert router.blocked_routes() == {("one", "a")}
-    rig.one.default = rig.two.default
+    # One call of another account that fails is no answer, although its own circuit is still closed.
+    assert await rig.ask(router, "bob") == "from two"
+    assert router.blocked_routes() == {("one", "a")}
+    rig.providers["one"] = rig.providers["two"]
     assert await rig.ask(router, "bob") == "from two"
     assert router.blocked_routes() == set()
     assert router.circuit_states() == {("one", "a"): 0, ("two", "b"): 0}

@@ -134,10 +134,14 @@ async def own_measurer(workers: int, seconds: float) -> AsyncIterator[Measurer]:
         await measurer.aclose()
 
 
-async def test_declared_samples_are_not_cheaper_if_the_demuxer_fails(fifo: Path) -> None:
+async def test_declared_samples_are_not_cheaper_if_the_demuxer_fails(
+    fifo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with own_measurer(1, 0.3) as measurer:
         source = AudioSource("audio/pcm;rate=48000", 9_000, path=fifo)
-        assert await measurer.measure(source) == Measured(0, "audio/pcm;rate=48000")
+        assert await measurer.measure(source, "acme", "req_1") == Measured(0, "audio/pcm;rate=48000")
+    (line,) = caplog.records
+    assert line.__dict__["fields"] == {"request_id": "req_1"}
 
 
 APE_HEAD = b"APETAGEX" + struct.pack("<IIII", 2000, 500_032, 1, 0xA0000000)
