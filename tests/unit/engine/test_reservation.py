@@ -173,3 +173,14 @@ async def test_retries_to_a_failing_store_are_few_and_back_off() -> None:
         ledger.operations.retry_pending()
     await wait_until(lambda: not ledger.operations._in_progress)
     assert 8 <= len(store.calls) - 2 <= 12
+
+
+async def test_only_a_task_that_was_never_begun_gives_back_what_it_counted() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    (await reserve(ledger, "img_left")).release()
+    await (await reserve(ledger, "img_failed")).fail()
+    await (await reserve(ledger, "img_refused")).refuse()
+    await ledger.operations.idle()
+    assert store.reserved == {}
+    assert store.refunded == ["img_refused"]
