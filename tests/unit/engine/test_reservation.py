@@ -180,7 +180,10 @@ async def test_only_a_task_that_was_never_begun_gives_back_what_it_counted() -> 
     ledger = open_ledger(store)
     (await reserve(ledger, "img_left")).release()
     await (await reserve(ledger, "img_failed")).fail()
-    await (await reserve(ledger, "img_refused")).refuse()
+    refused = await reserve(ledger, "img_refused")
+    await refused.refuse()
+    refused.release()
     await ledger.operations.idle()
-    assert store.reserved == {}
+    assert store.reserved == ledger.running == {}
+    assert store.calls.count("void img_refused") == 1
     assert store.refunded == ["img_refused"]

@@ -88,9 +88,15 @@ async def test_a_time_limit_within_a_service_is_an_internal_error(method: str) -
 
 
 @METHODS
-async def test_a_service_that_something_cancels_is_an_internal_error(method: str) -> None:
+@pytest.mark.parametrize("itself", [False, True])
+async def test_a_service_that_something_cancels_is_an_internal_error(method: str, itself: bool) -> None:
     async def cancelled(call: Call) -> None:
-        raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        if not itself:
+            raise asyncio.CancelledError
+        task.cancel()
+        await forever(call)
 
     async with serve_scripted(ScriptedServices(before=cancelled)) as opened:
         assert reason_of(await failure(opened.task(method))) == "internal_error"

@@ -13,11 +13,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Balance, Grant, Wallet
-from pomelo.stores.base import Store
+from pomelo.stores.base import Store, StoreError
 from pomelo.stores.ledger import Counter, Reserved
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.sqlite.journal import Batch, Operation
@@ -218,3 +219,22 @@ async def test_a_cancelled_close_is_continued_by_the_next_one() -> None:
     may_close.set()
     async with asyncio.timeout(20):
         await writer.close()
+
+
+async def test_a_caller_who_no_longer_waits_is_no_error(
+    rig: SqliteRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(rig.store, SqliteStore)
+    waiting = rig.store._writer.do(nothing)
+    waiting.cancel()
+    await rig.store._writer.do(nothing)
+    assert [each.getMessage() for each in caplog.records] == []
+
+
+async def test_a_file_that_is_in_use_is_left_without_a_descriptor(rig: SqliteRig) -> None:
+    lock = f"{rig.path}.lock"
+    for _ in range(2):
+        with pytest.raises(StoreError, match="used by another process"):
+            async with open_sqlite(rig.path, lock_wait=0.0):
+                pytest.fail("it was opened")
+    assert [each.path for each in psutil.Process().open_files() if each.path == lock] == [lock]
