@@ -184,6 +184,6 @@ async def test_only_a_task_that_was_never_begun_gives_back_what_it_counted() -> 
     await refused.refuse()
     refused.release()
     await ledger.operations.idle()
-    assert store.reserved == ledger.running == {}
+    assert (store.reserved, ledger.running) == ({}, {})
     assert store.calls.count("void img_refused") == 1
     assert store.refunded == ["img_refused"]

@@ -14,12 +14,13 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.server import rpc
 from tests.calls import as_dict, bearer, end, failure, reason_of
-from tests.integration.scripted_services import GATEWAY, KEY, ScriptedServices, raises, serve_scripted
+from tests.integration.scripted_services import GATEWAY, KEY, PROOF, ScriptedServices, raises, serve_scripted
 from tests.unit.server.test_calls import METHODS, Recorder
 from tests.unit.telemetry.reports import Reports
 from tests.waiting import until
 
 CHUNK = UploadMediaRequest(chunk=b"x")
+KEYLESS_GATEWAY = PROOF.metadata("rest", "192.0.2.7", "")
 
 
 async def forever(call: Call) -> None:
@@ -71,6 +72,55 @@ async def test_a_download_with_a_key_may_last_longer_than_a_call_without_one() -
     async with serve_scripted(ScriptedServices(download=wait), unauthenticated_time=0.1) as opened:
         call = opened.media.DownloadMedia(DownloadMediaRequest(id="media_1"), metadata=bearer(KEY))
         assert [message.chunk async for message in call][1:] == [b"abc"]
+
+
+@pytest.mark.parametrize("gateway", [False, True])
+async def test_an_upload_whose_next_chunk_does_not_come_ends(gateway: bool) -> None:
+    async with serve_scripted(chunk_time=0.1) as opened:
+        call = opened.media.UploadMedia(metadata=[*bearer(KEY), *(GATEWAY if gateway else ())])
+        await call.write(CHUNK)
+        error = await failure(call)
+    assert reason_of(error) == "deadline_exceeded"
+    assert error.details() == "No message arrived for 0.1 seconds. Send without such pauses"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "limit", "code"),
+    [
+        ([], "unauthenticated", "overloaded"),
+        (KEYLESS_GATEWAY, "forwarded", "overloaded"),
+        (bearer(KEY), "unauthenticated", "ok"),
+        (KEYLESS_GATEWAY, "unauthenticated", "ok"),
+    ],
+)
+async def test_downloads_without_a_key_are_limited_and_those_of_gateways_apart(
+    metadata: list[tuple[str, str]], limit: str, code: str
+) -> None:
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        await gate.wait()
+
+    async with serve_scripted(ScriptedServices(download=wait), **{limit: 1}) as opened:
+        request = DownloadMediaRequest(id="media_1", signature="valid")
+        first = opened.media.DownloadMedia(request, metadata=metadata)
+        reading = asyncio.ensure_future(end(first))
+        await begun.wait()
+        second = opened.media.DownloadMedia(request, metadata=metadata)
+        if code != "ok":
+            assert reason_of(await failure(second)) == code
+        gate.set()
+        await reading
+        if code == "ok":
+            await end(second)
+
+
+async def test_headers_that_were_not_sent_before_a_response_follow_it() -> None:
+    async with serve_scripted() as opened:
+        call = opened.task("RunTask")
+        await call
+        assert as_dict(await call.trailing_metadata())["x-ratelimit-limit"] == "20"
 
 
 async def test_a_key_that_is_not_checked_in_time_is_reported_as_one_that_is_not_sent() -> None:

@@ -238,3 +238,20 @@ async def test_a_file_that_is_in_use_is_left_without_a_descriptor(rig: SqliteRig
             async with open_sqlite(rig.path, lock_wait=0.0):
                 pytest.fail("it was opened")
     assert [each.path for each in psutil.Process().open_files() if each.path == lock] == [lock]
+
+
+async def test_a_cancelled_opening_ends_if_the_file_can_not_be_opened() -> None:
+    begun, may_fail = threading.Event(), threading.Event()
+
+    def fail() -> Target:
+        begun.set()
+        may_fail.wait(20)
+        raise OSError("no such disk")
+
+    opening = asyncio.create_task(Writer.start(fail))
+    await asyncio.to_thread(begun.wait, 20)
+    opening.cancel()
+    may_fail.set()
+    async with asyncio.timeout(20):
+        await asyncio.wait([opening])
+    assert opening.cancelled()
