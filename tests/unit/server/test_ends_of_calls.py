@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -97,12 +98,13 @@ async def test_downloads_without_a_key_are_limited_and_those_of_gateways_apart(
     metadata: list[tuple[str, str]], limit: str, code: str
 ) -> None:
     begun, gate = asyncio.Event(), asyncio.Event()
+    limits: dict[str, Any] = {limit: 1}
 
     async def wait() -> None:
         begun.set()
         await gate.wait()
 
-    async with serve_scripted(ScriptedServices(download=wait), **{limit: 1}) as opened:
+    async with serve_scripted(ScriptedServices(download=wait), **limits) as opened:
         request = DownloadMediaRequest(id="media_1", signature="valid")
         first = opened.media.DownloadMedia(request, metadata=metadata)
         reading = asyncio.ensure_future(end(first))
