@@ -46,10 +46,10 @@ async def _store(store: Store) -> Store:
 
 
 async def spend(
-    store: Store, task_id: str, key_id: str, budget: Budget | None, wallet: Wallet = ACME
+    store: Store, task_id: str, key_id: str, budget: Budget | None, wallet: Wallet = ACME, at: float = 1_000.0
 ) -> None:
     """Runs a task of a key that counts toward a budget."""
-    record = draft(task_id, wallet, key_id=key_id)
+    record = draft(task_id, wallet, key_id=key_id, at=at)
     await store.reserve(ReserveRequest(record, minimum=1, maximum=100, budget=budget))
     await store.settle(Settlement(replace(record, cost=COST)))
 
@@ -94,6 +94,15 @@ async def test_a_budget_of_which_more_is_used_meanwhile_is_not_compared(store: S
     await spend(store, "first", "first", BUDGET)
     assert await differences(Late(store)) == []
     assert await differences(Late(store)) == [Difference(ACME, "first", 2 * COST, 0)]
+
+
+async def test_what_was_spent_at_the_end_of_a_period_does_not_count_in_the_next(store: Store) -> None:
+    midnight = 10 * 86_400.0
+    await store.add_key(KeyRecord("daily", "acme", True, b"", (), 1.0, budget="1000000/day"))
+    today = Budget("budget:daily.day", 1_000_000, midnight)
+    await spend(store, "yesterday", "daily", today._replace(start=0.0), at=midnight - 1)
+    await spend(store, "today", "daily", today, at=midnight + 1_000)
+    assert [found async for found in find_differences(store, midnight + 2_000)] == []
 
 
 async def test_what_a_key_has_used_of_its_budget_is_that_of_its_mode(store: Store) -> None:
