@@ -361,3 +361,14 @@ def test_the_model_must_be_a_string_that_is_not_empty(values: dict[str, Any], co
     with pytest.raises(PomeloError) as caught:
         model_of(values)
     assert (caught.value.code, caught.value.field) == (code, "model")
+
+
+def test_an_object_in_a_form_has_each_name_once() -> None:
+    for text, code in (('{"speed": 1}', ""), ('{"speed": 1, "speed": 1.1}', "invalid_parameter")):
+        values = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam", "voice_settings": text}
+        found = ""
+        try:
+            build_task("eleven-labs-tts", TTS, values, form=True)
+        except PomeloError as error:
+            found = error.code
+        assert found == code

@@ -330,11 +330,15 @@ async def free(call: Call) -> Principal:
     return Principal("default", "key", live=False, plan="free")
 
 
-async def test_a_large_body_that_validation_refuses_counts_as_a_request(open_gateway: OpenApp) -> None:
+@pytest.mark.parametrize("path", ["/api/v1/task", "/v1/chat/completions"])
+async def test_a_large_body_that_validation_refuses_counts_as_a_request(
+    open_gateway: OpenApp, path: str
+) -> None:
     async with open_gateway(authenticate=free) as gateway:
         left: list[int] = []
         for size in (10, 100_000, 10):
-            async with gateway.post_task(long(size, temperature=9)) as response:
+            body = long(size, temperature=9)
+            async with gateway.http.post(gateway.url + path, headers=gateway.headers, json=body) as response:
                 assert response.status == 400
                 left.append(int(response.headers["X-RateLimit-Remaining"]))
         assert left == [20, 19, 19]

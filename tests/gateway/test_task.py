@@ -142,6 +142,20 @@ async def test_an_unsupported_content_type_or_encoding_is_a_415_after_the_key_ch
     assert await code_of(gateway.post_task(data=b"{}", headers=unauthenticated)) == (401, "invalid_api_key")
 
 
+@pytest.mark.parametrize("audio", ["", "data:audio/mpeg;base64,"])
+async def test_audio_of_no_bytes_is_refused(gateway: GatewayApp, audio: str) -> None:
+    async with gateway.post_task({**STS, "audio": audio}) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (400, "invalid_parameter")
+    assert error["message"] == "Invalid audio: must be base64 of at least one byte"
+
+
+async def test_a_wrong_header_is_refused_with_the_limits_of_the_call(gateway: GatewayApp) -> None:
+    async with gateway.post_task(HI, headers={"X-Request-Timeout": "soon"}) as response:
+        assert response.status == 400
+        assert "X-Credits-Remaining" in response.headers
+
+
 async def test_an_error_has_the_headers_of_the_call(gateway: GatewayApp) -> None:
     async with gateway.post_task({**HI, "x": 1}) as response:
         assert response.status == 400

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
+from pomelo.telemetry.events import Observer
 from tests.calls import bearer
 from tests.faults import http2
 from tests.tasks import text_task
@@ -205,11 +206,14 @@ class ScriptedServer:
 
 @asynccontextmanager
 async def serve_scripted(
-    services: ScriptedServices | None = None, connections: ConnectionObserver | None = None, **limits: Any
+    services: ScriptedServices | None = None,
+    connections: ConnectionObserver | None = None,
+    observers: Sequence[Observer] = (),
+    **limits: Any,
 ) -> AsyncIterator[ScriptedServer]:
     """Serves scripted services on a free port, for at most ten seconds."""
     services = services or ScriptedServices()
-    options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
+    options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits), observers=observers)
     async with (
         asyncio.timeout(10),
         open_server(

@@ -17,11 +17,13 @@ ROOT = b"r" * 64
 
 
 class CountingStore:
-    """Wraps a store and records its key look-ups; `on_look_up` runs once, during the next look-up."""
+    """Wraps a store, records its key look-ups, and counts the digests that are replaced; `on_look_up` runs once,
+    during the next look-up."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.look_ups: list[str] = []
+        self.rehashed = 0
         self.on_look_up: Callable[[], Awaitable[object]] | None = None
 
     async def get_key(self, key_id: str) -> KeyRecord | None:
@@ -31,6 +33,10 @@ class CountingStore:
             on_look_up, self.on_look_up = self.on_look_up, None
             await on_look_up()
         return record
+
+    async def rehash_key(self, *arguments: Any) -> None:
+        self.rehashed += 1
+        await self.store.rehash_key(*arguments)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)

@@ -22,6 +22,7 @@ PLANS: Mapping[str, Plan] = {
     plan.name: plan
     for plan in (
         Plan("free", requests=5, concurrent=2, tokens=1_000),
+        Plan("busy", requests=1_000, concurrent=20),
         Plan("images", models=frozenset({"flux-1-pro"})),
     )
 }
@@ -96,7 +97,12 @@ async def test_the_limits_of_a_call_are_reported_and_those_of_its_text_model(
 
 
 @pytest.mark.parametrize(
-    ("plan", "calls", "code"), [("free", 64, "concurrency_limit_exceeded"), ("images", 100, "overloaded")]
+    ("plan", "calls", "code"),
+    [
+        ("free", 64, "concurrency_limit_exceeded"),
+        ("busy", 80, "concurrency_limit_exceeded"),
+        ("images", 100, "overloaded"),
+    ],
 )
 async def test_calls_in_flight_are_limited_and_their_refusal_reports_the_limits(
     store: Store, keyring: Keyring, access: Access, plan: str, calls: int, code: str

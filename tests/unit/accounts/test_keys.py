@@ -150,6 +150,17 @@ async def test_servers_that_replace_a_digest_in_both_directions_lose_no_key(
             await server.finish()
 
 
+async def test_the_digest_of_a_cached_key_is_replaced_once(
+    keyring: Keyring, counting_store: CountingStore, clock: Clock
+) -> None:
+    _, key = await keyring.create()
+    current = Keyring(counting_store, b"n" * 64, clock=clock, monotonic=clock, previous=[ROOT])
+    for _ in range(3):
+        await current.authenticate(call(key))
+        await current.finish()
+    assert counting_store.rehashed == 1
+
+
 def contents(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in folder.iterdir()]
 

@@ -52,6 +52,8 @@ class FailingStore:
         self.errors: dict[str, BaseException] = {name: PomeloError("store_unavailable") for name in failing}
         self.calls: list[str] = []
         self.noted = asyncio.Event()
+        self.refunded: list[str] = []
+        """Tasks whose void gives back what they counted."""
         self.reserved: dict[str, UsageRecord] = {}
         self.ended: list[UsageRecord] = []
         self.waits: dict[str, asyncio.Event] = {}
@@ -99,6 +101,8 @@ class FailingStore:
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
         self.calls.append(f"void {task_id}")
+        if refund:
+            self.refunded.append(task_id)
         return self._do("void", task_id, None, lambda: self.reserved.pop(task_id, None))
 
     async def recover(self, wallet: Wallet, task_id: str) -> None:

@@ -52,6 +52,16 @@ async def test_a_key_is_shown_only_the_models_that_it_may_use(engine: EngineApp)
         await one(engine, by_plan, "gpt-4")
 
 
+async def test_a_model_has_the_limits_of_its_task_type(engine: EngineApp) -> None:
+    account = await engine.account()
+    for name in ("gpt-4", "eleven-labs-tts", "eleven-labs-sts", "flux-1-pro"):
+        shown, limits = (await one(engine, account, name)).limits, Catalog.load().models[name].limits
+        for field in ("max_input_tokens", "max_output_tokens", "max_characters", "max_audio_seconds"):
+            assert (getattr(shown, field) if shown.HasField(field) else None) == (
+                getattr(limits, field) or None
+            )
+
+
 async def test_a_model_is_available_if_one_of_its_providers_is_configured(engine: EngineApp) -> None:
     account = await engine.account()
     found = {name: (await one(engine, account, name)).available for name in ("gpt-4", "claude-3-opus")}

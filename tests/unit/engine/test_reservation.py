@@ -173,3 +173,17 @@ async def test_retries_to_a_failing_store_are_few_and_back_off() -> None:
         ledger.operations.retry_pending()
     await wait_until(lambda: not ledger.operations._in_progress)
     assert 8 <= len(store.calls) - 2 <= 12
+
+
+async def test_only_a_task_that_was_never_begun_gives_back_what_it_counted() -> None:
+    store = FailingStore()
+    ledger = open_ledger(store)
+    (await reserve(ledger, "img_left")).release()
+    await (await reserve(ledger, "img_failed")).fail()
+    refused = await reserve(ledger, "img_refused")
+    await refused.refuse()
+    refused.release()
+    await ledger.operations.idle()
+    assert (store.reserved, ledger.running) == ({}, {})
+    assert store.calls.count("void img_refused") == 1
+    assert store.refunded == ["img_refused"]

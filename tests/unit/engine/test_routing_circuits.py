@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from pomelo.engine.circuit_breaker import MINIMUM_CALLS, PROBE_WAIT_MAX, CircuitBreaker, State
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.text_pb2 import TextInput
 from pomelo.providers import Credentials
+from pomelo.providers.base import Event, Job
 from pomelo.providers.chat.openai import OpenAI
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.testing import Answer, Gate, Stop, error_reply
@@ -217,3 +221,35 @@ async def test_each_model_of_each_provider_has_its_own_circuit(rig: Rig) -> None
         ("one", "a"): State.OPEN,
         ("two", "b"): State.CLOSED,
     }
+
+
+async def test_a_stream_that_a_failing_vendor_breaks_off_counts_against_its_route(rig: Rig) -> None:
+    router = rig.router()
+    error = UpstreamError("provider_unavailable", retry=RetryPolicy.NEXT_ROUTE)
+    for _ in range(MINIMUM_CALLS - 2):
+        rig.providers["one"] = FailingProvider(error)
+        assert await rig.ask(router, "a") == "from two"
+    rig.providers["one"] = broken_off = FailingProvider(error, "one")  # its first event is a success
+    assert await rig.fail(router, "a") is error
+    assert await rig.ask(router, "a") == "from two"
+    assert broken_off.calls == 1
+
+
+class Silent(FailingProvider):
+    """A provider whose streams end without an event."""
+
+    async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
+        self.calls += 1
+        return
+        yield Event()
+
+
+async def test_a_probe_without_an_event_closes_no_circuit_and_lets_another_account_probe(rig: Rig) -> None:
+    router = rig.router()
+    await rig.open_route(router, "a", "b")
+    rig.now += PROBE_WAIT_MAX
+    rig.providers["one"] = silent = Silent()
+    for calls, account in enumerate("ab", 1):
+        assert await rig.ask(router, account) == ""
+        assert silent.calls == calls
+        assert router.circuit_states()["one", "a"] != 0

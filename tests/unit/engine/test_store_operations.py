@@ -35,3 +35,16 @@ async def test_retries_that_hang_are_not_joined_by_more() -> None:
     store.waits["void"].set()
     await ledger.operations.idle()
     assert store.reserved == {}
+
+
+async def test_a_retry_that_succeeds_starts_the_next() -> None:
+    store, clock = FailingStore("void"), Clock()
+    ledger = open_ledger(store, monotonic=clock)
+    for number in range(3 * MAX_CONCURRENT_RETRIES):
+        (await reserve(ledger, f"img_{number}")).release()
+    await wait_until(lambda: not ledger.operations._in_progress)
+    store.errors.clear()
+    clock.now += 100
+    ledger.operations.retry_pending()
+    await wait_until(lambda: not ledger.operations._in_progress)
+    assert store.reserved == {}

@@ -68,6 +68,15 @@ async def test_a_test_key_uses_test_credits_and_calls_no_provider(engine: Engine
     assert not engine.upstream.requests
 
 
+async def test_a_test_key_with_strict_handling_is_refused_what_the_vendor_would_not_take(
+    engine: EngineApp,
+) -> None:
+    account = await engine.account(live=False)
+    answer = await engine.ask(account, text_task(max_tokens=5, stop=["x"]), headers=STRICT)
+    assert (answer.code, answer.error and answer.error.field) == ("invalid_parameter", "stop")
+    assert answer.call.response_headers["Preference-Applied"] == "handling=strict"
+
+
 async def test_another_accounts_upload_is_not_used(engine: EngineApp) -> None:
     owner, other = await engine.account(), await engine.account()
     task = TaskSpec(model="eleven-labs-stt")

@@ -16,6 +16,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.media.store import MediaStore
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey
+from tests.calls import call_of
 from tests.unit.engine.failing_store import CALLER
 from tests.unit.engine.jobs import accepted_job
 from tests.unit.refusals import refused
@@ -103,3 +104,8 @@ async def test_media_without_a_link_are_not_shared(media: Media) -> None:
     await share_output(result, accepted(), media)
     assert media.shares == []
     assert result.image.images[0].data == DATA
+
+
+async def test_a_file_that_is_missing_is_no_error_of_fetching(tmp_path: Path) -> None:
+    media = MediaStore(tmp_path, b"s" * 32)
+    await shared_media.fetch_files(lambda _: ["nothing"], None, 9, "ann/test", media, call_of(None))

@@ -45,6 +45,17 @@ async def test_a_missing_file_is_no_failure_of_the_bucket(url: str, caplog: pyte
     assert lines(caplog) == []
 
 
+async def test_a_file_waits_until_others_are_sent(
+    url: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.media.bucket._MAX_SENDS", 0)
+    bucket = Bucket(url, timeout=0.05)
+    with refused("store_unavailable"):
+        await bucket.send("hour/new", file, "image/png", 0.0)
+    with pytest.raises(MissingFileError):
+        await Bucket(url).begin("hour/new", 1)
+
+
 async def test_a_missing_bucket_is_a_failure_and_not_a_missing_file(
     url: str, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

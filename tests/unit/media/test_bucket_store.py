@@ -226,6 +226,17 @@ async def test_media_expire_on_all_machines_and_any_machine_deletes_them(
     assert keys(url) == []
 
 
+async def test_a_shared_file_expires_when_its_lifetime_on_the_disk_would_end(
+    machine: Callable[..., BucketStore], clock: Clock
+) -> None:
+    first, second = machine("a"), machine("b")
+    media_id, stored = put(first, "ann/test"), clock() - 30
+    os.utime(first.folder / media_id, (stored, stored))
+    await first.share(media_id, "ann/test")
+    media, _ = await second.open(media_id, "ann/test")
+    assert media.expire_time.ToSeconds() == pytest.approx(stored + 60, abs=1)
+
+
 async def test_an_owner_can_store_exactly_its_limit_on_one_machine(
     machine: Callable[..., BucketStore],
 ) -> None:
@@ -326,6 +337,20 @@ async def test_a_caller_who_leaves_while_the_file_is_sent_leaves_nothing_in_the_
     own_server.resume()
     await store.aclose()
     assert on_disk(store) == keys(url) == []
+
+
+async def test_a_file_whose_sending_was_cancelled_and_fails_is_deleted_from_the_disk(
+    own_server: S3Server, tmp_path: Path
+) -> None:
+    bucket = Bucket(own_server.new_bucket(), timeout=0.05)
+    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
+    own_server.stop()
+    sending = asyncio.create_task(upload(store))
+    await until(lambda: any(name.startswith("media_") for name in on_disk(store)))
+    await asyncio.sleep(0)
+    await cancel(sending)
+    await store.aclose()
+    assert on_disk(store) == []
 
 
 async def test_a_bucket_that_cannot_be_reached_is_store_unavailable_and_logged_once_a_minute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import random
 import struct
@@ -21,6 +22,7 @@ from pomelo.media.duration import Measured, Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
 from tests.unit.media import corpus
+from tests.waiting import until
 
 
 def tagged(data: bytes, size: int) -> bytes:
@@ -134,6 +136,12 @@ async def own_measurer(workers: int, seconds: float) -> AsyncIterator[Measurer]:
         await measurer.aclose()
 
 
+def demuxers() -> list[psutil.Process]:
+    """The processes that measure audio for this one, in the order in which they were started."""
+    children = psutil.Process().children()
+    return [child for child in children if "pomelo.media.demux" in " ".join(child.cmdline())]
+
+
 async def test_declared_samples_are_not_cheaper_if_the_demuxer_fails(
     fifo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,11 +216,29 @@ async def test_a_demuxer_that_hangs_or_dies_is_replaced(fifo: Path) -> None:
     async with own_measurer(1, 0.3) as measurer:
         assert (await measurer.measure(AudioSource("", 9, path=fifo))).ms == 0
         assert (await measure(measurer, data)).ms == pytest.approx(5000, rel=0.02)
-        demuxers = [p for p in psutil.Process().children() if "pomelo.media.demux" in " ".join(p.cmdline())]
-        demuxers[-1].kill()
-        demuxers[-1].wait(5)
+        demuxer = demuxers()[-1]
+        demuxer.kill()
+        demuxer.wait(5)
         assert (await measure(measurer, data)).ms in (0, pytest.approx(5000, rel=0.02))
         assert (await measure(measurer, data)).ms == pytest.approx(5000, rel=0.02)
+
+
+async def test_a_demuxer_that_died_while_it_was_idle_is_not_asked() -> None:
+    data = corpus.mp3(5)
+    async with own_measurer(1, 5.0) as measurer:
+        await measure(measurer, data)
+        demuxers()[-1].kill()
+        await until(lambda: not measurer._idle[0].alive)
+        assert (await measure(measurer, data)).ms == pytest.approx(5000, rel=0.02)
+
+
+async def test_a_demuxer_ends_after_its_last_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pomelo.media.duration._MAX_FILES_PER_WORKER", 2)
+    before = demuxers()
+    async with own_measurer(1, 5.0) as measurer:
+        for number in range(4):
+            assert (await measure(measurer, corpus.mp3(1))).ms == pytest.approx(1000, rel=0.05)
+            assert len(demuxers()) - len(before) == (number + 1) % 2
 
 
 async def test_slow_audio_of_an_account_does_not_delay_other_accounts(fifo: Path) -> None:
@@ -229,6 +255,19 @@ async def test_slow_audio_of_an_account_does_not_delay_other_accounts(fifo: Path
         for task in slow:
             task.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("channels", "declared", "length", "found"),
+    [(2, 7, 40, 40), (2, 7, 4_000_000_000, 60), (0, 7, 40, 40)],
+)
+def test_the_samples_of_a_wav_file_are_found_after_chunks_of_any_length(
+    channels: int, declared: int, length: int, found: int
+) -> None:
+    head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 0, b"WAVE", b"fmt ", 16, 1, channels, 100, declared, 4, 16)
+    file = head + struct.pack("<4sI4s", b"LIST", 3, b"abc") + struct.pack("<4sI", b"data", length) + bytes(60)
+    wav = samples.wav_data(io.BytesIO(file), len(file))
+    assert wav == samples.WavData(len(file) - 60, found, 400 if channels else declared, 2)
 
 
 def test_big_endian_samples_are_swapped_in_chunks_of_any_size() -> None:

@@ -189,3 +189,8 @@ async def test_files_and_links_of_the_previous_secret_stay_valid(tmp_path: Path)
     new.delete(media_id, "ann")
     assert names(new) == []
     assert new.quota.stored(new.ids.tag_of(media_id)) == 0
+
+
+def test_a_file_that_is_gone_can_not_be_kept(store: MediaStore) -> None:
+    with refused("store_unavailable"):
+        store.keep("media_gone", 10)

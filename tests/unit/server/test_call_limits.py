@@ -50,6 +50,27 @@ async def test_a_slow_call_keeps_its_slot_until_another_call_waits() -> None:
     assert ended == ["first overloaded", "second overloaded"]
 
 
+async def test_a_slow_call_that_has_waited_loses_its_slot_too() -> None:
+    limiter = NewestFirst(1, patience=0.05)
+
+    async def slow() -> str:
+        try:
+            async with limiter.slot():
+                await asyncio.Event().wait()
+        except PomeloError as error:
+            return error.code
+        return ""
+
+    calls = []
+    for _ in range(3):
+        calls.append(asyncio.ensure_future(slow()))
+        await iterations()
+    async with asyncio.timeout(10):
+        assert await calls[0] == await calls[2] == "overloaded"
+    calls[1].cancel()
+    await asyncio.wait(calls)
+
+
 async def test_the_newest_waiter_is_next_and_a_cancelled_one_blocks_no_other() -> None:
     limiter = NewestFirst(1, patience=10)
     order: list[int] = []

@@ -22,10 +22,17 @@ METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
 class Recorder(ConnectionObserver):
-    """Records what is reported of connections."""
+    """Records what is reported of connections; of messages only their sizes, in `sizes`."""
 
     def __init__(self) -> None:
         self.reports: list[str] = []
+        self.sizes: list[int] = []
+
+    def received(self, peer: str, size: int) -> None:
+        self.sizes.append(size)
+
+    def reset(self, peer: str) -> None:
+        self.reports.append("reset")
 
     def checking(self, peer: str) -> None:
         self.reports.append("checking")

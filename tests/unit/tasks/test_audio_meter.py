@@ -101,6 +101,8 @@ def test_the_declared_bytes_per_second_of_a_wav_file_do_not_change_its_length(de
 
 def test_samples_that_begin_like_a_frame_are_measured_as_samples() -> None:
     assert measured(b"\xff\xfb\x90\xc0" + bytes(31_996), "audio/pcm;rate=16000", "pcm_16000") == 1000
+    mp3 = b"".join(packets("mp3_44100_128", 16_000, "seed"))[:2_000]
+    assert measured(mp3 + bytes(30_000), "audio/pcm;rate=16000", "pcm_16000") == 1000
 
 
 def test_tags_have_no_length_and_damage_does_not_shorten_audio() -> None:
@@ -108,6 +110,8 @@ def test_tags_have_no_length_and_damage_does_not_shorten_audio() -> None:
     whole = measured(mp3, "audio/mpeg", "mp3_44100_128")
     tag = b"ID3\x04\x00\x00\x00\x00\x4e\x10" + bytes(10_000)
     assert measured(tag + mp3 + b"TAG" + bytes(125), "audio/mpeg", "mp3_44100_128") == whole
+    footed = tag.replace(b"\x04\x00\x00", b"\x04\x00\x10") + b"3DI" + bytes(7)
+    assert measured(footed + mp3, "audio/mpeg", "mp3_44100_128") == whole
     damaged = measured(mp3 + bytes(1000) + mp3, "audio/mpeg", "mp3_44100_128")
     assert whole is not None
     assert damaged == pytest.approx(2 * whole, abs=80)
@@ -130,3 +134,15 @@ def test_the_lengths_of_chained_streams_are_added() -> None:
     once = measured(ogg, "audio/ogg", "opus_48000_64")
     assert once
     assert measured(ogg + ogg, "audio/ogg", "opus_48000_64") == pytest.approx(2 * once, abs=2)
+
+
+def page(granule: int, flags: int, body: bytes) -> bytes:
+    """A page of an Ogg stream."""
+    return (
+        b"OggS\0" + bytes((flags,)) + granule.to_bytes(8, "little") + bytes(12) + bytes((1, len(body))) + body
+    )
+
+
+def test_a_page_on_which_no_packet_ends_has_no_length() -> None:
+    ogg = page(0, 2, b"OpusHead" + bytes(11)) + page(2**64 - 1, 0, bytes(255)) + page(48_000, 0, bytes(99))
+    assert measured(ogg, "audio/ogg", "opus_48000_64") == 1000

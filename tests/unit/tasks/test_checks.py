@@ -107,3 +107,10 @@ def test_audio_at_a_url_is_refused(model: str) -> None:
             definition_of(model).check(given, MODELS[model], no_files)
     given.audio.CopyFrom(MediaSource(url=""))
     assert refusal(model, given) == "missing_parameter audio"
+
+
+def test_the_settings_of_a_voice_have_their_ranges() -> None:
+    for model in ("eleven-labs-tts", "eleven-labs-sts"):
+        assert refusal(model, task_input(model, voice="adam", voice_settings={"speed": 1.1})) == ""
+        wrong = task_input(model, voice="adam", voice_settings={"speed": 9})
+        assert refusal(model, wrong) == "invalid_parameter voice_settings.speed"

@@ -100,6 +100,10 @@ def test_interrupted_audio_that_cannot_be_measured_costs_its_whole_input() -> No
     assert interrupted(ALL_1000, speech(), 0) == Usage()
 
 
+def test_interrupted_audio_without_a_complete_frame_costs_one_character() -> None:
+    assert interrupted(ALL_1000, speech(None, "mp3_44100_128"), 20, "audio/mpeg") == Usage(characters=1)
+
+
 def test_audio_that_could_not_be_stored_for_a_replay_is_not_billed(tmp_path: Path) -> None:
     store = MediaStore(tmp_path, b"x" * 32, limits=MediaLimits(10**9, 150_000, reserve=0))
     given = speech()

@@ -146,6 +146,18 @@ def test_plausible_counts_of_a_provider_are_used(counts: tuple[int, ...], counte
     assert used.output_tokens >= 1
 
 
+@pytest.mark.parametrize(("counts", "logged"), [((0, 1), True), ((1, 0), True), ((1, 1), False)])
+def test_impossible_counts_are_logged(
+    counts: tuple[int, int], logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    collected = collector("gpt-4", stream=True)
+    collected.add(delta("some words"))
+    collected.add(text_end(input_tokens=counts[0], output_tokens=counts[1]))
+    collected.finish(TaskResult())
+    collected.usage()
+    assert bool(caplog.records) == logged
+
+
 def test_an_early_count_of_the_input_is_billed() -> None:
     report = Report()
     collected = collector("gpt-4", stream=True, report=report)

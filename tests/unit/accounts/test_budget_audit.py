@@ -1,0 +1,165 @@
+"""The audit of budgets, on keys that were rotated, on budgets that were changed, and while tasks end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pomelo.accounts import budgets
+from pomelo.accounts.audit import audit
+from pomelo.accounts.budget_audit import Difference, find_differences
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.acts import Act
+from pomelo.stores.base import Store
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import Budget, OpenReservation, ReserveRequest, Settlement
+from pomelo.stores.usage import UsageRecord, UsageTotal
+from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, draft, reserve, run
+
+NOW = 1_500.0
+TOTAL = "1000000/total"
+BUDGET = Budget("budget:first.total", 1_000_000, 0.0)
+COST = 5
+"""Microcredits of a task of `spend`."""
+
+
+class Same:
+    """The same store. Its subclasses differ in one method."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+
+@pytest.fixture(name="store")
+async def _store(store: Store) -> Store:
+    """A store in which the key `first` has a budget, and was replaced by `second`."""
+    await add_account(store)
+    first = KeyRecord("first", "acme", True, b"", (), 1.0, budget=TOTAL)
+    await store.add_key(first)
+    await store.add_key(replace(first, key_id="second", origin="first", created=2.0))
+    return store
+
+
+async def spend(
+    store: Store, task_id: str, key_id: str, budget: Budget | None, wallet: Wallet = ACME, at: float = 1_000.0
+) -> None:
+    """Runs a task of a key that counts toward a budget."""
+    record = draft(task_id, wallet, key_id=key_id, at=at)
+    await store.reserve(ReserveRequest(record, minimum=1, maximum=100, budget=budget))
+    await store.settle(Settlement(replace(record, cost=COST)))
+
+
+async def differences(store: Any) -> list[Difference]:
+    """What the audit of budgets finds."""
+    return [found async for found in find_differences(store, NOW)]
+
+
+async def test_the_tasks_of_all_keys_that_replaced_each_other_count_toward_one_budget(store: Store) -> None:
+    for key_id in ("first", "second"):
+        await spend(store, f"of {key_id}", key_id, BUDGET)
+    assert await differences(store) == []
+    await spend(store, "counted too much", "another key", BUDGET)
+    assert await differences(store) == [Difference(ACME, "first", 3 * COST, 2 * COST)]
+
+
+async def test_too_little_is_used_of_a_budget_only_if_it_was_not_changed(store: Store) -> None:
+    await spend(store, "of first", "first", None)
+    assert await differences(store) == [Difference(ACME, "first", 0, COST)]
+    await store.add_key(KeyRecord("other", "acme", True, b"", (), 1.0))
+    act = Act("a1", 900.0, "set_key_budget", "acme", "other", True, "", TOTAL)
+    await store.set_budget("other", TOTAL, act)
+    assert await differences(store) == [Difference(ACME, "first", 0, COST)]
+    await store.set_budget("second", "9/total", replace(act, act_id="a2", key_id="second"))
+    assert await differences(store) == []
+
+
+async def test_a_budget_of_which_more_is_used_meanwhile_is_not_compared(store: Store) -> None:
+    class Late(Same):
+        """Its sums are those before the tasks, of which the second one ends before the second comparison."""
+
+        async def sum_usage(self, *_: Any, **__: Any) -> list[UsageTotal]:
+            return []
+
+        async def drafts(self) -> list[UsageRecord]:
+            if meanwhile:
+                await spend(store, meanwhile.pop(), "first", BUDGET)
+            return await store.drafts()
+
+    meanwhile = ["second"]
+    await spend(store, "first", "first", BUDGET)
+    assert await differences(Late(store)) == []
+    assert await differences(Late(store)) == [Difference(ACME, "first", 2 * COST, 0)]
+
+
+async def test_what_was_spent_at_the_end_of_a_period_does_not_count_in_the_next(store: Store) -> None:
+    midnight = 10 * 86_400.0
+    await store.add_key(KeyRecord("daily", "acme", True, b"", (), 1.0, budget="1000000/day"))
+    today = Budget("budget:daily.day", 1_000_000, midnight)
+    await spend(store, "yesterday", "daily", today._replace(start=0.0), at=midnight - 1)
+    await spend(store, "today", "daily", today, at=midnight + 1_000)
+    assert [found async for found in find_differences(store, midnight + 2_000)] == []
+
+
+async def test_what_a_key_has_used_of_its_budget_is_that_of_its_mode(store: Store) -> None:
+    live = KeyRecord("first", "acme", True, b"", (), 1.0, budget=TOTAL)
+    test = replace(live, key_id="third", live=False)
+    unlimited = replace(live, key_id="fourth", budget="")
+    await spend(store, "of first", "first", BUDGET)
+    for number in range(2):
+        await spend(
+            store, f"of third {number}", "third", BUDGET._replace(name="budget:third.total"), ACME_TEST
+        )
+    assert await budgets.used(store, [live, test, unlimited], NOW) == {"first": COST, "third": 2 * COST}
+
+
+async def test_damage_that_an_error_of_the_audit_detects_is_a_finding(store: Store) -> None:
+    class Damaged(Same):
+        """Its damage is detected when it can't read its reservations."""
+
+        detected = False
+
+        async def drafts(self) -> list[UsageRecord]:
+            self.detected = True
+            raise KeyError("unreadable")
+
+        async def damage(self) -> list[tuple[str, str]]:
+            return [("the file", "It is damaged")] if self.detected else []
+
+    (finding,) = (await audit(Damaged(store))).findings
+    assert (finding.check, finding.subject, finding.detail) == ("database", "the file", "It is damaged")
+
+
+async def test_a_task_that_begins_during_the_audit_is_no_finding(store: Store) -> None:
+    await reserve(store, "lost", maximum=300)
+
+    class Busy(Same):
+        """A task begins after its reservations were read."""
+
+        async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
+            found = await store.reservations(own=own)
+            await reserve(store, "begun")
+            return found
+
+    findings = (await audit(Busy(store), runs=lambda task_id: False)).findings
+    assert [one.subject for one in findings] == ["lost"]
+
+
+async def test_the_records_of_a_wallet_at_rest_are_read_once(store: Store) -> None:
+    class Counting(Same):
+        """It counts its sums."""
+
+        sums = 0
+
+        async def sum_usage(self, *arguments: Any, **options: Any) -> list[UsageTotal]:
+            self.sums += 1
+            return await store.sum_usage(*arguments, **options)
+
+    await run(store, "task")
+    counting = Counting(store)
+    assert not (await audit(counting)).findings
+    assert counting.sums == 0

@@ -1,0 +1,214 @@
+"""How calls end before services that the test plays: late, refused, left by their callers, or by errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from pomelo.call import Call
+from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.server import rpc
+from tests.calls import as_dict, bearer, end, failure, reason_of
+from tests.integration.scripted_services import GATEWAY, KEY, PROOF, ScriptedServices, raises, serve_scripted
+from tests.unit.server.test_calls import METHODS, Recorder
+from tests.unit.telemetry.reports import Reports
+from tests.waiting import until
+
+CHUNK = UploadMediaRequest(chunk=b"x")
+KEYLESS_GATEWAY = PROOF.metadata("rest", "192.0.2.7", "")
+
+
+async def forever(call: Call) -> None:
+    """Waits until it is cancelled."""
+    await asyncio.Event().wait()
+
+
+@METHODS
+async def test_a_late_service_ends_its_call_itself(method: str) -> None:
+    async def late(call: Call) -> None:
+        call.response_headers["X-Credits-Charged"] = "7"
+        await asyncio.sleep(call.deadline + 0.1 - time.monotonic())
+        raise PomeloError("deadline_exceeded", "Reported by the service")
+
+    async with serve_scripted(ScriptedServices(before=late)) as opened:
+        metadata = [*GATEWAY, *bearer(KEY, x_request_timeout="0.2")]
+        error = await failure(opened.task(method, metadata=metadata))
+    assert (reason_of(error), error.details()) == ("deadline_exceeded", "Reported by the service")
+    assert as_dict(error.trailing_metadata())["x-credits-charged"] == "7"
+
+
+@pytest.mark.parametrize("key", [KEY, "no"])
+async def test_the_rest_of_a_refused_upload_is_received(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "_DISCARD_TIME", 9.0)
+    connections = Recorder()
+    services = ScriptedServices(upload=raises(PomeloError("overloaded")))
+    async with serve_scripted(services, connections) as opened:
+        call = opened.media.UploadMedia(metadata=bearer(key))
+        for _ in range(3):
+            await call.write(CHUNK)
+        await call.done_writing()
+        error = await failure(call)
+    assert reason_of(error) == ("overloaded" if key == KEY else "invalid_api_key")
+    assert connections.sizes == [CHUNK.ByteSize()] * 3
+
+
+async def test_an_upload_of_a_gateway_is_refused_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "_DISCARD_TIME", 60.0)
+    async with serve_scripted(ScriptedServices(upload=raises(PomeloError("overloaded")))) as opened:
+        call = opened.media.UploadMedia(metadata=[*bearer(KEY), *GATEWAY])
+        await call.write(CHUNK)
+        assert reason_of(await failure(call)) == "overloaded"
+
+
+async def test_a_download_with_a_key_may_last_longer_than_a_call_without_one() -> None:
+    async def wait() -> None:
+        await asyncio.sleep(0.3)
+
+    async with serve_scripted(ScriptedServices(download=wait), unauthenticated_time=0.1) as opened:
+        call = opened.media.DownloadMedia(DownloadMediaRequest(id="media_1"), metadata=bearer(KEY))
+        assert [message.chunk async for message in call][1:] == [b"abc"]
+
+
+@pytest.mark.parametrize("gateway", [False, True])
+async def test_an_upload_whose_next_chunk_does_not_come_ends(gateway: bool) -> None:
+    async with serve_scripted(chunk_time=0.1) as opened:
+        call = opened.media.UploadMedia(metadata=[*bearer(KEY), *(GATEWAY if gateway else ())])
+        await call.write(CHUNK)
+        error = await failure(call)
+    assert reason_of(error) == "deadline_exceeded"
+    assert error.details() == "No message arrived for 0.1 seconds. Send without such pauses"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "limit", "code"),
+    [
+        ([], "unauthenticated", "overloaded"),
+        (KEYLESS_GATEWAY, "forwarded", "overloaded"),
+        (bearer(KEY), "unauthenticated", "ok"),
+        (KEYLESS_GATEWAY, "unauthenticated", "ok"),
+    ],
+)
+async def test_downloads_without_a_key_are_limited_and_those_of_gateways_apart(
+    metadata: list[tuple[str, str]], limit: str, code: str
+) -> None:
+    begun, gate = asyncio.Event(), asyncio.Event()
+    limits: dict[str, Any] = {limit: 1}
+
+    async def wait() -> None:
+        begun.set()
+        await gate.wait()
+
+    async with serve_scripted(ScriptedServices(download=wait), **limits) as opened:
+        request = DownloadMediaRequest(id="media_1", signature="valid")
+        first = opened.media.DownloadMedia(request, metadata=metadata)
+        reading = asyncio.ensure_future(end(first))
+        await begun.wait()
+        second = opened.media.DownloadMedia(request, metadata=metadata)
+        if code != "ok":
+            assert reason_of(await failure(second)) == code
+        gate.set()
+        await reading
+        if code == "ok":
+            await end(second)
+
+
+async def test_headers_that_were_not_sent_before_a_response_follow_it() -> None:
+    async with serve_scripted() as opened:
+        call = opened.task("RunTask")
+        await call
+        assert as_dict(await call.trailing_metadata())["x-ratelimit-limit"] == "20"
+
+
+async def test_a_key_that_is_not_checked_in_time_is_reported_as_one_that_is_not_sent() -> None:
+    async with serve_scripted(ScriptedServices(admission=forever), unauthenticated_time=0.1) as opened:
+        error = await failure(opened.task("RunTask"))
+    assert reason_of(error) == "deadline_exceeded"
+    assert error.details() == "A call without a key ends after 0.1 seconds. Send a key"
+
+
+@METHODS
+async def test_a_time_limit_within_a_service_is_an_internal_error(method: str) -> None:
+    async with serve_scripted(ScriptedServices(before=raises(TimeoutError()))) as opened:
+        error = await failure(opened.task(method))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INTERNAL, "internal_error")
+
+
+@METHODS
+@pytest.mark.parametrize("itself", [False, True])
+async def test_a_service_that_something_cancels_is_an_internal_error(method: str, itself: bool) -> None:
+    async def cancelled(call: Call) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if not itself:
+            raise asyncio.CancelledError
+        task.cancel()
+        await forever(call)
+
+    async with serve_scripted(ScriptedServices(before=cancelled)) as opened:
+        assert reason_of(await failure(opened.task(method))) == "internal_error"
+
+
+@METHODS
+@pytest.mark.parametrize("gateway", [False, True])
+async def test_the_end_of_a_call_is_reported_unless_a_gateway_made_it(method: str, gateway: bool) -> None:
+    reports, services = Reports(), ScriptedServices()
+    metadata = [*bearer(KEY), *(GATEWAY if gateway else ())]
+    async with serve_scripted(services, observers=[reports]) as opened:
+        await end(opened.task(method, metadata=metadata))
+        services.before = raises(PomeloError("overloaded"))
+        await failure(opened.task(method, metadata=metadata))
+    found = [(report.method, report.code, report.http_status) for report in reports.calls]
+    name = f"TaskService/{method}"
+    assert found == ([] if gateway else [(name, "", 200), (name, "overloaded", 503)])
+
+
+@METHODS
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_call_that_its_caller_cancels_early_counts_as_a_reset(
+    method: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "_RESET_TIME", 60.0)
+    begun = asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        if late:
+            call.deadline = time.monotonic() - 1
+        begun.set()
+        await forever(call)
+
+    connections, reports = Recorder(), Reports()
+    async with serve_scripted(ScriptedServices(before=wait), connections, [reports]) as opened:
+        call = opened.task(method)
+        await begun.wait()
+        call.cancel()
+        await until(lambda: "ended" in connections.reports)
+    assert ("reset" in connections.reports) != late
+    assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
+
+
+async def test_an_upload_ends_when_its_caller_has_completed_it_and_not_when_the_caller_leaves() -> None:
+    seen: list[object] = []
+
+    async def read(chunks: AsyncIterator[bytes]) -> None:
+        try:
+            async for chunk in chunks:
+                seen.append(chunk)
+            seen.append("complete")
+        except asyncio.CancelledError:
+            seen.append("left")
+            raise
+
+    async with serve_scripted(ScriptedServices(upload=read)) as opened:
+        await opened.media.UploadMedia(iter([CHUNK]), metadata=bearer(KEY))
+        call = opened.media.UploadMedia(metadata=bearer(KEY))
+        await call.write(CHUNK)
+        await until(lambda: len(seen) == 3)
+        call.cancel()
+        await until(lambda: len(seen) == 4)
+    assert seen == [b"x", "complete", b"x", "left"]
