@@ -1,14 +1,15 @@
-"""A clock of real time, an empty media store, and a measurer of audio."""
+"""A clock of real time, an empty media store, a measurer of audio, and S3 servers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
+from tests.s3_server import S3Server, any_server
 from tests.unit.media.files import Clock
 
 
@@ -28,3 +29,22 @@ async def measurer() -> AsyncIterator[Measurer]:
     measurer = Measurer()
     yield measurer
     await measurer.aclose()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """A server of buckets, whose credentials are in the environment."""
+    server = any_server()
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server that a test may pause and end."""
+    server = S3Server().start()
+    for name, value in server.variables.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.close()

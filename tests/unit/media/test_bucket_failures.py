@@ -9,16 +9,13 @@ from pathlib import Path
 import pytest
 
 from pomelo.media.bucket import Bucket, MissingFileError
-from tests.s3_server import any_server
+from tests.s3_server import S3Server
 from tests.unit.media.files import PNG
 from tests.unit.refusals import refused
 
 
 @pytest.fixture(name="url")
-def _url(monkeypatch: pytest.MonkeyPatch) -> str:
-    server = any_server()
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
+def _url(server: S3Server) -> str:
     return server.new_bucket()
 
 
@@ -95,3 +92,9 @@ async def test_a_file_may_be_sent_six_times_as_long_as_other_operations_may_take
 async def test_a_file_that_was_deleted_before_it_is_sent_is_a_failure(url: str, tmp_path: Path) -> None:
     with refused("store_unavailable"):
         await Bucket(url).send("hour/gone", tmp_path / "gone", "image/png", 0.0)
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_bucket_that_does_not_exist_is_refused_at_start() -> None:
+    with pytest.raises(ValueError, match=r"there is no such bucket \(status 404, NoSuchBucket\)"):
+        await Bucket("s3://no-such-bucket/media").check()

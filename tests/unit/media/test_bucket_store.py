@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pomelo.media.local import LocalMedia
 from pomelo.media.quota import MediaLimits
 from pomelo.turns import Turns
 from tests.calls import call_of
-from tests.s3_server import S3Server, any_server
+from tests.s3_server import S3Server
 from tests.unit.media.files import PNG, Clock, put
 from tests.unit.refusals import refused
 from tests.waiting import cancel, until
@@ -35,24 +35,6 @@ class Access:
 
     async def identify(self, call: Call) -> Principal:
         return Principal("ann", "k", live=False)
-
-
-@pytest.fixture(name="server")
-def _server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    server = any_server()
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    return server
-
-
-@pytest.fixture(name="own_server")
-def _own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """A server that a test may pause and end."""
-    server = S3Server().start()
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.close()
 
 
 @pytest.fixture(name="url")
@@ -405,14 +387,3 @@ async def test_denied_access_says_so_without_the_response(
     if effect == "s3:PutObject":
         with pytest.raises(ValueError, match="it denies access"):
             await bucket.check()
-
-
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [("s3://no-such-bucket/media", r"there is no such bucket \(status 404, NoSuchBucket\)")],
-)
-async def test_a_bucket_that_can_never_be_used_is_refused_at_start(
-    server: S3Server, url: str, reason: str
-) -> None:
-    with pytest.raises(ValueError, match=reason):
-        await Bucket(url).check()
