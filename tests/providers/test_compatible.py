@@ -150,6 +150,13 @@ async def test_a_host_can_require_its_own_headers(upstream: FaultUpstream) -> No
     assert (headers["X-Title"], headers["Authorization"]) == ("Pomelo", f"Bearer {KEY}")
 
 
+@pytest.mark.parametrize("name", ["Authorization", "authorization"])
+async def test_no_header_of_a_host_replaces_the_key(upstream: FaultUpstream, name: str) -> None:
+    async with a_host(upstream, headers={name: "Bearer another"}) as provider:
+        await read_all(provider, COMPATIBLE.job(stream=False))
+    assert (await upstream.received()).headers.getall("Authorization") == [f"Bearer {KEY}"]
+
+
 @pytest.mark.parametrize(
     ("row", "named"),
     [

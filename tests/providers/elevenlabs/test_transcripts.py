@@ -214,6 +214,12 @@ async def test_a_missing_time_is_not_before_the_end_of_an_earlier_word(rig: Rig)
     assert words(result) == [("a", 5.0, 6.0, ""), ("b", 1.0, 2.0, ""), ("c", 6.0, 6.0, "")]
 
 
+async def test_a_missing_time_is_not_before_the_start_of_a_word_that_ends_before_it(rig: Rig) -> None:
+    rig.script(reported(words=[{"text": "a", "start": 5, "end": 1}, {"text": "b"}]))
+    result = await transcript(rig.provider, job(SpeechToTextInput()))
+    assert words(result) == [("a", 5.0, 5.0, ""), ("b", 5.0, 5.0, "")]
+
+
 async def test_silent_audio_has_an_empty_transcript(rig: Rig) -> None:
     rig.script(reported(text="", words=[]))
     result = await transcript(rig.provider, job(SpeechToTextInput()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from pomelo.gen.v1.text_pb2 import (
     Tool,
     ToolChoice,
 )
+from pomelo.providers.base import Job, fit_job
 from pomelo.providers.fitting import Fitting, Given, Hook, fit
 
 MESSAGES = [Message(role=Role.ROLE_USER, content=[ContentPart(text="Hi")])]
@@ -250,6 +252,19 @@ def test_a_reasoning_effort_is_the_nearest_one_of_the_route(
 ) -> None:
     made = fit_input(TextInput(messages=MESSAGES, reasoning_effort=given), efforts=efforts)
     assert (made.input.reasoning_effort, adjusted_header(made.adjustments)) == (used, reported)
+
+
+def test_a_job_is_fitted_to_another_route_from_what_the_caller_gave() -> None:
+    original = TextInput(messages=MESSAGES, temperature=2, seed=1)
+    first = Route("p", "m", drop=frozenset(("seed", "user")), clamp={"temperature": (0, 1, 0)})
+    second = Route("p", "n", clamp={"temperature": (0, 1.5, 0)})
+    model = Model("x", TaskType.TASK_TYPE_TEXT, (first, second), Limits(), Prices(), "test")
+    given = Given(original, "ann")
+    job = fit_job(Job("t", model, first, original, stream=False, deadline=1.0, given=given), None)
+    assert (job.input, job.user) == (TextInput(messages=MESSAGES, temperature=1), "")
+    job = fit_job(replace(job, route=second), None)
+    assert (job.input, job.user) == (TextInput(messages=MESSAGES, temperature=1.5, seed=1), "ann")
+    assert adjusted_header(job.adjustments) == "temperature=1.5"
 
 
 def test_the_message_of_a_refused_effort_lists_those_of_the_route() -> None:
