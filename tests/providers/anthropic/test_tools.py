@@ -211,8 +211,9 @@ async def test_a_schema_for_the_output_is_sent_beside_the_effort(upstream: Fault
         name="n", description="d", schema_json='{"type":"object","additionalProperties":false}'
     )
     task = hi(format=TextFormat(json_schema=schema), reasoning_effort=LOW)
-    body = (await sent(ANTHROPIC, upstream, task, route=OPUS)).body
-    assert body["output_config"] == {
+    received = await sent(ANTHROPIC, upstream, task, route=OPUS)
+    assert received.raw.count(b'"output_config"') == 1
+    assert received.body["output_config"] == {
         "effort": "low",
         "format": {"type": "json_schema", "schema": {"type": "object", "additionalProperties": False}},
     }

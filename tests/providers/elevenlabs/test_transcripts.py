@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from hashlib import sha256
 from typing import Any
@@ -233,6 +234,24 @@ async def test_a_transcript_of_hours_is_read(rig: Rig) -> None:
     assert rig.requests[0].bytes_sent > 8 * 1024 * 1024
     assert len(result.words) == 60_000
     assert result.audio_seconds == 15_000
+
+
+async def test_only_a_long_transcript_is_parsed_in_a_thread(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[int] = []
+    to_thread = asyncio.to_thread
+
+    def record(function: Any, response: bytes, *arguments: Any) -> Any:
+        parsed.append(len(response))
+        return to_thread(function, response, *arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", record)
+    for words_spoken in (10, 4_000):
+        rig.script(Transcript(("word " * words_spoken).strip()))
+        assert len((await transcript(rig.provider, job(SpeechToTextInput()))).words) == words_spoken
+    (size,) = parsed
+    assert size >= 256 * 1024
 
 
 @pytest.mark.parametrize("timestamps", ["word", "character"])

@@ -79,6 +79,18 @@ async def test_steps_are_clamped_and_guidance_is_dropped(rig: Rig) -> None:
     assert "guidance_scale" not in rig.requests[0].body
 
 
+async def test_an_image_in_a_larger_response_than_other_vendors_send_is_read(rig: Rig) -> None:
+    data = b"\x89PNG\r\n\x1a\n" + b"x" * 7_000_000
+    rig.script(Image(data))
+    assert await draw_image(rig.provider, job(SCHNELL)) == (data, "image/png")
+
+
+async def test_a_default_size_is_in_the_range_of_the_route(rig: Rig) -> None:
+    clamp = {"width": (256.0, 512.0, 32.0), "height": (1152.0, 1440.0, 32.0)}
+    await draw_image(rig.provider, job(Route("together", SCHNELL.model, clamp=clamp)))
+    assert (rig.requests[0].body["width"], rig.requests[0].body["height"]) == (512, 1152)
+
+
 async def test_a_stream_reports_only_the_end(rig: Rig) -> None:
     reported, last = await read_all(rig.provider, job(SCHNELL, stream=True))
     assert reported.image_progress.progress == 1

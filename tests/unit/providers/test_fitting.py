@@ -121,6 +121,16 @@ def test_voice_settings_are_named_with_their_message() -> None:
     assert not made.input.HasField("voice_settings")
 
 
+def test_a_change_within_an_object_that_is_left_out_later_is_not_reported() -> None:
+    def hook(fitting: Fitting) -> None:
+        fitting.drop("style")
+        fitting.drop("seed")
+        fitting.drop("voice_settings")
+
+    made = fit_input(TextToSpeechInput(seed=1, voice_settings=VoiceSettings(style=0.5)), hook)
+    assert adjusted_header(made.adjustments) == "voice_settings; seed"
+
+
 def test_a_default_is_not_an_adjustment() -> None:
     drop = ["language_code", "diarize", "num_speakers", "timestamps"]
     assert fit_input(SpeechToTextInput(diarize=False), drop=drop).adjustments == []
