@@ -189,6 +189,13 @@ async def test_the_arguments_of_all_calls_together_have_a_limited_number_of_valu
     assert inputs == [{"a": [*[[]] * 20_000, 0]}, {"INVALID_JSON": half}, {"b": 1}]
 
 
+async def test_a_blank_result_is_left_out(upstream: FaultUpstream) -> None:
+    called = assistant("", ToolCall(id="a", name="time"))
+    task = TextInput(messages=[*hi().messages, called, result("a", " \n")], tools=[TIME])
+    (block,) = (await sent(ANTHROPIC, upstream, task)).body["messages"][2]["content"]
+    assert block == {"type": "tool_result", "tool_use_id": "a"}
+
+
 async def test_ids_of_other_vendors_are_replaced(upstream: FaultUpstream) -> None:
     called = assistant("", ToolCall(id="call:1", name="time"), ToolCall(id="ä", name="time"))
     task = TextInput(messages=[*hi().messages, called, result("ä", "2"), result("call:1", "1")], tools=[TIME])

@@ -87,6 +87,7 @@ async def test_a_long_list_is_read_page_by_page_and_cached(rig: Rig) -> None:
     speech_job = [received for received in rig.requests if _lists(received)]
     assert [received.query.get("next_page_token") for received in speech_job] == [None, "100", "200"]
     assert {received.query["page_size"] for received in speech_job} == {"100"}
+    assert {received.query["include_total_count"] for received in speech_job} == {"false"}
     assert speech_job[0].method == "GET"
 
 

@@ -31,9 +31,7 @@ class Names(AbstractResolver):
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return [
-            ResolveResult(hostname=host, host="127.0.0.1", port=port, family=family, proto=0, flags=0)
-        ]
+        return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=family, proto=0, flags=0)]
 
     async def close(self) -> None:
         self.closed = True
@@ -72,7 +70,8 @@ async def test_closing_ends_the_look_ups_and_the_resolver() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("fe80::1%lo", socket.AF_INET6)]
+    ("host", "family"),
+    [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("fe80::1%lo", socket.AF_INET6)],
 )
 async def test_an_address_is_not_looked_up(host: str, family: socket.AddressFamily) -> None:
     names = Names()

@@ -146,6 +146,26 @@ def test_a_penalty_of_0_that_is_dropped_is_not_an_adjustment(penalty: float, rep
     assert adjusted_header(made.adjustments) == reported
 
 
+def test_a_zero_that_is_dropped_is_an_adjustment_if_it_has_an_effect() -> None:
+    made = fit_input(TextInput(messages=MESSAGES, temperature=0, seed=0), drop=["temperature", "seed"])
+    assert adjusted_header(made.adjustments) == "temperature; seed"
+
+
+def test_a_number_that_the_operator_fixes_has_the_type_of_its_field() -> None:
+    fixed = {"max_tokens": 50.0, "temperature": 1}
+    names = {name: name for name in fixed}
+    made = fit_input(
+        TextInput(max_tokens=70, temperature=0.5), lambda fitting: fitting.override(names, fixed)
+    )
+    assert adjusted_header(made.adjustments) == "max_tokens=50; temperature=1"
+    assert made.input == TextInput(max_tokens=50, temperature=1)
+
+
+def test_the_message_of_a_refused_cap_has_the_models_maximum() -> None:
+    error = fit_input(TextInput(messages=MESSAGES, max_tokens=900), limit=100).refusal()
+    assert error.message == "Invalid max_tokens: must be a whole number from 1 to 100"
+
+
 def test_a_field_that_is_not_a_parameter_is_never_dropped() -> None:
     original = ImageInput(prompt="x")
     assert fit_input(original, drop=["prompt", "response_format", "audio", "unheard_of"]).input is original

@@ -75,9 +75,7 @@ def test_a_status_has_its_reason(status: int, expected: str) -> None:
         (422, "bad_value", "the vendor refused a value of the request"),
     ],
 )
-def test_a_code_of_the_vendor_has_its_reason_before_the_status(
-    status: int, code: str, expected: str
-) -> None:
+def test_a_code_of_the_vendor_has_its_reason_before_the_status(status: int, code: str, expected: str) -> None:
     assert reason(status, code) == expected
 
 
@@ -160,7 +158,9 @@ def test_the_id_of_the_proxy_is_the_last_choice() -> None:
     assert called(("x-request-id", "req_8"), ("cf-ray", "ray_1")).request_id == "req_8"
 
 
-@pytest.mark.parametrize("value", ["", "two words", "é", "x" * 65, KEY, KEY[3:], f"a.{KEY}.b", f"Bearer.{KEY}"])
+@pytest.mark.parametrize(
+    "value", ["", "two words", "é", "x" * 65, KEY, KEY[3:], f"a.{KEY}.b", f"Bearer.{KEY}"]
+)
 def test_what_can_not_be_an_id_or_repeats_the_key_is_no_id(value: str) -> None:
     assert called(("x-request-id", value)).request_id == ""
 
