@@ -372,9 +372,11 @@ async def test_a_server_is_reached_by_tls_if_its_certificate_has_its_name(
 async def test_a_name_with_its_last_dot_is_the_certificates(certificate: ssl.SSLContext) -> None:
     names: list[str | None] = []
     certificate.sni_callback = lambda _, name, __: names.append(name)
-    async with raw_server(sends(OK), tls=certificate) as server:
-        async with Http(resolver=Names("127.0.0.1")) as http:
-            await http.request_json(server.url.with_host("acme.example."), {}, b"{}", CHAT)
+    async with (
+        raw_server(sends(OK), tls=certificate) as server,
+        Http(resolver=Names("127.0.0.1")) as http,
+    ):
+        await http.request_json(server.url.with_host("acme.example."), {}, b"{}", CHAT)
     assert names == ["acme.example"]
 
 
