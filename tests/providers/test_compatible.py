@@ -154,7 +154,8 @@ async def test_a_host_can_require_its_own_headers(upstream: FaultUpstream) -> No
 async def test_no_header_of_a_host_replaces_the_key(upstream: FaultUpstream, name: str) -> None:
     async with a_host(upstream, headers={name: "Bearer another"}) as provider:
         await read_all(provider, COMPATIBLE.job(stream=False))
-    assert (await upstream.received()).headers.getall("Authorization") == [f"Bearer {KEY}"]
+    headers = (await upstream.received()).headers
+    assert [value for each, value in headers.items() if each.lower() == "authorization"] == [f"Bearer {KEY}"]
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,11 @@ def effort(name: str) -> ReasoningEffort.ValueType:
     return ReasoningEffort.Value(f"REASONING_EFFORT_{name.upper()}")
 
 
-def fitted(vendor: Vendor, task: TextInput, **options: Any) -> tuple[Job[Any], list[str]]:
+async def fitted(vendor: Vendor, task: TextInput, **options: Any) -> tuple[Job[Any], list[str]]:
     """A job on a route with these options as the vendor's provider fits it, and what is reported."""
     route = Route(vendor.name, "m", options=options)
-    provider = vendor.make.__new__(vendor.make)  # type: ignore[arg-type, call-overload]
-    job: Job[Any] = fit_job(vendor.job(task, stream=False, route=route), provider.fit_text)
+    async with open_provider(vendor.make, "http://acme.example") as provider:
+        job: Job[Any] = fit_job(vendor.job(task, stream=False, route=route), provider.fit_text)
     return job, [f"{one.field}={one.used}" if one.used else one.field for one in job.adjustments]
 
 
@@ -64,21 +64,22 @@ def test_an_effort_of_none_turns_the_thinking_off() -> None:
         (["tools", "temperature"], ["reasoning_effort=none"]),
     ],
 )
-def test_only_what_a_route_names_excludes_reasoning(excludes: list[str], reported: list[str]) -> None:
+async def test_only_what_a_route_names_excludes_reasoning(excludes: list[str], reported: list[str]) -> None:
     task = hi(reasoning_effort=LOW, temperature=1, top_p=0.5, tools=[TIME])
-    assert fitted(OPENAI, task, reasoning_excludes=excludes)[1] == reported
+    _, adjusted = await fitted(OPENAI, task, reasoning_excludes=excludes)
+    assert adjusted == reported
 
 
-def test_the_message_of_a_refusal_says_when_a_parameter_is_taken() -> None:
-    provider = OPENAI.make.__new__(OPENAI.make)  # type: ignore[arg-type, call-overload]
-    messages = []
+async def test_the_message_of_a_refusal_says_when_a_parameter_is_taken() -> None:
+    messages: list[str] = []
 
     def fit(fitting: Any) -> None:
         provider.fit_text(fitting)
         messages.append(fitting.refusal().message)
 
     route = Route("openai", "m", options={"reasoning_excludes": ["temperature"]})
-    fit_job(OPENAI.job(hi(reasoning_effort=LOW, temperature=1), stream=False, route=route), fit)
+    async with open_provider(OPENAI.make, "http://acme.example") as provider:
+        fit_job(OPENAI.job(hi(reasoning_effort=LOW, temperature=1), stream=False, route=route), fit)
     assert messages == ["Invalid temperature: must be left out unless reasoning_effort is none"]
 
 
@@ -120,14 +121,14 @@ OPEN = {"type": "object", "properties": {"a": {}}}
 
 
 @pytest.mark.parametrize("name", ["anyOf", "allOf", "oneOf", "prefixItems"])
-def test_every_object_within_a_schema_is_closed(name: str) -> None:
+async def test_every_object_within_a_schema_is_closed(name: str) -> None:
     given = {
         "type": "object",
         "properties": {"x": {name: [OPEN]}, "y": {"items": OPEN}},
         "definitions": {"d": OPEN},
     }
     schema = JsonSchema(name="n", schema_json=json.dumps(given))
-    job, reported = fitted(ANTHROPIC, hi(format=TextFormat(json_schema=schema)))
+    job, reported = await fitted(ANTHROPIC, hi(format=TextFormat(json_schema=schema)))
     body = json.loads(encode_request(job, stream=False))
     assert reported == []
     assert body["output_config"]["format"]["schema"] == {
@@ -154,10 +155,10 @@ def test_every_object_within_a_schema_is_closed(name: str) -> None:
         "maxProperties",
     ],
 )
-def test_a_bound_is_left_out_of_a_schema_that_is_not_strict(bound: str) -> None:
+async def test_a_bound_is_left_out_of_a_schema_that_is_not_strict(bound: str) -> None:
     given = {"type": "object", "properties": {"x": {"type": "array", bound: 1, "minItems": 1}}}
     schema = JsonSchema(name="n", schema_json=json.dumps(given))
-    job, _ = fitted(ANTHROPIC, hi(format=TextFormat(json_schema=schema)))
+    job, _ = await fitted(ANTHROPIC, hi(format=TextFormat(json_schema=schema)))
     body = json.loads(encode_request(job, stream=False))
     sent = body["output_config"]["format"]["schema"]["properties"]["x"]
     assert sent == {"type": "array", "minItems": 1}

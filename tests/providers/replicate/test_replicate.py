@@ -119,7 +119,7 @@ async def test_a_size_becomes_the_nearest_aspect_ratio_and_area(
     ],
 )
 async def test_a_side_that_the_caller_set_is_reported_if_it_is_adjusted(
-    rig: Rig, given: dict[str, int], reported: list[tuple[str, str]]
+    rig: Rig, given: dict[str, Any], reported: list[tuple[str, str]]
 ) -> None:
     image_job = fit_job(job(SCHNELL, ImageInput(prompt="x", **given)), rig.provider.fit_image)
     assert [(change.field, change.used) for change in image_job.adjustments] == reported
