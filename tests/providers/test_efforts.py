@@ -14,7 +14,7 @@ from pomelo.providers.base import Job, fit_job
 from pomelo.providers.chat.chat import Profile, request
 from pomelo.testing import FaultUpstream
 from tests.providers.rig import base_url, open_provider, read_all
-from tests.providers.text_rig import ANTHROPIC, COMPATIBLE, OPENAI, TIME, Vendor, hi
+from tests.providers.text_rig import ANTHROPIC, COMPATIBLE, OPENAI, TIME, USER, Vendor, hi
 
 NONE = ReasoningEffort.REASONING_EFFORT_NONE
 LOW = ReasoningEffort.REASONING_EFFORT_LOW
@@ -30,7 +30,7 @@ async def fitted(vendor: Vendor, task: TextInput, **options: Any) -> tuple[Job[A
     """A job on a route with these options as the vendor's provider fits it, and what is reported."""
     route = Route(vendor.name, "m", options=options)
     async with open_provider(vendor.make, "http://acme.example") as provider:
-        job: Job[Any] = fit_job(vendor.job(task, stream=False, route=route), provider.fit_text)
+        job: Job[Any] = fit_job(vendor.job(task, stream=False, route=route, user=USER), provider.fit_text)
     return job, [f"{one.field}={one.used}" if one.used else one.field for one in job.adjustments]
 
 
@@ -114,6 +114,66 @@ async def test_a_stream_may_begin_late_only_if_the_model_reasons_or_the_host_is_
         provider._http.stream_events = record
         await read_all(provider, COMPATIBLE.job(hi(reasoning_effort=effort(name)), stream=True))
     assert waited == [patient or reasons]
+
+
+COMMON = {
+    "max_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "stop": "stop",
+    "tools": "tools",
+    "tool_choice": "tool_choice",
+    "response_format": "response_format",
+    "reasoning_effort": "reasoning_effort",
+    "user": "user",
+}
+FIXED = [
+    *(
+        (COMPATIBLE, ours, theirs)
+        for ours, theirs in {
+            **COMMON,
+            "seed": "seed",
+            "presence_penalty": "presence_penalty",
+            "frequency_penalty": "frequency_penalty",
+            "parallel_tool_calls": "parallel_tool_calls",
+        }.items()
+    ),
+    *(
+        (ANTHROPIC, ours, theirs)
+        for ours, theirs in {
+            **COMMON,
+            "stop": "stop_sequences",
+            "response_format": "output_config",
+            "reasoning_effort": "output_config",
+            "user": "metadata",
+        }.items()
+    ),
+]
+
+
+@pytest.mark.parametrize(("vendor", "ours", "theirs"), FIXED)
+async def test_a_field_that_the_operator_fixes_is_reported_by_its_own_name(
+    vendor: Vendor, ours: str, theirs: str
+) -> None:
+    task = hi(
+        max_tokens=9,
+        temperature=0.5,
+        top_p=0.5,
+        stop=["END"],
+        seed=1,
+        presence_penalty=1,
+        frequency_penalty=1,
+        tools=[TIME],
+        tool_choice=ToolChoice(tool="time"),
+        parallel_tool_calls=True,
+        format=TextFormat(json_schema=JsonSchema(name="n", schema_json=json.dumps(OPEN))),
+        reasoning_effort=LOW,
+    )
+    sampling = {"sampling": "both"} if vendor is ANTHROPIC else {}
+    _, before = await fitted(vendor, task, **sampling)
+    _, adjusted = await fitted(vendor, task, **sampling, extra={theirs: {}})
+    assert ours not in before
+    assert ours in adjusted
 
 
 CLOSED = {"type": "object", "properties": {"a": {}}, "additionalProperties": False}
