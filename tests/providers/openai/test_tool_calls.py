@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pomelo.providers import text as streams
 from pomelo.testing import Reply, chunk
 from pomelo.testing.text_answer import DONE
 from tests.providers.rig import Rig, check_no_secrets, read_all
@@ -165,6 +166,28 @@ async def test_tool_calls_that_can_not_be_read_fail(rig: Rig, broken: Any, strea
     error, _ = await failure(rig.provider, OPENAI.job(hi(tools=[TIME]), stream=stream))
     assert error.code == "provider_failed"
     check_no_secrets(error)
+
+
+@pytest.mark.parametrize(("limit", "fails"), [(29, True), (30, False)])
+async def test_text_and_arguments_together_are_limited(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, limit: int, fails: bool
+) -> None:
+    monkeypatch.setattr(streams, "MAX_BODY_BYTES", limit)
+    words = [chunk({"content": "x" * 5}) for _ in range(2)]
+    pieces = [piece(0, "a", "time", "y" * 10), piece(0, None, None, "y" * 10)]
+    steps = [
+        *words,
+        *(chunk({"tool_calls": [each]}) for each in pieces),
+        chunk({}, finish_reason="stop"),
+        DONE,
+    ]
+    rig.script(Reply(steps=tuple(steps)))
+    job = OPENAI.job(hi(tools=[TIME]), stream=True)
+    if not fails:
+        assert tool_calls(await read_all(rig.provider, job), stream=True) == [("a", "time", "y" * 20)]
+        return
+    error, begun = await failure(rig.provider, job)
+    assert (error.code, begun) == ("provider_failed", "x" * 10)
 
 
 async def test_a_call_whose_name_never_comes_fails(rig: Rig) -> None:

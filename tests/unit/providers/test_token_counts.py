@@ -1,4 +1,4 @@
-"""Counts of tokens that a vendor reports, and streams with more text than a whole response may have."""
+"""Counts of tokens that a vendor reports: which are credible, and what is made of the others."""
 
 from __future__ import annotations
 
