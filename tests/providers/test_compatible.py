@@ -150,6 +150,14 @@ async def test_a_host_can_require_its_own_headers(upstream: FaultUpstream) -> No
     assert (headers["X-Title"], headers["Authorization"]) == ("Pomelo", f"Bearer {KEY}")
 
 
+@pytest.mark.parametrize("name", ["Authorization", "authorization"])
+async def test_no_header_of_a_host_replaces_the_key(upstream: FaultUpstream, name: str) -> None:
+    async with a_host(upstream, headers={name: "Bearer another"}) as provider:
+        await read_all(provider, COMPATIBLE.job(stream=False))
+    headers = (await upstream.received()).headers
+    assert [value for each, value in headers.items() if each.lower() == "authorization"] == [f"Bearer {KEY}"]
+
+
 @pytest.mark.parametrize(
     ("row", "named"),
     [
@@ -161,6 +169,12 @@ async def test_a_host_can_require_its_own_headers(upstream: FaultUpstream) -> No
         ({"stream_usage": "often"}, "stream_usage"),
         ({"key_needed": "no"}, "key_needed"),
         ({"reports_cost": "yes"}, "reports_cost"),
+        ({"base_url": "ftp://acme.example"}, "base_url"),
+        ({"base_url": "http://acme.example/ x"}, "base_url"),
+        ({"headers": {"X-Title": "Pomelo\nX-Evil: 1"}}, "headers"),
+        ({"headers": {"X Title": "Pomelo"}}, "headers"),
+        ({"meanings": {"busy": "unheard_of"}}, "meanings.busy"),
+        ({"user_most": 0}, "user_most"),
     ],
 )
 def test_a_row_that_is_wrong_is_refused_by_name(row: dict[str, Any], named: str) -> None:
@@ -180,6 +194,7 @@ async def test_a_count_in_the_object_of_groq_is_used(upstream: FaultUpstream) ->
 
 COSTS = [
     (COMPATIBLE.usage(9, 7) | {"cost": 0.00125}, 0.00125),
+    (COMPATIBLE.usage(9, 7) | {"cost": 0}, 0),
     (COMPATIBLE.usage(9, 7) | {"cost": 0.001, "is_byok": True}, None),
     (COMPATIBLE.usage(9, 7), None),
     (None, None),
@@ -283,6 +298,13 @@ async def test_a_hosts_own_error_code_is_mapped_by_its_catalogue_row(upstream: F
     async with a_host(upstream, meanings={"input_refused": "content_policy_violation"}) as provider:
         error, _ = await failure(provider, COMPATIBLE.job(stream=False))
     assert error.code == "content_policy_violation"
+
+
+async def test_a_hosts_own_meaning_of_a_code_counts_before_the_common_one(upstream: FaultUpstream) -> None:
+    upstream.script(Reply(429, steps=(b'{"error":{"code":"rate_limit_exceeded"}}',)))
+    async with a_host(upstream, meanings={"rate_limit_exceeded": "provider_failed"}) as provider:
+        error, _ = await failure(provider, COMPATIBLE.job(stream=False))
+    assert error.code == "provider_failed"
 
 
 async def test_a_choice_that_ends_with_an_error_is_mapped_to_that_error(upstream: FaultUpstream) -> None:

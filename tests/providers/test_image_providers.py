@@ -12,9 +12,12 @@ import pytest
 
 from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
+from pomelo.providers import Credentials
 from pomelo.providers.bfl import BFL
-from pomelo.providers.errors import RetryPolicy
+from pomelo.providers.errors import RetryPolicy, UpstreamError
+from pomelo.providers.http.client import Http
 from pomelo.providers.http.downloads import MAX_FILE_BYTES
+from pomelo.providers.images import DELIVERY_ERRORS
 from pomelo.providers.replicate import Replicate
 from pomelo.providers.together import Together
 from pomelo.testing import Gate, Reply, Script, Stop, bfl_protocol, page, redirect, replicate_protocol
@@ -24,6 +27,7 @@ from pomelo.testing.images import make_image
 from pomelo.testing.replicate_protocol import Prediction, prediction
 from tests.providers.image_rig import NEVER, NEXT, SAME, draw_image, failure, job, orders
 from tests.providers.rig import SECRETS, Rig, check_left, check_no_secrets, open_provider, open_rig, read_all
+from tests.unit.providers.test_downloads import Names
 
 NOW: dict[str, Any] = {"interval": 0.001}
 PENDING = status("Pending")
@@ -221,3 +225,17 @@ async def test_cancelling_closes_everything_immediately(vendor: Vendor, stage: s
         rig.script(vendor.order())
         await draw_image(rig.provider, job(vendor.route))
         assert len(rig.requests) == seen + vendor.requests
+
+
+@pytest.mark.parametrize("make", [BFL, Replicate, Together])
+async def test_closing_a_provider_closes_its_downloads(make: Any) -> None:
+    names = Names(("10.0.0.1",))
+    async with Http() as http:
+        provider = make(Credentials("sk-1", "https://acme.example"), http)
+        provider._downloader._resolver = lambda: names
+        provider._downloader._waits = ()
+        with pytest.raises(UpstreamError):
+            await provider._downloader.fetch("https://files.example/x.png", DELIVERY_ERRORS)
+        assert not names.closed
+        await provider.aclose()
+        assert names.closed

@@ -280,6 +280,14 @@ async def test_the_input_is_counted_before_the_first_words(rig: Rig) -> None:
     check_no_usage(answer)
 
 
+async def test_a_long_unary_answer_without_a_count_has_none_and_yields_to_other_tasks(rig: Rig) -> None:
+    rig.script(Answer("one two three", usage=None))
+    answer = await read_all(rig.provider, LONG.job(stream=False))
+    assert texts(answer) == ["one two three"]
+    assert not answer[-1].completed.HasField("usage")
+    assert rig.provider._http.turns.iteration > 0
+
+
 async def test_a_long_unary_answer_keeps_the_count_of_the_input(rig: Rig) -> None:
     end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=None)
     rig.script(Reply(steps=(START, words("Hi"), end, OVER)))

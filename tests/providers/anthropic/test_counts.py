@@ -46,6 +46,15 @@ def test_the_input_includes_what_was_read_from_the_cache_and_written_to_it(
     assert parse_message(message).completed.usage == expected
 
 
+def test_a_later_count_that_is_not_credible_leaves_the_one_before() -> None:
+    stream = MessageStream(Report())
+    for output in (5, "many"):
+        usage = {"input_tokens": 9 if output == 5 else "few", "output_tokens": output}
+        event = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+        assert stream.parse_event(to_json(event)) == ""
+    assert stream.usage == Usage(input_tokens=9, output_tokens=5)
+
+
 @pytest.mark.parametrize("later", [None, 0])
 def test_a_later_count_that_is_missing_replaces_nothing(later: int | None) -> None:
     stream = MessageStream(Report())

@@ -189,6 +189,13 @@ async def test_the_arguments_of_all_calls_together_have_a_limited_number_of_valu
     assert inputs == [{"a": [*[[]] * 20_000, 0]}, {"INVALID_JSON": half}, {"b": 1}]
 
 
+async def test_a_blank_result_is_left_out(upstream: FaultUpstream) -> None:
+    called = assistant("", ToolCall(id="a", name="time"))
+    task = TextInput(messages=[*hi().messages, called, result("a", " \n")], tools=[TIME])
+    (block,) = (await sent(ANTHROPIC, upstream, task)).body["messages"][2]["content"]
+    assert block == {"type": "tool_result", "tool_use_id": "a"}
+
+
 async def test_ids_of_other_vendors_are_replaced(upstream: FaultUpstream) -> None:
     called = assistant("", ToolCall(id="call:1", name="time"), ToolCall(id="ä", name="time"))
     task = TextInput(messages=[*hi().messages, called, result("ä", "2"), result("call:1", "1")], tools=[TIME])
@@ -211,8 +218,9 @@ async def test_a_schema_for_the_output_is_sent_beside_the_effort(upstream: Fault
         name="n", description="d", schema_json='{"type":"object","additionalProperties":false}'
     )
     task = hi(format=TextFormat(json_schema=schema), reasoning_effort=LOW)
-    body = (await sent(ANTHROPIC, upstream, task, route=OPUS)).body
-    assert body["output_config"] == {
+    received = await sent(ANTHROPIC, upstream, task, route=OPUS)
+    assert received.raw.count(b'"output_config"') == 1
+    assert received.body["output_config"] == {
         "effort": "low",
         "format": {"type": "json_schema", "schema": {"type": "object", "additionalProperties": False}},
     }

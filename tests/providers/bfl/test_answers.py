@@ -101,6 +101,13 @@ async def test_a_route_drops_clamps_and_sets_the_tolerance(rig: Rig) -> None:
     assert (dev["steps"], dev["guidance"], dev["safety_tolerance"]) == (50, 1.5, 0)
 
 
+def test_the_tolerance_of_a_route_is_one_that_the_vendor_has() -> None:
+    assert [BFL.options(safety_tolerance=each).safety_tolerance for each in (0, 6)] == [0, 6]
+    for tolerance in (-1, 7):
+        with pytest.raises(ValueError, match="safety_tolerance"):
+            BFL.options(safety_tolerance=tolerance)
+
+
 @pytest.mark.parametrize("name", ["flux-1-pro", "flux-1-dev"])
 async def test_a_models_row_of_the_catalogue_overrides_the_caller(rig: Rig, name: str) -> None:
     route = next(r for r in Catalog.load().resolve(name).routes if r.provider == "bfl")

@@ -31,6 +31,13 @@ async def test_every_format_has_its_content_type_and_arrives_byte_for_byte(
     assert kind == SandboxSpeech.of(audio_format, "", "", 0).content_type, "the sandbox says otherwise"
 
 
+async def test_the_shortest_file_is_as_long_as_a_signature(rig: Rig) -> None:
+    for head in (b"ID3" + bytes(9), b"ID3" + bytes(8)):
+        rig.script(Reply(headers={"Content-Type": "audio/mpeg"}, steps=(head,)))
+    assert await read_audio(rig.provider, job()) == (b"ID3" + bytes(9), "audio/mpeg")
+    assert (await failure(rig.provider, job()))[0].code == "provider_failed"
+
+
 async def test_without_a_format_it_is_mp3(rig: Rig) -> None:
     assert (await read_audio(rig.provider, job()))[1] == "audio/mpeg"
 

@@ -237,6 +237,16 @@ async def test_the_other_path_is_tried_once(rig: Rig, gone: Any) -> None:
     assert len(rig.requests) == 2
 
 
+@pytest.mark.parametrize("gone", GONE)
+async def test_a_path_that_was_not_found_is_not_tried_again(rig: Rig, gone: Any) -> None:
+    rig.script(gone)
+    await read_audio(rig.provider, job(SpeechToSpeechInput(voice="adam")))
+    rig.script(gone)
+    error, _ = await failure(rig.provider, job(SpeechToSpeechInput(voice="adam")))
+    assert error.code == "provider_failed"
+    assert len(rig.requests) == 3
+
+
 @pytest.mark.parametrize(
     "reply",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from hashlib import sha256
 from typing import Any
@@ -214,6 +215,12 @@ async def test_a_missing_time_is_not_before_the_end_of_an_earlier_word(rig: Rig)
     assert words(result) == [("a", 5.0, 6.0, ""), ("b", 1.0, 2.0, ""), ("c", 6.0, 6.0, "")]
 
 
+async def test_a_missing_time_is_not_before_the_start_of_a_word_that_ends_before_it(rig: Rig) -> None:
+    rig.script(reported(words=[{"text": "a", "start": 5, "end": 1}, {"text": "b"}]))
+    result = await transcript(rig.provider, job(SpeechToTextInput()))
+    assert words(result) == [("a", 5.0, 5.0, ""), ("b", 5.0, 5.0, "")]
+
+
 async def test_silent_audio_has_an_empty_transcript(rig: Rig) -> None:
     rig.script(reported(text="", words=[]))
     result = await transcript(rig.provider, job(SpeechToTextInput()))
@@ -227,6 +234,24 @@ async def test_a_transcript_of_hours_is_read(rig: Rig) -> None:
     assert rig.requests[0].bytes_sent > 8 * 1024 * 1024
     assert len(result.words) == 60_000
     assert result.audio_seconds == 15_000
+
+
+async def test_only_a_long_transcript_is_parsed_in_a_thread(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[int] = []
+    to_thread = asyncio.to_thread
+
+    def record(function: Any, response: bytes, *arguments: Any) -> Any:
+        parsed.append(len(response))
+        return to_thread(function, response, *arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", record)
+    for words_spoken in (10, 4_000):
+        rig.script(Transcript(("word " * words_spoken).strip()))
+        assert len((await transcript(rig.provider, job(SpeechToTextInput()))).words) == words_spoken
+    (size,) = parsed
+    assert size >= 256 * 1024
 
 
 @pytest.mark.parametrize("timestamps", ["word", "character"])

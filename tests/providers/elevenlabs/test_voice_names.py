@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pomelo.providers.elevenlabs import elevenlabs
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech, Stop, VoiceList
 from pomelo.testing.elevenlabs_protocol import error_reply
@@ -86,7 +87,30 @@ async def test_a_long_list_is_read_page_by_page_and_cached(rig: Rig) -> None:
     speech_job = [received for received in rig.requests if _lists(received)]
     assert [received.query.get("next_page_token") for received in speech_job] == [None, "100", "200"]
     assert {received.query["page_size"] for received in speech_job} == {"100"}
+    assert {received.query["include_total_count"] for received in speech_job} == {"false"}
     assert speech_job[0].method == "GET"
+
+
+async def test_a_page_without_a_further_one_is_the_last_whatever_its_token(rig: Rig) -> None:
+    rig.unscripted = None
+    body = b'{"voices": [{"name": "Otto", "voice_id": "%b"}], "has_more": false, "next_page_token": "1"}'
+    page = Reply(steps=(body % (b"B" * 20),))
+    rig.default = lambda received: page if _lists(received) else Speech()(received)
+    await read_audio(rig.provider, speak("otto"))
+    assert lists(rig) == 1
+
+
+async def test_a_list_that_does_not_arrive_in_time_is_unavailable(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elevenlabs, "_LIST_TIMEOUT", 0.02)
+    rig.unscripted = None
+    rig.default = Reply(before=(Gate(),))
+    error, _ = await failure(rig.provider, speak("otto"))
+    assert (error.code, error.message) == (
+        "provider_unavailable",
+        "The provider did not send its list of voices. Use a voice's id",
+    )
 
 
 async def test_calls_that_wait_for_the_list_share_one_read(rig: Rig) -> None:

@@ -51,6 +51,13 @@ async def test_a_refusal_is_the_text(rig: Rig, stream: bool) -> None:
     assert finish_reason(answer) == FILTERED
 
 
+async def test_a_refusal_that_is_cut_off_keeps_its_finish_reason(rig: Rig, stream: bool) -> None:
+    rig.script(Answer(refusal="I can't help with", finish_reason="length"))
+    answer = await read_all(rig.provider, OPENAI.job(stream=stream))
+    assert text(answer) == "I can't help with"
+    assert finish_reason(answer) == LENGTH
+
+
 @pytest.mark.parametrize("content", ["", [], None])
 async def test_a_refusal_with_empty_content_is_the_text(rig: Rig, content: Any, stream: bool) -> None:
     answer_text = {"role": "assistant", "content": content, "refusal": "I can't help with that."}

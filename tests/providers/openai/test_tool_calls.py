@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pomelo.providers import text as streams
 from pomelo.testing import Reply, chunk
 from pomelo.testing.text_answer import DONE
 from tests.providers.rig import Rig, check_no_secrets, read_all
@@ -56,6 +57,11 @@ STREAMS: dict[str, list[list[dict[str, Any]]]] = {
         [piece(None, "", "time", "{}")],
     ],
     "the same id twice": [[piece(0, "a", "weather", BONN), piece(1, "a", "time", "{}")]],
+    "the same id twice, and again in a later piece": [
+        [piece(0, "a", "weather", BONN)],
+        [piece(1, "a", "time", "")],
+        [piece(1, "a", "time", "{}")],
+    ],
     "objects as arguments": [[piece(0, "a", "weather", {"city": "Bonn"}), piece(1, "b", "time", {})]],
     "no index and the id in the first piece": [
         [piece(None, "a", "weather", '{"city":')],
@@ -162,6 +168,28 @@ async def test_tool_calls_that_can_not_be_read_fail(rig: Rig, broken: Any, strea
     check_no_secrets(error)
 
 
+@pytest.mark.parametrize(("limit", "fails"), [(29, True), (30, False)])
+async def test_text_and_arguments_together_are_limited(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, limit: int, fails: bool
+) -> None:
+    monkeypatch.setattr(streams, "MAX_BODY_BYTES", limit)
+    words = [chunk({"content": "x" * 5}) for _ in range(2)]
+    pieces = [piece(0, "a", "time", "y" * 10), piece(0, None, None, "y" * 10)]
+    steps = [
+        *words,
+        *(chunk({"tool_calls": [each]}) for each in pieces),
+        chunk({}, finish_reason="stop"),
+        DONE,
+    ]
+    rig.script(Reply(steps=tuple(steps)))
+    job = OPENAI.job(hi(tools=[TIME]), stream=True)
+    if not fails:
+        assert tool_calls(await read_all(rig.provider, job), stream=True) == [("a", "time", "y" * 20)]
+        return
+    error, begun = await failure(rig.provider, job)
+    assert (error.code, begun) == ("provider_failed", "x" * 10)
+
+
 async def test_a_call_whose_name_never_comes_fails(rig: Rig) -> None:
     rig.script(streamed([piece(0, "a")]))
     error, _ = await failure(rig.provider, OPENAI.job(hi(tools=[TIME]), stream=True))
@@ -175,6 +203,23 @@ async def test_an_id_that_a_caller_could_not_send_back_is_replaced(rig: Rig, str
     ids = [call_id for call_id, _, _ in tool_calls(answer, stream=stream)]
     assert len(set(ids)) == 2
     assert all(len(call_id) <= 40 and call_id.isprintable() for call_id in ids)
+
+
+async def test_the_longest_id_that_a_caller_can_send_back_is_kept(rig: Rig, stream: bool) -> None:
+    calls = [call("x" * 256, "y" * 256, "{}")]
+    rig.script(streamed(calls) if stream else whole({"content": None, "tool_calls": calls}))
+    answer = await read_all(rig.provider, OPENAI.job(hi(tools=[TIME]), stream=stream))
+    assert tool_calls(answer, stream=stream) == [("x" * 256, "y" * 256, "{}")]
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Zürich", "days": [1, 2]}])
+async def test_arguments_as_an_object_become_the_shortest_json(
+    rig: Rig, arguments: dict[str, Any], stream: bool
+) -> None:
+    calls = [{"id": "a", "function": {"name": "weather", "arguments": arguments}}]
+    rig.script(streamed(calls) if stream else whole({"content": None, "tool_calls": calls}))
+    answer = await read_all(rig.provider, OPENAI.job(hi(tools=[WEATHER]), stream=stream))
+    assert tool_calls(answer, stream=stream) == [("a", "weather", '{"city":"Zürich","days":[1,2]}')]
 
 
 async def test_a_character_that_is_cut_in_two_is_joined(rig: Rig) -> None:

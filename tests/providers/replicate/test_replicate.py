@@ -10,6 +10,7 @@ import pytest
 
 from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.image_pb2 import ImageInput
+from pomelo.providers.base import fit_job
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.replicate import Replicate
 from pomelo.testing import FaultUpstream, Reply, Script, Stop, page
@@ -95,6 +96,9 @@ async def test_the_smallest_request_leaves_the_rest_to_the_model(rig: Rig) -> No
         (720, 720, "1:1", "1"),
         (64, 64, "1:1", "0.25"),
         (2048, 2048, "1:1", "1"),
+        # Nearest as a factor: the middle of two ratios is that of their logarithms.
+        (2046, 1000, "21:9", "1"),
+        (986, 2000, "9:16", "1"),
     ],
 )
 async def test_a_size_becomes_the_nearest_aspect_ratio_and_area(
@@ -103,6 +107,22 @@ async def test_a_size_becomes_the_nearest_aspect_ratio_and_area(
     await draw_image(rig.provider, job(SCHNELL, ImageInput(prompt="x", width=width, height=height)))
     image_input = rig.requests[0].body["input"]
     assert (image_input["aspect_ratio"], image_input["megapixels"]) == (aspect, megapixels)
+
+
+@pytest.mark.parametrize(
+    ("given", "reported"),
+    [
+        ({"height": 1920}, [("height", "1344")]),
+        ({"width": 1920}, [("width", "1344")]),
+        ({"width": 1216, "height": 832}, []),
+        ({}, []),
+    ],
+)
+async def test_a_side_that_the_caller_set_is_reported_if_it_is_adjusted(
+    rig: Rig, given: dict[str, Any], reported: list[tuple[str, str]]
+) -> None:
+    image_job = fit_job(job(SCHNELL, ImageInput(prompt="x", **given)), rig.provider.fit_image)
+    assert [(change.field, change.used) for change in image_job.adjustments] == reported
 
 
 async def test_a_prediction_in_the_first_response_needs_no_poll(rig: Rig) -> None:

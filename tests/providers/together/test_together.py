@@ -21,6 +21,7 @@ from pomelo.testing.reply import Received
 from pomelo.testing.together_protocol import Image, error_reply
 from tests.providers.image_rig import NEVER, NEXT, draw_image, failure, job, largest_input
 from tests.providers.rig import KEY, PROMPT, SECRETS, Rig, check_no_secrets, open_provider, open_rig, read_all
+from tests.unit.sleeps import Sleeps
 
 SIDE = (256.0, 1440.0, 32.0)
 SCHNELL = Route(
@@ -76,6 +77,18 @@ async def test_steps_are_clamped_and_guidance_is_dropped(rig: Rig) -> None:
     )
     assert rig.requests[0].body["steps"] == 4
     assert "guidance_scale" not in rig.requests[0].body
+
+
+async def test_an_image_in_a_larger_response_than_other_vendors_send_is_read(rig: Rig) -> None:
+    data = b"\x89PNG\r\n\x1a\n" + b"x" * 7_000_000
+    rig.script(Image(data))
+    assert await draw_image(rig.provider, job(SCHNELL)) == (data, "image/png")
+
+
+async def test_a_default_size_is_in_the_range_of_the_route(rig: Rig) -> None:
+    clamp = {"width": (256.0, 512.0, 32.0), "height": (1152.0, 1440.0, 32.0)}
+    await draw_image(rig.provider, job(Route("together", SCHNELL.model, clamp=clamp)))
+    assert (rig.requests[0].body["width"], rig.requests[0].body["height"]) == (512, 1152)
 
 
 async def test_a_stream_reports_only_the_end(rig: Rig) -> None:
@@ -168,6 +181,21 @@ async def test_base64_of_vendors_is_decoded_as_leniently_as_that_of_callers(
 ) -> None:
     rig.script(Item(item))
     assert await draw_image(rig.provider, job(SCHNELL, stream=stream)) == (make_image(), "image/png")
+    assert len(rig.requests) == 1
+
+
+async def test_an_image_whose_download_fails_is_not_made_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    waits = Sleeps(monkeypatch)
+    async with FaultUpstream() as store:
+        store.default = Reply(503)
+        rig.script(Item({"url": f"{store.url}/bfl/delivery/T1/sample.png"}))
+        async with open_provider(Together, rig.together_base_url, origins=(store.url,)) as provider:
+            waits.begin()
+            error = await failure(provider, job(SCHNELL, stream=stream))
+        assert len(store.requests) == 4
+    assert (error.code, error.retry, waits) == ("provider_unavailable", NEVER, [0.5, 1.0, 2.0])
     assert len(rig.requests) == 1
 
 

@@ -349,6 +349,23 @@ async def test_waits_and_refusals_are_logged_at_most_once_in_an_interval(
     assert "20 waited and 20 were refused" in line
 
 
+async def test_a_new_account_gets_an_eighth_of_the_reserve() -> None:
+    connections = ConnectionLimiter()
+    for number in range(LIMIT - LIMIT // 10):
+        assert connections.try_acquire(HOST, f"account {number}")
+    new = [[connections.try_acquire(HOST, f"new {n}") for _ in range(5)].count(True) for n in range(8)]
+    assert new == [LIMIT // 10 // 8] * 8
+
+
+async def test_an_account_without_connections_takes_no_memory() -> None:
+    connections = ConnectionLimiter(20)
+    assert connections.try_acquire(HOST, "ann")
+    for number in range(50):
+        assert connections.try_acquire(HOST, f"account {number}")
+        connections.release(HOST, f"account {number}")
+    assert connections._hosts[HOST].used == {"ann": 1}
+
+
 async def test_one_account_gets_exactly_its_share() -> None:
     connections = ConnectionLimiter(20)
     assert [connections.try_acquire(HOST, "ann") for _ in range(20)].count(True) == 16

@@ -14,6 +14,7 @@ from yarl import URL
 
 from pomelo.errors import PomeloError
 from pomelo.providers.http.client import Http, Timeouts
+from pomelo.providers.http.connections import ConnectionLimiter, NoConnectionError
 from pomelo.providers.http.downloads import Downloader, PublicResolver, is_public
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from pomelo.testing import FaultUpstream, Gate, Reply
@@ -323,6 +324,18 @@ async def test_an_origin_is_trusted_by_scheme_host_and_port() -> None:
                 with pytest.raises(PomeloError) as raised:
                     await links.fetch(store.url + "/bfl/delivery/a", ERROR_MAPPING)
                 assert raised.value.code == "provider_failed"
+
+
+async def test_downloads_share_the_connections_of_their_client() -> None:
+    limiter = ConnectionLimiter(1, max_wait=0.001)
+    names = Names((PUBLIC,))
+    async with Http(connections=limiter) as http:
+        links = Downloader(http, "", "acme.example", waits=(), resolver=lambda: names)
+        await limiter.acquire("files.example:443", "other")
+        with pytest.raises(NoConnectionError):
+            await links.fetch("https://files.example/x.png", ERROR_MAPPING)
+        await links.aclose()
+    assert (names.asked, limiter.refused) == ([], 1)
 
 
 async def test_silence_of_a_download_times_out_as_on_a_stream() -> None:

@@ -11,13 +11,21 @@ from pomelo.providers.http.errors import TruncatedError
 
 def test_a_copy_has_the_type_and_the_content_of_its_error() -> None:
     error = TruncatedError(
-        "provider_unavailable", "Busy", field="voice", retry=RetryPolicy.SAME_ROUTE, wait=7, note="acme"
+        "provider_unavailable",
+        "Busy",
+        field="voice",
+        retry=RetryPolicy.SAME_ROUTE,
+        wait=7,
+        note="acme",
+        reason="the vendor is busy",
+        vendor_code="busy",
     )
     copy = error.copy()
     assert copy is not error
     assert type(copy) is TruncatedError
     assert (copy.code, copy.message, copy.field) == ("provider_unavailable", "Busy", "voice")
     assert (copy.retry, copy.wait, copy.retry_after) == (RetryPolicy.SAME_ROUTE, 7, 7)
+    assert (copy.note, copy.reason, copy.vendor_code) == ("acme", "the vendor is busy", "busy")
     assert copy.__notes__ == error.__notes__ == ["acme"]
     assert error.copy(RetryPolicy.NEXT_ROUTE).retry is RetryPolicy.NEXT_ROUTE
 

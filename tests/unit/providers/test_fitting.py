@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from pomelo.gen.v1.text_pb2 import (
     Tool,
     ToolChoice,
 )
+from pomelo.providers.base import Job, fit_job
 from pomelo.providers.fitting import Fitting, Given, Hook, fit
 
 MESSAGES = [Message(role=Role.ROLE_USER, content=[ContentPart(text="Hi")])]
@@ -119,6 +121,16 @@ def test_voice_settings_are_named_with_their_message() -> None:
     assert not made.input.HasField("voice_settings")
 
 
+def test_a_change_within_an_object_that_is_left_out_later_is_not_reported() -> None:
+    def hook(fitting: Fitting) -> None:
+        fitting.drop("style")
+        fitting.drop("seed")
+        fitting.drop("voice_settings")
+
+    made = fit_input(TextToSpeechInput(seed=1, voice_settings=VoiceSettings(style=0.5)), hook)
+    assert adjusted_header(made.adjustments) == "voice_settings; seed"
+
+
 def test_a_default_is_not_an_adjustment() -> None:
     drop = ["language_code", "diarize", "num_speakers", "timestamps"]
     assert fit_input(SpeechToTextInput(diarize=False), drop=drop).adjustments == []
@@ -132,6 +144,26 @@ def test_a_penalty_of_0_that_is_dropped_is_not_an_adjustment(penalty: float, rep
     made = fit_input(original, drop=["presence_penalty", "frequency_penalty"])
     assert made.input == TextInput(messages=MESSAGES)
     assert adjusted_header(made.adjustments) == reported
+
+
+def test_a_zero_that_is_dropped_is_an_adjustment_if_it_has_an_effect() -> None:
+    made = fit_input(TextInput(messages=MESSAGES, temperature=0, seed=0), drop=["temperature", "seed"])
+    assert adjusted_header(made.adjustments) == "temperature; seed"
+
+
+def test_a_number_that_the_operator_fixes_has_the_type_of_its_field() -> None:
+    fixed = {"max_tokens": 50.0, "temperature": 1}
+    names = {name: name for name in fixed}
+    made = fit_input(
+        TextInput(max_tokens=70, temperature=0.5), lambda fitting: fitting.override(names, fixed)
+    )
+    assert adjusted_header(made.adjustments) == "max_tokens=50; temperature=1"
+    assert made.input == TextInput(max_tokens=50, temperature=1)
+
+
+def test_the_message_of_a_refused_cap_has_the_models_maximum() -> None:
+    error = fit_input(TextInput(messages=MESSAGES, max_tokens=900), limit=100).refusal()
+    assert error.message == "Invalid max_tokens: must be a whole number from 1 to 100"
 
 
 def test_a_field_that_is_not_a_parameter_is_never_dropped() -> None:
@@ -250,6 +282,19 @@ def test_a_reasoning_effort_is_the_nearest_one_of_the_route(
 ) -> None:
     made = fit_input(TextInput(messages=MESSAGES, reasoning_effort=given), efforts=efforts)
     assert (made.input.reasoning_effort, adjusted_header(made.adjustments)) == (used, reported)
+
+
+def test_a_job_is_fitted_to_another_route_from_what_the_caller_gave() -> None:
+    original = TextInput(messages=MESSAGES, temperature=2, seed=1)
+    first = Route("p", "m", drop=frozenset(("seed", "user")), clamp={"temperature": (0, 1, 0)})
+    second = Route("p", "n", clamp={"temperature": (0, 1.5, 0)})
+    model = Model("x", TaskType.TASK_TYPE_TEXT, (first, second), Limits(), Prices(), "test")
+    given = Given(original, "ann")
+    job = fit_job(Job("t", model, first, original, stream=False, deadline=1.0, given=given), None)
+    assert (job.input, job.user) == (TextInput(messages=MESSAGES, temperature=1), "")
+    job = fit_job(replace(job, route=second), None)
+    assert (job.input, job.user) == (TextInput(messages=MESSAGES, temperature=1.5, seed=1), "ann")
+    assert adjusted_header(job.adjustments) == "temperature=1.5"
 
 
 def test_the_message_of_a_refused_effort_lists_those_of_the_route() -> None:

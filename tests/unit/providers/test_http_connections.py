@@ -369,6 +369,25 @@ async def test_a_server_is_reached_by_tls_if_its_certificate_has_its_name(
     assert names == ["acme.example", None, "evil.example"]
 
 
+async def test_a_server_with_several_protocols_chooses_http_1(certificate: ssl.SSLContext) -> None:
+    certificate.set_alpn_protocols(["h2", "http/1.1"])
+    async with raw_server(sends(OK), tls=certificate) as server, Http() as http:
+        await ask(http, server)
+        session = server.peers[0].writer.get_extra_info("ssl_object")
+        assert session.selected_alpn_protocol() == "http/1.1"
+
+
+async def test_a_name_with_its_last_dot_is_the_certificates(certificate: ssl.SSLContext) -> None:
+    names: list[str | None] = []
+    certificate.sni_callback = lambda _, name, __: names.append(name)
+    async with (
+        raw_server(sends(OK), tls=certificate) as server,
+        Http(resolver=Names("127.0.0.1")) as http,
+    ):
+        await http.request_json(server.url.with_host("acme.example."), {}, b"{}", CHAT)
+    assert names == ["acme.example"]
+
+
 async def test_a_certificate_that_nobody_vouches_for_is_refused(
     certificate: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

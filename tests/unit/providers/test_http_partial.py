@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 from yarl import URL
 
-from pomelo.providers.base import VENDOR_CALL, VendorCall
+from pomelo.providers.base import CALLER, VENDOR_CALL, VendorCall
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http import client
 from pomelo.providers.http.client import Http, Timeouts
+from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.downloads import Downloader
+from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from tests.unit.providers.raw_server import CHAT, OK, Peer, raw_server, sends
 
 ENDLESS = b"HTTP/1.1 %b\r\nTransfer-Encoding: chunked\r\n\r\n" + b"3e8\r\n" + b"x" * 1_000 + b"\r\n"
@@ -63,6 +66,42 @@ async def test_a_call_that_gets_no_response_has_not_the_status_of_the_one_before
         with pytest.raises(UpstreamError):
             await http.request_json(server.url, {}, b"{}", CHAT)
         assert call.status == 0
+
+
+@pytest.mark.parametrize("http_status", [b"200 OK", b"503 Busy"])
+async def test_a_call_has_the_head_of_its_last_response(http_status: bytes) -> None:
+    call = VendorCall()
+    VENDOR_CALL.set(call)
+    head = b"HTTP/1.1 %b\r\nX-Request-Id: req_%d\r\nContent-Length: 2\r\n\r\n{}"
+    async with raw_server(sends(*(head % (http_status, n) for n in (1, 2)))) as server, Http() as http:
+        for number in (1, 2):
+            with suppress(UpstreamError):
+                await http.request_json(server.url, {"X-Key": f"secret-key-{number}"}, b"{}", CHAT)
+            assert (call.status, call.request_id) == (int(http_status[:3]), f"req_{number}")
+            assert call.token(f"secret-key-{number}") == ""
+
+
+async def test_an_error_body_above_the_limit_is_not_read() -> None:
+    mapping = ErrorMapping("acme", lambda body: ErrorBody((body["code"],)), {"busy": "provider_unavailable"})
+    for size, code in ((60_000, "provider_unavailable"), (70_000, "provider_failed")):
+        body = b'{"code":"busy","more":"%b"}' % (b"x" * size)
+        head = b"HTTP/1.1 400 No\r\nContent-Length: %d\r\n\r\n" % len(body)
+        async with raw_server(sends(head + body)) as server, Http() as http:
+            with pytest.raises(UpstreamError) as failure:
+                await http.request_json(server.url, {}, b"{}", mapping)
+        assert failure.value.code == code
+
+
+async def test_a_connection_belongs_to_the_account_that_is_served() -> None:
+    limiter = ConnectionLimiter(20)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    async with raw_server(sends(head, close=False)) as server, Http(connections=limiter) as http:
+        CALLER.set("ann")
+        async with http.stream_bytes(server.url, {}, b"{}", CHAT):
+            (host,) = limiter._hosts.items()
+            assert host[0] == f"127.0.0.1:{server.url.port}"
+            assert host[1].used == {"ann": 1}
+    assert limiter.in_use == 0
 
 
 async def test_an_error_body_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,23 @@ async def test_credentials_in_a_url_are_sent_unless_there_are_others(http: Http,
     assert failure.value.code == "provider_failed"
 
 
+async def test_a_password_in_a_url_is_sent_without_a_user(http: Http, server: RawServer) -> None:
+    await http.request_json(server.url.with_password("w:rd"), {}, b"{}", CHAT)
+    assert "Authorization: Basic Onc6cmQ=" in lines(server)
+
+
+async def test_a_form_of_unknown_size_is_not_sent(http: Http, server: RawServer) -> None:
+    async def part() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    form = aiohttp.MultipartWriter("form-data")
+    form.append(part()).set_content_disposition("form-data", name="file")
+    with pytest.raises(PomeloError) as failure:
+        await http.request_json(server.url, {}, form, CHAT)
+    assert failure.value.code == "provider_failed"
+    assert server.peers == []
+
+
 async def test_a_redirect_is_not_followed_and_a_cookie_not_kept(http: Http) -> None:
     responses = [
         b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n",

@@ -55,6 +55,13 @@ def test_comments_ids_retry_times_and_unknown_fields_are_skipped() -> None:
     assert parse(b"data: 0\n\n", stream) == [("", b"0"), ("", b"x")]
 
 
+@pytest.mark.parametrize("before", [b"", b"id: 7\n", b"data:\n"])
+def test_only_one_space_before_the_data_is_left_out(before: bytes) -> None:
+    expected = b"\n  x " if before.startswith(b"data") else b"  x "
+    assert parse(before + b"data:   x \n\n") == [("", expected)]
+    assert parse(b"data: 0\n\n", before + b"data:   x \n\n")[1:] == [("", expected)]
+
+
 def test_comments_without_empty_lines_can_go_on_for_ever() -> None:
     parser = SseParser()
     for _ in range(2 * MAX_EVENT_BYTES // 1000):

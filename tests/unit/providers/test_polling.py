@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from pomelo.providers.errors import UpstreamError
-from pomelo.providers.http.client import Http
+from pomelo.providers.http import polling
+from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from pomelo.providers.http.polling import MAX_FAILURES, UNKNOWN, poll
-from tests.unit.providers.raw_server import raw_server, sends
+from tests.unit.providers.raw_server import Peer, raw_server, sends
 from tests.unit.sleeps import Sleeps
 
 MAPPING = ErrorMapping("acme", lambda body: ErrorBody(), statuses={404: "not_found"})
@@ -69,6 +70,26 @@ async def test_the_wait_that_the_vendor_asks_for_replaces_the_own_one(http: Http
     waits.clear()
     assert await polled(http, waits, BUSY.replace(b"7", b"1"), WORKING, WORKING, count=2) == ["on", "on"]
     assert waits == [2.0, 1.0, 2.5]
+
+
+async def test_a_request_without_a_response_is_cut_off_and_retried(
+    http: Http, waits: Sleeps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "POLL_TIMEOUT", 0.05)
+    waits.begin()
+
+    async def silent(peer: Peer) -> None:
+        await peer.reader.read()
+
+    async with raw_server(silent) as server:
+        with pytest.raises(UpstreamError) as failure:
+            await anext(poll(http, server.url, {}, MAPPING, interval=2.0))
+    assert failure.value.code == "deadline_exceeded"
+    assert waits == [2.0, 4.0, 8.0, 16.0]
+
+
+def test_a_poll_takes_less_time_than_a_whole_response() -> None:
+    assert polling.POLL_TIMEOUT <= 30 < Timeouts().whole
 
 
 async def test_a_refusal_is_not_retried(http: Http, waits: Sleeps) -> None:
