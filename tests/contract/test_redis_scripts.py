@@ -33,10 +33,8 @@ API_KEY = KeyRecord("k1", "acme", True, b"x", (), 5.0, name="web", budget="5/day
 async def store(server: RedisServer, tmp_path: Path) -> AsyncIterator[Any]:
     """A store that is alone with its server, and remembers ends of tasks for longer than answers."""
     async with AsyncExitStack() as stack:
-        yield await open_with_credits(
-            *(stack, server, tmp_path),
-            **{"drain": 3600.0, "heartbeat": 3600.0, "answer_ttl": 10_000.0, "tombstone_ttl": 50_000.0},
-        )
+        timing = {"drain": 3600.0, "heartbeat": 3600.0, "answer_ttl": 10_000.0, "tombstone_ttl": 50_000.0}
+        yield await open_with_credits(stack, server, tmp_path, **timing)
 
 
 # --- what stays
