@@ -119,6 +119,15 @@ async def test_the_use_of_a_budget_is_that_of_its_period_or_of_a_later_one(rig: 
     assert await rig.store.budget_use(WALLET, []) == []
 
 
+async def test_the_end_of_a_task_of_an_earlier_period_changes_no_later_one(rig: Rig) -> None:
+    for task, start in (("a", DAY), ("b", DAY), ("c", DAY + 86_400.0)):
+        await rig.store.reserve(limited(task, 30, start=start))
+    await rig.store.settle(settlement("a", 10))
+    await rig.store.void(WALLET, "b")
+    periods = [Budget(NAME, 100, DAY + 86_400.0)]
+    assert await rig.store.budget_use(WALLET, periods) == [BudgetUse(30, DAY + 86_400.0)]
+
+
 async def test_budgets_of_other_keys_and_periods_count_apart(rig: Rig) -> None:
     await rig.store.reserve(limited("a", 60))
     assert await left(rig, name="budget:k2.day") == 100
