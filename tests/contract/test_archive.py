@@ -345,7 +345,7 @@ async def test_checking_an_archive_connects_and_creates_nothing(tmp_path: Path) 
     folder = tmp_path / "new"
     await check_archive(f"sqlite:{folder / 'usage.db'}")
     assert not folder.exists()
-    with pytest.raises(StoreError, match="Start it, or correct POMELO_ARCHIVE"):
+    with pytest.raises(StoreError, match=r"used \(\w+\)\. Start it, or correct"):
         await check_archive(f"postgresql://ada:secret@127.0.0.1:{free_port()}/none")
     with pytest.raises(StoreError, match="There is no archive of the kind"):
         open_archive("sqlite:")
