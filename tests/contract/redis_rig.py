@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pomelo.stores.accounts import Grant
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis import Timing, open_redis
 from tests.contract.ledger_rig import WALLET
-from tests.redis_server import RedisServer, binary, shipped_binary
+from tests.redis_server import RedisServer, binary, reply_of, shipped_binary
 
 
 @pytest.fixture(scope="module", params=["machine", "shipped"])
@@ -53,3 +55,53 @@ async def refusal_message(url: str, folder: Path) -> str:
     assert "\n" not in message
     assert "secret" not in message
     return message
+
+
+class FaultyClient:
+    """The client of a store. For each command that `hits` selects, it raises the result of `error` instead of
+    sending the command or, with `after`, after sending it. Calls time out after `timeout` seconds."""
+
+    def __init__(self, store: Any, timeout: float = 0.9) -> None:
+        self._client = store._connection._client
+        store._connection._client = self
+        self._store = store
+        self._usual_timeout = store._connection.timing.timeout
+        # Not when opening the store, which may take longer on a busy machine.
+        self.set_timeout(timeout)
+        self.error: Callable[[], Exception] = lambda: RuntimeError("the handler is closed")
+        self.hits: Callable[[tuple[Any, ...]], bool] = lambda command: False
+        self.after = False
+        self.failed: list[tuple[Any, ...]] = []
+
+    def set_timeout(self, timeout: float) -> None:
+        self._store._connection.timing = replace(self._store._connection.timing, timeout=timeout)
+        self._store._operations._timeout = timeout
+
+    def end(self) -> None:
+        """Ends the errors. From now on a call has its usual timeout, which a busy machine may need."""
+        self.hits = lambda command: False
+        self.set_timeout(self._usual_timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def execute_command(self, *command: Any) -> asyncio.Future[Any]:
+        return reply_of(self._execute(command))
+
+    async def _execute(self, command: tuple[Any, ...]) -> Any:
+        if not self.hits(command):
+            return await self._client.execute_command(*command)
+        self.failed.append(command)
+        if self.after:
+            await self._client.execute_command(*command)
+        raise self.error()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Waits for a condition, which may be asynchronous."""
+    async with asyncio.timeout(20):
+        while True:
+            found = condition()
+            if found is True or (not isinstance(found, bool) and await found):
+                return
+            await asyncio.sleep(0.01)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import stat
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from redis import Redis
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Grant, Wallet
-from pomelo.stores.archive import open_archive
+from pomelo.stores.archive import check_archive, open_archive
 from pomelo.stores.archive.base import Archive
+from pomelo.stores.archive.sqlite import _SqliteArchive
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.usage import Dimension, MetadataKey, UsageQuery, UsageTotal, encode_metadata
@@ -65,6 +69,33 @@ async def test_a_nul_in_a_text_does_not_keep_records_out_of_the_archive(archive:
     assert found[1].user in ("x\0y", "x\ufffdy")  # Postgres can't store it
 
 
+async def test_records_that_can_not_be_added_are_left_out_together(archive: Archive) -> None:
+    with pytest.raises(PomeloError) as caught:
+        await archive.add([record("a"), record("b", cost=-1), record("c")])
+    assert caught.value.code == "store_unavailable"
+    await archive.add([record("d")])
+    assert [each.task_id for each in (await archive.list_usage(ALL, 9, ""))[0]] == ["d"]
+
+
+async def test_a_closed_archive_is_unavailable(url: str) -> None:
+    async with open_archive(url) as archive:
+        await archive.add([record("a")])
+    for call in (archive.add([record("b")]), archive.get("a"), archive.list_usage(ALL, 9, "")):
+        with pytest.raises(PomeloError) as caught:
+            await call
+        assert caught.value.code == "store_unavailable"
+
+
+async def test_an_archive_that_many_processes_create_is_created_once(url: str) -> None:
+    async def add(task_id: str) -> None:
+        async with open_archive(url) as archive:
+            await archive.add([record(task_id)])
+
+    await asyncio.gather(*[add(f"t{n}") for n in range(8)])
+    async with open_archive(url) as archive:
+        assert len((await archive.list_usage(ALL, 9, ""))[0]) == 8
+
+
 async def test_pages_are_newest_first_and_do_not_shift(archive: Archive) -> None:
     await archive.add([record(f"t{n}", at=float(n // 2)) for n in range(10)])
     found, after = [], ""
@@ -77,6 +108,15 @@ async def test_pages_are_newest_first_and_do_not_shift(archive: Archive) -> None
     for wrong in ("zz", "00", "ff" * 16):
         with pytest.raises(ValueError, match="after"):
             await archive.list_usage(ALL, 3, wrong)
+
+
+async def test_a_page_that_ends_with_the_last_record_is_the_last(archive: Archive) -> None:
+    await archive.add([record(f"t{n}", at=7.0) for n in range(6)])
+    first, after = await archive.list_usage(ALL, 3, "")
+    second, end = await archive.list_usage(ALL, 3, after)
+    assert [each.task_id for each in first + second] == [f"t{n}" for n in reversed(range(6))]
+    assert (after != "", end) == (True, "")
+    assert await archive.list_usage(UsageQuery(account="nobody"), 3, "") == ([], "")
 
 
 async def test_records_match_every_filter_of_a_query(archive: Archive) -> None:
@@ -225,3 +265,87 @@ async def test_the_error_for_an_unusable_archive_does_not_contain_the_password(t
     with pytest.raises(StoreError, match="can't be opened"):
         async with open_archive(f"sqlite:{tmp_path / 'file' / 'usage.db'}"):
             pass
+
+
+# --- files
+
+
+async def test_only_the_owner_can_read_the_files_of_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "usage.db"
+    async with open_archive(f"sqlite:{path}") as archive:
+        await archive.add([record("a")])
+        # A write-ahead log of several processes can be damaged by some versions of SQLite.
+        assert [each.name for each in path.parent.iterdir()] == [path.name]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+async def test_records_of_an_archive_are_synced_to_disk(tmp_path: Path) -> None:
+    async with open_archive(f"sqlite:{tmp_path / 'usage.db'}") as archive:
+        assert isinstance(archive, _SqliteArchive)
+        found = await archive._run(
+            lambda c: [c.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+        )
+    assert found == ["delete", 2]
+
+
+async def test_an_archive_waits_for_another_process_that_writes(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    async with open_archive(f"sqlite:{path}") as archive:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            adding = asyncio.create_task(archive.add([record("a")]))
+            # It has begun when the archive's only thread has taken it: a later call is then not in its way.
+            done, _ = await asyncio.wait({adding}, timeout=0.2)
+            assert not done
+            other.execute("COMMIT")
+        await adding
+        assert await archive.get("a") == record("a")
+
+
+async def test_a_file_of_another_program_is_no_archive(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE diary (day TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="no archive of Pomelo"):
+        async with open_archive(f"sqlite:{path}"):
+            pass
+    assert path.read_bytes() == before
+    path.write_bytes(b"")
+    with pytest.raises(StoreError, match="it is empty"):
+        async with open_archive(f"sqlite:{path}"):
+            pass
+
+
+async def test_damage_of_an_archive_is_refused_logged_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "usage.db"
+    async with open_archive(f"sqlite:{path}") as archive:
+        await archive.add([record(f"t{n}", prices="x" * 1_000) for n in range(100)])
+        assert await archive.damage() == []
+        content = bytearray(path.read_bytes())
+        content[24:28] = b"\xff" * 4  # the count of changes: what was read before is read again
+        content[4096:] = b"\xaa" * (len(content) - 4096)
+        path.write_bytes(content)
+        with pytest.raises(PomeloError) as caught:
+            await archive.sum_usage(ALL, ("model",))
+        assert caught.value.code == "store_unavailable"
+        assert [each.getMessage().count("is damaged") for each in caplog.records] == [1]
+        found = await archive.damage()
+        assert {name for name, _ in found} == {str(path)}
+        assert "Stop Pomelo" in found[0][1]
+    with pytest.raises(StoreError, match="is damaged"):
+        async with open_archive(f"sqlite:{path}"):
+            pass
+
+
+async def test_checking_an_archive_connects_and_creates_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    await check_archive(f"sqlite:{folder / 'usage.db'}")
+    assert not folder.exists()
+    with pytest.raises(StoreError, match=r"used \(\w+\)\. Start it, or correct"):
+        await check_archive(f"postgresql://ada:secret@127.0.0.1:{free_port()}/none")
+    with pytest.raises(StoreError, match="There is no archive of the kind"):
+        open_archive("sqlite:")

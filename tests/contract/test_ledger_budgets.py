@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pomelo.stores.ledger import Budget, Refused, Reserved, ReserveRequest
+from pomelo.stores.ledger import Budget, BudgetUse, Refused, Reserved, ReserveRequest
 from tests.contract.ledger_rig import (
     WALLET,
     Rig,
@@ -104,6 +104,28 @@ async def test_a_new_period_counts_from_nothing_and_an_earlier_one_is_over(rig: 
     await rig.store.settle(settlement("b", 70))
     assert await left(rig, start=DAY + 86_400) == 30
     assert await left(rig, start=DAY) == 30  # of a process whose clock is late
+
+
+async def test_the_use_of_a_budget_is_that_of_its_period_or_of_a_later_one(rig: Rig) -> None:
+    await rig.store.reserve(limited("a", 30))
+    periods = [Budget(NAME, 100, DAY + moved) for moved in (0.0, -86_400.0, 86_400.0, 0.5)]
+    assert await rig.store.budget_use(WALLET, [*periods, Budget("budget:k2.day", 100, DAY)]) == [
+        BudgetUse(30, DAY),
+        BudgetUse(30, DAY),
+        BudgetUse(0, DAY + 86_400.0),
+        BudgetUse(0, DAY + 0.5),
+        BudgetUse(0, DAY),
+    ]
+    assert await rig.store.budget_use(WALLET, []) == []
+
+
+async def test_the_end_of_a_task_of_an_earlier_period_changes_no_later_one(rig: Rig) -> None:
+    for task, start in (("a", DAY), ("b", DAY), ("c", DAY + 86_400.0)):
+        await rig.store.reserve(limited(task, 30, start=start))
+    await rig.store.settle(settlement("a", 10))
+    await rig.store.void(WALLET, "b")
+    periods = [Budget(NAME, 100, DAY + 86_400.0)]
+    assert await rig.store.budget_use(WALLET, periods) == [BudgetUse(30, DAY + 86_400.0)]
 
 
 async def test_budgets_of_other_keys_and_periods_count_apart(rig: Rig) -> None:

@@ -59,6 +59,15 @@ async def test_an_answer_is_replayed_even_if_every_limit_is_exceeded(rig: Rig) -
     assert await balance(rig) == (10, 0, 990)
 
 
+async def test_a_replayed_answer_has_the_cost_that_was_charged(rig: Rig) -> None:
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    settled = await rig.store.settle(settlement("a", 1_003, answer=b"hello"))
+    answer = await rig.store.reserve(request("b", idempotency_key=KEY))
+    assert isinstance(answer, ReplayedAnswer)
+    assert answer.record == settled.record
+    assert (answer.record.cost, answer.record.uncollected) == (1_000, 3)
+
+
 async def test_an_empty_answer_is_replayed(rig: Rig) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     await rig.store.settle(settlement("a", answer=b""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pomelo.stores.accounts import Wallet
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.ledger import Reserved
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import (
@@ -84,6 +84,18 @@ async def test_notes_of_unknown_tasks_are_reported(rig: Rig) -> None:
     assert await rig.store.note(noted) == ["x", "a", "y"]
     assert [draft.cost for draft in await rig.store.drafts()] == [3]
     assert await rig.store.note([]) == []
+
+
+async def test_many_tasks_are_noted_in_one_call(rig: Rig) -> None:
+    ids = [f"t{n:03}" for n in range(230)]
+    await rig.store.grant(Grant("test", Wallet("acme", False), 9, 1.0))
+    for task in ids:
+        await rig.store.reserve(request(task, 1, live=task != "t007"))
+    await rig.store.void(WALLET, "t105")
+    noted = [record(task, cost=number, live=task != "t007") for number, task in enumerate(ids)]
+    assert await rig.store.note([*noted, record("x")]) == ["t105", "x"]
+    found = [(each.task_id, each.cost) for each in await rig.store.drafts()]
+    assert found == [(task, number) for number, task in enumerate(ids) if task != "t105"]
 
 
 # --- tasks that no process runs

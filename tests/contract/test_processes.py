@@ -34,7 +34,7 @@ async def test_a_process_is_listed_until_it_ends(server: RedisServer, tmp_path: 
             assert (await read_fleet(server.url))[0] == [process("a", plans="2"), younger]
         assert await hosts(server) == ["a"]
     assert await hosts(server) == []
-    assert server.do("EXISTS", PROCESSES) == 0
+    assert server.do("EXISTS", PROCESSES, WORKERS) == 0
 
 
 async def test_a_process_that_died_is_removed(server: RedisServer, tmp_path: Path) -> None:
@@ -73,7 +73,9 @@ async def test_entries_of_other_versions_do_no_harm(server: RedisServer, tmp_pat
         server.do("HSET", PROCESSES, worker, entry)
         if worker != "w5":  # whose process is gone
             server.do("HSET", WORKERS, worker, 1)
-    async with open_on(server.url, tmp_path) as store:
+    async with open_on(server.url, tmp_path, heartbeat=3600.0) as store:
+        server.do("HSET", PROCESSES, "w6", newer)
+        server.do("HSET", WORKERS, "w6", "dead")
         assert await store.register(process("a")) == [Process("b", 1.0, 0.0, {"new": "1"})]
 
 

@@ -25,7 +25,7 @@ from pomelo.stores.redis.store import RedisStore
 from pomelo.stores.usage import MetadataKey, UsageQuery, UsageRecord
 from tests.contract.ledger_rig import WALLET, record, refusal, request, run_task, settlement
 from tests.contract.redis_rig import emptied, open_with_credits, server
-from tests.limits import limits
+from tests.limits import limits, used
 from tests.redis_server import RedisServer
 
 __all__ = ["emptied", "server"]
@@ -357,6 +357,21 @@ async def test_setting_the_server_clock_back_makes_no_window_longer(
         assert await refusal(store.reserve(request("d", 1, **full))) == "requests"
         wall[0] += 0.5
         assert isinstance(await store.reserve(request("e", 1, **full)), Reserved)
+
+
+async def test_a_window_that_began_in_the_future_begins_anew_with_the_next_task(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    wall = [1_800_000_000.0]
+    opening = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
+    async with opening as store:
+        await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
+        await store.reserve(request("a", 1, account="default"))
+        wall[0] -= 86_400
+        found = await store.reserve(request("b", 1, account="default"))
+        assert used(found)[1:3] == (2, 60.0)
+        wall[0] += 60
+        assert isinstance(await store.reserve(request("c", 1, account="default", requests_limit=1)), Reserved)
 
 
 async def test_setting_the_server_clock_back_blocks_no_account_for_longer_than_a_window(

@@ -176,6 +176,16 @@ async def test_a_key_is_replaced_completely_or_not_at_all(store: Store) -> None:
     assert await store.get_key("new") == record("new")
 
 
+async def test_a_key_is_not_replaced_by_one_whose_id_is_taken(store: Store) -> None:
+    taken = record("taken", expires=77.0)
+    await store.add_key(record("old"))
+    await store.add_key(taken)
+    with pytest.raises(PomeloError):
+        await store.replace_key("old", record("taken"), 5.0)
+    assert await store.get_key("old") == record("old")
+    assert await store.get_key("taken") == taken
+
+
 async def test_only_a_valid_key_is_replaced_and_only_once(store: Store) -> None:
     await store.add_key(record("old"))
     replaced = await asyncio.gather(*(store.replace_key("old", record(f"new{n}"), 5.0) for n in range(5)))

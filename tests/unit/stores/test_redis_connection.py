@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -13,49 +13,19 @@ import pytest
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.stores.redis.client import SingleServer
-from pomelo.stores.redis.connection import Connection, Timing
+from pomelo.stores.redis.connection import Connection, RefusedError, Timing
 from pomelo.stores.redis.link import Login, open_link
 from tests.faults.waiting import until
 from tests.ports import free_port
 from tests.redis_server import RedisServer
+from tests.unit.stores.fake_redis import FakeServer, server
+
+__all__ = ["server"]
 
 ATTEMPT = 0.2
 """Seconds that a server may be silent."""
 LATE = 2.0
 """Tolerance for a busy machine, in seconds."""
-
-
-class FakeServer:
-    """Answers with what `answer` makes of each chunk that arrives; None closes the connection."""
-
-    def __init__(self) -> None:
-        self.answer: Callable[[bytes], bytes | None] = lambda chunk: b"+OK\r\n" * chunk.count(b"GET")
-        self.chunks: list[bytes] = []
-        self.writers: list[asyncio.StreamWriter] = []
-        self.port = 0
-
-    @property
-    def connections(self) -> int:
-        return len(self.writers)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.writers.append(writer)
-        while chunk := await reader.read(1 << 16):
-            self.chunks.append(chunk)
-            answer = self.answer(chunk)
-            if answer is None:
-                break
-            writer.write(answer)
-        writer.close()
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FakeServer]:
-    fake = FakeServer()
-    listening = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
-    fake.port = listening.sockets[0].getsockname()[1]
-    async with listening:
-        yield fake
 
 
 @asynccontextmanager
@@ -135,6 +105,7 @@ async def test_commands_are_not_sent_if_the_login_fails(server: FakeServer, logi
             await connection.send("GET")
         assert type(caught.value) is PomeloError
         assert b"GET" not in b"".join(server.chunks)
+        await until(lambda: server.ended == server.connections)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +128,112 @@ async def test_a_command_whose_reply_can_not_be_decoded_is_repeated(server: Fake
         assert await connection.send("HGETALL", "key") == {b"a": b"b"}
         assert time.monotonic() - begun < LATE
         assert server.connections == 2
+
+
+@pytest.mark.parametrize("error", ["LOADING", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN"])
+async def test_a_command_that_a_server_can_not_do_yet_is_repeated(server: FakeServer, error: str) -> None:
+    answers = iter([f"-{error} for a while\r\n".encode()] * 2)
+    server.answer = lambda chunk: next(answers, b"+OK\r\n")
+    async with connected(server.port) as connection:
+        assert await connection.send("GET") == b"OK"
+        # A server that has become a replica is left, as its name may lead to another one now.
+        assert server.connections == (3 if error == "READONLY" else 1)
+        await until(lambda: server.ended == server.connections - 1)
+
+
+@pytest.mark.parametrize("error", ["LOADING", "READONLY"])
+async def test_a_command_that_a_server_did_not_do_is_known_to_have_failed(
+    server: FakeServer, error: str
+) -> None:
+    server.answer = lambda chunk: f"-{error} for long\r\n".encode() * chunk.count(b"GET")
+    async with connected(server.port, seconds=0.1) as connection:
+        with pytest.raises(PomeloError) as caught:
+            await connection.send("GET")
+        assert type(caught.value) is PomeloError
+
+
+async def test_a_command_that_a_server_refuses_is_not_repeated(
+    server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter([b"-ERR no\r\n", None, b"-ERR no\r\n"])
+    server.answer = lambda chunk: next(answers)
+    async with connected(server.port) as connection:
+        for error in (RefusedError, UnknownOutcomeError):  # the second one was sent before
+            with pytest.raises(PomeloError) as caught:
+                await connection.send("GET")
+            assert type(caught.value) is error
+        assert len(server.chunks) == 3
+    assert [each.getMessage() for each in caplog.records] == ["Redis refused a command: no"] * 2
+
+
+async def test_a_command_that_was_sent_once_has_an_unknown_outcome_whatever_follows() -> None:
+    fake = FakeServer()
+    listening = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
+
+    def close(chunk: bytes) -> None:
+        listening.close()
+
+    fake.answer = close
+    async with connected(listening.sockets[0].getsockname()[1], seconds=0.3) as connection:
+        with pytest.raises(UnknownOutcomeError):
+            await connection.send("GET")
+        assert len(fake.chunks) == 1
+
+
+async def test_an_outage_and_its_end_are_logged_once(
+    server: FakeServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.stores.redis.connection._LOG_INTERVAL", 3600.0)
+    server.answer = lambda chunk: None
+    async with connected(server.port, seconds=0.05) as connection:
+        for _ in range(2):
+            with pytest.raises(PomeloError):
+                await connection.send("GET")
+        with connection.one_deadline(30.0):
+            server.answer = lambda chunk: b"+OK\r\n" * chunk.count(b"GET")
+            for _ in range(2):
+                assert await connection.send("GET") == b"OK"
+    lost, back = [each.getMessage() for each in caplog.records]
+    assert lost.startswith("Redis can't be reached: ")
+    assert back.startswith("Redis is back after ")
+
+
+async def test_a_closed_connection_repeats_nothing(server: FakeServer) -> None:
+    server.answer = lambda chunk: b""
+    async with connected(server.port, seconds=30.0) as connection:
+        running = [asyncio.create_task(connection.send("GET")) for _ in range(3)]
+        await until(lambda: len(server.chunks) == 1)
+        await connection.close()
+        async with asyncio.timeout(15):  # long before the deadline
+            for call in running:
+                with pytest.raises(UnknownOutcomeError):
+                    await call
+            with pytest.raises(PomeloError) as caught:
+                await connection.send("GET")
+        assert type(caught.value) is PomeloError
+        assert (len(server.chunks), server.connections) == (1, 1)
+
+
+async def test_a_call_in_another_has_its_deadline(server: FakeServer) -> None:
+    server.answer = lambda chunk: b""
+    async with connected(server.port, seconds=30.0) as connection:
+        with (
+            connection.one_deadline(0.05),
+            connection.one_deadline(30.0),
+            pytest.raises(UnknownOutcomeError),
+        ):
+            await connection.send("GET")
+        server.answer = lambda chunk: b"+OK\r\n" * chunk.count(b"GET")
+        assert await connection.send("GET") == b"OK"
+
+
+async def test_a_command_whose_caller_has_left_is_not_sent(server: FakeServer) -> None:
+    async with connected(server.port) as connection:
+        left = asyncio.create_task(connection.send("GET", "left"))
+        await asyncio.sleep(0)
+        left.cancel()
+        assert await connection.send("GET", "stays") == b"OK"
+        assert b"left" not in b"".join(server.chunks)
 
 
 async def test_a_silent_server_is_given_up_after_the_timeout_of_an_attempt(server: FakeServer) -> None:

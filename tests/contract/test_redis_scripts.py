@@ -1,0 +1,198 @@
+"""The scripts of the store on Redis: what they leave in the server, and what they do with its damage."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.acts import Act
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import Budget, IdempotencyKey, LostReservationError, Reserved, ReserveRequest
+from pomelo.stores.redis import key_names
+from pomelo.stores.redis.key_names import names
+from pomelo.stores.redis.wallet_index import StoredReservation
+from tests.contract.ledger_rig import KEY, WALLET, record, request, settlement
+from tests.contract.redis_rig import emptied, open_with_credits, server
+from tests.redis_server import RedisServer
+
+__all__ = ["emptied", "server"]
+
+NAMES = names(WALLET)
+ACT = Act("act", 5.0, "test", account="acme")
+API_KEY = KeyRecord("k1", "acme", True, b"x", (), 5.0, name="web", budget="5/day")
+
+
+@pytest.fixture
+async def store(server: RedisServer, tmp_path: Path) -> AsyncIterator[Any]:
+    """A store that is alone with its server, and remembers ends of tasks for longer than answers."""
+    async with AsyncExitStack() as stack:
+        timing = {"drain": 3600.0, "heartbeat": 3600.0, "answer_ttl": 10_000.0, "tombstone_ttl": 50_000.0}
+        yield await open_with_credits(stack, server, tmp_path, **timing)
+
+
+# --- what stays
+
+ENDS: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "settled": lambda store: store.settle(settlement("a", answer=b"hello")),
+    "voided": lambda store: store.void(WALLET, "a"),
+    "recovered": lambda store: store.recover(WALLET, "a"),
+    "undone before it arrived": lambda store: store._void(WALLET, "a", True, "another-call"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_the_end_of_a_task_is_remembered_for_a_time(store: Any, server: RedisServer, end: str) -> None:
+    if end != "undone before it arrived":
+        await store.reserve(request("a", idempotency_key=KEY))
+    await ENDS[end](store)
+    assert 40_000 < server.do("TTL", NAMES.tombstone("a")) <= 50_000
+    if end == "settled":
+        assert 5_000 < server.do("TTL", NAMES.answer(KEY.key)) <= 10_000
+
+
+async def test_a_key_whose_task_is_gone_is_free_and_forgets_it(store: Any, server: RedisServer) -> None:
+    await store.reserve(request("a", idempotency_key=KEY))
+    server.do("HDEL", NAMES.holds, "a")
+    server.do("HSET", NAMES.answer(KEY.key), "record", "{}")
+    assert isinstance(await store.reserve(request("b", idempotency_key=KEY)), Reserved)
+    assert server.do("HGETALL", NAMES.answer(KEY.key)) == {b"fingerprint": KEY.fingerprint, b"task": b"b"}
+
+
+# --- calls that arrive late
+
+
+async def test_a_reserve_that_arrives_again_after_its_void_is_not_done(store: Any) -> None:
+    assert isinstance(await store._reserve(request("a"), "call-1"), Reserved)
+    await store.void(WALLET, "a")
+    with pytest.raises(LostReservationError):
+        await store._reserve(request("a"), "call-1")
+    assert isinstance(await store._reserve(request("a"), "call-2"), Reserved)
+
+
+async def test_a_late_void_does_not_forget_that_a_task_was_settled(store: Any) -> None:
+    await store.reserve(request("a"))
+    await store.settle(settlement("a", 7))
+    await store._void(WALLET, "a", True, "call-1")
+    with pytest.raises(LostReservationError):
+        await store._reserve(request("a"), "call-2")
+    assert (await store.settle(settlement("a", 7))).record.cost == 7
+
+
+async def test_only_the_worker_that_has_a_reservation_loses_it(store: Any, server: RedisServer) -> None:
+    await store.reserve(request("a", idempotency_key=KEY))
+    for worker, key in (("own_before", "=" + KEY.key), (store._worker.id, "")):
+        await store._worker._recover(StoredReservation(WALLET, "a", worker, 10, key))
+        assert server.do("HLEN", NAMES.holds) == 1
+    assert (await store.settle(settlement("a", 7))).record.cost == 7
+
+
+# --- damage
+
+
+def task(task_id: str) -> ReserveRequest:
+    """A task that uses every key of the wallet."""
+    key = IdempotencyKey(f"order-{task_id}", b"f")
+    return replace(request(task_id, tokens=3, idempotency_key=key), budget=Budget("budget:k1.day", 100, 5.0))
+
+
+def of_task(task_id: str) -> list[str]:
+    return NAMES.of_task(task_id, f"=order-{task_id}")
+
+
+NEW_KEY = [
+    *(key_names.KEYS, key_names.REVOKED, key_names.KEY_NAMES, key_names.BUDGETS),
+    *(key_names.KEY_ORDER, key_names.key_order("acme"), key_names.KEY_ACTS),
+]
+CHANGES: dict[str, tuple[Callable[[Any], Awaitable[Any]], list[str]]] = {
+    "reserve": (lambda store: store.reserve(task("b")), of_task("b")),
+    "settle": (lambda store: store.settle(settlement("a", answer=b"hello")), [*of_task("a"), NAMES.usage]),
+    "void": (lambda store: store.void(WALLET, "a", refund=True), of_task("a")),
+    "recover": (lambda store: store.recover(WALLET, "a"), [*of_task("a"), NAMES.usage]),
+    "note": (lambda store: store.note([record("a", cost=6)]), [NAMES.holds, NAMES.drafts]),
+    "grant": (
+        lambda store: store.grant(Grant("h", WALLET, 5, 1.0), ACT),
+        [NAMES.wallet, NAMES.holds, NAMES.grants, NAMES.acts],
+    ),
+    "set_credit_limit": (
+        lambda store: store.set_credit_limit(WALLET, 5, ACT),
+        [NAMES.wallet, NAMES.holds, NAMES.acts],
+    ),
+    "add_account": (
+        lambda store: store.add_account("bee", "pro", 1.0, ACT),
+        [key_names.ACCOUNTS, key_names.PLANS, key_names.ACCOUNT_ORDER, key_names.ACCOUNT_ACTS],
+    ),
+    "set_plan": (
+        lambda store: store.set_plan("acme", "scale", ACT),
+        [key_names.ACCOUNTS, key_names.PLANS, key_names.ACCOUNT_ACTS],
+    ),
+    "set_disabled": (
+        lambda store: store.set_disabled("acme", 1.0, ACT),
+        [key_names.ACCOUNTS, key_names.DISABLED, key_names.ACCOUNT_ACTS],
+    ),
+    "add_key": (lambda store: store.add_key(replace(API_KEY, key_id="k2"), ACT), NEW_KEY),
+    "replace_key": (
+        lambda store: store.replace_key("k1", replace(API_KEY, key_id="k2"), 9.0, ACT, expires=8.0),
+        NEW_KEY,
+    ),
+    "revoke_key": (
+        lambda store: store.revoke_key("k1", 9.0, ACT),
+        [key_names.KEYS, key_names.REVOKED, key_names.KEY_ACTS],
+    ),
+    "set_budget": (
+        lambda store: store.set_budget("k1", "6/day", ACT),
+        [key_names.KEYS, key_names.BUDGETS, key_names.KEY_ACTS],
+    ),
+    "rehash_key": (
+        lambda store: store.rehash_key("k1", b"x", b"y", "s2"),
+        [key_names.KEYS, key_names.KEY_SECRETS],
+    ),
+}
+
+
+def contents(server: RedisServer, damaged: str) -> dict[bytes, bytes]:
+    """What the scripts of a change write, but for the damaged key."""
+    apart = {damaged, key_names.WORKERS, key_names.WALLETS, key_names.GRANTED}
+    return {key: server.do("DUMP", key) for key in server.do("KEYS", "*") if key.decode() not in apart}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_key_of_a_wrong_type_leaves_no_change_half_done(
+    store: Any, server: RedisServer, change: str
+) -> None:
+    do, used = CHANGES[change]
+    for damaged in used:
+        server.do("FLUSHALL")
+        await store.add_account("acme", "pro", 1.0)
+        await store.grant(Grant("g", WALLET, 1_000, 1.0))
+        await store.add_key(API_KEY)
+        await store.reserve(task("a"))
+        await store.note([record("a", cost=5)])
+        server.do("DEL", damaged)
+        # A tombstone is a text, so a text would be right there.
+        server.do("SADD", damaged, "wrong")
+        before = contents(server, damaged)
+        with pytest.raises(PomeloError) as caught:
+            await do(store)
+        assert caught.value.code == "store_unavailable"
+        assert contents(server, damaged) == before, damaged
+    server.do("FLUSHALL")  # ends the repetitions of settle and void
+
+
+async def test_balances_and_states_are_those_of_their_wallets(store: Any) -> None:
+    """Several wallets in one call, of which only some have data."""
+    test = Wallet("acme", False)
+    await store.add_account("bee", "free", 2.0)
+    await store.grant(Grant("t", test, 50, 1.0))
+    await store.set_credit_limit(test, 7)
+    await store.reserve(request("a", 20, live=False))
+    listed = {each.name: each for each in await store.list_accounts()}
+    for name in ("acme", "bee", "default"):
+        assert listed[name].live == await store.balance(Wallet(name, True))
+        assert listed[name].test == await store.balance(Wallet(name, False))

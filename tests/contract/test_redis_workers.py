@@ -1,0 +1,308 @@
+"""The workers of the store on Redis, how a store opens and closes, and what is moved to the archive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pomelo.errors import PomeloError
+from pomelo.stores import records
+from pomelo.stores.accounts import Balance, Grant, Wallet
+from pomelo.stores.acts import Act
+from pomelo.stores.keys import KeyRecord
+from pomelo.stores.redis import Timing, open_redis, usage
+from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import WALLET, abandon, record, request, run_task, settlement
+from tests.contract.redis_rig import FaultyClient, emptied, open_on, open_with_credits, until
+from tests.redis_server import RedisServer
+
+__all__ = ["emptied"]
+
+NAMES = names(WALLET)
+ALL = UsageQuery()
+IDLE = {"heartbeat": 3600.0, "drain": 3600.0}
+"""The store does nothing of its own accord."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """One server type is enough: these tests are about processes."""
+    with RedisServer() as started:
+        yield started
+
+
+# --- workers
+
+
+async def test_opening_recovers_the_tasks_of_workers_that_are_known_to_be_dead(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        dying = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await dying.reserve(request("a"))
+        await abandon(dying)
+        server.do("HSET", WORKERS, dying._worker.id, "dead")
+        async with open_on(server.url, tmp_path, **IDLE) as store:
+            assert await store.drafts() == []
+            assert server.do("HKEYS", WORKERS) == [store._worker.id.encode()]
+
+
+async def test_opening_watches_workers_that_only_their_reservations_name(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        dying = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await dying.reserve(request("a"))
+        await abandon(dying)
+        server.do("DEL", WORKERS)
+        async with open_on(server.url, tmp_path, **IDLE) as store:
+            workers = {dying._worker.id.encode(), store._worker.id.encode()}
+            assert set(server.do("HKEYS", WORKERS)) == workers
+            assert [each.task_id for each in await store.drafts()] == ["a"]
+        async with open_on(server.url, tmp_path, heartbeat=0.01) as store:
+            server.do("HDEL", WORKERS, dying._worker.id)
+            await until(lambda: server.do("HEXISTS", WORKERS, dying._worker.id) == 1)
+
+
+async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_reserves(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    clock = [5_000.0]
+    opening = open_redis(
+        *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
+        timing=Timing(timeout=20.0, dead_after=100.0, **IDLE),
+        monotonic=lambda: clock[0],
+    )
+    async with opening as store:
+        worker = store._worker  # type: ignore[attr-defined]
+        first = worker.id
+        await store.reserve(request("a", 0, account="default"))
+        for seconds, heartbeats in ((59.0, b"1"), (2.0, b"2"), (59.0, b"2"), (2.0, b"3")):
+            clock[0] += seconds
+            await store.reserve(request(f"t{clock[0]}", 0, account="default"))
+            assert server.do("HGET", WORKERS, worker.id) == heartbeats
+        assert worker.id == first
+        # If it was marked dead meanwhile, its new reservations are those of another worker.
+        server.do("HSET", WORKERS, first, "dead")
+        clock[0] += 61.0
+        await store.reserve(request("new", 0, account="default"))
+        assert worker.id != first
+        assert server.do("HGET", WORKERS, worker.id) == b"1"
+        found = {one.record.task_id: one.own for one in await store.reservations()}
+        assert (found["a"], found["new"]) == (False, True)
+
+
+async def test_a_worker_that_is_alive_is_not_marked_dead(server: RedisServer, tmp_path: Path) -> None:
+    clock = [0.0]
+    async with AsyncExitStack() as stack:
+        other = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await other.reserve(request("a"))
+        opening = open_redis(
+            *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
+            timing=Timing(timeout=20.0, heartbeat=3600.0, dead_after=100.0),
+            monotonic=lambda: clock[0],
+        )
+        watcher: Any = await stack.enter_async_context(opening)
+
+        async def check(seconds: float) -> None:
+            clock[0] += seconds
+            await watcher._worker._check_workers()
+
+        for _ in range(5):
+            await check(99.0)
+            await other._worker._send_heartbeat()
+            await check(0.5)
+        await check(99.0)
+        assert other._worker.id.encode() in server.do("HKEYS", WORKERS)
+        # Its own count does not change either, as it sends no heartbeats here.
+        await check(1.0)
+        assert server.do("HKEYS", WORKERS) == [watcher._worker.id.encode()]
+        assert await watcher.drafts() == []
+
+
+async def test_a_heartbeat_that_comes_during_a_check_saves_its_worker(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    clock = [0.0]
+    async with AsyncExitStack() as stack:
+        other = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await other.reserve(request("a"))
+        opening = open_redis(
+            *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
+            timing=Timing(timeout=20.0, heartbeat=3600.0, dead_after=100.0),
+            monotonic=lambda: clock[0],
+        )
+        watcher: Any = await stack.enter_async_context(opening)
+        worker = other._worker.id
+        count, _ = watcher._worker._counts[worker]
+        await other._worker._send_heartbeat()
+        watcher._worker._counts[worker] = (server.do("HGET", WORKERS, worker), 0.0)
+        clock[0] = 101.0
+        faults = FaultyClient(watcher, 20.0)
+
+        def beats(command: tuple[Any, ...]) -> bool:
+            """Lets the other worker send a heartbeat just before it would be marked dead."""
+            if command[0] == "EVALSHA" and worker in command:
+                server.do("HINCRBY", WORKERS, worker, 1)
+            return False
+
+        faults.hits = beats
+        await watcher._worker._check_workers()
+        assert int(server.do("HGET", WORKERS, worker)) == int(count) + 2
+        assert [each.task_id for each in await watcher.drafts()] == ["a"]
+
+
+async def test_a_store_that_can_not_recover_its_tasks_closes_as_a_dead_worker(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await store.reserve(request("a"))
+        server.do("DEL", NAMES.usage)
+        server.do("SET", NAMES.usage, "not a stream")
+        await stack.aclose()
+        assert server.do("HGETALL", WORKERS) == {store._worker.id.encode(): b"dead"}
+        server.do("DEL", NAMES.usage)
+        async with open_on(server.url, tmp_path, **IDLE) as again:
+            assert await again.drafts() == []
+
+
+async def test_closing_waits_for_a_settlement_that_is_repeated(server: RedisServer, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, close=30.0, **IDLE)
+        await store.reserve(request("a"))
+        faults = FaultyClient(store, 0.02)
+        faults.hits = lambda command: NAMES.usage in command
+        with pytest.raises(PomeloError):
+            await store.settle(settlement("a", 7))
+        closing = asyncio.create_task(stack.aclose())
+        failed = len(faults.failed)
+        await until(lambda: len(faults.failed) > failed)
+        assert not closing.done()
+        faults.end()
+        await closing
+        async with open_on(server.url, tmp_path, **IDLE) as again:
+            assert await again.balance(WALLET) == Balance(1_000, 7, 0)
+
+
+async def test_the_list_of_wallets_is_restored_after_a_failover(server: RedisServer, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, heartbeat=0.01, drain=3600.0)
+        await store.reserve(request("a", 0, live=False))
+        before = set(server.do("SMEMBERS", WALLETS))
+        assert before == {b"live/acme", b"test/acme", b"test/default"}
+        server.do("DEL", WALLETS)
+        await until(lambda: set(server.do("SMEMBERS", WALLETS)) == before)
+
+
+# --- usage records
+
+
+async def test_closing_moves_the_records_of_this_process(server: RedisServer, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await run_task(store, "a")
+    assert server.do("XLEN", NAMES.usage) == 0
+
+
+async def test_records_that_another_process_left_are_moved_from_time_to_time(
+    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "_FULL_DRAIN", 3)
+    text = records.encode_record(record("left", cost=4))
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, heartbeat=3600.0, drain=0.01)
+        await until(lambda: store._usage._drains > 1)
+        server.do("XADD", NAMES.usage, "*", "record", text, "cost", 3, "uncollected", 1)
+        await until(lambda: server.do("XLEN", NAMES.usage) == 0)
+        assert await store._wallet_index.with_data("usage") == []
+        assert await store._usage._archive.get("left") == record("left", cost=3, uncollected=1)
+
+
+async def test_a_record_that_can_not_be_read_stays_and_blocks_no_other(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await run_task(store, "a")
+        for junk in (("record", "{", "cost", 1, "uncollected", 0), ("some", "field")):
+            server.do("XADD", NAMES.usage, "*", *junk)
+        await run_task(store, "b")
+        found, _ = await store.list_usage(ALL, limit=9)
+        assert [each.task_id for each in found] == ["b", "a"]
+        assert server.do("XLEN", NAMES.usage) == 2
+        assert "can't be read" in caplog.text
+
+
+async def test_records_of_equal_times_are_in_the_order_of_the_entries_of_all_streams(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await store.reserve(request("other", 0, live=False))
+        moving = store._usage._task  # which would move some of them earlier than others
+        moving.cancel()
+        await asyncio.wait({moving})
+        for number in range(20):
+            one = record(f"t{number:02}", live=number % 3 == 0, at=7.0)
+            entry = ("record", records.encode_record(one), "cost", 1, "uncollected", 0)
+            server.do("XADD", names(one.wallet).usage, f"{9 + number // 8}-{number}", *entry)
+        found, _ = await store.list_usage(ALL, limit=99)
+        assert [each.task_id for each in found] == [f"t{number:02}" for number in reversed(range(20))]
+
+
+async def test_a_settlement_that_was_forgotten_is_found_in_the_archive_of_its_wallet(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, **IDLE)
+        first = await run_task(store, "a", 7)
+        server.do("DEL", NAMES.tombstone("a"))
+        again = await store.settle(settlement("a", 8))
+        assert again.record == first.record
+        assert again.limit_status.available == 993
+        assert await store._usage.get(Wallet("acme", False), "a") is None
+
+
+# --- replies that are lost
+
+KEY = KeyRecord("k1", "acme", True, b"x", (), 5.0)
+CHANGES: dict[str, tuple[Callable[[Any, Act], Awaitable[Any]], Any]] = {
+    "add_account": (lambda store, act: store.add_account("bee", "pro", 1.0, act), True),
+    "set_plan": (lambda store, act: store.set_plan("acme", "scale", act), True),
+    "set_disabled": (lambda store, act: store.set_disabled("acme", 1.0, act), True),
+    "grant": (lambda store, act: store.grant(Grant("h", WALLET, 5, 1.0), act), Balance(1_005)),
+    "set_credit_limit": (
+        lambda store, act: store.set_credit_limit(WALLET, 5, act),
+        Balance(1_000, credit_limit=5),
+    ),
+    "add_key": (lambda store, act: store.add_key(replace(KEY, key_id="k2"), act), None),
+    "revoke_key": (lambda store, act: store.revoke_key("k1", 9.0, act), replace(KEY, revoked=9.0)),
+    "replace_key": (lambda store, act: store.replace_key("k1", replace(KEY, key_id="k2"), 9.0, act), True),
+    "set_budget": (lambda store, act: store.set_budget("k1", "5/day", act), True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_change_whose_reply_is_lost_is_made_once(
+    server: RedisServer, tmp_path: Path, change: str
+) -> None:
+    act = Act("act", 5.0, "test", account="acme")
+    do, expected = CHANGES[change]
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await store.add_key(KEY)
+        faults = FaultyClient(store, 20.0)
+        faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
+        # Twice: the first time, the server may not know the script.
+        faults.hits = lambda command: "act" in command and len(faults.failed) < 2
+        assert await do(store, act) == expected
+        assert len(faults.failed) == 2
+        assert len(await store.list_acts(limit=9)) == 1

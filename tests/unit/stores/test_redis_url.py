@@ -1,0 +1,129 @@
+"""How a URL of Redis is used: the login, TLS, and what is checked of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pomelo.stores.base import StoreError
+from pomelo.stores.redis.connection import Timing
+from pomelo.stores.redis.url import connect, parse_url
+from tests.certificates import make_certificate
+from tests.unit.stores.fake_redis import FakeServer, server
+from tests.waiting import until
+
+__all__ = ["server"]
+
+GOOD = {"redis_version": "7.2.4", "role": "master", "maxmemory_policy": "noeviction", "aof_enabled": "1"}
+
+
+def answers_info(facts: dict[str, str]) -> Callable[[bytes], bytes]:
+    """The answers of a server that accepts every login."""
+    info = "".join(f"{name}:{value}\r\n" for name, value in facts.items()).encode()
+
+    def answer(chunk: bytes) -> bytes:
+        accepted = b"+OK\r\n" * (chunk.count(b"AUTH") + chunk.count(b"SELECT"))
+        return accepted + b"$%d\r\n%s\r\n" % (len(info), info) * chunk.count(b"INFO")
+
+    return answer
+
+
+async def check(url: str) -> str:
+    """Why the server of a URL is refused; empty if it is accepted."""
+    try:
+        client = await connect(parse_url(url), Timing(attempt_timeout=5.0))
+    except StoreError as error:
+        return str(error)
+    await client.aclose()
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({}, ""),
+        ({"redis_version": "6.1.240"}, "Redis 6.1.240 is too old"),
+        ({"redis_version": "6.2.0"}, ""),
+        ({"redis_version": "10.0.0"}, ""),
+        ({"redis_version": "5.0.1", "server_name": "valkey", "valkey_version": "8.1.0"}, ""),
+        ({"cluster_enabled": "1"}, "The Redis server is a node of a cluster. Use redis+cluster://"),
+        ({"role": "slave"}, "is a replica, which takes no writes"),
+        ({"maxmemory_policy": "allkeys-lru"}, "(maxmemory-policy allkeys-lru)"),
+        (
+            {"maxmemory_policy": "volatile-ttl", "server_name": "valkey"},
+            "The Valkey server throws credits away",
+        ),
+        ({"aof_enabled": "0"}, "Set appendonly yes"),
+    ],
+)
+async def test_a_server_is_accepted_only_if_it_keeps_credits(
+    server: FakeServer, facts: dict[str, str], message: str
+) -> None:
+    server.answer = answers_info(GOOD | facts)
+    found = await check(f"redis://127.0.0.1:{server.port}")
+    assert message in found
+    assert bool(found) == bool(message)
+    await until(lambda: server.ended == server.connections == 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            b"-NOPERM User ada has no permissions to run the 'info' command\r\n",
+            "run INFO. Allow all commands",
+        ),
+        (b"-NOAUTH Authentication required.\r\n", "refused the user or password"),
+        (b"-ERR out of order\r\n", "can't be reached: out of order"),
+    ],
+)
+async def test_the_error_of_a_server_says_what_to_do(server: FakeServer, answer: bytes, message: str) -> None:
+    server.answer = lambda chunk: answer
+    assert message in await check(f"redis://127.0.0.1:{server.port}")
+
+
+@pytest.mark.parametrize(
+    ("login", "db", "sent"),
+    [
+        ("", "", []),
+        ("", "/0", []),
+        ("ada:p%20w@", "/3", [b"AUTH ada p w", b"SELECT 3"]),
+        (":p%40w@", "", [b"AUTH p@w"]),
+        ("%C3%BC:@", "/15", [b"AUTH \xc3\xbc ", b"SELECT 15"]),
+    ],
+)
+async def test_a_connection_begins_with_the_login_of_its_url(
+    server: FakeServer, login: str, db: str, sent: list[bytes]
+) -> None:
+    server.answer = answers_info(GOOD)
+    assert await check(f"redis://{login}127.0.0.1:{server.port}{db}") == ""
+    lines = b"".join(server.chunks).split(b"\r\n")
+    words = [line for line in lines[:-1] if not line.startswith(b"$")]
+    commands = b"\n".join(words).split(b"*")[1:]
+    assert [b" ".join(each.rstrip(b"\n").split(b"\n")[1:]) for each in commands[:-1]] == [
+        each.rstrip(b" ") for each in sent
+    ]
+
+
+async def test_a_server_with_tls_gets_the_certificate_of_the_url(tmp_path: Path) -> None:
+    make_certificate(tmp_path, "cert", "localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tmp_path / "cert.pem")
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "cert.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    fake = FakeServer()
+    fake.answer = answers_info(GOOD)
+    async with await asyncio.start_server(fake.serve, "127.0.0.1", 0, ssl=context) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        authority = f"ssl_ca_certs={tmp_path}/cert.pem"
+        own = f"ssl_certfile={tmp_path}/cert.pem&ssl_keyfile={tmp_path}/cert.key"
+        assert await check(f"rediss://127.0.0.1:{port}?{authority}&{own}") == ""
+        for url in (
+            f"rediss://127.0.0.1:{port}?{own}",
+            f"rediss://127.0.0.1:{port}?{authority}",
+            f"redis://127.0.0.1:{port}",
+        ):
+            assert "can't be reached" in await check(url)
