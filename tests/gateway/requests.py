@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from aiohttp.client import _RequestContextManager
@@ -21,9 +22,11 @@ TTS = {"model": "eleven-labs-tts", "text": "Hi", "voice": "adam"}
 STS = {"model": "eleven-labs-sts", "voice": "adam"}
 STT = {"model": "eleven-labs-stt"}
 
+
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=B"
 CHUNKED = "Transfer-Encoding: chunked"
+EXPECT = "Expect: 100-continue"
 
 
 def raw_task(
@@ -114,3 +117,12 @@ async def events_of(request: Sending) -> list[tuple[str, Any]]:
     async with request as response:
         assert response.status == 200
         return events(await response.read())
+
+
+def long(size: int, **fields: Any) -> dict[str, Any]:
+    """Returns a text task with a message of this size."""
+    return {"model": "gpt-4", "messages": [{"role": "user", "content": "x" * size}], **fields}
+
+
+incomplete = partial(raw_task, b"", framing="Content-Length: 100000")
+"""The head of a request whose body never comes."""
