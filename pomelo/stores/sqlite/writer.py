@@ -29,13 +29,16 @@ BATCH = 256
 COUNTS_DELAY = 0.05
 """Seconds until the counts of a wallet are written if no end of its tasks writes them before."""
 
-MAX_INTERVAL = 0.004
+MAX_INTERVAL = 0.005
 """Seconds between the beginnings of two batches of ends, while several tasks run. Ends that come in between
 share a commit, which costs more than all else that is done for an end."""
 
-QUIET = 0.002
-"""Seconds without a beginning or an end of a task after which a batch does not wait for more: the callers may
-all be waiting for it."""
+QUIET = 0.003
+"""Seconds without a beginning or an end of a task after which a batch does not wait for more."""
+
+MAX_IN_VAIN = 6
+"""If a batch waits although all tasks have ended, and no other begins, the callers may be waiting for it. The
+next 2 batches don't wait for that, after the next wait in vain 4, and so on to 2 to the power of this."""
 
 log = logging.getLogger("pomelo.stores")
 
@@ -91,6 +94,10 @@ class Writer:
         """All tasks whose end is not written."""
         self._collecting = False
         """Whether `_collect` is scheduled."""
+        self._in_vain = 0
+        """Consecutive waits, after all tasks had ended, in which no other began."""
+        self._skips = 0
+        """The number of batches that don't wait once all tasks have ended."""
         self._begun = 0.0
         """When the last batch was handed to the thread."""
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -173,18 +180,28 @@ class Writer:
         immediately; others share a commit with those that end soon."""
         self._ends.append(end)
         self._tasks = tasks
-        if len(tasks) <= 1:
+        if self._may_skip():
             self._flush()
         elif self._writing is None and not self._collecting:
             self._collecting = True
             self._loop.call_soon(self._collect)
+
+    def _may_skip(self) -> bool:
+        """Whether all tasks have ended, and no batch waits for others to begin."""
+        if len(self._tasks) == len(self._ends) and self._skips and self._writing is None:
+            self._skips -= 1
+            return True
+        return len(self._tasks) <= 1
 
     def _collect(self, seen: tuple[int, int] = (0, 0)) -> None:
         """Hands the ends to the thread MAX_INTERVAL after the last batch, or once no task begins or ends.
         `seen`: the numbers of tasks and ends when it was called before."""
         now = len(self._tasks), len(self._ends)
         wait = self._begun + MAX_INTERVAL - time.monotonic()
-        if wait <= 0 or now == seen or len(self._tasks) <= 1:
+        if seen[0] == seen[1] > 0:  # it has waited although all tasks had ended
+            self._in_vain = min(self._in_vain + 1, MAX_IN_VAIN) if now == seen else 0
+            self._skips = 2**self._in_vain if self._in_vain else 0
+        if wait <= 0 or now == seen or not self._ends or self._may_skip():
             self._collecting = False
             self._flush()
         else:
