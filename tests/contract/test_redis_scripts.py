@@ -186,7 +186,7 @@ async def test_a_key_of_a_wrong_type_leaves_no_change_half_done(
 
 
 async def test_balances_and_states_are_those_of_their_wallets(store: Any) -> None:
-    """Several wallets in one call, of which only some have data."""
+    """Several wallets in one call; only some have data."""
     test = Wallet("acme", False)
     await store.add_account("bee", "free", 2.0)
     await store.grant(Grant("t", test, 50, 1.0))

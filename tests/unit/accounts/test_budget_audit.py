@@ -80,7 +80,7 @@ async def test_too_little_is_used_of_a_budget_only_if_it_was_not_changed(store: 
 
 async def test_a_budget_of_which_more_is_used_meanwhile_is_not_compared(store: Store) -> None:
     class Late(Same):
-        """Its sums are those before the tasks, of which the second one ends before the second comparison."""
+        """Its sums are those before the tasks. The second task ends before the second comparison."""
 
         async def sum_usage(self, *_: Any, **__: Any) -> list[UsageTotal]:
             return []

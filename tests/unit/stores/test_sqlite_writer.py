@@ -122,22 +122,26 @@ async def test_a_task_that_is_alone_ends_with_the_batch_after_the_one_that_is_be
         await asyncio.gather(writing, *settle(rig, "a"))
 
 
+async def wait_in_vain_and_skip_two(rig: SqliteRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a batch wait in vain, and the next two begin once all tasks have ended."""
+    timing(monkeypatch, interval=3600.0, quiet=0.01)
+    async with asyncio.timeout(60):
+        for task_ids in ("ab", "cd", "ef"):
+            await running(rig, task_ids)
+            await asyncio.gather(*settle(rig, task_ids))
+            timing(monkeypatch, interval=3600.0, quiet=3600.0)
+
+
 async def test_after_a_wait_in_vain_the_next_two_batches_do_not_wait_once_all_tasks_have_ended(
     rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timing(monkeypatch, interval=3600.0, quiet=0.01)
-    await running(rig, "ab")
+    await wait_in_vain_and_skip_two(rig, monkeypatch)
+    await running(rig, "gh")
+    ends = settle(rig, "gh")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not any(end.done() for end in ends)
     async with asyncio.timeout(60):
-        await asyncio.gather(*settle(rig, "ab"))
-        timing(monkeypatch, interval=3600.0, quiet=3600.0)
-        for task_ids in ("cd", "ef"):
-            await running(rig, task_ids)
-            await asyncio.gather(*settle(rig, task_ids))
-        await running(rig, "gh")
-        ends = settle(rig, "gh")
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert not any(end.done() for end in ends)
         await inner(rig)._writer.do(writer.nothing, reads=True)
         await asyncio.gather(*ends)
 
@@ -145,13 +149,7 @@ async def test_after_a_wait_in_vain_the_next_two_batches_do_not_wait_once_all_ta
 async def test_a_beginning_during_the_wait_lets_later_batches_wait_again(
     rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timing(monkeypatch, interval=3600.0, quiet=0.01)
-    await running(rig, "ab")
-    async with asyncio.timeout(60):
-        await asyncio.gather(*settle(rig, "ab"))
-        for task_ids in ("cd", "ef"):
-            await running(rig, task_ids)
-            await asyncio.gather(*settle(rig, task_ids))
+    await wait_in_vain_and_skip_two(rig, monkeypatch)
     timing(monkeypatch, interval=3600.0, quiet=0.0)
     queue = inner(rig)._writer
     await running(rig, "gh")
