@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -99,17 +99,24 @@ async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_res
         assert (found["a"], found["new"]) == (False, True)
 
 
+async def open_watcher(
+    stack: AsyncExitStack, server: RedisServer, tmp_path: Path, clock: Sequence[float]
+) -> Any:
+    """A store whose worker finds others dead after 100 seconds of `clock[0]`."""
+    opening = open_redis(
+        *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
+        timing=Timing(timeout=20.0, heartbeat=3600.0, dead_after=100.0),
+        monotonic=lambda: clock[0],
+    )
+    return await stack.enter_async_context(opening)
+
+
 async def test_a_worker_that_is_alive_is_not_marked_dead(server: RedisServer, tmp_path: Path) -> None:
     clock = [0.0]
     async with AsyncExitStack() as stack:
         other = await open_with_credits(stack, server, tmp_path, **IDLE)
         await other.reserve(request("a"))
-        opening = open_redis(
-            *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
-            timing=Timing(timeout=20.0, heartbeat=3600.0, dead_after=100.0),
-            monotonic=lambda: clock[0],
-        )
-        watcher: Any = await stack.enter_async_context(opening)
+        watcher = await open_watcher(stack, server, tmp_path, clock)
 
         async def check(seconds: float) -> None:
             clock[0] += seconds
@@ -134,12 +141,7 @@ async def test_a_heartbeat_that_comes_during_a_check_saves_its_worker(
     async with AsyncExitStack() as stack:
         other = await open_with_credits(stack, server, tmp_path, **IDLE)
         await other.reserve(request("a"))
-        opening = open_redis(
-            *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
-            timing=Timing(timeout=20.0, heartbeat=3600.0, dead_after=100.0),
-            monotonic=lambda: clock[0],
-        )
-        watcher: Any = await stack.enter_async_context(opening)
+        watcher = await open_watcher(stack, server, tmp_path, clock)
         worker = other._worker.id
         count, _ = watcher._worker._counts[worker]
         await other._worker._send_heartbeat()

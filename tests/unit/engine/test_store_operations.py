@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from pomelo.engine.ledger import Ledger
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
 from tests.unit.engine.failing_store import Clock, FailingStore, open_ledger, reserve, wait_until
 
@@ -18,13 +19,19 @@ def test_a_task_is_in_progress_until_its_last_release() -> None:
     assert not operations.concerns("a")
 
 
-async def test_retries_that_hang_are_not_joined_by_more() -> None:
+async def with_failed_voids() -> tuple[FailingStore, Clock, Ledger]:
+    """A ledger with more voids to retry than may run at a time. Its store works again."""
     store, clock = FailingStore("void"), Clock()
     ledger = open_ledger(store, monotonic=clock)
     for number in range(3 * MAX_CONCURRENT_RETRIES):
         (await reserve(ledger, f"img_{number}")).release()
     await wait_until(lambda: not ledger.operations._in_progress)
     store.errors.clear()
+    return store, clock, ledger
+
+
+async def test_retries_that_hang_are_not_joined_by_more() -> None:
+    store, clock, ledger = await with_failed_voids()
     store.waits["void"] = asyncio.Event()
     store.calls.clear()
     clock.now += 100
@@ -38,12 +45,7 @@ async def test_retries_that_hang_are_not_joined_by_more() -> None:
 
 
 async def test_a_retry_that_succeeds_starts_the_next() -> None:
-    store, clock = FailingStore("void"), Clock()
-    ledger = open_ledger(store, monotonic=clock)
-    for number in range(3 * MAX_CONCURRENT_RETRIES):
-        (await reserve(ledger, f"img_{number}")).release()
-    await wait_until(lambda: not ledger.operations._in_progress)
-    store.errors.clear()
+    store, clock, ledger = await with_failed_voids()
     clock.now += 100
     ledger.operations.retry_pending()
     await wait_until(lambda: not ledger.operations._in_progress)
