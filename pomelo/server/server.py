@@ -16,7 +16,8 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from pomelo import process
 from pomelo.gen.v1 import (
@@ -32,6 +33,7 @@ from pomelo.server.calls import FrontEnd
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
 from pomelo.server.operator import ADMIN_SERVICE, admin_handlers, socket_address
+from pomelo.server.reflection import OpenReflection
 from pomelo.server.servicers import (
     AccountServicer,
     MediaServicer,
@@ -220,7 +222,7 @@ async def open_server(
     names += register(server) if register else ()
     servicers |= {
         health_pb2.DESCRIPTOR: health.HealthServicer(names, readiness),
-        reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE, reflection.SERVICE_NAME]),
+        reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE]),
     }
     # Registered methods have separate queues, from which grpc takes one new call at a time. In a common queue
     # a health check would wait behind a flood of other calls.
@@ -270,7 +272,7 @@ async def open_operator_socket(operator: Operator, path: Path, *, grace: float =
     server = grpc.aio.server(options=ServerOptions().channel_args())
     name = ADMIN_SERVICE.full_name
     server.add_registered_method_handlers(name, admin_handlers(operator))
-    reflection.enable_server_reflection([name, reflection.SERVICE_NAME], server)
+    add_ServerReflectionServicer_to_server(OpenReflection([name]), server)
     umask = os.umask(0o177)  # otherwise another user could open it before a chmod
     try:
         _bind(server, address, None)

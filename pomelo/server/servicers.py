@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
-from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from pomelo.errors import invalid, missing
@@ -24,6 +23,7 @@ from pomelo.gen.v1.task_service_pb2 import (
 )
 from pomelo.server.calls import keyless
 from pomelo.server.envelope import envelope
+from pomelo.server.reflection import Reflection
 from pomelo.server.rpc import Rpc
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
 
@@ -122,18 +122,18 @@ class MediaServicer:
 
 
 class ReflectionServicer:
-    """Serves grpc.reflection.v1alpha.ServerReflection: describes the services in `names`, without a key."""
+    """Serves grpc.reflection.v1alpha.ServerReflection without a key."""
 
-    def __init__(self, names: list[str]) -> None:
-        self._inner = reflection.ReflectionServicer(names)
+    def __init__(self, services: list[str]) -> None:
+        self._reflection = Reflection(services)
 
     @keyless
     async def ServerReflectionInfo(self, rpc: Rpc) -> None:
         await rpc.admit_if_known()
         with rpc.without_key():
             while (request := await rpc.next_message(ServerReflectionRequest)) is not None:
-                for response in self._inner.ServerReflectionInfo(iter((request,)), None):
-                    await rpc.send(response)
+                for answer in self._reflection.answers(request):
+                    await rpc.send(answer)
 
 
 async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> AsyncIterator[bytes]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
+from itertools import product
+from string import ascii_lowercase
 
 import pytest
 from hypothesis import given
@@ -45,6 +48,30 @@ def test_there_are_184_two_letter_codes() -> None:
     codes = {iso_language(first + second) for first in letters for second in letters} - {"", "bih"}
     assert len(codes) == 184
     assert {len(code) for code in codes} == {2}
+
+
+_WITHDRAWN = {"bh", "in", "iw", "ji", "jw", "mo"}
+
+
+def test_the_codes_of_languages_with_a_two_letter_code_are_those_of_the_registry() -> None:
+    for code in map("".join, product(ascii_lowercase, repeat=2)):
+        if code in _WITHDRAWN:
+            continue
+        try:
+            others = {Language.make(code).to_alpha3(variant) for variant in ("T", "B")}
+        except LookupError:
+            assert iso_language(code) == ""
+        else:
+            assert {iso_language(each) for each in {code, *others}} == {code}
+
+
+def test_only_a_language_without_a_two_letter_code_loads_the_library() -> None:
+    program = (
+        "import sys; from pomelo.catalog.languages import iso_language as find;"
+        "assert find('deu') == 'de'; assert 'langcodes' not in sys.modules;"
+        "assert find('haw') == 'haw'; assert 'langcodes' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @given(st.text(max_size=40))
