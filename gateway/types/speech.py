@@ -60,6 +60,13 @@ def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:
         yield prefix + binascii.b2a_base64(data[at : at + MAX_CHUNK_AUDIO], newline=False) + b'"}}'
 
 
+_OUTPUT_FORMATS = {
+    **dict.fromkeys(("audio/mpeg", "audio/mp3"), ""),
+    **dict.fromkeys(("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"), "wav_24000"),
+    **dict.fromkeys(("audio/ogg", "audio/opus"), "opus_48000_64"),
+    "audio/pcm": "pcm_24000",
+}
+
 _FIELDS = (
     fields.text("voice", description="A voice's name, such as adam, or its id."),
     fields.Field(
@@ -119,6 +126,7 @@ TEXT_TO_SPEECH = TaskFormat(
     render_result=render_result,
     render_events={"audio_chunk": render_chunk},
     media_range="audio/",
+    output_formats=_OUTPUT_FORMATS,
     ignores_audio_file=True,  # the API reference sends one with text-to-speech
 )
 
