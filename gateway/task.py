@@ -6,6 +6,7 @@ import re
 
 from gateway import sse
 from gateway.parsing.task import TaskRequest, read_task
+from gateway.queries import check_no_parameters
 from gateway.request import Request
 from gateway.responses import Response, ResponseStream, json_response, response_headers
 from gateway.state import Gateway
@@ -26,6 +27,8 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
     Raises:
         PomeloError: any error of the table.
     """
+    if "?" in request.target:
+        await check_no_parameters(request, visit)
     parsed = await read_task(gateway, request, call, visit)
     tasks = gateway.services.tasks
     try:
