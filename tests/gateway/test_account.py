@@ -281,7 +281,9 @@ def test_an_empty_set_of_models_is_not_shown_as_all_models() -> None:
     assert parse_exact(render_account(account))["limits"]["models"] == []
 
 
-@pytest.mark.parametrize("text", ["2016-12-31T23:59:60Z", "2017-01-01T05:29:60+05:30", "2016-12-31T23:59:60.0Z"])
+@pytest.mark.parametrize(
+    "text", ["2016-12-31T23:59:60Z", "2017-01-01T05:29:60+05:30", "2016-12-31T23:59:60.0Z"]
+)
 def test_a_leap_second_is_the_first_second_of_the_next_day(text: str) -> None:
     moment = parse_query({"to": text}).filter.end_time
     assert moment.ToDatetime(UTC) == datetime(2017, 1, 1, tzinfo=UTC)

@@ -304,6 +304,22 @@ async def test_the_total_size_of_a_request_head_is_limited(gateway: GatewayApp) 
         assert await read_until_closed(reader) == b""
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("count", "status"), [(30, 200), (40, 400)])
+async def test_a_head_is_limited_however_it_arrives(
+    gateway: GatewayApp, count: int, status: int, parts: int
+) -> None:
+    more = [f"X-{number}: {'x' * 1000}" for number in range(count)]
+    body = {**HI, "messages": [{"role": "user", "content": "x" * 50_000}]}
+    asked = raw_task(body, *more, close=False)
+    middle = asked.index(b"X-20: ") if parts == 2 else 0
+    async with gateway.connect(asked[:middle]) as (reader, writer):
+        if middle:
+            await asyncio.sleep(0)
+        writer.write(asked[middle:])
+        assert await read_status(reader) == status
+
+
 async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: GatewayApp) -> None:
     started = asyncio.Event()
     gateway.provider.script = play(word(), started.set, asyncio.Event().wait)
