@@ -21,7 +21,7 @@ async def check_no_parameters(request: Request, visit: Visit) -> None:
 
 
 def unknown_parameter(name: str, known: Collection[str] = ()) -> PomeloError:
-    """Returns the error for a parameter that is none of the `known` ones."""
+    """Returns the error for a parameter that is not one of `known`, those that the path takes."""
     shown = name[:100].encode("utf-8", "replace").decode()
     valid = f"Valid: {', '.join(known)}" if known else "This path takes no parameters"
     return PomeloError("invalid_parameter", f"Unknown query parameter: {shown}. {valid}", field=shown)

@@ -56,8 +56,8 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
 def raw_media_range(accept: str | None, task_format: TaskFormat) -> str | None:
     """Returns the media range, such as image/webp, if `Accept` asks for raw media; None: it asks for JSON.
 
-    The first range that the task can be sent in decides; of weights, only q=0 matters. A type of media that
-    is none of the task's formats asks for raw media only if nothing else that is listed can be sent.
+    The first range that the task can be sent in decides; of weights, only q=0 matters. Another type of image
+    or audio asks for raw media only if nothing else that is listed can be sent.
     """
     if accept is None or accept == "*/*" or accept == "application/json" or not task_format.media_range:
         return None
