@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.objects import render_account, render_records, render_sums
+from gateway.queries import check_no_parameters, unknown_parameter
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -22,7 +23,8 @@ _PAGE_SIZE = re.compile(r"[0-9]{1,4}")
 _MAX_PAGE_SIZE = 1_000
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?([Zz]|[+\- ][0-9]{2}:[0-9]{2})"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?"
+    r"([Zz]|[+\- ][0-9]{2}:[0-5][0-9])"
 )
 _TIME_FORMATS = "a date such as 2026-11-24, or a time such as 2026-11-24T12:00:00Z (RFC 3339)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -40,10 +42,7 @@ _METADATA = "metadata."
 
 
 async def get_account(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response:
-    try:
-        _parse(request.url.query, {})
-    except PomeloError as error:
-        raise await visit.refuse(error) from None
+    await check_no_parameters(request, visit)
     return json_response(call, render_account(await gateway.services.accounts.get_account(call)))
 
 
@@ -81,18 +80,12 @@ def _parse(parameters: Mapping[str, str], known: Mapping[str, tuple[str, _Parser
     values: dict[str, Any] = {}
     for name, text in parameters.items():  # of a multidict: every value of a repeated name
         if name not in known:
-            raise _unknown_parameter(name, known)
+            raise unknown_parameter(name, known)
         field, parse = known[name]
         if field in values:
             raise invalid(name, "given once")
         values[field] = parse(name, text)
     return values
-
-
-def _unknown_parameter(name: str, known: Collection[str]) -> PomeloError:
-    shown = name[:100].encode("utf-8", "replace").decode()
-    valid = f"Valid: {', '.join(known)}" if known else "This path takes no parameters"
-    return PomeloError("invalid_parameter", f"Unknown query parameter: {shown}. {valid}", field=shown)
 
 
 _Parser = Callable[[str, str], Any]
@@ -138,10 +131,16 @@ def _time(name: str, text: str) -> Timestamp:
             day, clock, fraction, zone = parts.groups()
             # A plus sign that was not percent-encoded is a space in a query.
             zone = "+00:00" if zone in ("Z", "z") else zone.replace(" ", "+")
+            leap = clock.endswith(":60")
+            clock = f"{clock[:-2]}59" if leap else clock
             time = datetime.fromisoformat(f"{day}T{clock}{(fraction or '')[:7]}{zone}")
+            if leap:  # only the last second of a UTC day is; like most clocks, ours have no such second
+                time += timedelta(seconds=1)
+                if (time - _EPOCH) % timedelta(days=1) >= timedelta(seconds=1):
+                    raise ValueError(text)
         if not _MIN_TIME <= time <= _MAX_TIME:
             raise ValueError(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise invalid(name, _TIME_FORMATS) from None
     micros = (time - _EPOCH) // timedelta(microseconds=1)
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)

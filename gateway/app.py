@@ -70,7 +70,13 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
     visit: Visit | None = None
     name, code, status = "", "", 0
     try:
-        handler, requires_key, name = find_route(request, call)
+        try:
+            handler, requires_key, name = find_route(request, call)
+        except PomeloError as error:
+            if call.api_key is not None:
+                visit = await gateway.admit(request, call)
+                error = await visit.refuse(error)
+            raise error from None
         if requires_key:
             visit = await gateway.admit(request, call)
             sent = await handler(gateway, request, call, visit)

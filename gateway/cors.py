@@ -25,8 +25,15 @@ _ALLOWED_HEADERS = (
     "X-Request-Id",
     "X-Request-Timeout",
     "Prefer",
+    # Tracing in a browser sends all three, though only the first is read.
     "traceparent",
+    "tracestate",
+    "baggage",
     "Range",
+    "If-None-Match",
+    "If-Range",
+    # Clients for server-sent events send it when they repeat a request.
+    "Last-Event-ID",
     # OpenAI's SDK for JavaScript sends these: User-Agent if the browser lets it, as Firefox does, and
     # X-Stainless-Helper-Method for helpers such as `stream` and `parse`, the others on every request.
     "OpenAI-Organization",

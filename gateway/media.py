@@ -22,7 +22,7 @@ _SECURITY_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-
 """Allows nothing but what a browser's own page shows of the file when its link is opened in a tab."""
 
 _ID = re.compile(r"[\w.-]{1,200}", re.ASCII)
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 
 
 def public_links(public_url: str) -> Link:

@@ -18,6 +18,7 @@ from gateway.openai.responses import create_response
 from gateway.openai.speech import create_speech
 from gateway.openai.transcriptions import create_transcription
 from gateway.page import get_page, get_page_file
+from gateway.queries import check_no_parameters
 from gateway.reference import get_reference, get_reference_file
 from gateway.request import Request
 from gateway.responses import Response, json_response
@@ -34,11 +35,13 @@ admitted the call."""
 
 
 async def list_models(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response:
+    await check_no_parameters(request, visit)
     models = await list_all_models(gateway.services.models, call)
     return json_response(call, to_json({"object": "list", "data": [render_model(model) for model in models]}))
 
 
 async def get_model(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response:
+    await check_no_parameters(request, visit)
     name = request.path_value
     try:
         name.encode()

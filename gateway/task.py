@@ -6,6 +6,7 @@ import re
 
 from gateway import sse
 from gateway.parsing.task import TaskRequest, read_task
+from gateway.queries import check_no_parameters
 from gateway.request import Request
 from gateway.responses import Response, ResponseStream, json_response, response_headers
 from gateway.state import Gateway
@@ -26,6 +27,8 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
     Raises:
         PomeloError: any error of the table.
     """
+    if "?" in request.target:
+        await check_no_parameters(request, visit)
     parsed = await read_task(gateway, request, call, visit)
     tasks = gateway.services.tasks
     try:
@@ -53,19 +56,23 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
 def raw_media_range(accept: str | None, task_format: TaskFormat) -> str | None:
     """Returns the media range, such as image/webp, if `Accept` asks for raw media; None: it asks for JSON.
 
-    The first range that the task type supports decides; of weights, only q=0 matters.
+    The first range that the task can be sent in decides; of weights, only q=0 matters. Another type of image
+    or audio asks for raw media only if nothing else that is listed can be sent.
     """
     if accept is None or accept == "*/*" or accept == "application/json" or not task_format.media_range:
         return None
+    unavailable = None
     for item in accept.split(","):
         name = item.split(";", 1)[0].strip().lower()
         if _ZERO_WEIGHT.search(item):
             continue
         if name in _JSON_RANGES:
             return None
-        if name.startswith(task_format.media_range):
+        if name in task_format.output_formats or name == f"{task_format.media_range}*":
             return name
-    return None
+        if unavailable is None and name.startswith(task_format.media_range):
+            unavailable = name
+    return unavailable
 
 
 async def send_raw(
@@ -82,7 +89,7 @@ async def send_raw(
     task_format, task_input = parsed.task_format, parsed.input
     parsed.options.delivery = MediaDelivery.MEDIA_DELIVERY_INLINE
     output_format = task_format.output_formats.get(media_range)
-    if output_format is not None and not task_input.output_format:
+    if output_format and not task_input.output_format:
         task_input.output_format = output_format
     response: ResponseStream | None = None
     media = None

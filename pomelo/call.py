@@ -19,6 +19,10 @@ from pomelo.ids import new_id
 DEFAULT_TIMEOUT = 600.0
 """Default deadline of a task, in seconds; also the maximum that a caller can set."""
 
+RECHECK_KEY_AFTER = 0.25
+"""Seconds after the arrival of a call after which its key is checked again before its task starts, or its
+body is refused: the body may have taken minutes."""
+
 MODE_NAMES = ("test", "live")
 """The names of the modes; the index is whether the mode is live."""
 
@@ -93,7 +97,8 @@ class Call:
     caller's IP address, empty over a unix socket. `deadline` is absolute, on the clock of `time.monotonic`,
     which is also the event loop's. `header_error` is the error of an invalid header, to be raised after the
     key was checked; `key_error` is a sentence about an invalid Authorization header. `principal` is set when
-    the key was checked. `strict` refuses a field that the model does not support, instead of adjusting it.
+    the key was checked; a task that starts after `recheck_key`, on the clock of `deadline`, checks it again.
+    `strict` refuses a field that the model does not support, instead of adjusting it.
     `relayed`: a gateway elsewhere sends it, so other calls for the same request may reach other servers.
 
     `response_headers` has the headers of the response, named as in the documentation. It is complete before a
@@ -116,6 +121,7 @@ class Call:
     header_error: PomeloError | None = None
     key_error: str = ""
     principal: Principal | None = None
+    recheck_key: float = math.inf
     response_headers: dict[str, str] = field(default_factory=dict)
     response_trailers: dict[str, str] = field(default_factory=dict)
     at_end: list[Callable[[], None]] = field(default_factory=list)
@@ -175,12 +181,14 @@ class Call:
             key_error = "Authorization was given twice."
         elif bearer := _BEARER.fullmatch(get("authorization") or ""):
             api_key = bearer[1]
+        now = clock()
         return cls(
             api_key=api_key,
             request_id=request_id,
             protocol=protocol,
             address=address,
-            deadline=clock() + timeout,
+            deadline=now + timeout,
+            recheck_key=now + RECHECK_KEY_AFTER,
             traceparent=get("traceparent"),
             idempotency_key=idempotency_key,
             strict=(prefer := get("prefer")) is not None and _is_strict(prefer),

@@ -15,7 +15,7 @@ from aiohttp.streams import StreamReader
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from gateway.connections.http import HttpConnection, ParsedRequest
+from gateway.connections.http import HttpConnection, ParsedRequest, head_size
 from gateway.connections.limits import MIN_READ_RATE, Connections, Slot, StartQueues
 from gateway.cors import Cors, is_preflight
 from gateway.errors import error_body, raw_error_response, unrouted_headers
@@ -35,7 +35,7 @@ _VERSIONS = (HttpVersion11, HttpVersion10)
 HEALTH_PATH = "/healthz"
 
 MAX_HEAD = 32 * 1024
-"""Bytes of a request's head that may arrive before it is complete."""
+"""Bytes of a request's head, whether it arrives in one piece or in many."""
 
 MAX_FRAMING = 512 * 1024
 """A body of n bytes may arrive with n + MAX_FRAMING bytes of overhead: chunk framing, and pipelined
@@ -73,9 +73,9 @@ class Connection(HttpConnection):
 
     __slots__ = (
         "_authenticated", "_connections", "_counts_as_lingering", "_discard_body", "_discarded",
-        "_discarding", "_finished", "_framing_bytes", "_head_size", "_head_timer", "_linger_timer",
-        "_options", "_raw_transport", "_request", "_respond", "_stall_timer", "_start_queues",
-        "_unauthenticated_count", "address", "cors", "has_tls", "proxies", "slot",
+        "_discarding", "_finished", "_framing_bytes", "_head_size", "_head_timer", "_large_read",
+        "_linger_timer", "_options", "_raw_transport", "_request", "_respond", "_stall_timer",
+        "_start_queues", "_unauthenticated_count", "address", "cors", "has_tls", "proxies", "slot",
     )  # fmt: skip
 
     def __init__(
@@ -105,6 +105,7 @@ class Connection(HttpConnection):
         self._discarded = 0
         self._unauthenticated_count = 0
         self._head_size = 0
+        self._large_read = False  # whether a head that is too large may have arrived in one piece
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -230,6 +231,8 @@ class Connection(HttpConnection):
         request = self._request
         pipelined = request is not None and request.content.is_eof()  # the next request, sent early
         before = 0 if request is None else request.content.total_bytes
+        if self._head_size + len(data) > MAX_HEAD:
+            self._large_read = True
         super().data_received(data)
         if request is not None and not pipelined:
             self._count_framing_bytes(request.content, len(data), before)
@@ -306,6 +309,8 @@ class Connection(HttpConnection):
             error, parsed = parsed, _NO_REQUEST
         elif parsed.version not in _VERSIONS:  # aiohttp's parser accepts HTTP/0.9 and HTTP/2.0, too
             error, parsed = BadHttpMessage("HTTP version"), _NO_REQUEST
+        elif self._large_read and head_size(parsed) > MAX_HEAD:
+            error = BadHttpMessage("large head")
         request = self._request = Request(self, parsed, content)
         slot = self.slot
         slot.busy = slot.waiting = True

@@ -256,6 +256,12 @@ class HttpConnection(BaseProtocol):
                 raise
 
 
+def head_size(message: RawRequestMessage) -> int:
+    """Returns the bytes of a request's head, without optional white space."""
+    size = len(message.method) + len(message.path) + len(" HTTP/1.1\r\n\r\n") + 1
+    return size + sum([len(name) + len(value) + 4 for name, value in message.raw_headers])
+
+
 def _ignore_upgrade(data: bytes) -> bytes:
     """Renames the field `Upgrade` in the head of a request, which `data` begin with or continue: no other
     protocol is spoken. aiohttp's parser would drop what follows a request for one that it does not know."""

@@ -17,21 +17,13 @@ from gateway.state import Gateway
 from gateway.task import send_raw
 from gateway.types.base import Link
 from gateway.types.fields import unknown_field
-from gateway.types.speech import MAX_CHUNK_AUDIO
+from gateway.types.speech import MAX_CHUNK_AUDIO, OUTPUT_FORMATS
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 from pomelo.service import Visit
-
-OUTPUT_FORMATS = {
-    "mp3": "mp3_44100_128",
-    "opus": "opus_48000_64",
-    "wav": "wav_24000",
-    "pcm": "pcm_24000",
-}
-"""The output_format of a task for each response_format that Pomelo has; raw samples are those of OpenAI."""
 
 NO_EFFECT: Values = {"instructions": ()}
 

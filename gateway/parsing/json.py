@@ -35,6 +35,8 @@ MAX_OUTSIDE_STRINGS = 1024 * 1024
 
 _STEP = 64 * 1024
 
+_OBJECT = "a JSON object with model and the task's fields"
+
 _DUPLICATE = re.compile(r'Detected duplicate key "(.*)" at line', re.DOTALL)
 _POSITION = re.compile(r"at line (\d+) column (\d+)")
 _SURROGATE = re.compile(rb"\\u[dD][89A-Fa-f][0-9A-Fa-f]{2}")
@@ -80,7 +82,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise _syntax_error(data, str(error)) from None
     if type(value) is not dict:
-        raise PomeloError("invalid_body", "The body must be a JSON object with model and the task's fields")
+        raise PomeloError("invalid_body", f"The body must be {_OBJECT}")
     return value
 
 
@@ -153,6 +155,8 @@ def _syntax_error(data: bytes | bytearray, reason: str) -> PomeloError:
     """Returns the error for text that jiter refused with the message `reason`."""
     if (duplicate := _DUPLICATE.match(reason)) is not None:
         return invalid(shorten_name(duplicate[1]), "given once")
+    if not data.strip():
+        return PomeloError("invalid_body", f"The body is empty. Send {_OBJECT}")
     encoding = json.detect_encoding(bytes(data[:4]))
     if not encoding.startswith("utf-8"):
         return PomeloError("invalid_body", f"The body is in {encoding.upper()[:6]}. Send JSON in UTF-8")

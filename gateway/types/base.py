@@ -36,8 +36,8 @@ class TaskFormat:
     common ones.
 
     `media_range` is the prefix of media types that `Accept` may ask for in place of JSON, or
-    empty, and `output_formats` are the values of output_format by media type. `raw_media` returns the
-    file of a result; None: its bytes come as `audio_chunk` events.
+    empty, and `output_formats` are the values of output_format by media type, empty for the default.
+    `raw_media` returns the file of a result; None: its bytes come as `audio_chunk` events.
     """
 
     name: str
@@ -56,7 +56,7 @@ class TaskFormat:
     render_events: Mapping[str, Callable[[StreamObjects, Any], Iterable[bytes]]] = field(default_factory=dict)
     render_last: Callable[[StreamObjects, TaskResult], bytes] | None = None
     media_range: str = ""
-    output_formats: Mapping[str, int] = field(default_factory=dict)
+    output_formats: Mapping[str, int | str] = field(default_factory=dict)
     raw_media: Callable[[TaskResult], Any] | None = None
     ignores_audio_file: bool = False
 

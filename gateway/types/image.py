@@ -79,6 +79,9 @@ FORMAT = TaskFormat(
     render_result=render_result,
     render_events={"image_progress": render_progress},
     media_range="image/",
-    output_formats={f"image/{name}": value for name, value in _FORMATS.items()},
+    output_formats={
+        **{f"image/{name}": value for name, value in _FORMATS.items()},
+        "image/jpg": ImageFormat.IMAGE_FORMAT_JPEG,
+    },
     raw_media=lambda result: result.image.images[0],
 )

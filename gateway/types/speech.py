@@ -20,7 +20,12 @@ from gateway.types.base import (
     result_schema,
 )
 from pomelo.errors import invalid
-from pomelo.fields import SPEECH_TO_SPEECH_FIELDS, TEXT_TO_SPEECH_FIELDS, VOICE_SETTINGS_FIELDS
+from pomelo.fields import (
+    DEFAULT_AUDIO_FORMAT,
+    SPEECH_TO_SPEECH_FIELDS,
+    TEXT_TO_SPEECH_FIELDS,
+    VOICE_SETTINGS_FIELDS,
+)
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
 
@@ -59,6 +64,22 @@ def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:
         prefix = objects.prefix("speech.generation.chunk", b',"audio":{"b64_json":"')
         yield prefix + binascii.b2a_base64(data[at : at + MAX_CHUNK_AUDIO], newline=False) + b'"}}'
 
+
+OUTPUT_FORMATS = {
+    "mp3": DEFAULT_AUDIO_FORMAT,
+    "opus": "opus_48000_64",
+    "wav": "wav_24000",
+    "pcm": "pcm_24000",
+}
+"""The output_format for a caller who names only a codec; bare samples are those of OpenAI."""
+
+_FORMATS_BY_MEDIA_TYPE = {
+    **dict.fromkeys(("audio/mpeg", "audio/mp3"), ""),
+    **dict.fromkeys(("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"), OUTPUT_FORMATS["wav"]),
+    **dict.fromkeys(("audio/ogg", "audio/opus"), OUTPUT_FORMATS["opus"]),
+    "audio/pcm": OUTPUT_FORMATS["pcm"],
+}
+"""By media type; empty: the default."""
 
 _FIELDS = (
     fields.text("voice", description="A voice's name, such as adam, or its id."),
@@ -119,6 +140,7 @@ TEXT_TO_SPEECH = TaskFormat(
     render_result=render_result,
     render_events={"audio_chunk": render_chunk},
     media_range="audio/",
+    output_formats=_FORMATS_BY_MEDIA_TYPE,
     ignores_audio_file=True,  # the API reference sends one with text-to-speech
 )
 

@@ -6,6 +6,7 @@ by its headers, and no account can exhaust the server with calls or buffered byt
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -67,12 +68,12 @@ class Access:
         self._catalog = catalog
 
     async def authenticate(self, call: Call) -> Principal:
-        """The principal of the call's key.
+        """The principal of the call's key, which may have been revoked while the call's body arrived.
 
         Raises:
             PomeloError: invalid_api_key, rate_limit_exceeded (the address), store_unavailable.
         """
-        if call.principal is None:
+        if call.principal is None or time.monotonic() > call.recheck_key:
             call.principal = await self._keyring.authenticate(call)
         return call.principal
 
@@ -159,8 +160,10 @@ class Access:
         counts it as a request if `counted`.
 
         Raises:
-            PomeloError: an error that takes precedence over `error`: the minute's limit, a header, the model.
+            PomeloError: an error that takes precedence over `error`: the key, the minute's limit, a header,
+                the model.
         """
+        await self.authenticate(call)
         if counted:
             await self._limits.count_request(call, principal)
         if error.code in BODY_ERRORS:

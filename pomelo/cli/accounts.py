@@ -12,6 +12,7 @@ from pomelo.cli.operator import call_operator, list_pages
 from pomelo.cli.terminal import (
     Config,
     Json,
+    counted,
     format_time,
     print_array,
     print_json,
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An account, from pomelo accounts list.")]
 
-_LIMITS = (
-    ("requests a minute", "requests_per_minute"),
-    ("concurrent", "concurrent_requests"),
-    ("tokens a minute", "tokens_per_minute"),
-)
+_LIMITS: Mapping[str, Callable[[int], str]] = {
+    "requests_per_minute": lambda number: f"{counted(number, 'request')} a minute",
+    "concurrent_requests": lambda number: f"{number:,} concurrent",
+    "tokens_per_minute": lambda number: f"{counted(number, 'token')} a minute",
+}
 
 
 def commands() -> typer.Typer:
@@ -280,7 +281,7 @@ def _format_limits(account: Account) -> str:
         return ""
     limits = account.limits
     given = {field.name: value for field, value in limits.ListFields()}
-    parts = [f"{given[name]:,} {words}" for words, name in _LIMITS if name in given]
+    parts = [describe(given[name]) for name, describe in _LIMITS.items() if name in given]
     if limits.HasField("models"):
         parts.append(f"models {', '.join(limits.models.models)}")
     return f": {', '.join(parts) or 'no limits'}"

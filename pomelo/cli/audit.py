@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from pomelo.cli.operator import call_operator
-from pomelo.cli.terminal import Config, Json, print_json, print_line, print_table
+from pomelo.cli.terminal import Config, Json, counted, print_json, print_line, print_table
 from pomelo.money import format_credits
 
 _TIMEOUT = 3600.0
@@ -41,7 +41,8 @@ def audit(config: Config = None, as_json: Json = False) -> None:
         print_json(counts | amounts | {"findings": findings})
     else:
         print_line(
-            f"{report.wallets} wallets, {report.records} records, {report.reservations} running tasks; "
+            f"{counted(report.wallets, 'wallet')}, {counted(report.records, 'record')}, "
+            f"{counted(report.reservations, 'running task')}; "
             f"{cost} credits charged, {uncollected} uncollected"
         )
         if findings:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pomelo.cli.doctor import check_data
 from pomelo.cli.findings import Finding, report
+from pomelo.cli.terminal import counted
 
 if TYPE_CHECKING:
     from pomelo.configuration import Configuration
@@ -59,7 +60,9 @@ def _check(config: Path | None, workers: int | None) -> Iterator[Finding]:
     else:
         catalog = configuration.registry.catalog
         yield Finding(
-            "configuration", "ok", f"{len(catalog.models)} models, {len(configuration.plans)} plans"
+            "configuration",
+            "ok",
+            f"{counted(len(catalog.models), 'model')}, {counted(len(configuration.plans), 'plan')}",
         )
         for reason in broken:
             yield Finding("plug-in", "warning", f"{reason}. Its models are not available")

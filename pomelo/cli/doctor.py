@@ -15,7 +15,7 @@ import typer
 import pomelo
 from pomelo.cli.findings import Finding, report
 from pomelo.cli.server_checks import TIMEOUT, check_grpc, check_rest, get_status
-from pomelo.cli.terminal import Config, Json, explain, format_time
+from pomelo.cli.terminal import Config, Json, counted, explain, format_time
 
 if TYPE_CHECKING:
     from datetime import date
@@ -171,7 +171,7 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
     usable = [key for key in keys if state(key) == "active"]
     yield from _secret(settings, [key for key in usable if key.previous_secret])
     name = "SQLite" if is_local else settings.store_url().partition(":")[0]
-    yield Finding("store", "ok", f"{name}, {len(keys)} keys, {len(usable)} of them usable")
+    yield Finding("store", "ok", f"{name}, {counted(len(keys), 'key')}, {len(usable)} usable")
     yield _plans(settings, accounts)
     yield _credits(accounts, {key.account_id for key in usable if key.mode == Mode.MODE_LIVE})
 
@@ -183,11 +183,13 @@ def _secret(settings: Settings, outdated: Sequence[Key]) -> Iterator[Finding]:
     if not outdated:
         yield Finding("secret", "ok", "no active key needs POMELO_SECRET_PREVIOUS: you may remove it")
         return
+    one = len(outdated) == 1
     yield Finding(
         "secret",
         "warning",
-        f"{len(outdated)} active keys still use the previous secret: {_join(key.id for key in outdated)}. "
-        f"Keep POMELO_SECRET_PREVIOUS until they are used, or run: pomelo keys rotate {outdated[0].id}",
+        f"{counted(len(outdated), 'active key')} still {'uses' if one else 'use'} the previous secret: "
+        f"{_join(key.id for key in outdated)}. Keep POMELO_SECRET_PREVIOUS until "
+        f"{'it is' if one else 'they are'} used, or run: pomelo keys rotate {outdated[0].id}",
     )
 
 
@@ -201,8 +203,8 @@ def _plans(settings: Settings, accounts: Sequence[Account]) -> Finding:
             f"{_join(account.id for account in blocked)}: blocked, since there is no plan {plan}. "
             f"Add [plans.{plan}] to pomelo.toml, or run: pomelo accounts plan {name} PLAN",
         )
-    own = f", {len(settings.plans)} plans of pomelo.toml" if settings.plans else ""
-    return Finding("plans", "ok", f"{len(accounts)} accounts, all on an existing plan{own}")
+    own = f", {counted(len(settings.plans), 'plan')} of pomelo.toml" if settings.plans else ""
+    return Finding("plans", "ok", f"{counted(len(accounts), 'account')} on an existing plan{own}")
 
 
 def _credits(accounts: Sequence[Account], live: Collection[str]) -> Finding:

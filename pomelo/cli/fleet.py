@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pomelo.cli.findings import Finding
-from pomelo.cli.terminal import explain
+from pomelo.cli.terminal import counted, explain
 
 if TYPE_CHECKING:
     from pomelo.fleet import Fact
@@ -100,7 +100,7 @@ def _processes(processes: Sequence[Process]) -> Finding:
         f"{host}: {count}, since {datetime.fromtimestamp(started[host], UTC):%Y-%m-%dT%H:%M:%SZ}"
         for host, count in counts.items()
     ]
-    total = f"{len(processes)} on {len(counts)} host{'s'[: len(counts) - 1]}"
+    total = f"{len(processes)} on {counted(len(counts), 'host')}"
     return Finding("processes", "ok", "\n".join([total, *hosts]))
 
 

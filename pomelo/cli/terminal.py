@@ -203,6 +203,11 @@ def unix_time(message: Any, field: str) -> int | None:
     return getattr(message, field).seconds if message.HasField(field) else None
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with what it counts, such as `1 key` or `2 keys`; `noun` is the singular."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
 def task_type_name(task_type: TaskType.ValueType) -> str:
     """Returns the name of a task type in the API, such as text-to-speech."""
     from pomelo.gen.v1.task_pb2 import TaskType

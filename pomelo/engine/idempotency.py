@@ -130,7 +130,9 @@ def restore_answer(
             if inline:
                 part.data = path.read_bytes()
         except (OSError, PomeloError) as error:
-            raise PomeloError("store_unavailable", "The stored answer's file is gone") from error
+            raise PomeloError(
+                "store_unavailable", "The file of the stored answer is gone. Use a new Idempotency-Key"
+            ) from error
         if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (inline or stream):
             part.ClearField("media")
     return result, path

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from pomelo.call import Call, Principal, before_deadline
-from pomelo.errors import invalid
+from pomelo.errors import invalid, missing
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.media.reader import Reader
 from pomelo.media.store import MediaStore
@@ -90,6 +90,8 @@ class LocalMedia:
             owner = None
         else:
             owner = (await self._identify(call)).owner
+        if not media_id:
+            raise missing("id")
         async with before_deadline(call):
             media, reader = await self._store.open(media_id, owner)
             with reader:

@@ -24,6 +24,11 @@ _ALWAYS_DECODED = ("aac", "aac_latm", "flac", "adpcm_ms", "adpcm_ima_wav")
 MAX_FRAME = 8192
 """Bytes of the largest frame of most codecs."""
 
+_MAX_RATE = 384_000
+_MAX_DENSITY = 3_072_000
+"""Samples and bytes of audio that a second may have: those of 32-bit stereo at 384,000 Hz. More than that is
+a header that makes its audio short."""
+
 _SKIP_MANUAL = 1 << 29
 """FFmpeg's AV_CODEC_FLAG2_SKIP_MANUAL: a file can't make the decoder skip samples."""
 
@@ -96,6 +101,17 @@ class StreamLength:
             self._decoder.add(packet)
 
     def seconds(self) -> float:
+        """The length of the stream.
+
+        Raises:
+            ValueError: the header claims more samples or bytes a second than audio has.
+        """
+        seconds = self._count()
+        if self._rate > _MAX_RATE or self._bytes > seconds * _MAX_DENSITY > 0:
+            raise ValueError("implausible sample rate or number of channels")
+        return seconds
+
+    def _count(self) -> float:
         declared: float = self._base * max(
             self._ticks, self._end - (self._first or 0) if self._declares else 0
         )

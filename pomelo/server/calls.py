@@ -173,6 +173,8 @@ def _is_abandoned() -> bool:
 
 
 async def _refuse_unknown_method(rpc: Rpc) -> None:
+    if (refusal := await rpc.admit_if_known()) is not None:
+        raise refusal
     raise PomeloError("method_not_allowed", "This method does not exist. Check its name")
 
 

@@ -233,7 +233,7 @@ async def test_the_root_secret_is_rotated_without_losing_keys_or_links(
         assert (await machine.get(http, f"/api/v1/usage?page_token={token}", used))[0] == 200
         said = await machine.run(ask)
         assert said.startswith("warning")
-        assert f"1 active keys still use the previous secret: {unused[9:21]}." in said
+        assert f"1 active key still uses the previous secret: {unused[9:21]}." in said
         assert await machine.task(http, unused) == 200
         new = await machine.create_key()
         async with asyncio.timeout(10):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -92,6 +93,11 @@ def test_a_time_is_a_date_or_an_rfc_3339_time(text: str, seconds: int) -> None:
                 "2026-11-24T25:00:00Z",
                 "2026-11-24T12:00Z",
                 "2026-11-24T12:00:00+99:00",
+                "2026-11-24T12:00:00+13:60",
+                "2026-11-24T12:00:60Z",
+                "2026-11-24T23:59:61Z",
+                "2026-11-24T23:59:60+01:00",
+                "9999-12-31T23:59:60Z",
                 "0001-01-01T00:00:00+10:00",
                 "9999-12-31T23:59:59-10:00",
                 "2026-11-24Z",
@@ -273,6 +279,14 @@ def test_a_missing_limit_of_a_plan_is_null() -> None:
 def test_an_empty_set_of_models_is_not_shown_as_all_models() -> None:
     account = pb.Account(limits=pb.PlanLimits(models=pb.ModelSet()))
     assert parse_exact(render_account(account))["limits"]["models"] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["2016-12-31T23:59:60Z", "2017-01-01T05:29:60+05:30", "2016-12-31T23:59:60.0Z"]
+)
+def test_a_leap_second_is_the_first_second_of_the_next_day(text: str) -> None:
+    moment = parse_query({"to": text}).filter.end_time
+    assert moment.ToDatetime(UTC) == datetime(2017, 1, 1, tzinfo=UTC)
 
 
 def test_a_time_is_exact_to_the_microsecond() -> None:

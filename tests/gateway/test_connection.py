@@ -222,8 +222,8 @@ async def test_an_idle_connection_from_a_trusted_proxy_stays_longer(
 
 @pytest.mark.parametrize(
     "pieces",
-    [[], [b"GET / HT"], [BAD], [GOOD[:-1].replace(KEY.encode(), b"bad")], [ACCOUNT.replace(b"GET", b"PUT")]],
-    ids=["silent", "in a head", "idle", "in a body", "another method"],
+    [[], [b"GET / HT"], [BAD], [GOOD[:-1].replace(KEY.encode(), b"bad")], [raw_get("/nowhere")]],
+    ids=["silent", "in a head", "idle", "in a body", "an unknown path"],
 )
 async def test_a_connection_without_a_valid_key_is_closed_soon(
     open_gateway: OpenApp, pieces: list[bytes]
@@ -302,6 +302,22 @@ async def test_the_total_size_of_a_request_head_is_limited(gateway: GatewayApp) 
         status, _, body = await read_response(reader)
         assert (status, json.loads(body)["error"]["code"]) == (400, "invalid_body")
         assert await read_until_closed(reader) == b""
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("count", "status"), [(30, 200), (40, 400)])
+async def test_a_head_is_limited_however_it_arrives(
+    gateway: GatewayApp, count: int, status: int, parts: int
+) -> None:
+    more = [f"X-{number}: {'x' * 1000}" for number in range(count)]
+    body = {**HI, "messages": [{"role": "user", "content": "x" * 50_000}]}
+    asked = raw_task(body, *more, close=False)
+    middle = asked.index(b"X-20: ") if parts == 2 else 0
+    async with gateway.connect(asked[:middle]) as (reader, writer):
+        if middle:
+            await asyncio.sleep(0)
+        writer.write(asked[middle:])
+        assert await read_status(reader) == status
 
 
 async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: GatewayApp) -> None:

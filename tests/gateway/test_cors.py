@@ -37,7 +37,8 @@ PREFLIGHT = (
 )
 ASKED = {
     "authorization", "content-type", "idempotency-key", "x-request-id", "x-request-timeout", "prefer",
-    "traceparent", "accept", "range", "openai-organization", "openai-project", "user-agent",
+    "traceparent", "tracestate", "baggage", "accept", "range", "if-none-match", "if-range", "last-event-id",
+    "openai-organization", "openai-project", "user-agent",
     "x-stainless-arch", "x-stainless-helper-method", "x-stainless-lang", "x-stainless-os",
     "x-stainless-package-version", "x-stainless-retry-count", "x-stainless-runtime",
     "x-stainless-runtime-version", "x-stainless-timeout",

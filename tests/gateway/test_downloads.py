@@ -30,6 +30,7 @@ def test_other_links_and_links_without_a_public_url_stay_unchanged() -> None:
     ("header", "expected"),
     [
         ("bytes=0-0", (0, 1)),
+        ("Bytes=0-0", (0, 1)),
         ("bytes=10-", (10, 100)),
         ("bytes=90-200", (90, 100)),
         ("bytes=-10", (90, 100)),

@@ -50,6 +50,9 @@ def test_a_duplicate_name_in_an_object_is_refused(data: bytes) -> None:
         ('{"a":1}'.encode("utf-16-be"), "UTF-16"),
         ('{"a":1}'.encode("utf-32"), "UTF-32"),
         (b'{"a":"\\u12"}', "not JSON"),
+        (b"", "The body is empty. Send a JSON object"),
+        (b" \r\n", "The body is empty"),
+        (b"\xef\xbb\xbf", "The body is empty"),
     ],
 )
 def test_a_body_that_is_not_utf_8_or_not_json_is_refused_with_the_reason(data: bytes, words: str) -> None:

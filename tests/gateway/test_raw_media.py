@@ -46,6 +46,48 @@ def test_raw_media_is_sent_only_if_accept_asks_for_it(
     assert bool(raw_media_range(accept, TASK_FORMATS[task_type])) is is_raw
 
 
+@pytest.mark.parametrize(
+    ("accept", "task_type", "used"),
+    [
+        ("image/avif,image/webp,image/*,*/*;q=0.8", TaskType.TASK_TYPE_IMAGE, "image/webp"),
+        ("image/gif", TaskType.TASK_TYPE_IMAGE, "image/gif"),
+        ("image/gif, image/bmp", TaskType.TASK_TYPE_IMAGE, "image/gif"),
+        ("image/gif, application/json", TaskType.TASK_TYPE_IMAGE, None),
+        ("image/webp;q=0, image/*", TaskType.TASK_TYPE_IMAGE, "image/*"),
+        ("audio/flac, audio/wav, audio/mpeg", TaskType.TASK_TYPE_TEXT_TO_SPEECH, "audio/wav"),
+    ],
+)
+def test_the_first_format_that_the_task_has_is_sent(accept: str, task_type: int, used: str | None) -> None:
+    assert raw_media_range(accept, TASK_FORMATS[task_type]) == used
+
+
+@pytest.mark.parametrize(
+    ("given", "accept", "used"),
+    [
+        ({}, "audio/wav", "wav_24000"),
+        ({}, "audio/x-wav", "wav_24000"),
+        ({}, "audio/ogg", "opus_48000_64"),
+        ({}, "audio/pcm", "pcm_24000"),
+        ({}, "audio/mpeg", ""),
+        ({}, "audio/*", ""),
+        ({}, "audio/flac", ""),
+        ({"output_format": "wav_8000"}, "audio/mpeg", "wav_8000"),
+    ],
+)
+async def test_accept_decides_the_audio_format_unless_the_task_names_one(
+    gateway: GatewayApp, given: dict[str, str], accept: str, used: str
+) -> None:
+    end = Event(completed=TaskResult(id="speech_1"))
+    end.completed.speech.SetInParent()
+    tasks = ScriptedTasks(STARTED, audio(b"one"), end)
+    async with (
+        gateway.over(tasks=tasks) as scripted,
+        scripted.post_task({**TTS, **given}, headers={"Accept": accept}) as response,
+    ):
+        assert await response.read() == b"one"
+    assert tasks.tasks[0].text_to_speech.output_format == used
+
+
 async def test_accept_selects_raw_media(gateway: GatewayApp) -> None:
     async with gateway.post_task(FLUX, headers={"Accept": "image/*"}) as response:
         assert response.headers["Content-Type"] == "image/png"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from yarl import URL
 
 from tests.gateway.gateway_app import GatewayApp, OpenApp
-from tests.gateway.requests import KEY, code_of, headers_of, raw_get
+from tests.gateway.requests import HI, KEY, code_of, headers_of, raw_get
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,30 @@ async def test_head_gets_the_headers_of_get_without_the_body(gateway: GatewayApp
     headers = headers_of(head)
     assert (int(head.split()[1]), headers["content-type"], headers["content-length"]) == expected
     assert rest.startswith(b"HTTP/1.1 404 ")  # no body came before the next response
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/v1/models"),
+        ("GET", "/api/v1/models/gpt-4"),
+        ("GET", "/api/v1/account"),
+        ("POST", "/api/v1/task"),
+    ],
+)
+async def test_a_query_parameter_that_a_path_does_not_take_is_named(
+    gateway: GatewayApp, method: str, path: str
+) -> None:
+    body = HI if method == "POST" else None
+    for query, status in (("?stream=true&x=1", 400), ("?%66oo", 400), ("?", 200), ("?&", 200)):
+        url = URL(f"{gateway.url}{path}{query}", encoded=True)
+        async with gateway.http.request(method, url, headers=gateway.headers, json=body) as response:
+            answer = await response.json()
+            assert response.status == status
+        if status == 400:
+            name = "stream" if "stream" in query else "foo"
+            message = f"Unknown query parameter: {name}. This path takes no parameters"
+            assert (answer["error"]["code"], answer["error"]["message"]) == ("invalid_parameter", message)
 
 
 async def test_models_are_listed_with_limits_and_prices(gateway: GatewayApp) -> None:

@@ -164,7 +164,7 @@ async def test_a_plan_of_the_operator_applies_until_it_is_removed(
     config.write_text("[plans.team]\nrequests_per_minute = 1\nmodels = ['gpt-4']\n")
     async with serve(tmp_path) as served:
         created = await pomelo(tmp_path, "accounts", "create", "acme", "--plan", "team")
-        assert "team: 1 requests a minute, models gpt-4" in created.out
+        assert "team: 1 request a minute, models gpt-4" in created.out
         key = await create_key(tmp_path, "acme")
         ask = RestDriver(http, served.url)
         refused = await ask(TaskRequest(text_body(model="gpt-4-turbo"), key))

@@ -72,7 +72,7 @@ async def test_usable_keys_are_counted(tmp_path: Path) -> None:
         while "active" in {k["state"] for k in await pomelo_json(tmp_path, "keys", "list") if k["expires"]}:
             pass
     _, found = await doctor(tmp_path, **free_addresses())
-    assert found["store"] == ("ok", "SQLite, 3 keys, 1 of them usable")
+    assert found["store"] == ("ok", "SQLite, 3 keys, 1 usable")
 
 
 async def test_wrong_settings_are_broken(tmp_path: Path) -> None:

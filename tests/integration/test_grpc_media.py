@@ -219,7 +219,14 @@ async def test_a_cancelled_upload_leaves_no_file(keys: Keys, app: App) -> None:
             assert stored(app) == before
 
 
-@pytest.mark.parametrize("media_id", ["", "nope", "../../etc/passwd", "media_" + "0" * 42 + ".wav"])
+async def test_a_download_without_an_id_lacks_it(media: Any, keys: Keys) -> None:
+    error = await failure(media.DownloadMedia(DownloadMediaRequest(), metadata=bearer(keys.test)))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "missing_parameter")
+    error = await failure(media.DownloadMedia(DownloadMediaRequest()))
+    assert reason_of(error) == "invalid_api_key"
+
+
+@pytest.mark.parametrize("media_id", ["nope", "../../etc/passwd", "media_" + "0" * 42 + ".wav"])
 async def test_an_unknown_media_id_is_not_found(media_id: str, media: Any, keys: Keys) -> None:
     error = await failure(media.DownloadMedia(DownloadMediaRequest(id=media_id), metadata=bearer(keys.test)))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "not_found")

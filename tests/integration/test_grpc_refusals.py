@@ -106,6 +106,8 @@ async def test_a_model_is_looked_up_by_its_id(plain: ServerUnderTest, keys: Keys
 async def test_an_unknown_method_gets_the_documented_error(plain: ServerUnderTest, keys: Keys) -> None:
     for path in ("/pomelo.v1.TaskService/Nope", "/nope.Nope/Nope"):
         await refusal(plain.call(path, b"", keys.test), StatusCode.UNIMPLEMENTED, "method_not_allowed")
+        await refusal(plain.call(path, b"", None), StatusCode.UNIMPLEMENTED, "method_not_allowed")
+        await refusal(plain.call(path, b"", "junk"), StatusCode.UNAUTHENTICATED, "invalid_api_key")
 
 
 # --- refusals

@@ -6,6 +6,7 @@ import re
 import time
 from typing import Any
 
+import grpc
 import pytest
 
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
@@ -144,6 +145,34 @@ async def test_other_resources_have_all_headers(app: RunningApp, protocol: str) 
     unknown = await app.get(protocol, account.test, "/api/v1/models/gpt-99")
     assert unknown.code == "unsupported_model"
     check(unknown, tokens=False)
+
+
+@REST_PROTOCOL
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/api/v2/task", 404), ("GET", "/api/v1/task", 405), ("POST", "/api/v1/usage", 405)],
+)
+async def test_a_path_or_method_that_does_not_exist_has_all_headers(
+    app: RunningApp, protocol: str, method: str, path: str, status: int
+) -> None:
+    account = await app.account("all")
+    headers = {"Authorization": f"Bearer {account.test}"}
+    async with app.session.request(method, app.urls[protocol] + path, headers=headers) as answer:
+        assert answer.status == status
+        assert ("Allow" in answer.headers) == (status == 405)
+    check(Outcome(headers={k.lower(): v for k, v in answer.headers.items()}), tokens=False)
+    for key, expected in (("pml_test_junk", 401), (None, status)):
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with app.session.request(method, app.urls[protocol] + path, headers=headers) as answer:
+            assert answer.status == expected
+            assert "X-Credits-Remaining" not in answer.headers
+
+
+async def test_a_method_of_grpc_that_does_not_exist_has_all_headers(app: RunningApp) -> None:
+    account = await app.account("all")
+    call = app.channel.unary_unary("/pomelo.v1.TaskService/Nothing")(b"", metadata=bearer(account.test))
+    assert await call.code() == grpc.StatusCode.UNIMPLEMENTED
+    check(Outcome(headers=as_dict(await call.trailing_metadata())), tokens=False)
 
 
 async def test_an_upload_has_all_headers(app: RunningApp) -> None:

@@ -26,6 +26,10 @@ provider = "openai"
 model = "ours"
 """
 EXAMPLES = [body for each in TASK_FORMATS.values() for body in each.examples.values()]
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9"
+    "awAAAABJRU5ErkJggg=="
+)
 SHORT_AUDIO = EXAMPLES[-1]["audio"]
 
 
@@ -38,13 +42,18 @@ async def described(http: aiohttp.ClientSession, rest_url: str) -> dict[str, Any
         return found
 
 
+def validator(described: dict[str, Any], name: str) -> jsonschema_rs.Validator:
+    components = {"schemas": described["components"]["schemas"]}
+    return jsonschema_rs.validator_for({"$ref": f"#/components/schemas/{name}", "components": components})
+
+
 def check(described: dict[str, Any], name: str, value: Any) -> None:
     """Checks that a value is valid for the schema."""
-    components = {"schemas": described["components"]["schemas"]}
-    validator = jsonschema_rs.validator_for(
-        {"$ref": f"#/components/schemas/{name}", "components": components}
-    )
-    assert not [error.message for error in validator.iter_errors(value)]
+    assert not [error.message for error in validator(described, name).iter_errors(value)]
+
+
+def is_valid(described: dict[str, Any], name: str, value: Any) -> bool:
+    return validator(described, name).is_valid(value)
 
 
 async def post(
@@ -96,6 +105,18 @@ async def test_every_event_of_a_stream_is_described(
     assert events
     for event in events:
         check(described, "TaskEvent", json.loads(event.removeprefix("data: ")))
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
+async def test_the_roles_whose_messages_may_have_images_are_described(
+    described: dict[str, Any], http: aiohttp.ClientSession, rest_url: str, keys: Keys, role: str
+) -> None:
+    image = {"type": "image_url", "image_url": {"url": PIXEL}}
+    messages = [{"role": "user", "content": "Hi"}, {"role": role, "content": [image]}]
+    body = {"model": "gpt-4", "messages": messages, "max_tokens": 5}
+    status, _, text = await post(http, rest_url, keys.test, body)
+    assert status == (200 if role == "user" else 400), text
+    assert is_valid(described, "Task", body) is (status == 200)
 
 
 def test_each_model_has_the_schema_of_its_type(described: dict[str, Any]) -> None:

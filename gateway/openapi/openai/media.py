@@ -8,7 +8,6 @@ from typing import Any
 from gateway.openai.images import DEFAULTS
 from gateway.openai.images import NO_EFFECT as IMAGE_NO_EFFECT
 from gateway.openai.speech import NO_EFFECT as SPEECH_NO_EFFECT
-from gateway.openai.speech import OUTPUT_FORMATS
 from gateway.openai.transcriptions import FORMATS, GRANULARITIES, GRANULARITY_NAMES
 from gateway.openai.transcriptions import NO_EFFECT as TRANSCRIPTION_NO_EFFECT
 from gateway.openapi.openai.operations import (
@@ -23,6 +22,7 @@ from gateway.openapi.schema import JSON, Schema, object_of, ref, union
 from gateway.openapi.tasks import BINARY, model_name, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import MEDIA_SCHEMA
+from gateway.types.speech import OUTPUT_FORMATS
 from pomelo.gen.v1.task_pb2 import TaskType
 
 _TEXT: Schema = {"type": "string"}

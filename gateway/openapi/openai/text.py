@@ -211,6 +211,7 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
             {**_INPUT_IMAGE, "detail": {"enum": ["auto", "low", "high", None]}},
             _INPUT_IMAGE,
             additionalProperties=False,
+            description="Only a message of the user may have images.",
         ),
         "TextResponse": object_of(
             {**_RESPONSE, **_REPEATED, "user": _TEXT, "usage": ref("ResponseUsage")},

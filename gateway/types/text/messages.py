@@ -201,7 +201,7 @@ SCHEMAS: Mapping[str, Schema] = {
         },
         "role",
     ),
-    "SystemMessage": _message_schema(("system", "developer"), ("content",), content=_TEXT_AND_IMAGES),
+    "SystemMessage": _message_schema(("system", "developer"), ("content",), content=_TEXT),
     "UserMessage": _message_schema(("user",), ("content",), content=_TEXT_AND_IMAGES),
     "AssistantMessage": _message_schema(
         ("assistant",),

@@ -75,12 +75,22 @@ async def test_an_account_whose_plan_was_removed_may_use_nothing(
         access.may_use(principal, "gpt-4")
 
 
-async def test_the_key_of_a_call_is_checked_once(keyring: Keyring, access: Access) -> None:
+async def test_the_key_of_a_call_is_checked_again_only_after_a_while(
+    keyring: Keyring, access: Access
+) -> None:
     record, key = await keyring.create()
     call = call_of(key)
+    assert call.recheck_key < call.deadline
+    call.recheck_key = call.deadline
     principal = await access.authenticate(call)
+    visit = await access.admit(call)
     await keyring.revoke(record.key_id)
     assert await access.authenticate(call) is call.principal is principal
+    assert await visit.refuse(BAD_FIELD) is BAD_FIELD
+    call.recheck_key = 0
+    with refused("invalid_api_key"):
+        await access.authenticate(call)
+    assert (await visit.refuse(BAD_FIELD)).code == "invalid_api_key"
     with refused("invalid_api_key"):
         await access.authenticate(call_of(key))
 

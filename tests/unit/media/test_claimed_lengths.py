@@ -117,6 +117,46 @@ async def test_a_declared_length_never_makes_a_file_shorter(
     assert reserved >= 0.92 * SECONDS, (claim, value, label, measured)
 
 
+DENSE: dict[str, Claim] = {
+    "the sample rate of a WAV": ("wav", after(b"fmt ", 8), "<I"),
+    "the sample rate of an RF64": ("rf64", after(b"fmt ", 8), "<I"),
+    "the sample rate of ADPCM": ("wav of ima adpcm", after(b"fmt ", 8), "<I"),
+    "the sample rate of an AU": ("au", after(b".snd", 12), ">I"),
+    "the channels of a WAV": ("wav", after(b"fmt ", 6), "<H"),
+    "the channels of an AU": ("au", after(b".snd", 16), ">I"),
+    "the channels of an AIFF": ("aiff", after(b"COMM", 4), ">h"),
+}
+"""What makes the same bytes shorter, in formats that do not say it in each frame."""
+
+
+@pytest.mark.parametrize("value", [200, 250, 384_001, 10**6, 10**9, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("claim", DENSE)
+async def test_audio_with_more_samples_a_second_than_there_can_be_is_not_measured(
+    measurer: Measurer, claim: str, value: int
+) -> None:
+    name, find, pack_format = DENSE[claim]
+    data = bytearray(corpus.make(name, SECONDS))
+    position = find(bytes(data))
+    patch = packed(pack_format, value)
+    data[position : position + len(patch)] = patch
+    measured = await measurer.measure(AudioSource("audio/wav", len(data), data=bytes(data)))
+    assert AudioInfo(len(data), measured.ms).max_ms(STT) / 1000 >= 0.92 * SECONDS
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "bits"), [(192_000, 2, 32), (384_000, 2, 32), (96_000, 8, 24), (48_000, 16, 24)]
+)
+async def test_audio_of_the_highest_rates_in_use_is_measured(
+    measurer: Measurer, rate: int, channels: int, bits: int
+) -> None:
+    width = channels * bits // 8
+    body = bytes(rate * width // 10)
+    head = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * width, width, bits)
+    data = b"RIFF" + struct.pack("<I", 36 + len(body)) + b"WAVEfmt " + head
+    data += b"data" + struct.pack("<I", len(body)) + body
+    assert (await measurer.measure(AudioSource("audio/wav", len(data), data=data))).ms == 100
+
+
 async def test_a_large_cover_image_does_not_make_audio_longer(measurer: Measurer) -> None:
     audio = corpus.make("flac")
     cover = (
