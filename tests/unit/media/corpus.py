@@ -84,7 +84,9 @@ def make(name: str, seconds: float = SECONDS, rate: int = 0) -> bytes:
     count = int(seconds * rate)
     out = io.BytesIO()
     with av.open(out, "w", format=muxer, options=options) as container:
-        stream: Any = container.add_stream(codec, rate=rate, options={"strict": "-2", **FASTEST.get(codec, {})})
+        stream: Any = container.add_stream(
+            codec, rate=rate, options={"strict": "-2", **FASTEST.get(codec, {})}
+        )
         layout = "stereo" if codec == "vorbis" else "mono"  # its encoder accepts stereo only
         stream.layout = layout
         stream.bit_rate = 128_000
