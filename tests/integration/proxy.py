@@ -110,11 +110,13 @@ class Client:
                     if text := choice["delta"].get("content"):
                         yield text
 
-    async def keep_calling(self, protocol: str, stop: asyncio.Event) -> list[str]:
-        """Runs one task after the other until `stop` is set, and returns their codes."""
+    async def keep_calling(self, protocol: str, stop: asyncio.Event, pause: float = 0) -> list[str]:
+        """Runs one task after the other until `stop` is set, with a pause of seconds between them, and returns their
+        codes."""
         codes = []
         while not stop.is_set():
             codes.append((await self.run(protocol, "more")).code)
+            await asyncio.sleep(pause)
         return codes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from tests.app import Account, RunningApp, run_app
 from tests.calls import bearer, failure, reason_of, upload_messages
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM
-from tests.s3_server import S3Server
+from tests.faults.tcp_proxy import TcpProxy
+from tests.s3_server import any_server
 from tests.tasks import TASK_BODIES, text_body
 
 URL = {"response_format": "url"}
@@ -21,18 +22,20 @@ IMAGE = {**TASK_BODIES["image"], "model": "flux-1-schnell"}
 BODY = pytest.mark.parametrize("body", [SPEECH, IMAGE], ids=["speech", "image"])
 
 
-@pytest.fixture(name="bucket")
-def _bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    server = S3Server().start()
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.close()
+@pytest.fixture(name="way")
+async def _way(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TcpProxy]:
+    """The only way to the server of buckets. When it is closed, connections are refused, as without the server."""
+    server = any_server()
+    async with TcpProxy(server.port) as proxy:
+        variables = {**server.variables, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        yield proxy
 
 
 @pytest.fixture(name="app")
-async def _app(bucket: S3Server, tmp_path: Path) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path, settings={"media": bucket.new_bucket()}) as app:
+async def _app(way: TcpProxy, tmp_path: Path) -> AsyncIterator[RunningApp]:
+    async with run_app(tmp_path, settings={"media": any_server().new_bucket()}) as app:
         yield app
 
 
@@ -62,11 +65,11 @@ async def test_answers_have_links_while_the_bucket_works(
 @PROTOCOL_AND_STREAM
 @BODY
 async def test_an_answer_that_can_not_be_stored_is_delivered_without_a_link(
-    app: RunningApp, bucket: S3Server, protocol: str, stream: bool, body: dict[str, Any]
+    app: RunningApp, way: TcpProxy, protocol: str, stream: bool, body: dict[str, Any]
 ) -> None:
     caller = await app.account()
     usual = await app.ask(protocol, caller.live, body, stream=stream)
-    bucket.close()
+    await way.close()
     response = await app.ask(protocol, caller.live, {**body, **URL}, stream=stream)
     assert (response.code, response.links) == ("ok", ())
     assert response.content == usual.content
@@ -77,10 +80,10 @@ async def test_an_answer_that_can_not_be_stored_is_delivered_without_a_link(
 @PROTOCOL
 @BODY
 async def test_an_answer_that_must_be_stored_costs_nothing_and_the_next_one_is_refused_before_the_provider(
-    app: RunningApp, bucket: S3Server, protocol: str, body: dict[str, Any]
+    app: RunningApp, way: TcpProxy, protocol: str, body: dict[str, Any]
 ) -> None:
     caller = await app.account()
-    bucket.close()
+    await way.close()
     app.upstream.reset()
     headers = {"Idempotency-Key": "once"}
     response = await app.ask(protocol, caller.live, body, headers=headers)
@@ -97,9 +100,9 @@ async def test_an_answer_that_must_be_stored_costs_nothing_and_the_next_one_is_r
     await assert_idle(app, caller)
 
 
-async def test_uploads_are_refused_and_leave_nothing(app: RunningApp, bucket: S3Server) -> None:
+async def test_uploads_are_refused_and_leave_nothing(app: RunningApp, way: TcpProxy) -> None:
     caller = await app.account()
-    bucket.close()
+    await way.close()
     messages = upload_messages(b"x" * 300_000, "audio/mpeg")
     error = await failure(
         MediaServiceStub(app.channel).UploadMedia(iter(messages), metadata=bearer(caller.live))

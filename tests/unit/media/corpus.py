@@ -68,6 +68,13 @@ CASES: dict[str, tuple[str, str, dict[str, str]]] = {
 }
 """Name -> muxer, encoder, options."""
 
+FASTEST = {
+    "aac": {"aac_coder": "fast", "aac_tns": "0"},
+    "libmp3lame": {"compression_level": "9"},
+    "libopus": {"compression_level": "0"},
+}
+"""Encoder -> the options with which it takes half of the time, at the cost of how noise sounds."""
+
 
 @cache
 def make(name: str, seconds: float = SECONDS, rate: int = 0) -> bytes:
@@ -77,7 +84,9 @@ def make(name: str, seconds: float = SECONDS, rate: int = 0) -> bytes:
     count = int(seconds * rate)
     out = io.BytesIO()
     with av.open(out, "w", format=muxer, options=options) as container:
-        stream: Any = container.add_stream(codec, rate=rate, options={"strict": "-2"})
+        stream: Any = container.add_stream(
+            codec, rate=rate, options={"strict": "-2", **FASTEST.get(codec, {})}
+        )
         layout = "stereo" if codec == "vorbis" else "mono"  # its encoder accepts stereo only
         stream.layout = layout
         stream.bit_rate = 128_000
