@@ -95,14 +95,8 @@ async def test_the_length_in_a_long_mp3_is_exact_to_the_frame(sandbox: Sandbox) 
     assert tag.duration == pytest.approx(decode(speech.data).seconds, abs=0.001)
 
 
-MP3_FORMATS = sorted(f for f in FORMATS if f.startswith("mp3"))
-
-
-@pytest.mark.parametrize(
-    ("output_format", "times"),
-    [(name, times) for name in MP3_FORMATS for times in (1, 5)]
-    + [("mp3_22050_32", 12), ("mp3_44100_192", 12)],
-)
+@pytest.mark.parametrize("output_format", sorted(f for f in FORMATS if f.startswith("mp3")))
+@pytest.mark.parametrize("times", [1, 5, 12])
 async def test_the_info_frame_of_an_mp3_has_the_right_counts(
     sandbox: Sandbox, output_format: str, times: int
 ) -> None:
