@@ -101,7 +101,7 @@ class Usage:
             # Later pages are older: the first page has drained them.
             if not after:
                 await self.drain(await self._wallets_of(query))
-            return await self._archive.list_usage(query, limit, after)
+            return await self._archive.list_usage(query, limit=limit, after=after)
 
     async def sum_usage(
         self,
