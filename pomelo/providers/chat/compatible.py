@@ -12,15 +12,9 @@ from pydantic import AfterValidator, Field
 from pomelo.catalog.rows import Name, Row, suggest, wrong_values
 from pomelo.catalog.toml_file import dotted
 from pomelo.providers import Credentials
-from pomelo.providers.chat.chat import Chat, Profile, StreamUsage, TokensField
+from pomelo.providers.chat.chat import PARAMETERS, Chat, Profile, StreamUsage, TokensField
 from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http
-
-PARAMETERS = frozenset((
-    "max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "tools",
-    "tool_choice", "parallel_tool_calls", "format", "reasoning_effort", "user",
-))  # fmt: skip
-"""The parameters of a text task, which `allow` and `drop` of a row may name."""
 
 _URL = re.compile(r"https?://[!-~]+")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
