@@ -39,12 +39,11 @@ from pomelo.providers.http.errors import (
     truncated,
 )
 from pomelo.providers.http.head import request_head
-from pomelo.providers.http.lines import LineParser
 from pomelo.providers.http.parsing import parse
 from pomelo.providers.http.pool import Pool
 from pomelo.providers.http.protocol import NO_LIMIT, Body, Connection, Origin
 from pomelo.providers.http.responses import ResponseBody, SseStream
-from pomelo.providers.http.sse import SseParser
+from pomelo.providers.http.sse import LineParser, SseParser
 from pomelo.turns import Turns
 
 MAX_BODY_BYTES = 8 * 1024 * 1024

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.errors import truncated
-from pomelo.providers.http.lines import LineParser
 from pomelo.providers.http.protocol import NO_LIMIT, READ_AHEAD, Connection
-from pomelo.providers.http.sse import SseEvent, SseParser
+from pomelo.providers.http.sse import LineParser, SseEvent, SseParser
 
 CHUNK_BYTES = READ_AHEAD
 """About the most bytes of a stream that are read ahead; it bounds the memory that a slow caller takes."""
