@@ -25,7 +25,7 @@ from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Connection,
     one_deadline,
-    scan_hash,
+    scan,
     translated_errors,
 )
 from pomelo.stores.redis.key_names import (
@@ -94,7 +94,7 @@ class Accounts:
         known = await self._connection.send("ZCARD", ACCOUNT_ORDER)
         if known >= await self._connection.send("HLEN", ACCOUNTS):
             return
-        async for page in scan_hash(self._connection, ACCOUNTS):
+        async for page in scan(self._connection, "HSCAN", ACCOUNTS):
             with self._connection.one_deadline(REPORT_TIMEOUT):
                 await self._connection.send(
                     "ZADD", ACCOUNT_ORDER, *[part for name in page for part in (0, name)]

@@ -16,7 +16,7 @@ from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Argument,
     Connection,
-    scan_hash,
+    scan,
     translated_errors,
 )
 from pomelo.stores.redis.key_names import ACCOUNT_ACTS, KEY_ACTS, act_log, key_position, names
@@ -59,7 +59,7 @@ class Acts:
         await for_each(sources, self._move_from)
 
     async def _move_from(self, source: str) -> None:
-        async for page in scan_hash(self._connection, source):
+        async for page in scan(self._connection, "HSCAN", source):
             entries: dict[str, list[Argument]] = {}
             for text in page.values():
                 act = _decode_changed(text)

@@ -22,7 +22,7 @@ from pomelo.stores.redis.connection import (
     Argument,
     Connection,
     one_deadline,
-    scan_hash,
+    scan,
     translated_errors,
 )
 from pomelo.stores.redis.key_names import (
@@ -96,7 +96,7 @@ class Keys:
         known = await self._connection.send("ZCARD", KEY_ORDER)
         if known >= await self._connection.send("HLEN", KEYS):
             return
-        async for page in scan_hash(self._connection, KEYS):
+        async for page in scan(self._connection, "HSCAN", KEYS):
             records = [_decode_key(text) for text in page.values()]
             positions: list[Argument] = [part for record in records for part in (0, _position(record))]
             with self._connection.one_deadline(REPORT_TIMEOUT):
