@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from pomelo.errors import PomeloError
+from pomelo.process import fail, resolve
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.ledger import (
     Budget,
@@ -34,7 +35,7 @@ from pomelo.stores.sqlite.journal import End, EndedBeforeError
 from pomelo.stores.sqlite.stored import StoredAnswer, find_answer, read_wallet, recovered, replay, write_notes
 from pomelo.stores.sqlite.usage import find_record, wallet_states
 from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
-from pomelo.stores.sqlite.writer import Writer, fail, nothing, resolve
+from pomelo.stores.sqlite.writer import Writer, nothing
 from pomelo.stores.usage import RECOVERED, UsageRecord, WalletState
 
 MAX_WALLETS = 10_000
