@@ -17,7 +17,7 @@ from pomelo import money
 from pomelo.catalog import check as rules
 from pomelo.catalog import voice_names
 from pomelo.catalog.pricing import Prices, UnitPrices, parse_unit
-from pomelo.catalog.rows import EFFORT_PREFIX, parse_date
+from pomelo.catalog.rows import EFFORTS, parse_date
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, TomlFile
 from pomelo.errors import unsupported_model
@@ -220,9 +220,7 @@ def _route(row: dict[str, Any], task_type: str) -> Route:
     provider, model = row.pop("provider"), row.pop("model")
     drop, clamp = frozenset(row.pop("drop", ())), row.pop("clamp", {})
     retires = row.pop("retires", None)
-    efforts = sorted(
-        ReasoningEffort.Value(f"{EFFORT_PREFIX}{name.upper()}") for name in row.pop("efforts", ())
-    )
+    efforts = sorted(EFFORTS[name] for name in row.pop("efforts", ()))
     prices, version, note = Prices(), "", ""
     if "price" in row:
         prices = _prices(row.pop("price"), row.pop("price_tiers", []), task_type)

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
+from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
 
 MAX_LIMIT = 2**31 - 1
@@ -23,8 +24,7 @@ _MAX_NAME_LENGTH = 200
 INT64 = 2**63
 _YEARS = range(2000, 3000)
 
-EFFORT_PREFIX = "REASONING_EFFORT_"
-_EFFORTS = [name.removeprefix(EFFORT_PREFIX).lower() for name in ReasoningEffort.keys()[1:]]
+EFFORTS = {name: effort for effort, name in enum_names(ReasoningEffort.DESCRIPTOR).items()}
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
@@ -118,8 +118,8 @@ def _task_type(text: str) -> str:
 
 
 def _effort(text: str) -> str:
-    if text not in _EFFORTS:
-        raise ValueError(f"must be reasoning efforts. {suggest(text, _EFFORTS)}")
+    if text not in EFFORTS:
+        raise ValueError(f"must be reasoning efforts. {suggest(text, EFFORTS)}")
     return text
 
 

@@ -21,6 +21,7 @@ from yarl import URL
 from pomelo.catalog.catalog import Route
 from pomelo.catalog.check import parameters
 from pomelo.catalog.rows import Name
+from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe, one_event
@@ -35,15 +36,7 @@ from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.raw_json import with_member
 from pomelo.providers.text import stream_text
 
-_EFFORTS = {
-    ReasoningEffort.REASONING_EFFORT_NONE: "none",
-    ReasoningEffort.REASONING_EFFORT_MINIMAL: "minimal",
-    ReasoningEffort.REASONING_EFFORT_LOW: "low",
-    ReasoningEffort.REASONING_EFFORT_MEDIUM: "medium",
-    ReasoningEffort.REASONING_EFFORT_HIGH: "high",
-    ReasoningEffort.REASONING_EFFORT_XHIGH: "xhigh",
-    ReasoningEffort.REASONING_EFFORT_MAX: "max",
-}
+_EFFORTS = enum_names(ReasoningEffort.DESCRIPTOR)
 
 _SAME_NAMES = {name: name for name in parameters("text") if name != "messages"}
 
