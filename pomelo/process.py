@@ -205,6 +205,12 @@ async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        await stop(task)
+
+
+async def stop(task: asyncio.Task[Any] | None) -> None:
+    """Cancels a task, if there is one, and waits for its end."""
+    if task is not None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
