@@ -111,16 +111,15 @@ def parse_date(value: Any) -> date:
     return value
 
 
-def _task_type(text: str) -> str:
-    if text not in TASK_TYPE_ROWS:
-        raise ValueError(f"must be a task type. {suggest(text, TASK_TYPE_ROWS)}")
-    return text
+def one_of(known: Collection[str], expected: str) -> AfterValidator:
+    """A check that a text is one of `known`; the message says that it must be `expected`."""
 
+    def check(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"must be {expected}. {suggest(text, known)}")
+        return text
 
-def _effort(text: str) -> str:
-    if text not in EFFORTS:
-        raise ValueError(f"must be reasoning efforts. {suggest(text, EFFORTS)}")
-    return text
+    return AfterValidator(check)
 
 
 def _clamp(values: list[Any]) -> list[Any]:
@@ -157,7 +156,9 @@ class RouteRow(Row):
     model: Name
     drop: list[str] = []
     clamp: dict[str, Annotated[list[Any], AfterValidator(_clamp)]] = {}
-    efforts: Annotated[list[Annotated[str, AfterValidator(_effort)]], Field(min_length=1)] | None = None
+    efforts: (
+        Annotated[list[Annotated[str, one_of(EFFORTS, "reasoning efforts")]], Field(min_length=1)] | None
+    ) = None
     price: dict[str, Any] | None = None
     price_tiers: list[dict[str, Any]] | None = None
     price_version: Name | None = None
@@ -166,7 +167,7 @@ class RouteRow(Row):
 
 
 class ModelRow(Row):
-    type: Annotated[str, AfterValidator(_task_type)]
+    type: Annotated[str, one_of(TASK_TYPE_ROWS, "a task type")]
     limits: dict[str, Limit] = {}
     price: dict[str, Any]
     price_tiers: list[dict[str, Any]] = []
