@@ -229,7 +229,9 @@ class Ledger:
                     wallet.spent += stored.cost
                     if task.budget is not None:
                         task.budget.spent += stored.cost
-                    self._remember(task.task_id)
+                    self._ended[task.task_id] = None
+                    if len(self._ended) > MAX_ENDED:
+                        self._ended.popitem(last=False)
                 self._release(task, self._clock())
                 self._writer.act(lambda: resolve(future, result(stored)), future)
             else:
@@ -244,11 +246,6 @@ class Ledger:
     def _release(self, task: Reservation, now: float) -> None:
         task.release(now)
         del self._tasks[task.task_id]
-
-    def _remember(self, task_id: str) -> None:
-        self._ended[task_id] = None
-        if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)
 
     # --- while tasks run
 
