@@ -20,6 +20,7 @@ from pomelo.catalog.pricing import Prices, UnitPrices, parse_unit
 from pomelo.catalog.rows import EFFORTS, parse_date
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, TomlFile
+from pomelo.enums import enum_names
 from pomelo.errors import unsupported_model
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
@@ -188,8 +189,7 @@ class Catalog:
 
 def _with_voices(model: Model, voices: Mapping[str, str]) -> Model:
     """The model with the operator's voices in its routes, if its tasks have a voice."""
-    type_name = TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower()
-    if not voices or "voice" not in rules.parameters(type_name):
+    if not voices or "voice" not in rules.parameters(enum_names(TaskType.DESCRIPTOR)[model.task_type]):
         return model
     routes = tuple(replace(route, options={**route.options, "voices": voices}) for route in model.routes)
     return replace(model, routes=routes)

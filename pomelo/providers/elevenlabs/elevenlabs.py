@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog.languages import iso_language
+from pomelo.enums import enum_names
 from pomelo.fields import DEFAULT_AUDIO_FORMAT
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
@@ -59,9 +60,7 @@ _STS_PATHS = {_STS_PATH: "voice-changer", "voice-changer": _STS_PATH}
 
 _GRANULARITIES = {
     TimestampGranularity.TIMESTAMP_GRANULARITY_UNSPECIFIED: "word",
-    TimestampGranularity.TIMESTAMP_GRANULARITY_NONE: "none",
-    TimestampGranularity.TIMESTAMP_GRANULARITY_WORD: "word",
-    TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER: "character",
+    **enum_names(TimestampGranularity.DESCRIPTOR),
 }
 
 
