@@ -163,10 +163,7 @@ class Catalog:
             for name, row in rules.tables(file, "models"):
                 keys = ("models", name)
                 if (file.path, keys) not in wrong:
-                    try:
-                        models[name] = _model(name, row)
-                    except ValueError as error:
-                        faults.append(file.fault(keys, str(error)))
+                    models[name] = _model(name, row)
             hosts |= rules.tables(file, "hosts")
             if not faults:
                 listed = file.table.get("voices", {})
@@ -196,24 +193,21 @@ def _with_voices(model: Model, voices: Mapping[str, str]) -> Model:
 
 
 def _model(name: str, row: dict[str, Any]) -> Model:
-    try:
-        task_type = row["type"]
-        routes = tuple(_route(dict(route), task_type) for route in row["routes"])
-        retires, deprecated = _dates(row, routes)
-        return Model(
-            name=name,
-            task_type=TaskType.Value(f"TASK_TYPE_{task_type.upper()}"),
-            routes=routes,
-            limits=Limits(**row.get("limits", {})),
-            prices=_prices(row["price"], row.get("price_tiers", []), task_type),
-            price_version=row["price_version"],
-            price_note=row.get("price_note", ""),
-            retires=retires,
-            deprecated=deprecated,
-            aliases=tuple(row.get("aliases", ())),
-        )
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{error} is missing" if isinstance(error, KeyError) else str(error)) from error
+    task_type = row["type"]
+    routes = tuple(_route(dict(route), task_type) for route in row["routes"])
+    retires, deprecated = _dates(row, routes)
+    return Model(
+        name=name,
+        task_type=TaskType.Value(f"TASK_TYPE_{task_type.upper()}"),
+        routes=routes,
+        limits=Limits(**row.get("limits", {})),
+        prices=_prices(row["price"], row.get("price_tiers", []), task_type),
+        price_version=row["price_version"],
+        price_note=row.get("price_note", ""),
+        retires=retires,
+        deprecated=deprecated,
+        aliases=tuple(row.get("aliases", ())),
+    )
 
 
 def _route(row: dict[str, Any], task_type: str) -> Route:
