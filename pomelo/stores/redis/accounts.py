@@ -40,15 +40,11 @@ from pomelo.stores.redis.key_names import (
     names,
 )
 from pomelo.stores.redis.scripts import ADD_ACCOUNT, BALANCES, GRANT, SET_CREDIT_LIMIT, SET_DISABLED, SET_PLAN
-from pomelo.stores.redis.wallet_index import WalletIndex
+from pomelo.stores.redis.wallet_index import Role
 
 
-class Accounts:
+class Accounts(Role):
     """Implements AccountStore."""
-
-    def __init__(self, connection: Connection, wallet_index: WalletIndex) -> None:
-        self._connection = connection
-        self._wallet_index = wallet_index
 
     @translated_errors
     async def add_account(self, name: str, plan: str, at: float, act: Act | None = None) -> bool:

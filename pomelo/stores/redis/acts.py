@@ -15,20 +15,15 @@ from pomelo.stores.acts import Act
 from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Argument,
-    Connection,
     scan,
     translated_errors,
 )
 from pomelo.stores.redis.key_names import ACCOUNT_ACTS, KEY_ACTS, act_log, key_position, names
-from pomelo.stores.redis.wallet_index import WalletIndex, for_each
+from pomelo.stores.redis.wallet_index import Role, for_each
 
 
-class Acts:
+class Acts(Role):
     """Implements ActStore."""
-
-    def __init__(self, connection: Connection, wallet_index: WalletIndex) -> None:
-        self._connection = connection
-        self._wallet_index = wallet_index
 
     @translated_errors
     async def list_acts(

@@ -20,7 +20,6 @@ from pomelo.stores.redis.acts import act_args
 from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Argument,
-    Connection,
     one_deadline,
     scan,
     translated_errors,
@@ -45,16 +44,13 @@ from pomelo.stores.redis.scripts import (
     REVOKE_KEY,
     SET_BUDGET,
 )
-from pomelo.stores.redis.wallet_index import for_each
+from pomelo.stores.redis.wallet_index import Role, for_each
 
 _FIELDS = ("key_id", "account", "live", "models", "created", "expires")
 
 
-class Keys:
+class Keys(Role):
     """Implements KeyStore."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     @one_deadline
     async def get_key(self, key_id: str) -> KeyRecord | None:

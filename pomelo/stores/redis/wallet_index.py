@@ -128,6 +128,13 @@ class WalletIndex:
         return found
 
 
+class Role:
+    """A part of RedisStore, which sets these."""
+
+    _connection: Connection
+    _wallet_index: WalletIndex
+
+
 def _parse(wallet: Wallet, task_id: str, text: str) -> StoredReservation:
     """Parses a reservation as wallet.lua formats it, or did before there were counters.
 
