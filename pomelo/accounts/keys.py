@@ -281,7 +281,9 @@ class Keyring:
     async def _found(self, key_id: str) -> KeyRecord:
         record = await self._store.get_key(key_id)
         if record is None:
-            raise _unknown(key_id)
+            shown = key_id[:40]
+            message = f"There is no key {shown!r}. See: pomelo keys list"
+            raise PomeloError("not_found", message, field="id", values={"keyId": shown})
         return record
 
     def _digest(self, key: str) -> bytes:
@@ -352,9 +354,3 @@ class Keyring:
     def _forget(self, key_id: str) -> None:
         self._epoch += 1
         self._cache.pop(key_id, None)
-
-
-def _unknown(key_id: str) -> PomeloError:
-    shown = key_id[:40]
-    message = f"There is no key {shown!r}. See: pomelo keys list"
-    return PomeloError("not_found", message, field="id", values={"keyId": shown})
