@@ -312,7 +312,7 @@ class Http:
         if connection.status >= 400:
             with contextlib.suppress(TimeoutError, UpstreamError):
                 async with asyncio.timeout(_ERROR_BODY_TIMEOUT):
-                    body, _ = await ResponseBody(connection).read_all(_MAX_ERROR_BODY_BYTES)
+                    body = await ResponseBody(connection).read_all(_MAX_ERROR_BODY_BYTES)
         return refused(connection.status, connection.headers, body, error_mapping, self._now())
 
 
