@@ -1,4 +1,4 @@
-"""The process and its event loop: cancellation, periodic work, and the limit of file descriptors."""
+"""The process and its event loop: futures, cancellation, periodic work, and the limit of file descriptors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
@@ -16,6 +16,8 @@ try:
     import resource
 except ImportError:  # Windows has no limit of descriptors
     resource = None  # type: ignore[assignment]
+
+T = TypeVar("T")
 
 _MAX_DESCRIPTORS = 1 << 20
 
@@ -36,6 +38,20 @@ def uncancel() -> None:
     task = asyncio.current_task()
     while task is not None and task.uncancel():
         pass
+
+
+def resolve(future: asyncio.Future[T], value: T) -> None:
+    """Sets the future's result to the value."""
+    if not future.done():  # its awaiter may have been cancelled
+        future.set_result(value)
+
+
+def fail(future: asyncio.Future[Any], error: Exception) -> None:
+    """Sets the error as the future's exception."""
+    if not future.done():  # its awaiter may have been cancelled
+        future.set_exception(error)
+        # Reading it prevents asyncio's message about an exception that nobody retrieved.
+        future.exception()
 
 
 class CancelScope:
@@ -189,6 +205,12 @@ async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        await stop(task)
+
+
+async def stop(task: asyncio.Task[Any] | None) -> None:
+    """Cancels a task, if there is one, and waits for its end."""
+    if task is not None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

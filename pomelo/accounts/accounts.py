@@ -26,7 +26,6 @@ from pomelo.stores.accounts import (
     Balance,
     Grant,
     OverdrawnError,
-    UnknownAccountError,
     Wallet,
 )
 from pomelo.stores.base import Store
@@ -233,8 +232,7 @@ class AccountOperator:
             raise missing("plan")
         self._check_plan(plan)
         act = new_act("set_plan", account_id, self._now(), new=plan)
-        if not await self._store.set_plan(account_id, plan, act):
-            raise unknown_account(account_id)
+        await self._store.set_plan(account_id, plan, act)
         self._account_changed(account_id)
         return admin_pb.SetAccountPlanResponse(account=await self._account(account_id))
 
@@ -244,6 +242,7 @@ class AccountOperator:
         return self._detail(record, live, test)
 
     async def _found(self, account_id: str, field: str = "account_id") -> AccountRecord:
+        """The account with that id. It stays: accounts are never deleted."""
         if not account_id:
             raise missing(field)
         record = await self._store.get_account(account_id)
@@ -275,10 +274,7 @@ class AccountOperator:
     ) -> None:
         now = self._now()
         act = new_act(action, wallet.account, now, live=wallet.live, note=note)
-        try:
-            await self._store.grant(Grant(grant_id, wallet, amount, now, note), act)
-        except UnknownAccountError as error:
-            raise unknown_account(wallet.account) from error
+        await self._store.grant(Grant(grant_id, wallet, amount, now, note), act)
         # A used id grants nothing, which is right only if it is the same grant.
         given = await self._store.get_grant(wallet, grant_id)
         if given is None or given.amount != amount:

@@ -11,13 +11,13 @@ from array import array
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Protocol
 
-from pomelo.accounts.budget_audit import LONGEST_TASK, BudgetStore, find_differences
+from pomelo.accounts.budget_audit import LONGEST_TASK, find_differences
 from pomelo.call import MODE_NAMES
 from pomelo.catalog.pricing import Prices, Usage, cost, decode_prices
 from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerResponse
 from pomelo.stores.accounts import AccountStore, Balance, Wallet
+from pomelo.stores.base import Store
 from pomelo.stores.ledger import LedgerStore, OpenReservation
 from pomelo.stores.usage import UsageQuery, UsageRecord, UsageStore, WalletState
 
@@ -31,10 +31,6 @@ MAX_FINDINGS = 1_000
 _PAGE_SIZE = 500
 _BUCKETS = 256
 _counts = attrgetter(*Usage.__slots__)
-
-
-class AuditedStore(BudgetStore, AccountStore, Protocol):
-    """The parts of a store that an audit reads."""
 
 
 @dataclass(slots=True)
@@ -58,7 +54,7 @@ class _Findings:
 
 
 async def audit(
-    store: AuditedStore,
+    store: Store,
     *,
     page_size: int = _PAGE_SIZE,
     max_findings: int = MAX_FINDINGS,
@@ -93,7 +89,7 @@ async def _check_files(findings: _Findings, store: UsageStore) -> bool:
 
 async def _recompute(
     findings: _Findings,
-    store: AuditedStore,
+    store: Store,
     page_size: int,
     runs: Callable[[str], bool] | None,
     now: Callable[[], float] | None,
@@ -253,7 +249,7 @@ async def _check_reservations(
 
 
 async def _check_wallet(
-    findings: _Findings, store: AuditedStore, state: WalletState, before: int, spent: int
+    findings: _Findings, store: Store, state: WalletState, before: int, spent: int
 ) -> None:
     """Checks a wallet's balance against its grants, records and tasks. `before` is the balance's spent amount
     before the records were read, `spent` the sum of the records."""
@@ -275,7 +271,7 @@ async def _check_wallet(
 
 
 async def _check_spent(
-    findings: _Findings, store: AuditedStore, state: WalletState, earlier: int, spent: int
+    findings: _Findings, store: Store, state: WalletState, earlier: int, spent: int
 ) -> None:
     wallet, later = state.wallet, state.balance.spent
     if earlier != later:  # tasks ended in the meantime: sum this wallet's records alone, between two balances
@@ -299,7 +295,7 @@ async def _check_accounts(findings: _Findings, store: AccountStore, wallets: set
         findings.add("account", name, 0, "Its account does not exist")
 
 
-async def _check_budgets(findings: _Findings, store: AuditedStore, now: float) -> None:
+async def _check_budgets(findings: _Findings, store: Store, now: float) -> None:
     """Checks what is used of each budget against the records of its keys."""
     async for found in find_differences(store, now):
         subject, used = f"{_name(found.wallet)} key {found.origin}", found.used

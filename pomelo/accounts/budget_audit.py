@@ -8,14 +8,15 @@ latest period that has begun by any clock: records of the last minutes before a 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pomelo.accounts import budgets
 from pomelo.call import DEFAULT_TIMEOUT
 from pomelo.stores.accounts import PAGE, Wallet
 from pomelo.stores.acts import ActStore
+from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord, KeyStore
-from pomelo.stores.ledger import Budget, LedgerStore
+from pomelo.stores.ledger import Budget
 from pomelo.stores.usage import UsageQuery, UsageStore
 
 LONGEST_TASK = DEFAULT_TIMEOUT + 60.0
@@ -23,10 +24,6 @@ LONGEST_TASK = DEFAULT_TIMEOUT + 60.0
 
 CLOCK_TOLERANCE = LONGEST_TASK
 """Seconds by which the clock of a task may be behind that of the task that began a period."""
-
-
-class BudgetStore(KeyStore, ActStore, LedgerStore, UsageStore, Protocol):
-    """The parts of a store that are read."""
 
 
 class Difference(NamedTuple):
@@ -47,7 +44,7 @@ class _Group(NamedTuple):
     key_ids: frozenset[str]
 
 
-async def find_differences(store: BudgetStore, now: float) -> AsyncIterator[Difference]:
+async def find_differences(store: Store, now: float) -> AsyncIterator[Difference]:
     """Yields the budgets that differ from their records at Unix time `now`. Those of running tasks are left
     out.
 
@@ -86,7 +83,7 @@ async def _keys(store: KeyStore) -> AsyncIterator[KeyRecord]:
         after = records[-1].created, records[-1].key_id
 
 
-async def _compare(store: BudgetStore, group: _Group) -> Difference | None:
+async def _compare(store: Store, group: _Group) -> Difference | None:
     """The difference of a budget, if nothing is used of it meanwhile."""
     wallet, origin, budget, _ = group
     (use,) = await store.budget_use(wallet, [budget])

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from pomelo.call import KeyBudget
+from pomelo.enums import enum_names
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.money import MAX_CREDITS, MICROS, format_credits
@@ -16,13 +17,8 @@ from pomelo.stores.accounts import Wallet
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import Budget, LedgerStore
 
-PERIODS = {
-    "day": pb.BUDGET_PERIOD_DAY,
-    "week": pb.BUDGET_PERIOD_WEEK,
-    "month": pb.BUDGET_PERIOD_MONTH,
-    "total": pb.BUDGET_PERIOD_TOTAL,
-}
-_NAMES = {period: name for name, period in PERIODS.items()}
+_NAMES = enum_names(pb.BudgetPeriod.DESCRIPTOR)
+PERIODS = {name: period for period, name in _NAMES.items()}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_MICROS = MAX_CREDITS * MICROS
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from pomelo import times
 from pomelo.accounts.acts import describe_key, key_act
@@ -26,8 +25,9 @@ from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
 from pomelo.logs import UnexpectedErrors
 from pomelo.process import periodically
 from pomelo.secrets import derive_key, derive_keys
-from pomelo.stores.accounts import DEFAULT_ACCOUNT, AccountStore
-from pomelo.stores.keys import KeyRecord, KeyStore
+from pomelo.stores.accounts import DEFAULT_ACCOUNT
+from pomelo.stores.base import Store
+from pomelo.stores.keys import KeyRecord
 
 log = logging.getLogger("pomelo.accounts")
 
@@ -41,10 +41,6 @@ USE_INTERVAL = 60.0
 """Seconds between two times at which it is stored when keys were used last."""
 
 _HINT = "Send it as 'Authorization: Bearer YOUR_API_KEY'"
-
-
-class KeyringStore(KeyStore, AccountStore, Protocol):
-    """The parts of a store that hold keys, and the plans of their accounts."""
 
 
 @dataclass(slots=True)
@@ -71,7 +67,7 @@ class Keyring:
 
     def __init__(
         self,
-        store: KeyringStore,
+        store: Store,
         root_secret: bytes,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -285,7 +281,9 @@ class Keyring:
     async def _found(self, key_id: str) -> KeyRecord:
         record = await self._store.get_key(key_id)
         if record is None:
-            raise _unknown(key_id)
+            shown = key_id[:40]
+            message = f"There is no key {shown!r}. See: pomelo keys list"
+            raise PomeloError("not_found", message, field="id", values={"keyId": shown})
         return record
 
     def _digest(self, key: str) -> bytes:
@@ -356,9 +354,3 @@ class Keyring:
     def _forget(self, key_id: str) -> None:
         self._epoch += 1
         self._cache.pop(key_id, None)
-
-
-def _unknown(key_id: str) -> PomeloError:
-    shown = key_id[:40]
-    message = f"There is no key {shown!r}. See: pomelo keys list"
-    return PomeloError("not_found", message, field="id", values={"keyId": shown})

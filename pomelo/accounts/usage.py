@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.message import Message
 from pydantic_core import from_json, to_json
@@ -17,6 +17,7 @@ from pydantic_core import from_json, to_json
 from pomelo import times
 from pomelo.accounts import pages
 from pomelo.accounts.modes import to_mode
+from pomelo.enums import enum_names
 from pomelo.errors import invalid, missing
 from pomelo.fields import MAX_METADATA_VALUE, MAX_USER_CHARACTERS
 from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
@@ -51,26 +52,9 @@ _MAX_GROUPS_BYTES = 8 * 1024 * 1024
 _SIGNATURE_BYTES = 16
 """The length of a page token's signature."""
 
-_DIMENSIONS: dict[int, Dimension] = {
-    pb.USAGE_DIMENSION_MODEL: "model",
-    pb.USAGE_DIMENSION_KEY: "key",
-    pb.USAGE_DIMENSION_DAY: "day",
-    pb.USAGE_DIMENSION_USER: "user",
-    pb.USAGE_DIMENSION_TASK_TYPE: "task_type",
-    pb.USAGE_DIMENSION_PROVIDER: "provider",
-    pb.USAGE_DIMENSION_PROTOCOL: "protocol",
-    pb.USAGE_DIMENSION_CODE: "code",
-}
-_OPERATOR_DIMENSIONS: dict[int, Dimension] = {
-    admin_pb.OPERATOR_DIMENSION_ACCOUNT: "account",
-    admin_pb.OPERATOR_DIMENSION_MODE: "mode",
-}
-
-_SOURCES = {
-    "provider": pb.USAGE_SOURCE_PROVIDER,
-    "estimated": pb.USAGE_SOURCE_ESTIMATED,
-    "recovered": pb.USAGE_SOURCE_RECOVERED,
-}
+_DIMENSIONS = enum_names(pb.UsageDimension.DESCRIPTOR)
+_OPERATOR_DIMENSIONS = enum_names(admin_pb.OperatorDimension.DESCRIPTOR)
+_SOURCES = {name: source for source, name in enum_names(pb.UsageSource.DESCRIPTOR).items()}
 
 
 def _equal_names(row: type, message: type[Message], *excluded: str) -> list[str]:
@@ -248,7 +232,6 @@ def read_groupings(group_by: Iterable[pb.UsageGrouping | admin_pb.UsageGrouping]
 
 
 def _grouping(grouping: pb.UsageGrouping | admin_pb.UsageGrouping) -> Grouping:
-    found: Grouping | None = None
     match grouping.WhichOneof("by"):
         case None:
             raise missing("group_by")
@@ -266,7 +249,7 @@ def _grouping(grouping: pb.UsageGrouping | admin_pb.UsageGrouping) -> Grouping:
             found = _OPERATOR_DIMENSIONS.get(grouping.operator_dimension)
     if found is None:
         raise invalid("group_by", "a known dimension")
-    return found
+    return cast(Dimension, found)
 
 
 def read_time(request: Any, name: str, path: str = "") -> float | None:

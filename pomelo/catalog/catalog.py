@@ -17,9 +17,10 @@ from pomelo import money
 from pomelo.catalog import check as rules
 from pomelo.catalog import voice_names
 from pomelo.catalog.pricing import Prices, UnitPrices, parse_unit
-from pomelo.catalog.rows import EFFORT_PREFIX, parse_date
+from pomelo.catalog.rows import EFFORTS, parse_date
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, TomlFile
+from pomelo.enums import enum_names
 from pomelo.errors import unsupported_model
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
@@ -162,10 +163,7 @@ class Catalog:
             for name, row in rules.tables(file, "models"):
                 keys = ("models", name)
                 if (file.path, keys) not in wrong:
-                    try:
-                        models[name] = _model(name, row)
-                    except ValueError as error:
-                        faults.append(file.fault(keys, str(error)))
+                    models[name] = _model(name, row)
             hosts |= rules.tables(file, "hosts")
             if not faults:
                 listed = file.table.get("voices", {})
@@ -188,41 +186,35 @@ class Catalog:
 
 def _with_voices(model: Model, voices: Mapping[str, str]) -> Model:
     """The model with the operator's voices in its routes, if its tasks have a voice."""
-    type_name = TaskType.Name(model.task_type).removeprefix("TASK_TYPE_").lower()
-    if not voices or "voice" not in rules.parameters(type_name):
+    if not voices or "voice" not in rules.parameters(enum_names(TaskType.DESCRIPTOR)[model.task_type]):
         return model
     routes = tuple(replace(route, options={**route.options, "voices": voices}) for route in model.routes)
     return replace(model, routes=routes)
 
 
 def _model(name: str, row: dict[str, Any]) -> Model:
-    try:
-        task_type = row["type"]
-        routes = tuple(_route(dict(route), task_type) for route in row["routes"])
-        retires, deprecated = _dates(row, routes)
-        return Model(
-            name=name,
-            task_type=TaskType.Value(f"TASK_TYPE_{task_type.upper()}"),
-            routes=routes,
-            limits=Limits(**row.get("limits", {})),
-            prices=_prices(row["price"], row.get("price_tiers", []), task_type),
-            price_version=row["price_version"],
-            price_note=row.get("price_note", ""),
-            retires=retires,
-            deprecated=deprecated,
-            aliases=tuple(row.get("aliases", ())),
-        )
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{error} is missing" if isinstance(error, KeyError) else str(error)) from error
+    task_type = row["type"]
+    routes = tuple(_route(dict(route), task_type) for route in row["routes"])
+    retires, deprecated = _dates(row, routes)
+    return Model(
+        name=name,
+        task_type=TaskType.Value(f"TASK_TYPE_{task_type.upper()}"),
+        routes=routes,
+        limits=Limits(**row.get("limits", {})),
+        prices=_prices(row["price"], row.get("price_tiers", []), task_type),
+        price_version=row["price_version"],
+        price_note=row.get("price_note", ""),
+        retires=retires,
+        deprecated=deprecated,
+        aliases=tuple(row.get("aliases", ())),
+    )
 
 
 def _route(row: dict[str, Any], task_type: str) -> Route:
     provider, model = row.pop("provider"), row.pop("model")
     drop, clamp = frozenset(row.pop("drop", ())), row.pop("clamp", {})
     retires = row.pop("retires", None)
-    efforts = sorted(
-        ReasoningEffort.Value(f"{EFFORT_PREFIX}{name.upper()}") for name in row.pop("efforts", ())
-    )
+    efforts = sorted(EFFORTS[name] for name in row.pop("efforts", ()))
     prices, version, note = Prices(), "", ""
     if "price" in row:
         prices = _prices(row.pop("price"), row.pop("price_tiers", []), task_type)

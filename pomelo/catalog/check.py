@@ -47,8 +47,10 @@ def check(file: TomlFile, check_price: CheckPrice) -> list[Fault]:
     for name, row in tables(file, "models"):
         keys = ("models", name)
         faults += _name_faults(file, keys, name) + row_faults(file, keys, ModelRow, row)
-        if isinstance(row, dict):
-            faults += [*_model_faults(file, keys, row), *_price_faults(file, keys, row, check_price)]
+        task_type = row.get("type") if isinstance(row, dict) else None
+        if isinstance(task_type, str) and task_type in TASK_TYPE_ROWS:
+            faults += _model_faults(file, keys, row, task_type)
+            faults += _price_faults(file, keys, row, task_type, check_price)
     faults += _alias_faults(file)
     return sorted(faults, key=lambda fault: fault.line)
 
@@ -138,11 +140,8 @@ def _number_faults(file: TomlFile, keys: Keys, value: Any) -> Iterator[Fault]:
         yield from _number_faults(file, (*keys, key), child)
 
 
-def _model_faults(file: TomlFile, keys: Keys, row: Mapping[str, Any]) -> Iterator[Fault]:
+def _model_faults(file: TomlFile, keys: Keys, row: Mapping[str, Any], task_type: str) -> Iterator[Fault]:
     """Errors in the relations between the keys of a model."""
-    task_type = row.get("type")
-    if not isinstance(task_type, str) or task_type not in TASK_TYPE_ROWS:
-        return
     yield from _limit_faults(file, keys, row.get("limits", {}), task_type)
     if _is_after(row.get("deprecated"), row.get("retires")):
         yield file.fault((*keys, "deprecated"), "must not be after retires. Write an earlier date")
@@ -216,11 +215,8 @@ def _limit_faults(file: TomlFile, keys: Keys, limits: Any, task_type: str) -> It
 
 
 def _price_faults(
-    file: TomlFile, keys: Keys, row: Mapping[str, Any], check_price: CheckPrice
+    file: TomlFile, keys: Keys, row: Mapping[str, Any], task_type: str, check_price: CheckPrice
 ) -> Iterator[Fault]:
-    task_type = row.get("type")
-    if not isinstance(task_type, str) or task_type not in TASK_TYPE_ROWS:
-        return
     priced = [(keys, row), *(((*keys, "routes", index), route) for index, route in routes(row))]
     for table_keys, table in priced:
         price, tiers = table.get("price"), table.get("price_tiers", [])

@@ -199,7 +199,7 @@ def decode_prices(text: str) -> Prices:
 
 def _decode_units(text: str) -> UnitPrices:
     pairs = [pair.split("=") for pair in text.split(",")] if text else []
-    return {PriceUnit.Value(_PREFIX + name.upper()): int(micros) for name, micros in pairs}
+    return {parse_unit(name): int(micros) for name, micros in pairs}
 
 
 def unit_name(unit: PriceUnit.ValueType) -> str:

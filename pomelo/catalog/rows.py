@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
+from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
 
 MAX_LIMIT = 2**31 - 1
@@ -23,8 +24,7 @@ _MAX_NAME_LENGTH = 200
 INT64 = 2**63
 _YEARS = range(2000, 3000)
 
-EFFORT_PREFIX = "REASONING_EFFORT_"
-_EFFORTS = [name.removeprefix(EFFORT_PREFIX).lower() for name in ReasoningEffort.keys()[1:]]
+EFFORTS = {name: effort for effort, name in enum_names(ReasoningEffort.DESCRIPTOR).items()}
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
@@ -111,16 +111,15 @@ def parse_date(value: Any) -> date:
     return value
 
 
-def _task_type(text: str) -> str:
-    if text not in TASK_TYPE_ROWS:
-        raise ValueError(f"must be a task type. {suggest(text, TASK_TYPE_ROWS)}")
-    return text
+def one_of(known: Collection[str], expected: str) -> AfterValidator:
+    """A check that a text is one of `known`; the message says that it must be `expected`."""
 
+    def check(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"must be {expected}. {suggest(text, known)}")
+        return text
 
-def _effort(text: str) -> str:
-    if text not in _EFFORTS:
-        raise ValueError(f"must be reasoning efforts. {suggest(text, _EFFORTS)}")
-    return text
+    return AfterValidator(check)
 
 
 def _clamp(values: list[Any]) -> list[Any]:
@@ -157,7 +156,9 @@ class RouteRow(Row):
     model: Name
     drop: list[str] = []
     clamp: dict[str, Annotated[list[Any], AfterValidator(_clamp)]] = {}
-    efforts: Annotated[list[Annotated[str, AfterValidator(_effort)]], Field(min_length=1)] | None = None
+    efforts: (
+        Annotated[list[Annotated[str, one_of(EFFORTS, "reasoning efforts")]], Field(min_length=1)] | None
+    ) = None
     price: dict[str, Any] | None = None
     price_tiers: list[dict[str, Any]] | None = None
     price_version: Name | None = None
@@ -166,7 +167,7 @@ class RouteRow(Row):
 
 
 class ModelRow(Row):
-    type: Annotated[str, AfterValidator(_task_type)]
+    type: Annotated[str, one_of(TASK_TYPE_ROWS, "a task type")]
     limits: dict[str, Limit] = {}
     price: dict[str, Any]
     price_tiers: list[dict[str, Any]] = []

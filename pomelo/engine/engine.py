@@ -153,11 +153,14 @@ class Engine:
             if call.strict:
                 replayed.check_strict()
             return replayed
-        if not accepted.candidates or accepted.media_bytes:
-            refusal = self._refusal(accepted)
-            if refusal is not None:
-                await reserved.refuse()
-                raise refusal
+        try:
+            if not accepted.candidates:
+                raise PomeloError("provider_not_configured", field="model")
+            if accepted.media_bytes:
+                self._media.check_answer(accepted.principal.owner, accepted.media_bytes)
+        except PomeloError:
+            await reserved.refuse()
+            raise
         try:
             reserved.job = _limit_output(accepted, reserved.amount)
         except BaseException:
@@ -166,17 +169,6 @@ class Engine:
         if reserved.job.adjustments:
             report_adjustments(call, reserved.job.adjustments)
         return reserved
-
-    def _refusal(self, accepted: AcceptedJob) -> PomeloError | None:
-        """Why a job whose limits and credits suffice can't run."""
-        if not accepted.candidates:
-            return PomeloError("provider_not_configured", field="model")
-        if accepted.media_bytes:
-            try:
-                self._media.check_answer(accepted.principal.owner, accepted.media_bytes)
-            except PomeloError as error:
-                return error
-        return None
 
     def _delete_upload(self, spec: TaskSpec, call: Call, principal: Principal) -> None:
         """Deletes an upload that came within a REST request: the caller doesn't know its id, so no other

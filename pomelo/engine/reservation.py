@@ -123,7 +123,8 @@ class Reservation:
         settling = operations.run_in_background(
             record.task_id,
             partial(self._ledger.store.settle, settlement),
-            fallback=self._settlement_failed,
+            # A completed task that could not be charged ends as a failed one.
+            fallback=partial(self._settle_or_void, "store_unavailable"),
         )
         try:
             settled = await operations.finished(settling)
@@ -173,10 +174,6 @@ class Reservation:
         voiding = self._ledger.refund(self._draft)
         await self._ledger.operations.finished(voiding)
         self._report_status(await self._ledger.limit_status(self.wallet, self._limits.counters), None)
-
-    def _settlement_failed(self) -> object:
-        """Ends a completed task that could not be charged as a failed one."""
-        return self._settle_or_void("store_unavailable")
 
     def _settle_or_void(self, code: str) -> asyncio.Future[Settled | None]:
         """Starts to charge what was delivered, or to void the task if no provider was asked."""

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from pomelo.catalog.catalog import Model, Route
+from pomelo.enums import enum_names
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Adjustment, TaskSpec
 from pomelo.values import value_type
@@ -75,11 +76,7 @@ class _Parameter:
     def format(self, value: Any) -> str:
         """Format a value as callers write it: a number, or the short name of an enum value."""
         enum = self.descriptor.enum_type
-        if enum is None:
-            return _format_number(value)
-        prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
-        name: str = enum.values_by_number[value].name
-        return name.removeprefix(prefix).lower()
+        return _format_number(value) if enum is None else enum_names(enum)[value]
 
 
 @cache

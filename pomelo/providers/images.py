@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog.catalog import Route
+from pomelo.enums import enum_names
 from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
@@ -28,12 +29,7 @@ from pomelo.providers.http.parsing import pick, pick_text
 from pomelo.providers.http.polling import UNKNOWN, poll
 from pomelo.providers.http.vendor import Vendor
 
-FORMATS: Mapping[ImageFormat.ValueType, str] = {
-    ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png",
-    ImageFormat.IMAGE_FORMAT_PNG: "png",
-    ImageFormat.IMAGE_FORMAT_JPEG: "jpeg",
-    ImageFormat.IMAGE_FORMAT_WEBP: "webp",
-}
+FORMATS = {ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png"} | enum_names(ImageFormat.DESCRIPTOR)
 """The contract's formats -> the names that most vendors use."""
 
 DELIVERY_ERRORS = ErrorMapping("delivery of an image", lambda body: ErrorBody())

@@ -9,7 +9,7 @@ from typing import Any
 
 from pomelo.catalog.reported_cost import Report
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, FinishReason, Message, ToolCall
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, FinishReason, ToolCall
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event, log_fields
 from pomelo.providers.http.client import MAX_BODY_BYTES
@@ -168,13 +168,6 @@ def completed_text(
     if usage is not None:
         event.completed.usage.CopyFrom(usage)
     return event
-
-
-def only_text(message: Message) -> str | None:
-    """Return the text of a message that has one part, a text; None for any other message."""
-    if len(message.content) == 1 and message.content[0].HasField("text"):
-        return message.content[0].text
-    return None
 
 
 def finish_reason(reason: Any, reasons: Mapping[str, FinishReason.ValueType]) -> FinishReason.ValueType:

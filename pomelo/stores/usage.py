@@ -197,9 +197,9 @@ class WalletState:
     reservations_sum: int
 
 
-class UsageStore(Protocol):
-    """Reads usage records and the state of wallets. Every method raises PomeloError store_unavailable if the
-    store can't be reached. A record can be read as soon as its settlement was awaited."""
+class UsageReports(Protocol):
+    """Reports of usage records. Every method raises PomeloError store_unavailable if the records can't be
+    reached."""
 
     async def list_usage(
         self, query: UsageQuery, *, limit: int, after: str = ""
@@ -229,13 +229,18 @@ class UsageStore(Protocol):
         """
         ...
 
-    async def drafts(self) -> list[UsageRecord]:
-        """The records so far of all running tasks, in order of task id; `cost` is the last noted cost."""
-        ...
-
     async def damage(self) -> list[tuple[str, str]]:
         """Checks the files that hold the records completely, which may take long. Returns pairs of a file
         name and a finding; the first finding says what to do. Empty: no damage, or no files."""
+        ...
+
+
+class UsageStore(UsageReports, Protocol):
+    """Reads usage records and the state of wallets. Every method raises PomeloError store_unavailable if the
+    store can't be reached. A record can be read as soon as its settlement was awaited."""
+
+    async def drafts(self) -> list[UsageRecord]:
+        """The records so far of all running tasks, in order of task id; `cost` is the last noted cost."""
         ...
 
     def wallet_states(self) -> AsyncIterator[list[WalletState]]:

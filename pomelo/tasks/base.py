@@ -88,6 +88,11 @@ class Estimate:
     input_tokens: int = 0
     input_audio_ms: int = 0
 
+    @property
+    def likely_audio_ms(self) -> int:
+        """The length of the input audio as it was measured; the maximum if it is unknown."""
+        return min(self.input_audio_ms, self.maximum.audio_ms) or self.maximum.audio_ms
+
 
 @value_type(frozen=True, slots=True)
 class CollectorContext:
@@ -149,6 +154,12 @@ class Collector(ABC):
 
     def close(self) -> None:  # noqa: B027 (few collectors hold something)
         """Frees resources, finished or not; idempotent."""
+
+
+def estimate_audio(task_input: Any, model: Model, route: Route, audio: AudioInfo) -> Estimate:
+    """The maximum length of the input audio, for task types that are billed by it."""
+    usage = Usage(audio_ms=audio.max_ms(model))
+    return Estimate(usage, usage, input_audio_ms=audio.ms)
 
 
 def no_media(task_input: Any, estimate: Estimate) -> int:

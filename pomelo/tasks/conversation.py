@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import MAX_CALL_CHARACTERS, MAX_MESSAGES, MAX_PARTS, MAX_TOTAL_PARTS, check_name
-from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.text_pb2 import (
     ROLE_ASSISTANT,
     ROLE_SYSTEM,
@@ -138,13 +137,10 @@ def _check_results(message: Message, label: str, open_calls: OpenCalls) -> int:
 
 
 def _check_image(image: ImagePart, name: str, read_media: ReadMedia) -> None:
+    """Refuses an invalid image; replaces another by its canonical `data:` URI, wherever its bytes are."""
     if image.detail and image.detail not in ImageDetail.values():
         raise invalid(f"{name}.detail", "auto, low or high")
-    _make_canonical(image.source, name, read_media)
-
-
-def _make_canonical(source: MediaSource, name: str, read_media: ReadMedia) -> None:
-    """Replaces an image by its canonical `data:` URI, wherever its bytes are."""
+    source = image.source
     kind = source.WhichOneof("source")
     if kind == "media_id":
         source.url = _encode_image(read_media(source.media_id, name), name)

@@ -33,6 +33,7 @@ from pomelo.tasks.base import (
     Estimate,
     ReadMedia,
     TaskDefinition,
+    estimate_audio,
     max_inline,
 )
 
@@ -104,12 +105,6 @@ def estimate_text(task_input: TextToSpeechInput, model: Model, route: Route, aud
     """The characters of the text."""
     usage = Usage(characters=len(task_input.text))
     return Estimate(usage, usage, exact=True)
-
-
-def estimate_audio(task_input: SpeechToSpeechInput, model: Model, route: Route, audio: AudioInfo) -> Estimate:
-    """The maximum length of the input audio; the answer is about as long."""
-    usage = Usage(audio_ms=audio.max_ms(model))
-    return Estimate(usage, usage, input_audio_ms=audio.ms)
 
 
 def _speed(task_input: TextToSpeechInput | SpeechToSpeechInput) -> float:
@@ -225,7 +220,7 @@ class SpeechCollector(Collector):
         estimate = self._context.estimate
         if estimate.exact:
             return estimate.maximum, True  # the characters of the text
-        maximum, measured = estimate.maximum.audio_ms, estimate.input_audio_ms
+        measured = estimate.input_audio_ms
         output_ms = self._meter.ms if self._meter is not None else None
         expected = ceil((output_ms or 0) * _speed(self._context.input))
         if not expected or (
@@ -233,9 +228,9 @@ class SpeechCollector(Collector):
             and expected <= 2 * measured + LENGTH_TOLERANCE_MS
             and measured <= 2 * expected + LENGTH_TOLERANCE_MS
         ):
-            return Usage(audio_ms=min(measured, maximum) or maximum), bool(measured)
+            return Usage(audio_ms=estimate.likely_audio_ms), bool(measured)
         # The input was not measured, or the provider used other audio than was measured.
-        return Usage(audio_ms=min(expected, maximum)), False
+        return Usage(audio_ms=min(expected, estimate.maximum.audio_ms)), False
 
     def partial_usage(self, task_input: TextToSpeechInput | SpeechToSpeechInput) -> Usage:
         """The characters, or the input audio, that were spoken in the audio so far; all of them if its length
@@ -249,10 +244,10 @@ class SpeechCollector(Collector):
                 return Usage(characters=maximum)
             characters = ceil(output_ms * CHARACTERS_PER_SECOND * _speed(task_input) / 1000)
             return Usage(characters=min(max(characters, 1), maximum))
-        maximum = min(estimate.input_audio_ms, estimate.maximum.audio_ms) or estimate.maximum.audio_ms
         if output_ms is None:
-            return Usage(audio_ms=maximum)
-        return Usage(audio_ms=min(max(ceil(output_ms * _speed(task_input)), 1), maximum))
+            return Usage(audio_ms=estimate.likely_audio_ms)
+        spoken_ms = max(ceil(output_ms * _speed(task_input)), 1)
+        return Usage(audio_ms=min(spoken_ms, estimate.likely_audio_ms))
 
     def close(self) -> None:
         if self._writer is not None:

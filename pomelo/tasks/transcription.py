@@ -7,7 +7,7 @@ from math import ceil, inf
 
 from google.protobuf.duration_pb2 import Duration
 
-from pomelo.catalog.catalog import Model, Route
+from pomelo.catalog.catalog import Model
 from pomelo.catalog.languages import iso_language
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
@@ -15,7 +15,7 @@ from pomelo.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.providers.base import log_fields
-from pomelo.tasks.base import AudioInfo, Collector, CollectorContext, Estimate, ReadMedia, TaskDefinition
+from pomelo.tasks.base import Collector, CollectorContext, ReadMedia, TaskDefinition, estimate_audio
 from pomelo.tasks.speech import check_audio, check_language
 from pomelo.times import from_duration, is_duration
 
@@ -32,12 +32,6 @@ def check(task_input: SpeechToTextInput, model: Model, read_media: ReadMedia) ->
     check_language(task_input.language_code)
     check_numbers(task_input, SPEECH_TO_TEXT_FIELDS)
     check_enum(task_input, "timestamps", TimestampGranularity)
-
-
-def estimate(task_input: SpeechToTextInput, model: Model, route: Route, audio: AudioInfo) -> Estimate:
-    """The maximum length of the audio; the provider reports the actual one at the end."""
-    usage = Usage(audio_ms=audio.max_ms(model))
-    return Estimate(usage, usage, input_audio_ms=audio.ms)
 
 
 class TranscriptionCollector(Collector):
@@ -71,12 +65,9 @@ class TranscriptionCollector(Collector):
         output.audio_seconds = ms / 1000 or max(ends, default=0.0)
 
     def usage(self) -> tuple[Usage, bool]:
-        estimate = self._context.estimate
         if ms := self._reported_ms():
             return Usage(audio_ms=ms), True
-        return Usage(
-            audio_ms=min(estimate.input_audio_ms, estimate.maximum.audio_ms) or estimate.maximum.audio_ms
-        ), False
+        return Usage(audio_ms=self._context.estimate.likely_audio_ms), False
 
     def _reported_ms(self) -> int:
         """The length that the provider reports; 0 if it is missing, as for silence, or impossible."""
@@ -111,5 +102,5 @@ def output_size(result: TaskResult) -> int:
 
 
 DEFINITION = TaskDefinition(
-    "speech_to_text", "speech_", check, estimate, TranscriptionCollector, output_size, audio=True
+    "speech_to_text", "speech_", check, estimate_audio, TranscriptionCollector, output_size, audio=True
 )

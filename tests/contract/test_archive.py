@@ -46,7 +46,7 @@ async def test_a_record_is_read_back_unchanged(archive: Archive) -> None:
     )  # fmt: skip
     await archive.add([original])
     assert await archive.get("a") == original
-    assert await archive.list_usage(ALL, 9, "") == ([original], "")
+    assert await archive.list_usage(ALL, limit=9) == ([original], "")
     assert await archive.get("b") is None
 
 
@@ -56,7 +56,7 @@ async def test_a_record_added_repeatedly_is_stored_once_per_task(url: str) -> No
         await asyncio.gather(*[(one, two)[n % 2].add(batch) for n, batch in enumerate(batches)])
         await one.add([record("t0", cost=99)])
         await one.add([])
-        stored, _ = await two.list_usage(ALL, 1_000, "")
+        stored, _ = await two.list_usage(ALL, limit=1_000)
         assert sorted((found.task_id, found.cost) for found in stored) == sorted(
             (f"t{n}", n) for n in range(140)
         )
@@ -64,7 +64,7 @@ async def test_a_record_added_repeatedly_is_stored_once_per_task(url: str) -> No
 
 async def test_a_nul_in_a_text_does_not_keep_records_out_of_the_archive(archive: Archive) -> None:
     await archive.add([record("a", user="x\0y"), record("b")])
-    found, _ = await archive.list_usage(ALL, 9, "")
+    found, _ = await archive.list_usage(ALL, limit=9)
     assert [each.task_id for each in found] == ["b", "a"]
     assert found[1].user in ("x\0y", "x\ufffdy")  # Postgres can't store it
 
@@ -74,13 +74,13 @@ async def test_records_that_can_not_be_added_are_left_out_together(archive: Arch
         await archive.add([record("a"), record("b", cost=-1), record("c")])
     assert caught.value.code == "store_unavailable"
     await archive.add([record("d")])
-    assert [each.task_id for each in (await archive.list_usage(ALL, 9, ""))[0]] == ["d"]
+    assert [each.task_id for each in (await archive.list_usage(ALL, limit=9))[0]] == ["d"]
 
 
 async def test_a_closed_archive_is_unavailable(url: str) -> None:
     async with open_archive(url) as archive:
         await archive.add([record("a")])
-    for call in (archive.add([record("b")]), archive.get("a"), archive.list_usage(ALL, 9, "")):
+    for call in (archive.add([record("b")]), archive.get("a"), archive.list_usage(ALL, limit=9)):
         with pytest.raises(PomeloError) as caught:
             await call
         assert caught.value.code == "store_unavailable"
@@ -93,30 +93,30 @@ async def test_an_archive_that_many_processes_create_is_created_once(url: str) -
 
     await asyncio.gather(*[add(f"t{n}") for n in range(8)])
     async with open_archive(url) as archive:
-        assert len((await archive.list_usage(ALL, 9, ""))[0]) == 8
+        assert len((await archive.list_usage(ALL, limit=9))[0]) == 8
 
 
 async def test_pages_are_newest_first_and_do_not_shift(archive: Archive) -> None:
     await archive.add([record(f"t{n}", at=float(n // 2)) for n in range(10)])
     found, after = [], ""
     for turn in range(4):
-        page, after = await archive.list_usage(ALL, 3, after)
+        page, after = await archive.list_usage(ALL, limit=3, after=after)
         found += [each.task_id for each in page]
         await archive.add([record(f"new{turn}", at=100.0)])
     assert after == ""
     assert found == [f"t{n}" for n in reversed(range(10))]
     for wrong in ("zz", "00", "ff" * 16):
         with pytest.raises(ValueError, match="after"):
-            await archive.list_usage(ALL, 3, wrong)
+            await archive.list_usage(ALL, limit=3, after=wrong)
 
 
 async def test_a_page_that_ends_with_the_last_record_is_the_last(archive: Archive) -> None:
     await archive.add([record(f"t{n}", at=7.0) for n in range(6)])
-    first, after = await archive.list_usage(ALL, 3, "")
-    second, end = await archive.list_usage(ALL, 3, after)
+    first, after = await archive.list_usage(ALL, limit=3)
+    second, end = await archive.list_usage(ALL, limit=3, after=after)
     assert [each.task_id for each in first + second] == [f"t{n}" for n in reversed(range(6))]
     assert (after != "", end) == (True, "")
-    assert await archive.list_usage(UsageQuery(account="nobody"), 3, "") == ([], "")
+    assert await archive.list_usage(UsageQuery(account="nobody"), limit=3) == ([], "")
 
 
 async def test_records_match_every_filter_of_a_query(archive: Archive) -> None:
@@ -134,7 +134,7 @@ async def test_records_match_every_filter_of_a_query(archive: Archive) -> None:
         (UsageQuery(since=20.0, until=40.0), "cb"),
         (UsageQuery(account="' OR 1=1 --"), ""),
     ):
-        found, _ = await archive.list_usage(query, 9, "")
+        found, _ = await archive.list_usage(query, limit=9)
         assert "".join(each.task_id for each in found) == expected
 
 
@@ -244,14 +244,14 @@ async def test_a_table_of_an_earlier_version_is_extended_once(postgres: Any, url
     )  # fmt: skip
     async with open_archive(url) as archive:
         await archive.add([new])
-        assert await archive.list_usage(ALL, 9, "") == ([new, old], "")
+        assert await archive.list_usage(ALL, limit=9) == ([new, old], "")
         totals = await archive.sum_usage(ALL, ("user", MetadataKey("team")))
         assert [total.groups for total in totals] == [("", ""), ("ada", "red")]
     # A running report locks the table: opening the archive must not wait for it.
     async with connection.transaction():
         await connection.fetch("SELECT * FROM pomelo_usage")
         async with asyncio.timeout(3), open_archive(url) as archive:
-            assert len((await archive.list_usage(ALL, 9, ""))[0]) == 2
+            assert len((await archive.list_usage(ALL, limit=9))[0]) == 2
     await connection.close()
 
 

@@ -182,7 +182,7 @@ async def test_an_archive_of_an_earlier_version_is_read_and_extended(tmp_path: P
             changes = {"cached_input_tokens": 2, "provider_micros": 3, "at": 20.0 + number}
             metadata = encode_metadata({"team": "red"})
             await one.add([record(f"task_{number}", **changes, user="ada", metadata=metadata)])
-            stored, _ = await two.list_usage(UsageQuery(), 9, "")
+            stored, _ = await two.list_usage(UsageQuery(), limit=9)
             assert [each.provider_micros for each in stored] == [3] * number + [0]
             assert [each.cached_input_tokens for each in stored] == [2] * number + [0]
             assert [each.user for each in stored] == ["ada"] * number + [""]

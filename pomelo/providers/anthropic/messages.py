@@ -12,7 +12,6 @@ from pydantic_core import from_json
 from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, ToolResult
 from pomelo.providers.call_ids import CallIds
-from pomelo.providers.text import only_text
 
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -49,10 +48,10 @@ class Conversation:
 
     def _content(self, message: Message) -> Any:
         """A message's content, as text or blocks; empty if it has none that the vendor would accept."""
-        text = only_text(message)
-        if text is not None:
-            return text if text.strip() else ""
-        return [block for part in message.content if (block := self._block(part)) is not None]
+        parts = message.content
+        if len(parts) == 1 and parts[0].HasField("text"):
+            return parts[0].text if parts[0].text.strip() else ""
+        return [block for part in parts if (block := self._block(part)) is not None]
 
     def _block(self, part: ContentPart) -> dict[str, Any] | None:
         if part.HasField("text"):

@@ -19,7 +19,9 @@ from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog.catalog import Route
+from pomelo.catalog.check import parameters
 from pomelo.catalog.rows import Name
+from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe, one_event
@@ -34,15 +36,12 @@ from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.raw_json import with_member
 from pomelo.providers.text import stream_text
 
-_EFFORTS = {
-    ReasoningEffort.REASONING_EFFORT_NONE: "none",
-    ReasoningEffort.REASONING_EFFORT_MINIMAL: "minimal",
-    ReasoningEffort.REASONING_EFFORT_LOW: "low",
-    ReasoningEffort.REASONING_EFFORT_MEDIUM: "medium",
-    ReasoningEffort.REASONING_EFFORT_HIGH: "high",
-    ReasoningEffort.REASONING_EFFORT_XHIGH: "xhigh",
-    ReasoningEffort.REASONING_EFFORT_MAX: "max",
-}
+_EFFORTS = enum_names(ReasoningEffort.DESCRIPTOR)
+
+_SAME_NAMES = {name: name for name in parameters("text") if name != "messages"}
+
+PARAMETERS = frozenset(_SAME_NAMES)
+"""The parameters of a text task."""
 
 StreamUsage = Literal["option", "always", "none"]
 
@@ -238,19 +237,10 @@ def _fit_reasoning(fitting: Fitting) -> None:
 def _names(route: Route, profile: Profile) -> dict[str, str]:
     """The contract's name of each parameter -> the host's, or "none"."""
     options = route.options
-    return {
+    return _SAME_NAMES | {
         "max_tokens": options.get("max_tokens_field", profile.max_tokens_field),
-        "temperature": "temperature",
-        "top_p": "top_p",
-        "stop": "stop",
         "seed": options.get("seed_field", profile.seed_field),
-        "presence_penalty": "presence_penalty",
-        "frequency_penalty": "frequency_penalty",
-        "tools": "tools",
-        "tool_choice": "tool_choice",
-        "parallel_tool_calls": "parallel_tool_calls",
         "format": "response_format",
-        "reasoning_effort": "reasoning_effort",
         "user": options.get("user_field", profile.user_field),
     }
 

@@ -9,18 +9,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from pomelo.catalog.rows import Name, Row, suggest, wrong_values
+from pomelo.catalog.rows import Name, Row, one_of, suggest, wrong_values
 from pomelo.catalog.toml_file import dotted
 from pomelo.providers import Credentials
-from pomelo.providers.chat.chat import Chat, Profile, StreamUsage, TokensField
+from pomelo.providers.chat.chat import PARAMETERS, Chat, Profile, StreamUsage, TokensField
 from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http
-
-PARAMETERS = frozenset((
-    "max_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty", "frequency_penalty", "tools",
-    "tool_choice", "parallel_tool_calls", "format", "reasoning_effort", "user",
-))  # fmt: skip
-"""The parameters of a text task, which `allow` and `drop` of a row may name."""
 
 _URL = re.compile(r"https?://[!-~]+")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
@@ -31,12 +25,6 @@ def _parameter(name: str) -> str:
     if name not in PARAMETERS:
         raise ValueError(f"no parameter is called {name[:100]}. {suggest(name, sorted(PARAMETERS))}")
     return name
-
-
-def _code(code: str) -> str:
-    if code not in CODES:
-        raise ValueError(f"must be an error that a provider may raise. {suggest(code, sorted(CODES))}")
-    return code
 
 
 def _url(text: str) -> str:
@@ -52,6 +40,7 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 _Parameters = list[Annotated[str, AfterValidator(_parameter)]]
+_Code = Annotated[str, one_of(sorted(CODES), "an error that a provider may raise")]
 
 
 def _keeps_max_tokens(drop: list[str]) -> list[str]:
@@ -83,7 +72,7 @@ class HostRow(Row):
     allow: Annotated[_Parameters, AfterValidator(_has_max_tokens)] | None = None
     extra: dict[str, Any] | None = None
     headers: Annotated[dict[str, str], AfterValidator(_headers)] | None = None
-    meanings: dict[str, Annotated[str, AfterValidator(_code)]] | None = None
+    meanings: dict[str, _Code] | None = None
     patient: bool | None = None
     reports_cost: bool | None = None
     message_names: bool | None = None

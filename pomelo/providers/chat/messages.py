@@ -6,16 +6,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ImageDetail, ImagePart, Message, Role
 from pomelo.providers.call_ids import CallIds
 
 _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
 
-_DETAILS = {
-    ImageDetail.IMAGE_DETAIL_AUTO: "auto",
-    ImageDetail.IMAGE_DETAIL_LOW: "low",
-    ImageDetail.IMAGE_DETAIL_HIGH: "high",
-}
+_DETAILS = enum_names(ImageDetail.DESCRIPTOR)
 
 
 def convert_messages(

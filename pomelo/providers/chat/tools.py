@@ -7,14 +7,11 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import TextFormat, Tool, ToolChoice
 from pomelo.providers.raw_json import array, with_member
 
-_MODES = {
-    ToolChoice.MODE_AUTO: "auto",
-    ToolChoice.MODE_NONE: "none",
-    ToolChoice.MODE_REQUIRED: "required",
-}
+_MODES = enum_names(ToolChoice.Mode.DESCRIPTOR)
 
 
 def tools_json(tools: Iterable[Tool], no_parameters: str) -> bytes:

@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog.languages import iso_language
+from pomelo.enums import enum_names
 from pomelo.fields import DEFAULT_AUDIO_FORMAT
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
@@ -25,7 +26,7 @@ from pomelo.gen.v1.speech_pb2 import (
     TimestampGranularity,
 )
 from pomelo.providers import Credentials
-from pomelo.providers.base import AudioSource, Event, Job, Options, Probe, one_event
+from pomelo.providers.base import Event, Job, Options, Probe, one_event
 from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, PathNotFound
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.elevenlabs.responses import MAX_AUDIO_BYTES, AudioStream, parse_transcript
@@ -59,9 +60,7 @@ _STS_PATHS = {_STS_PATH: "voice-changer", "voice-changer": _STS_PATH}
 
 _GRANULARITIES = {
     TimestampGranularity.TIMESTAMP_GRANULARITY_UNSPECIFIED: "word",
-    TimestampGranularity.TIMESTAMP_GRANULARITY_NONE: "none",
-    TimestampGranularity.TIMESTAMP_GRANULARITY_WORD: "word",
-    TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER: "character",
+    **enum_names(TimestampGranularity.DESCRIPTOR),
 }
 
 
@@ -149,11 +148,12 @@ class ElevenLabs(Vendor):
         second = _STS_PATHS.get(first)
         if second is not None and first in self._moved:
             first, second = second, None
+        assert job.audio is not None  # as in each job of this type
         not_found = PathNotFound()
         error_mapping = replace(CHARGED_MAPPING, read=not_found.read)
         for path in (first, second):
             try:
-                with form("audio", _audio(job), speech_to_speech_fields(job)) as body:
+                with form("audio", job.audio, speech_to_speech_fields(job)) as body:
                     audio = self._stream_audio(job, f"{path}/{voice}", self._headers, body, error_mapping)
                     async with aclosing(audio) as events:
                         async for event in events:
@@ -177,8 +177,9 @@ class ElevenLabs(Vendor):
         Raises:
             UpstreamError: by the error map.
         """
+        assert job.audio is not None  # as in each job of this type
         url = URL(f"{self._base}/v1/speech-to-text")
-        with form("file", _audio(job), speech_to_text_fields(job)) as body:
+        with form("file", job.audio, speech_to_text_fields(job)) as body:
             response, _ = await self._http.fetch(
                 url, self._headers, body, CHARGED_MAPPING, max_bytes=MAX_TRANSCRIPT_BYTES
             )
@@ -275,12 +276,6 @@ def speech_to_text_fields(job: Job[SpeechToTextInput]) -> dict[str, str]:
 def _voice_settings(speech: TextToSpeechInput | SpeechToSpeechInput) -> dict[str, Any]:
     """The voice settings that are set; the vendor has the same names."""
     return {field.name: value for field, value in speech.voice_settings.ListFields()}
-
-
-def _audio(job: Job[Any]) -> AudioSource:
-    if job.audio is None:
-        raise RuntimeError("a job of this task type has audio")
-    return job.audio
 
 
 def _add_page(page: Any, voices: list[tuple[str, str]]) -> str | None:

@@ -39,12 +39,11 @@ from pomelo.providers.http.errors import (
     truncated,
 )
 from pomelo.providers.http.head import request_head
-from pomelo.providers.http.lines import LineParser
 from pomelo.providers.http.parsing import parse
 from pomelo.providers.http.pool import Pool
 from pomelo.providers.http.protocol import NO_LIMIT, Body, Connection, Origin
 from pomelo.providers.http.responses import ResponseBody, SseStream
-from pomelo.providers.http.sse import SseParser
+from pomelo.providers.http.sse import LineParser, SseParser
 from pomelo.turns import Turns
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
@@ -313,7 +312,7 @@ class Http:
         if connection.status >= 400:
             with contextlib.suppress(TimeoutError, UpstreamError):
                 async with asyncio.timeout(_ERROR_BODY_TIMEOUT):
-                    body, _ = await ResponseBody(connection).read_all(_MAX_ERROR_BODY_BYTES)
+                    body = await ResponseBody(connection).read_all(_MAX_ERROR_BODY_BYTES)
         return refused(connection.status, connection.headers, body, error_mapping, self._now())
 
 

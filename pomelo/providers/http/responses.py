@@ -8,9 +8,8 @@ from collections.abc import Mapping
 
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.errors import truncated
-from pomelo.providers.http.lines import LineParser
 from pomelo.providers.http.protocol import NO_LIMIT, READ_AHEAD, Connection
-from pomelo.providers.http.sse import SseEvent, SseParser
+from pomelo.providers.http.sse import LineParser, SseEvent, SseParser
 
 CHUNK_BYTES = READ_AHEAD
 """About the most bytes of a stream that are read ahead; it bounds the memory that a slow caller takes."""
@@ -49,23 +48,20 @@ class ResponseBody:
             await connection.wait()
         return packet
 
-    async def read_all(self, max_bytes: int) -> tuple[bytes, bool]:
-        """Return the body, at most about `max_bytes` of it, and whether it is complete.
+    async def read_all(self, max_bytes: int) -> bytes:
+        """Return the body, or about the first `max_bytes` of a larger one; nothing of one that says that it
+        is larger.
 
         Raises:
             UpstreamError: by the error map: the body is truncated, or nothing arrived in time.
         """
         size = self._connection.content_length
         if size is not None and size > max_bytes:
-            return b"", False
-        chunks: list[bytes] = []
-        size = 0
-        while chunk := await self.read():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > max_bytes:
-                return b"".join(chunks), False
-        return b"".join(chunks), True
+            return b""
+        body = bytearray()
+        while len(body) <= max_bytes and (chunk := await self.read()):
+            body += chunk
+        return bytes(body)
 
 
 class SseStream:

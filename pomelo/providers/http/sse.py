@@ -1,4 +1,4 @@
-"""A parser of server-sent events."""
+"""Parsers of streams: server-sent events, and lines with a JSON object or other text each, such as NDJSON."""
 
 from __future__ import annotations
 
@@ -91,17 +91,17 @@ class SseParser:
             packet = packet.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if b"\n" not in packet:
             self._line += packet
-            self._check(len(self._line))
+            _check(len(self._line), "an event")
             self._idle = False
             return []
         lines = packet.split(b"\n")
         if self._line:
             lines[0] = bytes(self._line) + lines[0]
         self._line = bytearray(lines.pop())
-        self._check(len(self._line))
+        _check(len(self._line), "an event")
         events: list[SseEvent] = []
         for line in lines:
-            self._check(len(line))
+            _check(len(line), "an event")
             if not self._started:
                 self._started = True
                 line = line.removeprefix(b"\xef\xbb\xbf")
@@ -121,15 +121,48 @@ class SseParser:
         if name == b"data":
             value = value.removeprefix(b" ")
             self._size += len(value) + 1  # also limits the number of empty lines
-            self._check(self._size)
+            _check(self._size, "an event")
             self._data.append(value)
         elif name == b"event":
             self._name = value.removeprefix(b" ").decode("utf-8", "replace")
 
-    def _check(self, size: int) -> None:
-        if size > MAX_EVENT_BYTES:
-            raise UpstreamError(
-                "provider_failed",
-                "The provider sent an event that is too large. Retry",
-                reason="an event above the limit",
-            )
+
+class LineParser:
+    """Splits a byte stream into lines, whatever the boundaries of its packets. Lines end with LF or CRLF;
+    empty ones are skipped. Each is an event without a name, so that it is read as server-sent events are."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self) -> None:
+        self._line = bytearray()  # an incomplete line
+
+    def feed(self, packet: bytes) -> list[SseEvent]:
+        """Return the lines that `packet` completes, in order; often none or one.
+
+        Raises:
+            UpstreamError: provider_failed; a line is larger than MAX_EVENT_BYTES.
+        """
+        first, *lines = packet.split(b"\n")
+        self._line += first
+        events: list[SseEvent] = []
+        for line in lines:
+            events += self.end()
+            self._line += line
+        _check(len(self._line), "a line")
+        return events
+
+    def end(self) -> list[SseEvent]:
+        """Return the line that lacks only its line end; none if it is empty. Raises as `feed`."""
+        line = bytes(self._line).strip()
+        self._line.clear()
+        _check(len(line), "a line")
+        return [("", line)] if line else []
+
+
+def _check(size: int, what: str) -> None:
+    if size > MAX_EVENT_BYTES:
+        raise UpstreamError(
+            "provider_failed",
+            f"The provider sent {what} that is too large. Retry",
+            reason=f"{what} above the limit",
+        )

@@ -25,9 +25,8 @@ from pomelo.providers.base import AudioSource, Event, Job
 from pomelo.providers.images import FORMATS
 from pomelo.providers.sandbox import text, tools
 from pomelo.providers.sandbox.image import draw
-from pomelo.providers.sandbox.recognition import Recognition, recognize, speech_seconds
+from pomelo.providers.sandbox.recognition import Recognition, recognize, speech_seconds, transcribe
 from pomelo.providers.sandbox.speech import Speech
-from pomelo.providers.sandbox.transcript import transcribe
 from pomelo.providers.sandbox.triggers import Triggers, failure, parse
 from pomelo.providers.text import completed_text
 

@@ -1,4 +1,5 @@
-"""Speech recognition of the sandbox: the text of audio that it made itself, invented words for any other.
+"""Speech recognition of the sandbox: the text of audio that it made itself, invented words for any other; and
+transcripts, with the times of the words in speech that the sandbox generates.
 
 Nothing is decoded: the length was measured before, and audio of the sandbox contains its text.
 """
@@ -6,16 +7,19 @@ Nothing is decoded: the length was measured before, and audio of the sandbox con
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from io import BytesIO
 from typing import BinaryIO
 
 from pomelo.catalog.catalog import ENCODER_PADDING_MS
 from pomelo.errors import PomeloError, invalid
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
 from pomelo.media import audio
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import mp3, ogg, samples
 from pomelo.providers.sandbox.speech import CHARACTER_SECONDS
+from pomelo.providers.transcripts import add_word
 
 MAX_TEXT_FILE_BYTES = 64 * 1024
 """Bytes of a text file that is accepted as audio because it begins with a trigger."""
@@ -29,6 +33,10 @@ _WORDS = (
     "letter", "copper", "island", "candle", "meadow", "velvet", "thunder", "pocket",
     "ribbon", "marble", "whisper", "summer", "bridge", "feather",
 )  # fmt: skip
+
+_WORD = re.compile(r"\S+")
+_ENDS = (".", "!", "?", "…", "。", "\uff01", "\uff1f")
+_SPEAKERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +116,38 @@ def _invent(file: BinaryIO, seconds: float) -> str:
     words = [_WORDS[(digest[index % 32] + index) % len(_WORDS)] for index in range(count)]
     sentences = [" ".join(words[start : start + 10]).capitalize() for start in range(0, count, 10)]
     return ". ".join(sentences) + "."
+
+
+def transcribe(text: str, seconds: float, given: SpeechToTextInput) -> Transcription:
+    """The transcript of `text`, spoken in `seconds`, with the timestamps and speakers that `given` requests.
+
+    Every character takes the same time. With diarization, the speakers alternate by sentence.
+    """
+    language = given.language_code or "en"
+    transcription = Transcription(text=text, language_code=language, audio_seconds=seconds)
+    if given.timestamps == TimestampGranularity.TIMESTAMP_GRANULARITY_NONE:
+        return transcription
+    each = seconds / len(text) if text else 0.0
+    by_character = given.timestamps == TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER
+    speakers = 0
+    if given.diarize:
+        speakers = min(given.num_speakers, _SPEAKERS) if given.HasField("num_speakers") else _SPEAKERS
+    sentence = 0
+    position = 0
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        speaker = f"speaker_{sentence % speakers}" if speakers else ""
+        if by_character:
+            # The space before a word belongs to its speaker.
+            for index in range(position, end):
+                add_word(transcription, text[index], _time(index * each), _time((index + 1) * each), speaker)
+            position = end
+        else:
+            add_word(transcription, match[0], _time(start * each), _time(end * each), speaker)
+        if match[0].endswith(_ENDS):
+            sentence += 1
+    return transcription
+
+
+def _time(seconds: float) -> float:
+    return round(seconds, 3)

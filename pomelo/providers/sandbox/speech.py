@@ -15,14 +15,13 @@ from fractions import Fraction
 from itertools import chain, islice, repeat
 from typing import Any
 
+from pomelo.fields import DEFAULT_AUDIO_FORMAT
 from pomelo.media.audio import wav_header
 from pomelo.providers.sandbox import mp3, ogg, samples
 from pomelo.providers.sandbox.pyav import load_av
 
 CHARACTER_SECONDS = 0.06
 """How long a character takes at speed 1."""
-
-DEFAULT = "mp3_44100_128"
 
 _CHUNKS = 2
 """Chunks a second."""
@@ -55,7 +54,7 @@ class Speech:
     @classmethod
     def of(cls, output_format: str, text: str, voice: str, seconds: float) -> Speech:
         """Speech in an output_format of the API, such as mp3_44100_128; empty means the default."""
-        codec, rate, *kbits = (output_format or DEFAULT).split("_")
+        codec, rate, *kbits = (output_format or DEFAULT_AUDIO_FORMAT).split("_")
         return cls(codec, int(rate), int(kbits[0]) if kbits else 0, text, voice, seconds)
 
     @property

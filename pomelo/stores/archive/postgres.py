@@ -136,7 +136,9 @@ class _PostgresArchive:
         row = await self._run(lambda connection: connection.fetchrow(statement, task_id))
         return None if row is None else from_row(row)
 
-    async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
+    async def list_usage(
+        self, query: UsageQuery, *, limit: int, after: str = ""
+    ) -> tuple[list[UsageRecord], str]:
         filters = _Filters(query)
         if after:
             filters.add("(at, place) < ({}, {})", *decode_position(after))

@@ -65,7 +65,9 @@ class _SqliteArchive:
     async def get(self, task_id: str) -> UsageRecord | None:
         return await self._run(lambda connection: usage.find_record(connection, task_id))
 
-    async def list_usage(self, query: UsageQuery, limit: int, after: str) -> tuple[list[UsageRecord], str]:
+    async def list_usage(
+        self, query: UsageQuery, *, limit: int, after: str = ""
+    ) -> tuple[list[UsageRecord], str]:
         page = usage.UsagePage(query, limit, after)
         while (result := await self._run(page.step)) is None:
             pass

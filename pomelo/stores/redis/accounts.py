@@ -25,7 +25,7 @@ from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Connection,
     one_deadline,
-    scan_hash,
+    scan,
     translated_errors,
 )
 from pomelo.stores.redis.key_names import (
@@ -40,15 +40,11 @@ from pomelo.stores.redis.key_names import (
     names,
 )
 from pomelo.stores.redis.scripts import ADD_ACCOUNT, BALANCES, GRANT, SET_CREDIT_LIMIT, SET_DISABLED, SET_PLAN
-from pomelo.stores.redis.wallet_index import WalletIndex
+from pomelo.stores.redis.wallet_index import Role
 
 
-class Accounts:
+class Accounts(Role):
     """Implements AccountStore."""
-
-    def __init__(self, connection: Connection, wallet_index: WalletIndex) -> None:
-        self._connection = connection
-        self._wallet_index = wallet_index
 
     @translated_errors
     async def add_account(self, name: str, plan: str, at: float, act: Act | None = None) -> bool:
@@ -94,7 +90,7 @@ class Accounts:
         known = await self._connection.send("ZCARD", ACCOUNT_ORDER)
         if known >= await self._connection.send("HLEN", ACCOUNTS):
             return
-        async for page in scan_hash(self._connection, ACCOUNTS):
+        async for page in scan(self._connection, "HSCAN", ACCOUNTS):
             with self._connection.one_deadline(REPORT_TIMEOUT):
                 await self._connection.send(
                     "ZADD", ACCOUNT_ORDER, *[part for name in page for part in (0, name)]

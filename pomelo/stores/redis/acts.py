@@ -15,20 +15,15 @@ from pomelo.stores.acts import Act
 from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Argument,
-    Connection,
-    scan_hash,
+    scan,
     translated_errors,
 )
 from pomelo.stores.redis.key_names import ACCOUNT_ACTS, KEY_ACTS, act_log, key_position, names
-from pomelo.stores.redis.wallet_index import WalletIndex, for_each
+from pomelo.stores.redis.wallet_index import Role, for_each
 
 
-class Acts:
+class Acts(Role):
     """Implements ActStore."""
-
-    def __init__(self, connection: Connection, wallet_index: WalletIndex) -> None:
-        self._connection = connection
-        self._wallet_index = wallet_index
 
     @translated_errors
     async def list_acts(
@@ -59,7 +54,7 @@ class Acts:
         await for_each(sources, self._move_from)
 
     async def _move_from(self, source: str) -> None:
-        async for page in scan_hash(self._connection, source):
+        async for page in scan(self._connection, "HSCAN", source):
             entries: dict[str, list[Argument]] = {}
             for text in page.values():
                 act = _decode_changed(text)

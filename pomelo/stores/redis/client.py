@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, cast
 
 from redis import exceptions as errors
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
+from pomelo.process import stop
 from pomelo.stores.redis.connection import Argument, NotSentError
 from pomelo.stores.redis.link import Command, Decoder, Link, pack
 
@@ -54,10 +54,7 @@ class SingleServer:
     async def aclose(self) -> None:
         self._closed = True
         self._fail_queue(NotSentError("closed"))
-        if self._connecting is not None:
-            self._connecting.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._connecting
+        await stop(self._connecting)
         if self._link is not None:
             self._link.close(errors.ConnectionError("closed"))
             await self._link.lost

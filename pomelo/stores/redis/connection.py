@@ -260,12 +260,13 @@ class Connection:
         await self._client.aclose()
 
 
-async def scan_hash(connection: Connection, key: str) -> AsyncIterator[dict[bytes, bytes]]:
-    """Yields the fields of a hash in parts. Fields that change meanwhile may be missing or yielded twice."""
+async def scan(connection: Connection, command: str, key: str) -> AsyncIterator[Any]:
+    """Yields the members of a set (SSCAN) or the fields of a hash (HSCAN) in parts, in any order. All are
+    yielded that exist during the whole scan, some twice."""
     cursor = 0
     while True:
         with connection.one_deadline(REPORT_TIMEOUT if cursor else 0.0):
-            cursor, part = await connection.send("HSCAN", key, cursor, "COUNT", PAGE)
+            cursor, part = await connection.send(command, key, cursor, "COUNT", PAGE)
         if part:
             yield part
         if not cursor:

@@ -20,9 +20,8 @@ from pomelo.stores.redis.acts import act_args
 from pomelo.stores.redis.connection import (
     REPORT_TIMEOUT,
     Argument,
-    Connection,
     one_deadline,
-    scan_hash,
+    scan,
     translated_errors,
 )
 from pomelo.stores.redis.key_names import (
@@ -45,16 +44,13 @@ from pomelo.stores.redis.scripts import (
     REVOKE_KEY,
     SET_BUDGET,
 )
-from pomelo.stores.redis.wallet_index import for_each
+from pomelo.stores.redis.wallet_index import Role, for_each
 
 _FIELDS = ("key_id", "account", "live", "models", "created", "expires")
 
 
-class Keys:
+class Keys(Role):
     """Implements KeyStore."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
 
     @one_deadline
     async def get_key(self, key_id: str) -> KeyRecord | None:
@@ -96,7 +92,7 @@ class Keys:
         known = await self._connection.send("ZCARD", KEY_ORDER)
         if known >= await self._connection.send("HLEN", KEYS):
             return
-        async for page in scan_hash(self._connection, KEYS):
+        async for page in scan(self._connection, "HSCAN", KEYS):
             records = [_decode_key(text) for text in page.values()]
             positions: list[Argument] = [part for record in records for part in (0, _position(record))]
             with self._connection.one_deadline(REPORT_TIMEOUT):

@@ -37,7 +37,7 @@ from pomelo.stores.redis.key_names import budget_start, names
 from pomelo.stores.redis.ordered_tasks import Operation, OrderedTasks
 from pomelo.stores.redis.scripts import LIMIT_STATUS, NOTE, RESERVE, SETTLE, VOID
 from pomelo.stores.redis.usage import Usage
-from pomelo.stores.redis.wallet_index import WalletIndex
+from pomelo.stores.redis.wallet_index import Role, WalletIndex
 from pomelo.stores.redis.workers import Worker
 from pomelo.stores.usage import RECOVERED, UsageRecord
 
@@ -50,7 +50,7 @@ _CHECKS_IF_UNKNOWN = 30
 it is checked no more. The second applies after an unknown outcome: that reserve may reach the server late."""
 
 
-class Ledger:
+class Ledger(Role):
     """Implements LedgerStore."""
 
     def __init__(

@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
+from pomelo.process import fail, resolve
 from pomelo.stores.ledger import LostReservationError, UnknownOutcomeError
 from pomelo.stores.redis.connection import Attempt
 
@@ -96,7 +97,7 @@ class OrderedTasks:
         """
         outcome: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
-            _fail(outcome, PomeloError("store_unavailable"))
+            fail(outcome, PomeloError("store_unavailable"))
             return outcome
         running = _Running(task_id, operation, outcome, ends_task, undo)
         self._all.add(running)
@@ -119,7 +120,7 @@ class OrderedTasks:
         runners = []
         for running in list(self._all):
             if running.runner is None:
-                _fail(running.outcome, PomeloError("store_unavailable"))
+                fail(running.outcome, PomeloError("store_unavailable"))
                 self._end(running)
             else:
                 running.runner.cancel()
@@ -165,7 +166,7 @@ class OrderedTasks:
             if earlier is not None:
                 done, _ = await asyncio.wait({earlier}, timeout=self._timeout)
                 if not done:
-                    _fail(outcome, UnknownOutcomeError("store_unavailable"))
+                    fail(outcome, UnknownOutcomeError("store_unavailable"))
                     if earlier_ends_task or not running.ends_task:
                         return  # the task will be ended anyway, or nobody waits for this reserve any more
                     await asyncio.wait({earlier})
@@ -177,7 +178,7 @@ class OrderedTasks:
             elif running.undo is not None and isinstance(error, UnknownOutcomeError):
                 await self._retry(running.undo, self._loop.time() + _MAX_UNDO_TIME)
         except asyncio.CancelledError:
-            _fail(outcome, PomeloError("store_unavailable"))
+            fail(outcome, PomeloError("store_unavailable"))
             raise
 
     async def _attempt(
@@ -187,19 +188,18 @@ class OrderedTasks:
         try:
             value = await operation()
         except PomeloError as error:
-            _fail(future, error)
+            fail(future, error)
             return error
         except LostReservationError as error:
-            _fail(future, error)
+            fail(future, error)
         except Exception as error:
             self._unexpected.log("The store failed at a task", error)
             unknown = UnknownOutcomeError("store_unavailable")
             unknown.__cause__ = error
-            _fail(future, unknown)
+            fail(future, unknown)
             return unknown
         else:
-            if not future.done():
-                future.set_result(value)
+            resolve(future, value)
         return None
 
     async def _retry(self, operation: Callable[[], Awaitable[object]], end: float = math.inf) -> None:
@@ -217,10 +217,3 @@ def _send(operation: Operation[Any]) -> Attempt | None:
         return operation.send()
     except Exception:
         return None  # `complete` raises it again, and handles it
-
-
-def _fail(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-        # Reading it prevents asyncio's message about an exception that nobody retrieved.
-        future.exception()

@@ -10,15 +10,14 @@ from pomelo.stores.redis.connection import Connection, Timing, one_deadline, tra
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
 from pomelo.stores.redis.scripts import CLOCK, NOTE_STATE
 from pomelo.stores.redis.url import connect, parse_url
+from pomelo.stores.redis.wallet_index import Role
 from pomelo.stores.redis.workers import Worker
 
 
-class Processes:
+class Processes(Role):
     """Implements `pomelo.stores.fleet.Fleet`."""
 
-    def __init__(self, connection: Connection, worker: Worker) -> None:
-        self._connection = connection
-        self._worker = worker
+    _worker: Worker
 
     @one_deadline
     async def register(self, process: Process) -> list[Process]:

@@ -95,10 +95,7 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
     def __init__(
         self, connection: Connection, wallet_index: WalletIndex, worker: Worker, usage: Usage
     ) -> None:
-        Keys.__init__(self, connection)
-        Accounts.__init__(self, connection, wallet_index)
         Ledger.__init__(self, connection, worker, wallet_index, usage)
-        Processes.__init__(self, connection, worker)
         self.list_usage = usage.list_usage
         self.sum_usage = usage.sum_usage
         self.drafts = usage.drafts

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pomelo.errors import PomeloError
-from pomelo.process import periodically
+from pomelo.process import periodically, stop
 from pomelo.stores import records
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.archive.base import Archive
@@ -81,10 +81,7 @@ class Usage:
 
     async def close(self) -> None:
         """Moves the remaining records of this process, if possible, and stops."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
         with suppress(PomeloError), self._connection.translated_errors():
             await self.drain(self._expected)
 
@@ -101,7 +98,7 @@ class Usage:
             # Later pages are older: the first page has drained them.
             if not after:
                 await self.drain(await self._wallets_of(query))
-            return await self._archive.list_usage(query, limit, after)
+            return await self._archive.list_usage(query, limit=limit, after=after)
 
     async def sum_usage(
         self,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic_core import from_json
 
 from pomelo.stores import records
-from pomelo.stores.accounts import PAGE, Wallet
-from pomelo.stores.redis.connection import REPORT_TIMEOUT, Connection, RefusedError
+from pomelo.stores.accounts import Wallet
+from pomelo.stores.redis.connection import REPORT_TIMEOUT, Connection, RefusedError, scan
 from pomelo.stores.redis.key_names import WALLETS, key, member, names, wallet_of
 from pomelo.stores.redis.scripts import NON_EMPTY, Script
 from pomelo.stores.usage import UsageRecord
@@ -57,14 +57,8 @@ class WalletIndex:
 
     async def pages(self) -> AsyncIterator[list[Wallet]]:
         """Yields all wallets that exist during the whole scan, in any order. One may be yielded twice."""
-        cursor = 0
-        while True:
-            with self._connection.one_deadline(REPORT_TIMEOUT if cursor else 0.0):
-                cursor, found = await self._connection.send("SSCAN", WALLETS, cursor, "COUNT", PAGE)
-            if found:
-                yield [wallet_of(text) for text in found]
-            if not cursor:
-                return
+        async for found in scan(self._connection, "SSCAN", WALLETS):
+            yield [wallet_of(text) for text in found]
 
     async def with_data(self, table: str) -> list[Wallet]:
         """The wallets whose `table` (holds, drafts or usage) is not empty, sorted."""
@@ -132,6 +126,13 @@ class WalletIndex:
         except RefusedError as error:
             unexpected.log(f"The reservations of {member(wallet)} can't be read", error)
         return found
+
+
+class Role:
+    """A part of RedisStore, which sets these."""
+
+    _connection: Connection
+    _wallet_index: WalletIndex
 
 
 def _parse(wallet: Wallet, task_id: str, text: str) -> StoredReservation:

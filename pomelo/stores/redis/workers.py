@@ -11,11 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
-from pomelo.process import periodically
+from pomelo.process import periodically, stop
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.redis.connection import Connection, RefusedError
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, names
@@ -100,10 +99,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Stops heartbeats and watching, and nothing else: as if the process had died."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await stop(self._task)
 
     async def close(self) -> None:
         """Stops, and recovers the tasks that this worker has left."""

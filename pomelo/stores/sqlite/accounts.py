@@ -12,10 +12,12 @@ from pomelo.stores.sqlite.acts import add_act
 _AMOUNTS = "granted - credit_limit, spent, held, credit_limit"
 
 
-def add_account(connection: sqlite3.Connection, account: AccountRecord, act: Act | None) -> bool:
+def add_account(
+    connection: sqlite3.Connection, name: str, plan: str, at: float, act: Act | None = None
+) -> bool:
     added = connection.execute(
         "INSERT INTO accounts (name, plan, created) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        (account.name, account.plan, account.created),
+        (name, plan, at),
     )
     if added.rowcount == 1:
         add_act(connection, act)
@@ -50,7 +52,7 @@ def list_accounts(connection: sqlite3.Connection, limit: int, after: str) -> lis
     ]
 
 
-def set_plan(connection: sqlite3.Connection, name: str, plan: str, act: Act | None) -> bool:
+def set_plan(connection: sqlite3.Connection, name: str, plan: str, act: Act | None = None) -> bool:
     account = get_account(connection, name)
     if account is None:
         return False
@@ -60,7 +62,9 @@ def set_plan(connection: sqlite3.Connection, name: str, plan: str, act: Act | No
     return True
 
 
-def set_disabled(connection: sqlite3.Connection, name: str, disabled: float | None, act: Act | None) -> bool:
+def set_disabled(
+    connection: sqlite3.Connection, name: str, disabled: float | None, act: Act | None = None
+) -> bool:
     account = get_account(connection, name)
     if account is None:
         return False

@@ -23,10 +23,11 @@ def add_act(
 
 def list_acts(
     connection: sqlite3.Connection,
-    account: str | None,
-    since: float | None,
+    account: str | None = None,
+    *,
+    since: float | None = None,
     limit: int,
-    after: tuple[float, str] | None,
+    after: tuple[float, str] | None = None,
 ) -> list[Act]:
     conditions, values = ["1"], list[Any]()
     if account is not None:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pomelo.process import fail, resolve
 from pomelo.stores.accounts import AccountSummary, Balance, Grant, OverdrawnError, Wallet
 from pomelo.stores.acts import Act
 from pomelo.stores.sqlite import accounts
 from pomelo.stores.sqlite.ledger import Ledger
 from pomelo.stores.sqlite.wallets import LoadedWallet
-from pomelo.stores.sqlite.writer import Writer, fail, nothing, resolve
+from pomelo.stores.sqlite.writer import Writer, nothing
 
 
 class Balances:

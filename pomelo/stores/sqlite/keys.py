@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from pomelo.stores.accounts import UnknownAccountError
+from pomelo.stores.accounts import PAGE, UnknownAccountError
 from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.sqlite.acts import add_act
@@ -23,7 +23,7 @@ def get_key(connection: sqlite3.Connection, key_id: str) -> KeyRecord | None:
     return None if row is None else _key(row)
 
 
-def add_key(connection: sqlite3.Connection, record: KeyRecord, act: Act | None) -> None:
+def add_key(connection: sqlite3.Connection, record: KeyRecord, act: Act | None = None) -> None:
     values = {name: getattr(record, name) for name in _NAMES} | {"models": json.dumps(record.models)}
     try:
         connection.execute(
@@ -38,7 +38,11 @@ def add_key(connection: sqlite3.Connection, record: KeyRecord, act: Act | None) 
 
 
 def list_keys(
-    connection: sqlite3.Connection, account: str | None, limit: int, after: tuple[float, str] | None
+    connection: sqlite3.Connection,
+    account: str | None = None,
+    *,
+    limit: int = PAGE,
+    after: tuple[float, str] | None = None,
 ) -> list[KeyRecord]:
     conditions, values = ["1"], list[Any]()
     if account is not None:
@@ -55,7 +59,9 @@ def list_keys(
     return [_key(row) for row in rows]
 
 
-def revoke_key(connection: sqlite3.Connection, key_id: str, at: float, act: Act | None) -> KeyRecord | None:
+def revoke_key(
+    connection: sqlite3.Connection, key_id: str, at: float, act: Act | None = None
+) -> KeyRecord | None:
     revoked = connection.execute(
         "UPDATE keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL", (at, key_id)
     )
@@ -69,8 +75,9 @@ def replace_key(
     key_id: str,
     successor: KeyRecord,
     at: float,
-    expires: float | None,
-    act: Act | None,
+    act: Act | None = None,
+    *,
+    expires: float | None = None,
 ) -> bool:
     if expires is None:
         replaced = connection.execute(
@@ -104,7 +111,7 @@ def keys_of_secret(connection: sqlite3.Connection, secret_id: str, key_ids: Sequ
     return {key_id for (key_id,) in rows}
 
 
-def set_budget(connection: sqlite3.Connection, key_id: str, budget: str, act: Act | None) -> bool:
+def set_budget(connection: sqlite3.Connection, key_id: str, budget: str, act: Act | None = None) -> bool:
     key = get_key(connection, key_id)
     if key is None:
         return False

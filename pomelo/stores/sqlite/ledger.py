@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from pomelo.errors import PomeloError
+from pomelo.process import fail, resolve
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.ledger import (
     Budget,
@@ -34,7 +35,7 @@ from pomelo.stores.sqlite.journal import End, EndedBeforeError
 from pomelo.stores.sqlite.stored import StoredAnswer, find_answer, read_wallet, recovered, replay, write_notes
 from pomelo.stores.sqlite.usage import find_record, wallet_states
 from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
-from pomelo.stores.sqlite.writer import Writer, fail, nothing, resolve
+from pomelo.stores.sqlite.writer import Writer, nothing
 from pomelo.stores.usage import RECOVERED, UsageRecord, WalletState
 
 MAX_WALLETS = 10_000
@@ -228,7 +229,9 @@ class Ledger:
                     wallet.spent += stored.cost
                     if task.budget is not None:
                         task.budget.spent += stored.cost
-                    self._remember(task.task_id)
+                    self._ended[task.task_id] = None
+                    if len(self._ended) > MAX_ENDED:
+                        self._ended.popitem(last=False)
                 self._release(task, self._clock())
                 self._writer.act(lambda: resolve(future, result(stored)), future)
             else:
@@ -243,11 +246,6 @@ class Ledger:
     def _release(self, task: Reservation, now: float) -> None:
         task.release(now)
         del self._tasks[task.task_id]
-
-    def _remember(self, task_id: str) -> None:
-        self._ended[task_id] = None
-        if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)
 
     # --- while tasks run
 

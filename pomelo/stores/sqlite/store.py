@@ -9,18 +9,16 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import PAGE, AccountRecord, AccountSummary, Grant, Wallet
-from pomelo.stores.acts import Act
+from pomelo.stores.accounts import PAGE, AccountSummary, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import OpenReservation
 from pomelo.stores.sqlite import accounts, acts, keys, usage
 from pomelo.stores.sqlite.balances import Balances
@@ -40,6 +38,7 @@ _INTERRUPT_INTERVAL = 0.01
 
 log = logging.getLogger("pomelo.stores")
 
+P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -133,45 +132,22 @@ class SqliteStore:
         self.grant = self._balances.grant
         self.set_credit_limit = self._balances.set_credit_limit
         self.balance = self._balances.get
-
-    # --- KeyStore
-
-    async def get_key(self, key_id: str) -> KeyRecord | None:
-        return await self._writer.do(lambda c: keys.get_key(c, key_id), reads=True)
-
-    async def add_key(self, record: KeyRecord, act: Act | None = None) -> None:
-        await self._writer.do(lambda c: keys.add_key(c, record, act))
-
-    async def list_keys(
-        self, account: str | None = None, *, limit: int = PAGE, after: tuple[float, str] | None = None
-    ) -> list[KeyRecord]:
-        return await self._report(lambda c: keys.list_keys(c, account, limit, after))
-
-    async def revoke_key(self, key_id: str, at: float, act: Act | None = None) -> KeyRecord | None:
-        return await self._writer.do(lambda c: keys.revoke_key(c, key_id, at, act))
-
-    async def replace_key(
-        self,
-        key_id: str,
-        successor: KeyRecord,
-        at: float,
-        act: Act | None = None,
-        *,
-        expires: float | None = None,
-    ) -> bool:
-        return await self._writer.do(lambda c: keys.replace_key(c, key_id, successor, at, expires, act))
-
-    async def set_budget(self, key_id: str, budget: str, act: Act | None = None) -> bool:
-        return await self._writer.do(lambda c: keys.set_budget(c, key_id, budget, act))
-
-    async def record_key_use(self, used: Mapping[str, float]) -> None:
-        await self._writer.do(lambda c: keys.record_key_use(c, used))
-
-    async def rehash_key(self, key_id: str, old: bytes, new: bytes, secret_id: str) -> None:
-        await self._writer.do(lambda c: keys.rehash_key(c, key_id, old, new, secret_id))
-
-    async def keys_of_secret(self, secret_id: str, key_ids: Sequence[str]) -> set[str]:
-        return await self._report(lambda c: keys.keys_of_secret(c, secret_id, key_ids))
+        self.get_key = _method(keys.get_key, self._read)
+        self.add_key = _method(keys.add_key, writer.do)
+        self.list_keys = _method(keys.list_keys, self._report)
+        self.revoke_key = _method(keys.revoke_key, writer.do)
+        self.replace_key = _method(keys.replace_key, writer.do)
+        self.set_budget = _method(keys.set_budget, writer.do)
+        self.record_key_use = _method(keys.record_key_use, writer.do)
+        self.rehash_key = _method(keys.rehash_key, writer.do)
+        self.keys_of_secret = _method(keys.keys_of_secret, self._report)
+        self.add_account = _method(accounts.add_account, writer.do)
+        self.get_account = _method(accounts.get_account, self._read)
+        self.set_plan = _method(accounts.set_plan, writer.do)
+        self.set_disabled = _method(accounts.set_disabled, writer.do)
+        self.get_grant = _method(accounts.get_grant, self._read)
+        self.list_grants = _method(accounts.list_grants, self._read)
+        self.list_acts = _method(acts.list_acts, self._report)
 
     # --- LedgerStore
 
@@ -183,40 +159,9 @@ class SqliteStore:
 
     # --- AccountStore
 
-    async def add_account(self, name: str, plan: str, at: float, act: Act | None = None) -> bool:
-        account = AccountRecord(name, plan, at)
-        return await self._writer.do(lambda c: accounts.add_account(c, account, act))
-
-    async def get_account(self, name: str) -> AccountRecord | None:
-        return await self._writer.do(lambda c: accounts.get_account(c, name), reads=True)
-
     async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
         found = await self._report(lambda c: accounts.list_accounts(c, limit, after))
         return [self._balances.of_account(summary) for summary in found]
-
-    async def set_plan(self, name: str, plan: str, act: Act | None = None) -> bool:
-        return await self._writer.do(lambda c: accounts.set_plan(c, name, plan, act))
-
-    async def set_disabled(self, name: str, disabled: float | None, act: Act | None = None) -> bool:
-        return await self._writer.do(lambda c: accounts.set_disabled(c, name, disabled, act))
-
-    async def get_grant(self, wallet: Wallet, grant_id: str) -> Grant | None:
-        return await self._writer.do(lambda c: accounts.get_grant(c, wallet, grant_id), reads=True)
-
-    async def list_grants(self, wallet: Wallet) -> list[Grant]:
-        return await self._writer.do(lambda c: accounts.list_grants(c, wallet), reads=True)
-
-    # --- ActStore
-
-    async def list_acts(
-        self,
-        account: str | None = None,
-        *,
-        since: float | None = None,
-        limit: int,
-        after: tuple[float, str] | None = None,
-    ) -> list[Act]:
-        return await self._report(lambda c: acts.list_acts(c, account, since, limit, after))
 
     # --- UsageStore
 
@@ -259,6 +204,9 @@ class SqliteStore:
             pass
         return result
 
+    def _read(self, work: Callable[[sqlite3.Connection], T]) -> Awaitable[T]:
+        return self._writer.do(work, reads=True)
+
     async def _report(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Runs `work` in the thread of reports."""
 
@@ -276,3 +224,15 @@ class SqliteStore:
         except Exception as error:
             self._writer.unexpected.log("Reading the store failed", error)
             raise PomeloError("store_unavailable") from error
+
+
+def _method(
+    work: Callable[Concatenate[sqlite3.Connection, P], T],
+    run: Callable[[Callable[[sqlite3.Connection], T]], Awaitable[T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """A method of a role that is nothing but `work`, whose arguments follow the connection."""
+
+    async def method(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await run(lambda connection: work(connection, *args, **kwargs))
+
+    return method

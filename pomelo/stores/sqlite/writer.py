@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
+from pomelo.process import fail, resolve
 from pomelo.stores.base import DECLARED_ERRORS
 from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.stores.sqlite.journal import Batch, Done, End, EndedBeforeError, Operation
@@ -359,17 +360,3 @@ def _errors(outcomes: list[tuple[Any, Exception | None]] | Exception) -> list[Ex
     if isinstance(outcomes, Exception):
         return [outcomes]
     return [error for _, error in outcomes if error is not None]
-
-
-def resolve(future: asyncio.Future[T], value: T) -> None:
-    """Sets the future's result to the value."""
-    if not future.done():  # its awaiter may have been cancelled
-        future.set_result(value)
-
-
-def fail(future: asyncio.Future[Any], error: Exception) -> None:
-    """Sets the error as the future's exception."""
-    if not future.done():  # its awaiter may have been cancelled
-        future.set_exception(error)
-        # Reading it prevents asyncio's message about an exception that nobody retrieved.
-        future.exception()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pomelo.providers.errors import UpstreamError
-from pomelo.providers.http.lines import LineParser
-from pomelo.providers.http.sse import MAX_EVENT_BYTES
+from pomelo.providers.http.sse import MAX_EVENT_BYTES, LineParser
 
 STREAM = '{"a": 1}\r\n\n  \n{"b": "é"}\n{"c": 3}'.encode()
 LINES = [b'{"a": 1}', '{"b": "é"}'.encode(), b'{"c": 3}']

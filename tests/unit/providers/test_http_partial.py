@@ -27,7 +27,8 @@ async def test_no_more_of_a_body_is_read_than_is_wanted() -> None:
         Http() as http,
         http.stream_bytes(server.url, {}, b"{}", CHAT) as body,
     ):
-        assert await body.read_all(999) == (b"x" * 1_000, False)
+        assert await body.read_all(999) == b"x" * 1_000
+        assert not body.ended
 
 
 async def test_the_body_of_a_redirection_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +133,8 @@ async def test_a_body_of_exactly_the_limit_is_read_to_its_end() -> None:
         Http() as http,
         http.stream_bytes(server.url, {}, b"{}", CHAT) as body,
     ):
-        assert await body.read_all(2) == (b"{}", True)
+        assert await body.read_all(2) == b"{}"
+        assert body.ended
 
 
 async def test_an_event_that_lacks_its_last_line_end_is_read_at_the_end() -> None:

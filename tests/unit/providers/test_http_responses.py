@@ -321,7 +321,8 @@ async def test_a_patient_stream_of_bytes_may_be_silent_as_long_as_a_whole_respon
         Http(Timeouts(silence=0.1, whole=60)) as http,
         http.stream_bytes(server.url, {}, b"{}", CHAT, patient=True) as body,
     ):
-        assert await body.read_all(99) == (b"body", True)
+        assert await body.read_all(99) == b"body"
+        assert body.ended
 
 
 async def test_a_kept_connection_obeys_the_shorter_silence_of_a_later_request() -> None:

@@ -1,0 +1,15 @@
+"""The short names of the values of the contract's enums, such as "low" for REASONING_EFFORT_LOW."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from google.protobuf.descriptor import EnumDescriptor
+
+
+@cache
+def enum_names(enum: EnumDescriptor) -> dict[Any, str]:
+    """Return the names by the numbers of the values, without the unspecified one."""
+    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
+    return {value.number: value.name.removeprefix(prefix).lower() for value in enum.values[1:]}
