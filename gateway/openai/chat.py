@@ -8,11 +8,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.openai.parameters import Values, run_task
+from gateway.openai.parameters import Values
 from gateway.openai.text import TextParameters
-from gateway.request import Request
-from gateway.responses import Response
-from gateway.state import Gateway
 from gateway.types.base import Link, StreamObjects, open_object
 from gateway.types.text.results import FINISH_REASONS, encode_call_piece, render_message
 from pomelo.call import Call
@@ -20,23 +17,11 @@ from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
 from pomelo.gen.v1.text_pb2 import TextDelta, ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Usage
-from pomelo.service import Visit
 
 DEFAULTS: Values = {"modalities": (["text"],), "verbosity": ("medium",)}
 """Parameters that are accepted with these values, which change nothing."""
 
 _CHUNK = "chat.completion.chunk"
-
-
-async def create_chat_completion(
-    gateway: Gateway, request: Request, call: Call, visit: Visit
-) -> Response | None:
-    """Runs a text task and sends a chat completion: JSON or server-sent events.
-
-    Raises:
-        PomeloError: any error of the table.
-    """
-    return await run_task(gateway, request, call, visit, ChatParameters(call))
 
 
 class ChatParameters(TextParameters):
