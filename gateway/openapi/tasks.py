@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.openapi.schema import JSON, Schema, Section, object_of, parameter, ref, responses, union
+from gateway.openapi.schema import (
+    JSON,
+    Schema,
+    Section,
+    object_of,
+    operation,
+    parameter,
+    ref,
+    responses,
+    union,
+)
 from gateway.types import TASK_FORMATS
 from gateway.types.base import TaskFormat
 from gateway.types.fields import describe
@@ -19,8 +29,8 @@ _AUDIO = {
     "description": "Audio as base64, or as a data: URI; in a form, also as a file.",
 }
 _JSON_EVENT = {"type": "string", "contentMediaType": JSON, "contentSchema": ref("TaskEvent")}
-_CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
-TASK_ERRORS = tuple(code for code in _CODES if code not in ("not_found", "method_not_allowed"))
+CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
+TASK_ERRORS = tuple(code for code in CODES if code not in ("not_found", "method_not_allowed"))
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "audio/mpeg", "audio/wav", "audio/ogg")
 
 TASK_PARAMETERS = [
@@ -72,10 +82,23 @@ With `Accept: audio/*` or `image/*` the response is the file itself, sent as it 
 
 def section(models: Mapping[str, int]) -> Section:
     """Describes the operation; `models` are the models by name, with their task types."""
-    operation = _operation(_request_examples(models))
-    return Section(
-        "Tasks", "Text, images and speech.", {"/api/v1/task": {"post": operation}}, _schemas(models)
+    ok = {
+        JSON: {"schema": ref("TaskResult"), "examples": _result_examples()},
+        "text/event-stream": {"schema": ref("StreamEvent")},
+        **dict.fromkeys((*_MEDIA_TYPES, "application/octet-stream"), BINARY),
+    }
+    run = operation(
+        "runTask",
+        "Run a task; the model decides its type.",
+        responses(ok, *TASK_ERRORS, is_task=True),
+        *TASK_PARAMETERS,
+        description=_DESCRIPTION,
+        request={
+            JSON: {"schema": ref("Task"), "examples": _request_examples(models)},
+            "multipart/form-data": {"schema": ref("Form")},
+        },
     )
+    return Section("Tasks", "Text, images and speech.", {"/api/v1/task": run}, _schemas(models))
 
 
 def model_name(models: Mapping[str, int], *task_types: int) -> Schema:
@@ -186,28 +209,3 @@ def _result_examples() -> Schema:
                 "value": common | dict(each.result_example),
             }
     return examples
-
-
-def _operation(request_examples: Schema) -> Schema:
-    return {
-        "operationId": "runTask",
-        "summary": "Run a task; the model decides its type.",
-        "description": _DESCRIPTION,
-        "parameters": TASK_PARAMETERS,
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": ref("Task"), "examples": request_examples},
-                "multipart/form-data": {"schema": ref("Form")},
-            },
-        },
-        "responses": responses(
-            {
-                JSON: {"schema": ref("TaskResult"), "examples": _result_examples()},
-                "text/event-stream": {"schema": ref("StreamEvent")},
-                **dict.fromkeys((*_MEDIA_TYPES, "application/octet-stream"), BINARY),
-            },
-            *TASK_ERRORS,
-            is_task=True,
-        ),
-    }

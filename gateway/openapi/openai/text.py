@@ -12,25 +12,23 @@ from gateway.openai.response_events import INCOMPLETE
 from gateway.openapi.openai.operations import (
     SSE,
     events,
+    example,
     nullable,
     only,
-    operation,
+    task_operation,
     task_properties,
     without_effect,
 )
-from gateway.openapi.schema import JSON, Schema, object_of, ref, union
+from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, object_of, ref, union
 from gateway.openapi.tasks import model_name, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import result_schema
 from gateway.types.text.results import CHOICE, CHUNK_CHOICE, RESPONSE_MESSAGE, TOOL_CALLS, exactly_one
 from pomelo.gen.v1.task_pb2 import TaskType
 
-_TEXT: Schema = {"type": "string"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
 _NULL: Schema = {"type": "null"}
 _EMPTY: Schema = {"type": "array", "items": {}, "maxItems": 0}
 _ANY: Schema = {}
-_LABEL: Schema = {"type": ["string", "null"]}
 
 _STREAM_OPTIONS = object_of(
     {
@@ -42,7 +40,7 @@ _STREAM_OPTIONS = object_of(
 _SHARED = {
     **only(openai_text.DEFAULTS),
     **without_effect(openai_text.NO_EFFECT),
-    "safety_identifier": {**_LABEL, "description": "Replaces user."},
+    "safety_identifier": {**LABEL, "description": "Replaces user."},
     "stream_options": nullable(ref("StreamOptions")),
 }
 
@@ -51,7 +49,7 @@ _SHARED = {
 _MESSAGE = {**RESPONSE_MESSAGE, "refusal": _NULL}
 _CHOICE = {**CHOICE, "message": object_of({**_MESSAGE, **TOOL_CALLS}, _MESSAGE), "logprobs": _NULL}
 _CHAT_USAGE = {
-    **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT),
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT),
     "prompt_tokens_details": ref("PromptTokensDetails"),
     "completion_tokens_details": ref("CompletionTokensDetails"),
 }
@@ -69,50 +67,50 @@ def _chat_request(task: Schema) -> Schema:
 
 # --- responses
 
-_EASY_CONTENT = {"anyOf": [_TEXT, {"type": "array", "items": ref("InputPart")}]}
+_EASY_CONTENT = {"anyOf": [TEXT, {"type": "array", "items": ref("InputPart")}]}
 _MESSAGE_ITEM = {
     "role": {"enum": ["system", "developer", "user", "assistant"]},
     "content": _EASY_CONTENT,
 }
-_CALL_ITEM = {"type": {"const": "function_call"}, "call_id": _TEXT, "name": _TEXT, "arguments": _TEXT}
+_CALL_ITEM = {"type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": TEXT}
 _OUTPUT_ITEM = {
     "type": {"const": "function_call_output"},
-    "call_id": _TEXT,
-    "output": {"anyOf": [_TEXT, {"type": "array", "items": ref("InputText")}]},
+    "call_id": TEXT,
+    "output": {"anyOf": [TEXT, {"type": "array", "items": ref("InputText")}]},
 }
-_INPUT_TEXT = {"type": {"enum": ["input_text", "output_text"]}, "text": _TEXT}
+_INPUT_TEXT = {"type": {"enum": ["input_text", "output_text"]}, "text": TEXT}
 _INPUT_IMAGE = {
     "type": {"const": "input_image"},
     "image_url": {"type": "string", "description": "A data: URI with a base64 image."},
 }
 _OUTPUT_TEXT = {
     "type": {"const": "output_text"},
-    "text": _TEXT,
+    "text": TEXT,
     **dict.fromkeys(("annotations", "logprobs"), _EMPTY),
 }
 _STATUS = {"enum": ["in_progress", "completed", "incomplete"]}
 _OUTPUT_MESSAGE = {
     "type": {"const": "message"},
-    "id": _TEXT,
+    "id": TEXT,
     "status": _STATUS,
     "role": {"const": "assistant"},
     "content": {"type": "array", "items": ref("OutputText")},
 }
-_OUTPUT_CALL = {**_CALL_ITEM, "id": _TEXT, "status": _STATUS}
+_OUTPUT_CALL = {**_CALL_ITEM, "id": TEXT, "status": _STATUS}
 _FUNCTION = ("name", "description", "parameters", "strict")
 _USAGE = {
-    "input_tokens": _COUNT,
+    "input_tokens": COUNT,
     "input_tokens_details": ref("PromptTokensDetails"),
-    "output_tokens": _COUNT,
+    "output_tokens": COUNT,
     "output_tokens_details": ref("CompletionTokensDetails"),
-    "total_tokens": _COUNT,
+    "total_tokens": COUNT,
 }
 _REASON = {"reason": {"enum": [*INCOMPLETE.values()]}}
 _RESPONSE = {
     "id": {"type": "string", "pattern": "^task_"},
     "object": {"const": "response"},
     "created_at": {"type": "integer", "description": "Unix seconds."},
-    "model": _TEXT,
+    "model": TEXT,
     "status": _STATUS,
     "incomplete_details": nullable(object_of(_REASON, _REASON)),
     "output": {"type": "array", "items": ref("OutputItem")},
@@ -120,9 +118,9 @@ _RESPONSE = {
     "store": {"const": False},
 }
 _REPEATED: Schema = {
-    "instructions": _LABEL,
+    "instructions": LABEL,
     "max_output_tokens": {"type": ["integer", "null"]},
-    "metadata": {"type": "object", "additionalProperties": _TEXT},
+    "metadata": {"type": "object", "additionalProperties": TEXT},
     "parallel_tool_calls": {"type": "boolean"},
     "temperature": {"type": ["number", "null"]},
     "top_p": {"type": ["number", "null"]},
@@ -142,7 +140,7 @@ def _response_request(task: Schema) -> Schema:
             "anyOf": [{"type": "string"}, {"type": "array", "items": ref("InputItem"), "minItems": 1}],
             "description": "A text, or the conversation, oldest item first.",
         },
-        "instructions": {**_LABEL, "description": "The first system message."},
+        "instructions": {**LABEL, "description": "The first system message."},
         "max_output_tokens": fields["max_tokens"],
         "tools": {**fields["tools"], "items": ref("FunctionTool")},
         "tool_choice": {
@@ -166,9 +164,9 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
     tool = TASK_FORMATS[TaskType.TASK_TYPE_TEXT].schemas["Tool"]["properties"]["function"]["properties"]
     json_schema = TASK_FORMATS[TaskType.TASK_TYPE_TEXT].schemas["JsonSchema"]["properties"]
     function_tool = {"type": {"const": "function"}, **{name: tool[name] for name in _FUNCTION}}
-    choice = {"type": {"const": "function"}, "name": _TEXT}
+    choice = {"type": {"const": "function"}, "name": TEXT}
     text_schema = {"type": {"const": "json_schema"}, **json_schema}
-    labels = dict.fromkeys(("id", "status"), _LABEL)
+    labels = dict.fromkeys(("id", "status"), LABEL)
     return {
         "ResponseRequest": _response_request(task),
         "FunctionTool": object_of(function_tool, ("type", "name"), additionalProperties=False),
@@ -196,7 +194,7 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
             ]
         },
         "MessageItem": object_of(
-            {"type": {"const": "message"}, **_MESSAGE_ITEM, **labels, "phase": _LABEL},
+            {"type": {"const": "message"}, **_MESSAGE_ITEM, **labels, "phase": LABEL},
             _MESSAGE_ITEM,
             additionalProperties=False,
         ),
@@ -213,7 +211,7 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
             additionalProperties=False,
         ),
         "TextResponse": object_of(
-            {**_RESPONSE, **_REPEATED, "user": _TEXT, "usage": ref("ResponseUsage")},
+            {**_RESPONSE, **_REPEATED, "user": TEXT, "usage": ref("ResponseUsage")},
             (*_RESPONSE, *_REPEATED),
         ),
         "ResponseUsage": object_of(_USAGE, _USAGE),
@@ -227,9 +225,9 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
     }
 
 
-_ERROR_EVENT = {"code": _TEXT, "message": _TEXT, "param": _LABEL, "error": {"type": "object"}}
-_ITEM = {"item_id": _TEXT, "output_index": _COUNT}
-_PART = {**_ITEM, "content_index": _COUNT}
+_ERROR_EVENT = {"code": TEXT, "message": TEXT, "param": LABEL, "error": {"type": "object"}}
+_ITEM = {"item_id": TEXT, "output_index": COUNT}
+_PART = {**_ITEM, "content_index": COUNT}
 _LOGPROBS = {"logprobs": _EMPTY}
 _EVENT_TYPES: Mapping[str, tuple[dict[str, Schema], tuple[str, ...]]] = {
     "ResponseEvent": (
@@ -237,18 +235,18 @@ _EVENT_TYPES: Mapping[str, tuple[dict[str, Schema], tuple[str, ...]]] = {
         ("response.created", "response.in_progress", "response.completed", "response.incomplete"),
     ),
     "OutputItemEvent": (
-        {"output_index": _COUNT, "item": ref("OutputItem")},
+        {"output_index": COUNT, "item": ref("OutputItem")},
         ("response.output_item.added", "response.output_item.done"),
     ),
     "ContentPartEvent": (
         {**_PART, "part": ref("OutputText")},
         ("response.content_part.added", "response.content_part.done"),
     ),
-    "TextDeltaEvent": ({**_PART, "delta": _TEXT, **_LOGPROBS}, ("response.output_text.delta",)),
-    "TextDoneEvent": ({**_PART, "text": _TEXT, **_LOGPROBS}, ("response.output_text.done",)),
-    "ArgumentsDeltaEvent": ({**_ITEM, "delta": _TEXT}, ("response.function_call_arguments.delta",)),
+    "TextDeltaEvent": ({**_PART, "delta": TEXT, **_LOGPROBS}, ("response.output_text.delta",)),
+    "TextDoneEvent": ({**_PART, "text": TEXT, **_LOGPROBS}, ("response.output_text.done",)),
+    "ArgumentsDeltaEvent": ({**_ITEM, "delta": TEXT}, ("response.function_call_arguments.delta",)),
     "ArgumentsDoneEvent": (
-        {**_ITEM, "name": _TEXT, "arguments": _TEXT},
+        {**_ITEM, "name": TEXT, "arguments": TEXT},
         ("response.function_call_arguments.done",),
     ),
     "ErrorEvent": (_ERROR_EVENT, ("error",)),
@@ -259,7 +257,7 @@ _EVENT_NAMES = {name: schema for schema, (_, names) in _EVENT_TYPES.items() for 
 
 
 def _event(types: tuple[str, ...], members: dict[str, Schema]) -> Schema:
-    event = {"type": {"type": "string", "enum": [*types]}, "sequence_number": _COUNT, **members}
+    event = {"type": {"type": "string", "enum": [*types]}, "sequence_number": COUNT, **members}
     return object_of(event, event)
 
 
@@ -296,7 +294,7 @@ def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
 
 
 def _example(title: str, **body: Any) -> Schema:
-    return {title: {"summary": title, "value": {"model": "gpt-4", **body}}}
+    return example(title, model="gpt-4", **body)
 
 
 _QUESTION = "What is the capital of France?"
@@ -318,14 +316,14 @@ _RESPONSE_EXAMPLES = {
 def paths() -> Schema:
     """Returns the operations."""
     return {
-        "/v1/chat/completions": operation(
+        "/v1/chat/completions": task_operation(
             "createChatCompletion",
             "Run a text task in the form of OpenAI's chat completions.",
             {JSON: {"schema": ref("ChatCompletionRequest"), "examples": _CHAT_EXAMPLES}},
             {JSON: {"schema": ref("ChatCompletion")}, SSE: events("ChatCompletionChunk")},
             'A stream ends with `data: [DONE]`. If it fails, it ends with `data: {"error": …}` instead.',
         ),
-        "/v1/responses": operation(
+        "/v1/responses": task_operation(
             "createResponse",
             "Run a text task in the form of OpenAI's responses.",
             {JSON: {"schema": ref("ResponseRequest"), "examples": _RESPONSE_EXAMPLES}},
