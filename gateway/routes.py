@@ -19,8 +19,8 @@ from gateway.openai.parameters import run_task as run_openai_task
 from gateway.openai.responses import ResponseParameters
 from gateway.openai.speech import SpeechParameters
 from gateway.openai.transcriptions import TranscriptionParameters
-from gateway.page import get_page, get_page_file
-from gateway.reference import get_reference, get_reference_file
+from gateway.page import get_page
+from gateway.reference import get_reference
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -104,10 +104,10 @@ OPEN_ROUTES: Mapping[str, OpenHandler] = {
     "/media/{media_id}": get_media,
     "/openapi.json": get_openapi,
     "/docs": get_reference,
-    "/docs/{file}": get_reference_file,
+    "/docs/{file}": get_reference,
     HEALTH_PATH: get_health,
     "/": get_page,
-    "/page/{name}": get_page_file,
+    "/page/{name}": get_page,
 }
 """The GET routes that require no key: they are cheap, or check their caller themselves."""
 
@@ -161,11 +161,11 @@ def find_route(request: Request, call: Call) -> Route:
         methods = _BY_PATH.get(path)
         if methods is None and start > 1:  # a path of one part is not that of `/` with a value
             methods = _BY_PATH.get(path[:start])
+            # What a URL escapes so that it does not separate parts, or begin an escape.
+            request.path_value = value.replace("%2F", "/").replace("%25", "%")
     if methods is None:
         raise PomeloError("not_found")
     if request.method not in methods:
         allowed = call.response_headers["Allow"] = ", ".join(sorted(methods))
         raise PomeloError("method_not_allowed", f"The path does not take this method. Use {allowed}")
-    # What a URL escapes so that it does not separate parts, or begin an escape.
-    request.path_value = value.replace("%2F", "/").replace("%25", "%")
     return methods[request.method]
