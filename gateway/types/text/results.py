@@ -49,22 +49,19 @@ def render_message(message: Message) -> dict[str, Any]:
 
 def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
     """Returns a `task.completion.chunk` of text."""
-    opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
+    opening = objects.prefixes.get(_CHUNK) or open_chunk(objects)
     return (b'%b"content":%b},"finish_reason":null}]}' % (opening, to_json(delta.text)),)
 
 
 def render_tool_call(objects: StreamObjects, delta: ToolCallDelta) -> tuple[bytes, ...]:
     """Returns a `task.completion.chunk` of a piece of a tool call; the first has its id, type and name."""
-    opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
-    return (b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, encode_call_piece(delta)),)
-
-
-def encode_call_piece(delta: ToolCallDelta) -> bytes:
-    """Returns a piece of a tool call as JSON."""
     call: dict[str, Any] = {"function": {"arguments": delta.arguments_json}}
     if delta.id:
         call = _render_call(delta)
-    return to_json({"index": delta.index, **call})
+    opening = objects.prefixes.get(_CHUNK) or open_chunk(objects)
+    return (
+        b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, to_json({"index": delta.index, **call})),
+    )
 
 
 def _render_call(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
@@ -77,7 +74,7 @@ def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
     has_text = not objects.is_first
     return b"".join(
         (
-            _open_chunk(objects),
+            open_chunk(objects),
             b"" if has_text else b'"content":""',
             b'},"finish_reason":',
             to_json(FINISH_REASONS.get(result.text.finish_reason)),
@@ -88,7 +85,8 @@ def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
     )
 
 
-def _open_chunk(objects: StreamObjects) -> bytes:
+def open_chunk(objects: StreamObjects) -> bytes:
+    """Returns the beginning of a chunk, up to the members of its delta."""
     # Only the first chunk has the role.
     role = b'"role":"assistant",' if objects.is_first else b""
     return objects.prefix(_CHUNK, b',"choices":[{"index":0,"delta":{') + role
