@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gateway.account import DIMENSIONS
 from gateway.openapi.schema import (
     COMMON_ERRORS,
     COUNT,
@@ -141,7 +142,7 @@ def _paths() -> Schema:
                 {
                     "type": "string",
                     "anyOf": [
-                        {"enum": ["model", "key", "day", "user", "provider", "code"]},
+                        {"enum": [*DIMENSIONS]},
                         {"pattern": "^metadata\\..+$"},
                     ],
                 },

@@ -26,11 +26,7 @@ _PARTS = ("text", "image_url")
 _RESPONSE_PARTS = (*_PARTS, "refusal")
 """The types of parts that a message of the assistant may have. What it refused with is a text of it."""
 
-_DETAILS = {
-    "auto": ImageDetail.IMAGE_DETAIL_AUTO,
-    "low": ImageDetail.IMAGE_DETAIL_LOW,
-    "high": ImageDetail.IMAGE_DETAIL_HIGH,
-}
+_DETAILS = fields.enum_values(ImageDetail, ("auto", "low", "high"))
 
 
 def assign_messages(task_input: Any, value: Any) -> None:
@@ -91,28 +87,21 @@ def _fill_response(message: Message, label: str, item: dict[str, Any]) -> None:
         call_label = f"{label}.tool_calls[{i}]"
         function = function_of(each, call_label, ("name", "arguments", "parsed_arguments"), "id")
         call = message.content.add().tool_call
-        call.id = _required_text(each, "id", call_label)
-        call.name = _required_text(function, "name", f"{call_label}.function")
-        call.arguments_json = _required_text(function, "arguments", f"{call_label}.function")
+        call.id = fields.required_text(each, "id", call_label)
+        call.name = fields.required_text(function, "name", f"{call_label}.function")
+        call.arguments_json = fields.required_text(function, "arguments", f"{call_label}.function")
 
 
 def _fill_result(message: Message, label: str, item: dict[str, Any]) -> None:
     fields.check_names(item, ("role", "content", "name", "tool_call_id"), label)
     result = message.content.add().tool_result
-    result.tool_call_id = _required_text(item, "tool_call_id", label)
+    result.tool_call_id = fields.required_text(item, "tool_call_id", label)
     content = item.get("content")
     if type(content) is list:
         texts = Message()
         _add_parts(texts, f"{label}.content", content, ("text",))
         content = "".join([part.text for part in texts.content])
-    result.content = _required_text({"content": content}, "content", label)
-
-
-def _required_text(item: Mapping[str, Any], name: str, label: str) -> str:
-    value = item.get(name)
-    if value is None:
-        raise missing(f"{label}.{name}")
-    return fields.check_text(f"{label}.{name}", value)
+    result.content = fields.required_text({"content": content}, "content", label)
 
 
 def _add_content(message: Message, label: str, content: Any, part_types: tuple[str, ...] = _PARTS) -> None:
@@ -151,7 +140,7 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
         image.source.url = fields.check_text(label, value)
         return
     fields.check_names(value, ("url", "detail"), label)
-    image.source.url = _required_text(value, "url", label)
+    image.source.url = fields.required_text(value, "url", label)
     detail = value.get("detail")
     if detail is not None:
         number = _DETAILS.get(detail) if type(detail) is str else None

@@ -13,11 +13,7 @@ from pomelo.errors import invalid, missing
 from pomelo.fields import JSON_OBJECT
 from pomelo.gen.v1.text_pb2 import ToolChoice
 
-MODES = {
-    "none": ToolChoice.MODE_NONE,
-    "auto": ToolChoice.MODE_AUTO,
-    "required": ToolChoice.MODE_REQUIRED,
-}
+MODES = fields.enum_values(ToolChoice.Mode, ("none", "auto", "required"))
 _FORMATS = ("text", "json_object", "json_schema")
 
 
@@ -37,10 +33,8 @@ def assign_tools(task_input: Any, value: Any) -> None:
 def assign_tool_choice(task_input: Any, value: Any) -> None:
     choice = task_input.tool_choice
     if type(value) is dict:
-        name = function_of(value, "tool_choice", ("name",)).get("name")
-        if name is None:
-            raise missing("tool_choice.function.name")
-        choice.tool = fields.check_text("tool_choice.function.name", name)
+        function = function_of(value, "tool_choice", ("name",))
+        choice.tool = fields.required_text(function, "name", "tool_choice.function")
         return
     mode = MODES.get(value) if type(value) is str else None
     if mode is None:
