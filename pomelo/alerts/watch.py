@@ -23,7 +23,7 @@ from pomelo.process import in_background, periodically
 from pomelo.stores.accounts import AccountStore, Balance, Wallet
 from pomelo.stores.ledger import LedgerStore
 from pomelo.stores.usage import UsageRecord
-from pomelo.telemetry.events import AttemptReport, CallReport, TaskReport
+from pomelo.telemetry.events import Observer, TaskReport
 
 MAX_MARKED = 10_000
 """Accounts, keys and records that are looked at in one search; more are left out until their next task."""
@@ -60,7 +60,7 @@ async def open_watch(
                     await watch.search()
 
 
-class Watch:
+class Watch(Observer):
     """An `Observer` that reports live mode to `send`: each event once.
 
     `low_share` is the share of its credits below which a balance is low. `blocked_routes` returns the
@@ -109,12 +109,6 @@ class Watch:
             self._accounts.add(record.account)
             if record.uncollected and len(self._uncollected) < MAX_MARKED:
                 self._uncollected.append(record)
-
-    def attempt_failed(self, report: AttemptReport) -> None:
-        pass
-
-    def call_ended(self, report: CallReport) -> None:
-        pass
 
     # --- the search
 
