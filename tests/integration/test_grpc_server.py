@@ -26,6 +26,7 @@ from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
+from pomelo.tls import read_certificate
 from tests.calls import bearer, call_of, failure, reason_of, refusal
 from tests.certificates import make_certificate
 from tests.conftest import Keys
@@ -292,9 +293,11 @@ async def served_with_tls(app: App, certificates: Path, *, clients: bool) -> Asy
     """Opens a server with a certificate, and yields its address by name."""
     options = ServerOptions(
         "127.0.0.1:0",
-        tls_cert=certificates / "server.pem",
-        tls_key=certificates / "server.key",
-        tls_client_ca=certificates / "ca.pem" if clients else None,
+        certificate=read_certificate(
+            certificates / "server.pem",
+            certificates / "server.key",
+            certificates / "ca.pem" if clients else None,
+        ),
     )
     async with open_server(app.services, options) as server:
         yield f"localhost:{server.address.rpartition(':')[2]}"
