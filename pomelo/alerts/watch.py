@@ -51,8 +51,9 @@ async def open_watch(
     `urls`, signed with `keys`. `options` are those of `Watch`."""
     async with open_webhooks(urls, keys) as webhooks:
         watch = Watch(store, webhooks.send, **options)
+        failed = "What is to be reported could not be searched for"
         try:
-            async with in_background(watch.keep_watching(interval)):
+            async with in_background(periodically(watch.search, interval, failed, UnexpectedErrors(log))):
                 yield watch
         finally:
             with suppress(PomeloError, TimeoutError):
@@ -111,12 +112,6 @@ class Watch(Observer):
                 self._uncollected.append(record)
 
     # --- the search
-
-    async def keep_watching(self, interval: float) -> None:
-        """Until cancelled, searches every `interval` seconds for what is to be reported."""
-        await periodically(
-            self.search, interval, "What is to be reported could not be searched for", UnexpectedErrors(log)
-        )
 
     async def search(self) -> None:
         """Reports all that has happened since the last search.

@@ -90,12 +90,8 @@ def _prices(model: Model) -> str:
     return " + ".join(map(_price, model.prices)) + "".join(tiers)
 
 
-def _unit(price: Any) -> str:
+def _price(price: Any) -> str:
     from pomelo.gen.v1.model_service_pb2 import PriceUnit
 
-    return value_name(PriceUnit, price.unit)
-
-
-def _price(price: Any) -> str:
-    unit = _unit(price)
+    unit = value_name(PriceUnit, price.unit)
     return f"{format_credits(price.amount_micros)}/{_UNITS.get(unit, unit)}"
