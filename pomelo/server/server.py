@@ -139,20 +139,17 @@ class _Tls:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server. `addresses` are the bound ones, in the order of the options."""
+    """A running server. `addresses` are the bound ones, in the order of the options. While it is not ready,
+    load balancers get NOT_SERVING; calls are still accepted."""
 
     addresses: tuple[str, ...]
     running: Running
-    _readiness: Readiness
+    readiness: Readiness
     _tls: _Tls | None = None
 
     @property
     def address(self) -> str:
         return self.addresses[0]
-
-    def drain(self) -> None:
-        """Reports NOT_SERVING to load balancers; calls are still accepted. Idempotent."""
-        self._readiness.drain()
 
     def replace_certificate(self, certificate: Certificate) -> None:
         """Replaces the certificate of a server with TLS, for new connections."""

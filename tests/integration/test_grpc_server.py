@@ -75,7 +75,7 @@ async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: 
         ):
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == SERVING
-            server.drain()
+            server.readiness.drain()
             assert (await watch.read()).status == NOT_SERVING
             assert await watch.read() is grpc.aio.EOF
             assert (await models(channel, keys.test)).models, "calls are still taken"
@@ -100,7 +100,7 @@ async def test_a_watcher_receives_a_drain_that_begins_during_its_first_message(
 
         async def drain_after_write(rpc: Rpc, message: Any) -> None:
             await write(rpc, message)
-            server.drain()
+            server.readiness.drain()
 
         monkeypatch.setattr(Rpc, "send", drain_after_write)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
