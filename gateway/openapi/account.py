@@ -100,7 +100,7 @@ def _schemas() -> dict[str, Schema]:
         "object": {"const": "account"},
         "mode": _MODE,
         "plan": TEXT,
-        "limits": object_of(limits, limits),
+        "limits": object_of(limits),
         "credits": object_of(amounts | {"credit_limit": credit_limit}, amounts),
     }
     page: Schema = {
@@ -109,10 +109,10 @@ def _schemas() -> dict[str, Schema]:
         "next_page_token": {"type": ["string", "null"], "description": "Null: this was the last page."},
     }
     return {
-        "Account": object_of(account, account),
-        "UsageRecord": object_of(record, record),
-        "UsageTotal": object_of(total, total),
-        "UsageList": object_of(page, page),
+        "Account": object_of(account),
+        "UsageRecord": object_of(record),
+        "UsageTotal": object_of(total),
+        "UsageList": object_of(page),
     }
 
 

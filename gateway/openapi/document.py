@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pydantic_core import to_json
 
 from gateway.openapi import account, media, models, openai, tasks
-from gateway.openapi.schema import RESPONSE_HEADERS, Schema, Section, object_of
+from gateway.openapi.schema import RESPONSE_HEADERS, Schema, Section, closed
 from pomelo.errors import TABLE, PomeloError
 
 SECTIONS: Sequence[Callable[[Mapping[str, int]], Section]] = (
@@ -70,8 +70,7 @@ def _error() -> Schema:
         "type": {"enum": sorted({row.type for row in TABLE.values()})},
         "code": {"enum": list(tasks.CODES)},
     }
-    body = {"error": object_of(error, error, additionalProperties=False)}
-    return object_of(body, body, additionalProperties=False)
+    return closed({"error": closed(error)})
 
 
 def _error_example(code: str) -> Schema:

@@ -40,8 +40,15 @@ def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def object_of(properties: Schema, required: Iterable[str] = (), **more: Any) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required), **more}
+def object_of(properties: Schema, required: Iterable[str] | None = None, **more: Any) -> Schema:
+    """Returns a schema of objects. All properties are required, or those that `required` names."""
+    names = list(properties if required is None else required)
+    return {"type": "object", "properties": properties, "required": names, **more}
+
+
+def closed(properties: Schema, required: Iterable[str] | None = None, **more: Any) -> Schema:
+    """Returns a schema of objects that have no other properties."""
+    return object_of(properties, required, additionalProperties=False, **more)
 
 
 def union(description: str, members: Mapping[str, str], property_name: str) -> Schema:

@@ -9,6 +9,7 @@ from gateway.openapi.schema import (
     JSON,
     Schema,
     Section,
+    closed,
     object_of,
     operation,
     parameter,
@@ -124,7 +125,7 @@ def task_schema(task_format: TaskFormat, model: Schema) -> Schema:
         if name not in task_format.rules and field.schema:
             properties[name] = field.schema
     required = (name for name, rule in task_format.rules.items() if rule.required)
-    return object_of(properties, ("model", *required), additionalProperties=False)
+    return closed(properties, ("model", *required))
 
 
 def _form(model: Schema) -> Schema:
@@ -136,10 +137,9 @@ def _form(model: Schema) -> Schema:
         "stream": {"type": "string", "enum": ["true", "false"]},
         "audio": {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"},
     }
-    return object_of(
+    return closed(
         properties,
         ["model"],
-        additionalProperties=False,
         description="Fields of the model's task type; others are refused. Objects and lists are JSON text.",
     )
 

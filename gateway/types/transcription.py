@@ -47,7 +47,7 @@ FORMAT = TaskFormat(
             "speech",
             text={"type": "string"},
             language={"type": "string"},
-            words={"type": "array", "items": object_of(_WORD, _WORD)},
+            words={"type": "array", "items": object_of(_WORD)},
         )
     },
     example_model="eleven-labs-stt",

@@ -37,8 +37,8 @@ def section(models: Mapping[str, int]) -> Section:
         {
             **text.schemas(models),
             **media.schemas(models),
-            "OpenAIModel": object_of(_MODEL, _MODEL),
-            "OpenAIModelList": object_of(_MODELS, _MODELS),
+            "OpenAIModel": object_of(_MODEL),
+            "OpenAIModelList": object_of(_MODELS),
             "OpenAIError": ERROR,
         },
     )

@@ -19,7 +19,7 @@ from gateway.openapi.openai.operations import (
     task_properties,
     without_effect,
 )
-from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, object_of, ref, union
+from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, closed, object_of, ref, union
 from gateway.openapi.tasks import BINARY, model_name, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import MEDIA_SCHEMA
@@ -31,8 +31,7 @@ _USER: Schema = {**LABEL, "description": "Your own name for the end user."}
 
 
 def _typed(event_type: str, **members: Schema) -> Schema:
-    properties = {"type": {"type": "string", "enum": [event_type]}, **members}
-    return object_of(properties, properties)
+    return object_of({"type": {"type": "string", "enum": [event_type]}, **members})
 
 
 # --- images
@@ -64,7 +63,7 @@ def _image_request(task: Schema) -> Schema:
         "safety_identifier": {**LABEL, "description": "Replaces user."},
         **without_effect(IMAGE_NO_EFFECT),
     }
-    return object_of(properties, ("model", "prompt"), additionalProperties=False)
+    return closed(properties, ("model", "prompt"))
 
 
 # --- speech
@@ -77,9 +76,8 @@ _SPEECH_EVENTS = {
         "type",
     ),
     "SpeechDelta": _typed("speech.audio.delta", audio={**TEXT, "description": "Base64 to append."}),
-    "SpeechDone": _typed("speech.audio.done", usage=object_of(_SPEECH_USAGE, _SPEECH_USAGE)),
+    "SpeechDone": _typed("speech.audio.done", usage=object_of(_SPEECH_USAGE)),
 }
-_VOICE_ID = {"id": TEXT}
 
 
 def _speech_request(task: Schema, speed: Schema) -> Schema:
@@ -88,7 +86,7 @@ def _speech_request(task: Schema, speed: Schema) -> Schema:
         **task_properties(task, "model", "voice_settings", "language_code", "seed", "metadata"),
         "input": fields["text"],
         "voice": {
-            "anyOf": [fields["voice"], object_of(_VOICE_ID, _VOICE_ID)],
+            "anyOf": [fields["voice"], object_of({"id": TEXT})],
             "description": "A voice's name or id.",
         },
         "response_format": {
@@ -99,13 +97,12 @@ def _speech_request(task: Schema, speed: Schema) -> Schema:
         "stream_format": {"enum": ["audio", "sse", None], "default": "audio"},
         **without_effect(SPEECH_NO_EFFECT),
     }
-    return object_of(properties, ("model", "input", "voice"), additionalProperties=False)
+    return closed(properties, ("model", "input", "voice"))
 
 
 # --- transcripts
 
 _SEGMENT_TIMES = {"start": _NUMBER, "end": _NUMBER}
-_WORD = {"word": TEXT, **_SEGMENT_TIMES}
 _SEGMENT = {
     "id": COUNT,
     "seek": COUNT,
@@ -121,29 +118,28 @@ _SPEAKER_SEGMENT = {
     "text": TEXT,
     "speaker": TEXT,
 }
-_TRANSCRIPT_USAGE = {"type": {"const": "duration"}, "seconds": _NUMBER}
-_TRANSCRIPT = {"text": TEXT, "usage": object_of(_TRANSCRIPT_USAGE, _TRANSCRIPT_USAGE)}
+_TRANSCRIPT = {"text": TEXT, "usage": object_of({"type": {"const": "duration"}, "seconds": _NUMBER})}
 _DURATION = {"task": {"const": "transcribe"}, "duration": _NUMBER}
 _VERBOSE = {**_DURATION, "language": TEXT, **_TRANSCRIPT}
 _DIARIZED = {
     **_DURATION,
     **_TRANSCRIPT,
-    "segments": {"type": "array", "items": object_of(_SPEAKER_SEGMENT, _SPEAKER_SEGMENT)},
+    "segments": {"type": "array", "items": object_of(_SPEAKER_SEGMENT)},
 }
 _TRANSCRIPT_SCHEMAS = {
     "Transcript": {
         "anyOf": [ref(name) for name in ("VerboseTranscript", "DiarizedTranscript", "PlainTranscript")]
     },
-    "PlainTranscript": object_of(_TRANSCRIPT, _TRANSCRIPT),
+    "PlainTranscript": object_of(_TRANSCRIPT),
     "VerboseTranscript": object_of(
         {
             **_VERBOSE,
-            "words": {"type": "array", "items": object_of(_WORD, _WORD)},
-            "segments": {"type": "array", "items": object_of(_SEGMENT, _SEGMENT)},
+            "words": {"type": "array", "items": object_of({"word": TEXT, **_SEGMENT_TIMES})},
+            "segments": {"type": "array", "items": object_of(_SEGMENT)},
         },
         _VERBOSE,
     ),
-    "DiarizedTranscript": object_of(_DIARIZED, _DIARIZED),
+    "DiarizedTranscript": object_of(_DIARIZED),
     "TranscriptEvent": union(
         "An event of a transcript.",
         {"transcript.text.delta": "TranscriptDelta", "transcript.text.done": "TranscriptDone"},
@@ -173,7 +169,7 @@ def _transcription_form(model: Schema) -> Schema:
             name: {"type": "string", **each} for name, each in without_effect(TRANSCRIPTION_NO_EFFECT).items()
         },
     }
-    return object_of(properties, ("model", "file"), additionalProperties=False)
+    return closed(properties, ("model", "file"))
 
 
 # --- all
@@ -192,7 +188,7 @@ def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
     speech_schemas = TASK_FORMATS[TaskType.TASK_TYPE_TEXT_TO_SPEECH].schemas
     return {
         "ImageRequest": _image_request(image),
-        "Images": object_of(_IMAGES, _IMAGES),
+        "Images": object_of(_IMAGES),
         "ImageEvent": _IMAGE_EVENT,
         "SpeechRequest": _speech_request(speech, speech_schemas["VoiceSettings"]["properties"]["speed"]),
         **_SPEECH_EVENTS,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.openai.parameters import Values
-from gateway.openapi.schema import JSON, Schema, object_of, operation, ref, responses
+from gateway.openapi.schema import JSON, Schema, closed, object_of, operation, ref, responses
 from gateway.openapi.tasks import TASK_ERRORS, TASK_PARAMETERS
 from pomelo.errors import TABLE
 
@@ -18,8 +18,7 @@ _ERROR = {
     "param": {"type": ["string", "null"], "description": "The parameter at fault."},
     "code": {"enum": list(TABLE)},
 }
-_ERROR_BODY = {"error": object_of(_ERROR, _ERROR, additionalProperties=False)}
-ERROR = object_of(_ERROR_BODY, _ERROR_BODY, additionalProperties=False)
+ERROR = closed({"error": closed(_ERROR)})
 
 
 def task_operation(
@@ -38,8 +37,8 @@ def events(schema: str, *, names: Sequence[str] = ()) -> Schema:
     marker follows them."""
     data: Schema = {"type": "string", "contentMediaType": JSON, "contentSchema": ref(schema)}
     if names:
-        return {"schema": object_of({"event": {"enum": list(names)}, "data": data}, ("event", "data"))}
-    return {"schema": object_of({"data": {"anyOf": [{"const": "[DONE]"}, data]}}, ["data"])}
+        return {"schema": object_of({"event": {"enum": list(names)}, "data": data})}
+    return {"schema": object_of({"data": {"anyOf": [{"const": "[DONE]"}, data]}})}
 
 
 def only(values: Values) -> dict[str, Schema]:

@@ -19,7 +19,7 @@ from gateway.openapi.openai.operations import (
     task_properties,
     without_effect,
 )
-from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, object_of, ref, union
+from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, closed, object_of, ref, union
 from gateway.openapi.tasks import model_name, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import result_schema
@@ -30,12 +30,12 @@ _NULL: Schema = {"type": "null"}
 _EMPTY: Schema = {"type": "array", "items": {}, "maxItems": 0}
 _ANY: Schema = {}
 
-_STREAM_OPTIONS = object_of(
+_STREAM_OPTIONS = closed(
     {
         "include_usage": {"type": ["boolean", "null"], "description": "The last chunk has the usage."},
         "include_obfuscation": {"type": ["boolean", "null"], "description": "No effect: nothing is padded."},
     },
-    additionalProperties=False,
+    (),
 )
 _SHARED = {
     **only(openai_text.DEFAULTS),
@@ -62,7 +62,7 @@ def _chat_request(task: Schema) -> Schema:
         **_SHARED,
         **only(chat.DEFAULTS),
     }
-    return object_of(properties, task["required"], additionalProperties=False)
+    return closed(properties, task["required"])
 
 
 # --- responses
@@ -78,7 +78,6 @@ _OUTPUT_ITEM = {
     "call_id": TEXT,
     "output": {"anyOf": [TEXT, {"type": "array", "items": ref("InputText")}]},
 }
-_INPUT_TEXT = {"type": {"enum": ["input_text", "output_text"]}, "text": TEXT}
 _INPUT_IMAGE = {
     "type": {"const": "input_image"},
     "image_url": {"type": "string", "description": "A data: URI with a base64 image."},
@@ -96,7 +95,6 @@ _OUTPUT_MESSAGE = {
     "role": {"const": "assistant"},
     "content": {"type": "array", "items": ref("OutputText")},
 }
-_OUTPUT_CALL = {**_CALL_ITEM, "id": TEXT, "status": _STATUS}
 _FUNCTION = ("name", "description", "parameters", "strict")
 _USAGE = {
     "input_tokens": COUNT,
@@ -105,14 +103,13 @@ _USAGE = {
     "output_tokens_details": ref("CompletionTokensDetails"),
     "total_tokens": COUNT,
 }
-_REASON = {"reason": {"enum": [*INCOMPLETE.values()]}}
 _RESPONSE = {
     "id": {"type": "string", "pattern": "^task_"},
     "object": {"const": "response"},
     "created_at": {"type": "integer", "description": "Unix seconds."},
     "model": TEXT,
     "status": _STATUS,
-    "incomplete_details": nullable(object_of(_REASON, _REASON)),
+    "incomplete_details": nullable(object_of({"reason": {"enum": [*INCOMPLETE.values()]}})),
     "output": {"type": "array", "items": ref("OutputItem")},
     "error": _NULL,
     "store": {"const": False},
@@ -157,70 +154,63 @@ def _response_request(task: Schema) -> Schema:
         **_SHARED,
         **only(openai_responses.DEFAULTS),
     }
-    return object_of(properties, ("model", "input"), additionalProperties=False)
+    return closed(properties, ("model", "input"))
 
 
 def _response_schemas(task: Schema) -> dict[str, Schema]:
     tool = TASK_FORMATS[TaskType.TASK_TYPE_TEXT].schemas["Tool"]["properties"]["function"]["properties"]
     json_schema = TASK_FORMATS[TaskType.TASK_TYPE_TEXT].schemas["JsonSchema"]["properties"]
     function_tool = {"type": {"const": "function"}, **{name: tool[name] for name in _FUNCTION}}
-    choice = {"type": {"const": "function"}, "name": TEXT}
     text_schema = {"type": {"const": "json_schema"}, **json_schema}
     labels = dict.fromkeys(("id", "status"), LABEL)
     return {
         "ResponseRequest": _response_request(task),
-        "FunctionTool": object_of(function_tool, ("type", "name"), additionalProperties=False),
-        "FunctionChoice": object_of(choice, choice, additionalProperties=False),
-        "TextOptions": object_of(
-            {"format": nullable(ref("ResponseTextFormat")), **only({"verbosity": ("medium",)})},
-            additionalProperties=False,
+        "FunctionTool": closed(function_tool, ("type", "name")),
+        "FunctionChoice": closed({"type": {"const": "function"}, "name": TEXT}),
+        "TextOptions": closed(
+            {"format": nullable(ref("ResponseTextFormat")), **only({"verbosity": ("medium",)})}, ()
         ),
         "ResponseTextFormat": union(
             "The form of the output.",
             {"text": "TextFormat", "json_object": "JsonObjectFormat", "json_schema": "NamedJsonSchema"},
             "type",
         ),
-        "NamedJsonSchema": object_of(text_schema, ("type", "name", "schema"), additionalProperties=False),
-        "ReasoningOptions": object_of(
+        "NamedJsonSchema": closed(text_schema, ("type", "name", "schema")),
+        "ReasoningOptions": closed(
             {
                 "effort": task["properties"]["reasoning_effort"],
                 **without_effect({"summary": (), "generate_summary": ()}),
             },
-            additionalProperties=False,
+            (),
         ),
         "InputItem": {
             "anyOf": [
                 ref(f"{name}Item") for name in ("Message", "FunctionCall", "FunctionOutput", "Reasoning")
             ]
         },
-        "MessageItem": object_of(
-            {"type": {"const": "message"}, **_MESSAGE_ITEM, **labels, "phase": LABEL},
-            _MESSAGE_ITEM,
-            additionalProperties=False,
+        "MessageItem": closed(
+            {"type": {"const": "message"}, **_MESSAGE_ITEM, **labels, "phase": LABEL}, _MESSAGE_ITEM
         ),
-        "FunctionCallItem": object_of({**_CALL_ITEM, **labels}, _CALL_ITEM, additionalProperties=False),
-        "FunctionOutputItem": object_of({**_OUTPUT_ITEM, **labels}, _OUTPUT_ITEM, additionalProperties=False),
+        "FunctionCallItem": closed({**_CALL_ITEM, **labels}, _CALL_ITEM),
+        "FunctionOutputItem": closed({**_OUTPUT_ITEM, **labels}, _OUTPUT_ITEM),
         "ReasoningItem": object_of(
             {"type": {"const": "reasoning"}}, ["type"], description="No effect: no model takes it."
         ),
         "InputPart": {"anyOf": [ref("InputText"), ref("InputImage"), ref("RefusalPart")]},
-        "InputText": object_of(_INPUT_TEXT, _INPUT_TEXT),
-        "InputImage": object_of(
-            {**_INPUT_IMAGE, "detail": {"enum": ["auto", "low", "high", None]}},
-            _INPUT_IMAGE,
-            additionalProperties=False,
+        "InputText": object_of({"type": {"enum": ["input_text", "output_text"]}, "text": TEXT}),
+        "InputImage": closed(
+            {**_INPUT_IMAGE, "detail": {"enum": ["auto", "low", "high", None]}}, _INPUT_IMAGE
         ),
         "TextResponse": object_of(
-            {**_RESPONSE, **_REPEATED, "user": TEXT, "usage": ref("ResponseUsage")},
-            (*_RESPONSE, *_REPEATED),
+            {**_RESPONSE, **_REPEATED, "user": TEXT, "usage": ref("ResponseUsage")}, (*_RESPONSE, *_REPEATED)
         ),
-        "ResponseUsage": object_of(_USAGE, _USAGE),
+        "ResponseUsage": object_of(_USAGE),
         "OutputItem": union(
             "An item of an output.", {"message": "OutputMessage", "function_call": "OutputCall"}, "type"
         ),
-        "OutputMessage": object_of(_OUTPUT_MESSAGE, _OUTPUT_MESSAGE),
-        "OutputCall": object_of(_OUTPUT_CALL, _OUTPUT_CALL),
-        "OutputText": object_of(_OUTPUT_TEXT, _OUTPUT_TEXT),
+        "OutputMessage": object_of(_OUTPUT_MESSAGE),
+        "OutputCall": object_of({**_CALL_ITEM, "id": TEXT, "status": _STATUS}),
+        "OutputText": object_of(_OUTPUT_TEXT),
         **_EVENTS,
     }
 
@@ -257,8 +247,7 @@ _EVENT_NAMES = {name: schema for schema, (_, names) in _EVENT_TYPES.items() for 
 
 
 def _event(types: tuple[str, ...], members: dict[str, Schema]) -> Schema:
-    event = {"type": {"type": "string", "enum": [*types]}, "sequence_number": COUNT, **members}
-    return object_of(event, event)
+    return object_of({"type": {"type": "string", "enum": [*types]}, "sequence_number": COUNT, **members})
 
 
 _EVENTS: dict[str, Schema] = {
@@ -279,16 +268,16 @@ def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
         "ChatCompletion": result_schema(
             "chat.completion",
             "task",
-            choices=exactly_one(object_of(_CHOICE, _CHOICE)),
+            choices=exactly_one(object_of(_CHOICE)),
             usage=ref("ChatUsage"),
         ),
         "ChatCompletionChunk": result_schema(
             "chat.completion.chunk",
             "task",
-            choices={"type": "array", "items": object_of(CHUNK_CHOICE, CHUNK_CHOICE), "maxItems": 1},
+            choices={"type": "array", "items": object_of(CHUNK_CHOICE), "maxItems": 1},
             optional={"usage": nullable(ref("ChatUsage"))},
         ),
-        "ChatUsage": object_of(_CHAT_USAGE, _CHAT_USAGE),
+        "ChatUsage": object_of(_CHAT_USAGE),
         **_response_schemas(task),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.openapi.schema import Schema, object_of, ref, union
+from gateway.openapi.schema import TEXT, Schema, closed, ref, union
 from gateway.types import fields
 from gateway.types.text.tools import function_of
 from pomelo.errors import invalid, missing
@@ -151,15 +151,12 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
 
 _NAME = {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_-]{1,64}$"}
 _TEXT_PARTS = {"type": "array", "items": ref("TextPart"), "minItems": 1, "maxItems": MAX_PARTS}
-_TEXT = {"anyOf": [{"type": "string"}, _TEXT_PARTS]}
-_TEXT_AND_IMAGES = {"anyOf": [{"type": "string"}, {**_TEXT_PARTS, "items": ref("Part")}]}
+_TEXT = {"anyOf": [TEXT, _TEXT_PARTS]}
+_TEXT_AND_IMAGES = {"anyOf": [TEXT, {**_TEXT_PARTS, "items": ref("Part")}]}
 _TEXT_OR_NULL = {
     "anyOf": [{"type": ["string", "null"]}, {**_TEXT_PARTS, "items": ref("AssistantPart")}],
     "description": "Absent or null only with tool_calls or refusal.",
 }
-_REFUSAL_PART = {"type": {"const": "refusal"}, "refusal": {"type": "string"}}
-_TEXT_PART = {"type": {"const": "text"}, "text": {"type": "string"}}
-_IMAGE_PART = {"type": {"const": "image_url"}, "image_url": ref("ImageUrl")}
 _URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
 _DETAIL = {"enum": [*_DETAILS, None], "description": "How closely the model looks at it."}
 _FUNCTION_CALL = {
@@ -169,13 +166,13 @@ _FUNCTION_CALL = {
 _CALL = {
     "id": {"type": "string", "minLength": 1, "maxLength": MAX_CALL_CHARACTERS},
     "type": {"const": "function"},
-    "function": object_of(_FUNCTION_CALL, _FUNCTION_CALL, additionalProperties=False),
+    "function": closed(_FUNCTION_CALL),
 }
 
 
 def _message_schema(roles: tuple[str, ...], required: tuple[str, ...], **members: Schema) -> Schema:
     properties = {"role": {"type": "string", "enum": list(roles)}, "name": _NAME, **members}
-    return object_of(properties, ("role", *required), additionalProperties=False)
+    return closed(properties, ("role", *required))
 
 
 SCHEMAS: Mapping[str, Schema] = {
@@ -214,9 +211,9 @@ SCHEMAS: Mapping[str, Schema] = {
     "AssistantPart": union(
         "A part of a message of the assistant.", {"text": "TextPart", "refusal": "RefusalPart"}, "type"
     ),
-    "RefusalPart": object_of(_REFUSAL_PART, _REFUSAL_PART, additionalProperties=False),
-    "TextPart": object_of(_TEXT_PART, _TEXT_PART, additionalProperties=False),
-    "ImagePart": object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=False),
-    "ImageUrl": object_of({**_URL, "detail": _DETAIL}, _URL, additionalProperties=False),
-    "ToolCall": object_of(_CALL, _CALL, additionalProperties=False),
+    "RefusalPart": closed({"type": {"const": "refusal"}, "refusal": TEXT}),
+    "TextPart": closed({"type": {"const": "text"}, "text": TEXT}),
+    "ImagePart": closed({"type": {"const": "image_url"}, "image_url": ref("ImageUrl")}),
+    "ImageUrl": closed({**_URL, "detail": _DETAIL}, _URL),
+    "ToolCall": closed(_CALL),
 }

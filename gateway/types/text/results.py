@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from gateway.openapi.schema import Schema, object_of, ref
+from gateway.openapi.schema import COUNT, Schema, object_of, ref
 from gateway.types.base import Link, StreamObjects, open_object, result_schema
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, Message, TextDelta, ToolCall, ToolCallDelta
@@ -112,10 +112,7 @@ def exactly_one(item: Schema) -> Schema:
     return {"type": "array", "items": item, "minItems": 1, "maxItems": 1}
 
 
-_COUNT = {"type": "integer", "minimum": 0}
-_USAGE = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
-_CACHE_USAGE = dict.fromkeys(("cached_tokens", "cache_write_tokens"), _COUNT)
-_REASONING = {"reasoning_tokens": _COUNT}
+_USAGE = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)
 RESPONSE_MESSAGE = {
     "role": {"const": "assistant"},
     "content": {"type": ["string", "null"], "description": "Null if there are only tool calls."},
@@ -132,10 +129,10 @@ _DELTA = {
     "content": {"type": "string", "description": "Text to append."},
     "tool_calls": exactly_one(ref("ToolCallDelta")),
 }
-CHUNK_CHOICE = {"index": {"const": 0}, "delta": object_of(_DELTA), "finish_reason": _FINISH_REASON}
+CHUNK_CHOICE = {"index": {"const": 0}, "delta": object_of(_DELTA, ()), "finish_reason": _FINISH_REASON}
 _ARGUMENTS = {"arguments": {"type": "string", "description": "JSON text to append."}}
 _CALL_DELTA = {
-    "index": {**_COUNT, "description": "Which call it is a piece of."},
+    "index": {**COUNT, "description": "Which call it is a piece of."},
     "function": object_of(
         {"name": {"type": "string", "description": "In the first piece of a call."}, **_ARGUMENTS}, _ARGUMENTS
     ),
@@ -148,12 +145,12 @@ _FIRST_PIECE = {
 
 SCHEMAS: Mapping[str, Schema] = {
     "TaskCompletion": result_schema(
-        "task.completion", "task", choices=exactly_one(object_of(CHOICE, CHOICE)), usage=ref("TokenUsage")
+        "task.completion", "task", choices=exactly_one(object_of(CHOICE)), usage=ref("TokenUsage")
     ),
     "TaskCompletionChunk": result_schema(
         _CHUNK,
         "task",
-        choices=exactly_one(object_of(CHUNK_CHOICE, CHUNK_CHOICE)),
+        choices=exactly_one(object_of(CHUNK_CHOICE)),
         optional={"usage": ref("TokenUsage")},
     ),
     "ToolCallDelta": object_of(
@@ -168,11 +165,10 @@ SCHEMAS: Mapping[str, Schema] = {
         _USAGE,
     ),
     "PromptTokensDetails": object_of(
-        _CACHE_USAGE,
-        _CACHE_USAGE,
+        dict.fromkeys(("cached_tokens", "cache_write_tokens"), COUNT),
         description="The input tokens that the provider read from its cache and wrote to it.",
     ),
     "CompletionTokensDetails": object_of(
-        _REASONING, _REASONING, description="The output tokens that the model thought with."
+        {"reasoning_tokens": COUNT}, description="The output tokens that the model thought with."
     ),
 }
