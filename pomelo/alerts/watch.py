@@ -51,9 +51,11 @@ async def open_watch(
     `urls`, signed with `keys`. `options` are those of `Watch`."""
     async with open_webhooks(urls, keys) as webhooks:
         watch = Watch(store, webhooks.send, **options)
-        failed = "What is to be reported could not be searched for"
+        searches = periodically(
+            watch.search, interval, "What is to be reported could not be searched for", UnexpectedErrors(log)
+        )
         try:
-            async with in_background(periodically(watch.search, interval, failed, UnexpectedErrors(log))):
+            async with in_background(searches):
                 yield watch
         finally:
             with suppress(PomeloError, TimeoutError):
