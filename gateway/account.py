@@ -14,6 +14,7 @@ from gateway.queries import check_no_parameters, unknown_parameter
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
+from gateway.types.fields import enum_values
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1 import account_service_pb2 as pb
@@ -29,14 +30,7 @@ _TIME = re.compile(
 _TIME_FORMATS = "a date such as 2026-11-24, or a time such as 2026-11-24T12:00:00Z (RFC 3339)"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN_TIME, _MAX_TIME = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
-_DIMENSIONS = {
-    "model": pb.USAGE_DIMENSION_MODEL,
-    "key": pb.USAGE_DIMENSION_KEY,
-    "day": pb.USAGE_DIMENSION_DAY,
-    "user": pb.USAGE_DIMENSION_USER,
-    "provider": pb.USAGE_DIMENSION_PROVIDER,
-    "code": pb.USAGE_DIMENSION_CODE,
-}
+DIMENSIONS = enum_values(pb.UsageDimension, ("model", "key", "day", "user", "provider", "code"))
 _METADATA = "metadata."
 """Begins a group_by of a key of the tasks' metadata."""
 
@@ -106,11 +100,11 @@ def _page_size(name: str, text: str) -> int:
 
 
 def _group(name: str, text: str) -> pb.UsageGrouping:
-    if text in _DIMENSIONS:
-        return pb.UsageGrouping(dimension=_DIMENSIONS[text])
+    if text in DIMENSIONS:
+        return pb.UsageGrouping(dimension=DIMENSIONS[text])
     key = _text(name, text.removeprefix(_METADATA))
     if not text.startswith(_METADATA) or not key:
-        raise invalid(name, f"{', '.join(_DIMENSIONS)} or {_METADATA}KEY")
+        raise invalid(name, f"{', '.join(DIMENSIONS)} or {_METADATA}KEY")
     return pb.UsageGrouping(metadata_key=key)
 
 

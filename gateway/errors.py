@@ -1,6 +1,7 @@
 """Error responses of the REST API.
 
-`pomelo.errors` has the table of errors and their HTTP statuses.
+`pomelo.errors` has the table of errors and their HTTP statuses. On the paths under /v1 the status decides
+which exception OpenAI's SDKs raise, the header `X-Should-Retry` whether they try again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 from aiohttp import HttpVersion11
 from pydantic_core import to_json
 
-from gateway.openai.errors import is_openai, retry_header
 from gateway.responses import SAFE_HEADERS, Response, encode_head, json_response
 from pomelo.call import Call
 from pomelo.errors import RETRY_AFTER, PomeloError
@@ -39,7 +39,7 @@ def error_members(error: PomeloError, request: Request | None = None) -> dict[st
     None: the request can't be read."""
     # A field name from the caller may contain characters that can't be encoded as UTF-8.
     parameter: dict[str, str | None] = {}
-    if request is not None and is_openai(request):
+    if request is not None and _is_openai(request):
         parameter["param"] = None if error.field is None else _encodable(error.field)
     return {"message": _encodable(error.message), "type": error.row.type, **parameter, "code": error.code}
 
@@ -56,9 +56,16 @@ def error_response(error: PomeloError, call: Call, request: Request) -> Response
         response.headers["Retry-After"] = str(error.retry_after)
     if error.row.http == 401:
         response.headers["WWW-Authenticate"] = CHALLENGE
-    if is_openai(request):
-        response.headers.update(retry_header(error))
+    if _is_openai(request):
+        # Without it, SDKs retry every 5xx, 409 and 429.
+        retry = error.retry_after is not None and not error.row.permanent
+        response.headers["X-Should-Retry"] = "true" if retry else "false"
     return response
+
+
+def _is_openai(request: Request) -> bool:
+    """Whether the request is for a path of the OpenAI-compatible API, known or not."""
+    return request.url.path.startswith("/v1/")
 
 
 def unrouted_headers(error: PomeloError, extra: Mapping[str, str]) -> dict[str, str]:

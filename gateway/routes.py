@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from pydantic_core import to_json
@@ -12,14 +13,15 @@ from gateway.connections.connection import HEALTH_PATH
 from gateway.media import get_media
 from gateway.objects import render_model
 from gateway.openai import models as openai_models
-from gateway.openai.chat import create_chat_completion
-from gateway.openai.images import create_image
-from gateway.openai.responses import create_response
-from gateway.openai.speech import create_speech
-from gateway.openai.transcriptions import create_transcription
-from gateway.page import get_page, get_page_file
+from gateway.openai.chat import ChatParameters
+from gateway.openai.images import ImageParameters
+from gateway.openai.parameters import run_task as run_openai_task
+from gateway.openai.responses import ResponseParameters
+from gateway.openai.speech import SpeechParameters
+from gateway.openai.transcriptions import TranscriptionParameters
+from gateway.page import get_page
 from gateway.queries import check_no_parameters
-from gateway.reference import get_reference, get_reference_file
+from gateway.reference import get_reference
 from gateway.request import Request
 from gateway.responses import Response, json_response
 from gateway.state import Gateway
@@ -91,11 +93,11 @@ ROUTES: Mapping[tuple[str, str], Handler] = {
 """The routes that require a key, by method and path; GET also handles HEAD."""
 
 OPENAI_ROUTES: Mapping[tuple[str, str], Handler] = {
-    ("POST", "/v1/chat/completions"): create_chat_completion,
-    ("POST", "/v1/images/generations"): create_image,
-    ("POST", "/v1/audio/speech"): create_speech,
-    ("POST", "/v1/audio/transcriptions"): create_transcription,
-    ("POST", "/v1/responses"): create_response,
+    ("POST", "/v1/chat/completions"): partial(run_openai_task, ChatParameters),
+    ("POST", "/v1/images/generations"): partial(run_openai_task, ImageParameters),
+    ("POST", "/v1/audio/speech"): partial(run_openai_task, SpeechParameters),
+    ("POST", "/v1/audio/transcriptions"): partial(run_openai_task, TranscriptionParameters),
+    ("POST", "/v1/responses"): partial(run_openai_task, ResponseParameters),
     ("GET", "/v1/models"): openai_models.list_models,
     ("GET", "/v1/models/{id}"): openai_models.get_model,
 }
@@ -105,10 +107,10 @@ OPEN_ROUTES: Mapping[str, OpenHandler] = {
     "/media/{media_id}": get_media,
     "/openapi.json": get_openapi,
     "/docs": get_reference,
-    "/docs/{file}": get_reference_file,
+    "/docs/{file}": get_reference,
     HEALTH_PATH: get_health,
     "/": get_page,
-    "/page/{name}": get_page_file,
+    "/page/{name}": get_page,
 }
 """The GET routes that require no key: they are cheap, or check their caller themselves."""
 
@@ -162,11 +164,11 @@ def find_route(request: Request, call: Call) -> Route:
         methods = _BY_PATH.get(path)
         if methods is None and start > 1:  # a path of one part is not that of `/` with a value
             methods = _BY_PATH.get(path[:start])
+            # What a URL escapes so that it does not separate parts, or begin an escape.
+            request.path_value = value.replace("%2F", "/").replace("%25", "%")
     if methods is None:
         raise PomeloError("not_found")
     if request.method not in methods:
         allowed = call.response_headers["Allow"] = ", ".join(sorted(methods))
         raise PomeloError("method_not_allowed", f"The path does not take this method. Use {allowed}")
-    # What a URL escapes so that it does not separate parts, or begin an escape.
-    request.path_value = value.replace("%2F", "/").replace("%25", "%")
     return methods[request.method]

@@ -63,13 +63,14 @@ class StaticFiles:
         return {path.name: _read_file(path) for path in paths if path.suffix in _CONTENT_TYPES}
 
 
-async def respond_with_file(files: StaticFiles, name: str, request: Request, call: Call) -> Response:
-    """Returns the file of this name, compressed if the client takes that; 304 if the client has it.
+async def respond_with_file(files: StaticFiles, request: Request, call: Call) -> Response:
+    """Returns the file that the path names, the page itself if it names none, compressed if the client takes
+    that; 304 if the client has it.
 
     Raises:
         PomeloError: not_found.
     """
-    file = await files.find(name)
+    file = await files.find(request.path_value or "index.html")
     if file is None:
         raise PomeloError("not_found")
     headers = {**response_headers(call), **PAGE_HEADERS, "ETag": file.tag}

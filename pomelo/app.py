@@ -233,7 +233,7 @@ async def open_app(
             server = await stack.enter_async_context(
                 open_server(
                     services,
-                    server_options(settings, shared, observers),
+                    server_options(settings, shared, configuration.certificate, observers),
                     proof=gateway_proof(secret, previous),
                     readiness=readiness,
                     report_connections=partial(metrics.watch_connections, "grpc"),

@@ -23,7 +23,7 @@ from pomelo.settings import Settings
 from pomelo.telemetry.events import Observer
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness
-from pomelo.tls import ReplaceableContext
+from pomelo.tls import Certificate, ReplaceableContext
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that the front ends have to send remaining output after the tasks have ended or were cancelled."""
@@ -87,16 +87,19 @@ def in_flight(settings: Settings) -> InFlightLimits:
     return InFlightLimits(calls=settings.max_calls, account_calls=max(1, settings.max_calls // 2))
 
 
-def server_options(settings: Settings, shared: bool, observers: Sequence[Observer] = ()) -> ServerOptions:
+def server_options(
+    settings: Settings,
+    shared: bool,
+    certificate: Certificate | None = None,
+    observers: Sequence[Observer] = (),
+) -> ServerOptions:
     """Returns the options of the gRPC server. `shared` as in `open_rest_of`."""
     return ServerOptions(
         address=settings.grpc,
         grace=FLUSH_TIMEOUT,
         # The largest body of REST or inline audio, and 1 MiB for the rest of the message.
         limits=CallLimits(message=max(settings.json_limit, settings.inline_limit) + 1024 * 1024),
-        tls_cert=settings.tls_cert,
-        tls_key=settings.tls_key,
-        tls_client_ca=settings.tls_client_ca,
+        certificate=certificate,
         connection_streams=max(CONNECTION_STREAMS, in_flight(settings).account_calls),
         reuse_port=shared,
         connections=ConnectionLimits(trusted=_trusted_proxies(settings)),

@@ -37,11 +37,9 @@ class Visit(Protocol):
         Raises:
             PomeloError: overloaded; nothing was counted.
         """
-        ...
 
     def is_alone(self) -> bool:
         """Returns whether no call of another account is in flight."""
-        ...
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
         """Returns the error to report when the body or message is refused with `error`: `error` itself, or
@@ -51,16 +49,13 @@ class Visit(Protocol):
         An unreadable or too large body, and a refused one above 64 KiB, counts as a request. `model` is the
         model that the body names, empty if it can't be read.
         """
-        ...
 
     async def refuse_task(self, error: PomeloError) -> PomeloError:
         """Returns the error to report when a task is refused although its body could be read: as `refuse` if
         the task is invalid and its body is above 64 KiB, otherwise `error` itself."""
-        ...
 
     def close(self) -> None:
         """Ends the call. Idempotent."""
-        ...
 
 
 class AccessService(Protocol):
@@ -72,7 +67,6 @@ class AccessService(Protocol):
         Raises:
             PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
         """
-        ...
 
 
 class TaskService(Protocol):
@@ -84,7 +78,6 @@ class TaskService(Protocol):
         Raises:
             PomeloError: any code; nothing was delivered.
         """
-        ...
 
     def stream_task(
         self, spec: TaskSpec, options: TaskOptions, call: Call
@@ -99,7 +92,6 @@ class TaskService(Protocol):
             PomeloError: on entering, on the next event, or on leaving; the events before it stay valid, and
                 the stream is incomplete.
         """
-        ...
 
 
 class ModelService(Protocol):
@@ -111,7 +103,6 @@ class ModelService(Protocol):
         Raises:
             PomeloError: invalid_api_key, invalid_parameter, store_unavailable.
         """
-        ...
 
     async def get_model(self, model_id: str, call: Call) -> Model:
         """Returns one model.
@@ -120,7 +111,6 @@ class ModelService(Protocol):
             PomeloError: invalid_api_key, missing_parameter, model_not_found, model_not_allowed (checked in
                 this order), or store_unavailable.
         """
-        ...
 
 
 async def get_task_model(models: ModelService, name: str, call: Call) -> Model:
@@ -158,7 +148,6 @@ class MediaBytes(Protocol):
 
     def skip(self, size: int) -> None:
         """Skips the first `size` bytes; call it before the first chunk is read."""
-        ...
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -177,7 +166,6 @@ class MediaService(Protocol):
         Raises:
             PomeloError: invalid_api_key, payload_too_large, store_unavailable, or what `chunks` raises.
         """
-        ...
 
     def download_media(
         self, media_id: str, signature: str, call: Call
@@ -190,7 +178,6 @@ class MediaService(Protocol):
             PomeloError: on entering: invalid_api_key (without a signature or a valid key), missing_parameter,
                 not_found, store_unavailable; later: provider_unavailable when the file is truncated.
         """
-        ...
 
 
 class AccountService(Protocol):
@@ -202,7 +189,6 @@ class AccountService(Protocol):
         Raises:
             PomeloError: invalid_api_key, model_not_allowed (its plan no longer exists), store_unavailable.
         """
-        ...
 
     async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
         """Returns a page of usage records, newest first.
@@ -210,7 +196,6 @@ class AccountService(Protocol):
         Raises:
             PomeloError: invalid_api_key, invalid_parameter, deadline_exceeded, store_unavailable.
         """
-        ...
 
     async def sum_usage(self, request: SumUsageRequest, call: Call) -> SumUsageResponse:
         """Returns a page of sums of usage records, ordered by their groups.
@@ -219,7 +204,6 @@ class AccountService(Protocol):
             PomeloError: invalid_api_key, missing_parameter, invalid_parameter, deadline_exceeded,
                 store_unavailable.
         """
-        ...
 
 
 class Operator(Protocol):

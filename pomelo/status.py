@@ -28,29 +28,13 @@ OPEN_KEY = "x-pomelo-open"
 """Response metadata, to gateways only: all checks that can refuse the task are done, and a later failure is
 part of the response. It is not secret, so a gateway needs no proof to receive it."""
 
-HEADER_NAMES = {
-    name.lower(): name
-    for name in (
-        "X-Request-Id",
-        "X-Pomelo-Mode",
-        "X-RateLimit-Limit",
-        "X-RateLimit-Remaining",
-        "X-RateLimit-Reset",
-        "X-RateLimit-Limit-Tokens",
-        "X-RateLimit-Remaining-Tokens",
-        "X-RateLimit-Reset-Tokens",
-        "X-RateLimit-Limit-Concurrent",
-        "X-RateLimit-Remaining-Concurrent",
-        "X-Credits-Remaining",
-        "X-Credits-Charged",
-        "Idempotent-Replayed",
-        "X-Pomelo-Adjusted",
-        "Preference-Applied",
-        "Deprecation",
-        "Sunset",
-    )
-}
-"""Response headers: their lower-case name in metadata -> their name in the documentation."""
+_HEADERS = frozenset(
+    {
+        *("x-request-id", "x-pomelo-mode", "x-credits-remaining", "x-credits-charged", "idempotent-replayed"),
+        *("x-pomelo-adjusted", "preference-applied", "deprecation", "sunset"),
+    }
+)
+"""Response headers, as metadata names them, besides those of limits."""
 
 _LIMIT_PREFIX = "x-ratelimit-"
 
@@ -75,7 +59,7 @@ def header_name(key: str) -> str | None:
     also passes on the headers of limits that only the engine knows."""
     if key.startswith(_LIMIT_PREFIX):
         return f"X-RateLimit-{key.removeprefix(_LIMIT_PREFIX).title()}"
-    return HEADER_NAMES.get(key)
+    return key.title() if key in _HEADERS else None
 
 
 def status_code(error: PomeloError) -> Any:

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.openai.parameters import Values, run_task
+from gateway.openai.parameters import Values
 from gateway.openai.text import TextParameters
-from gateway.request import Request
-from gateway.responses import Response
-from gateway.state import Gateway
 from gateway.types.base import Link, StreamObjects, open_object
-from gateway.types.text.results import FINISH_REASONS, encode_call_piece, render_message
+from gateway.types.text import FORMAT
+from gateway.types.text.results import FINISH_REASONS, open_chunk, render_message
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
-from pomelo.gen.v1.text_pb2 import TextDelta, ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Usage
-from pomelo.service import Visit
 
 DEFAULTS: Values = {"modalities": (["text"],), "verbosity": ("medium",)}
 """Parameters that are accepted with these values, which change nothing."""
 
 _CHUNK = "chat.completion.chunk"
-
-
-async def create_chat_completion(
-    gateway: Gateway, request: Request, call: Call, visit: Visit
-) -> Response | None:
-    """Runs a text task and sends a chat completion: JSON or server-sent events.
-
-    Raises:
-        PomeloError: any error of the table.
-    """
-    return await run_task(gateway, request, call, visit, ChatParameters(call))
 
 
 class ChatParameters(TextParameters):
@@ -75,7 +60,7 @@ class ChatParameters(TextParameters):
     def stream_format(self, link: Link) -> sse.StreamFormat:
         return sse.StreamFormat(
             lambda started: ChatChunks(started, include_usage=self._include_usage),
-            _RENDERERS,
+            FORMAT.render_events,
             _render_last,
             self.render_error,
         )
@@ -98,7 +83,8 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 class ChatChunks(StreamObjects):
-    """The chunks of a stream, with the usage in one of their own if the caller asked for it."""
+    """The chunks of a stream: those of `POST /api/v1/task` by another name, and with the usage in one of
+    their own if the caller asked for it."""
 
     __slots__ = ("include_usage",)
 
@@ -106,34 +92,16 @@ class ChatChunks(StreamObjects):
         super().__init__(started)
         self.include_usage = include_usage
 
-    def open_choice(self) -> bytes:
-        """Returns the beginning of a chunk, up to the members of its delta."""
-        # Only the first chunk has the role.
-        role = b'"role":"assistant",' if self.is_first else b""
+    def prefix(self, object_type: str, members: bytes) -> bytes:
         usage = b',"usage":null' if self.include_usage else b""
-        return self.prefix(_CHUNK, usage + b',"choices":[{"index":0,"delta":{') + role
-
-
-def _render_delta(chunks: ChatChunks, delta: TextDelta) -> Iterable[bytes]:
-    opening = chunks.prefixes.get(_CHUNK) or chunks.open_choice()
-    return (b'%b"content":%b},"finish_reason":null}]}' % (opening, to_json(delta.text)),)
-
-
-def _render_tool_call(chunks: ChatChunks, delta: ToolCallDelta) -> Iterable[bytes]:
-    opening = chunks.prefixes.get(_CHUNK) or chunks.open_choice()
-    return (b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, encode_call_piece(delta)),)
-
-
-_RENDERERS: Mapping[str, Callable[[ChatChunks, Any], Iterable[bytes]]] = {
-    "text_delta": _render_delta,
-    "tool_call_delta": _render_tool_call,
-}
+        prefix = self.prefixes[object_type] = super().prefix(_CHUNK, usage + members)
+        return prefix
 
 
 def _render_last(chunks: ChatChunks, result: TaskResult) -> bytes:
     content = b'"content":""' if chunks.is_first else b""
     reason = to_json(FINISH_REASONS.get(result.text.finish_reason))
-    events = sse.encode_event(b'%b%b},"finish_reason":%b}]}' % (chunks.open_choice(), content, reason))
+    events = sse.encode_event(b'%b%b},"finish_reason":%b}]}' % (open_chunk(chunks), content, reason))
     if chunks.include_usage:
         usage = open_object(result, _CHUNK, choices=[], usage=_usage(result.usage)) + b"}"
         events += sse.encode_event(usage)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.openai.parameters import Parameters, Values, run_task
+from gateway.openai.parameters import Parameters, Values
 from gateway.parsing.task import TaskRequest
 from gateway.request import Request
 from gateway.responses import Response, json_response
@@ -20,7 +20,6 @@ from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
-from pomelo.service import Visit
 
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 
@@ -42,15 +41,6 @@ _USAGE = {
     "total_tokens": 0,
 }
 """Images have a price, but no tokens; SDKs require the counts."""
-
-
-async def create_image(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response | None:
-    """Runs an image task and sends its result: JSON or server-sent events.
-
-    Raises:
-        PomeloError: any error of the table.
-    """
-    return await run_task(gateway, request, call, visit, ImageParameters(call))
 
 
 class ImageParameters(Parameters):

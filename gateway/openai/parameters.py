@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from pydantic_core import to_json
 
 from gateway import sse
 from gateway.errors import error_body
-from gateway.parsing.multipart import FormFields
 from gateway.parsing.task import TaskRequest, Translation, read_task
 from gateway.request import Request
 from gateway.responses import Response
@@ -20,24 +19,19 @@ from gateway.types.base import Link
 from gateway.types.fields import check_text, renamed_field
 from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError, invalid
-from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.service import Visit
 
 Values = Mapping[str, Collection[Any]]
 """Parameters with some of their values."""
 
 
-class Parameters(ABC):
+class Parameters(Translation):
     """The parameters of one request of `call`, while they become the fields of a task.
 
     Errors and adjustments have the caller's names of parameters. `ignored` are those that were given and have
     no effect: they are reported as adjustments are, and refused if the handling is strict. `user` is the
     caller's identifier of the end user.
     """
-
-    task_type: ClassVar[TaskType.ValueType]
-    form_fields: ClassVar[FormFields | None] = None
-    """The fields of the form; None: the body is JSON."""
 
     names: ClassVar[Mapping[str, str]] = {}
     """Parameters that are fields of a task by another name: field -> parameter."""
@@ -76,11 +70,14 @@ class Parameters(ABC):
 
     # --- parameters
 
-    def check_names(self, body: Mapping[str, Any]) -> None:
-        """Refuses fields of a task that have another name here. Raises as `to_fields`."""
+    def translate(self, body: dict[str, Any], call: Call) -> Mapping[str, Any]:
         for field, name in self.names.items():
             if body.get(field) is not None:
                 raise renamed_field(field, name)
+        fields = self.to_fields(body)
+        if self.ignored:
+            report_adjustments(call, ())
+        return fields
 
     def take_only(self, body: dict[str, Any], parameters: Values) -> None:
         """Removes parameters from a body. Those whose value is not among these, which change nothing, are
@@ -154,24 +151,17 @@ class Parameters(ABC):
 
 
 async def run_task(
-    gateway: Gateway, request: Request, call: Call, visit: Visit, parameters: Parameters
+    make: Callable[[Call], Parameters], gateway: Gateway, request: Request, call: Call, visit: Visit
 ) -> Response | None:
-    """Runs the task of a request in the form of OpenAI's API, and sends its result.
+    """Runs the task of a request in the form of OpenAI's API, whose parameters `make` returns, and sends its
+    result.
 
     Raises:
-        PomeloError: any error of the table.
+        PomeloError: any error of the table, of speech also after the first byte.
     """
-
-    def translate(body: dict[str, Any]) -> Mapping[str, Any]:
-        parameters.check_names(body)
-        fields = parameters.to_fields(body)
-        if parameters.ignored:
-            report_adjustments(call, ())
-        return fields
-
-    translation = Translation(parameters.task_type, translate, parameters.form_fields)
+    parameters = make(call)
     try:
-        task = await read_task(gateway, request, call, visit, translation)
+        task = await read_task(gateway, request, call, visit, parameters)
         parameters.complete(task)
         try:
             if not task.stream:

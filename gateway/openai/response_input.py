@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.types.fields import check_names, check_text
+from gateway.types.fields import check_names, required_text
 from pomelo.errors import invalid, missing
 
 _PART = re.compile(r"messages\[\d+\](?:\.content|\.tool_calls\[\d+\])?")
@@ -144,16 +144,10 @@ def _to_part(label: str, part: Any, part_types: tuple[str, ...]) -> dict[str, An
         raise invalid(f"{label}.type", f"one of {', '.join(part_types)}")
     if part_type == "input_image":
         check_names(part, ("type", "image_url", "detail"), label)
-        image = {"url": _required_text(part, "image_url", label), "detail": part.get("detail")}
+        image = {"url": required_text(part, "image_url", label), "detail": part.get("detail")}
         return {"type": "image_url", "image_url": image}
     if part_type == "refusal":
         check_names(part, ("type", "refusal"), label)
-        return {"type": "text", "text": _required_text(part, "refusal", label)}
+        return {"type": "text", "text": required_text(part, "refusal", label)}
     check_names(part, ("type", "text", "annotations", "logprobs"), label)
     return {"type": "text", "text": part.get("text")}
-
-
-def _required_text(part: Mapping[str, Any], name: str, label: str) -> str:
-    if part.get(name) is None:
-        raise missing(f"{label}.{name}")
-    return check_text(f"{label}.{name}", part[name])

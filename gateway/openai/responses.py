@@ -6,19 +6,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gateway import sse
-from gateway.openai.parameters import Values, run_task
+from gateway.openai.parameters import Values
 from gateway.openai.response_events import RENDERERS, ResponseEvents, encode, render_error, render_last
 from gateway.openai.response_input import Conversation
 from gateway.openai.text import TextParameters
-from gateway.request import Request
-from gateway.responses import Response
-from gateway.state import Gateway
 from gateway.types.base import Link
 from gateway.types.fields import check_names, unknown_field
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
-from pomelo.service import Visit
 
 DEFAULTS: Values = {
     "background": (False,),
@@ -48,15 +44,6 @@ _FIELDS = frozenset(
     }
 )
 """The other fields."""
-
-
-async def create_response(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response | None:
-    """Runs a text task and sends a response: JSON or server-sent events.
-
-    Raises:
-        PomeloError: any error of the table.
-    """
-    return await run_task(gateway, request, call, visit, ResponseParameters(call))
 
 
 class ResponseParameters(TextParameters):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.openai.parameters import Parameters, Values, run_task
+from gateway.openai.parameters import Parameters, Values
 from gateway.parsing.task import TaskRequest
 from gateway.request import Request
 from gateway.responses import Response
@@ -23,18 +23,8 @@ from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
-from pomelo.service import Visit
 
 NO_EFFECT: Values = {"instructions": ()}
-
-
-async def create_speech(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response | None:
-    """Runs a text-to-speech task, and sends its audio as it arrives: raw, or as server-sent events.
-
-    Raises:
-        PomeloError: any error of the table, also after the first byte.
-    """
-    return await run_task(gateway, request, call, visit, SpeechParameters(call))
 
 
 class SpeechParameters(Parameters):

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from gateway import sse
 from gateway.openai.captions import to_srt, to_vtt
-from gateway.openai.parameters import Parameters, Values, run_task
+from gateway.openai.parameters import Parameters, Values
 from gateway.openai.segments import join, sentences
 from gateway.parsing.multipart import FormFields
 from gateway.parsing.task import TaskRequest
@@ -24,7 +24,6 @@ from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
-from pomelo.service import Visit
 from pomelo.times import from_duration
 
 GRANULARITIES = ("timestamp_granularities[]", "timestamp_granularities")
@@ -46,18 +45,6 @@ _NAMES = {
 
 _THREAD_CHARACTERS = 16 * 1024
 """Characters from which a transcript is rendered in a thread, as that takes some 10 ms."""
-
-
-async def create_transcription(
-    gateway: Gateway, request: Request, call: Call, visit: Visit
-) -> Response | None:
-    """Runs a speech-to-text task and sends the transcript: as JSON, text or captions, or as server-sent
-    events.
-
-    Raises:
-        PomeloError: any error of the table.
-    """
-    return await run_task(gateway, request, call, visit, TranscriptionParameters(call))
 
 
 class TranscriptionParameters(Parameters):

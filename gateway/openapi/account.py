@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gateway.account import DIMENSIONS
 from gateway.openapi.schema import (
     COMMON_ERRORS,
+    COUNT,
     JSON,
+    TEXT,
     Schema,
     Section,
     object_of,
@@ -17,21 +20,19 @@ from gateway.openapi.schema import (
 )
 from gateway.types import TASK_FORMATS
 
-_TEXT: Schema = {"type": "string"}
 _MODE: Schema = {"enum": ["live", "test"]}
 _PAGE_SIZE: Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
 _COST: Schema = {"type": "number", "minimum": 0, "description": "Credits, with at most 6 places."}
 _LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1, "description": "Null: no limit."}
 _SECONDS: Schema = {"type": "number", "minimum": 0}
 _USAGE: dict[str, Schema] = {
-    "input_tokens": _COUNT,
+    "input_tokens": COUNT,
     "prompt_tokens_details": ref("PromptTokensDetails"),
-    "output_tokens": _COUNT,
-    "characters": _COUNT,
-    "images": _COUNT,
+    "output_tokens": COUNT,
+    "characters": COUNT,
+    "images": COUNT,
     "audio_seconds": _SECONDS,
-    "output_bytes": _COUNT,
+    "output_bytes": COUNT,
 }
 _DATE_OR_TIME = {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
 
@@ -46,40 +47,40 @@ def _schemas() -> dict[str, Schema]:
         "requests_per_minute": _LIMIT,
         "concurrent_requests": _LIMIT,
         "tokens_per_minute": _LIMIT,
-        "models": {"type": ["array", "null"], "items": _TEXT, "description": "Null: all."},
+        "models": {"type": ["array", "null"], "items": TEXT, "description": "Null: all."},
     }
     granted: Schema = {"type": "number", "description": "Below 0 only with a credit limit."}
     amounts = {"granted": granted} | dict.fromkeys(("spent", "held", "available"), _COST)
     credit_limit = _COST | {"description": "Of a postpaid account: what it may spend beyond `granted`."}
     record: Schema = {
-        "id": _TEXT,
+        "id": TEXT,
         "object": {"const": "usage.record"},
         "time": {"type": "integer", "description": "When the task ended, in Unix seconds."},
-        "request_id": _TEXT,
-        "account": _TEXT,
-        "key_id": _TEXT,
+        "request_id": TEXT,
+        "account": TEXT,
+        "key_id": TEXT,
         "mode": _MODE,
         "wire": {"enum": ["grpc", "rest"]},
-        "model": _TEXT,
+        "model": TEXT,
         "type": {"enum": task_types},
-        "provider": _TEXT,
-        "provider_model": _TEXT,
+        "provider": TEXT,
+        "provider_model": TEXT,
         "user": {"type": ["string", "null"], "description": "As the caller named it."},
         "metadata": {
             "type": "object",
-            "additionalProperties": _TEXT,
+            "additionalProperties": TEXT,
             "description": "As the caller gave it.",
         },
         **_USAGE,
-        "processing_ms": _COUNT,
-        "first_byte_ms": _COUNT,
+        "processing_ms": COUNT,
+        "first_byte_ms": COUNT,
         "source": {"enum": ["provider", "estimated", "recovered", "unknown"]},
         "complete": {"type": "boolean"},
         "code": {
             "type": ["string", "null"],
             "description": "Why the task failed: the code of its error, or cancelled. Null: it did not fail.",
         },
-        "price_version": _TEXT,
+        "price_version": TEXT,
         "provider_cost": {
             "type": "number",
             "minimum": 0,
@@ -90,16 +91,16 @@ def _schemas() -> dict[str, Schema]:
     total: Schema = {
         "object": {"const": "usage.total"},
         "group": {"type": "string", "description": "The value of group_by; a key by its id, a day in UTC."},
-        "tasks": _COUNT,
+        "tasks": COUNT,
         **_USAGE,
         "cost": _COST,
     }
     account: Schema = {
-        "id": _TEXT,
+        "id": TEXT,
         "object": {"const": "account"},
         "mode": _MODE,
-        "plan": _TEXT,
-        "limits": object_of(limits, limits),
+        "plan": TEXT,
+        "limits": object_of(limits),
         "credits": object_of(amounts | {"credit_limit": credit_limit}, amounts),
     }
     page: Schema = {
@@ -108,10 +109,10 @@ def _schemas() -> dict[str, Schema]:
         "next_page_token": {"type": ["string", "null"], "description": "Null: this was the last page."},
     }
     return {
-        "Account": object_of(account, account),
-        "UsageRecord": object_of(record, record),
-        "UsageTotal": object_of(total, total),
-        "UsageList": object_of(page, page),
+        "Account": object_of(account),
+        "UsageRecord": object_of(record),
+        "UsageTotal": object_of(total),
+        "UsageList": object_of(page),
     }
 
 
@@ -127,11 +128,11 @@ def _paths() -> Schema:
             "List usage records, newest first; with group_by, totals.",
             responses({JSON: {"schema": ref("UsageList")}}, *COMMON_ERRORS),
             parameter("page_size", "query", _PAGE_SIZE, "Absent: 100 records, or 10,000 totals."),
-            parameter("page_token", "query", _TEXT, "next_page_token of the previous page."),
+            parameter("page_token", "query", TEXT, "next_page_token of the previous page."),
             parameter("from", "query", _DATE_OR_TIME, "Tasks that ended at this time or later."),
             parameter("to", "query", _DATE_OR_TIME, "Tasks that ended before this time."),
-            parameter("model", "query", _TEXT),
-            parameter("key_id", "query", _TEXT),
+            parameter("model", "query", TEXT),
+            parameter("key_id", "query", TEXT),
             parameter(
                 "failed", "query", {"type": "boolean"}, "True: only tasks that failed. Else only billed ones."
             ),
@@ -141,7 +142,7 @@ def _paths() -> Schema:
                 {
                     "type": "string",
                     "anyOf": [
-                        {"enum": ["model", "key", "day", "user", "provider", "code"]},
+                        {"enum": [*DIMENSIONS]},
                         {"pattern": "^metadata\\..+$"},
                     ],
                 },

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pydantic_core import to_json
 
 from gateway.openapi import account, media, models, openai, tasks
-from gateway.openapi.examples import error_example
-from gateway.openapi.schema import RESPONSE_HEADERS, Schema, Section, object_of
-from pomelo.errors import GRPC_ERRORS, TABLE
+from gateway.openapi.schema import RESPONSE_HEADERS, Schema, Section, closed
+from pomelo.errors import TABLE, PomeloError
 
 SECTIONS: Sequence[Callable[[Mapping[str, int]], Section]] = (
     tasks.section,
@@ -23,8 +22,6 @@ name and their task types, and has its own tag; operations of another API are an
 
 _MAX_MADE = 8
 """Descriptions that are kept: keys may use different models."""
-
-_CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
 
 _DESCRIPTION = """\
 Text, images and speech by one API. Every request needs a key: `Authorization: Bearer YOUR_API_KEY`. \
@@ -61,7 +58,7 @@ def document(public_url: str, models: Mapping[str, int] | None = None) -> Schema
                 "key": {"type": "http", "scheme": "bearer", "description": "A key, such as `pml_test_…`."}
             },
             "headers": dict(RESPONSE_HEADERS),
-            "examples": {code: error_example(code) for code in _CODES},
+            "examples": {code: _error_example(code) for code in tasks.CODES},
             "schemas": {**schemas, "Error": _error()},
         },
     }
@@ -71,10 +68,16 @@ def _error() -> Schema:
     error = {
         "message": {"type": "string", "description": "What is wrong, with which field, and what to do."},
         "type": {"enum": sorted({row.type for row in TABLE.values()})},
-        "code": {"enum": list(_CODES)},
+        "code": {"enum": list(tasks.CODES)},
     }
-    body = {"error": object_of(error, error, additionalProperties=False)}
-    return object_of(body, body, additionalProperties=False)
+    return closed({"error": closed(error)})
+
+
+def _error_example(code: str) -> Schema:
+    """Returns the body of an error with the message that it has by default."""
+    error = PomeloError(code)
+    body = {"message": error.message, "type": error.row.type, "code": code}
+    return {"summary": code, "value": {"error": body}}
 
 
 class Description:

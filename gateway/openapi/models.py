@@ -44,13 +44,13 @@ def _schemas() -> dict[str, Schema]:
     }
     tiers = {
         "type": "array",
-        "items": object_of(tier, tier),
+        "items": object_of(tier),
         "description": "The prices of a task from that many input tokens on.",
     }
     listed = {"object": {"const": "list"}, "data": {"type": "array", "items": ref("Model")}}
     return {
         "Model": object_of({**required, "price_tiers": tiers}, required),
-        "ModelList": object_of(listed, listed),
+        "ModelList": object_of(listed),
     }
 
 

@@ -21,6 +21,10 @@ class Section(NamedTuple):
 
 JSON = "application/json"
 
+TEXT: Schema = {"type": "string"}
+LABEL: Schema = {"type": ["string", "null"]}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+
 COMMON_ERRORS = (
     "invalid_api_key",
     "invalid_parameter",
@@ -36,8 +40,15 @@ def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def object_of(properties: Schema, required: Iterable[str] = (), **more: Any) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required), **more}
+def object_of(properties: Schema, required: Iterable[str] | None = None, **more: Any) -> Schema:
+    """Returns a schema of objects. All properties are required, or those that `required` names."""
+    names = list(properties if required is None else required)
+    return {"type": "object", "properties": properties, "required": names, **more}
+
+
+def closed(properties: Schema, required: Iterable[str] | None = None, **more: Any) -> Schema:
+    """Returns a schema of objects that have no other properties."""
+    return object_of(properties, required, additionalProperties=False, **more)
 
 
 def union(description: str, members: Mapping[str, str], property_name: str) -> Schema:
@@ -58,30 +69,42 @@ def parameter(name: str, location: str, schema: Schema, description: str = "", *
 
 
 def operation(
-    operation_id: str, summary: str, responses: Schema, *parameters: Schema, description: str = ""
+    operation_id: str,
+    summary: str,
+    responses: Schema,
+    *parameters: Schema,
+    description: str = "",
+    request: Schema | None = None,
 ) -> Schema:
-    """Returns a GET operation."""
+    """Returns an operation by its method: POST with a `request`, its contents by media type, else GET."""
     described: Schema = {"operationId": operation_id, "summary": summary}
     if description:
         described["description"] = description
     if parameters:
         described["parameters"] = list(parameters)
-    return {"get": described | {"responses": responses}}
+    if request is not None:
+        described["requestBody"] = {"required": True, "content": request}
+    return {"get" if request is None else "post": described | {"responses": responses}}
 
 
-def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False) -> Schema:
+def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False, openai: bool = False) -> Schema:
     """Returns the responses of an operation: `ok` by media type, and the errors `codes` by HTTP status.
-    `is_task`: the operation runs a task."""
+    `is_task`: the operation runs a task. `openai`: the errors are those of the paths under /v1."""
     described: Schema = {"200": {"description": "Done.", "headers": headers(is_task), "content": dict(ok)}}
     by_status: dict[int, list[str]] = {}
     for code in codes:
         by_status.setdefault(TABLE[code].http, []).append(code)
     for status, listed in sorted(by_status.items()):
-        examples = {code: {"$ref": f"#/components/examples/{code}"} for code in listed}
+        sent, error = headers(is_task, status), {"schema": ref("OpenAIError" if openai else "Error")}
+        if openai:
+            sent = {name: sent[name] for name in _OPENAI_ERROR_HEADERS if name in sent}
+            sent["X-Should-Retry"] = {"schema": {"enum": ["true", "false"]}}
+        else:
+            error["examples"] = {code: {"$ref": f"#/components/examples/{code}"} for code in listed}
         described[str(status)] = {
             "description": ", ".join(listed),
-            "headers": headers(is_task, status),
-            "content": {JSON: {"schema": ref("Error"), "examples": examples}},
+            "headers": sent,
+            "content": {JSON: error},
         }
     return described
 
@@ -144,6 +167,8 @@ RESPONSE_HEADERS: Mapping[str, Schema] = {
     "WWW-Authenticate": {"schema": {"const": "Bearer"}, "description": "With 401: send a key as Bearer."},
 }
 """By name. Limits are present if the plan has them; without a valid key there is only the first header."""
+
+_OPENAI_ERROR_HEADERS = ("X-Request-Id", "Retry-After", "WWW-Authenticate")
 
 TASK_HEADERS = frozenset(
     {

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.openapi.schema import JSON, Schema, Section, object_of, parameter, ref, responses, union
+from gateway.openapi.schema import (
+    JSON,
+    Schema,
+    Section,
+    closed,
+    object_of,
+    operation,
+    parameter,
+    ref,
+    responses,
+    union,
+)
 from gateway.types import TASK_FORMATS
 from gateway.types.base import TaskFormat
 from gateway.types.fields import describe
@@ -19,8 +30,8 @@ _AUDIO = {
     "description": "Audio as base64, or as a data: URI; in a form, also as a file.",
 }
 _JSON_EVENT = {"type": "string", "contentMediaType": JSON, "contentSchema": ref("TaskEvent")}
-_CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
-TASK_ERRORS = tuple(code for code in _CODES if code not in ("not_found", "method_not_allowed"))
+CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
+TASK_ERRORS = tuple(code for code in CODES if code not in ("not_found", "method_not_allowed"))
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "audio/mpeg", "audio/wav", "audio/ogg")
 
 TASK_PARAMETERS = [
@@ -72,10 +83,23 @@ With `Accept: audio/*` or `image/*` the response is the file itself, sent as it 
 
 def section(models: Mapping[str, int]) -> Section:
     """Describes the operation; `models` are the models by name, with their task types."""
-    operation = _operation(_request_examples(models))
-    return Section(
-        "Tasks", "Text, images and speech.", {"/api/v1/task": {"post": operation}}, _schemas(models)
+    ok = {
+        JSON: {"schema": ref("TaskResult"), "examples": _result_examples()},
+        "text/event-stream": {"schema": ref("StreamEvent")},
+        **dict.fromkeys((*_MEDIA_TYPES, "application/octet-stream"), BINARY),
+    }
+    run = operation(
+        "runTask",
+        "Run a task; the model decides its type.",
+        responses(ok, *TASK_ERRORS, is_task=True),
+        *TASK_PARAMETERS,
+        description=_DESCRIPTION,
+        request={
+            JSON: {"schema": ref("Task"), "examples": _request_examples(models)},
+            "multipart/form-data": {"schema": ref("Form")},
+        },
     )
+    return Section("Tasks", "Text, images and speech.", {"/api/v1/task": run}, _schemas(models))
 
 
 def model_name(models: Mapping[str, int], *task_types: int) -> Schema:
@@ -101,7 +125,7 @@ def task_schema(task_format: TaskFormat, model: Schema) -> Schema:
         if name not in task_format.rules and field.schema:
             properties[name] = field.schema
     required = (name for name, rule in task_format.rules.items() if rule.required)
-    return object_of(properties, ("model", *required), additionalProperties=False)
+    return closed(properties, ("model", *required))
 
 
 def _form(model: Schema) -> Schema:
@@ -113,10 +137,9 @@ def _form(model: Schema) -> Schema:
         "stream": {"type": "string", "enum": ["true", "false"]},
         "audio": {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"},
     }
-    return object_of(
+    return closed(
         properties,
         ["model"],
-        additionalProperties=False,
         description="Fields of the model's task type; others are refused. Objects and lists are JSON text.",
     )
 
@@ -186,28 +209,3 @@ def _result_examples() -> Schema:
                 "value": common | dict(each.result_example),
             }
     return examples
-
-
-def _operation(request_examples: Schema) -> Schema:
-    return {
-        "operationId": "runTask",
-        "summary": "Run a task; the model decides its type.",
-        "description": _DESCRIPTION,
-        "parameters": TASK_PARAMETERS,
-        "requestBody": {
-            "required": True,
-            "content": {
-                JSON: {"schema": ref("Task"), "examples": request_examples},
-                "multipart/form-data": {"schema": ref("Form")},
-            },
-        },
-        "responses": responses(
-            {
-                JSON: {"schema": ref("TaskResult"), "examples": _result_examples()},
-                "text/event-stream": {"schema": ref("StreamEvent")},
-                **dict.fromkeys((*_MEDIA_TYPES, "application/octet-stream"), BINARY),
-            },
-            *TASK_ERRORS,
-            is_task=True,
-        ),
-    }

@@ -21,20 +21,12 @@ OPERATOR_FILES = StaticFiles(_FOLDER, _FOLDER / "operator")
 
 
 async def get_page(gateway: Gateway, request: Request, call: Call) -> Response:
-    """Returns the page. Raises as `get_page_file`."""
-    return await _respond(gateway, request, call, "index.html")
-
-
-async def get_page_file(gateway: Gateway, request: Request, call: Call) -> Response:
-    """Returns a file of the page: a script, a style sheet or an icon; 304 if the browser has it.
+    """Returns the page, or the file of it that the path names: a script, a style sheet or an icon; 304 if the
+    browser has it.
 
     Raises:
         PomeloError: not_found.
     """
-    return await _respond(gateway, request, call, request.path_value)
-
-
-async def _respond(gateway: Gateway, request: Request, call: Call, name: str) -> Response:
     if not gateway.options.page:
         raise PomeloError("not_found")
-    return await respond_with_file(_FILES, name, request, call)
+    return await respond_with_file(_FILES, request, call)

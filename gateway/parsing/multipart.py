@@ -48,7 +48,6 @@ class Source(Protocol):
 
     async def read_available(self) -> bytes:
         """Returns the next bytes, as many as have arrived; empty at the end."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ Checks the names and types of fields; values and required fields are checked by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.options import GatewayOptions
 from gateway.parsing.body import UTF_8, RequestBody, arrived_body, charset_of
@@ -23,7 +24,7 @@ from gateway.types.fields import Field, check_flag, check_text, parse_flag_text,
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import MediaDelivery
-from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_pb2 import TaskSpec, TaskType
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media import data_uris
 from pomelo.service import Visit
@@ -40,31 +41,20 @@ class TaskRequest:
     stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """A request for tasks of one type in the form of another API, in JSON or in a form with `form_fields`.
-    `to_fields` returns the fields of `POST /api/v1/task` for those of a body, or raises PomeloError."""
+class Translation(ABC):
+    """A request for tasks of one type in the form of another API."""
 
-    task_type: int
-    to_fields: Callable[[dict[str, Any]], Mapping[str, Any]]
-    form_fields: FormFields | None = None
+    task_type: ClassVar[TaskType.ValueType]
+    form_fields: ClassVar[FormFields | None] = None
+    """The fields of the form; None: the body is JSON."""
 
-    def check_content(self, *, is_form: bool) -> None:
-        """Refuses a form instead of JSON, or JSON instead of a form.
+    @abstractmethod
+    def translate(self, body: dict[str, Any], call: Call) -> Mapping[str, Any]:
+        """Returns the fields of `POST /api/v1/task` for those of a body, which may be changed.
 
         Raises:
-            PomeloError: unsupported_media_type.
+            PomeloError: invalid_parameter, missing_parameter.
         """
-        if is_form != (self.form_fields is not None):
-            raise PomeloError(
-                "unsupported_media_type", f"Send {'application/json' if is_form else 'multipart/form-data'}"
-            )
-
-    def translate(self, values: Mapping[str, Any], task_type: int) -> Mapping[str, Any]:
-        """Returns the fields of a task for those of a body, whose model has this task type. Raises as
-        `to_fields`."""
-        check_task_type(task_type, self.task_type)
-        return self.to_fields(dict(values))
 
 
 async def read_task(
@@ -83,7 +73,9 @@ async def read_task(
     try:
         is_form = _is_form(request)
         if translation is not None:
-            translation.check_content(is_form=is_form)
+            if is_form != (translation.form_fields is not None):
+                expected = "application/json" if is_form else "multipart/form-data"
+                raise PomeloError("unsupported_media_type", f"Send {expected}")
             if translation.form_fields is not None:
                 form = Form(translation.form_fields, translation.task_type)
         data = b""
@@ -99,7 +91,8 @@ async def read_task(
                 values = parse_json(data)
             task_type = await gateway.task_type(model_of(values), call)
             if translation is not None:
-                values = translation.translate(values, task_type)
+                check_task_type(task_type, translation.task_type)
+                values = translation.translate(dict(values), call)
             parsed = build_task(values["model"], task_type, values, form=is_form)
         else:
             async with gateway.parse_queue.body(account_of(call), size, visit.is_alone) as steps:
@@ -107,7 +100,8 @@ async def read_task(
                     values = steps.run(partial(parse_json, data))
                 task_type = await gateway.task_type(model_of(values), call)
                 if translation is not None:
-                    values = steps.run(partial(translation.translate, values, task_type))
+                    check_task_type(task_type, translation.task_type)
+                    values = steps.run(partial(translation.translate, dict(values), call))
                 parsed = steps.run(partial(build_task, values["model"], task_type, values, form=is_form))
             await asyncio.sleep(0)  # yields to other requests, because the next steps take time too
         del data

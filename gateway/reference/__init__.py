@@ -18,14 +18,9 @@ _FILES = StaticFiles(Path(__file__).with_name("files"))
 
 
 async def get_reference(gateway: Gateway, request: Request, call: Call) -> Response:
-    """Returns the page. Raises as `get_reference_file`."""
-    return await respond_with_file(_FILES, "index.html", request, call)
-
-
-async def get_reference_file(gateway: Gateway, request: Request, call: Call) -> Response:
-    """Returns a file of the page; 304 if the browser has it.
+    """Returns the page, or the file of it that the path names; 304 if the browser has it.
 
     Raises:
         PomeloError: not_found.
     """
-    return await respond_with_file(_FILES, request.path_value, request, call)
+    return await respond_with_file(_FILES, request, call)

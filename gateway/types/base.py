@@ -118,7 +118,8 @@ MEDIA_SCHEMA = object_of(
     {
         "url": {"type": "string", "format": "uri", "description": "Signed; needs no key until it expires."},
         "b64_json": {"type": "string", "contentEncoding": "base64"},
-    }
+    },
+    (),
 )
 
 

@@ -6,7 +6,7 @@ Ranges and required fields are in `pomelo.fields`; the services check them, the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from jiter import from_json
 
 from gateway.openapi.schema import Schema
-from pomelo.errors import PomeloError, invalid
+from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import MAX_METADATA_KEY, MAX_METADATA_VALUE, FieldRule
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 
@@ -181,6 +181,12 @@ def unsupported(name: str, expected: str, *, neutral: Any = None) -> Field:
     return Field(name, assign, parse_flag_text if neutral is False else parse_json_text, schema)
 
 
+def enum_values(enum: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Returns the values of a protobuf enum by these names: its own in lower case, without their prefix."""
+    prefix = enum.keys()[0].removesuffix("UNSPECIFIED")
+    return {name: enum.Value(prefix + name.upper()) for name in names}
+
+
 def by_name(*fields: Field) -> dict[str, Field]:
     return {each.name: each for each in fields}
 
@@ -234,6 +240,18 @@ def check_flag(label: str, value: Any) -> bool:
     if type(value) is not bool:
         raise invalid(label, "true or false")
     return value
+
+
+def required_text(values: Mapping[str, Any], name: str, label: str) -> str:
+    """Returns the member `name` of an object, which must be a string; `label` is the object's own name.
+
+    Raises:
+        PomeloError: missing_parameter, invalid_parameter, naming the member.
+    """
+    value = values.get(name)
+    if value is None:
+        raise missing(f"{label}.{name}")
+    return check_text(f"{label}.{name}", value)
 
 
 def check_names(values: Mapping[str, Any], known: Collection[str], label: str) -> None:

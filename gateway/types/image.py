@@ -28,11 +28,7 @@ def render_progress(objects: StreamObjects, progress: ImageProgress) -> tuple[by
     return (objects.prefix("image.progress", b',"progress":') + to_json(progress.progress) + b"}",)
 
 
-_FORMATS = {
-    "png": ImageFormat.IMAGE_FORMAT_PNG,
-    "jpeg": ImageFormat.IMAGE_FORMAT_JPEG,
-    "webp": ImageFormat.IMAGE_FORMAT_WEBP,
-}
+_FORMATS = fields.enum_values(ImageFormat, IMAGE_FIELDS["output_format"].choices)
 
 FORMAT = TaskFormat(
     name="image",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.openapi import examples
-from gateway.openapi.schema import object_of, ref
+from gateway.openapi.schema import closed, object_of, ref
 from gateway.types import fields
 from gateway.types.base import (
     MEDIA_SCHEMA,
@@ -103,13 +103,12 @@ _PIECE_OF_AUDIO = {
     }
 }
 _SCHEMAS = {
-    "VoiceSettings": object_of(
-        {name: fields.describe(rule, {}) for name, rule in VOICE_SETTINGS_FIELDS.items()},
-        additionalProperties=False,
+    "VoiceSettings": closed(
+        {name: fields.describe(rule, {}) for name, rule in VOICE_SETTINGS_FIELDS.items()}, ()
     ),
     "SpeechGeneration": result_schema("speech.generation", "speech", audio=MEDIA_SCHEMA),
     "SpeechGenerationChunk": result_schema(
-        "speech.generation.chunk", "speech", audio=object_of(_PIECE_OF_AUDIO, _PIECE_OF_AUDIO)
+        "speech.generation.chunk", "speech", audio=object_of(_PIECE_OF_AUDIO)
     ),
 }
 

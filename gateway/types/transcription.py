@@ -47,7 +47,7 @@ FORMAT = TaskFormat(
             "speech",
             text={"type": "string"},
             language={"type": "string"},
-            words={"type": "array", "items": object_of(_WORD, _WORD)},
+            words={"type": "array", "items": object_of(_WORD)},
         )
     },
     example_model="eleven-labs-stt",
@@ -67,11 +67,7 @@ FORMAT = TaskFormat(
         fields.integer("num_speakers", bits=32),
         fields.choice(
             "timestamps",
-            {
-                "none": TimestampGranularity.TIMESTAMP_GRANULARITY_NONE,
-                "word": TimestampGranularity.TIMESTAMP_GRANULARITY_WORD,
-                "character": TimestampGranularity.TIMESTAMP_GRANULARITY_CHARACTER,
-            },
+            fields.enum_values(TimestampGranularity, SPEECH_TO_TEXT_FIELDS["timestamps"].choices),
         ),
         fields.METADATA,
     ),

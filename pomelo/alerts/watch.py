@@ -23,7 +23,7 @@ from pomelo.process import in_background, periodically
 from pomelo.stores.accounts import AccountStore, Balance, Wallet
 from pomelo.stores.ledger import LedgerStore
 from pomelo.stores.usage import UsageRecord
-from pomelo.telemetry.events import AttemptReport, CallReport, TaskReport
+from pomelo.telemetry.events import Observer, TaskReport
 
 MAX_MARKED = 10_000
 """Accounts, keys and records that are looked at in one search; more are left out until their next task."""
@@ -51,8 +51,11 @@ async def open_watch(
     `urls`, signed with `keys`. `options` are those of `Watch`."""
     async with open_webhooks(urls, keys) as webhooks:
         watch = Watch(store, webhooks.send, **options)
+        searches = periodically(
+            watch.search, interval, "What is to be reported could not be searched for", UnexpectedErrors(log)
+        )
         try:
-            async with in_background(watch.keep_watching(interval)):
+            async with in_background(searches):
                 yield watch
         finally:
             with suppress(PomeloError, TimeoutError):
@@ -60,7 +63,7 @@ async def open_watch(
                     await watch.search()
 
 
-class Watch:
+class Watch(Observer):
     """An `Observer` that reports live mode to `send`: each event once.
 
     `low_share` is the share of its credits below which a balance is low. `blocked_routes` returns the
@@ -110,19 +113,7 @@ class Watch:
             if record.uncollected and len(self._uncollected) < MAX_MARKED:
                 self._uncollected.append(record)
 
-    def attempt_failed(self, report: AttemptReport) -> None:
-        pass
-
-    def call_ended(self, report: CallReport) -> None:
-        pass
-
     # --- the search
-
-    async def keep_watching(self, interval: float) -> None:
-        """Until cancelled, searches every `interval` seconds for what is to be reported."""
-        await periodically(
-            self.search, interval, "What is to be reported could not be searched for", UnexpectedErrors(log)
-        )
 
     async def search(self) -> None:
         """Reports all that has happened since the last search.

@@ -57,8 +57,6 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         line = explain(error)
-        if line is None:
-            raise
         settings = sys.modules.get("pomelo.settings")
         # Only settings have errors of several lines; other text stays on one line.
         is_settings_error = settings is not None and isinstance(error, settings.SettingsError)

@@ -17,7 +17,6 @@ from pomelo.cli.terminal import FailureError
 
 if TYPE_CHECKING:
     from pomelo.call import Call
-    from pomelo.service import Services
     from pomelo.settings import Settings
 
 
@@ -26,17 +25,6 @@ T = TypeVar("T")
 
 class NobodyError(FailureError):
     """No server listens at the address."""
-
-
-@asynccontextmanager
-async def open_server(
-    settings: Settings, target: str | None, ca: Path | None = None
-) -> AsyncIterator[Services]:
-    """Yields the services of a server; the arguments and errors are those of `open_client`."""
-    from pomelo.server.remote import open_remote
-
-    async with open_client(open_remote, settings, target, ca) as services:
-        yield services
 
 
 @asynccontextmanager
@@ -115,11 +103,11 @@ async def open_client(
         log.setLevel(level)
 
 
-def new_call(key: str | None, timeout: float | None = None) -> Call:
-    """Returns a new call with an API key; without a `timeout` in seconds it has the default one."""
+def new_call(key: str | None) -> Call:
+    """Returns a new call with an API key."""
     from pomelo.call import Call
 
-    call = Call.from_headers(lambda name: None, protocol="grpc", timeout=timeout)
+    call = Call.from_headers(lambda name: None, protocol="grpc")
     call.api_key = key
     return call
 

@@ -128,8 +128,6 @@ def _server(settings: Settings) -> tuple[GetServerResponse | None, Finding]:
         found = call_operator(settings, lambda operator: operator.get_server(GetServerRequest()), TIMEOUT)
     except Exception as error:
         line = explain(error)
-        if line is None:
-            raise
         if getattr(error, "code", "") == "not_found":
             line = "it runs an earlier version of Pomelo: restart it"
             return None, Finding("server", "warning", line)
@@ -162,8 +160,6 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
         accounts = [account for page in account_pages for account in page.accounts]
     except Exception as error:
         line = explain(error)
-        if line is None:
-            raise
         if line == str(registry):
             line = "can't be opened without the providers: see below"
         yield Finding("store", "broken", line)

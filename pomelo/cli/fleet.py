@@ -44,10 +44,7 @@ def check_fleet(config: Any) -> Iterator[Finding]:
     try:
         processes, clock = asyncio.run(read_fleet(settings.store_url()))
     except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        yield Finding("store", "broken", line)
+        yield Finding("store", "broken", explain(error))
         return
     yield _processes(processes)
     try:

@@ -41,14 +41,15 @@ def models(
     config: Config = None, target: Target = None, ca: Ca = None, key: Key = None, as_json: Json = False
 ) -> None:
     """List models and their prices, in credits."""
-    from pomelo.cli.client import find_key, new_call, open_server
+    from pomelo.cli.client import find_key, new_call, open_client
+    from pomelo.server.remote import open_remote
     from pomelo.service import list_all_models
     from pomelo.settings import load
 
     settings = load(config)
 
     async def list_models() -> list[Model]:
-        async with open_server(settings, target, ca) as services:
+        async with open_client(open_remote, settings, target, ca) as services:
             return await list_all_models(services.models, new_call(find_key(settings, key)))
 
     found = asyncio.run(list_models())
@@ -89,12 +90,8 @@ def _prices(model: Model) -> str:
     return " + ".join(map(_price, model.prices)) + "".join(tiers)
 
 
-def _unit(price: Any) -> str:
+def _price(price: Any) -> str:
     from pomelo.gen.v1.model_service_pb2 import PriceUnit
 
-    return value_name(PriceUnit, price.unit)
-
-
-def _price(price: Any) -> str:
-    unit = _unit(price)
+    unit = value_name(PriceUnit, price.unit)
     return f"{format_credits(price.amount_micros)}/{_UNITS.get(unit, unit)}"

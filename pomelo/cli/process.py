@@ -29,6 +29,7 @@ from pomelo.telemetry.task_log import TaskLog
 from pomelo.telemetry.tracing import open_tracing
 
 if TYPE_CHECKING:
+    from pomelo.app import App
     from pomelo.telemetry.metrics import Metrics
 
 SWITCH_INTERVAL = 0.0001
@@ -124,27 +125,45 @@ async def serve_app(
         FailureError: an address is in use.
         SettingsError, StoreError: the data folder or the store can't be used.
     """
-    from pomelo.app import open_app
-
-    metrics, readiness = process_metrics(task_log), Readiness("store_unavailable")
-    page = OperatorPage()
+    readiness = Readiness("store_unavailable")
     # Before the servers listen, so that a caller who can connect finds the key, too.
     new_key = await create_development_key(settings)
     async with AsyncExitStack() as stack:
         try:
-            admin = await stack.enter_async_context(open_admin(settings, metrics, readiness, page))
-            traces = await stack.enter_async_context(open_tracing())
-            opening = open_app(settings, observers=(task_log, *traces), metrics=metrics, readiness=readiness)
-            app = await stack.enter_async_context(opening)
-            page.operator = app.operator
-        except OSError as error:
-            await stack.aclose()  # so that only the addresses of others are in use
+            opening = open_observed_app(settings, task_log, readiness)
+            app, admin = await stack.enter_async_context(opening)
+        except OSError as error:  # all has been closed: only the addresses of others are in use
             raise find_used_address(**addresses(settings)) or error from error
-        process.defer_garbage_collection()
         async with on_hangup(lambda: app.reload(load), stop):
             print_greeting(settings, app.configured, app.rest, app.grpc, admin, new_key)
             await wait_for_signal(stop, settings)
             await wait_for_end(stop, settings, readiness)
+
+
+@asynccontextmanager
+async def open_observed_app(
+    settings: Settings, task_log: TaskLog, readiness: Readiness, worker: int | None = None
+) -> AsyncIterator[tuple[App, str]]:
+    """Yields the application, and the address of its metrics and of the operator's page. `worker` as in
+    `open_admin`.
+
+    Raises:
+        OSError: an address is in use.
+        SettingsError, StoreError: the data folder or the store can't be used.
+    """
+    from pomelo.app import open_app
+
+    metrics, page = process_metrics(task_log), OperatorPage()
+    async with (
+        open_admin(settings, metrics, readiness, page, worker) as admin,
+        open_tracing(worker) as traces,
+        open_app(
+            settings, worker=worker, observers=(task_log, *traces), metrics=metrics, readiness=readiness
+        ) as app,
+    ):
+        page.operator = app.operator
+        process.defer_garbage_collection()
+        yield app, admin
 
 
 async def serve_gateway(

@@ -65,7 +65,8 @@ def run(
     config: Config = None,
 ) -> None:
     """Run one task; text is printed, media go to a file."""
-    from pomelo.cli.client import find_key, new_call, open_server
+    from pomelo.cli.client import find_key, new_call, open_client
+    from pomelo.server.remote import open_remote
     from pomelo.service import get_task_model
     from pomelo.settings import load
 
@@ -76,7 +77,7 @@ def run(
         stream = sys.stdout.isatty() or sys.stderr.isatty()
 
     async def run_task() -> None:
-        async with open_server(settings, target, ca) as services:
+        async with open_client(open_remote, settings, target, ca) as services:
             with Progress() as progress:
                 found = await get_task_model(services.models, model, new_call(api_key))
                 spec, options, large_audio = _make_task(found, text, file, voice, param or [])

@@ -34,10 +34,7 @@ def check_grpc(settings: Settings, served: bool) -> Finding:
     except NobodyError:
         return _unreachable("gRPC", settings.grpc, served)
     except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        return Finding("gRPC", "broken", line)
+        return Finding("gRPC", "broken", explain(error))
     if not serving:
         return Finding("gRPC", "broken", f"{settings.grpc} takes no calls: it is not ready, or shutting down")
     return Finding("gRPC", "ok", f"{settings.grpc} serves")

@@ -65,8 +65,12 @@ class FailureError(Exception):
     """The command failed. The message is one line that says why and what to do."""
 
 
-def explain(error: Exception) -> str | None:
-    """Returns the line to print for an error that a user can fix, None for an internal error."""
+def explain(error: Exception) -> str:
+    """Returns the line to print for an error that a user can fix.
+
+    Raises:
+        Exception: the error itself, if it is an internal one.
+    """
     # Looked up, not imported: a class whose module is not loaded can't have been raised.
     expected = tuple(
         getattr(module, name)
@@ -86,7 +90,7 @@ def explain(error: Exception) -> str | None:
         return prefix + (error.strerror or str(error))
     if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
         return f"{error.object[:100]} is not UTF-8 text"  # an argument: protobuf takes no other text
-    return None
+    raise error
 
 
 def print_line(line: str, *, err: bool = False) -> None:

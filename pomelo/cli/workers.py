@@ -19,27 +19,23 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from pomelo.addresses import join_address, split_address
-from pomelo.cli.operator_page import OperatorPage
 from pomelo.cli.process import (
     addresses,
     create_development_key,
     find_used_address,
     on_hangup,
-    open_admin,
+    open_observed_app,
     print_greeting,
-    process_metrics,
     run_process,
     wait_for_end,
     wait_for_signal,
 )
 from pomelo.cli.terminal import FailureError, explain
 from pomelo.logs import format_trace
-from pomelo.process import defer_garbage_collection
 from pomelo.reload import log_refusal, read_changes
 from pomelo.settings import Settings, SettingsError
 from pomelo.telemetry.readiness import Readiness
 from pomelo.telemetry.task_log import TaskLog
-from pomelo.telemetry.tracing import open_tracing
 
 START_TIMEOUT = 60.0
 """Seconds that a worker has to start serving."""
@@ -223,31 +219,17 @@ async def _serve(
     stop: asyncio.Event,
     task_log: TaskLog,
 ) -> None:
-    from pomelo.app import open_app
-
-    metrics, readiness = process_metrics(task_log), Readiness("store_unavailable")
-    page = OperatorPage()
+    readiness = Readiness("store_unavailable")
     # The other end is closed when the supervisor is gone, even if it was killed.
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
     try:
         async with (
-            open_admin(settings, metrics, readiness, page, number) as admin,
-            open_tracing(number) as traces,
-            open_app(
-                settings,
-                worker=number,
-                observers=(task_log, *traces),
-                metrics=metrics,
-                readiness=readiness,
-            ) as app,
+            open_observed_app(settings, task_log, readiness, number) as (app, admin),
+            on_hangup(lambda: app.reload(load), stop),
         ):
-            page.operator = app.operator
-            defer_garbage_collection()
-            async with on_hangup(lambda: app.reload(load), stop):
-                pipe.send(Ready(app.configured, app.rest, app.grpc, admin))
-                await wait_for_end(stop, settings, readiness)
+            pipe.send(Ready(app.configured, app.rest, app.grpc, admin))
+            await wait_for_end(stop, settings, readiness)
     except Exception as error:
-        line = explain(error)
-        if line is None or stop.is_set():
+        if stop.is_set():
             raise
-        pipe.send(line)
+        pipe.send(explain(error))

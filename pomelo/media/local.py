@@ -31,7 +31,6 @@ class Identifies(Protocol):
         Raises:
             PomeloError: invalid_api_key, invalid_parameter (a header), store_unavailable.
         """
-        ...
 
 
 class LocalMedia:

@@ -56,15 +56,11 @@ class Quota:
         self._folder = folder
         self._limits = limits
         self._stored: dict[bytes, int] = {}
-        self._total = 0
+        self.total = 0
+        """Bytes that all media occupy."""
         self._logged = float("-inf")
         self._refusing = False
         """Whether the log said that media are refused, and none were stored since then."""
-
-    @property
-    def total(self) -> int:
-        """Bytes that all media occupy."""
-        return self._total
 
     def stored(self, owner: bytes) -> int:
         """Bytes that an owner's media occupy."""
@@ -81,7 +77,7 @@ class Quota:
             return
         self._check(owner, size, size, "Wait until some expire, or send less")
         self._stored[owner] = self.stored(owner) + size
-        self._total += size
+        self.total += size
         if self._refusing:
             self._refusing = False
             log.warning("Media can be stored again")
@@ -93,12 +89,12 @@ class Quota:
             self._stored[owner] = left
         else:
             self._stored.pop(owner, None)
-        self._total = max(0, self._total - size)
+        self.total = max(0, self.total - size)
 
     def load(self, stored: Mapping[bytes, int]) -> None:
         """Replaces the counts with those of a scan of the folder."""
         self._stored = {owner: size for owner, size in stored.items() if size > 0}
-        self._total = sum(self._stored.values())
+        self.total = sum(self._stored.values())
 
     def check_answer(self, owner: bytes, size: int) -> None:
         """Refuses a task before a provider is paid if there is no space for its answer of about `size` bytes.
@@ -121,9 +117,9 @@ class Quota:
                 f"The media of this account occupy {used:,} of {limits.account:,} bytes. {remedy}",
                 values={"usedBytes": used, "maxBytes": limits.account},
             )
-        if self._total + total_size > limits.total:
+        if self.total + total_size > limits.total:
             raise self._no_space(
-                f"media occupy {self._total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
+                f"media occupy {self.total:,} bytes, and POMELO_MEDIA_LIMIT is {limits.total:,}"
             )
 
     def check_disk(self, size: int) -> None:

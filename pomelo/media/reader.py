@@ -22,7 +22,6 @@ class Reader(Protocol):
         Raises:
             PomeloError: store_unavailable.
         """
-        ...
 
     async def read(self, size: int) -> bytes:
         """The next bytes, at most `size`; empty at the end.
@@ -30,7 +29,6 @@ class Reader(Protocol):
         Raises:
             PomeloError: store_unavailable.
         """
-        ...
 
 
 class FileReader:

@@ -192,7 +192,7 @@ def _serve(method: MethodDescriptor, function: Callable[..., Awaitable[Any]]) ->
 
     async def serve(rpc: Rpc) -> bytes | None:
         if is_keyless:
-            response = await function(rpc)
+            response: Message | bytes | None = await function(rpc)
         elif is_upload:
             try:
                 await rpc.admit()
@@ -203,13 +203,9 @@ def _serve(method: MethodDescriptor, function: Callable[..., Awaitable[Any]]) ->
         else:
             await rpc.admit()
             response = await function(await rpc.message(request_type), rpc)
-        return None if response is None else _serialize(response)
+        return response.SerializeToString() if isinstance(response, Message) else response
 
     return serve
-
-
-def _serialize(response: Message | bytes) -> bytes:
-    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def _unexpected_error(call: Call, error: Exception) -> PomeloError:

@@ -17,7 +17,7 @@ from pomelo.gen.admin.v1.admin_service_pb2 import DESCRIPTOR
 from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.server.calls import FrontEnd
 from pomelo.server.messages import check_request
-from pomelo.server.remote.channel import CHANNEL_OPTIONS
+from pomelo.server.remote.channel import open_channel
 from pomelo.service import Operator
 from pomelo.status import from_rpc_error
 
@@ -74,7 +74,7 @@ async def open_operator(path: Path, seconds: float) -> AsyncIterator[Operator]:
 
     Its methods also raise server_unavailable (no server responds) and deadline_exceeded (after `seconds`).
     """
-    async with grpc.aio.insecure_channel(socket_address(path), options=[*CHANNEL_OPTIONS.items()]) as channel:
+    async with open_channel(socket_address(path)) as channel:
         stub = AdminServiceStub(channel)
         methods = {
             _attribute(method.name): _remote(getattr(stub, method.name), seconds)

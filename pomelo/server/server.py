@@ -44,7 +44,7 @@ from pomelo.server.servicers import (
 from pomelo.service import Operator, Services
 from pomelo.telemetry.events import Observer
 from pomelo.telemetry.readiness import Readiness
-from pomelo.tls import Certificate, read_certificate
+from pomelo.tls import Certificate
 
 log = logging.getLogger("pomelo.server")
 
@@ -63,9 +63,9 @@ _CLEANUP_TIME = 10.0
 class ServerOptions:
     """The addresses and limits of the public server. Times are in seconds.
 
-    An address is `host:port` (port 0: any free one), `[v6]:port` or `unix:/path`. With `tls_cert` and
-    `tls_key` every address uses TLS, and with `tls_client_ca` a caller must present a certificate of that
-    authority. `grace` is how long running calls may continue when the server stops.
+    An address is `host:port` (port 0: any free one), `[v6]:port` or `unix:/path`. With a `certificate` every
+    address uses TLS, and a caller must present a certificate of its `client_ca`, if it has one. `grace` is
+    how long running calls may continue when the server stops.
 
     `connection_streams` are concurrent calls on one connection: at least as many as one account may run,
     since a client silently delays further ones. `limits` bound what calls may cost; by default a message may
@@ -76,9 +76,7 @@ class ServerOptions:
 
     address: str | tuple[str, ...] = "127.0.0.1:50051"
     grace: float = 10.0
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
+    certificate: Certificate | None = None
     limits: CallLimits = field(default_factory=CallLimits)
     connection_streams: int = CONNECTION_STREAMS
     # Guides of load balancers recommend pings every 10 s, also between calls.
@@ -114,16 +112,6 @@ class ServerOptions:
             ("grpc.http2.max_ping_strikes", 2),
         ]
 
-    def certificate(self) -> Certificate | None:
-        """Reads the certificate; None without TLS.
-
-        Raises:
-            ValueError: its files do not go together; OSError: a file can't be read.
-        """
-        if self.tls_cert is None or self.tls_key is None:
-            return None
-        return read_certificate(self.tls_cert, self.tls_key, self.tls_client_ca)
-
 
 class _Tls:
     """The certificate of all addresses, which can be replaced. gRPC asks for it at each handshake, in its own
@@ -153,20 +141,17 @@ class _Tls:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server. `addresses` are the bound ones, in the order of the options."""
+    """A running server. `addresses` are the bound ones, in the order of the options. While it is not ready,
+    load balancers get NOT_SERVING; calls are still accepted."""
 
     addresses: tuple[str, ...]
     running: Running
-    _readiness: Readiness
+    readiness: Readiness
     _tls: _Tls | None = None
 
     @property
     def address(self) -> str:
         return self.addresses[0]
-
-    def drain(self) -> None:
-        """Reports NOT_SERVING to load balancers; calls are still accepted. Idempotent."""
-        self._readiness.drain()
 
     def replace_certificate(self, certificate: Certificate) -> None:
         """Replaces the certificate of a server with TLS, for new connections."""
@@ -196,8 +181,7 @@ async def open_server(
     have ended.
 
     Raises:
-        OSError: an address can't be listened on, or a TLS file can't be read.
-        ValueError: the TLS files do not go together.
+        OSError: an address can't be listened on.
     """
     readiness = readiness or Readiness()
     options = replace(options, connections=options.connections.within(process.descriptor_limit()))
@@ -230,8 +214,7 @@ async def open_server(
         for service in file.services_by_name.values():
             server.add_registered_method_handlers(service.full_name, front_end.handlers(service, servicer))
     server.add_generic_rpc_handlers((front_end.unknown_method(),))
-    certificate = options.certificate()
-    tls = _Tls(certificate) if certificate is not None else None
+    tls = _Tls(options.certificate) if options.certificate is not None else None
     requested = (options.address,) if isinstance(options.address, str) else options.address
     addresses = tuple([_bind(server, address, tls.credentials() if tls else None) for address in requested])
     await server.start()

@@ -7,7 +7,7 @@ show or keep.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 from pomelo.call import Call
 from pomelo.stores.usage import UsageRecord
@@ -102,8 +102,9 @@ class CallReport:
     http_status: int
 
 
-class Observer(Protocol):
-    """Gets the reports, in the event loop. Its methods must be quick, and must not raise."""
+class Observer:
+    """Gets the reports, in the event loop, and ignores them. The methods of a subclass must be quick, and
+    must not raise."""
 
     def task_ended(self, report: TaskReport) -> None:
         """A task has ended, before its caller gets the end of the response."""

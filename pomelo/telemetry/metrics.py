@@ -12,7 +12,7 @@ from pomelo import __version__
 from pomelo.call import MODE_NAMES
 from pomelo.money import MICROS
 from pomelo.stores.usage import UsageRecord
-from pomelo.telemetry.events import AttemptReport, CallReport, TaskReport
+from pomelo.telemetry.events import AttemptReport, CallReport, Observer, TaskReport
 from pomelo.telemetry.instruments import Counter, Gauge, Histogram, Instrument, ReadCounter
 
 TASK_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -21,7 +21,7 @@ LAG_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """The upper bounds of buckets."""
 
 
-class Metrics:
+class Metrics(Observer):
     """The instruments of one process. It observes tasks; the other values are read by `Gauge` sources, or
     written by what they measure. Some need a `refresh` before they are read."""
 

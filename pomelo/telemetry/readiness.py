@@ -34,18 +34,14 @@ class Readiness:
 
     def __init__(self, code: str = "") -> None:
         self._code = code
-        self._draining = False
+        self.draining = False
+        """Whether the process will never be ready again."""
         self._change: asyncio.Event | None = None
 
     @property
     def code(self) -> str:
         """The code of the error that callers would get, empty while the process is ready."""
-        return "shutting_down" if self._draining else self._code
-
-    @property
-    def draining(self) -> bool:
-        """Whether the process will never be ready again."""
-        return self._draining
+        return "shutting_down" if self.draining else self._code
 
     def next_change(self) -> asyncio.Event:
         """Returns an event that the next change of `code` sets. Get it before you read the code."""
@@ -55,8 +51,8 @@ class Readiness:
 
     def drain(self) -> None:
         """Makes the process not ready, for ever. Idempotent."""
-        if not self._draining:
-            self._draining = True
+        if not self.draining:
+            self.draining = True
             self._changed()
 
     @asynccontextmanager

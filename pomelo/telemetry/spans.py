@@ -25,7 +25,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from pomelo import __version__
 from pomelo.call import MODE_NAMES
 from pomelo.stores.usage import UsageRecord
-from pomelo.telemetry.events import AttemptReport, CallReport, Observer, TaskReport
+from pomelo.telemetry.events import AttemptReport, Observer, TaskReport
 
 MAX_FAILED = 10_000
 """Maximum number of running tasks whose failed calls are kept."""
@@ -79,12 +79,6 @@ class Spans(Observer):
     def attempt_failed(self, report: AttemptReport) -> None:
         if len(self._failed) < MAX_FAILED:
             self._failed.setdefault(report.task_id, []).append((report, time.time_ns()))
-
-    def call_ended(self, report: CallReport) -> None:
-        pass
-
-    def charged(self, record: UsageRecord) -> None:
-        pass
 
     def task_ended(self, report: TaskReport) -> None:
         ended = time.time_ns()

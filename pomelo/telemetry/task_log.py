@@ -9,8 +9,7 @@ from typing import Any
 
 from pomelo import money
 from pomelo.call import MODE_NAMES
-from pomelo.stores.usage import UsageRecord
-from pomelo.telemetry.events import AttemptReport, CallReport, TaskReport
+from pomelo.telemetry.events import AttemptReport, CallReport, Observer, TaskReport
 from pomelo.telemetry.lines import Render, printable, timestamp
 
 MAX_MODEL = 100
@@ -20,7 +19,7 @@ log = logging.getLogger("pomelo.calls")
 """For calls without a valid key, whose lines are limited."""
 
 
-class TaskLog:
+class TaskLog(Observer):
     """An `Observer` that writes lines: tasks and refused calls at level INFO, failed attempts at WARNING,
     other calls at DEBUG. A field that is not known is left out.
 
@@ -120,9 +119,6 @@ class TaskLog:
             self._log("info", "refused", fields)
         else:
             log.info(f"refused: {report.code}", extra={"fields": _known(fields)})  # a kind for each code
-
-    def charged(self, record: UsageRecord) -> None:
-        pass
 
     def _log(self, level: str, event: str, fields: Mapping[str, Any], *, urgent: bool = False) -> None:
         line = {"time": timestamp(time.time()), "level": level, "event": event}

@@ -12,6 +12,7 @@ from pomelo.client import Client, ServerUnavailable
 from pomelo.client.connection import ClientBase, Connection
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.settings import load
+from pomelo.tls import read_certificate
 from tests.certificates import make_certificate
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
@@ -97,9 +98,9 @@ async def test_a_server_with_tls_is_reached_by_its_authority(
     ca = certificates / "ca.pem"
     options = ServerOptions(
         "127.0.0.1:0",
-        tls_cert=certificates / "server.pem",
-        tls_key=certificates / "server.key",
-        tls_client_ca=ca if clients else None,
+        certificate=read_certificate(
+            certificates / "server.pem", certificates / "server.key", ca if clients else None
+        ),
     )
     own = {"certificate": (certificates / "client.pem", certificates / "client.key")} if clients else {}
     async with open_server(app.services, options) as server:

@@ -71,7 +71,7 @@ async def test_a_watch_without_a_key_is_ended_with_a_reason_and_one_with_a_key_c
             assert "0.3 seconds" in (error.details() or "")
             assert details_of(error)["ErrorInfo"].metadata == {"timeoutSeconds": "0.3"}
         assert opened.in_flight.calls == 1
-        opened.server.drain()
+        opened.server.readiness.drain()
         assert (await stays.read()).status == HealthCheckResponse.NOT_SERVING
         assert await stays.read() is grpc.aio.EOF
         await opened.server.running.idle()

@@ -25,6 +25,7 @@ from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import AccessService, Visit
+from pomelo.tls import Certificate, read_certificate
 from tests.calls import bearer, failure, upload_messages
 from tests.certificates import make_certificate
 from tests.conftest import Keys
@@ -36,11 +37,11 @@ QUICK = ConnectionLimits(key_timeout=0.6, grace=0.3)
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The options of a server with a certificate for localhost."""
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """A certificate for localhost."""
     folder = tmp_path_factory.mktemp("tls")
     make_certificate(folder, "cert", "localhost")
-    return {"tls_cert": folder / "cert.pem", "tls_key": folder / "cert.key"}
+    return read_certificate(folder / "cert.pem", folder / "cert.key", None)
 
 
 @asynccontextmanager
@@ -83,9 +84,9 @@ WATCH = frames.hello() + frames.headers(1, "/grpc.health.v1.Health/Watch") + fra
     ],
 )
 async def test_a_connection_without_a_valid_key_is_closed_in_time(
-    app: App, certificate: dict[str, Any], tls: bool, sent: bytes
+    app: App, certificate: Certificate, tls: bool, sent: bytes
 ) -> None:
-    async with serve(app, QUICK, **(certificate if tls else {})) as port, connected(port) as client:
+    async with serve(app, QUICK, certificate=certificate if tls else None) as port, connected(port) as client:
         client.send(sent)
         await client.closed()
 
@@ -198,11 +199,11 @@ async def test_a_connection_with_a_valid_key_stays_open(app: App, keys: Keys, ho
 
 
 async def test_a_connection_with_a_valid_key_stays_open_over_tls(
-    app: App, keys: Keys, certificate: dict[str, Any]
+    app: App, keys: Keys, certificate: Certificate
 ) -> None:
-    tls = Tls(ca=certificate["tls_cert"]).credentials()
+    tls = Tls(ca=certificate.chain).credentials()
     async with (
-        serve(app, QUICK, **certificate) as port,
+        serve(app, QUICK, certificate=certificate) as port,
         connected(port) as unauthenticated,
         grpc.aio.secure_channel(f"localhost:{port}", tls) as channel,
     ):

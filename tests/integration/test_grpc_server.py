@@ -26,6 +26,7 @@ from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
+from pomelo.tls import read_certificate
 from tests.calls import bearer, call_of, failure, reason_of, refusal
 from tests.certificates import make_certificate
 from tests.conftest import Keys
@@ -74,7 +75,7 @@ async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: 
         ):
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == SERVING
-            server.drain()
+            server.readiness.drain()
             assert (await watch.read()).status == NOT_SERVING
             assert await watch.read() is grpc.aio.EOF
             assert (await models(channel, keys.test)).models, "calls are still taken"
@@ -99,7 +100,7 @@ async def test_a_watcher_receives_a_drain_that_begins_during_its_first_message(
 
         async def drain_after_write(rpc: Rpc, message: Any) -> None:
             await write(rpc, message)
-            server.drain()
+            server.readiness.drain()
 
         monkeypatch.setattr(Rpc, "send", drain_after_write)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -292,9 +293,11 @@ async def served_with_tls(app: App, certificates: Path, *, clients: bool) -> Asy
     """Opens a server with a certificate, and yields its address by name."""
     options = ServerOptions(
         "127.0.0.1:0",
-        tls_cert=certificates / "server.pem",
-        tls_key=certificates / "server.key",
-        tls_client_ca=certificates / "ca.pem" if clients else None,
+        certificate=read_certificate(
+            certificates / "server.pem",
+            certificates / "server.key",
+            certificates / "ca.pem" if clients else None,
+        ),
     )
     async with open_server(app.services, options) as server:
         yield f"localhost:{server.address.rpartition(':')[2]}"

@@ -299,13 +299,13 @@ async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
         for _ in range(3):
             assert (await health.Check(health_pb2.HealthCheckRequest())).status
         assert not more.done()
-        opened.server.drain()
+        opened.server.readiness.drain()
         assert await more is grpc.aio.EOF
 
 
 async def test_a_watch_that_starts_while_draining_receives_one_message() -> None:
     async with serve_scripted() as opened:
-        opened.server.drain()
+        opened.server.readiness.drain()
         watch = health_pb2_grpc.HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest())
         statuses = [response.status async for response in watch]
     assert statuses == [health_pb2.HealthCheckResponse.NOT_SERVING]

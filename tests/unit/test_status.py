@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import grpc
@@ -15,7 +14,6 @@ from gateway.openapi.schema import RESPONSE_HEADERS
 from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, PomeloError
 from pomelo.status import (
     DETAILS_KEY,
-    HEADER_NAMES,
     OPEN_KEY,
     REFUSED_KEY,
     details_metadata,
@@ -232,18 +230,10 @@ def test_damaged_details_are_ignored(damaged: bytes) -> None:
     assert error.message
 
 
-def test_every_response_header_is_sent() -> None:
-    names = {
-        name for name in RESPONSE_HEADERS if name not in ("Retry-After", "WWW-Authenticate")
-    }  # of REST alone
-    assert set(HEADER_NAMES.values()) == names
-
-
-def test_header_names_are_those_of_the_documentation() -> None:
-    for lower, name in HEADER_NAMES.items():
-        assert lower == name.lower()
-        assert header_name(lower) == name
-        assert re.fullmatch(r"[A-Z][a-z]*(-[A-Z][A-Za-z]+)*", name)
+@pytest.mark.parametrize("name", RESPONSE_HEADERS)
+def test_every_response_header_is_sent_by_the_name_of_the_documentation(name: str) -> None:
+    sent = name not in ("Retry-After", "WWW-Authenticate")  # of REST alone
+    assert header_name(name.lower()) == (name if sent else None)
 
 
 def test_headers_of_unknown_limits_have_names_and_other_metadata_has_none() -> None:

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.openapi.openai import media, text
-from gateway.openapi.openai.operations import ERROR, responses
-from gateway.openapi.schema import COMMON_ERRORS, JSON, Schema, Section, object_of, parameter, ref
+from gateway.openapi.openai.operations import ERROR
+from gateway.openapi.schema import (
+    COMMON_ERRORS,
+    JSON,
+    TEXT,
+    Schema,
+    Section,
+    object_of,
+    operation,
+    parameter,
+    ref,
+    responses,
+)
 
 _MODEL: Schema = {
-    "id": {"type": "string"},
+    "id": TEXT,
     "object": {"const": "model"},
     "created": {"type": "integer", "description": "0: it is not known."},
-    "owned_by": {"type": "string"},
+    "owned_by": TEXT,
 }
 _MODELS: Schema = {"object": {"const": "list"}, "data": {"type": "array", "items": ref("OpenAIModel")}}
 
@@ -26,33 +37,25 @@ def section(models: Mapping[str, int]) -> Section:
         {
             **text.schemas(models),
             **media.schemas(models),
-            "OpenAIModel": object_of(_MODEL, _MODEL),
-            "OpenAIModelList": object_of(_MODELS, _MODELS),
+            "OpenAIModel": object_of(_MODEL),
+            "OpenAIModelList": object_of(_MODELS),
             "OpenAIError": ERROR,
         },
     )
 
 
 def _model_paths() -> Schema:
-    listed = responses({JSON: {"schema": ref("OpenAIModelList")}}, *COMMON_ERRORS)
     codes = (*COMMON_ERRORS, "model_not_allowed", "model_not_found", "not_found")
-    model_id = parameter(
-        "id", "path", {"type": "string"}, required=True, examples={"model": {"value": "gpt-4"}}
-    )
     return {
-        "/v1/models": {
-            "get": {
-                "operationId": "listOpenAIModels",
-                "summary": "List the models that the key may use, as OpenAI's SDKs read them.",
-                "responses": listed,
-            }
-        },
-        "/v1/models/{id}": {
-            "get": {
-                "operationId": "getOpenAIModel",
-                "summary": "Get one model, as OpenAI's SDKs read it.",
-                "parameters": [model_id],
-                "responses": responses({JSON: {"schema": ref("OpenAIModel")}}, *codes),
-            }
-        },
+        "/v1/models": operation(
+            "listOpenAIModels",
+            "List the models that the key may use, as OpenAI's SDKs read them.",
+            responses({JSON: {"schema": ref("OpenAIModelList")}}, *COMMON_ERRORS, openai=True),
+        ),
+        "/v1/models/{id}": operation(
+            "getOpenAIModel",
+            "Get one model, as OpenAI's SDKs read it.",
+            responses({JSON: {"schema": ref("OpenAIModel")}}, *codes, openai=True),
+            parameter("id", "path", TEXT, required=True, examples={"model": {"value": "gpt-4"}}),
+        ),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from gateway.openai.images import DEFAULTS
 from gateway.openai.images import NO_EFFECT as IMAGE_NO_EFFECT
@@ -13,42 +12,39 @@ from gateway.openai.transcriptions import NO_EFFECT as TRANSCRIPTION_NO_EFFECT
 from gateway.openapi.openai.operations import (
     SSE,
     events,
+    example,
     only,
-    operation,
+    task_operation,
     task_properties,
     without_effect,
 )
-from gateway.openapi.schema import JSON, Schema, object_of, ref, union
+from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, closed, object_of, ref, union
 from gateway.openapi.tasks import BINARY, model_name, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import MEDIA_SCHEMA
 from gateway.types.speech import OUTPUT_FORMATS
 from pomelo.gen.v1.task_pb2 import TaskType
 
-_TEXT: Schema = {"type": "string"}
-_LABEL: Schema = {"type": ["string", "null"]}
-_TEXT_CONTENT: Schema = {"schema": _TEXT}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
+_TEXT_CONTENT: Schema = {"schema": TEXT}
 _NUMBER: Schema = {"type": "number"}
-_USER: Schema = {**_LABEL, "description": "Your own name for the end user."}
+_USER: Schema = {**LABEL, "description": "Your own name for the end user."}
 
 
 def _typed(event_type: str, **members: Schema) -> Schema:
-    properties = {"type": {"type": "string", "enum": [event_type]}, **members}
-    return object_of(properties, properties)
+    return object_of({"type": {"type": "string", "enum": [event_type]}, **members})
 
 
 # --- images
 
-_IMAGES = {"created": _COUNT, "data": {"type": "array", "items": MEDIA_SCHEMA, "minItems": 1, "maxItems": 1}}
+_IMAGES = {"created": COUNT, "data": {"type": "array", "items": MEDIA_SCHEMA, "minItems": 1, "maxItems": 1}}
 _IMAGE_EVENT = _typed(
     "image_generation.completed",
-    created_at=_COUNT,
-    b64_json=_TEXT,
-    output_format=_TEXT,
-    size=_TEXT,
-    quality=_TEXT,
-    background=_TEXT,
+    created_at=COUNT,
+    b64_json=TEXT,
+    output_format=TEXT,
+    size=TEXT,
+    quality=TEXT,
+    background=TEXT,
     usage={"type": "object"},
 )
 
@@ -64,25 +60,24 @@ def _image_request(task: Schema) -> Schema:
         },
         **only(DEFAULTS),
         "user": _USER,
-        "safety_identifier": {**_LABEL, "description": "Replaces user."},
+        "safety_identifier": {**LABEL, "description": "Replaces user."},
         **without_effect(IMAGE_NO_EFFECT),
     }
-    return object_of(properties, ("model", "prompt"), additionalProperties=False)
+    return closed(properties, ("model", "prompt"))
 
 
 # --- speech
 
-_SPEECH_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), _COUNT)
+_SPEECH_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), COUNT)
 _SPEECH_EVENTS = {
     "SpeechEvent": union(
         "An event of speech.",
         {"speech.audio.delta": "SpeechDelta", "speech.audio.done": "SpeechDone"},
         "type",
     ),
-    "SpeechDelta": _typed("speech.audio.delta", audio={**_TEXT, "description": "Base64 to append."}),
-    "SpeechDone": _typed("speech.audio.done", usage=object_of(_SPEECH_USAGE, _SPEECH_USAGE)),
+    "SpeechDelta": _typed("speech.audio.delta", audio={**TEXT, "description": "Base64 to append."}),
+    "SpeechDone": _typed("speech.audio.done", usage=object_of(_SPEECH_USAGE)),
 }
-_VOICE_ID = {"id": _TEXT}
 
 
 def _speech_request(task: Schema, speed: Schema) -> Schema:
@@ -91,7 +86,7 @@ def _speech_request(task: Schema, speed: Schema) -> Schema:
         **task_properties(task, "model", "voice_settings", "language_code", "seed", "metadata"),
         "input": fields["text"],
         "voice": {
-            "anyOf": [fields["voice"], object_of(_VOICE_ID, _VOICE_ID)],
+            "anyOf": [fields["voice"], object_of({"id": TEXT})],
             "description": "A voice's name or id.",
         },
         "response_format": {
@@ -102,58 +97,56 @@ def _speech_request(task: Schema, speed: Schema) -> Schema:
         "stream_format": {"enum": ["audio", "sse", None], "default": "audio"},
         **without_effect(SPEECH_NO_EFFECT),
     }
-    return object_of(properties, ("model", "input", "voice"), additionalProperties=False)
+    return closed(properties, ("model", "input", "voice"))
 
 
 # --- transcripts
 
 _SEGMENT_TIMES = {"start": _NUMBER, "end": _NUMBER}
-_WORD = {"word": _TEXT, **_SEGMENT_TIMES}
 _SEGMENT = {
-    "id": _COUNT,
-    "seek": _COUNT,
+    "id": COUNT,
+    "seek": COUNT,
     **_SEGMENT_TIMES,
-    "text": _TEXT,
-    "tokens": {"type": "array", "items": _COUNT, "maxItems": 0},
+    "text": TEXT,
+    "tokens": {"type": "array", "items": COUNT, "maxItems": 0},
     **dict.fromkeys(("temperature", "avg_logprob", "compression_ratio", "no_speech_prob"), _NUMBER),
 }
 _SPEAKER_SEGMENT = {
     "type": {"const": "transcript.text.segment"},
-    "id": _TEXT,
+    "id": TEXT,
     **_SEGMENT_TIMES,
-    "text": _TEXT,
-    "speaker": _TEXT,
+    "text": TEXT,
+    "speaker": TEXT,
 }
-_TRANSCRIPT_USAGE = {"type": {"const": "duration"}, "seconds": _NUMBER}
-_TRANSCRIPT = {"text": _TEXT, "usage": object_of(_TRANSCRIPT_USAGE, _TRANSCRIPT_USAGE)}
+_TRANSCRIPT = {"text": TEXT, "usage": object_of({"type": {"const": "duration"}, "seconds": _NUMBER})}
 _DURATION = {"task": {"const": "transcribe"}, "duration": _NUMBER}
-_VERBOSE = {**_DURATION, "language": _TEXT, **_TRANSCRIPT}
+_VERBOSE = {**_DURATION, "language": TEXT, **_TRANSCRIPT}
 _DIARIZED = {
     **_DURATION,
     **_TRANSCRIPT,
-    "segments": {"type": "array", "items": object_of(_SPEAKER_SEGMENT, _SPEAKER_SEGMENT)},
+    "segments": {"type": "array", "items": object_of(_SPEAKER_SEGMENT)},
 }
 _TRANSCRIPT_SCHEMAS = {
     "Transcript": {
         "anyOf": [ref(name) for name in ("VerboseTranscript", "DiarizedTranscript", "PlainTranscript")]
     },
-    "PlainTranscript": object_of(_TRANSCRIPT, _TRANSCRIPT),
+    "PlainTranscript": object_of(_TRANSCRIPT),
     "VerboseTranscript": object_of(
         {
             **_VERBOSE,
-            "words": {"type": "array", "items": object_of(_WORD, _WORD)},
-            "segments": {"type": "array", "items": object_of(_SEGMENT, _SEGMENT)},
+            "words": {"type": "array", "items": object_of({"word": TEXT, **_SEGMENT_TIMES})},
+            "segments": {"type": "array", "items": object_of(_SEGMENT)},
         },
         _VERBOSE,
     ),
-    "DiarizedTranscript": object_of(_DIARIZED, _DIARIZED),
+    "DiarizedTranscript": object_of(_DIARIZED),
     "TranscriptEvent": union(
         "An event of a transcript.",
         {"transcript.text.delta": "TranscriptDelta", "transcript.text.done": "TranscriptDone"},
         "type",
     ),
-    "TranscriptDelta": _typed("transcript.text.delta", delta=_TEXT),
-    "TranscriptDone": _typed("transcript.text.done", text=_TEXT),
+    "TranscriptDelta": _typed("transcript.text.delta", delta=TEXT),
+    "TranscriptDone": _typed("transcript.text.done", text=TEXT),
 }
 
 
@@ -161,7 +154,7 @@ def _transcription_form(model: Schema) -> Schema:
     properties = {
         "model": {**model, "examples": ["eleven-labs-stt"]},
         "file": {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"},
-        "language": {**_TEXT, "description": "An ISO 639 code or a BCP 47 tag, such as en or en-US."},
+        "language": {**TEXT, "description": "An ISO 639 code or a BCP 47 tag, such as en or en-US."},
         "response_format": {"type": "string", "enum": [*FORMATS], "default": "json"},
         # Clients are generated from the SDKs' name alone: with both, they would have one name twice.
         GRANULARITIES[0]: {
@@ -171,12 +164,12 @@ def _transcription_form(model: Schema) -> Schema:
         },
         "stream": {"type": "string", "enum": ["true", "false"]},
         "diarize": {"type": "string", "enum": ["true", "false"], "description": "Distinguish speakers."},
-        "num_speakers": _TEXT,
+        "num_speakers": TEXT,
         **{
             name: {"type": "string", **each} for name, each in without_effect(TRANSCRIPTION_NO_EFFECT).items()
         },
     }
-    return object_of(properties, ("model", "file"), additionalProperties=False)
+    return closed(properties, ("model", "file"))
 
 
 # --- all
@@ -195,7 +188,7 @@ def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
     speech_schemas = TASK_FORMATS[TaskType.TASK_TYPE_TEXT_TO_SPEECH].schemas
     return {
         "ImageRequest": _image_request(image),
-        "Images": object_of(_IMAGES, _IMAGES),
+        "Images": object_of(_IMAGES),
         "ImageEvent": _IMAGE_EVENT,
         "SpeechRequest": _speech_request(speech, speech_schemas["VoiceSettings"]["properties"]["speed"]),
         **_SPEECH_EVENTS,
@@ -204,32 +197,28 @@ def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
     }
 
 
-def _example(title: str, **body: Any) -> Schema:
-    return {title: {"summary": title, "value": body}}
-
-
-_IMAGE_EXAMPLES = _example("An image", model="flux-1-schnell", prompt="A kite over the sea", size="1024x768")
-_SPEECH_EXAMPLES = _example("Speech", model="eleven-labs-tts", voice="alloy", input="Good morning.")
+_IMAGE_EXAMPLES = example("An image", model="flux-1-schnell", prompt="A kite over the sea", size="1024x768")
+_SPEECH_EXAMPLES = example("Speech", model="eleven-labs-tts", voice="alloy", input="Good morning.")
 _AUDIO_TYPES = ("audio/mpeg", "audio/wav", "audio/ogg", "application/octet-stream")
 
 
 def paths() -> Schema:
     """Returns the operations."""
     return {
-        "/v1/images/generations": operation(
+        "/v1/images/generations": task_operation(
             "createImage",
             "Run an image task in the form of OpenAI's API.",
             {JSON: {"schema": ref("ImageRequest"), "examples": _IMAGE_EXAMPLES}},
             {JSON: {"schema": ref("Images")}, SSE: events("ImageEvent")},
         ),
-        "/v1/audio/speech": operation(
+        "/v1/audio/speech": task_operation(
             "createSpeech",
             "Run a text-to-speech task in the form of OpenAI's API.",
             {JSON: {"schema": ref("SpeechRequest"), "examples": _SPEECH_EXAMPLES}},
             {**dict.fromkeys(_AUDIO_TYPES, BINARY), SSE: events("SpeechEvent")},
             "The audio is sent as it arrives; with `stream_format` sse, as events.",
         ),
-        "/v1/audio/transcriptions": operation(
+        "/v1/audio/transcriptions": task_operation(
             "createTranscription",
             "Run a speech-to-text task in the form of OpenAI's API.",
             {"multipart/form-data": {"schema": ref("TranscriptionForm")}},

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.openai.parameters import Values
-from gateway.openapi.schema import JSON, Schema, headers, object_of, ref
+from gateway.openapi.schema import JSON, Schema, closed, object_of, operation, ref, responses
 from gateway.openapi.tasks import TASK_ERRORS, TASK_PARAMETERS
-from pomelo.errors import RETRY_AFTER, TABLE
+from pomelo.errors import TABLE
 
 SSE = "text/event-stream"
-
-_SHOULD_RETRY: Schema = {"schema": {"enum": ["true", "false"]}}
 
 _ERROR = {
     "message": {"type": "string", "description": "What is wrong, with which parameter, and what to do."},
@@ -20,46 +18,17 @@ _ERROR = {
     "param": {"type": ["string", "null"], "description": "The parameter at fault."},
     "code": {"enum": list(TABLE)},
 }
-_ERROR_BODY = {"error": object_of(_ERROR, _ERROR, additionalProperties=False)}
-ERROR = object_of(_ERROR_BODY, _ERROR_BODY, additionalProperties=False)
+ERROR = closed({"error": closed(_ERROR)})
 
 
-def operation(
-    operation_id: str,
-    summary: str,
-    request: Mapping[str, Any],
-    ok: Mapping[str, Any],
-    description: str = "",
+def task_operation(
+    operation_id: str, summary: str, request: Schema, ok: Mapping[str, Any], description: str = ""
 ) -> Schema:
-    """Returns a POST operation that runs a task. `request` and `ok` are contents by media type."""
-    described = {
-        "operationId": operation_id,
-        "summary": summary,
-        "parameters": TASK_PARAMETERS,
-        "requestBody": {"required": True, "content": dict(request)},
-        "responses": responses(ok, *TASK_ERRORS, is_task=True),
-    }
-    return {"post": described | ({"description": description} if description else {})}
-
-
-def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False) -> Schema:
-    """Returns the responses of an operation: `ok` by media type, and the errors `codes` by HTTP status."""
-    described: Schema = {"200": {"description": "Done.", "headers": headers(is_task), "content": dict(ok)}}
-    by_status: dict[int, list[str]] = {}
-    for code in codes:
-        by_status.setdefault(TABLE[code].http, []).append(code)
-    for status, listed in sorted(by_status.items()):
-        names = ["X-Request-Id"]
-        if status in RETRY_AFTER:
-            names.append("Retry-After")
-        if status == 401:
-            names.append("WWW-Authenticate")
-        sent = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-        described[str(status)] = {
-            "description": ", ".join(listed),
-            "headers": {**sent, "X-Should-Retry": _SHOULD_RETRY},
-            "content": {JSON: {"schema": ref("OpenAIError")}},
-        }
+    """Returns an operation that runs a task. `request` and `ok` are contents by media type."""
+    done = responses(ok, *TASK_ERRORS, is_task=True, openai=True)
+    described = operation(operation_id, summary, done, *TASK_PARAMETERS, request=request)
+    if description:
+        described["post"]["description"] = description
     return described
 
 
@@ -68,8 +37,8 @@ def events(schema: str, *, names: Sequence[str] = ()) -> Schema:
     marker follows them."""
     data: Schema = {"type": "string", "contentMediaType": JSON, "contentSchema": ref(schema)}
     if names:
-        return {"schema": object_of({"event": {"enum": list(names)}, "data": data}, ("event", "data"))}
-    return {"schema": object_of({"data": {"anyOf": [{"const": "[DONE]"}, data]}}, ["data"])}
+        return {"schema": object_of({"event": {"enum": list(names)}, "data": data})}
+    return {"schema": object_of({"data": {"anyOf": [{"const": "[DONE]"}, data]}})}
 
 
 def only(values: Values) -> dict[str, Schema]:
@@ -80,6 +49,11 @@ def only(values: Values) -> dict[str, Schema]:
 def without_effect(values: Values) -> dict[str, Schema]:
     """Returns the schemas of parameters that have no effect."""
     return {name: {"description": "No effect. Listed in X-Pomelo-Adjusted."} for name in values}
+
+
+def example(title: str, **body: Any) -> Schema:
+    """Returns an example of a request, by its title."""
+    return {title: {"summary": title, "value": body}}
 
 
 def nullable(schema: Schema) -> Schema:

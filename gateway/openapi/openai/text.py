@@ -12,37 +12,35 @@ from gateway.openai.response_events import INCOMPLETE
 from gateway.openapi.openai.operations import (
     SSE,
     events,
+    example,
     nullable,
     only,
-    operation,
+    task_operation,
     task_properties,
     without_effect,
 )
-from gateway.openapi.schema import JSON, Schema, object_of, ref, union
+from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, closed, object_of, ref, union
 from gateway.openapi.tasks import model_name, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import result_schema
 from gateway.types.text.results import CHOICE, CHUNK_CHOICE, RESPONSE_MESSAGE, TOOL_CALLS, exactly_one
 from pomelo.gen.v1.task_pb2 import TaskType
 
-_TEXT: Schema = {"type": "string"}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
 _NULL: Schema = {"type": "null"}
 _EMPTY: Schema = {"type": "array", "items": {}, "maxItems": 0}
 _ANY: Schema = {}
-_LABEL: Schema = {"type": ["string", "null"]}
 
-_STREAM_OPTIONS = object_of(
+_STREAM_OPTIONS = closed(
     {
         "include_usage": {"type": ["boolean", "null"], "description": "The last chunk has the usage."},
         "include_obfuscation": {"type": ["boolean", "null"], "description": "No effect: nothing is padded."},
     },
-    additionalProperties=False,
+    (),
 )
 _SHARED = {
     **only(openai_text.DEFAULTS),
     **without_effect(openai_text.NO_EFFECT),
-    "safety_identifier": {**_LABEL, "description": "Replaces user."},
+    "safety_identifier": {**LABEL, "description": "Replaces user."},
     "stream_options": nullable(ref("StreamOptions")),
 }
 
@@ -51,7 +49,7 @@ _SHARED = {
 _MESSAGE = {**RESPONSE_MESSAGE, "refusal": _NULL}
 _CHOICE = {**CHOICE, "message": object_of({**_MESSAGE, **TOOL_CALLS}, _MESSAGE), "logprobs": _NULL}
 _CHAT_USAGE = {
-    **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT),
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT),
     "prompt_tokens_details": ref("PromptTokensDetails"),
     "completion_tokens_details": ref("CompletionTokensDetails"),
 }
@@ -64,65 +62,62 @@ def _chat_request(task: Schema) -> Schema:
         **_SHARED,
         **only(chat.DEFAULTS),
     }
-    return object_of(properties, task["required"], additionalProperties=False)
+    return closed(properties, task["required"])
 
 
 # --- responses
 
-_EASY_CONTENT = {"anyOf": [_TEXT, {"type": "array", "items": ref("InputPart")}]}
+_EASY_CONTENT = {"anyOf": [TEXT, {"type": "array", "items": ref("InputPart")}]}
 _MESSAGE_ITEM = {
     "role": {"enum": ["system", "developer", "user", "assistant"]},
     "content": _EASY_CONTENT,
 }
-_CALL_ITEM = {"type": {"const": "function_call"}, "call_id": _TEXT, "name": _TEXT, "arguments": _TEXT}
+_CALL_ITEM = {"type": {"const": "function_call"}, "call_id": TEXT, "name": TEXT, "arguments": TEXT}
 _OUTPUT_ITEM = {
     "type": {"const": "function_call_output"},
-    "call_id": _TEXT,
-    "output": {"anyOf": [_TEXT, {"type": "array", "items": ref("InputText")}]},
+    "call_id": TEXT,
+    "output": {"anyOf": [TEXT, {"type": "array", "items": ref("InputText")}]},
 }
-_INPUT_TEXT = {"type": {"enum": ["input_text", "output_text"]}, "text": _TEXT}
 _INPUT_IMAGE = {
     "type": {"const": "input_image"},
     "image_url": {"type": "string", "description": "A data: URI with a base64 image."},
 }
 _OUTPUT_TEXT = {
     "type": {"const": "output_text"},
-    "text": _TEXT,
+    "text": TEXT,
     **dict.fromkeys(("annotations", "logprobs"), _EMPTY),
 }
 _STATUS = {"enum": ["in_progress", "completed", "incomplete"]}
 _OUTPUT_MESSAGE = {
     "type": {"const": "message"},
-    "id": _TEXT,
+    "id": TEXT,
     "status": _STATUS,
     "role": {"const": "assistant"},
     "content": {"type": "array", "items": ref("OutputText")},
 }
-_OUTPUT_CALL = {**_CALL_ITEM, "id": _TEXT, "status": _STATUS}
 _FUNCTION = ("name", "description", "parameters", "strict")
 _USAGE = {
-    "input_tokens": _COUNT,
+    "input_tokens": COUNT,
     "input_tokens_details": ref("PromptTokensDetails"),
-    "output_tokens": _COUNT,
+    "output_tokens": COUNT,
     "output_tokens_details": ref("CompletionTokensDetails"),
-    "total_tokens": _COUNT,
+    "total_tokens": COUNT,
 }
-_REASON = {"reason": {"enum": [*INCOMPLETE.values()]}}
 _RESPONSE = {
     "id": {"type": "string", "pattern": "^task_"},
     "object": {"const": "response"},
     "created_at": {"type": "integer", "description": "Unix seconds."},
-    "model": _TEXT,
+    "model": TEXT,
     "status": _STATUS,
-    "incomplete_details": nullable(object_of(_REASON, _REASON)),
+    "incomplete_details": nullable(object_of({"reason": {"enum": [*INCOMPLETE.values()]}})),
     "output": {"type": "array", "items": ref("OutputItem")},
     "error": _NULL,
     "store": {"const": False},
 }
 _REPEATED: Schema = {
-    "instructions": _LABEL,
+    "instructions": LABEL,
     "max_output_tokens": {"type": ["integer", "null"]},
-    "metadata": {"type": "object", "additionalProperties": _TEXT},
+    "metadata": {"type": "object", "additionalProperties": TEXT},
     "parallel_tool_calls": {"type": "boolean"},
     "temperature": {"type": ["number", "null"]},
     "top_p": {"type": ["number", "null"]},
@@ -142,7 +137,7 @@ def _response_request(task: Schema) -> Schema:
             "anyOf": [{"type": "string"}, {"type": "array", "items": ref("InputItem"), "minItems": 1}],
             "description": "A text, or the conversation, oldest item first.",
         },
-        "instructions": {**_LABEL, "description": "The first system message."},
+        "instructions": {**LABEL, "description": "The first system message."},
         "max_output_tokens": fields["max_tokens"],
         "tools": {**fields["tools"], "items": ref("FunctionTool")},
         "tool_choice": {
@@ -159,78 +154,72 @@ def _response_request(task: Schema) -> Schema:
         **_SHARED,
         **only(openai_responses.DEFAULTS),
     }
-    return object_of(properties, ("model", "input"), additionalProperties=False)
+    return closed(properties, ("model", "input"))
 
 
 def _response_schemas(task: Schema) -> dict[str, Schema]:
     tool = TASK_FORMATS[TaskType.TASK_TYPE_TEXT].schemas["Tool"]["properties"]["function"]["properties"]
     json_schema = TASK_FORMATS[TaskType.TASK_TYPE_TEXT].schemas["JsonSchema"]["properties"]
     function_tool = {"type": {"const": "function"}, **{name: tool[name] for name in _FUNCTION}}
-    choice = {"type": {"const": "function"}, "name": _TEXT}
     text_schema = {"type": {"const": "json_schema"}, **json_schema}
-    labels = dict.fromkeys(("id", "status"), _LABEL)
+    labels = dict.fromkeys(("id", "status"), LABEL)
     return {
         "ResponseRequest": _response_request(task),
-        "FunctionTool": object_of(function_tool, ("type", "name"), additionalProperties=False),
-        "FunctionChoice": object_of(choice, choice, additionalProperties=False),
-        "TextOptions": object_of(
-            {"format": nullable(ref("ResponseTextFormat")), **only({"verbosity": ("medium",)})},
-            additionalProperties=False,
+        "FunctionTool": closed(function_tool, ("type", "name")),
+        "FunctionChoice": closed({"type": {"const": "function"}, "name": TEXT}),
+        "TextOptions": closed(
+            {"format": nullable(ref("ResponseTextFormat")), **only({"verbosity": ("medium",)})}, ()
         ),
         "ResponseTextFormat": union(
             "The form of the output.",
             {"text": "TextFormat", "json_object": "JsonObjectFormat", "json_schema": "NamedJsonSchema"},
             "type",
         ),
-        "NamedJsonSchema": object_of(text_schema, ("type", "name", "schema"), additionalProperties=False),
-        "ReasoningOptions": object_of(
+        "NamedJsonSchema": closed(text_schema, ("type", "name", "schema")),
+        "ReasoningOptions": closed(
             {
                 "effort": task["properties"]["reasoning_effort"],
                 **without_effect({"summary": (), "generate_summary": ()}),
             },
-            additionalProperties=False,
+            (),
         ),
         "InputItem": {
             "anyOf": [
                 ref(f"{name}Item") for name in ("Message", "FunctionCall", "FunctionOutput", "Reasoning")
             ]
         },
-        "MessageItem": object_of(
-            {"type": {"const": "message"}, **_MESSAGE_ITEM, **labels, "phase": _LABEL},
-            _MESSAGE_ITEM,
-            additionalProperties=False,
+        "MessageItem": closed(
+            {"type": {"const": "message"}, **_MESSAGE_ITEM, **labels, "phase": LABEL}, _MESSAGE_ITEM
         ),
-        "FunctionCallItem": object_of({**_CALL_ITEM, **labels}, _CALL_ITEM, additionalProperties=False),
-        "FunctionOutputItem": object_of({**_OUTPUT_ITEM, **labels}, _OUTPUT_ITEM, additionalProperties=False),
+        "FunctionCallItem": closed({**_CALL_ITEM, **labels}, _CALL_ITEM),
+        "FunctionOutputItem": closed({**_OUTPUT_ITEM, **labels}, _OUTPUT_ITEM),
         "ReasoningItem": object_of(
             {"type": {"const": "reasoning"}}, ["type"], description="No effect: no model takes it."
         ),
         "InputPart": {"anyOf": [ref("InputText"), ref("InputImage"), ref("RefusalPart")]},
-        "InputText": object_of(_INPUT_TEXT, _INPUT_TEXT),
-        "InputImage": object_of(
+        "InputText": object_of({"type": {"enum": ["input_text", "output_text"]}, "text": TEXT}),
+        "InputImage": closed(
             {**_INPUT_IMAGE, "detail": {"enum": ["auto", "low", "high", None]}},
             _INPUT_IMAGE,
-            additionalProperties=False,
             description="Only a message of the user may have images.",
         ),
         "TextResponse": object_of(
-            {**_RESPONSE, **_REPEATED, "user": _TEXT, "usage": ref("ResponseUsage")},
-            (*_RESPONSE, *_REPEATED),
+            {**_RESPONSE, **_REPEATED, "user": TEXT, "usage": ref("ResponseUsage")}, (*_RESPONSE, *_REPEATED)
         ),
-        "ResponseUsage": object_of(_USAGE, _USAGE),
+        "ResponseUsage": object_of(_USAGE),
         "OutputItem": union(
             "An item of an output.", {"message": "OutputMessage", "function_call": "OutputCall"}, "type"
         ),
-        "OutputMessage": object_of(_OUTPUT_MESSAGE, _OUTPUT_MESSAGE),
-        "OutputCall": object_of(_OUTPUT_CALL, _OUTPUT_CALL),
-        "OutputText": object_of(_OUTPUT_TEXT, _OUTPUT_TEXT),
+        "OutputMessage": object_of(_OUTPUT_MESSAGE),
+        "OutputCall": object_of({**_CALL_ITEM, "id": TEXT, "status": _STATUS}),
+        "OutputText": object_of(_OUTPUT_TEXT),
         **_EVENTS,
     }
 
 
-_ERROR_EVENT = {"code": _TEXT, "message": _TEXT, "param": _LABEL, "error": {"type": "object"}}
-_ITEM = {"item_id": _TEXT, "output_index": _COUNT}
-_PART = {**_ITEM, "content_index": _COUNT}
+_ERROR_EVENT = {"code": TEXT, "message": TEXT, "param": LABEL, "error": {"type": "object"}}
+_ITEM = {"item_id": TEXT, "output_index": COUNT}
+_PART = {**_ITEM, "content_index": COUNT}
 _LOGPROBS = {"logprobs": _EMPTY}
 _EVENT_TYPES: Mapping[str, tuple[dict[str, Schema], tuple[str, ...]]] = {
     "ResponseEvent": (
@@ -238,18 +227,18 @@ _EVENT_TYPES: Mapping[str, tuple[dict[str, Schema], tuple[str, ...]]] = {
         ("response.created", "response.in_progress", "response.completed", "response.incomplete"),
     ),
     "OutputItemEvent": (
-        {"output_index": _COUNT, "item": ref("OutputItem")},
+        {"output_index": COUNT, "item": ref("OutputItem")},
         ("response.output_item.added", "response.output_item.done"),
     ),
     "ContentPartEvent": (
         {**_PART, "part": ref("OutputText")},
         ("response.content_part.added", "response.content_part.done"),
     ),
-    "TextDeltaEvent": ({**_PART, "delta": _TEXT, **_LOGPROBS}, ("response.output_text.delta",)),
-    "TextDoneEvent": ({**_PART, "text": _TEXT, **_LOGPROBS}, ("response.output_text.done",)),
-    "ArgumentsDeltaEvent": ({**_ITEM, "delta": _TEXT}, ("response.function_call_arguments.delta",)),
+    "TextDeltaEvent": ({**_PART, "delta": TEXT, **_LOGPROBS}, ("response.output_text.delta",)),
+    "TextDoneEvent": ({**_PART, "text": TEXT, **_LOGPROBS}, ("response.output_text.done",)),
+    "ArgumentsDeltaEvent": ({**_ITEM, "delta": TEXT}, ("response.function_call_arguments.delta",)),
     "ArgumentsDoneEvent": (
-        {**_ITEM, "name": _TEXT, "arguments": _TEXT},
+        {**_ITEM, "name": TEXT, "arguments": TEXT},
         ("response.function_call_arguments.done",),
     ),
     "ErrorEvent": (_ERROR_EVENT, ("error",)),
@@ -260,8 +249,7 @@ _EVENT_NAMES = {name: schema for schema, (_, names) in _EVENT_TYPES.items() for 
 
 
 def _event(types: tuple[str, ...], members: dict[str, Schema]) -> Schema:
-    event = {"type": {"type": "string", "enum": [*types]}, "sequence_number": _COUNT, **members}
-    return object_of(event, event)
+    return object_of({"type": {"type": "string", "enum": [*types]}, "sequence_number": COUNT, **members})
 
 
 _EVENTS: dict[str, Schema] = {
@@ -282,22 +270,22 @@ def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
         "ChatCompletion": result_schema(
             "chat.completion",
             "task",
-            choices=exactly_one(object_of(_CHOICE, _CHOICE)),
+            choices=exactly_one(object_of(_CHOICE)),
             usage=ref("ChatUsage"),
         ),
         "ChatCompletionChunk": result_schema(
             "chat.completion.chunk",
             "task",
-            choices={"type": "array", "items": object_of(CHUNK_CHOICE, CHUNK_CHOICE), "maxItems": 1},
+            choices={"type": "array", "items": object_of(CHUNK_CHOICE), "maxItems": 1},
             optional={"usage": nullable(ref("ChatUsage"))},
         ),
-        "ChatUsage": object_of(_CHAT_USAGE, _CHAT_USAGE),
+        "ChatUsage": object_of(_CHAT_USAGE),
         **_response_schemas(task),
     }
 
 
 def _example(title: str, **body: Any) -> Schema:
-    return {title: {"summary": title, "value": {"model": "gpt-4", **body}}}
+    return example(title, model="gpt-4", **body)
 
 
 _QUESTION = "What is the capital of France?"
@@ -319,14 +307,14 @@ _RESPONSE_EXAMPLES = {
 def paths() -> Schema:
     """Returns the operations."""
     return {
-        "/v1/chat/completions": operation(
+        "/v1/chat/completions": task_operation(
             "createChatCompletion",
             "Run a text task in the form of OpenAI's chat completions.",
             {JSON: {"schema": ref("ChatCompletionRequest"), "examples": _CHAT_EXAMPLES}},
             {JSON: {"schema": ref("ChatCompletion")}, SSE: events("ChatCompletionChunk")},
             'A stream ends with `data: [DONE]`. If it fails, it ends with `data: {"error": …}` instead.',
         ),
-        "/v1/responses": operation(
+        "/v1/responses": task_operation(
             "createResponse",
             "Run a text task in the form of OpenAI's responses.",
             {JSON: {"schema": ref("ResponseRequest"), "examples": _RESPONSE_EXAMPLES}},

@@ -13,10 +13,7 @@ from pomelo.errors import invalid
 from pomelo.fields import TEXT_FIELDS
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
 
-_EFFORTS = {
-    name: ReasoningEffort.Value(f"REASONING_EFFORT_{name.upper()}")
-    for name in TEXT_FIELDS["reasoning_effort"].choices
-}
+_EFFORTS = fields.enum_values(ReasoningEffort, TEXT_FIELDS["reasoning_effort"].choices)
 
 
 def _assign_stop(message: Any, value: Any) -> None:

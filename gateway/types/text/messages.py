@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.openapi.schema import Schema, object_of, ref, union
+from gateway.openapi.schema import TEXT, Schema, closed, ref, union
 from gateway.types import fields
 from gateway.types.text.tools import function_of
 from pomelo.errors import invalid, missing
@@ -26,11 +26,7 @@ _PARTS = ("text", "image_url")
 _RESPONSE_PARTS = (*_PARTS, "refusal")
 """The types of parts that a message of the assistant may have. What it refused with is a text of it."""
 
-_DETAILS = {
-    "auto": ImageDetail.IMAGE_DETAIL_AUTO,
-    "low": ImageDetail.IMAGE_DETAIL_LOW,
-    "high": ImageDetail.IMAGE_DETAIL_HIGH,
-}
+_DETAILS = fields.enum_values(ImageDetail, ("auto", "low", "high"))
 
 
 def assign_messages(task_input: Any, value: Any) -> None:
@@ -91,28 +87,21 @@ def _fill_response(message: Message, label: str, item: dict[str, Any]) -> None:
         call_label = f"{label}.tool_calls[{i}]"
         function = function_of(each, call_label, ("name", "arguments", "parsed_arguments"), "id")
         call = message.content.add().tool_call
-        call.id = _required_text(each, "id", call_label)
-        call.name = _required_text(function, "name", f"{call_label}.function")
-        call.arguments_json = _required_text(function, "arguments", f"{call_label}.function")
+        call.id = fields.required_text(each, "id", call_label)
+        call.name = fields.required_text(function, "name", f"{call_label}.function")
+        call.arguments_json = fields.required_text(function, "arguments", f"{call_label}.function")
 
 
 def _fill_result(message: Message, label: str, item: dict[str, Any]) -> None:
     fields.check_names(item, ("role", "content", "name", "tool_call_id"), label)
     result = message.content.add().tool_result
-    result.tool_call_id = _required_text(item, "tool_call_id", label)
+    result.tool_call_id = fields.required_text(item, "tool_call_id", label)
     content = item.get("content")
     if type(content) is list:
         texts = Message()
         _add_parts(texts, f"{label}.content", content, ("text",))
         content = "".join([part.text for part in texts.content])
-    result.content = _required_text({"content": content}, "content", label)
-
-
-def _required_text(item: Mapping[str, Any], name: str, label: str) -> str:
-    value = item.get(name)
-    if value is None:
-        raise missing(f"{label}.{name}")
-    return fields.check_text(f"{label}.{name}", value)
+    result.content = fields.required_text({"content": content}, "content", label)
 
 
 def _add_content(message: Message, label: str, content: Any, part_types: tuple[str, ...] = _PARTS) -> None:
@@ -151,7 +140,7 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
         image.source.url = fields.check_text(label, value)
         return
     fields.check_names(value, ("url", "detail"), label)
-    image.source.url = _required_text(value, "url", label)
+    image.source.url = fields.required_text(value, "url", label)
     detail = value.get("detail")
     if detail is not None:
         number = _DETAILS.get(detail) if type(detail) is str else None
@@ -162,15 +151,12 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
 
 _NAME = {"type": ["string", "null"], "pattern": "^[A-Za-z0-9_-]{1,64}$"}
 _TEXT_PARTS = {"type": "array", "items": ref("TextPart"), "minItems": 1, "maxItems": MAX_PARTS}
-_TEXT = {"anyOf": [{"type": "string"}, _TEXT_PARTS]}
-_TEXT_AND_IMAGES = {"anyOf": [{"type": "string"}, {**_TEXT_PARTS, "items": ref("Part")}]}
+_TEXT = {"anyOf": [TEXT, _TEXT_PARTS]}
+_TEXT_AND_IMAGES = {"anyOf": [TEXT, {**_TEXT_PARTS, "items": ref("Part")}]}
 _TEXT_OR_NULL = {
     "anyOf": [{"type": ["string", "null"]}, {**_TEXT_PARTS, "items": ref("AssistantPart")}],
     "description": "Absent or null only with tool_calls or refusal.",
 }
-_REFUSAL_PART = {"type": {"const": "refusal"}, "refusal": {"type": "string"}}
-_TEXT_PART = {"type": {"const": "text"}, "text": {"type": "string"}}
-_IMAGE_PART = {"type": {"const": "image_url"}, "image_url": ref("ImageUrl")}
 _URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
 _DETAIL = {"enum": [*_DETAILS, None], "description": "How closely the model looks at it."}
 _FUNCTION_CALL = {
@@ -180,13 +166,13 @@ _FUNCTION_CALL = {
 _CALL = {
     "id": {"type": "string", "minLength": 1, "maxLength": MAX_CALL_CHARACTERS},
     "type": {"const": "function"},
-    "function": object_of(_FUNCTION_CALL, _FUNCTION_CALL, additionalProperties=False),
+    "function": closed(_FUNCTION_CALL),
 }
 
 
 def _message_schema(roles: tuple[str, ...], required: tuple[str, ...], **members: Schema) -> Schema:
     properties = {"role": {"type": "string", "enum": list(roles)}, "name": _NAME, **members}
-    return object_of(properties, ("role", *required), additionalProperties=False)
+    return closed(properties, ("role", *required))
 
 
 SCHEMAS: Mapping[str, Schema] = {
@@ -225,9 +211,9 @@ SCHEMAS: Mapping[str, Schema] = {
     "AssistantPart": union(
         "A part of a message of the assistant.", {"text": "TextPart", "refusal": "RefusalPart"}, "type"
     ),
-    "RefusalPart": object_of(_REFUSAL_PART, _REFUSAL_PART, additionalProperties=False),
-    "TextPart": object_of(_TEXT_PART, _TEXT_PART, additionalProperties=False),
-    "ImagePart": object_of(_IMAGE_PART, _IMAGE_PART, additionalProperties=False),
-    "ImageUrl": object_of({**_URL, "detail": _DETAIL}, _URL, additionalProperties=False),
-    "ToolCall": object_of(_CALL, _CALL, additionalProperties=False),
+    "RefusalPart": closed({"type": {"const": "refusal"}, "refusal": TEXT}),
+    "TextPart": closed({"type": {"const": "text"}, "text": TEXT}),
+    "ImagePart": closed({"type": {"const": "image_url"}, "image_url": ref("ImageUrl")}),
+    "ImageUrl": closed({**_URL, "detail": _DETAIL}, _URL),
+    "ToolCall": closed(_CALL),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from gateway.openapi.schema import Schema, object_of, ref
+from gateway.openapi.schema import COUNT, Schema, object_of, ref
 from gateway.types.base import Link, StreamObjects, open_object, result_schema
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, Message, TextDelta, ToolCall, ToolCallDelta
@@ -49,22 +49,19 @@ def render_message(message: Message) -> dict[str, Any]:
 
 def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
     """Returns a `task.completion.chunk` of text."""
-    opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
+    opening = objects.prefixes.get(_CHUNK) or open_chunk(objects)
     return (b'%b"content":%b},"finish_reason":null}]}' % (opening, to_json(delta.text)),)
 
 
 def render_tool_call(objects: StreamObjects, delta: ToolCallDelta) -> tuple[bytes, ...]:
     """Returns a `task.completion.chunk` of a piece of a tool call; the first has its id, type and name."""
-    opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
-    return (b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, encode_call_piece(delta)),)
-
-
-def encode_call_piece(delta: ToolCallDelta) -> bytes:
-    """Returns a piece of a tool call as JSON."""
     call: dict[str, Any] = {"function": {"arguments": delta.arguments_json}}
     if delta.id:
         call = _render_call(delta)
-    return to_json({"index": delta.index, **call})
+    opening = objects.prefixes.get(_CHUNK) or open_chunk(objects)
+    return (
+        b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, to_json({"index": delta.index, **call})),
+    )
 
 
 def _render_call(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
@@ -77,7 +74,7 @@ def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
     has_text = not objects.is_first
     return b"".join(
         (
-            _open_chunk(objects),
+            open_chunk(objects),
             b"" if has_text else b'"content":""',
             b'},"finish_reason":',
             to_json(FINISH_REASONS.get(result.text.finish_reason)),
@@ -88,7 +85,8 @@ def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
     )
 
 
-def _open_chunk(objects: StreamObjects) -> bytes:
+def open_chunk(objects: StreamObjects) -> bytes:
+    """Returns the beginning of a chunk, up to the members of its delta."""
     # Only the first chunk has the role.
     role = b'"role":"assistant",' if objects.is_first else b""
     return objects.prefix(_CHUNK, b',"choices":[{"index":0,"delta":{') + role
@@ -114,10 +112,7 @@ def exactly_one(item: Schema) -> Schema:
     return {"type": "array", "items": item, "minItems": 1, "maxItems": 1}
 
 
-_COUNT = {"type": "integer", "minimum": 0}
-_USAGE = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), _COUNT)
-_CACHE_USAGE = dict.fromkeys(("cached_tokens", "cache_write_tokens"), _COUNT)
-_REASONING = {"reasoning_tokens": _COUNT}
+_USAGE = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)
 RESPONSE_MESSAGE = {
     "role": {"const": "assistant"},
     "content": {"type": ["string", "null"], "description": "Null if there are only tool calls."},
@@ -134,10 +129,10 @@ _DELTA = {
     "content": {"type": "string", "description": "Text to append."},
     "tool_calls": exactly_one(ref("ToolCallDelta")),
 }
-CHUNK_CHOICE = {"index": {"const": 0}, "delta": object_of(_DELTA), "finish_reason": _FINISH_REASON}
+CHUNK_CHOICE = {"index": {"const": 0}, "delta": object_of(_DELTA, ()), "finish_reason": _FINISH_REASON}
 _ARGUMENTS = {"arguments": {"type": "string", "description": "JSON text to append."}}
 _CALL_DELTA = {
-    "index": {**_COUNT, "description": "Which call it is a piece of."},
+    "index": {**COUNT, "description": "Which call it is a piece of."},
     "function": object_of(
         {"name": {"type": "string", "description": "In the first piece of a call."}, **_ARGUMENTS}, _ARGUMENTS
     ),
@@ -150,12 +145,12 @@ _FIRST_PIECE = {
 
 SCHEMAS: Mapping[str, Schema] = {
     "TaskCompletion": result_schema(
-        "task.completion", "task", choices=exactly_one(object_of(CHOICE, CHOICE)), usage=ref("TokenUsage")
+        "task.completion", "task", choices=exactly_one(object_of(CHOICE)), usage=ref("TokenUsage")
     ),
     "TaskCompletionChunk": result_schema(
         _CHUNK,
         "task",
-        choices=exactly_one(object_of(CHUNK_CHOICE, CHUNK_CHOICE)),
+        choices=exactly_one(object_of(CHUNK_CHOICE)),
         optional={"usage": ref("TokenUsage")},
     ),
     "ToolCallDelta": object_of(
@@ -170,11 +165,10 @@ SCHEMAS: Mapping[str, Schema] = {
         _USAGE,
     ),
     "PromptTokensDetails": object_of(
-        _CACHE_USAGE,
-        _CACHE_USAGE,
+        dict.fromkeys(("cached_tokens", "cache_write_tokens"), COUNT),
         description="The input tokens that the provider read from its cache and wrote to it.",
     ),
     "CompletionTokensDetails": object_of(
-        _REASONING, _REASONING, description="The output tokens that the model thought with."
+        {"reasoning_tokens": COUNT}, description="The output tokens that the model thought with."
     ),
 }

@@ -7,17 +7,13 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from gateway.openapi.schema import Schema, object_of, ref, union
+from gateway.openapi.schema import TEXT, Schema, closed, ref, union
 from gateway.types import fields
 from pomelo.errors import invalid, missing
 from pomelo.fields import JSON_OBJECT
 from pomelo.gen.v1.text_pb2 import ToolChoice
 
-MODES = {
-    "none": ToolChoice.MODE_NONE,
-    "auto": ToolChoice.MODE_AUTO,
-    "required": ToolChoice.MODE_REQUIRED,
-}
+MODES = fields.enum_values(ToolChoice.Mode, ("none", "auto", "required"))
 _FORMATS = ("text", "json_object", "json_schema")
 
 
@@ -37,10 +33,8 @@ def assign_tools(task_input: Any, value: Any) -> None:
 def assign_tool_choice(task_input: Any, value: Any) -> None:
     choice = task_input.tool_choice
     if type(value) is dict:
-        name = function_of(value, "tool_choice", ("name",)).get("name")
-        if name is None:
-            raise missing("tool_choice.function.name")
-        choice.tool = fields.check_text("tool_choice.function.name", name)
+        function = function_of(value, "tool_choice", ("name",))
+        choice.tool = fields.required_text(function, "name", "tool_choice.function")
         return
     mode = MODES.get(value) if type(value) is str else None
     if mode is None:
@@ -123,20 +117,16 @@ _DEFINITION: Mapping[str, Schema] = {
 }
 _ANY_SCHEMA = {"type": "object", "additionalProperties": True, "description": "A JSON Schema."}
 _FUNCTION = {**_DEFINITION, "parameters": {**_ANY_SCHEMA, "type": ["object", "null"]}}
-_FUNCTION_NAME = {"name": {"type": "string"}}
 _JSON_SCHEMA = {**_DEFINITION, "schema": _ANY_SCHEMA}
 
 
 def _typed_object(kind: str, **members: Schema) -> Schema:
-    properties = {"type": {"const": kind}, **members}
-    return object_of(properties, properties, additionalProperties=False)
+    return closed({"type": {"const": kind}, **members})
 
 
 SCHEMAS: Mapping[str, Schema] = {
-    "Tool": _typed_object("function", function=object_of(_FUNCTION, ["name"], additionalProperties=False)),
-    "ToolChoice": _typed_object(
-        "function", function=object_of(_FUNCTION_NAME, _FUNCTION_NAME, additionalProperties=False)
-    ),
+    "Tool": _typed_object("function", function=closed(_FUNCTION, ["name"])),
+    "ToolChoice": _typed_object("function", function=closed({"name": TEXT})),
     "ResponseFormat": union(
         "The form of the output. For json_object, the messages must ask for JSON, too.",
         {"text": "TextFormat", "json_object": "JsonObjectFormat", "json_schema": "JsonSchemaFormat"},
@@ -145,5 +135,5 @@ SCHEMAS: Mapping[str, Schema] = {
     "TextFormat": _typed_object("text"),
     "JsonObjectFormat": _typed_object("json_object"),
     "JsonSchemaFormat": _typed_object("json_schema", json_schema=ref("JsonSchema")),
-    "JsonSchema": object_of(_JSON_SCHEMA, ["name", "schema"], additionalProperties=False),
+    "JsonSchema": closed(_JSON_SCHEMA, ["name", "schema"]),
 }

@@ -88,6 +88,15 @@ class Tls:
         return grpc.ssl_channel_credentials(ca, key, cert)
 
 
+def open_channel(target: str, credentials: Any = None, options: Mapping[str, Any] | None = None) -> Any:
+    """Returns a channel to a server, without TLS if `credentials` is None. `options` replace grpc's channel
+    arguments of `CHANNEL_OPTIONS`."""
+    arguments = [*{**CHANNEL_OPTIONS, **(options or {})}.items()]
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=arguments)
+    return grpc.aio.secure_channel(target, credentials, options=arguments)
+
+
 class Connection:
     """One connection, its stubs, and the number of calls on it. As a context manager it counts one call."""
 
@@ -160,7 +169,7 @@ class ConnectionPool:
     ) -> None:
         self._target = target
         self._proof = proof
-        self._options = [*{**CHANNEL_OPTIONS, **options}.items()]
+        self._options = options
         self._watch = ServerWatch(target)
         self._credentials = credentials
         self._stack = stack
@@ -178,9 +187,7 @@ class ConnectionPool:
         return connection
 
     def _open_channel(self) -> Any:
-        if self._credentials is None:
-            return grpc.aio.insecure_channel(self._target, options=self._options)
-        return grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
+        return open_channel(self._target, self._credentials, self._options)
 
     async def check_health(self) -> None:
         """Asks the server whether it accepts calls.

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from pomelo.server.remote.channel import CHANNEL_OPTIONS, Tls
+from pomelo.server.remote.channel import Tls, open_channel
 from pomelo.status import from_rpc_error
 
 
@@ -23,12 +23,7 @@ async def open_health(
     Raises:
         OSError: a TLS file can't be read.
     """
-    arguments = list((CHANNEL_OPTIONS | dict(options or {})).items())
-    if tls is None:
-        channel = grpc.aio.insecure_channel(target, options=arguments)
-    else:
-        channel = grpc.aio.secure_channel(target, tls.credentials(), options=arguments)
-    async with channel:
+    async with open_channel(target, tls.credentials() if tls else None, options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
 
         async def check(seconds: float) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.cli.client import NobodyError, find_key, new_call, open_server
+from pomelo.cli.client import NobodyError, find_key, new_call, open_client
 from pomelo.cli.terminal import FailureError
+from pomelo.server.remote import open_remote
 from pomelo.service import list_all_models
 from pomelo.settings import Settings
 from tests.ports import free_port
@@ -25,7 +26,7 @@ async def test_an_address_without_a_host_or_port_is_refused(
     address: str, target: str | None, message: str
 ) -> None:
     with pytest.raises(FailureError, match=message):
-        async with open_server(Settings(grpc=address), target):
+        async with open_client(open_remote, Settings(grpc=address), target):
             raise AssertionError("a channel was opened")
 
 
@@ -34,7 +35,7 @@ async def test_a_server_on_every_address_is_looked_for_on_loopback(host: str) ->
     port = free_port()
     settings = Settings(grpc=f"{host}:{port}", insecure=True)
     with pytest.raises(NobodyError, match=f"No server answers at 127.0.0.1:{port}"):
-        async with open_server(settings, None) as services:
+        async with open_client(open_remote, settings, None) as services:
             await list_all_models(services.models, new_call("pml_test_any"))
 
 

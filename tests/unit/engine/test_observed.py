@@ -12,7 +12,7 @@ from pomelo.engine.observed import ObservedTask
 from pomelo.engine.routing import DEADLINE_MARGIN
 from pomelo.errors import PomeloError
 from pomelo.providers.errors import UpstreamError
-from pomelo.telemetry.events import TaskReport
+from pomelo.telemetry.events import Observer, TaskReport
 from tests.calls import call_of
 from tests.unit.clock import Clock
 from tests.unit.engine.failing_store import CALLER, FailingStore, open_ledger, reserve
@@ -20,7 +20,7 @@ from tests.unit.engine.failing_store import CALLER, FailingStore, open_ledger, r
 DEADLINE = 1_010.0
 
 
-class Reports:
+class Reports(Observer):
     """An observer that keeps the reports of tasks."""
 
     def __init__(self) -> None:
@@ -28,12 +28,6 @@ class Reports:
 
     def task_ended(self, report: TaskReport) -> None:
         self.ended.append(report)
-
-    def attempt_failed(self, report: Any) -> None: ...
-
-    def call_ended(self, report: Any) -> None: ...
-
-    def charged(self, record: Any) -> None: ...
 
 
 async def report(
