@@ -229,6 +229,16 @@ async def test_an_owner_can_store_exactly_its_limit_on_one_machine(
         await upload(store, b"x")
 
 
+async def test_an_answer_is_refused_if_its_own_account_has_no_space(
+    machine: Callable[..., BucketStore],
+) -> None:
+    store = machine("a", account=MIB)
+    await upload(store, bytes(MIB))
+    with refused("payload_too_large"):
+        store.check_answer("ann/test", 1)
+    store.check_answer("bob/test", MIB)
+
+
 async def test_the_bytes_that_other_machines_stored_count_after_a_refresh(
     machine: Callable[..., BucketStore], clock: Clock
 ) -> None:

@@ -36,10 +36,12 @@ def test_hidden_bytes_of_a_wav_file_count_as_samples(hidden: int) -> None:
     assert measured(data + unknown + TAG) == (ms, "wav")
 
 
-@pytest.mark.parametrize("name", ["m4a", "ogg opus", "mpeg-ts", "avi", "webm opus", "caf", "aiff", "nut", "asf"])
+@pytest.mark.parametrize(
+    "name", ["m4a", "ogg opus", "mpeg-ts", "avi", "webm opus", "caf", "aiff", "nut", "asf"]
+)
 def test_hidden_bytes_of_every_container_count_as_audio(name: str) -> None:
     data = corpus.make(name)
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         packets = [packet.size for packet in container.demux() if packet.size]
         demuxer = container.format.name.partition(",")[0]
         (stream,) = container.streams.audio

@@ -189,9 +189,17 @@ def test_a_packet_that_begins_after_its_end_has_no_length(name: str, monkeypatch
     assert measured_ms(corpus.make(name)) == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
 
 
-def test_declared_durations_count_only_if_not_all_packets_were_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_declared_durations_count_only_if_not_all_packets_were_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     frames, file = flac(LONG, True)
     data = matroska(b"A_FLAC", 44_100, frames, file[:42], times=range(0, 8000, 200))
     assert measured_ms(data) == round(40 * LONG / 44.1)
     monkeypatch.setattr(packets, "DECODE_SECONDS", 0.0)
     assert measured_ms(data) == pytest.approx(8000, abs=200)
+
+
+def test_a_file_cannot_make_the_decoder_skip_samples() -> None:
+    frames, file = flac(LONG, True)
+    data = matroska(b"A_FLAC", 44_100, frames, file[:42], discarded=90_000_000)
+    assert measured_ms(data) == round(40 * LONG / 44.1)
