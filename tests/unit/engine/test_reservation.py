@@ -196,7 +196,7 @@ async def test_a_refused_task_whose_void_fails_is_store_unavailable() -> None:
     refused_task = await reserve(ledger, "img_1")
     with refused("store_unavailable"):
         await refused_task.refuse()
-    assert (store.reserved.keys(), store.refunded) == ({"img_1"}, ["img_1"])
+    assert ([*store.reserved], store.refunded) == (["img_1"], ["img_1"])
     store.errors.clear()
     await ledger.operations.idle()
     assert (store.reserved, store.refunded) == ({}, ["img_1", "img_1"])

@@ -53,7 +53,7 @@ def accepted(*, kept: bool = False, stream: bool = False) -> AcceptedJob:
     return replace(job, job=replace(job.job, stream=stream), idempotency_key=key)
 
 
-def made(media: Media, data: bytes = DATA, *, speech: bool = False) -> TaskResult:
+def made(media: MediaStore, data: bytes = DATA, *, speech: bool = False) -> TaskResult:
     """A result with a link."""
     result = TaskResult()
     output = result.speech if speech else result.image.images.add()

@@ -87,15 +87,21 @@ def settle(rig: SqliteRig, task_ids: str) -> list[asyncio.Future[Settled]]:
     return [asyncio.ensure_future(rig.store.settle(own_settlement(task_id))) for task_id in task_ids]
 
 
+async def assert_waiting(rig: SqliteRig, ends: list[asyncio.Future[Settled]]) -> None:
+    """Checks that the ends wait for others, and that none is being written."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(inner(rig)._writer._ends) == len(ends)
+    assert not any(end.done() for end in ends)
+
+
 async def test_ends_that_follow_a_batch_closely_share_a_commit_unless_one_task_is_alone(
     rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timing(monkeypatch, interval=3600.0, quiet=3600.0)
     await running(rig, "abcd")
     ends = settle(rig, "abc")
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not any(end.done() for end in ends)
+    await assert_waiting(rig, ends)
     async with asyncio.timeout(60):
         await inner(rig)._writer.do(writer.nothing, reads=True)  # what else is written takes them along
         await asyncio.gather(*ends)
@@ -138,9 +144,7 @@ async def test_after_a_wait_in_vain_the_next_two_batches_do_not_wait_once_all_ta
     await wait_in_vain_and_skip_two(rig, monkeypatch)
     await running(rig, "gh")
     ends = settle(rig, "gh")
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not any(end.done() for end in ends)
+    await assert_waiting(rig, ends)
     async with asyncio.timeout(60):
         await inner(rig)._writer.do(writer.nothing, reads=True)
         await asyncio.gather(*ends)
