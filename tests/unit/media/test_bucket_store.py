@@ -331,18 +331,23 @@ async def test_a_caller_who_leaves_while_the_file_is_sent_leaves_nothing_in_the_
     assert on_disk(store) == keys(url) == []
 
 
-async def test_a_file_whose_sending_was_cancelled_and_fails_is_deleted_from_the_disk(
+async def test_files_whose_sending_was_cancelled_and_fails_are_deleted_from_the_disk(
     own_server: S3Server, tmp_path: Path
 ) -> None:
-    bucket = Bucket(own_server.new_bucket(), timeout=0.05)
-    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
+    store = BucketStore(Bucket(own_server.new_bucket()), tmp_path / "media", b"s" * 32)
     own_server.stop()
-    sending = asyncio.create_task(upload(store))
-    await until(lambda: any(name.startswith("media_") for name in on_disk(store)))
+    uploading = asyncio.create_task(upload(store))
+    media_id = put(store, "ann/test")
+    sharing = asyncio.create_task(store.share(media_id, "ann/test"))
+    await until(lambda: len([name for name in on_disk(store) if name.startswith("media_")]) == 2)
     await asyncio.sleep(0)
-    await cancel(sending)
+    await cancel(uploading)
+    await cancel(sharing)
+    assert on_disk(store) == [media_id]
+    own_server.close()
+    await until(lambda: on_disk(store) == [])
+    assert store.quota.total == 0
     await store.aclose()
-    assert on_disk(store) == []
 
 
 async def test_a_bucket_that_cannot_be_reached_is_store_unavailable_and_logged_once_a_minute(

@@ -288,3 +288,16 @@ async def test_a_cancelled_opening_ends_if_the_file_can_not_be_opened() -> None:
     async with asyncio.timeout(20):
         await asyncio.wait([opening])
     assert opening.cancelled()
+
+
+async def test_counts_are_not_written_before_their_batch_is(rig: SqliteRig) -> None:
+    assert isinstance(rig.store, SqliteStore)
+    writer, ledger = rig.store._writer, rig.store._ledger
+    await rig.store.reserve(own_request("a"))
+    wallet = ledger._wallets["default", False]
+    assert not writer.is_written(wallet)
+    written = writer.do(nothing)
+    assert wallet not in writer._changed
+    assert not writer.is_written(wallet)
+    await written
+    assert writer.is_written(wallet)

@@ -168,7 +168,7 @@ async def test_a_report_is_sent_again_for_a_moment(monkeypatch: pytest.MonkeyPat
             assert exposition.reports == reports
 
 
-async def test_the_pages_of_others_are_served_too() -> None:
+async def test_the_pages_of_others_are_served_too(caplog: pytest.LogCaptureFixture) -> None:
     async def page(request: web.BaseRequest) -> web.Response:
         return web.Response(text="theirs", headers={"Cache-Control": "max-age=60"})
 
@@ -186,6 +186,9 @@ async def test_the_pages_of_others_are_served_too() -> None:
                 found[path] = answer.status, await answer.text(), answer.headers["Cache-Control"]
         async with http.post(f"http://{address}/own") as answer:
             assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "pomelo.telemetry"]
+    assert line.startswith("/broken can't be reported\n")
+    assert "ValueError" in line
     assert found == {
         "/own": (200, "theirs", "max-age=60"),
         "/broken": (500, "Internal error. The log has its trace\n", "no-store"),
