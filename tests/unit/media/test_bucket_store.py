@@ -380,25 +380,3 @@ async def test_a_bucket_that_cannot_be_reached_is_store_unavailable_and_logged_o
         await download(store, media_id)
     store.check_answer("ann/test", 1)
     assert caplog.messages[1:] == ["The bucket of POMELO_MEDIA can be used again"]
-
-
-@pytest.mark.parametrize("effect", ["s3:PutObject", "s3:GetObject"])
-async def test_denied_access_says_so_without_the_response(
-    server: S3Server, tmp_path: Path, effect: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    url = server.new_bucket()
-    bucket = Bucket(url)
-    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
-    media_id = await upload(store)
-    await bucket.check()
-    server.deny(url, effect)
-    with refused("store_unavailable"):
-        await (download(store, media_id) if effect == "s3:GetObject" else upload(store))
-    (line,) = caplog.messages
-    assert line == (
-        "The bucket of POMELO_MEDIA can't be used: it denies access (status 403). "
-        "Check the credentials and what they may do"
-    )
-    if effect == "s3:PutObject":
-        with pytest.raises(ValueError, match="it denies access"):
-            await bucket.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sqlite3
 import struct
@@ -14,7 +15,7 @@ import pytest
 
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import APPLICATION_ID
-from pomelo.stores.sqlite import damage
+from pomelo.stores.sqlite import damage, open_sqlite
 from pomelo.stores.sqlite.damage import DamageMonitor, last_commits, message_of, reports_damage
 from pomelo.stores.sqlite.file import check_version
 
@@ -289,3 +290,59 @@ def test_values_that_break_a_constraint_are_left_to_the_audit(
             connection.execute("INSERT INTO t VALUES (0)")
         with pytest.raises(StoreError, match=r"pomelo\.db is damaged"):
             damage.check(connection, path, ["CREATE TABLE other (n)"])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"nothing " * 1000)
+
+
+def log_is_a_folder(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t (n)")
+    path.with_name("pomelo.db-wal").mkdir()
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def wrong_reservation(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO accounts (name) VALUES ('acme')")
+        connection.execute(
+            "INSERT INTO holds (task_id, account, live, amount, record, counted)"
+            " VALUES ('t', 'acme', 1, 5, CAST('nothing' AS BLOB), '{}')"
+        )
+
+
+def undecodable_account(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO accounts (name) VALUES (CAST(x'ff' AS TEXT))")
+        connection.execute(
+            "INSERT INTO holds (task_id, account, live, amount, record, counted)"
+            " SELECT 't', name, 1, 5, CAST('{}' AS BLOB), '{}' FROM accounts WHERE name != 'default'"
+        )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (garbage, "is damaged or no Pomelo database: file is not a database"),
+        (log_is_a_folder, "can't be opened: Is a directory"),
+        (empty, "is damaged: it is empty"),
+        (wrong_reservation, "is damaged: its reservations can't be read"),
+        (undecodable_account, "a text in it can't be read"),
+    ],
+)
+async def test_a_file_that_can_not_be_opened_is_released(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    path = tmp_path / "pomelo.db"
+    if spoil in (wrong_reservation, undecodable_account):
+        async with open_sqlite(path):
+            pass
+    spoil(path)
+    for _ in range(2):  # otherwise the second one finds it in use
+        with pytest.raises(StoreError, match=re.escape(message)):
+            async with open_sqlite(path, lock_wait=0.0):
+                pytest.fail("it was opened")
