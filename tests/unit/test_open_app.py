@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import ssl
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import grpc
 import pytest
 from pydantic import ByteSize
 
+from pomelo.addresses import split_address
 from pomelo.app import open_app, open_gateway
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
@@ -96,6 +99,29 @@ async def test_both_front_ends_have_tls_and_one_engine(tmp_path: Path, certifica
         assert sum(metrics.tasks.values.values()) == 1
         assert metrics.tasks.values["rest", "test", "text", "gpt-4", "sandbox", "ok"] == 1
     assert not own.admin_socket.exists()
+
+
+async def test_a_reload_replaces_the_certificate_of_both_front_ends_and_keeps_it_without_another(
+    tmp_path: Path, certificate: dict[str, Path]
+) -> None:
+    files = {name: tmp_path / path.name for name, path in certificate.items()}
+    for name, path in certificate.items():
+        shutil.copy(path, files[name])
+    own = settings(tmp_path, **files)
+    async with open_app(own) as app:
+        assert app.rest is not None
+        assert app.grpc is not None
+        addresses = app.rest, split_address(app.grpc)
+
+        async def presented() -> set[str]:
+            return {await asyncio.to_thread(ssl.get_server_certificate, each) for each in addresses}
+
+        assert await presented() == {files["tls_cert"].read_text()}
+        make_certificate(tmp_path, "c", "another")
+        await app.reload(lambda: own)
+        assert await presented() == {files["tls_cert"].read_text()} != {certificate["tls_cert"].read_text()}
+        await app.reload(lambda: settings(tmp_path))
+        assert await presented() == {files["tls_cert"].read_text()}
 
 
 async def test_a_front_end_without_an_address_is_not_served(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from pomelo.stores.ledger import Counter, Reserved
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.sqlite.journal import Batch, Operation
 from pomelo.stores.sqlite.store import SqliteStore
+from pomelo.stores.sqlite.wallets import LoadedWallet
 from pomelo.stores.sqlite.writer import Writer, nothing
 from tests.contract.ledger_rig import SqliteRig, record
 from tests.limits import limits
@@ -301,3 +302,21 @@ async def test_counts_are_not_written_before_their_batch_is(rig: SqliteRig) -> N
     assert not writer.is_written(wallet)
     await written
     assert writer.is_written(wallet)
+
+
+async def test_changed_counts_set_one_timer_and_none_after_closing(rig: SqliteRig) -> None:
+    assert isinstance(rig.store, SqliteStore)
+    writer = rig.store._writer
+    first, second = LoadedWallet("first", True), LoadedWallet("second", True)
+    writer.counts_changed(first)
+    timer = writer._timer
+    assert timer is not None
+    writer.counts_changed(second)
+    assert writer._timer is timer
+    writer._changed.clear()
+    timer.cancel()
+    writer._timer = None
+    await rig.close()
+    writer.counts_changed(first)
+    assert writer._timer is None
+    await rig.open()

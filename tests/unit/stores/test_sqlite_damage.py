@@ -346,3 +346,13 @@ async def test_a_file_that_can_not_be_opened_is_released(
         with pytest.raises(StoreError, match=re.escape(message)):
             async with open_sqlite(path, lock_wait=0.0):
                 pytest.fail("it was opened")
+
+
+async def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 36, 9))
+    with pytest.raises(StoreError, match=r"is too old; Pomelo needs 3\.37 or later"):
+        async with open_sqlite(tmp_path / "pomelo.db"):
+            pytest.fail("it was opened")
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 37, 0))
+    async with open_sqlite(tmp_path / "pomelo.db"):
+        pass
