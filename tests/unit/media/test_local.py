@@ -52,7 +52,7 @@ async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStor
 
 
 async def test_an_empty_upload_is_refused_and_deleted(store: MediaStore) -> None:
-    with refused("invalid_parameter", "audio", "must be a file of at least one byte") as error:
+    with refused("invalid_parameter", "audio", "must be a file of at least one byte"):
         await service(store).upload_media("audio/mpeg", three_chunks(0), call_of(None))
     assert names(store) == []
 
