@@ -166,6 +166,19 @@ def test_matroska_elements_that_are_not_blocks_are_structure() -> None:
     assert structure("matroska", MATROSKA_HEAD + unknown + body) == 17 + 12 + 28 + 8 + 10 + 38
 
 
+@pytest.mark.parametrize(
+    ("name", "counted"),
+    [
+        *[(name, False) for name in (0xA3, 0xA0, 0xE7, 0xAB, 0xA7, 0x5854, 0xBF)],
+        *[(name, True) for name in (0x1941A469, 0x1254C367, 0x114D9B74, 0x1654AE6B, 0x1043A770)],
+    ],
+)
+def test_parsing_continues_after_every_known_matroska_element(name: int, counted: bool) -> None:
+    element = ebml(name, REST)
+    data = MATROSKA_HEAD + ebml(0x1F43B675, element + ebml(0xEC, bytes(5)))
+    assert structure("matroska", data) == 17 + 8 + (len(element) if counted else 0) + 10
+
+
 @pytest.mark.parametrize("width", range(1, 9))
 def test_a_matroska_size_may_have_any_width(width: int) -> None:
     size = (1 << 7 * width | 5).to_bytes(width, "big")

@@ -203,3 +203,13 @@ def test_a_file_cannot_make_the_decoder_skip_samples() -> None:
     frames, file = flac(LONG, True)
     data = matroska(b"A_FLAC", 44_100, frames, file[:42], discarded=90_000_000)
     assert measured_ms(data) == round(40 * LONG / 44.1)
+
+
+def test_decoding_spends_the_time_of_the_budget() -> None:
+    frames, file = flac(LONG, True)
+    budget = DecodeBudget(10**7)
+    with av.open(io.BytesIO(file)) as container:
+        stream = StreamLength(container.streams.audio[0], "flac", budget)
+        for data in frames:
+            stream.add(av.Packet(data))
+    assert 0 < budget._spent < 10
