@@ -133,6 +133,7 @@ async def test_only_the_first_worker_reports_what_was_reloaded(
 async def test_a_plug_in_that_worked_is_not_replaced_by_a_broken_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "pomelo.reload")
     rig = Rig(tmp_path)
     rig.broken = ["first"]
     async with rig.reloader.open():
