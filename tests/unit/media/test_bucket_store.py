@@ -306,6 +306,17 @@ async def test_copying_a_file_ends_at_the_deadline_of_its_call(own_server: S3Ser
     assert on_disk(store) == []
 
 
+async def test_a_file_that_is_not_shared_is_deleted_from_the_disk_by_its_owner(
+    machine: Callable[..., BucketStore],
+) -> None:
+    store = machine("a")
+    media_id = put(store, "ann/test")
+    store.delete(media_id, "bob/test")
+    assert on_disk(store) == [media_id]
+    store.delete(media_id, "ann/test")
+    assert (on_disk(store), store.quota.total, store._deletions) == ([], 0, set())
+
+
 async def test_a_refused_upload_leaves_nothing(machine: Callable[..., BucketStore], url: str) -> None:
     store = machine("a", account=MIB)
     with refused("payload_too_large"):

@@ -11,6 +11,7 @@ import pytest
 
 from pomelo.call import Call, Principal
 from pomelo.media.local import LocalMedia
+from pomelo.media.reader import FileReader
 from pomelo.media.store import MediaStore
 from pomelo.turns import Turns
 from tests.calls import call_of
@@ -112,3 +113,15 @@ async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> Non
 
     with refused("deadline_exceeded"):
         await asyncio.wait_for(stalled(), 10)
+
+
+async def test_a_file_that_can_not_be_read_is_store_unavailable(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123")
+    with FileReader(path) as reader:
+        with refused("store_unavailable"):
+            reader.skip(-1)
+        reader.skip(1)
+        assert (await reader.read(2), await reader.read(2), await reader.read(2)) == (b"12", b"3", b"")
+    with FileReader(Path("/proc/self/mem")) as reader, refused("store_unavailable"):
+        await reader.read(1)  # nothing is at its beginning

@@ -213,3 +213,8 @@ def test_decoding_spends_the_time_of_the_budget() -> None:
         for data in frames:
             stream.add(av.Packet(data))
     assert 0 < budget._spent < 10
+
+
+def test_broken_frames_of_a_known_size_count() -> None:
+    data = matroska(b"A_MPEG/L3", 44_100, [corpus.FRAME] * 50 + [bytes(417)] * 50)
+    assert measured_ms(data) == 2612

@@ -136,3 +136,10 @@ def test_the_missing_sizes_are_those_up_to_the_end_of_the_file() -> None:
 
 def contents(data: bytes) -> bytes:
     return with_size(io.BytesIO(data), len(data)).read()
+
+
+def test_the_size_of_a_file_above_4_gib_is_the_largest_that_its_header_has() -> None:
+    aiff = b"FORM\0\0\0\0AIFFSSND\0\0\0\0"
+    for size, sizes in ((2**32 + 8, (2**32 - 1, 2**32 - 12)), (2**33, (2**32 - 1, 2**32 - 1))):
+        data = with_size(io.BytesIO(aiff), size).read()
+        assert (data[4:8], data[16:20]) == tuple(struct.pack(">I", each) for each in sizes)
