@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pomelo.configuration import find_certificate
-from pomelo.reload import GatewayReloader
+from pomelo.reload import GatewayReloader, merge
 from pomelo.settings import Settings, SettingsError
 from pomelo.tls import ReplaceableContext, read_certificate
 from tests.certificates import make_certificate
@@ -124,3 +124,20 @@ async def test_a_gateway_without_tls_stays_without_it(folder: Path) -> None:
     assert reloader.tls is None
     await reloader.reload(lambda: Settings(tls_cert=folder / "first.pem", tls_key=folder / "first.key"))
     assert reloader.tls is None
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_tls_is_turned_on_or_off_by_a_restart_only(folder: Path, on: bool) -> None:
+    files = {"tls_cert": folder / "first.pem", "tls_key": folder / "first.key"}
+    secure, plain = Settings(**files), Settings()  # type: ignore[arg-type]
+    running, new = (plain, secure) if on else (secure, plain)
+    merged, fixed = merge(running, new)
+    assert (merged.tls_cert, merged.tls_key) == (running.tls_cert, running.tls_key)
+    assert fixed == ["POMELO_TLS_CERT", "POMELO_TLS_KEY"]
+    with_authority = secure.model_copy(update={"tls_client_ca": folder / "second.pem"})
+    running, new = (secure, with_authority) if on else (with_authority, secure)
+    merged, fixed = merge(running, new)
+    assert (merged.tls_client_ca, fixed) == (running.tls_client_ca, ["POMELO_TLS_CLIENT_CA"])
+    another = secure.model_copy(update={"tls_cert": folder / "second.pem", "tls_key": folder / "second.key"})
+    merged, fixed = merge(secure, another)
+    assert (merged.tls_cert, merged.tls_key, fixed) == (another.tls_cert, another.tls_key, [])

@@ -132,6 +132,9 @@ def test_a_file_of_another_process_is_not_replaced(tmp_path: Path) -> None:
 def test_a_file_that_this_version_cannot_open_is_named(tmp_path: Path, statement: str, message: str) -> None:
     path = tmp_path / "pomelo.db"
     check_version(path)  # nothing is there
+    path.touch()
+    with pytest.raises(StoreError, match="is damaged: it is empty"):
+        check_version(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("CREATE TABLE migrations (version INTEGER, applied REAL)")
