@@ -122,3 +122,17 @@ async def test_denied_access_says_so_without_the_response(
     if effect == "s3:PutObject":
         with pytest.raises(ValueError, match="it denies access"):
             await bucket.check()
+
+
+async def test_a_file_that_is_deleted_while_it_is_read_is_store_unavailable(url: str, tmp_path: Path) -> None:
+    bucket = Bucket(url)
+    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
+    media_id = put(store, data=PNG + bytes(600 * 1024))
+    await store.share(media_id, "ann")
+    _, reader = await store.open(media_id, "ann")
+    with reader:
+        assert await reader.read(len(PNG)) == PNG
+        await bucket.delete([f"hour/{media_id}"])
+        reader.skip(512 * 1024 - len(PNG))
+        with refused("store_unavailable"):
+            await reader.read(100)
