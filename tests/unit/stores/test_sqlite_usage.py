@@ -160,7 +160,10 @@ async def test_reports_and_tasks_run_concurrently(store: Store, monkeypatch: pyt
     await running
 
 
-@pytest.mark.parametrize(("by", "steps"), [((), 7), (("model",), 7), ((TEAM,), 31), (("model", TEAM), 31)])
+@pytest.mark.parametrize(
+    ("by", "steps"),
+    [((), 7), (("model",), 7), ((TEAM,), 31), (("model", TEAM), 31), ((TEAM, MetadataKey("b")), 61)],
+)
 def test_metadata_is_read_in_smaller_steps(
     by: tuple[Grouping, ...], steps: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
