@@ -223,8 +223,9 @@ def _mxf(file: BinaryIO, size: int) -> int:
         more = head[16] & 0x7F if head[16] & 0x80 else 0
         length = int.from_bytes(head[17 : 17 + more], "big") if more else head[16]
         essence = head[4:7] == b"\1\2\1" and head[8:13] == b"\x0d\1\3\1" + head[12:13]
-        total += 17 + more + (0 if essence else min(length, size - at))
-        at += 17 + more + length
+        header = 17 + more
+        total += min(header if essence else header + length, size - at)
+        at += header + length
     return total
 
 
@@ -263,8 +264,11 @@ def _ogg(file: BinaryIO, size: int) -> int:
 
 def _mpegts(file: BinaryIO, size: int) -> int:
     """The size of null packets, tables, and the headers of packets and of the PES packets in them."""
-    first = _read_at(file, 0, 193)
-    stride, offset = (192, 4) if first[4:5] == b"G" and first[196 - 4 : 197 - 4] != b"G" else (188, 0)
+    first = _read_at(file, 0, 197)
+    # The time stamp before a packet of 192 bytes may begin like a packet, and so may a payload.
+    plain = first[:1] == b"G" and first[188:189] in (b"G", b"")
+    timed = first[4:5] == b"G" and first[196:] in (b"G", b"") and not plain
+    stride, offset = (192, 4) if timed else (188, 0)
     tables: set[int] = set()
     total = 0
     file.seek(0)

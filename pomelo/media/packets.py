@@ -32,6 +32,9 @@ a header that makes its audio short."""
 _SKIP_MANUAL = 1 << 29
 """FFmpeg's AV_CODEC_FLAG2_SKIP_MANUAL: a file can't make the decoder skip samples."""
 
+_NEGATIVE = 2**31
+"""FFmpeg's unsigned durations from here on are negative: those of an Ogg packet that begins after its end."""
+
 _OPUS_RATE = 48_000
 _OPUS_FRAME = (
     *(480, 960, 1920, 2880) * 3,
@@ -90,11 +93,14 @@ class StreamLength:
     def add(self, packet: Any) -> None:
         self._packets += 1
         self._bytes += packet.size
-        self._ticks += packet.duration or 0
+        duration = packet.duration or 0
+        if duration >= _NEGATIVE:
+            duration = 0
+        self._ticks += duration
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is not None:
             self._first = stamp if self._first is None else min(self._first, stamp)
-            self._end = max(self._end, stamp + (packet.duration or 0))
+            self._end = max(self._end, stamp + duration)
         if self._opus:
             self._samples += _opus_samples(bytes(packet)[:2])
         elif self._decodes:

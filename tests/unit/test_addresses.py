@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pomelo.addresses import check_network, is_loopback, join_address, normalize_origin, split_address
+from pomelo.addresses import (
+    check_network,
+    is_loopback,
+    join_address,
+    normalize_origin,
+    split_address,
+    without_login,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +87,16 @@ def test_a_network_or_an_address_is_accepted_as_it_is(text: str) -> None:
 def test_a_text_that_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^must be an IP address or a network, such as 10\.0\.0\.0/8$"):
         check_network(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:1/0?password=secret", "redis://host:1/0"),
+        ("redis://host/0", "redis://host/0"),
+        ("https://a.example/path@5?x=//u@b", "https://a.example/path@5"),
+        ("https://a@b@c/d", "https://c/d"),
+    ],
+)
+def test_a_login_is_not_shown(url: str, shown: str) -> None:
+    assert without_login(url) == shown

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pomelo.call import ADJUSTED_HEADER, DEFAULT_TIMEOUT, Call, Principal, report_adjustments
+from pomelo.call import ADJUSTED_HEADER, DEFAULT_TIMEOUT, Call, Principal, before_deadline, report_adjustments
 from pomelo.gen.v1.task_pb2 import Adjustment
+from tests.unit.refusals import refused
 
 
 def call(timeout: float | None = None, **headers: str) -> Call:
@@ -121,13 +123,14 @@ def test_an_owner_is_an_account_in_one_of_its_modes() -> None:
 
 
 @given(st.text(max_size=200))
+@example(" 0\t")
 def test_a_request_id_is_returned_or_replaced_by_a_valid_one(text: str) -> None:
     parsed = call(x_request_id=text)
     assert parsed.response_headers["X-Request-Id"] == parsed.request_id
     assert parsed.request_id.isascii()
     assert parsed.request_id.isprintable()
     assert 0 < len(parsed.request_id) <= 128
-    assert parsed.request_id == text or parsed.request_id.startswith("req_")
+    assert parsed.request_id == text.strip(" \t") or parsed.request_id.startswith("req_")
 
 
 @pytest.mark.parametrize(
@@ -207,3 +210,15 @@ def test_a_malicious_preference_is_read_in_linear_time(prefer: str) -> None:
     began = time.process_time()
     assert not call(prefer=prefer).strict
     assert time.process_time() - began < 0.1
+
+
+async def test_a_deadline_ends_what_is_awaited_before_it() -> None:
+    late = call()
+    late.deadline = time.monotonic()
+    with refused("deadline_exceeded"):
+        async with before_deadline(late):
+            await asyncio.Event().wait()
+    late.deadline = time.monotonic() + 60
+    with pytest.raises(KeyError):
+        async with before_deadline(late):
+            raise KeyError

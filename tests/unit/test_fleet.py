@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pomelo.configuration import read_configuration
-from pomelo.fleet import describe_process, differences, fingerprint
-from pomelo.settings import Settings
+from pomelo.fleet import describe_process, differences, fingerprint, join
+from pomelo.settings import Settings, SettingsError
 from pomelo.stores.fleet import Process
 
 SECRET = "the root secret of all of the machines"
@@ -98,3 +98,44 @@ def test_fingerprints_are_the_same_in_every_process(tmp_path: Path, seed: str) -
 def test_equal_sets_and_mappings_have_equal_fingerprints() -> None:
     assert fingerprint({"a": frozenset("xyz"), "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": set("zyx")})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+class Others:
+    """A store that other processes have open, too."""
+
+    def __init__(self, *others: Process) -> None:
+        self.others = list(others)
+        self.registered: list[Process] = []
+
+    async def register(self, process: Process) -> list[Process]:
+        self.registered.append(process)
+        return self.others
+
+    async def clock_ahead(self) -> float:
+        return 0.0
+
+    async def note_state(self, subject: str, state: str, seconds: float) -> bool:
+        return True
+
+
+async def test_a_process_that_joins_logs_each_difference_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = described(tmp_path)
+    other = replace(own, host="other", facts={**own.facts, "plans": "x", "alerts": "y"})
+    fleet = Others(own, other, replace(other, started=1.0), replace(other, host="third"))
+    await join(fleet, own, warn=False)
+    assert (fleet.registered, caplog.messages) == ([own], [])
+    await join(fleet, own, warn=True)
+    assert caplog.messages == [
+        f"This server, on {own.host}, and the one on {host} differ in: plans, alerts. That is normal during a "
+        "change. See: pomelo doctor --fleet"
+        for host in ("other", "third")
+    ]
+
+
+@pytest.mark.parametrize("warn", [True, False])
+async def test_a_process_with_another_root_secret_does_not_join(tmp_path: Path, warn: bool) -> None:
+    own, other = described(tmp_path), replace(described(tmp_path, ANOTHER), host="other")
+    with pytest.raises(SettingsError, match="The server on other has the same store and another root secret"):
+        await join(Others(own, other), own, warn=warn)

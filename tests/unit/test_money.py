@@ -58,3 +58,8 @@ def test_up_to_six_decimal_places_are_accepted() -> None:
 def test_any_other_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"credits"):
         parse_credits(text)
+
+
+def test_a_text_that_is_refused_is_quoted_up_to_40_characters() -> None:
+    with pytest.raises(ValueError, match=f"^'{'x' * 40}' is not a number of credits"):
+        parse_credits("x" * 41)

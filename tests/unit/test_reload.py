@@ -12,6 +12,7 @@ import pytest
 
 from pomelo import reload
 from pomelo.configuration import read_configuration
+from pomelo.providers import Unusable
 from pomelo.providers.base import Provider
 from pomelo.reload import Reloader
 from pomelo.settings import Settings
@@ -38,6 +39,8 @@ class Rig:
         self.tasks: set[object] = set()
         self.closed: list[bool] = []
         self.applied = 0
+        self.broken: list[str] = []
+        """Plug-ins that can't be used."""
         self.checks = 0
         """How often it was asked which tasks run."""
         self._catalog = folder / "catalog.toml"
@@ -68,7 +71,9 @@ class Rig:
     ) -> AsyncIterator[Mapping[str, Provider]]:
         number = len(self.closed)
         self.closed.append(False)
-        yield {}
+        for name in self.broken:
+            options["on_broken"](name, f"{name} is broken")
+        yield dict.fromkeys(self.broken, Unusable())
         self.closed[number] = True
 
 
@@ -123,3 +128,22 @@ async def test_only_the_first_worker_reports_what_was_reloaded(
             assert caplog.messages == (lines if is_first else [])
             await rig.reload(price=-1)
     assert "was not reloaded" in caplog.messages[-1]
+
+
+async def test_a_plug_in_that_worked_is_not_replaced_by_a_broken_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "pomelo.reload")
+    rig = Rig(tmp_path)
+    rig.broken = ["first"]
+    async with rig.reloader.open():
+        assert [line.partition(": ")[2] for line in caplog.messages] == ["first is broken"]
+        caplog.clear()
+        await rig.reload(port=2)
+        assert (caplog.messages, rig.applied) == ([], 1)
+        rig.broken = ["first", "second"]
+        await rig.reload(port=3)
+        (line,) = caplog.messages
+        assert line.endswith("second is broken")
+        assert rig.applied == 1
+        assert list(rig.reloader.providers) == ["first"]

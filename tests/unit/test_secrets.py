@@ -184,3 +184,42 @@ def test_the_secret_of_the_folder_is_replaced_in_its_file(tmp_path: Path) -> Non
         Settings(data=tmp_path).root_secret()
     assert Settings(data=tmp_path, secret_previous=(old,)).root_secret() == b"n" * 64
     assert Settings(data=tmp_path).shared_secret() == b"n" * 64
+
+
+def test_the_shared_secret_of_a_folder_may_replace_a_previous_one(tmp_path: Path) -> None:
+    old = Settings(data=tmp_path).root_secret().decode()
+    write_private(tmp_path / "secret", "n" * 64, replace=True)
+    with pytest.raises(SettingsError, match="is not the secret"):
+        Settings(data=tmp_path).shared_secret()
+    assert Settings(data=tmp_path, secret_previous=(old,)).shared_secret() == b"n" * 64
+
+
+def test_a_secret_is_checked_without_a_change_of_its_folder(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    Settings(data=data).check_secret()
+    Settings(data=data, secret="a" * 40).check_secret()
+    assert not data.exists()
+    secret = Settings(data=data).root_secret().decode()
+    noted = (data / "secret-check").read_text()
+    Settings(data=data).check_secret()
+    Settings(data=data, secret=secret).check_secret()
+    with pytest.raises(SettingsError, match="POMELO_SECRET is not the secret that the keys"):
+        Settings(data=data, secret="a" * 40).check_secret()
+    Settings(data=data, secret="a" * 40, secret_previous=(secret,)).check_secret()
+    write_private(data / "secret", "b" * 40, replace=True)
+    with pytest.raises(SettingsError, match=r"data/secret is not the secret that the keys"):
+        Settings(data=data).check_secret()
+    (data / "secret").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match=r"POMELO_DATA: .*data can't be used: it is not text"):
+        Settings(data=data).check_secret()
+    (data / "secret").unlink()
+    with pytest.raises(SettingsError, match=r"data/secret is missing\. Restore it"):
+        Settings(data=data).check_secret()
+    assert (data / "secret-check").read_text() == noted
+    assert [path.name for path in data.iterdir()] == ["secret-check"]
+
+
+def test_the_files_of_the_data_folder_have_their_names(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in (settings.admin_socket, settings.key_file)]
+    assert names == ["admin.sock", "test-key"]

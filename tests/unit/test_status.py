@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -16,7 +17,9 @@ from pomelo.status import (
     DETAILS_KEY,
     OPEN_KEY,
     REFUSED_KEY,
+    cause,
     details_metadata,
+    error_of,
     from_rpc_error,
     header_name,
     retry_metadata,
@@ -240,3 +243,39 @@ def test_headers_of_unknown_limits_have_names_and_other_metadata_has_none() -> N
     assert header_name("x-ratelimit-reset-images") == "X-RateLimit-Reset-Images"
     for key in ("x-ratelimit", "x-other", "", DETAILS_KEY, OPEN_KEY, REFUSED_KEY):
         assert header_name(key) is None
+
+
+class Failed:
+    """A call of grpc.aio that has ended, or that is still running."""
+
+    def __init__(self, *, done: bool = True) -> None:
+        self._done = done
+
+    async def _get(self, value: object) -> object:
+        if not self._done:
+            await asyncio.sleep(0)
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: self._get({"code": grpc.StatusCode.INTERNAL}.get(name, name))
+
+
+async def test_the_status_of_an_ended_call_is_read_without_waiting() -> None:
+    error = error_of(Failed())
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert (error.initial_metadata(), error.trailing_metadata(), error.details()) == (
+        *("initial_metadata", "trailing_metadata"),
+        "details",
+    )
+    with pytest.raises(RuntimeError, match="had to wait"):
+        error_of(Failed(done=False))
+
+
+def test_the_cause_of_a_failed_call_is_the_first_error_that_is_the_servers() -> None:
+    def failed(details: str) -> grpc.aio.AioRpcError:
+        return grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, NO_METADATA, NO_METADATA, details=details)
+
+    own, first, second = (failed(text) for text in ("Internal error from Core", "first", "second"))
+    assert cause([own, first, second], own) is first
+    assert cause([own], second) is second
+    assert cause([], own) is own

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.times import from_duration, from_timestamp, to_duration, to_timestamp
+from pomelo.times import from_duration, from_timestamp, is_duration, to_duration, to_timestamp
 
 FIRST, LAST = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999."""
@@ -95,3 +95,21 @@ def test_no_length_of_a_transcript_gets_more_digits(written: str) -> None:
     duration = to_duration(float(written))
     assert duration is not None
     assert from_duration(duration) == float(written)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "valid"),
+    [
+        *[
+            (0, 0, True),
+            (LONGEST, 0, True),
+            (-LONGEST, 0, True),
+            (LONGEST + 1, 0, False),
+            (-LONGEST - 1, 0, False),
+        ],
+        *[(1, 999_999_999, True), (0, -999_999_999, True), (1, 10**9, False), (0, -(10**9), False)],
+        *[(1, 1, True), (-1, -1, True), (1, -1, False), (-1, 1, False), (0, 1, True), (0, -1, True)],
+    ],
+)
+def test_a_duration_is_in_range_and_has_one_sign(seconds: int, nanos: int, valid: bool) -> None:
+    assert is_duration(Duration(seconds=seconds, nanos=nanos)) is valid

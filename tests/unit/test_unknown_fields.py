@@ -12,7 +12,8 @@ from google.protobuf.message import Message
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.unknown_fields import check_no_unknown_fields
+from pomelo.unknown_fields import check_no_unknown_fields, check_outer_fields
+from tests.unit.refusals import refused
 from tests.unit.tasks.collectors import BODIES, PIXEL, task_input
 
 UNKNOWN = b"\xba\x3e\x01x"
@@ -145,3 +146,13 @@ def test_a_long_conversation_of_short_messages_is_examined_by_a_copy() -> None:
 
     # A message that is said to be larger is searched.
     assert 3 * min(cpu_seconds(size) for _ in range(3)) < min(cpu_seconds(2**30) for _ in range(3))
+
+
+def test_only_the_fields_of_the_message_itself_are_checked_without_those_in_it() -> None:
+    spec = conversation(0)
+    spec.text.MergeFromString(UNKNOWN)
+    check_outer_fields(spec, "the request")
+    spec.MergeFromString(UNKNOWN)
+    with refused("invalid_parameter", match="Unknown field 999 of the request: this server") as error:
+        check_outer_fields(spec, "the request")
+    assert (error.value.field, dict(error.value.values)) == (None, {"fieldNumber": "999"})

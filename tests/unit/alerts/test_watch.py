@@ -12,7 +12,7 @@ from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Grant
 from pomelo.stores.sqlite import open_sqlite
 from tests.alerts import open_receiver
-from tests.unit.accounts.audited_store import ACME, add_account, run
+from tests.unit.accounts.audited_store import ACME, add_account, reserve, run
 
 
 async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_another_grant(
@@ -97,3 +97,38 @@ async def test_what_happened_just_before_the_end_is_reported(tmp_path: Path) -> 
         ) as watch:
             watch.charged(await run(store, "a", output_tokens=50))
         assert [alert["type"] for alert in receiver.received] == ["balance.low"]
+
+
+async def test_a_balance_is_low_by_the_last_amount_that_was_granted(tmp_path: Path) -> None:
+    sent: list[Alert] = []
+    async with open_sqlite(tmp_path / "pomelo.db") as store:
+        await add_account(store, micros=900)
+        watch = Watch(store, sent.append, low_share=1.0, blocked_routes=set)
+        for number, micros in enumerate((1, -140)):
+            await store.grant(Grant(f"g{number}", ACME, micros, 2.0))
+        watch.charged(await run(store, "a", output_tokens=50))  # 750 of 761 microcredits
+        await watch.search()
+        assert sent == []
+        watch.charged(await run(store, "b", input_tokens=4, output_tokens=0))
+        await watch.search()
+        assert sent == []  # what was granted last is left
+        await store.grant(Grant("last", ACME, 20, 3.0))
+        watch.charged(await run(store, "c", input_tokens=4, output_tokens=0))
+        await watch.search()
+        assert [alert.data["threshold_micros"] for alert in sent] == [20]
+
+
+async def test_credits_that_running_tasks_have_reserved_are_left(tmp_path: Path) -> None:
+    sent: list[Alert] = []
+    async with open_sqlite(tmp_path / "pomelo.db") as store:
+        await add_account(store, micros=1_000)
+        watch = Watch(store, sent.append, low_share=0.5, blocked_routes=set)
+        await reserve(store, "running", maximum=500)
+        for task in "abc":
+            watch.charged(await run(store, task, input_tokens=64, output_tokens=0))
+        await watch.search()
+        assert sent == []
+        await store.void(ACME, "running")
+        watch.charged(await run(store, "d", input_tokens=64, output_tokens=0))
+        await watch.search()
+        assert [(alert.data["available_micros"], alert.data["held_micros"]) for alert in sent] == [(360, 0)]

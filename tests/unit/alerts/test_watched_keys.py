@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pomelo.accounts import budgets
 from pomelo.alerts.alert import Alert
-from pomelo.alerts.watch import Watch
+from pomelo.alerts.watch import Watch, _Notes
 from pomelo.call import KeyBudget, Principal
 from pomelo.errors import PomeloError
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
+from pomelo.stores.ledger import ReserveRequest, Settlement
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.telemetry.events import TaskReport
 from tests.calls import call_of
-from tests.unit.accounts.audited_store import ACME_TEST, add_account, run
+from tests.unit.accounts.audited_store import ACME_TEST, add_account, draft, run
 
 BUDGET = KeyBudget("budget:k1.day", 1_000, "day")
 
@@ -97,3 +101,100 @@ async def test_nothing_of_test_mode_is_reported(store: Store) -> None:
     assert not watch._keys
     await watch.search()
     assert sent == []
+
+
+async def test_a_budget_that_is_used_up_is_reported_with_its_use(store: Store) -> None:
+    await add_account(store)
+    sent: list[Alert] = []
+    watch = watch_of(store, sent, now=lambda: 86_400.0 + 5)
+    for number, used in enumerate((999, 1)):
+        budget = budgets.current(BUDGET, 86_400.0)
+        request = ReserveRequest(draft(f"t{number}"), minimum=1, maximum=5_000, budget=budget)
+        await store.reserve(request)
+        await store.settle(Settlement(replace(request.draft, cost=used)))
+        watch.task_ended(ended())
+        await watch.search()
+        assert len(sent) == number
+    (alert,) = sent
+    assert (alert.type, alert.at) == ("budget.reached", 86_405.0)
+    assert alert.data == {
+        "account": "acme",
+        "mode": "live",
+        "key_id": "k1",
+        "budget_micros": 1_000,
+        "period": "day",
+        "used_micros": 1_000,
+    }
+
+
+async def test_charges_beyond_the_credits_are_reported_one_by_one(store: Store) -> None:
+    await add_account(store)
+    sent: list[Alert] = []
+    watch = watch_of(store, sent)
+    record = await run(store, "a", output_tokens=1)
+    for uncollected, live in ((7, True), (0, True), (8, False)):
+        watch.charged(replace(record, uncollected=uncollected, live=live))
+    await watch.search()
+    (alert,) = sent
+    assert alert.type == "credits.uncollected"
+    assert alert.data == {
+        "account": "acme",
+        "mode": "live",
+        "task_id": "a",
+        "request_id": "req_a",
+        "provider": "openai",
+        "uncollected_micros": 7,
+    }
+    await watch.search()
+    assert len(sent) == 1
+
+
+async def test_blocked_routes_are_reported_when_they_open_and_close(store: Store) -> None:
+    sent: list[Alert] = []
+    blocked: set[tuple[str, ...]] = {("openai", "b"), ("openai", "a")}
+    watch = Watch(store, sent.append, low_share=0.1, blocked_routes=lambda: set(blocked))
+    for _ in range(2):
+        await watch.search()
+    blocked.discard(("openai", "a"))
+    for _ in range(2):
+        await watch.search()
+    assert [(alert.type, alert.data) for alert in sent] == [
+        ("provider.open", {"provider": "openai", "provider_model": "a"}),
+        ("provider.open", {"provider": "openai", "provider_model": "b"}),
+        ("provider.closed", {"provider": "openai", "provider_model": "a"}),
+    ]
+    assert len({alert.id for alert in sent}) == 3
+
+
+async def test_only_a_bounded_number_of_accounts_keys_and_records_is_marked(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.alerts.watch.MAX_MARKED", 2)
+    watch = watch_of(store, [])
+    for name in ("a", "b", "c"):
+        await add_account(store, name)
+        watch.charged(replace(draft(name, Wallet(name, True)), uncollected=1))
+        report = ended()
+        assert report.call.principal is not None
+        report.call.principal = replace(report.call.principal, key_id=name)
+        watch.task_ended(report)
+    assert watch._accounts == {"a", "b"}
+    assert list(watch._keys) == ["a", "b"]
+    assert [record.account for record in watch._uncollected] == ["a", "b"]
+    for name in ("a", "b", "c"):
+        watch._accounts = {name}
+        await watch.search()
+    assert list(watch._top_ups) == ["b", "c"]
+
+
+async def test_what_was_reported_is_remembered_for_the_latest_subjects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pomelo.alerts.watch.MAX_MARKED", 2)
+    notes = _Notes()
+    assert [await notes.note_state(subject, "low", 1.0) for subject in "aabacab"] == [
+        *(True, False, True, False),
+        *(True, False, True),  # c takes the place of b, and b that of c
+    ]
+    assert await notes.note_state("a", "high", 1.0)
+    assert list(notes._states.items()) == [("b", "low"), ("a", "high")]

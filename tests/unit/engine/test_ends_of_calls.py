@@ -11,7 +11,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.testing import Speech, error_reply
+from pomelo.testing import Speech, Stop, error_reply
 from tests.calls import call_of
 from tests.tasks import small_task, text_task
 from tests.unit.engine.apps import EngineApp, open_engine
@@ -58,5 +58,16 @@ async def test_the_incomplete_file_of_a_stream_that_is_left_is_deleted(engine: E
         async for _ in events:
             if engine.media():
                 break
+    assert engine.media() == []
+    await engine.settled(account)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_the_incomplete_file_of_a_task_that_fails_is_deleted(engine: EngineApp, stream: bool) -> None:
+    account = await engine.account()
+    engine.upstream.script(Speech(size=300_000, at={40: Stop.RESET}))
+    options = TaskOptions(delivery=MediaDelivery.MEDIA_DELIVERY_BOTH)
+    answer = await engine.ask(account, small_task("text_to_speech"), stream=stream, options=options)
+    assert answer.error is not None
     assert engine.media() == []
     await engine.settled(account)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
 
 import pytest
 
 from pomelo.catalog.catalog import Catalog
+from pomelo.engine.models import _time
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest, Model
 from tests.calls import call_of
 from tests.unit.engine.apps import Account, EngineApp, open_engine
@@ -86,3 +88,29 @@ async def test_a_task_and_its_result_have_the_name_by_which_the_model_was_asked_
         body = {"model": name, "messages": [{"role": "user", "content": "Hi"}]}
         assert (await engine.ask(account, body)).events[0].model == name
         assert (await engine.ask(account, body, stream=True)).events[0].started.model == name
+
+
+async def test_a_model_is_shown_with_all_that_the_catalogue_says(engine: EngineApp) -> None:
+    catalog = Catalog.load()
+    account, tiers = await engine.account(), 0
+    for model in catalog.models.values():
+        shown = await one(engine, account, model.name)
+        assert (shown.id, shown.task_type) == (model.name, model.task_type)
+        prices = model.prices_for(model.routes[0])[0]
+        tiers += len(prices.tiers)
+        if not any(route.prices.units for route in model.routes[1:]):
+            assert [
+                (tier.min_input_tokens, {price.unit: price.amount_micros for price in tier.prices})
+                for tier in shown.price_tiers
+            ] == [(least, dict(units)) for least, units in prices.tiers]
+        deprecated = shown.deprecate_time if shown.HasField("deprecate_time") else None
+        retires = shown.retire_time if shown.HasField("retire_time") else None
+        assert (deprecated, retires) == (_time(model.deprecated), _time(model.retires))
+    assert tiers
+
+
+def test_the_days_of_a_models_end_are_its_first_moments() -> None:
+    found = _time(date(2027, 1, 2))
+    assert found is not None
+    assert found.seconds == datetime(2027, 1, 2, tzinfo=UTC).timestamp()
+    assert _time(None) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from pomelo.providers.errors import UpstreamError
 from pomelo.telemetry.events import Observer, TaskReport
 from tests.calls import call_of
 from tests.unit.clock import Clock
-from tests.unit.engine.failing_store import CALLER, FailingStore, open_ledger, reserve
+from tests.unit.engine.failing_store import CALLER, FailingStore, open_ledger, reserve, usage_record
 
 DEADLINE = 1_010.0
 
@@ -102,3 +103,19 @@ async def test_a_report_has_what_the_task_and_its_calls_took() -> None:
         9,
     )
     assert (found.account, found.key_id, found.live, found.stream) == ("default", "key", True, True)
+
+
+async def test_a_task_with_a_complete_record_is_completed_unless_an_error_ended_it() -> None:
+    clock, record = Clock(), usage_record("img_1")
+    for complete, error, outcome, code in (
+        (True, None, "completed", ""),
+        (False, None, "cancelled", ""),
+        (True, PomeloError("store_unavailable"), "failed", "store_unavailable"),
+    ):
+        reports = Reports()
+        task = ObservedTask([reports], clock, call_of(""), CALLER, "flux-1-pro", stream=False)
+        task.reservation = await reserve(open_ledger(FailingStore()), "img_1")
+        task.reservation.record = replace(record, complete=complete)
+        task.__exit__(None, error, None)
+        (found,) = reports.ended
+        assert (found.outcome, found.code, found.record) == (outcome, code, task.reservation.record)

@@ -18,6 +18,7 @@ from tests.unit.engine.failing_store import (
     reserve,
     wait_until,
 )
+from tests.unit.refusals import refused
 
 DONE = pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
 
@@ -180,10 +181,22 @@ async def test_only_a_task_that_was_never_begun_gives_back_what_it_counted() -> 
     ledger = open_ledger(store)
     (await reserve(ledger, "img_left")).release()
     await (await reserve(ledger, "img_failed")).fail()
-    refused = await reserve(ledger, "img_refused")
-    await refused.refuse()
-    refused.release()
+    never_begun = await reserve(ledger, "img_refused")
+    await never_begun.refuse()
+    never_begun.release()
     await ledger.operations.idle()
     assert (store.reserved, ledger.running) == ({}, {})
     assert store.calls.count("void img_refused") == 1
     assert store.refunded == ["img_refused"]
+
+
+async def test_a_refused_task_whose_void_fails_is_store_unavailable() -> None:
+    store = FailingStore("void")
+    ledger = open_ledger(store)
+    refused_task = await reserve(ledger, "img_1")
+    with refused("store_unavailable"):
+        await refused_task.refuse()
+    assert ([*store.reserved], store.refunded) == (["img_1"], ["img_1"])
+    store.errors.clear()
+    await ledger.operations.idle()
+    assert (store.reserved, store.refunded) == ({}, ["img_1", "img_1"])

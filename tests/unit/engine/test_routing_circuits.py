@@ -253,3 +253,15 @@ async def test_a_probe_without_an_event_closes_no_circuit_and_lets_another_accou
         assert await rig.ask(router, account) == ""
         assert silent.calls == calls
         assert router.circuit_states()["one", "a"] != 0
+
+
+async def test_a_circuit_that_just_ended_its_wait_proposes_a_second(rig: Rig) -> None:
+    del rig.providers["two"]
+    rig.one.default = BUSY
+    router = rig.router()
+    for _ in range(MINIMUM_CALLS):
+        await rig.fail(router, "a")
+    now = rig.now
+    clock = iter((now, now + PROBE_WAIT_MAX))
+    router._clock = lambda: next(clock)
+    assert (await rig.fail(router, "a")).retry_after == 1

@@ -10,8 +10,10 @@ import pytest
 from obstore.store import S3Store
 
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
+from pomelo.testing import Answer as Words
 from tests.calls import call_of
 from tests.s3_server import any_server
+from tests.tasks import text_task
 from tests.unit.engine.apps import Account, Answer, EngineApp, open_engine
 
 KEY = {"idempotency-key": "k"}
@@ -98,10 +100,26 @@ async def test_the_audio_of_a_task_is_read_from_the_bucket(engine: EngineApp) ->
     assert (refusal.code, refusal.error and refusal.error.field) == ("invalid_parameter", "audio")
 
 
-async def _upload(engine: EngineApp, account: Account) -> str:
+AUDIO = b"OggS" + b"audio" * 100
+
+
+async def _upload(
+    engine: EngineApp, account: Account, data: bytes = AUDIO, content_type: str = "audio/ogg"
+) -> str:
     async def chunks() -> AsyncIterator[bytes]:
-        yield b"OggS" + b"audio" * 100
+        yield data
 
     call = call_of(account.key)
     call.protocol = "grpc"
-    return (await engine.app.services.media.upload_media("audio/ogg", chunks(), call)).id
+    return (await engine.app.services.media.upload_media(content_type, chunks(), call)).id
+
+
+async def test_the_images_of_a_task_are_read_from_the_bucket(engine: EngineApp) -> None:
+    account = await engine.account()
+    media_id = await _upload(engine, account, b"\x89PNG\r\n\x1a\n" + bytes(range(64)), "image/png")
+    task = text_task("What is this?")
+    task.text.messages[0].content.add().image.source.media_id = media_id
+    for _ in range(2):
+        engine.upstream.script(Words("A kite"))
+        assert (await engine.ask(account, task, protocol="grpc")).code == "ok"
+        assert engine.media() == []

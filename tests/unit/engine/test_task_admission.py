@@ -107,7 +107,13 @@ async def test_audio_up_to_the_maximum_of_the_model_is_accepted(
     task = TaskSpec(model="eleven-labs-sts")
     task.speech_to_speech.audio.media_id = await engine.upload(account, file.getvalue())
     task.speech_to_speech.voice = "adam"
-    assert (await engine.ask(account, task, protocol="grpc")).code == code
+    answer = await engine.ask(account, task, protocol="grpc")
+    assert answer.code == code
+    if answer.error is not None:
+        assert (answer.error.field, dict(answer.error.values)) == (
+            "audio",
+            {"expected": "audio of at most 300 seconds", "maximum": "300"},
+        )
     engine.app.settings.data.joinpath("media", task.speech_to_speech.audio.media_id).unlink()
 
 

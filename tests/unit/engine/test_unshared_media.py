@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pomelo.call import Call
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
 from pomelo.engine import shared_media
@@ -52,7 +53,7 @@ def accepted(*, kept: bool = False, stream: bool = False) -> AcceptedJob:
     return replace(job, job=replace(job.job, stream=stream), idempotency_key=key)
 
 
-def made(media: Media, data: bytes = DATA, *, speech: bool = False) -> TaskResult:
+def made(media: MediaStore, data: bytes = DATA, *, speech: bool = False) -> TaskResult:
     """A result with a link."""
     result = TaskResult()
     output = result.speech if speech else result.image.images.add()
@@ -109,3 +110,28 @@ async def test_media_without_a_link_are_not_shared(media: Media) -> None:
 async def test_a_file_that_is_missing_is_no_error_of_fetching(tmp_path: Path) -> None:
     media = MediaStore(tmp_path, b"s" * 32)
     await shared_media.fetch_files(lambda _: ["nothing"], None, 9, "ann/test", media, call_of(None))
+
+
+class Fetched(MediaStore):
+    """Media that record which files are fetched."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, b"s" * 32)
+        self.fetched: list[str] = []
+
+    async def fetch(self, media_id: str, owner: str, call: Call) -> None:
+        assert owner == CALLER.owner
+        self.fetched.append(media_id)
+
+
+@pytest.mark.parametrize(("limit", "count"), [(299, 3), (300, 4), (1_000, 5)])
+async def test_files_are_fetched_once_up_to_the_first_that_exceeds_the_limit(
+    tmp_path: Path, limit: int, count: int
+) -> None:
+    media = Fetched(tmp_path)
+    ids = [made(media).image.images[0].media.id for _ in range(4)]
+    named = [ids[0], *ids[:2], "missing", *ids[1:]]
+    await shared_media.fetch_files(
+        lambda task_input: task_input, named, limit, CALLER.owner, media, call_of(None)
+    )
+    assert media.fetched == [*ids[:2], "missing", *ids[2:]][: count + (limit >= 200)]

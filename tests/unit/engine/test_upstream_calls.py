@@ -217,3 +217,15 @@ async def test_the_time_of_failed_attempts_counts(rig: Rig) -> None:
     calls = UpstreamCalls()
     await fail(rig, rig.router(), calls)
     assert calls.seconds == 6
+
+
+def test_a_call_begins_without_a_response_and_counts_its_time() -> None:
+    calls = UpstreamCalls("ann")
+    assert calls.token("an_error_code_of_a_vendor_that_is_long") == "an_error_code_of_a_vendor_that_is_long"
+    calls.begin(MODEL.routes[0], 1, 5.0)
+    calls.status = 503
+    calls.end(7.5)
+    calls.begin(MODEL.routes[1], 2, 10.0)
+    assert (calls.status, calls.route, calls.route_number, calls.attempts) == (0, MODEL.routes[1], 2, 2)
+    calls.end(11.0)
+    assert calls.seconds == 3.5

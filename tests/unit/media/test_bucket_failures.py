@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pomelo.media.bucket import Bucket, MissingFileError
+from pomelo.media.bucket_store import BucketStore
 from tests.s3_server import S3Server
-from tests.unit.media.files import PNG
+from tests.unit.media.files import PNG, put
 from tests.unit.refusals import refused
 
 
@@ -98,3 +99,40 @@ async def test_a_file_that_was_deleted_before_it_is_sent_is_a_failure(url: str, 
 async def test_a_bucket_that_does_not_exist_is_refused_at_start() -> None:
     with pytest.raises(ValueError, match=r"there is no such bucket \(status 404, NoSuchBucket\)"):
         await Bucket("s3://no-such-bucket/media").check()
+
+
+@pytest.mark.parametrize("effect", ["s3:PutObject", "s3:GetObject"])
+async def test_denied_access_says_so_without_the_response(
+    server: S3Server, tmp_path: Path, effect: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = server.new_bucket()
+    bucket = Bucket(url)
+    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
+    media_id = put(store)
+    await store.share(media_id, "ann")
+    await bucket.check()
+    server.deny(url, effect)
+    with refused("store_unavailable"):
+        await (store.open(media_id, "ann") if effect == "s3:GetObject" else store.share(put(store), "ann"))
+    (line,) = lines(caplog)
+    assert line == (
+        "The bucket of POMELO_MEDIA can't be used: it denies access (status 403). "
+        "Check the credentials and what they may do"
+    )
+    if effect == "s3:PutObject":
+        with pytest.raises(ValueError, match="it denies access"):
+            await bucket.check()
+
+
+async def test_a_file_that_is_deleted_while_it_is_read_is_store_unavailable(url: str, tmp_path: Path) -> None:
+    bucket = Bucket(url)
+    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
+    media_id = put(store, data=PNG + bytes(600 * 1024))
+    await store.share(media_id, "ann")
+    _, reader = await store.open(media_id, "ann")
+    with reader:
+        assert await reader.read(len(PNG)) == PNG
+        await bucket.delete([f"hour/{media_id}"])
+        reader.skip(512 * 1024 - len(PNG))
+        with refused("store_unavailable"):
+            await reader.read(100)

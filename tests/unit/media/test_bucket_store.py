@@ -229,6 +229,16 @@ async def test_an_owner_can_store_exactly_its_limit_on_one_machine(
         await upload(store, b"x")
 
 
+async def test_an_answer_is_refused_if_its_own_account_has_no_space(
+    machine: Callable[..., BucketStore],
+) -> None:
+    store = machine("a", account=MIB)
+    await upload(store, bytes(MIB))
+    with refused("payload_too_large"):
+        store.check_answer("ann/test", 1)
+    store.check_answer("bob/test", MIB)
+
+
 async def test_the_bytes_that_other_machines_stored_count_after_a_refresh(
     machine: Callable[..., BucketStore], clock: Clock
 ) -> None:
@@ -296,6 +306,17 @@ async def test_copying_a_file_ends_at_the_deadline_of_its_call(own_server: S3Ser
     assert on_disk(store) == []
 
 
+async def test_a_file_that_is_not_shared_is_deleted_from_the_disk_by_its_owner(
+    machine: Callable[..., BucketStore],
+) -> None:
+    store = machine("a")
+    media_id = put(store, "ann/test")
+    store.delete(media_id, "bob/test")
+    assert on_disk(store) == [media_id]
+    store.delete(media_id, "ann/test")
+    assert (on_disk(store), store.quota.total, store._deletions) == ([], 0, set())
+
+
 async def test_a_refused_upload_leaves_nothing(machine: Callable[..., BucketStore], url: str) -> None:
     store = machine("a", account=MIB)
     with refused("payload_too_large"):
@@ -321,18 +342,23 @@ async def test_a_caller_who_leaves_while_the_file_is_sent_leaves_nothing_in_the_
     assert on_disk(store) == keys(url) == []
 
 
-async def test_a_file_whose_sending_was_cancelled_and_fails_is_deleted_from_the_disk(
+async def test_files_whose_sending_was_cancelled_and_fails_are_deleted_from_the_disk(
     own_server: S3Server, tmp_path: Path
 ) -> None:
-    bucket = Bucket(own_server.new_bucket(), timeout=0.05)
-    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
+    store = BucketStore(Bucket(own_server.new_bucket()), tmp_path / "media", b"s" * 32)
     own_server.stop()
-    sending = asyncio.create_task(upload(store))
-    await until(lambda: any(name.startswith("media_") for name in on_disk(store)))
+    uploading = asyncio.create_task(upload(store))
+    media_id = put(store, "ann/test")
+    sharing = asyncio.create_task(store.share(media_id, "ann/test"))
+    await until(lambda: len([name for name in on_disk(store) if name.startswith("media_")]) == 2)
     await asyncio.sleep(0)
-    await cancel(sending)
+    await cancel(uploading)
+    await cancel(sharing)
+    assert on_disk(store) == [media_id]
+    own_server.close()
+    await until(lambda: on_disk(store) == [])
+    assert store.quota.total == 0
     await store.aclose()
-    assert on_disk(store) == []
 
 
 async def test_a_bucket_that_cannot_be_reached_is_store_unavailable_and_logged_once_a_minute(
@@ -365,25 +391,3 @@ async def test_a_bucket_that_cannot_be_reached_is_store_unavailable_and_logged_o
         await download(store, media_id)
     store.check_answer("ann/test", 1)
     assert caplog.messages[1:] == ["The bucket of POMELO_MEDIA can be used again"]
-
-
-@pytest.mark.parametrize("effect", ["s3:PutObject", "s3:GetObject"])
-async def test_denied_access_says_so_without_the_response(
-    server: S3Server, tmp_path: Path, effect: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    url = server.new_bucket()
-    bucket = Bucket(url)
-    store = BucketStore(bucket, tmp_path / "media", b"s" * 32)
-    media_id = await upload(store)
-    await bucket.check()
-    server.deny(url, effect)
-    with refused("store_unavailable"):
-        await (download(store, media_id) if effect == "s3:GetObject" else upload(store))
-    (line,) = caplog.messages
-    assert line == (
-        "The bucket of POMELO_MEDIA can't be used: it denies access (status 403). "
-        "Check the credentials and what they may do"
-    )
-    if effect == "s3:PutObject":
-        with pytest.raises(ValueError, match="it denies access"):
-            await bucket.check()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterable
 
 import av
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from pomelo.media import demux, packets
 from pomelo.media.containers import FileSlice, chained_streams, tag_sizes
 from tests.unit.media import corpus
+from tests.unit.media.built import ape, chunk, id3, matroska
 
 SECONDS = corpus.SECONDS
 LONG = 20.0
@@ -26,27 +26,6 @@ def frames(data: bytes) -> list[bytes]:
     """The packets of a file, which are one frame each."""
     with av.open(io.BytesIO(data), "r") as container:
         return [bytes(packet) for packet in container.demux() if packet.size]
-
-
-def ebml(name: int, body: bytes) -> bytes:
-    return (
-        name.to_bytes((name.bit_length() + 7) // 8, "big") + (1 << 28 | len(body)).to_bytes(4, "big") + body
-    )
-
-
-def matroska(
-    codec: bytes, rate: float, frames: Iterable[bytes], private: bytes = b"", void: int = 0
-) -> bytes:
-    """A Matroska file of mono audio with these packets, each a millisecond long by its timestamps."""
-    audio = ebml(0xB5, struct.pack(">d", rate)) + ebml(0x9F, b"\1")
-    track = (
-        ebml(0xD7, b"\1") + ebml(0x73C5, b"\1") + ebml(0x83, b"\2") + ebml(0x86, codec) + ebml(0xE1, audio)
-    )
-    blocks = [ebml(0xA3, b"\x81" + struct.pack(">hB", at, 128) + packet) for at, packet in enumerate(frames)]
-    body = ebml(0x1549A966, ebml(0x2AD7B1, (10**6).to_bytes(3, "big")))
-    body += ebml(0x1654AE6B, ebml(0xAE, track + (ebml(0x63A2, private) if private else b"")))
-    body += ebml(0xEC, bytes(void)) + ebml(0x1F43B675, ebml(0xE7, b"\0") + b"".join(blocks))
-    return ebml(0x1A45DFA3, ebml(0x4282, b"matroska")) + ebml(0x18538067, body)
 
 
 def joined(frames: list[bytes], count: int) -> list[bytes]:
@@ -140,20 +119,6 @@ def test_flac_frames_with_a_wrong_checksum_count(every: int) -> None:
         if number % every == 0:
             data[at - 1] ^= 0x55
     assert measured(bytes(data)) == pytest.approx(LONG, rel=0.03)
-
-
-def chunk(name: bytes, body: bytes, order: str = "<") -> bytes:
-    return name + struct.pack(f"{order}I", len(body)) + body
-
-
-def id3(size: int) -> bytes:
-    return b"ID3\4\0\0" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + bytes(size)
-
-
-def ape(size: int) -> bytes:
-    """An APEv2 tag with a header and a footer."""
-    head, foot = (struct.pack("<IIII8x", 2000, size + 32, 1, flags) for flags in (0xA0000000, 0x80000000))
-    return b"APETAGEX" + head + bytes(size) + b"APETAGEX" + foot
 
 
 PADDING = 300_000

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_FSIZE
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from pomelo.media import audio as samples
 from pomelo.media.audio import Swapper
 from pomelo.media.content_types import sniff
+from pomelo.media.demux import MAX_MEMORY
 from pomelo.media.duration import Measured, Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
@@ -221,6 +223,15 @@ async def test_a_demuxer_that_hangs_or_dies_is_replaced(fifo: Path) -> None:
         demuxer.wait(5)
         assert (await measure(measurer, data)).ms in (0, pytest.approx(5000, rel=0.02))
         assert (await measure(measurer, data)).ms == pytest.approx(5000, rel=0.02)
+
+
+async def test_a_demuxer_is_limited() -> None:
+    async with own_measurer(1, 5.0) as measurer:
+        await measure(measurer, corpus.mp3(1))
+        demuxer = demuxers()[-1]
+        assert demuxer.nice() == min(os.nice(0) + 5, 19)
+        limits = {name: demuxer.rlimit(name) for name in (RLIMIT_AS, RLIMIT_FSIZE, RLIMIT_CORE)}
+        assert limits == {RLIMIT_AS: (MAX_MEMORY, MAX_MEMORY), RLIMIT_FSIZE: (0, 0), RLIMIT_CORE: (0, 0)}
 
 
 async def test_a_demuxer_that_died_while_it_was_idle_is_not_asked() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pomelo.call import Call, Principal
 from pomelo.media.local import LocalMedia
+from pomelo.media.reader import FileReader
 from pomelo.media.store import MediaStore
 from pomelo.turns import Turns
 from tests.calls import call_of
@@ -52,7 +53,7 @@ async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStor
 
 
 async def test_an_empty_upload_is_refused_and_deleted(store: MediaStore) -> None:
-    with refused("invalid_parameter", "audio"):
+    with refused("invalid_parameter", "audio", "must be a file of at least one byte"):
         await service(store).upload_media("audio/mpeg", three_chunks(0), call_of(None))
     assert names(store) == []
 
@@ -62,8 +63,13 @@ async def test_media_are_downloaded_by_their_owner_or_with_a_link(store: MediaSt
     signature = store.find(other, None)[1].url.partition("?")[2]
     async with service(store).download_media(other, signature, call_of(None)) as (found, chunks):
         assert (found.id, b"".join([chunk async for chunk in chunks])) == (other, PNG)
-    for media_id, query in ((other, ""), (mine, signature), (other, f"{signature}0")):
-        with refused("not_found"):
+    wrong = "The link is wrong or has expired"
+    for media_id, query, message in (
+        (other, "", None),
+        (mine, signature, wrong),
+        (other, f"{signature}0", wrong),
+    ):
+        with refused("not_found", match=message):
             async with service(store).download_media(media_id, query, call_of(None)):
                 pass
     async with service(store).download_media(mine, "", call_of(None)) as (found, chunks):
@@ -107,3 +113,15 @@ async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> Non
 
     with refused("deadline_exceeded"):
         await asyncio.wait_for(stalled(), 10)
+
+
+async def test_a_file_that_can_not_be_read_is_store_unavailable(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123")
+    with FileReader(path) as reader:
+        with refused("store_unavailable"):
+            reader.skip(-1)
+        reader.skip(1)
+        assert (await reader.read(2), await reader.read(2), await reader.read(2)) == (b"12", b"3", b"")
+    with FileReader(Path("/proc/self/mem")) as reader, refused("store_unavailable"):
+        await reader.read(1)  # nothing is at its beginning

@@ -194,3 +194,16 @@ async def test_files_and_links_of_the_previous_secret_stay_valid(tmp_path: Path)
 def test_a_file_that_is_gone_can_not_be_kept(store: MediaStore) -> None:
     with refused("store_unavailable"):
         store.keep("media_gone", 10)
+
+
+def test_what_was_written_can_be_read_before_it_is_complete(store: MediaStore) -> None:
+    with store.writer("ann", "audio/mpeg") as writer:
+        for data in (b"ID3" * 30_000, b"the end"):
+            writer.write(data)
+        assert writer.contents() == b"ID3" * 30_000 + b"the end"
+        own = writer._descriptor
+        with open("/proc/self/mem", "rb") as unreadable:  # noqa: PTH123
+            writer._descriptor = unreadable.fileno()
+            with refused("store_unavailable"):
+                writer.contents()
+            writer._descriptor = own

@@ -103,3 +103,43 @@ def test_a_header_without_samples_is_not_changed(data: bytes) -> None:
     file = io.BytesIO(data)
     assert with_size(file, len(data)) is file
     assert measured(data) == 0
+
+
+def test_the_missing_sizes_are_those_up_to_the_end_of_the_file() -> None:
+    samples = bytes(range(50))
+    junk = b"JUNK" + struct.pack("<I", 3) + b"abc\0"
+    rf64 = (
+        b"RF64\xff\xff\xff\xffWAVEds64" + struct.pack("<I", 28) + bytes(28) + junk + b"data\xff\xff\xff\xff"
+    )
+    sized = rf64[:28] + struct.pack("<Q", 50) + rf64[36:]
+    assert contents(rf64 + samples) == sized + samples
+    for byte in range(28, 36):  # any size is one
+        given = bytearray(rf64)
+        given[byte] = 1
+        assert contents(bytes(given) + samples) == bytes(given) + samples
+
+    name = b"NAME" + struct.pack(">I", 3) + b"abc\0"
+    aiff = b"FORM\0\0\0\0AIFF" + name + b"SSND\0\0\0\0"
+    sized = b"FORM" + struct.pack(">I", 4 + 12 + 8 + 50) + aiff[8:-4] + struct.pack(">I", 50)
+    assert contents(aiff + samples) == sized + samples
+
+    head = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\0\0" + bytes(24)
+    other = b"fmt " + bytes(12) + struct.pack("<Q", 29) + bytes(8)  # 24 + 5, and 3 bytes of padding
+    data = b"data\xf3\xac\xd3\x11\x8c\xd1\0\xc0\x4f\x8e\xdb\x8a"
+    for missing in (0, 24, 2**62, 2**64 - 1):
+        w64 = head + other + data + struct.pack("<Q", missing)
+        assert contents(w64 + samples) == head + other + data + struct.pack("<Q", 74) + samples
+    for size in (25, 74, 2**62 - 1):
+        w64 = head + other + data + struct.pack("<Q", size)
+        assert contents(w64 + samples) == w64 + samples
+
+
+def contents(data: bytes) -> bytes:
+    return with_size(io.BytesIO(data), len(data)).read()
+
+
+def test_the_size_of_a_file_above_4_gib_is_the_largest_that_its_header_has() -> None:
+    aiff = b"FORM\0\0\0\0AIFFSSND\0\0\0\0"
+    for size, sizes in ((2**32 + 8, (2**32 - 1, 2**32 - 12)), (2**33, (2**32 - 1, 2**32 - 1))):
+        data = with_size(io.BytesIO(aiff), size).read()
+        assert (data[4:8], data[16:20]) == tuple(struct.pack(">I", each) for each in sizes)

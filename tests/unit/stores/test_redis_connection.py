@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import UnknownOutcomeError
-from pomelo.stores.redis.client import SingleServer
+from pomelo.stores.redis.client import Cluster, SingleServer
 from pomelo.stores.redis.connection import Connection, RefusedError, Timing
-from pomelo.stores.redis.link import Login, open_link
+from pomelo.stores.redis.link import Command, Login, open_link, pack
 from tests.faults.waiting import until
 from tests.ports import free_port
 from tests.redis_server import RedisServer
@@ -274,3 +275,55 @@ async def test_replies_are_decoded_as_by_redis_py() -> None:
             assert await connection.send("HGETALL", "a") == {b"b": b"1", b"c": b"d"}
             assert await connection.send("HSCAN", "a", 0) == (0, {b"b": b"1", b"c": b"d"})
         assert redis.do("DBSIZE") == 0
+
+
+async def test_a_link_that_is_being_closed_is_not_used(server: FakeServer) -> None:
+    link = await open_link(("127.0.0.1", server.port), Login(ATTEMPT))
+    assert link.usable
+    assert link._transport is not None
+    link._transport.close()
+    assert not link.usable  # before the event loop says that it is lost
+    await link.lost
+
+
+async def test_a_closed_link_fails_what_it_owes_and_looks_no_more(server: FakeServer) -> None:
+    server.answer = lambda chunk: b""
+    link = await open_link(("127.0.0.1", server.port), Login(ATTEMPT))
+    replies = [asyncio.get_running_loop().create_future() for _ in range(2)]
+    replies[0].cancel()
+    link.send([Command(pack(("GET",)), reply) for reply in replies])
+    watchdog = link._watchdog
+    assert watchdog is not None
+    link.close(errors.ConnectionError("closed"))
+    assert (watchdog.cancelled(), link._watchdog, link.usable) == (True, None, False)
+    with pytest.raises(errors.ConnectionError, match="closed"):
+        await replies[1]
+    await link.lost
+
+
+class Node:
+    """The client of a cluster, whose commands end when a test says so."""
+
+    def __init__(self) -> None:
+        self.commands: list[tuple[object, ...]] = []
+        self.free = asyncio.Event()
+
+    async def execute_command(self, *command: object) -> object:
+        self.commands.append(command)
+        await self.free.wait()
+        return command[0]
+
+
+async def test_a_cluster_does_not_get_the_command_of_a_caller_who_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pomelo.stores.redis.client._MAX_CONCURRENT", 1)
+    node = Node()
+    cluster = Cluster(node)  # type: ignore[arg-type]
+    first, left, last = (cluster.execute_command(name) for name in ("first", "left", "last"))
+    await until(lambda: node.commands == [("first",)])
+    left.cancel()
+    node.free.set()
+    assert [await first, await last] == ["first", "last"]
+    assert node.commands == [("first",), ("last",)]
+    await until(lambda: not cluster._running)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable
@@ -23,6 +24,7 @@ from pomelo.stores.ledger import Counter, Reserved
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.sqlite.journal import Batch, Operation
 from pomelo.stores.sqlite.store import SqliteStore
+from pomelo.stores.sqlite.wallets import LoadedWallet
 from pomelo.stores.sqlite.writer import Writer, nothing
 from tests.contract.ledger_rig import SqliteRig, record
 from tests.limits import limits
@@ -176,6 +178,26 @@ def test_nothing_is_written_after_a_read_whose_error_rolled_back_the_transaction
         assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
 
 
+async def test_a_read_that_fails_affects_no_other_operation_of_its_batch() -> None:
+    missing, reads = sqlite3.OperationalError("no such table"), [True, False]
+
+    def fail(connection: sqlite3.Connection) -> None:
+        raise missing
+
+    def done(value: object, error: Exception | None) -> None:
+        raise AssertionError
+
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (n)")
+        for others_read in reads:
+            work = "SELECT 1" if others_read else "INSERT INTO t VALUES (1) RETURNING n"
+            other = Operation(lambda c, sql=work: c.execute(sql).fetchall(), done, others_read)  # type: ignore[misc]
+            batch = Batch([], [other, Operation(fail, done, True), other])
+            assert batch.writes != others_read
+            assert batch.commit(connection) == [([(1,)], None), (None, missing), ([(1,)], None)]
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (2,)
+
+
 class Target:
     """A file in memory. Its closing sets `closing`, waits for `may_close`, and raises the error, if there is
     one."""
@@ -231,13 +253,25 @@ async def test_a_caller_who_no_longer_waits_is_no_error(
     assert [each.getMessage() for each in caplog.records] == []
 
 
-async def test_a_file_that_is_in_use_is_left_without_a_descriptor(rig: SqliteRig) -> None:
-    lock = f"{rig.path}.lock"
-    for _ in range(2):
-        with pytest.raises(StoreError, match="used by another process"):
+async def test_a_file_that_is_in_use_names_its_process_and_is_left_without_a_descriptor(
+    rig: SqliteRig,
+) -> None:
+    lock = rig.path.with_name(f"{rig.path.name}.lock")
+    own = f"pid {os.getpid()}"
+    for holder, shown in ((own, rf" \({own}\)"), ("", "")):
+        with pytest.raises(StoreError, match=rf"is used by another process{shown}\. Stop it, or set POMELO"):
             async with open_sqlite(rig.path, lock_wait=0.0):
-                pytest.fail("it was opened")
-    assert [each.path for each in psutil.Process().open_files() if each.path == lock] == [lock]
+                pytest.fail(f"it was opened in spite of {holder}")
+        os.truncate(lock, 0)
+    assert [each.path for each in psutil.Process().open_files() if each.path == str(lock)] == [str(lock)]
+
+
+async def test_a_file_names_only_the_process_that_uses_it_now(tmp_path: Path) -> None:
+    path = tmp_path / "own.db"
+    lock = tmp_path / "own.db.lock"
+    lock.write_text("pid 123456789012345")
+    async with open_sqlite(path):
+        assert lock.read_text() == f"pid {os.getpid()}"
 
 
 async def test_a_cancelled_opening_ends_if_the_file_can_not_be_opened() -> None:
@@ -255,3 +289,34 @@ async def test_a_cancelled_opening_ends_if_the_file_can_not_be_opened() -> None:
     async with asyncio.timeout(20):
         await asyncio.wait([opening])
     assert opening.cancelled()
+
+
+async def test_counts_are_not_written_before_their_batch_is(rig: SqliteRig) -> None:
+    assert isinstance(rig.store, SqliteStore)
+    writer, ledger = rig.store._writer, rig.store._ledger
+    await rig.store.reserve(own_request("a"))
+    wallet = ledger._wallets["default", False]
+    assert not writer.is_written(wallet)
+    written = writer.do(nothing)
+    assert wallet not in writer._changed
+    assert not writer.is_written(wallet)
+    await written
+    assert writer.is_written(wallet)
+
+
+async def test_changed_counts_set_one_timer_and_none_after_closing(rig: SqliteRig) -> None:
+    assert isinstance(rig.store, SqliteStore)
+    writer = rig.store._writer
+    first, second = LoadedWallet("first", True), LoadedWallet("second", True)
+    writer.counts_changed(first)
+    timer = writer._timer
+    assert timer is not None
+    writer.counts_changed(second)
+    assert writer._timer is timer
+    writer._changed.clear()
+    timer.cancel()
+    writer._timer = None
+    await rig.close()
+    writer.counts_changed(first)
+    assert writer._timer is None
+    await rig.open()

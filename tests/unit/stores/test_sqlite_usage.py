@@ -160,7 +160,10 @@ async def test_reports_and_tasks_run_concurrently(store: Store, monkeypatch: pyt
     await running
 
 
-@pytest.mark.parametrize(("by", "steps"), [((), 7), (("model",), 7), ((TEAM,), 31), (("model", TEAM), 31)])
+@pytest.mark.parametrize(
+    ("by", "steps"),
+    [((), 7), (("model",), 7), ((TEAM,), 31), (("model", TEAM), 31), ((TEAM, MetadataKey("b")), 61)],
+)
 def test_metadata_is_read_in_smaller_steps(
     by: tuple[Grouping, ...], steps: int, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,3 +208,12 @@ def test_a_sum_does_not_collect_more_groups_than_its_page_needs(
     assert [total.groups for total in totals] == [(*before, f"a{n:05d}") for n in range(100, 120)]
     assert {(total.tasks, total.cost) for total in totals} == {(3, 15)}
     assert largest < 200
+
+
+async def test_a_page_after_a_position_has_no_record_from_the_end_on(store: Store, records: Any) -> None:
+    page, after = await store.list_usage(UsageQuery(), limit=10)
+    assert after
+    found, _ = await store.list_usage(UsageQuery(until=3.0), limit=1_000, after=after)
+    assert {record.task_id for record in found} == {record.task_id for record in records if record.at < 3.0}
+    found, _ = await store.list_usage(UsageQuery(until=page[-1].at + 1), limit=1_000, after=after)
+    assert len(found) == len(records) - 10

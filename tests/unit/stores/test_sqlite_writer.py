@@ -87,15 +87,21 @@ def settle(rig: SqliteRig, task_ids: str) -> list[asyncio.Future[Settled]]:
     return [asyncio.ensure_future(rig.store.settle(own_settlement(task_id))) for task_id in task_ids]
 
 
+async def assert_waiting(rig: SqliteRig, ends: list[asyncio.Future[Settled]]) -> None:
+    """Checks that the ends wait for others, and that none is being written."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(inner(rig)._writer._ends) == len(ends)
+    assert not any(end.done() for end in ends)
+
+
 async def test_ends_that_follow_a_batch_closely_share_a_commit_unless_one_task_is_alone(
     rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timing(monkeypatch, interval=3600.0, quiet=3600.0)
     await running(rig, "abcd")
     ends = settle(rig, "abc")
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not any(end.done() for end in ends)
+    await assert_waiting(rig, ends)
     async with asyncio.timeout(60):
         await inner(rig)._writer.do(writer.nothing, reads=True)  # what else is written takes them along
         await asyncio.gather(*ends)
@@ -138,9 +144,7 @@ async def test_after_a_wait_in_vain_the_next_two_batches_do_not_wait_once_all_ta
     await wait_in_vain_and_skip_two(rig, monkeypatch)
     await running(rig, "gh")
     ends = settle(rig, "gh")
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert not any(end.done() for end in ends)
+    await assert_waiting(rig, ends)
     async with asyncio.timeout(60):
         await inner(rig)._writer.do(writer.nothing, reads=True)
         await asyncio.gather(*ends)
@@ -341,3 +345,35 @@ async def test_a_cancelled_opening_releases_the_file(tmp_path: Path) -> None:
         await asyncio.gather(task, return_exceptions=True)
         async with open_sqlite(path, lock_wait=0.0) as store:
             assert await store.list_usage(UsageQuery(), limit=1) == ([], "")
+
+
+async def test_an_idempotency_key_of_a_task_of_an_earlier_version_is_free_after_its_recovery(
+    rig: SqliteRig,
+) -> None:
+    for task_id in "ab":
+        await rig.store.reserve(own_request(task_id))
+    await rig.store.note([record(task_id, account="default", live=False) for task_id in "ab"])
+    await rig.close()
+    with closing(sqlite3.connect(rig.path)) as connection:
+        connection.execute("UPDATE holds SET repeat_key = 'of a' WHERE task_id = 'a'")
+        connection.executemany(
+            "INSERT INTO repeats (account, live, key, fingerprint, task_id, state, answer, expires)"
+            " VALUES ('default', 0, ?, x'00', 't', ?, ?, ?)",
+            [("of a", "running", None, None), ("other", "done", b"x", 1e12)],
+        )
+        connection.commit()
+    await rig.open()
+    with closing(sqlite3.connect(rig.path)) as connection:
+        assert connection.execute("SELECT key FROM repeats").fetchall() == [("other",)]
+
+
+async def test_connections_check_what_they_read_and_write_durably(rig: SqliteRig) -> None:
+    def pragmas(names: str) -> Callable[[sqlite3.Connection], list[object]]:
+        return lambda connection: [
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names.split()
+        ]
+
+    names = "cell_size_check trusted_schema wal_autocheckpoint query_only"
+    assert await inner(rig)._report(pragmas(names)) == [1, 0, 0, 1]
+    names += " journal_mode synchronous foreign_keys ignore_check_constraints"
+    assert await inner(rig)._writer.do(pragmas(names), reads=True) == [1, 0, 0, 0, "wal", 2, 1, 0]

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pomelo.telemetry.admin import MAX_CONNECTIONS, open_admin
@@ -155,6 +156,45 @@ async def test_many_requests_for_metrics_cost_one_report() -> None:
         async with asyncio.timeout(10):
             while exposition.reports == 1:
                 await exchange(address, request)
+
+
+async def test_a_report_is_sent_again_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    exposition = CountedExposition(Metrics())
+    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with served(exposition=exposition) as address:
+        for seconds, reports in ((3600.0, 1), (3600.0, 1), (0.0, 2), (3600.0, 2)):
+            monkeypatch.setattr("pomelo.telemetry.admin.SHARED_FOR", seconds)
+            assert b"pomelo_build_info" in await exchange(address, request)
+            assert exposition.reports == reports
+
+
+async def test_the_pages_of_others_are_served_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def page(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="theirs", headers={"Cache-Control": "max-age=60"})
+
+    async def broken(request: web.BaseRequest) -> web.Response:
+        raise ValueError("secret")
+
+    pages = {"/own": page, "/broken": broken}
+    async with (
+        open_admin("127.0.0.1:0", Exposition(Metrics()), Readiness(), find_page=pages.get) as address,
+        aiohttp.ClientSession() as http,
+    ):
+        found = {}
+        for path in ("/own", "/broken", "/other", "/livez"):
+            async with http.get(f"http://{address}{path}") as answer:
+                found[path] = answer.status, await answer.text(), answer.headers["Cache-Control"]
+        async with http.post(f"http://{address}/own") as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "pomelo.telemetry"]
+    assert line.startswith("/broken can't be reported\n")
+    assert "ValueError" in line
+    assert found == {
+        "/own": (200, "theirs", "max-age=60"),
+        "/broken": (500, "Internal error. The log has its trace\n", "no-store"),
+        "/other": (404, "Use /metrics, /livez, /readyz\n", "no-store"),
+        "/livez": (200, '{"status":"ok"}\n', "no-store"),
+    }
 
 
 async def test_an_empty_address_serves_nothing() -> None:

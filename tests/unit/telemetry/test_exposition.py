@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import stat
 from pathlib import Path
@@ -57,10 +58,12 @@ async def test_a_worker_that_does_not_answer_is_left_out_and_reported_as_down(tm
 
 async def test_the_socket_of_a_worker_is_its_owners_and_is_removed_at_the_end(tmp_path: Path) -> None:
     path = worker_socket(tmp_path, 1)
+    before = os.umask(0o022)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     async with open_worker_socket(Exposition(Metrics(), 1), path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert os.umask(before) == 0o022  # it was another for the socket alone
         reader, writer = await asyncio.open_unix_connection(path)
         assert Scrape((await reader.read()).decode()).values
         writer.close()

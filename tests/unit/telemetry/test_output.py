@@ -56,6 +56,7 @@ def test_the_last_lines_are_written_at_the_end(pipe: tuple[int, int]) -> None:
     out.write(b"one\n")
     out.close()
     assert read(pipe[0], 4) == b"one\n"
+    assert not out._thread.is_alive()
 
 
 def test_each_write_has_whole_lines_and_is_not_larger_than_a_pipe_takes_in_one_write() -> None:

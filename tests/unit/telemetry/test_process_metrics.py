@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 
@@ -42,3 +43,23 @@ async def test_readiness_is_a_metric() -> None:
         assert dict(metrics.ready.readings()) == {(): 1}
         readiness.drain()
         assert dict(metrics.ready.readings()) == {(): 0}
+
+
+@pytest.mark.parametrize(
+    ("level", "own", "others"), [("debug", 10, 30), ("info", 20, 30), ("warning", 30, 30), ("error", 40, 40)]
+)
+def test_lines_of_other_libraries_are_logged_from_warning(
+    capfd: pytest.CaptureFixture[str], level: str, own: int, others: int
+) -> None:
+    root, pomelo = logging.getLogger(), logging.getLogger("pomelo")
+    before = root.level, pomelo.level, root.handlers[:]
+    try:
+        with open_log(level, "json", 3):
+            assert (root.level, pomelo.level) == (others, own)
+            logging.getLogger("pomelo.test").error("an error")
+        assert root.handlers == before[2]
+    finally:
+        root.setLevel(before[0])
+        pomelo.setLevel(before[1])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert [json.loads(line)[name] for name in ("event", "level", "worker")] == ["an error", "error", 3]

@@ -19,10 +19,15 @@ class Check:
         self.fails = False
         self.free = asyncio.Event()
         self.free.set()
+        self.cancelled = 0
 
     async def __call__(self) -> None:
         self.runs += 1
-        await self.free.wait()
+        try:
+            await self.free.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         if next(self.outcomes, self.fails):
             raise OSError
 
@@ -89,6 +94,8 @@ async def test_leaving_ends_a_check_that_hangs() -> None:
     async with asyncio.timeout(5):
         async with followed(check, patience=60):
             await until(lambda: check.runs == 1)
+            assert check.cancelled == 0
+        await until(lambda: check.cancelled == 1)
 
 
 def test_every_reason_is_in_words() -> None:
