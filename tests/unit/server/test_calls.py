@@ -10,12 +10,13 @@ import pytest
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.field_limit import SMALL_MESSAGE
-from pomelo.server.servicers import MAX_CHUNK
 from pomelo.status import OPEN_KEY, REFUSED_KEY
-from tests.calls import bearer, end, failure, reason_of
+from tests.calls import bearer, end, failure, reason_of, values_of
 from tests.integration.scripted_services import GATEWAY, KEY, ScriptedServices, raises, serve_scripted
+from tests.tasks import text_task
 
 MIB = 1024 * 1024
 METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
@@ -158,16 +159,30 @@ async def test_a_signature_replaces_an_invalid_key(signature: str) -> None:
 
 
 async def test_a_chunk_may_come_first_and_have_up_to_a_mebibyte() -> None:
-    whole, header = UploadMediaRequest(chunk=bytes(MAX_CHUNK)), UploadMediaHeader(content_type="audio/mpeg")
+    whole, header = UploadMediaRequest(chunk=bytes(MIB)), UploadMediaHeader(content_type="audio/mpeg")
     async with serve_scripted() as opened:
         made = await opened.media.UploadMedia(iter([whole, whole]), metadata=bearer(KEY))
-        assert (made.media.size_bytes, made.media.content_type) == (2 * MAX_CHUNK, "")
+        assert (made.media.size_bytes, made.media.content_type) == (2 * MIB, "")
         named = [UploadMediaRequest(header=header), whole]
         made = await opened.media.UploadMedia(iter(named), metadata=bearer(KEY))
-        assert (made.media.size_bytes, made.media.content_type) == (MAX_CHUNK, "audio/mpeg")
-        for wrong in (UploadMediaRequest(chunk=bytes(MAX_CHUNK + 1)), UploadMediaRequest(chunk=b"")):
+        assert (made.media.size_bytes, made.media.content_type) == (MIB, "audio/mpeg")
+        for wrong in (UploadMediaRequest(chunk=bytes(MIB + 1)), UploadMediaRequest(chunk=b"")):
             call = opened.media.UploadMedia(iter([wrong]), metadata=bearer(KEY))
-            assert reason_of(await failure(call)) == "invalid_parameter"
+            error = await failure(call)
+            assert reason_of(error) == "invalid_parameter"
+            assert values_of(error).items() >= {"field": "chunk", "minimum": "1", "maximum": "1048576"}.items()
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "No message was sent"), (2, "More than one message was sent")])
+async def test_a_call_of_one_request_has_exactly_one_message(count: int, said: str) -> None:
+    async with serve_scripted() as opened:
+        call = opened.channel.stream_unary(
+            "/pomelo.v1.TaskService/RunTask", request_serializer=RunTaskRequest.SerializeToString
+        )
+        request = RunTaskRequest(spec=text_task("Hi"))
+        await call(iter([request]), metadata=bearer(KEY))
+        error = await failure(call(iter([request] * count), metadata=bearer(KEY)))
+    assert (reason_of(error), error.details()) == ("invalid_body", f"{said}. Send one")
 
 
 async def test_an_upload_with_a_wrong_header_is_refused_before_it_is_read() -> None:

@@ -197,6 +197,32 @@ async def test_a_look_up_protects_a_connection_unless_its_address_has_flooded(
     assert guarded.closed == [connection] * flooding
 
 
+@pytest.mark.parametrize("later", [0.0, 60.0, 60.1])
+async def test_an_address_that_has_flooded_is_remembered_for_the_penalty(
+    guarded: Guarded, later: float
+) -> None:
+    guarded.limit(unauthenticated_bytes=1_000, unauthenticated_resets=0, floods=2, penalty=60.0)
+    for _ in range(150):  # the clock of connections advances by two seconds at a time at most
+        guarded.scan(2.0)
+    for _ in range(2):
+        flood(guarded, "192.0.2.1")
+    for _ in range(40):
+        guarded.scan(later / 40)
+    connection = guarded.connect()
+    connection.received = 1_001
+    guarded.scan(0.0)
+    assert guarded.closed == [connection] * (later <= 60.0)
+
+
+async def test_floods_are_counted_anew_after_the_penalty(guarded: Guarded) -> None:
+    guarded.limit(unauthenticated_resets=0, penalty=1.0)
+    for _ in range(2):
+        flood(guarded, "192.0.2.1")
+    guarded.scan(1.5)
+    flood(guarded, "192.0.2.1")
+    assert guarded.guard._floods["192.0.2.1"][0] == 1
+
+
 async def test_a_limited_number_of_flooding_addresses_is_remembered(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +248,23 @@ async def test_the_older_connection_above_the_share_of_a_network_is_closed_after
     assert (guarded.closed, guarded.guard.count) == ([], 2)
     guarded.scan(0.1)
     assert (guarded.closed, guarded.guard.count) == ([older], 1)
+
+
+async def test_connections_without_a_key_are_closed_first_and_then_the_least_used_of_the_largest_address(
+    guarded: Guarded,
+) -> None:
+    first, second = [guarded.connect("192.0.2.1", calls=0) for _ in range(2)]
+    other = guarded.connect("192.0.2.2", calls=0)
+    guarded.connect("192.0.2.3", calls=1)
+    guarded.scan()
+    call(guarded, first)  # so that the second one has not been used for longer
+    guarded.scan()
+    new = guarded.connect("192.0.2.4")
+    for closed in ([new], [new, second], [new, second, first]):
+        guarded.limit(connections=guarded.guard.count - 1)
+        guarded.scan()
+        assert (guarded.closed, guarded.guard.count) == (closed, 5 - len(closed))
+    assert other not in guarded.closed
 
 
 async def test_the_next_scan_is_early_when_there_are_many_connections(guarded: Guarded) -> None:

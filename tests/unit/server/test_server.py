@@ -25,9 +25,9 @@ def test_grpc_itself_limits_the_connections_to_the_hard_limit() -> None:
 
 
 def test_grpc_itself_counts_calls_in_one_connection_and_closes_it_at_early_pings() -> None:
-    options = dict(ServerOptions(connection_streams=7, ping_interval=0.25, reuse_port=True).channel_args())
+    options = dict(ServerOptions(connection_streams=7, ping_interval=2.5, reuse_port=True).channel_args())
     assert options["grpc.max_concurrent_streams"] == 7
-    assert options["grpc.http2.min_ping_interval_without_data_ms"] == 250
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] == 2_500
     assert options["grpc.so_reuseport"] == 1
     assert dict(ServerOptions().channel_args())["grpc.so_reuseport"] == 0
 
