@@ -7,6 +7,7 @@ import time
 
 from gateway.connections.limits import StartQueue
 from gateway.parsing.body import ParseQueue
+from tests.unit.loop import iterations
 
 
 def alone() -> bool:
@@ -42,6 +43,22 @@ async def test_a_start_queue_releases_its_rate_per_iteration_in_order() -> None:
     assert [number for number, _ in started] == list(range(10))
     for each in {turn for _, turn in started}:
         assert sum(turn == each for _, turn in started) <= 3
+
+
+async def test_a_queue_without_requests_does_nothing() -> None:
+    loop = asyncio.get_running_loop()
+    queue = StartQueue(2)
+    for _ in range(3):
+        queue.enter()
+    await iterations()
+    scheduled: list[object] = []
+    schedule = loop.call_soon
+    loop.call_soon = lambda *args, **more: (scheduled.append(args), schedule(*args, **more))[1]  # type: ignore
+    try:
+        await iterations()
+    finally:
+        loop.call_soon = schedule  # type: ignore[method-assign]
+    assert queue._next_iteration not in [callback for callback, *_ in scheduled]
 
 
 async def test_a_cancelled_waiter_does_not_consume_a_turn() -> None:
