@@ -42,13 +42,14 @@ async def response_to(
 
 
 @pytest.mark.parametrize("code", sorted(TABLE))
-async def test_retry_after_is_sent_with_retryable_errors(gateway: GatewayApp, code: str) -> None:
+async def test_an_error_says_when_to_retry_or_how_to_authenticate(gateway: GatewayApp, code: str) -> None:
     async def fail(call: Call) -> None:
         raise PomeloError(code, retry_after=7)
 
     async with response_to(gateway, fail) as response:
         assert response.status == TABLE[code].http
         assert response.headers.get("Retry-After") == ("7" if response.status in (409, 429, 503) else None)
+        assert response.headers.get("WWW-Authenticate") == ("Bearer" if response.status == 401 else None)
 
 
 async def cancel_what_is_awaited(call: Call) -> None:

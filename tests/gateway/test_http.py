@@ -219,6 +219,16 @@ async def test_a_closing_gateway_cancels_what_takes_too_long(gateway: GatewayApp
     assert not client.unread
 
 
+async def test_a_closing_gateway_cancels_a_stream_whose_client_does_not_read(gateway: GatewayApp) -> None:
+    gateway.provider.script = play(*text_events("one")[:1], asyncio.Event().wait)
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(raw_task(STREAM, close=False))
+        await until(lambda: client.unread)
+    async with asyncio.timeout(5):
+        await gateway.provider.closed.wait()
+    assert not client.closed.is_set()  # the rest may still be read
+
+
 def _whole(wait: Any) -> Any:
     """Tasks whose result comes after `wait`."""
 

@@ -27,6 +27,7 @@ from tests.driver import STREAM
 from tests.integration.both_ends import both_ends
 from tests.integration.scripted_services import KEY, PROOF, STARTED, ScriptedServices
 from tests.tasks import small_task, text_task
+from tests.unit.refusals import refused
 
 LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
 
@@ -266,6 +267,14 @@ async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[
             assert media.size_bytes == 6
             chunks.skip(skip)
             assert [chunk async for chunk in chunks] == rest
+
+
+async def test_a_deadline_bounds_a_download_that_is_not_read() -> None:
+    async with ends() as opened:
+        download = opened.services.media.download_media("media_1", "", call_of(KEY, 0.1))
+        with refused("deadline_exceeded"):
+            async with download:
+                await asyncio.Event().wait()
 
 
 @STREAM
