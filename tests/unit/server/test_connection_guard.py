@@ -132,6 +132,16 @@ async def test_unexplained_bytes_are_forgotten_at_their_rate(guarded: Guarded) -
     assert guarded.closed == [connection]
 
 
+async def test_sent_data_do_not_allow_frames_without_a_call_later(guarded: Guarded) -> None:
+    guarded.limit(idle_bytes=1_000)
+    connection = guarded.connect(calls=0)
+    for sent, received, closes in ((80_000, 0, False), (0, 1_000, False), (0, 1, True)):
+        connection.sent += sent
+        connection.received += received
+        guarded.scan()
+        assert guarded.closed == [connection] * closes
+
+
 async def test_resets_are_forgotten_within_their_window(guarded: Guarded) -> None:
     guarded.limit(resets=10, reset_window=5.0)
     connection = guarded.connect(calls=0)
