@@ -198,7 +198,9 @@ class OldMedia:
         yield Media(id=media_id, content_type="image/png", size_bytes=3, expire_time=self.expires), pieces()
 
 
-@pytest.mark.parametrize(("query", "left"), [("", 100), ("", -5), ("?exp={}&sig=x", 100), ("?exp=7&sig=x", 0)])
+@pytest.mark.parametrize(
+    ("query", "left"), [("", 100), ("", -5), ("?exp={}&sig=x", 100), ("?exp=7&sig=x", 0)]
+)
 async def test_a_file_may_be_cached_until_its_link_or_it_expires(
     gateway: GatewayApp, query: str, left: int
 ) -> None:

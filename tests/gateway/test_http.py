@@ -72,7 +72,9 @@ async def test_a_request_for_another_protocol_is_answered_and_its_connection_sta
                     assert (status, headers.get("connection")) == (expected, None)
 
 
-@pytest.mark.parametrize("divided", [b"", b"--B", b"\r\n\r\n"], ids=["whole", "the body apart", "in the head"])
+@pytest.mark.parametrize(
+    "divided", [b"", b"--B", b"\r\n\r\n"], ids=["whole", "the body apart", "in the head"]
+)
 async def test_a_body_that_looks_like_a_request_for_another_protocol_is_unchanged(
     gateway: GatewayApp, divided: bytes
 ) -> None:

@@ -104,4 +104,5 @@ async def test_without_descriptors_accepting_is_retried_ten_times_a_second_and_l
                 assert 2 <= attempts <= 4
         finally:
             await listener.close()
+        await asyncio.sleep(0.12)  # longer than the pause that has begun
     assert len(caplog.records) == 1

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.connections.connection import MAX_HEAD
 from gateway.connections.limits import StartQueues
-from tests.gateway.flow import ClientTransport, Clients, open_clients, until
+from tests.gateway.flow import Clients, ClientTransport, open_clients, until
 from tests.gateway.gateway_app import GatewayApp
 from tests.gateway.requests import ACCOUNT, HI, raw_task
 from tests.gateway.scripts import play
@@ -35,7 +35,14 @@ async def leave(clients: Clients, data: bytes, *, reads: bool) -> weakref.ref[St
 
 @pytest.mark.parametrize(
     ("data", "reads"),
-    [(b"", False), (b"GET /", False), (ACCOUNT, False), (ACCOUNT, True), (LONG_HEAD, False), (LONG_HEAD, True)],
+    [
+        (b"", False),
+        (b"GET /", False),
+        (ACCOUNT, False),
+        (ACCOUNT, True),
+        (LONG_HEAD, False),
+        (LONG_HEAD, True),
+    ],
     ids=["new", "in a head", "unread response", "idle", "unread refusal", "refused"],
 )
 async def test_no_timer_keeps_a_connection_whose_client_has_left(

@@ -123,7 +123,8 @@ def test_every_schema_says_which_values_are_valid() -> None:
         path
         for name, schema in (*SCHEMAS.items(), *parameters, *contained, *headers)
         for path, each in schemas_within(schema, name)
-        if name not in theirs and not each.keys() & {"type", "enum", "const", "anyOf", "oneOf", "$ref", "pattern"}
+        if name not in theirs
+        and not each.keys() & {"type", "enum", "const", "anyOf", "oneOf", "$ref", "pattern"}
     ]
     assert unclear == ["AssistantMessage.annotations.items"]  # there are none
 

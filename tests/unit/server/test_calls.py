@@ -170,10 +170,14 @@ async def test_a_chunk_may_come_first_and_have_up_to_a_mebibyte() -> None:
             call = opened.media.UploadMedia(iter([wrong]), metadata=bearer(KEY))
             error = await failure(call)
             assert reason_of(error) == "invalid_parameter"
-            assert values_of(error).items() >= {"field": "chunk", "minimum": "1", "maximum": "1048576"}.items()
+            assert (
+                values_of(error).items() >= {"field": "chunk", "minimum": "1", "maximum": "1048576"}.items()
+            )
 
 
-@pytest.mark.parametrize(("count", "said"), [(0, "No message was sent"), (2, "More than one message was sent")])
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "No message was sent"), (2, "More than one message was sent")]
+)
 async def test_a_call_of_one_request_has_exactly_one_message(count: int, said: str) -> None:
     async with serve_scripted() as opened:
         call = opened.channel.stream_unary(

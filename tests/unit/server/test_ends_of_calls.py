@@ -14,6 +14,7 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.server import rpc
+from pomelo.status import OPEN_KEY
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.integration.scripted_services import GATEWAY, KEY, PROOF, ScriptedServices, raises, serve_scripted
 from tests.unit.server.test_calls import METHODS, Recorder
@@ -141,7 +142,10 @@ async def test_a_time_limit_within_a_service_is_an_internal_error(method: str) -
 
 @METHODS
 @pytest.mark.parametrize("itself", [False, True])
-async def test_a_service_that_something_cancels_is_an_internal_error(method: str, itself: bool) -> None:
+@pytest.mark.parametrize("gateway", [False, True])
+async def test_a_service_that_something_cancels_is_an_internal_error(
+    method: str, itself: bool, gateway: bool
+) -> None:
     async def cancelled(call: Call) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -150,8 +154,12 @@ async def test_a_service_that_something_cancels_is_an_internal_error(method: str
         task.cancel()
         await forever(call)
 
-    async with serve_scripted(ScriptedServices(before=cancelled)) as opened:
-        assert reason_of(await failure(opened.task(method))) == "internal_error"
+    services = ScriptedServices(during=cancelled) if gateway else ScriptedServices(before=cancelled)
+    async with serve_scripted(services) as opened:
+        call = opened.task(method, metadata=[*bearer(KEY), *(GATEWAY if gateway else ())])
+        assert reason_of(await failure(call)) == "internal_error"
+        if gateway and method == "StreamTask":
+            assert OPEN_KEY in as_dict(await call.initial_metadata())
 
 
 @METHODS
