@@ -269,6 +269,14 @@ async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[
             assert [chunk async for chunk in chunks] == rest
 
 
+@pytest.mark.parametrize(("key", "code"), [(KEY, "invalid_parameter"), ("no", "invalid_api_key")])
+async def test_a_download_by_key_with_a_wrong_header_is_refused(key: str, code: str) -> None:
+    async with ends() as opened:
+        download = opened.services.media.download_media("m", "", call_of(key, idempotency_key="two words"))
+        with refused(code):
+            await download.__aenter__()
+
+
 async def test_a_deadline_bounds_a_download_that_is_not_read() -> None:
     async with ends() as opened:
         download = opened.services.media.download_media("media_1", "", call_of(KEY, 0.1))
