@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
+
+import pytest
 
 from gateway.connections.limits import StartQueue
 from gateway.parsing.body import ParseQueue
@@ -45,20 +48,22 @@ async def test_a_start_queue_releases_its_rate_per_iteration_in_order() -> None:
         assert sum(turn == each for _, turn in started) <= 3
 
 
-async def test_a_queue_without_requests_does_nothing() -> None:
+async def test_a_queue_without_requests_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     queue = StartQueue(2)
     for _ in range(3):
         queue.enter()
     await iterations()
-    scheduled: list[object] = []
+    scheduled: list[Any] = []
     schedule = loop.call_soon
-    loop.call_soon = lambda *args, **more: (scheduled.append(args), schedule(*args, **more))[1]  # type: ignore
-    try:
-        await iterations()
-    finally:
-        loop.call_soon = schedule  # type: ignore[method-assign]
-    assert queue._next_iteration not in [callback for callback, *_ in scheduled]
+
+    def record(callback: Any, *args: Any, **options: Any) -> asyncio.Handle:
+        scheduled.append(callback)
+        return schedule(callback, *args, **options)
+
+    monkeypatch.setattr(loop, "call_soon", record)
+    await iterations()
+    assert queue._next_iteration not in scheduled
 
 
 async def test_a_cancelled_waiter_does_not_consume_a_turn() -> None:
