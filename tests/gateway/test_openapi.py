@@ -127,6 +127,13 @@ def test_every_schema_says_which_values_are_valid() -> None:
         and not each.keys() & {"type", "enum", "const", "anyOf", "oneOf", "$ref", "pattern"}
     ]
     assert unclear == ["AssistantMessage.annotations.items"]  # there are none
+    arrays = [
+        (path, each)
+        for name, schema in SCHEMAS.items()
+        for path, each in schemas_within(schema, name)
+        if "array" in each.get("type", ())
+    ]
+    assert [path for path, each in arrays if "items" not in each] == []
 
 
 def test_every_operation_has_the_tag_of_its_section() -> None:

@@ -13,7 +13,7 @@ import pytest
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import TaskEvent, TaskSpec
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.in_flight import InFlightLimits
 from pomelo.server.call_limits import CallLimits
@@ -28,6 +28,7 @@ from tests.integration.both_ends import both_ends
 from tests.integration.scripted_services import KEY, PROOF, STARTED, ScriptedServices
 from tests.tasks import small_task, text_task
 from tests.unit.refusals import refused
+from tests.waiting import until
 
 LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
 
@@ -283,6 +284,29 @@ async def test_a_deadline_bounds_a_download_that_is_not_read() -> None:
         with refused("deadline_exceeded"):
             async with download:
                 await asyncio.Event().wait()
+
+
+async def test_the_server_deletes_the_upload_of_a_request_that_a_gateway_refuses() -> None:
+    tasks: list[TaskSpec] = []
+
+    class Deleting(ScriptedServices):
+        async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
+            tasks.append(spec)
+            raise PomeloError("missing_parameter")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"abc"
+
+    async with ends(Deleting()) as opened:
+        call = call_of(KEY)
+        media = await opened.services.media.upload_media("audio/mpeg", chunks(), call)
+        assert (media.size_bytes, media.content_type, tasks) == (3, "audio/mpeg", [])
+        headers = dict(call.response_headers)
+        call.end()
+        await until(lambda: bool(tasks))
+        assert call.response_headers == headers
+    (task,) = tasks
+    assert (task.model, task.speech_to_text.audio.media_id) == ("", "media_1")
 
 
 @STREAM

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
+from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.text_pb2 import TextInput
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.field_limit import SMALL_MESSAGE
 from pomelo.status import OPEN_KEY, REFUSED_KEY
@@ -73,6 +76,28 @@ async def test_a_header_that_is_given_twice_is_an_error_of_the_call(method: str)
             metadata = [*bearer(KEY), *[("x-request-timeout", "5")] * times]
             await end(opened.task(method, metadata=metadata))
             assert (opened.services.calls[-1].header_error is None) == (times == 1)
+
+
+@METHODS
+@pytest.mark.parametrize("gateway", [False, True])
+async def test_the_deadline_of_a_call_is_that_of_its_caller(method: str, gateway: bool) -> None:
+    metadata = [*bearer(KEY, x_request_timeout="40"), *(GATEWAY if gateway else ())]
+    async with serve_scripted() as opened:
+        for timeout, seconds in ((20.0, 40.0 if gateway else 20.0), (None, 40.0)):
+            before = time.monotonic()
+            await end(opened.task(method, metadata=metadata, timeout=timeout))
+            (*_, call) = opened.services.calls
+            assert 0 <= call.deadline - before - seconds + 1 <= time.monotonic() - before + 1
+            assert (call.protocol, call.relayed) == (("rest", True) if gateway else ("grpc", False))
+            assert call.address == ("192.0.2.7" if gateway else "127.0.0.1")
+
+
+async def test_a_message_of_too_many_fields_is_refused_before_it_is_parsed() -> None:
+    async with serve_scripted() as opened:
+        run = opened.channel.unary_unary("/pomelo.v1.TaskService/RunTask")
+        many = TaskSpec(text=TextInput(stop=[""] * 60_001))
+        error = await failure(run(RunTaskRequest(spec=many).SerializeToString(), metadata=bearer(KEY)))
+    assert (reason_of(error), values_of(error)["field"]) == ("invalid_parameter", "stop")
 
 
 async def test_the_places_of_messages_and_chunks_are_given_back() -> None:

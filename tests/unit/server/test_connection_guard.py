@@ -226,11 +226,10 @@ async def test_an_address_that_has_flooded_is_remembered_for_the_penalty(
 
 async def test_floods_are_counted_anew_after_the_penalty(guarded: Guarded) -> None:
     guarded.limit(unauthenticated_resets=0, penalty=1.0)
-    for _ in range(2):
+    for pause, count in ((0.0, 1), (0.5, 2), (1.0, 1), (0.0, 2)):
+        guarded.scan(pause)
         flood(guarded, "192.0.2.1")
-    guarded.scan(1.5)
-    flood(guarded, "192.0.2.1")
-    assert guarded.guard._floods["192.0.2.1"][0] == 1
+        assert guarded.guard._floods["192.0.2.1"][0] == count
 
 
 async def test_a_limited_number_of_flooding_addresses_is_remembered(

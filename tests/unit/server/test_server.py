@@ -10,6 +10,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from pomelo.call import Call
+from pomelo.server import server
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.server import ServerOptions, open_server
@@ -41,6 +43,30 @@ async def test_grpc_itself_refuses_a_message_of_more_than_twice_the_limit(size: 
     assert CallLimits(message=1_000).transport == 2_000
 
 
+async def test_a_server_stops_although_a_call_ignores_its_cancellation(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_CLEANUP_TIME", 0.05)
+    begun, gate, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def ignore(call: Call) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await gate.wait()
+            ended.set()
+
+    async with serve_scripted(ScriptedServices(before=ignore)) as opened:
+        running = asyncio.ensure_future(opened.task("RunTask"))
+        await begun.wait()
+    assert "1 calls did not end within 0.05 s of being cancelled" in caplog.messages
+    gate.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(ended.wait(), running, return_exceptions=True)
+    assert ended.is_set()
+
+
 async def test_new_connections_get_the_certificate_that_replaced_the_first_one(tmp_path: Path) -> None:
     names = ("-addext", "subjectAltName=IP:127.0.0.1")
     for name in ("old", "new"):
@@ -48,12 +74,12 @@ async def test_new_connections_get_the_certificate_that_replaced_the_first_one(t
     old, new = [(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("old", "new")]
     options = ServerOptions("127.0.0.1:0", grace=0, tls_cert=old[0], tls_key=old[1])
     trusted = grpc.ssl_channel_credentials(old[0].read_bytes())
-    async with asyncio.timeout(20), open_server(ScriptedServices().services(), options) as server:
-        host, _, port = server.address.rpartition(":")
-        async with grpc.aio.secure_channel(server.address, trusted) as channel:
+    async with asyncio.timeout(20), open_server(ScriptedServices().services(), options) as opened:
+        host, _, port = opened.address.rpartition(":")
+        async with grpc.aio.secure_channel(opened.address, trusted) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
             for cert, key in (old, new, new):
-                server.replace_certificate(read_certificate(cert, key, None))
+                opened.replace_certificate(read_certificate(cert, key, None))
                 shown = await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
                 assert shown == cert.read_text()
                 await check(health_pb2.HealthCheckRequest())  # an open connection stays
