@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -12,6 +13,7 @@ from pomelo.server import connection_guard
 from pomelo.server.accepted_sockets import AcceptedSocket
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits
+from tests.waiting import until
 
 MESSAGE = 1_000
 """Maximum bytes of a message."""
@@ -296,6 +298,15 @@ async def test_every_64_resets_of_a_connection_start_the_next_scan(guarded: Guar
     for count in range(1, 65):
         guarded.guard.reset(connection.peer)
         assert guarded.guard._wake.is_set() == (count == 64)
+
+
+async def test_a_quiet_server_is_scanned_four_times_a_second_at_most(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans: list[float] = []
+    monkeypatch.setattr(guarded.guard, "scan", lambda now: scans.append(now) or 1.0)
+    await until(lambda: len(scans) == 3)
+    assert all(later - earlier > 0.2 for earlier, later in pairwise(scans))
 
 
 # --- the log, and the end
