@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -280,6 +280,19 @@ async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenApp) 
         async with asyncio.timeout(5):
             while (await gateway.http.head(url)).status != 200:
                 pass
+
+
+async def test_downloads_by_links_are_limited_in_all_and_half_of_them_for_one_address(
+    gateway: GatewayApp,
+) -> None:
+    async with AsyncExitStack() as stack:
+        endless = await stack.enter_async_context(gateway.over(max_downloads=4, media=EndlessMedia()))
+        for host, status in ((2, 200), (2, 200), (2, 503), (3, 200), (4, 200), (5, 503)):
+            asked = endless.connect(
+                raw_get("/media/media_1.png?sig=x"), limit=4096, local_addr=(f"127.0.0.{host}", 0)
+            )
+            reader, _ = await stack.enter_async_context(asked)
+            assert (await reader.readline()).split()[1] == b"%d" % status
 
 
 async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_gateway: OpenApp) -> None:

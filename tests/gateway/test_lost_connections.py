@@ -11,10 +11,12 @@ import pytest
 
 from gateway.connections.connection import MAX_HEAD
 from gateway.connections.limits import StartQueues
+from pomelo.call import Call, Principal
 from tests.gateway.flow import Clients, ClientTransport, open_clients, until
-from tests.gateway.gateway_app import GatewayApp
+from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import ACCOUNT, HI, raw_task
 from tests.gateway.scripts import play
+from tests.unit.telemetry.reports import Reports
 
 LONG_HEAD = b"GET / HTTP/1.1\r\nA: " + b"x" * MAX_HEAD
 STREAM = raw_task({**HI, "stream": True}, close=False)
@@ -53,6 +55,25 @@ async def test_no_timer_keeps_a_connection_whose_client_has_left(
         await asyncio.sleep(0)
         gc.collect()
         assert kept() is None
+
+
+async def test_a_call_whose_client_has_left_is_reported_without_a_status(open_gateway: OpenApp) -> None:
+    reports, begun = Reports(), asyncio.Event()
+
+    async def wait(call: Call) -> Principal:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with (
+        open_gateway(authenticate=wait) as gateway,
+        open_clients(gateway.services, observers=[reports]) as clients,
+    ):
+        client = await clients.connect(ACCOUNT)
+        await asyncio.wait_for(begun.wait(), 5)
+        client.abort()
+        await until(lambda: reports.calls)
+    assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
 
 
 async def test_a_client_that_is_leaving_gets_no_comment(

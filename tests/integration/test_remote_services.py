@@ -21,6 +21,7 @@ from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import AccessService, Services, Visit, list_all_models
+from pomelo.telemetry.readiness import Readiness
 from tests.calls import call_of, refusal
 from tests.conftest import Keys
 from tests.driver import STREAM
@@ -268,6 +269,19 @@ async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[
             assert media.size_bytes == 6
             chunks.skip(skip)
             assert [chunk async for chunk in chunks] == rest
+
+
+async def test_a_model_is_found_by_its_id() -> None:
+    async with ends() as opened:
+        assert (await opened.services.models.get_model("m", call_of(KEY))).id == "m"
+        with refused("model_not_found"):
+            await opened.services.models.get_model("other", call_of(KEY))
+
+
+async def test_a_gateway_is_ready_once_its_services_are_open() -> None:
+    readiness = Readiness("server_unavailable")
+    async with ends() as opened, open_remote(opened.server.address, proof=PROOF, readiness=readiness):
+        assert readiness.code == ""
 
 
 @pytest.mark.parametrize(("key", "code"), [(KEY, "invalid_parameter"), ("no", "invalid_api_key")])

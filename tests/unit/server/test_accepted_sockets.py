@@ -50,6 +50,19 @@ def test_a_disconnected_peer_is_reset_and_a_reused_descriptor_is_not_disconnecte
         assert accepted.recv(1) == b"x"
 
 
+def test_a_connection_that_is_ended_delivers_what_was_sent(listener: socket.socket) -> None:
+    sockets = AcceptedSockets([listener.getsockname()[1]])
+    with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as accepted:
+        client.settimeout(5)
+        (found,) = sockets.list()
+        accepted.sendall(b"last")
+        sockets.end(found)
+        assert client.recv(10) == b"last"
+        assert client.recv(10) == b""
+        assert accepted.recv(1) == b""
+    sockets.end(found)
+
+
 def test_the_next_connection_with_a_descriptor_is_listed_as_a_new_one(listener: socket.socket) -> None:
     sockets = AcceptedSockets([listener.getsockname()[1]])
     with socket.create_connection(listener.getsockname()), listener.accept()[0] as first:

@@ -26,9 +26,13 @@ class Kernel:
     def __init__(self) -> None:
         self.sockets: list[AcceptedSocket] = []
         self.disconnected: list[AcceptedSocket] = []
+        self.ended: list[AcceptedSocket] = []
 
     def list(self) -> Iterator[AcceptedSocket]:
         return iter(self.sockets)
+
+    def end(self, connection: AcceptedSocket) -> None:
+        self.ended.append(connection)
 
     def disconnect(self, connection: AcceptedSocket) -> bool:
         self.disconnected.append(connection)
@@ -331,6 +335,13 @@ async def test_a_log_line_counts_the_connections_that_were_closed_since_the_last
         "1 gRPC connections were closed: 1 flooding. The most from one address, 1, from 192.0.2.1",
         "1 gRPC connections were closed: 1 flooding. The most from one address, 1, from 192.0.2.3",
     ]
+
+
+async def test_a_guard_ends_all_connections_when_it_hangs_up(guarded: Guarded) -> None:
+    connections = [guarded.connect(), guarded.connect(calls=0), guarded.connect(calls=1)]
+    guarded.guard.hang_up()
+    assert guarded.kernel.ended == connections
+    assert guarded.closed == []
 
 
 async def test_nothing_is_counted_before_a_guard_watches_and_after_it(

@@ -141,6 +141,26 @@ async def test_a_time_limit_within_a_service_is_an_internal_error(method: str) -
 
 
 @METHODS
+async def test_an_unexpected_error_is_logged_and_not_sent(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_scripted(ScriptedServices(before=raises(ValueError("secret")))) as opened:
+        error = await failure(opened.task(method, metadata=bearer(KEY, x_request_id="mine-7")))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INTERNAL, "internal_error")
+    assert "secret" not in (error.details() or "")
+    (record,) = [record for record in caplog.records if record.name == "pomelo.server"]
+    assert record.getMessage().startswith("request mine-7 failed unexpectedly\n")
+    assert "ValueError" in record.getMessage()
+
+
+async def test_a_method_that_does_not_exist_is_refused() -> None:
+    async with serve_scripted() as opened:
+        error = await failure(opened.channel.unary_unary("/pomelo.v1.TaskService/Nothing")(b""))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNIMPLEMENTED, "method_not_allowed")
+    assert error.details() == "This method does not exist. Check its name"
+
+
+@METHODS
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize("gateway", [False, True])
 async def test_a_service_that_something_cancels_is_an_internal_error(

@@ -150,6 +150,15 @@ def test_each_packed_number_counts_once_however_many_bytes_it_has(field: FieldDe
     assert excess_field(after, Packed.DESCRIPTOR, 41) == ""
 
 
+@pytest.mark.parametrize(
+    "unknown", [b"\xfd\x06\0\0\0\0", b"\xf9\x06" + bytes(8), b"\xfa\x06\x03abc", b"\xf8\x06\x80\x01"]
+)
+def test_fields_after_unknown_ones_of_each_width_are_counted(unknown: bytes) -> None:
+    data = unknown * 3 + text_pb2.TextInput(messages=[text_pb2.Message()] * 5).SerializeToString()
+    assert excess_field(data, text_pb2.TextInput.DESCRIPTOR, 8) is None
+    assert excess_field(data, text_pb2.TextInput.DESCRIPTOR, 7) == "messages"
+
+
 def grouped(number: int, inner: bytes) -> bytes:
     """Returns a protobuf group; no message of Pomelo has one."""
     return bytes((number << 3 | 3,)) + inner + bytes((number << 3 | 4,))
