@@ -308,7 +308,12 @@ async def test_a_quiet_server_is_scanned_four_times_a_second_at_most(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scans: list[float] = []
-    monkeypatch.setattr(guarded.guard, "scan", lambda now: scans.append(now) or 1.0)
+
+    def scan(now: float) -> float:
+        scans.append(now)
+        return 1.0
+
+    monkeypatch.setattr(guarded.guard, "scan", scan)
     await until(lambda: len(scans) == 3)
     assert all(later - earlier > 0.2 for earlier, later in pairwise(scans))
 
