@@ -197,11 +197,11 @@ async def test_the_end_of_a_call_is_reported_unless_a_gateway_made_it(method: st
 
 
 @METHODS
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(("late", "reset_time"), [(False, 60.0), (True, 60.0), (False, 0.0)])
 async def test_a_call_that_its_caller_cancels_early_counts_as_a_reset(
-    method: str, late: bool, monkeypatch: pytest.MonkeyPatch
+    method: str, late: bool, reset_time: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc, "_RESET_TIME", 60.0)
+    monkeypatch.setattr(rpc, "_RESET_TIME", reset_time)
     begun = asyncio.Event()
 
     async def wait(call: Call) -> None:
@@ -216,7 +216,7 @@ async def test_a_call_that_its_caller_cancels_early_counts_as_a_reset(
         await begun.wait()
         call.cancel()
         await until(lambda: "ended" in connections.reports)
-    assert ("reset" in connections.reports) != late
+    assert ("reset" in connections.reports) == (reset_time > 0 and not late)
     assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
 
 

@@ -66,6 +66,19 @@ async def test_each_call_reaches_its_method(method: str, recorder: Recorder, pat
     assert recorder.calls == [python_name(method)]
 
 
+async def test_an_error_of_the_operator_reaches_the_client(
+    recorder: Recorder, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "answer", None)  # so that each call fails unexpectedly
+    async with open_operator(path, 10.0) as operator:
+        with refused("internal_error"):
+            await operator.audit_ledger(admin_pb.AuditLedgerRequest())
+        unknown = admin_pb.AuditLedgerRequest.FromString(b"\xba\x3e\x01x")
+        with refused("invalid_parameter"):
+            await operator.audit_ledger(unknown)
+    assert recorder.calls == ["audit_ledger"]
+
+
 async def test_a_call_ends_after_the_seconds_of_its_client(recorder: Recorder, path: Path) -> None:
     async with open_operator(path, 0.2) as operator, asyncio.timeout(10):
         with refused("deadline_exceeded"):
