@@ -327,6 +327,7 @@ async def test_a_log_line_counts_the_connections_that_were_closed_since_the_last
     guarded.limit(unauthenticated_resets=0)
     for _ in range(2):
         flood(guarded, "192.0.2.1")
+    assert len(caplog.records) == 1
     ended = guarded.connect("192.0.2.2")
     guarded.guard.reset(ended.peer)
     with monkeypatch.context() as patch:  # its caller leaves before it is closed
