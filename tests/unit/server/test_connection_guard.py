@@ -248,6 +248,20 @@ async def test_a_limited_number_of_flooding_addresses_is_remembered(
     assert list(guarded.guard._floods) == ["192.0.2.1", "192.0.2.3"]
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_no_limit_of_one_connection_applies_to_a_gateway(guarded: Guarded, trusted: bool) -> None:
+    guarded.limit(resets=1, idle_bytes=1_000)
+    connection = guarded.connect(calls=0)
+    guarded.guard.trust("ipv4:192.0.2.9:9")  # a peer that is not known
+    if trusted:
+        guarded.guard.trust(connection.peer)
+    for _ in range(3):
+        guarded.guard.reset(connection.peer)
+    connection.received += 5_000
+    guarded.scan(0.0)
+    assert guarded.closed == [connection] * (not trusted)
+
+
 # --- shares and totals
 
 
