@@ -18,13 +18,16 @@ from gateway.openapi.document import Description, document
 from gateway.openapi.schema import RESPONSE_HEADERS
 from gateway.routes import OPEN_ROUTES, OPENAI_ROUTES, ROUTES
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
-from gateway.types.base import TaskFormat
+from gateway.types.base import StreamObjects, TaskFormat
+from gateway.types.text.results import render_tool_call
 from pomelo.errors import GRPC_ERRORS, TABLE, PomeloError
 from pomelo.fields import FIELD_RULES, FieldRule
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
-from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.task_pb2 import TaskStarted, TaskType
+from pomelo.gen.v1.text_pb2 import ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Mode
+from pomelo.status import HEADER_NAMES
 
 REST_CODES = [code for code in TABLE if code not in GRPC_ERRORS]
 
@@ -301,6 +304,17 @@ def test_a_task_has_no_unknown_field(task_format: TaskFormat) -> None:
         is SCHEMAS["Form"]["additionalProperties"]
         is False
     )
+
+
+def test_every_header_of_a_call_is_described() -> None:
+    assert set(HEADER_NAMES.values()) | {"Retry-After", "WWW-Authenticate"} <= set(RESPONSE_HEADERS)
+
+
+def test_the_pieces_of_a_tool_call_are_described() -> None:
+    objects = StreamObjects(TaskStarted(id="task_1", model="gpt-4"))
+    for delta in (ToolCallDelta(id="call_1", name="f"), ToolCallDelta(arguments_json="{}")):
+        for piece in render_tool_call(objects, delta):
+            assert is_described("TaskCompletionChunk", json.loads(piece))
 
 
 @pytest.mark.parametrize(
