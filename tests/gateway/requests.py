@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -117,6 +118,13 @@ async def events_of(request: Sending) -> list[tuple[str, Any]]:
     async with request as response:
         assert response.status == 200
         return events(await response.read())
+
+
+def code_of_field(values: Any, field: str) -> str:
+    """Returns the code with which a body is refused for a field: it is missing or null, or wrong."""
+    for name in re.findall(r"[^.\[\]]+", field):
+        values = values[int(name)] if isinstance(values, list) else values.get(name)
+    return "missing_parameter" if values is None else "invalid_parameter"
 
 
 def long(size: int, **fields: Any) -> dict[str, Any]:

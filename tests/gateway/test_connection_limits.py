@@ -147,6 +147,17 @@ async def test_slow_requests_beyond_the_share_of_an_address_are_evicted_and_sile
     assert set(silent) & set(connections.ended)
 
 
+async def test_silent_connections_beyond_the_share_are_evicted_from_seven_eighths_of_the_limit() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=16, per_address=2, grace=0.0, lifetime=60.0))
+    silent = [connections.open() for _ in range(13)]
+    connections.table._check_untrusted()
+    assert connections.ended == {}
+    silent.append(connections.open())
+    connections.table._check_untrusted()
+    assert connections.ended == dict.fromkeys(silent[:-2], True)
+    connections.table.stop()
+
+
 async def test_time_while_the_event_loop_is_blocked_does_not_count_against_clients() -> None:
     connections = ConnectionSet(ConnectionLimits(lifetime=2.0))
     slot = connections.open()

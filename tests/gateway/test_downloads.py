@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from gateway.media import byte_range, public_links
 from pomelo.call import Call
@@ -181,6 +183,37 @@ async def test_a_truncated_download_can_not_look_complete(gateway: GatewayApp) -
             await response.read()
 
 
+class OldMedia:
+    """A media service with a file that expires at `expires`, in Unix seconds."""
+
+    def __init__(self, expires: float) -> None:
+        self.expires = Timestamp(seconds=int(expires))
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call
+    ) -> AsyncIterator[tuple[Media, Any]]:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"abc"
+
+        yield Media(id=media_id, content_type="image/png", size_bytes=3, expire_time=self.expires), pieces()
+
+
+@pytest.mark.parametrize(
+    ("query", "left"), [("", 100), ("", -5), ("?exp={}&sig=x", 100), ("?exp=7&sig=x", 0)]
+)
+async def test_a_file_may_be_cached_until_its_link_or_it_expires(
+    gateway: GatewayApp, query: str, left: int
+) -> None:
+    until = time.time() + left
+    async with gateway.over(media=OldMedia(until if not query else 0)) as scripted:
+        url = f"{scripted.url}/media/media_1.png{query.format(int(until))}"
+        async with gateway.http.get(url, headers={} if query else gateway.headers) as response:
+            seconds = int(response.headers["Cache-Control"].removeprefix("private, max-age="))
+            assert await response.read() == b"abc"
+    assert max(0, left - 20) <= seconds <= max(0, left)
+
+
 class EndlessMedia:
     """A media service with one large file; `sent` are the bytes of it that were taken."""
 
@@ -248,6 +281,19 @@ async def test_concurrent_downloads_by_links_are_limited(open_gateway: OpenApp) 
         async with asyncio.timeout(5):
             while (await gateway.http.head(url)).status != 200:
                 pass
+
+
+async def test_downloads_by_links_are_limited_in_all_and_half_of_them_for_one_address(
+    gateway: GatewayApp,
+) -> None:
+    async with AsyncExitStack() as stack:
+        endless = await stack.enter_async_context(gateway.over(max_downloads=4, media=EndlessMedia()))
+        for host, status in ((2, 200), (2, 200), (2, 503), (3, 200), (4, 200), (5, 503)):
+            asked = endless.connect(
+                raw_get("/media/media_1.png?sig=x"), limit=4096, local_addr=(f"127.0.0.{host}", 0)
+            )
+            reader, _ = await stack.enter_async_context(asked)
+            assert (await reader.readline()).split()[1] == b"%d" % status
 
 
 async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_gateway: OpenApp) -> None:

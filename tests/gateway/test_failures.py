@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
+from gateway.errors import unrouted_headers
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
@@ -42,13 +43,22 @@ async def response_to(
 
 
 @pytest.mark.parametrize("code", sorted(TABLE))
-async def test_retry_after_is_sent_with_retryable_errors(gateway: GatewayApp, code: str) -> None:
+async def test_an_error_says_when_to_retry_or_how_to_authenticate(gateway: GatewayApp, code: str) -> None:
     async def fail(call: Call) -> None:
         raise PomeloError(code, retry_after=7)
 
     async with response_to(gateway, fail) as response:
         assert response.status == TABLE[code].http
         assert response.headers.get("Retry-After") == ("7" if response.status in (409, 429, 503) else None)
+        assert response.headers.get("WWW-Authenticate") == ("Bearer" if response.status == 401 else None)
+
+
+@pytest.mark.parametrize("code", sorted(TABLE))
+def test_an_error_that_no_route_sends_has_the_same_headers(code: str) -> None:
+    headers = unrouted_headers(PomeloError(code, retry_after=7), {"X": "y"})
+    assert headers["Retry-After"] == "7"
+    assert headers.get("WWW-Authenticate") == ("Bearer" if TABLE[code].http == 401 else None)
+    assert (headers["Content-Type"], list(headers)[-1]) == ("application/json", "X")
 
 
 async def cancel_what_is_awaited(call: Call) -> None:

@@ -72,9 +72,11 @@ async def test_a_request_for_another_protocol_is_answered_and_its_connection_sta
                     assert (status, headers.get("connection")) == (expected, None)
 
 
-@pytest.mark.parametrize("divided", [False, True])
+@pytest.mark.parametrize(
+    "divided", [b"", b"--B", b"\r\n\r\n"], ids=["whole", "the body apart", "in the head"]
+)
 async def test_a_body_that_looks_like_a_request_for_another_protocol_is_unchanged(
-    gateway: GatewayApp, divided: bool
+    gateway: GatewayApp, divided: bytes
 ) -> None:
     text = "GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\nUpgrade: h2c"
     fields = {"model": "eleven-labs-tts", "voice": "adam", "text": text}
@@ -83,7 +85,7 @@ async def test_a_body_that_looks_like_a_request_for_another_protocol_is_unchange
         for name, value in fields.items()
     )
     sent = raw_task(f"{parts}--B--\r\n".encode(), content_type=FORM, close=False)
-    at = sent.index(b"--B") if divided else len(sent)
+    at = sent.index(divided) if divided else len(sent)
     async with gateway.connect(sent[:at]) as (reader, writer):
         assert await gateway.is_healthy()
         writer.write(sent[at:])
@@ -217,6 +219,16 @@ async def test_a_closing_gateway_cancels_what_takes_too_long(gateway: GatewayApp
     async with asyncio.timeout(5):
         await ended.wait()
     assert not client.unread
+
+
+async def test_a_closing_gateway_cancels_a_stream_whose_client_does_not_read(gateway: GatewayApp) -> None:
+    gateway.provider.script = play(*text_events("one")[:1], asyncio.Event().wait)
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(raw_task(STREAM, close=False))
+        await until(lambda: client.unread)
+    async with asyncio.timeout(5):
+        await gateway.provider.closed.wait()
+    assert not client.closed.is_set()  # the rest may still be read
 
 
 def _whole(wait: Any) -> Any:

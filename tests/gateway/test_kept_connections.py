@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from functools import partial
+
+import pytest
 
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import ACCOUNT, CHUNKED, HEALTH, HI, raw_get, raw_task, read_status
@@ -43,6 +46,22 @@ async def test_the_framing_of_each_body_is_limited_separately(gateway: GatewayAp
             assert await gateway.is_healthy()
             writer.write(framed)
             assert await read_status(reader) == 200
+
+
+@pytest.mark.parametrize(("chunks", "status"), [(700, 200), (900, 400)])
+async def test_a_body_may_have_as_much_framing_as_bytes_and_half_a_mebibyte_more(
+    gateway: GatewayApp, chunks: int, status: int
+) -> None:
+    content = BODY + b" " * 300_000
+    async with gateway.connect(raw_task(b"", framing=CHUNKED, close=False)) as (reader, writer):
+        assert await gateway.is_healthy()
+        writer.write(b"%x\r\n%b\r\n" % (len(content), content))
+        with suppress(ConnectionError):
+            for _ in range(chunks):
+                writer.write(b"1;" + b"x" * 1000 + b"\r\n \r\n")
+                await writer.drain()
+            writer.write(b"0\r\n\r\n")
+        assert await read_status(reader) == status
 
 
 async def test_half_a_request_may_wait_while_the_previous_one_is_handled(open_gateway: OpenApp) -> None:

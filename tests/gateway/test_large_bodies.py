@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from gateway.parsing.body import ParseQueue
+from gateway.parsing.task import _yield_between
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
 from tests.gateway.gateway_app import OpenApp
@@ -54,6 +55,14 @@ async def test_a_large_task_that_its_provider_refuses_counts_once(
             assert (response.status, response.headers["X-RateLimit-Remaining"]) == (400, "19")
         async with gateway.post_task({"model": "gpt-4", "x": 1}) as response:
             assert response.headers["X-RateLimit-Remaining"] == "19"
+
+
+async def test_other_work_runs_between_the_pieces_of_decoded_audio() -> None:
+    loop, order = asyncio.get_running_loop(), []
+    async for piece in _yield_between(b"1", iter((b"2", b"3"))):
+        order.append(piece)
+        loop.call_soon(order.append, b"other work")
+    assert order == [b"1", b"2", b"other work", b"other work", b"3", b"other work"]
 
 
 # --- the order in which large bodies are parsed

@@ -66,6 +66,20 @@ async def test_connections_that_are_evicted_while_they_start_are_overloaded_and_
             assert await reader.read() == b""
 
 
+async def test_a_listener_that_closes_frees_the_slots_of_silent_connections(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services) as clients:
+        (listening,) = await bind("127.0.0.1", 0, reuse_port=False)
+        connections = clients.connections
+        listener = Listener([listening], clients.connection, connections, tls=None, handshake_timeout=60.0)
+        listener.start()
+        with socket.create_connection(listening.getsockname()) as client:
+            await until(lambda: len(connections) == 1)
+            await listener.close()
+            assert len(connections) == 0
+            client.settimeout(5)
+            assert client.recv(1) == b""
+
+
 async def test_without_descriptors_accepting_is_retried_ten_times_a_second_and_logged_once(
     gateway: GatewayApp, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,4 +104,5 @@ async def test_without_descriptors_accepting_is_retried_ten_times_a_second_and_l
                 assert 2 <= attempts <= 4
         finally:
             await listener.close()
+        await asyncio.sleep(0.12)  # longer than the pause that has begun
     assert len(caplog.records) == 1

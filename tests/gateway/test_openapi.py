@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema_rs
@@ -12,17 +13,21 @@ import pytest
 from gateway.account import parse_query
 from gateway.errors import error_body
 from gateway.objects import render_account, render_model, render_records, render_sums
-from gateway.openapi.document import document
+from gateway.openapi import openai
+from gateway.openapi.document import Description, document
 from gateway.openapi.schema import RESPONSE_HEADERS
 from gateway.routes import OPEN_ROUTES, OPENAI_ROUTES, ROUTES
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
-from gateway.types.base import TaskFormat
+from gateway.types.base import StreamObjects, TaskFormat
+from gateway.types.text.results import render_tool_call
 from pomelo.errors import GRPC_ERRORS, TABLE, PomeloError
 from pomelo.fields import FIELD_RULES, FieldRule
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
-from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.gen.v1.task_pb2 import TaskStarted, TaskType
+from pomelo.gen.v1.text_pb2 import ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Mode
+from pomelo.status import HEADER_NAMES
 
 REST_CODES = [code for code in TABLE if code not in GRPC_ERRORS]
 
@@ -48,6 +53,7 @@ def test_every_route_every_field_and_every_error_of_a_task_is_described() -> Non
 
 DOCUMENT = document("")
 SCHEMAS = DOCUMENT["components"]["schemas"]
+TYPES = ("TextTask", "ImageTask")
 
 
 def described_rules(schema: dict[str, Any]) -> dict[str, FieldRule]:
@@ -90,6 +96,99 @@ def test_every_field_is_described_with_its_rule(task_type: TaskType.ValueType) -
     assert described_rules(schema) == FIELD_RULES[task_type]
     assert schema["properties"].keys() >= COMMON_FIELDS
     assert set(schema["required"]) >= {"model"}
+
+
+# --- the document
+
+
+def schemas_within(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields a schema and those within it, each with its path."""
+    yield path, schema
+    for name, member in schema.get("properties", {}).items():
+        yield from schemas_within(member, f"{path}.{name}")
+    for key in ("items", "additionalProperties", "contentSchema"):
+        if isinstance(schema.get(key), dict):
+            yield from schemas_within(schema[key], f"{path}.{key}")
+    for key in ("anyOf", "oneOf"):
+        for number, member in enumerate(schema.get(key, ())):
+            yield from schemas_within(member, f"{path}.{key}[{number}]")
+
+
+def test_every_schema_says_which_values_are_valid() -> None:
+    theirs = openai.section({}).schemas  # which have parameters that are ignored, whatever they are
+    operations = [each for operations in DOCUMENT["paths"].values() for each in operations.values()]
+    parameters = [(each["name"], each["schema"]) for one in operations for each in one.get("parameters", ())]
+    contents = [one["requestBody"]["content"] for one in operations if "requestBody" in one]
+    contents += [each.get("content", {}) for one in operations for each in one["responses"].values()]
+    contained = [(kind, content["schema"]) for each in contents for kind, content in each.items()]
+    headers = [(name, each["schema"]) for name, each in RESPONSE_HEADERS.items()]
+    unclear = [
+        path
+        for name, schema in (*SCHEMAS.items(), *parameters, *contained, *headers)
+        for path, each in schemas_within(schema, name)
+        if name not in theirs
+        and not each.keys() & {"type", "enum", "const", "anyOf", "oneOf", "$ref", "pattern"}
+    ]
+    assert unclear == ["AssistantMessage.annotations.items"]  # there are none
+    arrays = [
+        (path, each)
+        for name, schema in SCHEMAS.items()
+        for path, each in schemas_within(schema, name)
+        if "array" in each.get("type", ())
+    ]
+    assert [path for path, each in arrays if "items" not in each] == []
+
+
+def test_every_operation_has_the_tag_of_its_section() -> None:
+    tags = {tag["name"]: tag["description"] for tag in DOCUMENT["tags"]}
+    assert list(tags) == ["Tasks", "Models", "Account", "Media", "OpenAI"]
+    assert all(tags.values())
+    for path, operations in DOCUMENT["paths"].items():
+        for operation in operations.values():
+            (tag,) = operation["tags"]
+            assert tag in tags
+            assert (tag == "OpenAI") == path.startswith("/v1/")
+            assert operation["operationId"]
+            assert operation["summary"]
+
+
+def test_the_examples_of_a_task_and_of_its_results_are_valid() -> None:
+    operation = DOCUMENT["paths"]["/api/v1/task"]["post"]
+    requests = operation["requestBody"]["content"]["application/json"]["examples"]
+    shown = {title: body for each in TASK_FORMATS.values() for title, body in each.examples.items()}
+    assert {title: example["value"] for title, example in requests.items()} == shown
+    for each in TASK_FORMATS.values():
+        for body in each.examples.values():
+            assert is_described(each.schema_name, body)
+        assert each.example_model in [body["model"] for body in each.examples.values()]
+        assert SCHEMAS[each.schema_name]["properties"]["model"]["examples"] == [each.example_model]
+    results = operation["responses"]["200"]["content"]["application/json"]["examples"]
+    for each in TASK_FORMATS.values():
+        value = results[each.result_schema_name]["value"]
+        assert is_described(each.result_schema_name, value)
+        assert value["created"] == 1234567890
+
+
+@pytest.mark.parametrize("code", REST_CODES)
+def test_the_example_of_every_error_is_the_error(code: str) -> None:
+    example = DOCUMENT["components"]["examples"][code]
+    assert example == {"summary": code, "value": json.loads(error_body(PomeloError(code)))}
+
+
+def test_a_description_is_made_once_for_the_same_models_and_the_oldest_is_dropped() -> None:
+    text, image = int(TaskType.TASK_TYPE_TEXT), int(TaskType.TASK_TYPE_IMAGE)
+    description = Description("https://pomelo.example", lambda: {"gpt-4": text})
+    first = description.to_json({})
+    assert description.to_json({}) is first
+    assert json.loads(first)["servers"] == [{"url": "https://pomelo.example"}]
+    for number in range(8):
+        own = json.loads(description.to_json({f"own-{number}": image}))
+        models = {name: own["components"]["schemas"][name]["properties"]["model"] for name in TYPES}
+        assert models["TextTask"]["enum"] == ["gpt-4"]
+        assert models["ImageTask"]["enum"] == [f"own-{number}"]
+    assert description.to_json({"own-7": image}) is description.to_json({"own-7": image})
+    assert description.to_json({}) is not first
+    assert description.to_json({}) == first
 
 
 # --- operations
@@ -145,10 +244,23 @@ def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
 # --- objects in responses
 
 
+def strict(schema: Any) -> Any:
+    """Returns a schema in which every object has no other members than those that are described."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    copy = {name: strict(each) for name, each in schema.items()}
+    return copy | {"unevaluatedProperties": False} if "properties" in schema else copy
+
+
+STRICT = {"schemas": strict(SCHEMAS)}
+
+
 def is_described(name: str, value: Any) -> bool:
-    """Whether a value is valid for a schema, every member of an object being described and required."""
-    strict = {**SCHEMAS[name], "unevaluatedProperties": False, "components": {"schemas": SCHEMAS}}
-    return jsonschema_rs.validator_for(strict).is_valid(value)
+    """Whether a value is valid for a schema, every member of an object being described."""
+    schema = {"$ref": f"#/components/schemas/{name}", "components": STRICT}
+    return jsonschema_rs.validator_for(schema).is_valid(value)
 
 
 @pytest.mark.parametrize("code", REST_CODES)
@@ -187,7 +299,22 @@ def test_an_account_and_a_model_are_described() -> None:
 @pytest.mark.parametrize("task_format", TASK_FORMATS.values(), ids=lambda each: each.name)
 def test_a_task_has_no_unknown_field(task_format: TaskFormat) -> None:
     # Null would be accepted, but types in TypeScript can't say so: every property would have to be null.
-    assert SCHEMAS[task_format.schema_name]["additionalProperties"] is False
+    assert (
+        SCHEMAS[task_format.schema_name]["additionalProperties"]
+        is SCHEMAS["Form"]["additionalProperties"]
+        is False
+    )
+
+
+def test_every_header_of_a_call_is_described() -> None:
+    assert set(HEADER_NAMES.values()) | {"Retry-After", "WWW-Authenticate"} <= set(RESPONSE_HEADERS)
+
+
+def test_the_pieces_of_a_tool_call_are_described() -> None:
+    objects = StreamObjects(TaskStarted(id="task_1", model="gpt-4"))
+    for delta in (ToolCallDelta(id="call_1", name="f"), ToolCallDelta(arguments_json="{}")):
+        for piece in render_tool_call(objects, delta):
+            assert is_described("TaskCompletionChunk", json.loads(piece))
 
 
 @pytest.mark.parametrize(

@@ -328,9 +328,9 @@ async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: Gatewa
     services = replace(gateway.services, models=models)
     state = make_gateway(services, GatewayOptions(), lambda: "")
     call = call_of(KEY)
-    for _ in range(2):
-        assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE
-    assert asked == ["first"]
+    for name in ("m0", "first") * 2:
+        assert await state.task_type(name, call) == TaskType.TASK_TYPE_IMAGE
+    assert asked == ["m0", "first"]
     for number in range(1024):
         await state.task_type(f"m{number}", call)
     assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE

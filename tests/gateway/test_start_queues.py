@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
+
+import pytest
 
 from gateway.connections.limits import StartQueue
 from gateway.parsing.body import ParseQueue
+from tests.unit.loop import iterations
 
 
 def alone() -> bool:
@@ -42,6 +46,24 @@ async def test_a_start_queue_releases_its_rate_per_iteration_in_order() -> None:
     assert [number for number, _ in started] == list(range(10))
     for each in {turn for _, turn in started}:
         assert sum(turn == each for _, turn in started) <= 3
+
+
+async def test_a_queue_without_requests_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    queue = StartQueue(2)
+    for _ in range(3):
+        queue.enter()
+    await iterations()
+    scheduled: list[Any] = []
+    schedule = loop.call_soon
+
+    def record(callback: Any, *args: Any, **options: Any) -> asyncio.Handle:
+        scheduled.append(callback)
+        return schedule(callback, *args, **options)
+
+    monkeypatch.setattr(loop, "call_soon", record)
+    await iterations()
+    assert queue._next_iteration not in scheduled
 
 
 async def test_a_cancelled_waiter_does_not_consume_a_turn() -> None:

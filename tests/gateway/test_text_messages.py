@@ -22,6 +22,7 @@ from pomelo.gen.v1.text_pb2 import (
     ToolChoice,
     ToolResult,
 )
+from tests.gateway.requests import code_of_field
 
 TEXT = TaskType.TASK_TYPE_TEXT
 CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"b": 1}'}}
@@ -216,7 +217,6 @@ def function(**more: Any) -> dict[str, Any]:
         ({"reasoning_effort": "extreme"}, "reasoning_effort"),
         ({"metadata": []}, "metadata"),
         ({"metadata": {"a": 1}}, "metadata.a"),
-        ({"metadata": {"a": None}}, "metadata.a"),
         ({"messages": [{**RESULT, "tool_call_id": None, "content": ""}]}, "messages[0].tool_call_id"),
         ({"messages": [{**RESULT, "tool_call_id": 1, "content": ""}]}, "messages[0].tool_call_id"),
         ({"messages": [RESULT]}, "messages[0].content"),
@@ -252,6 +252,10 @@ def function(**more: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_a_wrong_value_is_refused_and_named(values: dict[str, Any], field: str) -> None:
     error = refusal(**values)
-    assert error.code in ("invalid_parameter", "missing_parameter")
-    assert error.field == field
+    assert (error.code, error.field) == (code_of_field(values, field), field)
     assert field in error.message
+
+
+def test_null_is_no_text_of_the_metadata() -> None:
+    error = refusal(metadata={"a": None})
+    assert (error.code, error.field) == ("invalid_parameter", "metadata.a")

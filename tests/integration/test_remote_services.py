@@ -13,7 +13,7 @@ import pytest
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import TaskEvent, TaskSpec
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.in_flight import InFlightLimits
 from pomelo.server.call_limits import CallLimits
@@ -21,12 +21,15 @@ from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import AccessService, Services, Visit, list_all_models
+from pomelo.telemetry.readiness import Readiness
 from tests.calls import call_of, refusal
 from tests.conftest import Keys
 from tests.driver import STREAM
 from tests.integration.both_ends import both_ends
 from tests.integration.scripted_services import KEY, PROOF, STARTED, ScriptedServices
 from tests.tasks import small_task, text_task
+from tests.unit.refusals import refused
+from tests.waiting import until
 
 LIMITS = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "19"}
 
@@ -266,6 +269,58 @@ async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[
             assert media.size_bytes == 6
             chunks.skip(skip)
             assert [chunk async for chunk in chunks] == rest
+
+
+async def test_a_model_is_found_by_its_id() -> None:
+    async with ends() as opened:
+        assert (await opened.services.models.get_model("m", call_of(KEY))).id == "m"
+        with refused("model_not_found"):
+            await opened.services.models.get_model("other", call_of(KEY))
+
+
+async def test_a_gateway_is_ready_once_its_services_are_open() -> None:
+    readiness = Readiness("server_unavailable")
+    async with ends() as opened, open_remote(opened.server.address, proof=PROOF, readiness=readiness):
+        assert readiness.code == ""
+
+
+@pytest.mark.parametrize(("key", "code"), [(KEY, "invalid_parameter"), ("no", "invalid_api_key")])
+async def test_a_download_by_key_with_a_wrong_header_is_refused(key: str, code: str) -> None:
+    async with ends() as opened:
+        download = opened.services.media.download_media("m", "", call_of(key, idempotency_key="two words"))
+        with refused(code):
+            await download.__aenter__()
+
+
+async def test_a_deadline_bounds_a_download_that_is_not_read() -> None:
+    async with ends() as opened:
+        download = opened.services.media.download_media("media_1", "", call_of(KEY, 0.1))
+        with refused("deadline_exceeded"):
+            async with download:
+                await asyncio.Event().wait()
+
+
+async def test_the_server_deletes_the_upload_of_a_request_that_a_gateway_refuses() -> None:
+    tasks: list[TaskSpec] = []
+
+    class Deleting(ScriptedServices):
+        async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
+            tasks.append(spec)
+            raise PomeloError("missing_parameter")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"abc"
+
+    async with ends(Deleting()) as opened:
+        call = call_of(KEY)
+        media = await opened.services.media.upload_media("audio/mpeg", chunks(), call)
+        assert (media.size_bytes, media.content_type, tasks) == (3, "audio/mpeg", [])
+        headers = dict(call.response_headers)
+        call.end()
+        await until(lambda: bool(tasks))
+        assert call.response_headers == headers
+    (task,) = tasks
+    assert (task.model, task.speech_to_text.audio.media_id) == ("", "media_1")
 
 
 @STREAM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -47,6 +48,36 @@ def test_a_disconnected_peer_is_reset_and_a_reused_descriptor_is_not_disconnecte
         assert not sockets.disconnect(found)
         client.sendall(b"x")
         assert accepted.recv(1) == b"x"
+
+
+def test_a_connection_that_is_ended_delivers_what_was_sent(listener: socket.socket) -> None:
+    sockets = AcceptedSockets([listener.getsockname()[1]])
+    with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as accepted:
+        client.settimeout(5)
+        (found,) = sockets.list()
+        accepted.sendall(b"last")
+        sockets.end(found)
+        assert client.recv(10) == b"last"
+        assert client.recv(10) == b""
+        assert accepted.recv(1) == b""
+    sockets.end(found)
+
+
+def test_the_next_connection_with_a_descriptor_is_listed_as_a_new_one(listener: socket.socket) -> None:
+    sockets = AcceptedSockets([listener.getsockname()[1]])
+    with socket.create_connection(listener.getsockname()), listener.accept()[0] as first:
+        (before,) = sockets.list()
+        with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as second:
+            os.dup2(second.fileno(), first.fileno())
+            second.close()
+            (after,) = sockets.list()
+            assert after is not before
+            assert (after.descriptor, after.peer) == (
+                before.descriptor,
+                f"ipv4:127.0.0.1:{client.getsockname()[1]}",
+            )
+            assert not sockets.disconnect(before)
+            assert list(sockets.list()) == [after]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -10,12 +11,15 @@ import pytest
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.text_pb2 import TextInput
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.field_limit import SMALL_MESSAGE
-from pomelo.server.servicers import MAX_CHUNK
 from pomelo.status import OPEN_KEY, REFUSED_KEY
-from tests.calls import bearer, end, failure, reason_of
+from tests.calls import bearer, end, failure, reason_of, values_of
 from tests.integration.scripted_services import GATEWAY, KEY, ScriptedServices, raises, serve_scripted
+from tests.tasks import text_task
 
 MIB = 1024 * 1024
 METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
@@ -72,6 +76,29 @@ async def test_a_header_that_is_given_twice_is_an_error_of_the_call(method: str)
             metadata = [*bearer(KEY), *[("x-request-timeout", "5")] * times]
             await end(opened.task(method, metadata=metadata))
             assert (opened.services.calls[-1].header_error is None) == (times == 1)
+
+
+@METHODS
+@pytest.mark.parametrize("gateway", [False, True])
+async def test_the_deadline_of_a_call_is_that_of_its_caller(method: str, gateway: bool) -> None:
+    metadata = [*bearer(KEY, x_request_timeout="40"), *(GATEWAY if gateway else ())]
+    async with serve_scripted() as opened:
+        for timeout, seconds in ((20.0, 40.0 if gateway else 20.0), (None, 40.0)):
+            before = time.monotonic()
+            await end(opened.task(method, metadata=metadata, timeout=timeout))
+            (*_, call) = opened.services.calls
+            # On its way, gRPC rounds a timeout up by about a percent.
+            assert before + seconds - 1 < call.deadline < time.monotonic() + seconds + 1
+            assert (call.protocol, call.relayed) == (("rest", True) if gateway else ("grpc", False))
+            assert call.address == ("192.0.2.7" if gateway else "127.0.0.1")
+
+
+async def test_a_message_of_too_many_fields_is_refused_before_it_is_parsed() -> None:
+    async with serve_scripted() as opened:
+        run = opened.channel.unary_unary("/pomelo.v1.TaskService/RunTask")
+        many = TaskSpec(text=TextInput(stop=[""] * 60_001))
+        error = await failure(run(RunTaskRequest(spec=many).SerializeToString(), metadata=bearer(KEY)))
+    assert (reason_of(error), values_of(error)["field"]) == ("invalid_parameter", "stop")
 
 
 async def test_the_places_of_messages_and_chunks_are_given_back() -> None:
@@ -158,16 +185,34 @@ async def test_a_signature_replaces_an_invalid_key(signature: str) -> None:
 
 
 async def test_a_chunk_may_come_first_and_have_up_to_a_mebibyte() -> None:
-    whole, header = UploadMediaRequest(chunk=bytes(MAX_CHUNK)), UploadMediaHeader(content_type="audio/mpeg")
+    whole, header = UploadMediaRequest(chunk=bytes(MIB)), UploadMediaHeader(content_type="audio/mpeg")
     async with serve_scripted() as opened:
         made = await opened.media.UploadMedia(iter([whole, whole]), metadata=bearer(KEY))
-        assert (made.media.size_bytes, made.media.content_type) == (2 * MAX_CHUNK, "")
+        assert (made.media.size_bytes, made.media.content_type) == (2 * MIB, "")
         named = [UploadMediaRequest(header=header), whole]
         made = await opened.media.UploadMedia(iter(named), metadata=bearer(KEY))
-        assert (made.media.size_bytes, made.media.content_type) == (MAX_CHUNK, "audio/mpeg")
-        for wrong in (UploadMediaRequest(chunk=bytes(MAX_CHUNK + 1)), UploadMediaRequest(chunk=b"")):
+        assert (made.media.size_bytes, made.media.content_type) == (MIB, "audio/mpeg")
+        for wrong in (UploadMediaRequest(chunk=bytes(MIB + 1)), UploadMediaRequest(chunk=b"")):
             call = opened.media.UploadMedia(iter([wrong]), metadata=bearer(KEY))
-            assert reason_of(await failure(call)) == "invalid_parameter"
+            error = await failure(call)
+            assert reason_of(error) == "invalid_parameter"
+            assert (
+                values_of(error).items() >= {"field": "chunk", "minimum": "1", "maximum": "1048576"}.items()
+            )
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "No message was sent"), (2, "More than one message was sent")]
+)
+async def test_a_call_of_one_request_has_exactly_one_message(count: int, said: str) -> None:
+    async with serve_scripted() as opened:
+        call = opened.channel.stream_unary(
+            "/pomelo.v1.TaskService/RunTask", request_serializer=RunTaskRequest.SerializeToString
+        )
+        request = RunTaskRequest(spec=text_task("Hi"))
+        await call(iter([request]), metadata=bearer(KEY))
+        error = await failure(call(iter([request] * count), metadata=bearer(KEY)))
+    assert (reason_of(error), error.details()) == ("invalid_body", f"{said}. Send one")
 
 
 async def test_an_upload_with_a_wrong_header_is_refused_before_it_is_read() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -12,6 +13,7 @@ from pomelo.server import connection_guard
 from pomelo.server.accepted_sockets import AcceptedSocket
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits
+from tests.waiting import until
 
 MESSAGE = 1_000
 """Maximum bytes of a message."""
@@ -24,9 +26,13 @@ class Kernel:
     def __init__(self) -> None:
         self.sockets: list[AcceptedSocket] = []
         self.disconnected: list[AcceptedSocket] = []
+        self.ended: list[AcceptedSocket] = []
 
     def list(self) -> Iterator[AcceptedSocket]:
         return iter(self.sockets)
+
+    def end(self, connection: AcceptedSocket) -> None:
+        self.ended.append(connection)
 
     def disconnect(self, connection: AcceptedSocket) -> bool:
         self.disconnected.append(connection)
@@ -132,6 +138,16 @@ async def test_unexplained_bytes_are_forgotten_at_their_rate(guarded: Guarded) -
     assert guarded.closed == [connection]
 
 
+async def test_sent_data_do_not_allow_frames_without_a_call_later(guarded: Guarded) -> None:
+    guarded.limit(idle_bytes=1_000)
+    connection = guarded.connect(calls=0)
+    for sent, received, closes in ((80_000, 0, False), (0, 1_000, False), (0, 1, True)):
+        connection.sent += sent
+        connection.received += received
+        guarded.scan()
+        assert guarded.closed == [connection] * closes
+
+
 async def test_resets_are_forgotten_within_their_window(guarded: Guarded) -> None:
     guarded.limit(resets=10, reset_window=5.0)
     connection = guarded.connect(calls=0)
@@ -197,6 +213,31 @@ async def test_a_look_up_protects_a_connection_unless_its_address_has_flooded(
     assert guarded.closed == [connection] * flooding
 
 
+@pytest.mark.parametrize("later", [0.0, 60.0, 60.1])
+async def test_an_address_that_has_flooded_is_remembered_for_the_penalty(
+    guarded: Guarded, later: float
+) -> None:
+    guarded.limit(unauthenticated_bytes=1_000, unauthenticated_resets=0, floods=2, penalty=60.0)
+    for _ in range(150):  # the clock of connections advances by two seconds at a time at most
+        guarded.scan(2.0)
+    for _ in range(2):
+        flood(guarded, "192.0.2.1")
+    for _ in range(40):
+        guarded.scan(later / 40)
+    connection = guarded.connect()
+    connection.received = 1_001
+    guarded.scan(0.0)
+    assert guarded.closed == [connection] * (later <= 60.0)
+
+
+async def test_floods_are_counted_anew_after_the_penalty(guarded: Guarded) -> None:
+    guarded.limit(unauthenticated_resets=0, penalty=1.0)
+    for pause, count in ((0.0, 1), (0.5, 2), (1.0, 1), (0.0, 2)):
+        guarded.scan(pause)
+        flood(guarded, "192.0.2.1")
+        assert guarded.guard._floods["192.0.2.1"][0] == count
+
+
 async def test_a_limited_number_of_flooding_addresses_is_remembered(
     guarded: Guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +246,20 @@ async def test_a_limited_number_of_flooding_addresses_is_remembered(
     for host in ("192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3"):
         flood(guarded, host)
     assert list(guarded.guard._floods) == ["192.0.2.1", "192.0.2.3"]
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+async def test_no_limit_of_one_connection_applies_to_a_gateway(guarded: Guarded, trusted: bool) -> None:
+    guarded.limit(resets=1, idle_bytes=1_000)
+    connection = guarded.connect(calls=0)
+    guarded.guard.trust("ipv4:192.0.2.9:9")  # a peer that is not known
+    if trusted:
+        guarded.guard.trust(connection.peer)
+    for _ in range(3):
+        guarded.guard.reset(connection.peer)
+    connection.received += 5_000
+    guarded.scan(0.0)
+    assert guarded.closed == [connection] * (not trusted)
 
 
 # --- shares and totals
@@ -222,6 +277,23 @@ async def test_the_older_connection_above_the_share_of_a_network_is_closed_after
     assert (guarded.closed, guarded.guard.count) == ([], 2)
     guarded.scan(0.1)
     assert (guarded.closed, guarded.guard.count) == ([older], 1)
+
+
+async def test_connections_without_a_key_are_closed_first_and_then_the_least_used_of_the_largest_address(
+    guarded: Guarded,
+) -> None:
+    first, second = [guarded.connect("192.0.2.1", calls=0) for _ in range(2)]
+    other = guarded.connect("192.0.2.2", calls=0)
+    guarded.connect("192.0.2.3", calls=1)
+    guarded.scan()
+    call(guarded, first)  # so that the second one has not been used for longer
+    guarded.scan()
+    new = guarded.connect("192.0.2.4")
+    for closed in ([new], [new, second], [new, second, first]):
+        guarded.limit(connections=guarded.guard.count - 1)
+        guarded.scan()
+        assert (guarded.closed, guarded.guard.count) == (closed, 5 - len(closed))
+    assert other not in guarded.closed
 
 
 async def test_the_next_scan_is_early_when_there_are_many_connections(guarded: Guarded) -> None:
@@ -246,6 +318,20 @@ async def test_every_64_resets_of_a_connection_start_the_next_scan(guarded: Guar
         assert guarded.guard._wake.is_set() == (count == 64)
 
 
+async def test_a_quiet_server_is_scanned_four_times_a_second_at_most(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans: list[float] = []
+
+    def scan(now: float) -> float:
+        scans.append(now)
+        return 1.0
+
+    monkeypatch.setattr(guarded.guard, "scan", scan)
+    await until(lambda: len(scans) == 3)
+    assert all(later - earlier > 0.2 for earlier, later in pairwise(scans))
+
+
 # --- the log, and the end
 
 
@@ -255,6 +341,7 @@ async def test_a_log_line_counts_the_connections_that_were_closed_since_the_last
     guarded.limit(unauthenticated_resets=0)
     for _ in range(2):
         flood(guarded, "192.0.2.1")
+    assert len(caplog.records) == 1
     ended = guarded.connect("192.0.2.2")
     guarded.guard.reset(ended.peer)
     with monkeypatch.context() as patch:  # its caller leaves before it is closed
@@ -268,6 +355,13 @@ async def test_a_log_line_counts_the_connections_that_were_closed_since_the_last
         "1 gRPC connections were closed: 1 flooding. The most from one address, 1, from 192.0.2.1",
         "1 gRPC connections were closed: 1 flooding. The most from one address, 1, from 192.0.2.3",
     ]
+
+
+async def test_a_guard_ends_all_connections_when_it_hangs_up(guarded: Guarded) -> None:
+    connections = [guarded.connect(), guarded.connect(calls=0), guarded.connect(calls=1)]
+    guarded.guard.hang_up()
+    assert guarded.kernel.ended == connections
+    assert guarded.closed == []
 
 
 async def test_nothing_is_counted_before_a_guard_watches_and_after_it(

@@ -14,6 +14,7 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.server import rpc
+from pomelo.status import OPEN_KEY
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.integration.scripted_services import GATEWAY, KEY, PROOF, ScriptedServices, raises, serve_scripted
 from tests.unit.server.test_calls import METHODS, Recorder
@@ -140,8 +141,31 @@ async def test_a_time_limit_within_a_service_is_an_internal_error(method: str) -
 
 
 @METHODS
+async def test_an_unexpected_error_is_logged_and_not_sent(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_scripted(ScriptedServices(before=raises(ValueError("secret")))) as opened:
+        error = await failure(opened.task(method, metadata=bearer(KEY, x_request_id="mine-7")))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INTERNAL, "internal_error")
+    assert "secret" not in (error.details() or "")
+    (record,) = [record for record in caplog.records if record.name == "pomelo.server"]
+    assert record.getMessage().startswith("request mine-7 failed unexpectedly\n")
+    assert "ValueError" in record.getMessage()
+
+
+async def test_a_method_that_does_not_exist_is_refused() -> None:
+    async with serve_scripted() as opened:
+        error = await failure(opened.channel.unary_unary("/pomelo.v1.TaskService/Nothing")(b""))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNIMPLEMENTED, "method_not_allowed")
+    assert error.details() == "This method does not exist. Check its name"
+
+
+@METHODS
 @pytest.mark.parametrize("itself", [False, True])
-async def test_a_service_that_something_cancels_is_an_internal_error(method: str, itself: bool) -> None:
+@pytest.mark.parametrize("gateway", [False, True])
+async def test_a_service_that_something_cancels_is_an_internal_error(
+    method: str, itself: bool, gateway: bool
+) -> None:
     async def cancelled(call: Call) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -150,8 +174,12 @@ async def test_a_service_that_something_cancels_is_an_internal_error(method: str
         task.cancel()
         await forever(call)
 
-    async with serve_scripted(ScriptedServices(before=cancelled)) as opened:
-        assert reason_of(await failure(opened.task(method))) == "internal_error"
+    services = ScriptedServices(during=cancelled) if gateway else ScriptedServices(before=cancelled)
+    async with serve_scripted(services) as opened:
+        call = opened.task(method, metadata=[*bearer(KEY), *(GATEWAY if gateway else ())])
+        assert reason_of(await failure(call)) == "internal_error"
+        if gateway and method == "StreamTask":
+            assert OPEN_KEY in as_dict(await call.initial_metadata())
 
 
 @METHODS
@@ -169,11 +197,11 @@ async def test_the_end_of_a_call_is_reported_unless_a_gateway_made_it(method: st
 
 
 @METHODS
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(("late", "reset_time"), [(False, 60.0), (True, 60.0), (False, 0.0)])
 async def test_a_call_that_its_caller_cancels_early_counts_as_a_reset(
-    method: str, late: bool, monkeypatch: pytest.MonkeyPatch
+    method: str, late: bool, reset_time: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc, "_RESET_TIME", 60.0)
+    monkeypatch.setattr(rpc, "_RESET_TIME", reset_time)
     begun = asyncio.Event()
 
     async def wait(call: Call) -> None:
@@ -188,7 +216,7 @@ async def test_a_call_that_its_caller_cancels_early_counts_as_a_reset(
         await begun.wait()
         call.cancel()
         await until(lambda: "ended" in connections.reports)
-    assert ("reset" in connections.reports) != late
+    assert ("reset" in connections.reports) == (reset_time > 0 and not late)
     assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
 
 

@@ -17,6 +17,13 @@ def test_an_event_of_any_size_is_serialized_as_protobuf_does_it(size: int) -> No
     assert envelope(StreamTaskResponse)(event) == expected
 
 
+@pytest.mark.parametrize("size", range(118, 124))
+def test_a_length_of_one_byte_becomes_one_of_two(size: int) -> None:
+    result = TaskResult(id="x" * size, cost_micros=1)
+    assert 122 <= result.ByteSize() <= 129
+    assert envelope(RunTaskResponse)(result) == RunTaskResponse(result=result).SerializeToString()
+
+
 def test_an_empty_message_is_present() -> None:
     assert StreamTaskResponse.FromString(envelope(StreamTaskResponse)(TaskEvent())).HasField("event")
 

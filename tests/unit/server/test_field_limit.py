@@ -139,6 +139,26 @@ def test_damaged_messages_within_the_limit_have_no_more_fields_than_allowed(
         assert fields_of(parsed) <= max_fields
 
 
+@pytest.mark.parametrize("field", list(Packed.DESCRIPTOR.fields), ids=lambda field: field.name)
+def test_each_packed_number_counts_once_however_many_bytes_it_has(field: FieldDescriptor) -> None:
+    values = [1] * 40 if field.type == field.TYPE_BOOL else [0, 1, 127, 300, 40_000] * 8
+    data = Packed(**{field.name: values}).SerializeToString()
+    assert excess_field(data, Packed.DESCRIPTOR, 41) is None
+    assert excess_field(data, Packed.DESCRIPTOR, 40) == field.name
+    after = data + b"\xf8\x06\x01"  # a field that the message does not have
+    assert excess_field(after, Packed.DESCRIPTOR, 42) is None
+    assert excess_field(after, Packed.DESCRIPTOR, 41) == ""
+
+
+@pytest.mark.parametrize(
+    "unknown", [b"\xfd\x06\0\0\0\0", b"\xf9\x06" + bytes(8), b"\xfa\x06\x03abc", b"\xf8\x06\x80\x01"]
+)
+def test_fields_after_unknown_ones_of_each_width_are_counted(unknown: bytes) -> None:
+    data = unknown * 3 + text_pb2.TextInput(messages=[text_pb2.Message()] * 5).SerializeToString()
+    assert excess_field(data, text_pb2.TextInput.DESCRIPTOR, 8) is None
+    assert excess_field(data, text_pb2.TextInput.DESCRIPTOR, 7) == "messages"
+
+
 def grouped(number: int, inner: bytes) -> bytes:
     """Returns a protobuf group; no message of Pomelo has one."""
     return bytes((number << 3 | 3,)) + inner + bytes((number << 3 | 4,))

@@ -66,6 +66,19 @@ async def test_each_call_reaches_its_method(method: str, recorder: Recorder, pat
     assert recorder.calls == [python_name(method)]
 
 
+async def test_an_error_of_the_operator_reaches_the_client(
+    recorder: Recorder, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "answer", None)  # so that each call fails unexpectedly
+    async with open_operator(path, 10.0) as operator:
+        with refused("internal_error"):
+            await operator.audit_ledger(admin_pb.AuditLedgerRequest())
+        unknown = admin_pb.AuditLedgerRequest.FromString(b"\xba\x3e\x01x")
+        with refused("invalid_parameter"):
+            await operator.audit_ledger(unknown)
+    assert recorder.calls == ["audit_ledger"]
+
+
 async def test_a_call_ends_after_the_seconds_of_its_client(recorder: Recorder, path: Path) -> None:
     async with open_operator(path, 0.2) as operator, asyncio.timeout(10):
         with refused("deadline_exceeded"):
@@ -84,6 +97,17 @@ async def test_a_running_call_may_end_within_the_grace_of_the_socket(
                 await recorder.called.wait()
             asyncio.get_running_loop().call_later(0.1, recorder.answer.set)
         assert await running == admin_pb.AuditLedgerResponse()
+
+
+async def test_only_the_owner_can_open_a_socket_and_other_files_get_their_usual_mode(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    path, before, after = [tmp_path / name for name in ("operator.sock", "before", "after")]
+    before.touch()
+    async with open_operator_socket(cast(Operator, recorder), path, grace=0.0):
+        after.touch()
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert after.stat().st_mode == before.stat().st_mode
 
 
 async def test_the_path_of_a_socket_may_have_107_bytes(recorder: Recorder) -> None:

@@ -1,0 +1,99 @@
+"""Connections whose client has left: nothing keeps them, and nothing is sent to them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import weakref
+
+import pytest
+
+from gateway.connections.connection import MAX_HEAD
+from gateway.connections.limits import StartQueues
+from pomelo.call import Call, Principal
+from tests.gateway.flow import Clients, ClientTransport, open_clients, until
+from tests.gateway.gateway_app import GatewayApp, OpenApp
+from tests.gateway.requests import ACCOUNT, HI, raw_task
+from tests.gateway.scripts import play
+from tests.unit.telemetry.reports import Reports
+
+LONG_HEAD = b"GET / HTTP/1.1\r\nA: " + b"x" * MAX_HEAD
+STREAM = raw_task({**HI, "stream": True}, close=False)
+
+
+async def leave(clients: Clients, data: bytes, *, reads: bool) -> weakref.ref[StartQueues]:
+    """Connects a client, which sends `data`, may read the response, and leaves. Returns a reference to what only
+    its connection has."""
+    client = await clients.connect(data)
+    await until(lambda: client.unread or not data.startswith(ACCOUNT))
+    if reads:
+        client.read(len(client.unread))
+    client.abort()
+    await until(lambda: not client.connection.connected)
+    assert len(clients.connections) == clients.connections.lingering == 0
+    return weakref.ref(client.connection._start_queues)
+
+
+@pytest.mark.parametrize(
+    ("data", "reads"),
+    [
+        (b"", False),
+        (b"GET /", False),
+        (ACCOUNT, False),
+        (ACCOUNT, True),
+        (LONG_HEAD, False),
+        (LONG_HEAD, True),
+    ],
+    ids=["new", "in a head", "unread response", "idle", "unread refusal", "refused"],
+)
+async def test_no_timer_keeps_a_connection_whose_client_has_left(
+    gateway: GatewayApp, data: bytes, reads: bool
+) -> None:
+    async with open_clients(gateway.services, linger_timeout=60.0) as clients:
+        kept = await leave(clients, data, reads=reads)
+        await asyncio.sleep(0)
+        gc.collect()
+        assert kept() is None
+
+
+async def test_a_call_whose_client_has_left_is_reported_without_a_status(open_gateway: OpenApp) -> None:
+    reports, begun = Reports(), asyncio.Event()
+
+    async def wait(call: Call) -> Principal:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with (
+        open_gateway(authenticate=wait) as gateway,
+        open_clients(gateway.services, observers=[reports]) as clients,
+    ):
+        client = await clients.connect(ACCOUNT)
+        await asyncio.wait_for(begun.wait(), 5)
+        client.abort()
+        await until(lambda: reports.calls)
+    assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
+
+
+async def test_a_client_that_is_leaving_gets_no_comment(
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    class LeavingTransport(ClientTransport):
+        """A transport that closes, as asyncio's does when a write has failed, before it reports the loss."""
+
+        checks = 0
+
+        def get_write_buffer_size(self) -> int:
+            self.checks += 1
+            self._closing = True
+            return 0
+
+    gateway.provider.script = play(asyncio.Event().wait)
+    async with open_clients(gateway.services, keep_alive=0.02) as clients:
+        client = await clients.connect(STREAM, LeavingTransport)
+        await until(lambda: client.checks == 2)  # type: ignore[attr-defined]
+        assert not client.unread
+        client.connection.connection_lost(None)
+        await asyncio.wait_for(gateway.provider.closed.wait(), 5)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
