@@ -28,7 +28,7 @@ OPEN_KEY = "x-pomelo-open"
 """Response metadata, to gateways only: all checks that can refuse the task are done, and a later failure is
 part of the response. It is not secret, so a gateway needs no proof to receive it."""
 
-_HEADERS = frozenset(
+HEADERS = frozenset(
     {
         *("x-request-id", "x-pomelo-mode", "x-credits-remaining", "x-credits-charged", "idempotent-replayed"),
         *("x-pomelo-adjusted", "preference-applied", "deprecation", "sunset"),
@@ -59,7 +59,7 @@ def header_name(key: str) -> str | None:
     also passes on the headers of limits that only the engine knows."""
     if key.startswith(_LIMIT_PREFIX):
         return f"X-RateLimit-{key.removeprefix(_LIMIT_PREFIX).title()}"
-    return key.title() if key in _HEADERS else None
+    return key.title() if key in HEADERS else None
 
 
 def status_code(error: PomeloError) -> Any:

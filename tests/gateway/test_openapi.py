@@ -27,7 +27,7 @@ from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskStarted, TaskType
 from pomelo.gen.v1.text_pb2 import ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Mode
-from pomelo.status import HEADER_NAMES
+from pomelo.status import HEADERS, header_name
 
 REST_CODES = [code for code in TABLE if code not in GRPC_ERRORS]
 
@@ -307,7 +307,13 @@ def test_a_task_has_no_unknown_field(task_format: TaskFormat) -> None:
 
 
 def test_every_header_of_a_call_is_described() -> None:
-    assert set(HEADER_NAMES.values()) | {"Retry-After", "WWW-Authenticate"} <= set(RESPONSE_HEADERS)
+    limits = {
+        f"x-ratelimit-{part}{counter}"
+        for part in ("limit", "remaining", "reset")
+        for counter in ("", "-tokens", "-concurrent")
+    } - {"x-ratelimit-reset-concurrent"}
+    named = {header_name(key) for key in HEADERS | limits}
+    assert named | {"Retry-After", "WWW-Authenticate"} <= set(RESPONSE_HEADERS)
 
 
 def test_the_pieces_of_a_tool_call_are_described() -> None:

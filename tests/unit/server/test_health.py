@@ -30,7 +30,7 @@ async def test_every_service_is_as_healthy_as_the_server() -> None:
             for name in listed:
                 answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
                 assert answer.status == status
-            opened.server.drain()
+            opened.server.readiness.drain()
         error = await failure(stub.Check(health_pb2.HealthCheckRequest(service="other")))
         assert (error.code(), reason_of(error)) == (grpc.StatusCode.NOT_FOUND, "not_found")
 
@@ -43,7 +43,7 @@ async def test_a_watch_reports_each_change_once_and_ends_when_the_server_drains(
         found = []
         async for answer in HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest(service=name)):
             found.append(answer.status)
-            opened.server.drain()
+            opened.server.readiness.drain()
     assert found == reported
 
 
@@ -59,7 +59,7 @@ async def test_the_health_checks_of_a_gateway_keep_its_connection_open(gateway: 
 async def test_a_client_asks_whether_a_server_serves() -> None:
     async with serve_scripted() as opened, open_health(opened.server.address) as check:
         assert await check(5.0) is True
-        opened.server.drain()
+        opened.server.readiness.drain()
         assert await check(5.0) is False
 
 

@@ -72,7 +72,7 @@ async def test_new_connections_get_the_certificate_that_replaced_the_first_one(t
     for name in ("old", "new"):
         make_certificate(tmp_path, name, name, *names)
     old, new = [(tmp_path / f"{name}.pem", tmp_path / f"{name}.key") for name in ("old", "new")]
-    options = ServerOptions("127.0.0.1:0", grace=0, tls_cert=old[0], tls_key=old[1])
+    options = ServerOptions("127.0.0.1:0", grace=0, certificate=read_certificate(*old, None))
     trusted = grpc.ssl_channel_credentials(old[0].read_bytes())
     async with asyncio.timeout(20), open_server(ScriptedServices().services(), options) as opened:
         host, _, port = opened.address.rpartition(":")
