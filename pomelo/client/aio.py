@@ -349,7 +349,9 @@ class AsyncStream(StreamState[AsyncClient, T, R]):
 
 async def _send(rpc: Any, upload: Upload) -> None:
     """Sends an upload until it is complete or the server has answered."""
-    with upload.open() as file, suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+    # An InternalError: the call ended while the end of the upload was being sent.
+    ended = (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError)
+    with upload.open() as file, suppress(*ended):
         requests = upload.requests(file)
         while (request := await asyncio.to_thread(next, requests, None)) is not None:
             await rpc.write(request)

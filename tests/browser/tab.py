@@ -30,6 +30,10 @@ def _with_text(selector: str, text: str) -> str:
     return f"[...document.querySelectorAll({selector!r})].find({matches})"
 
 
+class CommandError(Exception):
+    """The browser could not run a command, such as one that needs the page that the tab is leaving."""
+
+
 class Tab:
     """Controls a tab by the DevTools protocol. `problems` are uncaught exceptions, and what the browser logged as
     an error: violations of the page's policy among them, but not responses with an error status."""
@@ -47,7 +51,8 @@ class Tab:
             message = await self._tools.receive_json()
             self._note(message)
             if message.get("id") == self._calls:
-                assert "error" not in message, message
+                if "error" in message:
+                    raise CommandError(message["error"])
                 return message["result"]
 
     def _note(self, message: Any) -> None:
@@ -78,11 +83,17 @@ class Tab:
         """
         try:
             async with asyncio.timeout(seconds):
-                while not await self.run(f"Boolean({condition})"):  # noqa: ASYNC110 (pages have no event for it)
+                while not await self._is_true(condition):  # noqa: ASYNC110 (pages have no event for it)
                     await asyncio.sleep(0.05)
         except TimeoutError:
             shown = await self.run("document.body.innerText")
             raise AssertionError(f"{condition} did not become true: {self.problems}\n{shown}") from None
+
+    async def _is_true(self, condition: str) -> bool:
+        try:
+            return bool(await self.run(f"Boolean({condition})"))
+        except CommandError:
+            return False
 
     async def press(self, key: str, times: int = 1, *, shift: bool = False) -> None:
         """Presses a key."""

@@ -13,6 +13,7 @@ import pytest
 
 from tests.app import RunningApp, run_app
 from tests.browser.chromium import NAMES, Browser, find_browser, open_browser
+from tests.browser.tab import CommandError
 
 EACH_FRONT_END = pytest.mark.parametrize("front_end", ["rest", "remote"])
 
@@ -53,6 +54,8 @@ class Tab:
         while True:
             message = await self._tools.receive_json()
             if message.get("id") == self._number:
+                if "error" in message:
+                    raise CommandError(message["error"])
                 return message["result"]
             if message["method"] in ("Log.entryAdded", "Runtime.exceptionThrown"):
                 self.complaints.append(json.dumps(message["params"]))
@@ -73,8 +76,14 @@ class Tab:
     async def wait_for(self, expression: str) -> None:
         """Waits until an expression is true."""
         async with asyncio.timeout(30):
-            while not await self.evaluate(expression):  # noqa: ASYNC110 (the page has no event for it)
+            while not await self._is_true(expression):  # noqa: ASYNC110 (the page has no event for it)
                 await asyncio.sleep(0.05)
+
+    async def _is_true(self, expression: str) -> bool:
+        try:
+            return bool(await self.evaluate(expression))
+        except CommandError:  # the tab was leaving its page
+            return False
 
 
 @asynccontextmanager

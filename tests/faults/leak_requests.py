@@ -71,7 +71,7 @@ def invalid_posts() -> Iterator[dict[str, Any]]:
     for name in ("Authorization", "X-Request-Timeout", "traceparent", "Accept"):
         yield {"json": HELLO, "headers": {name: WORD}}
     yield {"json": HELLO, "headers": {"X-Large": WORD * 2000}}
-    yield {"json": HELLO, "params": {WORD: WORD}}
+    yield {"json": HELLO, "params": {f"{NAME_MARKER}-parameter": WORD}}
 
 
 def malformed_requests() -> tuple[bytes, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,12 +19,13 @@ from tests.tasks import to_options, to_task
 
 class LeavingClient:
     """A caller that runs one task, reads its output and can leave at any time. `chunks` counts the output that
-    it has received."""
+    it has received, `audio_bytes` the audio."""
 
     def __init__(
         self, app: RunningApp, protocol: str, key: str, body: dict[str, Any], *, stream: bool
     ) -> None:
         self.chunks = 0
+        self.audio_bytes = 0
         self._received = asyncio.Condition()
         self._stream = stream
         run: Callable[[], Awaitable[None]] = self._grpc if protocol == "grpc" else self._rest
@@ -34,15 +37,21 @@ class LeavingClient:
         async with asyncio.timeout(5), self._received:
             await self._received.wait_for(lambda: self.chunks >= chunks)
 
+    async def has_audio(self, size: int) -> None:
+        """Returns when at least that many bytes of audio have been received."""
+        async with asyncio.timeout(5), self._received:
+            await self._received.wait_for(lambda: self.audio_bytes >= size)
+
     async def leave(self) -> None:
         """Cancels the task, whatever it is waiting for."""
         self.task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await self.task
 
-    async def _receive(self) -> None:
+    async def _receive(self, audio: bytes = b"") -> None:
         async with self._received:
             self.chunks += 1
+            self.audio_bytes += len(audio)
             self._received.notify_all()
 
     async def _grpc(self) -> None:
@@ -56,7 +65,7 @@ class LeavingClient:
         try:
             async for response in call:
                 if response.event.text_delta.text or response.event.audio_chunk.data:
-                    await self._receive()
+                    await self._receive(response.event.audio_chunk.data)
         finally:
             call.cancel()
 
@@ -67,4 +76,5 @@ class LeavingClient:
         async with self._app.session.post(url, json=body, headers=headers) as answer:
             async for line in answer.content:
                 if line.startswith(b"data: {"):
-                    await self._receive()
+                    audio = json.loads(line.removeprefix(b"data: ")).get("audio") or {}
+                    await self._receive(base64.b64decode(audio.get("b64_json", "")))

@@ -104,7 +104,7 @@ async def interrupt(
     app.upstream.script(Reply(headers=headers, steps=(sent, gate)))
     client = LeavingClient(app, protocol, caller.live, body, stream=True)
     await gate.reached.wait()
-    await client.has(-(-len(sent) // 65_536))
+    await client.has_audio(len(sent))
     await client.leave()
     await app.idle(caller, live=True)
 

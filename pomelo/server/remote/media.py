@@ -151,6 +151,8 @@ async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> li
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
         if not errors:
             raise
+    except grpc.aio.InternalError:
+        pass  # the call ended while the end of the upload was being sent; awaiting it raises its error
     finally:
         active = False
     return errors
