@@ -102,7 +102,7 @@ async def test_processor_time_is_that_of_all_threads_of_a_process(tmp_path: Path
         "def burn():\n"
         "    while time.thread_time() < 0.2: pass\n"
         "thread = threading.Thread(target=burn); thread.start(); burn(); thread.join()\n"
-        "print('burnt', time.process_time(), flush=True)\n"
+        "print(f'burnt {time.process_time()}', flush=True)\n"
         "time.sleep(60)\n"
     )
     burning = start(module("burn"), tmp_path / "output", ready="burnt", PYTHONPATH=str(tmp_path))
