@@ -15,9 +15,8 @@ async def check_no_parameters(request: Request, visit: Visit) -> None:
     Raises:
         PomeloError: invalid_parameter, or what takes precedence over it.
     """
-    if "?" in request.target:
-        for name in request.url.query:
-            raise await visit.refuse(unknown_parameter(name))
+    for name in request.url.query:
+        raise await visit.refuse(unknown_parameter(name))
 
 
 def unknown_parameter(name: str, known: Collection[str] = ()) -> PomeloError:

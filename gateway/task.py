@@ -27,7 +27,7 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
     Raises:
         PomeloError: any error of the table.
     """
-    if "?" in request.target:
+    if "?" in request.target:  # saves most requests the call
         await check_no_parameters(request, visit)
     parsed = await read_task(gateway, request, call, visit)
     tasks = gateway.services.tasks

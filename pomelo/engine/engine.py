@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -56,9 +55,7 @@ class Engine:
         """The first arguments of each `ObservedTask`."""
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
-        principal = call.principal
-        if principal is None or time.monotonic() > call.recheck_key:
-            principal = await self._access.authenticate(call)
+        principal = await self._access.authenticate(call)
         try:
             with ObservedTask(*self._observed, call, principal, spec.model, stream=False) as task:
                 accepted = task.accepted = await self._accept(spec, options, call, principal, stream=False)
