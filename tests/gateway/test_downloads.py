@@ -160,33 +160,12 @@ async def test_a_head_request_gets_the_headers_of_the_range_without_bytes(gatewa
 # --- truncated files
 
 
-class TruncatedMedia:
-    """A media service whose files have three bytes instead of ten."""
+class ThreeBytes:
+    """A media service whose files have three bytes; each claims to have `size`, and expires at `expires`, in Unix
+    seconds."""
 
-    @asynccontextmanager
-    async def download_media(
-        self, media_id: str, signature: str, call: Call
-    ) -> AsyncIterator[tuple[Media, Any]]:
-        async def pieces() -> AsyncIterator[bytes]:
-            yield b"abc"
-
-        yield Media(id=media_id, content_type="image/png", size_bytes=10), pieces()
-
-
-async def test_a_truncated_download_can_not_look_complete(gateway: GatewayApp) -> None:
-    async with (
-        gateway.over(media=TruncatedMedia()) as scripted,
-        gateway.http.get(f"{scripted.url}/media/media_1.png?sig=x") as response,
-    ):
-        assert (response.status, response.headers["Content-Length"]) == (200, "10")
-        with pytest.raises((aiohttp.ClientPayloadError, ConnectionResetError)):
-            await response.read()
-
-
-class OldMedia:
-    """A media service with a file that expires at `expires`, in Unix seconds."""
-
-    def __init__(self, expires: float) -> None:
+    def __init__(self, size: int = 3, expires: float = 0) -> None:
+        self.size = size
         self.expires = Timestamp(seconds=int(expires))
 
     @asynccontextmanager
@@ -196,7 +175,18 @@ class OldMedia:
         async def pieces() -> AsyncIterator[bytes]:
             yield b"abc"
 
-        yield Media(id=media_id, content_type="image/png", size_bytes=3, expire_time=self.expires), pieces()
+        media = Media(id=media_id, content_type="image/png", size_bytes=self.size, expire_time=self.expires)
+        yield media, pieces()
+
+
+async def test_a_truncated_download_can_not_look_complete(gateway: GatewayApp) -> None:
+    async with (
+        gateway.over(media=ThreeBytes(size=10)) as scripted,
+        gateway.http.get(f"{scripted.url}/media/media_1.png?sig=x") as response,
+    ):
+        assert (response.status, response.headers["Content-Length"]) == (200, "10")
+        with pytest.raises((aiohttp.ClientPayloadError, ConnectionResetError)):
+            await response.read()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +196,7 @@ async def test_a_file_may_be_cached_until_its_link_or_it_expires(
     gateway: GatewayApp, query: str, left: int
 ) -> None:
     until = time.time() + left
-    async with gateway.over(media=OldMedia(until if not query else 0)) as scripted:
+    async with gateway.over(media=ThreeBytes(expires=0 if query else until)) as scripted:
         url = f"{scripted.url}/media/media_1.png{query.format(int(until))}"
         async with gateway.http.get(url, headers={} if query else gateway.headers) as response:
             seconds = int(response.headers["Cache-Control"].removeprefix("private, max-age="))
