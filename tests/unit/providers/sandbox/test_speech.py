@@ -11,7 +11,7 @@ from contextlib import aclosing
 import pytest
 from tinytag import TinyTag
 
-from pomelo.fields import AUDIO_FORMATS as FORMATS
+from pomelo.audio_formats import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import TextToSpeechInput, VoiceSettings
 from pomelo.providers.sandbox import Sandbox
 from tests.unit.providers.sandbox.sandbox_jobs import decode, job, synthesize
