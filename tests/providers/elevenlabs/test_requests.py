@@ -271,10 +271,10 @@ async def test_the_catalogues_own_rows_are_accepted(rig: Rig) -> None:
         ("eleven-labs-tts", say(voice_settings=SETTINGS, language_code="en", seed=1)),
         ("eleven-labs-sts", SpeechToSpeechInput(voice="adam", voice_settings=SETTINGS, seed=1)),
     ):
-        for route in catalog.resolve(name).routes:
+        for route in catalog.by_any_name[name].routes:
             for stream in (False, True):
                 await read_audio(rig.provider, job(speech_input, route=route, stream=stream))
-    for route in catalog.resolve("eleven-labs-stt").routes:
+    for route in catalog.by_any_name["eleven-labs-stt"].routes:
         result = SpeechToTextInput(diarize=True, num_speakers=2, language_code="eng")
         await transcript(rig.provider, job(result, route=route))
 
