@@ -14,7 +14,6 @@ from typing import Any
 from pomelo.audio_formats import AUDIO_FORMATS, DEFAULT_AUDIO_FORMAT
 from pomelo.catalog.voice_names import MAX_LENGTH as MAX_VOICE_CHARACTERS
 from pomelo.errors import PomeloError, invalid, missing
-from pomelo.gen.v1.task_pb2 import TaskType
 
 MAX_MESSAGES = 10_000
 MAX_PARTS = 100
@@ -152,14 +151,6 @@ SPEECH_TO_TEXT_FIELDS: Rules = {
     "num_speakers": FieldRule("integer", minimum=1, maximum=MAX_SPEAKERS),
     "timestamps": FieldRule("string", choices=("none", "word", "character"), default="word"),
     "metadata": _METADATA,
-}
-
-FIELD_RULES: Mapping[TaskType.ValueType, Rules] = {
-    TaskType.TASK_TYPE_TEXT: TEXT_FIELDS,
-    TaskType.TASK_TYPE_IMAGE: IMAGE_FIELDS,
-    TaskType.TASK_TYPE_TEXT_TO_SPEECH: TEXT_TO_SPEECH_FIELDS,
-    TaskType.TASK_TYPE_SPEECH_TO_SPEECH: SPEECH_TO_SPEECH_FIELDS,
-    TaskType.TASK_TYPE_SPEECH_TO_TEXT: SPEECH_TO_TEXT_FIELDS,
 }
 
 

@@ -34,11 +34,6 @@ ADDITIONS = (
     ),
     (
         "pomelo/fields.py",
-        "FIELD_RULES: Mapping[TaskType.ValueType, Rules] = {",
-        "    TaskType.TASK_TYPE_MODERATION: MODERATION_FIELDS,",
-    ),
-    (
-        "pomelo/fields.py",
         '"""The fields that text-to-speech and speech-to-speech share."""',
         '\nMODERATION_FIELDS: Rules = {"text": _CHARACTERS}',
     ),
