@@ -68,7 +68,7 @@ class FrontEnd(ServerState):
                     await context.abort(*outcome)
                 except grpc.aio.InternalError:
                     # The call has ended: its caller has left, or grpc itself has refused its message. grpc
-                    # would log this error with its trace, and no longer cancels a call that it aborts.
+                    # does not cancel a call that is being aborted, and would log this error with its trace.
                     rpc.cancelled()
                     raise asyncio.CancelledError from None
                 finally:
