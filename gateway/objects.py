@@ -13,16 +13,14 @@ from pydantic_core import to_json
 
 from gateway.types import type_name
 from pomelo import money
+from pomelo.enums import enum_names
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.usage_pb2 import Mode, Usage
 
-_MODES = {Mode.MODE_LIVE: "live", Mode.MODE_TEST: "test"}
-_SOURCES = {
-    pb.USAGE_SOURCE_PROVIDER: "provider",
-    pb.USAGE_SOURCE_ESTIMATED: "estimated",
-    pb.USAGE_SOURCE_RECOVERED: "recovered",
-}
+_MODES = enum_names(Mode.DESCRIPTOR)
+_SOURCES = enum_names(pb.UsageSource.DESCRIPTOR)
+_UNITS = enum_names(PriceUnit.DESCRIPTOR)
 
 
 # --- models
@@ -51,17 +49,14 @@ def render_model(model: Model) -> dict[str, Any]:
 
 
 def _prices(lines: Any) -> dict[str, str]:
-    return {_unit_name(price.unit): money.format_credits(price.amount_micros) for price in lines}
+    return {
+        _UNITS.get(price.unit, f"unit_{price.unit}"): money.format_credits(price.amount_micros)
+        for price in lines
+    }
 
 
 def _date(time: Timestamp) -> str | None:
     return time.ToDatetime().date().isoformat() if time.seconds else None
-
-
-def _unit_name(unit: int) -> str:
-    descriptor: Any = PriceUnit
-    value = descriptor.DESCRIPTOR.values_by_number.get(unit)
-    return value.name.removeprefix("PRICE_UNIT_").lower() if value is not None else f"unit_{unit}"
 
 
 # --- accounts and usage

@@ -41,6 +41,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def host_of(header: str) -> str:
+    """Returns the host in a Host header, in lower case and without its port; empty if it has no host."""
+    try:
+        return URL(f"http://{header}").host or ""
+    except ValueError:
+        return ""
+
+
+def is_fixed(host: str) -> bool:
+    """Whether no DNS server decides which machine a host is: it is an IP address or `localhost`."""
+    if host == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def without_login(url: str) -> str:
     """Returns a URL without user, password and query, which may be secret, for messages."""
     return _LOGIN.sub("//", url.partition("?")[0], count=1)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from pomelo.audio_formats import AUDIO_FORMATS, DEFAULT_AUDIO_FORMAT
 from pomelo.catalog.voice_names import MAX_LENGTH as MAX_VOICE_CHARACTERS
 from pomelo.errors import PomeloError, invalid, missing
-from pomelo.gen.v1.task_pb2 import TaskType
 
 MAX_MESSAGES = 10_000
 MAX_PARTS = 100
@@ -57,20 +57,6 @@ MAX_SPEAKERS = 32
 
 MAX_CHARACTERS = 10_000
 """Characters of a prompt or of a text to speak with the built-in models. A model's own limit applies."""
-
-SAMPLE_RATES = (8000, 16000, 22050, 24000, 32000, 44100, 48000)
-"""Sample rates of bare samples, of the caller's audio and of speech, in Hz."""
-
-AUDIO_FORMATS = frozenset(
-    [f"mp3_44100_{kbits}" for kbits in (32, 64, 96, 128, 192)]
-    + ["mp3_22050_32", "mp3_24000_48", "ulaw_8000", "alaw_8000"]
-    + [f"{codec}_{rate}" for codec in ("pcm", "wav") for rate in SAMPLE_RATES]
-    + [f"opus_48000_{kbits}" for kbits in (32, 64, 96, 128, 192)]
-)
-"""The output formats of speech: codec, sample rate in Hz, kbit/s."""
-
-DEFAULT_AUDIO_FORMAT = "mp3_44100_128"
-"""The output_format of speech if the caller does not set it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +151,6 @@ SPEECH_TO_TEXT_FIELDS: Rules = {
     "num_speakers": FieldRule("integer", minimum=1, maximum=MAX_SPEAKERS),
     "timestamps": FieldRule("string", choices=("none", "word", "character"), default="word"),
     "metadata": _METADATA,
-}
-
-FIELD_RULES: Mapping[TaskType.ValueType, Rules] = {
-    TaskType.TASK_TYPE_TEXT: TEXT_FIELDS,
-    TaskType.TASK_TYPE_IMAGE: IMAGE_FIELDS,
-    TaskType.TASK_TYPE_TEXT_TO_SPEECH: TEXT_TO_SPEECH_FIELDS,
-    TaskType.TASK_TYPE_SPEECH_TO_SPEECH: SPEECH_TO_SPEECH_FIELDS,
-    TaskType.TASK_TYPE_SPEECH_TO_TEXT: SPEECH_TO_TEXT_FIELDS,
 }
 
 

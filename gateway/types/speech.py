@@ -19,9 +19,9 @@ from gateway.types.base import (
     render_media,
     result_schema,
 )
+from pomelo.audio_formats import DEFAULT_AUDIO_FORMAT
 from pomelo.errors import invalid
 from pomelo.fields import (
-    DEFAULT_AUDIO_FORMAT,
     SPEECH_TO_SPEECH_FIELDS,
     TEXT_TO_SPEECH_FIELDS,
     VOICE_SETTINGS_FIELDS,

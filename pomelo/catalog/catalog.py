@@ -21,7 +21,6 @@ from pomelo.catalog.rows import EFFORTS, parse_date
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, TomlFile
 from pomelo.enums import enum_names
-from pomelo.errors import unsupported_model
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
 
@@ -171,17 +170,6 @@ class Catalog:
         if faults:
             raise CatalogError(sorted(faults, key=lambda fault: (files.index(fault.file), fault.line)))
         return cls([_with_voices(model, voices) for model in models.values()], hosts)
-
-    def resolve(self, name: str) -> Model:
-        """The model with this name or alias.
-
-        Raises:
-            PomeloError: unsupported_model.
-        """
-        model = self.by_any_name.get(name)
-        if model is None:
-            raise unsupported_model(name)
-        return model
 
 
 def _with_voices(model: Model, voices: Mapping[str, str]) -> Model:

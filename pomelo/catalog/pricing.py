@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
+from pomelo.enums import enum_names, enum_prefix
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.values import value_type
 
@@ -36,7 +37,6 @@ _SCALE: Mapping[PriceUnit.ValueType, tuple[str, int]] = {
 }
 """Unit -> the field of `Usage` that it prices, and how many of them make one unit."""
 
-_PREFIX = "PRICE_UNIT_"
 _COMMON_SCALE = 3_000_000
 """A multiple of every scale, so that sums are exact."""
 
@@ -204,7 +204,7 @@ def _decode_units(text: str) -> UnitPrices:
 
 def unit_name(unit: PriceUnit.ValueType) -> str:
     """The name of a unit in the catalogue, such as million_input_tokens."""
-    return PriceUnit.Name(unit).removeprefix(_PREFIX).lower()
+    return enum_names(PriceUnit.DESCRIPTOR)[unit]
 
 
 def parse_unit(name: str) -> PriceUnit.ValueType:
@@ -213,4 +213,4 @@ def parse_unit(name: str) -> PriceUnit.ValueType:
     Raises:
         ValueError: it is unknown.
     """
-    return PriceUnit.Value(_PREFIX + name.upper())
+    return PriceUnit.Value(enum_prefix(PriceUnit.DESCRIPTOR) + name.upper())

@@ -6,9 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from yarl import URL
-
-from pomelo.addresses import is_loopback
+from pomelo.addresses import host_of, is_loopback
 from pomelo.errors import PomeloError
 from pomelo.gen.admin.v1.admin_service_pb2 import ListAccountsRequest, ListKeysRequest
 
@@ -108,8 +106,5 @@ def _is_local(request: web.BaseRequest) -> bool:
     on this machine is found by the headers that it adds, if it adds any."""
     if any(name in request.headers for name in _FORWARDED):
         return False
-    try:
-        host = URL(f"http://{request.host}").host or ""
-    except ValueError:
-        return False
+    host = host_of(request.headers.get("Host", ""))
     return is_loopback(host) and is_loopback(request.remote or "")

@@ -203,13 +203,12 @@ def _set_field(message: Any, name: str, text: str) -> None:
 
 
 def _enum_name(field: Any, text: str) -> str:
-    names: list[str] = [value.name for value in field.enum_type.values]
-    prefix = names[0].removesuffix("UNSPECIFIED")
-    name = prefix + text.upper()
-    if name not in names:
-        values = ", ".join(n.removeprefix(prefix).lower() for n in names[1:])
-        raise FailureError(f"--param {field.name}: {text!r} is not one of {values}")
-    return name
+    from pomelo.enums import enum_names, enum_prefix
+
+    names = enum_names(field.enum_type).values()
+    if text.lower() not in names:
+        raise FailureError(f"--param {field.name}: {text!r} is not one of {', '.join(names)}")
+    return enum_prefix(field.enum_type) + text.upper()
 
 
 # --- the output

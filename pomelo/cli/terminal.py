@@ -229,12 +229,9 @@ def mode_name(mode: Mode.ValueType) -> str:
 def value_name(enum: Any, value: int) -> str:
     """Returns the short name of an enum's value, such as live; the number of one that is newer than this
     command."""
-    values = enum.DESCRIPTOR.values_by_number
-    if value not in values:
-        return str(value)
-    prefix: str = values[0].name.removesuffix("UNSPECIFIED")
-    name: str = values[value].name
-    return name.removeprefix(prefix).lower()
+    from pomelo.enums import enum_names
+
+    return enum_names(enum.DESCRIPTOR).get(value, str(value) if value else "unspecified")
 
 
 class Progress:

@@ -171,11 +171,6 @@ class CircuitBreaker:
         self._since = 0.0
         """When the route's circuit opened or its last probe failed."""
 
-    def account_state(self, account: str) -> State:
-        """The state of an account's own circuit."""
-        own = self._accounts.get(account)
-        return State.CLOSED if own is None else own.state
-
     @property
     def account_states(self) -> list[State | None]:
         """The states of the tracked accounts' own circuits; None for one that is still closed although no

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pomelo.audio_formats import SAMPLE_RATES
 from pomelo.errors import invalid
-from pomelo.fields import SAMPLE_RATES
 from pomelo.media.media_types import MediaType
 
 _DEFAULT_RATE = 16_000

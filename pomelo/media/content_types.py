@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pomelo.fields import SAMPLE_RATES
+from pomelo.audio_formats import SAMPLE_RATES
 from pomelo.media.audio import BIG_ENDIAN_TYPES, sample_type
 from pomelo.media.media_types import parse
 

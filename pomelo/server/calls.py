@@ -60,19 +60,21 @@ class FrontEnd(ServerState):
     def _handler(self, serve: Method, name: str) -> Callable[[Any, Any], Awaitable[bytes | None]]:
         async def handle(messages: Any, context: Any) -> bytes | None:
             with self.running:
-                outcome = await self.outcome(context, serve, name)
+                rpc = Rpc(self, context)
+                outcome = await self.outcome(rpc, context, serve, name)
                 if not isinstance(outcome, tuple):
                     return outcome
                 try:
                     await context.abort(*outcome)
                 except grpc.aio.InternalError:
                     # The call has ended: its caller has left, or grpc itself has refused its message. grpc
-                    # would log this error with its trace.
+                    # does not cancel a call that is being aborted, and would log this error with its trace.
+                    rpc.cancelled()
                     raise asyncio.CancelledError from None
                 finally:
                     # The call references the error that `abort` raises, which references this frame. Emptying
                     # the frame breaks this cycle, which only the garbage collector would free.
-                    del messages, context, outcome
+                    del messages, context, outcome, rpc
             raise AssertionError
 
         return handle
@@ -86,17 +88,16 @@ class FrontEnd(ServerState):
                 rpc.scope.reschedule(math.inf)
                 return await method(request)
 
-            outcome = await self.outcome(context, serve, "")
+            outcome = await self.outcome(Rpc(self, context), context, serve, "")
             if isinstance(outcome, tuple):
                 await context.abort(*outcome)
             return outcome
 
         return handle
 
-    async def outcome(self, context: Any, serve: Method, name: str) -> bytes | Refusal | None:
+    async def outcome(self, rpc: Rpc, context: Any, serve: Method, name: str) -> bytes | Refusal | None:
         """Runs a call. Returns its response, or the arguments with which to abort it. `name` is that of the
         method, for reports."""
-        rpc = Rpc(self, context)
         code, status = "", 0
         try:
             try:

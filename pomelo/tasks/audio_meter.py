@@ -9,6 +9,7 @@ from __future__ import annotations
 from io import BytesIO
 from math import ceil
 
+from pomelo.audio_formats import AudioFormat
 from pomelo.media import audio as samples
 
 _HEAD_SIZE = 4096
@@ -53,14 +54,14 @@ _MP3_FRAMES = _mp3_frames()
 class AudioMeter:
     """Measures one answer.
 
-    `content_type` is that of its first chunk; `output_format` is the requested format, which determines the
+    `content_type` is that of its first chunk; `audio_format` is the requested format, which determines the
     sample rate of bare samples whose content type has none.
     """
 
     __slots__ = ("_bytes_per_second", "_counter", "_head", "_size")
 
-    def __init__(self, content_type: str, output_format: str) -> None:
-        self._bytes_per_second = _sample_bytes_per_second(content_type, output_format)
+    def __init__(self, content_type: str, audio_format: AudioFormat) -> None:
+        self._bytes_per_second = _sample_bytes_per_second(content_type, audio_format)
         self._head = b""
         self._size = 0
         self._counter: _FrameCounter | None = None
@@ -98,11 +99,10 @@ class AudioMeter:
         return 0 if self._size < _OGG_CODEC.stop else None
 
 
-def _sample_bytes_per_second(content_type: str, output_format: str) -> int | None:
+def _sample_bytes_per_second(content_type: str, audio_format: AudioFormat) -> int | None:
     """The bytes per second of bare samples; None for other formats."""
-    codec, rate, *_ = output_format.split("_")
-    if codec in ("pcm", "ulaw", "alaw") and ";rate=" not in content_type:
-        return int(rate) * (2 if codec == "pcm" else 1)
+    if audio_format.is_bare and ";rate=" not in content_type:
+        return audio_format.bytes_per_second
     sample_format = samples.sample_format(content_type)
     return None if sample_format is None else sample_format[0] * sample_format[1]
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 
+from pomelo.audio_formats import AUDIO_FORMATS, AudioFormat
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.languages import iso_language
 from pomelo.catalog.pricing import Usage
 from pomelo.catalog.voice_names import is_name
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import (
-    AUDIO_FORMATS,
-    DEFAULT_AUDIO_FORMAT,
     SPEECH_FIELDS,
     VOICE_SETTINGS_FIELDS,
     check_numbers,
@@ -114,9 +113,7 @@ def _speed(task_input: TextToSpeechInput | SpeechToSpeechInput) -> float:
 
 def _bytes_per_second(task_input: TextToSpeechInput | SpeechToSpeechInput) -> int:
     """Bytes per second of the requested output format."""
-    codec, rate, *kbits = (task_input.output_format or DEFAULT_AUDIO_FORMAT).split("_")
-    width = 1 if codec in ("ulaw", "alaw") else 2
-    return int(kbits[0]) * 125 if kbits else int(rate) * width
+    return AudioFormat.of(task_input.output_format).bytes_per_second
 
 
 def text_media_size(task_input: TextToSpeechInput, estimate: Estimate) -> int:
@@ -161,8 +158,8 @@ class SpeechCollector(Collector):
         data = event.audio_chunk.data
         if self._meter is None:
             self._content_type = event.audio_chunk.content_type
-            output_format = self._context.input.output_format or DEFAULT_AUDIO_FORMAT
-            self._meter = AudioMeter(self._content_type, output_format)
+            audio_format = AudioFormat.of(self._context.input.output_format)
+            self._meter = AudioMeter(self._content_type, audio_format)
             if self._context.delivery != MediaDelivery.MEDIA_DELIVERY_INLINE or self._context.keep:
                 self._writer = self._context.writer(self._content_type)
         self._size += len(data)

@@ -1,7 +1,10 @@
 """The operator's HTTP server: metrics and health, for Prometheus and probes, never for callers.
 
-It has no key and no TLS, so it listens on loopback unless the operator decides otherwise. Each connection has
-one request and a few seconds, and there are few of them: a client that can reach it can cost little.
+It has no key and no TLS, so it listens on loopback unless the operator decides otherwise. There it is read
+as `localhost` or an IP address alone: a page of another site, in a browser on this machine, can reach it
+through a name that the site's DNS server maps to 127.0.0.1 (DNS rebinding), but then the Host is that name.
+Each connection has one request and a few seconds, and there are few of them: a client that can reach it can
+cost little.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from pomelo.addresses import join_address, split_address
+from pomelo.addresses import host_of, is_fixed, is_loopback, join_address, split_address
 from pomelo.logs import format_trace
 from pomelo.telemetry.exposition import CONTENT_TYPE, Exposition
 from pomelo.telemetry.readiness import REASONS, Readiness
@@ -36,6 +39,14 @@ _QUIET = logging.Logger("aiohttp", logging.CRITICAL)
 
 _JSON = "application/json"
 
+_HEALTH = ("/livez", "/readyz")
+"""They contain nothing to protect, and some probes send a name."""
+
+_OTHER_NAME = (
+    "The Host must be localhost or an IP address, because POMELO_ADMIN is a loopback address. "
+    "Use http://127.0.0.1 with its port\n"
+)
+
 Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 """Returns the response to a request with GET or HEAD."""
 
@@ -51,8 +62,8 @@ async def open_admin(
     lifetime: float = LIFETIME,
 ) -> AsyncIterator[str]:
     """Serves /metrics, /livez, /readyz and what `find_page` returns for other paths, at `host:port` (port 0:
-    a free one); yields the bound address. An empty address serves nothing. Every connection ends within
-    `lifetime` seconds.
+    a free one); yields the bound address. An empty address serves nothing. On a loopback address, only health
+    is reported under names other than `localhost`. Every connection ends within `lifetime` seconds.
 
     Raises:
         OSError: the address can't be used.
@@ -60,7 +71,8 @@ async def open_admin(
     if not address:
         yield ""
         return
-    handler = _Pages(exposition, readiness, find_page)
+    host, port = split_address(address)
+    handler = _Pages(exposition, readiness, find_page, any_name=not is_loopback(host))
     server = web.Server(handler.respond, logger=_QUIET, access_log=None, lingering_time=0)
     loop = asyncio.get_running_loop()
 
@@ -69,7 +81,6 @@ async def open_admin(
             return _Refusal()
         return server()
 
-    host, port = split_address(address)
     listener = await loop.create_server(connect, host, port, reuse_port=reuse_port or None)
     closing = asyncio.create_task(_close_old_connections(server, lifetime / 2))
     try:
@@ -82,8 +93,14 @@ async def open_admin(
 
 class _Pages:
     def __init__(
-        self, exposition: Exposition, readiness: Readiness, find_page: Callable[[str], Page | None]
+        self,
+        exposition: Exposition,
+        readiness: Readiness,
+        find_page: Callable[[str], Page | None],
+        *,
+        any_name: bool,
     ) -> None:
+        self._any_name = any_name
         self._exposition = exposition
         self._readiness = readiness
         self._find_page = find_page
@@ -101,6 +118,8 @@ class _Pages:
             response = web.Response(status=404, text=f"Use {', '.join(self._pages)}\n")
         elif request.method not in ("GET", "HEAD"):
             response = web.Response(status=405, text="Use GET\n", headers={"Allow": "GET, HEAD"})
+        elif not self._any_name and request.path not in _HEALTH and not _names_this_machine(request):
+            response = web.Response(status=403, text=_OTHER_NAME)
         else:
             try:
                 response = await page(request)
@@ -128,6 +147,12 @@ class _Pages:
             return await self._live(request)
         body = json.dumps({"status": "unavailable", "code": code, "reason": REASONS[code]})
         return web.Response(status=503, text=body + "\n", content_type=_JSON)
+
+
+def _names_this_machine(request: web.BaseRequest) -> bool:
+    """Whether a request has no Host, which browsers always send, or one that no DNS server decides."""
+    header = request.headers.get("Host")
+    return header is None or is_fixed(host_of(header))
 
 
 class _Refusal(asyncio.Protocol):

@@ -9,6 +9,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 
+from pomelo.audio_formats import AudioFormat
 from pomelo.media.audio import wav_header
 from pomelo.providers.sandbox.ogg import Writer
 
@@ -22,31 +23,25 @@ _OPUS_PACKET = 960  # samples
 _OPUS_PAGE = 50  # packets
 
 
-def rate_of(output_format: str) -> float:
-    """Return the approximate bytes per second of a format such as mp3_44100_128."""
-    codec, rate, *kbits = output_format.split("_")
-    if kbits:
-        return int(kbits[0]) * 125
-    return int(rate) * (1 if codec in ("ulaw", "alaw") else 2)
-
-
 def packets(output_format: str, size: int, seed: str, packet: int = 16 * 1024) -> list[bytes]:
     """Return audio of at least `size` bytes (exactly, except for mp3 and opus), in packets of about `packet`
     bytes. Packets are repeated, so long audio takes little memory.
     """
-    codec, rate, *kbits = output_format.split("_")
+    audio_format = AudioFormat.of(output_format)
+    codec = audio_format.codec
     if codec == "mp3":
-        block, frame = _mp3(int(rate), int(kbits[0]), seed, packet)
+        block, frame = _mp3(audio_format.rate, audio_format.kbits, seed, packet)
         return _repeated(block, -(-max(size, 1) // frame) * frame)
     if codec == "opus":
-        return list(_opus(int(kbits[0]), size, seed))
+        return list(_opus(audio_format.kbits, size, seed))
     if codec in ("ulaw", "alaw"):
         return _repeated(_bytes(seed, packet), size)
     faint = bytearray(packet // 2 * 2)
     faint[::2] = _bytes(seed, packet // 2)
     size += size % 2
     if codec == "wav":
-        return [wav_header(f"audio/pcm;rate={rate}", size - 44), *_repeated(bytes(faint), size - 44)]
+        header = wav_header(f"audio/pcm;rate={audio_format.rate}", size - 44)
+        return [header, *_repeated(bytes(faint), size - 44)]
     return _repeated(bytes(faint), size)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pomelo.testing.audio import packets, rate_of
+from pomelo.audio_formats import AudioFormat
+from pomelo.testing.audio import packets
 from pomelo.testing.broken import BODY, halves
 from pomelo.testing.elevenlabs_checks import find_problems, problem
 from pomelo.testing.form import Part
@@ -75,7 +76,8 @@ class Speech:
         text = _text(received)
         size = self.size
         if size is None:
-            size = max(1, round(len(text) * _CHARACTER_SECONDS * rate_of(output_format)))
+            rate = AudioFormat.of(output_format).bytes_per_second
+            size = max(1, round(len(text) * _CHARACTER_SECONDS * rate))
         return packets(output_format, size, text, self.packet)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
+from pomelo.enums import enum_names
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
@@ -45,4 +46,4 @@ def sample(task_type: str, route: Route, task_input: Any = None, *, limits: Limi
 
 def task_type_of(job: Job[Any]) -> str:
     """Return the task type of a job, as providers name their methods."""
-    return TaskType.Name(job.model.task_type).removeprefix("TASK_TYPE_").lower()
+    return enum_names(TaskType.DESCRIPTOR)[job.model.task_type]

@@ -36,12 +36,15 @@ class CommandError(Exception):
 
 class Tab:
     """Controls a tab by the DevTools protocol. `problems` are uncaught exceptions, and what the browser logged as
-    an error: violations of the page's policy among them, but not responses with an error status."""
+    an error: violations of the page's policy among them, but not responses with an error status. `warnings` are
+    those responses, what the browser logged below an error, and what the page itself wrote to its console as an
+    error or a warning."""
 
     def __init__(self, tools: aiohttp.ClientWebSocketResponse) -> None:
         self._tools = tools
         self._calls = 0
         self.problems: list[str] = []
+        self.warnings: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> Any:
         """Calls a method of the protocol; returns its result."""
@@ -61,8 +64,13 @@ class Tab:
             self.problems.append(json.dumps(parameters["exceptionDetails"]))
         elif message.get("method") == "Log.entryAdded":
             entry = parameters["entry"]
-            if entry["level"] == "error" and entry["source"] != "network":
-                self.problems.append(entry["text"])
+            is_problem = entry["level"] == "error" and entry["source"] != "network"
+            (self.problems if is_problem else self.warnings).append(entry["text"])
+        elif message.get("method") == "Runtime.consoleAPICalled" and parameters["type"] in (
+            "error",
+            "warning",
+        ):
+            self.warnings.append(json.dumps(parameters["args"]))
 
     async def open(self, url: str) -> None:
         await self.call("Page.navigate", url=url)

@@ -114,6 +114,15 @@ async def test_a_missing_file_and_too_large_a_file_are_refused(client: Any, tmp_
         await client.transcribe("eleven-labs-stt", tmp_path / "none.wav")
 
 
+async def test_a_message_that_grpc_itself_refuses_is_too_large(client: Any) -> None:
+    for prompt in ("x" * (10 * 2**20), "x" * (19 * 2**20)):
+        with pytest.raises(PayloadTooLarge):
+            await client.text("gpt-4", prompt)
+        with pytest.raises(PayloadTooLarge):
+            async with client.stream("gpt-4", prompt):
+                pytest.fail("the stream has begun")
+
+
 class BrokenFile:
     """A file whose reading fails after the first chunk."""
 

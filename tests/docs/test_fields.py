@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from gateway.types import TASK_FORMATS
 from pomelo.catalog.catalog import Catalog
-from pomelo.fields import FIELD_RULES, MAX_PARTS, MAX_TOTAL_PARTS, FieldRule, Rules
+from pomelo.fields import MAX_PARTS, MAX_TOTAL_PARTS, FieldRule, Rules
 from pomelo.gen.v1.task_pb2 import TaskType
 
 PAGE = Path(__file__).parents[2] / "docs" / "rest-api.md"
-QUALIFIERS = {
+QUALIFIERS: dict[int, str] = {
     TaskType.TASK_TYPE_TEXT: "text",
     TaskType.TASK_TYPE_IMAGE: "image",
     TaskType.TASK_TYPE_TEXT_TO_SPEECH: "speech",
@@ -49,13 +50,13 @@ def nested(rules: Rules, prefix: str = "") -> dict[str, FieldRule]:
 
 
 RULES = [
-    pytest.param(task_type, name, rule, id=f"{TaskType.Name(task_type)}-{name}")
-    for task_type, rules in FIELD_RULES.items()
-    for name, rule in nested(rules).items()
+    pytest.param(task_type, name, rule, id=f"{task_format.name}-{name}")
+    for task_type, task_format in TASK_FORMATS.items()
+    for name, rule in nested(task_format.rules).items()
 ]
 
 
-def row(task_type: TaskType.ValueType, name: str) -> tuple[str, str]:
+def row(task_type: int, name: str) -> tuple[str, str]:
     """The value and the default that are documented for a field."""
     found = []
     for field, value, default in FIELDS:
@@ -95,13 +96,11 @@ def default_value(cell: str) -> Any:
     return int(cell) if cell.isdecimal() else None
 
 
-@pytest.mark.parametrize("task_type", FIELD_RULES)
-def test_required_and_optional_fields_of_every_model_are_those_of_the_table(
-    task_type: TaskType.ValueType,
-) -> None:
+@pytest.mark.parametrize("task_type", TASK_FORMATS)
+def test_required_and_optional_fields_of_every_model_are_those_of_the_table(task_type: int) -> None:
     models = {model.name for model in Catalog.load().models.values() if model.task_type == task_type}
     (cells,) = [cells for cells in MODELS if models & set(cells[0].split(", "))]
-    rules = FIELD_RULES[task_type]
+    rules = TASK_FORMATS[task_type].rules
     assert set(cells[0].split(", ")) == models
     assert set(names(cells[1])) == {name for name, rule in rules.items() if rule.required}
     assert set(names(cells[2])) == {name for name, rule in rules.items() if not rule.required} | {"stream"}
@@ -109,7 +108,7 @@ def test_required_and_optional_fields_of_every_model_are_those_of_the_table(
 
 @pytest.mark.parametrize(("task_type", "name", "rule"), RULES)
 def test_range_choices_and_default_of_a_field_are_those_of_the_table(
-    task_type: TaskType.ValueType, name: str, rule: FieldRule
+    task_type: int, name: str, rule: FieldRule
 ) -> None:
     value, default = row(task_type, name)
     size = rule.max_length if rule.max_length is not None else rule.max_items
@@ -123,7 +122,7 @@ def test_range_choices_and_default_of_a_field_are_those_of_the_table(
 
 def test_no_other_fields_are_documented() -> None:
     documented = {name for field, *_ in FIELDS for name in names(field)}
-    assert documented == {"stream"}.union(*(nested(rules) for rules in FIELD_RULES.values()))
+    assert documented == {"stream"}.union(*(nested(each.rules) for each in TASK_FORMATS.values()))
 
 
 def test_the_maximum_of_parts_is_that_of_the_table() -> None:

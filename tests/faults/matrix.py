@@ -320,7 +320,7 @@ def _misdirected(block: Block, fault: Fault) -> str:
 def _catalog(block: Block, providers: Mapping[str, Provider]) -> Catalog:
     """The block's model with the block's vendor as its only route, and a copy of it for each other
     address."""
-    model = Catalog.load().resolve(block.model)
+    model = Catalog.load().by_any_name[block.model]
     (route,) = [route for route in model.routes if route.provider == block.job.route.provider]
     return Catalog(
         replace(

@@ -120,8 +120,10 @@ class Clients:
 
 
 @asynccontextmanager
-async def open_clients(services: Services, **options: Any) -> AsyncIterator[Clients]:
-    """Runs a gateway over `services`, without listening."""
+async def open_clients(
+    services: Services, *, closing_time: float = 0.1, **options: Any
+) -> AsyncIterator[Clients]:
+    """Runs a gateway over `services`, without listening. On exit, its requests have `closing_time` seconds."""
     given = GatewayOptions(**options)
     gateway = make_gateway(services, given, lambda: "")
     live: set[HttpConnection] = set()
@@ -131,7 +133,7 @@ async def open_clients(services: Services, **options: Any) -> AsyncIterator[Clie
         yield Clients(connections, partial(respond, gateway), live, given)
     finally:
         connections.stop()
-        await close_connections(live, 0.1)
+        await close_connections(live, closing_time)
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -21,7 +21,7 @@ from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import StreamObjects, TaskFormat
 from gateway.types.text.results import render_tool_call
 from pomelo.errors import GRPC_ERRORS, TABLE, PomeloError
-from pomelo.fields import FIELD_RULES, FieldRule
+from pomelo.fields import FieldRule
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskStarted, TaskType
@@ -90,10 +90,10 @@ def described_rule(schema: dict[str, Any], required: bool) -> FieldRule:
     )
 
 
-@pytest.mark.parametrize("task_type", FIELD_RULES)
-def test_every_field_is_described_with_its_rule(task_type: TaskType.ValueType) -> None:
+@pytest.mark.parametrize("task_type", TASK_FORMATS)
+def test_every_field_is_described_with_its_rule(task_type: int) -> None:
     schema = SCHEMAS[TASK_FORMATS[task_type].schema_name]
-    assert described_rules(schema) == FIELD_RULES[task_type]
+    assert described_rules(schema) == TASK_FORMATS[task_type].rules
     assert schema["properties"].keys() >= COMMON_FIELDS
     assert set(schema["required"]) >= {"model"}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from statistics import median
 
 import grpc
 import pytest
+from yarl import URL
 
 from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
@@ -98,6 +100,31 @@ async def test_a_caller_who_leaves_pays_for_what_was_delivered(
     async with asyncio.timeout(5):
         await received(app, prompt).left.wait()
     await check_billed(app, account, words, stream=stream)
+
+
+@pytest.mark.parametrize("protocol", ["rest", "remote"])
+async def test_a_caller_who_shuts_down_its_side_of_the_connection_has_left(
+    app: RunningApp, protocol: str
+) -> None:
+    account = await app.account("wide")
+    prompt = f"half-closed: {protocol}"
+    gate = wait(app, prompt, None)
+    url = URL(app.urls[protocol])
+    body = json.dumps(text_body(prompt, max_tokens=50))
+    head = (
+        f"POST /api/v1/task HTTP/1.1\r\nHost: {url.host}\r\nAuthorization: Bearer {account.live}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(f"{head}{body}".encode())
+    await gate.reached.wait()
+    writer.write_eof()
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+        await received(app, prompt).left.wait()
+    writer.close()
+    await app.idle(account, live=True)
+    await check_billed(app, account, None, stream=False)
 
 
 @PROTOCOL

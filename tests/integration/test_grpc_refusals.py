@@ -22,6 +22,7 @@ from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.status import from_rpc_error
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.conftest import Keys
 from tests.faults import frames, http2
@@ -218,6 +219,17 @@ async def test_a_message_above_the_limit_is_refused_with_the_limit(
         metadata = as_dict(error.trailing_metadata())
         assert metadata["grpc-retry-pushback-ms"] == "-1"
         assert metadata["x-credits-remaining"]
+
+
+@COMPRESSION
+async def test_a_message_above_the_limit_of_grpc_has_the_status_of_one_that_is_too_large(
+    compression: grpc.Compression, plain: ServerUnderTest, keys: Keys
+) -> None:
+    for path, data in ((RUN_TASK, run_message("x" * 19 * MIB)), (UPLOAD, b"x" * 19 * MIB)):
+        error = await failure(plain.call(path, data, keys.test, compression=compression))
+        assert error.code() == StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in (error.details() or "")
+        assert from_rpc_error(error).code == "payload_too_large"
 
 
 async def test_calls_that_grpc_refuses_itself_do_no_harm(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.types import TASK_FORMATS
 from pomelo.errors import PomeloError
 from pomelo.fields import (
-    FIELD_RULES,
     MAX_CALL_CHARACTERS,
     MAX_METADATA_KEY,
     MAX_METADATA_PAIRS,
@@ -21,7 +21,7 @@ from pomelo.fields import (
     FieldRule,
     check_name,
 )
-from pomelo.gen.v1.task_pb2 import TaskSpec, TaskType
+from pomelo.gen.v1.task_pb2 import TaskSpec
 
 PROTO = Path(__file__).parents[2] / "proto" / "pomelo" / "v1"
 _FIELD = re.compile(r"((?:^ *// .*\n)+) *(?:optional |repeated )?[\w.<>, ]+ (\w+) = \d+;", re.MULTILINE)
@@ -52,11 +52,10 @@ def number(text: str) -> float:
 def rules() -> dict[tuple[str, str], FieldRule]:
     """The rule of each field of an input, by message and name."""
     found = {}
-    for task_type, fields in FIELD_RULES.items():
-        name = TaskType.Name(task_type).removeprefix("TASK_TYPE_").lower()
-        message = TaskSpec.DESCRIPTOR.fields_by_name[name].message_type
+    for task_format in TASK_FORMATS.values():
+        message = TaskSpec.DESCRIPTOR.fields_by_name[task_format.input].message_type
         assert message is not None
-        for field, rule in fields.items():
+        for field, rule in task_format.rules.items():
             if field not in message.fields_by_name:
                 continue  # a field of the spec or of the options
             found[message.name, field] = rule

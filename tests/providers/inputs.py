@@ -11,8 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from pomelo.audio_formats import AUDIO_FORMATS as FORMATS
 from pomelo.catalog.catalog import Model
-from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.fields import MAX_SEED, MAX_SIDE, MAX_SPEAKERS, MAX_STOPS, MAX_USER_CHARACTERS, MIN_SIDE
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.media_pb2 import MediaSource

@@ -6,6 +6,8 @@ import pytest
 
 from pomelo.addresses import (
     check_network,
+    host_of,
+    is_fixed,
     is_loopback,
     join_address,
     normalize_origin,
@@ -46,6 +48,24 @@ def test_a_text_that_is_no_address_is_refused(text: str) -> None:
 )  # fmt: skip
 def test_only_this_machine_reaches_a_loopback_host(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("localhost", True), ("127.0.0.1", True), ("10.0.0.1", True), ("::1", True), ("fe80::1", True),
+     ("localhost.example", False), ("127.0.0.1.example", False), ("1.2.3", False), ("pomelo", False), ("", False)],
+)  # fmt: skip
+def test_an_ip_address_and_localhost_are_fixed(host: str, expected: bool) -> None:
+    assert is_fixed(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("header", "host"),
+    [("localhost:9090", "localhost"), ("LocalHost", "localhost"), ("[::1]:9090", "::1"), ("10.0.0.1", "10.0.0.1"),
+     ("pomelo.example:80", "pomelo.example"), ("", ""), ("[", ""), (":80", ""), ("a:b", "")],
+)  # fmt: skip
+def test_the_host_of_a_header_has_no_port(header: str, host: str) -> None:
+    assert host_of(header) == host
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.errors import BODY_ERRORS, TABLE, PomeloError, invalid, missing
+from pomelo.errors import BODY_ERRORS, TABLE, PomeloError, invalid, missing, unsupported_model
 from pomelo.gen.v1.error_reason_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[2]
@@ -104,3 +104,18 @@ def test_an_error_has_the_default_message_and_wait_unless_it_sets_them() -> None
     error = PomeloError("provider_unavailable", "Busy", retry_after=9)
     assert (str(error), error.message, error.retry_after) == ("Busy", "Busy", 9)
     assert PomeloError("provider_unavailable", retry_after=0).retry_after == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("invalid-model", "invalid-model"),
+        ("x" * 100, "x" * 100),
+        ("x" * 101, "x" * 100 + "…"),
+        ("x" * 10_000, "x" * 100 + "…"),
+    ],
+)
+def test_an_unknown_model_is_reported_with_its_name(name: str, shown: str) -> None:
+    error = unsupported_model(name)
+    assert (error.code, error.message) == ("unsupported_model", f"Unsupported task type: {shown}")
+    assert error.field == "model"

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor
 
+from gateway.types import TASK_FORMATS
 from pomelo.errors import PomeloError
-from pomelo.fields import FIELD_RULES, MAX_CHARACTERS, VOICE_SETTINGS_FIELDS, FieldRule, Rules
+from pomelo.fields import MAX_CHARACTERS, VOICE_SETTINGS_FIELDS, FieldRule, Rules
 from pomelo.gen.v1 import image_pb2, speech_pb2
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
@@ -19,7 +20,7 @@ from tests.unit.tasks.collectors import BODIES, MODELS, definition_of, refusal, 
 TEXT, IMAGE, TTS, STS, STT = BODIES
 """A model of every task type."""
 
-RULES: dict[str, Rules] = {model: FIELD_RULES[MODELS[model].task_type] for model in BODIES}
+RULES: dict[str, Rules] = {model: TASK_FORMATS[MODELS[model].task_type].rules for model in BODIES}
 EACH_TYPE = pytest.mark.parametrize("model", RULES)
 SEED, SPEECH_SEED = 2**53 - 1, 2**32 - 1
 VOICE_RANGES: list[tuple[str, float, float]] = [

@@ -16,9 +16,9 @@ from typing import Any, Literal, TypeVar
 from pydantic_core import to_json
 from yarl import URL
 
+from pomelo.audio_formats import AudioFormat
 from pomelo.catalog.languages import iso_language
 from pomelo.enums import enum_names
-from pomelo.fields import DEFAULT_AUDIO_FORMAT
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,
@@ -199,13 +199,13 @@ class ElevenLabs(Vendor):
         body: Body,
         error_mapping: ErrorMapping,
     ) -> AsyncGenerator[Event, None]:
-        output_format = job.input.output_format or DEFAULT_AUDIO_FORMAT
-        live = job.stream and not output_format.startswith("wav_")  # the streaming endpoint has no WAV
+        audio_format = AudioFormat.of(job.input.output_format)
+        live = job.stream and audio_format.codec != "wav"  # the streaming endpoint has no WAV
         url = URL(f"{self._base}/v1/{path}{'/stream' if live else ''}").with_query(
-            output_format=output_format
+            output_format=audio_format.name
         )
         async with self._http.stream_bytes(url, headers, body, error_mapping, patient=not live) as stream:
-            audio = AudioStream(output_format, stream.headers, self._max_audio_bytes)
+            audio = AudioStream(audio_format, stream.headers, self._max_audio_bytes)
             while chunk := await stream.read(CHUNK_BYTES):
                 for event in audio.feed(chunk):
                     yield event

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pomelo.audio_formats import AudioFormat
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
 from pomelo.media.content_types import sniff
 from pomelo.providers.base import Event
@@ -24,14 +25,6 @@ _FRAME_STARTS = (b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\
 _MAX_SECONDS = 1_000_000.0
 """Longer than any audio: a larger number is wrong."""
 
-_CONTENT_TYPES = {
-    "mp3": "audio/mpeg",
-    "wav": "audio/wav",
-    "opus": "audio/ogg",
-    "ulaw": "audio/basic",
-    "alaw": "audio/x-alaw-basic",
-}
-_CONTAINERS = frozenset(("mp3", "wav", "opus"))
 _SIGNATURE_BYTES = 12
 """Bytes at the beginning of a file that identify its format."""
 
@@ -46,15 +39,6 @@ _CHECKED_BYTES = 64
 """First bytes that are checked: raw samples are never text for so long."""
 
 
-def audio_content_type(output_format: str, head: bytes = b"") -> str:
-    """Return the content type of audio in an output_format, corrected by its first bytes, `head`.
-
-    The vendor does not document, for example, the container of Opus.
-    """
-    codec, rate, *_ = output_format.split("_")
-    return sniff(f"audio/pcm;rate={rate}" if codec == "pcm" else _CONTENT_TYPES[codec], head[:16])
-
-
 class AudioStream:
     """Checks streamed audio, and splits it into events.
 
@@ -62,12 +46,12 @@ class AudioStream:
     with neither a length nor chunks is refused.
     """
 
-    __slots__ = ("_head", "_left", "_min_bytes", "_output_format", "_raw", "_started")
+    __slots__ = ("_format", "_head", "_left", "_min_bytes", "_raw", "_started")
 
     def __init__(
-        self, output_format: str, headers: Mapping[str, str], max_bytes: int = MAX_AUDIO_BYTES
+        self, audio_format: AudioFormat, headers: Mapping[str, str], max_bytes: int = MAX_AUDIO_BYTES
     ) -> None:
-        """A response with these headers, in `output_format`, of at most `max_bytes`.
+        """A response with these headers, in `audio_format`, of at most `max_bytes`.
 
         Raises:
             UpstreamError: provider_failed; the response is not audio.
@@ -79,13 +63,12 @@ class AudioStream:
             raise malformed_response("a response that is compressed without a request for it")
         if "Content-Length" not in headers and "chunked" not in headers.get("Transfer-Encoding", "").lower():
             raise malformed_response("a response whose end is not marked")
-        self._output_format = output_format
+        self._format = audio_format
         self._left = max_bytes
         self._head = b""
         self._started = False
-        raw = output_format.partition("_")[0] not in _CONTAINERS
         # Raw samples have no signature, and may begin like a text. Only their content type rules that out.
-        self._raw = raw and _RAW_TYPES.fullmatch(content_type) is not None
+        self._raw = audio_format.is_bare and _RAW_TYPES.fullmatch(content_type) is not None
         self._min_bytes = 1 if self._raw else _SIGNATURE_BYTES
 
     def feed(self, data: bytes) -> Iterator[Event]:
@@ -107,7 +90,8 @@ class AudioStream:
                 raise malformed_response("a response that is not audio")
             self._started = True
             self._head = b""
-            content_type = audio_content_type(self._output_format, data)
+            # The vendor does not document, for example, the container of Opus.
+            content_type = sniff(self._format.content_type, data[:16])
         for start in range(0, len(data), CHUNK_BYTES):
             event = Event()
             event.audio_chunk.data = data[start : start + CHUNK_BYTES]
@@ -128,9 +112,9 @@ class AudioStream:
     def _is_audio(self, head: bytes) -> bool:
         """Whether a response that begins with `head` can be audio: files have a signature, raw samples have
         none."""
-        if self._output_format.partition("_")[0] in _CONTAINERS:
-            return head.startswith(_FRAME_STARTS) or sniff("", head).startswith("audio/")
-        return self._raw or not (head.startswith(_GZIP) or _TEXT.fullmatch(head))
+        if self._format.is_bare:
+            return self._raw or not (head.startswith(_GZIP) or _TEXT.fullmatch(head))
+        return head.startswith(_FRAME_STARTS) or sniff("", head).startswith("audio/")
 
 
 def parse_transcript(

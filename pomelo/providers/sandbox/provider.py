@@ -14,6 +14,7 @@ from contextlib import aclosing
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
+from pomelo.audio_formats import AudioFormat
 from pomelo.errors import PomeloError
 from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
@@ -204,8 +205,8 @@ class Sandbox:
         triggers = await self._begin(content, job, field)
         # All that the tones of a word depend on.
         voice = f"{job.input.voice.lower()}\n{_seed(job)}\n{job.model.name}"
-        speech = Speech.of(job.input.output_format, content, voice, seconds)
-        content_type = speech.content_type
+        speech = Speech(AudioFormat.of(job.input.output_format), content, voice, seconds)
+        content_type = speech.format.content_type
         async with aclosing(self._in_thread(speech.chunks(half=triggers.stops_halfway))) as chunks:
             async for chunk in chunks:
                 yield Event(audio_chunk=AudioChunk(data=chunk, content_type=content_type))

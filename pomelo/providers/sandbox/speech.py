@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, repeat
 from typing import Any
 
-from pomelo.fields import DEFAULT_AUDIO_FORMAT
+from pomelo.audio_formats import AudioFormat
 from pomelo.media.audio import wav_header
 from pomelo.providers.sandbox import mp3, ogg, samples
 from pomelo.providers.sandbox.pyav import load_av
@@ -26,40 +26,18 @@ CHARACTER_SECONDS = 0.06
 _CHUNKS = 2
 """Chunks a second."""
 
-_CODECS = {
-    "pcm": ("audio/pcm;rate={}", samples.pcm),
-    "wav": ("audio/wav", samples.pcm),
-    "ulaw": ("audio/basic", samples.ulaw),
-    "alaw": ("audio/x-alaw-basic", samples.alaw),
-    "mp3": ("audio/mpeg", samples.pcm),
-    "opus": ("audio/ogg", samples.pcm),
-}
-"""For each codec the media type, and what encodes 16-bit samples for it or for its encoder."""
+_ENCODERS = {"ulaw": samples.ulaw, "alaw": samples.alaw}
+"""Codec -> what encodes 16-bit samples; the others, or their encoders, take them as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """Speech to generate: `text` in `seconds`. `voice` is all else that the tones depend on.
+    """Speech to generate: `text` in `seconds`. `voice` is all else that the tones depend on."""
 
-    `rate` is in samples a second, `kbits` the bit rate of MP3 and Opus in kbit/s.
-    """
-
-    codec: str
-    rate: int
-    kbits: int
+    format: AudioFormat
     text: str
     voice: str
     seconds: float
-
-    @classmethod
-    def of(cls, output_format: str, text: str, voice: str, seconds: float) -> Speech:
-        """Speech in an output_format of the API, such as mp3_44100_128; empty means the default."""
-        codec, rate, *kbits = (output_format or DEFAULT_AUDIO_FORMAT).split("_")
-        return cls(codec, int(rate), int(kbits[0]) if kbits else 0, text, voice, seconds)
-
-    @property
-    def content_type(self) -> str:
-        return _CODECS[self.codec][0].format(self.rate)
 
     def chunks(self, *, half: bool = False) -> Iterator[bytes]:
         """The file, in chunks of half a second; with `half`, only its first half.
@@ -68,8 +46,12 @@ class Speech:
             PomeloError: provider_not_configured, the format needs PyAV, which is not installed.
         """
         stored = self.text if len(self.text.encode()) <= samples.MAX_TEXT_BYTES else ""
-        make = {"mp3": self._mp3, "opus": self._opus}.get(self.codec, self._raw)
+        make = {"mp3": self._mp3, "opus": self._opus}.get(self.format.codec, self._raw)
         return make(stored, 2 if half else 1)
+
+    @property
+    def _to_bytes(self) -> Callable[[Iterable[int]], bytes]:
+        return _ENCODERS.get(self.format.codec, samples.pcm)
 
     def _blocks(self, count: int, size: int) -> Iterator[bytes]:
         """`count` samples in blocks of `size` bytes; the last block is padded with zeros."""
@@ -84,7 +66,7 @@ class Speech:
 
     def _tones(self, count: int) -> Iterator[bytes]:
         """A tone for each word, of whole periods so that it has no clicks; silence between words."""
-        encode = _CODECS[self.codec][1]
+        encode = self._to_bytes
         silence = encode([0])
         text = self.text or " "
         done = 0
@@ -92,19 +74,20 @@ class Speech:
             length = count * token.end() // len(text) - done
             done += length
             if not token[0].isspace():
-                period = self.rate // (100 + zlib.crc32(f"{self.voice}\n{token[0]}".encode()) % 400)
+                period = self.format.rate // (100 + zlib.crc32(f"{self.voice}\n{token[0]}".encode()) % 400)
                 sines = (math.sin(2 * math.pi * index / period) for index in range(period))
                 yield from repeat(encode(int(9000 * sine) for sine in sines), length // period)
                 length %= period
             yield silence * length
 
     def _raw(self, text: str, divisor: int) -> Iterator[bytes]:
-        count = max(1, round(self.seconds * self.rate))
-        width = len(_CODECS[self.codec][1]([0]))
-        embedder = samples.TextEmbedder(text, self.rate, count, width)
-        header = wav_header(f"audio/pcm;rate={self.rate}", count * width) if self.codec == "wav" else b""
+        rate = self.format.rate
+        count = max(1, round(self.seconds * rate))
+        width = self.format.bytes_per_second // rate
+        embedder = samples.TextEmbedder(text, rate, count, width)
+        header = b"" if self.format.is_bare else wav_header(f"audio/pcm;rate={rate}", count * width)
         end = count // divisor * width
-        size = self.rate // _CHUNKS * width
+        size = rate // _CHUNKS * width
         for start, block in zip(range(0, end, size), self._blocks(count, size), strict=False):
             yield header + embedder.embed(block[: end - start])
             header = b""
@@ -112,21 +95,21 @@ class Speech:
     def _mp3(self, text: str, divisor: int) -> Iterator[bytes]:
         encoder = self._encoder("libmp3lame", "s16p", {"compression_level": "7"})
         frame = encoder.frame_size
-        count = max(1, round(self.seconds * self.rate / frame))
+        count = max(1, round(self.seconds * self.format.rate / frame))
         # The encoder's delay makes more packets than `count`, the length that the file states.
         blocks = self._blocks(count * frame, frame * 2)
         packets = islice(_packets(encoder, blocks), max(1, count // divisor))
         first = next(packets)
-        size = mp3.frames_size(count, frame, self.rate, self.kbits)
+        size = mp3.frames_size(count, frame, self.format.rate, self.format.kbits)
         yield mp3.tag(text) + mp3.info(first, count, size)
         frames = chain((first,), packets)
-        yield from iter(lambda: b"".join(islice(frames, self.rate // frame // _CHUNKS)), b"")
+        yield from iter(lambda: b"".join(islice(frames, self.format.rate // frame // _CHUNKS)), b"")
 
     def _opus(self, text: str, divisor: int) -> Iterator[bytes]:
         encoder = self._encoder("libopus", "s16", {"vbr": "off", "compression_level": "3"})
         frame = encoder.frame_size
         head = encoder.extradata or b""
-        count = max(1, round(self.seconds * self.rate))
+        count = max(1, round(self.seconds * self.format.rate))
         # The decoder skips the encoder's delay, so the end may need one frame more.
         end = count + int.from_bytes(head[10:12], "little")
         frames = chain(self._blocks(count, frame * 2), (bytes(frame * 2),))
@@ -134,14 +117,14 @@ class Speech:
         writer = ogg.Writer()
         yield writer.head(head, text)
         done = 0
-        while page := list(islice(packets, self.rate // frame // _CHUNKS)):
+        while page := list(islice(packets, self.format.rate // frame // _CHUNKS)):
             done += len(page) * frame
             yield writer.page(page, min(done, end), last=done >= end)
 
     def _encoder(self, name: str, sample_format: str, options: dict[str, str]) -> Any:
-        encoder = load_av(self.codec, "wav_44100").CodecContext.create(name, "w")
-        encoder.sample_rate, encoder.layout, encoder.format = self.rate, "mono", sample_format
-        encoder.bit_rate, encoder.time_base = self.kbits * 1000, Fraction(1, self.rate)
+        encoder = load_av(self.format.codec, "wav_44100").CodecContext.create(name, "w")
+        encoder.sample_rate, encoder.layout, encoder.format = self.format.rate, "mono", sample_format
+        encoder.bit_rate, encoder.time_base = self.format.kbits * 1000, Fraction(1, self.format.rate)
         encoder.options = options
         encoder.open()
         return encoder

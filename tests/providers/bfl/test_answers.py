@@ -110,7 +110,7 @@ def test_the_tolerance_of_a_route_is_one_that_the_vendor_has() -> None:
 
 @pytest.mark.parametrize("name", ["flux-1-pro", "flux-1-dev"])
 async def test_a_models_row_of_the_catalogue_overrides_the_caller(rig: Rig, name: str) -> None:
-    route = next(r for r in Catalog.load().resolve(name).routes if r.provider == "bfl")
+    route = next(r for r in Catalog.load().by_any_name[name].routes if r.provider == "bfl")
     for image_input in (
         largest_input(),
         ImageInput(prompt="x", width=64, height=64, num_inference_steps=1, guidance_scale=0, seed=0),

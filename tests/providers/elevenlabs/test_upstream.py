@@ -13,8 +13,9 @@ import elevenlabs
 import pytest
 from elevenlabs.core.api_error import ApiError
 
+from pomelo.audio_formats import AudioFormat
 from pomelo.testing import FaultUpstream, Speech, Transcript, VoiceList
-from pomelo.testing.audio import packets, rate_of
+from pomelo.testing.audio import packets
 from pomelo.testing.elevenlabs_checks import FORMATS
 from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.providers.elevenlabs.rig import ADAM, MP3
@@ -239,7 +240,7 @@ async def test_a_wrong_key_path_method_or_body_is_refused(upstream: FaultUpstrea
 
 @pytest.mark.parametrize("audio_format", sorted(FORMATS))
 def test_the_audio_is_playable(audio_format: str) -> None:
-    size = int(rate_of(audio_format) * 2)
+    size = AudioFormat.of(audio_format).bytes_per_second * 2
     data = b"".join(packets(audio_format, size, "seed"))
     assert data == b"".join(packets(audio_format, size, "seed"))
     assert data != b"".join(packets(audio_format, size, "another"))

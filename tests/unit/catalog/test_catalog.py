@@ -15,7 +15,6 @@ from pomelo.catalog.toml_file import Fault, TomlFile
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.tasks import TASK_TYPES
 from tests.unit.catalog.entries import LIMITS, UNITS, entry, load
-from tests.unit.refusals import refused
 
 MODELS = """
 gpt-4 gpt-4-turbo gpt-3.5-turbo claude-3-opus claude-3-sonnet claude-3-haiku mixtral-8x7b mixtral-8x22b
@@ -34,21 +33,8 @@ def test_all_fourteen_models_have_a_task_type_a_route_and_a_dated_price() -> Non
 
 
 def test_prices_are_whole_microcredits() -> None:
-    model = Catalog.load().resolve("flux-1-dev")
+    model = Catalog.load().by_any_name["flux-1-dev"]
     assert model.prices.units == {PriceUnit.PRICE_UNIT_IMAGE: 25_000}
-
-
-def test_an_unknown_model_is_reported_with_its_name() -> None:
-    catalog = Catalog.load()
-    for name, shown in (
-        ("invalid-model", "invalid-model"),
-        ("x" * 100, "x" * 100),
-        ("x" * 101, "x" * 100 + "…"),
-        ("x" * 10_000, "x" * 100 + "…"),
-    ):
-        with refused("unsupported_model", "model") as error:
-            catalog.resolve(name)
-        assert error.value.message == f"Unsupported task type: {shown}"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +47,7 @@ def test_a_model_that_cannot_be_billed_is_refused_by_name(tmp_path: Path, price:
 
 def test_the_smallest_price_is_a_microcredit(tmp_path: Path) -> None:
     catalog = load(tmp_path, entry("x", price='image = "0.000001"'))
-    assert catalog.resolve("x").prices == Prices({PriceUnit.PRICE_UNIT_IMAGE: 1})
+    assert catalog.by_any_name["x"].prices == Prices({PriceUnit.PRICE_UNIT_IMAGE: 1})
 
 
 def test_a_later_file_adds_entries_and_replaces_those_of_the_same_name(tmp_path: Path) -> None:
@@ -224,9 +210,9 @@ def test_a_model_is_found_by_its_aliases_and_listed_by_its_name(tmp_path: Path) 
     catalog = load(tmp_path, entry("x", more='aliases = ["vendor/x", "x-2"]') + entry("y"))
     assert list(catalog.models) == ["x", "y"]
     for alias in ("vendor/x", "x-2"):
-        found = catalog.resolve(alias)
+        found = catalog.by_any_name[alias]
         assert (found.name, found.alias) == ("x", alias)
-    assert catalog.resolve("x").alias == ""
+    assert catalog.by_any_name["x"].alias == ""
 
 
 def test_a_name_wins_over_an_alias_and_a_later_alias_over_an_earlier_one(tmp_path: Path) -> None:
@@ -234,8 +220,8 @@ def test_a_name_wins_over_an_alias_and_a_later_alias_over_an_earlier_one(tmp_pat
     one.write_text(entry("x", more='aliases = ["mine", "theirs"]'))
     two.write_text(entry("a", more='aliases = ["theirs"]') + entry("mine"))
     catalog = Catalog.load(one, two)
-    assert catalog.resolve("mine").name == "mine"
-    assert catalog.resolve("theirs").name == "a"
+    assert catalog.by_any_name["mine"].name == "mine"
+    assert catalog.by_any_name["theirs"].name == "a"
 
 
 @pytest.mark.parametrize("alias", ["y", "z"])

@@ -206,7 +206,7 @@ def test_cached_tokens_with_a_price_are_never_free(unit: Any) -> None:
     ],
 )
 def test_costs_match_the_vendors_price_lists(model: str, usage: Usage, credits: str) -> None:  # noqa: A002
-    entry = Catalog.load().resolve(model)
+    entry = Catalog.load().by_any_name[model]
     assert cost(usage, entry.prices_for(entry.routes[0])[0]) == Fraction(credits) * 1_000_000
 
 

@@ -22,7 +22,7 @@ def test_the_failing_inputs_of_one_account_block_only_that_account(poison: float
     traffic = Traffic(healthy=lambda account: account == "good")
     traffic.run(60, {"poison": poison, "good": good})
     assert traffic.share("good") == 1.0
-    assert traffic.breaker.account_state("poison") is not State.CLOSED
+    assert traffic.account_state("poison") is not State.CLOSED
     assert traffic.passed["poison"] <= MINIMUM_CALLS + 5 + 60 / PROBE_WAIT_MAX
 
 
@@ -130,7 +130,7 @@ def test_a_route_that_closes_starts_without_old_outcomes() -> None:
     for account in ("a", "b"):
         traffic.call(account)
         assert traffic.state() is State.CLOSED
-        assert traffic.breaker.account_state(account) is State.CLOSED
+        assert traffic.account_state(account) is State.CLOSED
 
 
 def test_calls_that_were_running_when_an_accounts_circuit_opened_change_nothing(
@@ -173,7 +173,7 @@ def test_old_failures_are_forgotten() -> None:
         traffic.call("a")
     traffic.now += 120
     traffic.call("a")
-    assert traffic.breaker.account_state("a") is State.CLOSED
+    assert traffic.account_state("a") is State.CLOSED
 
 
 def test_ten_failures_a_minute_open_the_circuit_and_one_a_minute_does_not() -> None:
@@ -182,9 +182,9 @@ def test_ten_failures_a_minute_open_the_circuit_and_one_a_minute_does_not() -> N
         for _ in range(MINIMUM_CALLS + 3):
             traffic.call("a")
             traffic.now += gap
-            if traffic.breaker.account_state("a") is not State.CLOSED:
+            if traffic.account_state("a") is not State.CLOSED:
                 break
-        assert traffic.breaker.account_state("a") is state
+        assert traffic.account_state("a") is state
 
 
 def test_fewer_calls_than_the_minimum_open_no_circuit() -> None:
@@ -205,7 +205,7 @@ def test_a_circuit_opens_at_exactly_the_failure_rate() -> None:
         for number in range(5):
             traffic.healthy = lambda account, served=number < 5 - failures: served  # type: ignore[misc]
             traffic.call("a")
-        assert traffic.breaker.account_state("a") is state
+        assert traffic.account_state("a") is state
 
 
 def test_a_route_opens_at_exactly_the_minimum_of_calls() -> None:
@@ -222,10 +222,10 @@ def test_recent_failures_count_however_old_the_first_call_of_their_bucket_is() -
     for pause, calls in ((0, 1), (40, 2), (21, 2)):
         traffic.now += pause
         for _ in range(calls):
-            assert traffic.breaker.account_state("a") is State.CLOSED
+            assert traffic.account_state("a") is State.CLOSED
             traffic.call("a")
     traffic.call("a")
-    assert traffic.breaker.account_state("a") is State.OPEN
+    assert traffic.account_state("a") is State.OPEN
 
 
 def test_tracked_accounts_are_limited_and_open_circuits_are_not_dropped() -> None:

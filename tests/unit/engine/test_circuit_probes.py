@@ -21,7 +21,7 @@ def test_the_only_account_of_a_vendor_that_is_down_is_blocked_and_probes() -> No
     assert traffic.now - traffic.last_call <= PROBE_WAIT_MAX
     traffic.healthy = lambda account: True
     traffic.run(PROBE_WAIT_MAX + 0.1, {"only": 100})
-    assert traffic.breaker.account_state("only") is State.CLOSED
+    assert traffic.account_state("only") is State.CLOSED
 
 
 def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_others_are_not() -> None:
@@ -33,7 +33,7 @@ def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_
     for account in ("served", "never served"):
         for _ in range(MINIMUM_CALLS):
             traffic.call(account)
-        assert traffic.breaker.account_state(account) is State.OPEN
+        assert traffic.account_state(account) is State.OPEN
     assert traffic.state() is State.CLOSED, "two of three accounts are not enough"
     for account in ("third", "fourth"):
         traffic.call(account)
@@ -42,25 +42,25 @@ def test_accounts_that_were_served_before_are_admitted_with_the_first_probe_and_
     traffic.now += PROBE_WAIT_MAX
     traffic.healthy = lambda account: account == "prober"
     assert traffic.call("prober")
-    assert traffic.breaker.account_state("served") is State.CLOSED
-    assert traffic.breaker.account_state("never served") is State.OPEN
+    assert traffic.account_state("served") is State.CLOSED
+    assert traffic.account_state("never served") is State.OPEN
 
     # It was admitted once without a probe; not served since, it needs its own probe next time.
     for account in ("served", "third", "fourth", "fifth"):
         for _ in range(MINIMUM_CALLS):
             traffic.call(account)
-    assert traffic.breaker.account_state("served") is State.OPEN
+    assert traffic.account_state("served") is State.OPEN
     assert traffic.state() is State.OPEN
     traffic.now += PROBE_WAIT_MAX
     assert traffic.call("prober")
-    assert traffic.breaker.account_state("served") is State.OPEN
+    assert traffic.account_state("served") is State.OPEN
 
 
 def test_a_probe_that_succeeds_resets_the_wait_of_its_account() -> None:
     traffic = Traffic(healthy=lambda account: False)
     traffic.run(30, {"only": 100.0})
     assert traffic.breaker.retry_after("only", traffic.last_call) == PROBE_WAIT_MAX
-    assert traffic.breaker.account_state("only") is State.OPEN
+    assert traffic.account_state("only") is State.OPEN
     traffic.healthy = lambda account: True
     traffic.run(PROBE_WAIT_MAX + 0.1, {"only": 100.0})
     traffic.now += 120
@@ -81,9 +81,9 @@ def test_failures_before_a_probe_that_succeeded_no_longer_count() -> None:
     traffic.healthy = lambda account: False
     for _ in range(MINIMUM_CALLS - 2):
         traffic.call("only")
-        assert traffic.breaker.account_state("only") is State.CLOSED
+        assert traffic.account_state("only") is State.CLOSED
     traffic.call("only")
-    assert traffic.breaker.account_state("only") is State.OPEN
+    assert traffic.account_state("only") is State.OPEN
 
 
 def test_an_account_whose_probe_succeeded_can_probe_the_next_time_the_route_opens() -> None:
@@ -161,7 +161,7 @@ def test_a_probe_that_never_ends_does_not_block_others_forever(accounts: tuple[s
     assert PROBE_TIMEOUT <= traffic.last_call - began <= 15
     traffic.run(PROBE_WAIT_MAX, dict.fromkeys(accounts, 100.0))
     assert traffic.state() is State.CLOSED
-    assert traffic.breaker.account_state("a") is State.CLOSED
+    assert traffic.account_state("a") is State.CLOSED
     traffic.breaker.failed(hanging, traffic.now, DOWN)
     traffic.breaker.release(hanging, traffic.now)
     traffic.reset_counts()

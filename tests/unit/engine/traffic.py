@@ -44,6 +44,11 @@ class Traffic:
         """Returns the state of the breaker for all accounts."""
         return self.breaker.state
 
+    def account_state(self, account: str) -> State:
+        """Returns the state of an account's own circuit, which no call changes."""
+        own = self.breaker._accounts.get(account)
+        return State.CLOSED if own is None else own.state
+
     def run(self, seconds: float, rates: dict[str, float]) -> None:
         """Makes calls of each account at its rate per second."""
         steps = round(seconds * 100)

@@ -69,7 +69,7 @@ CLAIMS: dict[str, Claim] = {
 }
 
 SECONDS = 30.0
-STT = Catalog.load().resolve("eleven-labs-stt")
+STT = Catalog.load().by_any_name["eleven-labs-stt"]
 
 
 def packed(pack_format: str, value: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import av
 import pytest
 
-from pomelo.fields import AUDIO_FORMATS
+from pomelo.audio_formats import AUDIO_FORMATS, AudioFormat
 from pomelo.tasks.audio_meter import AudioMeter
 from pomelo.testing.audio import packets
 from tests.unit.media import corpus
@@ -43,7 +43,7 @@ def encoded(container: str, codec: str, seconds: float, rate: int, **options: An
 
 def measured(audio: bytes, content_type: str, output_format: str, size: int = 1000) -> int | None:
     """The measured length of audio that is delivered in chunks of `size` bytes."""
-    meter = AudioMeter(content_type, output_format)
+    meter = AudioMeter(content_type, AudioFormat.of(output_format))
     for at in range(0, len(audio), size):
         meter.add(audio[at : at + size])
     return meter.ms
@@ -118,7 +118,7 @@ def test_tags_have_no_length_and_damage_does_not_shorten_audio() -> None:
 
 
 def test_the_length_is_known_at_any_time() -> None:
-    meter = AudioMeter("audio/ogg", "opus_48000_64")
+    meter = AudioMeter("audio/ogg", AudioFormat.of("opus_48000_64"))
     ogg = FILES["opus at 6 kbit/s"]
     lengths = []
     for at in range(0, len(ogg), 100):

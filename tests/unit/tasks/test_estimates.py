@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pomelo.audio_formats import AUDIO_FORMATS
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.pricing import Usage
-from pomelo.fields import AUDIO_FORMATS
 from pomelo.gen.v1 import image_pb2, speech_pb2, text_pb2
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.media.duration import Measurer

@@ -101,14 +101,14 @@ async def test_readiness_says_what_is_wrong_and_liveness_does_not_depend_on_it()
 )
 async def test_every_connection_gets_one_answer_and_is_closed(request_line: bytes, status: int) -> None:
     async with served() as address:
-        answer = await exchange(address, (request_line + b"\r\nHost: x\r\n\r\n") * 2)
+        answer = await exchange(address, (request_line + b"\r\nHost: localhost\r\n\r\n") * 2)
     assert answer.split()[1] == str(status).encode()
     assert answer.count(b"HTTP/1.") == 1
 
 
 @pytest.mark.parametrize(
     "request_bytes",
-    [b"", b"GET /met", b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"],
+    [b"", b"GET /met", b"POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"],
     ids=["silent", "half a request line", "half a head"],
 )
 async def test_a_connection_that_sends_no_whole_request_is_closed(request_bytes: bytes) -> None:
@@ -123,7 +123,7 @@ async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     async with served(exposition=Exposition(metrics), lifetime=1.0) as address:
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await asyncio.sleep(3)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(7_000_000)
@@ -134,11 +134,11 @@ async def test_connections_beyond_the_limit_are_closed_and_the_others_served() -
     async with served() as address:
         host, _, port = address.rpartition(":")
         held = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS)]
-        assert await exchange(address, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n") == b""
+        assert await exchange(address, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n") == b""
         reader, writer = held[0]
-        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
-        assert (await exchange(address, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(
+        assert (await exchange(address, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")).startswith(
             b"HTTP/1.1 200 "
         )
         for _, writer in held:
@@ -148,7 +148,7 @@ async def test_connections_beyond_the_limit_are_closed_and_the_others_served() -
 async def test_many_requests_for_metrics_cost_one_report() -> None:
     exposition = CountedExposition(Metrics())
     async with served(exposition=exposition) as address:
-        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+        request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
         answers = await asyncio.gather(*[exchange(address, request) for _ in range(10)])
         assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
         assert exposition.reports == 1
@@ -160,7 +160,7 @@ async def test_many_requests_for_metrics_cost_one_report() -> None:
 
 async def test_a_report_is_sent_again_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     exposition = CountedExposition(Metrics())
-    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with served(exposition=exposition) as address:
         for seconds, reports in ((3600.0, 1), (3600.0, 1), (0.0, 2), (3600.0, 2)):
             monkeypatch.setattr("pomelo.telemetry.admin.SHARED_FOR", seconds)
@@ -195,6 +195,41 @@ async def test_the_pages_of_others_are_served_too(caplog: pytest.LogCaptureFixtu
         "/other": (404, "Use /metrics, /livez, /readyz\n", "no-store"),
         "/livez": (200, '{"status":"ok"}\n', "no-store"),
     }
+
+
+@pytest.mark.parametrize(
+    ("host", "served_there", "served_everywhere"),
+    [
+        ("127.0.0.1:9090", 200, 200),
+        ("LOCALHOST:9090", 200, 200),
+        ("[::1]:9090", 200, 200),
+        ("10.0.0.5:9090", 200, 200),
+        ("pomelo.monitoring.svc:9090", 403, 200),
+        ("127.0.0.1.evil.example:9090", 403, 200),
+        ("localhost.evil.example", 403, 200),
+        ("", 403, 200),
+        ("[", 403, 200),
+    ],
+)
+async def test_a_server_on_loopback_is_read_under_no_name_that_dns_can_change(
+    host: str, served_there: int, served_everywhere: int
+) -> None:
+    async def page(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="theirs")
+
+    for listening, status in (("127.0.0.1:0", served_there), ("0.0.0.0:0", served_everywhere)):
+        async with open_admin(
+            listening, Exposition(Metrics()), Readiness(), find_page={"/own": page}.get
+        ) as address:
+            at = address.replace("0.0.0.0", "127.0.0.1")
+            for path, expected in (("/metrics", status), ("/own", status), ("/livez", 200), ("/readyz", 200)):
+                answer = await exchange(at, f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                assert answer.split()[1] == str(expected).encode(), (listening, path)
+
+
+async def test_a_probe_without_a_host_is_served() -> None:
+    async with served() as address:
+        assert b" 200 OK" in await exchange(address, b"GET /metrics HTTP/1.0\r\n\r\n")
 
 
 async def test_an_empty_address_serves_nothing() -> None:

@@ -31,7 +31,7 @@ CATALOG = Catalog.load()
 
 def job(model: str | Model, given: Any, *, stream: bool = True, audio: AudioSource | None = None) -> Job[Any]:
     """Builds the job that the engine builds for a test key."""
-    resolved = CATALOG.resolve(model) if isinstance(model, str) else model
+    resolved = CATALOG.by_any_name[model] if isinstance(model, str) else model
     return Job("task_1", resolved, Route("sandbox", resolved.name), given, stream, float("inf"), audio)
 
 

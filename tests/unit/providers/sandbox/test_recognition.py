@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pomelo.audio_formats import AUDIO_FORMATS as FORMATS
 from pomelo.errors import PomeloError
-from pomelo.fields import AUDIO_FORMATS as FORMATS
 from pomelo.gen.v1.speech_pb2 import TimestampGranularity, Transcription
 from pomelo.providers.base import AudioSource
 from pomelo.providers.sandbox import Sandbox

@@ -101,7 +101,7 @@ async def test_an_answer_shorter_than_max_tokens_finishes_with_stop(
 
 
 async def test_an_answer_ends_at_the_models_output_limit(sandbox: Sandbox) -> None:
-    model = replace(CATALOG.resolve("gpt-4"), limits=Limits(max_input_tokens=1000, max_output_tokens=50))
+    model = replace(CATALOG.by_any_name["gpt-4"], limits=Limits(max_input_tokens=1000, max_output_tokens=50))
     (answer,) = await ask(sandbox, user_input("[[words:999999999]]", max_tokens=5000), model, stream=False)
     assert (answer.usage.output_tokens, answer.finish_reason) == (50, LENGTH)
 
@@ -128,7 +128,7 @@ async def test_a_stop_string_beyond_max_tokens_has_no_effect(sandbox: Sandbox) -
 
 
 async def test_a_prompt_above_the_models_input_limit_is_refused(sandbox: Sandbox) -> None:
-    model = replace(CATALOG.resolve("gpt-4"), limits=Limits(max_input_tokens=10, max_output_tokens=50))
+    model = replace(CATALOG.by_any_name["gpt-4"], limits=Limits(max_input_tokens=10, max_output_tokens=50))
     assert await ask(sandbox, user_input("word " * 10), model)
     with pytest.raises(PomeloError) as refused:
         await ask(sandbox, user_input("word " * 11), model)
