@@ -206,8 +206,8 @@ def _keeps_bounds(extra: dict[str, Any]) -> dict[str, Any]:
     for name in _BOUNDS:
         if name in extra:
             raise ValueError(
-                f"must not have {name}: a task would cost more than it reserves. Limit tokens by clamp, as in "
-                "clamp = { max_tokens = [1, 4_096] }"
+                f"must not have {name}: a task could cost more than it reserves. "
+                "Limit tokens by clamp = { max_tokens = [1, 4_096] }"
             )
     return extra
 
