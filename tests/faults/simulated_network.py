@@ -1,6 +1,6 @@
 """An event loop whose time is simulated, and a network to a real Redis server with faults at random.
 
-Nothing waits: time jumps to the next timer, and the server is asked by a blocking socket. So hours of faults
+Hardly anything waits: time jumps to the next timer, and the server is asked by a blocking socket. So hours of faults
 take seconds, and the same random numbers give the same run.
 """
 
@@ -20,11 +20,16 @@ from pomelo.stores.redis.link import Link, Login
 _INCOMPLETE = object()
 
 
+_LATE = 30.0
+"""Real seconds in which a thread must have done its work."""
+
+
 class _Selector(selectors.BaseSelector):
-    """Is never asked to wait: instead of that, `now` is set to the end of the wait."""
+    """Waits only for threads, while they are `busy`. Otherwise `now` is set to the end of the wait."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
+        self.busy: Callable[[], bool] = lambda: False
         self._real = selectors.DefaultSelector()
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -34,7 +39,10 @@ class _Selector(selectors.BaseSelector):
         return self._real.unregister(fileobj)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "everything waits for something that never happens"
+        if timeout != 0.0 and (timeout is None or self.busy()):
+            ready = self._real.select(_LATE)
+            assert ready, "everything waits for something that never happens"
+            return ready
         self.now += max(0.0, timeout)
         return self._real.select(0)
 
@@ -46,7 +54,7 @@ class _Selector(selectors.BaseSelector):
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """An event loop with a clock of its own. Work for threads is done immediately, in its thread."""
+    """An event loop with a clock of its own. Work for executors is done immediately, in its thread."""
 
     def __init__(self) -> None:
         self._simulated = _Selector()
@@ -54,6 +62,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._simulated.now
+
+    def wait_while(self, busy: Callable[[], bool]) -> None:
+        """Lets no time pass while threads are `busy`, which call `call_soon_threadsafe` at the end."""
+        self._simulated.busy = busy
 
     def run_in_executor(  # type: ignore[override]
         self, executor: object, func: Callable[..., Any], *args: Any
