@@ -176,8 +176,8 @@ class SimulatedSqlite(SimulatedStore):
         if self.random.random() < 0.7:
             self._faults = self.random.choice((0.0, 0.002, 0.02, 1.0))
             return
-        while self._writer._writing is not None:
-            await asyncio.sleep(0)  # noqa: ASYNC110
+        while self._writer._writing is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
         process: Any = self.processes.pop()
         left, self._generation = self._path, self._generation + 1
         self._path = self._folder / str(self._generation) / "pomelo.db"
