@@ -20,7 +20,7 @@ from pomelo.stores.redis.link import Link, Login
 _INCOMPLETE = object()
 
 
-_LATE = 30.0
+_LATE = 100.0
 """Real seconds in which a thread must have done its work."""
 
 

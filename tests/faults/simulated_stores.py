@@ -74,7 +74,7 @@ class SimulatedRedis(SimulatedStore):
 
     async def open(self) -> None:
         self._networks: list[Network] = []
-        self._server = await self._loop.run_in_executor(None, Redis.from_url, any_server())
+        self._server = Redis.from_url(any_server())
         self._stack.callback(self._server.close)
         self._server.flushdb()
         for _ in range(3):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 from random import Random
 
@@ -16,6 +17,7 @@ from pomelo.accounts.audit import audit
 from pomelo.stores.accounts import Grant
 from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery, UsageRecord
+from tests.contract.ledger_rig import MEMORY
 from tests.faults.simulated_network import SimulatedLoop
 from tests.faults.simulated_stores import EPOCH, SimulatedRedis, SimulatedSqlite, SimulatedStore
 from tests.faults.simulated_tasks import BUDGETS, PLAN, WALLETS, Facts
@@ -84,12 +86,10 @@ async def all_records(store: Store) -> list[UsageRecord]:
 
 @pytest.mark.parametrize("store", [SimulatedSqlite, SimulatedRedis])
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_no_fault_overdraws_a_balance_or_charges_a_task_twice(
-    store: type[SimulatedStore], seed: int, tmp_path: Path
-) -> None:
-    async def simulate() -> None:
+def test_no_fault_overdraws_a_balance_or_charges_a_task_twice(store: type[SimulatedStore], seed: int) -> None:
+    async def simulate(folder: Path) -> None:
         facts = Facts()
-        simulated = store(tmp_path, Random(seed), facts, exceeds=seed % 2 == 0)
+        simulated = store(folder, Random(seed), facts, exceeds=seed % 2 == 0)
         try:
             await simulated.open()
             opened = simulated.processes[0].store
@@ -105,6 +105,7 @@ def test_no_fault_overdraws_a_balance_or_charges_a_task_twice(
 
     loop = SimulatedLoop()
     try:
-        loop.run_until_complete(simulate())
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+            loop.run_until_complete(simulate(Path(folder)))
     finally:
         loop.close()
