@@ -54,10 +54,11 @@ nginx:
 	@tests/deploy/install.sh
 
 # The full size of what `unit` does small: about 450 crashes, for some 30 minutes, errors at every call of a store, and
-# 10,000 random steps of each ledger beside its model.
+# 10,000 random steps of each ledger beside its model, and 100 simulations of processes with faults.
 crash: .venv/.dev
-	CRASH=full POMELO_LEDGER_STEPS=10000 pytest tests/faults/test_crash.py tests/faults/test_store_faults.py \
-	  tests/contract/test_ledger_machine.py --log-cli-level=INFO
+	CRASH=full POMELO_LEDGER_STEPS=10000 POMELO_SIMULATIONS=100 pytest tests/faults/test_crash.py \
+	  tests/faults/test_store_faults.py tests/faults/test_simulation.py tests/contract/test_ledger_machine.py \
+	  --log-cli-level=INFO
 
 load: .venv/.dev
 	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 LOAD_RESETS=500 LOAD_ACCOUNTS=100000 pytest -s tests/load \

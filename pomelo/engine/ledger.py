@@ -272,7 +272,8 @@ class Ledger:
             PomeloError: store_unavailable.
         """
         records = []
-        for reservation in self.running.values():
+        saved = list(self.running.values())
+        for reservation in saved:
             try:
                 record = reservation.progress()
             except Exception as error:  # the progress of the other tasks is still saved
@@ -282,7 +283,13 @@ class Ledger:
                 records.append(record)
         if not records:
             return
-        for task_id in await self.operations.outcome(partial(self.store.note, records)):
+        try:
+            lost_ids = await self.operations.outcome(partial(self.store.note, records))
+        except BaseException:
+            for reservation in saved:
+                reservation.repeat_progress()
+            raise
+        for task_id in lost_ids:
             lost = self.running.get(task_id)
             if lost is not None:
                 lost.lost = True

@@ -105,6 +105,10 @@ class Reservation:
         self._saved_bytes = self.output_bytes
         return self._record(self._collector.partial_usage(self.job.input), "estimated", complete=False)
 
+    def repeat_progress(self) -> None:
+        """Makes the next call of `progress` return the record again: the last one was perhaps not saved."""
+        self._saved_bytes = 0
+
     async def settle(self, usage: Usage, *, counted: bool, answer: bytes | None = None) -> UsageRecord:
         """Charges a completed task, writes and returns its record, releases the rest, and reports what it
         cost. `counted` is whether the provider counted the usage; `answer` is stored for its Idempotency-Key.

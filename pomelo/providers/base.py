@@ -10,7 +10,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, Protocol
+from typing import Annotated, Any, Generic, Protocol
+
+from pydantic import AfterValidator
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.reported_cost import Report
@@ -194,6 +196,24 @@ class Options(Row):
     """The keys that a provider reads in a route beside the common keys, or in the operator's settings beside
     the key and the base URL. Subclass it with a field for each key, with its type and a default. An unknown
     key or a wrong type is refused at start."""
+
+
+_BOUNDS = ("max_tokens", "max_completion_tokens", "n")
+"""Fields of a request for text that limit what it costs: a task's own, or no more than one answer."""
+
+
+def _keeps_bounds(extra: dict[str, Any]) -> dict[str, Any]:
+    for name in _BOUNDS:
+        if name in extra:
+            raise ValueError(
+                f"must not have {name}: a task could cost more than it reserves. "
+                "Limit tokens by clamp = { max_tokens = [1, 4_096] }"
+            )
+    return extra
+
+
+Extra = Annotated[dict[str, Any], AfterValidator(_keeps_bounds)]
+"""The operator's fields of every request for text."""
 
 
 class Provider(Protocol):

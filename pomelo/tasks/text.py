@@ -24,6 +24,9 @@ MAX_TOOLS_TOKENS = 1_000
 MAX_TOOL_TOKENS = 32
 """More tokens than any model adds to a tool."""
 
+MAX_CALL_TOKENS = 64
+"""More tokens than any model adds to a call of a tool, or to its result, for its id and what separates it."""
+
 MAX_IMAGE_TOKENS = 6_000
 """More tokens than any model counts for an image."""
 
@@ -95,7 +98,7 @@ def _count_words_in(text: str) -> int:
 def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo) -> Estimate:
     """At most one token per byte of UTF-8, with every tokenizer in use, and max_tokens of output. Without
     max_tokens the output may be cut to what the account can pay."""
-    size = images = 0
+    size = images = calls = 0
     tools = task_input.tools
     has_others = bool(tools) or task_input.HasField("format")
     for message in task_input.messages:
@@ -108,12 +111,13 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
                 images += 1
             elif not part.HasField("text"):
                 has_others = True
+                calls += 1
     tokens = MAX_MESSAGE_TOKENS * (len(task_input.messages) + 1) + MAX_IMAGE_TOKENS * images
     others: list[str] = []
     if has_others:
         others = other_texts(task_input)
         size += sum([len(text.encode()) for text in others])
-        tokens += MAX_TOOLS_TOKENS + MAX_TOOL_TOKENS * len(tools)
+        tokens += MAX_TOOLS_TOKENS + MAX_TOOL_TOKENS * len(tools) + MAX_CALL_TOKENS * calls
     tokens += size
     limits = model.limits
     if limits.max_input_tokens:

@@ -58,6 +58,11 @@ async def test_all_available_credits_are_reserved_if_they_cover_the_minimum(rig:
     assert await refusal(rig.store.reserve(request("b", 1))) == "insufficient_credits"
 
 
+async def test_a_task_may_need_more_than_any_balance(rig: Rig) -> None:
+    assert await refusal(rig.store.reserve(request("a", 10**18))) == "insufficient_credits"
+    assert await amount(rig.store.reserve(request("b", 10, 10**18, sufficient=10**17))) == 1_000
+
+
 @pytest.mark.parametrize(("minimum", "expected"), [(999, 1_000), (1_000, 1_000), (1_001, None)])
 async def test_one_microcredit_too_few_is_refused(rig: Rig, minimum: int, expected: int | None) -> None:
     answer = await rig.store.reserve(request("a", minimum, 2_000))

@@ -45,12 +45,9 @@ from tests.contract.ledger_model import (
     drawn_counters,
 )
 from tests.contract.ledger_operator import OperatorRules
-from tests.contract.ledger_rig import STORES, Rig, record, wallets
+from tests.contract.ledger_rig import MEMORY, STORES, Rig, record, wallets
 
 STEPS = int(os.environ.get("POMELO_LEDGER_STEPS", "1000"))
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""A folder in memory, which is faster than a disk."""
-
 ALL, FAILED = UsageQuery(), UsageQuery(failed=True)
 
 T = TypeVar("T")

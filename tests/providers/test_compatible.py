@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Route
+from pomelo.catalog.rows import Row, wrong_values
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
+from pomelo.providers.anthropic.anthropic import AnthropicOptions
 from pomelo.providers.base import fit_job
-from pomelo.providers.chat.compatible import Compatible, host
+from pomelo.providers.chat.chat import ChatOptions
+from pomelo.providers.chat.compatible import Compatible, HostRow, host
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
 from pomelo.testing.text_answer import DONE
@@ -92,6 +95,15 @@ async def test_the_shortest_allow_list_leaves_the_messages(upstream: FaultUpstre
 def test_a_host_without_max_tokens_is_refused(row: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="nothing bounds what a task costs"):
         host("ahost", row)
+
+
+@pytest.mark.parametrize("schema", [HostRow, ChatOptions, AnthropicOptions])
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n"])
+def test_what_limits_the_cost_of_a_task_is_not_fixed_for_every_request(schema: type[Row], name: str) -> None:
+    [(keys, message)] = wrong_values(schema, {"extra": {"top_k": 40, name: 4}})
+    assert keys == ("extra",)
+    assert f"must not have {name}: a task could cost more than it reserves" in message
+    assert wrong_values(schema, {"extra": {"top_k": 40}}) == []
 
 
 async def test_a_route_overrules_the_row_of_its_host(upstream: FaultUpstream) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Literal
 
 from yarl import URL
 
@@ -20,7 +20,7 @@ from pomelo.providers.anthropic.errors import ERROR_MAPPING
 from pomelo.providers.anthropic.request import encode_request, max_tokens, thinks
 from pomelo.providers.anthropic.responses import MessageStream, parse_message
 from pomelo.providers.anthropic.schemas import output_schema
-from pomelo.providers.base import Event, Job, Options, Probe, one_event
+from pomelo.providers.base import Event, Extra, Job, Options, Probe, one_event
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.vendor import Vendor
@@ -50,7 +50,7 @@ _NAMES = {
 class AnthropicOptions(Options):
     sampling: Literal["both"] | None = None
     thinking: Literal["adaptive"] | None = None
-    extra: dict[str, Any] | None = None
+    extra: Extra | None = None
 
 
 class Anthropic(Vendor):

@@ -24,7 +24,7 @@ from pomelo.catalog.rows import Name
 from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 from pomelo.providers import Credentials
-from pomelo.providers.base import Event, Job, Options, Probe, one_event
+from pomelo.providers.base import Event, Extra, Job, Options, Probe, one_event
 from pomelo.providers.chat.errors import MEANINGS, read_error_body
 from pomelo.providers.chat.messages import convert_messages
 from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
@@ -62,7 +62,7 @@ class ChatOptions(Options):
     stream_usage: StreamUsage | None = None
     reasoning_effort: Name | None = None
     reasoning_excludes: list[Literal["temperature", "tools", "top_p"]] | None = None
-    extra: dict[str, Any] | None = None
+    extra: Extra | None = None
 
 
 @dataclass(frozen=True, slots=True)

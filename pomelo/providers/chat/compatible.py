@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field
 from pomelo.catalog.rows import Name, Row, one_of, suggest, wrong_values
 from pomelo.catalog.toml_file import dotted
 from pomelo.providers import Credentials
+from pomelo.providers.base import Extra
 from pomelo.providers.chat.chat import PARAMETERS, Chat, Profile, StreamUsage, TokensField
 from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http
@@ -70,7 +71,7 @@ class HostRow(Row):
     key_needed: bool | None = None
     drop: Annotated[_Parameters, AfterValidator(_keeps_max_tokens)] | None = None
     allow: Annotated[_Parameters, AfterValidator(_has_max_tokens)] | None = None
-    extra: dict[str, Any] | None = None
+    extra: Extra | None = None
     headers: Annotated[dict[str, str], AfterValidator(_headers)] | None = None
     meanings: dict[str, _Code] | None = None
     patient: bool | None = None

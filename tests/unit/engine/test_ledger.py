@@ -54,6 +54,21 @@ async def test_progress_is_saved_only_when_there_is_more_output() -> None:
         assert store.noted.is_set() == saved
 
 
+async def test_progress_that_was_not_saved_is_saved_by_the_next_attempt_without_more_output() -> None:
+    store = FailingStore("note")
+    ledger = open_ledger(store)
+    running = await reserve(ledger, "img_running")
+    running.bill_partially(FixedUsage(lambda: Usage(images=1)))
+    running.record_output(1)
+    with pytest.raises(PomeloError):
+        await ledger.save_progress()
+    store.errors.clear()
+    for saved in (True, False):
+        store.noted.clear()
+        await ledger.save_progress()
+        assert store.noted.is_set() == saved
+
+
 async def test_a_failing_collector_delays_no_other_progress_and_its_task_is_recovered() -> None:
     store = FailingStore()
     ledger = open_ledger(store)

@@ -264,9 +264,21 @@ def test_the_bound_counts_the_bytes_of_tools_calls_results_names_and_formats() -
     size = len("four" + "ann") + len("wea") + len('{"ö":1}'.encode()) + len("größe".encode())
     size += len("wea") + len("Wetter für".encode()) + len('{"a":1}') + len("out") + len('{"b":2}')
     found = estimate_of("gpt-4", task)
-    assert found.maximum == Usage(size + 16 * 4 + TOOLS_TOKENS, 128_000)
+    assert found.maximum == Usage(size + 16 * 4 + TOOLS_TOKENS + 64 * 2, 128_000)
     assert found.tokens == size // 4
     assert found.input_tokens == max(10, size // 8)
+
+
+def test_many_small_calls_and_results_reserve_what_a_vendor_adds_to_each() -> None:
+    ids = [f"call_{n}" for n in range(99)]
+    messages = [
+        HELLO,
+        Message(role=ASSISTANT, content=[call(each, "f", "") for each in ids]),
+        Message(role=TOOL, content=[result(each, "") for each in ids]),
+    ]
+    found = estimate_of("gpt-4", TextInput(messages=messages))
+    assert found.minimum.input_tokens == found.maximum.input_tokens
+    assert found.maximum.input_tokens > 99 * (len("f") + 2 * 64)
 
 
 def test_the_words_of_a_result_count_as_input() -> None:

@@ -4,8 +4,12 @@
 -- ARGV: task, worker, minimum, maximum, draft, '=' and Idempotency-Key or '', fingerprint, call, sufficient, the
 --       counter of the shares or '', shares without its limit, the name of a budget or '', its limit, its start in
 --       microseconds, counters
-local task, worker, minimum, maximum, draft = ARGV[1], ARGV[2], whole(ARGV[3]), whole(ARGV[4]), ARGV[5]
-local key, fingerprint, call, sufficient = ARGV[6], ARGV[7], ARGV[8], whole(ARGV[9])
+
+-- An amount that a task needs: it may be more than any balance.
+local function needed(text) return math.min(tonumber(text), MAX_INTEGER) end
+
+local task, worker, minimum, maximum, draft = ARGV[1], ARGV[2], needed(ARGV[3]), needed(ARGV[4]), ARGV[5]
+local key, fingerprint, call, sufficient = ARGV[6], ARGV[7], ARGV[8], needed(ARGV[9])
 local shares, counters = whole(ARGV[11]), read_counters(15)
 
 local now = clock()
