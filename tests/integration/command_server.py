@@ -33,6 +33,7 @@ FDS = 3
 """How many files a request passes: stdin, stdout and stderr."""
 
 MAX_REQUEST = 1 << 20
+"""Bytes of a request that are read in one step."""
 
 IMPORTS = (
     "pomelo.app",
@@ -224,7 +225,10 @@ def _fork(connection: socket.socket) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sent, files, _, _ = socket.recv_fds(connection, MAX_REQUEST, FDS)
     while not sent.endswith(b"\n"):
-        sent += connection.recv(MAX_REQUEST)
+        more = connection.recv(MAX_REQUEST)
+        if not more:  # the test process has ended
+            os._exit(1)
+        sent += more
     request: dict[str, Any] = json.loads(sent)
     if command := os.fork():
         for file in files:
