@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 
+from tests.integration.command_server import ForkedCommand, command_server, is_for_interpreter
 from tests.ports import free_port
 
 
@@ -39,9 +40,19 @@ class Served:
         return self.output.read_text()
 
 
+def serve(folder: Path, **variables: str) -> AbstractAsyncContextManager[Served]:
+    """Starts the server in a fork of a process that has imported it, waits until all its workers serve, and ends it
+    with SIGTERM."""
+    return _serve(folder, variables, fork=not is_for_interpreter(variables))
+
+
+def serve_interpreter(folder: Path, **variables: str) -> AbstractAsyncContextManager[Served]:
+    """As `serve`, but in an interpreter of its own, for tests that measure time or memory."""
+    return _serve(folder, variables, fork=False)
+
+
 @asynccontextmanager
-async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
-    """Starts the server, waits until all its workers serve, and ends it with SIGTERM."""
+async def _serve(folder: Path, variables: dict[str, str], *, fork: bool) -> AsyncIterator[Served]:
     port, grpc_port = free_port(), free_port()
     environment = {
         **os.environ,
@@ -52,10 +63,23 @@ async def serve(folder: Path, **variables: str) -> AsyncIterator[Served]:
         **variables,
     }
     output = folder / "output"
+    process: asyncio.subprocess.Process | ForkedCommand
     with output.open("wb") as sink:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "pomelo.cli", "serve", stdout=sink, stderr=sink, env=environment, cwd=folder
-        )
+        if fork:
+            process = await command_server().start(
+                folder, ("serve",), environment, stdout=sink.fileno(), stderr=sink.fileno()
+            )
+        else:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "pomelo.cli",
+                "serve",
+                stdout=sink,
+                stderr=sink,
+                env=environment,
+                cwd=folder,
+            )
     try:
         async with asyncio.timeout(30), aiohttp.ClientSession() as session:
             while True:

@@ -79,6 +79,7 @@ def _run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], signals: tu
     try:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(run())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the loop has restored the default
     except (KeyboardInterrupt, SystemExit) as error:
         # Not from a signal, but from an asyncio task, such as one that a plug-in has started.
         log.critical("The server was ended by an exception\n%s", format_trace(error))
@@ -111,8 +112,8 @@ async def on_hangup(reload: Callable[[], Awaitable[None]], stop: asyncio.Event) 
         yield
     finally:
         handling.cancel()
-        loop.remove_signal_handler(signal.SIGHUP)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # while the process drains
+        # While the process drains. The loop would restore the default before, and SIGHUP end the process.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def serve_app(

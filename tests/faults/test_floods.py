@@ -26,7 +26,7 @@ from tests.faults import frames
 from tests.faults.other_callers import other_callers
 from tests.integration.commands import pomelo
 from tests.load.process_usage import MIB, cpu_seconds, silent_connections, wait_closed
-from tests.serving import Served, serve
+from tests.serving import Served, serve_interpreter
 from tests.tasks import text_task
 
 MODELS = "/pomelo.v1.ModelService/ListModels"
@@ -42,7 +42,7 @@ CPU_OF_A_FLOOD = 2.0
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     """A server with an unlimited account."""
     folder = tmp_path_factory.mktemp("flooded")
-    async with serve(folder) as running:
+    async with serve_interpreter(folder) as running:
         for arguments in (("plan", "default", "unlimited"), ("grant", "default", "100000", "--test")):
             ended = await pomelo(folder, "accounts", *arguments)
             assert ended.status == 0, ended.error

@@ -30,7 +30,7 @@ from tests.faults.attack import (
 from tests.faults.other_callers import other_callers
 from tests.integration.commands import pomelo
 from tests.load.process_usage import MIB, peak_memory, resident
-from tests.serving import Served, serve
+from tests.serving import Served, serve_interpreter
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ GZIP = [("grpc-encoding", "gzip")]
 @pytest.fixture(scope="module")
 async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     """`pomelo serve` with an unlimited account, warmed up."""
-    async with serve(tmp_path_factory.mktemp("served")) as process:
+    async with serve_interpreter(tmp_path_factory.mktemp("served")) as process:
         await command(process, "accounts", "plan", "default", "unlimited")
         # The first call of each type allocates memory that does not count as growth.
         async with other_callers(process, "rest", "grpc") as callers, attack(process, 1) as attacking:

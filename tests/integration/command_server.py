@@ -1,7 +1,7 @@
 """Runs commands of `pomelo` in forks of one process that has imported them, in a twentieth of the time of a start.
 
 Each command is a process with its own environment, folder, arguments, stdin, stdout and stderr, which ends as
-any other. `start_command` and the tests of the documentation start the interpreter anew.
+any other, a server too. `start_interpreter` and the tests of the documentation start the interpreter anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import atexit
 import gc
 import json
 import os
+import runpy
 import select
 import shutil
 import signal
@@ -20,13 +21,73 @@ import sys
 import tempfile
 import threading
 import time
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FDS = 3
 """How many files a request passes: stdin, stdout and stderr."""
+
+MAX_REQUEST = 1 << 20
+"""Bytes of a request that are read in one step."""
+
+IMPORTS = (
+    "pomelo.app",
+    "pomelo.cli.client",
+    "pomelo.cli.operator",
+    "pomelo.cli.operator_page",
+    "pomelo.cli.server_checks",
+    "pomelo.cli.workers",
+    "pomelo.providers.sandbox.provider",
+    "pomelo.stores.redis",
+    "pomelo.stores.sqlite",
+    "pomelo.telemetry.admin",
+    "pomelo.telemetry.exposition",
+    "pomelo.telemetry.tracing",
+    "uvloop",
+)
+"""What commands import when they run, and a server as a fork need not."""
+
+
+class ForkedCommand:
+    """A running command, with those attributes and methods of `asyncio.subprocess.Process` that tests use."""
+
+    def __init__(
+        self,
+        pid: int,
+        status: asyncio.Task[int],
+        stdout: asyncio.StreamReader | None,
+        stderr: asyncio.StreamReader | None,
+    ) -> None:
+        self.pid = pid
+        self._status = status
+        self.stdin = None
+        self.stdout = stdout
+        """Its output, if PIPE was given for it."""
+        self.stderr = stderr
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, or minus the number of the signal that has ended it. None while it runs."""
+        return self._status.result() if self._status.done() else None
+
+    async def wait(self) -> int:
+        """Waits for the end and returns the exit status."""
+        return await asyncio.shield(self._status)
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless the command has ended."""
+        if self.returncode is None:
+            with suppress(ProcessLookupError):  # its exit status is on the way
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Sends SIGTERM, unless the command has ended."""
+        self.send_signal(signal.SIGTERM)
 
 
 class CommandServer:
@@ -46,29 +107,68 @@ class CommandServer:
                 pass_fds=[listening.fileno()],
             )
 
+    async def start(
+        self,
+        folder: Path,
+        arguments: tuple[str, ...],
+        environment: Mapping[str, str],
+        *,
+        stdin: int = DEVNULL,
+        stdout: int = PIPE,
+        stderr: int = PIPE,
+    ) -> ForkedCommand:
+        """Starts a command in `folder`. Its files are descriptors, or as those of a subprocess DEVNULL for stdin,
+        PIPE for stdout and stderr, and STDOUT for stderr."""
+        request = {"cwd": str(folder), "arguments": arguments, "environment": dict(environment)}
+        with ExitStack() as stack:
+            if stdin == DEVNULL:
+                stdin = os.open(os.devnull, os.O_RDONLY)
+                stack.callback(os.close, stdin)
+            out = await _open_pipe(stack) if stdout == PIPE else None
+            error = await _open_pipe(stack) if stderr == PIPE else None
+            stdout = out.write if out else stdout
+            stderr = error.write if error else stdout if stderr == STDOUT else stderr
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(self._path)
+            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [stdin, stdout, stderr])
+            reader, writer = await asyncio.open_unix_connection(sock=connection)
+
+            async def read_number() -> int:
+                line = await reader.readline()
+                assert line, "the process that runs commands has ended"
+                return int(line)
+
+            async def read_status() -> int:
+                try:
+                    return await read_number()
+                finally:
+                    writer.close()
+
+            pid = await read_number()
+            status = asyncio.create_task(read_status())
+            return ForkedCommand(pid, status, out and out.reader, error and error.reader)
+
     async def run(
         self, folder: Path, arguments: tuple[str, ...], environment: Mapping[str, str], stdin: bytes
     ) -> tuple[int, bytes, bytes]:
         """Runs a command in `folder`; returns its exit status, and what it wrote to stdout and stderr."""
-        request = {"cwd": str(folder), "arguments": arguments, "environment": dict(environment)}
         with (
-            socket.socket(socket.AF_UNIX) as connection,
             tempfile.TemporaryFile() as given,
             tempfile.TemporaryFile() as out,
             tempfile.TemporaryFile() as error,
         ):
             given.write(stdin)
             given.seek(0)
-            connection.connect(self._path)
-            socket.send_fds(connection, [b"\n"], [given.fileno(), out.fileno(), error.fileno()])
-            connection.sendall(json.dumps(request).encode())
-            connection.shutdown(socket.SHUT_WR)
-            connection.setblocking(False)
-            status = await asyncio.get_running_loop().sock_recv(connection, 16)
-            assert status, "the process that runs commands has ended"
+            command = await self.start(
+                *(folder, arguments, environment),
+                stdin=given.fileno(),
+                stdout=out.fileno(),
+                stderr=error.fileno(),
+            )
+            status = await command.wait()
             out.seek(0)
             error.seek(0)
-            return int(status), out.read(), error.read()
+            return status, out.read(), error.read()
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -77,12 +177,33 @@ class CommandServer:
         shutil.rmtree(self._folder)
 
 
+class _Pipe(NamedTuple):
+    reader: asyncio.StreamReader
+    write: int
+
+
+async def _open_pipe(stack: ExitStack) -> _Pipe:
+    """Opens a pipe, the end for writing until the stack is closed."""
+    read, write = os.pipe()
+    stack.callback(os.close, write)
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb", 0)
+    )
+    return _Pipe(reader, write)
+
+
 @cache
 def command_server() -> CommandServer:
     """The server of this test process."""
     server = CommandServer()
     atexit.register(server.close)
     return server
+
+
+def is_for_interpreter(variables: Mapping[str, str]) -> bool:
+    """Whether the interpreter reads one of these variables when it starts, so that a fork would ignore it."""
+    return any(name.startswith("PYTHON") for name in variables)
 
 
 def _serve(listening: socket.socket) -> dict[str, Any]:
@@ -102,14 +223,19 @@ def _serve(listening: socket.socket) -> dict[str, Any]:
 
 def _fork(connection: socket.socket) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _, files, _, _ = socket.recv_fds(connection, 1, FDS)
-    with connection.makefile("rb") as sent:
-        request: dict[str, Any] = json.load(sent)
+    sent, files, _, _ = socket.recv_fds(connection, MAX_REQUEST, FDS)
+    while not sent.endswith(b"\n"):
+        more = connection.recv(MAX_REQUEST)
+        if not more:  # the test process has ended
+            os._exit(1)
+        sent += more
+    request: dict[str, Any] = json.loads(sent)
     if command := os.fork():
         for file in files:
             os.close(file)
+        connection.sendall(b"%d\n" % command)
         _, status = os.waitpid(command, 0)
-        connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
         os._exit(0)
     connection.close()
     for number, file in enumerate(files):
@@ -121,12 +247,11 @@ def _fork(connection: socket.socket) -> dict[str, Any]:
 def main() -> None:
     """Serves requests; in each fork, runs its command to the end of the process."""
     os.environ["GRPC_VERBOSITY"] = "NONE"
-    import pomelo.app
-    import pomelo.cli
-    import pomelo.cli.client
-    import pomelo.cli.operator
-    import pomelo.cli.server_checks
+    for name in IMPORTS:
+        import_module(name)
+    from pomelo.providers.registry import read_registry
 
+    read_registry()
     assert threading.active_count() == 1, "a fork would not have the other threads"
     gc.freeze()
     request = _serve(socket.socket(fileno=int(sys.argv[1])))
@@ -136,7 +261,8 @@ def main() -> None:
     os.chdir(request["cwd"])
     sys.path[0] = request["cwd"]
     sys.argv = ["pomelo", *request["arguments"]]
-    pomelo.cli.main()
+    # Workers import the main module of their parent.
+    runpy.run_module("pomelo.cli", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

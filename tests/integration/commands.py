@@ -17,7 +17,7 @@ from typing import Any
 
 from pomelo.configuration import store_of
 from pomelo.settings import Settings
-from tests.integration.command_server import command_server
+from tests.integration.command_server import ForkedCommand, command_server, is_for_interpreter
 from tests.ports import free_port
 
 
@@ -45,7 +45,7 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     return inherited | {"POMELO_DATA": str(folder / "data"), "POMELO_ADMIN": ""} | variables
 
 
-async def _start(
+async def _start_interpreter(
     folder: Path, arguments: tuple[str, ...], variables: dict[str, str], *, stdin: int | None, stderr: int
 ) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
@@ -61,8 +61,8 @@ async def _start(
 async def pomelo(folder: Path, *arguments: str, stdin: str = "", **variables: str) -> CommandResult:
     """Runs a command in `folder` and returns its result."""
     async with asyncio.timeout(60):
-        if any(name.startswith("PYTHON") for name in variables):  # the interpreter reads them when it starts
-            process = await _start(folder, arguments, variables, stdin=PIPE, stderr=PIPE)
+        if is_for_interpreter(variables):
+            process = await _start_interpreter(folder, arguments, variables, stdin=PIPE, stderr=PIPE)
             out, error = await process.communicate(stdin.encode())
             assert process.returncode is not None
             status = process.returncode
@@ -111,7 +111,7 @@ async def live_key(folder: Path, **variables: str) -> str:
 class RunningCommand:
     """A running command and the lines that it has printed."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | ForkedCommand) -> None:
         self.process = process
         self.lines: list[str] = []
 
@@ -135,8 +135,30 @@ class RunningCommand:
 
 @asynccontextmanager
 async def start_command(folder: Path, *arguments: str, **variables: str) -> AsyncIterator[RunningCommand]:
-    """Starts a command; kills it on leaving if it still runs."""
-    process = await _start(folder, arguments, variables, stdin=None, stderr=STDOUT)
+    """Starts a command in a fork; kills it on leaving if it still runs."""
+    if is_for_interpreter(variables):
+        async with start_interpreter(folder, *arguments, **variables) as running:
+            yield running
+        return
+    given = environment(folder, **variables)
+    async with _kill_on_leaving(
+        await command_server().start(folder, arguments, given, stderr=STDOUT)
+    ) as running:
+        yield running
+
+
+@asynccontextmanager
+async def start_interpreter(folder: Path, *arguments: str, **variables: str) -> AsyncIterator[RunningCommand]:
+    """Starts a command in an interpreter of its own; kills it on leaving if it still runs."""
+    process = await _start_interpreter(folder, arguments, variables, stdin=None, stderr=STDOUT)
+    async with _kill_on_leaving(process) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _kill_on_leaving(
+    process: asyncio.subprocess.Process | ForkedCommand,
+) -> AsyncIterator[RunningCommand]:
     running = RunningCommand(process)
     try:
         yield running
@@ -148,7 +170,7 @@ async def start_command(folder: Path, *arguments: str, **variables: str) -> Asyn
 
 @asynccontextmanager
 async def start_server(folder: Path, *options: str, **variables: str) -> AsyncIterator[RunningCommand]:
-    """Starts `pomelo serve`, and waits until it serves."""
+    """Starts `pomelo serve` in a fork, and waits until it serves."""
     async with start_command(folder, "serve", *options, **variables) as server:
         await server.read_until("curl ")
         yield server

@@ -29,6 +29,7 @@ from tests.integration.commands import (
     pomelo,
     pomelo_json,
     start_command,
+    start_interpreter,
     start_server,
 )
 from tests.ports import free_port
@@ -47,7 +48,7 @@ async def test_the_first_start_creates_a_key_and_prints_a_working_command_and_la
     tmp_path: Path,
 ) -> None:
     addresses = free_addresses()
-    async with start_command(tmp_path, "serve", **addresses) as server:
+    async with start_interpreter(tmp_path, "serve", **addresses) as server:
         assert addresses["POMELO_REST"] in await server.read_until("REST")
         line = await server.read_until("curl ")
         key_file = tmp_path / "data" / "test-key"
@@ -58,7 +59,7 @@ async def test_the_first_start_creates_a_key_and_prints_a_working_command_and_la
         assert (await curl(line))["object"] == "task.completion"
         server.process.send_signal(signal.SIGTERM)
         assert await server.wait() == 0
-    async with start_command(tmp_path, "serve", **addresses) as server:
+    async with start_interpreter(tmp_path, "serve", **addresses) as server:
         line = await server.read_until("curl ")
         assert key not in "".join(server.lines)
         assert (await curl(line))["object"] == "task.completion"
@@ -70,7 +71,8 @@ async def test_serve_raises_its_limit_of_open_files_to_the_maximum(tmp_path: Pat
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(256, before[0] // 2), before[1]))
     try:
-        async with start_server(tmp_path, **free_addresses()) as server:
+        async with start_interpreter(tmp_path, "serve", **free_addresses()) as server:
+            await server.read_until("curl ")
             assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)[0] == before[1]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -99,7 +101,8 @@ async def test_a_signal_lets_running_tasks_finish_and_removes_the_socket(
     tmp_path: Path, http: aiohttp.ClientSession, number: signal.Signals
 ) -> None:
     addresses = free_addresses()
-    async with start_server(tmp_path, **addresses) as server:
+    async with start_interpreter(tmp_path, "serve", **addresses) as server:
+        await server.read_until("curl ")
         headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
         url = f"http://{addresses['POMELO_REST']}"
         body = text_body("[[words:40]] [[pace:0.05]]", stream=True)
@@ -145,7 +148,8 @@ async def test_a_second_signal_ends_the_server_immediately(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
     addresses = free_addresses() | {"POMELO_GRACE": "600"}
-    async with start_server(tmp_path, **addresses) as server:
+    async with start_interpreter(tmp_path, "serve", **addresses) as server:
+        await server.read_until("curl ")
         headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
         url = f"http://{addresses['POMELO_REST']}/api/v1/task"
         async with http.post(url, json=text_body("[[stall]]", stream=True), headers=headers) as answer:

@@ -42,8 +42,11 @@ async def test_a_call_is_cancelled_when_its_caller_leaves_or_its_deadline_passes
             raise
 
     FAULTY.act = act
-    outcome = await ask(app, protocol, within=0.2)
-    assert outcome.code == "deadline_exceeded"
+    for within in (0.2, 1, 5):
+        outcome = await ask(app, protocol, within=within)
+        assert outcome.code == "deadline_exceeded"
+        if started.is_set():  # on a busy machine, a deadline may pass before the provider is called
+            break
     await asyncio.wait_for(cancelled.wait(), 5)
     started.clear()
     cancelled.clear()

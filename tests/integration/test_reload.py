@@ -310,3 +310,27 @@ async def test_sighup_while_the_server_drains_does_not_end_it(
             server.process.send_signal(signal.SIGHUP)
             assert (await answer.text()).endswith("data: [DONE]\n\n")
         assert await server.wait() == 0
+
+
+async def test_sighup_ends_the_process_at_no_moment_of_a_drain() -> None:
+    program = """
+import asyncio, os, signal, subprocess
+from pomelo.cli.process import on_hangup
+
+async def main():
+    async def reload():
+        pass
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sender = subprocess.Popen(["bash", "-c", f"while kill -HUP {os.getpid()}; do :; done"])
+    for _ in range(2000):
+        async with on_hangup(reload, asyncio.Event()):
+            await asyncio.sleep(0)
+    sender.kill()
+    sender.wait()
+
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0

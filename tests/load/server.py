@@ -13,7 +13,7 @@ import grpc
 
 from tests.calls import bearer
 from tests.integration.commands import live_key
-from tests.serving import Served, serve
+from tests.serving import Served, serve_interpreter
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Server:
 async def open_server(folder: Path, channels: int, **variables: str) -> AsyncIterator[Server]:
     """Starts a server with these environment variables, and opens the clients."""
     async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(serve(folder, **variables))
+        served = await stack.enter_async_context(serve_interpreter(folder, **variables))
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             read_bufsize=256 * 1024,

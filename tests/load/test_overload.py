@@ -19,7 +19,7 @@ from tests.calls import as_dict, bearer, reason_of
 from tests.faults.other_callers import other_callers
 from tests.faults.test_unauthenticated import command
 from tests.load.rest_attacks import head
-from tests.serving import serve
+from tests.serving import serve_interpreter
 from tests.tasks import text_body, text_task
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ MAX_CONNECTIONS = REQUESTS // 6
 
 
 async def test_every_connection_above_the_limit_is_refused_as_overloaded(tmp_path: Path) -> None:
-    async with serve(tmp_path, POMELO_MAX_CONNECTIONS=str(MAX_CONNECTIONS)) as served:
+    async with serve_interpreter(tmp_path, POMELO_MAX_CONNECTIONS=str(MAX_CONNECTIONS)) as served:
         await command(served, "accounts", "plan", "default", "unlimited")
         await command(served, "accounts", "grant", "default", "1000", "--test")
         body = json.dumps(text_body("[[delay:1]] Hello", max_tokens=5)).encode()
@@ -55,7 +55,7 @@ async def test_every_connection_above_the_limit_is_refused_as_overloaded(tmp_pat
 
 
 async def test_every_call_gets_a_documented_answer_and_health_answers_throughout(tmp_path: Path) -> None:
-    async with serve(tmp_path, POMELO_MAX_CALLS=str(MAX_CALLS)) as served:
+    async with serve_interpreter(tmp_path, POMELO_MAX_CALLS=str(MAX_CALLS)) as served:
         await command(served, "accounts", "plan", "default", "unlimited")
         await command(served, "accounts", "grant", "default", "1000", "--test")
         address = f"{served.host}:{served.grpc_port}"

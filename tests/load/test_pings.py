@@ -15,7 +15,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import bearer
-from tests.serving import serve
+from tests.serving import serve_interpreter
 from tests.tasks import text_task
 
 pytestmark = pytest.mark.skipif("LOAD_CALLS" not in os.environ, reason="takes two minutes; make load")
@@ -31,7 +31,7 @@ PINGING = [
 
 @pytest.mark.timeout(240)
 async def test_pings_every_10_s_do_not_close_a_busy_or_an_idle_connection(tmp_path: Path) -> None:
-    async with serve(tmp_path) as served:
+    async with serve_interpreter(tmp_path) as served:
         address = f"{served.host}:{served.grpc_port}"
         async with (
             grpc.aio.insecure_channel(address, PINGING) as busy,

@@ -25,7 +25,7 @@ from tests.faults.other_callers import Callers, other_callers
 from tests.integration.commands import pomelo
 from tests.load.process_usage import MIB, peak_memory, resident
 from tests.load.rest_attacks import head
-from tests.serving import Served, serve
+from tests.serving import Served, serve_interpreter
 from tests.tasks import text_body
 
 CALLS = int(os.environ.get("LOAD_CALLS", "20"))
@@ -54,7 +54,7 @@ class Report:
 
 @pytest.fixture(scope="module", name="served")
 async def _served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    async with serve(tmp_path_factory.mktemp("attacked")) as process:
+    async with serve_interpreter(tmp_path_factory.mktemp("attacked")) as process:
         yield process
 
 

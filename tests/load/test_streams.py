@@ -24,7 +24,7 @@ import pytest
 
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from tests.integration.commands import start_command
+from tests.integration.commands import start_interpreter
 from tests.load.child_process import start_child
 from tests.load.process_usage import MIB, peak_memory, resident
 from tests.load.server import Server, open_server
@@ -94,7 +94,7 @@ async def ways(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ways]:
         server = await stack.enter_async_context(open_server(folder, 1, **keys))
         command = ("gateway", "--target", f"127.0.0.1:{server.served.grpc_port}")
         gateway = await stack.enter_async_context(
-            start_command(gateway_folder, *command, POMELO_REST=address)
+            start_interpreter(gateway_folder, *command, POMELO_REST=address)
         )
         await gateway.read_until("gRPC  asks")
         opened = Ways(server, f"http://{address}")

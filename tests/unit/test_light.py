@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.serving import serve
+from tests.serving import serve_interpreter
 
 MAX_IMPORT_SECONDS = 0.1
 MAX_HELP_SECONDS = 0.3
@@ -43,5 +43,5 @@ MAX_IDLE_BYTES = 90 * 1024 * 1024
 
 
 async def test_an_idle_server_uses_little_memory(tmp_path: Path) -> None:
-    async with serve(tmp_path, POMELO_ADMIN="127.0.0.1:0") as served:
+    async with serve_interpreter(tmp_path, POMELO_ADMIN="127.0.0.1:0") as served:
         assert psutil.Process(served.pid).memory_info().rss < MAX_IDLE_BYTES
