@@ -68,7 +68,7 @@ class FrontEnd(ServerState):
                     await context.abort(*outcome)
                 except grpc.aio.InternalError:
                     # The call has ended: its caller has left, or grpc itself has refused its message. grpc
-                    # would log this error with its trace, and no longer cancels a call that it aborts.
+                    # does not cancel a call that is being aborted, and would log this error with its trace.
                     rpc.cancelled()
                     raise asyncio.CancelledError from None
                 finally:
@@ -116,6 +116,7 @@ class FrontEnd(ServerState):
                 log.error("request %s failed: something that it awaited was cancelled", rpc.call.request_id)
                 error = PomeloError("internal_error")
             except grpc.aio.BaseError:  # the caller has left
+                rpc.cancelled()
                 raise
             except Exception as failure:
                 error = _unexpected_error(rpc.call, failure)

@@ -220,6 +220,36 @@ async def test_a_call_that_its_caller_cancels_early_counts_as_a_reset(
     assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
 
 
+@pytest.mark.parametrize(
+    ("method", "refuses"), [("RunTask", True), ("StreamTask", True), ("StreamTask", False)]
+)
+async def test_a_reset_is_counted_if_the_server_notices_it_only_when_it_sends_something(
+    method: str, refuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "_RESET_TIME", 60.0)
+    begun = asyncio.Event()
+
+    async def continue_after_the_reset(call: Call) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.set()
+        try:
+            await forever(call)
+        except asyncio.CancelledError:
+            task.uncancel()
+        if refuses:
+            raise PomeloError("overloaded")
+
+    connections = Recorder()
+    async with serve_scripted(ScriptedServices(before=continue_after_the_reset), connections) as opened:
+        call = opened.task(method)
+        await begun.wait()
+        call.cancel()
+        await until(lambda: "ended" in connections.reports)
+        await opened.server.running.idle()
+    assert connections.reports.count("reset") == 1
+
+
 async def test_an_upload_ends_when_its_caller_has_completed_it_and_not_when_the_caller_leaves() -> None:
     seen: list[object] = []
 
