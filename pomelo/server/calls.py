@@ -116,6 +116,7 @@ class FrontEnd(ServerState):
                 log.error("request %s failed: something that it awaited was cancelled", rpc.call.request_id)
                 error = PomeloError("internal_error")
             except grpc.aio.BaseError:  # the caller has left
+                rpc.cancelled()
                 raise
             except Exception as failure:
                 error = _unexpected_error(rpc.call, failure)
