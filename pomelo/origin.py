@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
@@ -29,6 +30,9 @@ FORWARDED_KEY = "x-forwarded-for"
 
 _MAX_PROXIES = 8
 """The maximum number of addresses that are read in X-Forwarded-For."""
+
+_WITH_PORT = re.compile(r"\[([^\[\]]*)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}")
+"""An address as some proxies forward it, such as Azure's: with a port, or an IPv6 address in brackets."""
 
 log = logging.getLogger("pomelo.server")
 
@@ -124,16 +128,19 @@ def caller_address(peer: str, forwarded: str, proxies: Iterable[IPv4Network | IP
     """Returns the IP address of a caller: `peer`, or, if that is one of the operator's `proxies`, the last
     address in `forwarded` that is not a proxy's.
 
-    `forwarded` is the value of X-Forwarded-For. Each proxy appends the address from which it got the request.
-    What is before those may be anything.
+    `forwarded` is the value of X-Forwarded-For. Each proxy appends the address from which it got the request,
+    some with its port. What is before those may be anything.
     """
     caller = ""
     for address in (peer, *reversed(forwarded.rsplit(",", _MAX_PROXIES))):
+        address = address.strip()
+        if (match := _WITH_PORT.fullmatch(address)) is not None:
+            address = match[1] or match[2] or ""
         try:
-            is_proxy = is_within(address.strip(), proxies)
+            is_proxy = is_within(address, proxies)
         except ValueError:
             break
-        caller = address.strip()
+        caller = address
         if not is_proxy:
             break
     return caller

@@ -181,7 +181,7 @@ def _is_form(request: Request) -> bool:
     headers = request.headers
     if "Content-Encoding" in headers:
         encodings = headers.getall("Content-Encoding")
-        if any(encoding.strip().lower() != "identity" for encoding in encodings):
+        if any(encoding.strip().lower() not in ("", "identity") for encoding in encodings):
             raise PomeloError("unsupported_media_type", "Send the body without Content-Encoding")
     content_type = headers.get("Content-Type", "")
     if content_type == "application/json":

@@ -80,6 +80,7 @@ class LocalOperator(AccountOperator):
         return pb.CreateKeyResponse(key=_key(record), secret=secret)
 
     async def list_keys(self, request: pb.ListKeysRequest) -> pb.ListKeysResponse:
+        await self._check_account(request.account_id)
         size, list_name = pages.page_size(request.page_size), f"keys of {request.account_id}"
         after = pages.read_token(request.page_token, list_name, float, str)
         records = await self._store.list_keys(request.account_id or None, limit=size + 1, after=after)
@@ -120,8 +121,7 @@ class LocalOperator(AccountOperator):
         return await audit(self._store, runs=self._runs, now=self._now)
 
     async def list_acts(self, request: pb.ListActsRequest) -> pb.ListActsResponse:
-        if request.account_id and await self._store.get_account(request.account_id) is None:
-            raise unknown_account(request.account_id)
+        await self._check_account(request.account_id)
         since = read_time(request, "start_time")
         size, list_name = pages.page_size(request.page_size), f"acts of {request.account_id} since {since}"
         after = pages.read_token(request.page_token, list_name, float, str)
@@ -139,9 +139,18 @@ class LocalOperator(AccountOperator):
 
     async def _read_query(self, request: pb.ListUsageRequest | pb.SumUsageRequest) -> UsageQuery:
         live = is_live(request.mode, default=None)
-        if request.account_id and await self._store.get_account(request.account_id) is None:
-            raise unknown_account(request.account_id)
+        await self._check_account(request.account_id)
         return read_filter(request.filter, request.account_id or None, live)
+
+    async def _check_account(self, account_id: str) -> None:
+        """Refuses a list of an account that does not exist: it would look as if the account had nothing.
+        Empty: all accounts.
+
+        Raises:
+            PomeloError: not_found.
+        """
+        if account_id and await self._store.get_account(account_id) is None:
+            raise unknown_account(account_id)
 
     def _read_models(self, request: pb.CreateKeyRequest) -> list[str]:
         """The models of a new key, each once; empty: all."""

@@ -18,6 +18,7 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_table,
+    refuse_empty,
     unix_time,
 )
 from pomelo.money import format_credits, parse_credits
@@ -57,7 +58,9 @@ def commands() -> typer.Typer:
 
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, dashes, underscores.")],
-    plan: Annotated[str, typer.Option(metavar="P", help="Its plan. Default: free.")] = "",
+    plan: Annotated[
+        str, typer.Option(metavar="P", callback=refuse_empty, help="Its plan. Default: free.")
+    ] = "",
     credits: Annotated[  # noqa: A002 - the name of the option
         str, typer.Option(metavar="N", help="Initial live credits, such as 10 or 2.5. Default: none.")
     ] = "0",
@@ -115,7 +118,12 @@ def grant(
     note: Annotated[str, typer.Option(metavar="TEXT", help="A note for the records.")] = "",
     once: Annotated[
         str,
-        typer.Option("--id", metavar="ID", help="Your own id of the grant: repeating it adds nothing."),
+        typer.Option(
+            "--id",
+            metavar="ID",
+            callback=refuse_empty,
+            help="Your own id of the grant: repeating it adds nothing.",
+        ),
     ] = "",
     config: Config = None,
     as_json: Json = False,
@@ -146,7 +154,12 @@ def adjust(
     test: Annotated[bool, typer.Option("--test", help="Test credits. Default: live credits.")] = False,
     once: Annotated[
         str,
-        typer.Option("--id", metavar="ID", help="Your own id of the change: repeating it changes nothing."),
+        typer.Option(
+            "--id",
+            metavar="ID",
+            callback=refuse_empty,
+            help="Your own id of the change: repeating it changes nothing.",
+        ),
     ] = "",
     config: Config = None,
     as_json: Json = False,
@@ -157,6 +170,8 @@ def adjust(
     if not note.strip():
         raise typer.BadParameter("give the reason", param_hint="--note")
     micros = _micros(amount.removeprefix("-"), "AMOUNT")
+    if not micros:
+        raise typer.BadParameter("must not be 0", param_hint="AMOUNT")
     request = pb.AdjustCreditsRequest(
         account_id=name,
         amount_micros=-micros if amount.startswith("-") else micros,

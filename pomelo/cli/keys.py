@@ -19,6 +19,7 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_table,
+    refuse_empty,
     unix_time,
     value_name,
 )
@@ -54,12 +55,20 @@ def create(
     ] = None,
     expires: Annotated[
         str,
-        typer.Option(metavar="WHEN", help="When it expires: 30d, 12h or 2027-01-31T12:00Z. Default: never."),
+        typer.Option(
+            metavar="WHEN",
+            callback=refuse_empty,
+            help="When it expires: 30d, 12h or 2027-01-31T12:00Z. Default: never.",
+        ),
     ] = "",
     name: Annotated[str, typer.Option(metavar="N", help="A name for it in lists.")] = "",
     budget: Annotated[
         str,
-        typer.Option(metavar="N/PERIOD", help=f"How many credits its tasks may cost: {_BUDGETS}."),
+        typer.Option(
+            metavar="N/PERIOD",
+            callback=refuse_empty,
+            help=f"How many credits its tasks may cost: {_BUDGETS}.",
+        ),
     ] = "",
     config: Config = None,
     as_json: Json = False,
@@ -91,7 +100,9 @@ def create(
 
 
 def list_keys(
-    account: Annotated[str, typer.Argument(help="The account of the keys. Default: all accounts.")] = "",
+    account: Annotated[
+        str, typer.Argument(callback=refuse_empty, help="The account of the keys. Default: all accounts.")
+    ] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -153,7 +164,9 @@ def rotate(
     grace: Annotated[
         str,
         typer.Option(
-            metavar="SPAN", help="How long the old key still works, such as 24h. Default: not at all."
+            metavar="SPAN",
+            callback=refuse_empty,
+            help="How long the old key still works, such as 24h. Default: not at all.",
         ),
     ] = "",
     config: Config = None,

@@ -7,15 +7,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pomelo.cli.operator import list_pages
-from pomelo.cli.terminal import Config, Json, format_time, mode_name, print_array, print_table, read_time
+from pomelo.cli.terminal import (
+    Config,
+    Json,
+    format_time,
+    mode_name,
+    print_array,
+    print_table,
+    read_time,
+    refuse_empty,
+)
 
 if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import Act
 
 
 def log(
-    account: Annotated[str, typer.Option(metavar="NAME", help="Only changes of this account.")] = "",
-    since: Annotated[str, typer.Option(metavar="WHEN", help="Only from this date or time (UTC).")] = "",
+    account: Annotated[
+        str, typer.Option(metavar="NAME", callback=refuse_empty, help="Only changes of this account.")
+    ] = "",
+    since: Annotated[
+        str, typer.Option(metavar="WHEN", callback=refuse_empty, help="Only from this date or time (UTC).")
+    ] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from pomelo.cli.terminal import Config, FailureError, Json, print_json, print_table
+from pomelo.cli.terminal import Config, FailureError, Json, print_json, print_table, refuse_empty
 
 if TYPE_CHECKING:
     from pomelo.catalog.catalog import Catalog, Model, Route
@@ -55,7 +55,10 @@ def _noun() -> None:
 
 def check(
     config: Config = None,
-    at: Annotated[str, typer.Option(help="The day of the list, such as 2026-11-26. Default: today.")] = "",
+    at: Annotated[
+        str,
+        typer.Option(callback=refuse_empty, help="The day of the list, such as 2026-11-26. Default: today."),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Compare the catalogue's prices of text models with the list of the package genai-prices.

@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from pomelo.gen.v1.task_pb2 import TaskType
     from pomelo.gen.v1.usage_pb2 import Mode
 
+
+def refuse_empty(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Returns the value of an option, which may be absent but not empty: a script whose variable is empty
+    does not mean a key without a limit, or the tasks of all accounts.
+
+    Raises:
+        typer.BadParameter: the command line has the option with an empty value.
+    """
+    source = context.get_parameter_source(parameter.name or "")
+    if value is not None and not value.strip() and source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter(
+            "must not be empty. Give a value, or leave it out", param_hint=parameter.opts[0]
+        )
+    return value
+
+
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -52,6 +68,7 @@ Key = Annotated[
         envvar="POMELO_KEY",
         metavar="KEY",
         show_envvar=True,
+        callback=refuse_empty,
         help="An API key. Default: the test key that pomelo serve stored in the data folder.",
     ),
 ]

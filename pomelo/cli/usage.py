@@ -22,6 +22,7 @@ from pomelo.cli.terminal import (
     print_array,
     print_table,
     read_time,
+    refuse_empty,
     task_type_name,
     value_name,
 )
@@ -62,14 +63,26 @@ class Format(StrEnum):
 def usage(
     by: Annotated[By | None, typer.Option("--by", help="Print sums instead of records.")] = None,
     since: Annotated[
-        str, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC).")
+        str,
+        typer.Option(
+            "--from", metavar="WHEN", callback=refuse_empty, help="Only from this date or time (UTC)."
+        ),
     ] = "",
     until: Annotated[
-        str, typer.Option("--to", metavar="WHEN", help="Only before this date or time (UTC).")
+        str,
+        typer.Option(
+            "--to", metavar="WHEN", callback=refuse_empty, help="Only before this date or time (UTC)."
+        ),
     ] = "",
-    account: Annotated[str, typer.Option(metavar="NAME", help="Only tasks of this account.")] = "",
-    model: Annotated[str, typer.Option(metavar="M", help="Only tasks of this model.")] = "",
-    key: Annotated[str, typer.Option(metavar="KEY_ID", help="Only tasks of this key.")] = "",
+    account: Annotated[
+        str, typer.Option(metavar="NAME", callback=refuse_empty, help="Only tasks of this account.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(metavar="M", callback=refuse_empty, help="Only tasks of this model.")
+    ] = "",
+    key: Annotated[
+        str, typer.Option(metavar="KEY_ID", callback=refuse_empty, help="Only tasks of this key.")
+    ] = "",
     live: Annotated[
         bool | None, typer.Option("--live/--test", help="Only tasks of live or test keys. Default: both.")
     ] = None,

@@ -291,8 +291,8 @@ async def test_a_body_that_is_refused_after_100_continue_gets_a_response(gateway
     assert (status, b'"code":"invalid_body"' in body) == (400, True)
 
 
-@pytest.mark.parametrize("encoding", ["Identity", "identity"])
-async def test_a_body_with_identity_encoding_is_accepted(gateway: GatewayApp, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["Identity", "identity", ""])
+async def test_a_body_with_identity_or_no_encoding_is_accepted(gateway: GatewayApp, encoding: str) -> None:
     headers = {**HEADERS, "Content-Encoding": encoding}
     assert await code_of(gateway.post_task(data=BODY, headers=headers)) == (200, "")
 

@@ -99,6 +99,8 @@ async def test_failed_keys_behind_a_trusted_proxy_count_by_the_address_that_it_r
             assert await by_grpc(f"10.0.0.{number}, 203.0.113.7") == "invalid_api_key"
         assert await by_rest("203.0.113.7") == 429
         assert await by_grpc("203.0.113.7") == "rate_limit_exceeded"
+        assert await by_rest("203.0.113.7:4711, 127.0.0.2:80") == 429
+        assert await by_grpc("203.0.113.7:4711") == "rate_limit_exceeded"
         assert await by_rest("203.0.113.8") == (401 if separate else 429)
         assert await by_grpc("203.0.113.9") == ("invalid_api_key" if separate else "rate_limit_exceeded")
 

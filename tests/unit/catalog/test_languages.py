@@ -25,6 +25,7 @@ from pomelo.catalog.languages import iso_language
         ("haw", "haw"), ("yue", "yue"), ("cmn", "cmn"), ("fil", "fil"), ("ast", "ast"), ("HAW-US", "haw"),
         ("tgl", "tl"), ("tl", "tl"), ("twi", "tw"), ("nob", "nb"), ("nor", "no"), ("hbs", "sh"),
         ("iw", "he"), ("in", "id"), ("ji", "yi"), ("jw", "jv"), ("mo", "ro"),
+        ("mol", "ro"), ("scc", "sr"), ("scr", "hr"), ("jaw", "jv"), ("MOL-MD", "ro"),
     ],
 )  # fmt: skip
 def test_a_language_is_converted_to_its_shortest_iso_639_code(tag: str, code: str) -> None:
