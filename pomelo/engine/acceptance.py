@@ -27,7 +27,7 @@ from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.ids import new_id
 from pomelo.media.audio import AudioSource
-from pomelo.media.content_types import sniff
+from pomelo.media.content_types import HEAD_BYTES, UNKNOWN, sniff
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
@@ -229,7 +229,10 @@ class Acceptance:
     def _audio_source(self, audio: MediaSource, call: Call, principal: Principal) -> AudioSource:
         if audio.media_id:
             path, media = _find(self._media, audio.media_id, principal, "audio")
-            return AudioSource(media.content_type, media.size_bytes, path=path)
+            content_type = media.content_type
+            if audio.content_type not in ("", content_type):
+                content_type = _relabelled(path, audio.content_type, content_type)
+            return AudioSource(content_type, media.size_bytes, path=path)
         size = len(audio.data)
         # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
         if size > self._inline_limit and call.protocol != "rest":
@@ -239,7 +242,7 @@ class Acceptance:
                 field="audio",
                 values={"maxBytes": self._inline_limit},
             )
-        return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+        return AudioSource(sniff(audio.content_type, audio.data[:HEAD_BYTES]), size, data=audio.data)
 
 
 _NO_AUDIO = AudioInfo()
@@ -285,6 +288,21 @@ class _ImageFiles:
                 values={"maxBytes": MAX_IMAGE_FILES},
             )
         self.size += size
+
+
+def _relabelled(path: Path, given: str, stored: str) -> str:
+    """The content type of an upload for which a task gives another type than it is stored with.
+
+    Raises:
+        PomeloError: invalid_parameter, no provider takes such samples; store_unavailable.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise PomeloError("store_unavailable") from error
+    content_type = sniff(given, head)
+    return stored if content_type == UNKNOWN else content_type
 
 
 def _find(media: MediaStore, media_id: str, principal: Principal, field: str) -> tuple[Path, Media]:
