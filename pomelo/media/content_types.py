@@ -77,8 +77,8 @@ def sniff(content_type: str, head: bytes) -> str:
         PomeloError: invalid_parameter; no provider takes such samples.
     """
     image = image_type(head)
-    if image is not None and image in EXTENSIONS:
-        return image
+    if image is not None:
+        return image if image in EXTENSIONS else UNKNOWN
     if head[:4] == b"RIFF":
         return "audio/wav" if head[8:12] == b"WAVE" else UNKNOWN
     if head.startswith(b"OggS"):

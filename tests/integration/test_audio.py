@@ -174,6 +174,34 @@ async def test_a_file_declared_as_samples_reaches_the_vendor_unchanged(
         (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
         assert part.size == len(data)
 
+IMAGES = {
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(3000),
+    "jpeg": b"\xff\xd8\xff\xe0" + bytes(3000),
+    "gif": b"GIF89a" + bytes(3000),
+    "webp": b"RIFF\xb8\x0b\0\0WEBPVP8 " + bytes(2992),
+}
+
+
+@pytest.mark.parametrize("label", ["", "image/png", "audio/mpeg"])
+@pytest.mark.parametrize("name", IMAGES)
+async def test_an_image_is_not_audio(name: str, label: str, app: RunningApp) -> None:
+    caller = await app.account()
+    app.upstream.reset()
+    for key in (caller.live, caller.test):
+        for transport in TRANSPORTS:
+            error = await ask(app, transport, key, TRANSCRIPT, label, IMAGES[name])
+            assert error == ("invalid_parameter", "Invalid audio: must be audio. Its bytes are an image")
+    assert not app.upstream.requests
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_audio_does_not_reach_the_vendor_as_an_image(transport: str, app: RunningApp) -> None:
+    caller = await app.account()
+    for label in ("image/png", "image/jpg", "image/gif"):
+        assert await ask(app, transport, caller.live, TRANSCRIPT, label, b"some audio " * 400) == ("ok", "")
+        expected = "audio/pcm;rate=44100" if "another" in transport else "application/octet-stream"
+        assert vendor_audio(app)[0] in (expected, "audio/wav"), label
+
 
 # --- lengths
 
