@@ -18,6 +18,9 @@ MAX_CHUNKS = 200_000
 _MAX_POSITION = 2**62
 """A chunk whose size is unknown claims to end there or later, beyond what a file's position can be."""
 
+_TS_SEARCHED = 8192
+"""Bytes in which the first transport packet is searched."""
+
 _MAX_TAGS = 16
 """Tags that are read at the beginning, and at the end."""
 
@@ -303,20 +306,32 @@ def _ogg(file: BinaryIO, size: int) -> int:
 
 def _mpegts(file: BinaryIO, size: int) -> int:
     """The size of null packets, tables, and the headers of packets and of the PES packets in them."""
-    first = _read_at(file, 0, 197)
-    # The time stamp before a packet of 192 bytes may begin like a packet, and so may a payload.
-    plain = first[:1] == b"G" and first[188:189] in (b"G", b"")
-    timed = first[4:5] == b"G" and first[196:] in (b"G", b"") and not plain
-    stride, offset = (192, 4) if timed else (188, 0)
+    stride, offset = _first_ts_packet(_read_at(file, 0, _TS_SEARCHED))
     tables: set[int] = set()
     total = 0
-    file.seek(0)
+    file.seek(offset)
     while batch := file.read(stride * 4096):
-        for at in range(offset, len(batch) - 187, stride):
+        for at in range(0, len(batch) - 187, stride):
             if batch[at] != 0x47:
                 return total
             total += _ts_packet(batch, at, tables)
-    return total + offset * (size // stride)
+    stamp = stride - 188
+    return total + stamp * ((size - offset + stamp) // stride)
+
+
+def _first_ts_packet(data: bytes) -> tuple[int, int]:
+    """The distance between transport packets, 188 or 192 bytes, and the position of the first one. A recording
+    may begin within a packet."""
+    # The time stamp before a packet of 192 bytes may begin like a packet, and so may a payload.
+    for stride, at in ((188, 0), (192, 4)):
+        if data[at : at + 1] == b"G" and data[at + stride : at + stride + 1] in (b"G", b""):
+            return stride, at
+    at = -1
+    while (at := data.find(b"G", at + 1)) >= 0:
+        for stride in (188, 192):
+            if data[at + stride : at + 3 * stride : stride] == b"GG":
+                return stride, at
+    return 188, 0
 
 
 def _ts_packet(batch: bytes, at: int, tables: set[int]) -> int:

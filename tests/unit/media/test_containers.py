@@ -355,5 +355,19 @@ def test_a_payload_may_begin_like_a_transport_packet(packets: int) -> None:
     assert structure("mpegts", ts(0x100, b"G" + REST) * packets) == 4 * packets
 
 
+@pytest.mark.parametrize(
+    "before", [b"x", b"G", b"xG" * 50, bytes(187), b"G" + bytes(3000), bytes(8192 - 4 - 2 * 192 - 1)]
+)
+@pytest.mark.parametrize("stamp", [b"", bytes(4)])
+def test_a_recording_may_begin_within_a_transport_packet(before: bytes, stamp: bytes) -> None:
+    packets = (stamp + ts(0x100, REST)) * 20
+    assert structure("mpegts", before + packets) == (4 + len(stamp)) * 20
+
+
+def test_the_first_transport_packet_is_not_searched_in_the_whole_file() -> None:
+    assert structure("mpegts", bytes(8192) + ts(0x100, REST) * 3) == 0
+    assert structure("mpegts", b"x" + ts(0x100, REST) * 2) == 0
+
+
 def test_other_formats_have_no_structure() -> None:
     assert structure("nut", chunk(b"LIST", REST)) == 0

@@ -147,6 +147,7 @@ WITH_PADDING: dict[str, bytes] = {
     + lyrics(PADDING)
     + b"TAG"
     + bytes(125),
+    "mpeg-ts that begins within a packet": corpus.make("mpeg-ts of a fixed rate")[100:],
     "mp3 after an ape tag": ape(PADDING) + corpus.mp3(SECONDS),
     "matroska with a void": matroska(b"A_AAC", 44_100, frames(corpus.make("m4a")), AAC_LC, PADDING),
 }
