@@ -174,6 +174,7 @@ async def test_a_file_declared_as_samples_reaches_the_vendor_unchanged(
         (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
         assert part.size == len(data)
 
+
 IMAGES = {
     "png": b"\x89PNG\r\n\x1a\n" + bytes(3000),
     "jpeg": b"\xff\xd8\xff\xe0" + bytes(3000),

@@ -21,9 +21,9 @@ a code that the vendor's mapping has, at any status       from the mapping      
 408, 409, 425, 429, 5xx                                   provider_unavailable    the vendor's, or 5
 an error within a stream whose code is unknown            provider_failed         -
 
-A vendor's Retry-After counts from 1 to 60 s. Its `x-should-retry` decides whether the same route is tried again:
-"false" rules that out, "true" makes any other 4xx provider_unavailable. If a vendor refuses our own credentials, or our account is out
-of money, the caller is not blamed.
+A vendor's Retry-After counts from 1 to 60 s. With `x-should-retry: false` the same route is not tried again;
+"true" makes any other 4xx provider_unavailable. If a vendor refuses our own credentials, or our account is
+out of money, the caller is not blamed.
 """
 
 from __future__ import annotations
