@@ -27,7 +27,7 @@ from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.ids import new_id
 from pomelo.media.audio import AudioSource
-from pomelo.media.content_types import sniff
+from pomelo.media.content_types import HEAD_BYTES, UNKNOWN, image_type, sniff
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
@@ -229,7 +229,11 @@ class Acceptance:
     def _audio_source(self, audio: MediaSource, call: Call, principal: Principal) -> AudioSource:
         if audio.media_id:
             path, media = _find(self._media, audio.media_id, principal, "audio")
-            return AudioSource(media.content_type, media.size_bytes, path=path)
+            content_type = media.content_type
+            is_certain = content_type != UNKNOWN and not content_type.startswith("image/")
+            if audio.content_type not in ("", content_type) or not is_certain:
+                content_type = _audio_type(audio.content_type, _read_head(path), content_type)
+            return AudioSource(content_type, media.size_bytes, path=path)
         size = len(audio.data)
         # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
         if size > self._inline_limit and call.protocol != "rest":
@@ -239,7 +243,7 @@ class Acceptance:
                 field="audio",
                 values={"maxBytes": self._inline_limit},
             )
-        return AudioSource(sniff(audio.content_type, audio.data[:16]), size, data=audio.data)
+        return AudioSource(_audio_type(audio.content_type, audio.data[:HEAD_BYTES]), size, data=audio.data)
 
 
 _NO_AUDIO = AudioInfo()
@@ -285,6 +289,29 @@ class _ImageFiles:
                 values={"maxBytes": MAX_IMAGE_FILES},
             )
         self.size += size
+
+
+def _read_head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError as error:
+        raise PomeloError("store_unavailable") from error
+
+
+def _audio_type(given: str, head: bytes, stored: str = UNKNOWN) -> str:
+    """The content type of audio that begins with `head`: that of the bytes, else the one `given` by the task,
+    else the one it is `stored` with.
+
+    Raises:
+        PomeloError: invalid_parameter, the bytes are an image, or samples that no provider takes.
+    """
+    content_type = sniff(given, head)
+    if content_type != UNKNOWN and not content_type.startswith("image/"):
+        return content_type
+    if image_type(head) is not None:
+        raise invalid("audio", "audio. Its bytes are an image")
+    return UNKNOWN if stored.startswith("image/") else stored
 
 
 def _find(media: MediaStore, media_id: str, principal: Principal, field: str) -> tuple[Path, Media]:

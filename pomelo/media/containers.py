@@ -18,15 +18,23 @@ MAX_CHUNKS = 200_000
 _MAX_POSITION = 2**62
 """A chunk whose size is unknown claims to end there or later, beyond what a file's position can be."""
 
+_TS_SEARCHED = 8192
+"""Bytes in which the first transport packet is searched."""
+
 _MAX_TAGS = 16
-"""ID3v2 tags that are read."""
+"""Tags that are read at the beginning, and at the end."""
+
+_APE_MAGIC = b"APETAGEX"
+_LYRICS = b"LYRICSBEGIN"
+_MAX_LYRICS = 5120
+"""Bytes of a Lyrics3 tag of the first version, whose size it does not have."""
 
 _APE_SIZE_TOLERANCE = 64
 """Bytes by which the size of an APE tag may be wrong: encoders disagree on what it includes."""
 
 _RIFF_METADATA = (
     "JUNK|junk|PAD |FLLR|LIST|id3 |ID3 |bext|iXML|fact|cue |smpl|inst|PEAK|fmt |ds64|idx1|axml|chna|umid|"
-    "cart|_PMX|DISP"
+    "cart|_PMX|DISP|acid|afsp|elm1|levl|link|mext|minf|ovwf|plst|qlty|r64m|regn|strc|SMED"
 )
 _AIFF_METADATA = "COMM|NAME|AUTH|(c) |ANNO|ID3 |id3 |APPL|FVER|MARK|INST|MIDI|AESD|COMT|SAXL|PEAK|FLLR|CHAN"
 _CAF_METADATA = "desc|free|info|kuki|chan|pakt|mark|strg|uuid|regn|edct|umid|midi|peak|ovvw|inst"
@@ -73,24 +81,58 @@ class FileSlice(io.RawIOBase, BinaryIO):
 
 
 def tag_sizes(file: BinaryIO, size: int) -> tuple[int, int]:
-    """The size of the ID3v2 tags before the audio, and that of the APE and ID3v1 tags after it."""
-    front = back = 0
+    """The size of the ID3v2 tags at the beginning, which every decoder skips, and that of all other tags: an
+    APE tag after them; APE, ID3v1, Lyrics3 and ID3v2 tags at the end."""
+    front = other = 0
     for _ in range(_MAX_TAGS):
         head = _read_at(file, front, 10)
         if len(head) < 10 or head[:3] != b"ID3" or max(head[6:]) > 0x7F:
             break
-        front += 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + (10 if head[5] & 0x10 else 0)
+        front += 10 + _syncsafe(head[6:]) + (10 if head[5] & 0x10 else 0)
     front = min(front, size)
-    if size - front >= 128 and _read_at(file, size - 128, 3) == b"TAG":
-        back = 128
-    if size - front - back >= 64:
-        foot = _read_at(file, size - back - 32, 32)
+    head = _read_at(file, front, 32)
+    if head[:8] == _APE_MAGIC:
+        length = int.from_bytes(head[12:16], "little") + 32
+        foot = max(front + length - 32 - _APE_SIZE_TOLERANCE, front + 32)
+        if _APE_MAGIC in _read_at(file, foot, 2 * _APE_SIZE_TOLERANCE):
+            other = min(length, size - front)
+    start, end = front + other, size
+    for _ in range(_MAX_TAGS):
+        length = _last_tag_size(file, start, end)
+        if not length:
+            break
+        end -= length
+    return front, other + size - end
+
+
+def _last_tag_size(file: BinaryIO, start: int, end: int) -> int:
+    """The size of the tag that ends at `end`; 0 without one. Each has to have its beginning, too: otherwise a
+    forged footer could declare audio to be a tag."""
+    if end - start >= 128 and _read_at(file, end - 128, 3) == b"TAG":
+        extended = end - start >= 355 and _read_at(file, end - 355, 4) == b"TAG+"
+        return 355 if extended else 128
+    foot = _read_at(file, max(end - 32, start), min(32, end - start))
+    if foot[:8] == _APE_MAGIC and end - start >= 64:
         length = int.from_bytes(foot[12:16], "little") + 32
-        start = max(size - back - length - _APE_SIZE_TOLERANCE, front)
-        # A tag has a header, too: otherwise a forged footer could declare audio to be a tag.
-        if foot[:8] == b"APETAGEX" and b"APETAGEX" in _read_at(file, start, 2 * _APE_SIZE_TOLERANCE):
-            back += length
-    return front, back
+        head = max(end - length - _APE_SIZE_TOLERANCE, start)
+        if _APE_MAGIC in _read_at(file, head, 2 * _APE_SIZE_TOLERANCE):
+            return min(length, end - start)
+    begin, length = b"", 0
+    if foot[-10:-7] == b"3DI" and max(foot[-4:]) <= 0x7F:
+        begin, length = b"ID3", 20 + _syncsafe(foot[-4:])
+    elif foot.endswith(b"LYRICS200") and foot[-15:-9].isdigit():
+        begin, length = _LYRICS, 15 + int(foot[-15:-9])
+    elif foot.endswith(b"LYRICSEND"):
+        first = max(end - _MAX_LYRICS, start)
+        at = _read_at(file, first, end - first).find(_LYRICS)
+        begin, length = _LYRICS, end - first - at if at >= 0 else 0
+    found = 0 < length <= end - start and _read_at(file, end - length, len(begin)) == begin
+    return length if found else 0
+
+
+def _syncsafe(data: bytes) -> int:
+    """A number of ID3v2, with seven bits in each byte."""
+    return data[0] << 21 | data[1] << 14 | data[2] << 7 | data[3]
 
 
 def chained_streams(file: BinaryIO, start: int, size: int) -> list[tuple[int, int]]:
@@ -264,20 +306,32 @@ def _ogg(file: BinaryIO, size: int) -> int:
 
 def _mpegts(file: BinaryIO, size: int) -> int:
     """The size of null packets, tables, and the headers of packets and of the PES packets in them."""
-    first = _read_at(file, 0, 197)
-    # The time stamp before a packet of 192 bytes may begin like a packet, and so may a payload.
-    plain = first[:1] == b"G" and first[188:189] in (b"G", b"")
-    timed = first[4:5] == b"G" and first[196:] in (b"G", b"") and not plain
-    stride, offset = (192, 4) if timed else (188, 0)
+    stride, offset = _first_ts_packet(_read_at(file, 0, _TS_SEARCHED))
     tables: set[int] = set()
     total = 0
-    file.seek(0)
+    file.seek(offset)
     while batch := file.read(stride * 4096):
-        for at in range(offset, len(batch) - 187, stride):
+        for at in range(0, len(batch) - 187, stride):
             if batch[at] != 0x47:
                 return total
             total += _ts_packet(batch, at, tables)
-    return total + offset * (size // stride)
+    stamp = stride - 188
+    return total + stamp * ((size - offset + stamp) // stride)
+
+
+def _first_ts_packet(data: bytes) -> tuple[int, int]:
+    """The distance between transport packets, 188 or 192 bytes, and the position of the first one: a recording
+    may begin within a packet."""
+    # The time stamp before a packet of 192 bytes may begin like a packet, and so may a payload.
+    for stride, at in ((188, 0), (192, 4)):
+        if data[at : at + 1] == b"G" and data[at + stride : at + stride + 1] in (b"G", b""):
+            return stride, at
+    at = -1
+    while (at := data.find(b"G", at + 1)) >= 0:
+        for stride in (188, 192):
+            if data[at + stride : at + 3 * stride : stride] == b"GG":
+                return stride, at
+    return 188, 0
 
 
 def _ts_packet(batch: bytes, at: int, tables: set[int]) -> int:

@@ -13,6 +13,9 @@ from pomelo.media.media_types import parse
 
 UNKNOWN = "application/octet-stream"
 
+HEAD_BYTES = 16
+"""Bytes at the beginning of a file that identify its format."""
+
 EXTENSIONS: Mapping[str, str] = {
     "image/png": "png",
     "image/jpeg": "jpg",
@@ -64,7 +67,7 @@ def image_type(head: bytes) -> str | None:
 
 
 def sniff(content_type: str, head: bytes) -> str:
-    """The content type to store media with: that of the first 16 bytes, else `content_type` if it is known.
+    """The content type to store media with: that of the first HEAD_BYTES, else `content_type` if it is known.
 
     Recognized bytes override the given type. Bare samples have no signature, so their type is trusted here;
     `pomelo.media.duration` checks whether they are another format. Any other type becomes
@@ -74,8 +77,8 @@ def sniff(content_type: str, head: bytes) -> str:
         PomeloError: invalid_parameter; no provider takes such samples.
     """
     image = image_type(head)
-    if image is not None and image in EXTENSIONS:
-        return image
+    if image is not None:
+        return image if image in EXTENSIONS else UNKNOWN
     if head[:4] == b"RIFF":
         return "audio/wav" if head[8:12] == b"WAVE" else UNKNOWN
     if head.startswith(b"OggS"):

@@ -29,6 +29,9 @@ _HEAD = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
+# Some browsers write this for a file whose media type they do not know.
+_HEAD_WITHOUT_TYPE = re.compile(r"\s*data:\s*base64\s*,", re.IGNORECASE)
+
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _SPACE = b" \t\r\n\f\v"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -49,6 +52,8 @@ def head(text: str, field: str) -> tuple[str, int]:
         return "", 0
     match = _HEAD.match(start)
     if match is None:
+        if untyped := _HEAD_WITHOUT_TYPE.match(start):
+            return "", untyped.end()
         problem = f"no ';base64,' in the first {MAX_HEAD:,} characters of the data: URI"
         raise _refusal(field, problem, {"maxCharacters": MAX_HEAD})
     return (match[1] + match[2] + match[3]).strip(), match.end()

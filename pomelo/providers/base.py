@@ -35,7 +35,9 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 context variable so that providers need not pass it on."""
 
 
-_ID_FIELDS = frozenset((b"x-request-id", b"request-id", b"x-trace-id", b"cf-ray"))
+_ID_FIELDS = frozenset(
+    (b"x-request-id", b"request-id", b"x-trace-id", b"mistral-correlation-id", b"x-generation-id", b"cf-ray")
+)
 _ID_LENGTHS = frozenset(map(len, _ID_FIELDS))
 
 

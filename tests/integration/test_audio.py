@@ -24,7 +24,8 @@ from tests.tasks import task_type_of, to_options, to_task
 from tests.unit.media import corpus
 from tests.wav import A_LAW, MU_LAW, PCM, wav_file
 
-TRANSPORTS = ("inline", "upload", "form", "data URI", "form through a gateway", "data URI through a gateway")
+GRPC_TRANSPORTS = ("inline", "upload", "upload with the task's label", "upload with another label")
+TRANSPORTS = (*GRPC_TRANSPORTS, "form", "data URI", "form through a gateway", "data URI through a gateway")
 TRANSCRIPT = {"model": "eleven-labs-stt"}
 CONVERSION = {
     "model": "eleven-labs-sts",
@@ -45,7 +46,7 @@ async def ask(
 ) -> tuple[str, str]:
     """Runs a task with audio of a media type (empty: none); returns the code and message of an error, or "ok"
     and ""."""
-    if transport in ("inline", "upload"):
+    if transport in GRPC_TRANSPORTS:
         try:
             await _ask_grpc(app, transport, key, task, label, data)
         except grpc.aio.AioRpcError as error:
@@ -67,11 +68,12 @@ async def _ask_grpc(
     app: RunningApp, transport: str, key: str, task: dict[str, str], label: str, data: bytes
 ) -> None:
     audio = MediaSource(data=data, content_type=label)
-    if transport == "upload":
-        messages = [UploadMediaRequest(header=UploadMediaHeader(content_type=label))] if label else []
+    if transport != "inline":
+        header = {"upload": label, "upload with another label": "audio/pcm;rate=44100"}.get(transport)
+        messages = [UploadMediaRequest(header=UploadMediaHeader(content_type=header))] if header else []
         messages += [UploadMediaRequest(chunk=data[at : at + 2**20]) for at in range(0, len(data), 2**20)]
         uploaded = await MediaServiceStub(app.channel).UploadMedia(iter(messages), metadata=bearer(key))
-        audio = MediaSource(media_id=uploaded.media.id)
+        audio = MediaSource(media_id=uploaded.media.id, content_type="" if transport == "upload" else label)
     message = to_task(task)
     getattr(message, task_type_of(message.model)).audio.CopyFrom(audio)
     await TaskServiceStub(app.channel).RunTask(
@@ -171,6 +173,35 @@ async def test_a_file_declared_as_samples_reaches_the_vendor_unchanged(
         assert file_format == ""
         (part,) = [part for part in app.upstream.requests[-1].form or () if part.text is None]
         assert part.size == len(data)
+
+
+IMAGES = {
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(3000),
+    "jpeg": b"\xff\xd8\xff\xe0" + bytes(3000),
+    "gif": b"GIF89a" + bytes(3000),
+    "webp": b"RIFF\xb8\x0b\0\0WEBPVP8 " + bytes(2992),
+}
+
+
+@pytest.mark.parametrize("label", ["", "image/png", "audio/mpeg"])
+@pytest.mark.parametrize("name", IMAGES)
+async def test_an_image_is_not_audio(name: str, label: str, app: RunningApp) -> None:
+    caller = await app.account()
+    app.upstream.reset()
+    for key in (caller.live, caller.test):
+        for transport in TRANSPORTS:
+            error = await ask(app, transport, key, TRANSCRIPT, label, IMAGES[name])
+            assert error == ("invalid_parameter", "Invalid audio: must be audio. Its bytes are an image")
+    assert not app.upstream.requests
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_audio_does_not_reach_the_vendor_as_an_image(transport: str, app: RunningApp) -> None:
+    caller = await app.account()
+    for label in ("image/png", "image/jpg", "image/gif"):
+        assert await ask(app, transport, caller.live, TRANSCRIPT, label, b"some audio " * 400) == ("ok", "")
+        expected = "audio/pcm;rate=44100" if "another" in transport else "application/octet-stream"
+        assert vendor_audio(app)[0] in (expected, "audio/wav"), label
 
 
 # --- lengths

@@ -64,7 +64,8 @@ class MediaSource(_message.Message):
     """A `data:` URI; for images only. A remote URL is refused."""
     content_type: _builtins.str
     """The media type, such as audio/mpeg. Needed only for audio that the bytes do not identify, such as raw samples
-    (audio/pcm;rate=16000); otherwise the type of the bytes applies. Default: detected from the bytes.
+    (audio/pcm;rate=16000); otherwise the type of the bytes applies. It replaces the type of an upload. Default:
+    detected from the bytes, else that of the upload.
     """
     def __init__(
         self,

@@ -21,8 +21,9 @@ a code that the vendor's mapping has, at any status       from the mapping      
 408, 409, 425, 429, 5xx                                   provider_unavailable    the vendor's, or 5
 an error within a stream whose code is unknown            provider_failed         -
 
-A vendor's Retry-After counts from 1 to 60 s. If a vendor refuses our own credentials, or our account is out
-of money, the caller is not blamed.
+A vendor's Retry-After counts from 1 to 60 s. With `x-should-retry: false` the same route is not tried again;
+"true" makes any other 4xx provider_unavailable. If a vendor refuses our own credentials, or our account is
+out of money, the caller is not blamed.
 """
 
 from __future__ import annotations
@@ -173,6 +174,7 @@ def refused(
         with suppress(ValueError):
             error_body = mapping.read(parse(body))
     message = ""
+    should_retry = headers.get("x-should-retry", "").strip().lower()
     code = _meaning(error_body, mapping)
     if code is None:
         if status in mapping.statuses:
@@ -183,11 +185,13 @@ def refused(
             code, message = "payload_too_large", "The request is larger than the provider takes"
         elif status in (400, 422) and error_body.field:
             code = "invalid_parameter"
+        elif status >= 400 and should_retry == "true":
+            code = "provider_unavailable"
         else:
             code = "provider_failed"
     retry = RetryPolicy.NEVER
     if code == "provider_unavailable" and (mapping.replays or status == 429):
-        retry = RetryPolicy.SAME_ROUTE
+        retry = RetryPolicy.NEXT_ROUTE if should_retry == "false" else RetryPolicy.SAME_ROUTE
     elif code == "provider_failed" and status < 500:
         retry = RetryPolicy.NEXT_ROUTE  # it concerns our key, account or model id
     wait = wait_hint(headers, now) if code == "provider_unavailable" else None

@@ -15,6 +15,19 @@ def id3(size: int) -> bytes:
     return b"ID3\4\0\0" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + bytes(size)
 
 
+def appended_id3(size: int) -> bytes:
+    """An ID3v2 tag with a footer, as it is at the end of a file."""
+    tag = bytearray(id3(size))
+    tag[5] = 0x10
+    return bytes(tag) + b"3DI" + tag[3:10]
+
+
+def lyrics(size: int) -> bytes:
+    """A Lyrics3 tag of the second version."""
+    body = b"LYRICSBEGIN" + bytes(size)
+    return body + b"%06dLYRICS200" % len(body)
+
+
 def ape(size: int) -> bytes:
     """An APEv2 tag with a header and a footer."""
     head, foot = (struct.pack("<IIII8x", 2000, size + 32, 1, flags) for flags in (0xA0000000, 0x80000000))

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from pomelo.media.containers import FileSlice, chained_streams, structure_size, tag_sizes
-from tests.unit.media.built import ape, chunk, ebml, id3, page
+from tests.unit.media.built import ape, appended_id3, chunk, ebml, id3, lyrics, page
 
 REST = bytes(range(100, 140))
 """Bytes that no container knows."""
@@ -82,6 +82,53 @@ def test_the_size_of_an_ape_tag_may_be_wrong_by_64_bytes(error: int, found: bool
     tag = bytearray(ape(700))
     tag[-20:-16] = struct.pack("<I", 732 + error)
     assert tags(bytes(1000) + tag) == (0, 764 + error if found else 0)
+
+
+def test_an_ape_tag_before_the_audio_is_not_skipped_but_counted() -> None:
+    assert tags(ape(700) + REST) == (0, 764)
+    assert tags(id3(5) + ape(700) + REST + ape(9)) == (15, 764 + 73)
+    assert tags(ape(700)[:-64] + REST) == (0, 0)
+    assert tags(ape(0) + id3(5)) == (0, 64)
+
+
+@pytest.mark.parametrize(
+    ("tag", "broken"),
+    [
+        (appended_id3(700), 0),
+        (appended_id3(0x4001), 2),
+        (lyrics(700), 10),
+        (b"LYRICSBEGIN" + bytes(5100) + b"LYRICSEND", 0),
+        (b"TAG+" + bytes(223) + b"TAG" + bytes(125), -128),
+    ],
+)
+def test_every_tag_at_the_end_is_counted_if_it_has_its_beginning(tag: bytes, broken: int) -> None:
+    assert sum(tags(tag)) == len(tag)
+    assert tags(REST + tag) == (0, len(tag))
+    assert tags(id3(5) + REST + ape(9) + tag + ape(0)) == (15, 73 + len(tag) + 64)
+    assert tags(REST + tag + b"x") == (0, 0)
+    wrong = bytearray(tag)
+    wrong[broken] ^= 1
+    assert tags(REST + wrong) == (0, 0)
+
+
+def test_an_extended_tag_needs_all_its_bytes() -> None:
+    tag = b"TAG+" + bytes(223) + b"TAG" + bytes(125)
+    assert tags(tag[1:]) == (0, 128)
+    assert tags(tag.replace(b"+", b"-")) == (0, 128)
+
+
+def test_tags_at_the_end_may_not_overlap_those_before_the_audio() -> None:
+    for inner in (appended_id3(700), lyrics(700), b"LYRICSBEGIN" + bytes(700) + b"LYRICSEND"):
+        assert tags(id3(100) + inner[80:]) == (110, 0)
+        assert tags(id3(len(inner) - 20) + inner[-20:]) == (len(inner) - 10, 0)
+    assert tags(b"3DI" + bytes(7)) == (0, 0)
+    assert tags(b"LYRICS200") == (0, 0)
+    assert tags(b"000015LYRICS200") == (0, 0)
+
+
+def test_sixteen_tags_at_the_end_are_counted() -> None:
+    assert tags(REST + ape(1) * 16) == (0, 16 * 65)
+    assert tags(REST + ape(1) * 17) == (0, 16 * 65)
 
 
 def test_riff_chunks_that_are_not_samples_are_structure() -> None:
@@ -306,6 +353,20 @@ def test_transport_packets_may_follow_four_bytes_each() -> None:
 def test_a_payload_may_begin_like_a_transport_packet(packets: int) -> None:
     assert structure("mpegts", ts(0x100, b"G" * 184) * packets) == 4 * packets
     assert structure("mpegts", ts(0x100, b"G" + REST) * packets) == 4 * packets
+
+
+@pytest.mark.parametrize(
+    "before", [b"x", b"G", b"xG" * 50, bytes(187), b"G" + bytes(3000), bytes(8192 - 4 - 2 * 192 - 1)]
+)
+@pytest.mark.parametrize("stamp", [b"", bytes(4)])
+def test_a_recording_may_begin_within_a_transport_packet(before: bytes, stamp: bytes) -> None:
+    packets = (stamp + ts(0x100, REST)) * 20
+    assert structure("mpegts", before + packets) == (4 + len(stamp)) * 20
+
+
+def test_the_first_transport_packet_is_not_searched_in_the_whole_file() -> None:
+    assert structure("mpegts", bytes(8192) + ts(0x100, REST) * 3) == 0
+    assert structure("mpegts", b"x" + ts(0x100, REST) * 2) == 0
 
 
 def test_other_formats_have_no_structure() -> None:

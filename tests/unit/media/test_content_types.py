@@ -14,6 +14,7 @@ from tests.unit.refusals import refused
     [
         ("image/png", PNG, "image/png"),
         ("text/html", PNG, "image/png"),
+        ("audio/pcm;rate=16000", b"GIF89a", "application/octet-stream"),
         ("text/html", b"<script>", "application/octet-stream"),
         ("image/svg+xml", b"<svg>", "application/octet-stream"),
         ("", b"ID3\x04", "audio/mpeg"),

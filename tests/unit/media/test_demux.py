@@ -11,7 +11,7 @@ import pytest
 from pomelo.media import demux, packets
 from pomelo.media.containers import FileSlice, chained_streams, tag_sizes
 from tests.unit.media import corpus
-from tests.unit.media.built import ape, chunk, id3, matroska
+from tests.unit.media.built import ape, appended_id3, chunk, id3, lyrics, matroska
 
 SECONDS = corpus.SECONDS
 LONG = 20.0
@@ -124,6 +124,7 @@ def test_flac_frames_with_a_wrong_checksum_count(every: int) -> None:
 PADDING = 300_000
 WITH_PADDING: dict[str, bytes] = {
     "wav with padding": (w := corpus.make("wav"))[:12] + chunk(b"JUNK", bytes(PADDING)) + w[12:],
+    "wav with an overview": w[:12] + chunk(b"levl", bytes(PADDING)) + w[12:] + chunk(b"SMED", bytes(PADDING)),
     "wav with a tag at the end": w + chunk(b"id3 ", bytes(PADDING)),
     "wav with a comment": w[:12] + chunk(b"LIST", b"INFO" + chunk(b"ICMT", b"x" * PADDING)) + w[12:],
     "aiff with a tag": corpus.make("aiff") + chunk(b"ID3 ", bytes(PADDING), ">"),
@@ -140,6 +141,14 @@ WITH_PADDING: dict[str, bytes] = {
     "tta before a tag": corpus.make("tta") + ape(PADDING),
     "wavpack before a tag": corpus.make("wavpack") + ape(PADDING),
     "mp3 before a tag": corpus.mp3(SECONDS) + ape(PADDING),
+    "mp3 before tags of all kinds": corpus.mp3(SECONDS)
+    + ape(PADDING)
+    + appended_id3(PADDING)
+    + lyrics(PADDING)
+    + b"TAG"
+    + bytes(125),
+    "mpeg-ts that begins within a packet": corpus.make("mpeg-ts of a fixed rate")[100:],
+    "mp3 after an ape tag": ape(PADDING) + corpus.mp3(SECONDS),
     "matroska with a void": matroska(b"A_AAC", 44_100, frames(corpus.make("m4a")), AAC_LC, PADDING),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from multidict import CIMultiDict
 
@@ -123,6 +125,34 @@ def test_only_an_unavailable_vendor_is_waited_for() -> None:
     assert refused(429, headers, b'{"codes":["broke"]}', ACME, 0).wait is None
 
 
+@pytest.mark.parametrize(
+    ("status", "should_retry", "code", "retry"),
+    [
+        (503, "false", "provider_unavailable", RetryPolicy.NEXT_ROUTE),
+        (429, "False", "provider_unavailable", RetryPolicy.NEXT_ROUTE),
+        (503, "true", "provider_unavailable", RetryPolicy.SAME_ROUTE),
+        (503, "maybe", "provider_unavailable", RetryPolicy.SAME_ROUTE),
+        (418, "true", "provider_unavailable", RetryPolicy.SAME_ROUTE),
+        (418, "false", "provider_failed", RetryPolicy.NEXT_ROUTE),
+        (413, "true", "payload_too_large", RetryPolicy.NEVER),
+        (302, "true", "provider_failed", RetryPolicy.NEXT_ROUTE),
+    ],
+)
+def test_a_vendor_may_decide_whether_it_is_called_again(
+    status: int, should_retry: str, code: str, retry: RetryPolicy
+) -> None:
+    error = refused(status, CIMultiDict({"X-Should-Retry": should_retry}), b"", ACME, 0)
+    assert (error.code, error.retry) == (code, retry)
+
+
+def test_a_known_code_and_a_request_that_is_charged_count_before_the_header() -> None:
+    headers = CIMultiDict({"X-Should-Retry": "true"})
+    assert refused(429, headers, b'{"codes":["broke"]}', ACME, 0).code == "provider_failed"
+    charged = replace(ACME, replays=False)
+    assert refused(418, headers, b"", charged, 0).retry is RetryPolicy.NEVER
+    assert refused(503, headers, b"", charged, 0).retry is RetryPolicy.NEVER
+
+
 def test_a_refused_value_without_a_field_is_one_of_the_messages() -> None:
     error = refused(400, CIMultiDict(), b'{"codes":["bad_value"]}', ACME, 0)
     assert error.field == "messages"
@@ -148,7 +178,10 @@ def called(*fields: tuple[str, str], status: int = 200) -> VendorCall:
     return call
 
 
-@pytest.mark.parametrize("name", ["x-request-id", "Request-Id", "X-TRACE-ID", "CF-Ray"])
+@pytest.mark.parametrize(
+    "name",
+    ["x-request-id", "Request-Id", "X-TRACE-ID", "Mistral-Correlation-Id", "X-Generation-Id", "CF-Ray"],
+)
 def test_a_request_has_the_vendors_id(name: str) -> None:
     assert called(("Date", "now"), (name, "req_8"), ("Server", "x")).request_id == "req_8"
 
