@@ -33,11 +33,12 @@ _SCALE: Mapping[PriceUnit.ValueType, tuple[str, int]] = {
     PriceUnit.PRICE_UNIT_MEGAPIXEL: ("pixels", 1_000_000),
     PriceUnit.PRICE_UNIT_THOUSAND_CHARACTERS: ("characters", 1_000),
     PriceUnit.PRICE_UNIT_AUDIO_MINUTE: ("audio_ms", 60_000),
+    PriceUnit.PRICE_UNIT_AUDIO_HOUR: ("audio_ms", 3_600_000),
     _PROVIDER_DOLLAR: ("provider_micros", 1_000_000),
 }
 """Unit -> the field of `Usage` that it prices, and how many of them make one unit."""
 
-_COMMON_SCALE = 3_000_000
+_COMMON_SCALE = 18_000_000
 """A multiple of every scale, so that sums are exact."""
 
 _FACTORS = {unit: (name, _COMMON_SCALE // scale) for unit, (name, scale) in _SCALE.items()}

@@ -51,14 +51,14 @@ TASK_TYPE_ROWS: Mapping[str, TaskTypeRow] = {
     ),
     "speech_to_speech": TaskTypeRow(
         limits=("max_audio_seconds",),
-        price_units=("audio_minute",),
+        price_units=("audio_minute", "audio_hour"),
         price_example='price = { audio_minute = "0.12" }',
         events=frozenset({"audio_chunk"}),
     ),
     "speech_to_text": TaskTypeRow(
         limits=("max_audio_seconds",),
-        price_units=("audio_minute",),
-        price_example='price = { audio_minute = "0.12" }',
+        price_units=("audio_minute", "audio_hour"),
+        price_example='price = { audio_hour = "0.22" }',
         events=frozenset({"completed"}),
         output="transcription",
     ),

@@ -33,6 +33,7 @@ _UNITS = {
     "megapixel": "megapixel",
     "thousand_characters": "1,000 characters",
     "audio_minute": "minute",
+    "audio_hour": "hour",
     "provider_dollar": "US$ that the provider reports, instead",
 }
 

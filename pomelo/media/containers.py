@@ -320,8 +320,8 @@ def _mpegts(file: BinaryIO, size: int) -> int:
 
 
 def _first_ts_packet(data: bytes) -> tuple[int, int]:
-    """The distance between transport packets, 188 or 192 bytes, and the position of the first one: a recording
-    may begin within a packet."""
+    """The distance between transport packets, 188 or 192 bytes, and the position of the first one: a
+    recording may begin within a packet."""
     # The time stamp before a packet of 192 bytes may begin like a packet, and so may a payload.
     for stride, at in ((188, 0), (192, 4)):
         if data[at : at + 1] == b"G" and data[at + stride : at + stride + 1] in (b"G", b""):

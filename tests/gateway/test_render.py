@@ -265,6 +265,7 @@ def test_every_task_type_and_price_unit_has_a_public_name() -> None:
         "megapixel",
         "thousand_characters",
         "audio_minute",
+        "audio_hour",
         "provider_dollar",
     }
 

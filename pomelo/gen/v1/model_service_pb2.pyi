@@ -57,6 +57,8 @@ class _PriceUnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PriceUnit.V
     """One US dollar that the provider reports as the cost of the task. Where a model has this price and the provider
     reports a cost, the task costs that, and at most its maximum by the other prices; otherwise the other prices apply.
     """
+    PRICE_UNIT_AUDIO_HOUR: _PriceUnit.ValueType  # 11
+    """An hour of audio."""
 
 class PriceUnit(_PriceUnit, metaclass=_PriceUnitEnumTypeWrapper):
     """The unit of a price."""
@@ -91,6 +93,8 @@ PRICE_UNIT_PROVIDER_DOLLAR: PriceUnit.ValueType  # 10
 """One US dollar that the provider reports as the cost of the task. Where a model has this price and the provider
 reports a cost, the task costs that, and at most its maximum by the other prices; otherwise the other prices apply.
 """
+PRICE_UNIT_AUDIO_HOUR: PriceUnit.ValueType  # 11
+"""An hour of audio."""
 Global___PriceUnit: _TypeAlias = PriceUnit  # noqa: Y015
 
 @_typing.final

@@ -42,6 +42,7 @@ MEASURES = {
     PriceUnit.PRICE_UNIT_MEGAPIXEL: ("pixels", 1_000_000),
     PriceUnit.PRICE_UNIT_THOUSAND_CHARACTERS: ("characters", 1_000),
     PriceUnit.PRICE_UNIT_AUDIO_MINUTE: ("audio_ms", 60_000),
+    PriceUnit.PRICE_UNIT_AUDIO_HOUR: ("audio_ms", 3_600_000),
 }
 FIELDS = [name for name, _ in MEASURES.values()]
 
@@ -275,3 +276,12 @@ def test_every_model_of_the_catalogue_has_a_cost_for_its_usage() -> None:
             assert version
             whole = Usage(**dict.fromkeys(FIELDS, 1))
             assert cost(whole, price_table) >= 1, model.name
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "micros"), [(1, 1), (1_000, 62), (60_000, 3_667), (3_600_000, 220_000)]
+)
+def test_a_transcript_costs_the_published_price_of_an_hour(milliseconds: int, micros: int) -> None:
+    model = Catalog.load().models["eleven-labs-stt"]
+    price_table, _ = model.prices_for(model.routes[0])
+    assert cost(Usage(audio_ms=milliseconds), price_table) == micros
