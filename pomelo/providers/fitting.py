@@ -181,12 +181,12 @@ class Fitting:
             self._record(parameter, value, expected)
 
     def override(self, names: dict[str, str], fixed: Any) -> None:
-        """Apply the operator's `fixed` fields of every request, which replace the caller's values. `names`
-        are the vendor's names of the parameters."""
+        """Apply the operator's `fixed` fields of every request, which replace the caller's values, except for
+        max_tokens, which bounds what the task costs. `names` are the vendor's names of the parameters."""
         if not fixed:
             return
         for name, vendor_name in names.items():
-            if vendor_name in fixed and self.get(name) is not None:
+            if vendor_name in fixed and name != "max_tokens" and self.get(name) is not None:
                 value = fixed[vendor_name]
                 if self._parameters[name].number and type(value) in (int, float):
                     self.replace(name, type(self.get(name))(value), _format_number(value))

@@ -106,6 +106,17 @@ def test_what_limits_the_cost_of_a_task_is_not_fixed_for_every_request(schema: t
     assert wrong_values(schema, {"extra": {"top_k": 40}}) == []
 
 
+@pytest.mark.parametrize("fixed_by", ["host", "route"])
+async def test_a_hosts_own_name_of_max_tokens_is_not_fixed_either(
+    upstream: FaultUpstream, fixed_by: str
+) -> None:
+    extra = {"max_new_tokens": 4_000, "store": True}
+    route = Route("ahost", "m", options={"extra": extra} if fixed_by == "route" else {})
+    row: dict[str, Any] = {"extra": extra} if fixed_by == "host" else {}
+    sent = await body(upstream, route=route, max_tokens_field="max_new_tokens", **row)
+    assert (sent["max_new_tokens"], sent["store"]) == (100, True)
+
+
 async def test_a_route_overrules_the_row_of_its_host(upstream: FaultUpstream) -> None:
     options = {"seed_field": "seed", "user_field": "none", "stream_usage": "none", "extra": {"store": True}}
     route = Route("ahost", "m", drop=frozenset(("stop",)), options=options)

@@ -208,10 +208,10 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
         body["stream"] = True
         if options.get("stream_usage", profile.stream_usage) == "option":
             body["stream_options"] = profile.stream_options
-    if profile.extra:
-        body.update(profile.extra)
-    if "extra" in options:
-        body.update(options["extra"])
+    if profile.extra or "extra" in options:
+        extra = {**profile.extra, **options.get("extra", {})}
+        extra.pop(names["max_tokens"], None)  # whatever its name: it bounds what the task costs
+        body.update(extra)
     return body
 
 

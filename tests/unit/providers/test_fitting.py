@@ -152,13 +152,17 @@ def test_a_zero_that_is_dropped_is_an_adjustment_if_it_has_an_effect() -> None:
 
 
 def test_a_number_that_the_operator_fixes_has_the_type_of_its_field() -> None:
-    fixed = {"max_tokens": 50.0, "temperature": 1}
+    fixed = {"seed": 50.0, "temperature": 1}
     names = {name: name for name in fixed}
-    made = fit_input(
-        TextInput(max_tokens=70, temperature=0.5), lambda fitting: fitting.override(names, fixed)
-    )
-    assert adjusted_header(made.adjustments) == "max_tokens=50; temperature=1"
-    assert made.input == TextInput(max_tokens=50, temperature=1)
+    made = fit_input(TextInput(seed=70, temperature=0.5), lambda fitting: fitting.override(names, fixed))
+    assert adjusted_header(made.adjustments) == "temperature=1; seed=50"
+    assert made.input == TextInput(seed=50, temperature=1)
+
+
+def test_max_tokens_are_not_fixed_by_the_operator() -> None:
+    original = TextInput(max_tokens=70)
+    made = fit_input(original, lambda fitting: fitting.override({"max_tokens": "limit"}, {"limit": 50}))
+    assert (made.input, made.adjustments) == (original, [])
 
 
 def test_the_message_of_a_refused_cap_has_the_models_maximum() -> None:
