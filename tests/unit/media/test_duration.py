@@ -140,7 +140,8 @@ async def own_measurer(workers: int, seconds: float) -> AsyncIterator[Measurer]:
 
 def demuxers() -> list[psutil.Process]:
     """The processes that measure audio for this one, in the order in which they were started."""
-    children = psutil.Process().children()
+    # Not in the order of their ids, which begin again at some time.
+    children = sorted(psutil.Process().children(), key=psutil.Process.create_time)
     return [child for child in children if "pomelo.media.demux" in " ".join(child.cmdline())]
 
 
