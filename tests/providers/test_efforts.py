@@ -117,7 +117,6 @@ async def test_a_stream_may_begin_late_only_if_the_model_reasons_or_the_host_is_
 
 
 COMMON = {
-    "max_tokens": "max_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
     "stop": "stop",
@@ -174,6 +173,12 @@ async def test_a_field_that_the_operator_fixes_is_reported_by_its_own_name(
     _, adjusted = await fitted(vendor, task, **sampling, extra={theirs: {}})
     assert ours not in before
     assert ours in adjusted
+
+
+async def test_max_tokens_bound_what_a_task_costs_and_are_not_fixed() -> None:
+    job, adjusted = await fitted(COMPATIBLE, hi(max_tokens=9), extra={"max_tokens": 4_000})
+    assert (job.input.max_tokens, adjusted) == (9, [])
+    assert request(job, Profile("acme"))["max_tokens"] == 9
 
 
 CLOSED = {"type": "object", "properties": {"a": {}}, "additionalProperties": False}
