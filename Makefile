@@ -8,7 +8,7 @@ PIP = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) && \
 	$(PIP) --no-build-isolation --editable .
 # How many processes run the tests that do not measure.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 3
 MEASURING := tests/load tests/faults/test_floods.py tests/faults/test_unauthenticated.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Tests start hundreds of processes, which take three times as long if Python compiles every module again.
@@ -36,7 +36,7 @@ breaking: .venv/.dev
 	@if tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); then \
 	  echo "buf breaking --against $$tag"; buf breaking --against ".git#tag=$$tag"; fi
 
-# By default four test processes, because many tests wait. The tests that measure times and memory then run alone.
+# By default three test processes, because many tests wait. The tests that measure times and memory then run alone.
 unit: .venv/.dev browser generators nginx
 	pytest -rs --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
 	pytest $(MEASURING)

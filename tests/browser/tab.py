@@ -13,6 +13,17 @@ import aiohttp
 _KEYS = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
 _TEXTS = {"Enter": "\r", " ": " "}
 
+_TRUE = """
+(() => {
+  try {
+    return Boolean(%s);
+  } catch (error) {
+    if (error instanceof TypeError) return false; // a member of an element that does not exist, or not yet
+    throw error;
+  }
+})()
+"""
+
 
 def find(target: str) -> str:
     """Returns the expression of an element: `label:TEXT` is a labelled control, `button:TEXT` a button with that
@@ -84,7 +95,7 @@ class Tab:
         return result["result"].get("value")
 
     async def until(self, condition: str, seconds: float = 30) -> None:
-        """Returns when an expression of the page is true.
+        """Returns when an expression of the page is true. It is false while an element in it does not exist.
 
         Raises:
             AssertionError: it is not within `seconds`.
@@ -99,7 +110,7 @@ class Tab:
 
     async def _is_true(self, condition: str) -> bool:
         try:
-            return bool(await self.run(f"Boolean({condition})"))
+            return bool(await self.run(_TRUE.replace("%s", condition)))
         except CommandError:
             return False
 
