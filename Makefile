@@ -53,7 +53,7 @@ generators:
 nginx:
 	@tests/deploy/install.sh
 
-# The full size of what `unit` does small: about 450 crashes, for some 30 minutes, errors at every call of a store, and
+# The full size of what `unit` does small: about 450 crashes, for some 30 minutes, errors at every call of a store,
 # 10,000 random steps of each ledger beside its model, and 100 simulations of processes with faults.
 crash: .venv/.dev
 	CRASH=full POMELO_LEDGER_STEPS=10000 POMELO_SIMULATIONS=100 pytest tests/faults/test_crash.py \

@@ -154,7 +154,7 @@ class _Connection(asyncio.Transport):
         self._close_socket()
 
     def _after(self, last: float) -> float:
-        """When a delivery arrives that follows another one: timers of the same time have no order."""
+        """When a delivery arrives that follows the last one: timers of the same time have no order."""
         return max(last + 1e-6, self._loop.time() + self._network.delay())
 
     def _execute(self, data: bytes) -> bytes:

@@ -49,7 +49,7 @@ class SimulatedStore(ABC):
 
     @abstractmethod
     async def fail(self) -> None:
-        """Begins or ends a fault, or kills a process and starts another one in its place."""
+        """Begins or ends a fault, or kills a process and starts its successor."""
 
     @abstractmethod
     async def recover(self) -> None:
