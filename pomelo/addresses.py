@@ -33,12 +33,8 @@ def join_address(host: str, port: int) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address of `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _ip_address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def host_of(header: str) -> str:
@@ -51,13 +47,14 @@ def host_of(header: str) -> str:
 
 def is_fixed(host: str) -> bool:
     """Whether no DNS server decides which machine a host is: it is an IP address or `localhost`."""
-    if host == "localhost":
-        return True
+    return host == "localhost" or _ip_address(host) is not None
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def without_login(url: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.media.content_types import EXTENSIONS, sniff
+from pomelo.media.content_types import EXTENSIONS, HEAD_BYTES, sniff
 from pomelo.media.quota import disk_size, no_space
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ class MediaWriter:
         self._store.quota.add(self.owner_tag, more)
         self.counted += more
         self._store.partial[self._temporary.name] = self
-        if len(self._head) < 16:
-            self._head += data[:16]
+        if len(self._head) < HEAD_BYTES:
+            self._head += data[:HEAD_BYTES]
         if len(data) >= _BUFFER_SIZE:
             self._flush(data)
         else:

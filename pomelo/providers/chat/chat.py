@@ -135,7 +135,7 @@ class Chat(Vendor):
             value = fitting.get(name)
             if value is not None and value < minimum:
                 fitting.replace(name, minimum, f"at least {minimum:g}")
-        fitting.override(names, {**self.profile.extra, **fitting.route.options.get("extra", {})})
+        fitting.override(names, _extra(fitting.route, self.profile))
         if "reasoning_excludes" in fitting.route.options:
             _fit_reasoning(fitting)
 
@@ -209,7 +209,7 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
         if options.get("stream_usage", profile.stream_usage) == "option":
             body["stream_options"] = profile.stream_options
     if profile.extra or "extra" in options:
-        extra = {**profile.extra, **options.get("extra", {})}
+        extra = _extra(job.route, profile)
         extra.pop(names["max_tokens"], None)  # whatever its name: it bounds what the task costs
         body.update(extra)
     return body
@@ -232,6 +232,11 @@ def _fit_reasoning(fitting: Fitting) -> None:
         return
     for name in excluded:
         fitting.drop(name, "left out unless reasoning_effort is none")
+
+
+def _extra(route: Route, profile: Profile) -> dict[str, Any]:
+    """The operator's fields of every request; those of the route replace those of the host."""
+    return {**profile.extra, **route.options.get("extra", {})}
 
 
 def _names(route: Route, profile: Profile) -> dict[str, str]:

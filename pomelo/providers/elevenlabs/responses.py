@@ -8,7 +8,7 @@ from typing import Any
 
 from pomelo.audio_formats import AudioFormat
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
-from pomelo.media.content_types import sniff
+from pomelo.media.content_types import HEAD_BYTES, sniff
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse
@@ -91,7 +91,7 @@ class AudioStream:
             self._started = True
             self._head = b""
             # The vendor does not document, for example, the container of Opus.
-            content_type = sniff(self._format.content_type, data[:16])
+            content_type = sniff(self._format.content_type, data[:HEAD_BYTES])
         for start in range(0, len(data), CHUNK_BYTES):
             event = Event()
             event.audio_chunk.data = data[start : start + CHUNK_BYTES]
