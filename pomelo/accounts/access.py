@@ -178,7 +178,7 @@ class Access:
 class Visit:
     """An admitted call; implements `pomelo.service.Visit`. Close it when the call ends."""
 
-    __slots__ = ("_access", "_call", "_principal", "_ticket", "close", "reserve")
+    __slots__ = ("_access", "_call", "_principal", "_ticket", "close", "hold", "reserve")
 
     def __init__(self, access: Access, call: Call, principal: Principal, ticket: Ticket) -> None:
         self._access = access
@@ -186,12 +186,15 @@ class Visit:
         self._principal = principal
         self._ticket = ticket
         self.reserve = ticket.reserve
+        self.hold = ticket.hold
         self.close = ticket.close
 
     def is_alone(self) -> bool:
         return self._ticket.is_alone()
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
+        if error.code == "invalid_api_key":  # checked again, it would count as two failed keys
+            return error
         counted = error.code in _COUNTED or (self._ticket.size > LARGE_BODY and error.row.http in (400, 413))
         try:
             await self._access.check_refused(self._call, self._principal, error, model, counted=counted)

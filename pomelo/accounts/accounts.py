@@ -10,6 +10,7 @@ from pomelo import times
 from pomelo.accounts import pages
 from pomelo.accounts.access import Access
 from pomelo.accounts.acts import new_act
+from pomelo.accounts.budgets import MAX_MICROS, check_amount
 from pomelo.accounts.modes import is_live, to_mode
 from pomelo.accounts.plans import NEW_ACCOUNTS, TEST_CREDITS, Plan
 from pomelo.accounts.usage import UsageReader, read_filter, read_groupings
@@ -19,7 +20,7 @@ from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.ids import new_id
 from pomelo.in_flight import FairSemaphore
-from pomelo.money import MAX_CREDITS, MAX_TOTAL_CREDITS, MICROS, format_credits
+from pomelo.money import MAX_TOTAL_CREDITS, MICROS, format_credits
 from pomelo.stores.accounts import (
     AccountRecord,
     AccountStore,
@@ -35,8 +36,6 @@ MAX_NOTE = 200
 
 _REPORTS = 2
 """Reports of usage that run for an account at a time: one may read every record, and take 20 MiB."""
-
-_MAX_MICROS = MAX_CREDITS * MICROS
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _IDS = "1 to 64 letters, digits, dots, dashes or underscores"
@@ -113,8 +112,7 @@ class AccountOperator:
         if not _ID.fullmatch(account_id):
             raise invalid("id", _IDS)
         self._check_plan(plan)
-        if not 0 <= live_micros <= _MAX_MICROS:
-            raise invalid("live_micros", f"0 to {_MAX_MICROS:,}", minimum=0, maximum=_MAX_MICROS)
+        check_amount("live_micros", live_micros, minimum=0)
         now = self._now()
         act = new_act("create_account", account_id, now, new=plan)
         if not await self._store.add_account(account_id, plan, now, act):
@@ -143,8 +141,7 @@ class AccountOperator:
         wallet = Wallet(request.account_id, is_live(request.mode, default=True))
         amount = request.amount_micros
         await self._found(wallet.account)
-        if not 0 < amount <= _MAX_MICROS:
-            raise invalid("amount_micros", f"1 to {_MAX_MICROS:,}", minimum=1, maximum=_MAX_MICROS)
+        check_amount("amount_micros", amount, minimum=1)
         _check_id(request.grant_id, "grant_id")
         await self._check_change(wallet, "amount_micros", amount, request.note)
         await self._give(request.grant_id or new_id("grant_"), wallet, amount, request.note)
@@ -156,9 +153,7 @@ class AccountOperator:
         await self._found(wallet.account)
         if not amount:
             raise missing("amount_micros")
-        if abs(amount) > _MAX_MICROS:
-            bounds = f"-{_MAX_MICROS:,} to {_MAX_MICROS:,}"
-            raise invalid("amount_micros", bounds, minimum=-_MAX_MICROS, maximum=_MAX_MICROS)
+        check_amount("amount_micros", amount, minimum=-MAX_MICROS)
         if not request.note.strip():
             raise missing("note")
         _check_id(request.adjustment_id, "adjustment_id")
@@ -187,8 +182,7 @@ class AccountOperator:
         wallet = Wallet(request.account_id, is_live(request.mode, default=True))
         field, credit_limit = "credit_limit_micros", request.credit_limit_micros
         await self._found(wallet.account)
-        if not 0 <= credit_limit <= _MAX_MICROS:
-            raise invalid(field, f"0 to {_MAX_MICROS:,}", minimum=0, maximum=_MAX_MICROS)
+        check_amount(field, credit_limit, minimum=0)
         old = (await self._store.balance(wallet)).credit_limit
         await self._check_change(wallet, field, credit_limit - old)
         act = new_act(
@@ -275,9 +269,9 @@ class AccountOperator:
         now = self._now()
         act = new_act(action, wallet.account, now, live=wallet.live, note=note)
         await self._store.grant(Grant(grant_id, wallet, amount, now, note), act)
-        # A used id grants nothing, which is right only if it is the same grant.
+        # A used id gives nothing, which is right only if the same was given. An adjustment always has a note.
         given = await self._store.get_grant(wallet, grant_id)
-        if given is None or given.amount != amount:
+        if given is None or (given.amount, given.note) != (amount, note):
             raise invalid(field, "one that was not used for another grant or adjustment")
 
     def _check_plan(self, plan: str) -> None:

@@ -119,23 +119,7 @@ async def _recompute(
     findings.response.reservations = len(reserved)
     await _check_tasks(findings, store, page_size, task_ids, reserved)
     await _check_reservations(findings, store, runs, now)
-    start = len(findings.response.findings)
-    checked: set[str] = set()
-    async for page in store.wallet_states():
-        for state in page:
-            name = _name(state.wallet)
-            if name not in checked:
-                checked.add(name)
-                await _check_wallet(findings, store, state, before.get(name, 0), spent.get(name, 0))
-    for name in spent.keys() - checked:  # wallets that no longer exist
-        checked.add(name)
-        wallet = _wallet(name)
-        granted = sum(grant.amount for grant in await store.list_grants(wallet))
-        state = WalletState(wallet, Balance(), granted, 0)
-        await _check_wallet(findings, store, state, before.get(name, 0), spent[name])
-    findings.response.wallets = len(checked)
-    await _check_accounts(findings, store, checked)
-    findings.sort(start)
+    await _check_wallets(findings, store, before, spent)
     if now is not None:
         await _check_budgets(findings, store, now())
 
@@ -246,6 +230,30 @@ async def _check_reservations(
 
 
 # --- wallets
+
+
+async def _check_wallets(
+    findings: _Findings, store: Store, before: dict[str, int], spent: dict[str, int]
+) -> None:
+    """Checks every wallet. `before` is what the balances said was spent before the records were read, `spent`
+    what the records add up to, both by the wallets' names."""
+    start = len(findings.response.findings)
+    checked: set[str] = set()
+    async for page in store.wallet_states():
+        for state in page:
+            name = _name(state.wallet)
+            if name not in checked:
+                checked.add(name)
+                await _check_wallet(findings, store, state, before.get(name, 0), spent.get(name, 0))
+    for name in spent.keys() - checked:  # wallets that no longer exist
+        checked.add(name)
+        wallet = _wallet(name)
+        granted = sum(grant.amount for grant in await store.list_grants(wallet))
+        state = WalletState(wallet, Balance(), granted, 0)
+        await _check_wallet(findings, store, state, before.get(name, 0), spent[name])
+    findings.response.wallets = len(checked)
+    await _check_accounts(findings, store, checked)
+    findings.sort(start)
 
 
 async def _check_wallet(

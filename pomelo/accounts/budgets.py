@@ -20,7 +20,17 @@ from pomelo.stores.ledger import Budget, LedgerStore
 _NAMES = enum_names(pb.BudgetPeriod.DESCRIPTOR)
 PERIODS = {name: period for period, name in _NAMES.items()}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_MICROS = MAX_CREDITS * MICROS
+MAX_MICROS = MAX_CREDITS * MICROS
+
+
+def check_amount(field: str, micros: int, *, minimum: int) -> None:
+    """Checks an amount of microcredits in a request: no more than MAX_CREDITS at a time.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    if not minimum <= micros <= MAX_MICROS:
+        raise invalid(field, f"{minimum:,} to {MAX_MICROS:,}", minimum=minimum, maximum=MAX_MICROS)
 
 
 def read_budget(budget: pb.Budget) -> str:
@@ -29,8 +39,7 @@ def read_budget(budget: pb.Budget) -> str:
     Raises:
         PomeloError: invalid_parameter.
     """
-    if not 0 < budget.limit_micros <= _MAX_MICROS:
-        raise invalid("budget.limit_micros", f"1 to {_MAX_MICROS:,}", minimum=1, maximum=_MAX_MICROS)
+    check_amount("budget.limit_micros", budget.limit_micros, minimum=1)
     if budget.period not in _NAMES:
         raise invalid("budget.period", f"one of {', '.join(PERIODS)}")
     return f"{budget.limit_micros}/{_NAMES[budget.period]}"

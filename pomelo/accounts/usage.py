@@ -206,13 +206,20 @@ def read_filter(usage_filter: pb.UsageFilter, account: str | None, live: bool | 
     Raises:
         PomeloError: invalid_parameter.
     """
+    since = read_time(usage_filter, "start_time", "filter.")
+    until = read_time(usage_filter, "end_time", "filter.")
+    if since is not None and until is not None and until < since:
+        raise invalid("filter.end_time", "the start of the period or later")
+    for name in ("model", "key_id"):
+        if "\0" in getattr(usage_filter, name):  # with which Postgres compares nothing
+            raise invalid(f"filter.{name}", "text without NUL")
     return UsageQuery(
         account=account,
         live=live,
         model=usage_filter.model or None,
         key_id=usage_filter.key_id or None,
-        since=read_time(usage_filter, "start_time", "filter."),
-        until=read_time(usage_filter, "end_time", "filter."),
+        since=since,
+        until=until,
         failed=usage_filter.failed,
     )
 

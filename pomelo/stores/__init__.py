@@ -56,4 +56,6 @@ def _find(url: str) -> tuple[Any, str]:
             module, _, function = opener.partition(":")
             return import_module(module), function
     scheme = url.partition(":")[0]
+    if url in STORES and url != "sqlite:":
+        raise StoreError(f"The URL of the store names no server. Use {url}HOST:PORT")
     raise StoreError(f"There is no store of the kind {scheme!r}. Use sqlite:PATH or redis://HOST:PORT")

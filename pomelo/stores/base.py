@@ -23,3 +23,12 @@ DECLARED_ERRORS = (PomeloError, LostReservationError, UnknownAccountError, Overd
 class Store(KeyStore, AccountStore, ActStore, LedgerStore, UsageStore, Protocol):
     """Keys, accounts, the operator's log, ledger and usage records. No role knows how a key is checked or a
     task is run."""
+
+    async def check(self) -> None:
+        """Checks that the store can be read, and, if the last attempt to write failed, that it can be written
+        again.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        ...

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -72,11 +72,9 @@ async def check_postgres(url: str) -> None:
     Raises:
         StoreError: it can't be reached.
     """
-    try:
+    with _store_errors():
         connection = await asyncpg.connect(url, timeout=_TIMEOUT)
         await connection.close()
-    except (*_FAILURES, ValueError) as error:
-        raise _unusable(error) from error
 
 
 @asynccontextmanager
@@ -87,29 +85,30 @@ async def open_postgres_archive(url: str) -> AsyncIterator[Archive]:
     Raises:
         StoreError: the database can't be reached or used.
     """
-    try:
+    with _store_errors():
         pool = await asyncpg.create_pool(
             url, min_size=0, max_size=_MAX_CONNECTIONS, timeout=_TIMEOUT, command_timeout=_TIMEOUT
         )
-    except (*_FAILURES, ValueError) as error:
-        raise _unusable(error) from error
     try:
-        try:
+        with _store_errors():
             async with pool.acquire() as connection, connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
                 await connection.execute(_TABLE)
-        except (*_FAILURES, ValueError) as error:
-            raise _unusable(error) from error
         yield _PostgresArchive(pool)
     finally:
         pool.terminate()
 
 
-def _unusable(error: Exception) -> StoreError:
-    # Only the type of the error: its message may contain the user's name, the URL contains the password.
-    return StoreError(
-        f"The archive in Postgres can't be used ({type(error).__name__}). Start it, or correct POMELO_ARCHIVE"
-    )
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except (*_FAILURES, ValueError) as error:
+        # Only its type: its message may contain the user's name, the URL contains the password.
+        raise StoreError(
+            f"The archive in Postgres can't be used ({type(error).__name__}). "
+            "Start it, or correct POMELO_ARCHIVE"
+        ) from error
 
 
 class _PostgresArchive:
@@ -124,12 +123,9 @@ class _PostgresArchive:
             f"INSERT INTO pomelo_usage ({COLUMNS}) VALUES ({numbers})"  # noqa: S608
             " ON CONFLICT (task_id) DO NOTHING"
         )
-
-        async def write(connection: Any) -> None:
-            # executemany is one transaction, which is committed when it returns.
-            await connection.executemany(statement, [_storable(record) for record in records])
-
-        await self._run(write)
+        rows = [_storable(record) for record in records]
+        # executemany is one transaction, which is committed when it returns.
+        await self._run(lambda connection: connection.executemany(statement, rows))
 
     async def get(self, task_id: str) -> UsageRecord | None:
         statement = f"SELECT {COLUMNS} FROM pomelo_usage WHERE task_id = $1"  # noqa: S608

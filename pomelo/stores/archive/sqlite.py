@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pomelo.errors import PomeloError
+from pomelo.process import shielded
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
@@ -40,7 +41,7 @@ async def open_sqlite_archive(path: Path) -> AsyncIterator[Archive]:
         try:
             yield _SqliteArchive(connection, thread, path)
         finally:
-            await asyncio.shield(loop.run_in_executor(thread, connection.close))
+            await shielded(loop.run_in_executor(thread, connection.close))
 
 
 class _SqliteArchive:
@@ -116,7 +117,7 @@ def _open(path: Path) -> sqlite3.Connection:
     except UnicodeDecodeError as error:  # SQLite raises it for some damage
         raise damage.damaged(path, "a text in it can't be read") from error
     except sqlite3.Error as error:
-        detail = f"{error}. Free or mend the disk"
+        detail = f"{error}. {damage.disk_remedy(error)}"
         if damage.reports_damage(error):
             detail = f"it is damaged: {damage.message_of(error)}. {damage.REMEDY}"
         raise StoreError(f"The archive {path} can't be used: {detail}") from error

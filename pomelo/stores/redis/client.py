@@ -10,7 +10,7 @@ from redis import exceptions as errors
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from pomelo.process import stop
+from pomelo.process import fail, resolve, stop
 from pomelo.stores.redis.connection import Argument, NotSentError
 from pomelo.stores.redis.link import Command, Decoder, Link, pack
 
@@ -85,8 +85,7 @@ class SingleServer:
         error.__cause__ = cause
         queue, self._queue = self._queue, []
         for command in queue:
-            if not command.reply.done():
-                command.reply.set_exception(error)
+            fail(command.reply, error)
 
 
 class Cluster:
@@ -119,10 +118,6 @@ class Cluster:
             if reply.done():
                 return
             try:
-                result = await self._redis.execute_command(*command)
+                resolve(reply, await self._redis.execute_command(*command))
             except Exception as error:
-                if not reply.done():
-                    reply.set_exception(error)
-            else:
-                if not reply.done():
-                    reply.set_result(result)
+                fail(reply, error)

@@ -160,9 +160,7 @@ class Connection:
 
     def start(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Attempt:
         """Sends a script at the end of this turn of the event loop. `finish` returns its reply."""
-        time: Argument = ""
-        if self._server_time is not None:
-            time = round(self._server_time() * 1e6)
+        time: Argument = "" if self._server_time is None else round(self._server_time() * 1e6)
         tail = (time,) if script.timed else ()
         return self._start(("EVALSHA", script.digest, len(keys), *keys, *args, *tail), script)
 

@@ -158,17 +158,12 @@ class Ledger(Role):
         if own:
             found = [(stored, record) for stored, record in found if stored.worker == self._worker.id]
             self._count_check(checked, {stored.wallet for stored, _ in found})
-        reservations = [
-            OpenReservation(
-                record,
-                stored.amount,
-                own=stored.worker == self._worker.id and not self._operations.is_busy(stored.task_id),
-            )
-            for stored, record in found
-        ]
-        return sorted(
-            (each for each in reservations if each.own or not own), key=lambda each: each.record.task_id
-        )
+        reservations = []
+        for stored, record in sorted(found, key=lambda each: each[0].task_id):
+            is_own = stored.worker == self._worker.id and not self._operations.is_busy(stored.task_id)
+            if is_own or not own:
+                reservations.append(OpenReservation(record, stored.amount, is_own))
+        return reservations
 
     def _count_check(self, checked: dict[Wallet, int], with_own: set[Wallet]) -> None:
         """Counts a check of the wallets `checked`; those in `with_own` have reservations of this process."""
@@ -388,9 +383,9 @@ def _checked(name: str) -> str:
 
 
 def _limit_status(reply: Any, counters: Sequence[Counter]) -> LimitStatus:
-    counts = {}
-    at = 1
-    for counter in counters:
-        counts[counter.name] = Count(reply[at], reply[at + 1] / 1e6)
-        at += 2
-    return LimitStatus(reply[0], counts)
+    available, *counted = reply
+    counts = {
+        counter.name: Count(used, left / 1e6)
+        for counter, used, left in zip(counters, counted[::2], counted[1::2], strict=True)
+    }
+    return LimitStatus(available, counts)

@@ -14,6 +14,7 @@ from hiredis import Reader, pack_command
 from redis import exceptions as errors
 from redis.asyncio.connection import DefaultParser
 
+from pomelo.process import fail
 from pomelo.stores.redis.connection import Argument
 
 _INCOMPLETE = object()
@@ -103,8 +104,7 @@ class Link(asyncio.Protocol):
         self._retired = True
         sent, self._sent = self._sent, deque()
         for command in sent:
-            if not command.reply.done():
-                command.reply.set_exception(error)
+            fail(command.reply, error)
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None

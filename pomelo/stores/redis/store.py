@@ -12,12 +12,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from pomelo.errors import PomeloError
+from pomelo.process import shielded
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, Grant, Wallet
 from pomelo.stores.archive import check_archive, open_archive
 from pomelo.stores.base import Store, StoreError
 from pomelo.stores.redis.accounts import Accounts
 from pomelo.stores.redis.acts import Acts
-from pomelo.stores.redis.connection import Connection, Timing
+from pomelo.stores.redis.connection import Connection, Timing, one_deadline
 from pomelo.stores.redis.key_names import FORMAT
 from pomelo.stores.redis.keys import Keys
 from pomelo.stores.redis.ledger import Ledger
@@ -81,7 +82,7 @@ async def open_redis(
                 # A cancelled exit must not stop halfway.
                 closing = asyncio.ensure_future(store.close())
                 try:
-                    await asyncio.shield(closing)
+                    await shielded(closing)
                 except asyncio.CancelledError:
                     await asyncio.wait({closing})
                     raise
@@ -121,6 +122,11 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
             await self.grant(
                 Grant("test credits of default", wallet, _FIRST_CREDITS, account.created, "to begin with")
             )
+
+    @one_deadline
+    async def check(self) -> None:
+        await self._worker.check()
+        await self.get_account(DEFAULT_ACCOUNT)
 
     async def close(self) -> None:
         """Waits for running operations, recovers the tasks that are left, and drains the usage records."""

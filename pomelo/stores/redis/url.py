@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,13 +14,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from redis import exceptions as errors
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis.client import Cluster, SingleServer
 from pomelo.stores.redis.connection import NotSentError, Timing, is_closed_transport
 from pomelo.stores.redis.link import Link, Login, open_link
+from pomelo.tls import default_context
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
@@ -51,48 +55,49 @@ def parse_url(url: str) -> ServerUrl:
     Raises:
         StoreError: it has none of the documented forms. The message contains no password.
     """
+    with suppress(ValueError):  # its message may contain the password
+        return _parse(url)
+    raise StoreError(
+        f"The URL of the store can't be read. Use {_FORMS}; ?persistence=none allows a server without AOF"
+    )
+
+
+def _parse(url: str) -> ServerUrl:
+    """As `parse_url`.
+
+    Raises:
+        ValueError: it has none of the documented forms.
+    """
     scheme, _, rest = url.partition("://")
     base, _, topology = scheme.partition("+")
-    try:
-        parts = urlsplit("//" + rest)
-    except ValueError:
-        scheme, parts = "", urlsplit("")
-    login, _, addresses = parts.netloc.rpartition("@")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    parts = urlsplit("//authority" + rest[len(authority) :])  # it refuses several addresses in brackets
+    login, _, addresses = authority.rpartition("@")
     user, _, password = login.partition(":")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     path = parts.path.strip("/")
     persistence = options.pop("persistence", "aof")
     service, _, db = path.partition("/") if topology == "sentinel" else ("", "", path)
-    try:
-        hosts = tuple(_host(text, 26379 if topology == "sentinel" else 6379) for text in addresses.split(","))
-        parsed = ServerUrl(
-            topology=topology,
-            hosts=hosts,
-            service=unquote(service),
-            db=int(db or "0"),
-            user=unquote(user) or None,
-            password=unquote(password) or None,
-            tls={"ssl": True} if base == "rediss" else {},
-            durable=persistence == "aof",
-        )
-    except ValueError:
-        parsed = None
-    unknown = set(options) - set(_TLS if base == "rediss" else ())
-    invalid = (
-        parsed is None
-        or scheme not in SCHEMES
-        or (topology == "sentinel") != bool(parsed.service)
-        or (topology == "" and len(parsed.hosts) != 1)
+    hosts = tuple([_host(text, 26379 if topology == "sentinel" else 6379) for text in addresses.split(",")])
+    if (
+        scheme not in SCHEMES
+        or (topology == "sentinel") != bool(service)
+        or (topology == "" and len(hosts) != 1)
         or (topology == "cluster" and path != "")
         or persistence not in ("aof", "none")
-        or unknown
+        or set(options) - set(_TLS if base == "rediss" else ())
+    ):
+        raise ValueError(scheme)
+    return ServerUrl(
+        topology=topology,
+        hosts=hosts,
+        service=unquote(service),
+        db=int(db or "0"),
+        user=unquote(user) or None,
+        password=unquote(password) or None,
+        tls={"ssl": True, **options} if base == "rediss" else {},
+        durable=persistence == "aof",
     )
-    if invalid or parsed is None:
-        raise StoreError(
-            f"The URL of the store can't be read. Use {_FORMS}; ?persistence=none allows a server without AOF"
-        )
-    parsed.tls.update(options)
-    return parsed
 
 
 def _host(text: str, port: int) -> tuple[str, int]:
@@ -112,7 +117,7 @@ async def connect(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
     client: SingleServer | Cluster | None = None
     try:
         client = _client(url, timing)
-        for info in await client.info():
+        for info in await _read_info(client, timing.timeout):
             _check(url, info)
     except BaseException as error:
         if client is not None:
@@ -122,6 +127,23 @@ async def connect(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
         reason = error.__cause__ if isinstance(error, NotSentError) else None
         raise _unusable(where, reason or error) from error
     return client
+
+
+async def _read_info(client: SingleServer | Cluster, seconds: float) -> list[dict[str, Any]]:
+    """Returns the answers to INFO, which is repeated for `seconds` while a server does not answer in time.
+
+    Raises:
+        NotSentError, RedisError: a server does not answer, or refuses.
+    """
+    clock = asyncio.get_running_loop().time
+    end = clock() + seconds
+    while True:
+        try:
+            return await client.info()
+        except (NotSentError, errors.TimeoutError) as error:
+            reason = error.__cause__ if isinstance(error, NotSentError) else error
+            if not isinstance(reason, errors.TimeoutError) or clock() >= end:
+                raise
 
 
 def _client(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
@@ -146,13 +168,18 @@ def _client(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
 
 async def _open_primary(sentinels: Sentinel, service: str, login: Login) -> Link:
     """Connects to the server that the Sentinels report as the primary of a service."""
-    return await open_link(await sentinels.discover_master(service), login)
+    try:
+        address = await sentinels.discover_master(service)
+    except MasterNotFoundError:
+        # Its own message has the representation of each client.
+        raise MasterNotFoundError(f"no Sentinel there reports a primary of {service!r}") from None
+    return await open_link(address, login)
 
 
 def _tls_context(tls: dict[str, Any]) -> ssl.SSLContext | None:
     if not tls:
         return None
-    context = ssl.create_default_context()
+    context = default_context()
     if "ssl_certfile" in tls:
         context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile"))
     if "ssl_ca_certs" in tls:

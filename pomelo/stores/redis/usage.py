@@ -48,9 +48,8 @@ _FULL_DRAIN = 60
 
 
 class _Entry(NamedTuple):
-    """An entry of a stream. `number` orders the entries of all streams."""
+    """An entry of a stream."""
 
-    number: tuple[int, int]
     entry_id: bytes
     wallet: Wallet
     record: UsageRecord
@@ -165,11 +164,10 @@ class Usage:
                     del next_ids[wallet]
                 for entry_id, fields in page:
                     with suppress(ValueError):
-                        record = _decode_entry(entry_id, fields)
-                        entries.append(_Entry(_number(entry_id), entry_id, wallet, record))
+                        entries.append(_Entry(entry_id, wallet, _decode_entry(entry_id, fields)))
             if entries:
                 # The archive orders records with equal times by their arrival.
-                entries.sort(key=lambda entry: entry.number)
+                entries.sort(key=lambda entry: _number(entry.entry_id))
                 await self._archive.add([entry.record for entry in entries])
                 await self._delete(entries)
 
@@ -208,6 +206,7 @@ def _state_keys(wallet: Wallet) -> list[str]:
 
 
 def _number(entry_id: bytes) -> tuple[int, int]:
+    """Orders the entries of all streams by their time."""
     time, _, sequence = entry_id.partition(b"-")
     return int(time), int(sequence)
 

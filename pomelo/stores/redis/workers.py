@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
 from pomelo.errors import PomeloError
@@ -34,10 +33,7 @@ class Worker:
     """This process among all workers; one per open store."""
 
     def __init__(
-        self,
-        connection: Connection,
-        wallet_index: WalletIndex,
-        monotonic: Callable[[], float] = time.monotonic,
+        self, connection: Connection, wallet_index: WalletIndex, monotonic: Callable[[], float]
     ) -> None:
         self._connection = connection
         self._wallet_index = wallet_index
@@ -49,6 +45,8 @@ class Worker:
         """What the other processes see of this one."""
         self._rounds = 0
         self._last_heartbeat = 0.0
+        self._failing = False
+        """Whether the last heartbeat failed."""
         self._counts: dict[str, tuple[bytes, float]] = {}
         """The heartbeats of each worker, and since when their count has not changed."""
         self._last_check = 0.0
@@ -86,6 +84,15 @@ class Worker:
             PomeloError: store_unavailable.
         """
         if not self.is_live:
+            await self._send_heartbeat()
+
+    async def check(self) -> None:
+        """Sends a heartbeat if the last one failed: the server may be readable and refuse what writes.
+
+        Raises:
+            PomeloError: store_unavailable.
+        """
+        if self._failing:
             await self._send_heartbeat()
 
     async def register(self, description: str) -> None:
@@ -133,12 +140,19 @@ class Worker:
         await self._check_workers()
 
     async def _send_heartbeat(self) -> None:
-        at = self._monotonic()
-        if not await self._connection.run(HEARTBEAT, [WORKERS], [self.id]):
-            log.warning("This process was marked dead, and its tasks were recovered by another process")
-            self.id = new_id("own_")
-            await self._connection.run(HEARTBEAT, [WORKERS], [self.id])
-        self._last_heartbeat = at
+        at, known_id = self._monotonic(), self.id
+        try:
+            if not await self._connection.run(HEARTBEAT, [WORKERS], [known_id]):
+                if self.id == known_id:  # another heartbeat may have found it, too
+                    log.warning(
+                        "This process was marked dead, and its tasks were recovered by another process"
+                    )
+                    self.id = new_id("own_")
+                await self._connection.run(HEARTBEAT, [WORKERS], [self.id])
+        except PomeloError:
+            self._failing = True
+            raise
+        self._last_heartbeat, self._failing = at, False
 
     async def _register_unknown_workers(self) -> None:
         """Adds the workers that only their reservations name: their counts will not change."""
@@ -192,10 +206,5 @@ class Worker:
         await self._connection.run(
             RECOVER,
             [*keys.of_task(reservation.task_id, reservation.key), keys.usage],
-            [
-                reservation.task_id,
-                reservation.worker,
-                reservation.key,
-                round(self._timing.tombstone_ttl),
-            ],
+            [reservation.task_id, reservation.worker, reservation.key, round(self._timing.tombstone_ttl)],
         )

@@ -66,10 +66,7 @@ class Balances:
         def decide(loaded: LoadedWallet, future: asyncio.Future[Any], *, wait: bool = False) -> None:
             if wait or loaded.changing:
                 self._writer.queue(nothing, lambda *_: decide(loaded, future), reads=True)
-            else:
-                change(loaded, future)
-
-        def change(loaded: LoadedWallet, future: asyncio.Future[Any]) -> None:
+                return
             taken = max(0, reduction(loaded))
             covered = taken <= loaded.available
             if not covered:

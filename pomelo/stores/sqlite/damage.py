@@ -47,6 +47,13 @@ def damaged(path: Path, detail: object) -> StoreError:
     return StoreError(f"{path} is damaged: {detail}. {REMEDY}")
 
 
+def disk_remedy(error: sqlite3.Error) -> str:
+    """Returns what to do about an error of the disk, or of the permissions of a file."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return "Let this user read and write it, the files beside it and its folder"
+    return "Free or mend the disk"
+
+
 def reports_damage(error: BaseException | None) -> bool:
     """Whether an error of SQLite says that the file is damaged."""
     if not isinstance(error, sqlite3.Error):
@@ -249,13 +256,11 @@ def check_completely(
         # A new connection: an open one may have cached pages that were intact.
         with contextlib.closing(connect(path)) as connection:
             findings += _check_integrity(connection, _MAX_FINDINGS)
-            if references:
-                for name in _TABLES_WITH_REFERENCES:
-                    rows = connection.execute(f"PRAGMA foreign_key_check({name})").fetchmany(_MAX_FINDINGS)
-                    findings += [
-                        f"a row of {table} refers to a missing row of {parent}"
-                        for table, _, parent, _ in rows
-                    ]
+            for name in _TABLES_WITH_REFERENCES if references else ():
+                rows = connection.execute(f"PRAGMA foreign_key_check({name})").fetchmany(_MAX_FINDINGS)
+                findings += [
+                    f"a row of {table} refers to a missing row of {parent}" for table, _, parent, _ in rows
+                ]
     except sqlite3.DatabaseError as error:
         if not reports_damage(error):
             raise

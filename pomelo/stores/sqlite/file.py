@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pomelo.stores.base import StoreError
 from pomelo.stores.schema import APPLICATION_ID, MIGRATIONS
 from pomelo.stores.sqlite import damage
 from pomelo.stores.sqlite.log_size import LogSize
+from pomelo.stores.sqlite.moved import MovedFiles
 from pomelo.stores.sqlite.transaction import Transaction
 
 _MIN_SQLITE = (3, 37, 0)
@@ -47,44 +48,38 @@ class WritableFile:
             StoreError: another process uses the file; it is damaged, another program's or a newer version's.
         """
         self._log_size = log_size
+        self._monitor = monitor
         if sqlite3.sqlite_version_info < _MIN_SQLITE:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; Pomelo needs 3.37 or later")
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _lock(path, lock_wait)
-        except OSError as error:
-            raise StoreError(f"{path} can't be opened: {error.strerror}") from error
-        try:
-            damage.check_exists(path)
-            # SQLite gives its -wal and -shm files the mode of this file, which is 0600.
-            damage.create(path, partial(_migrate, path=path))
-            commits = damage.last_commits(path)
-            self.connection = sqlite3.connect(path, isolation_level=None)
-            try:
+            with ExitStack() as opened:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                opened.callback(os.close, _lock(path, lock_wait))
+                damage.check_exists(path)
+                # SQLite gives its -wal and -shm files the mode of this file, which is 0600.
+                damage.create(path, partial(_migrate, path=path))
+                commits = damage.last_commits(path)
+                self.connection = sqlite3.connect(path, isolation_level=None)
+                opened.callback(self.connection.close)
                 _prepare(self.connection, path, commits, begin)
-            except BaseException:
-                self.connection.close()
-                raise
+                self._moved_files = MovedFiles(path, self.connection)
+                self._opened = opened.pop_all()
         except OSError as error:
-            os.close(self._lock)
             raise StoreError(f"{path} can't be opened: {error.strerror}") from error
         except UnicodeDecodeError as error:  # SQLite raises it for some damage
-            os.close(self._lock)
             raise damage.damaged(path, "a text in it can't be read") from error
         except sqlite3.DatabaseError as error:
-            os.close(self._lock)
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_CODES:
-                raise StoreError(f"{path} can't be used: {error}. Free or mend the disk") from error
-            detail = f"damaged or no Pomelo database: {damage.message_of(error)}"
-            raise StoreError(f"{path} is {detail}. {damage.REMEDY}") from error
-        except BaseException:
-            os.close(self._lock)
-            raise
-        self._monitor = monitor
+                raise StoreError(f"{path} can't be used: {error}. {damage.disk_remedy(error)}") from error
+            raise _not_a_database(path, error) from error
 
     def failed(self, error: BaseException) -> None:
         """Receives the error of a failed operation: damage is logged."""
         self._monitor.receive(error)
+
+    def before_batch(self) -> None:
+        """Lets the batch fail if the file was removed or replaced."""
+        self._moved_files.look()
 
     def between_batches(self) -> None:
         """Keeps the log small."""
@@ -92,10 +87,7 @@ class WritableFile:
 
     def close(self) -> None:
         """Closes the file and releases its lock."""
-        try:
-            self.connection.close()
-        finally:
-            os.close(self._lock)
+        self._opened.close()
 
 
 def check_version(path: Path) -> None:
@@ -113,17 +105,21 @@ def check_version(path: Path) -> None:
             _check_application(connection, path)
             _version(connection, path)
     except sqlite3.DatabaseError as error:
-        detail = f"damaged or no Pomelo database: {damage.message_of(error)}"
-        raise StoreError(f"{path} is {detail}. {damage.REMEDY}") from error
+        raise _not_a_database(path, error) from error
+
+
+def _not_a_database(path: Path, error: sqlite3.DatabaseError) -> StoreError:
+    return StoreError(f"{path} is damaged or no Pomelo database: {damage.message_of(error)}. {damage.REMEDY}")
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
-    """A connection that can only read. The file must stay open for writing meanwhile."""
-    connection = sqlite3.connect(path, isolation_level=None)
+    """A connection that can only read, and creates no file. The file must stay open for writing meanwhile."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", isolation_level=None, uri=True)
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA schema_version")  # opens the file, which may be replaced later
     return connection
 
 

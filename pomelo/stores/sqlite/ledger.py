@@ -34,7 +34,7 @@ from pomelo.stores.ledger import (
 from pomelo.stores.sqlite.journal import End, EndedBeforeError
 from pomelo.stores.sqlite.stored import StoredAnswer, find_answer, read_wallet, recovered, replay, write_notes
 from pomelo.stores.sqlite.usage import find_record, wallet_states
-from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation
+from pomelo.stores.sqlite.wallets import LoadedWallet, Reservation, WalletRow
 from pomelo.stores.sqlite.writer import Writer, nothing
 from pomelo.stores.usage import RECOVERED, UsageRecord, WalletState
 
@@ -249,7 +249,9 @@ class Ledger:
 
     # --- while tasks run
 
-    async def note(self, noted: Sequence[UsageRecord]) -> list[str]:
+    async def note(self, records: Sequence[UsageRecord]) -> list[str]:
+        noted = tuple(records)
+
         def found() -> list[Reservation | None]:
             wallets = self._wallets
             return [self._task(each.task_id, wallets.get((each.account, each.live))) for each in noted]
@@ -286,8 +288,8 @@ class Ledger:
 
     # --- what running tasks add to what the file has
 
-    async def reservations(self) -> list[OpenReservation]:
-        """All of them, in order of task id. Every one is this process's own: no other uses the file."""
+    async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
+        """All of them, in order of task id. Every one is this process's `own`: no other uses the file."""
 
         def then(_: None) -> list[OpenReservation]:
             tasks = sorted(self._tasks.items())
@@ -371,11 +373,11 @@ class Ledger:
         wallet = self._wallets[account, live] = LoadedWallet(account, live)
         return wallet
 
-    def _loaded(self, wallet: LoadedWallet, row: Any, error: Exception | None) -> None:
+    def _loaded(self, wallet: LoadedWallet, row: WalletRow, error: Exception | None) -> None:
         if error is not None:
             return
         try:
-            wallet.load(*row, now=self._clock())
+            wallet.load(row, self._clock())
         except Exception as unreadable:
             self._writer.translate(unreadable)  # logs it; whoever waits finds that it is not loaded
             return

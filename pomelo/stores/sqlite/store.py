@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import PAGE, AccountSummary, Wallet
+from pomelo.process import shielded
+from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountSummary, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import OpenReservation
 from pomelo.stores.sqlite import accounts, acts, keys, usage
 from pomelo.stores.sqlite.balances import Balances
 from pomelo.stores.sqlite.damage import DamageMonitor, check_completely
@@ -40,13 +40,6 @@ log = logging.getLogger("pomelo.stores")
 
 P = ParamSpec("P")
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class _Report(Protocol[T_co]):
-    def step(self, connection: sqlite3.Connection) -> T_co | None:
-        """Reads the next step. None: there is more to read."""
-        ...
 
 
 @asynccontextmanager
@@ -75,7 +68,7 @@ async def open_sqlite(
             loop = asyncio.get_running_loop()
             connecting = loop.run_in_executor(reader, connect_read_only, path)
             try:
-                connection = await asyncio.shield(connecting)
+                connection = await shielded(connecting)
                 yield SqliteStore(writer, clock, reader, connection, path, monitor, log_size)
             finally:
                 # Before the writer, so that its closing empties the log. Reports end early.
@@ -122,9 +115,11 @@ class SqliteStore:
         self._connection = connection
         self._log_size = log_size
         self._ledger = Ledger(writer, clock)
+        self.reservations = self._ledger.reservations
         self.reserve = self._ledger.reserve
         self.settle = self._ledger.settle
         self.void = self._ledger.void
+        self.note = self._ledger.note
         self.limit_status = self._ledger.limit_status
         self.budget_use = self._ledger.budget_use
         self.recover = self._ledger.recover
@@ -149,13 +144,10 @@ class SqliteStore:
         self.list_grants = _method(accounts.list_grants, self._read)
         self.list_acts = _method(acts.list_acts, self._report)
 
-    # --- LedgerStore
-
-    async def note(self, records: Sequence[UsageRecord]) -> list[str]:
-        return await self._ledger.note(tuple(records))
-
-    async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
-        return await self._ledger.reservations()
+    async def check(self) -> None:
+        # While writes fail, it writes, so that an idle server notices when the disk has space again.
+        reads = not self._writer.failing
+        await self._writer.do(lambda c: accounts.get_account(c, DEFAULT_ACCOUNT), reads=reads)
 
     # --- AccountStore
 
@@ -168,7 +160,7 @@ class SqliteStore:
     async def list_usage(
         self, query: UsageQuery, *, limit: int, after: str = ""
     ) -> tuple[list[UsageRecord], str]:
-        return await self._run_report(usage.UsagePage(query, limit, after))
+        return await self._run_steps(usage.UsagePage(query, limit, after).step)
 
     async def sum_usage(
         self,
@@ -178,7 +170,7 @@ class SqliteStore:
         limit: int | None = None,
         after: tuple[str, ...] | None = None,
     ) -> list[UsageTotal]:
-        return await self._run_report(usage.UsageSum(query, by, limit, after))
+        return await self._run_steps(usage.UsageSum(query, by, limit, after).step)
 
     async def drafts(self) -> list[UsageRecord]:
         return [reservation.record for reservation in await self._ledger.reservations()]
@@ -198,9 +190,10 @@ class SqliteStore:
         )
         return self._monitor.report(findings)
 
-    async def _run_report(self, report: _Report[T]) -> T:
-        """Runs a report that may take long, in steps. Other reports may run between two steps."""
-        while (result := await self._report(report.step)) is None:
+    async def _run_steps(self, step: Callable[[sqlite3.Connection], T | None]) -> T:
+        """Runs a report that may take long: `step` until it returns the result. Other reports may run between
+        two steps."""
+        while (result := await self._report(step)) is None:
             pass
         return result
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic_core import from_json, to_json
 
@@ -13,7 +13,7 @@ from pomelo.stores import records
 from pomelo.stores.ledger import IdempotencyKey, LimitStatus, Refused, ReplayedAnswer
 from pomelo.stores.sqlite.journal import Batch, End, write_certainly
 from pomelo.stores.sqlite.usage import find_record
-from pomelo.stores.sqlite.wallets import LoadedBudget, LoadedWallet, Reservation
+from pomelo.stores.sqlite.wallets import LoadedBudget, LoadedWallet, Reservation, WalletRow
 from pomelo.stores.usage import RECOVERED, UsageRecord
 
 _WALLET = """
@@ -23,23 +23,10 @@ _WALLET = """
     LEFT JOIN wallets AS w ON w.account = q.account AND w.live = q.live
 """
 
-
 _NOTE = (
     "INSERT INTO holds (task_id, account, live, amount, record, counted) VALUES (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (task_id) DO UPDATE SET record = excluded.record"
 )
-
-
-class WalletRow(NamedTuple):
-    """A wallet in the file. `known`: there is such an account; `stored`: the wallet has a row."""
-
-    known: bool
-    stored: bool
-    granted: int = 0
-    spent: int = 0
-    counts: dict[str, list[Any]] = {}  # noqa: RUF012
-    credit_limit: int = 0
-    budgets: Sequence[tuple[str, float, int]] = ()
 
 
 def read_wallet(connection: sqlite3.Connection, account: str, live: bool) -> WalletRow:
@@ -139,7 +126,7 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
         wallet = wallets.get((account, live))
         if wallet is None:
             wallet = wallets[account, live] = LoadedWallet(account, bool(live))
-            wallet.load(*read_wallet(connection, account, bool(live)), now=now)
+            wallet.load(read_wallet(connection, account, bool(live)), now)
         task = Reservation(wallet, records.decode_record(record), amount)
         tasks.append(task)
         for name, (_, start) in from_json(counted).items():
@@ -153,7 +140,7 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
         charged = None
         if task.record.cost and find_record(connection, task.task_id) is None:
             charged = task.charge(recovered(task.record, now))
-        Batch([End(task, _ignore, charged)], ()).write_ends(connection)
+        Batch([End(task, lambda *_: None, charged)], ()).write_ends(connection)
         task.wallet.spent += 0 if charged is None else charged.cost
         task.release(now)
     connection.executemany(
@@ -162,7 +149,3 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
     )
     connection.execute("DELETE FROM holds")
     return len(rows)
-
-
-def _ignore(value: Any, error: Exception | None) -> None:
-    """Nobody waits for the outcome."""

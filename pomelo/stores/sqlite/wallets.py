@@ -8,9 +8,9 @@ decision back if it could not be written.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic_core import to_json
 
@@ -122,6 +122,18 @@ class Reservation:
             del wallet.keys[self.key.key]
 
 
+class WalletRow(NamedTuple):
+    """A wallet in the file. `known`: there is such an account; `stored`: the wallet has a row."""
+
+    known: bool
+    stored: bool
+    granted: int = 0
+    spent: int = 0
+    counts: dict[str, list[Any]] = {}  # noqa: RUF012
+    credit_limit: int = 0
+    budgets: Sequence[tuple[str, float, int]] = ()
+
+
 class LoadedWallet:
     """A wallet: the microcredits granted to it and spent, as committed, and what its running tasks take.
 
@@ -156,29 +168,18 @@ class LoadedWallet:
         self.deciding = 0
         """Reserves and changes of the credits that wait for the file, and decide then."""
 
-    def load(
-        self,
-        known: bool,
-        stored: bool,
-        granted: int,
-        spent: int,
-        counts: dict[str, list[Any]],
-        credit_limit: int,
-        budgets: Iterable[tuple[str, float, int]],
-        *,
-        now: float,
-    ) -> None:
+    def load(self, row: WalletRow, now: float) -> None:
         """Receives the row of the file. Counts are only read once: those in memory are newer."""
-        self.known, self.stored, self.spent = known, stored, spent
-        self.granted, self.credit_limit = granted - self.withdrawing, credit_limit
-        for name, start, charged in budgets:
+        self.known, self.stored, self.spent = row.known, row.stored, row.spent
+        self.granted, self.credit_limit = row.granted - self.withdrawing, row.credit_limit
+        for name, start, charged in row.budgets:
             budget = self.find_budget(name, start)
             if budget.start == start:
                 budget.spent = charged
                 self.budgets[name] = budget
         if not self._counted:
             # Versions before 7 also wrote what running tasks count.
-            self.counts = {name: count for name, count in counts.items() if count[1] is not None}
+            self.counts = {name: count for name, count in row.counts.items() if count[1] is not None}
             self.close_windows(now)
         # Last: a row that can't be read is not loaded.
         self.loaded = self._counted = True

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
-from pomelo.process import fail, resolve
+from pomelo.process import fail, resolve, shielded
 from pomelo.stores.base import DECLARED_ERRORS
 from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.stores.sqlite.journal import Batch, Done, End, EndedBeforeError, Operation
@@ -41,6 +41,9 @@ MAX_IN_VAIN = 6
 """If a batch waits although all tasks have ended, and no other begins, the callers may be waiting for it. The
 next 2 batches don't wait for that, after the next wait in vain 4, and so on to 2 to the power of this."""
 
+_LOG_INTERVAL = 5.0
+"""Seconds between two log lines about the same failure."""
+
 log = logging.getLogger("pomelo.stores")
 
 S = TypeVar("S")
@@ -58,6 +61,10 @@ class Target(Protocol):
 
     def failed(self, error: BaseException) -> None:
         """Receives the error of an operation that failed, possibly because of the file."""
+        ...
+
+    def before_batch(self) -> None:
+        """Runs before each transaction, which fails with what it raises."""
         ...
 
     def between_batches(self) -> None:
@@ -80,6 +87,8 @@ class Writer:
         """Whether the last attempt to write failed."""
         self._lost = False
         """Whether the log said that an operation failed, and nothing was written since then."""
+        self._logged = "", 0.0
+        """The last failure in the log, and when it was written there."""
         self._loop = loop
         self._queue: SimpleQueue[Batch | None] = SimpleQueue()
         self._ends: list[End] = []
@@ -116,7 +125,7 @@ class Writer:
         # A daemon: the thread does not keep a process alive that ends without closing, as in a crash.
         threading.Thread(target=writer._run, args=(open_target, opened), name="sqlite", daemon=True).start()
         try:
-            await asyncio.shield(opened)
+            await shielded(opened)
         except asyncio.CancelledError:
             # The thread may still be opening the target, or waiting for its lock.
             await writer.close()
@@ -225,7 +234,7 @@ class Writer:
             self._changed_due = True
             self._flush()
         # A cancelled exit must not leave the file open.
-        await asyncio.shield(self._ended)
+        await shielded(self._ended)
 
     # --- batches
 
@@ -314,7 +323,10 @@ class Writer:
         known = isinstance(error, sqlite3.Error)
         if not known:
             self.unexpected.log("The store failed", error)
-        log.warning("An operation failed: %s", error if known else type(error).__name__)
+        text, now = str(error) if known else type(error).__name__, time.monotonic()
+        if text != self._logged[0] or now - self._logged[1] >= _LOG_INTERVAL:
+            self._logged = text, now
+            log.warning("An operation failed: %s", text)
         translated = (PomeloError if known else UnknownOutcomeError)("store_unavailable")
         translated.__cause__ = error
         return translated
@@ -333,6 +345,7 @@ class Writer:
         while (batch := self._queue.get()) is not None:
             outcomes: list[tuple[Any, Exception | None]] | Exception
             try:
+                target.before_batch()
                 outcomes = batch.commit(target.connection)
             except Exception as error:  # no error ends the thread
                 outcomes = error
