@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from pomelo.audio_formats import SAMPLE_RATES
 from pomelo.errors import invalid
+from pomelo.media.containers import riff_chunks
 from pomelo.media.media_types import MediaType
 
 _DEFAULT_RATE = 16_000
@@ -47,8 +48,6 @@ BIG_ENDIAN_TYPES = {rate: f"{_BIG_ENDIAN};rate={rate}" for rate in SAMPLE_RATES}
 
 _WAV_ENCODINGS = {_PCM: 1, _BIG_ENDIAN: 1, _A_LAW: 6, _MU_LAW: 7}
 """Canonical name of a media type -> the encoding of its samples in a WAV file."""
-
-_MAX_CHUNKS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +148,15 @@ class Swapper:
 
 def wav_data(file: BinaryIO, size: int) -> WavData | None:
     """The samples of a WAV file; the size of a data chunk is cut to the end of the file."""
-    position, per_second, width = 12, 0, 0
-    for _ in range(_MAX_CHUNKS):
-        file.seek(position)
-        chunk = file.read(8 + 16)
-        if len(chunk) < 8:
-            break
-        name, length = struct.unpack_from("<4sI", chunk)
-        position += 8
-        if name == b"fmt " and len(chunk) == 24:
-            channels, rate, declared, _, bits = struct.unpack_from("<HIIHH", chunk, 10)
+    per_second = width = 0
+    for start, name, length in riff_chunks(file):
+        if name == b"fmt " and len(content := file.read(16)) == 16:
+            channels, rate, declared, _, bits = struct.unpack_from("<HIIHH", content, 2)
             width = bits // 8
             # Decoders ignore the declared bytes per second. Only compressed samples have no other.
             per_second = rate * channels * width or declared
         elif name == b"data":
-            return WavData(position, min(length, size - position), per_second, width)
-        position += length + length % 2
+            return WavData(start, min(length, size - start), per_second, width)
     return None
 
 

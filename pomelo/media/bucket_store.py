@@ -20,10 +20,11 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.ids import new_id
 from pomelo.media.bucket import Bucket, MissingFileError
-from pomelo.media.quota import disk_size, no_space
+from pomelo.media.quota import disk_size
 from pomelo.media.reader import Reader
 from pomelo.media.store import MediaStore, ScanResult, no_such_media
 from pomelo.media.writer import PARTIAL_PREFIX
+from pomelo.process import shielded
 
 _PIECE = 512 * 1024
 """Bytes of a file that one request reads."""
@@ -118,7 +119,7 @@ class BucketStore(MediaStore):
 
         sending = asyncio.ensure_future(send())
         try:
-            await asyncio.shield(sending)
+            await shielded(sending)
         except asyncio.CancelledError:
             # An interrupted upload would leave its parts in the bucket.
             self._in_background(self._discard(sending, media_id, owner))
@@ -178,7 +179,7 @@ class BucketStore(MediaStore):
                 while piece := await reader.read(_PIECE):
                     file.write(piece)
         except OSError as error:
-            raise no_space() from error
+            raise self.quota.failed(error) from error
         return media
 
     def _release(self, media_id: str, copy: _Copy) -> None:

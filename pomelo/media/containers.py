@@ -53,20 +53,24 @@ _EBML_BLOCKS = (0xA3, 0xA0, 0xE7, 0xAB, 0xA7, 0x5854, 0xBF)
 """The elements of a Cluster besides Void."""
 
 
-class FileSlice(io.RawIOBase, BinaryIO):
-    """A read-only file over a part of another file: `size` bytes from `start`."""
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file = file
-        self._start = start
-        self._size = size
-        self._position = 0
+class ReadOnlyFile(io.RawIOBase, BinaryIO):
+    """A file to be read only, for a demuxer."""
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
         return True
+
+
+class FileSlice(ReadOnlyFile):
+    """A part of another file: `size` bytes from `start`."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file = file
+        self._start = start
+        self._size = size
+        self._position = 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         self._position = max(offset + (0, self._position, self._size)[whence], 0)
@@ -80,6 +84,20 @@ class FileSlice(io.RawIOBase, BinaryIO):
         return data
 
 
+def riff_chunks(file: BinaryIO, order: str = "<", most: int = 1000) -> Iterator[tuple[int, bytes, int]]:
+    """The position of the content, the name and the size of at most so many chunks of a RIFF or AIFF file.
+    `order` is the byte order of sizes, as `struct` writes it. The file is then at the content."""
+    at = 12
+    for _ in range(most):
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        name, length = struct.unpack(f"{order}4sI", head)
+        yield at + 8, name, length
+        at += 8 + length + length % 2
+
+
 def tag_sizes(file: BinaryIO, size: int) -> tuple[int, int]:
     """The size of the ID3v2 tags at the beginning, which every decoder skips, and that of all other tags: an
     APE tag after them; APE, ID3v1, Lyrics3 and ID3v2 tags at the end."""
@@ -88,7 +106,7 @@ def tag_sizes(file: BinaryIO, size: int) -> tuple[int, int]:
         head = _read_at(file, front, 10)
         if len(head) < 10 or head[:3] != b"ID3" or max(head[6:]) > 0x7F:
             break
-        front += 10 + _syncsafe(head[6:]) + (10 if head[5] & 0x10 else 0)
+        front += 10 + from_synchsafe(head[6:]) + (10 if head[5] & 0x10 else 0)
     front = min(front, size)
     head = _read_at(file, front, 32)
     if head[:8] == _APE_MAGIC:
@@ -119,7 +137,7 @@ def _last_tag_size(file: BinaryIO, start: int, end: int) -> int:
             return min(length, end - start)
     begin, length = b"", 0
     if foot[-10:-7] == b"3DI" and max(foot[-4:]) <= 0x7F:
-        begin, length = b"ID3", 20 + _syncsafe(foot[-4:])
+        begin, length = b"ID3", 20 + from_synchsafe(foot[-4:])
     elif foot.endswith(b"LYRICS200") and foot[-15:-9].isdigit():
         begin, length = _LYRICS, 15 + int(foot[-15:-9])
     elif foot.endswith(b"LYRICSEND"):
@@ -130,9 +148,12 @@ def _last_tag_size(file: BinaryIO, start: int, end: int) -> int:
     return length if found else 0
 
 
-def _syncsafe(data: bytes) -> int:
-    """A number of ID3v2, with seven bits in each byte."""
-    return data[0] << 21 | data[1] << 14 | data[2] << 7 | data[3]
+def from_synchsafe(data: bytes) -> int:
+    """A synchsafe number of ID3v2, which has seven bits in each byte."""
+    number = 0
+    for byte in data:
+        number = number << 7 | byte & 0x7F
+    return number
 
 
 def chained_streams(file: BinaryIO, start: int, size: int) -> list[tuple[int, int]]:

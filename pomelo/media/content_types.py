@@ -53,6 +53,12 @@ _IMAGE_SIGNATURES = (
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
 )
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+"""The last chunk of a PNG file."""
+
+_MAX_JPEG_SEGMENTS = 10_000
+"""Segments of a JPEG file before its samples: in a file of 32 MiB, full ones are 512."""
+
 _LAYER_3 = (b"\xfb", b"\xfa", b"\xf3", b"\xf2", b"\xe3", b"\xe2")
 """The second byte of an MP3 frame."""
 
@@ -64,6 +70,30 @@ def image_type(head: bytes) -> str | None:
         if head.startswith(signature):
             return media_type
     return "image/webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+
+
+def is_complete_image(data: bytes) -> bool:
+    """Whether the end of a PNG, JPEG or WebP file is in `data`; true for any other file. Nothing is decoded,
+    and other bytes may follow the end."""
+    match image_type(data[:HEAD_BYTES]):
+        case "image/png":
+            return data.rfind(_PNG_END) >= 0
+        case "image/jpeg":
+            return _has_jpeg_end(data)
+        case "image/webp":
+            return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return True
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    """Whether a JPEG file has its end marker. An image within a segment, such as a preview, has its own."""
+    at = 2
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        marker = data[at + 1 : at + 2]
+        if data[at : at + 1] != b"\xff" or marker in (b"", b"\xda"):
+            break  # here begin the samples, in which there is no other end marker
+        at += 1 if marker == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return data.rfind(b"\xff\xd9", at) >= 0
 
 
 def sniff(content_type: str, head: bytes) -> str:

@@ -11,6 +11,8 @@ import re
 from binascii import a2b_base64, a2b_qp, b2a_base64
 from collections.abc import Iterator, Mapping
 
+from pydantic_core import SchemaValidator, core_schema
+
 from pomelo.errors import PomeloError
 
 MAX_HEAD = 1024
@@ -37,7 +39,8 @@ _SPACE = b" \t\r\n\f\v"
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _NO_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _TO_QUOTED_PRINTABLE = bytes.maketrans(b"%", b"=")
-_PADDED = re.compile(r"[A-Za-z0-9+/]++={0,2}+")
+_LAST_QUAD = re.compile(r"[A-Za-z0-9+/]{2}(?:[A-Za-z0-9+/]{2}|[A-Za-z0-9+/]=|==)")
+_DECODER = SchemaValidator(core_schema.bytes_schema(), {"val_json_bytes": "base64"})
 
 
 def head(text: str, field: str) -> tuple[str, int]:
@@ -65,7 +68,12 @@ def decode(text: str, start: int, field: str) -> Iterator[bytes]:
     Raises:
         PomeloError: invalid_parameter, naming `field`: it is not base64.
     """
-    return map(a2b_base64, _quads(text, start, field))
+    return map(_decode, _quads(text, start, field))
+
+
+def _decode(quads: bytes) -> bytes:
+    # The other decoder is four times as fast, but refuses padding after bits that are not zero.
+    return a2b_base64(quads) if quads.endswith(b"=") else _DECODER.validate_json(b'"%b"' % quads)
 
 
 def canonical(text: str, start: int, media_type: str, field: str) -> str:
@@ -78,12 +86,23 @@ def canonical(text: str, start: int, media_type: str, field: str) -> str:
         PomeloError: invalid_parameter, naming `field`: it is not base64.
     """
     prefix = f"data:{media_type};base64,"
-    if text.startswith(prefix) and (len(text) - start) % 4 == 0 and _PADDED.fullmatch(text, start):
+    if text.startswith(prefix) and _is_canonical(text, start):
         return text
     uri = bytearray(prefix, "ascii")
     for quads in _quads(text, start, field):
         uri += quads
     return uri.decode("ascii")
+
+
+def _is_canonical(text: str, start: int) -> bool:
+    """Whether what begins at `start` is padded standard base64."""
+    end = len(text) - 4  # only the last four characters may be padded
+    if start > end or (end - start) % 4 or not (text.isascii() and _LAST_QUAD.fullmatch(text, end)):
+        return False
+    for at in range(start, end, _STEP):
+        if text[at : min(at + _STEP, end)].encode().translate(None, _ALPHABET):
+            return False
+    return True
 
 
 def encode(data: bytes, media_type: str) -> str:
@@ -96,7 +115,11 @@ def _quads(text: str, start: int, field: str) -> Iterator[bytes]:
     escape = rest = b""
     ended = False
     for at in range(start, len(text), _STEP):
-        data = escape + _ascii(text[at : at + _STEP], field).translate(None, _SPACE)
+        data = _ascii(text[at : at + _STEP], field)
+        if not (rest or escape or ended or len(data) % 4 or data.translate(None, _ALPHABET)):
+            yield data  # as most libraries write it
+            continue
+        data = escape + data.translate(None, _SPACE)
         last = at + _STEP >= len(text)
         # A percent-escape may continue in the next step.
         cut = -1 if last else data.rfind(b"%", -2)

@@ -131,6 +131,10 @@ def _measure(file: Any, size: int, back: int, thorough: bool = False) -> tuple[i
         hidden = size * (1 - _PADDING.get(name, 0.0)) - covered - back
         hidden -= structure + (_MAX_UNPARSED if structure else _MAX_HEADERS)
         hidden -= packets * _PACKET_HEADERS.get(name, _DEFAULT_PACKET_HEADER)
+        if hidden > 0 and not thorough:
+            # Of a stream that begins late, PyAV may skip all packets without an error.
+            file.seek(0)
+            return _measure(file, size, back, thorough=True)
         if covered < _MIN_EXTRAPOLATED and hidden > covered:
             return 0, name, covered  # too few bytes to know the density of the rest
         seconds *= 1 + max(hidden, 0.0) / covered
@@ -158,12 +162,13 @@ def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list
     packets = covered = 0
     for packet in _packets(container, thorough):
         packets += 1
-        if packet.size <= max_frame:
-            covered += packet.size
-        budget.read(packet.size)
-        stream = streams.get(packet.stream.index)
+        packet_size = packet.size
+        if packet_size <= max_frame:
+            covered += packet_size
+        budget.bytes_read += packet_size
+        stream = streams.get(packet.stream_index)
         if stream is not None:
-            stream.add(packet)
+            stream.add(packet, packet_size)
     return [stream.seconds() for stream in streams.values()], packets, covered
 
 

@@ -18,6 +18,7 @@ from pomelo import install_command
 from pomelo.media import audio as samples
 from pomelo.media.audio import AudioSource
 from pomelo.media.content_types import UNKNOWN
+from pomelo.process import shielded
 
 log = logging.getLogger("pomelo.media")
 
@@ -74,30 +75,23 @@ class Measurer:
         sample_format = samples.sample_format(content_type)
         result = None
         if audio.size and not self._av_missing:
-            result = await self._measure(audio, account, sample_format is not None, request_id)
-        if sample_format is None:
-            if not result:
-                return Measured(0, content_type)
-            # The media type may be the caller's, or that of an ID3 tag, which may be before any format.
-            return Measured(result[0], _CONTENT_TYPES.get(result[1], UNKNOWN) if result[1] else content_type)
-        if result is None and audio.size:
-            return Measured(0, content_type)  # a declared type must not make unmeasurable audio cheaper
+            lock = self._locks.setdefault(account, asyncio.Lock())
+            async with lock, self._free_workers:
+                result = await self._request(audio, sample_format is not None, request_id)
         ms, name = result or (0, "")
         if name:
+            # The given media type may be the caller's, or that of an ID3 tag, which may be before any format.
             return Measured(ms, _CONTENT_TYPES.get(name, UNKNOWN))
+        if sample_format is None:
+            return Measured(ms, content_type)
+        if result is None and audio.size:
+            return Measured(0, content_type)  # a declared type must not make unmeasurable audio cheaper
         return Measured(max(ms, -(-audio.size * 1000 // (sample_format[0] * sample_format[1]))), content_type)
 
     async def aclose(self) -> None:
         for worker in self._idle:
             await worker.end()
         self._idle.clear()
-
-    async def _measure(
-        self, audio: AudioSource, account: str, raw: bool, request_id: str
-    ) -> tuple[int, str] | None:
-        lock = self._locks.setdefault(account, asyncio.Lock())
-        async with lock, self._free_workers:
-            return await self._request(audio, raw, request_id)
 
     async def _request(self, audio: AudioSource, raw: bool, request_id: str) -> tuple[int, str] | None:
         """The demuxer's answer; None if it failed."""
@@ -129,7 +123,7 @@ class Measurer:
             return answer
         finally:
             if worker is not None:
-                await asyncio.shield(worker.end())
+                await shielded(asyncio.ensure_future(worker.end()))
         return None
 
 

@@ -32,6 +32,13 @@ class Identifies(Protocol):
             PomeloError: invalid_api_key, invalid_parameter (a header), store_unavailable.
         """
 
+    async def authenticate(self, call: Call) -> Principal:
+        """The principal of the call's key, which is checked again some time after the call has begun.
+
+        Raises:
+            PomeloError: invalid_api_key, store_unavailable.
+        """
+
 
 class LocalMedia:
     """Implements `pomelo.service.MediaService` over a `MediaStore`.
@@ -50,6 +57,7 @@ class LocalMedia:
         self._store = store
         self._turns = turns
         self._identify = access.identify
+        self._authenticate = access.authenticate
         self._upload_limit = upload_limit
 
     async def upload_media(self, content_type: str, chunks: AsyncIterator[bytes], call: Call) -> Media:
@@ -65,6 +73,7 @@ class LocalMedia:
             if not writer.size:
                 raise invalid("audio", "a file of at least one byte", minimum=1)
             if call.protocol != "rest":
+                await self._authenticate(call)  # a REST request's task does it
                 media = writer.commit()
             else:
                 # It belongs to one request: no other can refer to it, and none can after its deadline.

@@ -49,12 +49,9 @@ class DecodeBudget:
 
     def __init__(self, size: int) -> None:
         self.size = max(size, 1)
-        self._bytes = 0
+        self.bytes_read = 0
+        """Bytes of the file that were read."""
         self._spent = 0.0
-
-    def read(self, count: int) -> None:
-        """Records that `count` more bytes of the file were read."""
-        self._bytes += count
 
     def spend(self, seconds: float) -> None:
         """Records CPU time spent on decoding."""
@@ -63,7 +60,7 @@ class DecodeBudget:
     @property
     def left(self) -> bool:
         """Whether time is left for this position of the file."""
-        return self._spent < DECODE_SECONDS * (0.5 + 0.5 * min(self._bytes / self.size, 1.0))
+        return self._spent < DECODE_SECONDS * (0.5 + 0.5 * min(self.bytes_read / self.size, 1.0))
 
 
 class StreamLength:
@@ -90,17 +87,22 @@ class StreamLength:
         self._end = 0
         self._decoder = _Decoder(codec, budget)
 
-    def add(self, packet: Any) -> None:
+    def add(self, packet: Any, size: int) -> None:
+        """Adds a packet of `size` bytes. There may be a hundred thousand in a file."""
         self._packets += 1
-        self._bytes += packet.size
+        self._bytes += size
         duration = packet.duration or 0
         if duration >= _NEGATIVE:
             duration = 0
         self._ticks += duration
-        stamp = packet.pts if packet.pts is not None else packet.dts
+        stamp = packet.pts
+        if stamp is None:
+            stamp = packet.dts
         if stamp is not None:
-            self._first = stamp if self._first is None else min(self._first, stamp)
-            self._end = max(self._end, stamp + duration)
+            if self._first is None or stamp < self._first:
+                self._first = stamp
+            if (end := stamp + duration) > self._end:
+                self._end = end
         if self._opus:
             self._samples += _opus_samples(bytes(packet)[:2])
         elif self._decodes:

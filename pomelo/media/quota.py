@@ -78,6 +78,9 @@ class Quota:
         self._check(owner, size, size, "Wait until some expire, or send less")
         self._stored[owner] = self.stored(owner) + size
         self.total += size
+
+    def file_written(self) -> None:
+        """Logs that media can be stored again, if they were refused before."""
         if self._refusing:
             self._refusing = False
             log.warning("Media can be stored again")
@@ -131,6 +134,7 @@ class Quota:
         try:
             disk = os.statvfs(self._folder)
         except OSError as error:
+            self._log(f"{self._folder} can't be read: {error.strerror}")
             raise PomeloError("store_unavailable") from error
         reserve = self._limits.reserve
         if reserve is None:
@@ -144,14 +148,21 @@ class Quota:
         if reserve and disk.f_files and disk.f_favail < _MIN_FREE_FILES:
             raise self._no_space(f"the disk of {self._folder} can hold only {disk.f_favail:,} more files")
 
+    def failed(self, error: OSError) -> PomeloError:
+        """Logs why a file could not be written, at most once a minute, and returns the error to raise."""
+        return self._no_space(f"a file in {self._folder} can't be written: {error.strerror}")
+
     def _no_space(self, reason: str) -> PomeloError:
-        """Logs the reason, at most once a minute, and returns the error."""
+        self._log(reason)
+        return no_space()
+
+    def _log(self, reason: str) -> None:
+        """Logs why media are refused, at most once a minute."""
         now = time.monotonic()
         if now - self._logged >= _LOG_INTERVAL:
             self._logged = now
             log.warning("Refused to store media: %s", reason)
             self._refusing = True
-        return no_space()
 
 
 def no_space() -> PomeloError:

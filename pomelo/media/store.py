@@ -215,6 +215,7 @@ class MediaStore:
         os.replace(partial, self.folder / media_id)  # noqa: PTH105 (one call, no new path)
         self.partial.pop(partial.name, None)
         self._note(media_id, owner_tag, size)
+        self.quota.file_written()
 
     async def refresh(self) -> int:
         """Deletes expired files and partial files without a writer, recounts the rest, and returns the
@@ -246,6 +247,7 @@ class MediaStore:
         """Scans all files. A file that can't be read or deleted does not stop the scan."""
         now = self.now()
         scan = ScanResult()
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # if it was deleted
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 name = entry.name

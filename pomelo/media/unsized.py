@@ -10,6 +10,8 @@ import io
 import struct
 from typing import BinaryIO
 
+from pomelo.media.containers import ReadOnlyFile, riff_chunks
+
 _MAX_CHUNKS = 1000
 _MAX_PATCH = 64 * 1024
 """Bytes of the chunks before the samples of an AIFF file, which the patch repeats."""
@@ -22,19 +24,13 @@ _W64_HEADER = 24
 """Bytes of a W64 chunk's GUID and size; the size includes them."""
 
 
-class _PatchedFile(io.RawIOBase, BinaryIO):
-    """A read-only file in which the bytes from `at` on are replaced by `patch`."""
+class _PatchedFile(ReadOnlyFile):
+    """A file in which the bytes from `at` on are replaced by `patch`."""
 
     def __init__(self, file: BinaryIO, at: int, patch: bytes) -> None:
         self._file = file
         self._at = at
         self._patch = patch
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         return self._file.seek(offset, whence)
@@ -68,35 +64,20 @@ def with_size(file: BinaryIO, size: int) -> BinaryIO:
 def _rf64_patch(file: BinaryIO, head: bytes, size: int) -> tuple[int, bytes] | None:
     if any(head[28:36]):  # the size of the samples, in the chunk ds64
         return None
-    at = 12
-    for _ in range(_MAX_CHUNKS):
-        file.seek(at)
-        chunk = file.read(8)
-        if len(chunk) < 8:
-            break
-        name, length = struct.unpack("<4sI", chunk)
-        if name == b"data":
-            return 28, struct.pack("<Q", size - at - 8)
-        at += 8 + length + length % 2
-    return None
+    starts = (start for start, name, _ in riff_chunks(file) if name == b"data")
+    start = next(starts, None)
+    return None if start is None else (28, struct.pack("<Q", size - start))
 
 
 def _aiff_patch(file: BinaryIO, size: int) -> tuple[int, bytes] | None:
-    at = 12
-    while at < _MAX_PATCH:
-        file.seek(at)
-        chunk = file.read(8)
-        if len(chunk) < 8:
+    for start, name, length in riff_chunks(file, ">", _MAX_PATCH // 8):
+        if start >= _MAX_PATCH + 8 or (name == b"SSND" and length):
             break
-        name, length = struct.unpack(">4sI", chunk)
         if name == b"SSND":
-            if length:
-                break
             file.seek(8)  # the size of the whole file is missing, too
-            between = file.read(at - 4)
-            sizes = [struct.pack(">I", min(size - start, 2**32 - 1)) for start in (8, at + 8)]
+            between = file.read(start - 12)
+            sizes = [struct.pack(">I", min(size - at, 2**32 - 1)) for at in (8, start)]
             return 4, between.join(sizes)
-        at += 8 + length + length % 2
     return None
 
 

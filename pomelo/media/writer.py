@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.media.content_types import EXTENSIONS, HEAD_BYTES, sniff
-from pomelo.media.quota import disk_size, no_space
+from pomelo.media.quota import disk_size
 
 if TYPE_CHECKING:
     from pomelo.media.store import MediaStore
@@ -130,7 +130,7 @@ class MediaWriter:
             os.utime(self._descriptor, (now, now + lifetime - store.lifetime))
             store.publish(self._temporary, media_id, self.owner_tag, self.counted)
         except OSError as error:
-            raise no_space() from error
+            raise store.quota.failed(error) from error
         with suppress(OSError):
             os.close(self._descriptor)
         self._descriptor = None
@@ -155,4 +155,4 @@ class MediaWriter:
                 self._flushed += written
                 rest = rest[written:]
         except OSError as error:
-            raise no_space() from error
+            raise self._store.quota.failed(error) from error

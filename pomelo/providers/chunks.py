@@ -36,9 +36,9 @@ def split_text(event: TaskEvent) -> Iterator[TaskEvent]:
     text = event_text(event)
     last = (len(text) - 1) // MAX_TEXT_CHARS * MAX_TEXT_CHARS
     for start in range(0, last, MAX_TEXT_CHARS):
-        yield _text_delta(text[start : start + MAX_TEXT_CHARS])
+        yield text_delta(text[start : start + MAX_TEXT_CHARS])
     if not event.HasField("completed"):
-        yield _text_delta(text[last:])
+        yield text_delta(text[last:])
         return
     rest = TaskEvent()
     rest.CopyFrom(event)
@@ -49,7 +49,8 @@ def split_text(event: TaskEvent) -> Iterator[TaskEvent]:
     yield rest
 
 
-def _text_delta(text: str) -> TaskEvent:
+def text_delta(text: str) -> TaskEvent:
+    """Return the event of a piece of text."""
     event = TaskEvent()
     event.text_delta.text = text
     return event

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -200,8 +201,8 @@ class Fitting:
             value = self.route.fit(name, current)
             if value != current:
                 minimum, maximum, step = self.route.clamp[name]
-                limits = f"from {_format_number(minimum)} to {_format_number(maximum)}"
-                what = f"a multiple of {_format_number(step)}" if step else "a number"
+                limits = f"from {_bound(minimum)} to {_bound(maximum)}"
+                what = f"a multiple of {_bound(step)}" if step else "a number"
                 self.replace(name, value, f"{what} {limits}")
 
     def clamp_effort(self) -> None:
@@ -210,18 +211,18 @@ class Fitting:
         if effort is not None and efforts and effort not in efforts:
             nearest = min(efforts, key=lambda each: (abs(each - effort), each))
             listed = ", ".join(map(self._parameters["reasoning_effort"].format, efforts))
-            self.replace("reasoning_effort", nearest, f"one of {listed}")
+            self.replace("reasoning_effort", nearest, f"one of {listed}" if len(efforts) > 1 else listed)
 
     @property
     def adjustments(self) -> list[Adjustment]:
         """The changes of what the caller set: dropped parameters first, in the contract's order."""
         if not self._changes:
             return []
-        return [adjustment for _, adjustment, _ in sorted(self._changes.values(), key=_order)]
+        return [adjustment for _, adjustment, _ in sorted(self._changes.values(), key=itemgetter(0))]
 
     def refusal(self) -> PomeloError:
         """Return the error that names the first adjustment, and what the model accepts."""
-        _, adjustment, expected = min(self._changes.values(), key=_order)
+        _, adjustment, expected = min(self._changes.values(), key=itemgetter(0))
         return invalid(adjustment.field, expected)
 
     def _message(self, parameter: _Parameter) -> Any:
@@ -281,12 +282,18 @@ def _limit_tokens(fitting: Fitting, limit: int, reserved: int | None) -> None:
     current = fitting.get("max_tokens")
     maximum = min(limit, reserved) if limit and reserved is not None else limit or reserved
     if maximum and (reserved is not None if current is None else current > maximum):
-        fitting.replace("max_tokens", maximum, f"a whole number from 1 to {_format_number(maximum)}")
+        fitting.replace("max_tokens", maximum, f"a whole number from 1 to {_bound(maximum)}")
 
 
-def _order(change: tuple[tuple[bool, int, str], Adjustment, str]) -> tuple[bool, int, str]:
-    return change[0]
+def _plain(value: float) -> float:
+    """Return an integer for a whole number, so that it is written without a fraction."""
+    return int(value) if value == int(value) else value
 
 
 def _format_number(value: float) -> str:
-    return repr(int(value) if value == int(value) else value)
+    return repr(_plain(value))
+
+
+def _bound(value: float) -> str:
+    """Format a number for the message of an error, as all messages do."""
+    return f"{_plain(value):,}"

@@ -47,9 +47,6 @@ MAX_TOOL_CALLS = MAX_PARTS - 1
 
 _FINISH_REASONS = frozenset(FinishReason.values())
 
-_ENDED = (asyncio.CancelledError, GeneratorExit)
-"""Exceptions that end a coroutine from outside."""
-
 _TRUSTED = (PomeloError, UpstreamError, TruncatedError, NoConnectionError)
 """Errors that are passed on unchanged; a plug-in's own subclass may override anything."""
 
@@ -219,7 +216,7 @@ class GuardedEvents:
         except StillRunningError:
             self._failed("went on after it was closed, and was stopped")
         except BaseException as error:
-            if isinstance(error, _ENDED) and is_cancelled():
+            if isinstance(error, asyncio.CancelledError | GeneratorExit) and is_cancelled():
                 raise
             self._failed("failed unexpectedly while it was closed", error)
 

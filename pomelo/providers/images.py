@@ -18,19 +18,28 @@ from pomelo.enums import enum_names
 from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.media.content_types import image_type
+from pomelo.media.content_types import image_type, is_complete_image
 from pomelo.providers.base import Event, Job
 from pomelo.providers.credentials import Credentials
 from pomelo.providers.errors import never_retried
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.downloads import Downloader
-from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_body, malformed_response
+from pomelo.providers.http.errors import (
+    ErrorBody,
+    ErrorMapping,
+    from_error_body,
+    incomplete_file,
+    malformed_response,
+)
 from pomelo.providers.http.parsing import pick, pick_text
 from pomelo.providers.http.polling import UNKNOWN, poll
 from pomelo.providers.http.vendor import Vendor
 
 FORMATS = {ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png"} | enum_names(ImageFormat.DESCRIPTOR)
 """The contract's formats -> the names that most vendors use."""
+
+POLL_INTERVAL = 0.5
+"""Default number of seconds between two polls of a task."""
 
 DELIVERY_ERRORS = ErrorMapping("delivery of an image", lambda body: ErrorBody())
 """Errors of downloads."""
@@ -60,8 +69,8 @@ class ProgressEvents:
 class OrderedImages(Vendor, ABC):
     """A vendor whose images are ordered, polled for, and downloaded before their link expires.
 
-    `interval` is the number of seconds between two polls of a task; for `grace` seconds after the order, the
-    vendor may not know the task yet.
+    `interval` is the number of seconds between two polls of a task (None: POLL_INTERVAL); for `grace` seconds
+    after the order, the vendor may not know the task yet.
     """
 
     domain: ClassVar[str]
@@ -73,10 +82,10 @@ class OrderedImages(Vendor, ABC):
     """The state of a finished task. In an unknown state it is still running."""
 
     def __init__(
-        self, credentials: Credentials, http: Http, *, interval: float = 0.5, grace: float = 5.0
+        self, credentials: Credentials, http: Http, *, interval: float | None = None, grace: float = 5.0
     ) -> None:
         super().__init__(credentials, http)
-        self._interval = interval
+        self._interval = interval = POLL_INTERVAL if interval is None else interval
         self._grace = grace
         self._downloader = Downloader(
             http, self._base, self.domain, waits=(interval, interval * 2, interval * 4)
@@ -124,7 +133,7 @@ class OrderedImages(Vendor, ABC):
                             yield event
                         if finished:
                             break
-            result = image_result(await self._downloader.fetch(self._image_link(task), DELIVERY_ERRORS))
+            result = image_result(await fetch_image(self._downloader, self._image_link(task)))
             if event := progress.event(1):
                 yield event
             yield result
@@ -179,14 +188,25 @@ def contract_names(names: Mapping[str, str]) -> dict[str, str]:
     return {name: name for name in same} | {vendor_name: name for name, vendor_name in names.items()}
 
 
+async def fetch_image(downloader: Downloader, link: object) -> bytes:
+    """Download the file of an image, for `image_result`.
+
+    Raises:
+        UpstreamError: as `Downloader.fetch`.
+    """
+    return await downloader.fetch(link, DELIVERY_ERRORS, is_complete_image)
+
+
 def image_result(data: bytes) -> Event:
     """Return the event of a finished image. The content type is that of the file's first bytes.
 
     Raises:
-        UpstreamError: provider_failed; the file is not a PNG, JPEG or WebP.
+        UpstreamError: provider_failed; the file is not a PNG, JPEG or WebP, or it lacks its end.
     """
     content_type = image_type(data)
     if content_type is None or content_type == "image/gif":
         raise malformed_response("a file that is not an image")
+    if not is_complete_image(data):
+        raise incomplete_file("an image without its end")
     image = GeneratedImage(data=data, content_type=content_type)
     return Event(completed=TaskResult(image=ImageOutput(images=[image])))

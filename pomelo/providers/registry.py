@@ -103,9 +103,7 @@ def read_registry(
             if (path := getattr(provider, "catalog", None)) is not None:
                 catalogs.append((plugin, path))
 
-    def check(read: Sequence[TomlFile]) -> list[Fault]:
-        return list(_faults(read, entries))
-
+    check = partial(_faults, entries=entries)
     files = [BUILTIN_CATALOG]
     for plugin, path in catalogs:
         try:
@@ -160,54 +158,46 @@ def _faults(files: Sequence[TomlFile], entries: Mapping[str, Entry]) -> Iterator
     known = [*entries, *sorted(hosts - entries.keys())]
     for file in files:
         for name, row in tables(file, "hosts"):
-            keys = ("hosts", name)
-            if name in entries or name == SANDBOX:
-                yield file.fault(keys, "a provider has that name. Choose another name")
-            if isinstance(row, dict):
-                yield from row_faults(file, keys, HostRow, row)
-                account = row.get("credentials")
-                if isinstance(account, str) and account and account not in known:
-                    yield file.fault(
-                        (*keys, "credentials"), f"no provider is called {account}. {suggest(account, known)}"
-                    )
+            yield from _host_faults(file, name, row, entries, known)
         for name, row in tables(file, "models"):
             for index, route in routes(row):
-                route_keys: Keys = ("models", name, "routes", index)
+                keys: Keys = ("models", name, "routes", index)
                 provider = route.get("provider")
-                if not isinstance(provider, str) or not provider:
-                    continue  # reported as a wrong type
                 if provider in known:
-                    entry = entries.get(provider)
-                    declared = (
-                        (entry.options, entry.task_types)
-                        if entry is not None
-                        else (Compatible.options, _task_types(Compatible))
-                    )
-                    yield from _route_faults(file, route_keys, row, route, *declared)
-                else:
+                    yield from _route_faults(file, keys, row, route, entries.get(provider, _HOST))
+                elif isinstance(provider, str) and provider:  # otherwise it is reported as a wrong type
                     message = f"no provider is called {provider[:100]}. {suggest(provider, known)}"
-                    yield file.fault((*route_keys, "provider"), message)
+                    yield file.fault((*keys, "provider"), message)
+
+
+def _host_faults(
+    file: TomlFile, name: str, row: Any, entries: Mapping[str, Entry], known: Collection[str]
+) -> Iterator[Fault]:
+    keys = ("hosts", name)
+    if name in entries or name == SANDBOX:
+        yield file.fault(keys, "a provider has that name. Choose another name")
+    if isinstance(row, dict):
+        yield from row_faults(file, keys, HostRow, row)
+        account = row.get("credentials")
+        if isinstance(account, str) and account and account not in known:
+            message = f"no provider is called {account}. {suggest(account, known)}"
+            yield file.fault((*keys, "credentials"), message)
 
 
 def _route_faults(
-    file: TomlFile,
-    keys: Keys,
-    row: dict[str, Any],
-    route: dict[str, Any],
-    declared: type[BaseModel] | None,
-    task_types: frozenset[str] | None,
+    file: TomlFile, keys: Keys, row: dict[str, Any], route: dict[str, Any], entry: Entry
 ) -> Iterator[Fault]:
     """What contradicts the declarations of a route's provider."""
-    task_type = row.get("type")
+    task_type, task_types = row.get("type"), entry.task_types
     known = isinstance(task_type, str) and task_type in TASK_TYPE_ROWS
     if known and task_types is not None and task_type not in task_types:
         supported = ", ".join(sorted(task_types))
         message = f"{route['provider']} has no tasks of type {task_type}. It has: {supported}"
         yield file.fault((*keys, "provider"), message)
-    if declared is not None:
+    if entry.options is not None:
         common = RouteRow.model_fields
         options = {key: value for key, value in route.items() if key not in common}
-        yield from row_faults(file, keys, declared, options, common)
+        yield from row_faults(file, keys, entry.options, options, common)
 
 
 def _entry(name: str, provider: Any) -> Entry:
@@ -240,16 +230,20 @@ def _task_types(provider: type) -> frozenset[str]:
     return frozenset(name for name in TASK_TYPE_ROWS if hasattr(provider, name))
 
 
+_HOST = Entry(
+    "", Unusable, probe=Compatible.probe, options=Compatible.options, task_types=_task_types(Compatible)
+)
+"""What the entries of all hosts of the catalogue have."""
+
+
 def _host(name: str, row: dict[str, Any]) -> Entry:
     base_url, account = row.pop("base_url", ""), row.pop("credentials", "")
     profile = host(name, row)
-    return Entry(
-        name,
-        partial(Compatible, profile=profile),
+    return replace(
+        _HOST,
+        name=name,
+        make=partial(Compatible, profile=profile),
         base_url=base_url,
         account=account,
         key_needed=profile.key_needed,
-        probe=Compatible.probe,
-        options=Compatible.options,
-        task_types=_task_types(Compatible),
     )

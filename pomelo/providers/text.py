@@ -12,6 +12,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, FinishReason, ToolCall
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event, log_fields
+from pomelo.providers.chunks import text_delta
 from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.http.errors import malformed_response
 from pomelo.providers.http.parsing import split_half, well_formed
@@ -141,9 +142,7 @@ async def stream_text(
                         yield event
         await stream.drain()
     if half:
-        event = Event()
-        event.text_delta.text = well_formed(half)
-        yield event
+        yield text_delta(well_formed(half))
     state.end_tool_calls()
     for event in state.tool_calls:
         yield event

@@ -19,10 +19,10 @@ from pomelo.providers.http.errors import ErrorBody, ErrorMapping, from_error_bod
 from pomelo.providers.http.parsing import pick, pick_text
 from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.images import (
-    DELIVERY_ERRORS,
     FORMATS,
     ProgressEvents,
     contract_names,
+    fetch_image,
     image_result,
     image_size,
     renamed_fields,
@@ -112,7 +112,7 @@ class Together(Vendor):
         except (AttributeError, IndexError, KeyError, TypeError):
             raise malformed_response("a response of another shape") from None
         if encoded is None and link is not None:
-            return await self._downloader.fetch(link, DELIVERY_ERRORS)
+            return await fetch_image(self._downloader, link)
         return from_base64(encoded)
 
 

@@ -14,34 +14,14 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from pomelo.catalog.reported_cost import Report
 from pomelo.fields import MAX_CALL_CHARACTERS
 from pomelo.gen.v1.text_pb2 import ToolCall
+from pomelo.providers.base import Event
 from pomelo.providers.guard import MAX_TOOL_CALLS
 from pomelo.providers.http.errors import malformed_response
 from pomelo.providers.http.parsing import well_formed
 from pomelo.providers.text import StreamState
-
-
-class _Ids:
-    """The ids of the calls of one response, which are all different."""
-
-    __slots__ = ("_used",)
-
-    def __init__(self) -> None:
-        self._used: set[str] = set()
-
-    def add(self, call_id: str) -> str:
-        """Return the id of one more call: the vendor's `call_id`, or a new one if that is "" or in use.
-
-        Raises:
-            UpstreamError: provider_failed; the response has too many calls.
-        """
-        if len(self._used) == MAX_TOOL_CALLS:
-            raise malformed_response("too many tool calls")
-        if not call_id or call_id in self._used:
-            call_id = f"call_{token_hex(12)}"
-        self._used.add(call_id)
-        return call_id
 
 
 def whole_calls(calls: Iterable[tuple[Any, Any, Any]]) -> list[ToolCall]:
@@ -51,10 +31,10 @@ def whole_calls(calls: Iterable[tuple[Any, Any, Any]]) -> list[ToolCall]:
         TypeError: arguments of another type.
         UpstreamError: provider_failed; a call without a usable name, or too many calls.
     """
-    ids = _Ids()
+    used: set[str] = set()
     return [
         ToolCall(
-            id=ids.add(_usable_id(call_id)),
+            id=_unique_id(_usable_id(call_id), used),
             name=_usable_name(name),
             arguments_json=well_formed(_arguments_text(arguments)),
         )
@@ -81,20 +61,20 @@ class _Call:
         return index is None or self.is_whole
 
 
-class ToolCallStream:
-    """The tool calls of a stream, from the pieces that a vendor sends."""
+class ToolCallState(StreamState):
+    """The state of a stream with tool calls, from the pieces that a vendor sends."""
 
-    __slots__ = ("_by_index", "_ids", "_last", "_named", "_state", "_unnamed")
+    __slots__ = ("_by_index", "_ids", "_last", "_named", "_unnamed")
 
-    def __init__(self, state: StreamState) -> None:
-        self._state = state
-        self._ids = _Ids()
+    def __init__(self, report: Report) -> None:
+        super().__init__(report)
+        self._ids: set[str] = set()
         self._by_index: dict[int, _Call] = {}
         self._last: _Call | None = None
         self._named = self._unnamed = 0
 
-    def add(self, index: Any, call_id: Any, name: Any, arguments: Any) -> None:
-        """Add a vendor's piece to the state of the stream. Any of its values may be missing.
+    def add_piece(self, index: Any, call_id: Any, name: Any, arguments: Any) -> None:
+        """Add a vendor's piece of a tool call. Any of its values may be missing.
 
         A piece belongs to the call at its `index`, or to the last call if it has none. It begins another call
         if there is no such call; or if it has a name, and either another id, or no id while the arguments of
@@ -112,29 +92,40 @@ class ToolCallStream:
         if call is None or (name and call.begins_another(index, call_id)):
             if not (call_id or name or text):
                 return
-            call = _Call(self._ids.add(call_id), call_id)
+            call = _Call(_unique_id(call_id, self._ids), call_id)
             self._unnamed += 1
             if index is not None:
                 self._by_index[index] = call
         self._last = call
         if call.index >= 0:
             if text:
-                self._state.add_tool_call(call.index, text)
+                self.add_tool_call(call.index, text)
         elif name or text:
             call.index = self._named
             call.is_whole = _is_object(text)
             self._named += 1
             self._unnamed -= 1
-            self._state.add_tool_call(call.index, text, call.id, _usable_name(name))
+            self.add_tool_call(call.index, text, call.id, _usable_name(name))
 
-    def end(self) -> None:
-        """Check the calls at the end of the stream.
-
-        Raises:
-            UpstreamError: provider_failed; a call has no name.
-        """
+    def completed(self) -> Event:
         if self._unnamed:
             raise malformed_response("a tool call without a name")
+        return super().completed()
+
+
+def _unique_id(call_id: str, used: set[str]) -> str:
+    """The id of one more call of a response, added to those in use: the vendor's `call_id`, or a new one if
+    that is "" or in use.
+
+    Raises:
+        UpstreamError: provider_failed; the response has too many calls.
+    """
+    if len(used) == MAX_TOOL_CALLS:
+        raise malformed_response("too many tool calls")
+    if not call_id or call_id in used:
+        call_id = f"call_{token_hex(12)}"
+    used.add(call_id)
+    return call_id
 
 
 def _usable_id(call_id: Any) -> str:

@@ -11,6 +11,7 @@ from math import ceil
 
 from pomelo.audio_formats import AudioFormat
 from pomelo.media import audio as samples
+from pomelo.media.containers import from_synchsafe
 
 _HEAD_SIZE = 4096
 """Bytes within which the samples of a WAV file begin."""
@@ -191,10 +192,7 @@ class _Mp3FrameCounter(_FrameCounter):
             return at - begin
         head = data[at : at + _ID3V2_HEADER_SIZE]
         if head.startswith(b"ID3") and len(head) == _ID3V2_HEADER_SIZE:
-            size = 0
-            for byte in head[6:]:
-                size = size << 7 | (byte & 0x7F)
-            return size + _ID3V2_HEADER_SIZE * (2 if head[5] & 0x10 else 1)
+            return from_synchsafe(head[6:]) + _ID3V2_HEADER_SIZE * (2 if head[5] & 0x10 else 1)
         if head.startswith(b"TAG"):
             return _ID3V1_SIZE
         begins = len(head) < 3 or (head.startswith(b"ID3") and len(head) < _ID3V2_HEADER_SIZE)

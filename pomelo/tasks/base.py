@@ -20,6 +20,9 @@ from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.media.writer import MediaWriter
 from pomelo.values import value_type
 
+LARGE = 256 * 1024
+"""Bytes of text from which on what takes long is done in a thread, so that other tasks don't wait for it."""
+
 MAX_INLINE_DEFAULT = 3 * 1024 * 1024
 """Bytes of a media file that an answer contains inline if the caller set no MediaDelivery."""
 
@@ -70,14 +73,40 @@ class AudioInfo:
         return bool(limit) and self.ms > limit + ENCODER_PADDING_MS
 
 
+class InputCount:
+    """Returns Pomelo's own count of the tokens of an input, which `count` counts at the first call: most
+    tasks never need it, and counting takes longer than all other work on a long text. `size` is the bytes of
+    the text."""
+
+    __slots__ = ("_count", "_size", "_tokens")
+
+    def __init__(self, count: Callable[[], int], size: int = 0) -> None:
+        self._count = count
+        self._size = size
+        self._tokens: int | None = None
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the next call belongs in a thread, because it counts a long text."""
+        return self._size > LARGE and self._tokens is None
+
+    def __call__(self) -> int:
+        if self._tokens is None:
+            self._tokens = self._count()
+        return self._tokens
+
+
+_NO_TOKENS = InputCount(lambda: 0)
+
+
 @value_type(frozen=True, slots=True)
 class Estimate:
     """The minimum and the maximum usage of a task. They differ if its output may be cut to what the account
     can pay; `sufficient` is the usage that it should be allowed even if other tasks then can't run.
 
     `tokens` is the likely use, for the tokens-per-minute limit. `exact`: the task uses exactly this.
-    `input_tokens` is Pomelo's own count for a text, used if the vendor reports none. `input_audio_ms` is the
-    measured length of the input audio, 0 if unknown.
+    `count_input` returns Pomelo's own count for a text, used if the vendor reports none. `input_audio_ms` is
+    the measured length of the input audio, 0 if unknown.
     """
 
     minimum: Usage
@@ -85,7 +114,7 @@ class Estimate:
     sufficient: Usage | None = None
     tokens: int = 0
     exact: bool = False
-    input_tokens: int = 0
+    count_input: InputCount = _NO_TOKENS
     input_audio_ms: int = 0
 
     @property
@@ -115,9 +144,11 @@ class CollectorContext:
 class Collector(ABC):
     """Collects the events of one task into its result, and counts what it used."""
 
-    __slots__ = ("output_bytes",)
+    __slots__ = ("must_count", "output_bytes")
 
     def __init__(self) -> None:
+        self.must_count = False
+        """Whether `count` must be called between `finish` and `usage`, in a thread because it takes long."""
         self.output_bytes = 0
         """Bytes of output so far: those that a stream passed on. A text counts them in a whole answer,
         too."""
@@ -142,6 +173,9 @@ class Collector(ABC):
         """Removes from a stream's result what its events have contained. Returns events with the output that
         none has contained, to be sent before the last one."""
         return ()
+
+    def count(self) -> None:  # noqa: B027 (few collectors count)
+        """Counts what the task used, from its input and output."""
 
     @abstractmethod
     def usage(self) -> tuple[Usage, bool]:

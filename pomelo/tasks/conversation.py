@@ -18,13 +18,10 @@ from pomelo.gen.v1.text_pb2 import (
     ToolCall,
 )
 from pomelo.media import data_uris
-from pomelo.media.content_types import image_type
+from pomelo.media.content_types import HEAD_BYTES, image_type
 from pomelo.tasks.base import ReadMedia
 
 _ROLES = frozenset((ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL))
-
-_IMAGE_HEAD = 16
-"""Bytes of an image that show its format."""
 
 _NOT_AN_IMAGE = "a PNG, JPEG, WebP or GIF image. The bytes decide, not the media type"
 
@@ -35,7 +32,7 @@ OpenCalls = dict[str, str]
 
 def check_messages(task_input: TextInput, read_media: ReadMedia) -> int:
     """Refuses messages that no text model takes. Replaces each image by a `data:` URI in its canonical form.
-    Returns the number of characters of the messages.
+    Returns the bytes of the messages' parts, without those of images.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
@@ -45,7 +42,7 @@ def check_messages(task_input: TextInput, read_media: ReadMedia) -> int:
         raise missing("messages")
     if len(messages) > MAX_MESSAGES:
         raise invalid("messages", f"at most {MAX_MESSAGES:,} messages", maximum=MAX_MESSAGES)
-    characters = parts = 0
+    size = parts = 0
     open_calls: OpenCalls = {}
     for index, message in enumerate(messages):
         role = message.role
@@ -58,7 +55,7 @@ def check_messages(task_input: TextInput, read_media: ReadMedia) -> int:
             raise _unanswered(open_calls)
         content = message.content
         if len(content) == 1 and (part := content[0]).HasField("text") and role != ROLE_TOOL:
-            characters += len(part.text)
+            size += part.ByteSize()  # reading a long text would decode it
             continue
         parts += len(content)
         if parts > MAX_TOTAL_PARTS:
@@ -70,12 +67,12 @@ def check_messages(task_input: TextInput, read_media: ReadMedia) -> int:
         if len(content) > MAX_PARTS:
             raise invalid(f"{label}.content", f"at most {MAX_PARTS} parts", maximum=MAX_PARTS)
         if role == ROLE_TOOL:
-            characters += _check_results(message, label, open_calls)
+            size += _check_results(message, label, open_calls)
         else:
-            characters += _check_parts(message, label, read_media, open_calls)
+            size += _check_parts(message, label, read_media, open_calls)
     if open_calls:
         raise _unanswered(open_calls)
-    return characters
+    return size
 
 
 def _unanswered(open_calls: OpenCalls) -> PomeloError:
@@ -83,14 +80,15 @@ def _unanswered(open_calls: OpenCalls) -> PomeloError:
 
 
 def _check_parts(message: Message, label: str, read_media: ReadMedia, open_calls: OpenCalls) -> int:
-    characters = calls = 0
+    size = calls = 0
     for index, part in enumerate(message.content):
         part_type = part.WhichOneof("part")
         name = f"{label}.content[{index}]"
         if part_type == "tool_call":
             if message.role != ROLE_ASSISTANT:
                 raise invalid(name, "a text; only messages of the role assistant can contain tool calls")
-            characters += _check_call(part.tool_call, f"{label}.tool_calls[{calls}]", open_calls)
+            _check_call(part.tool_call, f"{label}.tool_calls[{calls}]", open_calls)
+            size += part.ByteSize()
             calls += 1
         elif part_type == "tool_result":
             raise invalid(name, "a text; only messages of the role tool can contain results of tools")
@@ -99,15 +97,15 @@ def _check_parts(message: Message, label: str, read_media: ReadMedia, open_calls
         elif part_type is None:
             raise invalid(name, "a text or an image_url")
         elif part_type == "text":
-            characters += len(part.text)
+            size += part.ByteSize()
         elif message.role != ROLE_USER:
             raise invalid(name, "a text; only messages of the role user can contain images")
         else:
             _check_image(part.image, f"{name}.image_url", read_media)
-    return characters
+    return size
 
 
-def _check_call(call: ToolCall, label: str, open_calls: OpenCalls) -> int:
+def _check_call(call: ToolCall, label: str, open_calls: OpenCalls) -> None:
     for name, value in ((f"{label}.id", call.id), (f"{label}.function.name", call.name)):
         if not value:
             raise missing(name)
@@ -116,11 +114,10 @@ def _check_call(call: ToolCall, label: str, open_calls: OpenCalls) -> int:
     if call.id in open_calls:
         raise invalid(f"{label}.id", "another id: an earlier tool call has it")
     open_calls[call.id] = label
-    return len(call.name) + len(call.arguments_json)
 
 
 def _check_results(message: Message, label: str, open_calls: OpenCalls) -> int:
-    characters = 0
+    size = 0
     for part in message.content:
         if not part.HasField("tool_result"):
             raise invalid(f"{label}.content", "nothing but results of tools: the role is tool")
@@ -132,8 +129,8 @@ def _check_results(message: Message, label: str, open_calls: OpenCalls) -> int:
                 f"{label}.tool_call_id",
                 "the id of a tool call in the assistant's message before it, which has no other result",
             )
-        characters += len(result.content)
-    return characters
+        size += part.ByteSize()
+    return size
 
 
 def _check_image(image: ImagePart, name: str, read_media: ReadMedia) -> None:
@@ -162,7 +159,7 @@ def image_files(task_input: TextInput) -> Iterator[str]:
 
 
 def _encode_image(data: bytes, name: str) -> str:
-    media_type = image_type(data[:_IMAGE_HEAD])
+    media_type = image_type(data[:HEAD_BYTES])
     if media_type is None:
         raise invalid(name, _NOT_AN_IMAGE)
     return data_uris.encode(data, media_type)

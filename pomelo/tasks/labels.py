@@ -19,7 +19,8 @@ def check_labels(spec: TaskSpec) -> None:
         return
     if len(spec.metadata) > MAX_METADATA_PAIRS:
         raise invalid("metadata", f"at most {MAX_METADATA_PAIRS} pairs", maximum=MAX_METADATA_PAIRS)
-    for key, value in spec.metadata.items():
+    # Sorted, so that of two wrong pairs both protocols name the same one: a map has no order.
+    for key, value in sorted(spec.metadata.items()):
         if not 0 < len(key) <= MAX_METADATA_KEY or "\0" in key:
             raise invalid(
                 "metadata",

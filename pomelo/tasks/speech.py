@@ -13,7 +13,9 @@ from pomelo.catalog.pricing import Usage
 from pomelo.catalog.voice_names import is_name
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import (
+    LANGUAGE,
     SPEECH_FIELDS,
+    SPEECH_FORMAT,
     VOICE_SETTINGS_FIELDS,
     check_numbers,
     check_required_text,
@@ -83,9 +85,7 @@ def check_language(code: str) -> None:
         PomeloError: invalid_parameter.
     """
     if code and not iso_language(code):
-        raise invalid(
-            "language_code", "an ISO 639 code, such as en, eng or haw, or a language tag, such as en-US"
-        )
+        raise invalid("language_code", LANGUAGE)
 
 
 def _check_voice(task_input: TextToSpeechInput | SpeechToSpeechInput) -> None:
@@ -96,7 +96,7 @@ def _check_voice(task_input: TextToSpeechInput | SpeechToSpeechInput) -> None:
     if task_input.HasField("voice_settings"):
         check_numbers(task_input.voice_settings, VOICE_SETTINGS_FIELDS, "voice_settings.")
     if task_input.output_format and task_input.output_format not in AUDIO_FORMATS:
-        raise invalid("output_format", "a documented format, such as mp3_44100_128 or pcm_16000")
+        raise invalid("output_format", SPEECH_FORMAT)
     check_numbers(task_input, SPEECH_FIELDS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.pricing import Usage
@@ -10,7 +11,8 @@ from pomelo.errors import PomeloError, invalid
 from pomelo.fields import MAX_STOPS, TEXT_FIELDS, check_enum, check_numbers
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 from pomelo.providers.input_texts import other_texts
-from pomelo.tasks.base import AudioInfo, Estimate, ReadMedia, TaskDefinition
+from pomelo.tasks import words
+from pomelo.tasks.base import AudioInfo, Estimate, InputCount, ReadMedia, TaskDefinition
 from pomelo.tasks.conversation import check_messages, image_files
 from pomelo.tasks.text_output import BYTES_PER_TOKEN, TextCollector, output_size, replay
 from pomelo.tasks.tools import check_format, check_tools
@@ -40,8 +42,8 @@ SUFFICIENT_OUTPUT_TOKENS = 1_024
 MAX_OUTPUT_TOKENS = 128_000
 """Output tokens of a model without a limit in the catalogue."""
 
-_SLICE = 16 * 1024
-"""Characters of a text that are processed in one step, during which no other thread can run."""
+_LONG_PART = 130
+"""Bytes from which a part with a text has a length of several bytes."""
 
 
 def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
@@ -51,19 +53,20 @@ def check(task_input: TextInput, model: Model, read_media: ReadMedia) -> None:
     Raises:
         PomeloError: missing_parameter, invalid_parameter, context_length_exceeded.
     """
-    characters = check_messages(task_input, read_media)
+    size = check_messages(task_input, read_media)
     check_numbers(task_input, TEXT_FIELDS)
     if task_input.stop and (len(task_input.stop) > MAX_STOPS or not all(task_input.stop)):
         raise invalid("stop", f"at most {MAX_STOPS} strings, none of them empty", maximum=MAX_STOPS)
     if task_input.tools or task_input.HasField("tool_choice") or task_input.HasField("parallel_tool_calls"):
-        characters += check_tools(task_input)
+        size += check_tools(task_input)
     if task_input.HasField("format"):
-        characters += check_format(task_input.format)
+        size += check_format(task_input.format)
     if task_input.reasoning_effort:
         check_enum(task_input, "reasoning_effort", ReasoningEffort)
-    # Every tokenizer makes more tokens than words. Counting words is slow, so it is done only if necessary.
+    # Every tokenizer makes more tokens than words. Counting words is slow, so it is done only if necessary: a
+    # word has at least two bytes, with the space after it or the length of its text.
     max_input = model.limits.max_input_tokens
-    if characters > max_input and _count_words(task_input, other_texts(task_input)) > max_input:
+    if size // 2 > max_input and _count_words(task_input, other_texts(task_input)) > max_input:
         raise PomeloError(
             "context_length_exceeded",
             f"The prompt is longer than the {max_input:,} tokens that the model takes. Shorten messages",
@@ -78,20 +81,9 @@ def _count_words(task_input: TextInput, others: Iterable[str]) -> int:
     for message in task_input.messages:
         for part in message.content:
             text = part.text
-            count += len(text.split()) if len(text) <= _SLICE else _count_words_in(text)
+            count += len(text.split()) if len(text) <= words.SLICE else words.count_words(text)
     for text in others:
-        count += _count_words_in(text)
-    return count
-
-
-def _count_words_in(text: str) -> int:
-    """The same as len(text.split()), which would need 100 MB for the words of 8 MB of text."""
-    count = 0
-    for start in range(0, len(text), _SLICE):
-        part = text[start : start + _SLICE]
-        count += len(part.split())
-        if start and not text[start - 1].isspace() and not part[0].isspace():
-            count -= 1  # the boundary is inside a word
+        count += words.count_words(text)
     return count
 
 
@@ -104,19 +96,17 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
     for message in task_input.messages:
         size += len(message.name)  # which is ASCII
         for part in message.content:
-            text = part.text
-            if text:
-                size += len(text) if text.isascii() else len(text.encode())
+            if part.HasField("text"):
+                part_size = part.ByteSize()
+                size += part_size - 2 if part_size < _LONG_PART else _text_size(part_size)
             elif part.HasField("image"):
                 images += 1
-            elif not part.HasField("text"):
+            else:
                 has_others = True
                 calls += 1
     tokens = MAX_MESSAGE_TOKENS * (len(task_input.messages) + 1) + MAX_IMAGE_TOKENS * images
-    others: list[str] = []
     if has_others:
-        others = other_texts(task_input)
-        size += sum([len(text.encode()) for text in others])
+        size += sum([len(text.encode()) for text in other_texts(task_input)])
         tokens += MAX_TOOLS_TOKENS + MAX_TOOL_TOKENS * len(tools) + MAX_CALL_TOKENS * calls
     tokens += size
     limits = model.limits
@@ -131,9 +121,24 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
         if requested
         else Usage(input_tokens=tokens, output_tokens=min(SUFFICIENT_OUTPUT_TOKENS, max_output)),
         tokens=size // 4 + requested,
-        input_tokens=max(_count_words(task_input, others), size // BYTES_PER_TOKEN)
-        + TYPICAL_IMAGE_TOKENS * images,
+        count_input=InputCount(partial(_count_input, task_input, has_others, size, images), size),
     )
+
+
+def _text_size(part_size: int) -> int:
+    """The bytes of a text by those of its part, which begins with a tag of one byte and the text's length,
+    seven bits in each byte. Reading the text would decode it, which takes up to twenty times as long."""
+    size = part_size - 2
+    while size >> 7 * (part_size - size - 1):
+        size -= 1
+    return size
+
+
+def _count_input(task_input: TextInput, has_others: bool, size: int, images: int) -> int:
+    """Pomelo's count of the tokens of an input that has `size` bytes of text, `images`, and maybe
+    `other_texts`."""
+    count = _count_words(task_input, other_texts(task_input) if has_others else ())
+    return max(count, size // BYTES_PER_TOKEN) + TYPICAL_IMAGE_TOKENS * images
 
 
 def limit_output(task_input: TextInput, estimate: Estimate, affordable: int) -> int | None:

@@ -21,8 +21,9 @@ from pomelo.gen.v1.text_pb2 import (
 )
 from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.providers.base import log_fields
-from pomelo.providers.chunks import output_calls, output_text, split_text, split_tool_call
-from pomelo.tasks.base import Collector, CollectorContext
+from pomelo.providers.chunks import output_calls, output_text, split_text, split_tool_call, text_delta
+from pomelo.tasks.base import LARGE, Collector, CollectorContext
+from pomelo.tasks.words import count_words
 
 log = logging.getLogger("pomelo.tasks")
 
@@ -47,9 +48,7 @@ def _call_size(call: ToolCall | ToolCallDelta) -> int:
 def _deltas(text: str, calls: Iterable[ToolCall], index: int = 0) -> Iterator[TaskEvent]:
     """A text and the tool calls from `index` on, as small events."""
     if text:
-        event = TaskEvent()
-        event.text_delta.text = text
-        yield from split_text(event)
+        yield from split_text(text_delta(text))
     for number, call in enumerate(calls, index):
         yield from split_tool_call(call, number)
 
@@ -59,7 +58,7 @@ class TextCollector(Collector):
 
     __slots__ = (
         "_calls", "_context", "_counted", "_empty_calls", "_joins", "_last", "_pieces", "_rest",
-        "_rest_calls", "_stream", "_text", "_usage",
+        "_rest_calls", "_stream", "_text", "_uncounted", "_usage",
     )  # fmt: skip
 
     def __init__(self, context: CollectorContext) -> None:
@@ -80,6 +79,8 @@ class TextCollector(Collector):
         """The tool calls that came with the end."""
         self._usage = _NO_USAGE
         self._counted = True
+        self._uncounted = _NO_USAGE, False, False, 0
+        """The arguments of `_estimate` if `must_count`."""
 
     def add(self, event: TaskEvent) -> TaskEvent | None:
         text = event.text_delta.text
@@ -160,9 +161,22 @@ class TextCollector(Collector):
         if valid_input and valid_output:
             return usage
         self._counted = False
-        # The whole answer may be one event.
-        pieces = self._pieces + (0 if self._stream else len(self._rest.split()) + len(self._rest_calls))
         size = self.output_bytes + _size(self._rest) + sum(map(_call_size, self._rest_calls))
+        counts = usage, valid_input, valid_output, size
+        if (size > LARGE and not self._stream) or self._context.estimate.count_input.is_slow:
+            self._uncounted = counts
+            self.must_count = True
+            return _NO_USAGE
+        return self._estimate(*counts)
+
+    def count(self) -> None:
+        self.must_count = False
+        self._usage = self._estimate(*self._uncounted)
+
+    def _estimate(self, usage: Usage, valid_input: bool, valid_output: bool, size: int) -> Usage:
+        """The provider's counts, and estimates of those that are not valid; `size` is the bytes of output."""
+        # The whole answer may be one event.
+        pieces = self._pieces + (0 if self._stream else count_words(self._rest) + len(self._rest_calls))
         estimated = self._estimated_usage(pieces, size)
         if valid_input:
             return replace(usage, output_tokens=estimated.output_tokens, reasoning_tokens=0)
@@ -212,10 +226,12 @@ class TextCollector(Collector):
         if counts is not None and self._is_valid_input(reported := _from_counts(counts)):
             return replace(reported, output_tokens=tokens, reasoning_tokens=0)
         return Usage(
-            input_tokens=min(estimate.input_tokens, estimate.maximum.input_tokens), output_tokens=tokens
+            input_tokens=min(estimate.count_input(), estimate.maximum.input_tokens), output_tokens=tokens
         )
 
     def usage(self) -> tuple[Usage, bool]:
+        if self.must_count:
+            self.count()
         return self._usage, self._counted
 
 

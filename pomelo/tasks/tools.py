@@ -22,8 +22,7 @@ _MODES = (ToolChoice.MODE_NONE, ToolChoice.MODE_AUTO, ToolChoice.MODE_REQUIRED)
 
 def check_tools(task_input: TextInput) -> int:
     """Refuses invalid tools, or a choice between tools that are not there. Replaces each schema by its
-    compact form; without tools, removes what says something about them. Returns the number of characters of
-    all tools.
+    compact form; without tools, removes what says something about them. Returns the bytes of all tools.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
@@ -39,7 +38,7 @@ def check_tools(task_input: TextInput) -> int:
     if len(tools) > MAX_TOOLS:
         raise invalid("tools", f"at most {MAX_TOOLS} tools", maximum=MAX_TOOLS)
     names: set[str] = set()
-    characters = schemas = 0
+    size = schemas = 0
     for index, tool in enumerate(tools):
         label = f"tools[{index}].function"
         if not tool.name:
@@ -54,10 +53,10 @@ def check_tools(task_input: TextInput) -> int:
             raise invalid("tools", expected, maximum=MAX_SCHEMAS_CHARACTERS)
         if tool.parameters_json:
             tool.parameters_json = _compact(tool.parameters_json, f"{label}.parameters")
-        characters += len(tool.name) + len(tool.description) + len(tool.parameters_json)
+        size += tool.ByteSize()
     if task_input.HasField("tool_choice"):
         _check_choice(task_input.tool_choice, names)
-    return characters
+    return size
 
 
 def _check_choice(choice: ToolChoice, names: Collection[str]) -> None:
@@ -73,8 +72,7 @@ def _check_choice(choice: ToolChoice, names: Collection[str]) -> None:
 
 
 def check_format(output_format: TextFormat) -> int:
-    """Refuses an invalid form of the output. Replaces its schema by the compact form. Returns the number of
-    characters of it.
+    """Refuses an invalid form of the output. Replaces its schema by the compact form. Returns its bytes.
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter.
@@ -91,7 +89,7 @@ def check_format(output_format: TextFormat) -> int:
     if not schema.schema_json:
         raise missing(f"{label}.schema")
     schema.schema_json = _compact(schema.schema_json, f"{label}.schema")
-    return len(schema.name) + len(schema.description) + len(schema.schema_json)
+    return schema.ByteSize()
 
 
 def _compact(text: str, label: str) -> str:

@@ -42,6 +42,23 @@ def encode_request(job: Job[TextInput], *, stream: bool) -> bytes:
             "Invalid messages: this model needs a message of the user's that is not blank",
             field="messages",
         )
+    body = _body(job, conversation, stream)
+    if "extra" in route.options:
+        body.update(route.options["extra"])
+    # An infinite number in the arguments of a call becomes null, which is valid.
+    encoded = to_json(body, inf_nan_mode="null")
+    if text.tools:
+        encoded = with_member(encoded, "tools", tools_json(text.tools))
+    if text.HasField("format"):
+        schema = output_schema(text.format.json_schema) or "{}"
+        output_format = with_member({"type": "json_schema"}, "schema", schema)
+        encoded = with_member(encoded, "output_config", with_member(_effort(text), "format", output_format))
+    return encoded
+
+
+def _body(job: Job[TextInput], conversation: Conversation, stream: bool) -> dict[str, Any]:
+    """The request without what the caller wrote in JSON, and without what the operator adds."""
+    text, route = job.input, job.route
     body: dict[str, Any] = {
         "model": route.model,
         "max_tokens": max_tokens(job),
@@ -65,24 +82,17 @@ def encode_request(job: Job[TextInput], *, stream: bool) -> bytes:
     elif conversation.called:
         body["tools"] = undeclared_tools(conversation.called)
         body["tool_choice"] = {"type": "none"}
-    config = {}
-    if text.reasoning_effort in _EFFORTS:
-        config["effort"] = _EFFORTS[text.reasoning_effort]
-        if not text.HasField("format"):
-            body["output_config"] = config
+    if not text.HasField("format") and (config := _effort(text)):
+        body["output_config"] = config
     if text.reasoning_effort and "thinking" in route.options:
         body["thinking"] = {"type": "adaptive" if thinks(text, route.options) else "disabled"}
-    if "extra" in route.options:
-        body.update(route.options["extra"])
-    # An infinite number in the arguments of a call becomes null, which is valid.
-    encoded = to_json(body, inf_nan_mode="null")
-    if text.tools:
-        encoded = with_member(encoded, "tools", tools_json(text.tools))
-    if text.HasField("format"):
-        schema = output_schema(text.format.json_schema) or "{}"
-        output_format = with_member({"type": "json_schema"}, "schema", schema)
-        encoded = with_member(encoded, "output_config", with_member(config, "format", output_format))
-    return encoded
+    return body
+
+
+def _effort(text: TextInput) -> dict[str, str]:
+    """The part of `output_config` besides the format."""
+    effort = _EFFORTS.get(text.reasoning_effort)
+    return {} if effort is None else {"effort": effort}
 
 
 def thinks(text: TextInput, options: Mapping[str, Any]) -> bool:

@@ -11,8 +11,8 @@ from pomelo.providers.anthropic.errors import ERROR_MAPPING
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, pick, well_formed
-from pomelo.providers.text import StreamState, completed_text, credible, finish_reason, token_usage
-from pomelo.providers.tool_calls import ToolCallStream, whole_calls
+from pomelo.providers.text import completed_text, credible, finish_reason, token_usage
+from pomelo.providers.tool_calls import ToolCallState, whole_calls
 
 _FINISHES = {
     "max_tokens": FinishReason.FINISH_REASON_LENGTH,
@@ -66,22 +66,16 @@ def _usage(usage: Any) -> Usage | None:
     )
 
 
-class MessageStream(StreamState):
-    """A stream of typed events. Thinking, pings and events of unknown types are skipped."""
+class MessageStream(ToolCallState):
+    """A stream of typed events. Thinking, pings, and events and blocks of unknown types are skipped."""
 
-    __slots__ = ("_calls", "_counts", "_in_call")
+    __slots__ = ("_block", "_counts")
 
     def __init__(self, report: Report) -> None:
         super().__init__(report)
         self._counts: dict[str, Any] = {}
-        self._calls: ToolCallStream | None = None
-        self._in_call = False
-        """Whether the current block is a tool call; blocks follow each other."""
-
-    def completed(self) -> Event:
-        if self._calls is not None:
-            self._calls.end()
-        return super().completed()
+        self._block: tuple[Any, Any] = (None, "text")
+        """The index and the type of the current block; blocks follow each other."""
 
     def parse_event(self, data: bytes) -> str:
         if self.ended:
@@ -93,18 +87,23 @@ class MessageStream(StreamState):
                 delta = event["delta"]
                 delta_type = delta["type"]
                 if delta_type == "text_delta":
+                    index, block_type = self._block
+                    if block_type != "text" and event.get("index") == index:
+                        return ""
                     return _text(delta["text"])
-                if delta_type == "input_json_delta" and self._in_call and self._calls is not None:
-                    self._calls.add(event["index"], None, None, delta["partial_json"])
+                if delta_type == "input_json_delta" and self._block[1] == "tool_use":
+                    self.add_piece(event["index"], None, None, delta["partial_json"])
                 return ""
             if event_type == "content_block_start":
                 block = event["content_block"]
                 block_type = block["type"]
-                self._in_call = block_type == "tool_use"
+                self._block = event.get("index"), block_type
                 if block_type == "text":
                     return _text(block.get("text") or "")
-                if self._in_call:
-                    self._begin_call(event["index"], block)
+                if block_type == "tool_use":
+                    call_id, name, arguments = _call(block)
+                    # An empty object is only a placeholder.
+                    self.add_piece(event["index"], call_id, name, arguments or None)
                 return ""
             if event_type == "message_start":
                 usage = event["message"].get("usage")
@@ -125,12 +124,6 @@ class MessageStream(StreamState):
         except (AttributeError, KeyError, TypeError, ValueError):
             pass
         raise malformed_response("an event that can't be read")
-
-    def _begin_call(self, index: Any, block: dict[str, Any]) -> None:
-        if self._calls is None:
-            self._calls = ToolCallStream(self)
-        call_id, name, arguments = _call(block)
-        self._calls.add(index, call_id, name, arguments or None)  # an empty object is only a placeholder
 
     def _count(self, usage: Any) -> None:
         """Replace each count by a later one, which is larger; null and 0 replace nothing."""

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from pomelo.gen.v1.text_pb2 import TextInput, Tool, ToolChoice
-from pomelo.providers.raw_json import array, with_member
+from pomelo.providers.raw_json import array, declaration, with_member
 
 _MODES = {
     ToolChoice.MODE_AUTO: "auto",
@@ -42,12 +42,7 @@ def tool_choice(text: TextInput) -> dict[str, Any] | None:
 
 
 def _tool(tool: Tool) -> bytes:
-    declared: dict[str, Any] = {"name": tool.name}
-    if tool.description:
-        declared["description"] = tool.description
-    if tool.HasField("strict"):
-        declared["strict"] = tool.strict
-    return with_member(declared, "input_schema", _input_schema(tool.parameters_json))
+    return with_member(declaration(tool), "input_schema", _input_schema(tool.parameters_json))
 
 
 def _input_schema(schema: str) -> str | bytes:

@@ -199,8 +199,9 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
         body["tool_choice"] = tool_choice(text.tool_choice)
     if text.HasField("parallel_tool_calls"):
         body["parallel_tool_calls"] = text.parallel_tool_calls
-    if job.user:
-        body[names["user"]] = _user(job.user, profile.user_most)
+    if user := job.user:
+        fits = len(user) <= profile.user_most
+        body[names["user"]] = user if fits else sha256(user.encode()).hexdigest()
     effort = _effort(text, job.route)
     if effort is not None:
         body["reasoning_effort"] = effort
@@ -248,8 +249,3 @@ def _names(route: Route, profile: Profile) -> dict[str, str]:
         "format": "response_format",
         "user": options.get("user_field", profile.user_field),
     }
-
-
-def _user(user: str, max_length: int) -> str:
-    """The caller's id of the end user, or a digest of it if it is too long for the host."""
-    return user if len(user) <= max_length else sha256(user.encode()).hexdigest()

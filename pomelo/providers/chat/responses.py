@@ -14,14 +14,17 @@ from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, well_formed
-from pomelo.providers.text import StreamState, completed_text, finish_reason, token_usage
-from pomelo.providers.tool_calls import ToolCallStream, whole_calls
+from pomelo.providers.text import completed_text, finish_reason, token_usage
+from pomelo.providers.tool_calls import ToolCallState, whole_calls
 
 _FINISHES = {
     "length": FinishReason.FINISH_REASON_LENGTH,
     "model_length": FinishReason.FINISH_REASON_LENGTH,
     "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
+
+_REQUESTED = (None, 0, "0")
+"""The index of the choice that is requested, as hosts write it."""
 
 _END_MARKER = b"[DONE]"
 
@@ -35,7 +38,7 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
     try:
         if "choices" not in completion and (completion.get("error") or completion.get("object") == "error"):
             raise from_error_body(completion, error_mapping)
-        choice = completion["choices"][0]
+        choice = _requested(completion["choices"])
         message = choice["message"]
         finish = _finish_reason(choice, error_mapping)
         content = message.get("content")
@@ -52,21 +55,18 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
     raise malformed_response("a response of another shape")
 
 
-class ChunkStream(StreamState):
+class ChunkStream(ToolCallState):
     """A stream of chunks. With `reports_cost`, the host reports the cost of each response."""
 
-    __slots__ = ("_calls", "_error_mapping", "_refused", "_reports_cost")
+    __slots__ = ("_error_mapping", "_refused", "_reports_cost")
 
     def __init__(self, error_mapping: ErrorMapping, report: Report, *, reports_cost: bool) -> None:
         super().__init__(report)
         self._error_mapping = error_mapping
         self._reports_cost = reports_cost
-        self._calls: ToolCallStream | None = None
         self._refused = False
 
     def completed(self) -> Event:
-        if self._calls is not None:
-            self._calls.end()
         if self._refused and self.finish is not None:
             self.finish = _of_refusal(self.finish)
         return super().completed()
@@ -97,13 +97,17 @@ class ChunkStream(StreamState):
                     raise from_error_body(chunk, self._error_mapping)
                 return ""
             choice = choices[0]
+            if choice.get("index") or len(choices) > 1:
+                choice = _requested(choices)
+                if choice is None:
+                    return ""
             if choice.get("finish_reason") is not None:
                 self.finish = _finish_reason(choice, self._error_mapping)
             delta = choice.get("delta")
             if not delta:
                 return ""
-            if calls := delta.get("tool_calls"):
-                self._add_calls(calls)
+            for call in delta.get("tool_calls") or ():
+                self.add_piece(call.get("index"), *_call(call))
             content = delta.get("content")
             if not content:
                 content = delta.get("refusal")
@@ -118,12 +122,6 @@ class ChunkStream(StreamState):
             pass
         raise malformed_response("a chunk that can't be read")
 
-    def _add_calls(self, calls: list[Any]) -> None:
-        if self._calls is None:
-            self._calls = ToolCallStream(self)
-        for call in calls:
-            self._calls.add(call.get("index"), *_call(call))
-
     def _count(self, usage: Usage | None) -> None:
         """Replace each count by a later one; null and 0 replace nothing. A count with a smaller prompt is
         ignored."""
@@ -137,6 +135,12 @@ class ChunkStream(StreamState):
                 self.usage.ClearField("reasoning_tokens")
         if usage.input_tokens:
             self.report.usage = self.usage
+
+
+def _requested(choices: list[Any]) -> Any:
+    """Return the choice with the index 0 or without an index, or None. One is requested, but a host may send
+    several."""
+    return next((choice for choice in choices if choice.get("index") in _REQUESTED), None)
 
 
 def reported_cost(usage: Any) -> Any:

@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import TextFormat, Tool, ToolChoice
-from pomelo.providers.raw_json import array, with_member
+from pomelo.providers.raw_json import array, declaration, with_member
 
 _MODES = enum_names(ToolChoice.Mode.DESCRIPTOR)
 
@@ -31,21 +31,12 @@ def response_format_json(text_format: TextFormat) -> bytes:
     if text_format.HasField("json_object"):
         return b'{"type":"json_object"}'
     given = text_format.json_schema
-    described: dict[str, Any] = {"name": given.name}
-    if given.description:
-        described["description"] = given.description
-    if given.HasField("strict"):
-        described["strict"] = given.strict
-    schema = with_member(described, "schema", given.schema_json)
+    schema = with_member(declaration(given), "schema", given.schema_json)
     return with_member({"type": "json_schema"}, "json_schema", schema)
 
 
 def _tool(tool: Tool, no_parameters: str) -> bytes:
-    function: Any = {"name": tool.name}
-    if tool.description:
-        function["description"] = tool.description
-    if tool.HasField("strict"):
-        function["strict"] = tool.strict
+    function = declaration(tool)
     schema = tool.parameters_json or no_parameters
     if not schema:
         return to_json({"type": "function", "function": function})

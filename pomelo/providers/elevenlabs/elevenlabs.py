@@ -35,6 +35,7 @@ from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping, malformed_response
+from pomelo.providers.http.parsing import pick, pick_text
 from pomelo.providers.http.protocol import Body
 from pomelo.providers.http.responses import CHUNK_BYTES
 from pomelo.providers.http.vendor import Vendor
@@ -89,8 +90,8 @@ class ElevenLabs(Vendor):
         super().__init__(credentials, http)
         self._max_audio_bytes = max_audio_bytes
         self._voices = Voices(self._list_voices, today=today)
-        self._moved: set[str] = set()
-        """Paths of speech to speech that were not found while the other path was."""
+        self._moved = ""
+        """The path of speech to speech that was not found while the other path was, or an empty text."""
 
     def fit_text_to_speech(self, fitting: Fitting) -> None:
         """Drop a language that the API does not accept; it also detects the language of the text."""
@@ -145,9 +146,9 @@ class ElevenLabs(Vendor):
 
     async def _change_voice(self, job: Job[SpeechToSpeechInput], voice: str) -> AsyncGenerator[Event, None]:
         first = str(job.route.options.get("sts_path", _STS_PATH))
-        second = _STS_PATHS.get(first)
-        if second is not None and first in self._moved:
-            first, second = second, None
+        second = _STS_PATHS[first]
+        if first == self._moved:
+            first, second = second, first
         assert job.audio is not None  # as in each job of this type
         not_found = PathNotFound()
         error_mapping = replace(CHARGED_MAPPING, read=not_found.read)
@@ -158,11 +159,11 @@ class ElevenLabs(Vendor):
                     async with aclosing(audio) as events:
                         async for event in events:
                             if path != first:
-                                self._moved.add(first)
+                                self._moved = first
                             yield event
             except UpstreamError:
                 # A path that does not exist did no work and charges nothing, so the other one is tried.
-                if path != first or second is None or not not_found.seen:
+                if path != first or not not_found.seen:
                     raise
             else:
                 return
@@ -225,14 +226,12 @@ class ElevenLabs(Vendor):
                         break
                     query["next_page_token"] = token
         except TimeoutError:
-            pass
-        else:
-            return voices
-        raise UpstreamError(
-            "provider_unavailable",
-            "The provider did not send its list of voices. Use a voice's id",
-            reason="the vendor did not send its list of voices in time",
-        )
+            raise UpstreamError(
+                "provider_unavailable",
+                "The provider did not send its list of voices. Use a voice's id",
+                reason="the vendor did not send its list of voices in time",
+            ) from None
+        return voices
 
 
 def text_to_speech_request(job: Job[TextToSpeechInput]) -> dict[str, Any]:
@@ -279,15 +278,14 @@ def _voice_settings(speech: TextToSpeechInput | SpeechToSpeechInput) -> dict[str
 
 
 def _add_page(page: Any, voices: list[tuple[str, str]]) -> str | None:
-    """Add a page's voices to `voices`. Return the token of the next page; None if this is the last."""
-    try:
-        for voice in page["voices"]:
-            name, voice_id = voice.get("name"), voice["voice_id"]
-            if isinstance(name, str) and isinstance(voice_id, str):
-                voices.append((name, voice_id))
-        token = page.get("next_page_token") if page.get("has_more") else None
-        if token is None or isinstance(token, str):
+    """Add a page's voices to `voices`, without those that have no name or id. Return the token of the next
+    page; None if this is the last."""
+    listed = pick(page, "voices")
+    token = pick(page, "next_page_token") if pick(page, "has_more") else None
+    if isinstance(listed, list) and (token is None or isinstance(token, str)):
+        named = [(pick_text(voice, "name"), pick_text(voice, "voice_id")) for voice in listed]
+        usable = [voice for voice in named if all(voice)]
+        if usable or not listed:
+            voices += usable
             return token or None
-    except (AttributeError, KeyError, TypeError):
-        pass
     raise malformed_response("a list of voices that can't be read")

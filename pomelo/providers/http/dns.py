@@ -9,6 +9,7 @@ from ipaddress import ip_address
 
 from aiohttp.abc import AbstractResolver
 
+from pomelo.process import shielded
 from pomelo.providers.http.errors import UnknownHostError
 
 TTL = 10.0
@@ -48,10 +49,7 @@ class Addresses:
             task = self._pending.get(key)
             if task is None:
                 task = self._pending[key] = asyncio.create_task(self._look_up(key))
-                task.add_done_callback(
-                    lambda task: task.cancelled() or task.exception()
-                )  # now it is retrieved
-            addresses = await asyncio.shield(task)
+            addresses = await shielded(task)
         in_order = list(addresses)
         addresses.rotate(-1)
         return in_order

@@ -83,10 +83,13 @@ class Downloader:
             return url
         raise malformed_response("a link to the API that leads to another host")
 
-    async def fetch(self, link: object, error_mapping: ErrorMapping) -> bytes:
+    async def fetch(
+        self, link: object, error_mapping: ErrorMapping, is_complete: Callable[[bytes], bool] | None = None
+    ) -> bytes:
         """Return the file behind a link or within a `data:` URI, at most MAX_FILE_BYTES. The request has no
         key. It is repeated if the host fails, refuses it (the file may not be there yet) or sends only a
-        part, because the file was paid for and a download is free.
+        part, because the file was paid for and a download is free. `is_complete` finds a part that arrived as
+        a whole response.
 
         Raises:
             UpstreamError: by the error map; provider_failed if the link is invalid or its address private.
@@ -102,7 +105,9 @@ class Downloader:
             raise malformed_response("a link to a file that is not public")
         for wait in self._waits:
             try:
-                return (await http.fetch(url, {}, None, error_mapping, max_bytes=MAX_FILE_BYTES))[0]
+                file, _ = await http.fetch(url, {}, None, error_mapping, max_bytes=MAX_FILE_BYTES)
+                if is_complete is None or is_complete(file):
+                    return file
             except UpstreamError as error:
                 if not _is_transient(error):
                     raise
@@ -167,7 +172,7 @@ def is_public(text: str) -> bool:
             within = IPv4Address(int(address) & 0xFFFFFFFF)
         if within is not None:
             address = within
-        elif address.teredo is not None or address.is_site_local:
+        elif address.is_site_local:
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

@@ -42,6 +42,7 @@ from pomelo.providers.http.parsing import parse
 MAX_RETRY_AFTER = 60
 """The longest wait in seconds that is passed on from a vendor."""
 
+_TRUNCATED = "The provider's response was truncated. Retry"
 _UNREACHABLE = "The provider can't be reached. Retry later"
 _RETRYABLE = frozenset((408, 409, 425, 429))
 
@@ -97,23 +98,29 @@ class TruncatedError(UpstreamError):
 
 
 class ConnectError(OSError):
-    """There is no connection to the vendor, so nothing was sent."""
+    """There is no connection to the vendor, so nothing was sent. `reason` says why, for the operator."""
+
+    reason = "the vendor can't be connected to"
 
 
 class UnknownHostError(ConnectError):
-    """The vendor's host name has no address."""
+    reason = "the vendor's host name has no address"
 
 
 class ConnectTimeoutError(ConnectError):
-    """The connection took too long."""
+    reason = "there was no connection to the vendor in time"
 
 
 class SecureConnectionError(ConnectError):
-    """The vendor's certificate is invalid, or it does not speak TLS."""
+    reason = "the vendor's certificate is invalid, or it does not speak TLS"
 
 
 class DisconnectedError(OSError):
     """The connection ended before the response did, or the request could not be sent."""
+
+
+class BrokenHeadError(OSError):
+    """The connection ended within the head of the response, so the vendor has processed the request."""
 
 
 class ProtocolError(ValueError):
@@ -121,7 +128,10 @@ class ProtocolError(ValueError):
 
 
 def from_connect_error(error: BaseException, mapping: ErrorMapping) -> UpstreamError:
-    """Map a failure before the response's head: one of the errors above, a TimeoutError or a ValueError."""
+    """Map a failure before the end of the response's head: one of the errors above, a TimeoutError or a
+    ValueError."""
+    if isinstance(error, BrokenHeadError):
+        return truncated(error)
     code, message, retry = "provider_failed", "", RetryPolicy.NEVER
     match error:
         case TimeoutError():
@@ -129,24 +139,18 @@ def from_connect_error(error: BaseException, mapping: ErrorMapping) -> UpstreamE
             reason = "the vendor did not answer in time"
         case SecureConnectionError():
             message, retry = "A secure connection to the provider can't be made", RetryPolicy.NEXT_ROUTE
-            reason = "the vendor's certificate is invalid, or it does not speak TLS"
+            reason = error.reason
         case ProtocolError():
             reason = "the vendor's response is not HTTP, or exceeds the limits"
         case ValueError():
             reason = "the vendor's base URL or your key can't be sent"
+        case ConnectError():
+            code, message, retry = "provider_unavailable", _UNREACHABLE, RetryPolicy.SAME_ROUTE
+            reason = error.reason
         case _:
             code, message = "provider_unavailable", _UNREACHABLE
-            if mapping.replays or isinstance(error, ConnectError):
-                retry = RetryPolicy.SAME_ROUTE
-            match error:
-                case UnknownHostError():
-                    reason = "the vendor's host name has no address"
-                case ConnectTimeoutError():
-                    reason = "there was no connection to the vendor in time"
-                case ConnectError():
-                    reason = "the vendor can't be connected to"
-                case _:
-                    reason = "the vendor closed the connection before it answered"
+            retry = RetryPolicy.SAME_ROUTE if mapping.replays else RetryPolicy.NEVER
+            reason = "the vendor closed the connection before it answered"
     return UpstreamError(code, message, retry=retry, note=type(error).__name__, reason=reason)
 
 
@@ -156,8 +160,15 @@ def truncated(error: BaseException) -> TruncatedError:
     if isinstance(error, TimeoutError):
         message, reason = "The provider stopped responding. Retry", "the vendor stopped sending its response"
         return TruncatedError("deadline_exceeded", message, note=note, reason=reason)
-    message, reason = "The provider's response was truncated. Retry", "the vendor's response broke off"
-    return TruncatedError("provider_failed", message, note=note, reason=reason)
+    return TruncatedError("provider_failed", _TRUNCATED, note=note, reason="the vendor's response broke off")
+
+
+def incomplete_file(note: str) -> TruncatedError:
+    """Return the error for a response that ended correctly, but with a part of a file; `note` as in
+    `malformed_response`."""
+    return TruncatedError(
+        "provider_failed", _TRUNCATED, note=note, reason="the vendor sent only a part of a file"
+    )
 
 
 def malformed_response(note: str) -> UpstreamError:

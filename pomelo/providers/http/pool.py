@@ -9,9 +9,11 @@ from functools import cache
 from aiohappyeyeballs import start_connection
 from aiohttp.abc import AbstractResolver
 
+from pomelo.process import shielded
 from pomelo.providers.http.dns import Addresses
 from pomelo.providers.http.errors import ConnectError, ConnectTimeoutError, SecureConnectionError
 from pomelo.providers.http.protocol import Connection, Origin
+from pomelo.tls import default_context
 
 KEEPALIVE = 4.0
 """Seconds that an idle connection is kept. Common servers close theirs after five."""
@@ -83,7 +85,7 @@ class Pool:
         if origin.tls:
             if self._tls is None:
                 self._tls = self._loop.run_in_executor(None, tls_context)
-            tls = await asyncio.shield(self._tls)
+            tls = await shielded(self._tls)
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._connect(origin, tls, keep)
@@ -134,6 +136,6 @@ class Pool:
 @cache
 def tls_context() -> ssl.SSLContext:
     """The context of all connections. Loading the system's certificates takes 50 ms."""
-    context = ssl.create_default_context()
+    context = default_context()
     context.set_alpn_protocols(("http/1.1",))
     return context

@@ -16,7 +16,7 @@ from aiohttp import MultipartWriter
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
-from pomelo.providers.http.errors import DisconnectedError, ProtocolError
+from pomelo.providers.http.errors import BrokenHeadError, DisconnectedError, ProtocolError
 
 Body = bytes | MultipartWriter | None
 """A request's body: bytes, or a form whose parts are read as they are sent. A request without one is a
@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
         the connection.
 
         Raises:
-            DisconnectedError, ProtocolError, TimeoutError: there was no response.
+            DisconnectedError, BrokenHeadError, ProtocolError, TimeoutError: there was no response.
         """
         self.status = self.unread = self._head_bytes = self._unparsed = 0
         self.complete = self.too_large = self._chunked = self._reusable = False
@@ -143,6 +143,8 @@ class Connection(asyncio.Protocol):
         try:
             await self.wait()
             if self.error is not None and not self.status:
+                if self._unparsed and isinstance(self.error, DisconnectedError):
+                    raise BrokenHeadError
                 raise self.error
         except BaseException:
             self.abort()  # also if it is complete: no caller will take the response, and keep the connection

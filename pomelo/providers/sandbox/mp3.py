@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from pomelo.media.containers import from_synchsafe
+
 _DESCRIPTION = b"\x03undPomelo sandbox\0"
 """How the content of our USLT frame begins: UTF-8, undetermined language, the name of its author."""
 
@@ -22,7 +24,7 @@ def read_text(head: bytes) -> str | None:
     """The lyrics in the first bytes of a file that the sandbox made, else None."""
     if not head.startswith(b"ID3\x04\0\0") or head[10:14] != b"USLT" or len(head) < 20:
         return None
-    size = _from_synchsafe(head[14:18])
+    size = from_synchsafe(head[14:18])
     content = head[20 : 20 + size]
     if not content.startswith(_DESCRIPTION) or len(content) < size:
         return None
@@ -57,10 +59,3 @@ def info(first: bytes, frames: int, size: int) -> bytes:
 
 def _synchsafe(number: int) -> bytes:
     return bytes(number >> shift & 0x7F for shift in (21, 14, 7, 0))
-
-
-def _from_synchsafe(data: bytes) -> int:
-    number = 0
-    for byte in data:
-        number = number << 7 | byte & 0x7F
-    return number

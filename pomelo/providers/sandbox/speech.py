@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, repeat
@@ -49,10 +49,6 @@ class Speech:
         make = {"mp3": self._mp3, "opus": self._opus}.get(self.format.codec, self._raw)
         return make(stored, 2 if half else 1)
 
-    @property
-    def _to_bytes(self) -> Callable[[Iterable[int]], bytes]:
-        return _ENCODERS.get(self.format.codec, samples.pcm)
-
     def _blocks(self, count: int, size: int) -> Iterator[bytes]:
         """`count` samples in blocks of `size` bytes; the last block is padded with zeros."""
         buffer = bytearray()
@@ -66,7 +62,7 @@ class Speech:
 
     def _tones(self, count: int) -> Iterator[bytes]:
         """A tone for each word, of whole periods so that it has no clicks; silence between words."""
-        encode = self._to_bytes
+        encode = _ENCODERS.get(self.format.codec, samples.pcm)
         silence = encode([0])
         text = self.text or " "
         done = 0

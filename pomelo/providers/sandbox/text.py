@@ -66,7 +66,8 @@ def read_prompt(given: TextInput) -> Prompt:
         if message.role == Role.ROLE_USER:
             last = text
     tokens += sum(len(text.split()) for text in other_texts(given))
-    return Prompt(last, None if results is None else " ".join(results), tokens)
+    # As with a vendor, a message that is nothing but white space has tokens, too.
+    return Prompt(last, None if results is None else " ".join(results), max(tokens, 1))
 
 
 def check_length(tokens: int, limit: int) -> None:
