@@ -214,8 +214,6 @@ async def before_deadline(call: Call) -> AsyncIterator[None]:
 
 def _repeated_headers(names: Collection[str]) -> set[str]:
     """Returns which of `_SINGLE_HEADERS` are repeated, in lower case."""
-    if not names:
-        return set()
     counts = Counter(lower for name in names if (lower := name.lower()) in _SINGLE_HEADERS)
     return {name for name, count in counts.items() if count > 1}
 

@@ -53,7 +53,7 @@ _ROWS = (
              "Refused by the provider's content policy. Change the input"),
     ErrorRow("payload_too_large", 413, "RESOURCE_EXHAUSTED", _REQUEST, "The request is too large"),
     ErrorRow("unsupported_media_type", 415, "INVALID_ARGUMENT", _REQUEST,
-             "Send application/json or multipart/form-data"),
+             "Send application/json or multipart/form-data, and name it in Content-Type"),
     ErrorRow("not_found", 404, "NOT_FOUND", _REQUEST, "Not found. Check the path"),
     ErrorRow("method_not_allowed", 405, "UNIMPLEMENTED", _REQUEST, "The path does not take this method"),
     ErrorRow("rate_limit_exceeded", 429, "RESOURCE_EXHAUSTED", "rate_limit_error",
@@ -104,6 +104,9 @@ FAILED_KEYS_QUOTA = "failed_keys_per_minute"
 """The value `quota` of errors for the limit of failed keys of an address. All other limits are those of an
 account and mode."""
 
+REQUESTED = "requested"
+"""The value of errors of a limit that the request alone exceeds: what it would count toward the limit."""
+
 _NO_VALUES: Mapping[str, str] = MappingProxyType({})
 
 _MAX_NAME_CHARACTERS = 100
@@ -115,7 +118,9 @@ class PomeloError(Exception):
 
     Its message says what to do and names the field; it never contains a key, a provider's raw body, a path
     or a stack trace. `field` is the request field at fault, or None. `retry_after` is the wait in whole
-    seconds to propose, or None if a retry is pointless.
+    seconds to propose, or None if a retry is pointless. `repeatable` is whether clients may send the request
+    again automatically: not if the operator has to act first, if the request alone exceeds a limit, or if it
+    may then be charged twice.
 
     `values` are all other values that the message names, as text, for programs: numbers without separators,
     times as RFC 3339. Their keys are in lowerCamelCase, and error_reason.proto lists them by code. gRPC sends
@@ -130,6 +135,7 @@ class PomeloError(Exception):
         field: str | None = None,
         retry_after: int | None = None,
         values: Mapping[str, object] | None = None,
+        repeatable: bool = True,
     ) -> None:
         self.row: Final = TABLE[code]
         self.message: Final = message or self.row.message
@@ -138,12 +144,20 @@ class PomeloError(Exception):
         self.values: Final = (
             MappingProxyType({key: str(value) for key, value in values.items()}) if values else _NO_VALUES
         )
+        self.repeatable: Final = repeatable and not self.row.permanent and REQUESTED not in self.values
         super().__init__(self.message)
 
     @property
     def code(self) -> str:
         """The code of the error, such as invalid_api_key."""
         return self.row.code
+
+
+def without_traceback(error: PomeloError) -> PomeloError:
+    """Removes the traceback and the cause of an error that is kept, and returns it. They reference every
+    frame that the error passed, and the frame's values, such as a message of megabytes."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def missing(field: str) -> PomeloError:

@@ -44,6 +44,12 @@ MAX_SCHEMAS_CHARACTERS = 1_000_000
 JSON_OBJECT = "a JSON object"
 """What a JSON schema must be."""
 
+SPEECH_FORMAT = "a documented format, such as mp3_44100_128 or pcm_16000"
+"""What the output_format of speech must be."""
+
+LANGUAGE = "an ISO 639 code, such as en, eng or haw, or a language tag, such as en-US"
+"""What a language_code must be."""
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 MAX_SEED = 2**53 - 1
@@ -154,6 +160,18 @@ SPEECH_TO_TEXT_FIELDS: Rules = {
 }
 
 
+def invalid_number(label: str, rule: FieldRule, *, is_text: bool = False) -> PomeloError:
+    """Returns the error for a number that breaks its rule, or that is a text although it must be a number."""
+    expected = "a whole number" if rule.type == "integer" else "a number"
+    if rule.minimum is not None:
+        expected += f" from {rule.minimum:,}"
+        if rule.maximum is not None:
+            expected += f" to {rule.maximum:,}"
+    if is_text:
+        expected += ", not text"
+    return invalid(label, expected, minimum=rule.minimum, maximum=rule.maximum)
+
+
 def check_numbers(message: Any, rules: Rules, prefix: str = "") -> None:
     """Refuses optional numbers of `message` that are out of range or NaN, in the order of `rules`. Error
     messages name the field with `prefix` before it.
@@ -166,10 +184,7 @@ def check_numbers(message: Any, rules: Rules, prefix: str = "") -> None:
             continue
         maximum = inf if rule.maximum is None else rule.maximum
         if not rule.minimum <= getattr(message, field) <= maximum:
-            expected = f"a whole number from {rule.minimum:,}"
-            if rule.maximum is not None:
-                expected = f"a number from {rule.minimum:,} to {rule.maximum:,}"
-            raise invalid(prefix + field, expected, minimum=rule.minimum, maximum=rule.maximum)
+            raise invalid_number(prefix + field, rule)
 
 
 def check_enum(message: Any, field: str, enum: Any) -> None:
@@ -180,7 +195,7 @@ def check_enum(message: Any, field: str, enum: Any) -> None:
     """
     value = getattr(message, field)
     if value and value not in enum.values():
-        raise invalid(field, "one of the documented values")
+        raise invalid(field, f"one of {', '.join(enum.keys()[1:])}")
 
 
 def check_name(name: str, label: str) -> None:

@@ -7,7 +7,7 @@ fill its `response_headers`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,6 +37,10 @@ class Visit(Protocol):
         Raises:
             PomeloError: overloaded; nothing was counted.
         """
+
+    def hold(self, size: int) -> Callable[[], None]:
+        """Counts a response of `size` bytes as unread until the returned function is called, once, perhaps
+        after the visit was closed. An account with too many unread bytes is not admitted."""
 
     def is_alone(self) -> bool:
         """Returns whether no call of another account is in flight."""
@@ -161,7 +165,7 @@ class MediaService(Protocol):
         """Stores `chunks` as they arrive; nothing is kept when it raises or is cancelled.
 
         An empty `content_type` is detected from the bytes. The key is checked before the first chunk is
-        read.
+        read, and again before a file is stored that outlives the call.
 
         Raises:
             PomeloError: invalid_api_key, payload_too_large, store_unavailable, or what `chunks` raises.

@@ -38,6 +38,8 @@ HEADERS = frozenset(
 
 _LIMIT_PREFIX = "x-ratelimit-"
 
+_PUSHBACK_KEY, _NO_RETRY = "grpc-retry-pushback-ms", "-1"
+
 _MAX_MESSAGE_BYTES = 768
 """Maximum UTF-8 bytes of a message. With its details the trailing metadata repeats it up to four times,
 beside the headers, and clients accept 8 KiB."""
@@ -51,6 +53,23 @@ _MAX_VALUE_BYTES = 256
 """Maximum UTF-8 bytes of one of an error's values. No error has more than two that can be so long."""
 
 _CODES = {code: grpc.StatusCode[row.status] for code, row in TABLE.items()}
+
+
+class _Keys(dict[str, str]):
+    """The names of headers -> their keys in metadata. There are few, as no caller can name one."""
+
+    def __missing__(self, name: str) -> str:
+        key = self[name] = name.lower()
+        return key
+
+
+_KEYS = _Keys()
+
+
+def to_metadata(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Returns headers as metadata."""
+    keys = _KEYS
+    return [(keys[name], value) for name, value in headers.items()]
 
 
 @lru_cache(maxsize=256)
@@ -114,19 +133,19 @@ def details_metadata(status: status_pb2.Status) -> tuple[tuple[str, bytes], ...]
 
 def retry_metadata(error: PomeloError) -> list[tuple[str, str]]:
     """Returns the metadata that says whether and when to retry: `retry-after` in seconds, as over REST, and
-    the pushback in milliseconds that gRPC's retry policies obey. The pushback is -1 if a retry is pointless
-    or the operator has to act first."""
+    the pushback in milliseconds that gRPC's retry policies obey. The pushback is -1 if a retry is pointless,
+    or must not be automatic."""
     wait = error.retry_after if error.row.http in RETRY_AFTER else None
     if wait is None:
-        return [("grpc-retry-pushback-ms", "-1")]
-    pushback = -1 if error.row.permanent else wait * 1000
-    return [("retry-after", str(wait)), ("grpc-retry-pushback-ms", str(pushback))]
+        return [(_PUSHBACK_KEY, _NO_RETRY)]
+    pushback = str(wait * 1000) if error.repeatable else _NO_RETRY
+    return [("retry-after", str(wait)), (_PUSHBACK_KEY, pushback)]
 
 
 def from_rpc_error(error: Any) -> PomeloError:
     """Returns the error of a failed call (a grpc.RpcError).
 
-    An error of another Pomelo keeps its code, message, field, retry_after and values. An error of the channel
+    An error of another Pomelo keeps all that callers see of it. An error of the channel
     or of a proxy is derived from the status code.
     """
     return _from_metadata(error.trailing_metadata() or ()) or _from_code(error.code(), error.details() or "")
@@ -136,11 +155,13 @@ def _from_metadata(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
     status = status_pb2.Status()
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
-    retry_after = None
+    retry_after, repeatable = None, True
     try:
         for key, value in metadata:
             if key == DETAILS_KEY:
                 status.ParseFromString(value)
+            elif key == _PUSHBACK_KEY:
+                repeatable = value != _NO_RETRY
         for detail in status.details:
             if detail.Is(info.DESCRIPTOR):
                 detail.Unpack(info)
@@ -154,7 +175,9 @@ def _from_metadata(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
         return None
     values = dict(info.metadata)
     field = values.pop("field", None)
-    return PomeloError(code, status.message, field=field, retry_after=retry_after, values=values)
+    return PomeloError(
+        code, status.message, field=field, retry_after=retry_after, values=values, repeatable=repeatable
+    )
 
 
 def _from_code(code: Any, details: str) -> PomeloError:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from pomelo.providers.base import Job
 from pomelo.providers.fitting import Fitting, Given, fit
 from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
-from pomelo.tasks.base import AudioInfo, TaskDefinition, no_media
+from pomelo.tasks.base import LARGE, AudioInfo, Estimate, TaskDefinition, no_media
 from pomelo.tasks.labels import check_labels
 from pomelo.unknown_fields import check_no_unknown_fields
 
@@ -43,9 +44,6 @@ INLINE_LIMIT = 4 * 1024 * 1024
 
 MAX_IMAGE_FILES = 8 * 1024 * 1024
 """Bytes of all images of a task that are files, as many as the largest message has inline."""
-
-LARGE = 256 * 1024
-"""Bytes above which a task is examined in a thread, so that it does not block the event loop."""
 
 
 class Acceptance:
@@ -98,20 +96,21 @@ class Acceptance:
             )
         size = spec.ByteSize()
         large = size > LARGE
-        if large:
-            await asyncio.to_thread(check_no_unknown_fields, spec, size, "the task")
-        else:
-            check_no_unknown_fields(spec, size, "the task")
-        if size := options.ByteSize():
-            check_no_unknown_fields(options, size, "the options")
         task_input = getattr(spec, definition.name)
-        if not large:
+        check_first = None
+        if large:
+            check_first = partial(_check_unknown_fields, spec, size, options)
+            if self._media.shared:  # before its files are fetched
+                await asyncio.to_thread(check_first)
+                check_first = None
+        else:
+            _check_unknown_fields(spec, size, options)
             try:
                 definition.check(task_input, model, _need_file)
             except _FileNeededError:
                 large = True
         if large:
-            await self._check_with_files(task_input, model, definition, call, principal)
+            await self._check_with_files(task_input, model, definition, call, principal, check_first)
         check_labels(spec)
         if options.delivery:
             check_enum(options, "delivery", MediaDelivery)
@@ -120,23 +119,22 @@ class Acceptance:
             candidates = self._router.candidates(model, definition.name, live=principal.live)
         except PomeloError:  # provider_not_configured, which is refused after the limits and credits
             candidates = []
+        estimate = None
+        to_fit = given, model, definition, candidates, call
         if large:
-            fitted, billed = await asyncio.to_thread(self._fit, given, model, definition, candidates, call)
+            fitted, billed, estimate = await asyncio.to_thread(self._fit_large, *to_fit, stream)
         else:
-            fitted, billed = self._fit(given, model, definition, candidates, call)
+            fitted, billed = self._fit(*to_fit)
         if call.strict:
             call.response_headers["Preference-Applied"] = STRICT
             if billed.adjustments:
                 raise billed.refusal()
-        audio = None
+        audio, info = None, _NO_AUDIO
         if definition.audio:
-            if self._media.shared and task_input.audio.media_id:
-                await self._media.fetch(task_input.audio.media_id, principal.owner, call)
-            audio = self._audio_source(task_input.audio, call, principal)
+            audio = await self._audio_source(task_input.audio, call, principal)
         key = None
         if call.idempotency_key is not None:
             key = await idempotency.idempotency_key(call.idempotency_key, spec, audio)
-        info = _NO_AUDIO
         if audio is not None:
             measured = await self._measurer.measure(audio, principal.account, call.request_id)
             audio = replace(audio, ms=measured.ms, content_type=measured.content_type)
@@ -144,16 +142,15 @@ class Acceptance:
             if info.exceeds(model):
                 most = model.limits.max_audio_seconds
                 raise invalid("audio", f"audio of at most {most} seconds", maximum=most)
-        if large:
-            estimate = await asyncio.to_thread(definition.estimate, billed.input, model, billed.route, info)
-        else:
+        if estimate is None:
             estimate = definition.estimate(billed.input, model, billed.route, info)
+            if stream:  # not later: the progress of all streams is computed in one step
+                estimate.count_input()
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
-        stores_media = definition.media_size is not no_media and (
+        if definition.media_size is not no_media and (
             key is not None or options.delivery == MediaDelivery.MEDIA_DELIVERY_LINK
-        )
-        if stores_media:
+        ):
             output = estimate
             if not principal.live:  # the sandbox accepts input that a live model does not
                 output = definition.estimate(fitted.input, model, fitted.route, info)
@@ -189,20 +186,33 @@ class Acceptance:
         )
 
     async def _check_with_files(
-        self, task_input: Any, model: Model, definition: TaskDefinition, call: Call, principal: Principal
+        self,
+        task_input: Any,
+        model: Model,
+        definition: TaskDefinition,
+        call: Call,
+        principal: Principal,
+        check_first: Callable[[], None] | None,
     ) -> None:
-        """Refuses an input that the model can't take. Its files count as if they were inline.
+        """Refuses an input that the model can't take, after `check_first`, both in a thread. Its files count
+        as if they were inline.
 
         Raises:
             PomeloError: what is wrong with the input, or with a file; overloaded, store_unavailable.
         """
         files = _ImageFiles(self._media, principal)
+
+        def check() -> None:
+            if check_first is not None:
+                check_first()
+            definition.check(task_input, model, files.read)
+
         if self._media.shared:
             await shared_media.fetch_files(
                 definition.files, task_input, MAX_IMAGE_FILES, principal.owner, self._media, call
             )
         try:
-            await asyncio.to_thread(definition.check, task_input, model, files.read)
+            await asyncio.to_thread(check)
         finally:
             call.file_bytes = files.size
             call.reserve(files.size)
@@ -226,15 +236,36 @@ class Acceptance:
                     routes.remove(other)
         return fitted, fitted
 
-    def _audio_source(self, audio: MediaSource, call: Call, principal: Principal) -> AudioSource:
+    def _fit_large(
+        self,
+        given: Given[Any],
+        model: Model,
+        definition: TaskDefinition,
+        routes: list[Candidate],
+        call: Call,
+        stream: bool,
+    ) -> tuple[Fitting, Fitting, Estimate | None]:
+        """As `_fit`, for a thread; with the estimate, unless it needs the length of audio."""
+        fitted, billed = self._fit(given, model, definition, routes, call)
+        if definition.audio:
+            return fitted, billed, None
+        estimate = definition.estimate(billed.input, model, billed.route, _NO_AUDIO)
+        if stream:
+            estimate.count_input()
+        return fitted, billed, estimate
+
+    async def _audio_source(self, audio: MediaSource, call: Call, principal: Principal) -> AudioSource:
         if audio.media_id:
+            if self._media.shared:
+                await self._media.fetch(audio.media_id, principal.owner, call)
             path, media = _find(self._media, audio.media_id, principal, "audio")
             content_type = media.content_type
             is_certain = content_type != UNKNOWN and not content_type.startswith("image/")
             if audio.content_type not in ("", content_type) or not is_certain:
                 content_type = _audio_type(audio.content_type, _read_head(path), content_type)
             return AudioSource(content_type, media.size_bytes, path=path)
-        size = len(audio.data)
+        data = audio.data  # a copy each time
+        size = len(data)
         # A REST caller can't upload: the gateway decides what goes inline, within the limits of its bodies.
         if size > self._inline_limit and call.protocol != "rest":
             raise PomeloError(
@@ -243,10 +274,21 @@ class Acceptance:
                 field="audio",
                 values={"maxBytes": self._inline_limit},
             )
-        return AudioSource(_audio_type(audio.content_type, audio.data[:HEAD_BYTES]), size, data=audio.data)
+        return AudioSource(_audio_type(audio.content_type, data[:HEAD_BYTES]), size, data=data)
 
 
 _NO_AUDIO = AudioInfo()
+
+
+def _check_unknown_fields(spec: TaskSpec, size: int, options: TaskOptions) -> None:
+    """Refuses a task of `size` bytes, or its options, with a field that this version does not know.
+
+    Raises:
+        PomeloError: invalid_parameter.
+    """
+    check_no_unknown_fields(spec, size, "the task")
+    if size := options.ByteSize():
+        check_no_unknown_fields(options, size, "the options")
 
 
 class _FileNeededError(Exception):

@@ -18,7 +18,7 @@ that closing the route's circuit iterates over the tracked accounts.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
 log = logging.getLogger("pomelo.engine")
@@ -134,6 +134,7 @@ class _Account:
         """_MAX_WEIGHT: its calls succeed; negative: the number of its failures that count."""
 
 
+@dataclass(eq=False)
 class CircuitBreaker:
     """The circuits of one route. All times are from one monotonic clock, which the caller reads.
 
@@ -141,28 +142,19 @@ class CircuitBreaker:
     `succeeded` or `failed`, if it is evidence about the vendor, and its end to `release`.
     """
 
-    def __init__(
-        self,
-        provider: str = "",
-        model: str = "",
-        *,
-        failure_rate: float = FAILURE_RATE,
-        minimum_calls: int = MINIMUM_CALLS,
-        minimum_accounts: int = MINIMUM_ACCOUNTS,
-        window: float = WINDOW,
-        probe_wait: float = PROBE_WAIT,
-        max_accounts: int = MAX_ACCOUNTS,
-    ) -> None:
-        self.provider = provider
-        self.model = model
+    provider: str = ""
+    model: str = ""
+    _: KW_ONLY
+    failure_rate: float = FAILURE_RATE
+    minimum_calls: int = MINIMUM_CALLS
+    minimum_accounts: int = MINIMUM_ACCOUNTS
+    window: float = WINDOW
+    probe_wait: float = PROBE_WAIT
+    max_accounts: int = MAX_ACCOUNTS
+
+    def __post_init__(self) -> None:
         self.state = State.CLOSED
         """The state of the route's circuit."""
-        self._failure_rate = failure_rate
-        self._minimum_calls = minimum_calls
-        self._minimum_accounts = minimum_accounts
-        self._window = window
-        self._probe_wait = probe_wait
-        self._max_accounts = max_accounts
         self._accounts: dict[str, _Account] = {}
         self._votes = _Window(0.0)
         """Votes of the accounts, each in the bucket of the account's last call."""
@@ -217,7 +209,7 @@ class CircuitBreaker:
         attempt.probes_route = attempt.probes_account = False
         own.served = True
         if own.state is State.CLOSED:
-            own.wait = self._probe_wait
+            own.wait = self.probe_wait
             own.probe_at = 0.0
             if self.state is State.CLOSED:
                 self._count(own, now, failed=False)
@@ -233,7 +225,7 @@ class CircuitBreaker:
             self._count(own, now, failed=True)
             window = own.window
             calls, bad = window.calls + window.old_calls, window.bad + window.old_bad
-            if calls >= self._minimum_calls and bad >= self._failure_rate * calls:
+            if calls >= self.minimum_calls and bad >= self.failure_rate * calls:
                 own.state = State.OPEN
                 self._postpone(own, now)
                 log.warning(
@@ -260,7 +252,7 @@ class CircuitBreaker:
         if self.state is State.HALF_OPEN:
             at = self._probe_expires
         elif self.state is State.OPEN:
-            at = self._since + self._probe_wait
+            at = self._since + self.probe_wait
         if own is not None and (self.state is not State.CLOSED or own.state is not State.CLOSED):
             at = max(at, own.probe_at)
         return at
@@ -269,9 +261,9 @@ class CircuitBreaker:
         votes = self._votes
         bad, good = votes.bad + votes.old_bad, votes.good + votes.old_good
         if (
-            bad >= _MAX_WEIGHT * self._minimum_accounts
-            and bad >= self._failure_rate * (bad + good)
-            and votes.calls + votes.old_calls >= self._minimum_calls
+            bad >= _MAX_WEIGHT * self.minimum_accounts
+            and bad >= self.failure_rate * (bad + good)
+            and votes.calls + votes.old_calls >= self.minimum_calls
         ):
             self._since = now
             self._change(State.OPEN, logging.WARNING, f"nearly all accounts fail, the last with {reason}")
@@ -304,9 +296,9 @@ class CircuitBreaker:
         """Count an outcome for the account, and update its vote about the route."""
         window, votes = own.window, self._votes
         if now - window.since >= BUCKET:
-            window.roll(now, self._minimum_calls, self._window)
+            window.roll(now, self.minimum_calls, self.window)
         if now - votes.since >= BUCKET:
-            votes.roll(now, self._minimum_calls, self._window)
+            votes.roll(now, self.minimum_calls, self.window)
         window.calls += 1
         votes.calls += 1
         if not failed and own.vote > 0 and own.bucket == votes.number:
@@ -324,7 +316,7 @@ class CircuitBreaker:
         else:
             own.good += 1
         bad = own.bad + own.old_bad
-        if bad and bad >= self._failure_rate * (bad + own.good + own.old_good):
+        if bad and bad >= self.failure_rate * (bad + own.good + own.old_good):
             weight = min(bad, _MAX_WEIGHT)
             votes.bad += weight
             own.vote = -weight
@@ -364,7 +356,7 @@ class CircuitBreaker:
         if of_route:
             self._probe = None
             if reason is None:
-                self._since = now - self._probe_wait
+                self._since = now - self.probe_wait
                 cause = "the probe ended without an outcome"
             else:
                 self._since = now
@@ -380,7 +372,7 @@ class CircuitBreaker:
     def _track(self, account: str, now: float) -> _Account:
         """Start to track an account. If too many are tracked, drop an old one with a closed circuit."""
         accounts = self._accounts
-        if len(accounts) >= self._max_accounts:
+        if len(accounts) >= self.max_accounts:
             for tried in range(_EVICTION_TRIES):
                 name, own = next(iter(accounts.items()))
                 del accounts[name]
@@ -388,5 +380,5 @@ class CircuitBreaker:
                     self._retract(own)
                     break
                 accounts[name] = own  # move it to the end and try the next one
-        own = accounts[account] = _Account(now, self._probe_wait)
+        own = accounts[account] = _Account(now, self.probe_wait)
         return own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from pomelo.engine.ledger import Ledger
 from pomelo.engine.observed import ObservedTask
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.results import new_result, started_event, write_usage
-from pomelo.engine.routing import Events, Router, UpstreamCalls
+from pomelo.engine.routing import Events, Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -68,7 +68,9 @@ class Engine:
                 deadline = CancelScope(reservation.job.deadline).start()
                 reservation.on_lost = deadline.expire
                 try:
-                    answer = await self._start(reservation, task.calls)
+                    answer = await self._router.start(
+                        reservation.job, accepted.candidates, task.calls, reservation.record_route
+                    )
                     if isinstance(answer, TaskEvent):
                         collector.add(answer)
                     else:
@@ -219,22 +221,12 @@ class Engine:
                 await reservation.fail(code)
                 raise PomeloError(code) from error
             if isinstance(error, Exception) and not left:
-                if _not_begun(error) and not reservation.output_bytes:
+                if not reservation.was_called or (_not_begun(error) and not reservation.output_bytes):
                     await reservation.refuse()
                 else:
                     await reservation.fail(error.code if isinstance(error, PomeloError) else "internal_error")
         finally:
             reservation.release()
-
-    def _start(self, reservation: Reservation, calls: UpstreamCalls) -> Awaitable[TaskEvent | Events]:
-        accepted = reservation.accepted
-        return self._router.start(
-            reservation.job,
-            accepted.candidates,
-            reservation.record_route,
-            account=accepted.principal.account,
-            calls=calls,
-        )
 
     async def _add_all(self, events: Events, collector: Collector) -> None:
         """Collects the events of an answer that is not streamed."""
@@ -259,7 +251,10 @@ class Engine:
             created = reservation.accepted.created
             number = 0
             turn = self._turns.stream()
-            answer = await self._start(reservation, task.calls)
+            candidates = reservation.accepted.candidates
+            answer = await self._router.start(
+                reservation.job, candidates, task.calls, reservation.record_route
+            )
             assert not isinstance(answer, TaskEvent)  # which is for whole answers
             async with aclosing(answer) as events:
                 async for event in events:
@@ -307,9 +302,9 @@ class Engine:
         Raises:
             PomeloError: store_unavailable.
         """
+        if collector.must_count:
+            await asyncio.to_thread(collector.count)
         deadline.stop()
-        if deadline.expired:
-            await asyncio.sleep(0)  # the task is cancelled here
         accepted = reservation.accepted
         if not reservation.output_bytes:
             reservation.record_output(collector.output_bytes or accepted.definition.output_size(result))

@@ -18,7 +18,7 @@ from pomelo.gen.v1.image_pb2 import GeneratedImage
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.speech_pb2 import SpeechOutput
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
-from pomelo.media.audio import AudioSource
+from pomelo.media.audio import AudioSource, sample_format
 from pomelo.media.store import MediaStore
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, ReplayedAnswer
 from pomelo.tasks.base import max_inline
@@ -75,7 +75,8 @@ async def idempotency_key(key: str, spec: TaskSpec, audio: AudioSource | None) -
 
 async def fingerprint(spec: TaskSpec, audio: AudioSource | None) -> bytes:
     """A digest that is equal for equal tasks, over both protocols. The bytes of audio count, however they
-    were sent; the form of the answer (streamed, raw, a link) is not part of the task.
+    were sent, and the media type of bare samples; the form of the answer (streamed, raw, a link) is not part
+    of the task.
 
     Raises:
         PomeloError: store_unavailable.
@@ -83,6 +84,8 @@ async def fingerprint(spec: TaskSpec, audio: AudioSource | None) -> bytes:
     digest = hashlib.sha256(_ANSWER_FORM)
     if audio is not None:
         digest.update(await asyncio.to_thread(_digest, audio))
+        if sample_format(audio.content_type) is not None:  # it says how long they are, and how they sound
+            digest.update(audio.content_type.encode())
         without_audio = TaskSpec()
         without_audio.CopyFrom(spec)
         getattr(without_audio, without_audio.WhichOneof("input") or "text").ClearField("audio")

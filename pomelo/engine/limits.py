@@ -18,7 +18,7 @@ from pomelo.call import Principal
 from pomelo.catalog.catalog import Model
 from pomelo.catalog.pricing import Usage
 from pomelo.engine.job import AcceptedJob
-from pomelo.errors import TABLE, PomeloError
+from pomelo.errors import REQUESTED, TABLE, PomeloError
 from pomelo.stores.ledger import Counter, LimitStatus, Refused
 from pomelo.tasks import TASK_TYPES
 
@@ -171,7 +171,7 @@ def _limit_refusal(limit: Limit, counter: Counter, status: LimitStatus, now: flo
         return PomeloError(limit.error, limit.message, values=values)
     if limit.too_large and counter.amount > (counter.limit or 0):
         message = limit.too_large.format(amount=counter.amount, limit=counter.limit)
-        values["requested"] = counter.amount
+        values[REQUESTED] = counter.amount
         return PomeloError(limit.error, message, retry_after=ceil(counter.window), values=values)
     reset = status.counts[counter.name].reset
     # RFC 3339 in UTC, rounded up to a second, so that the limit has been reset by then.

@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 STATUS_TIMEOUT = 0.2
 """Seconds that the response to a failed task waits for the store to report its credits."""
 
+_MAYBE_ANSWERED = frozenset((CANCELLED, "deadline_exceeded", "store_unavailable", "internal_error"))
+"""Codes of tasks that failed although the provider may have worked for them. They keep the estimate of their
+tokens: otherwise a caller who leaves before each answer would get any number of tokens from the provider."""
+
+_UNSETTLED = (
+    "The task has run, but storage did not confirm its charge, and it may still be charged. Check your usage "
+    "before you send it again, or send tasks with an Idempotency-Key"
+)
+
 
 class Reservation:
     """What one running task has reserved. It ends once, by `settle`, `release`, `fail` or `refuse`."""
@@ -79,6 +88,11 @@ class Reservation:
         """Who pays."""
         return self._draft.wallet
 
+    @property
+    def was_called(self) -> bool:
+        """Whether a provider was called."""
+        return self._route is not None
+
     def report(self) -> None:
         """Writes limits and credits, as they are after the reservation, into the response headers."""
         if self._status is not None:
@@ -118,7 +132,8 @@ class Reservation:
         may have been written.
 
         Raises:
-            PomeloError: store_unavailable; the settlement failed, or the reservation was lost.
+            PomeloError: store_unavailable; the settlement failed, or the reservation was lost. A client must
+                not repeat an unsettled task automatically, unless it has an Idempotency-Key.
         """
         record = self._record(usage, "provider" if counted else "estimated", complete=True)
         settlement = Settlement(record, self._limits.actual_counters(usage), answer)
@@ -134,6 +149,10 @@ class Reservation:
             settled = await operations.finished(settling)
         except LostReservationError as error:
             raise PomeloError("store_unavailable") from error
+        except PomeloError as error:
+            if self.accepted.idempotency_key is not None:
+                raise  # the same request gets the answer once it is settled
+            raise PomeloError(error.code, _UNSETTLED, repeatable=False) from error
         self.record = settled.record
         self._report_status(settled.limit_status, settled.record.cost)
         return settled.record
@@ -193,9 +212,11 @@ class Reservation:
         if self._collector is None or not self.output_bytes:
             if self._route is None:
                 return partial(store.void, self.wallet, task_id)
-            # With the counters as they were reserved: a failed task still counts toward the limits.
+            limits = self._limits
+            # A failed task is a request, but one that the provider did not answer has used no tokens.
+            counters = limits.counters if code in _MAYBE_ANSWERED else limits.actual_counters(Usage())
             failure = self.record = self._failure(self._route, code)
-            return partial(store.settle, Settlement(failure, self._limits.counters))
+            return partial(store.settle, Settlement(failure, counters))
         try:
             usage = self._collector.partial_usage(self.job.input)
             record = self.record = self._record(usage, "estimated", complete=False, code=code)

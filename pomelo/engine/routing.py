@@ -266,17 +266,15 @@ class Router:
         self,
         job: Job[Any],
         candidates: Sequence[Candidate],
+        calls: UpstreamCalls,
         on_route: Callable[[Job[Any]], None] = lambda job: None,
-        *,
-        account: str = "",
-        calls: UpstreamCalls | None = None,
     ) -> Event | Events:
         """Call the candidates in order, until one answers: return its whole answer as the last event, or the
         events of its answer once the first one has arrived. The caller must close them.
 
-        `job` is the first candidate's. `on_route` is called with the job of each route before its provider
-        is. `account` owns the task: breakers and connections are shared fairly between accounts. `calls`
-        counts and reports the calls.
+        `job` is the first candidate's. `calls` counts and reports the calls, and names the account: breakers
+        and connections are shared fairly between accounts. `on_route` is called with the job of each route
+        before its provider is.
 
         Raises:
             PomeloError: the failure of the last candidate that was tried; provider_unavailable if the
@@ -284,8 +282,7 @@ class Router:
         """
         failure: UpstreamError | None = None
         open_for = inf
-        clock = self._clock
-        calls = calls or UpstreamCalls()
+        clock, account = self._clock, calls.account
         for number, candidate in enumerate(candidates, 1):
             if not isinstance(candidate, LiveCandidate):
                 calls.begin(candidate.route, number)
@@ -309,7 +306,7 @@ class Router:
                 calls.begin(candidate.route, number, clock())
                 answer: Event | GuardedEvents | None = None
                 try:
-                    answer = await self._answer(candidate, routed, account, attempt, calls)
+                    answer = await self._answer(candidate, routed, attempt, calls)
                     return answer
                 except PomeloError as error:
                     self._report(breaker, attempt, error)
@@ -348,14 +345,14 @@ class Router:
             del failure  # its traceback references this frame
 
     async def _answer(
-        self, candidate: LiveCandidate, job: Job[Any], account: str, attempt: Attempt, calls: UpstreamCalls
+        self, candidate: LiveCandidate, job: Job[Any], attempt: Attempt, calls: UpstreamCalls
     ) -> Event | GuardedEvents:
         """Call a vendor once. Its circuit breaker learns of a success, and of the end of the events."""
         breaker = candidate.breaker
         calls.job = job
         VENDOR_CALL.set(calls)
         guarded = GuardedEvents(
-            candidate.method, candidate.task_type, job, account, trusted=candidate.trusted
+            candidate.method, candidate.task_type, job, calls.account, trusted=candidate.trusted
         )
         if candidate.complete is not None and not job.stream:
             event = await guarded.complete(candidate.complete)
