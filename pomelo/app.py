@@ -60,7 +60,6 @@ from pomelo.server.remote import Tls, open_remote
 from pomelo.server.server import open_operator_socket, open_server
 from pomelo.service import Services
 from pomelo.settings import Settings
-from pomelo.stores.accounts import DEFAULT_ACCOUNT
 from pomelo.stores.base import Store
 from pomelo.stores.fleet import Fleet, Process
 from pomelo.telemetry.events import Observer
@@ -129,8 +128,9 @@ async def open_app(
         pomelo.stores.base.StoreError: the store can't be opened.
     """
     async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
         secret, previous = settings.root_secret(), settings.previous_secrets()
-        opened = await stack.enter_async_context(store_of(settings))
+        opened = await enter(store_of(settings))
         store = wrap_store(opened)
         keyring = Keyring(store, secret, failed_keys=failed_keys, previous=previous)
         stack.push_async_callback(keyring.finish)
@@ -143,7 +143,7 @@ async def open_app(
         draining = Draining()
         opener = partial(open_providers, timeouts=timeouts, connections=connections, turns=turns)
         reloader = Reloader(settings, configuration, opener, lambda: draining.scopes, is_first=not worker)
-        providers = await stack.enter_async_context(reloader.open(providers))
+        providers = await enter(reloader.open(providers))
         if not worker:
             for notice in retirement.notices(catalog, datetime.fromtimestamp(now(), UTC).date()):
                 if notice.is_past:
@@ -173,14 +173,14 @@ async def open_app(
                 note_state=opened.note_state if isinstance(opened, Fleet) else None,
                 now=now,
             )
-            observers = (*observers, await stack.enter_async_context(watching))
+            observers = (*observers, await enter(watching))
         timed_store: Any = TimedLedgerStore(store, metrics)
         ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
-        await stack.enter_async_context(in_background(keyring.keep_use()))
-        await stack.enter_async_context(_maintain(ledger))
+        await enter(in_background(keyring.keep_use()))
+        await enter(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, in_flight(settings))
-        media = await stack.enter_async_context(open_media(settings, secret, previous, now))
-        await stack.enter_async_context(in_background(sweep(media)))
+        media = await enter(open_media(settings, secret, previous, now))
+        await enter(in_background(sweep(media)))
         measurer = Measurer()
         stack.push_async_callback(measurer.aclose)
         acceptance = Acceptance(
@@ -193,9 +193,7 @@ async def open_app(
         )
         usage = UsageReader(store, secret, previous)
         models = LocalModels(catalog, router, access)
-        await stack.enter_async_context(
-            readiness.follow(partial(store.get_account, DEFAULT_ACCOUNT), "store_unavailable")
-        )
+        await enter(readiness.follow(store.check, "store_unavailable"))
         services = draining.guard(
             Services(
                 tasks=Engine(access, acceptance, ledger, router, media, turns, observers),
@@ -214,7 +212,7 @@ async def open_app(
             OpenReservations(store, now).register(metrics)
             metrics.media_bytes.read_one(lambda: media.quota.total)
             metrics.media_limit.read_one(lambda: settings.media_limit)
-        await stack.enter_async_context(measure_process(metrics, readiness))
+        await enter(measure_process(metrics, readiness))
         operator = LocalOperator(
             store,
             keyring,
@@ -226,11 +224,11 @@ async def open_app(
             server=partial(_describe, reloader, now()),
         )
         if not worker:
-            await stack.enter_async_context(open_operator_socket(operator, settings.admin_socket))
+            await enter(open_operator_socket(operator, settings.admin_socket))
         shared = worker is not None
         server = None
         if settings.grpc:
-            server = await stack.enter_async_context(
+            server = await enter(
                 open_server(
                     services,
                     server_options(settings, shared, configuration.certificate, observers),
@@ -243,7 +241,7 @@ async def open_app(
         certificate = configuration.certificate
         tls = ReplaceableContext(certificate) if certificate is not None else None
         if settings.rest:
-            rest = await stack.enter_async_context(
+            rest = await enter(
                 open_rest_of(
                     services,
                     settings,
@@ -293,6 +291,8 @@ async def open_app(
             )
         finally:
             readiness.drain()
+            if server is not None:
+                server.drain()
             await drain(draining, settings.grace)
 
 

@@ -66,7 +66,7 @@ def open_rest_of(
         port,
         ssl_context=tls.context if tls is not None else None,
         reuse_port=shared,
-        unready=lambda: readiness.code,
+        readiness=readiness,
         report_connections=partial(metrics.watch_connections, "rest"),
     )
 

@@ -1,4 +1,5 @@
-"""Counts and limits calls in flight and the buffered bytes of their bodies, per owner and in total.
+"""Counts and limits calls in flight and the buffered bytes of their bodies, per owner and in total; and large
+responses, until they are read.
 
 An owner is an account, or a key if the account is not known.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -14,24 +16,32 @@ from pomelo.errors import PomeloError
 
 MIB = 1024 * 1024
 
+LARGE_RESPONSE = 64 * 1024
+"""Bytes above which a response counts as unread until its caller has read it."""
+
 
 @dataclass(frozen=True, slots=True)
 class InFlightLimits:
     """Limits of calls in flight, from their admission to their end, and of the buffered bytes of their
-    bodies. `account_*` apply to one owner."""
+    bodies. `account_*` apply to one owner. With more than `account_unread` bytes of responses that it has
+    yet to read, it can start no call; nor, while all owners together have more than `unread`, with more
+    than an equal share of it."""
 
     calls: int = 2_000
     account_calls: int = 1_000
     bytes: int = 512 * MIB
     account_bytes: int = 128 * MIB
+    unread: int = 512 * MIB
+    account_unread: int = 256 * MIB
 
 
 @dataclass(slots=True, eq=False)
 class _Usage:
-    """The calls and buffered bytes of one owner."""
+    """The calls, buffered bytes and unread responses of one owner."""
 
     calls: int = 0
     bytes: int = 0
+    unread: int = 0
 
 
 class InFlight:
@@ -41,6 +51,9 @@ class InFlight:
         self.limits = limits or InFlightLimits()
         self.calls = 0
         self.bytes = 0
+        self.unread = 0
+        self._readers = 0
+        """Owners with unread responses."""
         self._owners: dict[str, _Usage] = {}
 
     def enter(self, owner: str, concurrent: int | None = None) -> Ticket:
@@ -60,7 +73,7 @@ class InFlight:
                     raise PomeloError(
                         "concurrency_limit_exceeded", values={"quota": "calls_in_flight", "limit": most}
                     )
-            if used.calls >= limits.account_calls:
+            if used.calls >= limits.account_calls or (used.unread and self._is_too_slow(used)):
                 raise PomeloError("overloaded")
         if self.calls >= limits.calls:
             raise PomeloError("overloaded")
@@ -69,6 +82,33 @@ class InFlight:
         used.calls += 1
         self.calls += 1
         return Ticket(self, owner, used)
+
+    def hold(self, owner: str, size: int) -> Callable[[], None]:
+        """Counts `size` bytes of a response to `owner` as unread until the returned function is called,
+        once."""
+        used = self._owners.setdefault(owner, _Usage())
+        self._readers += not used.unread
+        used.unread += size
+        self.unread += size
+
+        def release() -> None:
+            used.unread -= size
+            self.unread -= size
+            self._readers -= not used.unread
+            self._forget_idle(owner, used)
+
+        return release
+
+    def _is_too_slow(self, used: _Usage) -> bool:
+        """Whether an owner has too many unread bytes."""
+        limits = self.limits
+        if self.unread > limits.unread and used.unread * self._readers > limits.unread:
+            return True
+        return used.unread > limits.account_unread
+
+    def _forget_idle(self, owner: str, used: _Usage) -> None:
+        if not used.calls and not used.unread:
+            del self._owners[owner]
 
 
 class Ticket:
@@ -97,6 +137,10 @@ class Ticket:
         used.bytes += size
         in_flight.bytes += size
 
+    def hold(self, size: int) -> Callable[[], None]:
+        """Counts a response of `size` bytes as unread, as `InFlight.hold` does."""
+        return self._in_flight.hold(self._owner, size)
+
     def is_alone(self) -> bool:
         """Returns whether no call of another owner is in flight."""
         return self._in_flight.calls == self._used.calls
@@ -110,8 +154,7 @@ class Ticket:
             in_flight.bytes -= size
             used.calls -= 1
             used.bytes -= size
-            if not used.calls:
-                del in_flight._owners[self._owner]
+            in_flight._forget_idle(self._owner, used)
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 _SO_COOKIE = 57
@@ -50,19 +50,18 @@ class AcceptedSocket:
 
 
 class AcceptedSockets:
-    """The connections that were accepted on any of `ports`.
+    """The connections that were accepted on `port`.
 
     Raises:
         OSError: the operating system does not list them; Linux 4.6 or later does.
     """
 
-    def __init__(self, ports: Collection[int]) -> None:
+    def __init__(self, port: int) -> None:
         if sys.platform != "linux":
             raise OSError("only Linux lists the connections of a process")
-        self._ports = frozenset(ports)
+        self._port = port
         self._known: dict[int, tuple[int, AcceptedSocket | None]] = {}
-        """Descriptor -> the cookie of its socket, and the connection if it was accepted on one of the
-        ports."""
+        """Descriptor -> the cookie of its socket, and the connection if it was accepted on the port."""
         self._size = ctypes.c_uint32()
         self._cookie = ctypes.c_uint64()
         self._info = ctypes.create_string_buffer(_INFO_SIZE)
@@ -152,7 +151,7 @@ class AcceptedSockets:
         return not failed and self._size.value == _INFO_SIZE
 
     def _examine(self, descriptor: int) -> AcceptedSocket | None:
-        """Returns the connection of a descriptor, None if it was not accepted on one of the ports."""
+        """Returns the connection of a descriptor, None if it was not accepted on the port."""
         copy = _copy(descriptor)
         if copy is None:
             return None
@@ -160,7 +159,7 @@ class AcceptedSockets:
             try:
                 if copy.family not in (socket.AF_INET, socket.AF_INET6) or copy.type != socket.SOCK_STREAM:
                     return None
-                if copy.getsockname()[1] not in self._ports:
+                if copy.getsockname()[1] != self._port:
                     return None
                 name = copy.getpeername()  # raises for a listener
             except OSError:

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pomelo.errors import PomeloError
 from pomelo.in_flight import FairSemaphore
 from pomelo.origin import GatewayProof
 from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.server.unread_streams import UnreadStreams
 from pomelo.service import AccessService
 from pomelo.telemetry.events import Observer
 
@@ -32,7 +33,8 @@ class CallLimits:
 
     An account receives at most `reads` messages at a time, each within `read_time` of the start of its call,
     and chunks of at most `uploads` uploads, each within `chunk_time` of the previous chunk. `lookups` bounds
-    concurrent key look-ups.
+    concurrent key look-ups. A stream ends if its caller takes `unread_time` to read one message, and a second
+    longer for each KiB of it.
     """
 
     message: int = 9 * _MIB
@@ -47,6 +49,8 @@ class CallLimits:
     read_time: float = 60.0
     uploads: int = 6
     chunk_time: float = 30.0
+    # Java's window is 1 MiB, and half of it is 130 s of audio at 32 kbit/s.
+    unread_time: float = 150.0
 
     @property
     def transport(self) -> int:
@@ -67,6 +71,12 @@ class TimeoutReason(NamedTuple):
         """Returns the error."""
         values = None if self.seconds is None else {"timeoutSeconds": f"{self.seconds:g}"}
         return PomeloError(self.code, self.message, values=values)
+
+
+DEADLINE = TimeoutReason("deadline_exceeded")
+TOO_MANY_MESSAGES = TimeoutReason(
+    "overloaded", "The account sends more messages at a time than the server accepts. Retry later"
+)
 
 
 class Running:
@@ -97,11 +107,7 @@ class Running:
 
 
 class Pool:
-    """A semaphore of `limit` slots that refuses instead of waiting. As a context manager it takes one slot.
-
-    Raises:
-        PomeloError: overloaded; no slot is free.
-    """
+    """A semaphore of `limit` slots that refuses instead of waiting. As a context manager it takes a slot."""
 
     __slots__ = ("_limit", "count")
 
@@ -109,13 +115,24 @@ class Pool:
         self._limit = limit
         self.count = 0
 
-    def __enter__(self) -> None:
+    def take(self) -> None:
+        """Takes a slot, until `release`.
+
+        Raises:
+            PomeloError: overloaded; no slot is free.
+        """
         if self.count >= self._limit:
             raise PomeloError("overloaded")
         self.count += 1
 
-    def __exit__(self, *error: object) -> None:
+    def release(self) -> None:
         self.count -= 1
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 class NewestFirst:
@@ -206,8 +223,8 @@ class NewestFirst:
 
 
 class ServerState:
-    """The state that the calls of one gRPC server share. `no_key`, `slow_message` and `slow_chunk` are the
-    errors of calls that exceed their times. `observers` get reports of calls."""
+    """The state that the calls of one gRPC server share. `no_key`, `slow_message`, `slow_chunk` and
+    `slow_reader` are the errors of calls that exceed their times. `observers` get reports of calls."""
 
     def __init__(
         self,
@@ -228,6 +245,8 @@ class ServerState:
         self.no_key = _late("A call without a key ends after", limits.unauthenticated_time, "Send a key")
         self.slow_message = _late("The message did not arrive within", limits.read_time, "Send it faster")
         self.slow_chunk = _late("No message arrived for", limits.chunk_time, "Send without such pauses")
+        self.slow_reader = _late("No message was read for", limits.unread_time, "Read without such pauses")
+        self.streams: UnreadStreams[Any] = UnreadStreams()
         self.running = Running()
         self.unauthenticated = Pool(limits.unauthenticated)
         self.unauthenticated_reads = NewestFirst(limits.unauthenticated_reads)

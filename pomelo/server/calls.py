@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,11 +19,13 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from pomelo.call import Call
-from pomelo.errors import PomeloError
+from pomelo.errors import PomeloError, without_traceback
+from pomelo.in_flight import LARGE_RESPONSE
 from pomelo.logs import format_trace
+from pomelo.origin import is_within, peer_address
 from pomelo.process import is_cancelled, uncancel
 from pomelo.server.call_limits import ServerState
-from pomelo.server.rpc import Refusal, Rpc, without_traceback
+from pomelo.server.rpc import Refusal, Rpc
 from pomelo.telemetry.events import report_call
 
 log = logging.getLogger("pomelo.server")
@@ -63,7 +66,12 @@ class FrontEnd(ServerState):
                 rpc = Rpc(self, context)
                 outcome = await self.outcome(rpc, context, serve, name)
                 if not isinstance(outcome, tuple):
+                    if outcome is not None and len(outcome) > LARGE_RESPONSE:
+                        _hold(rpc, len(outcome))
+                        self._report_sending(context)
                     return outcome
+                if rpc.accepted:
+                    self._report_sending(context)
                 try:
                     await context.abort(*outcome)
                 except grpc.aio.InternalError:
@@ -72,12 +80,31 @@ class FrontEnd(ServerState):
                     rpc.cancelled()
                     raise asyncio.CancelledError from None
                 finally:
+                    if rpc.accepted:
+                        rpc.end(sent=True)
                     # The call references the error that `abort` raises, which references this frame. Emptying
                     # the frame breaks this cycle, which only the garbage collector would free.
                     del messages, context, outcome, rpc
             raise AssertionError
 
         return handle
+
+    def _report_sending(self, context: Any) -> None:
+        """Reports that the end of a response is sent, and that this has ended: with the current task."""
+        peer = context.peer()
+        self.connections.sending(peer)
+        _at_end_of_task(partial(self.connections.sent, peer))
+
+    async def watch_streams(self) -> None:
+        """Until it is cancelled, ends streams whose callers do not read."""
+        await self.streams.watch(self.limits.unread_time, self._end_unread)
+
+    def _end_unread(self, rpc: Rpc) -> None:
+        address = peer_address(rpc.peer)
+        if address and self.proxies and is_within(address, self.proxies):
+            return  # the proxy waits for its caller, and may read on only after megabytes
+        rpc.timeout_error = self.slow_reader
+        rpc.scope.expire()
 
     def unlimited(self, method: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
         """Returns an ordinary grpc handler that needs no key and applies no limits. It reports the errors of
@@ -135,7 +162,8 @@ class FrontEnd(ServerState):
                 rpc.cancelled()
             raise
         finally:
-            rpc.end()
+            # The error of a stream is sent only when its caller has read what was sent before.
+            rpc.end(sent=not (code and rpc.accepted))
             if not rpc.trusted:  # a gateway reports its callers' calls, and makes some of its own
                 report_call(self.observers, rpc.call, name, code, status)
 
@@ -148,6 +176,18 @@ class _UnknownMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, handler_call_details: Any) -> Any:
         return self._handler
+
+
+def _hold(rpc: Rpc, size: int) -> None:
+    """Counts a response of `size` bytes as unread until grpc.aio has sent it, which ends the current task."""
+    if rpc.visit is not None:
+        _at_end_of_task(rpc.visit.hold(size))
+
+
+def _at_end_of_task(release: Callable[[], None]) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(lambda _: release())
 
 
 async def _was_reported(rpc: Rpc, context: Any) -> bool:

@@ -16,9 +16,11 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 from pomelo.logs import format_trace
-from pomelo.origin import is_within, network
+from pomelo.origin import is_within
+from pomelo.process import in_background
 from pomelo.server.accepted_sockets import AcceptedSocket, AcceptedSockets
 from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
+from pomelo.server.guarded_connection import Calls, Connection
 
 log = logging.getLogger("pomelo.server")
 
@@ -31,67 +33,12 @@ _URGENT_PAUSE = 0.05
 _WAKE_EVERY = 64
 """Resets on one connection after which the next scan starts early."""
 
+_NEW_SHARE = 16
+"""Unauthenticated connections that are new, up to this fraction of all, replace those without a call."""
+
 _LOG_EVERY = 10.0
 _MAX_FLOODING = 10_000
 """Maximum number of addresses that are remembered for flooding."""
-
-
-class _Calls:
-    __slots__ = ("checking", "messages", "open", "resets", "size", "total", "trusted")
-
-    def __init__(self) -> None:
-        self.checking = self.total = self.open = self.messages = self.size = self.resets = 0
-        self.trusted = False
-
-
-class _Connection:
-    """One connection, as of the last scan.
-
-    `since` is the time of its first scan, `used` that of its last call, `idle` the unexplained bytes received
-    since then. `unexplained` and `resets` are the levels of two leaky buckets.
-    """
-
-    __slots__ = (
-        "address", "calls", "closed", "idle", "large", "resets", "seen", "since", "socket", "trusted",
-        "unexplained", "used",
-    )  # fmt: skip
-
-    def __init__(self, socket: AcceptedSocket, calls: _Calls, now: float) -> None:
-        self.socket = socket
-        self.calls = calls
-        self.address = network(socket.host)
-        self.since = self.used = now
-        self.trusted = self.closed = self.large = False
-        self.unexplained = self.resets = 0.0
-        self.idle = 0
-        self.seen = (0, 0, 0, 0, 0, 0)
-
-    @property
-    def exempt(self) -> bool:
-        """Whether no limit but the total applies: it comes from a trusted network or a proven gateway."""
-        return self.trusted or self.calls.trusted
-
-    def update(self, now: float, elapsed: float, limits: ConnectionLimits) -> None:
-        """Updates it with the `elapsed` seconds since the last scan."""
-        calls, socket = self.calls, self.socket
-        seen = (calls.total, calls.messages, calls.size, calls.resets, socket.received, socket.sent)
-        if seen != self.seen:
-            started, messages, size, resets, received, sent = map(int.__sub__, seen, self.seen)
-            self.seen = seen
-            # Messages have framing and TLS overhead; the peer acknowledges sent data with window updates and
-            # pings.
-            accounted = size + size // 8 + messages * 256 + started * limits.call_bytes + sent // 8
-            self.unexplained += received - accounted
-            if started or calls.open:
-                self.used = now
-                self.idle = 0
-            else:  # a call may have received messages and ended since the last scan
-                self.idle += max(received - accounted, 0)
-            self.resets += resets
-        if self.unexplained:
-            self.unexplained = max(self.unexplained - elapsed * limits.unexplained_rate, 0.0)
-        if self.resets:
-            self.resets = max(self.resets - elapsed * limits.resets / limits.reset_window, 0.0)
 
 
 class ConnectionGuard(ConnectionObserver):
@@ -106,9 +53,10 @@ class ConnectionGuard(ConnectionObserver):
         self.limits = limits
         self._message_limit = message_limit
         self._watching = False
+        self._draining = False
         self._sockets: AcceptedSockets
-        self._calls: dict[str, _Calls] = {}
-        self._connections: dict[AcceptedSocket, _Connection] = {}
+        self._calls: dict[str, Calls] = {}
+        self._connections: dict[AcceptedSocket, Connection] = {}
         self._floods: dict[str, tuple[int, float]] = {}
         """Address -> the number of its connections that were closed for flooding, and the time of the
         first."""
@@ -155,46 +103,58 @@ class ConnectionGuard(ConnectionObserver):
         if calls is not None and calls.open:
             calls.open -= 1
 
+    def sending(self, peer: str) -> None:
+        if (calls := self._calls_of(peer)) is not None:
+            calls.sending += 1
+
+    def sent(self, peer: str) -> None:
+        calls = self._calls.get(peer)
+        if calls is not None and calls.sending:
+            calls.sending -= 1
+
     def trust(self, peer: str) -> None:
         calls = self._calls.get(peer)
         if calls is not None:
             calls.trusted = True
 
-    def _calls_of(self, peer: str) -> _Calls | None:
+    def _calls_of(self, peer: str) -> Calls | None:
         """Returns the counters of a peer, new ones if it has none yet; None while nothing is watched."""
         calls = self._calls.get(peer)
         if calls is None and self._watching:
-            calls = self._calls[peer] = _Calls()
+            calls = self._calls[peer] = Calls()
         return calls
 
     # --- scans
 
     @asynccontextmanager
-    async def watch(self, ports: Collection[int]) -> AsyncIterator[None]:
-        """Guards the connections that this process accepts on `ports` while the body runs. Logs a warning if
-        the operating system does not list them."""
-        if not ports:
+    async def watch(self, port: int) -> AsyncIterator[None]:
+        """Guards the connections that this process accepts on `port` (0: on none) while the body runs. Logs a
+        warning if the operating system does not list them."""
+        if not port:
             yield
             return
         try:
-            self._sockets = AcceptedSockets(ports)
+            self._sockets = AcceptedSockets(port)
         except OSError as error:
             log.warning("gRPC connections are not guarded against floods and idle callers: %s", error)
             yield
             return
         self._watching = True
         self._scanned = time.monotonic()
-        task = asyncio.create_task(self._run())
         try:
-            yield
+            async with in_background(self._run()):
+                yield
         finally:
             self._watching = False
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
             if self._closed:
                 self._report()
             self._calls.clear()
+
+    def drain(self) -> None:
+        """From now on, ends connections without a running call, so that their clients connect to another
+        server. Calls that still arrive are refused in any case."""
+        self._draining = True
+        self._wake.set()
 
     def hang_up(self) -> None:
         """Ends all connections. Calls that are on their way fail with UNAVAILABLE: clients may retry them."""
@@ -222,7 +182,7 @@ class ConnectionGuard(ConnectionObserver):
 
     def scan(self, now: float) -> float:
         """Checks every connection and closes offenders. Returns the seconds until the next scan: fewer when
-        connections were closed, and fewest when there were too many in total.
+        connections were closed or had received too many bytes, and fewest when there were too many in total.
 
         Raises:
             OSError: no descriptor is free.
@@ -232,22 +192,27 @@ class ConnectionGuard(ConnectionObserver):
         # Connections do not age while the event loop is blocked, because it can't read their keys.
         self._clock = now = self._clock + min(elapsed, 2 * _MAX_PAUSE)
         before, connections = self._connections, {}
-        new: defaultdict[str, list[_Connection]] = defaultdict(list)
-        authenticated: defaultdict[str, list[_Connection]] = defaultdict(list)
-        count, closed = 0, False
+        new: defaultdict[str, list[Connection]] = defaultdict(list)
+        authenticated: defaultdict[str, list[Connection]] = defaultdict(list)
+        count, suspected = 0, False
         for socket in self._sockets.list():
             connection = before.get(socket)
             if connection is None:
-                connection = _Connection(socket, self._calls.setdefault(socket.peer, _Calls()), now)
+                connection = Connection(socket, self._calls.setdefault(socket.peer, Calls()), now)
                 connection.trusted = bool(limits.trusted) and is_within(socket.host, limits.trusted)
             connections[socket] = connection
             if connection.closed:
                 continue
             connection.update(now, elapsed, limits)
+            if self._draining and connection.is_unused():
+                self._sockets.end(socket)
+                connection.closed = True
+                continue
             if reason := self._offence(connection, now):
                 self._close(connection, reason)
-                closed = True
+                suspected = True
                 continue
+            suspected |= connection.large
             count += 1
             if connection.calls.total or connection.exempt:
                 authenticated[connection.address].append(connection)
@@ -256,11 +221,11 @@ class ConnectionGuard(ConnectionObserver):
         self._connections = connections
         self._calls = {socket.peer: connection.calls for socket, connection in connections.items()}
         victims = self._above_share(new, now)
-        pause = _MAX_PAUSE
-        if closed or victims or sum(map(len, new.values())) > limits.per_address:
+        pause = _MIN_PAUSE if self._draining else _MAX_PAUSE
+        if suspected or victims or sum(map(len, new.values())) > limits.per_address:
             pause = _MIN_PAUSE
         if (excess := count - len(victims) - limits.connections) > 0:
-            victims |= self._above_total(new, authenticated, victims, excess)
+            victims |= self._above_total(new, authenticated, victims, excess, now)
             pause = _URGENT_PAUSE
         for connection, reason in victims.items():
             self._close(connection, reason)
@@ -269,11 +234,13 @@ class ConnectionGuard(ConnectionObserver):
             self._report()
         return pause
 
-    def _offence(self, connection: _Connection, now: float) -> str:
+    def _offence(self, connection: Connection, now: float) -> str:
         """Returns why a connection is closed regardless of other connections; empty if it stays open."""
         limits, calls, size = self.limits, connection.calls, connection.socket.received
         if connection.exempt:
             return ""
+        if now - connection.read > limits.unread_time:
+            return "with responses that were not read"
         if not calls.total:
             if now - connection.since > limits.key_timeout:
                 return "without a key in time"
@@ -288,15 +255,14 @@ class ConnectionGuard(ConnectionObserver):
                 return self._flood(connection, now)
             return ""
         allowed = limits.unexplained + min(calls.open * self._message_limit, limits.reading_bytes)
-        if (
-            connection.unexplained > allowed
-            or connection.idle > limits.idle_bytes
-            or connection.resets > limits.resets
-        ):
+        # gRPC receives bytes of calls before a busy event loop sees these calls: the next scan knows them.
+        before = connection.large
+        connection.large = connection.unexplained > allowed or connection.idle > limits.idle_bytes
+        if (before and connection.large) or connection.resets > limits.resets:
             return self._flood(connection, now)
         return ""
 
-    def _above_share(self, new: dict[str, list[_Connection]], now: float) -> dict[_Connection, str]:
+    def _above_share(self, new: dict[str, list[Connection]], now: float) -> dict[Connection, str]:
         """Returns the oldest unauthenticated connections of addresses that have too many."""
         limits = self.limits
         victims = {}
@@ -313,39 +279,41 @@ class ConnectionGuard(ConnectionObserver):
 
     def _above_total(
         self,
-        new: dict[str, list[_Connection]],
-        authenticated: dict[str, list[_Connection]],
-        excluded: Collection[_Connection],
+        new: dict[str, list[Connection]],
+        authenticated: dict[str, list[Connection]],
+        excluded: Collection[Connection],
         excess: int,
-    ) -> dict[_Connection, str]:
+        now: float,
+    ) -> dict[Connection, str]:
         """Returns `excess` connections to close: unauthenticated ones first, then those without a call;
-        within these groups those of the addresses with the most, the oldest of each address first."""
+        within these groups those of the addresses with the most, the oldest of each address first. If few
+        unauthenticated ones are within their `grace`, those come last: they are callers who connect."""
+        others = [[each for each in group if each not in excluded] for group in new.values()]
+        young = {each for group in others for each in group if now - each.since <= self.limits.grace}
+        if len(young) > self.limits.connections // _NEW_SHARE:
+            young.clear()
+        unused = [
+            [each for each in group if not each.calls.open and not each.exempt]
+            for group in authenticated.values()
+        ]
         ranked = []
-        for priority, candidates in (
-            (0, [[each for each in group if each not in excluded] for group in new.values()]),
-            (
-                1,
-                [
-                    [each for each in group if not each.calls.open and not each.exempt]
-                    for group in authenticated.values()
-                ],
-            ),
-        ):
+        for priority, candidates in ((0, others), (1, unused)):
             for group in candidates:
                 group.sort(key=lambda connection: connection.used)
                 ranked += [
-                    (priority, index - len(group), connection) for index, connection in enumerate(group)
+                    (2 if connection in young else priority, index - len(group), connection)
+                    for index, connection in enumerate(group)
                 ]
         ranked.sort(key=lambda entry: entry[:2])
         return {connection: "too many in all" for _, _, connection in ranked[:excess]}
 
-    def _close(self, connection: _Connection, reason: str) -> None:
+    def _close(self, connection: Connection, reason: str) -> None:
         if self._sockets.disconnect(connection.socket):
             self._closed[reason] += 1
             self._closed_addresses[connection.address] += 1
         connection.closed = True
 
-    def _flood(self, connection: _Connection, now: float) -> str:
+    def _flood(self, connection: Connection, now: float) -> str:
         """Records the address of a flooding connection. Returns the reason to close it."""
         count, since = self._floods.pop(connection.address, (0, now))
         if now - since > self.limits.penalty:

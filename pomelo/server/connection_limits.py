@@ -39,14 +39,20 @@ class ConnectionLimits:
     """Calls that may be reset within `reset_window`."""
     unexplained: int = 16 * _MIB
     unexplained_rate: int = _MIB
-    """Received on an authenticated connection beyond what its calls account for, as a burst and per second.
-    Messages of cancelled and refused calls are unexplained, and frames that belong to no call."""
+    """Received on an authenticated connection beyond what its calls account for, as a burst and per second,
+    in two scans. Messages of cancelled and refused calls are unexplained, and so are frames that belong to no
+    call."""
     call_bytes: int = 72 * _KIB
     """Accounted for per call besides its messages: headers, and a window of data that was not read."""
     reading_bytes: int = 128 * _MIB
     """Maximum accounted for by messages that are still being received."""
     idle_bytes: int = 512 * _KIB
-    """Received on an authenticated connection since its last call ended: frames that belong to no call."""
+    """Received on an authenticated connection since its last call ended, in two scans: frames that belong to
+    no call."""
+    unread_time: float = 60.0
+    unread_bytes: int = 4 * _KIB
+    """A caller whose calls have ended must read so many bytes of their responses within `unread_time`. Pings
+    take less."""
     floods: int = 3
     penalty: float = 60.0
     trusted: tuple[IPv4Network | IPv6Network, ...] = ()
@@ -81,6 +87,13 @@ class ConnectionObserver:
 
     def ended(self, peer: str) -> None:
         """Reports that a call with a valid key has ended, once."""
+
+    def sending(self, peer: str) -> None:
+        """Reports that a call has ended except for the rest of its response, which its caller may read
+        slowly. `sent` must follow."""
+
+    def sent(self, peer: str) -> None:
+        """Reports that the response was sent, or that the caller has left."""
 
     def trust(self, peer: str) -> None:
         """Reports that the peer is a proven gateway, whose connection carries the calls of many callers."""

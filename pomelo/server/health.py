@@ -49,17 +49,18 @@ class HealthServicer:
     @keyless
     async def Watch(self, rpc: Rpc) -> None:
         await rpc.admit_if_known()
-        with rpc.without_key():
-            request = await rpc.small_message(health_pb2.HealthCheckRequest)
-            known = request.service in self._services
-            reported = None
-            while True:
-                # Read before the write, during which the state may change.
-                change, draining = self._readiness.next_change(), self._readiness.draining
-                response = self._response() if known else _Status(status=_Status.SERVICE_UNKNOWN)
-                if response != reported:
-                    reported = response
-                    await rpc.send(response)
-                if draining:
-                    return
-                await change.wait()
+        rpc.count_without_key()
+        request = await rpc.small_message(health_pb2.HealthCheckRequest)
+        known = request.service in self._services
+        reported = None
+        await rpc.probe()  # otherwise a first response that is not read could not be ended
+        while True:
+            # Read before the write, during which the state may change.
+            change, draining = self._readiness.next_change(), self._readiness.draining
+            response = self._response() if known else _Status(status=_Status.SERVICE_UNKNOWN)
+            if response != reported:
+                reported = response
+                await rpc.send(response)
+            if draining:
+                return
+            await change.wait()

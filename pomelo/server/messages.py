@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.server import field_limit
 from pomelo.unknown_fields import check_no_unknown_fields, check_outer_fields
@@ -50,8 +51,9 @@ def check_request(request: Any) -> Any:
     Raises:
         PomeloError: invalid_parameter.
     """
-    # The model of a task is checked before the fields of its spec.
-    if isinstance(request, (RunTaskRequest, StreamTaskRequest)):
+    # The model of a task is checked before the fields of its spec. A chunk has no fields in it.
+    is_task = isinstance(request, (RunTaskRequest, StreamTaskRequest))
+    if is_task or (isinstance(request, UploadMediaRequest) and not request.HasField("header")):
         check_outer_fields(request, _LABEL)
     else:
         check_no_unknown_fields(request, request.ByteSize(), _LABEL)

@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pomelo.gen.admin.v1.admin_service_pb2 import DESCRIPTOR
 from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.server.calls import FrontEnd
-from pomelo.server.messages import check_request
+from pomelo.server.messages import check_request, parse
 from pomelo.server.remote.channel import open_channel
 from pomelo.service import Operator
 from pomelo.status import from_rpc_error
@@ -30,19 +30,20 @@ def admin_handlers(operator: Operator) -> dict[str, Any]:
     front_end = FrontEnd()
     return {
         method.name: grpc.unary_unary_rpc_method_handler(
-            front_end.unlimited(_checked(getattr(operator, _attribute(method.name)))),
-            request_deserializer=GetMessageClass(method.input_type).FromString,
+            front_end.unlimited(
+                _checked(getattr(operator, _attribute(method.name)), GetMessageClass(method.input_type))
+            ),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
         for method in ADMIN_SERVICE.methods
     }
 
 
-def _checked(method: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
-    """Returns a method that refuses requests with unknown fields."""
+def _checked(method: Callable[[Any], Awaitable[Any]], message_type: Any) -> Callable[[bytes], Awaitable[Any]]:
+    """Returns a method that takes a serialized request, and refuses what is not one, and unknown fields."""
 
-    async def call(request: Any) -> Any:
-        return await method(check_request(request))
+    async def call(data: bytes) -> Any:
+        return await method(check_request(parse(data, message_type)))
 
     return call
 

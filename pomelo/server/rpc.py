@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
 from pomelo.call import CHARGED_HEADER, Call
-from pomelo.errors import BODY_ERRORS, TABLE, PomeloError
+from pomelo.errors import BODY_ERRORS, TABLE, PomeloError, without_traceback
 from pomelo.in_flight import FairSemaphore
 from pomelo.origin import FORWARDED_KEY, caller_address
 from pomelo.process import CancelScope
 from pomelo.server import field_limit
-from pomelo.server.call_limits import ServerState, TimeoutReason
+from pomelo.server.call_limits import DEADLINE, TOO_MANY_MESSAGES, Pool, ServerState, TimeoutReason
 from pomelo.server.messages import check_request, check_size, parse
+from pomelo.server.unread_streams import UNREAD_PER_BYTE
 from pomelo.service import Visit
-from pomelo.status import OPEN_KEY, REFUSED_KEY, details_metadata, retry_metadata, status_code, to_status
+from pomelo.status import (
+    OPEN_KEY,
+    REFUSED_KEY,
+    details_metadata,
+    retry_metadata,
+    status_code,
+    to_metadata,
+    to_status,
+)
 
 _GRACE = 5.0
 """Seconds after a call's deadline in which the services end it themselves, with a complete response."""
@@ -30,30 +40,17 @@ _DISCARD_TIME = 1.0
 _RESET_TIME = 0.25
 """A call that is cancelled within so many seconds counts as a reset, even if its message was read."""
 
-_DEADLINE = TimeoutReason("deadline_exceeded")
-_TOO_MANY_MESSAGES = TimeoutReason(
-    "overloaded",
-    "The account sends more messages at a time than the server accepts. Retry later",
-)
-
 Refusal = tuple[Any, str, tuple[tuple[str, str | bytes], ...]]
 """The arguments of `abort`: status, message, trailing metadata."""
-
-
-def without_traceback(error: PomeloError) -> PomeloError:
-    """Removes the traceback and the cause of an error that is kept, and returns it. They reference every
-    frame that the error passed, and the frame's values, such as a message of megabytes."""
-    error.__traceback__ = error.__cause__ = error.__context__ = None
-    return error
 
 
 class Rpc:
     """One gRPC call: its `Call`, its messages, and its response."""
 
     __slots__ = (
-        "_authenticated", "_context", "_front", "_loop", "_peer", "_read", "_served", "_size", "_started",
-        "accepted", "call", "gateway", "model", "opening", "refused_body", "scope",
-        "timeout_error", "trusted", "visit", "write",
+        "_authenticated", "_context", "_front", "_loop", "_pool", "_read", "_served", "_size",
+        "_started", "accepted", "call", "gateway", "model", "opening", "peer", "refused_body", "release",
+        "scope", "timeout_error", "trusted", "unread", "visit", "write",
     )  # fmt: skip
 
     def __init__(self, front: ServerState, context: Any) -> None:
@@ -61,20 +58,22 @@ class Rpc:
         metadata = dict(pairs)
         self._front = front
         self._context = context
-        self._peer: str = context.peer()
+        self.peer: str = context.peer()
         self._loop = loop = asyncio.get_running_loop()
         self._started = started = loop.time()
-        self.accepted = False
-        """Whether the initial metadata of a stream were sent."""
-        self.opening = False
-        """Whether initial metadata are being sent, or were when the call was cancelled."""
+        self.accepted = False  # whether the initial metadata of a stream were sent
+        self.opening = False  # whether initial metadata are being sent, or were when the call was cancelled
+        self.release: Callable[[], None] | None = None
+        """Ends the count of a message as unread, while a large one is sent."""
+        self.unread: float | None = None  # as in `pomelo.server.unread_streams.Stream`
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         """Sends one serialized message of a stream; waits until the caller reads."""
+        self._pool: Pool | None = None  # what counts the call as one without a key
         self._authenticated = False
         self._read = False
         self._served = False
         self._size = 0
-        origin = front.proof.origin(metadata, self._peer)
+        origin = front.proof.origin(metadata, self.peer)
         self.gateway = origin.gateway
         self.trusted = origin.proven
         address = origin.address
@@ -92,11 +91,9 @@ class Rpc:
         self.call.relayed = self.trusted
         self.refused_body: str = metadata.get(REFUSED_KEY, "") if self.trusted else ""
         """The error and size of a body that a gateway has refused itself, as in `REFUSED_KEY`."""
-        self.model = ""
-        """The model that the message names, empty until the message was read."""
-        self.visit: Visit | None = None
-        """None until the call is admitted."""
-        self.timeout_error = _DEADLINE
+        self.model = ""  # that the message names; empty until the message was read
+        self.visit: Visit | None = None  # until the call is admitted
+        self.timeout_error = DEADLINE
         """The error of the call when `scope` expires."""
         when = started + front.limits.unauthenticated_time
         if when < self.call.deadline:
@@ -113,7 +110,7 @@ class Rpc:
         Raises:
             PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
         """
-        front, peer = self._front, self._peer
+        front, peer = self._front, self.peer
         assert front.access is not None
         front.connections.checking(peer)
         try:
@@ -128,9 +125,9 @@ class Rpc:
         """Reports a valid key or signature, so that the connection may stay open. Idempotent."""
         if not self._authenticated:
             self._authenticated = True
-            self._front.connections.authenticated(self._peer)
+            self._front.connections.authenticated(self.peer)
             if self.trusted:
-                self._front.connections.trust(self._peer)
+                self._front.connections.trust(self.peer)
 
     async def admit_if_known(self) -> PomeloError | None:
         """Admits a call that needs no key. Returns the error of an invalid key instead of raising it.
@@ -149,22 +146,19 @@ class Rpc:
         self.unlimit()
         return None
 
-    @contextmanager
-    def without_key(self) -> Iterator[None]:
-        """Counts the call as an unauthenticated one for the block, unless it was admitted.
+    def count_without_key(self) -> None:
+        """Counts the call as an unauthenticated one until its end, unless it was admitted.
 
         Raises:
             PomeloError: overloaded.
         """
         if self.visit is not None:
-            yield
-        elif self.trusted:
+            return
+        if self.trusted:
             self.unlimit()
-            with self._front.forwarded:
-                yield
-        else:
-            with self._front.unauthenticated:
-                yield
+        pool = self._front.forwarded if self.trusted else self._front.unauthenticated
+        pool.take()
+        self._pool = pool
 
     def signed(self) -> None:
         """Accepts a valid signature in place of a key: only the call's own deadline applies from now on."""
@@ -175,7 +169,7 @@ class Rpc:
     def unlimit(self) -> None:
         """Applies no limit but the call's own deadline, which the services enforce."""
         if not self.scope.expired:
-            self.timeout_error = _DEADLINE
+            self.timeout_error = DEADLINE
             self.scope.reschedule(self.call.deadline + _GRACE)
 
     def _until(self, when: float, reason: TimeoutReason) -> None:
@@ -185,7 +179,7 @@ class Rpc:
         if when < self.call.deadline:
             self.timeout_error = reason
         else:
-            when, self.timeout_error = self.call.deadline, _DEADLINE
+            when, self.timeout_error = self.call.deadline, DEADLINE
         self.scope.reschedule(when)
 
     async def _acquire(self, semaphore: FairSemaphore, until: float, reason: TimeoutReason) -> str:
@@ -194,7 +188,7 @@ class Rpc:
         principal = self.call.principal
         owner = "" if principal is None else principal.account
         if not semaphore.take(owner):
-            self._until(until, _TOO_MANY_MESSAGES)
+            self._until(until, TOO_MANY_MESSAGES)
             await semaphore.acquire(owner)
         self._until(until, reason)
         return owner
@@ -282,7 +276,7 @@ class Rpc:
             return None
         self._read = True
         self._size += len(data)
-        self._front.connections.received(self._peer, len(data))
+        self._front.connections.received(self.peer, len(data))
         return bytes(data)
 
     async def _only_message(self, limit: int, visit: Visit | None = None) -> bytes:
@@ -302,7 +296,9 @@ class Rpc:
     async def open(self) -> None:
         """Accepts a stream: sends `call.response_headers` as initial metadata. Call it once."""
         self.accepted = True
-        pairs = _pairs(self.call.response_headers)
+        if not self.trusted:  # a gateway reads as slowly as its callers, and ends those that do not read
+            self._front.streams.add(self)
+        pairs = to_metadata(self.call.response_headers)
         if self.gateway:
             pairs.append((OPEN_KEY, "1"))
         await self._send_metadata(pairs)
@@ -313,7 +309,10 @@ class Rpc:
         Raises:
             grpc.aio.BaseError: the caller has left.
         """
+        scope, when = self.scope, self.scope.when
+        scope.reschedule(math.inf)  # grpc.aio can't end a call whose initial metadata are being sent
         await self._send_metadata(())
+        scope.reschedule(when)
 
     async def _send_metadata(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.opening = True
@@ -322,11 +321,24 @@ class Rpc:
 
     async def send(self, message: Message) -> None:
         """Sends one message of a stream; waits until the caller reads."""
-        await self.write(message.SerializeToString())
+        data = message.SerializeToString()
+        self.unread = len(data) * UNREAD_PER_BYTE
+        await self.write(data)
+        self.unread = None
+
+    async def write_large(self, data: bytes) -> None:
+        """As `write`, for a large message: it counts as unread until the caller has read it, or the call has
+        ended."""
+        if self.visit is not None:
+            self.release = self.visit.hold(len(data))
+        await self.write(data)
+        if self.release is not None:
+            self.release()
+            self.release = None
 
     def close(self) -> None:
         """Sets the trailing metadata of a successful call to the headers that were not sent yet."""
-        pairs = _pairs(self.call.response_trailers if self.accepted else self.call.response_headers)
+        pairs = to_metadata(self.call.response_trailers if self.accepted else self.call.response_headers)
         if pairs:
             self._context.set_trailing_metadata(pairs)
 
@@ -334,7 +346,7 @@ class Rpc:
         """Returns the arguments of `abort` for an error. Unless the stream was accepted, all headers are
         trailing metadata: clients retry only calls that fail before anything else was sent."""
         status, call = to_status(error), self.call
-        pairs = _pairs(call.response_trailers if self.accepted else call.response_headers)
+        pairs = to_metadata(call.response_trailers if self.accepted else call.response_headers)
         if not self.accepted:
             pairs += retry_metadata(error)
         return status_code(error), status.message, (*details_metadata(status), *pairs)
@@ -361,31 +373,25 @@ class Rpc:
             return True
         return self._size + self.call.file_bytes > field_limit.SMALL_MESSAGE and error.row.http == 400
 
-    def end(self) -> None:
-        """Ends the call, before its response is sent."""
-        if self.visit is not None:
-            self.visit.close()
+    def end(self, *, sent: bool) -> None:
+        """Ends the call, before its response is sent. If it will not be `sent` soon, the call remains in
+        flight; end it once more then. Idempotent."""
+        self._front.streams.discard(self)
         if self._authenticated:
-            self._front.connections.ended(self._peer)
+            self._authenticated = False
+            self._front.connections.ended(self.peer)
+        if sent:
+            if self.visit is not None:
+                self.visit.close()
+            if self._pool is not None:
+                self._pool.release()
+                self._pool = None
+            if self.release is not None:
+                self.release()
+                self.release = None
 
     def cancelled(self) -> None:
         """Reports a reset if the caller has cancelled the call early."""
         now = self._loop.time()
         if now < self.call.deadline and (not self._read or now - self._started < _RESET_TIME):
-            self._front.connections.reset(self._peer)
-
-
-class _Keys(dict[str, str]):
-    """The names of headers -> their keys in metadata. There are few, as no caller can name one."""
-
-    def __missing__(self, name: str) -> str:
-        key = self[name] = name.lower()
-        return key
-
-
-_KEYS = _Keys()
-
-
-def _pairs(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    keys = _KEYS
-    return [(keys[name], value) for name, value in headers.items()]
+            self._front.connections.reset(self.peer)

@@ -61,11 +61,11 @@ _CLEANUP_TIME = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """The addresses and limits of the public server. Times are in seconds.
+    """The address and limits of the public server. Times are in seconds.
 
-    An address is `host:port` (port 0: any free one), `[v6]:port` or `unix:/path`. With a `certificate` every
-    address uses TLS, and a caller must present a certificate of its `client_ca`, if it has one. `grace` is
-    how long running calls may continue when the server stops.
+    The address is `host:port` (port 0: any free one), `[v6]:port` or `unix:/path`. With a `certificate` it
+    uses TLS, and a caller must present a certificate of its `client_ca`, if it has one. `grace` is how long
+    running calls may continue when the server stops.
 
     `connection_streams` are concurrent calls on one connection: at least as many as one account may run,
     since a client silently delays further ones. `limits` bound what calls may cost; by default a message may
@@ -74,7 +74,7 @@ class ServerOptions:
     of calls.
     """
 
-    address: str | tuple[str, ...] = "127.0.0.1:50051"
+    address: str = "127.0.0.1:50051"
     grace: float = 10.0
     certificate: Certificate | None = None
     limits: CallLimits = field(default_factory=CallLimits)
@@ -114,8 +114,7 @@ class ServerOptions:
 
 
 class _Tls:
-    """The certificate of all addresses, which can be replaced. gRPC asks for it at each handshake, in its own
-    threads."""
+    """The certificate, which can be replaced. gRPC asks for it at each handshake, in its own threads."""
 
     def __init__(self, certificate: Certificate) -> None:
         self._requires_certificates = certificate.client_ca is not None
@@ -126,7 +125,7 @@ class _Tls:
         self._current = grpc.ssl_server_certificate_configuration([pair], certificate.client_ca)
 
     def credentials(self) -> Any:
-        """Returns grpc's credentials of one address."""
+        """Returns grpc's credentials."""
         known = self._current
 
         def fetch() -> Any:
@@ -141,17 +140,16 @@ class _Tls:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server. `addresses` are the bound ones, in the order of the options. While it is not ready,
-    load balancers get NOT_SERVING; calls are still accepted."""
+    """A running server. `address` is the bound one. While it is not ready, load balancers get NOT_SERVING;
+    calls are still accepted."""
 
-    addresses: tuple[str, ...]
+    address: str
     running: Running
     readiness: Readiness
+    drain: Callable[[], None]
+    """Makes clients connect to another server, now that their calls are refused: ends connections without a
+    running call."""
     _tls: _Tls | None = None
-
-    @property
-    def address(self) -> str:
-        return self.addresses[0]
 
     def replace_certificate(self, certificate: Certificate) -> None:
         """Replaces the certificate of a server with TLS, for new connections."""
@@ -165,7 +163,6 @@ async def open_server(
     options: ServerOptions,
     *,
     proof: GatewayProof | None = None,
-    register: Callable[[Any], Sequence[str]] | None = None,
     connections: ConnectionObserver | None = None,
     readiness: Readiness | None = None,
     report_connections: Callable[[Callable[[], int], int], None] = lambda count, limit: None,
@@ -175,10 +172,8 @@ async def open_server(
     `proof` recognises gateways; without it they are ordinary callers. Health is SERVING while `readiness`
     says that the process is ready. `connections` receives the reports about each connection's calls in place
     of the guard. `report_connections` is called once, with a function that returns the number of connections,
-    and with their limit. `register` may add servicers to the grpc.aio server
-    before it starts, and returns their full names. Leaving stops the server: health is NOT_SERVING, new calls
-    are refused, running ones may end within the grace and are then cancelled. It returns when their handlers
-    have ended.
+    and with their limit. Leaving stops the server: health is NOT_SERVING, new calls are refused, running ones
+    may end within the grace and are then cancelled. It returns when their handlers have ended.
 
     Raises:
         OSError: an address can't be listened on.
@@ -195,33 +190,18 @@ async def open_server(
         options.connections.trusted,
         options.observers,
     )
-    server = grpc.aio.server(options=options.channel_args())
-    servicers: dict[Any, object] = {
-        task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),
-        model_service_pb2.DESCRIPTOR: ModelServicer(services.models),
-        media_service_pb2.DESCRIPTOR: MediaServicer(services.media),
-        account_service_pb2.DESCRIPTOR: AccountServicer(services.accounts),
-    }
-    names = [service.full_name for file in servicers for service in file.services_by_name.values()]
-    names += register(server) if register else ()
-    servicers |= {
-        health_pb2.DESCRIPTOR: health.HealthServicer(names, readiness),
-        reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE]),
-    }
-    # Registered methods have separate queues, from which grpc takes one new call at a time. In a common queue
-    # a health check would wait behind a flood of other calls.
-    for file, servicer in servicers.items():
-        for service in file.services_by_name.values():
-            server.add_registered_method_handlers(service.full_name, front_end.handlers(service, servicer))
-    server.add_generic_rpc_handlers((front_end.unknown_method(),))
+    server = _create_server(options)
+    _add_services(server, front_end, services, readiness)
     tls = _Tls(options.certificate) if options.certificate is not None else None
-    requested = (options.address,) if isinstance(options.address, str) else options.address
-    addresses = tuple([_bind(server, address, tls.credentials() if tls else None) for address in requested])
+    address = _bind(server, options.address, tls.credentials() if tls else None)
     await server.start()
-    guarded = () if connections else [port for address in addresses if (port := _port(address))]
-    async with guard.watch(guarded):
+    is_guarded = not connections and not address.startswith("unix:")
+    async with (
+        process.in_background(front_end.watch_streams()),
+        guard.watch(int(address.rpartition(":")[2]) if is_guarded else 0),
+    ):
         try:
-            yield Server(addresses, front_end.running, readiness, tls)
+            yield Server(address, front_end.running, readiness, guard.drain, tls)
         finally:
             readiness.drain()
             with suppress(TimeoutError):
@@ -235,11 +215,41 @@ async def open_server(
                 async with asyncio.timeout(_CLEANUP_TIME):
                     await front_end.running.idle()
             except TimeoutError:
-                log.error(
-                    "%d calls did not end within %s s of being cancelled",
-                    front_end.running.count,
-                    _CLEANUP_TIME,
-                )
+                count = front_end.running.count
+                log.error("%d calls did not end within %s s of being cancelled", count, _CLEANUP_TIME)
+
+
+def _create_server(options: ServerOptions) -> Any:
+    """Returns a grpc.aio server, whose log does not have the callers who leave."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_caller_who_left)
+    return grpc.aio.server(options=options.channel_args())
+
+
+def _is_not_of_a_caller_who_left(record: logging.LogRecord) -> bool:
+    """Returns whether to log a record of grpc: not if a response was not sent to its end because its caller
+    has left, which grpc logs as an error with its trace."""
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")
+
+
+def _add_services(server: Any, front_end: FrontEnd, services: Services, readiness: Readiness) -> None:
+    """Adds the public services, health and reflection to a grpc.aio server."""
+    servicers: dict[Any, object] = {
+        task_service_pb2.DESCRIPTOR: TaskServicer(services.tasks),
+        model_service_pb2.DESCRIPTOR: ModelServicer(services.models),
+        media_service_pb2.DESCRIPTOR: MediaServicer(services.media),
+        account_service_pb2.DESCRIPTOR: AccountServicer(services.accounts),
+    }
+    names = [service.full_name for file in servicers for service in file.services_by_name.values()]
+    servicers |= {
+        health_pb2.DESCRIPTOR: health.HealthServicer(names, readiness),
+        reflection_pb2.DESCRIPTOR: ReflectionServicer([*names, health.SERVICE]),
+    }
+    # Registered methods have separate queues, from which grpc takes one new call at a time. In a common queue
+    # a health check would wait behind a flood of other calls.
+    for file, servicer in servicers.items():
+        for service in file.services_by_name.values():
+            server.add_registered_method_handlers(service.full_name, front_end.handlers(service, servicer))
+    server.add_generic_rpc_handlers((front_end.unknown_method(),))
 
 
 @asynccontextmanager
@@ -252,7 +262,7 @@ async def open_operator_socket(operator: Operator, path: Path, *, grace: float =
         OSError: the path is too long, another process listens there, or another file has this path.
     """
     address = _free_address(path)
-    server = grpc.aio.server(options=ServerOptions().channel_args())
+    server = _create_server(ServerOptions())
     name = ADMIN_SERVICE.full_name
     server.add_registered_method_handlers(name, admin_handlers(operator))
     add_ServerReflectionServicer_to_server(OpenReflection([name]), server)
@@ -283,11 +293,6 @@ def _bind(server: Any, address: str, credentials: Any) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
-
-
-def _port(address: str) -> int:
-    """Returns the port of an address, 0 for a unix socket."""
-    return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])
 
 
 def _free_address(path: Path) -> str:

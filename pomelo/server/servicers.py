@@ -21,10 +21,13 @@ from pomelo.gen.v1.task_service_pb2 import (
     StreamTaskRequest,
     StreamTaskResponse,
 )
+from pomelo.in_flight import LARGE_RESPONSE
 from pomelo.server.calls import keyless
 from pomelo.server.envelope import envelope
+from pomelo.server.messages import check_request
 from pomelo.server.reflection import Reflection
 from pomelo.server.rpc import Rpc
+from pomelo.server.unread_streams import UNREAD_PER_BYTE
 from pomelo.service import AccountService, MediaService, ModelService, TaskService
 
 MAX_CHUNK = 1024 * 1024
@@ -56,7 +59,13 @@ class TaskServicer:
                 # Not before the first event: clients retry only calls that fail without initial metadata.
                 if not rpc.accepted:
                     await rpc.open()
-                await rpc.write(_stream_response(event))
+                data = _stream_response(event)
+                rpc.unread = len(data) * UNREAD_PER_BYTE
+                if len(data) <= LARGE_RESPONSE:
+                    await rpc.write(data)
+                else:
+                    await rpc.write_large(data)
+                rpc.unread = None
 
 
 class ModelServicer:
@@ -96,6 +105,7 @@ class MediaServicer:
         first = await rpc.next_message(media_pb.UploadMediaRequest)
         content_type, buffered = "", []
         if first is not None:
+            check_request(first)
             content_type = first.header.content_type
             if first.WhichOneof("data") != "header":
                 buffered.append(first)
@@ -106,19 +116,21 @@ class MediaServicer:
     @keyless
     async def DownloadMedia(self, rpc: Rpc) -> None:
         refusal = await rpc.admit_if_known()
-        with rpc.without_key():
-            request = await rpc.small_message(media_pb.DownloadMediaRequest)
-            if refusal is not None and not request.signature:
-                raise refusal
-            async with self._media.download_media(request.id, request.signature, rpc.call) as (
-                media,
-                chunks,
-            ):
-                rpc.signed()
-                await rpc.open()
-                await rpc.send(media_pb.DownloadMediaResponse(media=media))
-                async for chunk in chunks:
-                    await rpc.send(media_pb.DownloadMediaResponse(chunk=chunk))
+        rpc.count_without_key()
+        request = await rpc.small_message(media_pb.DownloadMediaRequest)
+        if refusal is not None and not request.signature:
+            raise refusal
+        if rpc.visit is not None or request.signature:  # otherwise the missing key is reported
+            check_request(request)
+        async with self._media.download_media(request.id, request.signature, rpc.call) as (
+            media,
+            chunks,
+        ):
+            rpc.signed()
+            await rpc.open()
+            await rpc.send(media_pb.DownloadMediaResponse(media=media))
+            async for chunk in chunks:
+                await rpc.send(media_pb.DownloadMediaResponse(chunk=chunk))
 
 
 class ReflectionServicer:
@@ -130,10 +142,11 @@ class ReflectionServicer:
     @keyless
     async def ServerReflectionInfo(self, rpc: Rpc) -> None:
         await rpc.admit_if_known()
-        with rpc.without_key():
-            while (request := await rpc.next_message(ServerReflectionRequest)) is not None:
-                for answer in self._reflection.answers(request):
-                    await rpc.send(answer)
+        rpc.count_without_key()
+        await rpc.probe()  # otherwise a first answer that is not read could not be ended
+        while (request := await rpc.next_message(ServerReflectionRequest)) is not None:
+            for answer in self._reflection.answers(request):
+                await rpc.send(answer)
 
 
 async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> AsyncIterator[bytes]:
@@ -154,7 +167,7 @@ async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> Asyn
         if message is None:
             break
         empty = False
-        chunk = _chunk(message)
+        chunk = _chunk(check_request(message))
         del message
         yield chunk
         del chunk

@@ -382,8 +382,8 @@ class UsageRecord(_message.Message):
     price_version: _builtins.str
     """The date of the price, such as 2026-11-22."""
     code: _builtins.str
-    """Why the task failed: the code of its error, such as provider_failed; cancelled, if its caller left; empty, if it
-    did not fail.
+    """Why the task failed: the code of its error, such as provider_failed; cancelled, if its caller left or the server
+    was stopped; empty, if it did not fail.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -459,7 +459,7 @@ class UsageFilter(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Only tasks that ended before this time. Default: no bound."""
+        """Only tasks that ended before this time, which is not before start_time. Default: no bound."""
 
     def __init__(
         self,

@@ -183,7 +183,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     - `model`: the name of the model; shortened if it has more than 100 characters.
     - `quota`: the limit that was reached: its field in PlanLimits (`requests_per_minute`, `concurrent_requests`,
       `tokens_per_minute`), `calls_in_flight` (calls of any kind), or `failed_keys_per_minute` (of an address).
-    - `requested`: what the task would count toward the limit, if that is more than the limit itself.
+    - `requested`: what the task would count toward the limit, if that is more than the limit itself: it must ask for
+      less, and is not retried.
     - `requiredMicros`: the credits that must be available for the task to run, in millionths of a credit.
     - `resetTime`: when the limit is reset.
     - `retryAfter`: the seconds to wait.

@@ -11,8 +11,9 @@ from typing import Any
 
 from pomelo.in_flight import InFlightLimits
 from pomelo.origin import GatewayProof
-from pomelo.server.remote.channel import ConnectionPool, Tls
+from pomelo.server.remote.channel import Tls
 from pomelo.server.remote.media import RemoteMedia
+from pomelo.server.remote.pool import ConnectionPool
 from pomelo.server.remote.services import RemoteAccess, RemoteAccounts, RemoteModels, RemoteTasks
 from pomelo.service import Services
 from pomelo.telemetry.readiness import Readiness

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
 from pomelo.call import ADJUSTED_HEADER, STRICT, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
-from pomelo.gen.v1.model_service_pb2 import GetModelRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest, StreamTaskResponse
@@ -34,15 +32,12 @@ from pomelo.turns import Turn
 MAX_MESSAGE = 64 * 1024 * 1024
 """Maximum bytes of one message from the server, which may contain an image or audio."""
 
-_MAX_CALLS = 200
-"""Maximum concurrent calls on one connection: a fifth of what a server accepts by default. The server counts
-a cancelled call until its cleanup has ended, and accepts few connections from one address."""
+_LEAVE_AFTER = 5.0
+"""Seconds after which a connection may be replaced because its server drains or is not ready: behind one
+address, the next connection may lead to another server."""
 
 _GRACE = 0.25
 """Seconds after the deadline in which the server can still report itself that it passed."""
-
-_HEALTH_TIMEOUT = 1.0
-"""Seconds that the server has to report its health."""
 
 _PLAIN = re.compile(r"[\x21-\x7e]{1,256}")
 """Text that metadata can carry; longer than any key or traceparent."""
@@ -98,14 +93,19 @@ def open_channel(target: str, credentials: Any = None, options: Mapping[str, Any
 
 
 class Connection:
-    """One connection, its stubs, and the number of calls on it. As a context manager it counts one call."""
+    """One connection, its stubs, and the number of calls on it. As a context manager it counts one call.
+    While it is `leaving`, it gets no new calls."""
 
     __slots__ = (
-        "_proof", "_watch", "accounts", "calls", "health", "media", "models", "stream_task", "tasks",
+        "_leave_at", "_proof", "_watch", "accounts", "calls", "channel", "health", "leaving", "media",
+        "models", "stream_task", "tasks",
     )  # fmt: skip
 
     def __init__(self, channel: Any, proof: GatewayProof, watch: ServerWatch) -> None:
+        self.channel = channel
         self.calls = 0
+        self.leaving = False
+        self._leave_at = time.monotonic() + _LEAVE_AFTER
         self._proof = proof
         self._watch = watch
         self.tasks = TaskServiceStub(channel)
@@ -129,6 +129,12 @@ class Connection:
     ) -> None:
         self.calls -= 1
         self._watch.call_ended(error)
+        if isinstance(error, PomeloError) and error.code == "shutting_down":
+            self.leave()
+
+    def leave(self) -> None:
+        """Leads later calls to another server, unless the connection is new."""
+        self.leaving = time.monotonic() >= self._leave_at
 
     def arguments(self, call: Call) -> dict[str, Any]:
         """Returns the metadata and the timeout with which to forward `call`."""
@@ -156,100 +162,6 @@ class Connection:
         return {"metadata": metadata, "timeout": remaining + _GRACE}
 
 
-class ConnectionPool:
-    """The connections to one server: one, and one more whenever all are full."""
-
-    def __init__(
-        self,
-        target: str,
-        credentials: Any,
-        stack: AsyncExitStack,
-        proof: GatewayProof,
-        options: Mapping[str, Any],
-    ) -> None:
-        self._target = target
-        self._proof = proof
-        self._options = options
-        self._watch = ServerWatch(target)
-        self._credentials = credentials
-        self._stack = stack
-        self._connections: list[Connection] = []
-
-    def pick(self) -> Connection:
-        """Returns a connection that can take one more call."""
-        for connection in self._connections:
-            if connection.calls < _MAX_CALLS:
-                return connection
-        channel = self._open_channel()
-        self._stack.push_async_callback(channel.close)
-        connection = Connection(channel, self._proof, self._watch)
-        self._connections.append(connection)
-        return connection
-
-    def _open_channel(self) -> Any:
-        return open_channel(self._target, self._credentials, self._options)
-
-    async def check_health(self) -> None:
-        """Asks the server whether it accepts calls.
-
-        Raises:
-            PomeloError: it does not, or it does not respond.
-        """
-        if self._proof.known:
-            status = await self._health(self.pick())
-        else:  # a server closes a connection that presents no key, so each check opens its own
-            async with self._open_channel() as channel:
-                status = await self._health(Connection(channel, self._proof, self._watch))
-        if status != health_pb2.HealthCheckResponse.SERVING:
-            raise PomeloError("server_unavailable")
-
-    async def _health(self, connection: Connection) -> int:
-        with connection, _TRANSLATED_ERRORS:
-            response = await connection.health.Check(
-                health_pb2.HealthCheckRequest(),
-                metadata=self._proof.metadata("grpc", "", ""),
-                timeout=_HEALTH_TIMEOUT,
-            )
-        status: int = response.status
-        return status
-
-    async def unary(self, method: Callable[[Connection], Any], request: Message, call: Call) -> Any:
-        """Sends a request and returns the response; fills `call.response_headers`, also on an error. `method`
-        returns the method of a connection's stubs.
-
-        Raises:
-            PomeloError: a header or the key is invalid, or the RPC failed.
-        """
-        if call.header_error is not None:
-            await self.check_headers(call)
-        with self.pick() as connection:
-            return await unary(method(connection)(request, **connection.arguments(call)), call)
-
-    async def check_headers(self, call: Call) -> None:
-        """Checks the call's headers, which the server does not see. An invalid key is reported first.
-
-        Raises:
-            PomeloError: the key or a header is invalid.
-        """
-        if call.header_error is not None:
-            await self.check_key(call)
-            raise call.header_error
-
-    async def check_key(self, call: Call) -> None:
-        """Checks the call's key, and fills `call.response_headers`.
-
-        Raises:
-            PomeloError: the key is invalid, or the server does not respond.
-        """
-        try:
-            # The request has no id, which the server refuses after it has checked the key.
-            with self.pick() as connection:
-                await unary(connection.models.GetModel(GetModelRequest(), **connection.arguments(call)), call)
-        except PomeloError as error:
-            if error.code != "missing_parameter":
-                raise
-
-
 async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
     """Returns the response of an RPC that has one; fills `call.response_headers`, also on an error.
 
@@ -258,7 +170,7 @@ async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
     Raises:
         PomeloError: the RPC failed.
     """
-    with _TRANSLATED_ERRORS:
+    with TRANSLATED_ERRORS:
         try:
             response = await rpc
         except grpc.aio.AioRpcError as last:
@@ -291,7 +203,7 @@ class Messages(AsyncIterator[M]):
         Raises:
             PomeloError: the server refused the call.
         """
-        with _TRANSLATED_ERRORS:
+        with TRANSLATED_ERRORS:
             metadata = await self._rpc.initial_metadata()
         _fill(self._call, metadata)
         if OPEN_KEY not in metadata:
@@ -366,7 +278,7 @@ class _TranslatedErrors:
                 raise PomeloError("internal_error") from error
 
 
-_TRANSLATED_ERRORS = _TranslatedErrors()
+TRANSLATED_ERRORS = _TranslatedErrors()
 
 
 def _event(data: bytes) -> TaskEvent:

@@ -12,20 +12,24 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2 import (
     Account,
     GetAccountRequest,
+    GetAccountResponse,
     ListUsageRequest,
     ListUsageResponse,
     SumUsageRequest,
     SumUsageResponse,
 )
-from pomelo.gen.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, ListModelsResponse, Model
-from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
-from pomelo.gen.v1.task_service_pb2 import (
-    RunTaskRequest,
-    StreamTaskRequest,
-    TaskOptions,
+from pomelo.gen.v1.model_service_pb2 import (
+    GetModelRequest,
+    GetModelResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    Model,
 )
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest, TaskOptions
 from pomelo.in_flight import InFlight, InFlightLimits, Ticket
-from pomelo.server.remote.channel import ConnectionPool, Messages, unary, until_deadline
+from pomelo.server.remote.channel import Messages, unary, until_deadline
+from pomelo.server.remote.pool import ConnectionPool
 from pomelo.status import REFUSED_KEY
 from pomelo.turns import Turns
 
@@ -43,16 +47,13 @@ class RemoteModels:
         self._pool = pool
 
     async def list_models(self, request: ListModelsRequest, call: Call) -> ListModelsResponse:
-        response: ListModelsResponse = await self._pool.unary(
-            lambda stubs: stubs.models.ListModels, request, call
-        )
-        return response
+        return await self._pool.unary(lambda stubs: stubs.models.ListModels, request, call)
 
     async def get_model(self, model_id: str, call: Call) -> Model:
         request = GetModelRequest(id=model_id)
+        response: GetModelResponse
         response = await self._pool.unary(lambda stubs: stubs.models.GetModel, request, call)
-        model: Model = response.model
-        return model
+        return response.model
 
 
 class RemoteAccess:
@@ -83,19 +84,22 @@ class RemoteAccess:
 class RemoteVisit:
     """Implements `Visit`. The server counts the call and reports its limits."""
 
-    __slots__ = ("_call", "_pool", "_ticket", "close", "reserve")
+    __slots__ = ("_call", "_pool", "_ticket", "close", "hold", "reserve")
 
     def __init__(self, pool: ConnectionPool, call: Call, ticket: Ticket) -> None:
         self._pool = pool
         self._call = call
         self._ticket = ticket
         self.reserve = ticket.reserve
+        self.hold = ticket.hold
         self.close = ticket.close
 
     def is_alone(self) -> bool:
         return self._ticket.is_alone()
 
     async def refuse(self, error: PomeloError, model: str = "") -> PomeloError:
+        if error.code == "invalid_api_key":  # the server has reported and counted it
+            return error
         header_error = self._call.header_error
         try:
             with self._pool.pick() as connection:
@@ -124,9 +128,9 @@ class RemoteTasks:
         if call.header_error is None:
             _keep_upload(spec, call)
         request = RunTaskRequest(spec=spec, options=options)
+        response: RunTaskResponse
         response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, request, call)
-        result: TaskResult = response.result
-        return result
+        return response.result
 
     @asynccontextmanager
     async def stream_task(
@@ -162,18 +166,12 @@ class RemoteAccounts:
         self._pool = pool
 
     async def get_account(self, call: Call) -> Account:
+        response: GetAccountResponse
         response = await self._pool.unary(lambda stubs: stubs.accounts.GetAccount, GetAccountRequest(), call)
-        account: Account = response.account
-        return account
+        return response.account
 
     async def list_usage(self, request: ListUsageRequest, call: Call) -> ListUsageResponse:
-        response: ListUsageResponse = await self._pool.unary(
-            lambda stubs: stubs.accounts.ListUsage, request, call
-        )
-        return response
+        return await self._pool.unary(lambda stubs: stubs.accounts.ListUsage, request, call)
 
     async def sum_usage(self, request: SumUsageRequest, call: Call) -> SumUsageResponse:
-        response: SumUsageResponse = await self._pool.unary(
-            lambda stubs: stubs.accounts.SumUsage, request, call
-        )
-        return response
+        return await self._pool.unary(lambda stubs: stubs.accounts.SumUsage, request, call)
