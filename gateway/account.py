@@ -9,6 +9,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gateway.errors import rename_field
 from gateway.objects import render_account, render_records, render_sums
 from gateway.queries import check_no_parameters, unknown_parameter
 from gateway.request import Request
@@ -47,9 +48,12 @@ async def list_usage(gateway: Gateway, request: Request, call: Call, visit: Visi
     except PomeloError as error:
         raise await visit.refuse(error) from None
     accounts = gateway.services.accounts
-    if isinstance(query, pb.SumUsageRequest):
-        return json_response(call, render_sums(await accounts.sum_usage(query, call)))
-    return json_response(call, render_records(await accounts.list_usage(query, call)))
+    try:
+        if isinstance(query, pb.SumUsageRequest):
+            return json_response(call, render_sums(await accounts.sum_usage(query, call)))
+        return json_response(call, render_records(await accounts.list_usage(query, call)))
+    except PomeloError as error:
+        raise rename_field(error, lambda field: _NAMES.get(field, field)) from None
 
 
 # --- query parameters
@@ -61,25 +65,20 @@ def parse_query(parameters: Mapping[str, str]) -> pb.ListUsageRequest | pb.SumUs
     Raises:
         PomeloError: invalid_parameter.
     """
-    values = _parse(parameters, _PARAMETERS)
+    values: dict[str, Any] = {}
+    for name, text in parameters.items():  # of a multidict: every value of a repeated name
+        if name not in _PARAMETERS:
+            raise unknown_parameter(name, _PARAMETERS)
+        field, parse = _PARAMETERS[name]
+        if field in values:
+            raise invalid(name, "given once")
+        values[field] = parse(name, text)
     grouping = values.pop("group_by", None)
     page = {name: values.pop(name) for name in ("page_size", "page_token") if name in values}
     usage_filter = pb.UsageFilter(**values) if values else None
     if grouping is None:
         return pb.ListUsageRequest(filter=usage_filter, **page)
     return pb.SumUsageRequest(filter=usage_filter, group_by=[grouping], **page)
-
-
-def _parse(parameters: Mapping[str, str], known: Mapping[str, tuple[str, _Parser]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, text in parameters.items():  # of a multidict: every value of a repeated name
-        if name not in known:
-            raise unknown_parameter(name, known)
-        field, parse = known[name]
-        if field in values:
-            raise invalid(name, "given once")
-        values[field] = parse(name, text)
-    return values
 
 
 _Parser = Callable[[str, str], Any]
@@ -91,6 +90,13 @@ def _text(name: str, text: str) -> str:
     except UnicodeEncodeError:
         raise invalid(name, "text") from None
     return text
+
+
+def _filter(name: str, text: str) -> str:
+    # An empty one would select everything, such as the usage of all keys for an unset variable of a script.
+    if not text:
+        raise invalid(name, "left out or not empty")
+    return _text(name, text)
 
 
 def _page_size(name: str, text: str) -> int:
@@ -145,9 +151,12 @@ _PARAMETERS: Mapping[str, tuple[str, _Parser]] = {
     "page_token": ("page_token", _text),
     "from": ("start_time", _time),
     "to": ("end_time", _time),
-    "model": ("model", _text),
-    "key_id": ("key_id", _text),
+    "model": ("model", _filter),
+    "key_id": ("key_id", _filter),
     "failed": ("failed", _boolean),
     "group_by": ("group_by", _group),
 }
 """The field of a request, or of its filter, that each parameter sets, and its parser."""
+
+_NAMES = {f"filter.{field}": name for name, (field, _) in _PARAMETERS.items()}
+"""The parameters of the fields of a filter."""

@@ -27,16 +27,17 @@ from pomelo import process
 from pomelo.addresses import join_address
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.in_flight import InFlight, InFlightLimits
+from pomelo.in_flight import LARGE_RESPONSE, InFlight, InFlightLimits
 from pomelo.process import is_cancelled, uncancel
 from pomelo.service import Services, Visit
 from pomelo.telemetry.events import report_call
+from pomelo.telemetry.readiness import Readiness
 
 log = logging.getLogger("pomelo.gateway")
 
 
 def make_gateway(
-    services: Services, options: GatewayOptions, unready: Callable[[], str], cors: Cors | None = None
+    services: Services, options: GatewayOptions, readiness: Readiness, cors: Cors | None = None
 ) -> Gateway:
     """Returns what the request handlers share, backed by `services`. Requires a running event loop."""
     return Gateway(
@@ -48,7 +49,7 @@ def make_gateway(
         downloads=InFlight(
             InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))
         ),
-        unready=unready,
+        readiness=readiness,
         cors=cors,
     )
 
@@ -83,6 +84,8 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
         else:
             sent = await handler(gateway, request, call)
         status = 200 if sent is None else sent.status
+        if sent is not None and visit is not None and len(sent.body) > LARGE_RESPONSE:
+            sent.on_end = visit.hold(len(sent.body))
         return sent
     except PomeloError as error:
         code, status = error.code, error.row.http
@@ -111,18 +114,18 @@ async def respond(gateway: Gateway, request: Request) -> Response | None:
 @asynccontextmanager
 async def open_rest(
     services: Services,
-    options: GatewayOptions | None,
+    options: GatewayOptions,
     host: str,
     port: int,
     ssl_context: ssl.SSLContext | None = None,
     *,
     reuse_port: bool = False,
-    unready: Callable[[], str] = lambda: "",
+    readiness: Readiness | None = None,
     report_connections: Callable[[Callable[[], int], int], None] = lambda count, limit: None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves REST within the context; yields the host and the port that it listens on (port 0: a free one).
-    With `reuse_port`, other processes may listen on it too. `unready` returns the code of the error
-    of health checks, empty if requests should be sent here. `report_connections` is called
+    With `reuse_port`, other processes may listen on it too. `readiness` is what health checks report;
+    while it is draining, each response is the last one on its connection. `report_connections` is called
     once, with a function that returns the number of connections, and with their limit.
 
     On exit, stops listening, lets running requests continue for `drain_timeout`, then cancels them.
@@ -130,9 +133,9 @@ async def open_rest(
     Raises:
         OSError: the address can't be used.
     """
-    options = options or GatewayOptions()
     cors = Cors(options.cors_origins) if options.cors_origins else None
-    gateway = make_gateway(services, options, unready, cors)
+    readiness = readiness or Readiness()
+    gateway = make_gateway(services, options, readiness, cors)
     live: set[HttpConnection] = set()
     connections = Connections(
         ConnectionLimits(
@@ -146,7 +149,9 @@ async def open_rest(
     sockets = await bind(host, port, reuse_port=reuse_port)
     listener = Listener(
         sockets,
-        partial(Connection, partial(respond, gateway), live, connections, StartQueues(), options, cors),
+        partial(
+            Connection, partial(respond, gateway), live, connections, StartQueues(), options, readiness, cors
+        ),
         connections,
         tls=ssl_context,
         handshake_timeout=options.untrusted_timeout,

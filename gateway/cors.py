@@ -12,7 +12,7 @@ from aiohttp import hdrs
 
 from gateway.openapi.schema import RESPONSE_HEADERS
 from gateway.request import Request
-from gateway.responses import SAFE_HEADERS, Response
+from gateway.responses import METHODS, SAFE_HEADERS, Response
 
 _MAX_AGE = 7200
 """Seconds for which a browser may keep the response to a preflight request; Chromium's maximum."""
@@ -55,7 +55,7 @@ _EXPOSED_HEADERS = (*RESPONSE_HEADERS, "X-Should-Retry", "Accept-Ranges", "Conte
 
 _EXPOSE: Mapping[str, str] = {hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: ", ".join(_EXPOSED_HEADERS)}
 _PREFLIGHT: Mapping[str, str] = {
-    hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, HEAD, POST",
+    hdrs.ACCESS_CONTROL_ALLOW_METHODS: METHODS,
     hdrs.ACCESS_CONTROL_ALLOW_HEADERS: ", ".join(_ALLOWED_HEADERS),
     hdrs.ACCESS_CONTROL_MAX_AGE: str(_MAX_AGE),
 }

@@ -7,14 +7,15 @@ which exception OpenAI's SDKs raise, the header `X-Should-Retry` whether they tr
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11
 from pydantic_core import to_json
 
-from gateway.responses import SAFE_HEADERS, Response, encode_head, json_response
+from gateway.responses import METHODS, SAFE_HEADERS, Response, encode_head, json_response
 from pomelo.call import Call
 from pomelo.errors import RETRY_AFTER, PomeloError
 from pomelo.ids import new_id
@@ -48,6 +49,23 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def rename_field(error: PomeloError, caller_name: Callable[[str], str]) -> PomeloError:
+    """Returns an error with the name by which the caller knows its field. An error without a field, and one
+    whose field has no other name, are returned themselves."""
+    field = error.field
+    if field is None or (name := caller_name(field)) == field:
+        return error
+    message = re.sub(rf"(?<!\w){re.escape(field)}(?!\w)", lambda _: name, error.message, count=1)
+    return PomeloError(
+        error.code,
+        message,
+        field=name,
+        retry_after=error.retry_after,
+        values=error.values,
+        repeatable=error.repeatable,
+    )
+
+
 def error_response(error: PomeloError, call: Call, request: Request) -> Response:
     """Returns the response for an error, with the call's headers and, as they apply, Retry-After and
     WWW-Authenticate."""
@@ -58,7 +76,7 @@ def error_response(error: PomeloError, call: Call, request: Request) -> Response
         response.headers["WWW-Authenticate"] = CHALLENGE
     if _is_openai(request):
         # Without it, SDKs retry every 5xx, 409 and 429.
-        retry = error.retry_after is not None and not error.row.permanent
+        retry = error.retry_after is not None and error.repeatable
         response.headers["X-Should-Retry"] = "true" if retry else "false"
     return response
 
@@ -75,6 +93,8 @@ def unrouted_headers(error: PomeloError, extra: Mapping[str, str]) -> dict[str, 
         headers["Retry-After"] = str(error.retry_after)
     if error.row.http == 401:
         headers["WWW-Authenticate"] = CHALLENGE
+    if error.row.http == 405:
+        headers["Allow"] = METHODS
     headers.update(extra)
     return headers
 

@@ -102,6 +102,7 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
             ETag=tag,
             Cache_Control=_cache_control(request, media),
             Content_Security_Policy=_SECURITY_POLICY,
+            Cross_Origin_Resource_Policy="cross-origin",  # pages that are isolated embed nothing without it
         )
         cached = request.headers.get("If-None-Match", "")
         if tag in cached or cached == "*":

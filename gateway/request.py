@@ -8,6 +8,7 @@ from aiohttp import HttpVersion10, HttpVersion11, hdrs
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import RawRequestMessage
 from aiohttp.streams import StreamReader
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from gateway.responses import HSTS, encode_head
@@ -15,6 +16,11 @@ from pomelo.origin import caller_address
 
 if TYPE_CHECKING:
     from gateway.connections.connection import Connection
+
+NO_REQUEST = RawRequestMessage(
+    *("UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/"))
+)
+"""What is responded to if a request can't be parsed."""
 
 
 class Request:
@@ -38,6 +44,9 @@ class Request:
         self.target = message.path
         self.version = message.version
         self.keep_alive = not message.should_close and not (message.upgrade and _loses_place(message))
+        if message.chunked and message.version == HttpVersion10:
+            # A proxy may take the chunks for the next request (RFC 9112, section 6.1).
+            self.keep_alive = False
         self.path_value = ""
         self.answered = False
         self._url = message.url
@@ -69,12 +78,15 @@ class Request:
             ValueError: a header contains a control character.
         """
         headers["Date"] = rfc822_formatted_time()
+        connection = self.connection
+        if connection.readiness.draining:
+            # A retry on the same connection would not reach another server.
+            self.keep_alive = False
         if self.keep_alive:
             if self.version == HttpVersion10:
                 headers["Connection"] = "keep-alive"
         elif self.version == HttpVersion11:
             headers["Connection"] = "close"
-        connection = self.connection
         if connection.has_tls:
             headers.update(HSTS)
         if connection.cors is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -26,11 +27,20 @@ SAFE_HEADERS: Mapping[str, str] = {
 }
 """The headers for browsers and caches that every response has, unless its route replaces them."""
 
+METHODS = "GET, HEAD, POST"
+"""The methods that one path or another takes."""
+
 HSTS = {"Strict-Transport-Security": "max-age=31536000"}
 """Makes browsers use only TLS for this host, for a year. Only responses over TLS may have it."""
 
 _JSON_HEADERS = {**SAFE_HEADERS, "Content-Type": "application/json"}
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_PHRASES = {status.value: status.phrase for status in HTTPStatus} | {
+    # Python 3.13 renamed them, but a response is the same on every Python.
+    413: "Request Entity Too Large",
+    414: "Request-URI Too Long",
+    416: "Requested Range Not Satisfiable",
+    422: "Unprocessable Entity",
+}
 _WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT.value, HTTPStatus.NOT_MODIFIED.value})
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -44,11 +54,13 @@ _MAX_UNDRAINED = 64 * 1024
 
 @dataclass(slots=True, eq=False)
 class Response:
-    """A complete response. Its `headers` are in the order in which they are sent."""
+    """A complete response. Its `headers` are in the order in which they are sent. `on_end` is called when the
+    client has read it or has left."""
 
     headers: dict[str, str]
     body: bytes = b""
     status: int = 200
+    on_end: Callable[[], None] | None = None
 
     def encode(self, request: Request) -> tuple[bytes, ...]:
         """Returns the bytes of the response to `request`, in one or two writes.
@@ -156,10 +168,14 @@ def reset_connection(request: Request) -> ConnectionResetError:
 
     Without a reset, a response that ends with the connection (HTTP/1.0) would look complete.
     """
-    transport = request.connection.transport
-    if transport is not None:
-        peer = transport.get_extra_info("socket")
-        if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        transport.abort()
+    if request.connection.transport is not None:
+        reset(request.connection.transport)
     return ConnectionResetError("the response was truncated")
+
+
+def reset(transport: asyncio.WriteTransport) -> None:
+    """Resets a connection; what the kernel has yet to send is dropped too."""
+    peer = transport.get_extra_info("socket")
+    if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()

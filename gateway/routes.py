@@ -78,7 +78,7 @@ async def get_health(gateway: Gateway, request: Request, call: Call) -> Response
     Raises:
         PomeloError: why not: shutting_down, store_unavailable, server_unavailable.
     """
-    if code := gateway.unready():
+    if code := gateway.readiness.code:
         raise PomeloError(code)
     return json_response(call, b'{"status":"ok"}')
 
@@ -146,6 +146,10 @@ _BY_TARGET = {
     for method, route in methods.items()
 }
 
+_PATHS_WITH_KEY = frozenset(path for _, path in (*ROUTES, *OPENAI_ROUTES) if "{" not in path)
+_PREFIXES = ("", "/v1", "/api", "/api/v1")
+"""What is often left out of a path."""
+
 
 def find_route(request: Request, call: Call) -> Route:
     """Returns the route of a request, and sets its `path_value`.
@@ -167,8 +171,19 @@ def find_route(request: Request, call: Call) -> Route:
             # What a URL escapes so that it does not separate parts, or begin an escape.
             request.path_value = value.replace("%2F", "/").replace("%25", "%")
     if methods is None:
-        raise PomeloError("not_found")
+        raise _not_found(path)
     if request.method not in methods:
         allowed = call.response_headers["Allow"] = ", ".join(sorted(methods))
         raise PomeloError("method_not_allowed", f"The path does not take this method. Use {allowed}")
     return methods[request.method]
+
+
+def _not_found(path: str) -> PomeloError:
+    """Returns the error for an unknown path, with the one that it probably stands for. Takes little time: no
+    key was checked."""
+    spelling = "".join(f"/{part}" for part in path.lower().split("/") if part)
+    without_api = spelling.removeprefix("/api")
+    for candidate in (*[prefix + spelling for prefix in _PREFIXES], without_api):
+        if candidate in _PATHS_WITH_KEY:
+            return PomeloError("not_found", f"Not found. Use {candidate}")
+    return PomeloError("not_found")

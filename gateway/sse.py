@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.errors import error_body, log_unexpected
+from gateway.parsing.task import TaskRequest
 from gateway.request import Request
 from gateway.responses import ResponseStream, response_headers
+from gateway.state import Gateway
 from gateway.types import EVENT_RENDERERS, render_last
 from gateway.types.base import Link, StreamObjects
 from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec, TaskStarted
-from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.service import TaskService
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
+from pomelo.in_flight import LARGE_RESPONSE
+from pomelo.service import Visit
 
 DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
@@ -173,29 +175,28 @@ def task_stream(link: Link) -> StreamFormat:
 
 
 async def stream_task(
+    gateway: Gateway,
     request: Request,
     call: Call,
-    tasks: TaskService,
-    spec: TaskSpec,
-    options: TaskOptions,
+    visit: Visit,
+    task: TaskRequest,
     stream_format: StreamFormat,
-    *,
-    keep_alive: float,
 ) -> None:
     """Runs a task and sends its events as they arrive. The last event is sent once the task is settled, so
-    that nothing can fail after it.
+    that nothing can fail after it. If it is large, it counts as unread.
 
     Raises:
         PomeloError: an error before anything was sent.
         ConnectionError: the client has left.
     """
-    sse = SseResponse(request, call, keep_alive, stream_format.encode)
+    sse = SseResponse(request, call, gateway.options.keep_alive, stream_format.encode)
     renderers = stream_format.renderers
     objects = stream_format.open(TaskStarted())
     last = b""
     failure: PomeloError | None = None
+    read: Callable[[], None] | None = None
     try:
-        async with tasks.stream_task(spec, options, call) as events:
+        async with gateway.services.tasks.stream_task(task.spec, task.options, call) as events:
             sse.start()
             async for event in events:
                 event_type: str = event.WhichOneof("event") or ""
@@ -221,10 +222,14 @@ async def stream_task(
         sse.stop()
     try:
         if failure is None:
+            if len(last) > LARGE_RESPONSE:
+                read = visit.hold(len(last))
             await sse.finish(last)
         elif request.answered:
             await sse.finish(stream_format.render_error(objects, failure, request))
         else:
             raise failure
     finally:
+        if read is not None:
+            read()
         del failure  # its traceback references this frame

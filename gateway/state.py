@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from pomelo.call import Call
 from pomelo.in_flight import InFlight
 from pomelo.origin import network
 from pomelo.service import Services, Visit, get_task_model
+from pomelo.telemetry.readiness import Readiness
 
 if TYPE_CHECKING:
     from gateway.openapi.document import Description  # which describes the handlers, too
@@ -27,8 +28,8 @@ class Gateway:
     """What the request handlers share.
 
     `link` maps media links to the address by which callers reach this gateway. `parse_queue` queues large
-    bodies, `downloads` counts the downloads by signed links. `unready` returns the code of the error of
-    health checks, empty if requests should be sent here. `cors` is None if browsers may not read responses.
+    bodies, `downloads` counts the downloads by signed links. `readiness` is what health
+    checks report. `cors` is None if browsers may not read responses.
     """
 
     services: Services
@@ -37,7 +38,7 @@ class Gateway:
     openapi: Description
     parse_queue: ParseQueue
     downloads: InFlight
-    unready: Callable[[], str]
+    readiness: Readiness
     cors: Cors | None = None
     _task_types: dict[str, int] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from gateway.types.base import TaskFormat
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaDelivery
-from pomelo.service import TaskService, Visit
+from pomelo.service import Visit
 
 _JSON_RANGES = frozenset({"*/*", "application/*", "application/json"})
 _ZERO_WEIGHT = re.compile(r";\s*q=0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
@@ -30,24 +30,15 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
     if "?" in request.target:  # saves most requests the call
         await check_no_parameters(request, visit)
     parsed = await read_task(gateway, request, call, visit)
-    tasks = gateway.services.tasks
     try:
         if parsed.stream:
-            await sse.stream_task(
-                request,
-                call,
-                tasks,
-                parsed.spec,
-                parsed.options,
-                sse.task_stream(gateway.link),
-                keep_alive=gateway.options.keep_alive,
-            )
+            await sse.stream_task(gateway, request, call, visit, parsed, sse.task_stream(gateway.link))
             return None
         accept = request.headers.get("Accept")
         media_range = raw_media_range(accept, parsed.task_format) if accept is not None else None
         if media_range is not None:
-            return await send_raw(request, call, tasks, parsed, media_range)
-        result = await tasks.run_task(parsed.spec, parsed.options, call)
+            return await send_raw(gateway, request, call, parsed, media_range)
+        result = await gateway.services.tasks.run_task(parsed.spec, parsed.options, call)
         return json_response(call, render_result(result, gateway.link))
     except PomeloError as error:
         raise await visit.refuse_task(error) from None
@@ -76,7 +67,7 @@ def raw_media_range(accept: str | None, task_format: TaskFormat) -> str | None:
 
 
 async def send_raw(
-    request: Request, call: Call, tasks: TaskService, parsed: TaskRequest, media_range: str = ""
+    gateway: Gateway, request: Request, call: Call, parsed: TaskRequest, media_range: str = ""
 ) -> Response | None:
     """Runs the task and sends its media, audio as it arrives; nothing is stored.
 
@@ -94,7 +85,7 @@ async def send_raw(
     response: ResponseStream | None = None
     media = None
     done = False
-    async with tasks.stream_task(parsed.spec, parsed.options, call) as events:
+    async with gateway.services.tasks.stream_task(parsed.spec, parsed.options, call) as events:
         async for event in events:
             event_type = event.WhichOneof("event")
             if event_type == "audio_chunk":

@@ -9,21 +9,20 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import cast
 
 from aiohttp import HttpVersion10, HttpVersion11, web
-from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.streams import StreamReader
-from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
-from gateway.connections.http import HttpConnection, ParsedRequest, head_size
+from gateway.connections.http import HttpConnection, ParsedRequest, head_size, unread_bytes
 from gateway.connections.limits import MIN_READ_RATE, Connections, Slot, StartQueues
+from gateway.connections.unreadable import UNREADABLE, unreadable_error
 from gateway.cors import Cors, is_preflight
 from gateway.errors import error_body, raw_error_response, unrouted_headers
 from gateway.options import GatewayOptions
-from gateway.request import Request
-from gateway.responses import HSTS, Response
-from pomelo.errors import PomeloError, invalid
+from gateway.request import NO_REQUEST, Request
+from gateway.responses import HSTS, Response, reset
+from pomelo.errors import PomeloError
 from pomelo.origin import is_within
+from pomelo.telemetry.readiness import Readiness
 
 log = logging.getLogger("pomelo.gateway")
 
@@ -53,29 +52,21 @@ _LINGER_SECONDS = 1.0
 _MAX_LINGERING_SHARE = 1 / 8
 """The share of all connections that may linger at the same time; others are closed immediately."""
 
-_DUPLICATE_CONTENT_TYPE = "Duplicate 'Content-Type' header"
-"""The error text of aiohttp, whose parser refuses such a request."""
-
-_UNREADABLE = "The HTTP request can't be read. Check its request line, headers and framing"
-
-_NO_REQUEST = RawRequestMessage(
-    *("UNKNOWN", "/", HttpVersion10, CIMultiDictProxy(CIMultiDict()), (), True, None, False, False, URL("/"))
-)
-"""What is responded to if a request can't be parsed."""
-
 
 class Connection(HttpConnection):
     """An HTTP connection with timeouts, which occupies `slot` of the server's `connections`.
 
     `respond` returns the responses to its requests. If `cors` is None, they have no CORS headers. `address`
-    is the IP address of its other end, `proxies` are those of the operator if it is one of them.
+    is the IP address of its other end, `proxies` are those of the operator if it is one of them. While
+    `readiness` is draining, it ends after its next response.
     """
 
     __slots__ = (
         "_authenticated", "_connections", "_counts_as_lingering", "_discard_body", "_discarded",
         "_discarding", "_finished", "_framing_bytes", "_head_size", "_head_timer", "_large_read",
         "_linger_timer", "_options", "_raw_transport", "_request", "_respond", "_stall_timer",
-        "_start_queues", "_unauthenticated_count", "address", "cors", "has_tls", "proxies", "slot",
+        "_start_queues", "_unauthenticated_count", "_write_timeout", "address", "cors", "has_tls", "proxies",
+        "readiness", "slot",
     )  # fmt: skip
 
     def __init__(
@@ -85,12 +76,14 @@ class Connection(HttpConnection):
         connections: Connections,
         start_queues: StartQueues,
         options: GatewayOptions,
+        readiness: Readiness,
         cors: Cors | None,
         slot: Slot,
     ) -> None:
         super().__init__(live, options.idle_timeout + options.idle_slack, options.linger_timeout)
         self.slot = slot
         self.cors = cors
+        self.readiness = readiness
         self.address = ""
         self.has_tls = False
         self.proxies: tuple[IPv4Network | IPv6Network, ...] = ()
@@ -98,13 +91,11 @@ class Connection(HttpConnection):
         self._connections = connections
         self._start_queues = start_queues
         self._options = options
+        self._write_timeout = options.write_timeout
         self._request: Request | None = None
         self._authenticated = False
-        self._finished = 0
-        self._framing_bytes = 0
-        self._discarded = 0
-        self._unauthenticated_count = 0
-        self._head_size = 0
+        self._finished = self._framing_bytes = self._discarded = 0
+        self._unauthenticated_count = self._head_size = 0
         self._large_read = False  # whether a head that is too large may have arrived in one piece
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -174,14 +165,23 @@ class Connection(HttpConnection):
             raw.resume_reading()  # it may be paused
         else:
             raw.close()
-        if size := raw.get_write_buffer_size():
-            self._watch_stall(size)
+        if raw.get_write_buffer_size():
+            self._watch_stall(raw)
 
     async def shutdown(self, seconds: float) -> None:
-        """Closes; cancels a request that is still running after `seconds`."""
+        """Closes; refuses or cancels a request that is still running after `seconds`."""
         if self._discarding and self._raw_transport is not None:
             self._raw_transport.abort()
         await super().shutdown(seconds)
+        if self._linger_timer is not None:  # the end of the process would reset the connection
+            await asyncio.sleep(_LINGER_SECONDS)
+
+    def interrupt(self) -> None:
+        request = self._request
+        if request is None or request.answered or self._discarding:
+            super().interrupt()
+        else:
+            self._send_last_response(PomeloError("shutting_down"), request)
 
     # --- bytes
 
@@ -196,6 +196,7 @@ class Connection(HttpConnection):
             if is_within(self.address, self._options.trusted_proxies):
                 self.proxies = self._options.trusted_proxies
                 self.idle_timeout = self._options.proxy_idle_timeout + self._options.idle_slack
+                self._write_timeout = self._options.proxy_write_timeout
         self.has_tls = raw.get_extra_info("sslcontext") is not None
         super().connection_made(transport)
         # Any byte that the client has not read pauses the writer, so that every stall is noticed, even
@@ -265,7 +266,7 @@ class Connection(HttpConnection):
             assert self._raw_transport is not None
             self._raw_transport.abort()  # a second response would corrupt the one in progress
         else:
-            self._send_last_response(PomeloError("invalid_body", _UNREADABLE), None)
+            self._send_last_response(PomeloError("invalid_body", UNREADABLE), None)
 
     def _on_head_timeout(self) -> None:
         if self._request_count and self._task is not None:
@@ -279,7 +280,7 @@ class Connection(HttpConnection):
         """Starts the stall timer: the client does not read what was written."""
         super().pause_writing()
         if self._raw_transport is not None:
-            self._watch_stall(self._raw_transport.get_write_buffer_size())
+            self._watch_stall(self._raw_transport)
 
     def resume_writing(self) -> None:
         """Stops the stall timer: the client has read everything."""
@@ -288,27 +289,28 @@ class Connection(HttpConnection):
             self._stall_timer = None
         super().resume_writing()
 
-    def _watch_stall(self, size: int) -> None:
-        self._stall_timer = self._loop.call_later(self._options.write_timeout, self._check_stall, size)
+    def _watch_stall(self, raw: asyncio.Transport) -> None:
+        unread = unread_bytes(raw)
+        self._stall_timer = self._loop.call_later(self._write_timeout, self._check_stall, unread)
 
     def _check_stall(self, before: int) -> None:
         self._stall_timer = None
-        if self._raw_transport is None:
+        raw = self._raw_transport
+        if raw is None:
             return
-        left = self._raw_transport.get_write_buffer_size()
-        if before - left >= min(before, self._options.write_timeout * MIN_READ_RATE):
-            self._watch_stall(left)
+        if before - unread_bytes(raw) >= min(before, self._write_timeout * MIN_READ_RATE):
+            self._watch_stall(raw)
         else:
-            self._raw_transport.abort()
+            reset(raw)
 
     # --- requests
 
     async def handle(self, parsed: ParsedRequest, content: StreamReader) -> bool:
         error = None
         if isinstance(parsed, HttpProcessingError):
-            error, parsed = parsed, _NO_REQUEST
+            error, parsed = parsed, NO_REQUEST
         elif parsed.version not in _VERSIONS:  # aiohttp's parser accepts HTTP/0.9 and HTTP/2.0, too
-            error, parsed = BadHttpMessage("HTTP version"), _NO_REQUEST
+            error, parsed = BadHttpMessage("HTTP version"), NO_REQUEST
         elif self._large_read and head_size(parsed) > MAX_HEAD:
             error = BadHttpMessage("large head")
         request = self._request = Request(self, parsed, content)
@@ -320,11 +322,12 @@ class Connection(HttpConnection):
         turn = queue.enter()
         self._authenticated = self._discard_body = False
         self._framing_bytes = 0
+        response: Response | None = None
         try:
             if turn is not None:
                 await turn
             if slot.surplus and not health:
-                response: Response | None = self._refuse(request, PomeloError("overloaded"))
+                response = self._refuse(request, PomeloError("overloaded"))
             elif error is not None:
                 response = self._refuse_unreadable(request, error)
             else:
@@ -340,6 +343,8 @@ class Connection(HttpConnection):
             return request.keep_alive
         finally:
             self._request = None
+            if response is not None and response.on_end is not None:
+                response.on_end()
             if self._discard_body and not content.is_eof():
                 self._discard(self._options.linger_timeout)
             slot.busy = slot.waiting = False
@@ -372,9 +377,7 @@ class Connection(HttpConnection):
 
     def _refuse_unreadable(self, request: Request, cause: HttpProcessingError) -> Response:
         log.warning("a malformed request was refused: %s", type(cause).__name__)
-        if _DUPLICATE_CONTENT_TYPE in str(cause):
-            return self._refuse(request, invalid("Content-Type", "given once"))
-        return self._refuse(request, PomeloError("invalid_body", _UNREADABLE))
+        return self._refuse(request, unreadable_error(cause, self._unparsed))
 
     def _refuse(self, request: Request, error: PomeloError) -> Response:
         request.keep_alive = False

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import re
+import sys
+import termios
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import cast
 
 from aiohttp import web
@@ -121,8 +125,14 @@ class HttpConnection(BaseProtocol):
         task = self._task
         if task is not None:
             await asyncio.wait([task], timeout=seconds)
-            task.cancel()
+            if self._task is task:
+                self.interrupt()
         self.force_close()
+
+    def interrupt(self) -> None:
+        """Cancels the current request."""
+        if self._task is not None:
+            self._task.cancel()
 
     # --- reading
 
@@ -254,6 +264,17 @@ class HttpConnection(BaseProtocol):
             except asyncio.CancelledError:
                 self._drain_waiter = None  # cancelled as well; after a deadline, an error is still sent
                 raise
+
+
+def unread_bytes(transport: asyncio.WriteTransport) -> int:
+    """Returns the bytes that were written and that the other end has not received: also those that the kernel
+    buffers, where it reports them (Linux). It makes room for more only when a third of its buffer is free."""
+    size = transport.get_write_buffer_size()
+    connected = transport.get_extra_info("socket")
+    if connected is not None:
+        with suppress(OSError):
+            size += int.from_bytes(fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return size
 
 
 def head_size(message: RawRequestMessage) -> int:

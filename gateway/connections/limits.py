@@ -26,6 +26,10 @@ MIN_READ_RATE = 1024
 """The minimum rate, in bytes a second, at which a client must read a response; measured over
 `GatewayOptions.write_timeout`."""
 
+_NEW_SHARE = 16
+"""Untrusted connections, up to this fraction of all, replace idle trusted ones. Many callers connect at the
+same time, and would otherwise be refused by each other while one account keeps all connections idle."""
+
 EndConnection = Callable[[bool], None]
 """Ends a connection. True: sends `overloaded` first, if a response can still be sent."""
 
@@ -200,13 +204,20 @@ class Connections:
             self._add_untrusted(slot)
 
     def make_room(self) -> bool:
-        """Ends the oldest untrusted connection of the address that has the most of them. If none is
+        """Ends the oldest untrusted connection of the address that has the most of them. If few are
         untrusted, ends the trusted ones that have been idle the longest, of the owner that has the most
         idle ones. Returns False if all are busy."""
         oldest = self._addresses.oldest()
-        if oldest is not None:
-            self._end(oldest, send_refusal=True)
-            return True
+        if oldest is None or len(self._untrusted) <= self.limits.max_connections // _NEW_SHARE:
+            if self._end_idle():
+                return True
+            if oldest is None:
+                return False
+        self._end(oldest, send_refusal=True)
+        return True
+
+    def _end_idle(self) -> bool:
+        """Ends trusted connections that are idle; returns False if none is."""
         idle: dict[Hashable, list[Slot]] = {}
         for slot in self._trusted:
             if not slot.busy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.errors import error_body
+from gateway.errors import error_body, rename_field
 from gateway.parsing.task import TaskRequest, Translation, read_task
 from gateway.request import Request
 from gateway.responses import Response
@@ -129,13 +128,7 @@ class Parameters(Translation):
 
     def renamed(self, error: PomeloError) -> PomeloError:
         """Returns an error with the caller's name of its field."""
-        field = error.field
-        if field is None or (name := self.caller_name(field)) == field:
-            return error
-        message = re.sub(rf"(?<!\w){re.escape(field)}(?!\w)", lambda _: name, error.message, count=1)
-        return PomeloError(
-            error.code, message, field=name, retry_after=error.retry_after, values=error.values
-        )
+        return rename_field(error, self.caller_name)
 
     def render_error(self, _: Any, error: PomeloError, request: Request) -> bytes:
         """Returns the event that ends a failed stream."""
@@ -166,15 +159,7 @@ async def run_task(
         try:
             if not task.stream:
                 return await parameters.run(gateway, request, call, task)
-            await sse.stream_task(
-                request,
-                call,
-                gateway.services.tasks,
-                task.spec,
-                task.options,
-                parameters.stream_format(gateway.link),
-                keep_alive=gateway.options.keep_alive,
-            )
+            await sse.stream_task(gateway, request, call, visit, task, parameters.stream_format(gateway.link))
             return None
         except PomeloError as error:
             raise await visit.refuse_task(error) from None

@@ -78,7 +78,7 @@ class SpeechParameters(Parameters):
         task.options.delivery = MediaDelivery.MEDIA_DELIVERY_INLINE
 
     async def run(self, gateway: Gateway, request: Request, call: Call, task: TaskRequest) -> Response | None:
-        return await send_raw(request, call, gateway.services.tasks, task)
+        return await send_raw(gateway, request, call, task)
 
     def stream_format(self, link: Link) -> sse.StreamFormat:
         return sse.StreamFormat(

@@ -78,7 +78,7 @@ class TranscriptionParameters(Parameters):
         if response_format is None:
             raise invalid("response_format", f"one of {', '.join(FORMATS)}")
         self.format = response_format
-        if name not in ("json", "text") and parse_flag_text(body.get("stream", "false")) is not False:
+        if name not in ("json", "text") and parse_flag_text(body.get("stream", "null")) not in (None, False):
             raise invalid("response_format", "json or text with stream")
         granularities = [each for name in GRANULARITIES for each in body.pop(name, ())]
         if granularities:
@@ -87,8 +87,8 @@ class TranscriptionParameters(Parameters):
             if name != "verbose_json":
                 raise invalid("timestamp_granularities", "left out unless response_format is verbose_json")
             self.granularities = granularities
-        if "language" in body:
-            body["language_code"] = body.pop("language")
+        if language := body.pop("language", ""):  # empty: to be detected
+            body["language_code"] = language
         if name == "diarized_json":
             body["diarize"] = "true"
         return body

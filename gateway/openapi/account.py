@@ -22,6 +22,7 @@ from gateway.types import TASK_FORMATS
 
 _MODE: Schema = {"enum": ["live", "test"]}
 _PAGE_SIZE: Schema = {"type": "integer", "minimum": 1, "maximum": 1000}
+_FILTER: Schema = {"type": "string", "minLength": 1}
 _COST: Schema = {"type": "number", "minimum": 0, "description": "Credits, with at most 6 places."}
 _LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1, "description": "Null: no limit."}
 _SECONDS: Schema = {"type": "number", "minimum": 0}
@@ -130,9 +131,9 @@ def _paths() -> Schema:
             parameter("page_size", "query", _PAGE_SIZE, "Absent: 100 records, or 10,000 totals."),
             parameter("page_token", "query", TEXT, "next_page_token of the previous page."),
             parameter("from", "query", _DATE_OR_TIME, "Tasks that ended at this time or later."),
-            parameter("to", "query", _DATE_OR_TIME, "Tasks that ended before this time."),
-            parameter("model", "query", TEXT),
-            parameter("key_id", "query", TEXT),
+            parameter("to", "query", _DATE_OR_TIME, "Tasks that ended before this time. Not before from."),
+            parameter("model", "query", _FILTER),
+            parameter("key_id", "query", _FILTER),
             parameter(
                 "failed", "query", {"type": "boolean"}, "True: only tasks that failed. Else only billed ones."
             ),

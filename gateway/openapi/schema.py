@@ -51,7 +51,7 @@ def closed(properties: Schema, required: Iterable[str] | None = None, **more: An
     return object_of(properties, required, additionalProperties=False, **more)
 
 
-def union(description: str, members: Mapping[str, str], property_name: str) -> Schema:
+def union(description: str, members: Mapping[str, str], property_name: str = "type") -> Schema:
     """Returns a schema of alternatives: `members` has the schema's name for each value of the property."""
     return {
         "description": description,

@@ -35,9 +35,13 @@ MAX_OUTSIDE_STRINGS = 1024 * 1024
 
 _STEP = 64 * 1024
 
+_SPARSE = 16
+"""Backslashes are sparse if there are fewer than one in so many bytes, as in prose."""
+
 _OBJECT = "a JSON object with model and the task's fields"
 
 _DUPLICATE = re.compile(r'Detected duplicate key "(.*)" at line', re.DOTALL)
+_ESCAPED = re.compile(rb'\\["\\]')
 _POSITION = re.compile(r"at line (\d+) column (\d+)")
 _SURROGATE = re.compile(rb"\\u[dD][89A-Fa-f][0-9A-Fa-f]{2}")
 _HIGH_SURROGATE = re.compile(rb"\\u[dD][89ABab][0-9A-Fa-f]{2}")
@@ -51,20 +55,20 @@ async def read_json(body: RequestBody) -> bytes:
     Raises:
         PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
     """
-    data = bytearray()  # not a list of pieces, because a piece may be a single byte
+    data = BytesIO()  # not a list of pieces, because a piece may be a single byte
     scan: JsonScan | None = None
     piece = await body.read_available()
     body.reserve_memory(len(piece))
     while piece:
-        data += piece
+        data.write(piece)
         if scan is not None:
             scan.feed(piece)
-        elif len(data) > LARGE_BODY:  # a smaller body can't take long to parse
+        elif data.tell() > LARGE_BODY:  # a smaller body can't take long to parse
             scan = JsonScan()
-            scan.feed(bytes(data))
+            scan.feed(data.getvalue())
         piece = await body.read_available()
         body.reserve_memory(len(piece))
-    return bytes(data)
+    return data.getvalue()  # no copy
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -116,8 +120,12 @@ class JsonScan:
         if b"\\" in data:
             if (len(data) - len(data.rstrip(b"\\"))) % 2:
                 data, self._pending = data[:-1], b"\\"  # the escaped character is in the next piece
-            self._escapes += data.count(b"\\")
-            data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+            escapes = data.count(b"\\")
+            self._escapes += escapes
+            if escapes < len(data) // _SPARSE:  # takes half of the time then
+                data = _ESCAPED.sub(b"", data)
+            else:
+                data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
             if self._escapes > MAX_ESCAPES:
                 raise PomeloError(
                     "invalid_body",
@@ -157,6 +165,10 @@ def _syntax_error(data: bytes | bytearray, reason: str) -> PomeloError:
         return invalid(shorten_name(duplicate[1]), "given once")
     if not data.strip():
         return PomeloError("invalid_body", f"The body is empty. Send {_OBJECT}")
+    if data.startswith(b"--"):
+        return PomeloError(
+            "invalid_body", "The body looks like a form. Let your HTTP client set Content-Type"
+        )
     encoding = json.detect_encoding(bytes(data[:4]))
     if not encoding.startswith("utf-8"):
         return PomeloError("invalid_body", f"The body is in {encoding.upper()[:6]}. Send JSON in UTF-8")

@@ -15,7 +15,7 @@ from gateway.parsing.json import JsonScan
 from gateway.request import Request
 from gateway.state import Gateway
 from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS, check_task_type
-from gateway.types.fields import renamed_field, unknown_field
+from gateway.types.fields import renamed_field, shorten_name, unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
@@ -73,7 +73,11 @@ class FormParts:
 
     def __init__(self, content_type: str, source: Source) -> None:
         boundaries = _BOUNDARY.findall(content_type)
-        if len(boundaries) != 1:
+        if not boundaries:
+            raise PomeloError(
+                "invalid_body", "Content-Type has no valid boundary of the form. Let your HTTP client set it"
+            )
+        if len(boundaries) > 1:
             raise _malformed()
         self._delimiter = b"\r\n--" + "".join(boundaries[0]).encode()
         # A line end before the body, so that the first boundary looks like every other.
@@ -108,8 +112,9 @@ class FormParts:
         self._in_part = True
         return part
 
-    async def read(self, max_size: int = READ_SIZE) -> bytes:
+    async def read(self, max_size: int = READ_SIZE, *, arrived: bool = False) -> bytes:
         """Returns the next bytes of the part: `max_size`, or fewer if the part ends; empty at its end.
+        `arrived`: returns more if more have arrived, so that they are passed on in fewer steps.
 
         Raises:
             PomeloError: invalid_body: the body ends within the part; what the source raises.
@@ -123,10 +128,10 @@ class FormParts:
                 # The last bytes may be the beginning of a boundary.
                 self._searched = max(0, len(buffer) - len(delimiter) + 1)
                 if self._searched >= max_size:
-                    return self._take(max_size)
+                    return self._take(self._searched if arrived else max_size)
                 await self._fill_buffer()
         if self._found > 0:
-            return self._take(min(self._found, max_size))
+            return self._take(self._found if arrived else min(self._found, max_size))
         del buffer[: len(delimiter)]
         self._leave_part()
         return b""
@@ -269,7 +274,7 @@ async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit
     while (part := await parts.next()) is not None:
         name = part.name
         if name not in fields.names:
-            raise renamed_field(name, fields.renamed[name]) if name in fields.renamed else unknown_field(name)
+            raise _unknown_part(part, fields)
         is_list = name in fields.lists
         if (name in form.texts and not is_list) or (name == fields.file and form.audio is not None):
             raise invalid(name, "given once")
@@ -286,7 +291,7 @@ async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit
             if scan is not None:
                 scan.feed(piece)
             pieces.append(piece)
-        text = _decode(name, b"".join(pieces), part.content_type)
+        text = _decode(name, b"".join(pieces), part.content_type, name == fields.file)
         if is_list:
             form.texts.setdefault(name, []).append(text)
         else:
@@ -300,7 +305,19 @@ def _is_file(part: Part) -> bool:
     return part.filename is not None or not (part.content_type or "text/").startswith("text/")
 
 
-def _decode(name: str, data: bytes, content_type: str) -> str:
+def _unknown_part(part: Part, fields: FormFields) -> PomeloError:
+    name = part.name
+    if name in fields.renamed:
+        return renamed_field(name, fields.renamed[name])
+    outer = name.partition("[")[0]
+    if outer != name and outer in fields.json:  # HTTP libraries split objects and lists in this way
+        return invalid(outer, f"one field with JSON text, not {shorten_name(name)}")
+    if _is_file(part):
+        return unknown_field(name, known=[fields.file], listed=[fields.file])
+    return unknown_field(name, known=[each for each in fields.names if each not in fields.renamed])
+
+
+def _decode(name: str, data: bytes, content_type: str, is_file: bool) -> str:
     # HTTP libraries name charsets even for text that is plain ASCII, which most charsets share.
     charset = charset_of(content_type)
     if charset in UTF_8 or (data.isascii() and b"\0" not in data):
@@ -308,7 +325,10 @@ def _decode(name: str, data: bytes, content_type: str) -> str:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError:
             pass
-    raise invalid(name, "UTF-8 text")
+    expected = (
+        "a file: the part needs a filename, or the media type of its bytes" if is_file else "UTF-8 text"
+    )
+    raise invalid(name, expected)
 
 
 async def _store_file(gateway: Gateway, call: Call, parts: FormParts, part: Part, form: Form) -> Media:
@@ -320,7 +340,7 @@ async def _store_file(gateway: Gateway, call: Call, parts: FormParts, part: Part
     task_format = TASK_FORMATS.get(task_type)
     if task_format is not None and not task_format.accepts_audio_file:
         raise unknown_field(form.fields.file, task_format.name)
-    first = await parts.read()
+    first = await parts.read(arrived=True)
     pieces = _pieces(first, parts, gateway.options.upload_limit)
     if task_type and (task_format is None or not task_format.takes_audio):
         async for _ in pieces:
@@ -345,4 +365,4 @@ async def _pieces(piece: bytes, parts: FormParts, limit: int) -> AsyncIterator[b
         if size > limit:
             raise too_large("The file", limit)
         yield piece
-        piece = await parts.read()
+        piece = await parts.read(arrived=True)

@@ -6,6 +6,7 @@ Checks the names and types of fields; values and required fields are checked by 
 from __future__ import annotations
 
 import asyncio
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from gateway.request import Request
 from gateway.state import Gateway, account_of
 from gateway.types import COMMON_FIELDS, TASK_FORMATS, check_task_type
 from gateway.types.base import TaskFormat
-from gateway.types.fields import Field, check_flag, check_text, parse_flag_text, unknown_field
+from gateway.types.fields import Field, check_flag, parse_flag_text, unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.v1.media_pb2 import MediaDelivery
@@ -28,6 +29,8 @@ from pomelo.gen.v1.task_pb2 import TaskSpec, TaskType
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media import data_uris
 from pomelo.service import Visit
+
+_URL = re.compile(r"\s*(?:https?|ftp|file|blob):", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -70,6 +73,7 @@ async def read_task(
         raise await visit.refuse(call.header_error)
     values: Mapping[str, Any] = {}
     form = Form()
+    renamed = translation is not None
     try:
         is_form = _is_form(request)
         if translation is not None:
@@ -93,7 +97,7 @@ async def read_task(
             if translation is not None:
                 check_task_type(task_type, translation.task_type)
                 values = translation.translate(dict(values), call)
-            parsed = build_task(values["model"], task_type, values, form=is_form)
+            parsed = build_task(values["model"], task_type, values, form=is_form, renamed=renamed)
         else:
             async with gateway.parse_queue.body(account_of(call), size, visit.is_alone) as steps:
                 if not is_form:
@@ -102,7 +106,10 @@ async def read_task(
                 if translation is not None:
                     check_task_type(task_type, translation.task_type)
                     values = steps.run(partial(translation.translate, dict(values), call))
-                parsed = steps.run(partial(build_task, values["model"], task_type, values, form=is_form))
+                model = values["model"]
+                parsed = steps.run(
+                    partial(build_task, model, task_type, values, form=is_form, renamed=renamed)
+                )
             await asyncio.sleep(0)  # yields to other requests, because the next steps take time too
         del data
         if form.audio is not None or values.get("audio") is not None:
@@ -137,9 +144,11 @@ def model_of(values: Mapping[str, Any]) -> str:
     return name
 
 
-def build_task(model: str, task_type: int, values: Mapping[str, Any], *, form: bool = False) -> TaskRequest:
+def build_task(
+    model: str, task_type: int, values: Mapping[str, Any], *, form: bool = False, renamed: bool = False
+) -> TaskRequest:
     """Builds the task from the values of a body, without its audio. With `form`, the values are the texts
-    of a form.
+    of a form. `renamed`: the caller knows the fields by other names, which errors then do not propose.
 
     Raises:
         PomeloError: invalid_parameter, missing_parameter (parts of messages); unsupported_model if the
@@ -158,8 +167,12 @@ def build_task(model: str, task_type: int, values: Mapping[str, Any], *, form: b
         if value is None or name in COMMON_FIELDS or (name == "audio" and task_format.takes_audio):
             continue
         if field is None:
-            raise unknown_field(name, task_format.name)
-        field.assign(getattr(parsed, field.target), _parse_form_text(field, value) if form else value)
+            raise unknown_field(name, task_format.name) if renamed else task_format.unknown_field(name)
+        if form:
+            value = _parse_form_text(field, value)
+            if value is None:  # the text null, of a field that is not a text
+                continue
+        field.assign(getattr(parsed, field.target), value)
     stream = values.get("stream")
     if form and stream is not None:
         stream = parse_flag_text(stream)
@@ -199,7 +212,7 @@ async def _add_audio(
 ) -> None:
     task_format, file = parsed.task_format, form.audio
     if file is not None and not task_format.accepts_audio_file:
-        raise unknown_field("audio", task_format.name)
+        raise task_format.unknown_field("audio")
     if not task_format.takes_audio:
         return
     audio = parsed.input.audio
@@ -208,15 +221,25 @@ async def _add_audio(
             raise invalid("audio", "a file of at least one byte")
         audio.media_id, audio.content_type = file.id, file.content_type
     elif value is not None:
-        await _add_base64_audio(gateway, audio, value, call, visit)
+        try:
+            await _add_base64_audio(gateway, audio, value, call, visit)
+        except PomeloError as error:
+            if "audio" not in form.texts or error.code != "invalid_parameter":
+                raise
+            # Usually a part without a file name, such as curl's audio=FILE without the @.
+            message = f"{error.message}. In a form, send a file, with a file name"
+            raise PomeloError(error.code, message, field=error.field, values=error.values) from None
 
 
 async def _add_base64_audio(gateway: Gateway, audio: Any, value: Any, call: Call, visit: Visit) -> None:
     """Adds audio in base64: inline if it is small, else as an upload."""
-    text = check_text("audio", value)
-    content_type, start = data_uris.head(text, "audio")
-    pieces = data_uris.decode(text, start, "audio")
-    size = (len(text) - start) * 3 // 4
+    if type(value) is not str:
+        raise invalid("audio", "base64 or a data: URI, as text")
+    if _URL.match(value):
+        raise invalid("audio", "base64 or a data: URI; other URLs are not fetched")
+    content_type, start = data_uris.head(value, "audio")
+    pieces = data_uris.decode(value, start, "audio")
+    size = (len(value) - start) * 3 // 4
     if size <= gateway.options.inline_limit:
         visit.reserve(size)
         audio.data = b"".join(pieces)

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from gateway.openapi.schema import Schema, object_of
-from gateway.types.fields import Field
+from gateway.types.fields import Field, unknown_field
+from pomelo.errors import PomeloError
 from pomelo.fields import Rules
 from pomelo.gen.v1.image_pb2 import GeneratedImage
 from pomelo.gen.v1.speech_pb2 import SpeechOutput
@@ -68,6 +69,12 @@ class TaskFormat:
     def accepts_audio_file(self) -> bool:
         """Whether a form may have an audio file."""
         return self.takes_audio or self.ignores_audio_file
+
+    def unknown_field(self, name: str) -> PomeloError:
+        """Returns the error for a field that the task type does not have."""
+        names = [*self.rules, "stream"]
+        parts = [f"{name}.{part}" for name, rule in self.rules.items() for part in rule.fields or ()]
+        return unknown_field(name, self.name, known=names + parts, listed=names)
 
 
 class StreamObjects:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from math import isfinite
 from typing import Any, Literal
 
 from jiter import from_json
 
 from gateway.openapi.schema import Schema
+from pomelo.enums import enum_names
 from pomelo.errors import PomeloError, invalid, missing
-from pomelo.fields import MAX_METADATA_KEY, MAX_METADATA_VALUE, FieldRule
+from pomelo.fields import MAX_METADATA_KEY, MAX_METADATA_VALUE, FieldRule, Rules, invalid_number
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 
 Target = Literal["input", "spec", "options"]
@@ -23,6 +25,12 @@ Target = Literal["input", "spec", "options"]
 
 _MAX_NUMBER_LENGTH = 400
 """Characters; a float written out in full has some 330."""
+
+_MAX_SIMILAR_LENGTH = 64
+"""Characters of an unknown field's name for which similar names are looked up, which takes time."""
+
+_SIMILARITY = 0.85
+"""Of two names, from 0 to 1, from which one is taken for a misspelling of the other."""
 
 _LIST = re.compile(r'\s*+\[\s*+["\]]')
 """The beginning of a list of texts, written as JSON."""
@@ -33,7 +41,8 @@ class Field:
     """One field of a task's body.
 
     `assign` sets a JSON value in the protobuf message `target`; it raises invalid_parameter or
-    missing_parameter. `parse_form` converts the text of a form field to the JSON value; it raises ValueError.
+    missing_parameter. `parse_form` converts the text of a form field to the JSON value, None for a field that
+    is left out; it raises ValueError.
     `schema` is what OpenAPI says about the field besides its rule; a field without both is not described.
     """
 
@@ -65,7 +74,7 @@ def parse_json_text(text: str) -> Any:
 
 def parse_flag_text(text: str) -> Any:
     # White space around it is ignored, as around numbers.
-    return {"true": True, "false": False}.get(text.strip().lower(), text)
+    return {"true": True, "false": False, "null": None}.get(text.strip().lower(), text)
 
 
 def parse_list_text(text: str) -> Any:
@@ -74,7 +83,7 @@ def parse_list_text(text: str) -> Any:
 
 
 def parse_object_text(text: str) -> Any:
-    return parse_json_text(text) if text.lstrip().startswith("{") else text
+    return parse_json_text(text) if text.lstrip().startswith("{") or text.strip() == "null" else text
 
 
 def describe(rule: FieldRule, schema: Schema) -> Schema:
@@ -97,37 +106,48 @@ def describe(rule: FieldRule, schema: Schema) -> Schema:
     return {key: value for key, value in described.items() if value is not None} | schema
 
 
-def text(name: str, *, target: Target = "input", **schema: Any) -> Field:
+def text(name: str, *, expected: str = "", target: Target = "input", **schema: Any) -> Field:
+    """Returns a field of text. With `expected`, which says what it must be, an empty text is refused:
+    protobuf has no other value for a field that is left out."""
+
     def assign(message: Any, value: Any) -> None:
+        if expected and value == "":
+            raise invalid(name, expected)
         setattr(message, name, check_text(name, value))
 
     return Field(name, assign, str, schema, target)
 
 
-def integer(name: str, *, bits: int = 64, **schema: Any) -> Field:
-    """Returns a field that is checked to fit `bits`."""
+def integer(name: str, rules: Rules, *, bits: int = 64, **schema: Any) -> Field:
+    """Returns a field that is checked to fit `bits`; errors have the range of its rule."""
     min_value, max_value = -(1 << bits - 1), (1 << bits - 1) - 1
+    rule = rules[name]
+    bounded = replace(rule, maximum=max_value) if rule.maximum is None else rule
 
     def assign(message: Any, value: Any) -> None:
         if type(value) is float and value.is_integer():
             value = int(value)
-        if type(value) is not int or not min_value <= value <= max_value:
-            raise invalid(name, "a whole number in its range")
+        if type(value) is not int:
+            raise invalid_number(name, rule, is_text=type(value) is str)
+        if not min_value <= value <= max_value:
+            raise invalid_number(name, bounded)
         setattr(message, name, value)
 
     return Field(name, assign, _parse_number_text, schema)
 
 
-def number(name: str, *, label: str = "", **schema: Any) -> Field:
-    """Returns a field that is checked to be finite. Errors name `label`, by default `name`."""
+def number(name: str, rules: Rules, *, label: str = "", **schema: Any) -> Field:
+    """Returns a field that is checked to be finite. Errors name `label`, by default `name`, and have the
+    range of its rule."""
     label = label or name
+    rule = rules[name]
 
     def assign(message: Any, value: Any) -> None:
         try:
             if type(value) not in (int, float) or not isfinite(value):
-                raise invalid(label, "a number in its range")
+                raise invalid_number(label, rule, is_text=type(value) is str)
         except OverflowError:
-            raise invalid(label, "a number in its range") from None
+            raise invalid_number(label, rule) from None
         setattr(message, name, value)
 
     return Field(name, assign, _parse_number_text, schema)
@@ -183,8 +203,8 @@ def unsupported(name: str, expected: str, *, neutral: Any = None) -> Field:
 
 def enum_values(enum: Any, names: Iterable[str]) -> dict[str, Any]:
     """Returns the values of a protobuf enum by these names: its own in lower case, without their prefix."""
-    prefix = enum.keys()[0].removesuffix("UNSPECIFIED")
-    return {name: enum.Value(prefix + name.upper()) for name in names}
+    numbers = {name: number for number, name in enum_names(enum.DESCRIPTOR).items()}
+    return {name: numbers[name] for name in names}
 
 
 def by_name(*fields: Field) -> dict[str, Field]:
@@ -263,15 +283,41 @@ def check_names(values: Mapping[str, Any], known: Collection[str], label: str) -
     """
     for name, value in values.items():
         if name not in known and value is not None:
-            raise unknown_field(f"{label}.{name}")
+            raise unknown_member(label, name, known)
 
 
-def unknown_field(name: str, type_name: str = "") -> PomeloError:
+def unknown_field(
+    name: str, type_name: str = "", *, known: Collection[str] = (), listed: Collection[str] = ()
+) -> PomeloError:
     """Returns the error for a field that the task type `type_name` does not have (empty: that no task type
-    has)."""
+    has). It proposes the one of the fields `known` that is spelled alike, or those that are `listed`."""
     shown = shorten_name(name)
     where = f" for {type_name} models" if type_name else ""
-    return PomeloError("invalid_parameter", f"Unknown field{where}: {shown}. Leave it out", field=shown)
+    advice = "Leave it out"
+    if meant := _similar_name(name, known):
+        advice = f"Use {meant}, or leave it out"
+    elif listed:
+        advice = f"Leave it out, or use {'one of ' if len(listed) > 1 else ''}{', '.join(listed)}"
+    return PomeloError("invalid_parameter", f"Unknown field{where}: {shown}. {advice}", field=shown)
+
+
+def unknown_member(label: str, name: str, known: Collection[str]) -> PomeloError:
+    """Returns the error for a member of the object `label`, which has those that are `known`."""
+    return unknown_field(f"{label}.{name}", known=[f"{label}.{each}" for each in known])
+
+
+def _similar_name(name: str, known: Collection[str]) -> str:
+    """Returns the name that `name` probably stands for: max_tokens for maxTokens; else an empty text.
+    Only what follows the last dot of a name is compared."""
+    if len(name) > _MAX_SIMILAR_LENGTH:
+        return ""
+    names = {_bare(each): each for each in known}
+    close = get_close_matches(_bare(name), names, n=1, cutoff=_SIMILARITY)
+    return names[close[0]] if close else ""
+
+
+def _bare(name: str) -> str:
+    return name.rpartition(".")[2].lower().replace("_", "").replace("-", "")
 
 
 def renamed_field(name: str, parameter: str) -> PomeloError:

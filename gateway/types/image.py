@@ -59,11 +59,11 @@ FORMAT = TaskFormat(
     rules=IMAGE_FIELDS,
     fields=fields.by_name(
         fields.text("prompt", description="What to draw."),
-        fields.integer("width", description="In pixels.", bits=32),
-        fields.integer("height", description="In pixels.", bits=32),
-        fields.integer("num_inference_steps", bits=32),
-        fields.number("guidance_scale"),
-        fields.integer("seed", description="For the same image."),
+        fields.integer("width", IMAGE_FIELDS, description="In pixels.", bits=32),
+        fields.integer("height", IMAGE_FIELDS, description="In pixels.", bits=32),
+        fields.integer("num_inference_steps", IMAGE_FIELDS, bits=32),
+        fields.number("guidance_scale", IMAGE_FIELDS),
+        fields.integer("seed", IMAGE_FIELDS, description="For the same image."),
         fields.choice(
             "output_format",
             {**_FORMATS, "jpg": ImageFormat.IMAGE_FORMAT_JPEG},

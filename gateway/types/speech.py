@@ -22,6 +22,9 @@ from gateway.types.base import (
 from pomelo.audio_formats import DEFAULT_AUDIO_FORMAT
 from pomelo.errors import invalid
 from pomelo.fields import (
+    LANGUAGE,
+    SPEECH_FIELDS,
+    SPEECH_FORMAT,
     SPEECH_TO_SPEECH_FIELDS,
     TEXT_TO_SPEECH_FIELDS,
     VOICE_SETTINGS_FIELDS,
@@ -33,7 +36,9 @@ MAX_CHUNK_AUDIO = 45 * 1024
 """Bytes of audio in one event: its line stays below 64 KiB, and a multiple of three needs no padding."""
 
 _VOICE_SETTINGS = {
-    name: (fields.flag if rule.type == "boolean" else fields.number)(name, label=f"voice_settings.{name}")
+    name: fields.flag(name, label=f"voice_settings.{name}")
+    if rule.type == "boolean"
+    else fields.number(name, VOICE_SETTINGS_FIELDS, label=f"voice_settings.{name}")
     for name, rule in VOICE_SETTINGS_FIELDS.items()
 }
 
@@ -48,7 +53,7 @@ def _assign_voice_settings(message: Any, value: Any) -> None:
             continue
         field = _VOICE_SETTINGS.get(name)
         if field is None:
-            raise fields.unknown_field(f"voice_settings.{name}")
+            raise fields.unknown_member("voice_settings", name, _VOICE_SETTINGS)
         field.assign(settings, setting)
 
 
@@ -89,8 +94,10 @@ _FIELDS = (
         fields.parse_json_text,
         {"anyOf": [ref("VoiceSettings"), {"type": "null"}]},
     ),
-    fields.text("output_format", description="Codec, rate and kbit/s, such as mp3_44100_128."),
-    fields.integer("seed", description="For repeatable output."),
+    fields.text(
+        "output_format", expected=SPEECH_FORMAT, description="Codec, rate and kbit/s, such as mp3_44100_128."
+    ),
+    fields.integer("seed", SPEECH_FIELDS, description="For repeatable output."),
     fields.RESPONSE_FORMAT,
     fields.METADATA,
 )
@@ -113,7 +120,10 @@ _SCHEMAS = {
 }
 
 LANGUAGE_CODE = fields.text(
-    "language_code", description="A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US."
+    "language_code",
+    expected=LANGUAGE,
+    minLength=1,
+    description="A code of ISO 639 or a BCP 47 tag, such as en, eng or en-US.",
 )
 
 TEXT_TO_SPEECH = TaskFormat(

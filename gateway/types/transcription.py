@@ -64,7 +64,7 @@ FORMAT = TaskFormat(
     fields=fields.by_name(
         LANGUAGE_CODE,
         fields.flag("diarize", description="Distinguish speakers."),
-        fields.integer("num_speakers", bits=32),
+        fields.integer("num_speakers", SPEECH_TO_TEXT_FIELDS, bits=32),
         fields.choice(
             "timestamps",
             fields.enum_values(TimestampGranularity, SPEECH_TO_TEXT_FIELDS["timestamps"].choices),

@@ -71,9 +71,7 @@ def _image_request(task: Schema) -> Schema:
 _SPEECH_USAGE = dict.fromkeys(("input_tokens", "output_tokens", "total_tokens"), COUNT)
 _SPEECH_EVENTS = {
     "SpeechEvent": union(
-        "An event of speech.",
-        {"speech.audio.delta": "SpeechDelta", "speech.audio.done": "SpeechDone"},
-        "type",
+        "An event of speech.", {"speech.audio.delta": "SpeechDelta", "speech.audio.done": "SpeechDone"}
     ),
     "SpeechDelta": _typed("speech.audio.delta", audio={**TEXT, "description": "Base64 to append."}),
     "SpeechDone": _typed("speech.audio.done", usage=object_of(_SPEECH_USAGE)),
@@ -143,7 +141,6 @@ _TRANSCRIPT_SCHEMAS = {
     "TranscriptEvent": union(
         "An event of a transcript.",
         {"transcript.text.delta": "TranscriptDelta", "transcript.text.done": "TranscriptDone"},
-        "type",
     ),
     "TranscriptDelta": _typed("transcript.text.delta", delta=TEXT),
     "TranscriptDone": _typed("transcript.text.done", text=TEXT),

@@ -173,7 +173,6 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
         "ResponseTextFormat": union(
             "The form of the output.",
             {"text": "TextFormat", "json_object": "JsonObjectFormat", "json_schema": "NamedJsonSchema"},
-            "type",
         ),
         "NamedJsonSchema": closed(text_schema, ("type", "name", "schema")),
         "ReasoningOptions": closed(
@@ -208,7 +207,7 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
         ),
         "ResponseUsage": object_of(_USAGE),
         "OutputItem": union(
-            "An item of an output.", {"message": "OutputMessage", "function_call": "OutputCall"}, "type"
+            "An item of an output.", {"message": "OutputMessage", "function_call": "OutputCall"}
         ),
         "OutputMessage": object_of(_OUTPUT_MESSAGE),
         "OutputCall": object_of({**_CALL_ITEM, "id": TEXT, "status": _STATUS}),
@@ -253,7 +252,7 @@ def _event(types: tuple[str, ...], members: dict[str, Schema]) -> Schema:
 
 
 _EVENTS: dict[str, Schema] = {
-    "TextResponseEvent": union("An event of a response.", _EVENT_NAMES, "type"),
+    "TextResponseEvent": union("An event of a response.", _EVENT_NAMES),
     **{name: _event(types, members) for name, (members, types) in _EVENT_TYPES.items()},
 }
 

@@ -61,7 +61,7 @@ export class AudioInput {
       stream.getTracks().forEach((track) => track.stop());
       this.#recorder = null;
       this.#button.textContent = 'Record';
-      const type = recorder.mimeType.split(';')[0];
+      const type = parts[0].type.split(';')[0]; // Firefox leaves recorder.mimeType empty
       this.#choose(new File(parts, `recording.${type.split('/')[1]}`, { type }));
     };
     recorder.start(250);

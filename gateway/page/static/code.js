@@ -1,4 +1,4 @@
-// The panel with the request as code. The key is $POMELO_API_KEY in all of them, never the key itself.
+// The panel with the request as code. The key is $POMELO_KEY in all of them, never the key itself.
 
 import { copyButton, h, newId } from './dom.js';
 import { grpcRequest } from './grpc.js';
@@ -83,7 +83,7 @@ const formFields = (body) =>
   Object.entries(body).map(([name, value]) => [name, typeof value === 'object' ? JSON.stringify(value) : String(value)]);
 
 function curl({ body, file, images }) {
-  const start = `curl ${body.stream ? '-N ' : ''}${URL_OF_TASKS} \\\n  -H "Authorization: Bearer $POMELO_API_KEY"`;
+  const start = `curl ${body.stream ? '-N ' : ''}${URL_OF_TASKS} \\\n  -H "Authorization: Bearer $POMELO_KEY"`;
   if (!file) {
     const json = JSON.stringify(body, null, 2);
     const data = images.length
@@ -104,7 +104,7 @@ function python({ type, body, file, images }) {
   const request = [
     'requests.post(',
     `    ${JSON.stringify(URL_OF_TASKS)},`,
-    `    headers={"Authorization": f"Bearer {os.environ['POMELO_API_KEY']}"},`,
+    `    headers={"Authorization": f"Bearer {os.environ['POMELO_KEY']}"},`,
     sent,
     body.stream ? '    stream=True,\n)' : ')',
   ].join('\n');
@@ -134,7 +134,7 @@ function pythonLiteral(value) {
 
 function javascript({ body, file, images }) {
   const expression = (image) => `\`${dataUri(image)}\${readFileSync(${JSON.stringify(image.name)}, 'base64')}\``;
-  const headers = ["    Authorization: `Bearer ${process.env.POMELO_API_KEY}`,"];
+  const headers = ["    Authorization: `Bearer ${process.env.POMELO_KEY}`,"];
   const start = [];
   if (file) {
     start.push("import { openAsBlob } from 'node:fs';", '', 'const form = new FormData();');
@@ -178,7 +178,7 @@ function grpc({ type, body, file, images }) {
   const { protocol, hostname } = location;
   const method = body.stream ? 'StreamTask' : 'RunTask';
   const plain = protocol === 'https:' ? '' : ' --http2-prior-knowledge';
-  const start = `buf curl --protocol grpc${plain} \\\n  -H "authorization: Bearer $POMELO_API_KEY" \\\n  -d `;
+  const start = `buf curl --protocol grpc${plain} \\\n  -H "authorization: Bearer $POMELO_KEY" \\\n  -d `;
   const end = `\\\n  ${protocol}//${hostname}:50051/pomelo.v1.TaskService/${method}`;
   const json = JSON.stringify(grpcRequest(type, body, file ? mark(0) : null), null, 2);
   const files = file ? [file] : images;

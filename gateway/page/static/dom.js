@@ -53,7 +53,7 @@ export function table(name, columns, rows, { numbers = [], header = 0, className
     ? h('th', { scope: 'row', role: 'rowheader' }, value)
     : h('td', { class: style(i), role: 'cell' }, value));
   const body = rows.map((row) => h('tr', { role: 'row' }, row.map(cell)));
-  return h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': name },
+  return h('div', { class: 'scroll', tabindex: 0, role: 'group', 'aria-label': name },
     h('table', { class: className, role: 'table' },
       h('thead', { role: 'rowgroup' }, h('tr', { role: 'row' },
         columns.map((text, i) => h('th', { scope: 'col', role: 'columnheader', class: style(i) }, text)))),

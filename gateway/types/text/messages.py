@@ -47,11 +47,12 @@ def assign_messages(task_input: Any, value: Any) -> None:
 
 
 def _fill_message(message: Message, label: str, item: Any) -> None:
+    """Fills a message. One without a role or content is refused by the engine, which checks them in order."""
     if type(item) is not dict:
         raise invalid(label, "an object with role and content")
     role = item.get("role")
     if role is None:
-        raise missing(f"{label}.role")
+        return
     number = _ROLES.get(role) if type(role) is str else None
     if number is None:
         raise invalid(f"{label}.role", "system, user, assistant or tool")
@@ -105,13 +106,11 @@ def _fill_result(message: Message, label: str, item: dict[str, Any]) -> None:
 
 
 def _add_content(message: Message, label: str, content: Any, part_types: tuple[str, ...] = _PARTS) -> None:
-    if content is None:
-        raise missing(label)
     if type(content) is list:
         _add_parts(message, label, content, part_types)
     elif type(content) is str:
         message.content.add(text=content)
-    else:
+    elif content is not None:
         raise invalid(label, "a text or a list of parts")
 
 
@@ -207,9 +206,9 @@ SCHEMAS: Mapping[str, Schema] = {
         content=_TEXT,
         tool_call_id={"type": "string", "description": "The id of the call."},
     ),
-    "Part": union("A part of a message.", {"text": "TextPart", "image_url": "ImagePart"}, "type"),
+    "Part": union("A part of a message.", {"text": "TextPart", "image_url": "ImagePart"}),
     "AssistantPart": union(
-        "A part of a message of the assistant.", {"text": "TextPart", "refusal": "RefusalPart"}, "type"
+        "A part of a message of the assistant.", {"text": "TextPart", "refusal": "RefusalPart"}
     ),
     "RefusalPart": closed({"type": {"const": "refusal"}, "refusal": TEXT}),
     "TextPart": closed({"type": {"const": "text"}, "text": TEXT}),

@@ -130,7 +130,6 @@ SCHEMAS: Mapping[str, Schema] = {
     "ResponseFormat": union(
         "The form of the output. For json_object, the messages must ask for JSON, too.",
         {"text": "TextFormat", "json_object": "JsonObjectFormat", "json_schema": "JsonSchemaFormat"},
-        "type",
     ),
     "TextFormat": _typed_object("text"),
     "JsonObjectFormat": _typed_object("json_object"),
