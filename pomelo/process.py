@@ -54,6 +54,25 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.exception()
 
 
+async def shielded(future: asyncio.Future[T]) -> T:
+    """Waits for a future that continues if the caller is cancelled, because others may wait for it too.
+
+    Python 3.14 logs an error of a future that `asyncio.shield` has left; this does not.
+    """
+    if not future.done():
+        try:
+            await asyncio.wait((future,))
+        except asyncio.CancelledError:
+            future.add_done_callback(_retrieve)
+            raise
+    return future.result()
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
 class CancelScope:
     """Cancels an asyncio task at `when`, on the event loop's clock, or on demand.
 
@@ -62,12 +81,13 @@ class CancelScope:
     coroutines, and a later time sets the timer again only when it fires.
     """
 
-    __slots__ = ("_cancelling", "_fires", "_task", "_timer", "_when", "expired")
+    __slots__ = ("_cancelling", "_fires", "_task", "_timer", "expired", "when")
 
     def __init__(self, when: float = math.inf) -> None:
         self.expired = False
         """Whether it has cancelled the task."""
-        self._when = when
+        self.when = when
+        """The time at which it cancels the task; `reschedule` changes it."""
         self._fires = -math.inf
         """The time of the timer: inf without a timer, -inf when the scope may set no more timers."""
         self._timer: asyncio.TimerHandle | None = None
@@ -79,13 +99,13 @@ class CancelScope:
         self._task = task
         self._cancelling = task.cancelling()
         self._fires = math.inf
-        if self._when < math.inf:
-            self.reschedule(self._when)
+        if self.when < math.inf:
+            self.reschedule(self.when)
         return self
 
     def reschedule(self, when: float) -> None:
         """Changes the time, after the start."""
-        self._when = when
+        self.when = when
         if when < self._fires:
             if self._timer is not None:
                 self._timer.cancel()
@@ -94,9 +114,9 @@ class CancelScope:
 
     def _fire(self) -> None:
         self._timer = None
-        if self._when > self._fires:
+        if self.when > self._fires:
             self._fires = math.inf
-            self.reschedule(self._when)
+            self.reschedule(self.when)
         else:
             self.expire()
 

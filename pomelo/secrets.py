@@ -71,7 +71,7 @@ def load_root_secret(data: Path, configured: str = "", previous: Sequence[bytes]
             raise SecretError(f"{path} is damaged. Restore it: without it no key is valid")
         _check_secret(data, secret.encode(), previous, str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise SecretError(f"POMELO_DATA: {data} can't be used: {describe_file_error(error)}") from error
+        raise _unusable(data, error) from error
     return secret.encode()
 
 
@@ -93,7 +93,7 @@ def check_root_secret(data: Path, configured: str = "", previous: Sequence[bytes
             raise SecretError(f"{path} is missing. Restore it: without it no key is valid")
         _match(noted.read_bytes().strip(), secret, previous, source, data)
     except (OSError, UnicodeDecodeError) as error:
-        raise SecretError(f"POMELO_DATA: {data} can't be used: {describe_file_error(error)}") from error
+        raise _unusable(data, error) from error
 
 
 def find_root_secret(data: Path, configured: str = "", previous: Sequence[bytes] = ()) -> bytes | None:
@@ -135,6 +135,13 @@ def write_private(path: Path, text: str, *, replace: bool) -> None:
 def describe_file_error(error: OSError | UnicodeDecodeError) -> str:
     """Returns why a text file could not be read, without its path."""
     return (error.strerror or type(error).__name__) if isinstance(error, OSError) else "it is not text"
+
+
+def _unusable(data: Path, error: OSError | UnicodeDecodeError) -> SecretError:
+    name = getattr(error, "filename", None)
+    # Temporary files begin with a dot: their names say nothing.
+    is_own = isinstance(name, str) and Path(name).parent == data and not Path(name).name.startswith(".")
+    return SecretError(f"POMELO_DATA: {name if is_own else data} can't be used: {describe_file_error(error)}")
 
 
 def _make_private(data: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 from yarl import URL
 
 from pomelo import secrets
@@ -17,6 +17,24 @@ from pomelo.stores import STORES
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BUCKET = re.compile(r"(s3|gs)://[^/?#@\s]+(/[^?#\s]*)?|az://[^/?#@\s]+/[^?#\s]+")
+
+_EXPECTED = {
+    "extra_forbidden": "there is no such key",
+    "bool_parsing": "must be 1 or 0",
+    "byte_size": "must be a number of bytes, such as 8388608 or 8MiB",
+    "byte_size_unit": "must be a number of bytes, such as 8388608 or 8MiB",
+    "float_parsing": "must be a number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number with fewer digits",
+}
+"""What errors of pydantic say in place of its own texts, by their type."""
+
+
+def describe_refusal(error_type: str, message: str) -> str:
+    """Returns what is wrong with a value, without the value, for an error of pydantic."""
+    return _EXPECTED.get(error_type) or message.removeprefix("Value error, ").replace(
+        "Input should ", "must "
+    )
 
 
 def _address(text: str) -> str:
@@ -117,6 +135,8 @@ Archive = Annotated[str, AfterValidator(_archive)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
 Secret = Annotated[str, AfterValidator(_secret)]
 PlanName = Annotated[str, AfterValidator(_plan)]
+MessageSize = Annotated[ByteSize, Field(gt=0, le=2**29)]
+"""Bytes. gRPC counts those of a message in 31 bits, and receives up to twice the limit."""
 Limit = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 ApiKey = Annotated[str | None, AfterValidator(_api_key)]
 """A vendor's key, without the line end that a file of it has."""

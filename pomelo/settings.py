@@ -22,6 +22,7 @@ from pomelo.setting_types import (
     Archive,
     Bucket,
     File,
+    MessageSize,
     Networks,
     Origins,
     PlanName,
@@ -31,6 +32,7 @@ from pomelo.setting_types import (
     Store,
     Url,
     Urls,
+    describe_refusal,
 )
 
 PREFIX = "POMELO_"
@@ -43,20 +45,15 @@ _CLIENT_VARIABLES = frozenset({"POMELO_CONFIG", "POMELO_KEY", "POMELO_TARGET"})
 _SERVERS = frozenset({"POMELO_REST", "POMELO_GRPC", "POMELO_ADMIN"})
 """Variables that turn a server off if they are empty."""
 
-_COLLECTED = frozenset({"providers", "variables"})
-"""Settings that are collected from others, and have no variable of their own."""
-
 _PROVIDER_SETTING = re.compile(r"([a-z][a-z0-9_-]*)_(api_key|base_url)")
 """The settings of a provider. Their variables have the vendor's own names, which its own tools read, too."""
 
 _MIB = 1024 * 1024
-
 T = TypeVar("T")
 
 
 class SettingsError(Exception):
-    """The settings can't be used. The message says which setting is wrong and what to do: one line, or for a
-    catalogue one line for each wrong row."""
+    """The settings can't be used. The message names the wrong setting, for a catalogue each wrong row."""
 
 
 class ProviderSettings(BaseModel):
@@ -133,9 +130,9 @@ class Settings(BaseModel):
     """By name; `acme_api_key` and `acme_base_url` are short forms for the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Environment variables that may be a provider's, such as ACME_API_KEY; they override `providers`."""
-    json_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(8 * _MIB)
+    json_limit: MessageSize = ByteSize(8 * _MIB)
     upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
-    inline_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(4 * _MIB)
+    inline_limit: MessageSize = ByteSize(4 * _MIB)
     upstream_connections: int = Field(default=256, ge=1, le=65536)
     """Concurrent connections of one process to each vendor's host."""
     media_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
@@ -168,11 +165,10 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _collect_providers(cls, values: dict[str, Any]) -> dict[str, Any]:
-        rest = dict(values)
-        providers = rest.get("providers", {})
+        providers = values.get("providers", {})
         if not isinstance(providers, Mapping):
-            return rest  # which is refused
-        providers = dict(providers)
+            return values  # which is refused
+        rest, providers = dict(values), dict(providers)
         for name in values:
             if name not in cls.model_fields and (match := _PROVIDER_SETTING.fullmatch(name)):
                 provider, field = match.groups()
@@ -187,7 +183,7 @@ class Settings(BaseModel):
             raise ValueError("POMELO_TLS_CERT and POMELO_TLS_KEY go together: set both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("POMELO_TLS_CLIENT_CA needs POMELO_TLS_CERT and POMELO_TLS_KEY")
-        if self.workers > 1 and self.store == "sqlite:":
+        if self.workers > 1 and self.uses_sqlite:
             raise ValueError(
                 "POMELO_WORKERS: SQLite serves one process. For more set POMELO_STORE to a Redis server, "
                 "such as redis://127.0.0.1:6379"
@@ -242,11 +238,16 @@ class Settings(BaseModel):
 
     def store_url(self) -> str:
         """Returns the URL of the store, with the path of the file for SQLite."""
-        return f"sqlite:{self.database}" if self.store == "sqlite:" else self.store
+        return f"sqlite:{self.database}" if self.uses_sqlite else self.store
 
     def archive_url(self) -> str:
         """Returns the URL of the usage archive; empty for SQLite, which needs none."""
-        return "" if self.store == "sqlite:" else self.archive or f"sqlite:{self.data / secrets.ARCHIVE}"
+        return "" if self.uses_sqlite else self.archive or f"sqlite:{self.data / secrets.ARCHIVE}"
+
+    @property
+    def uses_sqlite(self) -> bool:
+        """Whether the store is SQLite, which serves this machine alone."""
+        return self.store == "sqlite:"
 
     @property
     def database(self) -> Path:
@@ -360,7 +361,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 
 def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
-    names = Settings.model_fields.keys() - _COLLECTED - {"plans"}
+    names = Settings.model_fields.keys() - {"plans", "providers", "variables"}  # which have none of their own
     known = {variable(name) for name in names} | _CLIENT_VARIABLES
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
@@ -376,16 +377,15 @@ def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _suggestion(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    key = name.lower().removeprefix("pomelo_")  # for a variable in a file
+    close = [key] if key in known else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f". Did you mean {close[0]}?" if close else ". Remove it, or correct its name"
 
 
 def _first_error(error: ValidationError, variables: Mapping[str, str] | None = None) -> str:
     """Describes the first error, without the value; `variables` are those of the fields."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "there is no such key"
+    message = describe_refusal(first["type"], first["msg"])
     if not first["loc"]:
         return message
     name = str(first["loc"][0])

@@ -1,4 +1,4 @@
-"""The TLS certificate of the servers, which can be replaced while they run."""
+"""TLS: the default context, and the certificate of the servers, which can be replaced while they run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ class Certificate:
     context: ssl.SSLContext = field(compare=False)
 
 
+def default_context(
+    purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH, authority: Path | None = None
+) -> ssl.SSLContext:
+    """Returns Python's default context. It trusts the certificates of a PEM file (None: the well-known ones).
+
+    On every Python it accepts an authority without the extension for its key usage, as gRPC does.
+
+    Raises:
+        ssl.SSLError: the file holds no certificate; OSError: it can't be read.
+    """
+    context = ssl.create_default_context(purpose, cafile=authority)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the default since Python 3.13
+    return context
+
+
 def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certificate:
     """Reads a certificate from PEM files.
 
@@ -32,7 +47,7 @@ def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certifica
     chain, private, authority = files = read()
     assert chain is not None
     assert private is not None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(cert, key)
@@ -42,7 +57,7 @@ def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certifica
         raise ValueError(f"POMELO_TLS_CERT: {cert} and {key} are no certificate and key in PEM") from None
     if authority is not None:
         try:
-            ssl.create_default_context(cafile=client_ca)
+            default_context(authority=client_ca)
         except ssl.SSLError:
             raise ValueError(f"POMELO_TLS_CLIENT_CA: {client_ca} has no PEM certificate") from None
     if read() != files:  # gRPC gets what was read, the context has read the files itself

@@ -20,7 +20,8 @@ from pomelo.call import Principal
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
 from pomelo.process import in_background, periodically
-from pomelo.stores.accounts import AccountStore, Balance, Wallet
+from pomelo.stores.accounts import PAGE, AccountStore, Balance, Grant, Wallet
+from pomelo.stores.acts import ActStore
 from pomelo.stores.ledger import LedgerStore
 from pomelo.stores.usage import UsageRecord
 from pomelo.telemetry.events import Observer, TaskReport
@@ -39,7 +40,7 @@ _LAST_SEARCH = 2.0
 log = logging.getLogger("pomelo.alerts")
 
 
-class WatchedStore(AccountStore, LedgerStore, Protocol):
+class WatchedStore(AccountStore, ActStore, LedgerStore, Protocol):
     """The parts of a store that are searched."""
 
 
@@ -93,7 +94,8 @@ class Watch(Observer):
         self._uncollected: list[UsageRecord] = []
         self._blocked: set[tuple[str, ...]] = set()
         self._top_ups: dict[str, tuple[int, str, int]] = {}
-        """By account what was granted in total, and the id and amount of the last grant."""
+        """By account what was granted in total, and the id and amount of the last grant that is no
+        correction."""
         self._unsure: dict[str, str] = {}
         """By subject the state that the store may have noted without an answer: it was not reported."""
 
@@ -179,13 +181,35 @@ class Watch(Observer):
         """The id and the amount of an account's last grant."""
         known = self._top_ups.pop(account, None)
         if known is None or known[0] != balance.granted:
-            grants = await self._store.list_grants(Wallet(account, live=True))
-            last = next((grant for grant in reversed(grants) if grant.amount > 0), None)
+            last = await self._last_grant(Wallet(account, live=True))
             known = balance.granted, *(("", 0) if last is None else (last.grant_id, last.amount))
         self._top_ups[account] = known
         if len(self._top_ups) > MAX_MARKED:
             del self._top_ups[next(iter(self._top_ups))]
         return known[1:]
+
+    async def _last_grant(self, wallet: Wallet) -> Grant | None:
+        """The last entry that gave credits and is not a correction."""
+        for grant in reversed(await self._store.list_grants(wallet)):
+            if grant.amount > 0 and not await self._is_correction(grant):
+                return grant
+        return None
+
+    async def _is_correction(self, grant: Grant) -> bool:
+        """Whether the operator's log has an entry as a correction: it was written in the same step."""
+        account, after = grant.wallet.account, None
+        while True:
+            page = await self._store.list_acts(account, since=grant.at, limit=PAGE, after=after)
+            if any(
+                act.action == "adjust_credits"
+                and (act.at, act.live) == (grant.at, grant.wallet.live)
+                and int(act.new) - int(act.old) == grant.amount
+                for act in page
+            ):
+                return True
+            if len(page) < PAGE:
+                return False
+            after = page[-1].at, page[-1].act_id
 
     async def _check_budget(self, principal: Principal, refused: bool) -> None:
         assert principal.budget is not None

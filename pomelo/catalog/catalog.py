@@ -13,21 +13,16 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pomelo import money
 from pomelo.catalog import check as rules
 from pomelo.catalog import voice_names
-from pomelo.catalog.pricing import Prices, UnitPrices, parse_unit
+from pomelo.catalog.pricing import Prices, parse_prices
 from pomelo.catalog.rows import EFFORTS, parse_date
-from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, TomlFile
 from pomelo.enums import enum_names
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
-
-_REPORTED_COST = "provider_dollar"
-"""The unit of a cost that the provider reports, for tasks of every type."""
 
 RETIREMENT_NOTICE = timedelta(days=60)
 """The default time between the deprecation of a model and its end, during which the operator is warned."""
@@ -152,23 +147,18 @@ class Catalog:
             OSError: a file can't be read.
         """
         files = [TomlFile.read(path) for path in paths or (BUILTIN,)]
-        faults = [fault for file in files for fault in rules.check(file, _prices)]
+        faults = [fault for file in files for fault in rules.check(file)]
         faults += check(files)
-        wrong = {(fault.file.path, fault.keys[:2]) for fault in faults}
+        if faults:
+            raise CatalogError(sorted(faults, key=lambda fault: (files.index(fault.file), fault.line)))
         models: dict[str, Model] = {}
         hosts: dict[str, Mapping[str, Any]] = {}
         voices: dict[str, str] = {}
         for file in files:
-            for name, row in rules.tables(file, "models"):
-                keys = ("models", name)
-                if (file.path, keys) not in wrong:
-                    models[name] = _model(name, row)
+            models |= {name: _model(name, row) for name, row in rules.tables(file, "models")}
             hosts |= rules.tables(file, "hosts")
-            if not faults:
-                listed = file.table.get("voices", {})
-                voices |= {voice_names.normalize(name): voice_id for name, voice_id in listed.items()}
-        if faults:
-            raise CatalogError(sorted(faults, key=lambda fault: (files.index(fault.file), fault.line)))
+            listed = file.table.get("voices", {})
+            voices |= {voice_names.normalize(name): voice_id for name, voice_id in listed.items()}
         return cls([_with_voices(model, voices) for model in models.values()], hosts)
 
 
@@ -189,7 +179,7 @@ def _model(name: str, row: dict[str, Any]) -> Model:
         task_type=TaskType.Value(f"TASK_TYPE_{task_type.upper()}"),
         routes=routes,
         limits=Limits(**row.get("limits", {})),
-        prices=_prices(row["price"], row.get("price_tiers", []), task_type),
+        prices=parse_prices(row["price"], row.get("price_tiers", []), task_type),
         price_version=row["price_version"],
         price_note=row.get("price_note", ""),
         retires=retires,
@@ -205,7 +195,7 @@ def _route(row: dict[str, Any], task_type: str) -> Route:
     efforts = sorted(EFFORTS[name] for name in row.pop("efforts", ()))
     prices, version, note = Prices(), "", ""
     if "price" in row:
-        prices = _prices(row.pop("price"), row.pop("price_tiers", []), task_type)
+        prices = parse_prices(row.pop("price"), row.pop("price_tiers", []), task_type)
         version, note = row.pop("price_version"), row.pop("price_note", "")
     return Route(
         provider=provider,
@@ -227,48 +217,3 @@ def _dates(row: Mapping[str, Any], routes: Sequence[Route]) -> tuple[date | None
     ends = [route.retires for route in routes if route.retires is not None]
     retires = dates.get("retires") or (max(ends) if len(ends) == len(routes) else None)
     return retires, dates.get("deprecated") or (None if retires is None else retires - RETIREMENT_NOTICE)
-
-
-def _prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], task_type: str) -> Prices:
-    """The prices of a table `price` and of the tables `price_tiers`. A tier without a price of a unit has
-    that of the tier before it."""
-    units = _unit_prices(row, task_type)
-    tiered = "million_input_tokens" in TASK_TYPE_ROWS[task_type].price_units
-    parsed: list[tuple[int, UnitPrices]] = []
-    previous, latest = 0, dict(row)
-    for tier in tiers:
-        latest.update(tier)
-        from_tokens = latest.pop("from_input_tokens", None)
-        if not tiered or type(from_tokens) is not int or from_tokens <= previous:
-            raise ValueError("from_input_tokens must be whole numbers, each above the previous one")
-        previous = from_tokens
-        parsed.append((from_tokens, _unit_prices(latest, task_type)))
-    return Prices(units, tuple(parsed))
-
-
-def _unit_prices(row: Mapping[str, Any], task_type: str) -> UnitPrices:
-    known = (*TASK_TYPE_ROWS[task_type].price_units, _REPORTED_COST)
-    for unit in row:
-        if unit not in known:
-            raise ValueError(
-                f"tasks of type {task_type} are not counted by {unit}, but by {', '.join(known)}"
-            )
-    units = {parse_unit(unit): _micros(unit, amount) for unit, amount in row.items()}
-    if units.get(parse_unit(_REPORTED_COST)) == 0:
-        raise ValueError(f"{_REPORTED_COST} must be above 0: no task is free. Remove it to bill by counts")
-    if not any(units[parse_unit(unit)] for unit in row if unit != _REPORTED_COST and "cache" not in unit):
-        if _REPORTED_COST in row:
-            raise ValueError(
-                f"{_REPORTED_COST} needs another price beside it, by counts, which limits the cost of a task"
-            )
-        raise ValueError("it has no price")
-    return units
-
-
-def _micros(unit: str, amount: Any) -> int:
-    if type(amount) is not str:
-        raise ValueError(f'{unit} must be text in quotes, such as "0.04"')
-    try:
-        return money.parse_credits(amount)
-    except ValueError as error:
-        raise ValueError(f"{unit}: {error}") from None

@@ -5,13 +5,14 @@ The options of providers are checked by `pomelo.providers.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
 from pomelo.catalog import voice_names
+from pomelo.catalog.pricing import parse_prices
 from pomelo.catalog.rows import (
     EXAMPLES,
     INT64,
@@ -33,11 +34,8 @@ _REQUIRED = frozenset(("messages", "prompt", "text", "voice", "audio", "max_toke
 _FLOATS = frozenset((FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT))
 _INTEGERS = frozenset((FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64))
 
-CheckPrice = Callable[[Any, list[Any], str], object]
-"""Parses a price table and the tables of its tiers, for a task type. Raises ValueError."""
 
-
-def check(file: TomlFile, check_price: CheckPrice) -> list[Fault]:
+def check(file: TomlFile) -> list[Fault]:
     """All errors in a file, in the order of its lines."""
     if file.unreadable is not None:
         return [file.fault((), file.unreadable[1])]
@@ -50,21 +48,26 @@ def check(file: TomlFile, check_price: CheckPrice) -> list[Fault]:
         task_type = row.get("type") if isinstance(row, dict) else None
         if isinstance(task_type, str) and task_type in TASK_TYPE_ROWS:
             faults += _model_faults(file, keys, row, task_type)
-            faults += _price_faults(file, keys, row, task_type, check_price)
+            faults += _price_faults(file, keys, row, task_type)
     faults += _alias_faults(file)
     return sorted(faults, key=lambda fault: fault.line)
 
 
 def tables(file: TomlFile, section: str) -> list[tuple[str, Any]]:
-    """The names and rows of the section `models` or `hosts`; a wrong row may be of any type."""
+    """The names and rows of the section `models` or `hosts`, or `voices`; a wrong row may be of any type."""
     rows = file.table.get(section)
     return list(rows.items()) if isinstance(rows, dict) else []
 
 
+def _list(row: Any, key: str) -> list[Any]:
+    """The list at a key of a row; empty if either has a wrong type."""
+    value = row.get(key) if isinstance(row, dict) else None
+    return value if isinstance(value, list) else []
+
+
 def routes(row: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     """The routes of a model's row that are tables, with their indexes."""
-    listed = row.get("routes") if isinstance(row, dict) else None
-    for index, route in enumerate(listed if isinstance(listed, list) else ()):
+    for index, route in enumerate(_list(row, "routes")):
         if isinstance(route, dict):
             yield index, route
 
@@ -100,8 +103,7 @@ def _alias_faults(file: TomlFile) -> Iterator[Fault]:
     models = tables(file, "models")
     owners = {name: name for name, _ in models}
     for name, row in models:
-        listed = row.get("aliases") if isinstance(row, dict) else None
-        for index, alias in enumerate(listed if isinstance(listed, list) else ()):
+        for index, alias in enumerate(_list(row, "aliases")):
             if isinstance(alias, str) and owners.setdefault(alias, name) != name:
                 keys = ("models", name, "aliases", index)
                 yield file.fault(keys, f"is a name of {owners[alias]}, too. Remove one of them")
@@ -110,8 +112,7 @@ def _alias_faults(file: TomlFile) -> Iterator[Fault]:
 def _voice_faults(file: TomlFile) -> list[Fault]:
     faults: list[Fault] = []
     seen: set[str] = set()
-    voices = file.table.get("voices")
-    for name, voice_id in voices.items() if isinstance(voices, dict) else ():
+    for name, voice_id in tables(file, "voices"):
         keys = ("voices", name)
         if not voice_names.is_name(name):
             expected = f"a name of 1 to {voice_names.MAX_LENGTH} printable characters, not only spaces"
@@ -174,8 +175,8 @@ def _model_faults(file: TomlFile, keys: Keys, row: Mapping[str, Any], task_type:
 def _drop_and_clamp_faults(
     file: TomlFile, route_keys: Keys, route: Mapping[str, Any], known: Mapping[str, int]
 ) -> Iterator[Fault]:
-    drop, clamp = route.get("drop"), route.get("clamp")
-    for name in drop if isinstance(drop, list) else ():
+    clamp = route.get("clamp")
+    for name in _list(route, "drop"):
         if isinstance(name, str) and name in _REQUIRED & known.keys():
             yield file.fault((*route_keys, "drop"), f"{name} can't be left out of a task. Remove it here")
     for name, values in clamp.items() if isinstance(clamp, dict) else ():
@@ -214,34 +215,21 @@ def _limit_faults(file: TomlFile, keys: Keys, limits: Any, task_type: str) -> It
             )
 
 
-def _price_faults(
-    file: TomlFile, keys: Keys, row: Mapping[str, Any], task_type: str, check_price: CheckPrice
-) -> Iterator[Fault]:
+def _price_faults(file: TomlFile, keys: Keys, row: Mapping[str, Any], task_type: str) -> Iterator[Fault]:
     priced = [(keys, row), *(((*keys, "routes", index), route) for index, route in routes(row))]
     for table_keys, table in priced:
         price, tiers = table.get("price"), table.get("price_tiers", [])
         if not isinstance(price, dict):
             continue
-        problem = _price_fault(check_price, price, [], task_type)
-        if problem:
-            yield file.fault(
-                (*table_keys, "price"),
-                f"{problem}. Write, for example: {TASK_TYPE_ROWS[task_type].price_example}",
-            )
-        elif isinstance(tiers, list) and all(isinstance(tier, dict) for tier in tiers):
-            problem = _price_fault(check_price, price, tiers, task_type)
-            if problem:
-                example = EXAMPLES["price_tiers"]
-                yield file.fault((*table_keys, "price_tiers"), f"{problem}. Write, for example: {example}")
-
-
-def _price_fault(check_price: CheckPrice, price: Any, tiers: list[Any], task_type: str) -> str:
-    """The error in the prices; empty if they are valid."""
-    try:
-        check_price(price, tiers, task_type)
-    except ValueError as error:
-        return str(error)
-    return ""
+        checks: list[tuple[str, list[Any], str]] = [("price", [], TASK_TYPE_ROWS[task_type].price_example)]
+        if isinstance(tiers, list) and all(isinstance(tier, dict) for tier in tiers):
+            checks.append(("price_tiers", tiers, EXAMPLES["price_tiers"]))
+        for key, given, example in checks:
+            try:
+                parse_prices(price, given, task_type)
+            except ValueError as error:
+                yield file.fault((*table_keys, key), f"{error}. Write, for example: {example}")
+                break
 
 
 def _is_after(one: Any, other: Any) -> bool:

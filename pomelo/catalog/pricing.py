@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Any
 
+from pomelo import money
+from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.enums import enum_names, enum_prefix
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.values import value_type
@@ -45,6 +48,9 @@ _FACTORS = {unit: (name, _COMMON_SCALE // scale) for unit, (name, scale) in _SCA
 """Unit -> the field of `Usage`, and how many parts of the common scale one of it makes."""
 
 MAX_TOKENS = 2**31 - 1
+
+_REPORTED_COST = "provider_dollar"
+"""The unit of a cost that the provider reports, for tasks of every type."""
 
 
 @value_type(frozen=True, slots=True)
@@ -215,3 +221,52 @@ def parse_unit(name: str) -> PriceUnit.ValueType:
         ValueError: it is unknown.
     """
     return PriceUnit.Value(enum_prefix(PriceUnit.DESCRIPTOR) + name.upper())
+
+
+def parse_prices(row: Mapping[str, Any], tiers: Iterable[Mapping[str, Any]], task_type: str) -> Prices:
+    """The prices of a table `price` of a catalogue and of its tables `price_tiers`. A tier without a price of
+    a unit has that of the tier before it.
+
+    Raises:
+        ValueError: a unit or an amount is wrong.
+    """
+    units = _unit_prices(row, task_type)
+    tiered = "million_input_tokens" in TASK_TYPE_ROWS[task_type].price_units
+    parsed: list[tuple[int, UnitPrices]] = []
+    previous, latest = 0, dict(row)
+    for tier in tiers:
+        latest.update(tier)
+        from_tokens = latest.pop("from_input_tokens", None)
+        if not tiered or type(from_tokens) is not int or from_tokens <= previous:
+            raise ValueError("from_input_tokens must be whole numbers, each above the previous one")
+        previous = from_tokens
+        parsed.append((from_tokens, _unit_prices(latest, task_type)))
+    return Prices(units, tuple(parsed))
+
+
+def _unit_prices(row: Mapping[str, Any], task_type: str) -> UnitPrices:
+    known = (*TASK_TYPE_ROWS[task_type].price_units, _REPORTED_COST)
+    for unit in row:
+        if unit not in known:
+            raise ValueError(
+                f"tasks of type {task_type} are not counted by {unit}, but by {', '.join(known)}"
+            )
+    units = {parse_unit(unit): _micros(unit, amount) for unit, amount in row.items()}
+    if units.get(_PROVIDER_DOLLAR) == 0:
+        raise ValueError(f"{_REPORTED_COST} must be above 0: no task is free. Remove it to bill by counts")
+    if not any(units[parse_unit(unit)] for unit in row if unit != _REPORTED_COST and "cache" not in unit):
+        if _REPORTED_COST in row:
+            raise ValueError(
+                f"{_REPORTED_COST} needs another price beside it, by counts, which limits the cost of a task"
+            )
+        raise ValueError("it has no price")
+    return units
+
+
+def _micros(unit: str, amount: Any) -> int:
+    if type(amount) is not str:
+        raise ValueError(f'{unit} must be text in quotes, such as "0.04"')
+    try:
+        return money.parse_credits(amount)
+    except ValueError as error:
+        raise ValueError(f"{unit}: {error}") from None

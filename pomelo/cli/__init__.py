@@ -13,35 +13,32 @@ import typer
 
 import pomelo
 from pomelo.cli import accounts, alerts, audit, doctor, keys, log, models, prices, run, serve, usage
-from pomelo.cli.terminal import explain, print_line
+from pomelo.cli.terminal import Commands, explain, print_line
 
 __all__ = ["main", "program"]
 
 
 def program() -> typer.Typer:
     """Returns the command line with all commands."""
-    app = typer.Typer(
+    app = Commands(
+        "Run AI tasks (text, images, speech) through one API, over gRPC and REST.",
         name="pomelo",
-        help="Run AI tasks (text, images, speech) through one API, over gRPC and REST.",
-        no_args_is_help=True,
-        # Rich takes longer to load than the rest of `pomelo --help`.
-        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    app.command("serve")(serve.serve)
-    app.command("gateway")(serve.gateway)
-    app.command("run")(run.run)
-    app.command("models")(models.models)
+    app.add("serve", serve.serve)
+    app.add("gateway", serve.gateway)
+    app.add("run", run.run)
+    app.add("models", models.models)
     app.add_typer(prices.commands(), name="prices")
     app.add_typer(accounts.commands(), name="accounts")
     app.add_typer(keys.commands(), name="keys")
-    app.command("usage")(usage.usage)
-    app.command("audit")(audit.audit)
-    app.command("log")(log.log)
+    app.add("usage", usage.usage)
+    app.add("audit", audit.audit)
+    app.add("log", log.log)
     app.add_typer(alerts.commands(), name="alerts")
-    app.command("doctor")(doctor.doctor)
+    app.add("doctor", doctor.doctor)
     return app
 
 

@@ -10,6 +10,7 @@ import typer
 
 from pomelo.cli.operator import call_operator, list_pages
 from pomelo.cli.terminal import (
+    Commands,
     Config,
     Json,
     counted,
@@ -18,17 +19,23 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_table,
-    refuse_empty,
     unix_time,
 )
 from pomelo.money import format_credits, parse_credits
 
 if TYPE_CHECKING:
     from pomelo.gen.admin.v1.admin_service_pb2 import Account
-    from pomelo.gen.v1.usage_pb2 import Mode
     from pomelo.service import Operator
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An account, from pomelo accounts list.")]
+
+_NAMES = {
+    **{"id": "NAME", "account_id": "NAME", "plan": "--plan", "live_micros": "--credits", "note": "--note"},
+    **{"grant_id": "--id", "adjustment_id": "--id", "credit_limit_micros": "--limit"},
+}
+"""The fields of requests on the command line. An amount and a plan have other names in some commands."""
+
+_PLANS = "free, pro, scale, unlimited, or one of pomelo.toml"
 
 _LIMITS: Mapping[str, Callable[[int], str]] = {
     "requests_per_minute": lambda number: f"{counted(number, 'request')} a minute",
@@ -37,32 +44,29 @@ _LIMITS: Mapping[str, Callable[[int], str]] = {
 }
 
 
-def commands() -> typer.Typer:
-    app = typer.Typer(
-        help="Create accounts, change their credits and plans, disable them.",
-        no_args_is_help=True,
-        rich_markup_mode=None,
-    )
-    app.command("create")(create)
-    app.command("list")(list_accounts)
-    app.command("show")(show)
-    app.command("grant")(grant)
+def commands() -> Commands:
+    app = Commands("Create accounts, change their credits and plans, disable them.")
+    app.add("create", create)
+    app.add("list", list_accounts)
+    app.add("show", show)
+    app.add("grant", grant)
     # An amount below 0 is not an option.
-    app.command("adjust", context_settings={"ignore_unknown_options": True})(adjust)
-    app.command("postpaid")(postpaid)
-    app.command("plan")(plan)
-    app.command("disable")(disable)
-    app.command("enable")(enable)
+    app.add("adjust", adjust, context_settings={"ignore_unknown_options": True})
+    app.add("postpaid", postpaid)
+    app.add("plan", plan)
+    app.add("disable", disable)
+    app.add("enable", enable)
     return app
 
 
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, dots, dashes, underscores.")],
-    plan: Annotated[
-        str, typer.Option(metavar="P", callback=refuse_empty, help="Its plan. Default: free.")
-    ] = "",
+    plan: Annotated[str, typer.Option(metavar="PLAN", help=f"Its plan: {_PLANS}. Default: free.")] = "",
     credits: Annotated[  # noqa: A002 - the name of the option
-        str, typer.Option(metavar="N", help="Initial live credits, such as 10 or 2.5. Default: none.")
+        str,
+        typer.Option(
+            metavar="N", show_default=False, help="Initial live credits, such as 10 or 2.5. Default: none."
+        ),
     ] = "0",
     config: Config = None,
     as_json: Json = False,
@@ -71,8 +75,7 @@ def create(
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 
     request = pb.CreateAccountRequest(id=name, plan=plan, live_micros=_micros(credits, "--credits"))
-    names = {"id": "NAME", "plan": "--plan", "live_micros": "--credits"}
-    _request(config, as_json, lambda operator: operator.create_account(request), names, creates=True)
+    _request(config, as_json, lambda operator: operator.create_account(request), creates=True)
 
 
 def list_accounts(config: Config = None, as_json: Json = False) -> None:
@@ -80,9 +83,8 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    found = list_pages(
-        load(config), pb.ListAccountsRequest(), lambda operator, query: operator.list_accounts(query)
-    )
+    query = pb.ListAccountsRequest()
+    found = list_pages(load(config), query, lambda operator: operator.list_accounts(query))
     if as_json:
         print_array(account_json(account) for page in found for account in page.accounts)
         return
@@ -105,44 +107,33 @@ def show(name: Name, config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 
     request = pb.GetAccountRequest(id=name)
-    _request(config, as_json, lambda operator: operator.get_account(request), {"id": "NAME"})
+    _request(config, as_json, lambda operator: operator.get_account(request))
 
 
 def grant(
     name: Name,
     credits: Annotated[  # noqa: A002 - the name of the argument
-        str,
-        typer.Argument(metavar="CREDITS", help="Credits, such as 10 or 2.5; at most 6 decimal places."),
+        str, typer.Argument(metavar="CREDITS", help="Credits, such as 10 or 2.5; at most 6 decimal places.")
     ],
     test: Annotated[bool, typer.Option("--test", help="Grant test credits. Default: live credits.")] = False,
     note: Annotated[str, typer.Option(metavar="TEXT", help="A note for the records.")] = "",
     once: Annotated[
-        str,
-        typer.Option(
-            "--id",
-            metavar="ID",
-            callback=refuse_empty,
-            help="Your own id of the grant: repeating it adds nothing.",
-        ),
+        str, typer.Option("--id", metavar="ID", help="Your own id of the grant: repeating it adds nothing.")
     ] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Grant credits to an account."""
+    """Grant credits to an account. To take credits back, use adjust."""
+    from pomelo.accounts.modes import to_mode
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 
     micros = _micros(credits, "CREDITS")
     if not micros:
         raise typer.BadParameter("must be more than 0", param_hint="CREDITS")
     request = pb.GrantCreditsRequest(
-        account_id=name,
-        amount_micros=micros,
-        mode=_mode(test),
-        note=note,
-        grant_id=once,
+        account_id=name, amount_micros=micros, mode=to_mode(not test), note=note, grant_id=once
     )
-    names = {"account_id": "NAME", "amount_micros": "CREDITS", "note": "--note", "grant_id": "--id"}
-    _request(config, as_json, lambda operator: operator.grant_credits(request), names)
+    _request(config, as_json, lambda operator: operator.grant_credits(request), amount_micros="CREDITS")
 
 
 def adjust(
@@ -154,17 +145,13 @@ def adjust(
     test: Annotated[bool, typer.Option("--test", help="Test credits. Default: live credits.")] = False,
     once: Annotated[
         str,
-        typer.Option(
-            "--id",
-            metavar="ID",
-            callback=refuse_empty,
-            help="Your own id of the change: repeating it changes nothing.",
-        ),
+        typer.Option("--id", metavar="ID", help="Your own id of the change: repeating it changes nothing."),
     ] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Correct the credits of an account. No more can be taken back than is available."""
+    """Correct the credits of an account. At most the available credits can be taken back."""
+    from pomelo.accounts.modes import to_mode
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 
     if not note.strip():
@@ -175,12 +162,11 @@ def adjust(
     request = pb.AdjustCreditsRequest(
         account_id=name,
         amount_micros=-micros if amount.startswith("-") else micros,
-        mode=_mode(test),
+        mode=to_mode(not test),
         note=note,
         adjustment_id=once,
     )
-    names = {"account_id": "NAME", "amount_micros": "AMOUNT", "note": "--note", "adjustment_id": "--id"}
-    _request(config, as_json, lambda operator: operator.adjust_credits(request), names)
+    _request(config, as_json, lambda operator: operator.adjust_credits(request), amount_micros="AMOUNT")
 
 
 def postpaid(
@@ -193,14 +179,14 @@ def postpaid(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Let an account spend more than was granted, up to a credit limit. A payment is a grant."""
+    """Set how much an account may spend beyond its grants. A payment is a grant."""
+    from pomelo.accounts.modes import to_mode
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 
     request = pb.SetCreditLimitRequest(
-        account_id=name, credit_limit_micros=_micros(limit, "--limit"), mode=_mode(test)
+        account_id=name, credit_limit_micros=_micros(limit, "--limit"), mode=to_mode(not test)
     )
-    names = {"account_id": "NAME", "credit_limit_micros": "--limit"}
-    _request(config, as_json, lambda operator: operator.set_credit_limit(request), names)
+    _request(config, as_json, lambda operator: operator.set_credit_limit(request))
 
 
 def disable(name: Name, config: Config = None, as_json: Json = False) -> None:
@@ -208,7 +194,7 @@ def disable(name: Name, config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 
     request = pb.DisableAccountRequest(account_id=name)
-    _request(config, as_json, lambda operator: operator.disable_account(request), {"account_id": "NAME"})
+    _request(config, as_json, lambda operator: operator.disable_account(request))
 
 
 def enable(name: Name, config: Config = None, as_json: Json = False) -> None:
@@ -216,12 +202,12 @@ def enable(name: Name, config: Config = None, as_json: Json = False) -> None:
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 
     request = pb.EnableAccountRequest(account_id=name)
-    _request(config, as_json, lambda operator: operator.enable_account(request), {"account_id": "NAME"})
+    _request(config, as_json, lambda operator: operator.enable_account(request))
 
 
 def plan(
     name: Name,
-    plan: Annotated[str, typer.Argument(metavar="P", help="A built-in plan, or one of pomelo.toml.")],
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help=f"The new plan: {_PLANS}.")],
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -229,33 +215,23 @@ def plan(
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 
     request = pb.SetAccountPlanRequest(account_id=name, plan=plan)
-    _request(
-        config,
-        as_json,
-        lambda operator: operator.set_account_plan(request),
-        {"account_id": "NAME", "plan": "P"},
-    )
+    _request(config, as_json, lambda operator: operator.set_account_plan(request), plan="PLAN")
 
 
 def _request(
     config: Path | None,
     as_json: bool,
     request: Callable[[Operator], Awaitable[Any]],
-    names: Mapping[str, str],
     *,
     creates: bool = False,
+    **names: str,
 ) -> None:
-    """Runs a request, and prints the account of its response; `names` and `creates` as in `call_operator`."""
+    """Runs a request, and prints the account of its response. `creates` as in `call_operator`, and `names`
+    too, besides those of `_NAMES`."""
     from pomelo.settings import load
 
-    response = call_operator(load(config), request, names=names, creates=creates)
+    response = call_operator(load(config), request, names=_NAMES | names, creates=creates)
     _print(response.account, as_json)
-
-
-def _mode(test: bool) -> Mode.ValueType:
-    from pomelo.gen.v1.usage_pb2 import Mode
-
-    return Mode.MODE_TEST if test else Mode.MODE_LIVE
 
 
 def _micros(text: str, hint: str) -> int:

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pomelo.cli.terminal import Config, FailureError, print_line
+from pomelo.cli.terminal import Commands, Config, FailureError, print_line
 
 if TYPE_CHECKING:
     from pomelo.settings import Settings
 
 
-def commands() -> typer.Typer:
-    app = typer.Typer(
-        help="Alerts for the operator, by webhook.", no_args_is_help=True, rich_markup_mode=None
-    )
-    app.command("test")(send_test)
-    app.command("secret")(secret)
+def commands() -> Commands:
+    app = Commands("Alerts for the operator, by webhook.")
+    app.add("test", send_test)
+    app.add("secret", secret)
     return app
 
 
@@ -38,7 +36,7 @@ def send_test(config: Config = None) -> None:
 
 
 def secret(config: Config = None) -> None:
-    """Print the secrets that alerts are signed with, one on each line, the current one first."""
+    """Print the secrets that alerts are signed with. Each is on a line, the current one first."""
     from pomelo.alerts.alert import encode_secret
     from pomelo.settings import load
 

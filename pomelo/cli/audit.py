@@ -13,7 +13,7 @@ _TIMEOUT = 3600.0
 
 
 def audit(config: Config = None, as_json: Json = False) -> None:
-    """Recompute every balance and bill from the records, and print the differences.
+    """Recompute all balances and bills, and print differences.
 
     Status 1 if there are any.
     """

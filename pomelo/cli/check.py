@@ -37,7 +37,7 @@ def check_start(config: Path | None, workers: int | None) -> None:
 
 def _check(config: Path | None, workers: int | None) -> Iterator[Finding]:
     from pomelo.cli.client import is_served
-    from pomelo.cli.serve import check_servers
+    from pomelo.cli.process import check_servers
     from pomelo.configuration import read_configuration
     from pomelo.settings import SettingsError, load
 
@@ -141,17 +141,16 @@ def _store(settings: Settings, served: bool) -> Finding:
     from pomelo.stores import check_store
     from pomelo.stores.base import StoreError
 
-    url = settings.store_url()
-    if url.startswith("sqlite:"):
+    if settings.uses_sqlite:
         if served:
             return Finding("store", "ok", "SQLite, used by the running server")
         if not settings.database.exists():
             return Finding("store", "off", "SQLite, created at the first start")
     try:
-        asyncio.run(check_store(url, archive=settings.archive_url()))
+        asyncio.run(check_store(settings.store_url(), archive=settings.archive_url()))
     except StoreError as error:
         return Finding("store", "broken", str(error))
-    return Finding("store", "ok", "SQLite" if url.startswith("sqlite:") else url.partition(":")[0])
+    return Finding("store", "ok", "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0])
 
 
 def _addresses(settings: Settings, served: bool) -> Iterator[Finding]:

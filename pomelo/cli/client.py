@@ -17,6 +17,7 @@ from pomelo.cli.terminal import FailureError
 
 if TYPE_CHECKING:
     from pomelo.call import Call
+    from pomelo.server.remote import Tls
     from pomelo.settings import Settings
 
 
@@ -44,41 +45,14 @@ async def open_client(
         FailureError: it can't be talked to (NobodyError: nobody listens); PomeloError: what the server
         answered within the block.
     """
-    from pomelo.addresses import is_loopback, split_address
+    from pomelo.addresses import is_loopback
     from pomelo.cli import trust
     from pomelo.errors import PomeloError
-    from pomelo.server.remote import Tls
 
-    address = target or settings.grpc
-    if not address:
-        raise FailureError("POMELO_GRPC is empty: gRPC is off. Name a server with --target HOST:PORT")
-    try:
-        host, port = split_address(address)
-    except ValueError as error:
-        raise FailureError(f"--target {error}") from None
-    if port == 0:
-        raise FailureError("POMELO_GRPC has port 0: any free one. Name the server with --target HOST:PORT")
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - a server that listens on every address also listens here
-        host = "127.0.0.1"
-        address = f"{host}:{port}"
+    address, host, port = _find_server(settings, target)
     options: dict[str, Any] = {"grpc.enable_http_proxy": int(not is_loopback(host))}
     own = ca is None and target in (None, settings.grpc)
-    context: ssl.SSLContext | None = None
-    tls: Tls | None = None
-    if own and settings.tls_cert is not None:
-        context = trust.trust_own_certificate(settings.tls_cert)
-        tls = Tls(trust.read_own_certificate(settings.tls_cert).encode())
-    elif ca is not None or settings.tls_cert is not None or not (is_loopback(host) or settings.insecure):
-        context = trust.trust_authority(ca)
-        tls = Tls(ca)
-    if (
-        context is not None
-        and tls is not None
-        and settings.tls_cert is not None
-        and (settings.tls_client_ca is not None or not own)  # the own server asks for one only then
-    ):
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-        tls = Tls(tls.ca, settings.tls_cert, settings.tls_key)
+    context, tls = _choose_tls(settings, host, ca, own=own)
     if own and context is not None:
         try:
             name = trust.certificate_name(host, port, context)
@@ -101,6 +75,46 @@ async def open_client(
         raise (_nobody(address) if reason is None else FailureError(f"{address}: {reason}")) from error
     finally:
         log.setLevel(level)
+
+
+def _find_server(settings: Settings, target: str | None) -> tuple[str, str, int]:
+    """Returns the address of the server at `target`, or of the settings, and its host and port."""
+    from pomelo.addresses import split_address
+
+    address = target or settings.grpc
+    if not address:
+        raise FailureError("POMELO_GRPC is empty: gRPC is off. Name a server with --target HOST:PORT")
+    try:
+        host, port = split_address(address)
+    except ValueError as error:
+        raise FailureError(f"--target {error}") from None
+    if port == 0:
+        raise FailureError("POMELO_GRPC has port 0: any free one. Name the server with --target HOST:PORT")
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - a server that listens on every address also listens here
+        return f"127.0.0.1:{port}", "127.0.0.1", port
+    return address, host, port
+
+
+def _choose_tls(
+    settings: Settings, host: str, ca: Path | None, *, own: bool
+) -> tuple[ssl.SSLContext | None, Tls | None]:
+    """Returns TLS to a server, for Python and for grpc; None without it. `own`: that of the settings."""
+    from pomelo.addresses import is_loopback
+    from pomelo.cli import trust
+    from pomelo.server.remote import Tls
+
+    cert = settings.tls_cert
+    authority: Path | bytes | None
+    if own and cert is not None:
+        context, authority = trust.trust_own_certificate(cert), trust.read_own_certificate(cert).encode()
+    elif ca is not None or cert is not None or not (is_loopback(host) or settings.insecure):
+        context, authority = trust.trust_authority(ca), ca
+    else:
+        return None, None
+    if cert is None or (own and settings.tls_client_ca is None):  # the own server asks for one only then
+        return context, Tls(authority)
+    context.load_cert_chain(cert, settings.tls_key)
+    return context, Tls(authority, cert, settings.tls_key)
 
 
 def new_call(key: str | None) -> Call:
@@ -130,15 +144,18 @@ def find_key(settings: Settings, key: str | None) -> str:
     """
     if not key:
         try:
-            key = settings.key_file.read_text().strip()
+            key = settings.key_file.read_text()
         except OSError:
             raise FailureError(
                 f"There is no key: set POMELO_KEY or --key ({settings.key_file} can't be read)"
             ) from None
+    key = key.strip()
     if not key.isascii() or not key.isprintable():
         raise FailureError("The key has characters that no key has")
     return key
 
 
 def _nobody(address: str) -> NobodyError:
-    return NobodyError(f"No server answers at {address}. Start one with: pomelo serve")
+    return NobodyError(
+        f"No server answers at {address}. Start one with: pomelo serve, or name it with --target HOST:PORT"
+    )

@@ -145,17 +145,15 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.gen.v1.usage_pb2 import Mode
 
-    is_local = settings.store_url().startswith("sqlite:")
-    if is_local and not served and not settings.database.exists():
+    if settings.uses_sqlite and not served and not settings.database.exists():
         yield Finding("store", "off", "empty: no keys yet")
         return
+    of_keys, of_accounts = pb.ListKeysRequest(), pb.ListAccountsRequest()
     try:
-        key_pages = list_pages(
-            settings, pb.ListKeysRequest(), lambda operator, query: operator.list_keys(query)
-        )
+        key_pages = list_pages(settings, of_keys, lambda operator: operator.list_keys(of_keys))
         keys = [key for page in key_pages for key in page.keys]
         account_pages = list_pages(
-            settings, pb.ListAccountsRequest(), lambda operator, query: operator.list_accounts(query)
+            settings, of_accounts, lambda operator: operator.list_accounts(of_accounts)
         )
         accounts = [account for page in account_pages for account in page.accounts]
     except Exception as error:
@@ -166,7 +164,7 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
         return
     usable = [key for key in keys if state(key) == "active"]
     yield from _secret(settings, [key for key in usable if key.previous_secret])
-    name = "SQLite" if is_local else settings.store_url().partition(":")[0]
+    name = "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0]
     yield Finding("store", "ok", f"{name}, {counted(len(keys), 'key')}, {len(usable)} usable")
     yield _plans(settings, accounts)
     yield _credits(accounts, {key.account_id for key in usable if key.mode == Mode.MODE_LIVE})
@@ -306,7 +304,7 @@ def _provider(entry: Entry, configured: Mapping[str, Credentials]) -> Finding:
         return Finding(name, "off", f"{provider_variable(name, 'base_url')} is not set")
     key, base_url, probe = credentials.api_key, credentials.base_url, entry.probe
     if not key and entry.key_needed:
-        return Finding(name, "off", f"{key_variable} is not set: its models need a test key")
+        return Finding(name, "off", f"{key_variable} is not set: its models work with test keys only")
     if probe is None:
         return Finding(name, "ok", f"{key_variable} is set; the provider has no free request to check it")
     shown = without_login(base_url)

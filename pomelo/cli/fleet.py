@@ -30,7 +30,7 @@ def check_fleet(config: Any) -> Iterator[Finding]:
     except SettingsError as error:
         yield Finding("settings", "broken", str(error))
         return
-    if settings.store == "sqlite:":
+    if settings.uses_sqlite:
         yield Finding(
             "fleet",
             "off",

@@ -10,6 +10,7 @@ import typer
 
 from pomelo.cli.operator import call_operator, list_pages
 from pomelo.cli.terminal import (
+    Commands,
     Config,
     Json,
     format_time,
@@ -19,7 +20,6 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_table,
-    refuse_empty,
     unix_time,
     value_name,
 )
@@ -35,13 +35,13 @@ _BUDGETS = "5/day, 20/week, 50.5/month or 100/total"
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
-def commands() -> typer.Typer:
-    app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True, rich_markup_mode=None)
-    app.command("create")(create)
-    app.command("list")(list_keys)
-    app.command("budget")(budget)
-    app.command("rotate")(rotate)
-    app.command("revoke")(revoke)
+def commands() -> Commands:
+    app = Commands("Create, list and revoke API keys.")
+    app.add("create", create)
+    app.add("list", list_keys)
+    app.add("budget", budget)
+    app.add("rotate", rotate)
+    app.add("revoke", revoke)
     return app
 
 
@@ -51,36 +51,25 @@ def create(
         bool, typer.Option("--live", help="A live key, for the providers. Default: a test key.")
     ] = False,
     models: Annotated[
-        str | None, typer.Option(metavar="M,…", help="The models it may use. Default: all.")
+        str | None, typer.Option(metavar="MODEL,…", help="The models it may use. Default: all.")
     ] = None,
     expires: Annotated[
         str,
-        typer.Option(
-            metavar="WHEN",
-            callback=refuse_empty,
-            help="When it expires: 30d, 12h or 2027-01-31T12:00Z. Default: never.",
-        ),
+        typer.Option(metavar="WHEN", help="When it expires: 30d, 12h or 2027-01-31T12:00Z. Default: never."),
     ] = "",
-    name: Annotated[str, typer.Option(metavar="N", help="A name for it in lists.")] = "",
+    name: Annotated[str, typer.Option(metavar="TEXT", help="A name for it in lists.")] = "",
     budget: Annotated[
-        str,
-        typer.Option(
-            metavar="N/PERIOD",
-            callback=refuse_empty,
-            help=f"How many credits its tasks may cost: {_BUDGETS}.",
-        ),
+        str, typer.Option(metavar="N/PERIOD", help=f"How many credits its tasks may cost: {_BUDGETS}.")
     ] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Create a key and print it, alone on the last line. It can't be shown again."""
+    from pomelo.accounts.modes import to_mode
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.gen.v1.usage_pb2 import Mode
     from pomelo.settings import load
 
-    request = pb.CreateKeyRequest(
-        account_id=account, mode=Mode.MODE_LIVE if live else Mode.MODE_TEST, name=name
-    )
+    request = pb.CreateKeyRequest(account_id=account, mode=to_mode(live), name=name)
     if budget:
         request.budget.CopyFrom(parse_budget(budget, "--budget"))
     if models is not None:  # without a name, it is refused
@@ -100,9 +89,7 @@ def create(
 
 
 def list_keys(
-    account: Annotated[
-        str, typer.Argument(callback=refuse_empty, help="The account of the keys. Default: all accounts.")
-    ] = "",
+    account: Annotated[str, typer.Argument(help="The account of the keys. Default: all accounts.")] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -111,7 +98,7 @@ def list_keys(
     from pomelo.settings import load
 
     query = pb.ListKeysRequest(account_id=account)
-    found = list_pages(load(config), query, lambda operator, query: operator.list_keys(query))
+    found = list_pages(load(config), query, lambda operator: operator.list_keys(query))
     if as_json:
         print_array(listed_key(key) for page in found for key in page.keys)
         return
@@ -145,7 +132,7 @@ def budget(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Change how many credits the tasks of a key may cost in a period, or remove the limit."""
+    """Change or remove the budget of a key. It is how much the tasks of the key may cost in a period."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
@@ -164,15 +151,13 @@ def rotate(
     grace: Annotated[
         str,
         typer.Option(
-            metavar="SPAN",
-            callback=refuse_empty,
-            help="How long the old key still works, such as 24h. Default: not at all.",
+            metavar="SPAN", help="How long the old key still works, such as 24h. Default: not at all."
         ),
     ] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Create a key with the same properties, print it alone on the last line, and revoke the old one."""
+    """Replace a key with a new one that has the same properties. It is printed alone on the last line."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
@@ -262,9 +247,12 @@ def _print_new(answer: Any, as_json: bool) -> None:
     print_line(answer.secret)
 
 
-def listed_key(key: Key) -> dict[str, Any]:
+def listed_key(key: Key) -> bytes:
     """Returns the JSON object of a key of a list, without its secret."""
-    return _json(key) | {"budget_used": _used(key)}
+    from pydantic_core import to_json
+
+    # Not as a float: that could show an amount in exponential notation.
+    return to_json(_json(key))[:-1] + b',"budget_used":' + (_used(key) or "null").encode() + b"}"
 
 
 def _json(key: Key) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pomelo.cli.terminal import (
     print_array,
     print_table,
     read_time,
-    refuse_empty,
+    unix_time,
 )
 
 if TYPE_CHECKING:
@@ -23,23 +23,19 @@ if TYPE_CHECKING:
 
 
 def log(
-    account: Annotated[
-        str, typer.Option(metavar="NAME", callback=refuse_empty, help="Only changes of this account.")
-    ] = "",
-    since: Annotated[
-        str, typer.Option(metavar="WHEN", callback=refuse_empty, help="Only from this date or time (UTC).")
-    ] = "",
+    account: Annotated[str, typer.Option(metavar="NAME", help="Only changes of this account.")] = "",
+    since: Annotated[str, typer.Option(metavar="WHEN", help="Only from this date or time (UTC).")] = "",
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """List what was changed with this command line, newest first: accounts, credits and keys."""
+    """List changes of accounts, credits and keys, newest first."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
     query = pb.ListActsRequest(account_id=account)
     if since:
         read_time(since, "--since", query.start_time)
-    found = list_pages(load(config), query, lambda operator, query: operator.list_acts(query))
+    found = list_pages(load(config), query, lambda operator: operator.list_acts(query))
     if as_json:
         print_array(_json(act) for page in found for act in page.acts)
         return
@@ -66,7 +62,8 @@ def _mode(act: Act) -> str | None:
 def _json(act: Act) -> dict[str, Any]:
     return {
         "id": act.id,
-        "time": format_time(act, "time"),
+        "object": "act",
+        "time": unix_time(act, "time"),
         "action": act.action,
         "account": act.account_id,
         "mode": _mode(act),

@@ -61,12 +61,7 @@ def models(
         return
     header = ["MODEL", "TYPE", "PRICE", "AVAILABLE"]
     rows = [
-        [
-            model.id,
-            task_type_name(model.task_type),
-            _prices(model),
-            "yes" if model.available else "no",
-        ]
+        [model.id, task_type_name(model.task_type), _prices(model), "yes" if model.available else "no"]
         for model in found
     ]
     if any(model.HasField("retire_time") for model in found):

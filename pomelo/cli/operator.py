@@ -22,7 +22,6 @@ TIMEOUT = 30.0
 PAGE_SIZE = 1_000
 """Entries on a page of a list."""
 
-Q = TypeVar("Q")
 T = TypeVar("T")
 
 
@@ -73,8 +72,8 @@ def _with_credits(message: str, error: PomeloError) -> str:
     return message
 
 
-def list_pages(settings: Settings, query: Q, request: Callable[[Operator, Q], Awaitable[T]]) -> Iterator[T]:
-    """Yields the pages of a list: at least one, which may be empty. `request` sends the query for a page.
+def list_pages(settings: Settings, query: Any, request: Callable[[Operator], Awaitable[T]]) -> Iterator[T]:
+    """Yields the pages of a list: at least one, which may be empty. `request` sends the `query` for a page.
 
     A running server sends each page when it is needed. Without one, all pages are read before the first is
     yielded: the store is not open while they are printed, and a failure comes before any output.
@@ -84,11 +83,11 @@ def list_pages(settings: Settings, query: Q, request: Callable[[Operator, Q], Aw
     """
     from pomelo.cli.client import is_served
 
-    async def read_pages(query: Any) -> AsyncIterator[T]:
+    async def read_pages() -> AsyncIterator[T]:
         query.page_size = PAGE_SIZE
         async with _open_operator(settings, TIMEOUT, creates=False) as operator:
             while True:
-                page: Any = await request(operator, query)
+                page: Any = await request(operator)
                 yield page
                 if not page.next_page_token:
                     return
@@ -100,7 +99,7 @@ def list_pages(settings: Settings, query: Q, request: Callable[[Operator, Q], Aw
     async def read_next() -> T | None:
         return await anext(pages, None)
 
-    pages = read_pages(query)
+    pages = read_pages()
     with asyncio.Runner() as runner:
         if not is_served(settings.admin_socket):
             yield from runner.run(read_all())
@@ -117,8 +116,7 @@ async def _open_operator(settings: Settings, seconds: float, creates: bool) -> A
         async with _open_remote(settings.admin_socket, seconds) as operator:
             yield operator
         return
-    is_local = settings.store_url().startswith("sqlite:")
-    if is_local and not creates and not settings.data.exists():
+    if settings.uses_sqlite and not creates and not settings.data.exists():
         raise FailureError(f"There is no data folder {settings.data}. Set POMELO_DATA, or run: pomelo serve")
     async with _open_local(settings) as operator:
         yield operator

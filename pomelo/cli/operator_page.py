@@ -68,15 +68,13 @@ async def _list_accounts(operator: LocalOperator, query: Mapping[str, str]) -> t
 
 
 async def _list_keys(operator: LocalOperator, query: Mapping[str, str]) -> tuple[Iterable[bytes], str]:
-    from pydantic_core import to_json
-
     from pomelo.cli.keys import listed_key
 
     request = ListKeysRequest(
         account_id=query.get("account_id", ""), page_size=_PAGE_SIZE, page_token=query.get("page_token", "")
     )
     page = await operator.list_keys(request)
-    return (to_json(listed_key(key)) for key in page.keys), page.next_page_token
+    return map(listed_key, page.keys), page.next_page_token
 
 
 _List = Callable[["LocalOperator", Mapping[str, str]], Awaitable[tuple[Iterable[bytes], str]]]

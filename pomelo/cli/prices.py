@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from pomelo.cli.terminal import Config, FailureError, Json, print_json, print_table, refuse_empty
+from pomelo.cli.terminal import Commands, Config, FailureError, Json, print_json, print_table
 
 if TYPE_CHECKING:
     from pomelo.catalog.catalog import Catalog, Model, Route
@@ -42,10 +42,10 @@ class Difference(NamedTuple):
     note: str
 
 
-def commands() -> typer.Typer:
-    app = typer.Typer(help="Compare prices.", no_args_is_help=True, rich_markup_mode=None)
+def commands() -> Commands:
+    app = Commands("Compare prices.")
     app.callback()(_noun)
-    app.command("check")(check)
+    app.add("check", check)
     return app
 
 
@@ -56,14 +56,13 @@ def _noun() -> None:
 def check(
     config: Config = None,
     at: Annotated[
-        str,
-        typer.Option(callback=refuse_empty, help="The day of the list, such as 2026-11-26. Default: today."),
+        str, typer.Option(metavar="DAY", help="The day of the list, such as 2026-11-26. Default: today.")
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Compare the catalogue's prices of text models with the list of the package genai-prices.
+    """Compare the prices of text models with a published list.
 
-    Exits with status 1 if a price differs and its row has no price_note.
+    The list is that of the package genai-prices. Status 1 if a price differs and its row has no price_note.
     """
     from pomelo.configuration import find_providers
     from pomelo.settings import load

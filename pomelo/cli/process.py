@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -22,7 +23,7 @@ from pomelo.cli.terminal import FailureError
 from pomelo.configuration import rest_url, store_of
 from pomelo.logs import format_trace
 from pomelo.secrets import write_private
-from pomelo.settings import Settings
+from pomelo.settings import Settings, SettingsError
 from pomelo.telemetry.log import open_log
 from pomelo.telemetry.readiness import Readiness
 from pomelo.telemetry.task_log import TaskLog
@@ -88,8 +89,8 @@ def _run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], signals: tu
 
 @asynccontextmanager
 async def on_hangup(reload: Callable[[], Awaitable[None]], stop: asyncio.Event) -> AsyncIterator[None]:
-    """Within the context, SIGHUP calls `reload`, one call at a time. If the terminal of this process is
-    closed, which sends SIGHUP too, `stop` is set instead."""
+    """Within the context, SIGHUP calls `reload`, one call at a time; also one that was blocked before. If the
+    terminal of this process is closed, which sends SIGHUP too, `stop` is set instead."""
     loop = asyncio.get_running_loop()
     hangup = asyncio.Event()
     on_terminal = sys.stderr.isatty()
@@ -107,6 +108,7 @@ async def on_hangup(reload: Callable[[], Awaitable[None]], stop: asyncio.Event) 
                 log.error("The configuration was not reloaded\n%s", format_trace(error))
 
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # held since the start of `pomelo serve`
     handling = asyncio.create_task(handle())
     try:
         yield
@@ -218,11 +220,7 @@ async def serve_gateway(
 
 
 def open_admin(
-    settings: Settings,
-    metrics: Metrics,
-    readiness: Readiness,
-    page: OperatorPage,
-    worker: int | None = None,
+    settings: Settings, metrics: Metrics, readiness: Readiness, page: OperatorPage, worker: int | None = None
 ) -> AbstractAsyncContextManager[str]:
     """Serves metrics, health and the operator's page, and yields the bound address, empty if they are off.
     `worker` is the number of this process among several: the first one serves the metrics of all, which the
@@ -269,6 +267,16 @@ async def wait_for_signal(stop: asyncio.Event, settings: Settings) -> None:
     log.warning("Ending: running tasks have %g s. Signal again to end immediately.", settings.grace)
 
 
+def check_servers(settings: Settings) -> None:
+    """Refuses settings with which nothing would be served.
+
+    Raises:
+        SettingsError: both servers are off.
+    """
+    if not settings.rest and not settings.grpc:
+        raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nothing to serve. Set one of them")
+
+
 def find_used_address(**addresses: str) -> FailureError | None:
     """Returns an error for the first address that can't be listened on; the names are its variables."""
     for name, address in addresses.items():
@@ -280,9 +288,9 @@ def find_used_address(**addresses: str) -> FailureError | None:
                 socket.create_server(socket_address[:2], family=family).close()
         except OSError as error:
             reason = (error.strerror or "it can't be listened on").partition(" (")[0]
-            return FailureError(
-                f"{name}: {address}: {reason}. End the program that listens there, or set another address"
-            )
+            used = error.errno == errno.EADDRINUSE
+            advice = "End the program that listens there, or set" if used else "Set"
+            return FailureError(f"{name}: {address}: {reason}. {advice} another address")
     return None
 
 

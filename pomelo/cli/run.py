@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from io import SEEK_END, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,12 +37,12 @@ def run(
         str, typer.Option("-m", "--model", metavar="MODEL", help="A model, from pomelo models.")
     ] = "gpt-4",
     file: Annotated[
-        Path | None, typer.Option("-f", "--file", metavar="F", help="The audio, or a file with the text.")
+        Path | None, typer.Option("-f", "--file", metavar="FILE", help="The audio, or a file with the text.")
     ] = None,
     out: Annotated[
         str | None,
         typer.Option(
-            "-o", "--out", metavar="F", help="The output file; - is stdout. Default for media: its id."
+            "-o", "--out", metavar="FILE", help="The output file; - is stdout. Default for media: its id."
         ),
     ] = None,
     stream: Annotated[
@@ -91,7 +91,8 @@ def run(
                         await _stream(events, out, progress)
                 else:
                     result = await services.tasks.run_task(spec, options, new_call(api_key))
-                    _write_result(result, out, progress)
+                    progress.clear()
+                    _write_result(result, out)
 
     asyncio.run(run_task())
 
@@ -216,11 +217,11 @@ def _enum_name(field: Any, text: str) -> str:
 
 def _check_out(out: str | None) -> None:
     """Refuses a path that can't be written, before the task costs anything."""
-    if out in (None, "-"):
+    if out is None or out == "-":
         return
-    path = Path(out or "")
+    path = Path(out)
     if path.is_dir():
-        raise FailureError(f"--out {out or '(nothing)'}: this is a directory. Name a file")
+        raise FailureError(f"--out {out}: this is a directory. Name a file")
     if not path.parent.is_dir():
         raise FailureError(f"--out {out}: there is no directory {path.parent}")
 
@@ -231,7 +232,7 @@ async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: P
     sink: Sink | None = None
     completed: TaskResult | None = None
     calls: list[dict[str, str]] = []
-    try:
+    with ExitStack() as output:
         async for event in events:
             match event.WhichOneof("event"):
                 case "started":
@@ -239,7 +240,7 @@ async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: P
                 case "text_delta":
                     if sink is None:
                         progress.clear()
-                        sink = _text_sink(out)
+                        sink = output.enter_context(_text_sink(out))
                     sink.write_text(event.text_delta.text)
                 case "tool_call_delta":
                     piece = event.tool_call_delta
@@ -248,36 +249,28 @@ async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: P
                     calls[piece.index]["arguments"] += piece.arguments_json
                 case "audio_chunk":
                     if sink is None:
-                        sink = Sink(_media_path(out, started.id, event.audio_chunk.content_type))
+                        path = _media_path(out, started.id, event.audio_chunk.content_type)
+                        sink = output.enter_context(Sink(path))
                     sink.write(event.audio_chunk.data)
                     progress.show(f"Received {sink.size:,} bytes")
                 case "image_progress":
                     progress.show(f"Generating … {event.image_progress.progress:.0%}")
                 case "completed":
                     completed = event.completed
-    except BaseException:
-        if sink is not None:
-            sink.discard()
-        raise
-    if completed is None:
-        if sink is not None:
-            sink.discard()
-        raise FailureError("The server ended the stream before the task was complete. Try again")
-    if sink is None and not calls:
-        _write_result(completed, out, progress)
-        return
-    progress.clear()
-    if calls:
-        lines = [] if sink is None else [""]  # the text before them ends its line
-        sink = sink or _text_sink(out)
-        sink.write_text("\n".join(lines + list(map(json.dumps, calls))))
-    assert sink is not None
-    sink.commit()
-    _note_result(completed)
+        if completed is None:
+            raise FailureError("The server ended the stream before the task was complete. Try again")
+        progress.clear()
+        if calls:
+            lines = [] if sink is None else [""]  # the text before them ends its line
+            sink = sink or output.enter_context(_text_sink(out))
+            sink.write_text("\n".join(lines + list(map(json.dumps, calls))))
+    if sink is None:
+        _write_result(completed, out)
+    else:
+        _note_result(completed)
 
 
-def _write_result(result: TaskResult, out: str | None, progress: Progress) -> None:
-    progress.clear()
+def _write_result(result: TaskResult, out: str | None) -> None:
     output = result.WhichOneof("output")
     match output:
         case "text":
@@ -307,19 +300,15 @@ def _write_media(output: Any, task_id: str, out: str | None) -> None:
 
 
 def _write_output(data: bytes | str, sink: Sink) -> None:
-    try:
+    with sink:
         if isinstance(data, str):
             sink.write_text(data)
         else:
             sink.write(data)
-    except BaseException:
-        sink.discard()
-        raise
-    sink.commit()
 
 
 def _text_sink(out: str | None) -> Sink:
-    return Sink(None, end_line=True) if out in (None, "-") else Sink(Path(out or ""))
+    return Sink(None, end_line=True) if out is None or out == "-" else Sink(Path(out))
 
 
 def _media_path(out: str | None, task_id: str, content_type: str) -> Path | None:

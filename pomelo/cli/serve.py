@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from pomelo.cli.hangup import hold_hangup
 from pomelo.cli.terminal import Ca, Config, FailureError
-
-if TYPE_CHECKING:
-    from pomelo.settings import Settings
 
 
 def serve(
@@ -23,35 +21,27 @@ def serve(
         bool, typer.Option("--check", help="Only check whether the server could start. Status 1 if not.")
     ] = False,
 ) -> None:
-    """Serve gRPC and REST until SIGTERM or Ctrl-C. SIGHUP reloads the configuration."""
+    """Serve gRPC and REST until SIGTERM or Ctrl-C. SIGHUP reloads the configuration.
+
+    Variables such as POMELO_REST, or pomelo.toml, set addresses and everything else.
+    """
     if check:
         from pomelo.cli.check import check_start
 
         check_start(config, workers)
         return
+    hold_hangup()
     from pomelo.settings import find_file, load
 
     # A file that was there at the start has to be there at a reload, too.
     load_again = partial(load, find_file(config), workers=workers)
     settings = load_again()
-    check_servers(settings)
-    from pomelo.cli.process import run_process, serve_app
+    from pomelo.cli.process import check_servers, run_process, serve_app
     from pomelo.cli.workers import supervise
 
+    check_servers(settings)
     main = supervise if settings.workers > 1 else serve_app
     run_process(partial(main, settings, load_again), settings)
-
-
-def check_servers(settings: Settings) -> None:
-    """Refuses settings with which nothing would be served.
-
-    Raises:
-        SettingsError: both servers are off.
-    """
-    from pomelo.settings import SettingsError
-
-    if not settings.rest and not settings.grpc:
-        raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nothing to serve. Set one of them")
 
 
 def gateway(
@@ -67,6 +57,7 @@ def gateway(
     config: Config = None,
 ) -> None:
     """Serve only REST, for a gRPC server that runs elsewhere. SIGHUP reloads the certificate."""
+    hold_hangup()
     from pomelo.settings import find_file, load
 
     load_again = partial(load, find_file(config))

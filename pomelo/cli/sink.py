@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from pomelo.cli.safe_text import visible_lines
 from pomelo.cli.terminal import print_line
@@ -15,7 +15,8 @@ from pomelo.cli.terminal import print_line
 class Sink:
     """stdout, or a file that gets its name when it is complete; the name is then printed.
 
-    On stdout, `end_line` ends the output with a newline.
+    As a context manager it ends the output: as complete, or after an exception as incomplete. On stdout,
+    `end_line` ends the output with a newline.
 
     Raises:
         OSError: the file can't be written. The error has the name that the user gave.
@@ -44,6 +45,15 @@ class Sink:
             self._file.flush()
         self._last = data[-1:] or self._last
         self.size += len(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.commit()
+        else:
+            self.discard()
 
     def commit(self) -> None:
         """Ends complete output: gives the file its name and prints it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from pomelo.cli.safe_text import visible, visible_json
 
@@ -19,19 +20,51 @@ if TYPE_CHECKING:
     from pomelo.gen.v1.usage_pb2 import Mode
 
 
-def refuse_empty(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
-    """Returns the value of an option, which may be absent but not empty: a script whose variable is empty
-    does not mean a key without a limit, or the tasks of all accounts.
+_MAY_BE_EMPTY = frozenset({"models", "name", "note"})
+"""Parameters that may be given as an empty text. The server refuses an empty list of models."""
 
-    Raises:
-        typer.BadParameter: the command line has the option with an empty value.
-    """
-    source = context.get_parameter_source(parameter.name or "")
-    if value is not None and not value.strip() and source is not None and source.name == "COMMANDLINE":
-        raise typer.BadParameter(
-            "must not be empty. Give a value, or leave it out", param_hint=parameter.opts[0]
-        )
-    return value
+
+class _Command(TyperCommand):
+    """A command whose optional texts may be absent but not empty: a script whose variable is empty does not
+    mean a key without a limit, or the tasks of all accounts."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            rest = super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            _explain_refusal(error)
+            raise
+        for parameter in self.params:
+            name = parameter.name or ""
+            value, source = ctx.params.get(name), ctx.get_parameter_source(name)
+            if parameter.required or name in _MAY_BE_EMPTY or ctx.resilient_parsing:
+                continue
+            if isinstance(value, str) and not value.strip() and source.name == "COMMANDLINE":
+                expected = "must not be empty. Give a value, or leave it out"
+                raise typer.BadParameter(expected, ctx=ctx, param_hint=parameter.opts[-1])
+        return rest
+
+
+def _explain_refusal(error: typer.BadParameter) -> None:
+    """Replaces pydantic's text in an error of a parameter by the one that settings have."""
+    from pydantic import ValidationError
+
+    from pomelo.setting_types import describe_refusal
+
+    if isinstance(error.__cause__, ValidationError):
+        problem = error.__cause__.errors(include_url=False)[0]
+        error.message = describe_refusal(problem["type"], problem["msg"])
+
+
+class Commands(typer.Typer):
+    """The commands of one noun, or all of them."""
+
+    def __init__(self, summary: str, **options: Any) -> None:
+        # Rich takes longer to load than the rest of `pomelo --help`.
+        super().__init__(help=summary, no_args_is_help=True, rich_markup_mode=None, **options)
+
+    def add(self, name: str, command: Callable[..., None], **options: Any) -> None:
+        self.command(name, cls=_Command, **options)(command)
 
 
 Config = Annotated[
@@ -68,7 +101,6 @@ Key = Annotated[
         envvar="POMELO_KEY",
         metavar="KEY",
         show_envvar=True,
-        callback=refuse_empty,
         help="An API key. Default: the test key that pomelo serve stored in the data folder.",
     ),
 ]
@@ -91,10 +123,7 @@ def explain(error: Exception) -> str:
     # Looked up, not imported: a class whose module is not loaded can't have been raised.
     expected = tuple(
         getattr(module, name)
-        for module_name, name in (
-            ("pomelo.settings", "SettingsError"),
-            ("pomelo.stores.base", "StoreError"),
-        )
+        for module_name, name in (("pomelo.settings", "SettingsError"), ("pomelo.stores.base", "StoreError"))
         if (module := sys.modules.get(module_name)) is not None
     )
     if isinstance(error, (FailureError, *expected)):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pomelo.cli.terminal import FailureError
+from pomelo.tls import default_context
 
 _TIMEOUT = 5.0
 """Seconds that a handshake may take."""
@@ -26,7 +27,7 @@ def trust_authority(path: Path | None) -> ssl.SSLContext:
         FailureError: the file holds no certificate.
     """
     try:
-        return ssl.create_default_context(cafile=path)
+        return default_context(authority=path)
     except ssl.SSLError:
         raise FailureError(f"--ca {path} holds no PEM certificate") from None
 

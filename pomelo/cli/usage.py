@@ -5,6 +5,7 @@ Pages are printed as they arrive, so that a long list needs little memory.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Awaitable, Iterator, Sequence
 from enum import StrEnum
@@ -22,7 +23,6 @@ from pomelo.cli.terminal import (
     print_array,
     print_table,
     read_time,
-    refuse_empty,
     task_type_name,
     value_name,
 )
@@ -63,26 +63,14 @@ class Format(StrEnum):
 def usage(
     by: Annotated[By | None, typer.Option("--by", help="Print sums instead of records.")] = None,
     since: Annotated[
-        str,
-        typer.Option(
-            "--from", metavar="WHEN", callback=refuse_empty, help="Only from this date or time (UTC)."
-        ),
+        str, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC).")
     ] = "",
     until: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="WHEN", callback=refuse_empty, help="Only before this date or time (UTC)."
-        ),
+        str, typer.Option("--to", metavar="WHEN", help="Only before this date or time (UTC).")
     ] = "",
-    account: Annotated[
-        str, typer.Option(metavar="NAME", callback=refuse_empty, help="Only tasks of this account.")
-    ] = "",
-    model: Annotated[
-        str, typer.Option(metavar="M", callback=refuse_empty, help="Only tasks of this model.")
-    ] = "",
-    key: Annotated[
-        str, typer.Option(metavar="KEY_ID", callback=refuse_empty, help="Only tasks of this key.")
-    ] = "",
+    account: Annotated[str, typer.Option(metavar="NAME", help="Only tasks of this account.")] = "",
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Only tasks of this model.")] = "",
+    key: Annotated[str, typer.Option(metavar="KEY_ID", help="Only tasks of this key.")] = "",
     live: Annotated[
         bool | None, typer.Option("--live/--test", help="Only tasks of live or test keys. Default: both.")
     ] = None,
@@ -93,9 +81,9 @@ def usage(
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """List the usage records of billed tasks, newest first, or their sums. Costs are in credits."""
+    """List the usage records of billed tasks, or their sums. Records are newest first, costs in credits."""
+    from pomelo.accounts.modes import to_mode
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.gen.v1.usage_pb2 import Mode
 
     request: pb.ListUsageRequest | pb.SumUsageRequest
     if by is None:
@@ -103,12 +91,12 @@ def usage(
     else:
         request = pb.SumUsageRequest(account_id=account, group_by=[_grouping(by)])
     if live is not None:
-        request.mode = Mode.MODE_LIVE if live else Mode.MODE_TEST
+        request.mode = to_mode(live)
     request.filter.model, request.filter.key_id, request.filter.failed = model, key, failed
-    times = ((since, "--from", request.filter.start_time), (until, "--to", request.filter.end_time))
-    for text, hint, field in times:
-        if text:
-            read_time(text, hint, field)
+    if since:
+        read_time(since, "--from", request.filter.start_time)
+    if until:
+        read_time(until, "--to", request.filter.end_time)
     pages = _pages(config, request)
     if as_json or output_format is Format.json:
         _print_json(pages)
@@ -154,7 +142,7 @@ def _key_names(config: Any, account: str) -> dict[str, str]:
     from pomelo.settings import load
 
     query = pb.ListKeysRequest(account_id=account)
-    pages = list_pages(load(config), query, lambda operator, query: operator.list_keys(query))
+    pages = list_pages(load(config), query, lambda operator: operator.list_keys(query))
     return {key.id: key.name for page in pages for key in page.keys}
 
 
@@ -183,6 +171,9 @@ def _record(row: UsageRecord) -> dict[str, Any]:
         "price_version": row.price_version,
         "provider_cost": format_credits(row.provider_cost_micros),
         "cost": format_credits(row.cost_micros),
+        # Last, so that older columns keep their positions.
+        "user": row.user,
+        "metadata": json.dumps(dict(row.metadata), ensure_ascii=False) if row.metadata else "",
     }
 
 

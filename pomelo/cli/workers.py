@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from pomelo.addresses import join_address, split_address
+from pomelo.cli.hangup import hangup_held
 from pomelo.cli.process import (
     addresses,
     create_development_key,
@@ -38,7 +39,7 @@ from pomelo.telemetry.readiness import Readiness
 from pomelo.telemetry.task_log import TaskLog
 
 START_TIMEOUT = 60.0
-"""Seconds that a worker has to start serving."""
+"""Seconds that a worker has to start serving. A restarted one is awaited longer, as the others serve."""
 
 RESTART_DELAY = 1.0
 """Seconds after which a worker that died is restarted."""
@@ -127,6 +128,7 @@ class _Worker:
         self._load = load
         self._number = number
         self._process: Any = None
+        self._started_with = settings
         self._serves = False
         self._pipe: Connection | None = None
 
@@ -136,30 +138,48 @@ class _Worker:
         Raises:
             FailureError: it can't serve.
         """
-        settings, self._serves = self._settings, False
+        self._spawn()
+        ready = await self._ready()
+        if ready is None:
+            raise FailureError(f"worker {self._number} does not serve after {START_TIMEOUT:g} s")
+        return ready
+
+    def _spawn(self) -> None:
+        """Starts the process, with the settings of now."""
+        self._serves, self._started_with = False, self._settings
         # Spawned, not forked: gRPC and the event loop do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._pipe, worker_pipe = context.Pipe()
-        process = context.Process(target=_work, args=(settings, self._load, self._number, worker_pipe))
-        process.start()
+        process = context.Process(target=_work, args=(self._settings, self._load, self._number, worker_pipe))
+        with hangup_held():
+            process.start()
         self._process = process
         worker_pipe.close()
-        message = await asyncio.to_thread(self._receive, self._pipe)
-        if isinstance(message, Ready):
-            self._serves = True
-            if self._settings is not settings:
-                self.reload(self._settings)
-            return message
-        raise FailureError(message)
 
-    def _receive(self, pipe: Connection) -> Ready | str:
+    async def _ready(self) -> Ready | None:
+        """Waits until the process serves; None: it does not yet after START_TIMEOUT.
+
+        Raises:
+            FailureError: it can't serve.
+        """
+        assert self._pipe is not None
+        message = await asyncio.to_thread(self._receive, self._pipe)
+        if isinstance(message, str):
+            raise FailureError(message)
+        if message is not None:
+            self._serves = True
+            if self._settings is not self._started_with:
+                self.reload(self._settings)
+        return message
+
+    def _receive(self, pipe: Connection) -> Ready | str | None:
         try:
             if pipe.poll(START_TIMEOUT):
                 message: Ready | str = pipe.recv()
                 return message
         except EOFError:
             return f"worker {self._number} ended before it served"
-        return f"worker {self._number} does not serve after {START_TIMEOUT:g} s"
+        return None
 
     def reload(self, settings: Settings) -> None:
         """Lets the process reload its configuration, once it serves. `settings` are for its next start."""
@@ -174,7 +194,9 @@ class _Worker:
             log.error("worker %d died with status %s", self._number, self._process.exitcode)
             await asyncio.sleep(RESTART_DELAY)
             try:
-                await self.start()
+                self._spawn()
+                while await self._ready() is None:
+                    log.warning("worker %d does not serve yet. Still waiting", self._number)
             except FailureError as error:
                 log.error("worker %d can't be restarted: %s", self._number, error)
             except Exception as error:  # e.g. no free process or descriptor; the next attempt may succeed

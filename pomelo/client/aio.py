@@ -238,9 +238,6 @@ class AsyncClient(ClientBase):
                 return rpc, first
             except grpc.aio.AioRpcError as error:
                 wait = attempts.wait(error)
-            except BaseException:
-                rpc.cancel()
-                raise
             await self._sleep(wait)
 
     async def _next(self, rpc: Any, attempts: Attempts) -> Any:

@@ -89,10 +89,11 @@ class ClientBase:
         address, secure = _parse_target(target or os.environ.get("POMELO_TARGET") or DEFAULT_TARGET)
         secure = secure or ca is not None or certificate is not None
         key = key or os.environ.get("POMELO_KEY") or ""
-        if not key:
-            raise ValueError("There is no key: give the argument key, or set POMELO_KEY")
         if not isinstance(key, str):
             raise TypeError(f"key must be text, not {type(key).__name__}")
+        key = key.strip()  # a key that was read from a file ends with a line break
+        if not key:
+            raise ValueError("There is no key: give the argument key, or set POMELO_KEY")
         if not _is_printable(key) or " " in key:
             raise ValueError("The key has characters that no key has")
         credentials = None

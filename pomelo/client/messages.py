@@ -124,6 +124,8 @@ def to_messages(messages: Messages, instructions: str | None) -> list[Message]:
     Raises:
         ValueError: the role of a dict is unknown, or it has other keys; TypeError: a message is none.
     """
+    if not isinstance(messages, Iterable):
+        raise TypeError(f"messages must be a text or a list of messages, not {type(messages).__name__}")
     first = [system(instructions)] if instructions else []
     rest = [user(messages)] if isinstance(messages, str) else messages
     return first + [one if isinstance(one, Message) else _from_dict(one) for one in rest]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Generic, TypeVar
@@ -23,13 +23,16 @@ R = TypeVar("R")
 _FINISH_REASON = len("FINISH_REASON_")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """The result of a task. `raw` is the message of the contract; `metadata` are the response's headers, by
     their names in lower case."""
 
-    raw: TaskResult = field(repr=False)
-    metadata: Mapping[str, str] = field(repr=False)
+    raw: TaskResult
+    metadata: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(id={self.id!r}, model={self.model!r})"  # no content, for logs
 
     @property
     def id(self) -> str:
@@ -78,7 +81,7 @@ class Result:
         return self.metadata.get("idempotent-replayed") == "true"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TextResult(Result):
     """The result of a text task."""
 
@@ -113,7 +116,7 @@ class TextResult(Result):
         return json.loads(self.text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ImageResult(Result):
     """The result of an image task."""
 
@@ -134,7 +137,7 @@ class ImageResult(Result):
         return image.media if image.HasField("media") else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SpeechResult(Result):
     """The result of a speech task."""
 
@@ -155,7 +158,7 @@ class SpeechResult(Result):
         return self.raw.speech.media if self.raw.speech.HasField("media") else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Transcript(Result):
     """The result of a speech-to-text task."""
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Literal, ParamSpec, TypedDict, TypeVar, Unpack, cast
 
 from pomelo.client.files import Audio, Upload, to_source
 from pomelo.client.messages import (
@@ -47,6 +47,8 @@ from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 T = TypeVar("T")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M")
+P = ParamSpec("P")
 
 Delivery = Literal["bytes", "link", "both"]
 
@@ -56,6 +58,12 @@ _DELIVERIES: dict[Delivery | None, MediaDelivery.ValueType] = {
     "link": media_pb2.MEDIA_DELIVERY_LINK,
     "both": media_pb2.MEDIA_DELIVERY_BOTH,
 }
+
+_INSTEAD = {
+    "response_format": ". Use format for text, delivery for images and speech",
+    "stream": ". Use a method whose name begins with stream",
+}
+"""What to use instead of the fields of REST that are not arguments, for error messages."""
 
 
 class Settings(TypedDict, total=False):
@@ -139,7 +147,8 @@ def text(
     of the text. All other arguments are those of the contract (proto/pomelo/v1/text.proto), and of
     `Settings`.
     """
-    task_input = TextInput(
+    task_input = _message(
+        TextInput,
         messages=to_messages(messages, system),
         max_tokens=max_tokens,
         temperature=temperature,
@@ -175,7 +184,8 @@ def image(
     `delivery` says whether the result has the bytes, a link, or both; above 16 MiB it always has a link. All
     other arguments are those of the contract (proto/pomelo/v1/image.proto), and of `Settings`.
     """
-    task_input = ImageInput(
+    task_input = _message(
+        ImageInput,
         prompt=prompt,
         width=width,
         height=height,
@@ -204,7 +214,8 @@ def speech(
     `delivery` says whether the result has the bytes, a link, or both; above 16 MiB it always has a link. All
     other arguments are those of the contract (proto/pomelo/v1/speech.proto), and of `Settings`.
     """
-    task_input = TextToSpeechInput(
+    task_input = _message(
+        TextToSpeechInput,
         text=text,
         voice=voice,
         voice_settings=_voice_settings(voice_settings),
@@ -234,7 +245,8 @@ def convert_speech(
     """
     spec = TaskSpec(
         model=model,
-        speech_to_speech=SpeechToSpeechInput(
+        speech_to_speech=_message(
+            SpeechToSpeechInput,
             voice=voice,
             voice_settings=_voice_settings(voice_settings),
             output_format=output_format,
@@ -264,7 +276,8 @@ def transcribe(
     """
     spec = TaskSpec(
         model=model,
-        speech_to_text=SpeechToTextInput(
+        speech_to_text=_message(
+            SpeechToTextInput,
             language_code=language_code,
             diarize=diarize,
             num_speakers=num_speakers,
@@ -285,9 +298,13 @@ def _task(
 ) -> Task[T, R]:
     unknown = settings.keys() - Settings.__optional_keys__
     if unknown:
-        raise TypeError(f"There is no argument {min(unknown)!r}")
+        name = min(unknown)
+        raise TypeError(f"There is no argument {name!r}{_INSTEAD.get(name, '')}")
     spec.user = settings.get("user") or ""
-    spec.metadata.update(settings.get("metadata") or {})
+    for key, value in dict(settings.get("metadata") or {}).items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise TypeError(f"metadata must have texts, not {key!r}: {value!r}")
+        spec.metadata[key] = value
     if delivery not in _DELIVERIES:
         raise ValueError(f"delivery must be bytes, link or both, not {delivery!r}")
     return Task(spec, TaskOptions(delivery=_DELIVERIES[delivery]), settings, reader, upload)
@@ -304,4 +321,22 @@ def _set_audio(target: MediaSource, audio: Audio, content_type: str) -> Upload |
 
 
 def _voice_settings(voice: Voice | None) -> VoiceSettings | None:
-    return None if voice is None else VoiceSettings(**voice)
+    if voice is None:
+        return None
+    names = VoiceSettings.DESCRIPTOR.fields_by_name
+    if unknown := voice.keys() - names:
+        raise TypeError(f"voice_settings has no {min(unknown)!r}. It has {', '.join(names)}")
+    return _message(VoiceSettings, **voice)
+
+
+def _message(message_type: Callable[P, M], *none: P.args, **fields: P.kwargs) -> M:
+    """Returns the message with these fields. Unlike protobuf's, its errors name the field."""
+    try:
+        return message_type(*none, **fields)
+    except (TypeError, ValueError):
+        for name, value in fields.items():
+            try:
+                cast("Callable[..., M]", message_type)(**{name: value})
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name} can't be {value!r:.100}: {error}") from None
+        raise

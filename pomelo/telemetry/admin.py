@@ -20,6 +20,7 @@ from aiohttp import web
 
 from pomelo.addresses import host_of, is_fixed, is_loopback, join_address, split_address
 from pomelo.logs import format_trace
+from pomelo.process import shielded
 from pomelo.telemetry.exposition import CONTENT_TYPE, Exposition
 from pomelo.telemetry.readiness import REASONS, Readiness
 
@@ -135,7 +136,7 @@ class _Pages:
         if self._report is None or (self._report.done() and now - self._started > SHARED_FOR):
             self._report = asyncio.ensure_future(self._exposition.all())
             self._started = now
-        text = await asyncio.shield(self._report)
+        text = await shielded(self._report)
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _live(self, request: web.BaseRequest) -> web.Response:

@@ -21,7 +21,7 @@ from pomelo.logs import format_trace, is_own
 Style = Literal["text", "json"]
 
 Render = Callable[[Mapping[str, Any]], bytes]
-"""Returns a line of fields, the first of which are time, level and event."""
+"""Returns a line of fields, which begin with time, level and event."""
 
 MAX_LINE = 16_384
 """Characters of an event; more are cut off."""

@@ -39,7 +39,7 @@ def open_log(level: str, style: Style | None, worker: int | None = None) -> Iter
     constant = {} if worker is None else {"worker": worker}
 
     def dropped(count: int) -> bytes:
-        event = f"{count:,} log lines were dropped: stderr is not read fast enough"
+        event = f"{count:,} log lines were dropped: stderr was full, or not read fast enough"
         return render({"time": timestamp(time.time()), "level": "error", "event": event, **constant})
 
     # Without stderr, its descriptor may be that of another file, such as the database.
@@ -56,7 +56,7 @@ def open_log(level: str, style: Style | None, worker: int | None = None) -> Iter
             render,
             number,
             constant,
-            lines_dropped=lambda: output.dropped + handler.suppressed,
+            lines_dropped=lambda: output.dropped + output.unwritten + handler.suppressed,
         )
     finally:
         root.removeHandler(handler)

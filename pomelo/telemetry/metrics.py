@@ -117,7 +117,8 @@ class Metrics(Observer):
         self.media_bytes = Gauge("pomelo_media_stored_bytes", "Bytes of stored media.")
         self.media_limit = Gauge("pomelo_media_limit_bytes", "POMELO_MEDIA_LIMIT.")
         self.log_lines_dropped = ReadCounter(
-            "pomelo_log_lines_dropped_total", "Log lines that were suppressed because there were too many."
+            "pomelo_log_lines_dropped_total",
+            "Log lines that were suppressed because there were too many, or that could not be written.",
         )
         self.build = Gauge("pomelo_build_info", "Always 1; the version of Pomelo.", "version")
         self.build.read_one(lambda: 1, __version__)

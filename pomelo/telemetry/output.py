@@ -36,8 +36,12 @@ class LogOutput:
         self._on_dropped = on_dropped
         self._lines: deque[bytes] = deque()
         self.dropped = 0
-        """Lines that were dropped since the start."""
+        """Lines that were dropped since the start, because too many waited."""
+        self.unwritten = 0
+        """Lines that could not be written since the start, for example on a full disk."""
         self._reported = 0
+        self._torn = False
+        """Whether the last line was written only in part."""
         self._scheduled = False
         self._ending = False
         self._wake: SimpleQueue[bool] = SimpleQueue()
@@ -77,17 +81,25 @@ class LogOutput:
             while lines and size + len(lines[0]) <= MAX_WRITE:
                 size += len(lines[0])
                 batch.append(lines.popleft())
-            self._write(b"".join(batch))
-        if self.dropped > self._reported:
-            dropped, self._reported = self.dropped - self._reported, self.dropped
-            self._write(self._on_dropped(dropped))
+            self.unwritten += self._write(b"".join(batch))
+        lost = self.dropped + self.unwritten
+        if lost > self._reported and not self._write(self._on_dropped(lost - self._reported)):
+            self._reported = lost
 
-    def _write(self, data: bytes) -> None:
-        """Writes data; drops it if the descriptor can't be written to."""
-        while data:
+    def _write(self, lines: bytes) -> int:
+        """Writes lines; drops them if the descriptor can't be written to. Returns the number of lines that
+        were not written whole. The next line does not continue one that was written in part."""
+        data = b"\n" + lines if self._torn else lines
+        size, written = len(data), 0
+        while written < size:
             try:
-                data = data[os.write(self._descriptor, data) :]
+                written += os.write(self._descriptor, data[written:])
             except BlockingIOError:  # another process has made it non-blocking
                 select.select((), (self._descriptor,), ())
             except OSError:  # the reader has gone, or the disk is full
-                return
+                if not written:
+                    return lines.count(b"\n")
+                self._torn = data[written - 1 : written] != b"\n"
+                return data.count(b"\n", written)
+        self._torn = False
+        return 0

@@ -20,7 +20,7 @@ other servers, which have the same store. One success makes it ready again."""
 
 REASONS: Mapping[str, str] = {
     "shutting_down": "the server is draining",
-    "store_unavailable": "the store can't be reached",
+    "store_unavailable": "the store can't be reached or written",
     "server_unavailable": "the server of this gateway can't be reached, or is not ready itself",
 }
 """Why a process is not ready, by the code of the error that callers would get."""

@@ -179,6 +179,7 @@ DELIVERY_FAULTS: Mapping[str, Reply] = {
         steps=(make_image("png")[:40], Stop.SILENCE),
     ),
     "not an image": Reply(headers={"Content-Type": "image/png"}, steps=(f"<html>{BODY}</html>".encode(),)),
+    "an image without its end": delivered(make_image("png")[:-1]),
 }
 """Faults of a download, for all vendors."""
 

@@ -1,4 +1,4 @@
-"""Checks a request as ElevenLabs does: query, JSON and form.
+"""Checks a request as ElevenLabs does, by pydantic: query, JSON and form.
 
 It is strict: it refuses names that the vendor's own client does not have. The values of some fields, such as
 those of dictionaries, effects and webhooks, are not checked.
@@ -6,9 +6,20 @@ those of dictionaries, effects and webhooks, are not checked.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Json,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
 
 from pomelo.testing.reply import Received
 
@@ -21,9 +32,8 @@ STREAM_FORMATS = frozenset(
 )
 FORMATS = STREAM_FORMATS | {f"wav_{rate}" for rate in RATES}
 
-Problem = dict[str, Any]
-Check = Callable[[Any], str | None]
-"""Returns the vendor's name of the problem of a value, or None."""
+Problem = Mapping[str, Any]
+"""An entry of the vendor's list of problems: `type`, `loc`, `msg` and `input`."""
 
 
 def problem(name: str, *path: str | int, message: str = "It can't be so", value: Any = None) -> Problem:
@@ -34,39 +44,21 @@ def problem(name: str, *path: str | int, message: str = "It can't be so", value:
 def find_problems(received: Received, api: str, stream: bool) -> list[Problem]:
     """Return all problems of a request; `api` is tts, sts, stt or voices."""
     if api == "voices":
-        return _check_values("query", received.query, _OLD_VOICES if "/v1/" in received.path else _VOICES)
-    found = _query(received.query, api, stream)
+        if "/v1/" in received.path:
+            return _check("query", received.query, _OldVoices)
+        return _check("query", received.query, _Voices, _VOICE_FILTERS)
+    found = _check("query", received.query, _STTQuery if api == "stt" else _QUERIES[stream])
     if api == "tts":
         if not isinstance(received.body, dict):
             return [*found, problem("json_invalid", "body", message="JSON is needed")]
-        return found + _fields(received.body, _TTS, _TTS_OTHERS, ("text",))
-    known, others, file = (_STS, frozenset[str](), "audio") if api == "sts" else (_STT, _STT_OTHERS, "file")
-    return found + _form(received, known, others, file)
+        given = {name: value for name, value in received.body.items() if value is not None}
+        return found + _check("body", given, _TTS, _TTS_OTHERS)
+    if api == "sts":
+        return found + _form(received, _STS, frozenset(), "audio")
+    return found + _form(received, _STT, _STT_OTHERS, "file")
 
 
-def _query(query: Mapping[str, str], api: str, stream: bool) -> list[Problem]:
-    allowed: dict[str, Check] = {"enable_logging": _flag_text}
-    if api in ("tts", "sts"):
-        allowed["output_format"] = _one_of(*(STREAM_FORMATS if stream else FORMATS))
-        allowed["optimize_streaming_latency"] = _whole_text(0, 4)
-    if api == "stt":
-        allowed["token"] = _anything
-    return _check_values("query", query, allowed)
-
-
-def _fields(
-    body: Mapping[str, Any], known: Mapping[str, Check], others: frozenset[str], required: tuple[str, ...]
-) -> list[Problem]:
-    found = [problem("missing", "body", name) for name in required if body.get(name) is None]
-    checked = {name: value for name, value in body.items() if value is not None and name not in others}
-    found += _check_values("body", checked, known)
-    settings = body.get("voice_settings")
-    if isinstance(settings, dict):
-        found += _check_values("voice_settings", settings, _SETTINGS, "body")
-    return found
-
-
-def _form(received: Received, known: Mapping[str, Check], others: frozenset[str], file: str) -> list[Problem]:
+def _form(received: Received, fields: type[_Fields], others: Collection[str], file: str) -> list[Problem]:
     if received.form is None:
         return [problem("missing", "body", message="A form is needed")]
     found: list[Problem] = []
@@ -80,11 +72,7 @@ def _form(received: Received, known: Mapping[str, Check], others: frozenset[str]
             if part.name in texts and part.name not in others:
                 found.append(problem("list_type", "body", part.name, message="It is given twice"))
             texts[part.name] = part.text
-    if file == "file" and "model_id" not in texts:
-        found.append(problem("missing", "body", "model_id"))
-    found += _check_values(
-        "body", {name: value for name, value in texts.items() if name not in others}, known
-    )
+    found += _check("body", texts, fields, others)
     if file == "file" and "num_speakers" in texts and texts.get("diarize") != "true":
         found.append(problem("value_error", "body", "num_speakers", message="It requires diarize"))
     if "diarization_threshold" in texts and ("num_speakers" in texts or texts.get("diarize") != "true"):
@@ -92,169 +80,140 @@ def _form(received: Received, known: Mapping[str, Check], others: frozenset[str]
     return found
 
 
-def _check_values(
-    part: str, values: Mapping[str, Any], known: Mapping[str, Check], *outer: str
+def _check(
+    part: str, values: Mapping[str, Any], fields: type[_Fields], others: Collection[str] = ()
 ) -> list[Problem]:
-    found = []
-    for name, value in values.items():
-        if name not in known:
-            found.append(problem("extra_forbidden", *outer, part, name, message="There is no such field"))
-            continue
-        error = known[name](value)
-        if error is not None:
-            found.append(problem(error, *outer, part, name, value=value))
-    return found
-
-
-def _anything(value: Any) -> str | None:
-    return None
-
-
-def _text(min_length: int = 0, max_length: int = 1_000_000) -> Check:
-    def check(value: Any) -> str | None:
-        if not isinstance(value, str):
-            return "string_type"
-        if len(value) < min_length:
-            return "string_too_short"
-        return "string_too_long" if len(value) > max_length else None
-
-    return check
-
-
-def _one_of(*allowed: str) -> Check:
-    return lambda value: None if value in allowed else "literal_error"
-
-
-def _between(minimum: float, maximum: float, whole: bool) -> Check:
-    def check(value: Any) -> str | None:
-        if type(value) is not int and (whole or type(value) is not float):
-            return "int_type" if whole else "float_type"
-        if value < minimum:
-            return "greater_than_equal"
-        return "less_than_equal" if value > maximum else None
-
-    return check
-
-
-def _number_text(minimum: float, maximum: float) -> Check:
-    inner = _between(minimum, maximum, False)
-
-    def check(value: Any) -> str | None:
-        try:
-            return inner(float(value))
-        except ValueError:
-            return "float_parsing"
-
-    return check
-
-
-def _whole_text(minimum: int, maximum: int) -> Check:
-    inner = _between(minimum, maximum, True)
-
-    def check(value: Any) -> str | None:
-        return inner(int(value)) if value.isascii() and value.isdecimal() else "int_parsing"
-
-    return check
-
-
-def _flag(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "bool_type"
-
-
-def _flag_text(value: Any) -> str | None:
-    return None if value in ("true", "false") else "bool_parsing"
-
-
-def _object(value: Any) -> str | None:
-    return None if isinstance(value, dict) else "dict_type"
-
-
-def _settings_text(value: str) -> str | None:
+    """The problems of a part of a request; the values of `others` are not checked."""
     try:
-        settings = json.loads(value)
-    except ValueError:
-        return "json_invalid"
-    if not isinstance(settings, dict):
-        return "dict_type"
-    found = _check_values("voice_settings", settings, _SETTINGS)
-    return found[0]["type"] if found else None
+        fields.model_validate({name: value for name, value in values.items() if name not in others})
+    except ValidationError as error:
+        listed = error.errors(include_url=False, include_context=False)
+        return [{**one, "loc": [part, *one["loc"]]} for one in listed]
+    return []
 
 
-def _language(minimum: int, maximum: int) -> Check:
-    def check(value: Any) -> str | None:
-        fits = (
-            isinstance(value, str)
-            and minimum <= len(value) <= maximum
-            and value.isalpha()
-            and value.islower()
-        )
-        return None if fits else "value_error"
+def _language(min_length: int, max_length: int) -> AfterValidator:
+    def check(code: str) -> str:
+        if not (min_length <= len(code) <= max_length and code.isalpha() and code.islower()):
+            raise ValueError("not a language")
+        return code
 
-    return check
+    return AfterValidator(check)
 
 
-_SETTINGS: Mapping[str, Check] = {
-    "stability": _between(0, 1, False),
-    "similarity_boost": _between(0, 1, False),
-    "style": _between(0, 1, False),
-    "clone_strength": _between(0, 1, False),
-    "use_speaker_boost": _flag,
-    "speed": _between(0.7, 1.2, False),
-}
-_TTS: Mapping[str, Check] = {
-    "text": _text(1),
-    "model_id": _text(1),
-    "language_code": _language(2, 2),
-    "voice_settings": _object,
-    "seed": _between(0, 2**32 - 1, True),
-    "previous_text": _text(),
-    "next_text": _text(),
-    "apply_text_normalization": _one_of("auto", "on", "off"),
-    "apply_language_text_normalization": _flag,
-    "use_pvc_as_ivc": _flag,
-}
+_Flag = Literal["true", "false"]
+_Name = Annotated[str, Field(min_length=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_FileFormat = Literal["pcm_s16le_16", "other"]
+
+
+class _Fields(BaseModel):
+    """The fields of a JSON object; there are no others. Those with a default may be missing."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class _Texts(_Fields):
+    """The fields of a query or a form, all written as text."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class _Settings(_Fields):
+    stability: _Share = 0
+    similarity_boost: _Share = 0
+    style: _Share = 0
+    clone_strength: _Share = 0
+    use_speaker_boost: bool = False
+    speed: Annotated[float, Field(ge=0.7, le=1.2)] = 1
+
+
+class _TTS(_Fields):
+    text: Annotated[_Name, Field(max_length=1_000_000)]
+    model_id: _Name = ""
+    language_code: Annotated[str, _language(2, 2)] = ""
+    voice_settings: Annotated[_Settings, BeforeValidator(TypeAdapter(dict[str, Any]).validate_python)] = (
+        _Settings()
+    )
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    previous_text: str = ""
+    next_text: str = ""
+    apply_text_normalization: Literal["auto", "on", "off"] = "auto"
+    apply_language_text_normalization: bool = False
+    use_pvc_as_ivc: bool = False
+
+
 _TTS_OTHERS = frozenset(
     ("pronunciation_dictionary_locators", "previous_request_ids", "next_request_ids", "audio_effects")
 )
-_STS: Mapping[str, Check] = {
-    "model_id": _text(1),
-    "voice_settings": _settings_text,
-    "seed": _whole_text(0, 2**32 - 1),
-    "remove_background_noise": _flag_text,
-    "file_format": _one_of("pcm_s16le_16", "other"),
-}
-_STT: Mapping[str, Check] = {
-    "model_id": _one_of("scribe_v1", "scribe_v2", "scribe_v2_medical", "scribe_v3"),
-    "language_code": _language(2, 3),
-    "tag_audio_events": _flag_text,
-    "num_speakers": _whole_text(1, 32),
-    "timestamps_granularity": _one_of("none", "word", "character"),
-    "diarize": _flag_text,
-    "diarization_threshold": _number_text(0.1, 0.4),
-    "file_format": _one_of("pcm_s16le_16", "other"),
-    "temperature": _number_text(0, 2),
-    "seed": _whole_text(0, 2**31 - 1),
-    "no_verbatim": _flag_text,
-}
+
+
+class _STS(_Texts):
+    model_id: _Name = ""
+    voice_settings: Json[_Settings] = _Settings()
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    remove_background_noise: _Flag = "false"
+    file_format: _FileFormat = "other"
+
+
+class _STT(_Texts):
+    model_id: Literal["scribe_v1", "scribe_v2", "scribe_v2_medical", "scribe_v3"]
+    language_code: Annotated[str, _language(2, 3)] = ""
+    tag_audio_events: _Flag = "true"
+    num_speakers: Annotated[int, Field(ge=1, le=32)] = 1
+    timestamps_granularity: Literal["none", "word", "character"] = "word"
+    diarize: _Flag = "false"
+    diarization_threshold: Annotated[float, Field(ge=0.1, le=0.4)] = 0.1
+    file_format: _FileFormat = "other"
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    no_verbatim: _Flag = "false"
+
+
 _STT_OTHERS = frozenset((
     "additional_formats", "cloud_storage_url", "detect_speaker_roles", "entity_detection", "entity_redaction",
     "entity_redaction_mode", "keyterms", "multichannel_output_style", "numbers_format",
     "secondary_language_codes", "source_url", "transcript_edit", "use_multi_channel", "use_speaker_library",
     "webhook", "webhook_id", "webhook_metadata",
 ))  # fmt: skip
-_OLD_VOICES: Mapping[str, Check] = {"show_legacy": _flag_text}
-"""The first version of the list, which has no pages."""
-_VOICE_FILTERS = (
+
+
+class _STTQuery(_Texts):
+    enable_logging: _Flag = "true"
+    token: Any = None
+
+
+class _Query(_Texts):
+    enable_logging: _Flag = "true"
+    optimize_streaming_latency: Annotated[int, Field(ge=0, le=4)] = 0
+
+
+def _query(formats: Collection[str]) -> type[_Fields]:
+    literal: Any = Literal
+    return create_model("_Query", __base__=_Query, output_format=(literal[tuple(sorted(formats))], ""))
+
+
+_QUERIES = {True: _query(STREAM_FORMATS), False: _query(FORMATS)}
+"""By whether audio is streamed."""
+
+
+class _OldVoices(_Texts):
+    """The first version of the list, which has no pages."""
+
+    show_legacy: _Flag = "false"
+
+
+class _Voices(_Texts):
+    page_size: Annotated[int, Field(ge=1, le=100)] = 10
+    include_total_count: _Flag = "true"
+    high_quality: _Flag = "false"
+    include_custom_rates: _Flag = "false"
+    include_live_moderated: _Flag = "false"
+    min_notice_period_days: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    sort_direction: Literal["asc", "desc"] = "asc"
+
+
+_VOICE_FILTERS = frozenset((
     "accent", "age", "category", "collection_id", "fine_tuning_state", "gender", "language",
     "next_page_token", "search", "sort", "use_cases", "voice_ids", "voice_type",
-)  # fmt: skip
-_VOICES: Mapping[str, Check] = {
-    "page_size": _whole_text(1, 100),
-    "include_total_count": _flag_text,
-    "high_quality": _flag_text,
-    "include_custom_rates": _flag_text,
-    "include_live_moderated": _flag_text,
-    "min_notice_period_days": _whole_text(0, 2**31 - 1),
-    "sort_direction": _one_of("asc", "desc"),
-    **dict.fromkeys(_VOICE_FILTERS, _anything),
-}
+))  # fmt: skip

@@ -223,6 +223,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("delivered in part", "each download of the image is truncated", unsupported=_IMAGE_ONLY),
     Fault("delivered oversize", "the image has a Content-Length of 1 TB", unsupported=_IMAGE_ONLY),
     Fault("not an image", "an HTML page in place of the image", unsupported=_IMAGE_ONLY),
+    Fault("an image without its end", "a part of the image, in a response or download that ends correctly",
+          unsupported=_IMAGE_ONLY),
 )  # fmt: skip
 """Every fault; names are unique."""
 

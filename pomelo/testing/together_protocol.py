@@ -107,6 +107,7 @@ _IMAGE = VendorFaults(
         "against the policy": error_reply(400, code="content_policy_violation", message=BODY),
         "an invalid value": error_reply(400, param="steps", message=BODY),
         "not an image": Image(f"<html>{BODY}</html>".encode()),
+        "an image without its end": Image(make_image("png")[:-1]),
     },
     {"too long": "the vendor documents no maximum length", **dict.fromkeys(_WITHOUT_ORDERS, _NO_ORDER)},
 )
